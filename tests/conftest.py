@@ -26,8 +26,9 @@ from service.testing import postgres
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server
 from tests.databases import PostgresDatabases, SQLiteFiles, migrated, url_of
+from tests.kinds import KINDS, leave_half_to_nightly
+from tests.statements import engine_with_compiled_statements
 
-KINDS = ("sqlite", "postgresql")
 KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
 """The environment variable by which the workers of one run learn the folder that the first process has made."""
 OWN_FOLDER = pytest.StashKey[str]()
@@ -70,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
             config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(prefix="batch-tests-", dir=folder)
     postgres.kept_cluster = Path(os.environ[KEPT_CLUSTER])
     engine._AsyncSqliteConnection = _Connection  # type: ignore[misc]
+    engine.create_async_engine = engine_with_compiled_statements
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -78,8 +80,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that `-m` does not ask for are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin first, so that no worker begins one of them when the others are done."""
+    leave_half_to_nightly(items)
     order = {f"tests/{file}.py": number for number, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.location[0], len(order)))
 

@@ -127,6 +127,10 @@ class Module:
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree))
+
     @property
     def part(self) -> str:
         """The part of the project that it belongs to: what stands after `service`."""
@@ -134,7 +138,7 @@ class Module:
 
     def imports(self) -> Iterator[tuple[int, str, str | None]]:
         """Line, module, name (None for `import module`), wherever in the file; relative ones made absolute."""
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from ((node.lineno, alias.name, None) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -308,7 +312,7 @@ def clock_reads(modules: list[Module]) -> list[str]:
 
 
 def _calls(module: Module) -> Iterator[ast.Call]:
-    return (node for node in ast.walk(module.tree) if isinstance(node, ast.Call))
+    return (node for node in module.nodes if isinstance(node, ast.Call))
 
 
 def _reads_time(call: ast.Call) -> bool:
@@ -332,7 +336,7 @@ def environment_reads(modules: list[Module]) -> list[str]:
             continue
         wrong += [
             f"{module.name}:{node.lineno} {ast.unparse(node)}"
-            for node in ast.walk(module.tree)
+            for node in module.nodes
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv")
         ]
         wrong += [f"{module.name}:{line} {name}" for line, base, name in module.imports() if base == "os" and name]
@@ -348,7 +352,7 @@ def long_functions(modules: list[Module]) -> list[str]:
     return [
         f"{module.name}:{node.lineno} {node.name} has {lines} lines"
         for module in modules
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := _body_lines(node)) > MOST_BODY_LINES
     ]
 
@@ -360,7 +364,7 @@ def _body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def broad_excepts(modules: list[Module]) -> list[str]:
-    counts = {module.name: sum(map(_is_broad, ast.walk(module.tree))) for module in modules}
+    counts = {module.name: sum(map(_is_broad, module.nodes)) for module in modules}
     names = sorted(counts.keys() | BROAD.keys())
     return [
         f"{name}: {counts.get(name, 0)}, allowed {BROAD.get(name, 0)}"

@@ -139,7 +139,9 @@ def table(folder: Path, columns: int, **settings: str) -> str:
     )
 
 
-@pytest.mark.parametrize("columns", [20, 40, 60, 80, 120, 200, 300])
+@pytest.mark.parametrize(
+    "columns", [20, 80, 300, *(pytest.param(width, marks=pytest.mark.nightly) for width in (40, 60, 120, 200))]
+)
 def test_no_line_is_wider_than_the_terminal_and_each_run_has_one(
     here: list[NewRun], tmp_path: Path, columns: int
 ) -> None:

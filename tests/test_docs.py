@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ def test_a_missing_sentence_in_the_example_would_be_seen() -> None:
 # Names: what there is stands in the docs.
 
 
+@cache  # typer takes a tenth of a second for all
 def commands() -> dict[str, Any]:
     return commands_of(typer.main.get_command(cli))
 
@@ -93,6 +95,7 @@ def commands_of(group: Any) -> dict[str, Any]:
     return {name: group.get_command(None, name) for name in group.list_commands(None)}
 
 
+@cache
 def options() -> list[tuple[str, str]]:
     return [
         (name, next((o for o in parameter.opts if o.startswith("--")), parameter.opts[0]))

@@ -22,10 +22,10 @@ from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
 from service.config import Settings, get_settings
 from service.database.engine import Database
 from service.testing import Batch
-from tests.conftest import KINDS
 from tests.docs_blocks import ELSEWHERE, ROOT, blocks, pages, read, rows, section, sessions, words_of
 from tests.docs_pages import Page
 from tests.examples.local_api import LocalAPI
+from tests.kinds import KINDS
 from tests.test_docs import commands, options, supported_attributes
 
 # The pages of docs/: each has what it is about.

@@ -16,6 +16,8 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from service.batch.ledger import tables
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
@@ -76,6 +78,7 @@ def end(service: subprocess.Popen[bytes]) -> None:
             os.killpg(service.pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("ledger_url", [pytest.param("sqlite", marks=pytest.mark.nightly), "postgresql"], indirect=True)
 async def test_two_processes_of_several_workers_give_each_slot_one_run(ledger: Database, tmp_path: Path) -> None:
     (tmp_path / "tasks" / "witness.py").write_text(TASKS)
     url = ledger.url.render_as_string(hide_password=False)

@@ -128,21 +128,31 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-CASES = [("uvicorn", 4), ("hypercorn", 1), ("hypercorn", 2), ("granian", 1), ("granian", 2)]
+CASES = [("uvicorn", 2), ("hypercorn", 2), ("granian", 2)]
+FURTHER = [("uvicorn", 4), ("hypercorn", 1), ("granian", 1)]
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, int], Server]]:
-    """All servers, started at the same time."""
+def servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[str, int], Server]]:
+    """The servers of all tests that are to run, started at the same time."""
+    ours = [item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path]
+    asked = {item.callspec.params.get("case") for item in ours if hasattr(item, "callspec")}
     words = {one.split()[0]: one for one in documented()}
     with ExitStack() as stack:
         yield {
             (name, workers): stack.enter_context(served(tmp_path_factory.mktemp(name), words[name], workers))
-            for name, workers in CASES
+            for name, workers in (*CASES, *FURTHER)
+            if (name, workers) in asked
         }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, *(pytest.param(case, marks=pytest.mark.nightly) for case in FURTHER)],
+    ids=lambda case: f"{case[0]}-{case[1]}",
+)
 def test_each_slot_has_one_run_and_all_workers_drain(
     servers: dict[tuple[str, int], Server], case: tuple[str, int]
 ) -> None:

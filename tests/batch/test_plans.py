@@ -75,7 +75,7 @@ from service.poolsettings import DEFAULT_POOL
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
-from tests.conftest import KINDS
+from tests.kinds import KINDS
 from tests.waiting import planned
 
 RUNS = 20_000

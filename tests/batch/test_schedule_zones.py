@@ -1,6 +1,6 @@
 """Schedule against a model of Debian's cron, around every clock change of every zone from 2020 to 2030.
 
-Of the zones that change alike one is compared. CRON_CASES sets the number of random cases (default 400), which are
+Of the zones that change alike one is compared. CRON_CASES sets the number of random cases (default 200), which are
 spread over all changes; a thorough check takes CRON_CASES=100000.
 """
 
@@ -20,7 +20,7 @@ from service.batch.cron.cron import Schedule
 from tests.batch import cron_model
 from tests.batch.cron_model import offset
 
-CASES = int(os.environ.get("CRON_CASES", "400"))
+CASES = int(os.environ.get("CRON_CASES", "200"))
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 FIRST_DAY, LAST_DAY = (cron_model.seconds(datetime(year, 1, 1, tzinfo=UTC)) for year in (2020, 2031))

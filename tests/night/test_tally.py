@@ -29,6 +29,7 @@ from service.batch.queue.enqueue import Startable
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_account import Story
+from tests.kinds import KINDS
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -121,11 +122,17 @@ class Night(Story):
             await fill._make(await fill._decide(chosen), after=None)
 
 
-@pytest.mark.parametrize(
-    ("ledger_url", "seed"),
-    [*(("sqlite", seed) for seed in range(6)), *(("postgresql", seed) for seed in range(6, 9))],
-    indirect=["ledger_url"],
-)
+def seeds(number: int) -> pytest.MarkDecorator:
+    """So many histories on each kind of database, and four times as many in `make nightly`."""
+    cases = [
+        pytest.param(kind, seed, marks=[pytest.mark.nightly] if seed >= number else [])
+        for seed in range(4 * number)
+        for kind in KINDS
+    ]
+    return pytest.mark.parametrize(("ledger_url", "seed"), cases, indirect=["ledger_url"])
+
+
+@seeds(2)
 async def test_after_any_history_the_sums_are_those_of_the_account(ledger: Database, seed: int) -> None:
     chance = random.Random(seed)
     with clock.moved(START):
@@ -136,11 +143,7 @@ async def test_after_any_history_the_sums_are_those_of_the_account(ledger: Datab
             assert await by_tally(ledger, since, until) == await by_account(ledger, since, until)
 
 
-@pytest.mark.parametrize(
-    ("ledger_url", "seed"),
-    [*(("sqlite", seed) for seed in range(4)), *(("postgresql", seed) for seed in range(4, 6))],
-    indirect=["ledger_url"],
-)
+@seeds(1)
 async def test_after_any_history_the_list_has_the_unaccounted_slots_of_the_account(ledger: Database, seed: int) -> None:
     chance = random.Random(seed)
     with clock.moved(START):

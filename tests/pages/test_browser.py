@@ -13,7 +13,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, Page, Request, Route, expect
 
 from service.testing.postgres import PostgresServer
-from tests.conftest import KINDS
+from tests.kinds import KINDS
 from tests.pages.site import Site, serve, until
 from tests.web import browsers
 from tests.web.browsers import PATIENCE, Errors, Scheme, show_as

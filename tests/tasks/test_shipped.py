@@ -23,8 +23,8 @@ from tasks.cleanup_sessions import CleanupSessionsTask
 from tasks.daily_report import DailyReportTask
 from tests.backup.here import make_backups_here
 from tests.batch.ledger_world import until_counted
-from tests.conftest import KINDS
 from tests.docs_blocks import blocks, read
+from tests.kinds import KINDS
 from tests.processes import environment
 
 ROOT = Path(__file__).parent.parent.parent

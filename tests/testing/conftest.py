@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import KINDS
+from tests.kinds import KINDS
 
 
 @pytest.fixture(params=KINDS)
