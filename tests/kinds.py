@@ -13,7 +13,7 @@ import pytest
 KINDS = ("sqlite", "postgresql")
 ON_ONE = ("tests/pages/", "tests/web/test_access.py", "tests/web/test_live.py", "tests/web/test_metrics.py")
 ON_ONE += ("tests/web/test_remote.py", "tests/test_cli_access.py", "tests/test_cli_manage.py", "tests/test_cli_runs.py")
-ON_ONE += ("tests/pools/test_services.py", "tests/test_work.py", "tests/examples/")
+ON_ONE += ("tests/examples/",)
 ON_BOTH = {
     "test_a_page_is_shown_to_its_role_and_to_no_lower_one",
     "test_night_adds_up_and_failures_are_retried_by_a_trial",
