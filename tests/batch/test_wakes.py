@@ -330,9 +330,8 @@ async def beating(url: str, on_queued: Callable[[Any], None], node: str) -> Asyn
     await asyncio.to_thread(heart.stop)
 
 
-async def test_a_connection_that_is_lost_is_opened_again_and_hears(postgres_database: str, ledger: Database) -> None:
-    if ledger.kind != "postgresql":
-        pytest.skip("SQLite has no connections to lose")
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+async def test_a_connection_that_is_lost_is_opened_again_and_hears(ledger: Database) -> None:
     await know(ledger, make_task("tick", None))
     told: list[Any] = []
     node = await put_node(ledger)
@@ -388,11 +387,10 @@ class Pooler:
         writer.close()
 
 
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 async def test_behind_a_pooler_that_passes_nothing_on_a_node_says_so_once_and_polls(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if ledger.kind != "postgresql":
-        pytest.skip("poolers are for PostgreSQL")
     monkeypatch.setattr(listener, "PROOF_SECONDS", 0.2)
     warned: list[str] = []
     monkeypatch.setattr(listener.logger, "warning", warned.append)

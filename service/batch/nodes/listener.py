@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
 
 from service.batch.ledger.wakes import CHANNEL_SQL, Wake
 from service.concurrency.background import is_set_within
@@ -19,6 +20,8 @@ logger = get_logger("service.batch")
 
 PROOF_SECONDS = 5.0
 """How long a notification to oneself may take."""
+IN_USE_SECONDS = 0.02
+"""The time between two looks whether the own connection is in use."""
 
 
 class Listener:
@@ -62,18 +65,24 @@ class Listener:
     async def _prove(self, channel: str) -> None:
         """Send a notification to oneself by another connection. A pooler may accept LISTEN, and then pass nothing on.
 
-        It has to be another one: what the pooler's connection to the server tells itself would come through.
+        It has to be another one, while the own one is not in use: a pooler passes on what comes in a transaction.
         """
         self._is_heard.clear()
         url = self._database.url.render_as_string(hide_password=False)
         other = Database(url, setting=self._database.setting, pooled=False, client=f"batch/{self._node}")
         try:
-            async with other.engine.begin() as connection:
+            async with other.engine.connect() as connection:
                 await connection.execute(text("SELECT pg_notify(:c, :p)"), {"c": channel, "p": self._proof})
+                while self._is_in_use():
+                    await asyncio.sleep(IN_USE_SECONDS)
+                await connection.commit()
         except (DBAPIError, OSError):  # the polls report it
             return
         if not await is_set_within(self._is_heard, PROOF_SECONDS):
             self._warn("passes no notifications on, as a pooler such as PgBouncer in transaction mode")
+
+    def _is_in_use(self) -> bool:
+        return cast(QueuePool, self._database.engine.pool).checkedout() > 0
 
     def _warn(self, trouble: str) -> None:
         if not self._has_warned:
