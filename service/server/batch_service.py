@@ -21,11 +21,11 @@ from service.batch.firing import apscheduler
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.opener import Opener
 from service.batch.firing.schedule_sync import ScheduleSync
+from service.batch.ledger import wakes
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from service.batch.nodes.node import Node
 from service.batch.nodes.roles import Roles
-from service.batch.placing.placing import Placing
 from service.batch.queue import enqueue
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
@@ -52,6 +52,7 @@ from service.server.placers import placing_of
 from service.server.readiness import is_working, reasons, reasons_while_stopping
 from service.server.sign_off import SignOff
 from service.server.sign_on import sign_on
+from service.server.waking import Waking
 from service.server.watching import Watching, start_pings
 
 logger = get_logger("service.batch")
@@ -94,7 +95,8 @@ class BatchService:
         """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""
         self._drain: asyncio.Task[None] | None = None
         self._parts: list[Background] = []
-        self._placing: Placing | None = None
+        self._waking = Waking(self.roles)
+        self.wake = self._waking.wake
         self._is_firing = False
         self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
         self._sign_off = SignOff(self.node, settings)
@@ -194,7 +196,9 @@ class BatchService:
             on_ended=self.opener.on_ended,
             tickets=self.tickets,
         )
-        self.node.start(on_loss=self.engine.give_up, on_rescue=self._on_rescue, on_changes=self._hand_out)
+        self._waking.engine = self.engine
+        wakes.use_engine(self.ledger.engine, partial(self._waking.takes, self.tasks))
+        self.node.start(self.engine.give_up, self._on_rescue, self._hand_out, self._waking.on_queued)
         stack.push_async_callback(self.node.stop)
         self._on_changes.append(self.engine.on_changes)
         self.engine.start()
@@ -248,7 +252,7 @@ class BatchService:
         self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
         self._on_changes += [watching.on_changes, self.opener.on_changes]
         if (placing := await placing_of(settings, self.ledger, self.node, self.tasks)) is not None:
-            self._placing = placing
+            self._waking.placing = placing
             self._on_changes.append(placing.on_changes)
             self._start_parts(placing)
         self._start_parts(self.dispatcher, self.schedules, upkeep, self._bulks, *watching.parts)
@@ -270,12 +274,6 @@ class BatchService:
     def _wake_bulks(self) -> None:
         if self._is_firing:
             self._bulks.wake()
-
-    def wake(self) -> None:
-        """Runs may be able to start, here or where tickets are placed. Returns at once."""
-        self.engine.wake()
-        if self._placing is not None:
-            self._placing.wake()
 
     def _on_rescue(self) -> None:
         """A node has died: its runs can be claimed, and its bulks carried on."""

@@ -21,7 +21,7 @@ from service.batch.execution.write_buffer import progress_of
 from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
 from service.batch.firing.opening import open_and_close
-from service.batch.ledger import database_time, nodes, runs, tables
+from service.batch.ledger import database_time, nodes, run_progress, runs, tables
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import CLAIMABLE_SQL, WAITING_SQL, new_id
@@ -209,7 +209,7 @@ class DrivenService:
         """
         self.is_dead = True
         async with self._ledger.engine.begin() as connection:
-            await runs.mirror_progress(connection, progress_of(self._engine.attempts))
+            await run_progress.mirror(connection, progress_of(self._engine.attempts))
         for attempt in self._engine.attempts:
             attempt.give_up(f"the test killed it after {kill.counted}")
         kill.end_frozen_tasks()

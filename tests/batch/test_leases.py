@@ -15,10 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from service import clock, config, logs
 from service.batch.context.current_run import current_run
 from service.batch.context.lease import Lease, Observer
-from service.batch.ledger import nodes, tables, transitions
+from service.batch.ledger import nodes, run_progress, tables, transitions
 from service.batch.ledger.database_time import now_of
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import Claimed, mirror_progress
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.heartbeat import Heartbeat
@@ -283,7 +283,7 @@ async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> 
         count, before = progress
         told = {"count": count, "count_before": before, "total": None, "message": None, "progress_at": clock.now()}
         async with ledger.engine.begin() as connection:
-            await mirror_progress(connection, [{"id": run, "fence": claimed.fence, "rate": None, **told}])
+            await run_progress.mirror(connection, [{"id": run, "fence": claimed.fence, "rate": None, **told}])
     await rescue_now(ledger, {node: 0})
     return str((await rows(ledger, id=run))[0]["state"])
 

@@ -33,6 +33,7 @@ from service.batch.ledger import (
     missed_ranges,
     nodes,
     run_ids,
+    run_progress,
     run_query,
     runs,
     schedules,
@@ -309,7 +310,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
         with plans.of("write"):
             one = held[0]
             progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}
-            await runs.mirror_progress(connection, [{"id": one.id, "fence": one.fence, **progress}])
+            await run_progress.mirror(connection, [{"id": one.id, "fence": one.fence, **progress}])
             ends = (one.id, one.fence, RunState.FAILED, "failed", 1, NODE, one.task, one.attempt_started_at)
             assert await transitions.finish(connection, [Outcome(*ends, ended_at=clock.now())]) == []
         with plans.of("rescue"):

@@ -15,7 +15,7 @@ from service import clock
 from service.batch.cron.cron import Schedule
 from service.batch.firing import task_sync
 from service.batch.firing.misfires import plan_slots
-from service.batch.ledger import missed_ranges, nodes, schedules
+from service.batch.ledger import missed_ranges, nodes, schedules, wakes
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.audit import By
 from service.batch.ledger.states import Rank
@@ -76,7 +76,7 @@ async def _know(stage: Stage, names: Collection[str]) -> None:
     async with stage.ledger.engine.begin() as connection:
         await task_sync.record_tasks(connection, {name: stage.tasks[name] for name in names}, clock.now())
         await schedules.open_new(connection, wanted, stage.nodes[0], clock.now())
-        await task_sync.changed(connection)
+        await wakes.catalog_changed(connection)
         for number in (0, 1) if clock.now() >= FORTNIGHT else ():
             await nodes.record_loaded(connection, stage.nodes[number], stage.tasks)
 

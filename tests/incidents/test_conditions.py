@@ -14,7 +14,7 @@ from service import Alerts, clock
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill
 from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import missed_ranges, nodes, runs, tables
+from service.batch.ledger import missed_ranges, nodes, runs, tables, wakes
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
@@ -378,7 +378,7 @@ async def test_nothing_is_sent_about_a_muted_task_until_the_end_of_the_mute(ledg
     async with ledger.engine.begin() as connection:
         muted = update(tables.tasks).where(tables.tasks.c.name == "load")
         await connection.execute(muted.values(muted_until=clock.now() + timedelta(hours=2)))
-        await task_sync.changed(connection)
+        await wakes.catalog_changed(connection)
     await failed(ledger, "load", START)
     await watch.turn(2)
     assert (len(await watch.incidents()), await watch.notes()) == (1, [])

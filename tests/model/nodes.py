@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.ledger import nodes, runs, transitions
+from service.batch.ledger import nodes, run_progress, transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
 from service.batch.queue import claiming
@@ -117,7 +117,7 @@ class Nodes(Machine):
         if (run := self._of(claimed)) is not None:
             self.model.say(run, claimed.fence, count)
         told = {"count": count, "total": None, "count_before": 0, "message": None, "progress_at": clock.now()}
-        self.world.write(runs.mirror_progress, [{"id": claimed.id, "fence": claimed.fence, "rate": None, **told}])
+        self.world.write(run_progress.mirror, [{"id": claimed.id, "fence": claimed.fence, "rate": None, **told}])
 
     # Living and dying
 

@@ -34,9 +34,14 @@ class Claims:
             tickets.attach(wake)
 
     async def may_start(self, capacity: Capacity) -> bool:
-        """Whether a run may start. Due runs may wait for another run to end; then no transaction is begun."""
+        """Whether a run may start. Due runs may wait for another run to end; then SQLite's write lock is not taken.
+
+        On PostgreSQL a claim costs no more than the look before it.
+        """
         if capacity.runs < 1 or self._tickets is not None:
             return capacity.runs > 0 and self._tickets is not None and self._tickets.are_free
+        if self._database.kind == "postgresql":
+            return True
         async with self._metrics.timed(LedgerWork.LOOK), self._database.reader.connect() as connection:
             return bool((await claiming.startable(connection, self._tasks, capacity))[1])
 

@@ -14,7 +14,7 @@ from service import clock, failures
 from service.batch.context.progress import Progress
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
-from service.batch.ledger import database_time, run_logs, runs, transitions
+from service.batch.ledger import database_time, run_logs, run_progress, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.parts import Split
 from service.batch.ledger.run_logs import Block, LogLine
@@ -81,7 +81,7 @@ class Group:
         """Write the group in the caller's transaction. Returns the outcomes whose runs another node holds."""
         bounced = await transitions.finish(connection, await self._due_by_the_ledger(connection))
         await run_logs.write(connection, self.packed)
-        await runs.mirror_progress(connection, self.progress)
+        await run_progress.mirror(connection, self.progress)
         return bounced
 
     async def _due_by_the_ledger(self, connection: AsyncConnection) -> list[Outcome]:
@@ -168,7 +168,7 @@ class WriteBuffer:
 
 
 def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
-    """The rows for `runs.mirror_progress`: one for each attempt with progress that was not taken yet."""
+    """The rows for `run_progress.mirror`: one for each attempt with progress that was not taken yet."""
     reports = [(attempt, attempt.state.meter.take()) for attempt in attempts]
     return [
         {

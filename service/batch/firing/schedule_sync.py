@@ -19,7 +19,7 @@ from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks
 from service.batch.nodes.outage import Outage
 from service.batch.tasks.registry import Task
-from service.concurrency.background import Background
+from service.concurrency.background import Background, is_set_within
 from service.concurrency.offload import offload
 from service.config import refresh_settings
 from service.database.engine import Database
@@ -29,7 +29,9 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 REFRESH_SECONDS = 3.0
-"""The interval between two refreshes."""
+"""The interval between two refreshes, unless the ledger has changed before."""
+SHORTEST_PAUSE = 0.2
+"""After a refresh because of a change, the next one begins so many seconds later at the earliest."""
 AHEAD = timedelta(minutes=1)
 """A difference between two clocks from which on it is reported, and acted upon."""
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -68,6 +70,7 @@ class ScheduleSync(Background):
         self._next_slots: dict[str, datetime] = {}
         self._next_slot = NEVER
         self._is_unsettled = True
+        self._woken = asyncio.Event()
         self.upstreams: frozenset[str] = frozenset()
         """The tasks whose slots others wait for."""
 
@@ -82,7 +85,8 @@ class ScheduleSync(Background):
 
     async def _loop(self) -> None:
         while True:
-            await asyncio.sleep(REFRESH_SECONDS)
+            is_woken = await is_set_within(self._woken, REFRESH_SECONDS)
+            self._woken.clear()
             try:
                 await self._read_own()
                 if self._is_outdated():
@@ -96,11 +100,15 @@ class ScheduleSync(Background):
                     self._warn_once("ledger", f"schedules can't be read from the ledger: {cause}")
                 else:
                     logger.exception("refreshing the schedules failed")
+            if is_woken:
+                await asyncio.sleep(SHORTEST_PAUSE)
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll, by which the next refresh decides whether it reads the ledger again."""
         if self._changes is not None and changes.now < self._changes.now - AHEAD:  # the database's clock was set back
             self._is_unsettled = True
+        if self._changes is not None and changes.firing_state != self._changes.firing_state:
+            self._woken.set()
         self._changes = changes
 
     async def _read_own(self) -> None:

@@ -20,6 +20,7 @@ from service.batch.ledger.people import audit
 from service.batch.ledger.people.audit import By
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import tasks
+from service.batch.ledger.wakes import catalog_changed
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.errors import UnknownTask
@@ -59,18 +60,6 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
     await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
 
 
-async def changed(connection: AsyncConnection) -> None:
-    """Raise the number of the catalog, so that the other nodes read tasks and schedules again.
-
-    It must be the transaction's last statement that takes a lock: the row stays locked until the commit.
-    """
-    statement = text(
-        "INSERT INTO batch_catalog (id, version) VALUES (1, 1) "
-        "ON CONFLICT (id) DO UPDATE SET version = batch_catalog.version + 1"
-    )
-    await connection.execute(statement)
-
-
 async def set_schedules(
     connection: AsyncConnection, wanted: Mapping[str, Schedule | None], loaded: Mapping[str, Task], node: str
 ) -> None:
@@ -95,7 +84,7 @@ async def set_schedules(
         before, after = {"cron": row.cron, "timezone": row.timezone}, _as_json(wanted[name])
         by, key = By(f"node {node}"), f"schedule {row.id}"
         await audit.record(connection, by, "schedule.change", now, task=name, before=before, after=after, key=key)
-    await changed(connection)
+    await catalog_changed(connection)
 
 
 def _as_json(schedule: Schedule | None) -> dict[str, str] | None:
@@ -144,7 +133,7 @@ async def pause(
         for row in opened:
             await _record_missed(connection, row, now, f"not handled yet when it was paused by {by}", Cause.OTHER)
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=now, paused_by=by))
-    await changed(connection)
+    await catalog_changed(connection)
     return None
 
 
@@ -162,7 +151,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
         await _record_missed(connection, row, now, f"paused by {before.by}", Cause.PAUSED)
     await waits.extend(connection, name, now - before.at, now)
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
-    await changed(connection)
+    await catalog_changed(connection)
     return before
 
 
@@ -215,5 +204,5 @@ async def remove_gone(
     is_gone = tasks.c.name.in_(json_rows.among(tasks.c.name, gone, connection.dialect.name))
     await connection.execute(update(tasks).where(is_gone).values(removed_at=now))
     if gone:
-        await changed(connection)
+        await catalog_changed(connection)
     return gone

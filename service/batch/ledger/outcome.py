@@ -9,7 +9,7 @@ from sqlalchemy import case, literal, null
 
 from service.batch.ledger import tables
 from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.runs import PROGRESS_COLUMNS
+from service.batch.ledger.run_progress import PROGRESS_COLUMNS
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import runs
 
@@ -34,6 +34,9 @@ NOTICED = (
 
 CANCEL_TYPES = {"reason": "reason", "by": "cancel_by", "now": "cancel_at"}
 """The parameters of a cancel, each with the column that has its type."""
+
+UNSERVED = "unserved"
+"""The fingerprint of a run that has failed because no service had its task."""
 
 UNNOTICED = ", ".join(f"{name} = NULL" for name in ("noticed_at", "acknowledged", "made_good_at", "made_good_by"))
 """The SET clause for a run that fails without an attempt."""

@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import tracing
-from service.batch.ledger import json_rows, queues
+from service.batch.ledger import json_rows, queues, wakes
 from service.batch.ledger.ids import new_id
 from service.batch.ledger.states import Origin, Rank, RunState
 from service.batch.ledger.tables import HOLDS_LANE_SQL, IN_THE_WAY_SQL, NO_PART_SQL, OF_SLOT_SQL, PLAIN_STATE, runs
@@ -210,13 +210,16 @@ async def lock_at_once(connection: AsyncConnection, ids: Sequence[str]) -> bool:
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
     """Insert runs, except for slots that have a run already. Returns the ids of the inserted runs."""
     conflict = f"(task, slot) WHERE {OF_SLOT_SQL}"
-    return set(await json_rows.insert(connection, runs, [vars(run) for run in new], conflict, runs.c.id))
+    inserted = set(await json_rows.insert(connection, runs, [vars(run) for run in new], conflict, runs.c.id))
+    _tell_others(connection, [run for run in new if run.id in inserted])
+    return inserted
 
 
 async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
     """Insert a run, unless its task has a run with the same key. Returns the id of the run with this key."""
     inserted = await json_rows.insert(connection, runs, [vars(new)], "(task, key) WHERE key IS NOT NULL", runs.c.id)
     if inserted:
+        _tell_others(connection, [new])
         return new.id
     same_key = select(runs.c.id).where(runs.c.task == new.task, runs.c.key == new.key)
     return str((await connection.execute(same_key)).scalar_one())
@@ -225,6 +228,12 @@ async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
 async def insert_group(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
     """Insert runs that belong together. Raises IntegrityError if the task of one of them has a run with its key."""
     await json_rows.insert(connection, runs, [vars(run) for run in new])
+    _tell_others(connection, new)
+
+
+def _tell_others(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
+    queued, started = ([run.task for run in new if run.state == s] for s in (RunState.QUEUED, RunState.RUNNING))
+    wakes.queued(connection, queued, started)
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
@@ -247,36 +256,6 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     for row in await connection.execute(statement.columns(*columns), parameter):
         by_task.setdefault(row.task, []).append(Active(*row))
     return by_task
-
-
-PROGRESS_COLUMNS = ("count", "total", "count_before", "message", "progress_at")
-PROGRESS = (
-    "total = CASE WHEN v.count IS NULL THEN batch_runs.total ELSE v.total END, "
-    "count = coalesce(v.count, batch_runs.count), "
-    "count_before = coalesce(v.count_before, batch_runs.count_before), "
-    "message = CASE WHEN v.count_before IS NULL THEN batch_runs.message ELSE v.message END, "
-    "progress_at = coalesce(v.progress_at, batch_runs.progress_at)"
-)
-"""The SET clause for progress. Columns without a new value stay; `count_before` is NULL if nothing was reported."""
-
-
-def is_running(kind: str) -> str:
-    """The condition that a run is running, for statements that find the run by its id."""
-    # Without the + SQLite would use the index on state for the join, which takes quadratic time.
-    return "+batch_runs.state = 'running'" if kind == "sqlite" else "batch_runs.state = 'running'"
-
-
-async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
-    """Write the progress of running runs. `progress`: `id`, `fence`, `rate` and PROGRESS_COLUMNS of each run."""
-    if not progress:
-        return
-    kind = connection.dialect.name
-    columns = [runs.c[name] for name in ("id", "fence", "rate", *PROGRESS_COLUMNS)]
-    statement = text(
-        f"UPDATE batch_runs SET {PROGRESS}, rate = v.rate FROM {json_rows.source(columns, kind)} "
-        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)}"
-    )
-    await connection.execute(statement, {"rows": json_rows.encode(progress, kind)})
 
 
 LISTED = (

@@ -262,7 +262,7 @@ nodes = Table(
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
 )
 
-# One row, whose version rises with each change of tasks or schedules that other nodes have to follow.
+# The first version rises with each change of tasks or schedules that other nodes have to follow; the others: wakes.py.
 catalog = Table(
     "batch_catalog",
     ledger,

@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import Row, Select, Text, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import attempts, json_rows, parts, queues, waiting_runs
+from service.batch.ledger import attempts, json_rows, parts, queues, waiting_runs, wakes
 from service.batch.ledger import outcome as outcomes_of
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.night import buckets
-from service.batch.ledger.parts import Split
-from service.batch.ledger.runs import PROGRESS, Claimed, is_running, locked_by_id
+from service.batch.ledger.run_progress import PROGRESS, is_running
+from service.batch.ledger.runs import Claimed, locked_by_id
 from service.batch.ledger.states import ACTIVE, FINAL, TRANSITIONS, Origin, Rank, RunState, before
 from service.batch.ledger.tables import PLAIN_STATE, is_one_of, runs
 
@@ -78,26 +78,27 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         "RETURNING batch_runs.id, batch_runs.state"
     )
     by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
-    encoded = json_rows.encode(map(outcomes_of.row_of, by_id), kind)
-    returned = await connection.execute(statement.columns(runs.c.id, runs.c.state), {"rows": encoded})
+    rows = {"rows": json_rows.encode(map(outcomes_of.row_of, by_id), kind)}
+    returned = await connection.execute(statement.columns(runs.c.id, runs.c.state), rows)
     written = {row.id: row.state for row in returned}
+    wakes.queued(connection, [each.task for each in outcomes if written.get(each.id) == RunState.INTERRUPTED])
     await attempts.record(connection, [outcome for outcome in outcomes if outcome.id in written])
     for outcome in outcomes:
         if outcome.split is not None and written.get(outcome.id) == RunState.WAITING:
             await _store_split(connection, outcome, outcome.split)
-    if len(written) == len(outcomes):
-        return []
-    return await attempts.unrecorded(connection, [outcome for outcome in outcomes if outcome.id not in written])
+    refused = [outcome for outcome in outcomes if outcome.id not in written]
+    return await attempts.unrecorded(connection, refused) if refused else []
 
 
-async def _store_split(connection: AsyncConnection, outcome: Outcome, split: Split) -> None:
+async def _store_split(connection: AsyncConnection, outcome: Outcome, split: parts.Split) -> None:
     """Insert the parts of a run that waits for them from now on, or queue those again that did not succeed."""
-    if split.params is not None:
-        rows = outcome.split_rows or split.rows(connection.dialect.name)
-        await parts.insert(connection, outcome.id, split, rows, outcome.ended_at)
+    if split.params is None:
+        again = [part.id for part in await parts.not_succeeded(connection, outcome.id)]
+        await reopen(connection, again, Rank.MANUAL, "its run", outcome.ended_at)
         return
-    again = [part.id for part in await parts.not_succeeded(connection, outcome.id)]
-    await reopen(connection, again, Rank.MANUAL, "its run", outcome.ended_at)
+    rows = outcome.split_rows or split.rows(connection.dialect.name)
+    await parts.insert(connection, outcome.id, split, rows, outcome.ended_at)
+    wakes.queued(connection, [outcome.task] * len(split.params))
 
 
 # Requests of people.
@@ -129,7 +130,10 @@ async def cancel(
     await waiting_runs.lock_with_members(connection, ids)
     rows = (await connection.execute(statement.columns(runs.c.id, runs.c.state), values)).all()
     cancelled = {run: RunState(state) for run, state in rows}
-    if over := [run for run, state in cancelled.items() if state != RunState.RUNNING]:
+    over = [run for run, state in cancelled.items() if state != RunState.RUNNING]
+    if len(over) < len(cancelled):
+        wakes.asked(connection)
+    if over:
         await _cancel_members(connection, over, values)
     return cancelled
 
@@ -166,12 +170,13 @@ async def reopen(
     statement = text(
         f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, due_at = :now, "
         f"requested_by = :by, {outcomes_of.AS_NEW}, {no_progress}gate = {gate}, wait_until = NULL "
-        f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin"
+        f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin, task"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
-    rows = json_rows.encode([{"id": i} for i in ids], kind)
-    values = {"rows": rows, "rank": rank, "by": by, "now": now}
+    values = json_rows.of_ids(ids, kind) | {"rank": rank, "by": by, "now": now}
     awaiting = await waiting_runs.lock_awaiting(connection, ids)
-    queued = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
+    columns = [runs.c[name] for name in ("id", "slot", "origin", "task")]
+    queued = (await connection.execute(statement.columns(*columns), values)).all()
+    wakes.queued(connection, [run.task for run in queued])
     if anew:
         await parts.remove(connection, [run.id for run in queued])
     return await _are_active_again(connection, queued, awaiting, now)
@@ -272,18 +277,15 @@ async def _change(
     if not rows or new not in TRANSITIONS[old]:
         return
     kind = connection.dialect.name
-    columns = [runs.c[name] for name in ("id", "reason", "wait_until", "fingerprint")]
-    is_meant = f"batch_runs.id = v.id AND {is_one_of([old], PLAIN_STATE)}"
-    statement = text(
-        f"UPDATE batch_runs SET state = '{new}', {values} FROM {json_rows.source(columns, kind)} WHERE {is_meant}"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type))
-    await connection.execute(statement, {"rows": json_rows.encode(rows, kind), "now": now})
+    source = json_rows.source([runs.c[name] for name in ("id", "reason", "wait_until", "fingerprint")], kind)
+    is_meant = f"batch_runs.id = v.id AND {is_one_of([old], PLAIN_STATE)} RETURNING batch_runs.task"
+    statement = text(f"UPDATE batch_runs SET state = '{new}', {values} FROM {source} WHERE {is_meant}")
+    typed = statement.bindparams(bindparam("now", type_=runs.c.due_at.type))
+    changed = await connection.execute(typed, {"rows": json_rows.encode(rows, kind), "now": now})
+    wakes.queued(connection, changed.scalars() if new == RunState.QUEUED else ())
 
 
 # Runs that no node will start.
-
-UNSERVED = "unserved"
-"""The fingerprint of a run that has failed because no service had its task."""
 
 
 async def fail_waiting(
@@ -293,5 +295,5 @@ async def fail_waiting(
     may_fail = text(is_one_of(before(RunState.FAILED)))
     failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}
-    values |= outcomes_of.failed_without_attempt(UNSERVED, now)
+    values |= outcomes_of.failed_without_attempt(outcomes_of.UNSERVED, now)
     return (await connection.execute(failing.values(values))).rowcount

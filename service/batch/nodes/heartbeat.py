@@ -1,6 +1,7 @@
 """The heartbeat: a thread that keeps a node alive in the ledger, even while the event loop is blocked.
 
 The thread also reads what has changed in the ledger, passes that to the event loop, and rescues the runs of dead nodes.
+It hears what other processes tell, and then reads at once.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from service import clock, tracing
 from service.batch.context.lease import MARGIN, Lease, Observer
 from service.batch.ledger import database_time, nodes
 from service.batch.ledger.nodes import NodeStatus
+from service.batch.ledger.wakes import Wake
 from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
+from service.batch.nodes.loop_lag import LoopLag
 from service.batch.nodes.orphans import interrupt_runs_of, rescue
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import SERVICE, Roles
+from service.batch.nodes.wakes import Wakes
 from service.database import troubles
 from service.database.engine import Database
 from service.logs import get_logger
@@ -87,9 +91,10 @@ class Heartbeat:
         on_loss: Callable[[], None],
         on_rescue: Callable[[], None],
         on_changes: Callable[[LedgerChanges], None] = lambda _: None,
+        on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
     ) -> None:
         """Start the thread. The callbacks are described in Node.start; they are called on the running event loop."""
-        self._on_loss, self._on_rescue, self._on_changes = on_loss, on_rescue, on_changes
+        self._on_loss, self._on_rescue, self._on_changes, self._on_queued = on_loss, on_rescue, on_changes, on_queued
         self._lag.loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="batch-heartbeat", daemon=True)
         self._thread.start()
@@ -126,10 +131,12 @@ class Heartbeat:
         self._own_loop = asyncio.get_running_loop()
         client = f"batch/{self._node}/heartbeat"
         database = Database(self._url, setting=self._setting, pool_size=1, client=client)
+        wakes = Wakes(database, self._node, self._on_wake)
         try:
             with tracing.suppressed():
                 await self._take_turns(database)
         finally:
+            await wakes.stop()
             await database.dispose()
 
     async def _take_turns(self, database: Database) -> None:
@@ -138,13 +145,23 @@ class Heartbeat:
             self._give_up_if_lease_ended()
             if turn.done() and self._is_due():
                 turn = asyncio.create_task(self._turn(database))
+                turn.add_done_callback(lambda _: self._wake.set())  # what was told during the turn is looked at next
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._tick(turn.done())):
                     await self._wake.wait()
+            self._wake.clear()
         _, unfinished = await asyncio.wait([turn], timeout=LAST_TURN_SECONDS)
         if unfinished:
             turn.cancel()
             await asyncio.wait([turn])
+
+    def _on_wake(self, wake: Wake) -> None:
+        """Do what another process has told this node to do, on the heartbeat's own event loop."""
+        if wake.pools is None or wake.pools:
+            self._call(partial(self._on_queued, wake.pools))
+        if wake.asks:
+            self._look_at = -math.inf
+            self._wake.set()
 
     def _is_due(self) -> bool:
         return clock.boottime() >= min(self._beat_at, self._look_at)
@@ -261,29 +278,3 @@ class Heartbeat:
 
         self._call(call)
         await has_returned.wait()
-
-
-class LoopLag:
-    """How long a callback waits on the event loop, in seconds, measured from another thread. `last`: the last one."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def __init__(self) -> None:
-        self._scheduled_at: float | None = None
-        self.last = 0.0
-
-    def take(self) -> float:
-        """Schedule a callback, and return the lag of the last one. If that has not run yet, how long it has waited."""
-        if self._scheduled_at is not None:
-            return clock.monotonic() - self._scheduled_at
-        self._scheduled_at = clock.monotonic()
-        try:
-            self.loop.call_soon_threadsafe(self._measure)
-        except RuntimeError:  # the loop is closed
-            self._scheduled_at = None
-        return self.last
-
-    def _measure(self) -> None:
-        scheduled_at, self._scheduled_at = self._scheduled_at, None
-        if scheduled_at is not None:
-            self.last = clock.monotonic() - scheduled_at

@@ -90,14 +90,19 @@ class Node:
         self._heartbeat.row = row
 
     def start(
-        self, on_loss: Callable[[], None], on_rescue: Callable[[], None], on_changes: Callable[[LedgerChanges], None]
+        self,
+        on_loss: Callable[[], None],
+        on_rescue: Callable[[], None],
+        on_changes: Callable[[LedgerChanges], None],
+        on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
     ) -> None:
         """Beat from now on. Call it on the event loop whose lag is to be measured.
 
         The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs are given up;
-        `on_rescue` when runs of dead nodes were rescued; `on_changes` after each poll of the ledger.
+        `on_rescue` when runs of dead nodes were rescued; `on_changes` after each poll of the ledger; `on_queued` when
+        another process has queued runs, with the names of their pools, or None if it may be any pool.
         """
-        self._heartbeat.start(on_loss, on_rescue, on_changes)
+        self._heartbeat.start(on_loss, on_rescue, on_changes, on_queued)
 
     async def drain(self, connection: AsyncConnection) -> None:
         """Write to the ledger that this node starts no more runs."""

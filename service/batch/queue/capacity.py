@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from service.batch.tasks.registry import Task
 from service.poolsettings import DEFAULT_POOL
@@ -32,6 +32,13 @@ class Capacity:
             return False
         children = self.pools[task.pool]
         return task.on_loop or self.threads > 0 if children is None else children > 0
+
+    def holds(self, tasks: Mapping[str, Task], numbers: Mapping[str, int]) -> bool:
+        """Whether so many runs of each task could start. `tasks`: those that the node has loaded, by name."""
+        if sum(numbers.values()) > self.runs or not numbers.keys() <= tasks.keys():
+            return False
+        left = replace(self, pools=dict(self.pools))
+        return all(left.take(tasks[name]) for name, number in numbers.items() for _ in range(number))
 
     def take(self, task: Task) -> bool:
         """Reserve the capacity for a run of the task. Returns False if there is none left."""

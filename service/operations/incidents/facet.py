@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.firing import task_sync
-from service.batch.ledger import database_time, kept_back
+from service.batch.ledger import database_time, kept_back, wakes
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
 from service.batch.ledger.incidents.incidents import IncidentKind as IncidentKind
@@ -207,7 +206,7 @@ class Incidents:
                 raise UnknownTask(f"the ledger knows no task {echoed(task)}")
             after = {"until": until.isoformat()}
             await audit.record(connection, context.actor.by, "task.mute", now, task=task, after=after, note=note)
-            await task_sync.changed(connection)
+            await wakes.catalog_changed(connection)
         return Muted(task=task, until=until, by=context.actor.name, note=note)
 
     async def unmute(self, task: str) -> bool:
@@ -222,7 +221,7 @@ class Incidents:
             await task_rows.mute(connection, task, None, None, None)
             if was_muted:
                 await audit.record(connection, context.actor.by, "task.unmute", now, task=task)
-                await task_sync.changed(connection)
+                await wakes.catalog_changed(connection)
         return was_muted
 
     async def send_test(self, channels: Sequence[str] = ()) -> SentTest:

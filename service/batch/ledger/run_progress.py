@@ -1,0 +1,40 @@
+"""The progress of runs: its columns, and the statement by which the node of a running run writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import json_rows
+from service.batch.ledger.tables import runs
+
+PROGRESS_COLUMNS = ("count", "total", "count_before", "message", "progress_at")
+PROGRESS = (
+    "total = CASE WHEN v.count IS NULL THEN batch_runs.total ELSE v.total END, "
+    "count = coalesce(v.count, batch_runs.count), "
+    "count_before = coalesce(v.count_before, batch_runs.count_before), "
+    "message = CASE WHEN v.count_before IS NULL THEN batch_runs.message ELSE v.message END, "
+    "progress_at = coalesce(v.progress_at, batch_runs.progress_at)"
+)
+"""The SET clause for progress. Columns without a new value stay; `count_before` is NULL if nothing was reported."""
+
+
+def is_running(kind: str) -> str:
+    """The condition that a run is running, for statements that find the run by its id."""
+    # Without the + SQLite would use the index on state for the join, which takes quadratic time.
+    return "+batch_runs.state = 'running'" if kind == "sqlite" else "batch_runs.state = 'running'"
+
+
+async def mirror(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
+    """Write the progress of running runs. `progress`: `id`, `fence`, `rate` and PROGRESS_COLUMNS of each run."""
+    if not progress:
+        return
+    kind = connection.dialect.name
+    columns = [runs.c[name] for name in ("id", "fence", "rate", *PROGRESS_COLUMNS)]
+    statement = text(
+        f"UPDATE batch_runs SET {PROGRESS}, rate = v.rate FROM {json_rows.source(columns, kind)} "
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)}"
+    )
+    await connection.execute(statement, {"rows": json_rows.encode(progress, kind)})

@@ -1,0 +1,93 @@
+"""Listener: hears the notifications of PostgreSQL on a connection that is open anyway, that of the heartbeat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import asyncpg
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from service.batch.ledger.wakes import CHANNEL_SQL, Wake
+from service.concurrency.background import is_set_within
+from service.database.engine import Database
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+PROOF_SECONDS = 5.0
+"""How long a notification to oneself may take."""
+IN_USE_SECONDS = 0.02
+"""The time between two looks whether the own connection is in use."""
+
+
+class Listener:
+    """Listens on each connection of `database` from its beginning, and so again after the connection was lost."""
+
+    def __init__(self, database: Database, node: str, on_wake: Callable[[Wake], None]) -> None:
+        """`database`: of one connection at a time, which the caller uses again and again, and thereby opens again."""
+        self._database, self._node, self._on_wake = database, node, on_wake
+        self._proof = f"batch/{node} here"
+        self._is_heard = asyncio.Event()
+        self._proving: asyncio.Task[None] | None = None
+        self._has_warned = False
+        event.listen(database.engine.sync_engine, "connect", self._on_connect)
+
+    async def stop(self) -> None:
+        """End what is going on. The connection belongs to the database."""
+        if self._proving is not None:
+            self._proving.cancel()
+            await asyncio.wait([self._proving])
+
+    def _on_connect(self, connection: Any, _: Any) -> None:
+        connection.run_async(self._listen)
+
+    async def _listen(self, driver: asyncpg.Connection) -> None:
+        try:
+            channel = await driver.fetchval(f"SELECT {CHANNEL_SQL}")
+            await driver.add_listener(channel, self._on_notification)
+        except asyncpg.PostgresError as error:
+            self._warn(f"refuses LISTEN ({error})")
+            return
+        self._on_wake(Wake(None))  # somebody may have told something before
+        if self._proving is None or self._proving.done():
+            self._proving = asyncio.create_task(self._prove(channel))
+
+    def _on_notification(self, _: Any, __: int, ___: str, payload: str) -> None:
+        if payload == self._proof:
+            self._is_heard.set()
+        else:
+            self._on_wake(Wake.of(payload, self._node))
+
+    async def _prove(self, channel: str) -> None:
+        """Send a notification to oneself by another connection. A pooler may accept LISTEN, and then pass nothing on.
+
+        It has to be another one, while the own one is not in use: a pooler passes on what comes in a transaction.
+        """
+        self._is_heard.clear()
+        url = self._database.url.render_as_string(hide_password=False)
+        other = Database(url, setting=self._database.setting, pooled=False, client=f"batch/{self._node}")
+        try:
+            async with other.engine.connect() as connection:
+                await connection.execute(text("SELECT pg_notify(:c, :p)"), {"c": channel, "p": self._proof})
+                while self._is_in_use():
+                    await asyncio.sleep(IN_USE_SECONDS)
+                await connection.commit()
+        except (DBAPIError, OSError):  # the polls report it
+            return
+        if not await is_set_within(self._is_heard, PROOF_SECONDS):
+            self._warn("passes no notifications on, as a pooler such as PgBouncer in transaction mode")
+
+    def _is_in_use(self) -> bool:
+        return cast(QueuePool, self._database.engine.pool).checkedout() > 0
+
+    def _warn(self, trouble: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                f"{self._database.safe_url} ({self._database.setting}) {trouble}: this node finds what other processes "
+                "queue, cancel or change by its polls only, up to POLL_SECONDS later"
+            )
