@@ -34,7 +34,7 @@ from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
 
 RUN = ["id", "task", "slot", "origin", "state", "reason", "attempt", "node", "created_at", "started_at", "finished_at"]
-RUN += ["attempt_started_at", "count", "total", "message", "rate", "progress_at", "eta", "quarantined"]
+RUN += ["attempt_started_at", "gate", "count", "total", "message", "rate", "progress_at", "eta", "quarantined"]
 TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
 TASK += ["served_from", "words", "pool", "memory", "tags", "failure_streak", "last_success_at", "p50", "p95", "error"]
 HINT = f"batch: {NO_SERVICE}\n"
