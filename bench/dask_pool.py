@@ -1,7 +1,7 @@
 """What a Dask cluster costs and gives: runs a second, the wait of the first and of the urgent, memory, a killed worker.
 
-    python bench/dask_pool.py [--runs 2000] [--turns 3] [--queued 100000] [--seconds 180] [--parts rate first urgent
-                              memory kill]
+    python bench/dask_pool.py [--runs 2000] [--turns 3] [--queued 100000] [--seconds 180] [--kills 10]
+                              [--parts rate first urgent memory kill] [--kinds PostgreSQL SQLite]
 
 Each part has a service and `batch work --dask` with two workers of four places, on a ledger of its own.
 
@@ -9,8 +9,9 @@ Each part has a service and `batch work --dask` with two workers of four places,
   cluster of the same shape.
 - `first`: from the insertion of a run by the service, one after the other, to the first line of its body.
 - `urgent`: the same for a run of an urgent task, while many runs of another one are queued and executed.
-- `memory`: memory of the service and of the scheduler, and tasks that the scheduler remembers, over empty runs.
-- `kill`: from SIGKILL of the worker of a run to the first line of its next attempt.
+- `memory`: memory of the service and of the scheduler, and tasks that the scheduler remembers, over empty runs, for
+  `--seconds`; `--seconds 1200` is its long form.
+- `kill`: from SIGKILL of the worker of a run to its rescue, and to the first line of its next attempt.
 
 It is not called dask.py, because `import dask` would then find it.
 """

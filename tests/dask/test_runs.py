@@ -16,6 +16,7 @@ from tests.dask.world import Place
 from tests.processes import batch
 
 
+@pytest.mark.nightly
 async def test_runs_of_two_services_execute_once_in_the_workers_of_a_cluster_the_urgent_one_first(place: Place) -> None:
     """Two services place tickets for 300 runs; one of them holds the duty. Cancel, pause, logs are as everywhere."""
     cluster = place.cluster()
