@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import suppress
+from typing import Any
 
 from sqlalchemy import select
 
@@ -85,7 +86,8 @@ class HostedNode:
         except RuntimeError:  # its loop is closed: it has ended just now
             call.close()
             return False
-        futures.wait((using, self._ended), return_when=futures.FIRST_COMPLETED)
+        either: list[Future[Any]] = [using, self._ended]
+        futures.wait(either, return_when=futures.FIRST_COMPLETED)
         # A call that comes after the last turn of the loop is neither executed nor cancelled.
         return using.result() if using.done() and not using.cancelled() else False
 

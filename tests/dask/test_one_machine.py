@@ -42,7 +42,7 @@ async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_s
             return row["lost_at"] is not None
 
         await until(is_found_dead)
-        await place.nodes(1)
+        await place.nodes(1, 120)
         await place.queue("empty", 5, exclusive=None)
         await place.all_ended("empty", 10)
         worker.stop(signal.SIGTERM, within=20)
