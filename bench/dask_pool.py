@@ -1,7 +1,7 @@
 """What a Dask cluster costs and gives: runs a second, the wait of the first and of the urgent, memory, a killed worker.
 
-    python bench/dask_pool.py [--runs 2000] [--turns 3] [--queued 100000] [--seconds 180] [--parts rate first urgent
-                              memory kill]
+    python bench/dask_pool.py [--runs 2000] [--turns 3] [--queued 100000] [--seconds 180] [--kills 10]
+                              [--parts rate first urgent memory kill] [--kinds PostgreSQL SQLite]
 
 Each part has a service and `batch work --dask` with two workers of four places, on a ledger of its own.
 
@@ -9,8 +9,9 @@ Each part has a service and `batch work --dask` with two workers of four places,
   cluster of the same shape.
 - `first`: from the insertion of a run by the service, one after the other, to the first line of its body.
 - `urgent`: the same for a run of an urgent task, while many runs of another one are queued and executed.
-- `memory`: memory of the service and of the scheduler, and tasks that the scheduler remembers, over empty runs.
-- `kill`: from SIGKILL of the worker of a run to the first line of its next attempt.
+- `memory`: memory of the service and of the scheduler, and tasks that the scheduler remembers, over empty runs, for
+  `--seconds`; `--seconds 1200` is its long form.
+- `kill`: from SIGKILL of the worker of a run to its rescue, and to the first line of its next attempt.
 
 It is not called dask.py, because `import dask` would then find it.
 """
@@ -32,7 +33,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 from machine import describe, print_table, version_of
-from services import Worker, ending, insert, queued, start, wait_until, wait_until_ready
+from services import Worker, ending, insert, queued, start, wait_until_ready
 from sqlalchemy import func, select
 
 from service.batch.ledger import tables
@@ -44,7 +45,7 @@ WORKERS, PLACES = 2, 4
 LIMIT = 600.0
 TASKS = """
 import asyncio, os, time
-from service import BaseTask, start
+from service import BaseTask, current_run, start
 
 class Empty(BaseTask):
     name, schedule, pool, overlap = "empty", None, "cpu", "allow"
@@ -66,9 +67,10 @@ class Starts(BaseTask):
 class Held(BaseTask):
     name, schedule, pool = "held", None, "cpu"
     async def run(self):
+        run = current_run()
         with open(os.environ["WITNESS"], "a") as file:
-            file.write(f"{os.getpid()} {time.time()}\\n")
-        await asyncio.sleep(3600)
+            file.write(f"{run.id} {os.getpid()} {time.time()}\\n")
+        await asyncio.sleep(3600 if run.fence == 1 else 0)
 """
 
 
@@ -100,19 +102,37 @@ class Place:
         words = ("work", "--dask", "--workers", str(WORKERS), "--max-running", str(PLACES))
         self.cluster = start(folder, settings, (sys.executable, "-m", "service", *words))
         processes.append(self.cluster)
+        self._processes = {"service": self.service, "cluster": self.cluster}
         self._database = Database(url, setting="LEDGER_URL", pooled=False)
 
     async def begin(self) -> None:
         """Wait until each worker has a node, and has executed something."""
+        await self.until_nodes()
+        await self.make(["empty"] * 50)
+
+    async def until_nodes(self) -> None:
+        """Wait until each worker has a node."""
         give_up_at = time.monotonic() + 120
-        nodes = select(func.count()).select_from(tables.nodes).where(tables.nodes.c.fires.is_(False))
-        while (await self.read(nodes))[0][0] < WORKERS:
+        table = tables.nodes
+        living = select(func.count()).select_from(table).where(table.c.fires.is_(False), table.c.stopped_at.is_(None))
+        while (await self.read(living))[0][0] < WORKERS:
             self.cluster.check()
             self.service.check()
             if time.monotonic() > give_up_at:
-                raise SystemExit("the workers have no node")
+                raise self.failed("the workers have no node")
             await asyncio.sleep(0.1)
-        await self.make(["empty"] * 50)
+
+    def written(self, run: str) -> list[tuple[int, float]]:
+        """The process and the instant of each attempt of a run of `held`."""
+        lines = [line.split() for line in self.witness.read_text().splitlines()]
+        return [(int(pid), float(at)) for id, pid, at in lines if id == run]
+
+    async def until_written(self, run: str, number: int) -> None:
+        give_up_at = time.monotonic() + 60
+        while len(self.written(run)) < number:
+            if time.monotonic() > give_up_at:
+                raise self.failed(f"attempt {number} of a run of `held` has not begun")
+            await asyncio.sleep(0.01)
 
     async def make(self, tasks: Sequence[str]) -> float:
         """Queue runs of these tasks, and wait for their ends. Returns how many seconds that took."""
@@ -131,13 +151,17 @@ class Place:
         while (await self.read(ended))[0][0] < len(last) or await self.read(left):
             await asyncio.sleep(0.05)
             if time.monotonic() > give_up_at:
-                raise SystemExit(f"{len(ids)} runs did not end within {LIMIT:.0f} s")
+                raise self.failed(f"{len(ids)} runs did not end within {LIMIT:.0f} s")
 
     async def waits(self) -> list[float]:
         """How long each run of `first` has waited from its insertion to its first line, in seconds."""
         table = tables.runs
         query = select(table.c.created_at, table.c.result).where(table.c.task == "first", table.c.result.is_not(None))
         return [float(row.result) - row.created_at.timestamp() for row in await self.read(query)]
+
+    def failed(self, what: str) -> SystemExit:
+        logs = (f"--- {name}\n{worker.log.read_text()[-2_000:]}" for name, worker in self._processes.items())
+        return SystemExit("\n".join((what, *logs)))
 
     async def read(self, query: Any) -> Sequence[Any]:
         async with self._database.engine.connect() as connection:
@@ -195,7 +219,7 @@ async def start_some(place: Place, number: int, pause: float) -> None:
         place.service.check()
         await asyncio.sleep(0.2)
         if time.monotonic() > give_up_at:
-            raise SystemExit("urgent runs have not begun")
+            raise place.failed("urgent runs have not begun")
 
 
 def _shares(waits: Sequence[float]) -> list[str]:
@@ -238,19 +262,35 @@ async def memory(make: Callable[[], Place], seconds: float) -> list[list[str]]:
 
 
 async def kill(make: Callable[[], Place], times: int) -> list[list[str]]:
+    """A run of its own for each kill: one that is lost three times without progress fails."""
     place = make()
     await place.begin()
-    await insert(place.url, queued(["held"]))
-    took = []
-    for number in range(1, times + 1):
-        wait_until(lambda number=number: len(place.witness.read_text().splitlines()) >= number, 60)
-        pid = int(place.witness.read_text().splitlines()[-1].split()[0])
-        await asyncio.sleep(3)  # until the worker before it is there again
+    found, took = [], []
+    for _ in range(times):
+        await place.until_nodes()
+        (run,) = queued(["held"])
+        await insert(place.url, [run])
+        await place.until_written(run.id, 1)
+        pid, _ = place.written(run.id)[0]
         killed_at = time.time()
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda number=number: len(place.witness.read_text().splitlines()) > number, 60)
-        took.append(float(place.witness.read_text().splitlines()[-1].split()[1]) - killed_at)
-    return [["", "p50 ms", "largest ms", "times"], ["to the next attempt", ms(median(took)), ms(max(took)), f"{times}"]]
+        os.kill(int(pid), signal.SIGKILL)
+        await place.until_written(run.id, 2)
+        took.append(place.written(run.id)[1][1] - killed_at)
+        ((lost_at,),) = await place.read(select(func.max(tables.nodes.c.lost_at)))
+        found.append(lost_at.timestamp() - killed_at)
+        await place.until_ended([run.id])
+    head = ["", "p50 ms", "p90 ms", "largest ms", "times"]
+    return [
+        head,
+        *(
+            [what, *_spread(each), f"{times}"]
+            for what, each in (("to the rescue", found), ("to the next attempt", took))
+        ),
+    ]
+
+
+def _spread(seconds: Sequence[float]) -> list[str]:
+    return [ms(median(seconds)), ms(share(seconds, 0.9)), ms(max(seconds))]
 
 
 def children_of(pid: int) -> list[int]:
@@ -280,7 +320,7 @@ async def measure(kind: str, server: PostgresServer, folder: Path, options: argp
                 "first": lambda: first(make, 200),
                 "urgent": lambda: urgent(make, options.queued),
                 "memory": lambda: memory(make, options.seconds),
-                "kill": lambda: kill(make, 2),  # a run that is lost three times without progress fails
+                "kill": lambda: kill(make, options.kills),
             }[part]()
             print_table(f"{kind}: {part}", rows)
 
@@ -291,6 +331,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--queued", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--kinds", nargs="+", choices=("PostgreSQL", "SQLite"), default=("PostgreSQL", "SQLite"))
     options = parser.parse_args()

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 from distributed import LocalCluster
 
 from service.errors import InvalidParameters
 
 DASHBOARD_PORT = 8787
+KEEPS_NANNIES = {"distributed.deploy.lost-worker-timeout": "24 h"}
+"""The cluster ends the nanny of a worker that has been lost for so long. With Dask's 15 seconds, a nanny that starts
+its killed worker again on a busy machine is ended meanwhile, and the cluster has a worker less from then on."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ def run(shape: Shape, on_ready: Callable[[str, str | None], None]) -> None:
     asked = threading.Event()
     before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with _started(shape) as cluster:
+        with dask.config.set(KEEPS_NANNIES), _started(shape) as cluster:
             has_dashboard = importlib.util.find_spec("bokeh") is not None
             on_ready(cluster.scheduler_address, cluster.dashboard_link if has_dashboard else None)
             asked.wait()

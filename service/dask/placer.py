@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from service import clock
@@ -108,7 +110,14 @@ def _release(future: Any) -> None:
 
 
 def _when_done(future: Any, call: Callable[[Ticket], None]) -> None:
-    future.add_done_callback(call)
+    """Call `call` on this event loop when the ticket has ended. distributed calls back in a thread of its own."""
+    loop = asyncio.get_running_loop()
+
+    def call_on_loop(ended: Ticket) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the service has ended
+            loop.call_soon_threadsafe(call, ended)
+
+    future.add_done_callback(call_on_loop)
 
 
 def _text_of(future: Any) -> str:

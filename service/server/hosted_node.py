@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import Any
 
 from sqlalchemy import select
 
@@ -78,11 +80,16 @@ class HostedNode:
         """
         if not self._started.done() or self._ended.done():
             return False
-        using = asyncio.run_coroutine_threadsafe(self._use(task, seconds, by), self._loop)
+        call = self._use(task, seconds, by)
         try:
-            return using.result()
-        except CancelledError:  # the node ends
+            using = asyncio.run_coroutine_threadsafe(call, self._loop)
+        except RuntimeError:  # its loop is closed: it has ended just now
+            call.close()
             return False
+        either: list[Future[Any]] = [using, self._ended]
+        futures.wait(either, return_when=futures.FIRST_COMPLETED)
+        # A call that comes after the last turn of the loop is neither executed nor cancelled.
+        return using.result() if using.done() and not using.cancelled() else False
 
     def _run(self) -> None:
         try:

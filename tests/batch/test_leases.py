@@ -20,7 +20,7 @@ from service.batch.ledger.database_time import now_of
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll, process_lock
+from service.batch.nodes import heartbeat, ledger_poll, process_lock
 from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.orphans import rescue
 from service.batch.queue import claiming
@@ -321,12 +321,15 @@ async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_le
     assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
 
 
-async def test_other_nodes_are_checked_between_beats_too(ledger: Database) -> None:
+async def test_the_end_of_a_process_on_this_machine_is_noticed_between_two_polls(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 100.0)
     url = ledger.url.render_as_string(hide_password=False)
     node, own = await put_node(ledger), await put_node(ledger)
     process = process_lock.ProcessLock(process_lock.folder_of(url), node)
     rescued = asyncio.Event()
-    heart = Heartbeat(url, own, Lease(300), beat_seconds=100, lease_seconds=300)
+    heart = Heartbeat(url, own, Lease(300), beat_seconds=100, lease_seconds=300, poll_seconds=100)
     heart.start(on_loss=lambda: None, on_rescue=rescued.set)
     await until(lambda: rows(ledger, tables.nodes, id=own, beats=1))
     assert not rescued.is_set()

@@ -8,10 +8,14 @@ from __future__ import annotations
 import signal
 import sys
 
+import dask
 from distributed import LocalCluster
+
+from service.dask.local_cluster import KEEPS_NANNIES
 
 if __name__ == "__main__":
     workers, places = map(int, sys.argv[1:3])
+    dask.config.set(KEEPS_NANNIES)
     with LocalCluster(n_workers=workers, threads_per_worker=places, dashboard_address=None) as cluster:
         print(cluster.scheduler_address, flush=True)
         while True:

@@ -34,6 +34,7 @@ async def test_the_run_of_a_killed_worker_is_resumed_by_another_one(place: Place
     await place.nodes(2)  # the nanny has started another worker
 
 
+@pytest.mark.nightly
 async def test_another_service_places_when_the_one_that_places_is_killed(place: Place) -> None:
     cluster = place.cluster(workers=1)
     services = [place.serve(cluster) for _ in range(2)]

@@ -7,18 +7,24 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.batch.ledger_world import rows
+import pytest
+
+from service.batch.ledger import tables
+from tests.batch.ledger_world import rows, until
 from tests.dask.test_faults import free_port
 from tests.dask.world import Place
 from tests.docs_blocks import blocks, read
 from tests.processes import BATCH, batch, process
 
 
+@pytest.mark.nightly
 async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_setting(place: Place) -> None:
+    """A worker that is killed comes again, however long its start takes: without our setting, Dask gives it 0.1 s."""
     address = f"dask://127.0.0.1:{free_port()}"
     (risk,) = (block for block in blocks(read("docs/dask.md"), "python") if block.file == "tasks/risk.py")
     (place.folder / "tasks/risk.py").write_text(risk.code)
-    settings = {**place.settings, "BATCH_POOL_CPU": address}
+    at_once = {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "0.1s"}
+    settings = {**place.settings, "BATCH_POOL_CPU": address, **at_once}
     command = (*BATCH, "work", "--dask", "--workers", "1", "--max-running", "3")
     with process(place.folder, command, settings) as worker:
         worker._wait_until(lambda: "pools" in worker.stdout, "has not begun")
@@ -33,6 +39,16 @@ async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_s
         await place.all_ended("empty", 5)
         (run,) = await place.queue("risk")
         assert (await place.ended(run))["result"] == sum(number * number for number in range(100_000))
+        os.kill(node["pid"], signal.SIGKILL)
+
+        async def is_found_dead() -> bool:
+            (row,) = await rows(place.ledger, tables.nodes, pid=node["pid"])
+            return row["lost_at"] is not None
+
+        await until(is_found_dead)
+        await place.nodes(1, 120)
+        await place.queue("empty", 5, exclusive=None)
+        await place.all_ended("empty", 10)
         worker.stop(signal.SIGTERM, within=20)
 
 
@@ -47,6 +63,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
+@pytest.mark.nightly
 async def test_the_placer_of_the_docs_executes_runs_in_processes_of_its_own(place: Place) -> None:
     (farm,) = (block for block in blocks(read("docs/pools.md"), "python") if block.file == "farm.py")
     assert len(farm.code.strip().splitlines()) <= 40

@@ -16,6 +16,7 @@ from tests.dask.world import Place
 from tests.processes import batch
 
 
+@pytest.mark.nightly
 async def test_runs_of_two_services_execute_once_in_the_workers_of_a_cluster_the_urgent_one_first(place: Place) -> None:
     """Two services place tickets for 300 runs; one of them holds the duty. Cancel, pause, logs are as everywhere."""
     cluster = place.cluster()
@@ -77,6 +78,8 @@ async def test_a_task_whose_memory_no_worker_has_waits_and_the_service_says_why(
 
 @pytest.mark.nightly
 async def test_ten_thousand_runs_keep_no_urgent_one_waiting_and_leave_nothing_behind(place: Place) -> None:
+    """The lease is the usual one: nobody is killed, and a busy machine may keep a heartbeat waiting for seconds."""
+    place.settings |= {"LEASE_SECONDS": "30", "HEARTBEAT_SECONDS": "5"}
     cluster = place.cluster(places=4)
     place.serve(cluster)
     await place.nodes(2)

@@ -107,14 +107,16 @@ class Place:
         await insert(self.ledger, *queued)
         return [run.id for run in queued]
 
-    async def nodes(self, number: int) -> list[dict[str, Any]]:
-        """The nodes in the workers, once so many live."""
+    async def nodes(self, number: int, seconds: float = 60.0) -> list[dict[str, Any]]:
+        """The nodes in the workers, once so many live. Each is in a new process, whose start takes half a minute on a
+        machine with much else to do.
+        """
 
         async def living() -> list[dict[str, Any]]:
             found = await rows(self.ledger, tables.nodes, fires=False, stopped_at=None)
             return found if len(found) >= number else []
 
-        return list(await until(living))
+        return list(await until(living, seconds))
 
     async def pid(self, run: str) -> int:
         """Wait until a run has logged the id of its process."""

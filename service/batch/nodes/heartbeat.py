@@ -74,6 +74,8 @@ class Heartbeat:
         self._node = node
         self._lease = lease
         self._observer = Observer(lease_seconds)
+        self._neighbours: list[str] = []
+        """The other nodes of this machine, as of the last poll."""
         self._beat_seconds = beat_seconds
         self._poll_seconds = poll_seconds
         self._look_seconds = min(LOOK_SECONDS, beat_seconds, poll_seconds)
@@ -143,7 +145,7 @@ class Heartbeat:
         turn = asyncio.create_task(self._turn(database))
         while not self._stopping.is_set():
             self._give_up_if_lease_ended()
-            if turn.done() and self._is_due():
+            if turn.done() and (self._is_due() or self._has_neighbour_died()):
                 turn = asyncio.create_task(self._turn(database))
                 turn.add_done_callback(lambda _: self._wake.set())  # what was told during the turn is looked at next
             with contextlib.suppress(TimeoutError):
@@ -166,6 +168,10 @@ class Heartbeat:
     def _is_due(self) -> bool:
         return clock.boottime() >= min(self._beat_at, self._look_at)
 
+    def _has_neighbour_died(self) -> bool:
+        """Whether the process of another node of this machine has ended. It does not ask the ledger."""
+        return any(process_lock.is_gone(self._folder, node) for node in self._neighbours)
+
     def _tick(self, is_idle: bool) -> float:
         """How many seconds to wait: a tick, or less if the next turn is due before."""
         until_turn = min(self._beat_at, self._look_at) - clock.boottime()
@@ -182,7 +188,8 @@ class Heartbeat:
         try:
             async with asyncio.timeout(self._patience):
                 self._look_at = clock.boottime() + self._look_seconds
-                if self.trouble is not None:  # the beat may wait for a lock that a frozen node holds on this node's row
+                # With trouble, the beat may wait for a lock that a frozen node holds on this node's row.
+                if self.trouble is not None or self._has_neighbour_died():
                     await self._rescue(database, (await self._look(database)).others)
                 is_due = clock.boottime() >= self._beat_at
                 changes = await (self._beat(database) if is_due else self._look(database))
@@ -197,6 +204,7 @@ class Heartbeat:
                 self._outage.noticed_by("heartbeat")
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._beat_at = min(self._beat_at, self._look_at)
+            self._neighbours = []  # known again by the next poll, so that no more is tried than one turn a second
 
     async def _beat(self, database: Database) -> LedgerChanges:
         """Beat, and poll in the same transaction."""
@@ -247,7 +255,8 @@ class Heartbeat:
     async def _rescue(self, database: Database, others: Sequence[NodeStatus]) -> None:
         """Rescue the runs of nodes that are stopped or silent, and of nodes of this machine whose process has ended."""
         silent = self._observer.silent({node.id: node.beats for node in others if not node.is_stopped})
-        ended = {node.id for node in others if process_lock.is_gone(self._folder, node.id)}
+        self._neighbours = [node.id for node in others if process_lock.has_file(self._folder, node.id)]
+        ended = {node for node in self._neighbours if process_lock.is_gone(self._folder, node)}
         dead = {n.id: n.beats for n in others if n.is_stopped or n.id in silent or n.id in ended}
         if dead:
             await self._take_over(database, dead, silent)

@@ -75,6 +75,11 @@ class ProcessLock:
             os.close(file)
 
 
+def has_file(folder: Path, node: str) -> bool:
+    """Whether a node has, or has had, a locked file on this machine."""
+    return NODE.fullmatch(node) is not None and file_of(folder, node).exists()
+
+
 def is_gone(folder: Path, node: str) -> bool:
     """Whether the node ran on this machine and its process has ended. False if it has no file here."""
     if NODE.fullmatch(node) is None:

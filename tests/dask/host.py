@@ -1,0 +1,26 @@
+"""What workers call in the place of `service.server.dask_node`: they offer a task, whose tickets wait for the test."""
+
+from __future__ import annotations
+
+import threading
+
+from distributed import Worker, WorkerPlugin
+
+from service.dask import resources
+
+may_end = threading.Event()
+
+
+class Offers(WorkerPlugin):
+    async def setup(self, worker: Worker) -> None:
+        await worker.set_resources(**resources.offered({"cpu": ["a"]}, worker.state.nthreads, None))
+
+
+def plugin(pools: list[str]) -> Offers:
+    return Offers()
+
+
+def use(task: str, seconds: float, by: str) -> bool:
+    if task == "a" and not may_end.wait(10):
+        raise TimeoutError
+    return False
