@@ -6,9 +6,13 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
+from service import clock
+from service.batch.ledger import tables
+from service.batch.queue import cancel, retry
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
-from tests.processes import BATCH, SERVE, batch, process, service
+from tests.batch.test_runs import insert, new
+from tests.processes import BATCH, SERVE, process, service
 
 TASKS = """
 import asyncio
@@ -39,25 +43,25 @@ async def test_what_one_process_asks_for_another_one_does_long_before_its_next_l
     settings = {"LEDGER_URL": url, "POLL_SECONDS": f"{POLL:g}", "BATCH_POOL_GPU": "nodes", "DRAIN_SECONDS": "0"}
     with ExitStack() as stack:
         stack.enter_context(service(tmp_path, SERVE, settings))
-        worker = stack.enter_context(process(tmp_path, [*BATCH, "work", "--pool", "gpu"], settings))
-        worker.wait_until_said("pool")
+        stack.enter_context(process(tmp_path, [*BATCH, "work", "--pool", "gpu"], settings))
+        await until(lambda: rows(ledger, tables.nodes, fires=False))
         for task in ("short", "heavy", "short", "heavy"):
-            told = batch(tmp_path, "run", task, "--queue", settings=settings)
-            assert told.returncode == 0, told.stderr
+            await insert(ledger, new(task, created_at=clock.now(), exclusive=None))
         ended = await until(lambda: all_of(ledger, 4))
         assert all(run["started_at"] - run["created_at"] < FAR_BELOW for run in ended)
 
-        batch(tmp_path, "run", "long", "--queue", settings=settings)
-        (run,) = await until(lambda: rows(ledger, task="long", state="running"))
+        long = new("long", created_at=clock.now())
+        await insert(ledger, long)
+        (run,) = await until(lambda: rows(ledger, id=long.id, state="running"))
         assert run["started_at"] - run["created_at"] < FAR_BELOW
-        told = batch(tmp_path, "cancel", run["id"], settings=settings)
-        assert told.returncode == 0, told.stderr
-        (run,) = await until(lambda: rows(ledger, task="long", state="cancelled"))
+        async with ledger.engine.begin() as connection:
+            await cancel.request_cancel(connection, long.id, "cancelled by ann", "ann")
+        (run,) = await until(lambda: rows(ledger, id=long.id, state="cancelled"))
         assert run["finished_at"] - run["cancel_at"] < FAR_BELOW
-        told = batch(tmp_path, "retry", run["id"], settings=settings)
-        assert told.returncode == 0, told.stderr
-        (again,) = await until(lambda: rows(ledger, task="long", state="running"))
-        assert again["attempt_started_at"] - again["due_at"] < FAR_BELOW
+        async with ledger.engine.begin() as connection:
+            await retry.retry(connection, long.id, "ann")
+        (run,) = await until(lambda: rows(ledger, id=long.id, state="running"))
+        assert run["attempt_started_at"] - run["due_at"] < FAR_BELOW
 
 
 async def all_of(ledger: Database, number: int) -> list[dict[str, object]]:

@@ -198,6 +198,7 @@ class BatchService:
         )
         self._waking.engine = self.engine
         wakes.use_engine(self.ledger.engine, partial(self._waking.takes, self.tasks))
+        stack.callback(wakes.use_no_engine, self.ledger.engine)
         self.node.start(self.engine.give_up, self._on_rescue, self._hand_out, self._waking.on_queued)
         stack.push_async_callback(self.node.stop)
         self._on_changes.append(self.engine.on_changes)

@@ -87,6 +87,11 @@ def use_engine(engine: AsyncEngine, takes: Takes) -> None:
     _takers[engine.sync_engine] = takes
 
 
+def use_no_engine(engine: AsyncEngine) -> None:
+    """Tell others of all runs that are queued in transactions of this engine, since the node of this process stops."""
+    _takers.pop(engine.sync_engine, None)
+
+
 def queued(connection: AsyncConnection, tasks: Iterable[str], started: Iterable[str] = ()) -> None:
     """Tell other nodes, at the commit, that runs of these tasks were queued, unless this process takes them all.
 
