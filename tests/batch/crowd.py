@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.firing.task_sync import changed
 from service.batch.ledger.tables import new_id
+from service.batch.ledger.wakes import catalog_changed
 from service.database.engine import Database
 
 KINDS = ("over", "theirs", "paused", "later")
@@ -56,7 +56,7 @@ async def crowd(database: Database, runs: int, tasks: int = 0, nodes: int = 0, a
         await _fill_nodes(database, connection, nodes)
         if runs:
             await _fill_runs(database, connection, runs)
-        await changed(connection)
+        await catalog_changed(connection)
     if analyze and database.kind == "postgresql":  # as autovacuum would; nobody does it for SQLite
         async with database.engine.begin() as connection:
             await connection.execute(text("ANALYZE"))
