@@ -20,7 +20,7 @@ from service import BaseTask
 from service.batch.firing.dispatcher import Dispatcher
 
 silent, notify = set(), Dispatcher.notify
-Dispatcher.notify = lambda self, name: None if name in silent else notify(self, name)
+Dispatcher.notify = lambda self, name, slot=None: None if name in silent else notify(self, name, slot)
 
 class _Long(BaseTask):
     schedule = "*/2 * * * * *"

@@ -8,16 +8,16 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from service.application.models import User
 from service.batch.ledger import database_time, tables
-from service.batch.ledger import runs as run_rows
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
 from service.database.engine import Database
@@ -381,7 +381,7 @@ async def test_a_run_by_hand_beside_a_service_claims_no_other_run(tmp_path: Path
                 now = await database_time.now_of(connection)
                 name = "one_at_a_time"
                 other = NewRun(queued, name, None, "manual", "queued", Rank.MANUAL, False, now, now, exclusive=name)
-                await run_rows.insert(connection, [other])
+                await connection.execute(insert(tables.runs).values(**asdict(other)))  # which tells the service nothing
             done = batch(tmp_path, "run", "by_hand", settings={"POLL_SECONDS": "0.05"})
             assert done.returncode == 0
             found = {run["task"]: run for run in await rows(ledger)}

@@ -37,7 +37,7 @@ class World:
         self.placer = DaskPlacer("cpu", (), self.cluster, "service", self._wake)
 
     def scheduler(self) -> Scheduler:
-        return Scheduler(host="127.0.0.1", port=self.port, dashboard=False)
+        return Scheduler(host="127.0.0.1", port=self.port, dashboard=False, dashboard_address="127.0.0.1:0")
 
     def worker(self) -> Worker:
         return Worker(f"tcp://127.0.0.1:{self.port}", nthreads=2)
