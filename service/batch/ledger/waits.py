@@ -65,7 +65,6 @@ class Waiting:
     due_at: datetime
     gate: str | None
     wait_until: datetime | None
-    cancel_reason: str | None
 
     @property
     def is_on_time(self) -> bool:
