@@ -158,9 +158,7 @@ async def test_whether_a_run_is_still_active_is_decided_at_the_slot(ledger: Data
     assert [run["state"] for run in await rows(ledger) if (run["task"], run["slot"]) == ("a", SLOT)] == ["running"]
 
 
-async def test_after_a_failure_the_slots_are_fired_when_they_are_due(
-    ledger: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_after_a_failure_the_slots_are_fired_when_they_are_due(ledger: Database) -> None:
     tasks = await known(ledger, make_task("a"), make_task("b"))
     dispatcher = Held(ledger, tasks)
     dispatcher.recording.is_able = False
@@ -188,7 +186,7 @@ async def test_two_nodes_make_one_run_of_each_slot(ledger: Database) -> None:
     assert set(first.recording.launched) == set(tasks) and second.recording.launched == {}
 
 
-async def test_few_slots_are_fired_when_they_are_due_and_many_before(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_slots_are_fired_when_they_are_due_and_many_before() -> None:
     begun: list[tuple[int, datetime | None]] = []
     coming = coming_slots.ComingSlots(lambda names, slot: begun.append((len(names), slot)))
     with clock.moved(SLOT - timedelta(seconds=0.05)):

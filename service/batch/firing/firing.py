@@ -93,9 +93,7 @@ async def fire(
     bounded = [row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None]
     active = await runs.active(connection, bounded) if bounded else {}
     if is_early:
-        undecided = {row.task for row, plan in plans if not _is_decided(row, plan) or active.get(row.task)}
-        plans = [(row, plan) for row, plan in plans if row.task not in undecided]
-        fired.again_at |= dict.fromkeys(undecided, now)
+        plans = _leave_undecided(plans, active, fired)
     new: list[NewRun] = []
     replaced: list[tuple[Active, str]] = []
     waiting: list[tuple[NewRun, After]] = []
@@ -124,7 +122,16 @@ async def fire(
     return fired
 
 
-def _is_decided(row: OpenSchedule, plan: SlotPlan) -> bool:
+def _leave_undecided(
+    plans: list[tuple[OpenSchedule, SlotPlan]], active: Mapping[str, list[Active]], fired: Fired
+) -> list[tuple[OpenSchedule, SlotPlan]]:
+    """The plans that can be carried out before their slots are due. The tasks of the others are named in `fired`."""
+    decided = [(row, plan) for row, plan in plans if _is_plain(row, plan) and not active.get(row.task)]
+    fired.again_at |= dict.fromkeys({row.task for row, _ in plans} - {row.task for row, _ in decided}, fired.now)
+    return decided
+
+
+def _is_plain(row: OpenSchedule, plan: SlotPlan) -> bool:
     """Whether nothing but active runs of its task can decide what becomes of the slots of a plan."""
     return row.after is None and row.paused_by is None and not plan.missed and not plan.catch_up and plan.is_complete
 
