@@ -389,6 +389,9 @@ class Model:
         parts = self.parts(run)
         active = [part for part in parts if part.state in ACTIVE]
         bad = [part for part in parts if part.state in BAD]
+        if run.cancel is not None and not active and run.due_at <= self.now:
+            run.state, run.reason, run.finished_at = "cancelled", run.cancel, self.now
+            return True
         if run.due_at > self.now or (active and not (bad and run.gate == "fail_fast")):
             return False
         if active:
@@ -570,7 +573,11 @@ class Model:
             run.cancel = run.cancel or reason
         else:
             self.happened["cancelled with its parts"] += self._has_active_parts(run)
-            run.state, run.reason, run.finished_at = "cancelled", reason, self.now
+            if run.state == "waiting" and run.is_split and any(part.state == "running" for part in self.parts(run)):
+                self.happened["cancelled after its parts"] += run.cancel is None
+                run.cancel = run.cancel or reason
+            else:
+                run.state, run.reason, run.finished_at = "cancelled", reason, self.now
             for member in (*self.members(run), *self.parts(run)):
                 if member.state in ACTIVE:
                     self._ask_to_end(member, reason)
@@ -685,7 +692,8 @@ class Model:
         """A person wants it to go on; `anew`: from the beginning. False: it is in none of these states."""
         if run.state not in states or self._has_active_parts(run):
             return False
-        if run.awaited_by is not None and run.part is not None and run.awaited_by.state != "waiting":
+        parent = run.awaited_by if run.part is not None else None
+        if parent is not None and (parent.state != "waiting" or parent.cancel is not None):
             self.happened["part left alone"] += 1
             return False
         self.happened[f"again after {run.state}"] += 1

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import PartitionedTask, TaskRegistry, clock
@@ -16,8 +17,9 @@ from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import insert_group
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import attempts, pruned
+from service.batch.ledger.tables import attempts, pruned, runs
 from service.batch.queue import claiming, enqueue, unserved
+from service.batch.queue.cancel import request_cancel
 from service.batch.queue.capacity import Capacity
 from service.batch.queue.requests import Startable
 from service.batch.queue.retry import retry
@@ -171,6 +173,10 @@ async def test_a_run_is_not_retried_while_a_part_is_active(world: Sums) -> None:
         ("cancelled", "ann"),
     ]
     async with world.ledger.engine.begin() as connection:
+        with pytest.raises(WrongState, match=f"the run {run} is waiting: it has not ended"):
+            await retry(connection, run, "ann")
+        await connection.execute(update(runs).where(runs.c.id == run).values(state="cancelled"))  # as it once was
+    async with world.ledger.engine.begin() as connection:
         with pytest.raises(WrongState, match=f"parts of the run {run} have not ended yet"):
             await retry(connection, run, "ann")
 
@@ -259,6 +265,26 @@ async def test_parts_are_pruned_with_their_run_and_only_then(world: Sums, applic
     assert [await rows(world.ledger, table) for table in (attempts, pruned)] == [[], []]
 
 
+async def test_a_cancelled_run_keeps_its_lane_until_its_running_parts_are_over(world: Sums) -> None:
+    run = await world.begin()
+    await world.split(run)
+    assert len(await world.take()) == 2
+    async with world.ledger.engine.begin() as connection:
+        second = await enqueue.enqueue(connection, Startable.of(world.tasks["sums"]), None, None, "bob")
+        assert await request_cancel(connection, run, "cancelled by ann", "ann") == RunState.WAITING
+    for number in (2, 1):
+        assert (await world.take(), await world.look()) == ([], 0)
+        running = await world.parts(run, state="running")
+        assert [part["cancel_reason"] for part in running] == ["cancelled by ann"] * number
+        assert (await world.row(run))["state"] == "waiting"
+        await world.finish(running[0]["id"])
+    assert await world.look() == 1
+    row = await world.row(run)
+    assert (row["state"], row["reason"], row["cancel_by"]) == ("cancelled", "cancelled by ann", "ann")
+    assert row["finished_at"] is not None
+    assert await world.take() == [second]
+
+
 async def test_a_cancelled_run_is_kept_while_one_of_its_parts_is_running(world: Sums, application: Database) -> None:
     run = await world.begin()
     await world.split(run)
@@ -267,11 +293,13 @@ async def test_a_cancelled_run_is_kept_while_one_of_its_parts_is_running(world: 
     async with world.ledger.engine.begin() as connection:
         await transitions.cancel(connection, [run], "cancelled by ann", "ann", clock.now())
     clock.advance(timedelta(days=100))
-    await world.begin()
     pruner = Pruner(world.ledger, application, Keep(days=30, per_task=1, events_days=30), pause=0)
     assert (await pruner.prune())["runs"] == 0
     await world.finish(first["id"], RunState.INTERRUPTED, due_at=clock.now())
     assert [part["state"] for part in await world.parts(run)] == ["cancelled"] * 3
+    assert await world.look() == 1
+    await world.begin()
+    clock.advance(timedelta(days=100))
     assert (await pruner.prune())["runs"] == 1
     assert await world.parts(run) == []
 

@@ -170,9 +170,10 @@ async def test_a_part_of_an_ended_run_is_retried_with_its_run(batch: Batch, sums
 
 async def test_a_cancel_of_the_run_reaches_its_parts(batch: Batch, sums: type[Sums]) -> None:
     run = await batch.run(Sums, kill_after_part=1)
-    cancelled = await batch.cancel(run)
-    assert cancelled.state == "cancelled"
+    await batch.cancel(run)
     assert {part.state for part in batch.parts(run)} <= {"succeeded", "cancelled", "running"}
+    assert (await batch.resume()).state == "cancelled"
+    assert {part.state for part in batch.parts(run)} <= {"succeeded", "cancelled"}
 
 
 @pytest.mark.parametrize(

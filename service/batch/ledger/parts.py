@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import json_rows, queues
 from service.batch.ledger.ids import new_id
 from service.batch.ledger.states import ACTIVE, FINAL, Origin, RunState
-from service.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL, attempts, pruned, runs
+from service.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL, RUNNING_SQL, attempts, pruned, runs
 
 MOST_NAMED = 10
 """How many parts are named in the reason of their parent."""
@@ -113,11 +113,14 @@ def fails_fast(run: str) -> str:
     return f"{run}.gate = '{PartsGate.FAIL_FAST}' AND {bad} IS NOT NULL AND {unasked} IS NOT NULL"
 
 
+_HAS_RUNNING = f"{is_split()} AND {active_one(also=f'm.{RUNNING_SQL}')} IS NOT NULL"
+GOES_ON = f"({RUNNING_SQL} OR (state = '{RunState.WAITING}' AND {_HAS_RUNNING}))"
+"""The condition that a cancel of a run has to wait: until its attempt ends, or until none of its parts is running."""
 HAS_NO_ACTIVE = f"(NOT ({is_split()}) OR {active_one()} IS NULL)"
 """The condition that no part of a run is active, if it was split."""
-_PARENT_STATE = "(SELECT p.state FROM batch_runs p WHERE p.id = batch_runs.awaited_by)"
+_PARENT_STATE = "(SELECT p.state FROM batch_runs p WHERE p.id = batch_runs.awaited_by AND p.cancel_at IS NULL)"
 MAY_REOPEN = f"{HAS_NO_ACTIVE} AND ({NO_PART_SQL} OR {_PARENT_STATE} = '{RunState.WAITING}')"
-"""The condition that a run may be queued again: a part only while its parent waits for it."""
+"""The condition that a run may be queued again: a part only while its parent waits for it, and is not cancelled."""
 
 
 _SUM = "CAST(sum(m.{}) AS bigint)"

@@ -107,7 +107,7 @@ async def _store_split(connection: AsyncConnection, outcome: Outcome, split: par
 async def cancel(
     connection: AsyncConnection, ids: Sequence[str], reason: str, by: str, now: datetime
 ) -> dict[str, RunState]:
-    """Cancel runs that are not running, and write requests to the rows of running ones. An earlier one is not changed.
+    """Cancel runs, or write requests to their rows where that has to wait (parts.GOES_ON). An earlier one stays.
 
     With the follow-up of a group its members are cancelled that are not over, and with a run its parts. Returns the
     state of each run after that, without those that have ended or do not exist.
@@ -117,13 +117,12 @@ async def cancel(
     condition = (
         f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {is_one_of(before(RunState.CANCELLED))}"
     )
-    is_running = f"state = '{RunState.RUNNING}'"
     statement = text(
-        f"UPDATE batch_runs SET reason = CASE WHEN {is_running} THEN reason ELSE :reason END, "
-        f"finished_at = CASE WHEN {is_running} THEN finished_at ELSE :now END, "
+        f"UPDATE batch_runs SET reason = CASE WHEN {parts.GOES_ON} THEN reason ELSE :reason END, "
+        f"finished_at = CASE WHEN {parts.GOES_ON} THEN finished_at ELSE :now END, "
         "cancel_at = coalesce(cancel_at, :now), cancel_by = coalesce(cancel_by, :by), "
         "cancel_reason = coalesce(cancel_reason, :reason), noticed_at = NULL, "
-        f"state = CASE WHEN {is_running} THEN state ELSE '{RunState.CANCELLED}' END "
+        f"state = CASE WHEN {parts.GOES_ON} THEN state ELSE '{RunState.CANCELLED}' END "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
     ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in outcomes_of.CANCEL_TYPES.items()))
     values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "reason": reason, "by": by, "now": now}

@@ -65,6 +65,7 @@ class Waiting:
     due_at: datetime
     gate: str | None
     wait_until: datetime | None
+    cancel_reason: str | None
 
     @property
     def is_on_time(self) -> bool:

@@ -32,8 +32,9 @@ async def request_cancel(connection: AsyncConnection, run_id: str, reason: str, 
     written to the row of the run. The node that holds the run reads requests every second (see ledger_poll.py) and
     cancels the attempt, which then ends as `cancelled` with this reason. If the node dies before that, or if the
     attempt ends with a retry or an interrupt, the run is cancelled too (`transitions.finish`). So a run with a request
-    never starts again, but its current attempt may still succeed or fail. Any other state: the run had ended already,
-    and nothing was changed. A second request changes nothing.
+    never starts again, but its current attempt may still succeed or fail. WAITING: the run was split, and some of its
+    parts are running. All of them are asked to stop, and the run is cancelled when they are over. Any other state: the
+    run had ended already, and nothing was changed. A second request changes nothing.
 
     Args:
         reason: The reason that is written to the row: a sentence without a full stop, such as "cancelled by ann".

@@ -42,8 +42,9 @@ class Closed:
 class Decided:
     """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id of the run.
 
-    Of runs that were split: `joining` go on, `failing` fail (see transitions.fail_split), and of those in `stopping`
-    the other parts are cancelled, for the reason by the id of the run.
+    Of runs that were split: `joining` go on, `failing` fail (see transitions.fail_split), those in `cancelling` are
+    cancelled, which was asked while parts were running, and of those in `stopping` the other parts are cancelled. The
+    last two have the reason by the id of the run.
     """
 
     locked: list[Waiting] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Decided:
     closing: dict[str, str] = field(default_factory=dict)
     joining: list[str] = field(default_factory=list)
     failing: list[dict[str, Any]] = field(default_factory=list)
+    cancelling: dict[str, str] = field(default_factory=dict)
     stopping: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -58,6 +60,7 @@ class Decided:
         """The runs that are closed. They may be told once the transaction has committed."""
         ends = {run: (RunState.SKIPPED, reason) for run, reason in self.closing.items()}
         ends |= {run["id"]: (RunState.FAILED, run["reason"]) for run in self.failing}
+        ends |= {run: (RunState.CANCELLED, reason) for run, reason in self.cancelling.items()}
         return [Closed.of(run, *ends[run.id]) for run in self.locked if run.id in ends]
 
 
@@ -92,10 +95,12 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
     await transitions.close_waiting(connection, decided.closing, now, gate=True)
     await transitions.join_parts(connection, decided.joining, now)
     await transitions.fail_split(connection, decided.failing, now)
+    for run, reason in decided.cancelling.items():
+        await transitions.cancel(connection, [run], reason, "", now)  # who has asked for it stands in its row
     for run, reason in decided.stopping.items():
         ids = await parts.active_ids(connection, run)
         await transitions.cancel(connection, ids, reason, "fail_fast", now)
-    split = len(decided.joining) + len(decided.failing) + len(decided.stopping)
+    split = len(decided.joining) + len(decided.failing) + len(decided.cancelling) + len(decided.stopping)
     return len(opening) + len(decided.closing) + split
 
 
@@ -104,6 +109,9 @@ async def _decide_split(connection: AsyncConnection, split: list[Waiting], decid
     tallies = await parts.tallies(connection, [run.id for run in split]) if split else {}
     for run in split:
         tally = tallies.get(run.id, Tally({}))
+        if run.cancel_reason is not None:
+            decided.cancelling |= {} if tally.active else {run.id: run.cancel_reason}
+            continue
         if not tally.bad:
             if not tally.active:
                 decided.joining.append(run.id)
