@@ -153,11 +153,11 @@ class People(Machine):
         """Code starts runs and one that follows them."""
         self._start_group(self._task(number), self._task(other), size, on, None)
 
-    @precondition(lambda self: any(run.state == "running" and run.awaited_by for run in self.model.runs))
+    @precondition(lambda self: bool(self._running_members()))
     @does(number=NUMBER, other=NUMBER, size=st.sampled_from([1, 2]), on=st.sampled_from(["success", "end"]))
     def grow_group(self, number: int, other: int, size: int, on: str) -> None:
         """A member that runs starts a group within its own."""
-        among = [run for run in self.model.runs if run.state == "running" and run.awaited_by]
+        among = self._running_members()
         outer = among[number % len(among)].awaited_by
         self._start_group(self._task(number), self._task(other), size, on, outer)
 
@@ -167,7 +167,7 @@ class People(Machine):
         self._start_group(self._task(number), self._task(number + 1), 2, on, None)
         self.compare()
         self._claim(which, MANY)
-        if any(run.state == "running" and run.awaited_by for run in self.model.runs):
+        if self._running_members():
             self._join_group(number, number + 2)
         self.compare()
         self._finish_all(which, [how, "succeeded"])
@@ -175,14 +175,18 @@ class People(Machine):
         self._finish_all(which, ["succeeded"])
         self._open(which)
 
-    @precondition(lambda self: any(run.state == "running" and run.awaited_by for run in self.model.runs))
+    @precondition(lambda self: bool(self._running_members()))
     @does(number=NUMBER, other=NUMBER)
     def join_group(self, number: int, other: int) -> None:
         """A member that runs starts another member."""
         self._join_group(number, other)
 
+    def _running_members(self) -> list[Run]:
+        """The runs whose code may start others in their group. A part is in no group."""
+        return [run for run in self.model.runs if run.state == "running" and run.awaited_by and run.part is None]
+
     def _join_group(self, number: int, other: int) -> None:
-        among = [run for run in self.model.runs if run.state == "running" and run.awaited_by]
+        among = self._running_members()
         group, task = among[number % len(among)].awaited_by, self._task(other)
         if group is None or task.removed_at is not None:
             return
