@@ -71,7 +71,7 @@ async def _fill_runs(database: Database, connection: AsyncConnection, count: int
         *(say["id"], task, "'manual'", "CASE i % 4 WHEN 0 THEN 'succeeded' WHEN 3 THEN 'retrying' ELSE 'queued' END"),
         *("2", "false", f"CASE WHEN i / 4 % 2 = 0 THEN {task} END"),
         f"CASE WHEN i % 4 = 3 THEN {say['at'].format('+1 days')} ELSE {say['at'].format('-2 days')} END",
-        *("1", "1", say["at"].format("-2 days"), over, over, over),
+        *("CASE WHEN i % 4 IN (1, 2) THEN 0 ELSE 1 END", "1", say["at"].format("-2 days"), over, over, over),
     ]
     statement = f"{say['series']} {_RUNS} SELECT {', '.join(values)} {say['from']}"
     if database.kind == "sqlite":

@@ -147,7 +147,7 @@ async def _thumbnails(stage: Stage) -> None:
     """A run takes so long that the next four slots are skipped."""
     node, task = stage.node_at(clock.now()), stage.tasks["thumbnails"]
     claimed = await stage.begin(stage.new("thumbnails", THUMBNAILS, THUMBNAILS + SHORTLY / 2), node)
-    running = Active(claimed.id, task.name, THUMBNAILS, "running", Origin.SCHEDULE, False, 1)
+    running = Active(claimed.id, task.name, THUMBNAILS, "running", Origin.SCHEDULE, False, 1, 1)
 
     async def skip(slot: datetime) -> None:
         run = stage.new(task.name, slot, clock.now())

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from service.batch.ledger.states import TRANSITIONS, RunState
-from tests.model.plain import ACTIVE, FINAL, GATES, INTERRUPTED, AnyReason, Blamed, Model, Run, Task
+from tests.model.plain import ACTIVE, FINAL, GATES, JOINING, AnyReason, Blamed, Model, Run, Task
 from tests.model.world import Row, Snapshot
 
 ALWAYS = (
@@ -180,7 +180,8 @@ def _too_many(model: Model, now: Snapshot) -> Iterator[str]:
         of_task = [row for row in now.runs.values() if row["task"] == task.name and row["origin"] != "part"]
         if lanes is None:
             continue
-        running = [row for row in of_task if row["state"] == "running" or _waits_for_parts(row)]
+        has_begun = [row for row in of_task if row["attempt"] > row["attempts_before"]]
+        running = [row for row in has_begun if row["state"] in ("running", "queued") or _waits_for_parts(row)]
         unasked = {run.id for run in task.runs if run.is_opened_unasked}
         on_time = [r for r in of_task if r["origin"] == "schedule" and not r["catch_up"] and r["id"] not in unasked]
         on_time = [r for r in on_time if r["state"] in ACTIVE and (r["state"] != "waiting" or _waits_for_parts(r))]
@@ -242,7 +243,7 @@ def _wrongly_over(run: Row, states: list[str], before: Row | None) -> Iterator[s
     if run["state"] in ("failed", "succeeded") and set(states) & set(ACTIVE):
         yield f"{name}: it is over"
     was_waiting = before is not None and _waits_for_parts(before)
-    if was_waiting and run["state"] == "queued" and run["rank"] == INTERRUPTED and set(states) - {"succeeded"}:
+    if was_waiting and run["state"] == "queued" and run["rank"] == JOINING and set(states) - {"succeeded"}:
         yield f"{name}: it goes on"
 
 

@@ -17,7 +17,7 @@ ACTIVE = (*WAITING, "running", "waiting")
 FINAL = ("succeeded", "failed", "cancelled", "skipped")
 
 # The order of the queue of a task.
-INTERRUPTED, ON_TIME, BY_HAND, CAUGHT_UP = range(4)
+JOINING, INTERRUPTED, ON_TIME, BY_HAND, CAUGHT_UP = range(-1, 4)
 
 LOST = "the node was lost while it ran"
 
@@ -137,8 +137,12 @@ class Run:
 
     @property
     def has_lane(self) -> bool:
-        """Also while it waits for its parts."""
-        return self.state == "running" or (self.state == "waiting" and self.is_split)
+        """Also while it waits for its parts, and then until its attempt goes on."""
+        return self.state == "running" or (self.state == "waiting" and self.is_split) or self.is_joining
+
+    @property
+    def is_joining(self) -> bool:
+        return self.state == "queued" and self.rank == JOINING
 
     @property
     def named(self) -> str:
@@ -407,7 +411,7 @@ class Model:
             run.state, run.reason, run.finished_at = "failed", _parts_failed(parts), self.now
             self.happened["failed with its parts"] += 1
         else:
-            run.state, run.due_at, run.rank = "queued", self.now, INTERRUPTED
+            run.state, run.due_at, run.rank = "queued", self.now, JOINING
             self.happened["parts are over"] += 1
         return True
 
@@ -603,7 +607,7 @@ class Model:
         policy, lanes = run.task.policy, run.task.policy.lanes
         if run.part is not None:
             return run.task.lanes_taken(by_parts=True) < policy.parallel
-        if lanes is None:
+        if lanes is None or run.is_joining:
             return True
         before = run.task.lanes_taken()
         if policy.overlap == "wait" and run.state == "queued" and run.rank == ON_TIME:
@@ -624,8 +628,9 @@ class Model:
         still = [run for run in self.runs if run.id in wanted and run.state in WAITING]
         bounded = [run for run in self.runs if run.part is not None or run.task.policy.lanes is not None]
         taken = Counter((run.queue, lanes[run.id]) for run in bounded if run.has_lane)
-        taken.update((run.queue, wanted[run.id]) for run in still)
-        if any(taken[run.queue, wanted[run.id]] > 1 for run in still if run in bounded):
+        new = [run for run in still if not run.is_joining]
+        taken.update((run.queue, wanted[run.id]) for run in new)
+        if any(taken[run.queue, wanted[run.id]] > 1 for run in new if run in bounded):
             self.happened["claim refused"] += 1
             return None
         for run in still:

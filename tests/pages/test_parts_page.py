@@ -71,6 +71,9 @@ async def test_the_time_between_split_and_end_is_told_as_that_of_its_parts_and_t
     parts = await runs.list(RunFilter(parent=run))
     assert [(await runs.chain(each)).is_one for each in (run, *(part.id for part in parts.runs))] == [False] * 3
     html = await people.operator.page(f"/runs/{run}")
+    assert f"/runs/{run}/acknowledge" in html
+    failed = next(part.id for part in parts.runs if part.state == "failed")
+    assert f"/runs/{failed}/acknowledge" not in await people.operator.page(f"/runs/{failed}")
     assert "1 min 30 s" in html.partition('id="run-id"')[2].partition("</p>")[0]
 
 

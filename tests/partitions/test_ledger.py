@@ -16,7 +16,7 @@ from service.batch.ledger import transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import insert_group
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import attempts, pruned, runs
 from service.batch.queue import claiming, enqueue, unserved
 from service.batch.queue.cancel import request_cancel
@@ -70,6 +70,18 @@ class Sums(Waits):
     async def parts(self, run: str, **equal: Any) -> list[dict[str, Any]]:
         return sorted(await rows(self.ledger, awaited_by=run, **equal), key=lambda row: int(row["part"]))
 
+    async def end_parts(self, run: str) -> None:
+        """A running run is split, and its parts succeed."""
+        await self.split(run)
+        for part in await self.parts(run):
+            await self.start(part["id"])
+            await self.finish(part["id"])
+        assert await self.look() == 1
+
+    async def started(self) -> list[str]:
+        """The ids of the runs that are running."""
+        return [row["id"] for row in await rows(self.ledger, state="running")]
+
     async def row(self, run: str) -> dict[str, Any]:
         (row,) = await rows(self.ledger, id=run)
         return dict(row)
@@ -112,9 +124,50 @@ async def test_it_keeps_its_lane_so_that_no_second_run_begins(world: Sums) -> No
     assert await world.look() == 1
     assert await world.take() == [first]
     row = await world.row(first)
-    assert (row["state"], row["attempt"], row["rank"]) == ("running", 1, 0)
+    assert (row["state"], row["attempt"], row["rank"]) == ("running", 1, Rank.JOINING)
     await world.finish(first)
     assert await world.take() == [second]
+
+
+async def test_it_keeps_its_lane_after_its_parts_until_it_goes_on(world: Sums) -> None:
+    run = await world.begin()
+    await world.end_parts(run)
+    async with world.ledger.engine.begin() as connection:
+        await enqueue.enqueue(connection, Startable.of(world.tasks["sums"]), None, None, "bob")
+    await world.fire(START + timedelta(minutes=30), room=10)
+    assert await world.started() == []  # a slot would begin when it is fired, if the lane were free
+    assert await world.take() == [run]
+
+
+async def test_a_pause_leaves_it_its_lane_after_its_parts(world: Sums) -> None:
+    run = await world.begin()
+    await world.end_parts(run)
+    clock.advance(timedelta(minutes=1))
+    async with world.ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "sums", "ann", world.tasks)
+    clock.advance(timedelta(minutes=1))
+    async with world.ledger.engine.begin() as connection:
+        later = await enqueue.enqueue(connection, Startable.of(world.tasks["sums"]), None, None, "bob")
+    assert await world.take() == []
+    async with world.ledger.engine.begin() as connection:
+        await task_sync.resume(connection, "sums")
+    assert await world.take() == [run]
+    await world.finish(run)
+    assert await world.take() == [later]
+
+
+async def test_it_keeps_its_lane_beside_others_and_when_there_are_fewer(world: Sums) -> None:
+    await world.know(sums(max_running=2))
+    first, second = await world.begin(), await world.begin()
+    for run in (first, second):
+        await world.end_parts(run)
+    async with world.ledger.engine.begin() as connection:
+        await enqueue.enqueue(connection, Startable.of(world.tasks["sums"]), None, None, "bob")
+    await world.know(sums())
+    for run, lane in ((first, 1), (second, 2)):
+        assert (await world.take(), await world.take()) == ([run], [])
+        assert (await world.row(run))["lane"] == lane
+        await world.finish(run)
 
 
 async def test_a_cancel_during_the_split_wins(world: Sums) -> None:

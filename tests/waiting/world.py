@@ -30,9 +30,9 @@ class Waits:
     async def know(self, *tasks: Task) -> None:
         self.tasks |= await know(self.ledger, *tasks)
 
-    async def fire(self, at: datetime) -> None:
+    async def fire(self, at: datetime, room: int = 0) -> None:
         clock.advance(at - clock.now())
-        await fire(self.ledger, self.tasks, at, Capacity(0, 0))
+        await fire(self.ledger, self.tasks, at, Capacity(room, room))
 
     async def look(self, tasks: dict[str, Task] | None = None) -> int:
         """Open and close what is ready. Returns how many runs were."""

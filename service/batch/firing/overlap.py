@@ -10,9 +10,6 @@ from service.batch.ledger.states import Origin, RunState
 from service.batch.queue.concurrency import free_lanes
 from service.batch.tasks.registry import Task
 
-HOLDS = (RunState.RUNNING, RunState.WAITING)
-"""The states of active runs that hold a lane: a run that waits for its parts does."""
-
 
 class Overlap:
     """Decides about the new on-time runs of one task, oldest slot first, given its `active` runs.
@@ -30,7 +27,7 @@ class Overlap:
         active = list(active)
         on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]
         self._ahead: list[Active | NewRun] = sorted(on_time, key=_waits_last)
-        self._lanes = free_lanes(task.lanes, {run.lane for run in active if run.state in HOLDS})
+        self._lanes = free_lanes(task.lanes, {run.lane for run in active if run.has_lane})
         self.replaced: list[tuple[Active, str]] = []
         """Active runs that the caller has to cancel, each with the reason."""
 

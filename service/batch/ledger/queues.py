@@ -16,7 +16,7 @@ from service.batch.ledger import json_rows
 from service.batch.ledger.states import Rank, RunState, before
 from service.batch.ledger.tables import READY_SQL, RETRYING_SQL, is_one_of, not_held, runs, tasks
 
-RANKS = (Rank.INTERRUPTED, Rank.ON_TIME, Rank.MANUAL, Rank.CATCH_UP)
+RANKS = (Rank.JOINING, Rank.INTERRUPTED, Rank.ON_TIME, Rank.MANUAL, Rank.CATCH_UP)
 
 READY = READY_SQL
 RETRIES = RETRYING_SQL
@@ -86,12 +86,14 @@ def first_on_time(limit: int) -> str:
     return " UNION ALL ".join(heads)
 
 
-GOES_ON = f"state = '{RunState.INTERRUPTED}' OR (state = '{RunState.QUEUED}' AND attempt > attempts_before)"
+HAS_ITS_LANE = f"(state = '{RunState.QUEUED}' AND attempt > attempts_before)"
+"""Runs that go on after their parts: they take the lane that they have."""
+GOES_ON = f"state = '{RunState.INTERRUPTED}' OR {HAS_ITS_LANE}"
 """Runs that keep their attempt when they are claimed: interrupted ones, and those that go on after their parts."""
 
 
 def claimed(kind: str, has_lanes: bool) -> str:
-    """The value of `lane` and the WHERE clause of `transitions.claim`.
+    """The value of `lane` and the WHERE clause of `transitions.claim`. A run that has a lane keeps it.
 
     Without other lanes than the first it is no join, which would take quadratic time on SQLite.
     """
@@ -101,10 +103,11 @@ def claimed(kind: str, has_lanes: bool) -> str:
         locked = f"SELECT id FROM batch_runs WHERE {condition} ORDER BY id FOR UPDATE SKIP LOCKED"
         condition = f"batch_runs.id = ANY(ARRAY({locked}))"
     if not has_lanes:
-        return f"1 WHERE {condition}"
+        return f"CASE WHEN {HAS_ITS_LANE} THEN lane ELSE 1 END WHERE {condition}"
     source = json_rows.source([runs.c.id, runs.c.lane], kind)
     condition = condition if kind == "postgresql" else may_start
-    return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {condition}"
+    lane = f"CASE WHEN {HAS_ITS_LANE} THEN batch_runs.lane ELSE v.lane END"
+    return f"{lane} FROM {source} WHERE batch_runs.id = v.id AND {condition}"
 
 
 def among(column: str, query: str, kind: str) -> str:

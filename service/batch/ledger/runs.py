@@ -14,7 +14,7 @@ from service import tracing
 from service.batch.ledger import json_rows, queues, wakes
 from service.batch.ledger.ids import new_id
 from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import HOLDS_LANE_SQL, IN_THE_WAY_SQL, NO_PART_SQL, OF_SLOT_SQL, PLAIN_STATE, runs
+from service.batch.ledger.tables import HOLDS_LANE_SQL, IN_THE_WAY_SQL, NO_PART_SQL, OF_SLOT_SQL, runs
 
 
 @dataclass
@@ -188,7 +188,14 @@ class Active:
     state: str
     origin: str
     catch_up: bool
+    rank: int
     lane: int
+
+    @property
+    def has_lane(self) -> bool:
+        """Also while it waits for its parts, and then until its attempt goes on."""
+        is_joining = (self.state, self.rank) == (RunState.QUEUED, Rank.JOINING)
+        return is_joining or self.state in (RunState.RUNNING, RunState.WAITING)
 
 
 def locked_by_id(condition: str, kind: str) -> str:
@@ -237,7 +244,7 @@ def _tell_others(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
-    """The running runs of these tasks, those that wait for their parts, and their active on-time runs, by task.
+    """The runs of these tasks that are running or have a lane for another reason, and their active on-time runs.
 
     Other runs that wait are not read: there may be very many, such as those of a catch-up.
     """
@@ -249,7 +256,7 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     statement = text(
         f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL} AND {NO_PART_SQL} UNION ALL "
         f"SELECT {of_lanes} FROM {json_rows.source([runs.c.task], kind)} CROSS JOIN batch_runs r "
-        f"WHERE r.exclusive = v.task AND {HOLDS_LANE_SQL} AND {PLAIN_STATE} = 'waiting'"
+        f"WHERE r.exclusive = v.task AND {HOLDS_LANE_SQL} AND NOT ({IN_THE_WAY_SQL})"
     )
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
     by_task: dict[str, list[Active]] = {}

@@ -64,6 +64,8 @@ class Origin(StrEnum):
 class Rank:
     """The class of a run in the queue of its task: a smaller one goes first."""
 
+    JOINING = -1
+    """A run that goes on after its parts. While it is queued it still has its lane."""
     INTERRUPTED = 0
     ON_TIME = 1
     MANUAL = 2

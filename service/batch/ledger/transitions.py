@@ -225,7 +225,7 @@ async def open_waiting(connection: AsyncConnection, ids: Sequence[str], now: dat
 
 async def join_parts(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
     """Queue those of the runs `ids` that wait for their parts: all have succeeded. They go on before other runs."""
-    values = f"due_at = :now, rank = {Rank.INTERRUPTED}, {parts.PROGRESS}"
+    values = f"due_at = :now, rank = {Rank.JOINING}, {parts.PROGRESS}"
     await _change(connection, (RunState.WAITING, RunState.QUEUED), [{"id": run} for run in ids], values, now)
 
 

@@ -14,7 +14,8 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import database_time, json_rows, queues, transitions
 from service.batch.ledger.runs import Claimed
-from service.batch.ledger.tables import HELD_SQL, HOLDS_LANE_SQL, runs
+from service.batch.ledger.states import Rank, RunState
+from service.batch.ledger.tables import HELD_SQL, HOLDS_LANE_SQL, not_held, runs
 from service.batch.ledger.transitions import CLAIMED_COLUMNS
 from service.batch.queue import concurrency
 from service.batch.queue.capacity import OWN_POOLS, Capacity
@@ -139,12 +140,14 @@ async def heads(
 def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
     """The query for the first run of each queue, except of tasks with rules, and for runs without `exclusive`."""
     source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
-    running = f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL}"
+    # A run that goes on after its parts is the first of its queue, and takes the lane that it has.
+    is_first = f"x.rank = {Rank.JOINING} AND x.state = '{RunState.QUEUED}' AND {not_held('x')}"
+    taken = f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL} AND NOT ({is_first})"
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
     head = queues.first("exclusive = v.task", "1", retries)
     not_exclusive = queues.first("exclusive IS NULL", ":each", retries, lock=lock)
     ids = (
-        f"SELECT ({head}) FROM {source} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({running}) "
+        f"SELECT ({head}) FROM {source} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
         f"UNION ALL SELECT u.id FROM {source} JOIN batch_runs u ON {queues.among('u.id', not_exclusive, kind)}"
     )
     statement = text(

@@ -71,17 +71,24 @@ def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
 
 async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:
     """The lanes that a run may take now, smallest first, by name of queue. `lanes`: the number of lanes of each."""
+    taken = await _taken(connection, lanes)
+    return {name: free_lanes(number, set(taken[name])) for name, number in lanes.items()}
+
+
+async def _taken(connection: AsyncConnection, names: Iterable[str]) -> dict[str, dict[int, bool]]:
+    """The lanes that runs hold, by name of queue, each with whether its run is queued: it goes on after its parts."""
     kind = connection.dialect.name
     # With CROSS SQLite reads the names first, and not all running runs.
     statement = text(
-        f"SELECT x.exclusive, x.lane FROM {json_rows.source([runs.c.exclusive], kind)} CROSS JOIN batch_runs x "
+        f"SELECT x.exclusive, x.lane, x.state = '{RunState.QUEUED}' "
+        f"FROM {json_rows.source([runs.c.exclusive], kind)} CROSS JOIN batch_runs x "
         f"WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL}"
     )
-    parameter = {"rows": json_rows.encode([{"exclusive": name} for name in lanes], kind)}
-    taken: dict[str, set[int]] = {name: set() for name in lanes}
-    for name, lane in await connection.execute(statement, parameter):
-        taken[name].add(lane)
-    return {name: free_lanes(number, taken[name]) for name, number in lanes.items()}
+    parameter = {"rows": json_rows.encode([{"exclusive": name} for name in names], kind)}
+    taken: dict[str, dict[int, bool]] = {name: {} for name in names}
+    for name, lane, is_queued in await connection.execute(statement, parameter):
+        taken[name][lane] = is_queued
+    return taken
 
 
 def free_lanes(lanes: int, taken: set[int]) -> list[int]:
@@ -98,18 +105,23 @@ async def heads_by_rules(
     connection: AsyncConnection, rules: Mapping[str, Rule], now: datetime, limit: int, retries: bool = True
 ) -> list[Head]:
     """The first runs of each queue in `rules` that may start now, as many as its rule allows, each with its lane."""
-    lanes = await free(connection, {name: rule.lanes for name, rule in rules.items()})
-    lanes = {name: numbers for name, numbers in lanes.items() if numbers}
+    taken = await _taken(connection, rules)
+    lanes = {name: free_lanes(rule.lanes, set(taken[name])) for name, rule in rules.items()}
+    own = {name: sum(taken[name].values()) for name in rules}
+    lanes = {name: numbers for name, numbers in lanes.items() if numbers or own[name]}
     slots_left = {name: len(lanes[name]) for name, rule in rules.items() if rule.waits and name in lanes}
     if slots_left:
         pending = await _pending(connection, slots_left)
         slots_left = {name: number - pending[name] for name, number in slots_left.items()}
-    most = min(limit, max(map(len, lanes.values()), default=0))
+    most = min(limit, max((len(numbers) + own[name] for name, numbers in lanes.items()), default=0))
     chosen = []
     blocked = {name for name, number in slots_left.items() if number < 1}
     of_tasks = {name: rules[name].task for name in lanes}
     for head in await _first(connection, of_tasks, blocked, now, most, retries):
         queue = head.exclusive or head.task
+        if (head.state, head.rank) == (RunState.QUEUED, Rank.JOINING):
+            chosen.append(head)  # it has its lane
+            continue
         if queue in slots_left and (head.state, head.rank) == (RunState.QUEUED, Rank.ON_TIME):
             if slots_left[queue] < 1:
                 continue
