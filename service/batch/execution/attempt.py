@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service import clock, tracing
 from service.batch.context.attempt_state import AttemptState, always_held
@@ -24,6 +24,9 @@ from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 logger = get_logger("service.batch")
 
@@ -80,16 +83,19 @@ class Attempt:
         """Start the attempt as a task of the running event loop."""
         # An empty context: context variables that were set when the service started must not leak into runs.
         self._context = contextvars.Context()
-        self._span = tracing.begin(
-            self._context, f"run {self.task.name}", _span_attributes(self.claimed), self.claimed.traceparent
-        )
+        self._span = self._begin_span() if tracing.is_in_use() else None
         name = f"run {self.claimed.id} of {self.task.name}"
         self._work = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
-        self._work.add_done_callback(self._on_work_done)
+        # The end is handled by a callback, so that the bodies of other attempts that are launched now begin before.
+        self._work.add_done_callback(self._on_work_done, context=self._context)
         pings.began(self.task, self.claimed)
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
             self._later(timeout, self.stop, self.body.failed(error, "timed out", str(error)))
+
+    def _begin_span(self) -> Span | None:
+        attributes, caller = _span_attributes(self.claimed), self.claimed.traceparent
+        return tracing.begin(self._context, f"run {self.task.name}", attributes, caller)
 
     def stop(self, ending: Ending) -> None:
         """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt is given up."""
@@ -129,12 +135,9 @@ class Attempt:
             self._context.run(self._log_ending, self.body.stop)
             self._end(self.body.stop)
 
-    async def _run(self) -> None:
+    async def _run(self) -> Ending:
         self.body.enter()
-        ending = await self.body.ending_of(self._execute)
-        if not self._ended:
-            self._log_ending(ending)
-            self._end(ending)
+        return await self.body.ending_of(self._execute)
 
     async def _execute(self) -> Ending:
         if self._take_over is not None:
@@ -166,11 +169,17 @@ class Attempt:
         if claimed.created_at - claimed.slot < ON_TIME:
             self._metrics.start_delay.add((self.ledger_time() - claimed.slot).total_seconds())
 
-    def _on_work_done(self, work: asyncio.Task[None]) -> None:
-        """End the attempt if the work has not done so: it was cancelled before its first step."""
-        if not self._ended:
+    def _on_work_done(self, work: asyncio.Task[Ending]) -> None:
+        """End the attempt, unless it was given up before. Called in the context of the run."""
+        if self._ended:
+            return
+        if work.cancelled() or work.exception() is not None:  # it was cancelled before its first step
             error = asyncio.CancelledError() if work.cancelled() else work.exception()
             self._end(self.body.stop or self.body.failed(error or RuntimeError("the attempt ended without an ending")))
+            return
+        ending = work.result()
+        self._log_ending(ending)
+        self._end(ending)
 
     def _log_ending(self, ending: Ending) -> None:
         """Write the last line of the attempt to its log, unless it has succeeded."""

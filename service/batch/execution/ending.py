@@ -41,6 +41,8 @@ class Ending:
 
 def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
     """Log how an attempt ended, unless it has succeeded. Called inside the run, so that its log has the line."""
+    if ending.state == RunState.SUCCEEDED:  # many may end at once, and log_outcomes counts them together
+        return
     seconds = (ended_at - claimed.attempt_started_at).total_seconds()
     ids = {"task": claimed.task, "run": claimed.id, "attempt": claimed.attempt}
     values = _json_only(ids, claimed.slot, seconds, ending.state)
@@ -50,7 +52,7 @@ def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
     elif ending.state == RunState.WAITING:
         what = f"split into {len(ending.parts):,} parts" if ending.parts is not None else "resumed with its parts"
         logger.info(f"{claimed.task} was {what}", **values)
-    elif ending.state != RunState.SUCCEEDED:
+    else:
         logger.warning(f"{claimed.task} was {ending.outcome}: {ending.reason}", **values)
 
 
