@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service import clock, tracing
 from service.batch.context.attempt_state import AttemptState, always_held
@@ -24,9 +24,6 @@ from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
-
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
 
 logger = get_logger("service.batch")
 
@@ -83,7 +80,10 @@ class Attempt:
         """Start the attempt as a task of the running event loop."""
         # An empty context: context variables that were set when the service started must not leak into runs.
         self._context = contextvars.Context()
-        self._span = self._begin_span() if tracing.is_in_use() else None
+        self._span = None
+        if tracing.is_in_use():
+            attributes, caller = _span_attributes(self.claimed), self.claimed.traceparent
+            self._span = tracing.begin(self._context, f"run {self.task.name}", attributes, caller)
         name = f"run {self.claimed.id} of {self.task.name}"
         self._work = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
         # The end is handled by a callback, so that the bodies of other attempts that are launched now begin before.
@@ -92,10 +92,6 @@ class Attempt:
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
             self._later(timeout, self.stop, self.body.failed(error, "timed out", str(error)))
-
-    def _begin_span(self) -> Span | None:
-        attributes, caller = _span_attributes(self.claimed), self.claimed.traceparent
-        return tracing.begin(self._context, f"run {self.task.name}", attributes, caller)
 
     def stop(self, ending: Ending) -> None:
         """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt is given up."""

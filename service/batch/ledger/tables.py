@@ -57,8 +57,7 @@ LEFT_SQL = f"{UNINDEXED_STATE} = 'interrupted'"
 """Runs that were interrupted and wait for a node, in the form that uses the index on the node that left them."""
 RUNNING_SQL = "state = 'running'"
 HOLDS_LANE_SQL = "attempt > attempts_before AND state IN ('running', 'waiting', 'queued')"
-"""Runs that hold a lane: a run that waits for its parts does, and then until its attempt goes on. One that waits or is
-queued and has not begun does not."""
+"""Runs that hold a lane: also while a run that has begun waits for its parts, and then until its attempt goes on."""
 WAITING_SQL = f"{UNINDEXED_STATE} = 'waiting'"
 """Runs that wait for their `due_at`, for other slots, for the other runs of their group, or for their parts."""
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)

@@ -1,25 +1,39 @@
-"""File watch: a thread that looks every few milliseconds whether another process has told something in an SQLite file.
+"""File watch: a thread that notices when another process has told something in an SQLite file.
 
-The look reads one number, which SQLite keeps in memory that all its processes share. Only if somebody has committed
+Linux says when somebody writes to the file (inotify). Then the thread looks again and again, for as long as a commit
+may take, and rests until the next write. On other systems, and where Linux has no watch left, it looks all the time. A
+look reads one number, which SQLite keeps in memory that all its processes share. Only if somebody has committed
 something since, a second statement reads what was told (see ledger/wakes.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 import sqlite3
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from itertools import chain, repeat
 
 from service.batch.ledger.wakes import ASKED, CATALOG, QUEUED, Wake
 from service.database.engine import Database
 
-STEP = 0.02
-"""Seconds between two looks."""
-SHORT_STEP, SHORT_STEPS = 0.01, 200
-"""After something was told, so many steps are shorter."""
+if sys.platform == "linux":
+    from inotify_simple import INotify, flags
+
+STEP, COMMIT_STEPS = 0.01, 30
+"""Seconds between two looks, and how many of them follow a write: it is seen before its commit, which waits for the
+disk."""
+FIRST_STEPS = (0.001, 0.002, 0.004)
+"""The steps before these, if nobody had written for a while."""
+LONG_STEP, SHORT_STEPS = 0.02, 200
+"""The step where nothing says that somebody writes. After something was told, so many steps are as short as STEP."""
+LONGEST_REST = 1.0
+"""The longest wait for a write, in seconds, until a look is made all the same."""
 REOPEN_SECONDS = 1.0
 """After an error the file is opened again so much later."""
 
@@ -36,42 +50,103 @@ class FileWatch:
             sqlite3.connect, *place, **{**options, "isolation_level": None}
         )
         self._on_wake, self._loop = on_wake, asyncio.get_running_loop()
-        self._stopped = threading.Lock()  # an acquire with a timeout costs less than the wait for an Event
-        self._stopped.acquire()
+        self._stop, self._is_stopped = socket.socketpair()
         self._thread = threading.Thread(target=self._watch, name="batch-file-watch", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread, which takes a step."""
-        self._stopped.release()
+        """End the thread, which takes a moment."""
+        self._stop.send(b"!")  # a close is not seen while a forked process has this socket too
         self._thread.join(1)
+        self._stop.close()
 
     def _watch(self) -> None:
         has_ended = False
-        while not has_ended:
-            try:
-                with closing(self._connect()) as connection:
-                    has_ended = self._look_again_and_again(connection.cursor())
-            except sqlite3.Error:  # such as a full disk: the polls report it
-                has_ended = self._stopped.acquire(timeout=REOPEN_SECONDS)
+        with self._is_stopped:
+            while not has_ended:
+                try:
+                    with closing(self._connect()) as connection:
+                        has_ended = self._look_again_and_again(connection.cursor())
+                except sqlite3.Error:  # such as a full disk: the polls report it
+                    has_ended = bool(select.select([self._is_stopped], [], [], REOPEN_SECONDS)[0])
 
     def _look_again_and_again(self, cursor: sqlite3.Cursor) -> bool:
         """Look until this is stopped; then it returns True. No transaction stays open between two looks."""
         self._tell(Wake(None))  # somebody may have told something before
-        version, numbers, short_steps = _version(cursor), _numbers(cursor), 0
-        while not self._stopped.acquire(timeout=SHORT_STEP if short_steps else STEP):
-            short_steps = max(0, short_steps - 1)
-            if (new_version := _version(cursor)) == version:
-                continue
-            version, before, numbers = new_version, numbers, _numbers(cursor)
-            if (wake := _difference(before, numbers)) != Wake():
-                short_steps = SHORT_STEPS
-                self._tell(wake)
+        version, numbers = _version(cursor), _numbers(cursor)
+        with closing(_Pauses(self._is_stopped, cursor)) as pauses:
+            while pauses.wait():
+                if (new_version := _version(cursor)) == version:
+                    continue
+                version, before, numbers = new_version, numbers, _numbers(cursor)
+                if (wake := _difference(before, numbers)) != Wake():
+                    pauses.shorten()
+                    self._tell(wake)
         return True
 
     def _tell(self, wake: Wake) -> None:
         with suppress(RuntimeError):  # the loop is closed: this is being stopped
             self._loop.call_soon_threadsafe(self._on_wake, wake)
+
+
+class _Pauses:
+    """The pauses between two looks."""
+
+    def __init__(self, is_stopped: socket.socket, cursor: sqlite3.Cursor) -> None:
+        """`is_stopped` can be read when the watch is to end. `cursor`: of the file that is watched."""
+        self._writes = _writes(cursor)
+        self._stop, self._stop_or_write = select.poll(), select.poll()
+        for poll in (self._stop, self._stop_or_write):
+            poll.register(is_stopped, select.POLLIN)
+        if self._writes is not None:
+            self._stop_or_write.register(self._writes, select.POLLIN)
+        self._steps: Iterator[float] = repeat(STEP, COMMIT_STEPS)
+
+    def wait(self) -> bool:
+        """Wait until a look is due. Returns False if the watch is to end."""
+        if self._writes is None:
+            return not self._stop.poll(next(self._steps, LONG_STEP) * 1000)
+        step = next(self._steps, None)
+        if step is not None:
+            if self._stop.poll(step * 1000):
+                return False
+            first_steps: tuple[float, ...] = ()
+        elif not (ready := self._stop_or_write.poll(LONGEST_REST * 1000)):
+            return True
+        elif any(place != self._writes.fileno() for place, _ in ready):
+            return False
+        else:
+            first_steps = FIRST_STEPS
+        if self._writes.read(timeout=0):
+            self._steps = chain(first_steps, repeat(STEP, COMMIT_STEPS))
+        return True
+
+    def shorten(self) -> None:
+        """More may follow soon, since something was told."""
+        if self._writes is None:
+            self._steps = repeat(STEP, SHORT_STEPS)
+
+    def close(self) -> None:
+        if self._writes is not None:
+            self._writes.close()
+
+
+def _writes(cursor: sqlite3.Cursor) -> INotify | None:
+    """What can be read when somebody writes to the file of this connection; None where the system does not say so."""
+    if sys.platform != "linux":
+        return None
+    file = cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchall()[0][0]
+    try:
+        writes = INotify()
+    except OSError:  # the user has no watch left
+        return None
+    try:
+        for path in (file, f"{file}-wal"):
+            writes.add_watch(path, flags.MODIFY)
+    except OSError:
+        writes.close()
+        return None
+    return writes
 
 
 def _version(cursor: sqlite3.Cursor) -> int:
