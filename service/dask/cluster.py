@@ -20,6 +20,8 @@ logger = get_logger("service.batch")
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 2.0
 """How long an answer of the scheduler is waited for."""
+REGISTER_SECONDS = 1.5
+"""How long all workers together may take to answer that they have a node. It is less than ANSWER_SECONDS."""
 LOOK_SECONDS = 1.0
 """How old may be what is known of the workers."""
 LONGEST_PAUSE = 10.0
@@ -50,6 +52,7 @@ class Cluster:
         self._workers: Workers = {}
         self._looked_at = 0.0
         self._connecting: asyncio.Task[None] | None = None
+        self._registering: asyncio.Future[Any] | None = None
         self._trouble: str | None = None
         self._is_closed = False
 
@@ -126,7 +129,13 @@ class Cluster:
         if scheduler != self._scheduler:
             client.subscribe_topic(TOPIC, self._told)
             plugin = PluginByName(self._host, "plugin", self._pools)
-            await client.register_plugin(plugin, name=f"batch-node {' '.join(self._pools)}")
+            self._registering = asyncio.ensure_future(
+                client.register_plugin(plugin, name=f"batch-node {' '.join(self._pools)}")
+            )
+            if (await asyncio.wait([self._registering], timeout=REGISTER_SECONDS))[0]:
+                self._registering.result()
+            else:  # the scheduler has the plugin, and gives it to each worker that answers
+                logger.warning(f"a worker of the Dask scheduler {self.address} does not answer, and gets no node")
             self._scheduler = scheduler
 
     def _reached(self) -> None:
@@ -149,6 +158,8 @@ class Cluster:
     async def _drop(self) -> None:
         client, self._client = self._client, None
         self._workers, self._scheduler = {}, None
+        if self._registering is not None:
+            self._registering.cancel()
         if client is not None:
             await _close(client)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
 from service.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
@@ -32,6 +33,42 @@ async def test_the_run_of_a_killed_worker_is_resumed_by_another_one(place: Place
     [lost] = await rows(place.ledger, tables.nodes, pid=worker)
     assert lost["lost_at"] is not None
     await place.nodes(2)  # the nanny has started another worker
+
+
+@pytest.mark.nightly
+async def test_a_ticket_whose_worker_dies_before_it_claims_is_placed_again(place: Place) -> None:
+    cluster = place.cluster(workers=1)
+    place.serve(cluster)
+    (node,) = await place.nodes(1)
+    await place.queue("empty", exclusive=None)
+    await place.all_ended("empty", 1)
+    os.kill(node["pid"], signal.SIGSTOP)  # so that the ticket reaches the worker and is not executed
+    (run,) = await place.queue("urgent")
+    async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True) as client:
+
+        async def given() -> bool:
+            return any("urgent" in str(key) for keys in (await client.processing()).values() for key in keys)
+
+        await until(given)
+    os.kill(node["pid"], signal.SIGKILL)
+    row = await place.ended(run)
+    assert (row["state"], row["fence"]) == ("succeeded", 1)
+    assert row["result"] != node["pid"]
+
+
+@pytest.mark.nightly
+async def test_a_worker_that_is_frozen_when_the_service_starts_does_not_keep_the_others_from_work(place: Place) -> None:
+    cluster = place.cluster(workers=2)
+    async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True) as client:
+        frozen, _ = (await client.run(os.getpid)).values()
+    os.kill(frozen, signal.SIGSTOP)
+    served = place.serve(cluster)
+    await place.queue("empty", 10, exclusive=None)
+    ended = await place.all_ended("empty", 10)
+    assert frozen not in {row["result"] for row in ended}
+    served.wait_until_said("does not answer, and gets no node")
+    os.kill(frozen, signal.SIGKILL)
+    await place.nodes(2)
 
 
 @pytest.mark.nightly
