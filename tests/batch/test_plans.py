@@ -99,6 +99,8 @@ IN_ORDER = {
     "audit": r"USING INDEX ix_batch_events",
     "gauges": r"batch_tasks t$|^SCAN t$|INDEX (uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$",
     "list": r"USING INDEX ix_batch_runs",
+    "list of parts and runs": r"USING INDEX ix_batch_runs",
+    "a run by the end of its id": r"USING (COVERING )?INDEX (ix_batch_runs_created|sqlite_autoindex_batch_runs_1)$",
     "look": r"USING (COVERING )?INDEX (ix_batch_nodes_live$|ix_batch_\w+_(unnoticed|unsent)|ix_batch_runs_held)",
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
@@ -113,9 +115,10 @@ IN_ORDER = {
     "strip": r"USING INDEX ix_batch_nodes_live$",
     "tickets": r"USING (COVERING )?INDEX ix_batch_runs_held",
 }
-"""Scans that are allowed: a list stops after a page, and so do the count of items in quarantine and the search for the
-newest processes; the indexes of nodes and incidents have only living and open ones; monitoring and the page of tasks
-show each task; PostgreSQL scans the few previews of a day, and the tally while it is as small as here."""
+"""Scans that are allowed: a list stops after a page, and a search after 100,000 ids, and so do the count of items in
+quarantine and the search for the newest processes; the indexes of nodes and incidents have only living and open ones;
+monitoring and the page of tasks show each task; PostgreSQL scans the few previews of a day, and the tally while it is
+as small as here."""
 
 PLANS = {
     "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},
@@ -129,7 +132,7 @@ PLANS = {
     },
     "gauges": {
         *("ix_batch_runs_state_created", "ix_batch_runs_task_created", "ix_batch_runs_waiting", "ix_batch_runs_queue"),
-        *("uq_batch_incidents_open", "ix_batch_nodes_live"),
+        *("uq_batch_incidents_open", "ix_batch_nodes_live", "ix_batch_runs_parts"),
     },
     "look": {
         *("ix_batch_runs_waiting", "ix_batch_runs_retry_due", "ix_batch_runs_retrying", "ix_batch_runs_held"),
@@ -158,6 +161,7 @@ PLANS = {
         *("ix_batch_runs_skipped", "ix_batch_incidents_closed", "ix_batch_runs_task_created"),
         *("ix_batch_runs_retry_due", "ix_batch_incidents_opened", "ix_batch_runs_by_hand"),
         *("ix_batch_tally_not_all_good", "ix_batch_events_at", "ix_batch_waits_slot", "ix_batch_runs_waits"),
+        *("ix_batch_runs_state_created", "ix_batch_runs_parts"),
     },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
@@ -173,9 +177,13 @@ PLANS = {
     "session": set(),
     "chunk": set(),
     "list": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_state_created"},
+    "list of parts": {"ix_batch_runs_parts"},
+    "list of parts and runs": {"ix_batch_runs_parts", "ix_batch_runs_created", "ix_batch_runs_task_created"},
+    "list of the parts of a run": {"ix_batch_runs_members"},
+    "a run by the end of its id": {"ix_batch_runs_created"},
     "overview": {
         *("ix_batch_runs_held", "ix_batch_runs_task_created", "ix_batch_runs_waiting", "ix_batch_runs_queue"),
-        *("ix_batch_runs_state_created", "ix_batch_tally_not_all_good"),
+        *("ix_batch_runs_state_created", "ix_batch_runs_parts", "ix_batch_tally_not_all_good"),
     },
     "show": {"ix_batch_runs_task_created", "ix_batch_missed_task", "ix_batch_runs_parent"},
     "prune": {
@@ -206,8 +214,8 @@ HARMLESS |= {"uq_batch_incidents_open", "ix_batch_incidents_open"}  # both have 
 
 BY_KIND = {
     "cancel": {"ix_batch_runs_members"},
-    "overview": {"uq_batch_schedules_open"},
-    "night": {"ix_batch_runs_state_created", "uq_batch_schedules_open", "ix_batch_previews_expires"},
+    "overview": {"uq_batch_schedules_open", "ix_batch_runs_created"},
+    "night": {"uq_batch_schedules_open", "ix_batch_previews_expires"},
 }
 """Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are few rows here."""
 
@@ -408,6 +416,19 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             ):
                 await run_query.page(connection, run_query.RunQuery(**conditions), 10)
                 await run_query.page(connection, run_query.RunQuery(**conditions), 10, (at, new_id()))
+        for name, conditions in (
+            ("list of parts", {"origins": frozenset({"part"})}),
+            ("list of parts", {"origins": frozenset({"part"}), "states": few, "task": "over-1"}),
+            ("list of parts and runs", {"origins": frozenset({"part", "manual"})}),
+            ("list of parts and runs", {"origins": frozenset({"part", "manual"}), "task": "over-1"}),
+            ("list of the parts of a run", {"parent": new_id()}),
+            ("list of the parts of a run", {"parent": new_id(), "states": few}),
+        ):
+            with plans.of(name):
+                await run_query.page(connection, run_query.RunQuery(**conditions), 10)
+                await run_query.page(connection, run_query.RunQuery(**conditions), 10, (at, new_id()))
+        with plans.of("a run by the end of its id"):
+            await run_ids.end_in(connection, "0000", 2)
         with plans.of("show"):
             run = await runs.latest(connection, "over-1")
             assert run is not None

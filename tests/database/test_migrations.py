@@ -134,6 +134,10 @@ async def test_an_sqlite_file_that_cannot_be_opened_is_named() -> None:
         ("ix_batch_runs_in_the_way", "IN_THE_WAY_SQL"),
         ("ix_batch_runs_held", "HELD_SQL"),
         ("uq_batch_runs_exclusive", "HOLDS_LANE_SQL"),
+        ("ix_batch_runs_created", "NO_PART_SQL"),
+        ("ix_batch_runs_task_created", "NO_PART_SQL"),
+        ("ix_batch_runs_state_created", "NO_PART_SQL"),
+        ("ix_batch_runs_parts", "PART_SQL"),
     ],
 )
 async def test_the_queries_name_the_states_as_the_migrated_indexes_do(

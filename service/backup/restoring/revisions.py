@@ -8,8 +8,9 @@ from service.backup.file.reader import Backup
 from service.database.histories import DATA_HISTORY, data_revision
 from service.database.migrate import ALEMBIC_VERSION
 
-SAME_TABLES = {"ledger_0010": "ledger_0009"}
-"""Revisions that changed no table, each with its predecessor: rows of either fit into tables of the other."""
+SAME_TABLES = {"ledger_0010": "ledger_0009", "ledger_0023": "ledger_0022"}
+"""Revisions that changed no table but for its indexes, each with its predecessor: rows of either fit into tables of the
+other."""
 
 
 def of_backup(backup: Backup) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
@@ -16,7 +16,7 @@ from service.batch.ledger import json_rows, schedules
 from service.batch.ledger.incidents.incidents import IncidentKind, Opening
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import runs, tasks
+from service.batch.ledger.tables import OF_SLOT_SQL, runs, tasks
 from service.concurrency.offload import offload
 
 MOST_SLOTS = 1_000
@@ -63,7 +63,7 @@ async def unmet_slots(connection: AsyncConnection, task: str, slots: Collection[
     """Those of these slots of a task that no run has done: it succeeded, or was made good."""
     theirs = json_rows.is_among(runs.c.slot, slots, connection.dialect.name)
     query = select(runs.c.slot, runs.c.state, runs.c.made_good_at).where(runs.c.task == task, theirs)
-    query = query.where(runs.c.origin != "manual")
+    query = query.where(text(OF_SLOT_SQL))
     done = {
         row.slot
         for row in await connection.execute(query)

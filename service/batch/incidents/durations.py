@@ -102,7 +102,7 @@ async def outdated(connection: AsyncConnection, now: datetime) -> list[str]:
 
 
 _NEWEST = (
-    "SELECT coalesce(r.finished_at, r.created_at) FROM batch_runs r WHERE r.task = t.name "
+    f"SELECT coalesce(r.finished_at, r.created_at) FROM batch_runs r WHERE r.task = t.name AND r.{NO_PART_SQL} "
     "ORDER BY r.created_at DESC, r.id DESC LIMIT 1"
 )
 _COMPUTED = "coalesce((SELECT d.computed_at FROM batch_durations d WHERE d.task = t.name), :long_ago)"

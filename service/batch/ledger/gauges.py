@@ -19,11 +19,11 @@ from sqlalchemy.sql.selectable import TextualSelect
 from service.batch.ledger import database_time, queues
 from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.incidents.tables import OPEN_SQL, durations, incidents
-from service.batch.ledger.states import ACTIVE, Origin, RunState
-from service.batch.ledger.tables import NO_PART_SQL, READY_SQL, backups, nodes, not_held, runs, tasks
+from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.tables import NO_PART_SQL, PART_SQL, READY_SQL, backups, nodes, not_held, runs, tasks
 
 MOST_COUNTED = 10_000
-"""Runs of one state are counted up to this number."""
+"""Runs of one state are counted up to this number, and parts of runs, too."""
 
 LOOKED = 100
 """So many of the newest runs of a task are looked at for its last success and its failures since."""
@@ -35,7 +35,7 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 class Totals:
     """`now`: the database time (UTC). `runs`, `parts`: how many runs and parts of runs are in each active state.
 
-    Of each state the MOST_COUNTED oldest ones, runs and parts together, are counted.
+    Of each state MOST_COUNTED runs are counted at most, and so many parts.
     `verified_backup_at`: when the newest verified backup was taken (UTC); None without one.
     """
 
@@ -61,17 +61,20 @@ async def totals(connection: AsyncConnection) -> Totals:
     return Totals(row.now, of_runs, of_parts, row.backup)
 
 
-def _first(state: RunState) -> str:
-    """SQL for the oldest runs in a state. The order, and a limit whose value PostgreSQL does not know when it plans,
-    let it read the index of the states, and not all runs.
+def _first(state: RunState, kind: str) -> str:
+    """SQL for the oldest runs in a state, or parts. `kind`: the condition that it is a part, or that it is none.
+
+    The order, and a limit whose value PostgreSQL does not know when it plans, let it read the index of the states, and
+    not all runs.
     """
-    of_state = f"SELECT state, origin FROM batch_runs WHERE state = '{state}'"
-    return f"SELECT * FROM ({of_state} ORDER BY created_at, id LIMIT (SELECT {MOST_COUNTED})) AS {state}_runs"
+    is_part = str(kind == PART_SQL).lower()
+    of_state = f"SELECT state, {is_part} AS is_part FROM batch_runs WHERE state = '{state}' AND {kind}"
+    return f"SELECT * FROM ({of_state} ORDER BY created_at, id LIMIT (SELECT {MOST_COUNTED})) AS {state}_{is_part}"
 
 
+_FIRSTS = " UNION ALL ".join(_first(state, kind) for state in ACTIVE for kind in (NO_PART_SQL, PART_SQL))
 _COUNTS = text(
-    f"SELECT x.state, x.origin = '{Origin.PART}' AS is_part, count(*) AS number "
-    f"FROM ({' UNION ALL '.join(map(_first, ACTIVE))}) AS x GROUP BY x.state, x.origin = '{Origin.PART}'"
+    f"SELECT x.state, x.is_part, count(*) AS number FROM ({_FIRSTS}) AS x GROUP BY x.state, x.is_part"
 ).columns(runs.c.state, Column("is_part", Boolean), Column("number", Integer))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Text, cast, func, select
+from sqlalchemy import Text, cast, func, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger.tables import runs
+from service.batch.ledger.tables import NO_PART_SQL, runs
 
 MOST_SEARCHED = 100_000
 """How many of the newest runs are searched for the end of an id."""
@@ -27,9 +27,13 @@ async def begin_with(connection: AsyncConnection, prefix: str, limit: int) -> li
 async def end_in(connection: AsyncConnection, suffix: str, limit: int) -> list[dict[str, Any]]:
     """The same as `begin_with` for the end of the id, among the newest MOST_SEARCHED runs.
 
-    An id ends in random digits, so no index has them in order. The search reads only the index on the time of making.
+    An id ends in random digits, so no index has them in order. Parts are found among the newest MOST_SEARCHED ids: they
+    are made later than their run, and there may be so many that no run is among these.
     """
-    newest = select(runs.c.id).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST_SEARCHED).subquery()
+    by_time = (runs.c.created_at.desc(), runs.c.id.desc())
+    newest_runs = select(runs.c.id).where(text(NO_PART_SQL)).order_by(*by_time).limit(MOST_SEARCHED).subquery()
+    newest_ids = select(runs.c.id).order_by(runs.c.id.desc()).limit(MOST_SEARCHED).subquery()
+    newest = union_all(newest_runs.select(), newest_ids.select()).subquery()
     digits = func.replace(cast(newest.c.id, Text), "-", "")
     matching = select(newest.c.id).where(digits.endswith(suffix, autoescape=True)).limit(limit)
     columns = (runs.c.id, runs.c.task, runs.c.state, runs.c.created_at)

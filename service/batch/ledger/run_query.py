@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Subquery, Text, and_, cast, or_, select, text, type_coerce, union_all
+from sqlalchemy import ColumnElement, Subquery, Text, cast, literal, select, text, tuple_, type_coerce, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import Origin, RunState
-from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, runs
+from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PART_SQL, runs
 
 LOOKED = 10_000
 """How many rows are looked at for a page at most."""
 CHECKED = frozenset(("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params", "reason"))
 """The columns that the other conditions need."""
+PARTS = frozenset((Origin.PART,))
 
 Columns = ReadOnlyColumnCollection[str, Any]
 Key = tuple[datetime, str]
@@ -40,7 +41,7 @@ class RunQuery:
         params: JSON values that parameters have, by the name of the parameter.
         text: Only runs whose reason, which has the text of an error, contains this, whatever the case.
         parent: Only the parts of this run. Without it, and unless `origins` has "part", there are no parts.
-        by_slot: Order by the slot instead of the time of making. Manual runs are left out.
+        by_slot: Order by the slot instead of the time of making. Manual runs and parts are left out.
     """
 
     task: str | None = None
@@ -97,37 +98,50 @@ async def page(
 
 def _looked(query: RunQuery, at: ColumnElement[datetime], before: Key | None, names: Set[str], number: int) -> Subquery:
     """These columns of the rows that the page looks at, so many at most, found by an index and read in its order."""
-    whole = select(*(runs.c[name] for name in sorted(names))).where(*_indexed(query, at, before))
-    if not _is_by_state(query):
-        return _newest(whole, at, number).subquery()
-    # One part for each state, which the index on states gives in order.
-    parts = [_newest(whole.where(runs.c.state == state), at, number) for state in query.states]
-    if len(parts) == 1:
-        return parts[0].subquery()
-    every = union_all(*(part.subquery().select() for part in parts)).subquery()
+    whole = select(*(runs.c[name] for name in sorted(names))).where(*_within(query, at, before))
+    newest = (runs.c[str(at.key)].desc(), runs.c.id.desc())
+    # PostgreSQL has no statistics of PART_SQL, and expects few parts. So it would read and sort all of them, but for a
+    # limit whose value it doesn't know.
+    most = select(literal(number)).scalar_subquery() if _has_parts(query) else number
+    found = [whole.where(*search).order_by(*newest).limit(most) for search in _searches(query)]
+    if len(found) == 1:
+        return found[0].subquery()
+    every = union_all(*(each.subquery().select() for each in found)).subquery()
     return select(every).order_by(every.c[str(at.key)].desc(), every.c.id.desc()).limit(number).subquery()
 
 
-def _is_by_state(query: RunQuery) -> bool:
-    """Whether the index on states finds the runs: those of one state, or of several rare ones."""
-    are_rare = bool(query.states) and RunState.SUCCEEDED not in query.states
-    return query.task is None and (len(query.states) == 1 or are_rare)
-
-
-def _newest(query: Select[Any], at: ColumnElement[datetime], number: int) -> Select[Any]:
-    return query.order_by(at.desc(), runs.c.id.desc()).limit(number)
-
-
-def _indexed(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -> Iterator[ColumnElement[bool]]:
-    if query.task is not None:
-        yield runs.c.task == query.task
+def _searches(query: RunQuery) -> Iterator[list[Any]]:
+    """The conditions of each search. The index of each gives the rows in order, but for the parts of one run."""
+    of_task = [runs.c.task == query.task] if query.task is not None else []
+    of_states = [runs.c.state.in_(sorted(query.states))] if query.states else []
     if query.parent is not None:
-        yield runs.c.awaited_by == query.parent
-        yield runs.c.origin == Origin.PART
-    elif Origin.PART not in query.origins:
-        yield text(NO_PART_SQL)  # type: ignore[misc]
+        yield [runs.c.awaited_by == query.parent, runs.c.origin == Origin.PART, *of_task, *of_states]
+        return
+    if query.by_slot or not query.origins or query.origins - PARTS:
+        by_state = [[runs.c.state == state] for state in sorted(query.states)] if _is_by_state(query) else [[]]
+        for of_state in by_state:
+            yield [text(NO_PART_SQL), *of_task, *of_state]
+    if _has_parts(query):
+        for state in sorted(query.states or RunState):
+            yield [text(PART_SQL), runs.c.state == state]
+
+
+def _is_by_state(query: RunQuery) -> bool:
+    """Whether an index on states finds the runs: those of one state, or of several rare ones."""
+    are_rare = bool(query.states) and RunState.SUCCEEDED not in query.states
+    return query.parent is not None or (query.task is None and (len(query.states) == 1 or are_rare))
+
+
+def _has_parts(query: RunQuery) -> bool:
+    """Whether parts of any runs are wanted. Their index has them by their states, and not by their tasks."""
+    return Origin.PART in query.origins and query.parent is None and not query.by_slot
+
+
+def _within(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -> Iterator[ColumnElement[bool]]:
+    """The interval of the list, and the place in it at which the page begins."""
     if query.by_slot:
         yield text(OF_SLOT_SQL)  # type: ignore[misc]
+        yield at.is_not(None)  # PostgreSQL would begin with the parts of the task, which have no slot
         since, until = query.slot_since, query.slot_until
     else:
         since, until = query.created_since, query.created_until
@@ -139,18 +153,21 @@ def _indexed(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -
         yield at < until
     if before is not None:
         instant, run = before
-        yield or_(at < instant, and_(at == instant, runs.c.id < run))
+        # Of rows, which both databases look up in the index. With an OR they would read all pages before.
+        yield tuple_(at, runs.c.id) < tuple_(literal(instant, at.type), literal(run, runs.c.id.type))
 
 
 def _others(query: RunQuery, columns: Columns, kind: str) -> Iterator[ColumnElement[bool]]:
     """The conditions that are checked on the rows that were looked at."""
     if query.states and not _is_by_state(query):
         yield columns.state.in_(sorted(query.states))
+    if query.task is not None and _has_parts(query):
+        yield columns.task == query.task
     if query.tasks is not None:
         yield columns.task.in_(sorted(query.tasks))
     if query.without:
         yield columns.task.not_in(sorted(query.without))
-    if query.origins:
+    if query.origins and not (query.origins == PARTS and _has_parts(query)):
         yield columns.origin.in_(sorted(query.origins))
     if query.node is not None:
         yield columns.node == query.node

@@ -253,8 +253,9 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     selected = ", ".join(c.name for c in columns)
     is_meant = queues.among("task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind)
     of_lanes = ", ".join(f"r.{c.name}" for c in columns)
+    is_no_part = f"coalesce(origin, '') <> '{Origin.PART}'"  # with NO_PART_SQL SQLite would use another index
     statement = text(
-        f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL} AND {NO_PART_SQL} UNION ALL "
+        f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL} AND {is_no_part} UNION ALL "
         f"SELECT {of_lanes} FROM {json_rows.source([runs.c.task], kind)} CROSS JOIN batch_runs r "
         f"WHERE r.exclusive = v.task AND {HOLDS_LANE_SQL} AND NOT ({IN_THE_WAY_SQL})"
     )

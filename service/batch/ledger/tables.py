@@ -64,14 +64,15 @@ CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
 SKIPPED_SQL = f"{UNINDEXED_STATE} = 'skipped'"
 BY_HAND_SQL, NO_PART_SQL = "origin = 'manual'", "origin <> 'part'"
+PART_SQL = "(origin || '') = 'part'"
+"""Parts of whichever runs, in the form that uses the index on parts. Those of one run are found by the run."""
 OF_SLOT_SQL = "origin <> 'manual'"
 """Runs of slots, to the letter as in the unique index on task and slot, which is used only for this condition."""
 UNNOTICED_RUN_SQL = f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
 """Runs that the watch has to look at: they have failed, or ended otherwise after something was wrong with them."""
 OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
 """Runs with something wrong that was neither made good nor acknowledged."""
-UNNOTICED_RANGE_SQL = "unnoticed IS NOT NULL"
-UNNOTICED_NODE_SQL = "noticed_at IS NULL"
+UNNOTICED_RANGE_SQL, UNNOTICED_NODE_SQL = "unnoticed IS NOT NULL", "noticed_at IS NULL"
 UNNOTICED_BACKUP_SQL = "failed_at IS NOT NULL AND noticed_at IS NULL"
 BEGUN_OR_READY = tuple(state for state in ACTIVE if state != RunState.WAITING)
 IN_THE_WAY_SQL = f"{is_one_of(BEGUN_OR_READY)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
@@ -163,16 +164,13 @@ runs = Table(
     *(Column(f"{event}_at", UtcDateTime) for event in ("started", "attempt_started", "finished")),
     # The request to cancel a running run, which its node reads (see nodes/ledger_poll.py).
     Column("cancel_at", UtcDateTime),
-    Column("cancel_by", Text),
-    Column("cancel_reason", Text),
+    *(Column(name, Text) for name in ("cancel_by", "cancel_reason")),
     # `fingerprint`: what is wrong with the run, as a class of errors; NULL if nothing is. `noticed_at`: when the watch
     # has seen how it ended. `acknowledged`: the incident with which a person has acknowledged it.
     # `made_good_by`: the run whose success made it good, which may be the run itself.
-    Column("fingerprint", String(40)),
-    Column("noticed_at", UtcDateTime),
+    *(Column("fingerprint", String(40)), Column("noticed_at", UtcDateTime)),
     Column("acknowledged", Id),
-    Column("made_good_at", UtcDateTime),
-    Column("made_good_by", Id),
+    *(Column("made_good_at", UtcDateTime), Column("made_good_by", Id)),
     # There may be any number of manual runs for a slot.
     Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where(OF_SLOT_SQL)),
     Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
@@ -186,9 +184,10 @@ runs = Table(
     Index("ix_batch_runs_retry_due", "due_at", **where(RETRYING_SQL)),
     Index("ix_batch_runs_retrying", "task", "created_at", **where(RETRYING_SQL)),
     Index("ix_batch_runs_retry_queue", "task", "exclusive", "rank", "due_at", "id", **where(RETRYING_SQL)),
-    Index("ix_batch_runs_task_created", "task", "created_at", "id"),
-    Index("ix_batch_runs_state_created", "state", "created_at", "id"),
-    Index("ix_batch_runs_created", "created_at", "id"),
+    Index("ix_batch_runs_task_created", "task", "created_at", "id", **where(NO_PART_SQL)),
+    Index("ix_batch_runs_state_created", "state", "created_at", "id", **where(NO_PART_SQL)),
+    Index("ix_batch_runs_created", "created_at", "id", **where(NO_PART_SQL)),
+    Index("ix_batch_runs_parts", "state", "created_at", "id", **where(PART_SQL)),
     Index("ix_batch_runs_by_hand", "created_at", **where(BY_HAND_SQL)),
     Index("ix_batch_runs_skipped", "slot", **where(SKIPPED_SQL)),
     Index("ix_batch_runs_unnoticed", "id", **where(UNNOTICED_RUN_SQL)),

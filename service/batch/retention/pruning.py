@@ -153,7 +153,8 @@ class Pruner:
 
     async def _oldest_kept(self, connection: AsyncConnection, before: datetime) -> dict[str, Row[Any]]:
         """The oldest run that `per_task` keeps, of each task that has so many runs; empty if no run at all is old."""
-        oldest = (await connection.execute(select(func.min(runs.c.created_at)))).scalar()
+        first = select(func.min(runs.c.created_at)).where(text(NO_PART_SQL))
+        oldest = (await connection.execute(first)).scalar()
         if oldest is None or oldest >= before:
             return {}
         names = (await connection.execute(select(tasks.c.name).order_by(tasks.c.name))).scalars().all()

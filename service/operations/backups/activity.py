@@ -8,13 +8,13 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.backup.restoring.plan import RestorePlan
 from service.batch.ledger import database_time
 from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import runs
+from service.batch.ledger.tables import NO_PART_SQL, PART_SQL, runs
 from service.batch.nodes import process_lock
 from service.batch.nodes.living import living_nodes
 from service.errors import BackupError
@@ -79,7 +79,9 @@ async def _activity(access: BackupAccess, since: datetime | None, connection: As
     now = await database_time.now_of(connection)
     folder = process_lock.folder_of(access.settings.ledger_url)
     living = await living_nodes(connection, folder, access.settings.LEASE_SECONDS)
-    active = await _run_names(connection, runs.c.state.in_(ACTIVE)) if living else ()
+    active: tuple[str, ...] = ()
+    for kind in (NO_PART_SQL, PART_SQL) if living else ():  # each has its index
+        active += await _run_names(connection, runs.c.state.in_(ACTIVE), text(kind))
     ended = await _run_names(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since) if since else ()
     return Activity(tuple(living), active, ended, now)
 

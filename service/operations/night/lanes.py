@@ -15,7 +15,7 @@ from service.batch.cron.cron import Schedule
 from service.batch.ledger.night import buckets
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import OF_SLOT_SQL, missed, runs
+from service.batch.ledger.tables import BY_HAND_SQL, NO_PART_SQL, OF_SLOT_SQL, missed, runs
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
@@ -157,7 +157,7 @@ async def _of_slots(connection: AsyncConnection, name: str, begin: datetime, unt
 
 async def _beside(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> list[LaneRun]:
     """The newest runs by hand, or started by code."""
-    made = (runs.c.created_at >= begin, runs.c.created_at < until, runs.c.origin == Origin.MANUAL)
+    made = (runs.c.created_at >= begin, runs.c.created_at < until, text(BY_HAND_SQL), text(NO_PART_SQL))
     query = select(*_COLUMNS).where(runs.c.task == name, *made).order_by(runs.c.created_at.desc(), runs.c.id.desc())
     return [_run(row) for row in await connection.execute(query.limit(MOST_SLOTS))]
 

@@ -8,7 +8,7 @@ from sqlalchemy import alias, case, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.states import ACTIVE, RunState
-from service.batch.ledger.tables import BY_HAND_SQL, OPEN_FAILURE_SQL, runs
+from service.batch.ledger.tables import BY_HAND_SQL, NO_PART_SQL, OPEN_FAILURE_SQL, runs
 from service.operations.night.models import Beside, FailedSlots, SlotCounts
 
 MOST_COUNTED = 10_000
@@ -25,7 +25,7 @@ async def failed_slots(connection: AsyncConnection, slots: SlotCounts, since: da
     # A run is made after its slot, so few runs are read by their state and this instant. A condition on the slot alone
     # would have SQLite read all slots of the window instead.
     slot = func.coalesce(runs.c.slot, runs.c.created_at)
-    of_slots = (slot >= since, slot < end, runs.c.origin != "manual")
+    of_slots = (slot >= since, slot < end, runs.c.origin != "manual", text(NO_PART_SQL))
     numbers = (func.coalesce(func.sum(case((condition, 1), else_=0)), 0) for condition in conditions)
     query = select(*numbers).select_from(runs)
     failed = query.where(runs.c.state == RunState.FAILED, runs.c.created_at >= since, *of_slots)
