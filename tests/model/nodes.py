@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
@@ -10,12 +11,18 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
+from service.batch.firing import firing
+from service.batch.firing.firing import Fired
 from service.batch.ledger import nodes, run_progress, transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
+from tests.model.plain import slots
+
+EARLY = timedelta(seconds=0.3)
+"""So long before they are due slots are fired early."""
 
 
 class Nodes(Machine):
@@ -42,6 +49,26 @@ class Nodes(Machine):
         """
         names = list(self.processes[which].tasks)
         self._fire(which, [names[number % len(names)]] if room == 1 and names else names, room)
+
+    @does(which=WHICH)
+    def fire_early(self, which: str) -> None:
+        """A node fires the next slots before they are due, and commits when they are. What is left it fires then."""
+        process = self.processes[which]
+        names = list(process.tasks)
+        slot = min(next(self._slots_after(name)) for name in names)
+        clock.advance(slot - EARLY - clock.now())
+        fired = self.world.write(_fire_early, process, names, slot)
+        self.model.now = clock.now()
+        self.model.fire(names, process.id, MANY)
+        self.model.happened["fired early"] += len(fired.claimed)
+        self._take(process, fired.claimed)
+        left = {name for name, at in fired.again_at.items() if at <= fired.now}
+        self._fire_on(process, left, Capacity(MANY, MANY))
+
+    def _slots_after(self, name: str) -> Iterator[datetime]:
+        """The slots of a task that are more than EARLY to come."""
+        now = clock.now() + EARLY
+        return iter(slots(self.model.tasks[name].spans[-1].period, now, now + timedelta(days=1)))
 
     @does(which=WHICH, most=st.sampled_from([1, 2, MANY]))
     def claim(self, which: str, most: int) -> None:
@@ -201,6 +228,13 @@ class Nodes(Machine):
         self.model.nodes[process.id].is_stopped = True
         self.world.write(process.node.leave)
         self._join(which, process.tasks)
+
+
+async def _fire_early(connection: AsyncConnection, process: Process, names: list[str], slot: datetime) -> Fired:
+    room = Capacity(MANY, MANY)
+    fired = await firing.fire(connection, names, process.tasks, process.id, room, slot, {}, is_early=True)
+    clock.advance(slot - clock.now())
+    return fired
 
 
 async def _come_back(connection: AsyncConnection, process: Process) -> None:
