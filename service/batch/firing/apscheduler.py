@@ -24,7 +24,7 @@ from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
-LEAD = timedelta(seconds=0.5)
+LEAD = timedelta(seconds=1)
 """How long before a slot APScheduler reports it. What can be done before the slot is done in this time."""
 
 LAST_RUN_TIME = datetime.max.replace(tzinfo=UTC) - LEAD
