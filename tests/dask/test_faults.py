@@ -188,12 +188,14 @@ async def test_workers_without_this_package_or_with_an_older_one_do_other_work(p
     served = place.serve(cluster)
     (run,) = await place.queue("empty")
 
-    from distributed import Client
-
     async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True, set_as_default=False) as client:
+
+        async def has_plugin() -> bool:
+            plugins = await client.run(lambda dask_worker: sorted(dask_worker.plugins))
+            return any(name.startswith("batch-node") for names in plugins.values() for name in names)
+
+        await until(has_plugin)
         assert await client.submit(sum, [1, 2]) == 3
-        plugins = await client.run(lambda dask_worker: sorted(dask_worker.plugins))
-        assert [name for names in plugins.values() for name in names if name.startswith("batch-node")]
     (row,) = await rows(place.ledger, id=run)
     assert row["state"] == "queued"
     assert "Traceback" not in served.stderr
