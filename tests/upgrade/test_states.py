@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from service.backup.restoring import revisions
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
+from service.database.engine import Database
+from service.database.migrate import migrate
 from service.server.batch_service import BatchService
 from tests.batch.ledger_world import until
 from tests.commands import Batch, in_this_process
@@ -102,6 +105,19 @@ async def test_runs_that_were_split_go_on_as_each_was_left(state: State) -> None
     assert [part["attempt"] for part in after["spreads"]] == [1, 1, 1]
     assert after["joined"] == before["joined"]
     assert await results(state, *left) == {"spreads": ITEMS, "halves": 3, "joined": 12}
+
+
+@of(*WITH_PARTS)
+async def test_runs_that_were_about_to_join_in_one_queue_get_a_lane_each(state: State) -> None:
+    ledger = Database(state.urls["LEDGER_URL"], setting="LEDGER_URL")
+    of_both = "task IN ('spreads', 'halves') AND origin <> 'part'"
+    as_left = "state = 'queued', attempt = 1, attempts_before = 0, rank = 0, exclusive = 'spreads', lane = 1"
+    async with ledger.engine.begin() as connection:
+        await connection.execute(text(f"UPDATE batch_runs SET {as_left} WHERE {of_both}"))
+    await migrate(ledger, LEDGER_HISTORY)
+    await ledger.dispose()
+    found = await state.select("LEDGER_URL", f"SELECT rank, lane FROM batch_runs WHERE {of_both} ORDER BY lane")
+    assert [tuple(row) for row in found] == [(-1, 20_001), (-1, 20_002)]
 
 
 async def parts_of(state: State, task: str) -> list[dict[str, Any]]:
