@@ -28,7 +28,7 @@ if sys.platform == "linux":
 STEP, COMMIT_STEPS = 0.01, 30
 """Seconds between two looks, and how many of them follow a write: it is seen before its commit, which waits for the
 disk."""
-FIRST_STEPS = (0.001, 0.002, 0.004)
+FIRST_STEPS: tuple[float, ...] = (0.001, 0.002, 0.004)
 """The steps before these, if nobody had written for a while."""
 LONG_STEP, SHORT_STEPS = 0.02, 200
 """The step where nothing says that somebody writes. After something was told, so many steps are as short as STEP."""
@@ -104,19 +104,15 @@ class _Pauses:
 
     def wait(self) -> bool:
         """Wait until a look is due. Returns False if the watch is to end."""
-        if self._writes is None:
-            return not self._stop.poll(next(self._steps, LONG_STEP) * 1000)
         step = next(self._steps, None)
-        if step is not None:
-            if self._stop.poll(step * 1000):
-                return False
-            first_steps: tuple[float, ...] = ()
-        elif not (ready := self._stop_or_write.poll(LONGEST_REST * 1000)):
-            return True
-        elif any(place != self._writes.fileno() for place, _ in ready):
-            return False
+        if self._writes is None:
+            return not self._stop.poll((step or LONG_STEP) * 1000)
+        if step is None:
+            ready, first_steps = self._stop_or_write.poll(LONGEST_REST * 1000), FIRST_STEPS
         else:
-            first_steps = FIRST_STEPS
+            ready, first_steps = self._stop.poll(step * 1000), ()
+        if any(place != self._writes.fileno() for place, _ in ready):
+            return False
         if self._writes.read(timeout=0):
             self._steps = chain(first_steps, repeat(STEP, COMMIT_STEPS))
         return True
