@@ -29,7 +29,11 @@ class Background(ABC):
 
 
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait until the event is set, at most so many seconds. Returns whether it is set."""
+    """Wait until the event is set, at most so many seconds. Returns whether it is set.
+
+    With asyncio.wait_for, Python 3.11 would drop a cancel that comes as the event is set, and a stop would not end.
+    """
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     return event.is_set()

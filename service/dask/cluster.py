@@ -21,7 +21,9 @@ CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 2.0
 """How long an answer of the scheduler is waited for."""
 REGISTER_SECONDS = 1.5
-"""How long all workers together may take to answer that they have a node. It is less than ANSWER_SECONDS."""
+"""How long it is waited until all workers have a node; less than ANSWER_SECONDS."""
+SILENT_SECONDS = 10.0
+"""After so long it is said that a worker does not answer."""
 LOOK_SECONDS = 1.0
 """How old may be what is known of the workers."""
 LONGEST_PAUSE = 10.0
@@ -129,14 +131,18 @@ class Cluster:
         if scheduler != self._scheduler:
             client.subscribe_topic(TOPIC, self._told)
             plugin = PluginByName(self._host, "plugin", self._pools)
-            self._registering = asyncio.ensure_future(
-                client.register_plugin(plugin, name=f"batch-node {' '.join(self._pools)}")
-            )
+            registering = client.register_plugin(plugin, name=f"batch-node {' '.join(self._pools)}")
+            self._registering = asyncio.ensure_future(registering)
             if (await asyncio.wait([self._registering], timeout=REGISTER_SECONDS))[0]:
                 self._registering.result()
-            else:  # the scheduler has the plugin, and gives it to each worker that answers
-                logger.warning(f"a worker of the Dask scheduler {self.address} does not answer, and gets no node")
+            else:  # the scheduler has the plugin, and each worker that answers has it soon
+                self._registering.add_done_callback(lambda done: done.cancelled() or done.exception())
+                asyncio.get_running_loop().call_later(SILENT_SECONDS, self._tell_silent, self._registering)
             self._scheduler = scheduler
+
+    def _tell_silent(self, registering: asyncio.Future[Any]) -> None:
+        if not registering.done():
+            logger.warning(f"a worker of the Dask scheduler {self.address} does not answer, and gets no node")
 
     def _reached(self) -> None:
         if self._trouble is not None:
