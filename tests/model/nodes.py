@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from hypothesis import strategies as st
@@ -55,7 +54,7 @@ class Nodes(Machine):
         """A node fires the next slots before they are due, and commits when they are. What is left it fires then."""
         process = self.processes[which]
         names = list(process.tasks)
-        slot = min(next(self._slots_after(name)) for name in names)
+        slot = min(map(self._next_slot, names))
         clock.advance(slot - EARLY - clock.now())
         fired = self.world.write(_fire_early, process, names, slot)
         self.model.now = clock.now()
@@ -65,10 +64,10 @@ class Nodes(Machine):
         left = {name for name, at in fired.again_at.items() if at <= fired.now}
         self._fire_on(process, left, Capacity(MANY, MANY))
 
-    def _slots_after(self, name: str) -> Iterator[datetime]:
-        """The slots of a task that are more than EARLY to come."""
+    def _next_slot(self, name: str) -> datetime:
+        """The first slot of a task that is more than EARLY to come."""
         now = clock.now() + EARLY
-        return iter(slots(self.model.tasks[name].spans[-1].period, now, now + timedelta(days=1)))
+        return next(iter(slots(self.model.tasks[name].spans[-1].period, now, now + timedelta(days=1))))
 
     @does(which=WHICH, most=st.sampled_from([1, 2, MANY]))
     def claim(self, which: str, most: int) -> None:

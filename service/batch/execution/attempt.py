@@ -169,9 +169,9 @@ class Attempt:
         """End the attempt, unless it was given up before. Called in the context of the run."""
         if self._ended:
             return
-        if work.cancelled() or work.exception() is not None:  # it was cancelled before its first step
-            error = asyncio.CancelledError() if work.cancelled() else work.exception()
-            self._end(self.body.stop or self.body.failed(error or RuntimeError("the attempt ended without an ending")))
+        error = asyncio.CancelledError() if work.cancelled() else work.exception()
+        if error is not None:  # it was cancelled before its first step
+            self._end(self.body.stop or self.body.failed(error))
             return
         ending = work.result()
         self._log_ending(ending)
