@@ -17,8 +17,8 @@ import pytest
 from service import TaskRegistry, config, logs
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.nodes import new_tasks
-from service.database import engine, session
-from service.database.engine import Database, _AsyncSqliteConnection
+from service.database import engine, session, sqlite_connections
+from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import History
 from service.database.session import leave_application_database, use_application_database
@@ -49,7 +49,7 @@ hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is
 hypothesis.settings.load_profile("here")
 
 
-class _Connection(_AsyncSqliteConnection):
+class _Connection(sqlite_connections._Connection):
     """It says which test has opened it: if nobody closes it, garbage collection warns of it during some later test."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.option.basetemp is None and folder == postgres.MEMORY:  # the tests' folders are there too
             config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(prefix="batch-tests-", dir=folder)
     postgres.kept_cluster = Path(os.environ[KEPT_CLUSTER])
-    engine._AsyncSqliteConnection = _Connection  # type: ignore[misc]
+    sqlite_connections._Connection = _Connection  # type: ignore[misc]
     engine.create_async_engine = engine_with_compiled_statements
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
-import aiosqlite
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
@@ -18,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
-from service.database import forks, troubles
+from service.database import forks, sqlite_connections, troubles
 from service.database.changes import TrackedSession
 from service.database.urls import split_options
 from service.database.writers import WriterGuard
@@ -194,72 +191,11 @@ def _sqlite_engine(url: URL, pool_size: int, pooled: bool, given: dict[str, Any]
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_timeout": None}
-    driver = {"isolation_level": None, "timeout": BUSY_MS / 1000, "factory": _SqliteConnection}
-    connect = {**driver, "async_creator_fn": _open_sqlite}
+    driver = {"isolation_level": None, "timeout": BUSY_MS / 1000}
+    connect = {**driver, "async_creator_fn": sqlite_connections.open_file}
     engine = create_async_engine(url, connect_args=connect, **options, **given)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return engine
-
-
-class _SqliteConnection(sqlite3.Connection):
-    """A connection whose close() ends its transaction and never raises.
-
-    SQLite keeps a closed connection and its locks alive as long as Python has a cursor of it whose rows were
-    not read. A cancel between a statement and its rows leaves such a cursor until the garbage collector frees it.
-    """
-
-    def close(self) -> None:
-        with suppress(sqlite3.Error):  # such as a disk error; aiosqlite's thread does not end if close() raises
-            if self.in_transaction:
-                self.rollback()
-        super().close()
-
-
-class _AsyncSqliteConnection(aiosqlite.Connection):
-    """A connection that stops its thread only once, and closes what the thread has opened.
-
-    If a task is cancelled a second time while its connection is being closed, stop() is called twice. The second call
-    would return a future that is never completed, because the thread has ended. If a task is cancelled while its
-    connection is being opened, aiosqlite does not know the connection that its thread opens.
-    """
-
-    def __init__(self, connect: Callable[[], sqlite3.Connection], iter_chunk_size: int) -> None:
-        super().__init__(self._open, iter_chunk_size)
-        self._connect_to_file = connect
-        self._opened: sqlite3.Connection | None = None
-
-    def stop(self) -> asyncio.Future[Any] | None:
-        if not self._running:
-            return None
-        self._tx.put_nowait((None, self._close_opened))
-        return super().stop()
-
-    def _open(self) -> sqlite3.Connection:
-        self._opened = self._connect_to_file()
-        return self._opened
-
-    def _close_opened(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-
-
-async def _open_sqlite(name: str, **options: Any) -> aiosqlite.Connection:
-    if not options.get("uri") and name != ":memory:":
-        _make_private(name)
-    connection = _AsyncSqliteConnection(partial(sqlite3.connect, name, **options), iter_chunk_size=64)
-    connection._thread.daemon = True
-    async with AsyncExitStack() as stack:
-        # If this fails, aiosqlite's thread still calls the event loop once: wait for it, since the loop may close soon.
-        stack.push_async_callback(asyncio.to_thread, connection._thread.join)
-        await connection
-        stack.pop_all()
-    return connection
-
-
-def _make_private(name: str) -> None:
-    """Create the file so that only this user can read it. SQLite copies its permissions to the files beside it."""
-    with suppress(OSError):  # the file exists, or SQLite reports the error
-        os.close(os.open(os.path.realpath(name), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _execute(connection: Any, statement: str) -> Any:

@@ -36,5 +36,6 @@ def stamp(value: datetime | None, kind: str) -> str | None:
     """An instant (aware) as text for a JSON parameter, in the form that a database of this kind stores."""
     if value is None:
         return None
-    value = value.astimezone(UTC)
-    return value.replace(tzinfo=None).isoformat(" ", "microseconds") if kind == "sqlite" else value.isoformat()
+    if value.tzinfo is not UTC:
+        value = value.astimezone(UTC)
+    return value.isoformat(" ", "microseconds").removesuffix("+00:00") if kind == "sqlite" else value.isoformat()

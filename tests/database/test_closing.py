@@ -17,7 +17,8 @@ import aiosqlite
 import pytest
 from sqlalchemy import text
 
-from service.database.engine import Database, _SqliteConnection
+from service.database.engine import Database
+from service.database.sqlite_connections import _FileConnection
 from service.errors import DatabaseUnreachable
 
 CONNECTIONS = 4
@@ -51,7 +52,7 @@ async def test_a_cancel_while_a_connection_is_opened_closes_it(tmp_path: Path, m
     begun, may_open = threading.Event(), threading.Event()
     connect, opened, closed = sqlite3.connect, [], []
 
-    class Recorded(_SqliteConnection):
+    class Recorded(_FileConnection):
         def close(self) -> None:
             closed.append(self)
             super().close()

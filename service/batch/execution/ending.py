@@ -20,7 +20,7 @@ FEW = 20
 logger = get_logger("service.batch")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ending:
     """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next attempt; None: no retry.
 

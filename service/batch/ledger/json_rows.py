@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -32,12 +32,15 @@ POSTGRESQL_TYPES = {
 }
 
 
-def source(columns: Iterable[Column[Any]], kind: str) -> str:
-    """SQL for a FROM item with the alias `v`, which reads these columns from the parameter :rows."""
+def source(columns: Iterable[Column[Any]], kind: str, present: Collection[str] | None = None) -> str:
+    """SQL for a FROM item with the alias `v`, which reads these columns from the parameter :rows.
+
+    `present`: the names of those that the rows may have; None: all. The others are NULL.
+    """
     if kind == "postgresql":
         fields = ", ".join(f'"{c.name}" {_postgresql_type(c)}' for c in columns)
         return f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS v({fields})"
-    fields = ", ".join(f"value {_arrow(c)} '$.{c.name}' AS \"{c.name}\"" for c in columns)
+    fields = ", ".join(f'{_value(c, present)} AS "{c.name}"' for c in columns)
     return f"(SELECT {fields} FROM json_each(:rows)) AS v"
 
 
@@ -47,8 +50,10 @@ def _postgresql_type(column: Column[Any]) -> str:
     return POSTGRESQL_TYPES[type(column.type).__name__]
 
 
-def _arrow(column: Column[Any]) -> str:
-    return "->" if type(column.type).__name__ == "JSON" else "->>"
+def _value(column: Column[Any], present: Collection[str] | None) -> str:
+    if present is not None and column.name not in present:
+        return "NULL"
+    return f"value {'->' if type(column.type).__name__ == 'JSON' else '->>'} '$.{column.name}'"
 
 
 def encode(rows: Iterable[Mapping[str, Any]], kind: str) -> str:

@@ -63,6 +63,8 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
     if wrong := {RunState.CANCELLED, *(outcome.state for outcome in outcomes)} - following:
         raise ValueError(f"a run that is running can't become {', '.join(sorted(wrong))}")
     kind = connection.dialect.name
+    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
+    rows = [outcomes_of.row_of(outcome) for outcome in by_id]
     goes_on = is_one_of((state for state in ACTIVE if state in following), "v.state")
     is_cancelled = f"batch_runs.cancel_reason IS NOT NULL AND {goes_on}"
     statement = text(
@@ -73,14 +75,13 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         f"gate = CASE WHEN {is_cancelled} THEN batch_runs.gate ELSE coalesce(v.gate, batch_runs.gate) END, "
         "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
         f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
-        f"FROM {json_rows.source(outcomes_of.READ_COLUMNS, kind)} "
+        f"FROM {outcomes_of.read(rows, kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} "
         "RETURNING batch_runs.id, batch_runs.state"
     )
-    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
-    rows = {"rows": json_rows.encode(map(outcomes_of.row_of, by_id), kind)}
-    returned = await connection.execute(statement.columns(runs.c.id, runs.c.state), rows)
-    written = {row.id: row.state for row in returned}
+    encoded = {"rows": json_rows.encode(rows, kind)}
+    returned = await connection.execute(statement.columns(runs.c.id, runs.c.state), encoded)
+    written: dict[str, str] = dict(iter(returned))
     wakes.queued(connection, [each.task for each in outcomes if written.get(each.id) == RunState.INTERRUPTED])
     await attempts.record(connection, [outcome for outcome in outcomes if outcome.id in written])
     for outcome in outcomes:
