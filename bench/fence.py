@@ -4,8 +4,7 @@
 
 Each transaction inserts one user by a session of get_db() and commits. Both kinds take turns in blocks of 100, so that
 whatever the machine does meanwhile meets both. PostgreSQL runs with its default settings: a commit waits for the disk.
-On PostgreSQL the fence is two statements more: a timeout when the transaction begins, the fence itself before COMMIT.
-On SQLite it is one.
+The fence is one statement more, before COMMIT. On PostgreSQL a timeout is set together with BEGIN, too.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.testing.postgres import PostgresServer, start_server
 
 GOAL_MS = 1.0
@@ -76,7 +75,7 @@ async def measure_one(url: str, options: argparse.Namespace) -> tuple[list[float
     for _ in range(options.commits * options.rounds // BLOCK):
         bare += await commits(BLOCK)
         fenced += await commits_of_a_run(BLOCK)
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()
     return bare, fenced
 

@@ -90,6 +90,8 @@ class Database:
         for listener in self._before_begin:
             listener(connection)
         _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
+        if connection.invalidated:  # SQLAlchemy would open another one, and execute what follows without a transaction
+            raise sqlite3.OperationalError("connection closed while it waited for the write lock")
 
     def session(self, readonly: bool = False) -> AsyncSession:
         """A session whose objects stay usable after a commit. On SQLite a writing one may raise SecondWriter."""
@@ -173,7 +175,10 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: d
             "plan_cache_mode": "force_custom_plan",
             "jit": "off",  # compiling took a hundred times as long as the look at what waits, which it was to speed up
         }
-        options["connect_args"] = {"server_settings": settings, "timeout": 10}
+        from service.database import postgresql_connections  # where SQLite is used, asyncpg is not needed
+
+        connecting = {"connection_class": postgresql_connections.Connection, "timeout": 10}
+        options["connect_args"] = {"server_settings": settings, **connecting}
     engine = create_async_engine(url, **options, **given)
     if url.drivername == "postgresql+asyncpg":
         event.listen(engine.sync_engine, "checkout", _refuse_closed)

@@ -142,15 +142,19 @@ def check_with(connection: Connection, state: AttemptState, statement: TextClaus
 
 def _at_begin(idle_ms: int, connection: Connection) -> None:
     run = current_run_if_any()
-    if run is None or _is_autocommit(connection):
-        return
-    state = state_of(run)
-    state.transactions[connection] = asyncio.get_running_loop()
-    if _is_read_only(connection):
-        return
-    _refuse_lost(state)
-    if state.is_fenced and connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
+    first_statement = None
+    if run is not None and not _is_autocommit(connection):
+        state = state_of(run)
+        state.transactions[connection] = asyncio.get_running_loop()
+        if not _is_read_only(connection):
+            _refuse_lost(state)
+            if state.is_fenced:
+                first_statement = f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}"
+    if connection.dialect.driver == "asyncpg":  # also None: the connection may have been used by a run before
+        driver: Any = connection.connection.driver_connection
+        driver.first_statement = first_statement
+    elif first_statement is not None and connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(first_statement)
 
 
 def _at_commit(connection: Connection) -> None:
