@@ -27,6 +27,15 @@ def is_in_use() -> bool:
     return "opentelemetry.trace" in sys.modules
 
 
+def is_recorded() -> bool:
+    """Whether somebody has set a provider of traces in this process, so that a span may be recorded."""
+    if not is_in_use():
+        return False
+    from opentelemetry import trace
+
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 def traceparent() -> str | None:
     """The span that this code runs in, as the W3C header `traceparent` of 55 characters; None if there is none."""
     if not is_in_use():
@@ -44,14 +53,12 @@ def begin(context: Context, name: str, attributes: Mapping[str, str | int], call
     `caller`: the `traceparent` of the code that asked for this work, to which the span is linked. The work may begin
     hours later and several times, so it is no part of the caller's trace.
     """
-    if not is_in_use():
+    if not is_recorded():
         return None
     from opentelemetry import trace
     from opentelemetry.context import Context as Traced
     from opentelemetry.context import attach
 
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # nobody has set one that records
-        return None
     span = trace.get_tracer(SCOPE).start_span(
         name, Traced(), kind=trace.SpanKind.CONSUMER, attributes=attributes, links=_links(caller)
     )

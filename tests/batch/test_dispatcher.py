@@ -73,7 +73,10 @@ class Recording:
     def may_work(self) -> bool:
         return True
 
-    def launch(self, claimed: Sequence[Claimed], losses: int) -> None:
+    def make_ready(self, claimed: Sequence[Claimed]) -> None:
+        pass
+
+    async def launch_all(self, claimed: Sequence[Claimed], losses: int) -> None:
         assert self.claiming.locked()
         self.launched += [(run.task, losses) for run in claimed]
 
@@ -94,8 +97,9 @@ async def test_the_dispatcher_launches_claimed_runs_on_any_engine_and_makes_it_r
     assert (recording.checks, recording.launched) == (1, [])
     due = Dispatcher(ledger, tasks, NODE, engine)
     with clock.moved(clock.now() + timedelta(seconds=5)):
-        while not recording.launched:
-            await due._turn({"a"})
+        async with asyncio.timeout(30):
+            while not recording.launched:
+                await due._turn({"a"})
     assert recording.launched == [("a", 3)]
     for timer in [*dispatcher._timers.values(), *due._timers.values()]:
         timer.cancel()

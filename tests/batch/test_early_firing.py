@@ -34,13 +34,17 @@ class Recording:
     def __init__(self) -> None:
         self.claiming = asyncio.Lock()
         self.capacity = Capacity(100, 100)
+        self.ready: list[str] = []
         self.launched: dict[str, datetime] = {}
         self.is_able = True
 
     def may_work(self) -> bool:
         return self.is_able
 
-    def launch(self, claimed: Collection[Any], losses: int) -> None:
+    def make_ready(self, claimed: Collection[Any]) -> None:
+        self.ready = [run.task for run in claimed]
+
+    async def launch_all(self, claimed: Collection[Any], losses: int) -> None:
         self.launched |= {run.task: clock.now() for run in claimed}
 
     def wake(self) -> None: ...
@@ -101,6 +105,7 @@ async def test_nothing_is_seen_or_launched_before_the_slot_and_all_at_it(ledger:
     tasks = await known(ledger, *(make_task(f"t{number}") for number in range(30)))
     async with open_early(ledger, tasks) as (dispatcher, turn):
         assert (await seen(ledger), dispatcher.recording.launched) == ([], {})
+        assert sorted(dispatcher.recording.ready) == sorted(tasks)
         dispatcher.come()
         await turn
         assert dispatcher.recording.launched == dict.fromkeys(tasks, SLOT)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
 from service import clock
+from service.batch.execution.claims import Claims
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.ledger import runs
 from service.batch.ledger.states import RunState
@@ -41,9 +43,9 @@ async def commit_a_claim(ledger: Database) -> runs.Claimed:
     return runs.claimed_from(made)
 
 
-@pytest.mark.parametrize("await_of_the_turn", ["_has_claimable", "_write"])
+@pytest.mark.parametrize(("owner", "await_of_the_turn"), [(Claims, "may_start"), (LocalEngine, "_write")])
 async def test_a_recheck_requested_during_a_turn_starts_no_run_twice(
-    ledger: Database, monkeypatch: pytest.MonkeyPatch, await_of_the_turn: str
+    ledger: Database, monkeypatch: pytest.MonkeyPatch, owner: type, await_of_the_turn: str
 ) -> None:
     """A recheck holds `claiming` all the time, so that it does not see runs that are about to be launched.
 
@@ -51,18 +53,18 @@ async def test_a_recheck_requested_during_a_turn_starts_no_run_twice(
     """
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
-    original = getattr(LocalEngine, await_of_the_turn)
+    original = getattr(owner, await_of_the_turn)
     is_there, may_go_on = asyncio.Event(), asyncio.Event()
 
-    async def slowly(self: LocalEngine, *args: object, **more: object) -> object:
+    async def slowly(self: object, *args: object, **more: object) -> object:
         is_there.set()
         await may_go_on.wait()
-        return (await original(self, *args, **more)) or await_of_the_turn == "_has_claimable"
+        return (await original(self, *args, **more)) or owner == Claims
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalEngine, await_of_the_turn, slowly)
-        if await_of_the_turn == "_write":
-            patch.setattr(LocalEngine, "_has_claimable", lambda _: asyncio.sleep(0, True))
+        patch.setattr(owner, await_of_the_turn, slowly)
+        if owner == LocalEngine:
+            patch.setattr(Claims, "may_start", lambda *_: asyncio.sleep(0, True))
         turn = asyncio.create_task(engine._turn())
         await is_there.wait()
         engine.recheck_claims()
@@ -77,3 +79,65 @@ async def test_a_recheck_requested_during_a_turn_starts_no_run_twice(
     await engine.settle()
     assert (counted.begun, is_recheck_due, engine.is_recheck_due) == (1, True, False)
     assert [row["state"] for row in await rows(ledger)] == ["succeeded"]
+
+
+async def test_many_runs_are_started_in_steps_and_count_for_the_capacity_from_the_first_on(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.batch.execution.local_engine.LAUNCHED_AT_ONCE", 2)
+    counted = Counted()
+    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
+    claimed = [await commit_a_claim(ledger) for _ in range(5)]
+    launching = asyncio.create_task(engine.launch_all(claimed))
+    seen = []
+    while not launching.done():
+        await asyncio.sleep(0)
+        seen.append((len(engine.attempts), counted.begun, engine.running, engine.capacity.runs))
+    await asyncio.sleep(0)
+    assert seen[0] == (2, 0, 5, 1)
+    assert [begun for _, begun, _, _ in seen] == sorted(begun for _, begun, _, _ in seen)
+    assert {(running, room) for _, _, running, room in seen} == {(5, 1)}
+    assert counted.begun == 5
+    counted.may_end.set()
+    await engine.settle()
+    assert {row["state"] for row in await rows(ledger)} == {"succeeded"}
+
+
+async def test_runs_that_are_claimed_are_started_although_the_start_is_cancelled(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dispatcher may be stopped between two steps. The runs are running in the ledger, and nobody else has them."""
+    monkeypatch.setattr("service.batch.execution.local_engine.LAUNCHED_AT_ONCE", 2)
+    counted = Counted()
+    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
+    claimed = [await commit_a_claim(ledger) for _ in range(5)]
+    launching = asyncio.create_task(engine.launch_all(claimed))
+    await asyncio.sleep(0)
+    launching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launching
+    counted.may_end.set()
+    await engine.settle()
+    assert counted.begun == 5
+    assert {row["state"] for row in await rows(ledger)} == {"succeeded"}
+
+
+async def test_an_attempt_that_was_made_before_its_claim_was_committed_begins_when_it_is_launched(
+    ledger: Database,
+) -> None:
+    counted = Counted()
+    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
+    with clock.moved(clock.now()):
+        first, second = [await commit_a_claim(ledger) for _ in range(2)]
+        engine.make_ready([first])
+        assert (engine.running, counted.begun) == (0, 0)
+        clock.advance(timedelta(seconds=1))
+        engine.make_ready([second])  # the first claim was not committed
+        engine.launch([second])
+        assert [attempt.claimed for attempt in engine.attempts] == [second]
+        clock.advance(timedelta(seconds=2))
+        counted.may_end.set()
+        await engine.settle()
+        assert counted.begun == 1
+        (ended,) = [row for row in await rows(ledger) if row["id"] == second.id]
+        assert (ended["finished_at"] - ended["started_at"]).total_seconds() >= 2

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import text
 
 from service import clock
+from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time, duties, runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.duties import WATCH
@@ -78,3 +79,22 @@ async def test_after_an_outage_it_is_soon_over_for_this_part_too(ledger: Databas
 
 async def has_trouble(outage: Outage, expected: bool = True) -> bool:
     return bool(outage._parts) == expected
+
+
+async def test_successes_are_found_behind_many_runs_that_failed(ledger: Database) -> None:
+    """Of most tasks the newest runs have succeeded, so that few runs have to be read."""
+    with clock.moved(START):
+        await know(ledger, make_task("t", None))
+        for seconds in (10, 20):
+            await succeeds(ledger, "t", seconds)
+        async with ledger.engine.begin() as connection:
+            clock.advance(timedelta(seconds=1))
+            failed = [NewRun.running(NODE, "t", None, clock.now(), exclusive=None, priority=0) for _ in range(300)]
+            await runs.insert(connection, failed)
+            ends = [
+                Outcome(new.id, 1, RunState.FAILED, "failed", 1, NODE, "t", clock.now(), clock.now()) for new in failed
+            ]
+            assert await transitions.finish(connection, ends) == []
+        async with ledger.reader.connect() as connection:
+            usual = await UsualDurations(connection, clock.now()).of_task("t")
+        assert (usual.p50, usual.longest, usual.runs) == (10, 20, 2)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -104,8 +105,6 @@ class AttemptState:
         stop_reason: Why the attempt is asked to stop; None while it is not.
         has_set_aside: Whether the attempt has put items into quarantine.
         stopping: An event that is set when the attempt is asked to stop. None until code of the run waits for it.
-        transactions: The connections that the attempt has used, each with the event loop that it belongs to.
-        checked: The transactions in which the fence was checked already.
     """
 
     run: str
@@ -125,8 +124,6 @@ class AttemptState:
     part: int | None = None
     stop_reason: str | None = None
     stopping: asyncio.Event | None = None
-    transactions: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = field(default_factory=WeakKeyDictionary)
-    checked: WeakSet[Any] = field(default_factory=WeakSet)
     loops: Loops = field(default_factory=Loops)
     meter: ProgressMeter = field(default_factory=ProgressMeter)
 
@@ -135,6 +132,19 @@ class AttemptState:
         """The state of an attempt that begins. `attempt` counts from 1."""
         context: dict[str, Any] = {"task": task, "run": run}
         return cls(run, task, LogBuffer({**context, "attempt": attempt} if attempt > 1 else context), schedule=schedule)
+
+    # These two are made when they are first used: for attempts that have no transaction it would take half of the time
+    # and of the objects of a beginning attempt to make them.
+
+    @cached_property
+    def transactions(self) -> WeakKeyDictionary[Any, asyncio.AbstractEventLoop]:
+        """The connections that the attempt has used, each with the event loop that it belongs to."""
+        return WeakKeyDictionary()
+
+    @cached_property
+    def checked(self) -> WeakSet[Any]:
+        """The transactions in which the fence was checked already."""
+        return WeakSet()
 
     def ask_to_stop(self, reason: str) -> None:
         """Ask the attempt to stop at its next checkpoint. A later call does not change the reason."""

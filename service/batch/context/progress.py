@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from service import clock
@@ -57,11 +58,14 @@ class ProgressMeter:
         self._lock = threading.Lock()
         self._reported = self._taken = _NO_REPORT
         self._taken_at = 0.0
-        self._points: deque[tuple[float, int]] = deque()
+
+    @cached_property
+    def _points(self) -> deque[tuple[float, int]]:
         """Instants (monotonic time) and the items that this attempt had done by then, oldest first.
 
         The first point may be older than the window.
         """
+        return deque()
 
     def report(self, done: int | None, total: int | None, message: str | None, before: int = 0) -> None:
         """Take in a report of the attempt's code, as CurrentRun.progress describes it. Raises ValueError."""

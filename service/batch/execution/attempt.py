@@ -35,7 +35,11 @@ CHILD_ABANDON_SECONDS = 2 * ABANDON_SECONDS
 
 
 class Attempt:
-    """One attempt in this process. It begins with `start`, and ends with exactly one call of `on_end`."""
+    """One attempt in this process. It begins with `start`, and ends with exactly one call of `on_end`.
+
+    Attributes:
+        has_ended: Whether it has ended, or was given up. What its code goes on to do has no effect.
+    """
 
     def __init__(
         self,
@@ -63,25 +67,26 @@ class Attempt:
         if metrics is not None:
             self.state.on_refused = metrics.count_refused
         self.lines_taken = 0
-        self._launched_at = clock.boottime()
+        self._started_at = 0.0  # by the boot-time clock
         self._take_over = take_over if self.state.is_fenced and claimed.fence > 1 else None
         self._threads = threads
         self._on_end = on_end
-        self._ended = False
+        self.has_ended = False
         self._timers: list[asyncio.TimerHandle] = []
 
     def ledger_time(self) -> datetime:
         """The present by database time (UTC): the instant of the claim plus the time since, by the boot-time clock."""
         if clock.is_moved():
             return clock.now()
-        return self.claimed.attempt_started_at + timedelta(seconds=clock.boottime() - self._launched_at)
+        return self.claimed.attempt_started_at + timedelta(seconds=clock.boottime() - self._started_at)
 
-    def start(self) -> None:
-        """Start the attempt as a task of the running event loop."""
+    def start(self, is_traced: bool = False) -> None:
+        """Start the attempt as a task of the running event loop. `is_traced`: whether this process records traces."""
+        self._started_at = clock.boottime()
         # An empty context: context variables that were set when the service started must not leak into runs.
         self._context = contextvars.Context()
         self._span = None
-        if tracing.is_in_use():
+        if is_traced:
             attributes, caller = _span_attributes(self.claimed), self.claimed.traceparent
             self._span = tracing.begin(self._context, f"run {self.task.name}", attributes, caller)
         name = f"run {self.claimed.id} of {self.task.name}"
@@ -95,7 +100,7 @@ class Attempt:
 
     def stop(self, ending: Ending) -> None:
         """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt is given up."""
-        if self.body.stop is not None or self._ended:
+        if self.body.stop is not None or self.has_ended:
             return
         self.body.stop = ending
         self.state.ask_to_stop(ending.reason or ending.outcome)
@@ -127,7 +132,7 @@ class Attempt:
         """
         self.interrupt(reason)
         self._kill_child()
-        if not self._ended and self.body.stop is not None:
+        if not self.has_ended and self.body.stop is not None:
             self._context.run(self._log_ending, self.body.stop)
             self._end(self.body.stop)
 
@@ -167,7 +172,7 @@ class Attempt:
 
     def _on_work_done(self, work: asyncio.Task[Ending]) -> None:
         """End the attempt, unless it was given up before. Called in the context of the run."""
-        if self._ended:
+        if self.has_ended:
             return
         error = asyncio.CancelledError() if work.cancelled() else work.exception()
         if error is not None:  # it was cancelled before its first step
@@ -179,6 +184,8 @@ class Attempt:
 
     def _log_ending(self, ending: Ending) -> None:
         """Write the last line of the attempt to its log, unless it has succeeded."""
+        if ending.state == RunState.SUCCEEDED:  # many may end at once, and log_outcomes counts them together
+            return
         self.state.will_retry = ending.error is not None and ending.wait is not None
         log_ending(ending, self.claimed, self.ledger_time())
 
@@ -188,15 +195,15 @@ class Attempt:
 
     def _abandon(self) -> None:
         self._kill_child()
-        if not self._ended and self.body.stop is not None:
+        if not self.has_ended and self.body.stop is not None:
             self._context.run(logger.warning, f"{self.task.name} did not stop when asked to, and was given up")
             self._context.run(self._log_ending, self.body.stop)
             self._end(self.body.stop)
 
     def _end(self, ending: Ending) -> None:
-        if self._ended:
+        if self.has_ended:
             return
-        self._ended = True
+        self.has_ended = True
         for timer in self._timers:
             timer.cancel()
         self.state.loops.close()

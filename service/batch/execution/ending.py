@@ -40,9 +40,7 @@ class Ending:
 
 
 def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
-    """Log how an attempt ended, unless it has succeeded. Called inside the run, so that its log has the line."""
-    if ending.state == RunState.SUCCEEDED:  # many may end at once, and log_outcomes counts them together
-        return
+    """Log how an attempt ended that has not succeeded. Called inside the run, so that its log has the line."""
     seconds = (ended_at - claimed.attempt_started_at).total_seconds()
     ids = {"task": claimed.task, "run": claimed.id, "attempt": claimed.attempt}
     values = _json_only(ids, claimed.slot, seconds, ending.state)

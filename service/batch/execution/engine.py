@@ -14,7 +14,7 @@ class Engine(Protocol):
     """Executes the runs that its node claims. LocalEngine does so in this process."""
 
     claiming: asyncio.Lock
-    """Held from the begin of a transaction that claims runs until `launch` was called with them."""
+    """Held from the begin of a transaction that claims runs until `launch_all` has started them."""
 
     losses: int
     """How often this node has lost its lease."""
@@ -26,7 +26,10 @@ class Engine(Protocol):
     def may_work(self) -> bool:
         """Whether the node holds its lease. While it does not, the node may claim nothing."""
 
-    def launch(self, claimed: Sequence[Claimed], losses: int) -> None:
+    def make_ready(self, claimed: Sequence[Claimed]) -> None:
+        """Do what can be done of the launch of these runs before their claim is committed."""
+
+    async def launch_all(self, claimed: Sequence[Claimed], losses: int) -> None:
         """Start runs that the node has claimed. `losses`: the value of `losses` before it claimed them.
 
         If the lease was lost in between, another node may hold these runs, so their attempts end at once.

@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
+from service import clock, tracing
 from service.batch.context import fencing
 from service.batch.context.lease import LOST
-from service.batch.execution import measuring
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.child_pool import NO_CHILDREN, ChildPool, room_by_pool
+from service.batch.execution.claimed_attempts import ClaimedAttempts
 from service.batch.execution.claims import Claims
 from service.batch.execution.ending import Ending, log_outcomes, log_refused
 from service.batch.execution.tickets import Look, Tickets
@@ -36,6 +35,8 @@ from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
 
+LAUNCHED_AT_ONCE = 1_000
+"""How many runs are started in one step of the event loop, at most."""
 GROUP_SECONDS = 0.01
 """How long the engine waits for further attempts to end after a turn, in order to write their outcomes together."""
 FLUSH_SECONDS = 0.25
@@ -48,7 +49,12 @@ WRITE_SECONDS = 1.0
 
 
 class LocalEngine(Background):
-    """Claims runs, executes them, and writes their outcomes in groups."""
+    """Claims runs, executes them, and writes their outcomes in groups.
+
+    Attributes:
+        losses: How often this node has lost its lease. Another node may hold runs that were claimed before a loss.
+        claiming: Held from a claiming transaction until its runs were launched, so that a recheck does not launch them.
+    """
 
     def __init__(
         self,
@@ -72,22 +78,20 @@ class LocalEngine(Background):
         """
         self._database, self._outage = database, outage or Outage()
         self._metrics = metrics or ProcessMetrics()
-        self._tasks, self._node, self._max_running = tasks, node, max_running
+        self._node, self._max_running, self._unlaunched = node, max_running, 0
         self._claims = Claims(database, tasks, node, self._metrics, tickets, self.wake)
         self._pools, self._child_pools, self._on_ended = pools, child_pools, on_ended
-        self._threads, self._take_over = ThreadPool(max_threads), partial(fencing.take_over, database)
-        self._buffer = WriteBuffer(node)
-        self._attempts: dict[str, Attempt] = {}
-        self._written_events: dict[str, asyncio.Event] = {}
+        self._threads = ThreadPool(max_threads)
+        given = (self._threads, self._on_end, partial(fencing.take_over, database), may_work, self._metrics)
+        self._claimed = ClaimedAttempts(tasks, *given, child_pools)
+        self._attempts = self._claimed.by_run
+        self.until_written, self._buffer = self._claimed.until_written, WriteBuffer(node)
         self._wake, self._all_ended, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._is_claiming, self.may_work = bool(pools), may_work
         self._is_draining = self.is_recheck_due = False
         self._turned_at = 0.0  # when the last turn ended, by the monotonic clock
-        self.losses = 0
-        """How often this node has lost its lease. Another node may hold runs that were claimed before a loss."""
-        self.claiming = asyncio.Lock()
-        """Held from a claiming transaction until its runs were launched, so that a recheck does not launch them too."""
+        self.losses, self.claiming = 0, asyncio.Lock()
 
     def wake(self) -> None:
         """Look for claimable runs now. Returns at once."""
@@ -113,16 +117,32 @@ class LocalEngine(Background):
         if not self._is_claiming or not self.may_work():
             return Capacity(0, 0)
         room = room_by_pool(self._pools, self._child_pools)
-        return Capacity(self._max_running - len(self._attempts), self._threads.free, room)
+        return Capacity(self._max_running - self.running, self._threads.free, room)
 
     @property
     def running(self) -> int:
-        """How many runs execute, or have ended and are not written yet."""
-        return len(self._attempts)
+        """How many runs execute, are about to be started, or have ended and are not written yet."""
+        return len(self._attempts) + self._unlaunched
 
     @property
     def attempts(self) -> list[Attempt]:
         return list(self._attempts.values())
+
+    def make_ready(self, claimed: Sequence[Claimed]) -> None:
+        """Do what can be done of the launch of these runs before their claim is committed."""
+        self._claimed.make_ahead(claimed)
+
+    async def launch_all(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
+        """Start runs as `launch` does, in several steps of the event loop if they are many."""
+        try:
+            while len(claimed) > LAUNCHED_AT_ONCE:
+                self.launch(claimed[:LAUNCHED_AT_ONCE], losses)
+                claimed = claimed[LAUNCHED_AT_ONCE:]
+                self._unlaunched = len(claimed)
+                await asyncio.sleep(0)
+        finally:  # also if the caller is cancelled, since nobody else starts these runs
+            self._unlaunched = 0
+            self.launch(claimed, losses)
 
     def launch(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
         """Start runs that this node has claimed. `losses`: the value of `losses` before it claimed them."""
@@ -130,14 +150,9 @@ class LocalEngine(Background):
         self.wake()  # since now there are logs and progress to write
 
     def _launch(self, claimed: Sequence[Claimed], losses: int | None) -> None:
+        is_traced = bool(claimed) and tracing.is_recorded()
         for run in claimed:
-            if (old := self._attempts.get(run.id)) is not None:  # this node had lost the run, and has claimed it again
-                old.give_up(LOST)
-                measuring.forgotten(self._metrics, old)
-            task = self._tasks[run.task]
-            given = (self._threads, self._on_end, self._take_over, self.may_work, self._metrics)
-            attempt = self._attempts[run.id] = Attempt(run, task, *given, self._child_pools.get(task.pool))
-            attempt.start()
+            attempt = self._claimed.start(run, is_traced)
             if self._is_draining:  # the drain began during the claim
                 attempt.interrupt("the service stopped")
             elif not self.may_work() or losses not in (None, self.losses):  # the lease was lost during the claim
@@ -164,22 +179,17 @@ class LocalEngine(Background):
         self.begin_drain()
         if await is_set_within(self._idle, seconds):
             return True
-        for attempt in list(self._attempts.values()):
+        for attempt in self.attempts:
             attempt.interrupt("the service stopped")
         if await is_set_within(self._idle, REACT_SECONDS):
             return True
-        for attempt in list(self._attempts.values()):
+        for attempt in self.attempts:
             attempt.abandon()
         return await is_set_within(self._idle, WRITE_SECONDS)
 
     async def stop(self) -> None:
         await super().stop()
         self._threads.close()
-
-    async def until_written(self, run_id: str) -> None:
-        """Wait until this node has written the outcome of its attempt of the run."""
-        while run_id in self._attempts:
-            await self._written_events.setdefault(run_id, asyncio.Event()).wait()
 
     def _on_end(self, attempt: Attempt, ending: Ending) -> None:
         """Buffer how an attempt ended. Its run stays `running`, and counts for the capacity, until that is written."""
@@ -229,7 +239,7 @@ class LocalEngine(Background):
             if rechecks:
                 async with self.claiming:
                     await self._write_group(group, rechecks=True)
-            elif group or (is_woken and await self._has_claimable()):
+            elif group or (is_woken and await self._claims.may_start(self.capacity)):
                 await self._write_group(group)
         except BaseException:
             self._buffer.put_back(group)
@@ -256,15 +266,15 @@ class LocalEngine(Background):
                 await write_one_by_one(group, partial(self._write, claim=False))
             self.wake()
 
-    async def _has_claimable(self) -> bool:
-        return await self._claims.may_start(self.capacity)
-
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
         await group.prepare(self._database.kind)
         async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
             bounced = await group.write(connection)
-            losses = self.losses
-            look = await self._claim(connection, group.outcomes) if claim else Look()
+            losses, look = self.losses, Look()
+            if claim:
+                capacity = self.capacity
+                capacity.runs += len(group.outcomes) if self._is_claiming and self.may_work() else 0
+                look = await self._claims.take(connection, capacity, group.outcomes)
             claimed = list(look.claimed)
             if rechecks:
                 known = [*claimed, *(attempt.claimed for attempt in self._attempts.values())]
@@ -273,28 +283,18 @@ class LocalEngine(Background):
         self._launch(claimed, losses)
         self._claims.settle(look, group.outcomes)
 
-    async def _claim(self, connection: AsyncConnection, outcomes: Sequence[Outcome]) -> Look:
-        capacity = self.capacity
-        capacity.runs += len(outcomes) if self._is_claiming and self.may_work() else 0
-        return await self._claims.take(connection, capacity, outcomes)
-
     def _on_written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
         """Forget the attempts whose outcomes were written, or refused (`bounced`), and log them."""
         lost = {outcome.id for outcome in bounced}
         for outcome in outcomes:
-            attempt = self._attempts.get(outcome.id)
-            if attempt is None or attempt.claimed.fence != outcome.fence:
-                continue  # an earlier write of this group had succeeded although it seemed to fail
-            del self._attempts[outcome.id]
-            if (written := self._written_events.pop(outcome.id, None)) is not None:
-                written.set()
-            measuring.ended(self._metrics, attempt, outcome, is_recorded=outcome.id not in lost)
+            if not self._claimed.written(outcome, is_refused=outcome.id in lost):
+                continue
             if outcome.id in lost:
                 log_refused(outcome)
             elif outcome.state == RunState.RETRYING and outcome.due_at is not None:
                 wait = (outcome.due_at - outcome.ended_at).total_seconds()
                 asyncio.get_running_loop().call_later(wait, self.wake)
-        if not self._attempts:
+        if not self.running:
             self._idle.set()
         log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
         self._on_ended(outcomes)

@@ -136,7 +136,7 @@ class WriteBuffer:
 
         A run that was split is written by itself: to insert its parts may take longer than all other outcomes.
         """
-        running = list(attempts)
+        running = [attempt for attempt in attempts if not attempt.has_ended]
         for attempt in running:
             if not self._is_full:
                 self._add_blocks(_blocks(attempt, attempt.state.log.take_lines))

@@ -116,7 +116,7 @@ class Dispatcher(Background):
             async with self._engine.claiming:
                 losses = self._engine.losses
                 fired = await self._fire(names) if slot is None else await self._fire_at(slot, names)
-                self._engine.launch(fired.claimed, losses)
+                await self._engine.launch_all(fired.claimed, losses)
             self._metrics.count_slots(fired.slots)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
@@ -163,6 +163,7 @@ class Dispatcher(Background):
                     return Fired(now)
                 capacity = self._engine.capacity
                 fired = await firing.fire(connection, names, self._tasks, self._node, capacity, slot, {}, is_early=True)
+                self._engine.make_ready(fired.claimed)
                 seconds = clock.monotonic() - begun_at
                 self._metrics.ledger[LedgerWork.FIRE].add(seconds)
                 self._coming.measured(len(names), seconds)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
-from sqlalchemy import bindparam, case, select, text
+from sqlalchemy import TextClause, bindparam, case, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -17,8 +18,8 @@ from service.batch.ledger.tables import NO_PART_SQL, runs, tasks
 
 LAST = 100
 """So many of the last successes count."""
-LOOKED = 1_000
-"""So many of the newest runs of a task are looked at."""
+LOOKED = (2 * LAST, 1_000)
+"""So many of the newest runs of a task are looked at; the larger number where too few of the first have succeeded."""
 FRESH = timedelta(minutes=10)
 """For so long what was computed is used again."""
 
@@ -73,13 +74,16 @@ async def _compute(connection: AsyncConnection, task: str, now: datetime, before
         select(runs.c.state, _BEGAN_AT.label("began_at"), runs.c.finished_at)
         .where(runs.c.task == task, text(NO_PART_SQL))
         .order_by(runs.c.created_at.desc(), runs.c.id.desc())
-        .limit(LOOKED)
     )
-    ended = [
-        (row.finished_at, max(0.0, (row.finished_at - row.began_at).total_seconds()))
-        for row in await connection.execute(newest)
-        if row.state == RunState.SUCCEEDED and row.finished_at is not None and row.began_at is not None
-    ][:LAST]
+    for number in LOOKED:
+        rows = (await connection.execute(newest.limit(number))).all()
+        ended = [
+            (row.finished_at, max(0.0, (row.finished_at - row.began_at).total_seconds()))
+            for row in rows
+            if row.state == RunState.SUCCEEDED and row.finished_at is not None and row.began_at is not None
+        ][:LAST]
+        if len(ended) == LAST or len(rows) < number:
+            break
     seconds = sorted(duration for _, duration in ended)
     last = max((at for at, _ in ended), default=before)
     p50, p95 = (_percentile(seconds, share) for share in (0.5, 0.95))
@@ -121,8 +125,16 @@ _OUTDATED = (
 
 async def keep(connection: AsyncConnection, computed: Sequence[Durations]) -> None:
     """Write durations that were computed."""
-    for each in computed:
-        theirs = durations.c.task == each.task
-        updated = await connection.execute(durations.update().where(theirs).values(asdict(each)))
-        if updated.rowcount == 0:
-            await json_rows.insert(connection, durations, [asdict(each)], "(task)")
+    if computed:
+        rows = json_rows.encode(map(asdict, computed), connection.dialect.name)
+        await connection.execute(_upsert(connection.dialect.name), {"rows": rows})
+
+
+@cache
+def _upsert(kind: str) -> TextClause:
+    names = [column.name for column in durations.c]
+    values = ", ".join(f"{name} = excluded.{name}" for name in names if name != "task")
+    return text(
+        f"INSERT INTO batch_durations ({', '.join(names)}) SELECT {', '.join(f'v.{name}' for name in names)} "
+        f"FROM {json_rows.source(durations.c, kind)} WHERE true ON CONFLICT (task) DO UPDATE SET {values}"
+    )
