@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ def serve(
 ) -> None:
     """Run the service, which fires the tasks in TASKS_DIR and answers HTTP requests, until SIGTERM or Ctrl-C."""
     refuse_service("`batch serve`")
+    gc.disable()  # until the service has started: of what is imported, hardly anything is ever garbage
     from service.config import get_settings
     from service.server import reload as reloading
     from service.server import uvicorn as server
