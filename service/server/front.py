@@ -21,6 +21,8 @@ from service.web.headers import Headed
 
 logger = get_logger("service.batch")
 
+MOMENT_SECONDS = 0.1
+
 
 class Front:
     """Passes requests to the whole application. Before that is imported, health checks are answered without it.
@@ -42,6 +44,10 @@ class Front:
         else:
             whole = await asyncio.shield(self.import_whole()) if self._whole is None else self._whole
             await whole(scope, receive, send)
+
+    def import_soon(self) -> None:
+        """Begin to import the whole application when what waits for the start was done: slots that are due, a check."""
+        asyncio.get_running_loop().call_later(MOMENT_SECONDS, self.import_whole)
 
     def import_whole(self) -> asyncio.Task[Starlette]:
         """Begin to import the whole application, once. If that fails, `state.import_error` says why."""

@@ -39,13 +39,12 @@ def serve(settings: Settings, host: str | None = None, port: int | None = None) 
 def serve_on(listening: socket.socket, settings: Settings) -> None:
     """Serve like `serve`, on a bound socket."""
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
-
     front = Front()
 
     async def welcome(batch: BatchService, url: str) -> None:
         print_summary(batch, f" on {url}")
         await offer_sign_in(batch, url, settings)
-        front.import_whole()
+        front.import_soon()
 
     run(front, listening, welcome)
 
