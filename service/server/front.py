@@ -7,6 +7,7 @@ slots and executes runs meanwhile.
 from __future__ import annotations
 
 import asyncio
+import gc
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -15,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 from service.concurrency.offload import offload
 from service.logs import get_logger
 from service.server.lifespans import lifespan_with_logs
-from service.server.starting import collect_garbage_less_often
 from service.web import api
 from service.web.headers import Headed
 
@@ -65,7 +65,7 @@ class Front:
             return
         self._whole = done.result()
         self._whole.state = self.state
-        collect_garbage_less_often()
+        gc.freeze()  # what was imported, which no collection needs to look at
 
 
 def _is_health_check(scope: Scope) -> bool:
