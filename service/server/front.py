@@ -22,6 +22,7 @@ from service.web.headers import Headed
 logger = get_logger("service.batch")
 
 MOMENT_SECONDS = 0.1
+"""The import begins so long after the start, because a thread that imports slows the event loop down."""
 
 
 class Front:
@@ -46,7 +47,7 @@ class Front:
             await whole(scope, receive, send)
 
     def import_soon(self) -> None:
-        """Begin to import the whole application when what waits for the start was done: slots that are due, a check."""
+        """Begin to import the whole application in a moment, after slots that are due and the first health check."""
         asyncio.get_running_loop().call_later(MOMENT_SECONDS, self.import_whole)
 
     def import_whole(self) -> asyncio.Task[Starlette]:
