@@ -179,7 +179,7 @@ class Reader:
         active = select(func.count()).select_from(tables.runs).where(tables.runs.c.state.in_(ACTIVE))
 
         async def is_at_rest() -> bool:
-            if await self.service.operations.bulks.under_way():  # asked first: its last step makes runs
+            if await self.service.operations.bulks_under_way():  # asked first: its last step makes runs
                 return False
             async with self.service.ledger.reader.connect() as connection:
                 return bool((await connection.execute(active)).scalar_one() == 0)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-
-import httpx
+from typing import TYPE_CHECKING
 
 from service.alerts.sending import hide, open_client
 from service.concurrency.background import Background
 from service.logs import get_logger
 
+if TYPE_CHECKING:
+    import httpx
+
 logger = get_logger("service.batch")
 
 EVERY_SECONDS = 60.0
-TIMEOUT = httpx.Timeout(10.0)
+TIMEOUT = 10.0
 MOST_WAITING = 1_000
 """Calls that wait, at most. Further ones are dropped, which is logged."""
 AT_ONCE = 8
@@ -30,9 +32,13 @@ class Pings(Background):
         self._url, self._is_working = url, is_working
         self._waiting: asyncio.Queue[str] = asyncio.Queue(MOST_WAITING)
         self._is_full = False
+        self._is_needed = asyncio.Event()
+        if url is not None:
+            self._is_needed.set()
 
     def tell(self, url: str) -> None:
         """Call this address soon."""
+        self._is_needed.set()
         try:
             self._waiting.put_nowait(url)
             self._is_full = False
@@ -42,6 +48,7 @@ class Pings(Background):
             self._is_full = True
 
     async def _loop(self) -> None:
+        await self._is_needed.wait()
         async with await open_client(TIMEOUT) as client:
             # Not a TaskGroup: an error of one call would end all of them.
             workers = [asyncio.create_task(self._work_off(client), name=f"batch-ping {n}") for n in range(AT_ONCE)]
@@ -61,10 +68,12 @@ class Pings(Background):
 
 
 async def _call(client: httpx.AsyncClient, url: str) -> None:
+    from httpx import HTTPError, InvalidURL
+
     hide(url)
     try:
         async with client.stream("GET", url) as answer:
             if answer.status_code >= 400:
                 logger.warning(f"a dead man's switch has answered {answer.status_code}")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (HTTPError, InvalidURL) as error:
         logger.warning(f"a dead man's switch does not answer ({type(error).__name__})")

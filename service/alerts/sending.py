@@ -10,16 +10,19 @@ import logging
 import ssl
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from service import clock
 from service.alerts.channels import Channel
 from service.alerts.messages import Message
 from service.concurrency.offload import offload
 
-TIMEOUT = httpx.Timeout(20.0, connect=5.0)
+if TYPE_CHECKING:  # it is imported in a thread when something is sent: it takes long, and many services send nothing
+    import httpx
+
+Timeout = float | tuple[float, float, float, float]
+"""Seconds: of each step, or to connect, to read, to write, and to wait for a connection."""
+TIMEOUT: Timeout = (5.0, 20.0, 20.0, 20.0)
 LONGEST_RETRY_AFTER = 3_600.0
 
 
@@ -40,19 +43,29 @@ _hides = _HidesAddresses()
 logging.getLogger("httpx").addFilter(_hides)
 
 
-def hide(address: str) -> None:
-    """Show this address in no line of the log."""
-    _hides.addresses |= {address, str(httpx.URL(address))}
-
-
-async def open_client(timeout: httpx.Timeout) -> httpx.AsyncClient:
+async def open_client(timeout: Timeout) -> httpx.AsyncClient:
     """A client that follows no redirect. The authorities it trusts are read once a process, in a thread."""
-    return httpx.AsyncClient(verify=await offload(_trusted), timeout=timeout, follow_redirects=False)
+    return await offload(_client, timeout)
+
+
+def _client(timeout: Timeout) -> httpx.AsyncClient:
+    import httpx
+
+    return httpx.AsyncClient(verify=_trusted(), timeout=timeout, follow_redirects=False)
 
 
 @cache
 def _trusted() -> ssl.SSLContext:
+    import httpx
+
     return httpx.create_ssl_context()
+
+
+def hide(address: str) -> None:
+    """Show this address in no line of the log. Call it after a client was opened."""
+    import httpx
+
+    _hides.addresses |= {address, str(httpx.URL(address))}
 
 
 class NotSent(Exception):
@@ -67,15 +80,15 @@ async def post(channel: Channel, secret: str | None, message: str, notes: Sequen
     """Post notes as JSON to the webhook, signed as Standard Webhooks does it. Raises NotSent."""
     body = json.dumps({"id": message, "events": list(notes)}, ensure_ascii=False).encode()
     headers = {"content-type": "application/json", **signature(secret, message, int(clock.now().timestamp()), body)}
-    hide(channel.url)
-    try:
-        async with (
-            await open_client(TIMEOUT) as client,
-            client.stream("POST", channel.url, content=body, headers=headers) as answer,
-        ):
-            status, retry_after = answer.status_code, answer.headers.get("retry-after")
-    except httpx.HTTPError as error:
-        raise NotSent(f"no answer ({type(error).__name__})") from None
+    async with await open_client(TIMEOUT) as client:
+        from httpx import HTTPError
+
+        hide(channel.url)
+        try:
+            async with client.stream("POST", channel.url, content=body, headers=headers) as answer:
+                status, retry_after = answer.status_code, answer.headers.get("retry-after")
+        except HTTPError as error:
+            raise NotSent(f"no answer ({type(error).__name__})") from None
     if not 200 <= status < 300:
         raise NotSent(f"the answer was {status}", wait=_seconds(retry_after), is_final=status == 410)
 

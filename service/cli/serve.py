@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -24,8 +25,11 @@ def serve(
 ) -> None:
     """Run the service, which fires the tasks in TASKS_DIR and answers HTTP requests, until SIGTERM or Ctrl-C."""
     refuse_service("`batch serve`")
+    gc.disable()  # hardly anything of what is imported is ever garbage, and it would be looked at again and again
     from service.config import get_settings
     from service.server import reload as reloading
     from service.server import uvicorn as server
 
+    gc.freeze()
+    gc.enable()
     (reloading if reload else server).serve(get_settings(), host, port)

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from service.batch.ledger.people import previews
 from service.batch.retention.retention import Keep
 from service.config import Settings
 from service.database.engine import Database
@@ -92,6 +93,11 @@ class Operations:
     def actor(self) -> Actor:
         """Who asks for these operations."""
         return self._context.actor
+
+    async def bulks_under_way(self) -> list[str]:
+        """The ids of the bulks that have begun and not ended, the oldest first. A service asks it when it starts."""
+        async with self._context.databases.reading() as connection:
+            return await previews.under_way(connection) if connection is not None else []
 
     async def look(self, topics: Collection[str], run_ids: Collection[str]) -> Look:
         """What of runs, tasks and nodes is shown live. Raises DatabaseError if the ledger can't be read."""

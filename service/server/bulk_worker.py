@@ -38,9 +38,9 @@ class BulkWorker(Background):
     async def _carry_out_all(self) -> bool:
         """Carry out what is under way. Returns whether something is left that has to be looked at again."""
         try:
-            for bulk in await self._operations.bulks.under_way():
+            for bulk in await self._operations.bulks_under_way():
                 await self._operations.bulks.carry_out(bulk)
-            return bool(await self._operations.bulks.under_way())
+            return bool(await self._operations.bulks_under_way())
         except BatchError as error:
             logger.warning(f"a bulk stopped, and goes on in {RETRY_SECONDS:g} s: {error.message}")
         except Exception:  # the background loop's boundary

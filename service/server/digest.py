@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from service.batch.cron.cron import schedule
 from service.batch.ledger import database_time
@@ -16,8 +17,10 @@ from service.concurrency.background import Background
 from service.database.engine import Database
 from service.errors import BatchError
 from service.logs import get_logger
-from service.operations.night.models import Night
 from service.operations.operations import Operations
+
+if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
+    from service.operations.night.models import Night
 
 logger = get_logger("service.batch")
 

@@ -17,9 +17,9 @@ from service import console, logs
 from service.config import Settings
 from service.errors import DatabaseError, InvalidSetting
 from service.escaping import echoed
-from service.server.app import create_app
 from service.server.batch_service import BatchService
 from service.server.connections import Connections, raise_file_limit, share_of
+from service.server.front import Front
 from service.server.starting import collect_garbage_less_often, print_summary
 from service.web.access import is_loopback
 
@@ -39,22 +39,25 @@ def serve(settings: Settings, host: str | None = None, port: int | None = None) 
 def serve_on(listening: socket.socket, settings: Settings) -> None:
     """Serve like `serve`, on a bound socket."""
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    front = Front()
 
     async def welcome(batch: BatchService, url: str) -> None:
         print_summary(batch, f" on {url}")
         await offer_sign_in(batch, url, settings)
+        front.import_soon()
 
-    run(create_app(), listening, welcome)
+    run(front, listening, welcome)
 
 
 Welcome = Callable[[BatchService, str], Awaitable[None]]
 """What is done when the server has started: it gets the service, and the URL of the server."""
 
 
-def run(app: Starlette, listening: socket.socket, welcome: Welcome) -> None:
+def run(app: Starlette | Front, listening: socket.socket, welcome: Welcome) -> None:
     """Serve this application until SIGTERM or SIGINT.
 
-    Its lifespan sets `app.state.batch`, or the error `app.state.failure`, which is raised here.
+    Its lifespan sets `app.state.batch`, or the error `app.state.failure`, which is raised here. An error
+    `app.state.import_error` that comes later stops the service, and is raised too.
     """
     uvicorn_log.setLevel("CRITICAL")
     connections = Connections(share_of(raise_file_limit()))
@@ -70,6 +73,8 @@ def run(app: Starlette, listening: socket.socket, welcome: Welcome) -> None:
     )
     with contextlib.suppress(KeyboardInterrupt):
         _Server(config, listening, welcome).run(sockets=[listening])
+    if (error := getattr(app.state, "import_error", None)) is not None:
+        raise error
 
 
 def listen(settings: Settings, host: str | None = None, port: int | None = None) -> socket.socket:
@@ -109,6 +114,11 @@ class _Server(uvicorn.Server):
         collect_garbage_less_often()
         uvicorn_log.setLevel("WARNING")
         await self._welcome(state.batch, _url_of(self._listening))
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop: also if the rest of the application can't be imported."""
+        state = self.config.app.state  # type: ignore[union-attr]
+        return await super().on_tick(counter) or hasattr(state, "import_error")
 
 
 def _url_of(listening: socket.socket) -> str:

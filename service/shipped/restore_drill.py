@@ -5,7 +5,7 @@ from __future__ import annotations
 from service.batch.tasks.base import BaseTask
 from service.config import get_settings
 from service.logs import get_logger
-from service.operations.backups.make import report_to_run
+from service.operations.backups.progress import report_to_run
 from service.operations.here import operations_here
 
 logger = get_logger(__name__)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -23,9 +24,11 @@ from service.operations.people.access import SECRET, hash_of
 from service.operations.people.actor import ROLES, Actor, Role
 from service.web.csrf import refuse_foreign, refuse_without_csrf
 from service.web.limits import Limits
-from service.web.live import Feed
 from service.web.problems import Refused
 from service.web.proxies import PEER, is_in, networks_of
+
+if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
+    from service.web.live import Feed
 
 Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
 """A function of the application around this one: who asks, or None for nobody."""

@@ -103,10 +103,7 @@ def _started(request: Request, part: str) -> Any:
         raise BatchError(NOT_STARTED) from None
 
 
-of_each_node = [
-    Route("/healthz", healthz),
-    Route("/readyz", readyz),
-    Route("/metrics", metrics),
-]
+health_checks = [Route("/healthz", healthz), Route("/readyz", readyz)]
+of_each_node = [*health_checks, Route("/metrics", metrics)]
 """What each process that has a port answers, also one that fires nothing."""
 routes = [Route("/scheduler/jobs", scheduler_jobs), *of_each_node]

@@ -13,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 from service.errors import BatchError
 from service.web import api, sign_in
 from service.web.access import Authorize, Guard
+from service.web.errors import handle_errors
 from service.web.headers import Headed
 from service.web.live import Feed
-from service.web.problems import Problem, handle_errors
+from service.web.problems import Problem
 from service.web.proxies import Forwarded, Network
 from service.web.v1 import backups, events, incidents, rest, runs, tasks
 from service.web.v1.requests import V1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from service.batch.ledger.wakes import Wake
 from service.batch.nodes.file_watch import FileWatch
-from service.batch.nodes.listener import Listener
 from service.database.engine import Database
+
+if TYPE_CHECKING:
+    from service.batch.nodes.listener import Listener
 
 SHORTEST_PAUSE = 0.02
 """Seconds between two wakes, at least. What is told in between is one wake, so that a flood costs no flood of looks."""
@@ -28,6 +31,8 @@ class Wakes:
         if database.kind == "sqlite":
             self._source = FileWatch(database, self._hear)
         elif database.url.drivername == "postgresql+asyncpg":
+            from service.batch.nodes.listener import Listener  # it needs the driver of PostgreSQL
+
             self._source = Listener(database, node, self._hear)
 
     async def stop(self) -> None:

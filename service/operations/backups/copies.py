@@ -20,13 +20,12 @@ from service.errors import BackupError, UnknownBackup
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import (
     BackupResult,
-    OnProgress,
     check,
     facts_of,
-    ignore_progress,
     record_check,
     refuse_changed,
 )
+from service.operations.backups.progress import OnProgress, ignore_progress
 
 
 async def upload(

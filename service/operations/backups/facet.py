@@ -20,8 +20,9 @@ from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import BackupSummary
 from service.operations.backups.delete import DeletedBackup
 from service.operations.backups.details import BackupDetails
-from service.operations.backups.make import BackupResult, OnProgress, ignore_progress
+from service.operations.backups.make import BackupResult
 from service.operations.backups.pins import PinChange
+from service.operations.backups.progress import OnProgress, ignore_progress
 from service.operations.backups.prune import PrunedBackup
 from service.operations.backups.restore import RestoreRequest, RestoreResult
 from service.operations.context import Context

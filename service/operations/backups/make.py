@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,33 +23,16 @@ from service.concurrency.stoppable import Stop, in_thread
 from service.errors import DamagedBackup, DatabaseError
 from service.logs import get_logger
 from service.operations.backups.access import BackupAccess
+from service.operations.backups.progress import OnProgress, ignore_progress
 from service.operations.results import Result
 
 T = TypeVar("T")
-OnProgress = Callable[[int, int, str], None]
-"""Called with the bytes that are done, the bytes in all (0: not known), and the stage. Any thread may call it."""
 
 logger = get_logger(__name__)
 
-MEGABYTE = 1_000_000
 CHANGED = (
     "its manifest is not the one that the ledger has recorded. Use another backup, and look at who can write there"
 )
-
-
-def ignore_progress(done: int, total: int, stage: str) -> None:
-    """For callers that don't show progress."""
-
-
-def report_to_run() -> OnProgress:
-    """A function that reports progress to the current run, in megabytes. Without a current run it does nothing."""
-    run = current_run_if_any()
-
-    def report(done: int, total: int, stage: str) -> None:
-        if run:
-            run.progress(done // MEGABYTE, max(total, done) // MEGABYTE or None, f"{stage} (MB)")
-
-    return report
 
 
 class BackupResult(Result):

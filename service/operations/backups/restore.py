@@ -30,13 +30,12 @@ from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.activity import Activity, activity, some
 from service.operations.backups.make import (
-    OnProgress,
     create,
     facts_of,
-    ignore_progress,
     record_failure,
     refuse_changed,
 )
+from service.operations.backups.progress import OnProgress, ignore_progress
 from service.operations.backups.restore_into import example_of, planned_into
 from service.operations.results import Result
 

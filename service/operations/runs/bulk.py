@@ -188,11 +188,6 @@ class Bulks:
             raise UnknownPreview(f"there is no such preview {echoed(id)}; a preview is good for an hour")
         return Bulk.of(row, **({"note": None} if hidden else {}))
 
-    async def under_way(self) -> list[str]:
-        """The ids of the bulks that have begun and not ended, the oldest first."""
-        async with self._context.databases.reading() as connection:
-            return await previews.under_way(connection) if connection is not None else []
-
     async def carry_out(self, id: str) -> None:
         """Carry out a bulk that has begun, as far as no other process does it at the same time."""
         while await self._step(id):
