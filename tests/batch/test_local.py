@@ -33,11 +33,11 @@ class Counted:
         self.task: Task = make_task("t", None, run=run)
 
 
-async def commit_a_claim(ledger: Database) -> runs.Claimed:
+async def commit_a_claim(ledger: Database, exclusive: str | None = "t") -> runs.Claimed:
     """Insert a running run, as a firing does before it launches the run on its node."""
     at = clock.now()
     started = {"node": NODE, "fence": 1, "attempt": 1, "started_at": at, "attempt_started_at": at}
-    made = new(state=RunState.RUNNING, **started)
+    made = new(state=RunState.RUNNING, exclusive=exclusive, **started)
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [made])
     return runs.claimed_from(made)
@@ -87,7 +87,7 @@ async def test_many_runs_are_started_in_steps_and_count_for_the_capacity_from_th
     monkeypatch.setattr("service.batch.execution.local_engine.LAUNCHED_AT_ONCE", 2)
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
-    claimed = [await commit_a_claim(ledger) for _ in range(5)]
+    claimed = [await commit_a_claim(ledger, None) for _ in range(5)]
     launching = asyncio.create_task(engine.launch_all(claimed))
     seen = []
     while not launching.done():
@@ -110,7 +110,7 @@ async def test_runs_that_are_claimed_are_started_although_the_start_is_cancelled
     monkeypatch.setattr("service.batch.execution.local_engine.LAUNCHED_AT_ONCE", 2)
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
-    claimed = [await commit_a_claim(ledger) for _ in range(5)]
+    claimed = [await commit_a_claim(ledger, None) for _ in range(5)]
     launching = asyncio.create_task(engine.launch_all(claimed))
     await asyncio.sleep(0)
     launching.cancel()
@@ -128,7 +128,7 @@ async def test_an_attempt_that_was_made_before_its_claim_was_committed_begins_wh
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
     with clock.moved(clock.now()):
-        first, second = [await commit_a_claim(ledger) for _ in range(2)]
+        first, second = [await commit_a_claim(ledger, None) for _ in range(2)]
         engine.make_ready([first])
         assert (engine.running, counted.begun) == (0, 0)
         clock.advance(timedelta(seconds=1))
