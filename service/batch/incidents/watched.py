@@ -18,7 +18,7 @@ from service.errors import InvalidSchedule
 UTC_ZONE = ZoneInfo("UTC")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WatchedTask:
     """A task as the watch sees it. Times are in seconds, instants in UTC.
 
