@@ -22,7 +22,7 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background, is_set_within
 from service.concurrency.offload import offload
 from service.config import refresh_settings
-from service.database.engine import Database
+from service.database.engine import Database, whole_tables
 from service.errors import BatchError, InvalidSetting
 from service.logs import get_logger
 
@@ -77,7 +77,7 @@ class ScheduleSync(Background):
 
     async def open(self) -> None:
         """Write the schedules of this process into the ledger, at its start."""
-        async with self._database.engine.begin() as connection:
+        async with self._database.engine.begin() as connection, whole_tables(connection):
             await task_sync.set_schedules(connection, self._own_schedules, self._tasks, self._node)
 
     def fire_due(self) -> None:
@@ -158,8 +158,8 @@ class ScheduleSync(Background):
     async def update_jobs(self) -> tuple[list[str], set[str]]:
         """Give APScheduler's jobs the open schedules of the ledger.
 
-        Tasks that follow others get the schedules of these before, which may have changed without them. Returns the
-        names of the tasks that no live node has, and of those of this process that another node removed.
+        Tasks that follow others get the schedules of these too, which may have changed without them. Returns the names
+        of the tasks that no live node has, and of those of this process that another node removed.
         """
         opened, gone, removed = await self._read_tasks()
         if astray := followers.astray(opened):
@@ -167,17 +167,17 @@ class ScheduleSync(Background):
                 await task_sync.set_schedules(connection, astray, self._tasks, self._node)
             opened, gone, removed = await self._read_tasks()
         self.upstreams = frozenset(name for row in opened.values() if row.after for name in row.after["tasks"])
-        self._update_jobs_of(self._tasks, opened, self._read_at)
         return gone, removed
 
     async def _read_tasks(self) -> tuple[dict[str, OpenSchedule], list[str], set[str]]:
-        """The open schedules, and the names that `update_jobs` returns. Notes when they were read."""
-        async with self._database.reader.connect() as connection:
-            opened = await schedules.open_schedules(connection)
-            self._read_at = await database_time.now_of(connection)
+        """Give the jobs the schedules that are open. Returns these, and the names that `update_jobs` returns."""
+        async with self._database.reader.connect() as connection, whole_tables(connection):
             is_removed = await task_sync.known(connection)
             others = {name for name, removed in is_removed.items() if not removed} - self._tasks.keys()
             gone = sorted(others - await self._live_tasks(connection)) if others else []
+            self._read_at = await database_time.now_of(connection)
+            opened = await schedules.open_schedules(connection)
+            self._update_jobs_of(self._tasks, opened, self._read_at)
         return opened, gone, {name for name in self._tasks if is_removed.get(name, False)}
 
     async def _update_due_jobs(self, now: datetime) -> None:
