@@ -224,6 +224,17 @@ def test_serve_prints_its_address_its_databases_and_when_each_task_fires(shared:
     )
 
 
+def test_serve_lists_the_twenty_tasks_that_are_due_next_and_says_how_many_more_there_are(tmp_path: Path) -> None:
+    minutes = "from service import BaseTask\n" + "".join(
+        f"class At{at}(BaseTask):\n    name, schedule = 'at_{at}', '{at} 0 1 1 *'\n    async def run(self): pass\n"
+        for at in range(23)
+    )
+    with service(make_folder(tmp_path, minutes=minutes, by_hand=BY_HAND)) as running:
+        lines = running.stdout.splitlines()
+    assert lines[3] == "  24 tasks, times in UTC:" and lines[-1] == "    ... and 4 more: `batch tasks` lists all"
+    assert [line.split()[0] for line in lines[4:-1]] == [f"at_{at}" for at in range(20)]
+
+
 def test_uvicorns_own_lines_are_quiet_and_the_log_is_on_stderr(shared: Service) -> None:
     assert "uvicorn" not in shared.stderr
     assert "tasks/broken.py can't be used" in shared.stderr

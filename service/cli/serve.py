@@ -30,6 +30,5 @@ def serve(
     from service.server import reload as reloading
     from service.server import uvicorn as server
 
-    gc.freeze()
-    gc.enable()
+    gc.enable()  # the server freezes what is there now
     (reloading if reload else server).serve(get_settings(), host, port)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
@@ -23,6 +24,10 @@ from service.errors import DatabaseBusy, DatabaseUnreachable
 
 BUSY_MS = 100
 BUSY_GIVE_UP_SECONDS = 60.0
+
+CACHE = "PRAGMA cache_size = -{}"
+CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
+"""How much of a file each connection caches: always, and while it goes through whole tables."""
 
 
 class Database:
@@ -212,11 +217,25 @@ def _execute(connection: Any, statement: str) -> Any:
         cursor.close()
 
 
+@asynccontextmanager
+async def whole_tables(connection: AsyncConnection) -> AsyncIterator[None]:
+    """Within the block SQLite caches little of the file: whole tables that may be large are read or written, once.
+
+    What it had cached it would keep for as long as the connection is open.
+    """
+    is_file = connection.dialect.name == "sqlite"
+    if is_file:
+        await connection.exec_driver_sql(CACHE.format(WHOLE_TABLES_KILOBYTES))
+    yield
+    if is_file:
+        await connection.exec_driver_sql(CACHE.format(CACHE_KILOBYTES))
+
+
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     if _execute(connection, "PRAGMA journal_mode") != ("wal",):
         _until_unlocked(connection, "PRAGMA journal_mode = WAL")
     _execute(connection, "PRAGMA synchronous = NORMAL")
-    _execute(connection, "PRAGMA cache_size = -16000")
+    _execute(connection, CACHE.format(CACHE_KILOBYTES))
     _execute(connection, "PRAGMA foreign_keys = ON")
 
 

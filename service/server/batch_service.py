@@ -235,8 +235,9 @@ class BatchService:
         )
         self.dispatcher.on_queued = self.wake
         settings = self._settings
-        for task in self.tasks.values():
-            apscheduler.add_job(self.scheduler, task, self.notify)
+        apscheduler.prepare(self.scheduler)
+        stack.callback(apscheduler.stop, self.scheduler)
+        apscheduler.add_jobs(self.scheduler, self.tasks.values(), self.notify)
         lease, outage = settings.LEASE_SECONDS, self.node.outage
         self.schedules = ScheduleSync(
             self.ledger, self.new_tasks, self.tasks, self.node.id, self.scheduler, self.notify, lease, outage
@@ -259,10 +260,7 @@ class BatchService:
         self._start_parts(self.dispatcher, self.schedules, upkeep, self._bulks, *watching.parts)
         self._is_firing = True
         apscheduler.start(self.scheduler)
-        stack.callback(apscheduler.stop, self.scheduler)
-        for name, task in self.tasks.items():
-            if task.schedule is not None:
-                self.notify(name)
+        self.schedules.fire_due()
 
     def _start_parts(self, *parts: Background) -> None:
         for part in parts:
@@ -282,7 +280,7 @@ class BatchService:
         self._wake_bulks()
 
     def notify(self, name: str, slot: datetime | None = None) -> None:
-        """A slot of this task is due now, or at `slot`. Before the start it is not needed: all tasks are fired then."""
+        """A slot of this task is due now, or at `slot`. Before the start it is not needed: what is due fires then."""
         if self._is_firing:
             self.dispatcher.notify(name, slot)
 

@@ -27,8 +27,7 @@ class _ServiceTask:
         self._stop_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.scheduler = self._batch.scheduler
-        for task in TaskRegistry.tasks().values():
-            apscheduler.add_job(self.scheduler, task, self._batch.notify)
+        apscheduler.add_jobs(self.scheduler, TaskRegistry.tasks().values(), self._batch.notify)
 
     @property
     def is_started(self) -> bool:

@@ -13,7 +13,7 @@ from service.batch.tasks.discovery import folder_of
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
 from service.config import Settings
-from service.database.engine import Database
+from service.database.engine import Database, whole_tables
 from service.server import deploys
 from service.versions import application_version, package_version
 
@@ -30,7 +30,7 @@ async def sign_on(
     folder = folder_of(settings.TASKS_DIR)
     node.application = await offload(application_version, version, folder, Path.cwd())
     versions = {"package": package_version(), "application": node.application}
-    async with ledger.engine.begin() as connection:
+    async with ledger.engine.begin() as connection, whole_tables(connection):
         now = await database_time.now_of(connection)
         if not node.roles.is_worker:  # it may have older code than the services
             await task_sync.record_tasks(connection, tasks, now)

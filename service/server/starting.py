@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import heapq
 from collections.abc import Collection, Iterator
 
 from service import console
@@ -10,8 +11,16 @@ from service.batch.firing.apscheduler import next_run_times
 from service.batch.tasks.discovery import folder_of
 from service.server.batch_service import BatchService
 
+MOST_LISTED = 20
+"""How many tasks the summary of a service lists, at most: those that are due next."""
 MOST_NAMED = 10
 """How many tasks the summary of a worker names, at most."""
+
+
+def collect_no_garbage_yet() -> None:
+    """Nearly all that is made at the start stays: with 10,000 tasks, looking for garbage in it took a second."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1_000)
 
 
 def collect_garbage_less_often() -> None:
@@ -40,13 +49,16 @@ def _tasks(batch: BatchService) -> Iterator[str]:
     if not number:
         yield f"  no tasks yet: drop a file into {folder_of(batch.settings.TASKS_DIR)}/"
         return
-    yield f"  {number} task{'s' if number > 1 else ''}, times in UTC:"
+    yield f"  {number:,} task{'s' if number > 1 else ''}, times in UTC:"
     times = next_run_times(batch.scheduler)
-    width = max(map(len, batch.tasks))
-    for name in sorted(batch.tasks, key=lambda n: (times.get(n) is None, times.get(n), n)):
+    shown = heapq.nsmallest(MOST_LISTED, batch.tasks, key=lambda n: (times.get(n) is None, times.get(n), n))
+    width = max(map(len, shown))
+    for name in shown:
         at = times.get(name)
         when = f"next {at:%Y-%m-%d %H:%M:%S}" if at else "paused" if batch.tasks[name].schedule else "by hand"
         yield f"    {name:<{width}}  {when}"
+    if number > len(shown):
+        yield f"    ... and {number - len(shown):,} more: `batch tasks` lists all"
 
 
 def _tasks_of_pools(batch: BatchService) -> Iterator[str]:

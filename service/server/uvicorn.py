@@ -20,7 +20,7 @@ from service.escaping import echoed
 from service.server.batch_service import BatchService
 from service.server.connections import Connections, raise_file_limit, share_of
 from service.server.front import Front
-from service.server.starting import collect_garbage_less_often, print_summary
+from service.server.starting import collect_garbage_less_often, collect_no_garbage_yet, print_summary
 from service.web.access import is_loopback
 
 BACKLOG = 2048
@@ -39,6 +39,7 @@ def serve(settings: Settings, host: str | None = None, port: int | None = None) 
 def serve_on(listening: socket.socket, settings: Settings) -> None:
     """Serve like `serve`, on a bound socket."""
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    collect_no_garbage_yet()
     front = Front()
 
     async def welcome(batch: BatchService, url: str) -> None:

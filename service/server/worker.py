@@ -16,7 +16,12 @@ from service.config import Settings
 from service.errors import DatabaseError
 from service.server.batch_service import BatchService
 from service.server.shutdown import serving
-from service.server.starting import collect_garbage_less_often, print_summary, warnings_of_worker
+from service.server.starting import (
+    collect_garbage_less_often,
+    collect_no_garbage_yet,
+    print_summary,
+    warnings_of_worker,
+)
 
 MOST_SECONDS = 86_400.0
 """A ticket of the command line ends when there is no run, or after so long."""
@@ -29,6 +34,7 @@ def work(settings: Settings, pools: frozenset[str], host: str | None = None, por
     port is opened. Raises BatchError if the worker can't start.
     """
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    collect_no_garbage_yet()
     if port is None:
         _work_without_port(settings, pools, ())
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,8 +20,8 @@ from service.batch.ledger import tables, transitions
 from service.batch.ledger.tables import new_id
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
+from service.batch.tasks.monitoring import Alerts
 from service.batch.tasks.policies import Missed
-from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 
@@ -158,10 +160,32 @@ async def test_the_slots_of_a_pause_are_one_missed_range_and_are_never_caught_up
     assert [run["slot"] for run in await rows(ledger)] == [minutes(0.5), minutes(10.5)]
 
 
+async def test_what_each_task_declares_stands_in_its_row(ledger: Database) -> None:
+    async def run(self: object, day: str = "monday") -> None: ...
+
+    tags, alerts = ("nightly", "secret"), Alerts(after_failures=2)
+    loaded = [
+        make_task("plain"),
+        make_task("plain_too"),
+        make_task("tagged", tags=tags),
+        make_task("typed", run=run, timeout=5),
+        make_task("watched", alerts=alerts, missed="all", pool="cpu", schedule=None),
+    ]
+    for _ in range(2):
+        await know(ledger, *loaded)
+    stored = {row["name"]: row for row in await rows(ledger, tables.tasks)}
+    assert stored.keys() == {task.name for task in loaded}
+    for task in loaded:
+        row = stored[task.name]
+        assert (row["source"], row["pool"], row["tags"]) == (task.source, task.pool, list(task.tags))
+        declared = [task.policies.as_json(), task.monitoring.as_json(), task.parameters.json_schema()]
+        assert [row["policies"], row["monitoring"], row["parameters"]] == json.loads(json.dumps(declared))
+
+
 async def test_before_a_schedule_changes_the_due_slots_of_the_old_one_are_handled(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", missed="all"))
     with clock.moved(minutes(3)):
-        changed = {"tick": Task(**{**vars(loaded["tick"]), "schedule": make_task("other", "0 * * * *").schedule})}
+        changed = {"tick": replace(loaded["tick"], schedule=make_task("other", "0 * * * *").schedule)}
         async with ledger.engine.begin() as connection:
             await task_sync.set_schedules(connection, {"tick": changed["tick"].schedule}, changed, NODE)
     assert [run["slot"] for run in await rows(ledger)] == [minutes(n) for n in (0.5, 1.5, 2.5)]

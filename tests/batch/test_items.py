@@ -284,13 +284,13 @@ async def notes() -> dict[str, set[str | None]]:
 
 def test_the_parameters_of_items_are_parameters_of_its_runs() -> None:
     declared = TaskRegistry.of(type("Own", (_OfKind,), {"schedule": None})).parameters
-    assert (declared.names, declared.required) == (["redrive", "items", "kind", "note"], ["kind"])
+    assert (declared.names, declared.required) == (("redrive", "items", "kind", "note"), ("kind",))
     assert declared.to_json({"kind": "a", "redrive": "x"}) == {"kind": "a", "redrive": "x"}
     with pytest.raises(
         InvalidParameters, match=r"there is no parameter 'colour' \(it takes redrive, items, kind, note"
     ):
         declared.to_json({"kind": "a", "colour": "red"})
-    assert TaskRegistry.of(_made_plain()).parameters.names == ["redrive", "items"]
+    assert TaskRegistry.of(_made_plain()).parameters.names == ("redrive", "items")
 
 
 def _made_plain() -> type[_Made]:
@@ -330,7 +330,7 @@ def test_annotations_of_items_without_parameters_are_for_type_checkers_only() ->
         def items(self) -> NotImportedHere:  # type: ignore[name-defined] # noqa: F821
             return select(Item)
 
-    assert TaskRegistry.of(Own).parameters.names == ["redrive", "items"]
+    assert TaskRegistry.of(Own).parameters.names == ("redrive", "items")
 
 
 @pytest.mark.parametrize("ends", ["well", "with an error"])
@@ -391,6 +391,6 @@ class _Typed(ItemTask[Item, str]):
 
 
 async def test_a_task_may_name_the_types_of_its_items_and_of_what_it_fetches(world: Database) -> None:
-    assert TaskRegistry.of(_Typed).parameters.names == ["redrive", "items"]
+    assert TaskRegistry.of(_Typed).parameters.names == ("redrive", "items")
     assert await Attempt().does(_Typed().run) == {"done": 25, "set_aside": 0}
     assert ItemTask[Item] and inspect.isabstract(ItemTask[Item, str].__origin__)

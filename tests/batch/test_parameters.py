@@ -56,7 +56,7 @@ def at_slot(slot: datetime, n: int = 1) -> None: ...
 
 def test_the_signature_names_the_parameters_and_the_required_ones() -> None:
     parameters = Parameters("job", report)
-    assert (parameters.names, parameters.required, parameters.takes_slot) == (["day", "dry_run"], ["day"], False)
+    assert (parameters.names, parameters.required, parameters.takes_slot) == (("day", "dry_run"), ("day",), False)
 
 
 def test_a_text_is_converted_to_the_annotated_type() -> None:
@@ -133,14 +133,14 @@ def test_a_value_that_json_can_not_hold_is_refused() -> None:
 @pytest.mark.parametrize("name", ["copy", "json", "schema", "model_config", "model_dump", "_private", "given", "cls"])
 def test_a_parameter_may_have_any_name(name: str) -> None:
     run = eval(f"lambda {name}=1: None")
-    assert Parameters("job", run).names == [name]
+    assert Parameters("job", run).names == (name,)
     assert called(run, **{name: 5}) == {name: 5}
 
 
 def test_the_parameter_slot_is_the_slot_of_the_run() -> None:
     assert called(at_slot) == {"slot": SLOT}
     assert called(at_slot, n="7") == {"slot": SLOT, "n": 7}
-    assert Parameters("job", at_slot).required == []
+    assert Parameters("job", at_slot).required == ()
 
 
 def test_other_parameters_beside_slot_are_checked_and_stored() -> None:
@@ -180,7 +180,7 @@ def test_a_parameter_without_a_type_accepts_any_value() -> None:
 def test_args_and_kwargs_are_no_parameters() -> None:
     def run(a: int = 1, *args: Any, **kwargs: Any) -> None: ...
 
-    assert Parameters("job", run).names == ["a"]
+    assert Parameters("job", run).names == ("a",)
     assert "there is no parameter 'b' (it takes a)" in refusal(run, b=1)
 
 

@@ -191,7 +191,21 @@ def test_a_schedule_needs_defaults_for_every_parameter() -> None:
 
     assert "run() needs day, for which a scheduled run has no value" in refusal(made(run=run))
     TaskRegistry.register(made(run=run, schedule=None))
-    assert TaskRegistry.get("made").parameters.names == ["day", "dry_run"]
+    assert TaskRegistry.get("made").parameters.names == ("day", "dry_run")
+
+
+def test_tasks_that_declare_the_same_share_what_was_read() -> None:
+    def run(self: Any, slot: datetime, day: str = "monday") -> None: ...
+
+    plain = [TaskRegistry.of(made(name=name, timeout=None)) for name in ("one", "two")]
+    alike = [TaskRegistry.of(made(name=name, timeout=1000, owner="me", run=run)) for name in ("three", "four")]
+    other = TaskRegistry.of(made(name="five", timeout=2000, owner="you"))
+    for first, second in (plain, alike):
+        assert first.policies is second.policies and first.monitoring is second.monitoring
+        assert first.parameters.json_schema() is second.parameters.json_schema()
+    assert (alike[0].policies.timeout, other.policies.timeout, plain[0].policies.timeout) == (1000, 2000, None)
+    assert (alike[0].monitoring.owner, other.monitoring.owner, plain[0].monitoring.owner) == ("me", "you", None)
+    assert alike[0].monitoring.each_slot_counts and not plain[0].monitoring.each_slot_counts
 
 
 def test_the_parameter_slot_needs_no_default() -> None:
@@ -232,7 +246,7 @@ def test_only_a_coroutine_function_runs_on_the_loop() -> None:
     for name, function in (("async", run), ("sync", Plain.run), ("decorated", behind_a_plain_decorator(run))):
         TaskRegistry.register(made(name=name, run=function))
     assert [task.on_loop for task in TaskRegistry.tasks().values()] == [True, False, False]
-    assert TaskRegistry.get("decorated").parameters.names == ["n"]
+    assert TaskRegistry.get("decorated").parameters.names == ("n",)
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:

@@ -51,8 +51,7 @@ async def started() -> AsyncIterator[Callable[..., AsyncIOScheduler]]:
 
 def with_jobs(notify: module.Notify) -> AsyncIOScheduler:
     scheduler = module.new_scheduler()
-    for task in TaskRegistry.tasks().values():
-        module.add_job(scheduler, task, notify)
+    module.add_jobs(scheduler, TaskRegistry.tasks().values(), notify)
     return scheduler
 
 

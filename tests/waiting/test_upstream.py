@@ -100,7 +100,7 @@ def test_it_is_no_parameter_that_a_person_gives() -> None:
     async def load(self: BaseTask, upstream: Upstream, day: str = "monday") -> None: ...
 
     parameters = make_task("load", "* * * * *", run=load).parameters
-    assert (parameters.names, parameters.required, list(parameters.written)) == (["day"], [], ["day"])
+    assert (parameters.names, parameters.required, list(parameters.written)) == (("day",), (), ["day"])
     schema = parameters.json_schema()
     assert schema is not None and list(schema["properties"]) == ["day"]
     with pytest.raises(InvalidParameters, match="there is no parameter 'upstream'"):

@@ -224,7 +224,7 @@ class _Walk(CronSim):
         return True
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=32_768)  # more than a service has, since each look at an open schedule asks for it
 def schedule(cron: str, timezone: str = "UTC") -> Schedule:
     """The shared Schedule of this expression and zone, which is parsed once. Raises InvalidSchedule."""
     return Schedule(cron, timezone)

@@ -22,7 +22,7 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background, is_set_within
 from service.concurrency.offload import offload
 from service.config import refresh_settings
-from service.database.engine import Database
+from service.database.engine import Database, whole_tables
 from service.errors import BatchError, InvalidSetting
 from service.logs import get_logger
 
@@ -69,6 +69,7 @@ class ScheduleSync(Background):
         self._state_read: FiringState | None = None
         self._next_slots: dict[str, datetime] = {}
         self._next_slot = NEVER
+        self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
         self._woken = asyncio.Event()
         self.upstreams: frozenset[str] = frozenset()
@@ -76,8 +77,15 @@ class ScheduleSync(Background):
 
     async def open(self) -> None:
         """Write the schedules of this process into the ledger, at its start."""
-        async with self._database.engine.begin() as connection:
+        async with self._database.engine.begin() as connection, whole_tables(connection):
             await task_sync.set_schedules(connection, self._own_schedules, self._tasks, self._node)
+
+    def fire_due(self) -> None:
+        """Fire the tasks of which a slot is due, by this machine's clock or by that of the ledger at `update_jobs`."""
+        now = max(self._read_at, clock.now())
+        for name, at in self._next_slots.items():
+            if at <= now:
+                self._notify(name)
 
     async def stop(self) -> None:
         await super().stop()
@@ -116,8 +124,7 @@ class ScheduleSync(Background):
         if new := await self._new_tasks.take_up(self._record_new):
             self._own_schedules |= {name: task.schedule for name, task in new.items()}
             self._is_unsettled = True
-            for task in new.values():
-                scheduler.add_job(self._jobs, task, self._notify)
+            scheduler.add_jobs(self._jobs, new.values(), self._notify)
         changed = await offload(self._read_changed_schedules)
         if changed:
             async with self._database.engine.begin() as connection:
@@ -134,22 +141,12 @@ class ScheduleSync(Background):
 
     async def _read_ledger(self) -> None:
         state = self._changes.firing_state if self._changes is not None else None
-        await self._mend_followers()
         gone, removed = await self.update_jobs()
         if removed:
             await self._restore_tasks(removed)
         if gone and clock.boottime() > self._started_at + self._lease:
             await self._remove_tasks(gone)
         self._state_read, self._is_unsettled = state, bool(gone or removed)
-
-    async def _mend_followers(self) -> None:
-        """Give tasks that follow others the schedules of these, which may have changed without them."""
-        async with self._database.reader.connect() as connection:
-            opened = await schedules.open_schedules(connection)
-        self.upstreams = frozenset(name for row in opened.values() if row.after for name in row.after["tasks"])
-        if astray := followers.astray(opened):
-            async with self._database.engine.begin() as connection:
-                await task_sync.set_schedules(connection, astray, self._tasks, self._node)
 
     async def _record_new(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
         """Write tasks whose files came into the folder while this process ran."""
@@ -161,16 +158,27 @@ class ScheduleSync(Background):
     async def update_jobs(self) -> tuple[list[str], set[str]]:
         """Give APScheduler's jobs the open schedules of the ledger.
 
-        Returns the names of the tasks that no live node has, and of those of this process that another node removed.
+        Tasks that follow others get the schedules of these too, which may have changed without them. Returns the names
+        of the tasks that no live node has, and of those of this process that another node removed.
         """
-        async with self._database.reader.connect() as connection:
-            opened = await schedules.open_schedules(connection)
-            now = await database_time.now_of(connection)
+        opened, gone, removed = await self._read_tasks()
+        if astray := followers.astray(opened):
+            async with self._database.engine.begin() as connection:
+                await task_sync.set_schedules(connection, astray, self._tasks, self._node)
+            opened, gone, removed = await self._read_tasks()
+        self.upstreams = frozenset(name for row in opened.values() if row.after for name in row.after["tasks"])
+        return gone, removed
+
+    async def _read_tasks(self) -> tuple[dict[str, OpenSchedule], list[str], set[str]]:
+        """Give the jobs the schedules that are open. Returns these, and the names that `update_jobs` returns."""
+        async with self._database.reader.connect() as connection, whole_tables(connection):
             is_removed = await task_sync.known(connection)
             others = {name for name, removed in is_removed.items() if not removed} - self._tasks.keys()
             gone = sorted(others - await self._live_tasks(connection)) if others else []
-        self._update_jobs_of(self._tasks, opened, now)
-        return gone, {name for name in self._tasks if is_removed.get(name, False)}
+            self._read_at = await database_time.now_of(connection)
+            opened = await schedules.open_schedules(connection)
+            self._update_jobs_of(self._tasks, opened, self._read_at)
+        return opened, gone, {name for name in self._tasks if is_removed.get(name, False)}
 
     async def _update_due_jobs(self, now: datetime) -> None:
         """Fire the tasks whose next slot is due by database time, also when this node's clock is behind it."""

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
+from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import Column, Integer, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
@@ -26,38 +27,62 @@ from service.batch.tasks.registry import Task
 from service.errors import UnknownTask
 
 GONE = "its file is gone"
+DECLARED = ("pool", "policies", "tags", "parameters", "monitoring")
 
 
 async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime) -> None:
-    """Insert or update these tasks in the ledger. A task that counted as removed no longer does. `now` is aware."""
-    told = ("description", "source", "pool", "policies", "tags", "parameters", "monitoring", "last_seen_at")
-    names = ("name", *told, "first_seen_at")
+    """Insert or update these tasks in the ledger. A task that counted as removed no longer does. `now` is aware.
+
+    What tasks declare is the same for many of them, so it is sent once for these, and each row names it by a number.
+    """
+    if not loaded:
+        return
+    declared: dict[Any, dict[str, Any]] = {}
     rows = [
         {
             "name": task.name,
             "description": task.description,
             "source": task.source,
+            "number": _declared(task, declared, now)["number"],
+        }
+        for task in loaded.values()
+    ]
+    kind = connection.dialect.name
+    number = Column("number", Integer)
+    own, shared = ("name", "description", "source"), (*DECLARED, "first_seen_at", "last_seen_at")
+    from_rows = json_rows.source([*(tasks.c[name] for name in own), number], kind)
+    from_declared = json_rows.source([number, *(tasks.c[name] for name in shared)], kind, parameter="declared")
+    updates = ", ".join(
+        f"{name} = excluded.{name}" for name in (*own, *shared) if name not in ("name", "first_seen_at")
+    )
+    statement = text(
+        f"WITH declared AS MATERIALIZED (SELECT * FROM {from_declared}) "
+        f"INSERT INTO batch_tasks ({', '.join((*own, *shared))}) "
+        f"SELECT {', '.join((*(f'v.{name}' for name in own), *(f'declared.{name}' for name in shared)))} "
+        # A CROSS JOIN has SQLite read each of the rows once.
+        f"FROM {from_rows} CROSS JOIN declared WHERE declared.number = v.number "
+        f"ORDER BY v.name ON CONFLICT (name) DO UPDATE SET {updates}, removed_at = NULL"
+    )
+    parameters = {"rows": json_rows.encode(rows, kind), "declared": json_rows.encode(declared.values(), kind)}
+    await connection.execute(statement, parameters)
+
+
+def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) -> dict[str, Any]:
+    """What this task declares, from `declared`, to which it is added if it is not in there."""
+    schema = task.parameters.json_schema()
+    key = (id(task.policies), id(task.monitoring), id(schema), task.tags)  # equal ones are one object, mostly
+    if key not in declared:
+        declared[key] = {
+            "number": len(declared),
             "pool": task.pool,
             "policies": task.policies.as_json(),
             "tags": list(task.tags),
-            "parameters": task.parameters.json_schema(),
+            "parameters": schema,
             "monitoring": task.monitoring.as_json(),
             "first_seen_at": now,
             "last_seen_at": now,
         }
-        for task in loaded.values()
-    ]
-    if not rows:
-        return
-    kind = connection.dialect.name
-    updates = ", ".join(f"{n} = excluded.{n}" for n in told)
-    columns = ", ".join(names)
-    source = json_rows.source([tasks.c[name] for name in names], kind)
-    statement = text(
-        f"INSERT INTO batch_tasks ({columns}) SELECT {columns} FROM {source} "
-        f"WHERE true ORDER BY name ON CONFLICT (name) DO UPDATE SET {updates}, removed_at = NULL"
-    )
-    await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
+    return declared[key]
 
 
 async def set_schedules(

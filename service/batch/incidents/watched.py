@@ -13,12 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.zones import zone_of
 from service.batch.ledger.tables import schedules, tasks
 from service.batch.ledger.tasks import SECRET_TAG
+from service.database.engine import whole_tables
 from service.errors import InvalidSchedule
 
 UTC_ZONE = ZoneInfo("UTC")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WatchedTask:
     """A task as the watch sees it. Times are in seconds, instants in UTC.
 
@@ -94,7 +95,8 @@ async def watched_tasks(connection: AsyncConnection) -> dict[str, WatchedTask]:
     columns = [tasks.c[name] for name in ("name", "monitoring", "tags", *instants)]
     is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
     query = select(*columns, schedules.c.timezone).select_from(tasks.join(schedules, is_open, isouter=True))
-    return {row.name: WatchedTask.of(row) for row in await connection.execute(query)}
+    async with whole_tables(connection):
+        return {row.name: WatchedTask.of(row) for row in await connection.execute(query)}
 
 
 @dataclass(frozen=True)

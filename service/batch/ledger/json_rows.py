@@ -32,16 +32,18 @@ POSTGRESQL_TYPES = {
 }
 
 
-def source(columns: Iterable[Column[Any]], kind: str, present: Collection[str] | None = None) -> str:
+def source(
+    columns: Iterable[Column[Any]], kind: str, present: Collection[str] | None = None, parameter: str = "rows"
+) -> str:
     """SQL for a FROM item with the alias `v`, which reads these columns from the parameter :rows.
 
-    `present`: the names of those that the rows may have; None: all. The others are NULL.
+    `present`: the names of those that the rows may have; None: all. The others are NULL. `parameter`: another name.
     """
     if kind == "postgresql":
         fields = ", ".join(f'"{c.name}" {_postgresql_type(c)}' for c in columns)
-        return f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS v({fields})"
+        return f"jsonb_to_recordset(CAST(:{parameter} AS jsonb)) AS v({fields})"
     fields = ", ".join(f'{_value(c, present)} AS "{c.name}"' for c in columns)
-    return f"(SELECT {fields} FROM json_each(:rows)) AS v"
+    return f"(SELECT {fields} FROM json_each(:{parameter})) AS v"
 
 
 def _postgresql_type(column: Column[Any]) -> str:

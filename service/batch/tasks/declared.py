@@ -69,7 +69,7 @@ def attribute(task: BaseTask, name: str) -> Any:
 
     `getattr` with a default would take an AttributeError inside the property for a missing attribute.
     """
-    if inspect.getattr_static(task, name, None) is None:
+    if name not in vars(task) and static(type(task), name) is None:
         return None
     try:
         return getattr(task, name)
@@ -77,14 +77,27 @@ def attribute(task: BaseTask, name: str) -> Any:
         raise InvalidTask(f"{name} can't be read: {one_line(error)}") from error
 
 
+def static(cls: type[Any], name: str) -> Any:
+    """What stands in the class, or in one of its bases, under this name; None if nothing does. No property is read."""
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return None
+
+
 def has_schedule(cls: type[BaseTask]) -> bool:
     """Whether the class has a schedule of its own."""
-    return inspect.getattr_static(cls, "schedule", None) is not None
+    return static(cls, "schedule") is not None
 
 
 def schedule_of(cls: type[BaseTask]) -> Schedule | None:
     """The schedule, read from a new instance; None for a task without one. Raises InvalidTask."""
-    task = instance(cls)
+    return schedule_in(instance(cls))
+
+
+def schedule_in(task: BaseTask) -> Schedule | None:
+    """The schedule that an instance has; None for a task without one. Raises InvalidTask."""
+    cls = type(task)
     if not hasattr(cls, "schedule") and cls.after is None:
         raise InvalidTask("schedule is missing; allowed: a cron expression, or None for starts by hand only")
     cron = attribute(task, "schedule")

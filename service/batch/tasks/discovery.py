@@ -10,11 +10,10 @@ import itertools
 import linecache
 import re
 import sys
-import threading
 import tokenize
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -25,14 +24,12 @@ from service.batch.tasks import followers
 from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.policies import NAME
 from service.batch.tasks.registry import TaskRegistry, task_classes
+from service.batch.tasks.slow_imports import SlowImports
 from service.errors import BatchError, InvalidSetting, InvalidTask
 from service.escaping import echoed
 from service.logs import get_logger
 
 logger = get_logger(__name__)
-
-SLOW_SECONDS = 5.0
-"""An import that takes longer is logged, since nothing else would show that it hangs."""
 
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
@@ -59,35 +56,24 @@ def load_files(place: Path, files: Iterable[Path], *, shows_tracebacks: bool = T
     broken: list[BrokenFile] = []
     around = _packages_around(folder) if place.is_dir() else _levels(str(place), folder)
     package = _package(folder, around, broken)
-    for path in files:
-        broken += _load(path, package, shows_tracebacks)
+    with SlowImports() as slow_imports:
+        for path in files:
+            with slow_imports.watched(path):
+                module = _load(path, package, shows_tracebacks)
+            broken += [module] if isinstance(module, BrokenFile) else _register(module, path)
     return broken
 
 
-def _load(path: Path, package: str, shows_tracebacks: bool) -> list[BrokenFile]:
-    before, modules = set(TaskRegistry.tasks()), set(sys.modules)
+def _load(path: Path, package: str, shows_tracebacks: bool) -> ModuleType | BrokenFile:
+    before, modules = TaskRegistry.number(), set(sys.modules)
     try:
-        with _logged_if_slow(path):
-            module = _import(path, package)
+        return _import(path, package)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's file may raise anything; the others must run
-        TaskRegistry.remove(set(TaskRegistry.tasks()) - before)
+        TaskRegistry.remove(TaskRegistry.names_after(before))
         # Forget the modules that it had imported from its package, since the author may correct one of these.
         for name in [name for name in set(sys.modules) - modules if name.startswith(f"{package}.")]:
             del sys.modules[name]
-        return [_not_imported(path, error, shows_tracebacks)]
-    return _register(module, path)
-
-
-@contextmanager
-def _logged_if_slow(path: Path) -> Iterator[None]:
-    message = f"{path}: its import has not ended after {SLOW_SECONDS:g} s; no other file is loaded before that"
-    timer = threading.Timer(SLOW_SECONDS, logger.warning, [message])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+        return _not_imported(path, error, shows_tracebacks)
 
 
 def forget(path: Path) -> bool:
@@ -102,7 +88,7 @@ def forget(path: Path) -> bool:
 
 
 def _register(module: ModuleType, path: Path) -> list[BrokenFile]:
-    broken = []
+    broken, number = [], TaskRegistry.number()
     for cls in task_classes(module):
         try:
             if not inspect.isabstract(cls):
@@ -112,6 +98,7 @@ def _register(module: ModuleType, path: Path) -> list[BrokenFile]:
         except BatchError as error:
             logger.error(f"{path} can't be used: {error.message}")
             broken.append(_broken(path, error, error.message, _name_of(cls)))
+    logger.debug(f"{path}: {TaskRegistry.number() - number} tasks")
     return broken
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import time, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.batch.tasks.policies import LONGEST, NAME, check
+from service.batch.tasks.policies import LONGEST, NAME, check, fields_of
 from service.errors import InvalidTask
 
 ATTRIBUTES = ("owner", "runbook", "alerts", "deadline", "expect", "expect_every", "each_slot_counts", "ping")
@@ -122,7 +122,8 @@ class Monitoring:
 
     def as_json(self) -> dict[str, Any]:
         """As the ledger stores it, for processes that have not loaded the task."""
-        return {name: value for name, value in asdict(self).items() if name != "ping"}
+        values = {**fields_of(self), "alerts": fields_of(self.alerts)}
+        return {name: value for name, value in values.items() if name != "ping"}
 
 
 def expect_of(task: type[Any]) -> Expect | None:

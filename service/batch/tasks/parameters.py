@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any, NotRequired
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -21,6 +23,7 @@ from service.escaping import echoed
 from service.redaction import Redaction
 
 SLOT = "slot"
+NOTHING_WRITTEN: Mapping[str, inspect.Parameter] = MappingProxyType({})
 
 
 class Parameters:
@@ -32,19 +35,20 @@ class Parameters:
     `run`. Raises InvalidTask for a signature that can't be read, or whose types pydantic can't check.
     """
 
+    __slots__ = ("_schema", "_task", "_upstream", "names", "required", "takes_slot", "takes_upstream", "written")
+
     def __init__(self, task: str, run: Callable[..., Any], *others: Callable[..., Any]) -> None:
         self._task = task
-        signature = _signature(run, others)
-        self._upstream = [name for name, p in signature.items() if p.annotation is Upstream]
+        signature = {} if _takes_nothing(run) else _signature(run, others)
+        self._upstream = tuple(name for name, p in signature.items() if p.annotation is Upstream)
         signature = {name: p for name, p in signature.items() if name not in self._upstream}
-        self.names = list(signature)
-        written = {name: p for method in (*others, run) for name, p in inspect.signature(method).parameters.items()}
-        self.written = {name: written[name] for name in self.names}
+        self.names = tuple(signature)
+        self.written = _written(self.names, (*others, run)) if signature else NOTHING_WRITTEN
         """The parameters by name, with their annotations as they are written."""
         self.takes_slot = SLOT in signature
         self.takes_upstream = bool(self._upstream)
         """Whether `run` has a parameter that is filled with what the run has waited for."""
-        self.required = [name for name, p in signature.items() if p.default is p.empty and name != SLOT]
+        self.required = tuple(name for name, p in signature.items() if p.default is p.empty and name != SLOT)
         """The parameters without a default, for which a scheduled run has no value."""
         self._schema = _schema(signature, self.required)
 
@@ -63,18 +67,16 @@ class Parameters:
         if isinstance(slot, datetime) and slot.utcoffset() is None:
             raise self._refused(f"slot is {echoed(given[SLOT])}: it needs an offset, as in 2026-11-25T02:00+09:00")
         try:
-            return dict(self._schema.dump_python(checked, mode="json"))
+            return dict(self._schema.adapter.dump_python(checked, mode="json"))
         except (PydanticSerializationError, ValueError, RecursionError) as error:  # such as a list that contains itself
             raise self._refused(f"the ledger can't store them: {error}") from None
 
     def json_schema(self) -> dict[str, Any] | None:
-        """The JSON schema of the parameters that a person may give; None if pydantic can make none of their types."""
-        try:
-            schema = self._schema.json_schema()
-        except (PydanticInvalidForJsonSchema, PydanticSchemaGenerationError):
-            return None
-        schema.get("properties", {}).pop(SLOT, None)
-        return schema
+        """The JSON schema of the parameters that a person may give; None if pydantic can make none of their types.
+
+        Tasks whose parameters are the same share it, so nobody may change it.
+        """
+        return self._schema.json
 
     def to_call(self, stored: Mapping[str, Any], slot: datetime, upstream: Upstream | None = None) -> dict[str, Any]:
         """The keyword arguments of `run` for one attempt, from stored parameters. Raises InvalidParameters."""
@@ -88,7 +90,7 @@ class Parameters:
 
     def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return dict(self._schema.validate_python(dict(given)))
+            return dict(self._schema.adapter.validate_python(dict(given)))
         except ValidationError as error:
             raise self._refused("; ".join(_sentence(e) for e in error.errors())) from None
 
@@ -139,16 +141,56 @@ def _named(method: str, function: Callable[..., Any]) -> tuple[dict[str, inspect
     return parameters, takes_others
 
 
-def _schema(parameters: Mapping[str, inspect.Parameter], required: list[str]) -> TypeAdapter[Any]:
-    kinds = {name: Any if p.annotation is p.empty else p.annotation for name, p in parameters.items()}
-    fields = {name: kind if name in required else NotRequired[kind] for name, kind in kinds.items()}
+def _takes_nothing(run: Callable[..., Any]) -> bool:
+    """Whether the signature is `run(self)`, with nothing in it that would have to be evaluated: that is soon seen."""
+    function = getattr(run, "__func__", None)
+    if type(run) is not MethodType or type(function) is not FunctionType:
+        return False
+    if hasattr(function, "__wrapped__") or hasattr(function, "__signature__"):
+        return False
+    code, annotations = function.__code__, function.__annotations__
+    takes_others = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    is_plain = code.co_argcount == 1 and code.co_kwonlyargcount == 0 and not takes_others
+    return is_plain and (not annotations or (len(annotations) == 1 and annotations.get("return", "") in (None, "None")))
+
+
+def _written(names: Iterable[str], methods: Iterable[Callable[..., Any]]) -> Mapping[str, inspect.Parameter]:
+    written = {name: p for method in methods for name, p in inspect.signature(method).parameters.items()}
+    return {name: written[name] for name in names}
+
+
+class _Schema:
+    """What checks the parameters: `adapter`. `json`: as JSON schema, without the slot, or None where there is none."""
+
+    def __init__(self, shape: Any) -> None:
+        self.adapter: TypeAdapter[Any] = TypeAdapter(shape)
+
+    @functools.cached_property
+    def json(self) -> dict[str, Any] | None:
+        try:
+            schema = self.adapter.json_schema()
+        except (PydanticInvalidForJsonSchema, PydanticSchemaGenerationError):
+            return None
+        schema.get("properties", {}).pop(SLOT, None)
+        return schema
+
+
+def _schema(parameters: Mapping[str, inspect.Parameter], required: Collection[str]) -> _Schema:
+    kinds = tuple((name, Any if p.annotation is p.empty else p.annotation) for name, p in parameters.items())
+    # Only plain classes are surely the same if they are equal: Literal[1] is equal to Literal[True], for example.
+    is_shared = all(kind is Any or type(kind) is type for _, kind in kinds)
+    return (_shared_schema if is_shared else _new_schema)(kinds, tuple(required))
+
+
+def _new_schema(kinds: tuple[tuple[str, Any], ...], required: tuple[str, ...]) -> _Schema:
+    fields = {name: kind if name in required else NotRequired[kind] for name, kind in kinds}
     # A TypedDict, since a pydantic model can't have fields named `copy`, `json` or `schema`.
     shape = TypedDict("run", fields)  # type: ignore[misc] # made at run time
     shape.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     try:
-        if SLOT in kinds:
-            TypeAdapter(kinds[SLOT]).validate_python(datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC))
-        return TypeAdapter(shape)
+        if SLOT in (by_name := dict(kinds)):
+            TypeAdapter(by_name[SLOT]).validate_python(datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC))
+        return _Schema(shape)
     except ValidationError:
         raise InvalidTask("the parameter slot of run() is filled with a datetime: write `slot: datetime`") from None
     except (PydanticUserError, NameError) as error:
@@ -157,3 +199,6 @@ def _schema(parameters: Mapping[str, inspect.Parameter], required: list[str]) ->
             f"the parameters of run() can't be checked: {reason}; allowed: types that pydantic reads from JSON, "
             "such as str, int, date, list[str] or a model"
         ) from error
+
+
+_shared_schema = functools.lru_cache(maxsize=1_000)(_new_schema)

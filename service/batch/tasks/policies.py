@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
@@ -165,9 +165,14 @@ class Policies:
 
     def as_json(self) -> dict[str, Any]:
         """The policies as the ledger stores them. Exception classes are their names, and times are seconds."""
-        retry = {**asdict(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
-        missed = {**asdict(self.missed), "max_age": self.missed.max_age.total_seconds()}
-        return {**asdict(self), "retry": retry, "missed": missed}
+        retry = {**fields_of(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
+        missed = {**fields_of(self.missed), "max_age": self.missed.max_age.total_seconds()}
+        return {**fields_of(self), "retry": retry, "missed": missed}
+
+
+def fields_of(declared: Any) -> dict[str, Any]:
+    """The values of a dataclass by name. Unlike `asdict` it copies none of them, which would take much longer."""
+    return {field.name: getattr(declared, field.name) for field in fields(declared)}
 
 
 def _bytes_of(memory: object) -> int | None:

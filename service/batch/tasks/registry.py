@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,15 +18,19 @@ from service.batch.cron.zones import zone_of
 from service.batch.tasks.after import After
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.declared import (
+    LIMITS,
     description_of,
     has_schedule,
     instance,
     name_of,
     one_line,
     refuse_abstract,
+    schedule_in,
     schedule_of,
+    static,
     timezone_of,
 )
+from service.batch.tasks.monitoring import ATTRIBUTES as MONITORING_ATTRIBUTES
 from service.batch.tasks.monitoring import Monitoring
 from service.batch.tasks.parameters import Parameters
 from service.batch.tasks.partitioned_task import PartitionedTask
@@ -31,15 +38,12 @@ from service.batch.tasks.partitions import Partition
 from service.batch.tasks.policies import Policies, tags_of
 from service.errors import InvalidTask, UnknownTask
 from service.escaping import echoed
-from service.logs import get_logger
-
-logger = get_logger(__name__)
 
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """A registered task class, with the values that were read from it at its registration.
 
@@ -118,8 +122,6 @@ class TaskRegistry:
                 f"and {task_class.__qualname__} in {task.source} is not; rename one"
             )
         cls._tasks[task.name] = task
-        if existing is None:
-            logger.debug(f"Registered task: {task.name}")
         return task_class
 
     @classmethod
@@ -131,6 +133,16 @@ class TaskRegistry:
     def tasks(cls) -> dict[str, Task]:
         """The registered tasks by name."""
         return dict(cls._tasks)
+
+    @classmethod
+    def number(cls) -> int:
+        """How many tasks are registered."""
+        return len(cls._tasks)
+
+    @classmethod
+    def names_after(cls, number: int) -> set[str]:
+        """The names of the tasks that were registered after the first `number` ones."""
+        return set(itertools.islice(cls._tasks, number, None))
 
     @classmethod
     def get(cls, name: str) -> Task:
@@ -179,9 +191,17 @@ class TaskRegistry:
 def task_classes(module: Any) -> Iterator[type[BaseTask]]:
     """The task classes that a module defines, in their order, also abstract ones; without names that begin with `_`."""
     for value in list(vars(module).values()):
-        is_here = inspect.isclass(value) and issubclass(value, BaseTask) and value.__module__ == module.__name__
+        is_here = _is_task(value) and value.__module__ == module.__name__
         if is_here and not value.__name__.startswith("_"):
             yield value
+
+
+def _is_task(value: Any) -> bool:
+    """Whether it is a subclass of BaseTask.
+
+    `issubclass` would remember each class that it was asked about; for one that is no task it asks all tasks.
+    """
+    return isinstance(value, type) and BaseTask in value.__mro__
 
 
 def _is_same(existing: type[BaseTask], new: type[BaseTask]) -> bool:
@@ -206,15 +226,19 @@ def _read(cls: type[Any], read: Callable[[Any], R]) -> R:
 
 def _path(cls: type[Any]) -> str:
     """The file of a class, relative to the working directory if it is in there."""
-    file = _file(cls)
+    return _relative(_file(cls), os.getcwd())
+
+
+@functools.lru_cache(maxsize=100)
+def _relative(file: str, folder: str) -> str:
     try:
-        return str(Path(file).relative_to(Path.cwd()))
+        return str(Path(file).relative_to(folder))
     except ValueError:
         return file
 
 
 def _task_of(cls: type[BaseTask]) -> Task:
-    if not issubclass(cls, BaseTask):
+    if not _is_task(cls):
         raise InvalidTask("it is not a subclass of BaseTask")
     refuse_abstract(cls)
     task = instance(cls)
@@ -223,27 +247,52 @@ def _task_of(cls: type[BaseTask]) -> Task:
         raise InvalidTask("run() contains a yield, so its body would never run: use return instead")
     name = name_of(task)
     parameters = Parameters(name, *task._methods_with_parameters())
-    schedule, after = schedule_of(cls), After.of(cls)
-    partition = Partition.of(task, PartitionedTask) if isinstance(task, PartitionedTask) else None
+    schedule, after = schedule_in(task), After.of(cls)
+    partition = Partition.of(task, PartitionedTask) if PartitionedTask in cls.__mro__ else None
     if (schedule is not None or after is not None) and parameters.required:
         raise InvalidTask(
             f"run() needs {', '.join(parameters.required)}, for which a scheduled run has no value: "
             "give a default, or set schedule = None"
         )
-    statics = (inspect.getattr_static(cls, attribute, None) for attribute in ("schedule", "timezone"))
+    policies, monitoring = _declared(cls, parameters.takes_slot)
     return Task(
         cls=cls,
         name=name,
         description=description_of(task),
         source=_path(cls),
-        policies=Policies.of(cls),
+        policies=policies,
         parameters=parameters,
         on_loop=inspect.iscoroutinefunction(run) if partition is None else all(partition.on_loop.values()),
-        may_change=not all(isinstance(value, str | None) for value in statics),
+        may_change=not all(isinstance(static(cls, attribute), str | None) for attribute in ("schedule", "timezone")),
         zone=zone_of(timezone_of(task)),
         schedule=schedule,
-        monitoring=Monitoring.of(cls, parameters.takes_slot),
+        monitoring=monitoring,
         tags=tags_of(cls),
         after=after,
         partition=partition,
     )
+
+
+def _declared(cls: type[BaseTask], takes_slot: bool) -> tuple[Policies, Monitoring]:
+    """The policies and the monitoring of a class. Tasks that declare the same share them."""
+    if all(getattr(cls, name) is value for name, value in DEFAULTS):
+        return _declared_nothing(takes_slot)
+    policies, monitoring = Policies.of(cls), Monitoring.of(cls, takes_slot)
+    try:
+        return _shared(policies), _shared(monitoring)
+    except TypeError:  # such as a subclass of Retry that has no hash
+        return policies, monitoring
+
+
+DEFAULTS = tuple((name, getattr(BaseTask, name)) for name in (*LIMITS, "fenced", *MONITORING_ATTRIBUTES))
+
+
+@functools.cache
+def _declared_nothing(takes_slot: bool) -> tuple[Policies, Monitoring]:
+    return Policies.of(BaseTask), Monitoring.of(BaseTask, takes_slot)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _shared(declared: R) -> R:
+    """The first of equal values, so that it is kept once."""
+    return declared
