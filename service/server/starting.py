@@ -18,7 +18,7 @@ MOST_NAMED = 10
 
 
 def collect_no_garbage_yet() -> None:
-    """Nearly all that is made at the start stays: with 10,000 tasks, looking for garbage in it took a second."""
+    """Nearly all that is made at the start stays: with 10,000 tasks, that takes almost a second."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 1_000)
 

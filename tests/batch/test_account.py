@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,7 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
     old = await know(ledger, tick())
     await fire_each_minute(ledger, old, minutes(3))
     node = new_id()
-    new = {"tick": Task(**{**vars(old["tick"]), "schedule": Schedule("*/2 * * * *")})}
+    new = {"tick": replace(old["tick"], schedule=Schedule("*/2 * * * *"))}
     a, b = (_replica(ledger, loaded, of) for loaded, of in ((old, NODE), (new, node)))
     await b.open()
     for n in range(4, 9):
