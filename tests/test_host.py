@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, clock, config, current_run, get_logger, logs
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.claims import Claims
 from service.batch.execution.tickets import Look
 from service.batch.execution.write_buffer import Group
 from service.batch.firing import task_sync
@@ -30,6 +30,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import new_tasks
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import BY_HAND
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks import discovery_watch
 from service.config import get_settings
 from service.errors import InvalidSetting
@@ -595,10 +596,12 @@ async def test_a_group_that_was_committed_without_a_reply_is_written_again_witho
 async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_reply_goes_on(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim, lost = LocalEngine._claim, asyncio.Event()
+    take, lost = Claims.take, asyncio.Event()
 
-    async def lose_the_reply(self: LocalEngine, connection: AsyncConnection, outcomes: Sequence[Outcome]) -> Look:
-        look = await claim(self, connection, outcomes)
+    async def lose_the_reply(
+        self: Claims, connection: AsyncConnection, capacity: Capacity, outcomes: Sequence[Outcome]
+    ) -> Look:
+        look = await take(self, connection, capacity, outcomes)
         if look.claimed and not lost.is_set():
             await connection.commit()
             lost.set()
@@ -611,7 +614,7 @@ async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_repl
 
     make_task("flaky", run=run, retry=Retry(attempts=2, wait=0))
     service = await begin()
-    monkeypatch.setattr(LocalEngine, "_claim", lose_the_reply)
+    monkeypatch.setattr(Claims, "take", lose_the_reply)
     clock.advance(MINUTE)
     fire(service, "flaky")
     done = await run_in(service, "succeeded")
