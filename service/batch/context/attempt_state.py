@@ -61,6 +61,11 @@ class LogBuffer:
                 self._lost_lines += 1
                 self.dropped += 1
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether lines wait. It is asked for each attempt in each turn of the engine."""
+        return bool(self._lines)
+
     def take_lines(self) -> list[LogLine]:
         """The lines since the last call. If lines were lost, one more line at the end says how many."""
         if not self._lines:

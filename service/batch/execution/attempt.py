@@ -35,11 +35,7 @@ CHILD_ABANDON_SECONDS = 2 * ABANDON_SECONDS
 
 
 class Attempt:
-    """One attempt in this process. It begins with `start`, and ends with exactly one call of `on_end`.
-
-    Attributes:
-        has_ended: Whether it has ended, or was given up. What its code goes on to do has no effect.
-    """
+    """One attempt in this process. It begins with `start`, and ends with exactly one call of `on_end`."""
 
     def __init__(
         self,
@@ -71,7 +67,7 @@ class Attempt:
         self._take_over = take_over if self.state.is_fenced and claimed.fence > 1 else None
         self._threads = threads
         self._on_end = on_end
-        self.has_ended = False
+        self._ended = False
         self._timers: list[asyncio.TimerHandle] = []
 
     def ledger_time(self) -> datetime:
@@ -100,7 +96,7 @@ class Attempt:
 
     def stop(self, ending: Ending) -> None:
         """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt is given up."""
-        if self.body.stop is not None or self.has_ended:
+        if self.body.stop is not None or self._ended:
             return
         self.body.stop = ending
         self.state.ask_to_stop(ending.reason or ending.outcome)
@@ -132,7 +128,7 @@ class Attempt:
         """
         self.interrupt(reason)
         self._kill_child()
-        if not self.has_ended and self.body.stop is not None:
+        if not self._ended and self.body.stop is not None:
             self._context.run(self._log_ending, self.body.stop)
             self._end(self.body.stop)
 
@@ -172,7 +168,7 @@ class Attempt:
 
     def _on_work_done(self, work: asyncio.Task[Ending]) -> None:
         """End the attempt, unless it was given up before. Called in the context of the run."""
-        if self.has_ended:
+        if self._ended:
             return
         error = asyncio.CancelledError() if work.cancelled() else work.exception()
         if error is not None:  # it was cancelled before its first step
@@ -195,15 +191,15 @@ class Attempt:
 
     def _abandon(self) -> None:
         self._kill_child()
-        if not self.has_ended and self.body.stop is not None:
+        if not self._ended and self.body.stop is not None:
             self._context.run(logger.warning, f"{self.task.name} did not stop when asked to, and was given up")
             self._context.run(self._log_ending, self.body.stop)
             self._end(self.body.stop)
 
     def _end(self, ending: Ending) -> None:
-        if self.has_ended:
+        if self._ended:
             return
-        self.has_ended = True
+        self._ended = True
         for timer in self._timers:
             timer.cancel()
         self.state.loops.close()

@@ -136,9 +136,9 @@ class WriteBuffer:
 
         A run that was split is written by itself: to insert its parts may take longer than all other outcomes.
         """
-        running = [attempt for attempt in attempts if not attempt.has_ended]
+        running = list(attempts)
         for attempt in running:
-            if not self._is_full:
+            if attempt.state.log.has_lines and not self._is_full:
                 self._add_blocks(_blocks(attempt, attempt.state.log.take_lines))
         splits = (number for number, outcome in enumerate(self._outcomes) if outcome.split is not None)
         number = min(GROUP_LIMIT, max(1, next(splits, GROUP_LIMIT)))
