@@ -18,7 +18,10 @@ MOST_NAMED = 10
 
 
 def collect_no_garbage_yet() -> None:
-    """Nearly all that is made at the start stays: with 10,000 tasks, that takes almost a second."""
+    """Look for no garbage before the start is over: nearly all that is made then stays.
+
+    With 10,000 tasks the search took almost a second.
+    """
     gc.freeze()
     gc.set_threshold(100_000, 50, 1_000)
 

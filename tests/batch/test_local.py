@@ -81,14 +81,22 @@ async def test_a_recheck_requested_during_a_turn_starts_no_run_twice(
     assert [row["state"] for row in await rows(ledger)] == ["succeeded"]
 
 
-async def test_many_runs_are_started_in_steps_and_count_for_the_capacity_from_the_first_on(
+async def launch_five(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[Counted, DrivenEngine, asyncio.Task[None]]:
+    """Begin to start five runs, two in each step. The engine has room for six."""
     monkeypatch.setattr("service.batch.execution.local_engine.LAUNCHED_AT_ONCE", 2)
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
     claimed = [await commit_a_claim(ledger, None) for _ in range(5)]
     launching = asyncio.create_task(engine.launch_all(claimed))
+    return counted, engine, launching
+
+
+async def test_many_runs_are_started_in_steps_and_count_for_the_capacity_from_the_first_on(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, engine, launching = await launch_five(ledger, monkeypatch)
     seen = []
     while not launching.done():
         await asyncio.sleep(0)
@@ -107,11 +115,7 @@ async def test_runs_that_are_claimed_are_started_although_the_start_is_cancelled
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dispatcher may be stopped between two steps. The runs are running in the ledger, and nobody else has them."""
-    monkeypatch.setattr("service.batch.execution.local_engine.LAUNCHED_AT_ONCE", 2)
-    counted = Counted()
-    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
-    claimed = [await commit_a_claim(ledger, None) for _ in range(5)]
-    launching = asyncio.create_task(engine.launch_all(claimed))
+    counted, engine, launching = await launch_five(ledger, monkeypatch)
     await asyncio.sleep(0)
     launching.cancel()
     with pytest.raises(asyncio.CancelledError):

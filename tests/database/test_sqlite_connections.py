@@ -40,27 +40,21 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return called
 
 
-@pytest.mark.parametrize("count", [0, 1, FIRST_ROWS - 1])
-async def test_a_statement_with_few_rows_visits_the_thread_once(
-    database: Database, visits: list[str], count: int
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        *((count, ["_run"]) for count in (0, 1, FIRST_ROWS - 1)),
+        *((count, ["_run", "_read"]) for count in (FIRST_ROWS, FIRST_ROWS + 1, 1_000)),
+    ],
+)
+async def test_a_statement_visits_the_thread_once_and_once_more_for_the_rest_of_many_rows(
+    database: Database, visits: list[str], count: int, expected: list[str]
 ) -> None:
     async with database.reader.connect() as connection:
         await connection.execute(text("SELECT 1"))
         visits.clear()
         rows = (await connection.execute(NUMBERS, {"count": count})).scalars().all()
-        assert visits == ["_run"]
-    assert rows == [*range(1, count + 1)]
-
-
-@pytest.mark.parametrize("count", [FIRST_ROWS, FIRST_ROWS + 1, 1_000])
-async def test_the_rest_of_many_rows_is_read_in_one_more_visit(
-    database: Database, visits: list[str], count: int
-) -> None:
-    async with database.reader.connect() as connection:
-        await connection.execute(text("SELECT 1"))
-        visits.clear()
-        rows = (await connection.execute(NUMBERS, {"count": count})).scalars().all()
-        assert visits == ["_run", "_read"]
+        assert visits == expected
     assert rows == [*range(1, count + 1)]
 
 
