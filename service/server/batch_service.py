@@ -242,6 +242,7 @@ class BatchService:
         self.schedules = ScheduleSync(
             self.ledger, self.new_tasks, self.tasks, self.node.id, self.scheduler, self.notify, lease, outage
         )
+        self.dispatcher.on_fired = self.schedules.on_fired
         await self.schedules.open()
         await self.schedules.update_jobs()
         self._on_changes.append(self.schedules.on_changes)

@@ -119,5 +119,6 @@ async def until_counted() -> None:
 
 async def refresh(schedules: ScheduleSync) -> None:
     """Refresh the schedules now, without waiting for the next turn of the loop."""
-    await schedules._read_own()
-    await schedules._read_ledger()
+    async with schedules.refreshing:  # its own loop refreshes too
+        await schedules._read_own()
+        await schedules._read_ledger()

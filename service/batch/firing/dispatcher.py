@@ -60,6 +60,8 @@ class Dispatcher(Background):
         self._engine = engine
         self.on_queued: Callable[[], None] = engine.wake
         """Called when runs were made that wait in the queue."""
+        self.on_fired: Callable[[Collection[str], datetime], None] = lambda names, until: None
+        """Called with the names of tasks of which all slots up to an instant were handled."""
         self._due: set[str] = set()
         self._early: list[tuple[Collection[str], datetime]] = []
         self._coming = ComingSlots(self._begin)
@@ -117,6 +119,7 @@ class Dispatcher(Background):
                 losses = self._engine.losses
                 fired = await self._fire(names) if slot is None else await self._fire_at(slot, names)
                 await self._engine.launch_all(fired.claimed, losses)
+            self.on_fired(fired.handled, fired.now)
             self._metrics.count_slots(fired.slots)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late

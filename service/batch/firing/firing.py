@@ -49,6 +49,7 @@ class Fired:
         queued: The number of new runs in the queue.
         waiting: The number of new runs that wait for other slots.
         again_at: Tasks that have to be fired again, and when.
+        handled: Tasks of which every slot up to `now` is handled.
         slots: How many slots of each task had which fate.
     """
 
@@ -58,6 +59,7 @@ class Fired:
     queued: int = 0
     waiting: int = 0
     again_at: dict[str, datetime] = field(default_factory=dict)
+    handled: list[str] = field(default_factory=list)
     slots: Counter[tuple[str, Fate]] = field(default_factory=Counter)
 
 
@@ -118,6 +120,7 @@ async def fire(
     fired.waiting = len(waiting)
     fired.queued = sum(run.state == RunState.QUEUED for run in new)
     fired.slots.update((run.task, _fate(run)) for run in new if run.id in inserted)
+    fired.handled = [row.task for row, plan in plans if plan.is_complete]
     fired.slots.update({(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed})
     return fired
 

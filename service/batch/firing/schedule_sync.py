@@ -69,9 +69,14 @@ class ScheduleSync(Background):
         self._state_read: FiringState | None = None
         self._next_slots: dict[str, datetime] = {}
         self._next_slot = NEVER
+        self._in_force: dict[str, Schedule] = {}
+        self._fired: dict[str, datetime] = {}
+        """Up to which instant the slots of tasks were handled by this process since the ledger was last read."""
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
         self._woken = asyncio.Event()
+        self.refreshing = asyncio.Lock()
+        """Held by each refresh: two at a time would take up the same changes twice."""
         self.upstreams: frozenset[str] = frozenset()
         """The tasks whose slots others wait for."""
 
@@ -96,11 +101,8 @@ class ScheduleSync(Background):
             is_woken = await is_set_within(self._woken, REFRESH_SECONDS)
             self._woken.clear()
             try:
-                await self._read_own()
-                if self._is_outdated():
-                    await self._read_ledger()
-                elif self._changes is not None and self._changes.now >= self._next_slot:
-                    await self._update_due_jobs(self._changes.now)
+                async with self.refreshing:
+                    await self._refresh()
                 self._outage.over_for("schedules")
                 self._warned.pop("ledger", None)
             except Exception as error:  # the background loop's boundary: slots must go on firing
@@ -110,6 +112,17 @@ class ScheduleSync(Background):
                     logger.exception("refreshing the schedules failed")
             if is_woken:
                 await asyncio.sleep(SHORTEST_PAUSE)
+
+    async def _refresh(self) -> None:
+        await self._read_own()
+        if self._is_outdated():
+            await self._read_ledger()
+        elif self._changes is not None and self._changes.now >= self._next_slot:
+            await self._update_due_jobs(self._changes.now)
+
+    def on_fired(self, names: Iterable[str], until: datetime) -> None:
+        """All slots of these tasks up to `until` were handled: their cursors need not be read from the ledger."""
+        self._fired |= dict.fromkeys(names, until)
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll, by which the next refresh decides whether it reads the ledger again."""
@@ -176,16 +189,28 @@ class ScheduleSync(Background):
             others = {name for name, removed in is_removed.items() if not removed} - self._tasks.keys()
             gone = sorted(others - await self._live_tasks(connection)) if others else []
             self._read_at = await database_time.now_of(connection)
+            self._fired.clear()
             opened = await schedules.open_schedules(connection)
             self._update_jobs_of(self._tasks, opened, self._read_at)
         return opened, gone, {name for name in self._tasks if is_removed.get(name, False)}
 
     async def _update_due_jobs(self, now: datetime) -> None:
         """Fire the tasks whose next slot is due by database time, also when this node's clock is behind it."""
+        self._skip_fired(now)
         names = [name for name, at in self._next_slots.items() if at <= now]
+        if not names:
+            return
         async with self._database.reader.connect() as connection:
             opened = await schedules.still_open(connection, names)
         self._update_jobs_of(names, opened, now)
+
+    def _skip_fired(self, now: datetime) -> None:
+        """Go on to the next slots of the tasks that this process has fired."""
+        fired, self._fired = self._fired, {}
+        for name, until in fired.items():
+            if self._next_slots.get(name, NEVER) <= min(now, until):
+                self._next_slots[name] = self._in_force[name].next(until) or NEVER
+        self._next_slot = min(self._next_slots.values(), default=NEVER)
 
     def _update_jobs_of(self, names: Iterable[str], opened: Mapping[str, OpenSchedule], now: datetime) -> None:
         for name in names:
@@ -198,15 +223,16 @@ class ScheduleSync(Background):
             scheduler.set_schedule(self._jobs, name, None)
             self._warn_of_difference(name, row, None)
             return None
-        scheduler.set_schedule(self._jobs, name, row.schedule, is_paused=row.paused_by is not None)
-        if (following := row.schedule.next(row.fired_until)) is not None and following <= now:
+        schedule = self._in_force[name] = row.schedule
+        scheduler.set_schedule(self._jobs, name, schedule, is_paused=row.paused_by is not None)
+        if (following := schedule.next(row.fired_until)) is not None and following <= now:
             self._notify(name)
         if row.fired_until > now + AHEAD:
             until = f"{row.fired_until:%Y-%m-%d %H:%M} UTC"
             self._warn_once(
                 f"cursor of {name}", f"a clock ahead has fired {name} up to {until}: it fires again after that"
             )
-        self._warn_of_difference(name, row, row.schedule)
+        self._warn_of_difference(name, row, schedule)
         return following
 
     async def _live_tasks(self, connection: AsyncConnection) -> set[str]:
