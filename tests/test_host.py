@@ -657,12 +657,12 @@ async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_i
 async def test_a_row_that_cannot_be_stored_delays_no_other(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = transitions.finish
 
-    async def choosy(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    async def choosy(connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any) -> list[Outcome]:
         if any(outcome.result == "poison" for outcome in outcomes):
             refusal = Exception("this database can't hold it")
             refusal.sqlstate = "22P02"  # type: ignore[attr-defined] # as asyncpg's, which has no class of its own
             raise DBAPIError("…", {}, refusal)
-        return await finish(connection, outcomes)
+        return await finish(connection, outcomes, *given)
 
     async def poison(self: object) -> str:
         return "poison"

@@ -128,8 +128,8 @@ async def test_two_nodes_that_end_the_last_members_at_the_same_moment_open_what_
     follow_up, members = await group(waits, tasks, RunState.QUEUED, RunState.QUEUED)
     finish, both = transitions.finish, asyncio.Barrier(2 if waits.ledger.kind == "postgresql" else 1)
 
-    async def finish_together(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        lost = await finish(connection, outcomes)
+    async def finish_together(connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any) -> list[Outcome]:
+        lost = await finish(connection, outcomes, *given)
         if outcomes and outcomes[0].task == "mail":
             await both.wait()
         return lost
@@ -157,9 +157,9 @@ async def test_a_node_looks_after_the_commit_of_what_it_has_written(
     await group(waits, tasks, RunState.QUEUED)
     finish, order = transitions.finish, list[str]()
 
-    async def finish_in_order(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    async def finish_in_order(connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any) -> list[Outcome]:
         order.extend("written" for outcome in outcomes if outcome.task == "mail")
-        return await finish(connection, outcomes)
+        return await finish(connection, outcomes, *given)
 
     def see_end(outcomes: Sequence[Outcome]) -> None:
         order.extend("looked" for outcome in outcomes if outcome.is_awaited)

@@ -15,7 +15,8 @@ from service.batch.context.progress import Progress
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
 from service.batch.ledger import database_time, run_logs, run_progress, transitions
-from service.batch.ledger.attempts import Outcome
+from service.batch.ledger import outcome as outcomes_of
+from service.batch.ledger.attempts import EncodedOutcomes, Outcome
 from service.batch.ledger.parts import Split
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import Claimed
@@ -43,6 +44,8 @@ class Group:
     progress: list[dict[str, Any]] = field(default_factory=list)
     packed: list[dict[str, Any]] = field(default_factory=list)
     """The blocks as rows with compressed lines, once `prepare` has made them."""
+    encoded: EncodedOutcomes | None = None
+    """The outcomes, once `encode` has encoded them."""
 
     def __bool__(self) -> bool:
         return bool(self.outcomes or self.blocks or self.progress)
@@ -68,7 +71,7 @@ class Group:
         return Group(outcomes)
 
     async def prepare(self, kind: str) -> None:
-        """Compress the log lines, and encode what runs were split into. Call it before the transaction begins.
+        """Compress the log lines, and encode the outcomes. Call it before the transaction begins.
 
         `kind`: of the database.
         """
@@ -76,10 +79,17 @@ class Group:
         for outcome in self.outcomes:
             if outcome.split is not None and outcome.split.params and outcome.split_rows is None:
                 outcome.split_rows = await offload(outcome.split.rows, kind)
+        self.encode(kind)
+
+    def encode(self, kind: str) -> None:
+        """Encode the outcomes for a database of this kind, unless they are encoded or need its time."""
+        if self.encoded is None and self.outcomes and all(outcome.due_at is None for outcome in self.outcomes):
+            self.encoded = outcomes_of.encode(self.outcomes, kind)
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Write the group in the caller's transaction. Returns the outcomes whose runs another node holds."""
-        bounced = await transitions.finish(connection, await self._due_by_the_ledger(connection))
+        outcomes = self.outcomes if self.encoded is not None else await self._due_by_the_ledger(connection)
+        bounced = await transitions.finish(connection, outcomes, self.encoded)
         await run_logs.write(connection, self.packed)
         await run_progress.mirror(connection, self.progress)
         return bounced

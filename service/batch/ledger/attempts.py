@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import json_rows
 from service.batch.ledger.parts import Split
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import attempts
+from service.batch.ledger.tables import attempts, runs
 
-COLUMNS = ("run", "fence", "number", "node", "started_at", "ended_at", "outcome", "error")
+COLUMNS = ("fence", "number", "node", "started_at", "ended_at", "outcome", "error")
+"""The columns that have the names and the values of attributes of an outcome."""
 
 
 @dataclass(slots=True)
@@ -58,10 +59,23 @@ class Outcome:
     """The parts as `Split.rows` has encoded them before the transaction."""
 
 
-async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> None:
+@dataclass(frozen=True, slots=True)
+class EncodedOutcomes:
+    """Outcomes as the parameter :rows of the statements that write them: of that for runs, and of that for attempts.
+
+    `same`: columns of attempts that have the same value in all rows. They are not in `rows`. `is_plain`: no outcome has
+    more than most have.
+    """
+
+    rows: str
+    same: dict[str, Any]
+    is_plain: bool
+
+
+async def record(connection: AsyncConnection, encoded: EncodedOutcomes) -> None:
     """Write the row of each attempt that has ended."""
-    rows = [{**{name: getattr(outcome, name, None) for name in COLUMNS}, "run": outcome.id} for outcome in outcomes]
-    await json_rows.insert(connection, attempts, rows, "(run, fence)")
+    columns = {"run": runs.c.id} | {name: attempts.c[name] for name in COLUMNS if name not in encoded.same}
+    await json_rows.insert_encoded(connection, attempts, columns, encoded.rows, encoded.same, "(run, fence)")
 
 
 async def unrecorded(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -123,20 +123,37 @@ async def insert(
     """
     if not rows:
         return []
-    kind = connection.dialect.name
     same = {n: v for n, v in rows[0].items() if all(row[n] is v or row[n] == v for row in rows)}
+    columns = {name: table.c[name] for name in rows[0] if name not in same}
+    encoded = encode(({name: row[name] for name in columns} for row in rows), connection.dialect.name)
+    return await insert_encoded(connection, table, columns, encoded, same, conflict, returning)
+
+
+async def insert_encoded(
+    connection: AsyncConnection,
+    table: Table,
+    columns: Mapping[str, Column[Any]],
+    encoded: str,
+    same: Mapping[str, Any],
+    conflict: str = "",
+    returning: Column[Any] | None = None,
+) -> list[Any]:
+    """Insert rows that `encode` has encoded, as `insert` does. `same`: what all of them have in common.
+
+    `columns`: by the name of a column of the table, the column with the name and the type of the encoded value.
+    """
+    kind = connection.dialect.name
     same_columns = [table.c[name] for name, value in same.items() if value is not None]
-    columns = [table.c[name] for name in rows[0] if name not in same]
-    names = ", ".join(f'"{c.name}"' for c in (*columns, *same_columns))
-    values = ", ".join([*(f'v."{c.name}"' for c in columns), *(f":same_{c.name}" for c in same_columns)])
+    names = ", ".join(f'"{name}"' for name in (*columns, *(c.name for c in same_columns)))
+    values = ", ".join([*(f'v."{c.name}"' for c in columns.values()), *(f":same_{c.name}" for c in same_columns)])
     # Without the WHERE SQLite would take the ON of ON CONFLICT for that of a join.
-    from_clause = f" FROM {source(columns, kind)}" if columns else ""
+    from_clause = f" FROM {source(columns.values(), kind)}" if columns else ""
     statement = f"INSERT INTO {table.name} ({names}) SELECT {values}{from_clause} WHERE true"
     if conflict:
         statement += f" ON CONFLICT {conflict} DO NOTHING"
     parameters = {f"same_{c.name}": storable(same[c.name]) for c in same_columns}
     if columns:
-        parameters["rows"] = encode(({c.name: row[c.name] for c in columns} for row in rows), kind)
+        parameters["rows"] = encoded
     typed = [bindparam(f"same_{c.name}", type_=c.type) for c in same_columns]
     if returning is None:
         await connection.execute(text(statement).bindparams(*typed), parameters)

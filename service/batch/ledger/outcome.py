@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import case, literal, null
 
 from service.batch.ledger import json_rows, tables
-from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.attempts import EncodedOutcomes, Outcome
 from service.batch.ledger.run_progress import PROGRESS_COLUMNS
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import runs
+from service.database.types import stamp
 
-_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
-_PLAIN = {"id", "fence", "state", "ended_at", "finished_at"}
+_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", *PROGRESS_COLUMNS)
+_PLAIN = {"id", "fence", "state", "ended_at"}
 _READ = [*(runs.c[name] for name in (*_COLUMNS, "fingerprint", "gate")), tables.attempts.c.ended_at]
-_RARE = ("reason", "result", "due_at", "rank", "fingerprint", *PROGRESS_COLUMNS)
+_RARE = ("reason", "result", "error", "due_at", "rank", "fingerprint", *PROGRESS_COLUMNS)
 """Attributes of outcomes that most of them leave at None."""
+_OFTEN_SAME = ("number", "node", "outcome", "started_at")
+"""Attributes for the rows of attempts that many outcomes have in common."""
+_rare_of = attrgetter(*_RARE)
+_NOTHING_RARE = (None,) * len(_RARE)
 
 _HAS_FAILED = f"v.state = '{RunState.FAILED}'"
 OPENED_AGAIN = ", ".join(
@@ -65,28 +71,35 @@ def failed_without_attempt(fingerprint: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def row_of(outcome: Outcome) -> dict[str, Any]:
-    """What `read` reads of an outcome, by column name. None values are left out."""
-    row: dict[str, Any] = {
-        "id": outcome.id,
-        "fence": outcome.fence,
-        "state": outcome.state,
-        "ended_at": outcome.ended_at,
-    }
-    for name in _RARE:
-        if (value := getattr(outcome, name)) is not None:
-            row[name] = value
-    if outcome.split is not None:
-        row["gate"] = str(outcome.split.gate)
-    if outcome.due_at is None and outcome.state != RunState.WAITING:
-        row["finished_at"] = outcome.ended_at
-    return row
+def encode(outcomes: Sequence[Outcome], kind: str) -> EncodedOutcomes:
+    """Encode outcomes in the order of their ids, which is the usual order of locks. `kind`: of the database."""
+    values = {name: getattr(outcomes[0], name) for name in _OFTEN_SAME} if outcomes else {}
+    same = {name: value for name, value in values.items() if all(getattr(o, name) == value for o in outcomes)}
+    different = [name for name in _OFTEN_SAME if name not in same]
+    if all(outcome.error is None for outcome in outcomes):
+        same["error"] = None
+    rows, is_plain = [], True
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.id):
+        row: dict[str, Any] = {
+            "id": outcome.id,
+            "fence": outcome.fence,
+            "state": outcome.state,
+            "ended_at": stamp(outcome.ended_at, kind),
+        }
+        for name in different:
+            row[name] = getattr(outcome, name)
+        if (rare := _rare_of(outcome)) != _NOTHING_RARE or outcome.split is not None:
+            row |= zip(_RARE, rare, strict=True)
+            row["gate"] = str(outcome.split.gate) if outcome.split is not None else None
+            is_plain = False
+        rows.append(row)
+    return EncodedOutcomes(json_rows.encode(rows, kind), same, is_plain)
 
 
-def read(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
-    """SQL for a FROM item with the rows of `row_of`. `kind`: of the database.
+def read(encoded: EncodedOutcomes, kind: str) -> str:
+    """SQL for a FROM item with the rows of `encoded`. `kind`: of the database.
 
     If all have only what the outcomes of most runs have, the other columns are not looked for: that would take SQLite
     half a microsecond for each of them.
     """
-    return json_rows.source(_READ, kind, _PLAIN if all(map(_PLAIN.issuperset, rows)) else None)
+    return json_rows.source(_READ, kind, _PLAIN if encoded.is_plain else None)

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import attempts, json_rows, parts, queues, waiting_runs, wakes
 from service.batch.ledger import outcome as outcomes_of
-from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.attempts import EncodedOutcomes, Outcome
 from service.batch.ledger.night import buckets
 from service.batch.ledger.run_progress import PROGRESS, is_running
 from service.batch.ledger.runs import Claimed, locked_by_id
@@ -51,11 +51,13 @@ async def claim(
 # The end of an attempt: from `running`.
 
 
-async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+async def finish(
+    connection: AsyncConnection, outcomes: Sequence[Outcome], encoded: EncodedOutcomes | None = None
+) -> list[Outcome]:
     """Write the outcomes of attempts. Returns those that were not written, because another node holds their run now.
 
-    A run that has a request to cancel it is cancelled instead of retried, resumed or split. Raises ValueError if a
-    running run may not change to a state in `outcomes`.
+    A run with a request to cancel it is cancelled instead of retried, resumed or split. `encoded`: the outcomes, if the
+    caller has encoded them before. Raises ValueError if a running run may not change to a state in `outcomes`.
     """
     if not outcomes:
         return []
@@ -63,31 +65,30 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
     if wrong := {RunState.CANCELLED, *(outcome.state for outcome in outcomes)} - following:
         raise ValueError(f"a run that is running can't become {', '.join(sorted(wrong))}")
     kind = connection.dialect.name
-    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
-    rows = [outcomes_of.row_of(outcome) for outcome in by_id]
+    encoded = encoded or outcomes_of.encode(outcomes, kind)
     goes_on = is_one_of((state for state in ACTIVE if state in following), "v.state")
     is_cancelled = f"batch_runs.cancel_reason IS NOT NULL AND {goes_on}"
     statement = text(
         f"UPDATE batch_runs SET state = CASE WHEN {is_cancelled} THEN '{RunState.CANCELLED}' ELSE v.state END, "
         f"reason = CASE WHEN {is_cancelled} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
-        f"finished_at = CASE WHEN {is_cancelled} THEN v.ended_at ELSE v.finished_at END, "
+        f"finished_at = CASE WHEN batch_runs.cancel_reason IS NOT NULL OR NOT {goes_on} THEN v.ended_at END, "
         "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
         f"gate = CASE WHEN {is_cancelled} THEN batch_runs.gate ELSE coalesce(v.gate, batch_runs.gate) END, "
         "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
         f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
-        f"FROM {outcomes_of.read(rows, kind)} "
+        f"FROM {outcomes_of.read(encoded, kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} "
         "RETURNING batch_runs.id, batch_runs.state"
-    )
-    encoded = {"rows": json_rows.encode(rows, kind)}
-    returned = await connection.execute(statement.columns(runs.c.id, runs.c.state), encoded)
-    written: dict[str, str] = dict(iter(returned))
+    ).columns(runs.c.id, runs.c.state)
+    written: dict[str, str] = dict(iter(await connection.execute(statement, {"rows": encoded.rows})))
+    refused = [outcome for outcome in outcomes if outcome.id not in written]
     wakes.queued(connection, [each.task for each in outcomes if written.get(each.id) == RunState.INTERRUPTED])
-    await attempts.record(connection, [outcome for outcome in outcomes if outcome.id in written])
+    if refused:
+        encoded = outcomes_of.encode([outcome for outcome in outcomes if outcome.id in written], kind)
+    await attempts.record(connection, encoded)
     for outcome in outcomes:
         if outcome.split is not None and written.get(outcome.id) == RunState.WAITING:
             await _store_split(connection, outcome, outcome.split)
-    refused = [outcome for outcome in outcomes if outcome.id not in written]
     return await attempts.unrecorded(connection, refused) if refused else []
 
 
