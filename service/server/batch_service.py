@@ -37,6 +37,7 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
 from service.config import Settings
+from service.database import checkpoints
 from service.database.session import leave_application_database, use_application_database
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
@@ -111,6 +112,7 @@ class BatchService:
             await self._open(stack)
             try:
                 await self._join(stack)
+                self._start_parts(*checkpoints.of(self.ledger))
                 if self.roles.pools:
                     self._start_parts(self.opener)
                 if self._fires:

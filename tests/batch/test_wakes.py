@@ -20,6 +20,7 @@ from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.wakes import Wake
 from service.batch.nodes import heartbeat, listener
 from service.batch.nodes.heartbeat import Heartbeat
+from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue import cancel
 from service.batch.queue.capacity import Capacity
 from service.config import get_settings
@@ -222,12 +223,12 @@ async def services(
         all_services = []
         for _ in range(number):
             service = BatchService(get_settings())
-            polls = service._on_changes
-            polled = asyncio.Event()
-            polls.append(lambda _, polled=polled: polled.set())
+            polls: list[LedgerChanges] = []
+            service._on_changes.append(polls.append)
             await service.start()
             stack.push_async_callback(service.stop)
-            await polled.wait()
+            await until(lambda polls=polls: asyncio.sleep(0, bool(polls)))
+            service.schedules.on_changes(polls[-1])  # a poll that ended before they were made was not told to them
             all_services.append(service)
         await asyncio.sleep(0.2)  # they are told of each other's catalog until then
         yield all_services

@@ -17,7 +17,7 @@ from service.batch.execution.claimed_attempts import ClaimedAttempts
 from service.batch.execution.claims import Claims
 from service.batch.execution.ending import Ending, log_outcomes, log_refused
 from service.batch.execution.tickets import Look, Tickets
-from service.batch.execution.write_buffer import Group, WriteBuffer, write_one_by_one
+from service.batch.execution.write_buffer import GROUP_LIMIT, Group, WriteBuffer, write_one_by_one
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
@@ -35,7 +35,7 @@ from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
 
-LAUNCHED_AT_ONCE = 1_000
+LAUNCHED_AT_ONCE = 250
 """How many runs are started in one step of the event loop, at most."""
 GROUP_SECONDS = 0.01
 """How long the engine waits for further attempts to end after a turn, in order to write their outcomes together."""
@@ -225,7 +225,7 @@ class LocalEngine(Background):
             return False
         self._wake.clear()
         is_busy = clock.monotonic() - self._turned_at < GROUP_SECONDS  # after a quiet time, nobody is waited for
-        if is_busy and self._buffer.waiting < len(self._attempts):
+        if is_busy and self._buffer.waiting < min(GROUP_LIMIT, len(self._attempts)):
             self._all_ended.clear()
             await is_set_within(self._all_ended, GROUP_SECONDS)
         return True
@@ -269,6 +269,9 @@ class LocalEngine(Background):
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
         await group.prepare(self._database.kind)
         async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
+            asyncio.get_running_loop().call_soon(
+                self._buffer.prepare_next, self._attempts.values(), self._database.kind
+            )
             bounced = await group.write(connection)
             losses, look = self.losses, Look()
             if claim:

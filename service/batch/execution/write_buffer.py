@@ -129,11 +129,12 @@ class WriteBuffer:
         self._blocks: list[Block] = []
         self._bytes = 0
         self._progress_at = 0.0
+        self._next: Group | None = None
 
     @property
     def waiting(self) -> int:
         """The number of outcomes that are not written yet."""
-        return len(self._outcomes)
+        return len(self._outcomes) + (len(self._next.outcomes) if self._next is not None else 0)
 
     def add_ending(self, attempt: Attempt, ending: Ending) -> None:
         """Add the outcome of an attempt that has ended, and its last log lines."""
@@ -146,6 +147,9 @@ class WriteBuffer:
 
         A run that was split is written by itself: to insert its parts may take longer than all other outcomes.
         """
+        if (group := self._next) is not None:
+            self._next = None
+            return group
         running = list(attempts)
         for attempt in running:
             if attempt.state.log.has_lines and not self._is_full:
@@ -156,11 +160,22 @@ class WriteBuffer:
         blocks, self._blocks, self._bytes = self._blocks, [], 0
         return Group(outcomes, blocks, self._take_progress(running))
 
+    def prepare_next(self, attempts: Iterable[Attempt], kind: str) -> None:
+        """Make the group that `take` returns next, if it is a whole one, while the database writes the one before.
+
+        `kind`: of the database.
+        """
+        if self._next is None and len(self._outcomes) >= GROUP_LIMIT:
+            group = self.take(attempts)
+            group.encode(kind)
+            self._next = group
+
     def put_back(self, group: Group) -> None:
         """Put a group that could not be written in front of what was collected since."""
-        self._outcomes = group.outcomes + self._outcomes
+        following, self._next = self._next or Group(), None
+        self._outcomes = group.outcomes + following.outcomes + self._outcomes
         newer, self._blocks, self._bytes = self._blocks, [], 0
-        self._add_blocks(group.blocks + newer)
+        self._add_blocks(group.blocks + following.blocks + newer)
 
     @property
     def _is_full(self) -> bool:

@@ -12,7 +12,7 @@ FEW = 20
 """So many slots of one instant are fired when they are due: that takes some milliseconds, and holds no lock before."""
 
 BASE_SECONDS = 0.01
-LONGEST_SECONDS = 0.9
+LONGEST_SECONDS = 1.5
 """How long before an instant the work for its slots may begin at most. Nobody else writes to SQLite in this time."""
 
 

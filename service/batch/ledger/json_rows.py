@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Table, bindparam, func, text
+from sqlalchemy import Column, ColumnElement, Table, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
@@ -114,19 +114,26 @@ async def insert(
     table: Table,
     rows: Sequence[Mapping[str, Any]],
     conflict: str = "",
-    returning: Column[Any] | None = None,
+    key: Column[Any] | None = None,
 ) -> list[Any]:
     """Insert rows that have the same keys, in one statement.
 
-    `conflict`: the target of ON CONFLICT … DO NOTHING. `returning`: a column; its values in the inserted rows are
-    returned. A value that is the same in all rows is sent only once.
+    `conflict`: the target of ON CONFLICT … DO NOTHING. `key`: a column with values that no row has had before; those of
+    the inserted rows are returned. A value that is the same in all rows is sent only once.
     """
     if not rows:
         return []
-    same = {n: v for n, v in rows[0].items() if all(row[n] is v or row[n] == v for row in rows)}
+    same = {name: value for name, value in rows[0].items() if [row[name] for row in rows].count(value) == len(rows)}
     columns = {name: table.c[name] for name in rows[0] if name not in same}
     encoded = encode(({name: row[name] for name in columns} for row in rows), connection.dialect.name)
-    return await insert_encoded(connection, table, columns, encoded, same, conflict, returning)
+    inserted = await insert_encoded(connection, table, columns, encoded, same, conflict)
+    if key is None:
+        return []
+    keys = [row[key.name] for row in rows]
+    if inserted == len(rows):
+        return keys
+    found = select(key).where(is_among(key, keys, connection.dialect.name))
+    return list((await connection.execute(found)).scalars())
 
 
 async def insert_encoded(
@@ -136,9 +143,8 @@ async def insert_encoded(
     encoded: str,
     same: Mapping[str, Any],
     conflict: str = "",
-    returning: Column[Any] | None = None,
-) -> list[Any]:
-    """Insert rows that `encode` has encoded, as `insert` does. `same`: what all of them have in common.
+) -> int:
+    """Insert rows that `encode` has encoded, as `insert` does. Returns their number. `same`: what all have in common.
 
     `columns`: by the name of a column of the table, the column with the name and the type of the encoded value.
     """
@@ -155,8 +161,4 @@ async def insert_encoded(
     if columns:
         parameters["rows"] = encoded
     typed = [bindparam(f"same_{c.name}", type_=c.type) for c in same_columns]
-    if returning is None:
-        await connection.execute(text(statement).bindparams(*typed), parameters)
-        return []
-    selected = text(f"{statement} RETURNING {returning.name}").bindparams(*typed).columns(returning)
-    return list((await connection.execute(selected, parameters)).scalars())
+    return (await connection.execute(text(statement).bindparams(*typed), parameters)).rowcount

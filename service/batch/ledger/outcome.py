@@ -7,12 +7,13 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import case, literal, null
+from sqlalchemy import case, literal, null, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows, tables
 from service.batch.ledger.attempts import EncodedOutcomes, Outcome
 from service.batch.ledger.run_progress import PROGRESS_COLUMNS
-from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.states import FINAL, Origin, RunState
 from service.batch.ledger.tables import runs
 from service.database.types import stamp
 
@@ -103,3 +104,29 @@ def read(encoded: EncodedOutcomes, kind: str) -> str:
     half a microsecond for each of them.
     """
     return json_rows.source(_READ, kind, _PLAIN if encoded.is_plain else None)
+
+
+async def write(
+    connection: AsyncConnection, update: str, outcomes: Sequence[Outcome], encoded: EncodedOutcomes
+) -> dict[str, str]:
+    """Execute the UPDATE of runs that have ended. Returns the new states of those that it has changed, by id.
+
+    If all have ended for good, the statement returns no rows but their number: SQLite's thread would have to wait for
+    the interpreter's lock after each row, which takes milliseconds while the event loop is busy.
+    """
+    parameters = {"rows": encoded.rows}
+    if any(outcome.state not in FINAL for outcome in outcomes):
+        returning = text(f"{update} RETURNING batch_runs.id, batch_runs.state").columns(runs.c.id, runs.c.state)
+        return dict(iter(await connection.execute(returning, parameters)))
+    written: dict[str, str] = {outcome.id: outcome.state for outcome in outcomes}
+    if (await connection.execute(text(update), parameters)).rowcount == len(outcomes):
+        return written
+    # The ends of the others were written before, with the rows of their attempts, or another node holds their runs.
+    statement = text(
+        f"SELECT v.id FROM {read(encoded, connection.dialect.name)} "
+        "JOIN batch_runs r ON r.id = v.id AND r.fence = v.fence "
+        f"WHERE r.state <> '{RunState.RUNNING}' "
+        "AND NOT EXISTS (SELECT 1 FROM batch_attempts a WHERE a.run = v.id AND a.fence = v.fence)"
+    ).columns(runs.c.id)
+    changed = await connection.execute(statement, parameters)
+    return {run: written[run] for run in changed.scalars()}

@@ -68,7 +68,7 @@ async def finish(
     encoded = encoded or outcomes_of.encode(outcomes, kind)
     goes_on = is_one_of((state for state in ACTIVE if state in following), "v.state")
     is_cancelled = f"batch_runs.cancel_reason IS NOT NULL AND {goes_on}"
-    statement = text(
+    statement = (
         f"UPDATE batch_runs SET state = CASE WHEN {is_cancelled} THEN '{RunState.CANCELLED}' ELSE v.state END, "
         f"reason = CASE WHEN {is_cancelled} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
         f"finished_at = CASE WHEN batch_runs.cancel_reason IS NOT NULL OR NOT {goes_on} THEN v.ended_at END, "
@@ -77,10 +77,9 @@ async def finish(
         "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
         f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
         f"FROM {outcomes_of.read(encoded, kind)} "
-        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} "
-        "RETURNING batch_runs.id, batch_runs.state"
-    ).columns(runs.c.id, runs.c.state)
-    written: dict[str, str] = dict(iter(await connection.execute(statement, {"rows": encoded.rows})))
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)}"
+    )
+    written = await outcomes_of.write(connection, statement, outcomes, encoded)
     refused = [outcome for outcome in outcomes if outcome.id not in written]
     wakes.queued(connection, [each.task for each in outcomes if written.get(each.id) == RunState.INTERRUPTED])
     if refused:

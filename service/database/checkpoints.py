@@ -1,0 +1,77 @@
+"""Checkpoints of SQLite's write-ahead log in the background, so that commits need not wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+
+from service.concurrency.background import Background
+from service.database import troubles
+from service.database.engine import Database
+from service.logs import get_logger
+
+logger = get_logger("service.database")
+
+CHECKPOINT_SECONDS = 2.0
+"""A checkpoint follows this long after a commit."""
+MOST_PAGES = 16_000
+"""From this size of the log on (66 MB) commits make checkpoints too: it grows while there are always writers."""
+AUTOCHECKPOINT = f"PRAGMA wal_autocheckpoint = {MOST_PAGES}"
+
+
+class Checkpoints(Background):
+    """Copies what the writers of this process have committed from SQLite's log into its file, in a reader's thread.
+
+    SQLite itself does that within the commit that finds 1,000 pages in the log: it takes ten milliseconds, and after
+    the commit of many slots a tenth of a second, in which none of their runs can start. A checkpoint in the background
+    disturbs neither readers nor writers, and also writes the log to the disk, which no commit does.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._has_committed = asyncio.Event()
+        self._warning = ""
+
+    def start(self) -> None:
+        event.listen(self._database.engine.sync_engine, "connect", self._leave_checkpoints)
+        event.listen(self._database.engine.sync_engine, "commit", self._on_commit)
+        super().start()
+
+    async def _loop(self) -> None:
+        async with self._database.engine.begin() as connection:  # it was opened before
+            await connection.exec_driver_sql(AUTOCHECKPOINT)
+        while True:
+            await self._has_committed.wait()
+            await asyncio.sleep(CHECKPOINT_SECONDS)
+            self._has_committed.clear()
+            try:
+                await self.checkpoint()
+                self._warning = ""
+            except DBAPIError as error:
+                self._warn_once(f"the write-ahead log is not copied now: {troubles.cause_of(error, 'sqlite')}")
+
+    async def checkpoint(self) -> None:
+        """Copy what no reader needs any more from the log into the file. Waits for nobody."""
+        async with self._database.reader.connect() as connection:
+            await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _leave_checkpoints(self, connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(AUTOCHECKPOINT)
+        cursor.close()
+
+    def _on_commit(self, _: Any) -> None:
+        self._has_committed.set()
+
+    def _warn_once(self, message: str) -> None:
+        if message != self._warning:
+            logger.warning(message)
+        self._warning = message
+
+
+def of(database: Database) -> list[Checkpoints]:
+    """The checkpoints of a database, which are to be started. PostgreSQL makes its own."""
+    return [Checkpoints(database)] if database.kind == "sqlite" else []
