@@ -10,9 +10,10 @@ from service.batch.context.lease import LOST
 from service.batch.execution import measuring
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.child_pool import ChildPool
-from service.batch.execution.ending import Ending
+from service.batch.execution.ending import Ending, log_outcomes, log_refused
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
+from service.batch.ledger.states import RunState
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
 from service.metrics.process import ProcessMetrics
@@ -40,6 +41,8 @@ class ClaimedAttempts:
         self._tasks, self._child_pools, self._metrics = tasks, child_pools, metrics
         self._given = (threads, on_end, take_over, holds_lease, metrics)
         self._ahead: dict[str, Attempt] = {}
+        self._written: list[Outcome] = []
+        self._refused: set[str] = set()
         self._written_events: dict[str, asyncio.Event] = {}
 
     def make_ahead(self, claimed: Sequence[Claimed]) -> None:
@@ -56,8 +59,31 @@ class ClaimedAttempts:
         attempt.start(is_traced)
         return attempt
 
-    def written(self, outcome: Outcome, is_refused: bool) -> bool:
-        """Forget the attempt with this outcome, which is in the ledger, or was refused. Returns whether it was known.
+    def are_written(self, outcomes: Sequence[Outcome], refused: Sequence[Outcome]) -> None:
+        """These outcomes are in the ledger, except for those that were refused: `forget_written` forgets them all."""
+        self._written += outcomes
+        self._refused.update(outcome.id for outcome in refused)
+
+    def forget_written(self, wake: Callable[[], None]) -> Sequence[Outcome]:
+        """Forget the attempts whose outcomes were written since the last call, or refused, and log these outcomes.
+
+        Returns them. `wake` is called when a run that is retried may start again.
+        """
+        outcomes, self._written = self._written, []
+        lost, self._refused = self._refused, set()
+        for outcome in outcomes:
+            if not self._forget(outcome, is_refused=outcome.id in lost):
+                continue
+            if outcome.id in lost:
+                log_refused(outcome)
+            elif outcome.state == RunState.RETRYING and outcome.due_at is not None:
+                wait = (outcome.due_at - outcome.ended_at).total_seconds()
+                asyncio.get_running_loop().call_later(wait, wake)
+        log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
+        return outcomes
+
+    def _forget(self, outcome: Outcome, is_refused: bool) -> bool:
+        """Forget the attempt with this outcome. Returns whether it was known.
 
         It is not if an earlier write of the outcome had succeeded although it seemed to fail.
         """

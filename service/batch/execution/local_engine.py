@@ -15,12 +15,11 @@ from service.batch.execution.attempt import Attempt
 from service.batch.execution.child_pool import NO_CHILDREN, ChildPool, room_by_pool
 from service.batch.execution.claimed_attempts import ClaimedAttempts
 from service.batch.execution.claims import Claims
-from service.batch.execution.ending import Ending, log_outcomes, log_refused
+from service.batch.execution.ending import Ending
 from service.batch.execution.tickets import Look, Tickets
 from service.batch.execution.write_buffer import GROUP_LIMIT, Group, WriteBuffer, write_one_by_one
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import RunState
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.outage import Outage
 from service.batch.queue import claiming
@@ -35,7 +34,7 @@ from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
 
-LAUNCHED_AT_ONCE = 250
+LAUNCHED_AT_ONCE = 1_000
 """How many runs are started in one step of the event loop, at most."""
 GROUP_SECONDS = 0.01
 """How long the engine waits for further attempts to end after a turn, in order to write their outcomes together."""
@@ -242,6 +241,7 @@ class LocalEngine(Background):
             elif group or (is_woken and await self._claims.may_start(self.capacity)):
                 await self._write_group(group)
         except BaseException:
+            self._forget_written()
             self._buffer.put_back(group)
             self.is_recheck_due |= rechecks
             raise
@@ -269,9 +269,7 @@ class LocalEngine(Background):
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
         await group.prepare(self._database.kind)
         async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
-            asyncio.get_running_loop().call_soon(
-                self._buffer.prepare_next, self._attempts.values(), self._database.kind
-            )
+            asyncio.get_running_loop().call_soon(self._work_beside_write)
             bounced = await group.write(connection)
             losses, look = self.losses, Look()
             if claim:
@@ -282,22 +280,19 @@ class LocalEngine(Background):
             if rechecks:
                 known = [*claimed, *(attempt.claimed for attempt in self._attempts.values())]
                 claimed += await claiming.held_by(connection, self._node, known)
-        self._on_written(group.outcomes, bounced)
+        self._claimed.are_written(group.outcomes, bounced)
+        if claimed or not self._buffer.has_next:  # else it is done beside the next write, which follows at once
+            self._forget_written()
         self._launch(claimed, losses)
         self._claims.settle(look, group.outcomes)
 
-    def _on_written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
-        """Forget the attempts whose outcomes were written, or refused (`bounced`), and log them."""
-        lost = {outcome.id for outcome in bounced}
-        for outcome in outcomes:
-            if not self._claimed.written(outcome, is_refused=outcome.id in lost):
-                continue
-            if outcome.id in lost:
-                log_refused(outcome)
-            elif outcome.state == RunState.RETRYING and outcome.due_at is not None:
-                wait = (outcome.due_at - outcome.ended_at).total_seconds()
-                asyncio.get_running_loop().call_later(wait, self.wake)
+    def _work_beside_write(self) -> None:
+        """Do what can be done while the database executes the first statement of a write."""
+        self._forget_written()
+        self._buffer.prepare_next(self._attempts.values(), self._database.kind)
+
+    def _forget_written(self) -> None:
+        outcomes = self._claimed.forget_written(self.wake)
         if not self.running:
             self._idle.set()
-        log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
         self._on_ended(outcomes)

@@ -160,6 +160,11 @@ class WriteBuffer:
         blocks, self._blocks, self._bytes = self._blocks, [], 0
         return Group(outcomes, blocks, self._take_progress(running))
 
+    @property
+    def has_next(self) -> bool:
+        """Whether `prepare_next` has made the next group."""
+        return self._next is not None
+
     def prepare_next(self, attempts: Iterable[Attempt], kind: str) -> None:
         """Make the group that `take` returns next, if it is a whole one, while the database writes the one before.
 
