@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.execution.claims import Claims
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.ledger import runs
+from service.batch.ledger import runs, tables, transitions
+from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import RunState
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.testing.engine import DrivenEngine
-from tests.batch.ledger_world import NODE, know, make_task, rows
+from tests.batch.ledger_world import NODE, know, make_task, rows, until
 from tests.batch.test_runs import new
 
 
@@ -145,3 +149,37 @@ async def test_an_attempt_that_was_made_before_its_claim_was_committed_begins_wh
         assert counted.begun == 1
         (ended,) = [row for row in await rows(ledger) if row["id"] == second.id]
         assert (ended["finished_at"] - ended["started_at"]).total_seconds() >= 2
+
+
+async def test_groups_that_were_prepared_ahead_are_written_after_a_failure_and_in_their_order(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database writes a group of outcomes, the next one is taken and encoded."""
+    for module in ("write_buffer", "local_engine"):
+        monkeypatch.setattr(f"service.batch.execution.{module}.GROUP_LIMIT", 3)
+    finish, written = transitions.finish, list[list[str]]()
+
+    async def fail_once(connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any) -> list[Outcome]:
+        written.append([outcome.id for outcome in outcomes])
+        bounced = await finish(connection, outcomes, *given)
+        if len(written) == 2:
+            raise ConnectionError("the database does not answer")
+        return bounced
+
+    monkeypatch.setattr(transitions, "finish", fail_once)
+    counted = Counted()
+    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
+    engine.launch([await commit_a_claim(ledger, None) for _ in range(10)])
+    counted.may_end.set()
+    await until(lambda: asyncio.sleep(0, engine._buffer.waiting == 10))
+    ends = [outcome.id for outcome in engine._buffer._outcomes]
+    await engine._turn()
+    assert (engine.running, engine._buffer.waiting, engine._buffer.has_next) == (10, 7, True)
+    with pytest.raises(ConnectionError):
+        await engine._turn()
+    assert (engine.running, engine._buffer.waiting, engine._buffer.has_next) == (7, 7, False)
+    await engine.settle()
+    assert written == [ends[:3], ends[3:6], ends[3:6], ends[6:9], ends[9:]]
+    assert {row["state"] for row in await rows(ledger)} == {"succeeded"}
+    assert sorted(row["run"] for row in await rows(ledger, tables.attempts)) == sorted(ends)
+    assert engine.running == 0

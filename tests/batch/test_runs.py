@@ -234,6 +234,19 @@ async def test_the_same_outcome_twice_is_not_a_lost_lease(ledger: Database) -> N
     assert len(await rows(ledger, tables.attempts)) == 2
 
 
+async def test_of_a_group_only_what_another_node_holds_bounces(ledger: Database) -> None:
+    await insert(ledger, new("a"), new("b"), new("c"))
+    lost, recorded, fresh = await claim(ledger, "a", "b", "c")
+    await finish(ledger, ending(recorded))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.id == lost.id).values(fence=2, node=new_id()))
+    late = ending(lost)
+    assert await finish(ledger, late, ending(recorded), ending(fresh)) == [late]
+    states = {run["task"]: run["state"] for run in await rows(ledger)}
+    assert states == {lost.task: "running", recorded.task: "succeeded", fresh.task: "succeeded"}
+    assert {row["run"] for row in await rows(ledger, tables.attempts)} == {recorded.id, fresh.id}
+
+
 async def test_an_attempt_never_leaves_a_final_state(ledger: Database) -> None:
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
