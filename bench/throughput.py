@@ -7,7 +7,8 @@ running service claims them, executes each, and writes its outcome and its attem
 ledger is asked for that when the engine holds none, which is looked at every 5 ms. An SQLAlchemy event keeps every
 statement with its parameters. Then the bare driver (asyncpg; sqlite3) executes exactly those statements, in the same
 transactions, on a fresh ledger with the same queued runs. The bare driver waits for nothing, encodes nothing and runs
-nothing: it is the database's share, and the limit.
+nothing: it is the database's share, and the limit. In between, the same statements are executed with SQLAlchemy's
+asyncio engine: that is the limit of a service which is built on it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from service.server.batch_service import BatchService
 from service.server.uvicorn import collect_garbage_less_often
 from service.testing.postgres import PostgresServer, start_server
 
-GOALS = {"SQLite": 0.4, "PostgreSQL": 0.5}
+GOAL = 0.5
 Transaction = list[tuple[str, Any]]
 
 
@@ -117,12 +118,14 @@ async def until_over(batch: BatchService) -> None:
             await asyncio.sleep(0.005)
 
 
-async def through_the_driver(url: str, new: list[NewRun], tape: Tape) -> float:
+async def through_the_driver(url: str, new: list[NewRun], tape: Tape, by_sqlalchemy: bool) -> float:
     database = Database(url, setting="LEDGER_URL")
     await migrate(database, LEDGER_HISTORY)
     await insert(database, new)
     await database.dispose()
-    if database.kind == "sqlite":
+    if by_sqlalchemy:
+        seconds = await replay_by_sqlalchemy(url, tape)
+    elif database.kind == "sqlite":
         seconds = replay_on_sqlite(database.url.database or "", tape)
     else:
         seconds = await replay_on_postgresql(url, tape)
@@ -158,6 +161,20 @@ async def replay_on_postgresql(url: str, tape: Tape) -> float:
     return seconds
 
 
+async def replay_by_sqlalchemy(url: str, tape: Tape) -> float:
+    database = Database(url, setting="LEDGER_URL")
+    start = time.perf_counter()
+    for transaction in tape.transactions:
+        async with database.engine.begin() as connection:
+            for statement, parameters in transaction:
+                result = await connection.exec_driver_sql(statement, tuple(parameters))
+                if result.returns_rows:
+                    result.all()
+    seconds = time.perf_counter() - start
+    await database.dispose()
+    return seconds
+
+
 async def check(url: str, count: int) -> None:
     """That both ways lead to the same ledger."""
     database = Database(url, setting="LEDGER_URL", pooled=False)
@@ -179,21 +196,22 @@ def settings_of(url: str, max_running: int) -> Settings:
 
 async def measure(server: PostgresServer, options: argparse.Namespace) -> list[list[str]]:
     rows = [
-        ["", "MAX_RUNNING", "statements", "transactions", "bare driver", "service", "ratio", "goal", "runs/s >= 5,000"]
+        ["", "MAX_RUNNING", "statements", "transactions", "bare driver", "by SQLAlchemy", "service", "ratio", "goal"]
     ]
-    for kind, goal in GOALS.items():
+    for kind in ("SQLite", "PostgreSQL"):
         for max_running in options.max_running:
-            rates: list[tuple[float, float]] = []
+            rates: list[tuple[float, ...]] = []
             for _ in range(options.rounds):
                 new = queued(f"task-{n % options.tasks}" for n in range(options.runs))
-                urls = [await new_url(server, kind) for _ in range(2)]
+                urls = [await new_url(server, kind) for _ in range(3)]
                 seconds, tape = await through_the_service(urls[0], new, max_running)
                 await check(urls[0], len(new))
-                rates.append((len(new) / await through_the_driver(urls[1], new, tape), len(new) / seconds))
-            bare, ours = (median(column) for column in zip(*rates, strict=True))
+                replays = [await through_the_driver(urls[n], new, tape, by_sqlalchemy=n == 2) for n in (1, 2)]
+                rates.append(tuple(len(new) / taken for taken in (*replays, seconds)))
+            bare, layered, ours = (median(column) for column in zip(*rates, strict=True))
             shape = [f"{max_running:,}", f"{tape.statements:,}", f"{len(tape.transactions):,}"]
-            verdict = [f"{ours / bare:.0%}", f"{goal:.0%}", "yes" if ours >= 5000 else "no"]
-            rows.append([kind, *shape, f"{bare:,.0f}", f"{ours:,.0f}", *verdict])
+            verdict = [f"{ours / bare:.0%}", f">= {GOAL:.0%}: {'yes' if ours / bare >= GOAL else 'no'}"]
+            rows.append([kind, *shape, *(f"{rate:,.0f}" for rate in (bare, layered, ours)), *verdict])
     return rows
 
 
