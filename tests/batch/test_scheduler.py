@@ -219,6 +219,17 @@ async def test_a_job_reports_its_slot_and_shows_it_as_its_next_run_time(started:
     assert shown is not None and shown.microsecond == 0 and shown > slot
 
 
+async def test_each_slot_is_reported_that_comes_within_the_lead(started: Any) -> None:
+    """At the start of a scheduler, several slots of a task that fires each second are closer than the lead."""
+    slots = Calls()
+    register(Every.run, schedule="* * * * * *")
+    began_at = clock.now()
+    started(lambda name, slot: slots.add(slot))
+    first, *others = (await slots.reach(4))[:4]
+    assert others == [first + timedelta(seconds=number) for number in (1, 2, 3)]
+    assert first <= began_at + timedelta(seconds=1.5)
+
+
 async def test_a_coroutine_job_of_the_application_is_awaited(started: Any) -> None:
     done = asyncio.Event()
 

@@ -96,10 +96,11 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no t
 
 
 class NotifyExecutor(LoopExecutor):
-    """Executes jobs that only report a slot, the last of those that are due: without bookkeeping of running jobs."""
+    """Executes jobs that only report slots: without bookkeeping of running jobs."""
 
     def submit_job(self, job: Any, run_times: list[datetime]) -> None:
-        job.func(_slot_of(run_times[-1]))
+        for run_time in run_times:  # several slots may come within LEAD
+            job.func(_slot_of(run_time))
 
 
 class Report:
