@@ -171,9 +171,8 @@ class WriteBuffer:
         `kind`: of the database.
         """
         if self._next is None and len(self._outcomes) >= GROUP_LIMIT:
-            group = self.take(attempts)
-            group.encode(kind)
-            self._next = group
+            self._next = self.take(attempts)
+            self._next.encode(kind)
 
     def put_back(self, group: Group) -> None:
         """Put a group that could not be written in front of what was collected since."""

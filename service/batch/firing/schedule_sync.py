@@ -196,7 +196,7 @@ class ScheduleSync(Background):
 
     async def _update_due_jobs(self, now: datetime) -> None:
         """Fire the tasks whose next slot is due by database time, also when this node's clock is behind it."""
-        self._skip_fired(now)
+        self._skip_fired()
         names = [name for name, at in self._next_slots.items() if at <= now]
         if not names:
             return
@@ -204,11 +204,11 @@ class ScheduleSync(Background):
             opened = await schedules.still_open(connection, names)
         self._update_jobs_of(names, opened, now)
 
-    def _skip_fired(self, now: datetime) -> None:
+    def _skip_fired(self) -> None:
         """Go on to the next slots of the tasks that this process has fired."""
         fired, self._fired = self._fired, {}
         for name, until in fired.items():
-            if self._next_slots.get(name, NEVER) <= min(now, until):
+            if self._next_slots.get(name, NEVER) <= until:
                 self._next_slots[name] = self._in_force[name].next(until) or NEVER
         self._next_slot = min(self._next_slots.values(), default=NEVER)
 
