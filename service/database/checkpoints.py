@@ -16,7 +16,7 @@ from service.logs import get_logger
 logger = get_logger("service.database")
 
 CHECKPOINT_SECONDS = 2.0
-"""A checkpoint follows this long after a commit."""
+"""A checkpoint follows this long after a transaction."""
 MOST_PAGES = 16_000
 """From this size of the log on (66 MB) commits make checkpoints too: it grows while there are always writers."""
 AUTOCHECKPOINT = f"PRAGMA wal_autocheckpoint = {MOST_PAGES}"
@@ -32,21 +32,21 @@ class Checkpoints(Background):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._has_committed = asyncio.Event()
+        self._has_written = asyncio.Event()
         self._warning = ""
 
     def start(self) -> None:
         event.listen(self._database.engine.sync_engine, "connect", self._leave_checkpoints)
-        event.listen(self._database.engine.sync_engine, "commit", self._on_commit)
+        event.listen(self._database.engine.sync_engine, "checkin", self._on_return)
         super().start()
 
     async def _loop(self) -> None:
         async with self._database.engine.begin() as connection:  # it was opened before
             await connection.exec_driver_sql(AUTOCHECKPOINT)
         while True:
-            await self._has_committed.wait()
+            await self._has_written.wait()
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            self._has_committed.clear()
+            self._has_written.clear()
             try:
                 await self.checkpoint()
                 self._warning = ""
@@ -63,8 +63,9 @@ class Checkpoints(Background):
         cursor.execute(AUTOCHECKPOINT)
         cursor.close()
 
-    def _on_commit(self, _: Any) -> None:
-        self._has_committed.set()
+    def _on_return(self, *_: Any) -> None:
+        """A writer has given its connection back. SQLAlchemy's event `commit` comes before the commit."""
+        self._has_written.set()
 
     def _warn_once(self, message: str) -> None:
         if message != self._warning:
