@@ -328,7 +328,10 @@ class Model:
     # Waiting
 
     def _hold_back(self, run: Run) -> None:
-        """The run of a slot waits for slots of other tasks: of each the last one at or before its own."""
+        """The run of a slot waits for slots of other tasks: of each the last one at or before its own.
+
+        Slots from before the first schedule of such a task are those that a backfill would give it.
+        """
         after = run.task.policy.after
         if after is None or run.slot is None:
             return
@@ -337,6 +340,9 @@ class Model:
         for name in after.tasks:
             upstream = self.tasks[name]
             earlier = list(upstream.slots(run.slot)) if upstream.removed_at is None else []
+            if not earlier and upstream.removed_at is None and run.origin == "backfill":
+                period = upstream.spans[-1].period
+                earlier = list(slots(period, run.slot - timedelta(seconds=period), run.slot))
             run.waits[name] = earlier[-1] if earlier else None
 
     def _wait(self, run: Run, until: datetime, gate: str | None) -> None:
