@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.concurrency.background import Background
 from service.database import troubles
-from service.database.engine import Database
+from service.database.engine import Database, execute_once
 from service.logs import get_logger
 
 logger = get_logger("service.database")
@@ -59,9 +59,7 @@ class Checkpoints(Background):
             await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _leave_checkpoints(self, connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute(AUTOCHECKPOINT)
-        cursor.close()
+        execute_once(connection, AUTOCHECKPOINT)
 
     def _on_return(self, *_: Any) -> None:
         """A writer has given its connection back. SQLAlchemy's event `commit` comes before the commit."""

@@ -69,7 +69,7 @@ class Database:
             self.engine = _sqlite_engine(self.url, 1, pooled, options)
             self.reader = _sqlite_engine(self.url, 5, pooled, options)
             event.listen(self.engine.sync_engine, "begin", self._begin_immediate)
-            event.listen(self.reader.sync_engine, "connect", lambda c, _: _execute(c, "PRAGMA query_only = ON"))
+            event.listen(self.reader.sync_engine, "connect", lambda c, _: execute_once(c, "PRAGMA query_only = ON"))
             event.listen(self.reader.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         else:
             self.engine = _server_engine(self.url, pool_size, pooled, client, options)
@@ -208,7 +208,8 @@ def _sqlite_engine(url: URL, pool_size: int, pooled: bool, given: dict[str, Any]
     return engine
 
 
-def _execute(connection: Any, statement: str) -> Any:
+def execute_once(connection: Any, statement: str) -> Any:
+    """Execute a statement on a connection of the driver, such as a PRAGMA. Returns its first row, or None."""
     cursor = connection.cursor()
     try:
         cursor.execute(statement)
@@ -232,11 +233,11 @@ async def whole_tables(connection: AsyncConnection) -> AsyncIterator[None]:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    if _execute(connection, "PRAGMA journal_mode") != ("wal",):
+    if execute_once(connection, "PRAGMA journal_mode") != ("wal",):
         _until_unlocked(connection, "PRAGMA journal_mode = WAL")
-    _execute(connection, "PRAGMA synchronous = NORMAL")
-    _execute(connection, CACHE.format(CACHE_KILOBYTES))
-    _execute(connection, "PRAGMA foreign_keys = ON")
+    execute_once(connection, "PRAGMA synchronous = NORMAL")
+    execute_once(connection, CACHE.format(CACHE_KILOBYTES))
+    execute_once(connection, "PRAGMA foreign_keys = ON")
 
 
 def _until_unlocked(connection: Any, statement: str) -> None:
@@ -244,13 +245,13 @@ def _until_unlocked(connection: Any, statement: str) -> None:
     give_up_at = clock.monotonic() + BUSY_GIVE_UP_SECONDS
     while True:
         try:
-            _execute(connection, statement)
+            execute_once(connection, statement)
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) and "busy" not in str(error):
                 raise
             if clock.monotonic() > give_up_at:
-                _, _, file = _execute(connection, "PRAGMA database_list")
+                _, _, file = execute_once(connection, "PRAGMA database_list")
                 raise DatabaseBusy(
                     f"another connection has held the write lock of {file} for {BUSY_GIVE_UP_SECONDS:g} s: "
                     "SQLite has one writer, so that connection has to commit or close first"

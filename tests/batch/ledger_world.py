@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Table, select, text
@@ -14,13 +15,16 @@ from service import BaseTask, TaskRegistry, clock, current_run
 from service.batch.context.current_run import state_of
 from service.batch.context.lease import Lease
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.firing import firing, task_sync
+from service.batch.firing import apscheduler, firing, task_sync
+from service.batch.firing.apscheduler import Notify
 from service.batch.firing.firing import Fired
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import database_time, nodes
 from service.batch.ledger.tables import new_id, runs
 from service.batch.nodes.heartbeat import Heartbeat
+from service.batch.nodes.new_tasks import NewTasks
 from service.batch.queue.capacity import Capacity
+from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 
@@ -115,6 +119,14 @@ async def until_counted() -> None:
         return meter._reported.total is not None  # latest() would mark it as taken
 
     await until(counted)
+
+
+def schedule_sync_of(
+    ledger: Database, loaded: dict[str, Task], node: str, notify: Notify = lambda name, slot=None: None
+) -> ScheduleSync:
+    """A schedule sync with a scheduler of its own, whose refreshes the test starts."""
+    new_tasks = NewTasks(ledger, TasksFolder(Path("tasks")), loaded, node)
+    return ScheduleSync(ledger, new_tasks, loaded, node, apscheduler.new_scheduler(), notify, 30.0)
 
 
 async def refresh(schedules: ScheduleSync) -> None:

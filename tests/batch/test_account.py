@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +16,14 @@ from service import clock
 from service.batch.account import accounting
 from service.batch.account.account import Account, AccountedSlot, Kind
 from service.batch.cron.cron import Schedule
-from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import task_sync
-from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import tables
 from service.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
-from service.batch.nodes.new_tasks import NewTasks
 from service.batch.queue.capacity import Capacity
-from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.policies import MISSED, Missed
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, rows
+from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, rows, schedule_sync_of
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -277,7 +272,7 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
     await fire_each_minute(ledger, old, minutes(3))
     node = new_id()
     new = {"tick": replace(old["tick"], schedule=Schedule("*/2 * * * *"))}
-    a, b = (_replica(ledger, loaded, of) for loaded, of in ((old, NODE), (new, node)))
+    a, b = (schedule_sync_of(ledger, loaded, of) for loaded, of in ((old, NODE), (new, node)))
     await b.open()
     for n in range(4, 9):
         await fire_at(ledger, old if n % 2 else new, minutes(n))
@@ -289,12 +284,6 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
     history = [row["cron"] for row in sorted(await rows(ledger, schedules), key=lambda row: row["valid_from"])]
     assert history == ["* * * * *", "*/2 * * * *", "* * * * *"]
     assert (found.slots, found.is_complete, found.findings) == (3 + 3 + 2, True, [])
-
-
-def _replica(ledger: Database, loaded: Loaded, node: str) -> ScheduleSync:
-    jobs = scheduler.new_scheduler()
-    new_tasks = NewTasks(ledger, TasksFolder(Path("tasks")), loaded, node)
-    return ScheduleSync(ledger, new_tasks, loaded, node, jobs, lambda name: None, 30.0)
 
 
 @on_sqlite

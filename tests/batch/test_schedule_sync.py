@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event
 
 from service import clock
-from service.batch.firing import apscheduler
-from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger.tables import new_id
 from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.nodes.new_tasks import NewTasks
-from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, fire, know, make_task, refresh
+from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, schedule_sync_of
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -36,9 +31,7 @@ class Sync:
 
     def __init__(self, ledger: Database, loaded: dict[str, Task]) -> None:
         self.notified: list[str] = []
-        new_tasks = NewTasks(ledger, TasksFolder(Path("tasks")), loaded, NODE)
-        jobs = apscheduler.new_scheduler()
-        self.schedules = ScheduleSync(ledger, new_tasks, loaded, NODE, jobs, self._notify, 30.0)
+        self.schedules = schedule_sync_of(ledger, loaded, NODE, self._notify)
         self._reads = 0
         event.listen(ledger.reader.sync_engine, "before_cursor_execute", self._see)
 
@@ -63,12 +56,18 @@ async def at_start(ledger: Database, loaded: dict[str, Task]) -> Sync:
     return sync
 
 
+def go_to_slot(number: int) -> datetime:
+    """Move the clock to a slot of the tasks; the first one after START has the number 1. Returns its instant."""
+    slot = (START + number * MINUTE).replace(second=0)
+    clock.advance(slot - clock.now())
+    return slot
+
+
 async def test_schedules_that_this_process_has_fired_are_not_read(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick"), make_task("tock"))
     sync = await at_start(ledger, loaded)
     for n in range(1, 4):
-        slot = (START + n * MINUTE).replace(second=0)
-        clock.advance(slot - clock.now())
+        slot = go_to_slot(n)
         fired = await fire(ledger, loaded, slot)
         assert sorted(fired.handled) == ["tick", "tock"]
         sync.schedules.on_fired(fired.handled, slot)
@@ -79,8 +78,7 @@ async def test_schedules_that_this_process_has_fired_are_not_read(ledger: Databa
 async def test_a_due_schedule_that_nobody_has_fired_is_read_and_fired(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick"), make_task("tock"))
     sync = await at_start(ledger, loaded)
-    slot = (START + MINUTE).replace(second=0)
-    clock.advance(slot - clock.now())
+    slot = go_to_slot(1)
     await fire(ledger, {"tick": loaded["tick"]}, slot)
     sync.schedules.on_fired(["tick"], slot)
     assert await sync.reads_at(slot) == 1
@@ -91,8 +89,7 @@ async def test_a_slot_that_is_due_since_the_firing_is_read(ledger: Database) -> 
     """The firing was told up to an earlier slot than the one that is due now."""
     loaded = await know(ledger, make_task("tick"))
     sync = await at_start(ledger, loaded)
-    first, second = ((START + n * MINUTE).replace(second=0) for n in (1, 2))
-    clock.advance(second - clock.now())
+    first, second = go_to_slot(1), go_to_slot(2)
     await fire(ledger, loaded, first)
     sync.schedules.on_fired(["tick"], first)
     assert await sync.reads_at(second) == 1
@@ -102,8 +99,7 @@ async def test_a_slot_that_is_due_since_the_firing_is_read(ledger: Database) -> 
 async def test_another_nodes_firing_is_read_from_its_cursor(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick"))
     sync = await at_start(ledger, loaded)
-    slot = (START + MINUTE).replace(second=0)
-    clock.advance(slot - clock.now())
+    slot = go_to_slot(1)
     await fire(ledger, loaded, slot, node=new_id())
     assert await sync.reads_at(slot) == 1
     assert await sync.reads_at(slot) == 0

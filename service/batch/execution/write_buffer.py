@@ -88,8 +88,7 @@ class Group:
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Write the group in the caller's transaction. Returns the outcomes whose runs another node holds."""
-        outcomes = self.outcomes if self.encoded is not None else await self._due_by_the_ledger(connection)
-        bounced = await transitions.finish(connection, outcomes, self.encoded)
+        bounced = await transitions.finish(connection, await self._due_by_the_ledger(connection), self.encoded)
         await run_logs.write(connection, self.packed)
         await run_progress.mirror(connection, self.progress)
         return bounced
