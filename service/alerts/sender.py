@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Row
+from sqlalchemy.exc import DBAPIError
 
 from service.alerts import sending
 from service.alerts.channels import WEBHOOK, Channel, Channels
@@ -24,6 +25,7 @@ from service.batch.ledger.incidents import outbox
 from service.concurrency.background import Background
 from service.concurrency.thread_pool import ThreadPool
 from service.database.engine import Database
+from service.errors import DatabaseError
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
 
@@ -80,6 +82,9 @@ class Sender(Background):
                 pass
             try:
                 await self._look()
+            except (DBAPIError, DatabaseError) as error:
+                logger.warning(f"messages can't be read from the ledger, which is repeated: {self._ledger.why(error)}")
+                await asyncio.sleep(FIRST_WAIT)
             except Exception:  # the background loop's boundary
                 logger.exception("messages can't be read from the ledger, which is repeated")
                 await asyncio.sleep(FIRST_WAIT)
@@ -122,6 +127,9 @@ class Sender(Background):
         try:
             while await self._send_next(channel):
                 pass
+        except (DBAPIError, DatabaseError) as error:
+            logger.warning(f"sending to the channel {channel.name} is repeated: {self._ledger.why(error)}")
+            await asyncio.sleep(FIRST_WAIT)
         except Exception:  # the background loop's boundary
             logger.exception(f"sending to the channel {channel.name} failed, and is repeated")
             await asyncio.sleep(FIRST_WAIT)

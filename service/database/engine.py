@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import event, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -29,6 +29,13 @@ CACHE = "PRAGMA cache_size = -{}"
 CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
 """How much of a file each connection caches: always, and while it goes through whole tables."""
 
+ANEW = {"plan_cache_mode": "force_custom_plan", "enable_seqscan": "on"}
+"""Options with which PostgreSQL plans a statement each time. Plans that lived long became quadratic on tables that had
+just been emptied."""
+
+ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+"""Options with which PostgreSQL plans a statement once, by indexes whatever the size of the tables is then."""
+
 
 class Database:
     """One database on one event loop: `engine` for writing, `reader` for reading only.
@@ -37,7 +44,9 @@ class Database:
     queue for a pool of one connection, and readers have another pool. `setting` is the name of the setting with the
     URL, for messages. `client` names the connections to PostgreSQL. With `pooled=False` no connection is kept between
     uses, for code outside of a service. With `shows_values` its errors show the parameters of statements, which may be
-    secret. Raises DatabaseUnreachable if the driver is not installed.
+    secret. With `plans_once` PostgreSQL plans each statement once for a connection, and only by indexes: for few
+    statements that are sent often, and whose plan takes longer than their execution. Raises DatabaseUnreachable if the
+    driver is not installed.
     """
 
     def __init__(
@@ -49,19 +58,22 @@ class Database:
         pooled: bool = True,
         client: str = "batch",
         shows_values: bool = False,
+        plans_once: bool = False,
     ) -> None:
         self.url: URL = make_url(url)
         self.setting = setting
         self.kind = self.url.get_backend_name()
         self.guard = WriterGuard()
         try:
-            self._make_engines(pool_size, pooled, client, shows_values)
+            self._make_engines(pool_size, pooled, client, shows_values, ONCE if plans_once else ANEW)
         except ModuleNotFoundError as error:
             raise DatabaseUnreachable(
                 f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look at {setting}."
             ) from None
 
-    def _make_engines(self, pool_size: int, pooled: bool, client: str, shows_values: bool) -> None:
+    def _make_engines(
+        self, pool_size: int, pooled: bool, client: str, shows_values: bool, planning: dict[str, str]
+    ) -> None:
         self._is_disposed = False
         self._before_begin: list[Callable[[Connection], None]] = []
         options = {"hide_parameters": not shows_values}
@@ -72,7 +84,7 @@ class Database:
             event.listen(self.reader.sync_engine, "connect", lambda c, _: execute_once(c, "PRAGMA query_only = ON"))
             event.listen(self.reader.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         else:
-            self.engine = _server_engine(self.url, pool_size, pooled, client, options)
+            self.engine = _server_engine(self.url, pool_size, pooled, client, planning, options)
             self.reader = self.engine.execution_options(postgresql_readonly=True)
         where = f"{self.safe_url} ({self.setting})"
         for engine in (self.engine, self.reader) if self.kind == "sqlite" else (self.engine,):
@@ -166,18 +178,19 @@ class Database:
             await self.reader.dispose()
 
 
-def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: dict[str, Any]) -> AsyncEngine:
+def _server_engine(
+    url: URL, pool_size: int, pooled: bool, client: str, planning: dict[str, str], given: dict[str, Any]
+) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
     if url.drivername == "postgresql+asyncpg":
-        # Generic plans live long, and became quadratic on tables that had just been emptied; custom plans did not.
         url, given_settings = split_options(url)
         settings = {
             **given_settings,
             "application_name": client[:63],
             "timezone": "UTC",
-            "plan_cache_mode": "force_custom_plan",
+            **planning,
             "jit": "off",  # compiling took a hundred times as long as the look at what waits, which it was to speed up
         }
         from service.database import postgresql_connections  # where SQLite is used, asyncpg is not needed
@@ -189,6 +202,12 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: d
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
         event.listen(engine.sync_engine, "connect", forks.remember)
     return engine
+
+
+async def plan_anew(connection: AsyncConnection) -> None:
+    """Within its transaction, let a connection of a database that `plans_once` plan each statement for its values."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(select(*(func.set_config(name, value, True) for name, value in ANEW.items())))
 
 
 def _refuse_closed(connection: Any, *_: Any) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import DBAPIError
+
 from service.batch.cron.cron import schedule
 from service.batch.ledger import database_time
 from service.batch.ledger.incidents import outbox
@@ -70,6 +72,9 @@ class Digest(Background):
                 self._due = None
             except BatchError as error:
                 logger.warning(f"the digest could not be written, and is tried again in a minute: {error.message}")
+            except DBAPIError as error:
+                why = self._ledger.why(error)
+                logger.warning(f"the digest could not be written, and is tried again in a minute: {why}")
             except Exception:  # the background loop's boundary
                 logger.exception("the digest could not be written, and is tried again in a minute")
 

@@ -82,11 +82,14 @@ async def test_it_is_written_once_for_each_slot_and_channel_by_two_nodes_that_bo
 
 
 async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(
-    ledger: Database, operations: Operations, watch: Watching
+    ledger: Database, operations: Operations, watch: Watching, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def rename(table: str, name: str) -> None:
         async with ledger.engine.begin() as connection:
             await connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
+
+    async def has_failed() -> bool:
+        return "the digest could not be written" in caplog.text
 
     digest = Digest(operations, ledger, "0 7 * * *", ["mail"], lambda: True)
     digest.start()
@@ -94,7 +97,7 @@ async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(
     clock.advance(timedelta(minutes=1))
     await rename("batch_buckets", "away")
     await polled(watch, digest)
-    await until(lambda: _has_failed(digest))
+    await until(has_failed)
     await rename("away", "batch_buckets")
     for _ in range(2):
         clock.advance(timedelta(minutes=1))
@@ -102,7 +105,5 @@ async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(
         (written,) = await digests_in(ledger, 1)
     await digest.stop()
     assert written["content"]["title"] == "Nothing needs you."
-
-
-async def _has_failed(digest: Digest) -> bool:
-    return not digest._woken.is_set()
+    (line,) = [record for record in caplog.records if "the digest could not be written" in record.getMessage()]
+    assert (line.levelname, line.exc_info) == ("WARNING", None)

@@ -27,7 +27,7 @@ from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import SERVICE, Roles
 from service.batch.nodes.wakes import Wakes
 from service.database import troubles
-from service.database.engine import Database
+from service.database.engine import Database, plan_anew
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 
@@ -132,7 +132,7 @@ class Heartbeat:
         self._wake = asyncio.Event()
         self._own_loop = asyncio.get_running_loop()
         client = f"batch/{self._node}/heartbeat"
-        database = Database(self._url, setting=self._setting, pool_size=1, client=client)
+        database = Database(self._url, setting=self._setting, pool_size=1, client=client, plans_once=True)
         wakes = Wakes(database, self._node, self._on_wake)
         try:
             with tracing.suppressed():
@@ -235,6 +235,7 @@ class Heartbeat:
         await self._call_and_wait(self._on_loss)
         sent_at = clock.boottime()
         async with database.engine.begin() as connection:
+            await plan_anew(connection)
             now = await database_time.now_of(connection)
             await interrupt_runs_of(connection, self._node, now, "its node had lost its lease")
             await nodes.register(connection, {**self.row, "seen_at": now})
@@ -263,6 +264,7 @@ class Heartbeat:
 
     async def _take_over(self, database: Database, dead: Mapping[str, int], silent: set[str]) -> None:
         async with database.engine.begin() as connection:
+            await plan_anew(connection)
             if silent:
                 beats = {node: dead[node] for node in silent}
                 await nodes.end_connections(connection, await nodes.with_same_beats(connection, beats))
