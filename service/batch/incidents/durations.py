@@ -15,6 +15,7 @@ from service.batch.ledger.incidents.tables import durations
 from service.batch.ledger.parts import is_split
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import NO_PART_SQL, runs, tasks
+from service.database.engine import whole_tables
 
 LAST = 100
 """So many of the last successes count."""
@@ -102,7 +103,8 @@ async def outdated(connection: AsyncConnection, now: datetime) -> list[str]:
 
     Those of which that was less than FRESH ago are not among them.
     """
-    return sorted((await connection.execute(_OUTDATED, {"latest": now - FRESH})).scalars())
+    async with whole_tables(connection):
+        return sorted((await connection.execute(_OUTDATED, {"latest": now - FRESH})).scalars())
 
 
 _NEWEST = (
