@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import event, func, select, text
+from sqlalchemy import Row, Select, event, func, select, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -28,6 +28,9 @@ BUSY_GIVE_UP_SECONDS = 60.0
 CACHE = "PRAGMA cache_size = -{}"
 CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
 """How much of a file each connection caches: always, and while it goes through whole tables."""
+
+PAGE_ROWS = 500
+"""How many rows of a large result are in memory at a time."""
 
 ANEW = {"plan_cache_mode": "force_custom_plan", "enable_seqscan": "on"}
 """Options with which PostgreSQL plans a statement each time. Plans that lived long became quadratic on tables that had
@@ -249,6 +252,16 @@ async def whole_tables(connection: AsyncConnection) -> AsyncIterator[None]:
     yield
     if is_file:
         await connection.exec_driver_sql(CACHE.format(CACHE_KILOBYTES))
+
+
+async def in_pages(connection: AsyncConnection, query: Select[Any]) -> AsyncIterator[Sequence[Row[Any]]]:
+    """The rows of a query that may have very many, some at a time.
+
+    Memory for all of them at once would be kept by the process, because it is given back only in large pieces.
+    """
+    async with connection.stream(query, execution_options={"yield_per": PAGE_ROWS}) as rows:
+        async for page in rows.partitions():
+            yield page
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.zones import zone_of
 from service.batch.ledger.tables import schedules, tasks
 from service.batch.ledger.tasks import SECRET_TAG
-from service.database.engine import whole_tables
+from service.database.engine import in_pages, whole_tables
 from service.errors import InvalidSchedule
 
 UTC_ZONE = ZoneInfo("UTC")
@@ -59,7 +60,7 @@ class WatchedTask:
         declared = row.monitoring if isinstance(row.monitoring, dict) else {}
         alerts = declared.get("alerts") or {}
         return cls(
-            name=row.name,
+            name=sys.intern(row.name),  # the name that the class of the task has, if it is loaded
             owner=declared.get("owner"),
             runbook=declared.get("runbook"),
             after_failures=alerts.get("after_failures") or 1,
@@ -96,7 +97,7 @@ async def watched_tasks(connection: AsyncConnection) -> dict[str, WatchedTask]:
     is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
     query = select(*columns, schedules.c.timezone).select_from(tasks.join(schedules, is_open, isouter=True))
     async with whole_tables(connection):
-        return {row.name: WatchedTask.of(row) for row in await connection.execute(query)}
+        return {row.name: WatchedTask.of(row) async for page in in_pages(connection, query) for row in page}
 
 
 @dataclass(frozen=True)
