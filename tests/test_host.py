@@ -88,7 +88,7 @@ async def begin(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 def fire(service: BatchService, name: str) -> None:
     """Notify the dispatcher as APScheduler does at a slot: it follows the real clock, while ours stands still."""
-    service.scheduler.get_job(name).func()
+    service.scheduler.get_job(name).func(name)
 
 
 async def run_in(service: BatchService, state: str, **equal: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Iterable, Mapping
@@ -62,6 +63,12 @@ class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no typ
         return f"cron[{self.schedule.cron}] {self.schedule.timezone}" if self.schedule else "manual"
 
 
+@functools.lru_cache(maxsize=1_000)
+def _trigger(schedule: Schedule | None, is_paused: bool) -> SlotTrigger:
+    """A trigger that all jobs with this schedule share: nothing in it changes."""
+    return SlotTrigger(schedule, is_paused)
+
+
 class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no types
     """Executes jobs that an application adds: calls the function on the event loop, and awaits its result in a task."""
 
@@ -100,23 +107,11 @@ class NotifyExecutor(LoopExecutor):
 
     def submit_job(self, job: Any, run_times: list[datetime]) -> None:
         for run_time in run_times:  # several slots may come within LEAD
-            job.func(_slot_of(run_time))
-
-
-class Report:
-    """What the job of a task calls. It takes a third of the memory of a partial."""
-
-    __slots__ = ("_name", "_notify")
-
-    def __init__(self, notify: Notify, name: str) -> None:
-        self._notify, self._name = notify, name
-
-    def __call__(self, slot: datetime | None = None) -> None:
-        self._notify(self._name, slot)
+            job.func(job.id, _slot_of(run_time))
 
 
 class SlotJob(Job):  # type: ignore[misc] # APScheduler 3 has no types
-    """The job of a task, which calls `notify(task.name, slot)`. Its id is the task's name.
+    """The job of a task, for which its executor calls `notify(task.name, slot)`. Its id is the task's name.
 
     It is made without APScheduler's checks of what a job calls, which take longer than all else about it.
     """
@@ -129,11 +124,11 @@ class SlotJob(Job):  # type: ignore[misc] # APScheduler 3 has no types
             "_jobstore_alias": None,
             "id": task.name,
             "name": task.description or task.name,
-            "func": Report(notify, task.name),
+            "func": notify,
             "func_ref": None,
             "args": (),
             "kwargs": NO_ARGUMENTS,
-            "trigger": SlotTrigger(task.schedule),
+            "trigger": _trigger(task.schedule, False),
             "executor": "notify",
             **JOB_DEFAULTS,
         }
@@ -202,7 +197,7 @@ def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | No
     job = scheduler.get_job(name)
     if job is None or (job.trigger.schedule, job.trigger.is_paused) == (schedule, is_paused):
         return
-    trigger = SlotTrigger(schedule, is_paused)
+    trigger = _trigger(schedule, is_paused)
     job.modify(trigger=trigger, next_run_time=trigger.get_next_fire_time(None, clock.now()))
 
 
