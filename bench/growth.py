@@ -98,6 +98,8 @@ class Ledger:
     name: str
     database: Database
     application: Database
+    heartbeat: Database
+    """The connection of the heartbeat, which has looked once when the ledger was empty."""
     tasks: dict[str, Task]
     due: datetime
     """Up to where the slots of `mine` have been fired."""
@@ -143,7 +145,7 @@ async def finish(ledger: Ledger, claimed: list[Claimed]) -> None:
 
 async def look(ledger: Ledger) -> float:
     began_at = time.perf_counter()
-    async with ledger.database.reader.connect() as connection:
+    async with ledger.heartbeat.reader.connect() as connection:
         await ledger_poll.read(connection, NODE)
     return time.perf_counter() - began_at
 
@@ -205,6 +207,10 @@ async def open_ledger(
         await migrate(database, *histories)
         databases.append(database)
     ledger, application = databases
+    url = ledger.url.render_as_string(hide_password=False)
+    heartbeat = Database(url, setting="LEDGER_URL", pool_size=1, plans_once=True)
+    async with heartbeat.reader.connect() as connection:
+        await ledger_poll.read(connection, NODE)
     fencing.guard(application, 30)
     known = {name: tasks[name] for name in ("mine", "own")}
     async with ledger.engine.begin() as connection:
@@ -214,7 +220,7 @@ async def open_ledger(
     await fill_own(ledger, own)
     await crowd(ledger, runs, others, nodes)
     await fill_application(application, runs)
-    return Ledger(name, ledger, application, tasks if others else dict(list(tasks.items())[:10]), due)
+    return Ledger(name, ledger, application, heartbeat, tasks if others else dict(list(tasks.items())[:10]), due)
 
 
 async def fill_own(ledger: Database, number: int) -> None:
@@ -298,6 +304,7 @@ async def measure(server: PostgresServer, kind: str, options: argparse.Namespace
     for ledger in ledgers:
         await ledger.database.dispose()
         await ledger.application.dispose()
+        await ledger.heartbeat.dispose()
 
 
 def table(ledgers: list[Ledger]) -> list[list[str]]:

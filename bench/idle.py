@@ -170,7 +170,7 @@ async def measure(server: PostgresServer, groups: Sequence[Group], seconds: floa
 async def time_alone(groups: Sequence[Group]) -> list[list[str]]:
     rows = [["milliseconds", "look p50", "p99", "beat p50", "p99"]]
     for one in groups:
-        database = Database(one.url, setting="LEDGER_URL", pool_size=1)
+        database = Database(one.url, setting="LEDGER_URL", pool_size=1, plans_once=True)
         row = {"id": new_id(), "host": "bench", "pid": 1, "version": "", "draining": False, "tasks": []}
         async with database.engine.begin() as connection:
             now = await database_time.now_of(connection)

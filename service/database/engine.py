@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Row, Select, event, func, select, text
+from sqlalchemy import Row, Select, event, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -32,12 +32,9 @@ CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
 PAGE_ROWS = 500
 """How many rows of a large result are in memory at a time."""
 
-ANEW = {"plan_cache_mode": "force_custom_plan", "enable_seqscan": "on"}
-"""Options with which PostgreSQL plans a statement each time. Plans that lived long became quadratic on tables that had
-just been emptied."""
-
-ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
-"""Options with which PostgreSQL plans a statement once, by indexes whatever the size of the tables is then."""
+PLAN_ONCE = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off"
+"""With these, PostgreSQL plans a statement once for a connection, and by indexes whatever the size of the tables is."""
+PLAN_ANEW = "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true)"
 
 
 class Database:
@@ -68,15 +65,13 @@ class Database:
         self.kind = self.url.get_backend_name()
         self.guard = WriterGuard()
         try:
-            self._make_engines(pool_size, pooled, client, shows_values, ONCE if plans_once else ANEW)
+            self._make_engines(pool_size, pooled, client, shows_values, plans_once)
         except ModuleNotFoundError as error:
             raise DatabaseUnreachable(
                 f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look at {setting}."
             ) from None
 
-    def _make_engines(
-        self, pool_size: int, pooled: bool, client: str, shows_values: bool, planning: dict[str, str]
-    ) -> None:
+    def _make_engines(self, pool_size: int, pooled: bool, client: str, shows_values: bool, plans_once: bool) -> None:
         self._is_disposed = False
         self._before_begin: list[Callable[[Connection], None]] = []
         options = {"hide_parameters": not shows_values}
@@ -87,7 +82,9 @@ class Database:
             event.listen(self.reader.sync_engine, "connect", lambda c, _: execute_once(c, "PRAGMA query_only = ON"))
             event.listen(self.reader.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         else:
-            self.engine = _server_engine(self.url, pool_size, pooled, client, planning, options)
+            self.engine = _server_engine(self.url, pool_size, pooled, client, options)
+            if plans_once and self.url.drivername == "postgresql+asyncpg":
+                event.listen(self.engine.sync_engine, "connect", _plan_once)
             self.reader = self.engine.execution_options(postgresql_readonly=True)
         where = f"{self.safe_url} ({self.setting})"
         for engine in (self.engine, self.reader) if self.kind == "sqlite" else (self.engine,):
@@ -181,19 +178,18 @@ class Database:
             await self.reader.dispose()
 
 
-def _server_engine(
-    url: URL, pool_size: int, pooled: bool, client: str, planning: dict[str, str], given: dict[str, Any]
-) -> AsyncEngine:
+def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: dict[str, Any]) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
     if url.drivername == "postgresql+asyncpg":
+        # Generic plans live long, and became quadratic on tables that had just been emptied; custom plans did not.
         url, given_settings = split_options(url)
         settings = {
             **given_settings,
             "application_name": client[:63],
             "timezone": "UTC",
-            **planning,
+            "plan_cache_mode": "force_custom_plan",
             "jit": "off",  # compiling took a hundred times as long as the look at what waits, which it was to speed up
         }
         from service.database import postgresql_connections  # where SQLite is used, asyncpg is not needed
@@ -207,10 +203,14 @@ def _server_engine(
     return engine
 
 
+def _plan_once(connection: Any, *_: Any) -> None:
+    connection.driver_connection.first_statement = PLAN_ONCE
+
+
 async def plan_anew(connection: AsyncConnection) -> None:
     """Within its transaction, let a connection of a database that `plans_once` plan each statement for its values."""
     if connection.dialect.name == "postgresql":
-        await connection.execute(select(*(func.set_config(name, value, True) for name, value in ANEW.items())))
+        await connection.exec_driver_sql(PLAN_ANEW)
 
 
 def _refuse_closed(connection: Any, *_: Any) -> None:
