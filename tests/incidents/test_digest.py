@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from service import clock
 from service.batch.ledger import nodes
@@ -20,7 +19,7 @@ from service.operations.context import Loaded
 from service.operations.operations import Operations
 from service.server.digest import Digest
 from tests.batch.ledger_world import know, make_task, rows, until
-from tests.incidents.watching import Watching, failed, watching
+from tests.incidents.watching import Watching, failed, rename, watching
 
 START = datetime(2026, 3, 10, 6, 59, 30, tzinfo=UTC)
 
@@ -84,10 +83,6 @@ async def test_it_is_written_once_for_each_slot_and_channel_by_two_nodes_that_bo
 async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(
     ledger: Database, operations: Operations, watch: Watching, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def rename(table: str, name: str) -> None:
-        async with ledger.engine.begin() as connection:
-            await connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
-
     async def has_failed() -> bool:
         return "the digest could not be written" in caplog.text
 
@@ -95,10 +90,10 @@ async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(
     digest.start()
     await polled(watch, digest)
     clock.advance(timedelta(minutes=1))
-    await rename("batch_buckets", "away")
+    await rename(ledger, "batch_buckets", "away")
     await polled(watch, digest)
     await until(has_failed)
-    await rename("away", "batch_buckets")
+    await rename(ledger, "away", "batch_buckets")
     for _ in range(2):
         clock.advance(timedelta(minutes=1))
         await polled(watch, digest)

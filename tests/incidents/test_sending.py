@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from apprise.plugins import pagerduty
-from sqlalchemy import text
 
 from service import clock
 from service.alerts import pings as pings_module
@@ -31,7 +30,7 @@ from service.testing.engine import DrivenEngine
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 from tests.incidents.receivers import HttpReceiver, http_receiver, mailbox
-from tests.incidents.watching import Watching, failed, retried, watching
+from tests.incidents.watching import Watching, failed, rename, retried, watching
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
 
@@ -289,19 +288,15 @@ async def test_no_line_of_the_log_has_the_address_of_a_webhook(
 async def test_while_the_ledger_fails_a_line_says_so_and_what_waits_is_sent_after_that(
     ledger: Database, watch: Watching, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def rename(table: str, name: str) -> None:
-        async with ledger.engine.begin() as connection:
-            await connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
-
     async def is_told() -> bool:
         return "messages can't be read from the ledger" in caplog.text
 
     monkeypatch.setattr(sender_module, "FIRST_WAIT", 0.02)
     async with http_receiver() as receiver, sending_to(watch, webhook=receiver.url) as sender:
-        await rename("batch_outbox", "away")
+        await rename(ledger, "batch_outbox", "away")
         sender.wake()
         await until(is_told)
-        await rename("away", "batch_outbox")
+        await rename(ledger, "away", "batch_outbox")
         await failed(ledger, "load", START)
         await watch.turn()
         await arrived(receiver, 1)

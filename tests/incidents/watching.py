@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from service import clock
 from service.batch.incidents.watch import Watch
@@ -159,3 +159,9 @@ async def claimed_and_ended(ledger: Database, run: str, state: RunState, **outco
     now = clock.now()
     again = NewRun.queued(claimed.task, claimed.slot, now, exclusive=None, priority=0)
     await ended(ledger, replace(again, id=run), state, **outcome)
+
+
+async def rename(ledger: Database, table: str, name: str) -> None:
+    """Give a table another name, so that whoever reads it fails until it has its own name again."""
+    async with ledger.engine.begin() as connection:
+        await connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
