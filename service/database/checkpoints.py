@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from service.concurrency.background import Background
 from service.database import troubles
 from service.database.engine import Database, execute_once
+from service.errors import BatchError
 from service.logs import get_logger
 
 logger = get_logger("service.database")
@@ -41,17 +42,21 @@ class Checkpoints(Background):
         super().start()
 
     async def _loop(self) -> None:
-        async with self._database.engine.begin() as connection:  # it was opened before
-            await connection.exec_driver_sql(AUTOCHECKPOINT)
+        is_set = False  # for the connection of the writers that was opened before
         while True:
-            await self._has_written.wait()
-            await asyncio.sleep(CHECKPOINT_SECONDS)
-            self._has_written.clear()
             try:
+                if not is_set:
+                    async with self._database.engine.begin() as connection:
+                        await connection.exec_driver_sql(AUTOCHECKPOINT)
+                    is_set = True
+                await self._has_written.wait()
+                await asyncio.sleep(CHECKPOINT_SECONDS)
+                self._has_written.clear()
                 await self.checkpoint()
                 self._warning = ""
-            except DBAPIError as error:
+            except (DBAPIError, BatchError) as error:
                 self._warn_once(f"the write-ahead log is not copied now: {troubles.cause_of(error, 'sqlite')}")
+                await asyncio.sleep(CHECKPOINT_SECONDS)
 
     async def checkpoint(self) -> None:
         """Copy what no reader needs any more from the log into the file. Waits for nobody."""

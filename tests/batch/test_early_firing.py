@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.firing import coming_slots, task_sync
 from service.batch.firing.dispatcher import Dispatcher
-from service.batch.ledger import tables
+from service.batch.ledger import database_time, schedules, tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
+from service.database.migrate import migrate
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
 
 SLOT = datetime(2026, 3, 10, 12, 1, tzinfo=UTC)
@@ -81,6 +85,14 @@ async def open_early(ledger: Database, tasks: dict[str, Task]) -> AsyncIterator[
     dispatcher.come()
     await turn
     await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def postgres_ledger(postgres_database: str) -> AsyncIterator[Database]:
+    database = Database(postgres_database, setting="LEDGER_URL")
+    await migrate(database, LEDGER_HISTORY)
+    yield database
+    await database.dispose()
 
 
 @pytest.fixture(autouse=True)
@@ -194,11 +206,11 @@ async def test_two_nodes_make_one_run_of_each_slot(ledger: Database) -> None:
 async def test_few_slots_are_fired_when_they_are_due_and_many_before() -> None:
     begun: list[tuple[int, datetime | None]] = []
     coming = coming_slots.ComingSlots(lambda names, slot: begun.append((len(names), slot)))
-    with clock.moved(SLOT - timedelta(seconds=0.05)):
+    with clock.moved(SLOT - timedelta(seconds=0.25)):
         for number in range(coming_slots.FEW + 1):
             coming.add(f"t{number}", SLOT)
-        coming.add("alone", SLOT - timedelta(seconds=0.01))
-        clock.advance(timedelta(seconds=0.04))
+        coming.add("alone", SLOT - timedelta(seconds=0.2))
+        clock.advance(timedelta(seconds=0.24))
         await until(lambda: _true(len(begun) == 2))
         assert sorted(begun, key=str) == [(1, None), (coming_slots.FEW + 1, SLOT)]
 
@@ -211,6 +223,96 @@ async def test_the_lead_follows_what_the_work_has_taken_within_its_bound() -> No
         for number in range(coming_slots.FEW + 1):
             coming.add(f"t{number}", SLOT)
         await until(lambda: _true(begun == [SLOT]))
+
+
+async def test_no_transaction_is_open_at_an_instant_with_other_slots_before() -> None:
+    begun: list[datetime | None] = []
+    coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot))
+    coming.measured(10, 50.0)  # so that the work would begin LONGEST_SECONDS before the slot
+    before = SLOT - timedelta(seconds=1)
+    with clock.moved(before - timedelta(seconds=0.4)):
+        coming.add("alone", before)
+        for number in range(coming_slots.FEW + 1):
+            coming.add(f"t{number}", SLOT)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert begun == []
+        clock.advance(timedelta(seconds=0.4))
+        await until(lambda: _true(begun == [None]))
+        clock.advance(timedelta(seconds=coming_slots.BETWEEN_SECONDS))
+        await until(lambda: _true(begun == [None, SLOT]))
+
+
+async def test_a_slot_that_is_to_come_is_fired_soon_after_the_clock_was_set_forward() -> None:
+    begun: list[datetime | None] = []
+    coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot))
+    with clock.moved(SLOT - timedelta(minutes=10)):
+        coming.add("alone", SLOT)
+        await asyncio.sleep(0)
+        clock.advance(timedelta(hours=1))
+        await until(lambda: _true(begun == [None]), seconds=10)
+
+
+async def clocks_differ(ledger: Database, monkeypatch: pytest.MonkeyPatch, behind: timedelta) -> Held:
+    """A dispatcher that has tried to fire two tasks early. `behind`: how far the ledger's clock is behind its own."""
+    tasks, now_of = await known(ledger, make_task("a"), make_task("b")), database_time.now_of
+
+    async def now_of_ledger(connection: AsyncConnection) -> datetime:
+        return await now_of(connection) - behind
+
+    monkeypatch.setattr(database_time, "now_of", now_of_ledger)
+    dispatcher = Held(ledger, tasks)
+    await dispatcher._turn(set(tasks), SLOT)
+    assert await rows(ledger) == []
+    return dispatcher
+
+
+async def test_with_a_clock_that_is_ahead_slots_are_fired_when_they_are_due_by_the_ledger(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = await clocks_differ(ledger, monkeypatch, timedelta(seconds=3))
+    assert dispatcher._due == set()
+    loop = asyncio.get_running_loop()
+    waits = [timer.when() - loop.time() for timer in dispatcher._timers.values()]
+    assert waits == [pytest.approx(3.3, abs=1.0)] * 2
+    for timer in dispatcher._timers.values():
+        timer.cancel()
+
+
+async def test_with_a_clock_that_is_behind_slots_that_are_due_by_the_ledger_are_fired_at_once(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = await clocks_differ(ledger, monkeypatch, timedelta(seconds=-3))
+    await until(lambda: _true(dispatcher._due == {"a", "b"}))
+
+
+async def test_a_pause_that_the_lock_did_not_see_counts(
+    postgres_ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL it may be committed between what the statement that locks sees, and its lock."""
+    tasks, lock = await known(postgres_ledger, make_task("a"), make_task("b")), schedules.lock
+
+    async def lock_before(connection: AsyncConnection, names: Collection[str], wait: bool = False) -> list[Any]:
+        return [replace(row, paused_by=None) for row in await lock(connection, names, wait)]
+
+    async with postgres_ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "a", "ada", tasks, NODE)
+    monkeypatch.setattr(schedules, "lock", lock_before)
+    async with open_early(postgres_ledger, tasks) as (dispatcher, turn):
+        dispatcher.come()
+        await turn
+    assert [run["task"] for run in await rows(postgres_ledger)] == ["b"]
+
+
+async def test_room_for_what_is_committed_at_the_slot_is_kept_until_it_fails(ledger: Database) -> None:
+    tasks = await known(ledger, make_task("a"), make_task("b"))
+    dispatcher = Held(ledger, tasks)
+    turn = asyncio.create_task(dispatcher._turn(set(tasks), SLOT))
+    await dispatcher.is_open.wait()
+    assert sorted(dispatcher.recording.ready) == ["a", "b"]
+    turn.cancel()
+    await asyncio.wait([turn])
+    assert dispatcher.recording.ready == []
 
 
 async def _true(value: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -560,3 +561,20 @@ async def test_a_run_claimed_while_the_drain_begins_is_interrupted_before_its_bo
     await DrivenEngine(ledger, {"made": task}, new_id()).settle()
     [run_row] = await rows(ledger)
     assert (calls, run_row["state"], run_row["attempt"]) == ([run_row["id"]], "succeeded", 1)
+
+
+async def test_a_heartbeat_tries_no_more_often_during_an_outage_than_it_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[float] = []
+
+    async def refuse(*_: Any) -> None:
+        tries.append(clock.boottime())
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(Heartbeat, "_look", refuse)
+    monkeypatch.setattr(Heartbeat, "_beat", refuse)
+    url = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
+    heart = Heartbeat(url, new_id(), Lease(30), beat_seconds=5, lease_seconds=30, poll_seconds=0.2)
+    heart.start(lambda: None, lambda: None)
+    await until(lambda: asyncio.sleep(0, len(tries) >= 5))
+    await asyncio.to_thread(heart.stop)
+    assert min(later - earlier for earlier, later in itertools.pairwise(tries)) > 0.1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
@@ -138,10 +140,10 @@ async def test_an_attempt_that_was_made_before_its_claim_was_committed_begins_wh
     with clock.moved(clock.now()):
         first, second = [await commit_a_claim(ledger, None) for _ in range(2)]
         engine.make_ready([first])
-        assert (engine.running, counted.begun) == (0, 0)
+        assert (engine.running, engine.attempts, counted.begun) == (1, [], 0)
         clock.advance(timedelta(seconds=1))
         engine.make_ready([second])  # the first claim was not committed
-        engine.launch([second])
+        await engine.launch_all([second])
         assert [attempt.claimed for attempt in engine.attempts] == [second]
         clock.advance(timedelta(seconds=2))
         counted.may_end.set()
@@ -183,3 +185,44 @@ async def test_groups_that_were_prepared_ahead_are_written_after_a_failure_and_i
     assert {row["state"] for row in await rows(ledger)} == {"succeeded"}
     assert sorted(row["run"] for row in await rows(ledger, tables.attempts)) == sorted(ends)
     assert engine.running == 0
+
+
+async def test_room_is_kept_for_runs_whose_claim_is_not_committed_yet(ledger: Database) -> None:
+    counted = Counted()
+    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
+    claimed = [await commit_a_claim(ledger, None) for _ in range(4)]
+    threads = engine.capacity.threads
+    engine.make_ready(claimed)
+    assert (engine.running, engine.capacity.runs, engine.capacity.threads) == (4, 2, threads - 4)
+    engine.make_ready([])
+    assert (engine.running, engine.capacity.runs, engine.capacity.threads) == (0, 6, threads)
+
+
+async def test_a_run_that_was_lost_and_claimed_again_has_an_attempt_with_its_new_fence(ledger: Database) -> None:
+    """Its first claim was committed although it seemed to fail, and another node has interrupted it after that."""
+    counted = Counted()
+    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
+    first = await commit_a_claim(ledger)
+    engine.make_ready([first])
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).values(fence=2))
+    await engine.launch_all([replace(first, fence=2)], engine.losses)
+    counted.may_end.set()
+    await engine.settle()
+    assert [(row["state"], row["fence"]) for row in await rows(ledger)] == [("succeeded", 2)]
+
+
+async def test_outcomes_are_written_while_a_recheck_waits_for_a_transaction_that_claims(ledger: Database) -> None:
+    counted = Counted()
+    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
+    engine.launch([await commit_a_claim(ledger)], engine.losses)
+    counted.may_end.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    engine.recheck_claims()
+    async with engine.claiming:
+        await engine._turn()
+        assert [row["state"] for row in await rows(ledger)] == ["succeeded"]
+        assert engine.is_recheck_due
+    await engine._turn()
+    assert not engine.is_recheck_due

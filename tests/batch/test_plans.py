@@ -636,6 +636,37 @@ async def test_only_the_first_runs_of_a_queue_are_read(ledger: Database) -> None
     assert any("ix_batch_runs_queue" in line for line in lines)
 
 
+async def test_outcomes_are_joined_by_ids_although_no_run_was_running_when_statistics_were_made(
+    ledger: Database,
+) -> None:
+    """PostgreSQL would expect one such run, and compare each row of the table with each outcome."""
+    await know(ledger, make_task("many", None, overlap="allow"))
+    over = [new("many", exclusive=None, state="succeeded", finished_at=clock.now()) for _ in range(1_000)]
+    held = {"state": "running", "node": NODE, "attempt": 1, "attempt_started_at": clock.now(), "exclusive": None}
+    running = [new("many", **held) for _ in range(3_000)]
+    plans = Plans(ledger)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, over)
+        if ledger.kind == "postgresql":
+            await connection.execute(text("ANALYZE batch_runs"))
+        await runs.insert(connection, running)
+        ends = (RunState.SUCCEEDED, "succeeded", 1, NODE, "many", clock.now())
+        outcomes = [Outcome(run.id, run.fence, *ends, ended_at=clock.now()) for run in running]
+        progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}
+        with plans.of("write"):
+            await run_progress.mirror(connection, [{"id": run.id, "fence": run.fence, **progress} for run in running])
+            assert await transitions.finish(connection, outcomes) == []
+    joined = [plan for statement, plan in (await plans.read())["write"] if statement.startswith("UPDATE batch_runs")]
+    assert len(joined) == 2
+    by_id = (
+        "Hash Cond: ((batch_runs.id = v.id)",
+        "Index Cond: (id = v.id)",
+        "SEARCH batch_runs USING INDEX sqlite_auto",
+    )
+    for plan in joined:
+        assert any(line.strip().startswith(by_id) for line in plan), plan
+
+
 def test_every_index_serves_a_statement(plans: Found) -> None:
     serving = {index for name in plans for index in used(plans, name)}
     indexes = {index for table in tables.ledger.tables.values() for index in table.indexes}

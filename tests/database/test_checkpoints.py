@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from service.database import checkpoints
+from service.database import checkpoints, engine
 from service.database.checkpoints import Checkpoints
 from service.database.engine import Database
 from tests.batch.ledger_world import until
@@ -134,3 +134,20 @@ async def test_a_checkpoint_that_fails_is_reported_once_and_tried_again(
         await until(lambda number=number: asyncio.sleep(0, tries == number))
     assert caplog.text.count("disk I/O error") == 1
     assert checkpoint_loop.is_alive
+
+
+@pytest.mark.parametrize("pause", [0])
+async def test_a_file_that_is_locked_at_the_start_does_not_end_the_loop(
+    database: Database, pause: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", pause)
+    monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.0)
+    (loop,) = checkpoints.of(database)
+    assert database.url.database is not None
+    with closing(sqlite3.connect(database.url.database)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        loop.start()
+        await until(lambda: asyncio.sleep(0, "the write-ahead log is not copied now" in caplog.text))
+    await write_pages(database)
+    await until(lambda: asyncio.to_thread(are_in_file, database))
+    await loop.stop()

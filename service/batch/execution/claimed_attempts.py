@@ -54,8 +54,10 @@ class ClaimedAttempts:
         if (old := self.by_run.get(run.id)) is not None:  # this node had lost the run, and has claimed it again
             old.give_up(LOST)
             measuring.forgotten(self._metrics, old)
-        ahead = self._ahead.pop(run.id, None)
-        attempt = self.by_run[run.id] = ahead or self._made(run)
+        attempt = self._ahead.pop(run.id, None)
+        if attempt is None or attempt.claimed.fence != run.fence:  # the run may have been lost, and claimed again
+            attempt = self._made(run)
+        self.by_run[run.id] = attempt
         attempt.start(is_traced)
         return attempt
 

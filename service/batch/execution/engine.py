@@ -27,7 +27,10 @@ class Engine(Protocol):
         """Whether the node holds its lease. While it does not, the node may claim nothing."""
 
     def make_ready(self, claimed: Sequence[Claimed]) -> None:
-        """Do what can be done of the launch of these runs before their claim is committed."""
+        """Do what can be done of the launch of these runs before their claim is committed, and keep room for them.
+
+        Without runs: the claim has failed, so what was done before is forgotten.
+        """
 
     async def launch_all(self, claimed: Sequence[Claimed], losses: int) -> None:
         """Start runs that the node has claimed. `losses`: the value of `losses` before it claimed them.

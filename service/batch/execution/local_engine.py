@@ -116,7 +116,7 @@ class LocalEngine(Background):
         if not self._is_claiming or not self.may_work():
             return Capacity(0, 0)
         room = room_by_pool(self._pools, self._child_pools)
-        return Capacity(self._max_running - self.running, self._threads.free, room)
+        return Capacity(self._max_running - self.running, max(0, self._threads.free - self._unlaunched), room)
 
     @property
     def running(self) -> int:
@@ -128,16 +128,17 @@ class LocalEngine(Background):
         return list(self._attempts.values())
 
     def make_ready(self, claimed: Sequence[Claimed]) -> None:
-        """Do what can be done of the launch of these runs before their claim is committed."""
+        """Make the attempts of these runs before their claim is committed, and keep room for them."""
         self._claimed.make_ahead(claimed)
+        self._unlaunched = len(claimed)
 
     async def launch_all(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
         """Start runs as `launch` does, in several steps of the event loop if they are many."""
         try:
             while len(claimed) > LAUNCHED_AT_ONCE:
-                self.launch(claimed[:LAUNCHED_AT_ONCE], losses)
-                claimed = claimed[LAUNCHED_AT_ONCE:]
+                now, claimed = claimed[:LAUNCHED_AT_ONCE], claimed[LAUNCHED_AT_ONCE:]
                 self._unlaunched = len(claimed)
+                self.launch(now, losses)
                 await asyncio.sleep(0)
         finally:  # also if the caller is cancelled, since nobody else starts these runs
             self._unlaunched = 0
@@ -232,8 +233,9 @@ class LocalEngine(Background):
     async def _turn(self, is_woken: bool = True) -> None:
         """Write a group and claim as many runs as the capacity allows, in one transaction."""
         group = self._buffer.take(self._attempts.values())
-        # Read once: a recheck without the lock `claiming` would find runs that the dispatcher is about to launch.
-        rechecks, self.is_recheck_due = self.is_recheck_due, False
+        # Without the lock a recheck would find runs that the dispatcher, which may wait for an instant, is to launch.
+        rechecks = self.is_recheck_due and not self.claiming.locked()
+        self.is_recheck_due &= not rechecks
         try:
             if rechecks:
                 async with self.claiming:

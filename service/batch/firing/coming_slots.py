@@ -14,6 +14,10 @@ FEW = 20
 BASE_SECONDS = 0.01
 LONGEST_SECONDS = 1.5
 """How long before an instant the work for its slots may begin at most. Nobody else writes to SQLite in this time."""
+BETWEEN_SECONDS = 0.05
+"""How long after an instant with other slots the work for later ones begins at the earliest."""
+LOOK_SECONDS = 0.5
+"""How often the clock is looked at while slots are still to come: it may be set, and the machine may be suspended."""
 
 
 class ComingSlots:
@@ -23,12 +27,15 @@ class ComingSlots:
         """`begin` is called with the names of tasks, and with the instant of their slots if that is still to come."""
         self._begin = begin
         self._names_by_slot: dict[datetime, set[str]] = {}
+        self._coming: set[datetime] = set()
+        """The instants of which the work has not begun."""
         self._seconds_each = 0.0001
 
     def add(self, name: str, slot: datetime) -> None:
         """A slot of this task is due at `slot`. What is added in the same step of the event loop is fired together."""
         if slot not in self._names_by_slot:
             self._names_by_slot[slot] = set()
+            self._coming.add(slot)
             asyncio.get_running_loop().call_soon(self._plan, slot)
         self._names_by_slot[slot].add(name)
 
@@ -43,11 +50,14 @@ class ComingSlots:
     def _plan(self, slot: datetime) -> None:
         names = self._names_by_slot.pop(slot)
         lead = 0.0 if len(names) <= FEW else min(LONGEST_SECONDS, BASE_SECONDS + len(names) * self._seconds_each)
+        if before := max((other for other in self._coming if other < slot), default=None):
+            lead = max(0.0, min(lead, (slot - before).total_seconds() - BETWEEN_SECONDS))
         self._begin_at(slot, lead, names)
 
     def _begin_at(self, slot: datetime, lead: float, names: Collection[str]) -> None:
         wait = (slot - clock.now()).total_seconds()
-        if wait > lead:  # also at the end of the timer, if the clock was set back meanwhile
-            asyncio.get_running_loop().call_later(wait - lead, self._begin_at, slot, lead, names)
+        if wait > lead:
+            asyncio.get_running_loop().call_later(min(wait - lead, LOOK_SECONDS), self._begin_at, slot, lead, names)
         else:
+            self._coming.discard(slot)
             self._begin(names, slot if lead and wait > 0 else None)

@@ -155,15 +155,13 @@ class Dispatcher(Background):
 
     async def _fire_at(self, slot: datetime, names: Collection[str]) -> Fired:
         """Fire slots before they are due, in a transaction that is committed when they are."""
-        begun_at = clock.monotonic()
         try:
             async with self._database.engine.begin() as connection:
+                begun_at = clock.monotonic()
                 now, read_at = await database_time.now_of(connection), clock.monotonic()
-                if (
-                    not timedelta(0) < slot - now <= LEAD
-                ):  # the clock of the database differs from this one, and decides
-                    self._coming.begin_when_due(names, min(slot, now))
-                    return Fired(now)
+                if not timedelta(0) < slot - now <= LEAD:
+                    # The clock of the database differs from this one, and decides.
+                    return Fired(now, again_at=dict.fromkeys(names, slot))
                 capacity = self._engine.capacity
                 fired = await firing.fire(connection, names, self._tasks, self._node, capacity, slot, {}, is_early=True)
                 self._engine.make_ready(fired.claimed)
@@ -173,8 +171,12 @@ class Dispatcher(Background):
                 await self._wait((slot - now).total_seconds() - (clock.monotonic() - read_at))
             return fired
         except IntegrityError:  # as in _fire: it is done when the slots are due
+            self._engine.make_ready([])
             self._coming.begin_when_due(names, slot)
             return Fired(clock.now())
+        except BaseException:
+            self._engine.make_ready([])
+            raise
 
     async def _wait(self, seconds: float) -> None:
         """Wait until slots are due; a subclass for tests decides by itself when they are."""

@@ -95,7 +95,7 @@ async def fire(
     bounded = [row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None]
     active = await runs.active(connection, bounded) if bounded else {}
     if is_early:
-        plans = _leave_undecided(plans, active, fired)
+        plans = await _leave_undecided(connection, plans, active, fired)
     new: list[NewRun] = []
     replaced: list[tuple[Active, str]] = []
     waiting: list[tuple[NewRun, After]] = []
@@ -125,13 +125,17 @@ async def fire(
     return fired
 
 
-def _leave_undecided(
-    plans: list[tuple[OpenSchedule, SlotPlan]], active: Mapping[str, list[Active]], fired: Fired
+async def _leave_undecided(
+    connection: AsyncConnection,
+    plans: list[tuple[OpenSchedule, SlotPlan]],
+    active: Mapping[str, list[Active]],
+    fired: Fired,
 ) -> list[tuple[OpenSchedule, SlotPlan]]:
     """The plans that can be carried out before their slots are due. The tasks of the others are named in `fired`."""
-    decided = [(row, plan) for row, plan in plans if _is_plain(row, plan) and not active.get(row.task)]
-    fired.again_at |= dict.fromkeys({row.task for row, _ in plans} - {row.task for row, _ in decided}, fired.now)
-    return decided
+    undecided = await schedules.paused(connection, [row.task for row, _ in plans])
+    undecided |= {row.task for row, plan in plans if not _is_plain(row, plan) or active.get(row.task)}
+    fired.again_at |= dict.fromkeys(undecided, fired.now)
+    return [(row, plan) for row, plan in plans if row.task not in undecided]
 
 
 def _is_plain(row: OpenSchedule, plan: SlotPlan) -> bool:

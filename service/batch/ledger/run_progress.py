@@ -20,11 +20,12 @@ PROGRESS = (
 )
 """The SET clause for progress. Columns without a new value stay; `count_before` is NULL if nothing was reported."""
 
+IS_RUNNING = "coalesce(batch_runs.state, '') = 'running'"
+"""The condition that a run is running, for statements that join many runs by their ids.
 
-def is_running(kind: str) -> str:
-    """The condition that a run is running, for statements that find the run by its id."""
-    # Without the + SQLite would use the index on state for the join, which takes quadratic time.
-    return "+batch_runs.state = 'running'" if kind == "sqlite" else "batch_runs.state = 'running'"
+The state must not drive the join, which would take quadratic time: SQLite would use the index on states, and PostgreSQL
+compare all pairs of rows, where its statistics are from a moment at which no run was running.
+"""
 
 
 async def mirror(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
@@ -35,6 +36,6 @@ async def mirror(connection: AsyncConnection, progress: list[dict[str, Any]]) ->
     columns = [runs.c[name] for name in ("id", "fence", "rate", *PROGRESS_COLUMNS)]
     statement = text(
         f"UPDATE batch_runs SET {PROGRESS}, rate = v.rate FROM {json_rows.source(columns, kind)} "
-        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)}"
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {IS_RUNNING}"
     )
     await connection.execute(statement, {"rows": json_rows.encode(progress, kind)})

@@ -120,6 +120,19 @@ async def lock(connection: AsyncConnection, names: Collection[str], wait: bool =
     return [OpenSchedule(*row) for row in await connection.execute(statement)]
 
 
+async def paused(connection: AsyncConnection, names: Collection[str]) -> set[str]:
+    """Those of these tasks that are paused, although `lock` may not have seen it. SQLite has one writer at a time.
+
+    A pause that is committed while PostgreSQL executes `lock` is later than what that statement sees of the tasks.
+    """
+    if connection.dialect.name != "postgresql":
+        return set()
+    is_meant = json_rows.is_among(tasks.c.name, names, connection.dialect.name)
+    return set(
+        (await connection.execute(select(tasks.c.name).where(is_meant, tasks.c.paused_at.is_not(None)))).scalars()
+    )
+
+
 async def still_open(connection: AsyncConnection, names: Iterable[str]) -> dict[str, OpenSchedule]:
     """The open schedules of these tasks, by task. Includes those that another transaction has locked."""
     is_meant = json_rows.is_among(schedules.c.task, names, connection.dialect.name)

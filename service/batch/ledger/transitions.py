@@ -13,7 +13,7 @@ from service.batch.ledger import attempts, json_rows, parts, queues, waiting_run
 from service.batch.ledger import outcome as outcomes_of
 from service.batch.ledger.attempts import EncodedOutcomes, Outcome
 from service.batch.ledger.night import buckets
-from service.batch.ledger.run_progress import PROGRESS, is_running
+from service.batch.ledger.run_progress import IS_RUNNING, PROGRESS
 from service.batch.ledger.runs import Claimed, locked_by_id
 from service.batch.ledger.states import ACTIVE, FINAL, TRANSITIONS, Origin, Rank, RunState, before
 from service.batch.ledger.tables import PLAIN_STATE, is_one_of, runs
@@ -77,7 +77,7 @@ async def finish(
         "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
         f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
         f"FROM {outcomes_of.read(encoded, kind)} "
-        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)}"
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {IS_RUNNING}"
     )
     written = await outcomes_of.write(connection, statement, outcomes, encoded)
     refused = [outcome for outcome in outcomes if outcome.id not in written]

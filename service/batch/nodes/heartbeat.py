@@ -185,9 +185,9 @@ class Heartbeat:
         self._call(self._on_loss)
 
     async def _turn(self, database: Database) -> None:
+        look_at = self._look_at = clock.boottime() + self._look_seconds
         try:
             async with asyncio.timeout(self._patience):
-                self._look_at = clock.boottime() + self._look_seconds
                 # With trouble, the beat may wait for a lock that a frozen node holds on this node's row.
                 if self.trouble is not None or self._has_neighbour_died():
                     await self._rescue(database, (await self._look(database)).others)
@@ -203,7 +203,7 @@ class Heartbeat:
                 logger.warning(f"the heartbeat does not reach the ledger: {database.why(error)}")
                 self._outage.noticed_by("heartbeat")
             self.trouble = troubles.advice_on(error) or type(error).__name__
-            self._beat_at = min(self._beat_at, self._look_at)
+            self._beat_at = self._look_at = look_at
             self._neighbours = []  # known again by the next poll, so that no more is tried than one turn a second
 
     async def _beat(self, database: Database) -> LedgerChanges:
