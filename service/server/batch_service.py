@@ -232,15 +232,15 @@ class BatchService:
         stack.callback(enqueue.use_no_service)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
+        lease, outage = self._settings.LEASE_SECONDS, self.node.outage
         self.dispatcher = Dispatcher(
-            self.ledger, self.tasks, self.node.id, self.engine, self.node.outage, self.metrics, self.opener.wake
+            self.ledger, self.tasks, self.node.id, self.engine, outage, self.metrics, self.opener.wake, lease
         )
         self.dispatcher.on_queued = self.wake
         settings = self._settings
         apscheduler.prepare(self.scheduler)
         stack.callback(apscheduler.stop, self.scheduler)
         apscheduler.add_jobs(self.scheduler, self.tasks.values(), self.notify)
-        lease, outage = settings.LEASE_SECONDS, self.node.outage
         self.schedules = ScheduleSync(
             self.ledger, self.new_tasks, self.tasks, self.node.id, self.scheduler, self.notify, lease, outage
         )

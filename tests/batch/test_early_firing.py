@@ -225,6 +225,20 @@ async def test_the_lead_follows_what_the_work_has_taken_within_its_bound() -> No
         await until(lambda: _true(begun == [SLOT]))
 
 
+async def test_a_short_lease_bounds_the_lead() -> None:
+    begun: list[datetime | None] = []
+    coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot), lease=2.0)
+    coming.measured(10, 50.0)
+    with clock.moved(SLOT - timedelta(seconds=0.3)):
+        for number in range(coming_slots.FEW + 1):
+            coming.add(f"t{number}", SLOT)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert begun == []
+        clock.advance(timedelta(seconds=0.11))
+        await until(lambda: _true(begun == [SLOT]))
+
+
 async def test_no_transaction_is_open_at_an_instant_with_other_slots_before() -> None:
     begun: list[datetime | None] = []
     coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot))

@@ -14,6 +14,8 @@ FEW = 20
 BASE_SECONDS = 0.01
 LONGEST_SECONDS = 1.5
 """How long before an instant the work for its slots may begin at most. Nobody else writes to SQLite in this time."""
+SHARE_OF_LEASE = 0.1
+"""That is at most this part of a lease, which the heartbeat has to renew meanwhile."""
 BETWEEN_SECONDS = 0.05
 """How long after an instant with other slots the work for later ones begins at the earliest."""
 LOOK_SECONDS = 0.5
@@ -23,9 +25,13 @@ LOOK_SECONDS = 0.5
 class ComingSlots:
     """Collects slots until the work for them has to begin, and then calls `begin`."""
 
-    def __init__(self, begin: Callable[[Collection[str], datetime | None], None]) -> None:
-        """`begin` is called with the names of tasks, and with the instant of their slots if that is still to come."""
+    def __init__(self, begin: Callable[[Collection[str], datetime | None], None], lease: float = 30.0) -> None:
+        """`begin` is called with the names of tasks, and with the instant of their slots if that is still to come.
+
+        `lease`: LEASE_SECONDS.
+        """
         self._begin = begin
+        self._longest = min(LONGEST_SECONDS, SHARE_OF_LEASE * lease)
         self._names_by_slot: dict[datetime, set[str]] = {}
         self._coming: set[datetime] = set()
         """The instants of which the work has not begun."""
@@ -49,7 +55,7 @@ class ComingSlots:
 
     def _plan(self, slot: datetime) -> None:
         names = self._names_by_slot.pop(slot)
-        lead = 0.0 if len(names) <= FEW else min(LONGEST_SECONDS, BASE_SECONDS + len(names) * self._seconds_each)
+        lead = 0.0 if len(names) <= FEW else min(self._longest, BASE_SECONDS + len(names) * self._seconds_each)
         if before := max((other for other in self._coming if other < slot), default=None):
             lead = max(0.0, min(lead, (slot - before).total_seconds() - BETWEEN_SECONDS))
         self._begin_at(slot, lead, names)

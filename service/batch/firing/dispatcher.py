@@ -49,8 +49,9 @@ class Dispatcher(Background):
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
         on_waiting: Callable[[], None] = lambda: None,
+        lease: float = 30.0,
     ) -> None:
-        """`on_waiting`: called when runs were made that wait for other slots."""
+        """`on_waiting`: called when runs were made that wait for other slots. `lease`: LEASE_SECONDS."""
         self._on_waiting = on_waiting
         self._database = database
         self._metrics = metrics or ProcessMetrics()
@@ -64,7 +65,7 @@ class Dispatcher(Background):
         """Called with the names of tasks of which all slots up to an instant were handled."""
         self._due: set[str] = set()
         self._early: list[tuple[Collection[str], datetime]] = []
-        self._coming = ComingSlots(self._begin)
+        self._coming = ComingSlots(self._begin, lease)
         self._wake = asyncio.Event()
         self._pause = 0.1
         self._ahead: SlotPlans = {}
