@@ -99,6 +99,10 @@ class Nodes:
         self._world.blame(f"pid {self._living[place].process.pid}", seconds, after=LEASE / 2)
         self._living[place].process.send_signal(signal.SIGSTOP)
         self._asleep[place] = boottime(), time.monotonic() + seconds
+        if self._world.is_ledger_locked():  # nobody can renew a lease until this process goes on or is killed
+            self._world.say("   it holds the lock of the ledger")
+            for other in self._living:
+                self._world.blame(f"place {other}", seconds, after=LEASE / 2)
 
     def pass_time(self, seconds: float) -> None:
         """Meanwhile those wake whose time has come, and those that have ended by themselves are replaced."""

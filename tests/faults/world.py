@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -24,6 +26,7 @@ from tests.faults.wrong_clock import SERVE, WrongClock
 from tests.processes import environment
 
 LEASE = 2.0
+LOCKED_SECONDS = LEASE / 5
 SETTINGS = {
     "HEARTBEAT_SECONDS": "0.4",
     "LEASE_SECONDS": f"{LEASE}",
@@ -108,6 +111,17 @@ class World:
     def blame(self, who: str, seconds: float, after: float = 0.0) -> None:
         """Who is disturbed for so long may lose its lease after so many, and need some time to come back."""
         self.disturbed.append((who, boottime() + after, boottime() + seconds + 2 * LEASE))
+
+    def is_ledger_locked(self) -> bool:
+        """Whether somebody holds the write lock of SQLite's file for longer than a transaction takes."""
+        if self.server is not None:
+            return False
+        with contextlib.closing(sqlite3.connect(self.folder / "ledger.db", timeout=LOCKED_SECONDS)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                return "locked" in str(error)
+        return False
 
     def say(self, event: str) -> None:
         """Print a line of the timeline. pytest shows it when the test fails, or at once with -s."""
