@@ -82,9 +82,7 @@ class Database:
             event.listen(self.reader.sync_engine, "connect", lambda c, _: execute_once(c, "PRAGMA query_only = ON"))
             event.listen(self.reader.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         else:
-            self.engine = _server_engine(self.url, pool_size, pooled, client, options)
-            if plans_once and self.url.drivername == "postgresql+asyncpg":
-                event.listen(self.engine.sync_engine, "connect", _plan_once)
+            self.engine = _server_engine(self.url, pool_size, pooled, client, plans_once, options)
             self.reader = self.engine.execution_options(postgresql_readonly=True)
         where = f"{self.safe_url} ({self.setting})"
         for engine in (self.engine, self.reader) if self.kind == "sqlite" else (self.engine,):
@@ -178,7 +176,9 @@ class Database:
             await self.reader.dispose()
 
 
-def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: dict[str, Any]) -> AsyncEngine:
+def _server_engine(
+    url: URL, pool_size: int, pooled: bool, client: str, plans_once: bool, given: dict[str, Any]
+) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
@@ -200,6 +200,8 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: d
     if url.drivername == "postgresql+asyncpg":
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
         event.listen(engine.sync_engine, "connect", forks.remember)
+        if plans_once:
+            event.listen(engine.sync_engine, "connect", _plan_once)
     return engine
 
 

@@ -23,8 +23,8 @@ from service.batch.ledger.tables import new_id
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from service.database.migrate import migrate
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
+from tests.databases import migrated
 
 SLOT = datetime(2026, 3, 10, 12, 1, tzinfo=UTC)
 BEFORE = SLOT - timedelta(seconds=0.3)
@@ -89,8 +89,8 @@ async def open_early(ledger: Database, tasks: dict[str, Task]) -> AsyncIterator[
 
 @pytest.fixture
 async def postgres_ledger(postgres_database: str) -> AsyncIterator[Database]:
+    await migrated(postgres_database, LEDGER_HISTORY)
     database = Database(postgres_database, setting="LEDGER_URL")
-    await migrate(database, LEDGER_HISTORY)
     yield database
     await database.dispose()
 
@@ -203,12 +203,23 @@ async def test_two_nodes_make_one_run_of_each_slot(ledger: Database) -> None:
     assert set(first.recording.launched) == set(tasks) and second.recording.launched == {}
 
 
+def add_many(coming: coming_slots.ComingSlots) -> None:
+    """Add so many slots that the work for them begins before they are due."""
+    for number in range(coming_slots.FEW + 1):
+        coming.add(f"t{number}", SLOT)
+
+
+async def until_planned() -> None:
+    """Until it is decided when the work for the slots that were added begins, and what is due by then has begun."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
 async def test_few_slots_are_fired_when_they_are_due_and_many_before() -> None:
     begun: list[tuple[int, datetime | None]] = []
     coming = coming_slots.ComingSlots(lambda names, slot: begun.append((len(names), slot)))
     with clock.moved(SLOT - timedelta(seconds=0.25)):
-        for number in range(coming_slots.FEW + 1):
-            coming.add(f"t{number}", SLOT)
+        add_many(coming)
         coming.add("alone", SLOT - timedelta(seconds=0.2))
         clock.advance(timedelta(seconds=0.24))
         await until(lambda: _true(len(begun) == 2))
@@ -220,8 +231,7 @@ async def test_the_lead_follows_what_the_work_has_taken_within_its_bound() -> No
     coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot))
     coming.measured(10, 50.0)
     with clock.moved(SLOT - timedelta(seconds=coming_slots.LONGEST_SECONDS)):
-        for number in range(coming_slots.FEW + 1):
-            coming.add(f"t{number}", SLOT)
+        add_many(coming)
         await until(lambda: _true(begun == [SLOT]))
 
 
@@ -230,10 +240,8 @@ async def test_a_short_lease_bounds_the_lead() -> None:
     coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot), lease=2.0)
     coming.measured(10, 50.0)
     with clock.moved(SLOT - timedelta(seconds=0.3)):
-        for number in range(coming_slots.FEW + 1):
-            coming.add(f"t{number}", SLOT)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        add_many(coming)
+        await until_planned()
         assert begun == []
         clock.advance(timedelta(seconds=0.11))
         await until(lambda: _true(begun == [SLOT]))
@@ -246,10 +254,8 @@ async def test_no_transaction_is_open_at_an_instant_with_other_slots_before() ->
     before = SLOT - timedelta(seconds=1)
     with clock.moved(before - timedelta(seconds=0.4)):
         coming.add("alone", before)
-        for number in range(coming_slots.FEW + 1):
-            coming.add(f"t{number}", SLOT)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        add_many(coming)
+        await until_planned()
         assert begun == []
         clock.advance(timedelta(seconds=0.4))
         await until(lambda: _true(begun == [None]))

@@ -14,9 +14,9 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.nodes import heartbeat, ledger_poll
 from service.batch.nodes.heartbeat import Heartbeat
 from service.database.engine import Database
-from service.database.migrate import migrate
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE
+from tests.databases import migrated
 
 RUNS = 20_000
 READ = "SELECT sum(seq_tup_read) AS scanned, sum(idx_tup_fetch) AS fetched FROM pg_stat_xact_user_tables"
@@ -25,8 +25,8 @@ READ = "SELECT sum(seq_tup_read) AS scanned, sum(idx_tup_fetch) AS fetched FROM 
 @pytest.fixture
 async def database(postgres_database: str) -> AsyncIterator[Database]:
     """A database whose only connection plans as the heartbeat's does."""
+    await migrated(postgres_database, LEDGER_HISTORY)
     database = Database(postgres_database, setting="LEDGER_URL", pool_size=1, plans_once=True)
-    await migrate(database, LEDGER_HISTORY)
     yield database
     await database.dispose()
 

@@ -125,12 +125,10 @@ async def paused(connection: AsyncConnection, names: Collection[str]) -> set[str
 
     A pause that is committed while PostgreSQL executes `lock` is later than what that statement sees of the tasks.
     """
-    if connection.dialect.name != "postgresql":
+    if (kind := connection.dialect.name) != "postgresql":
         return set()
-    is_meant = json_rows.is_among(tasks.c.name, names, connection.dialect.name)
-    return set(
-        (await connection.execute(select(tasks.c.name).where(is_meant, tasks.c.paused_at.is_not(None)))).scalars()
-    )
+    query = select(tasks.c.name).where(json_rows.is_among(tasks.c.name, names, kind), tasks.c.paused_at.is_not(None))
+    return set((await connection.execute(query)).scalars())
 
 
 async def still_open(connection: AsyncConnection, names: Iterable[str]) -> dict[str, OpenSchedule]:
