@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 from hypothesis import note
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ from service.batch.execution.ending import Ending
 from service.batch.execution.write_buffer import Group, WriteBuffer
 from service.batch.firing import firing, opening, task_sync
 from service.batch.firing.firing import Fired
-from service.batch.ledger import nodes
+from service.batch.ledger import ids, nodes
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
@@ -168,6 +170,9 @@ class Machine(RuleBasedStateMachine):
         self._stack = ExitStack()
         self._stack.enter_context(TaskRegistry.restored())
         self._stack.enter_context(clock.moved(START))
+        numbers = itertools.count()
+        counting = SimpleNamespace(randbits=lambda bits: next(numbers))
+        self._stack.enter_context(patch.object(ids, "secrets", counting))  # else the same choices may do something else
         TaskRegistry.clear()
         self.world.clear()
         self.model = Model(START)
@@ -268,7 +273,7 @@ class Machine(RuleBasedStateMachine):
         mine = {one.id for one in claimed}
         old = [one for one in process.held.values() if one.id in mine]
         self._write(process, [(one, self._given_up(one)) for one in old])
-        process.held |= {(one.id, one.fence): one for one in claimed}
+        process.held |= {(one.id, one.fence): one for one in sorted(claimed, key=lambda one: one.id)}
 
     def _of(self, claimed: Claimed) -> Run | None:
         """None: it was pruned."""

@@ -678,6 +678,7 @@ class Model:
         return True
 
     def _follow(self, run: Run, ending: Ending) -> None:
+        run.rank = max(run.rank, INTERRUPTED)
         if ending.state == "waiting" and run.cancel is None:
             self._split(run, ending.parts)
             return

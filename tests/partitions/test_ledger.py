@@ -170,6 +170,23 @@ async def test_it_keeps_its_lane_beside_others_and_when_there_are_fewer(world: S
         await world.finish(run)
 
 
+@pytest.mark.parametrize("max_running", [None, 1])
+async def test_a_join_that_is_tried_again_goes_behind_a_run_that_has_its_lane(
+    world: Sums, max_running: int | None
+) -> None:
+    await world.know(sums(max_running=max_running, parallel=1))
+    first = await world.begin()
+    await world.end_parts(first)
+    assert await world.take() == [first]
+    await world.finish(first, RunState.RETRYING, due_at=clock.now() + timedelta(seconds=30))
+    second = await world.begin()
+    clock.advance(timedelta(minutes=1))
+    await world.end_parts(second)
+    assert await world.take() == [second]
+    await world.finish(second)
+    assert await world.take() == [first]
+
+
 async def test_a_cancel_during_the_split_wins(world: Sums) -> None:
     run = await world.begin()
     async with world.ledger.engine.begin() as connection:

@@ -120,6 +120,20 @@ async def test_runs_that_were_about_to_join_in_one_queue_get_a_lane_each(state: 
     assert [tuple(row) for row in found] == [(-1, 20_001), (-1, 20_002)]
 
 
+@of(*WITH_PARTS)
+async def test_a_join_that_was_to_be_tried_again_is_no_longer_first(state: State) -> None:
+    ledger = Database(state.urls["LEDGER_URL"], setting="LEDGER_URL")
+    await migrate(ledger, LEDGER_HISTORY, to="ledger_0023")
+    of_both = "task IN ('spreads', 'halves') AND origin <> 'part'"
+    as_left = "rank = -1, exclusive = task, state = CASE task WHEN 'halves' THEN 'retrying' ELSE 'queued' END"
+    async with ledger.engine.begin() as connection:
+        await connection.execute(text(f"UPDATE batch_runs SET {as_left} WHERE {of_both}"))
+    await migrate(ledger, LEDGER_HISTORY)
+    await ledger.dispose()
+    found = await state.select("LEDGER_URL", f"SELECT task, rank FROM batch_runs WHERE {of_both}")
+    assert dict(found) == {"halves": 0, "spreads": -1}
+
+
 async def parts_of(state: State, task: str) -> list[dict[str, Any]]:
     """The parts of the only run of a task, in their order."""
     names = ("id", "part", "state", "attempt", "count", "fence")

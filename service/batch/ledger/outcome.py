@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import json_rows, tables
 from service.batch.ledger.attempts import EncodedOutcomes, Outcome
 from service.batch.ledger.run_progress import PROGRESS_COLUMNS
-from service.batch.ledger.states import FINAL, Origin, RunState
+from service.batch.ledger.states import FINAL, Origin, Rank, RunState
 from service.batch.ledger.tables import runs
 from service.database.types import stamp
 
@@ -52,6 +52,9 @@ UNSERVED = "unserved"
 UNNOTICED = ", ".join(f"{name} = NULL" for name in ("noticed_at", "acknowledged", "made_good_at", "made_good_by"))
 """The SET clause for a run that fails without an attempt."""
 
+
+RANK = f"coalesce(v.rank, CASE batch_runs.rank WHEN {Rank.JOINING} THEN {Rank.INTERRUPTED} ELSE batch_runs.rank END)"
+"""A run whose join is tried again has no lane meanwhile. So it goes behind those that are queued for their join."""
 
 NO_PROGRESS = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS)
 AS_NEW = (

@@ -72,7 +72,7 @@ async def finish(
         f"UPDATE batch_runs SET state = CASE WHEN {is_cancelled} THEN '{RunState.CANCELLED}' ELSE v.state END, "
         f"reason = CASE WHEN {is_cancelled} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
         f"finished_at = CASE WHEN batch_runs.cancel_reason IS NOT NULL OR NOT {goes_on} THEN v.ended_at END, "
-        "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
+        f"due_at = coalesce(v.due_at, batch_runs.due_at), rank = {outcomes_of.RANK}, "
         f"gate = CASE WHEN {is_cancelled} THEN batch_runs.gate ELSE coalesce(v.gate, batch_runs.gate) END, "
         "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
         f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
