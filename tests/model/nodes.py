@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.firing import firing
+from service.batch.firing import firing, task_sync
 from service.batch.firing.firing import Fired
 from service.batch.ledger import nodes, run_progress, transitions
 from service.batch.ledger.runs import Claimed
@@ -18,14 +18,51 @@ from service.batch.nodes import orphans
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
-from tests.model.plain import slots
+from tests.model.plain import ACTIVE, slots
 
 EARLY = timedelta(seconds=0.3)
 """So long before they are due slots are fired early."""
 
+ROUNDS_TO_THE_END = 10
+"""After so many minutes in which all goes well, what was active is over."""
+
 
 class Nodes(Machine):
     """What a node believes may be out of date: what it holds, what it saw when it looked for work or at the others."""
+
+    def teardown(self) -> None:
+        try:
+            if self.processes:
+                self._end_all()
+        finally:
+            super().teardown()
+
+    def _end_all(self) -> None:
+        """From here on nothing goes wrong, and nobody interferes: whatever has happened, all that is active ends."""
+        for name in [task.name for task in self.model.tasks.values() if task.paused_by is not None]:
+            self.model.resume(self.model.tasks[name])
+            self.world.write(task_sync.resume, name)
+        left = [run for run in self.model.runs if run.state in ACTIVE]
+        for _ in range(ROUNDS_TO_THE_END):
+            if not (left := [run for run in left if run.state in ACTIVE]):
+                break
+            self.model.now = clock.advance(timedelta(seconds=61))
+            for which in OTHER:
+                self._outlive(which, beats=True)
+            for which in OTHER:
+                self._fire(which, self.processes[which].tasks, MANY)
+                self._open(which)
+            while any(self._work_off(which) for which in OTHER):
+                self.compare()
+        assert [str(run) for run in left if run.state in ACTIVE] == []
+
+    def _work_off(self, which: str) -> bool:
+        """A node claims what it can, all that it holds succeeds, and it opens what waited for that."""
+        self._claim(which, MANY)
+        has_worked = bool(self.processes[which].held)
+        self._finish_all(which, ["succeeded"])
+        self._open(which)
+        return has_worked
 
     # Firing and claiming
 
@@ -178,6 +215,9 @@ class Nodes(Machine):
     @does(which=WHICH, beats=st.booleans())
     def outlive(self, which: str, beats: bool) -> None:
         """All other nodes have been silent for a lease. `beats`: the other one beats at the last moment."""
+        self._outlive(which, beats)
+
+    def _outlive(self, which: str, beats: bool) -> None:
         self._look(self.processes[which])
         if beats:
             self._beat(self.processes[OTHER[which]])
