@@ -21,7 +21,7 @@ from service.batch.nodes import ledger_poll
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, make_task, rows
+from tests.batch.ledger_world import NODE, know, make_task, rows
 
 NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 
@@ -85,6 +85,21 @@ async def test_a_backlog_of_one_task_does_not_hide_other_tasks(ledger: Database)
     await insert(ledger, *backlog, new("small"))
     claimed = await claim(ledger, "big", "small", limit=2)
     assert {one.task for one in claimed} == {"big", "small"}
+
+
+@pytest.mark.parametrize("pool", ["default", "cpu"])
+async def test_a_backlog_that_lacks_threads_or_children_does_not_hide_runs_that_have_room(
+    ledger: Database, pool: str
+) -> None:
+    def in_a_thread(_: object) -> None: ...
+
+    big = make_task("big", None, run=in_a_thread, overlap="allow", pool=pool)
+    loaded = await know(ledger, big, make_task("small", None, overlap="allow"))
+    await insert(ledger, *(new("big", exclusive=None) for _ in range(20)), new("small", exclusive=None))
+    async with ledger.engine.begin() as connection:
+        room = Capacity(runs=10, threads=2, pools={"default": None, "cpu": 2})
+        claimed, _ = await claiming.take(connection, loaded, NODE, room)
+    assert sorted(one.task for one in claimed) == ["big", "big", "small"]
 
 
 async def test_a_node_claims_only_tasks_that_it_has_loaded(ledger: Database) -> None:

@@ -77,15 +77,20 @@ async def take(
 ) -> tuple[list[Claimed], bool]:
     """Claim as many runs of `tasks`, which the node has loaded, as `capacity` allows.
 
+    Runs for which threads or children are missing may hide others that have room. Then it looks again, without theirs.
     Returns the claimed runs, and whether more runs may be claimable at once.
     """
-    now, first_runs = await startable(connection, tasks, capacity, locks=True)
-    if now is None or not first_runs:
-        return [], False
-    chosen = [head for head in first_runs if capacity.take(tasks[head.task])]
-    other_lanes = {head.id: head.lane for head in chosen if head.lane > 1}
-    claimed = await transitions.claim(connection, [head.id for head in chosen], node, now, other_lanes)
-    return claimed, len(chosen) == len(first_runs)
+    claimed: list[Claimed] = []
+    while True:
+        most = capacity.runs
+        now, first_runs = await startable(connection, tasks, capacity, locks=True)
+        if now is None or not first_runs:
+            return claimed, False
+        chosen = [head for head in first_runs if capacity.take(tasks[head.task])]
+        other_lanes = {head.id: head.lane for head in chosen if head.lane > 1}
+        claimed += await transitions.claim(connection, [head.id for head in chosen], node, now, other_lanes)
+        if len(chosen) == len(first_runs) or len(first_runs) < most:
+            return claimed, len(chosen) == len(first_runs)
 
 
 async def startable(
