@@ -145,7 +145,7 @@ async def test_as_many_tickets_are_wanted_as_may_start_or_are_running_bounded_by
     )
     await insert(ledger, *(new("many", exclusive=None) for _ in range(50)), new("single"), new("single"), new("other"))
     assert await wanted(ledger, loaded, 0) == {}
-    assert await wanted(ledger, loaded, 4) == {"many": (8, 0)}
+    assert await wanted(ledger, loaded, 4) == {"many": (8, 0), "single": (1, 0)}
     assert await wanted(ledger, loaded, 40) == {"many": (50, 0), "single": (1, 0)}
     await insert(ledger, new("urgent", priority=9))
     assert list((await wanted(ledger, loaded, 4)).items()) == [
@@ -159,6 +159,19 @@ async def test_as_many_tickets_are_wanted_as_may_start_or_are_running_bounded_by
         values = {"state": "running", "node": NODE, "fence": 1, "attempt": 1, "started_at": clock.now()}
         await connection.execute(begun.values(values | {"attempt_started_at": clock.now()}))
     assert (await wanted(ledger, loaded, 40))["single"] == (1, 0)
+
+
+async def test_each_task_has_a_ticket_however_many_runs_wait_before_its_own(ledger: Database) -> None:
+    """There may be no place for those before it: no worker has their memory, or their file."""
+    names = [f"small-{number}" for number in range(40)]
+    smalls = (make_task(name, None, overlap="allow", **POOL) for name in names)
+    loaded = await know(ledger, make_task("big", None, overlap="allow", memory="1 PiB", **POOL), *smalls)
+    await insert(ledger, *(new("big", exclusive=None, priority=1) for _ in range(100)))
+    await insert(ledger, *(new(name, exclusive=None) for name in names for _ in range(5)))
+    found = await wanted(ledger, loaded, 2)
+    assert found["big"] == (1, 1)
+    assert found.keys() == loaded.keys()
+    assert {tickets for tickets, _ in found.values()} == {1}
 
 
 class Noted:

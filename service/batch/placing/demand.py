@@ -30,6 +30,9 @@ async def demand(
 ) -> dict[str, Wanted]:
     """The tickets of each task of the pool, in the order in which they are to be placed: that of the queue.
 
+    Each task with a run that may start has a ticket: for the tasks before it there may be no place at all, such as one
+    with their memory or their file.
+
     `tasks`: those that this service has loaded. `running`: what `running` has returned.
     """
     due = await claiming.due(connection, [pool])
@@ -38,9 +41,15 @@ async def demand(
     wanted: dict[str, Wanted] = {}
     if due.names and most:
         rules = concurrency.rules(task for task in own if task.name in due.names)
-        heads = await claiming.heads(connection, sorted(due.names), due.now, most, rules, retries=due.retries)
+        names, limit = sorted(due.names), most
+        heads = await claiming.heads(connection, names, due.now, limit, rules, retries=due.retries)
         for head in heads:
             wanted.setdefault(head.task, Wanted(0, head.priority)).tickets += 1
+        while len(heads) == limit and (names := sorted(due.names - wanted.keys())):
+            limit = 2 * len(names)
+            heads = await claiming.heads(connection, names, due.now, limit, rules, retries=due.retries)
+            for head in heads:
+                wanted.setdefault(head.task, Wanted(1, head.priority))
     for task in own:
         if running[task.name]:
             wanted.setdefault(task.name, Wanted()).tickets += running[task.name]
