@@ -249,7 +249,7 @@ class BatchService:
         await self.schedules.update_jobs()
         self._on_changes.append(self.schedules.on_changes)
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
-        upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
+        upkeep = Upkeep(self.ledger, self.tasks, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
         watching = Watching(
             settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations

@@ -342,7 +342,7 @@ async def test_the_upkeep_prunes_by_itself_and_continues_after_errors(
         await connection.execute(removed.values(removed_at=NOW - 2 * DAY))
     orphan = new("gone", created_at=OLD, due_at=OLD)
     await insert(ledger, over(OLD), over(YOUNG), orphan)
-    upkeep = Upkeep(ledger, pruner(ledger), first=0)
+    upkeep = Upkeep(ledger, {}, pruner(ledger), first=0)
     failures = iter([OSError("the disk is full"), ValueError("a mistake of ours")])
     prune = Pruner.prune
 

@@ -28,7 +28,7 @@ from service.batch.retention.retention import Keep
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import WrongState
-from tests.batch.ledger_world import NODE, rows
+from tests.batch.ledger_world import NODE, make_task, rows
 from tests.batch.test_runs import new
 from tests.waiting.conftest import still_clock as still_clock
 from tests.waiting.world import START, Waits
@@ -268,6 +268,36 @@ async def test_parts_that_no_service_runs_fail_with_their_run_and_are_not_notice
     assert await world.look() == 1
     row = await world.row(run)
     assert (row["state"], row["fingerprint"], row["noticed_at"]) == ("failed", "parts", None)
+
+
+async def test_parts_of_a_task_that_is_not_partitioned_any_more_fail_with_their_run(
+    world: Sums, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unserved, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(unserved, "BATCH", 1)
+    run = await world.begin()
+    await world.split(run)
+    first, second, _ = await world.parts(run)
+    assert await world.take() == [first["id"], second["id"]]
+    await world.finish(second["id"], RunState.RETRYING, due_at=clock.now())
+    TaskRegistry.clear()
+    before, world.tasks = world.tasks, {}
+    await world.know(make_task("sums", "0 1 * * *"))
+    clock.advance(unserved.GRACE_OF_PARTS)
+    assert await unserved.fail_left_parts(world.ledger, world.tasks) == {}
+    clock.advance(timedelta(minutes=1))
+    assert await unserved.fail_left_parts(world.ledger, world.tasks) == {}  # a node with the code of before is at it
+    await world.finish(first["id"])
+    assert await world.take() == []
+    assert await unserved.fail_left_parts(world.ledger, before) == {}
+    assert await unserved.fail_left_parts(world.ledger, world.tasks) == {"sums": 2}
+    assert [part["reason"] for part in await world.parts(run)] == [None, *[unserved.REASON_OF_PARTS] * 2]
+    assert await world.look() == 1
+    row = await world.row(run)
+    assert (row["state"], row["reason"]) == ("failed", "2 of 3 parts failed: 2, 3")
+    async with world.ledger.engine.begin() as connection:
+        await retry(connection, run, "ann")
+    assert await world.take() == [run]
 
 
 async def _nobody(_: AsyncConnection) -> set[str]:

@@ -1,21 +1,30 @@
-"""Unserved runs: runs that wait for a task which no service has any more. They fail, since no node would run them."""
+"""Unserved runs: runs that wait for a task which no service has any more, and parts of one that has no parts any more.
+
+They fail, since no node would run them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
 
 from sqlalchemy import Select, or_, select, text
 
-from service.batch.ledger import database_time, transitions
+from service.batch.ledger import database_time, json_rows, transitions
 from service.batch.ledger.tables import READY_SQL, RETRYING_SQL, runs, tasks
+from service.batch.queue import concurrency
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 
 GRACE = timedelta(hours=24)
 REASON = "no service has had this task for 24 h"
+GRACE_OF_PARTS = timedelta(hours=1)
+"""During a deployment, parts may have been made by newer code than that of this process. They are not left over."""
+REASON_OF_PARTS = "its task is not partitioned any more"
 
 CONDITIONS = (READY_SQL, RETRYING_SQL)
 """The conditions for waiting runs. For each there is an index that begins with the task."""
@@ -28,9 +37,8 @@ PAUSE_SECONDS = 0.05
 async def fail_unserved(ledger: Database) -> Counter[str]:
     """Fail the runs that have waited for more than GRACE for a task that was removed more than GRACE ago.
 
-    Returns the number of these runs by task.
+    Returns how many of each task.
     """
-    counts: Counter[str] = Counter()
     async with ledger.reader.connect() as connection:
         before = await database_time.now_of(connection) - GRACE
         has_unserved = or_(
@@ -41,10 +49,31 @@ async def fail_unserved(ledger: Database) -> Counter[str]:
         )
         removed = await connection.execute(select(tasks.c.name).where(tasks.c.removed_at < before, has_unserved))
         names = sorted(removed.scalars())
+    return await _fail_all(names, lambda task, condition: _fail_some(ledger, task, condition, before))
+
+
+async def fail_left_parts(ledger: Database, loaded: Mapping[str, Task]) -> Counter[str]:
+    """Fail the parts that have waited for more than GRACE_OF_PARTS for a task in `loaded` that is not partitioned.
+
+    While one of them is running, they are left as they are: a node with other code goes on with them. Returns how many
+    of each task.
+    """
+    plain = [name for name, task in loaded.items() if task.partition is None]
+    async with ledger.reader.connect() as connection:
+        before = await database_time.now_of(connection) - GRACE_OF_PARTS
+        parts = (_left_parts(tasks.c.name, tasks.c.name + "/parts", condition, before) for condition in CONDITIONS)
+        has_parts = or_(*(ids.limit(1).scalar_subquery().is_not(None) for ids in parts))
+        is_plain = json_rows.is_among(tasks.c.name, plain, ledger.kind)
+        names = sorted((await connection.execute(select(tasks.c.name).where(is_plain, has_parts))).scalars())
+    return await _fail_all(names, lambda task, condition: _fail_some_parts(ledger, loaded[task], condition, before))
+
+
+async def _fail_all(names: Iterable[str], fail_some: Callable[[str, str], Awaitable[int]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
     for name, condition in product(names, CONDITIONS):
         failed = BATCH
         while failed == BATCH:
-            failed = await _fail_some(ledger, name, condition, before)
+            failed = await fail_some(name, condition)
             counts[name] += failed
             await asyncio.sleep(PAUSE_SECONDS)
     return +counts
@@ -71,3 +100,19 @@ def _unserved(task: Any, condition: str, before: datetime) -> Select[Any]:
     Their own wait is looked at, since a person may have retried a run after the task was removed.
     """
     return select(runs.c.id).where(runs.c.task == task, text(condition), runs.c.due_at < before)
+
+
+async def _fail_some_parts(ledger: Database, task: Task, condition: str, before: datetime) -> int:
+    """Fail up to BATCH parts of a task in one transaction; returns how many."""
+    queue = task.queue_of_parts
+    ids = _left_parts(task.name, queue, condition, before).order_by(runs.c.id).limit(BATCH)
+    async with ledger.engine.begin() as connection:
+        if not (await concurrency.free(connection, {queue: 1}))[queue]:
+            return 0
+        now = await database_time.now_of(connection)
+        return await transitions.fail_waiting(connection, ids, condition, REASON_OF_PARTS, now)
+
+
+def _left_parts(task: Any, queue: Any, condition: str, before: datetime) -> Select[Any]:
+    """The ids of the parts in the queue of a task's parts that have waited since `before`."""
+    return _unserved(task, condition, before).where(runs.c.exclusive == queue)

@@ -1,13 +1,15 @@
-"""Upkeep: once an hour a running service prunes the ledger and fails the runs that no service has the task for."""
+"""Upkeep: once an hour a running service prunes the ledger and fails the runs that no node would execute."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from sqlalchemy.exc import DBAPIError
 
-from service.batch.queue.unserved import REASON, fail_unserved
+from service.batch.queue.unserved import REASON, REASON_OF_PARTS, fail_left_parts, fail_unserved
 from service.batch.retention.pruning import Pruner
+from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.database.engine import Database
 from service.errors import DatabaseError
@@ -22,8 +24,12 @@ EVERY_SECONDS = 3600.0
 
 
 class Upkeep(Background):
-    def __init__(self, ledger: Database, pruner: Pruner, first: float = FIRST_SECONDS) -> None:
+    def __init__(
+        self, ledger: Database, tasks: Mapping[str, Task], pruner: Pruner, first: float = FIRST_SECONDS
+    ) -> None:
+        """`tasks`: those of this service, by name."""
         self._ledger = ledger
+        self._tasks = tasks
         self._pruner = pruner
         self._first = first
 
@@ -33,6 +39,8 @@ class Upkeep(Background):
             try:
                 for task, number in (await fail_unserved(self._ledger)).items():
                     logger.error(f"{number:,} runs of task {task} have failed: {REASON}")
+                for task, number in (await fail_left_parts(self._ledger, self._tasks)).items():
+                    logger.error(f"{number:,} parts of runs of task {task} have failed: {REASON_OF_PARTS}")
                 deleted = +await self._pruner.prune()
                 if deleted:
                     logger.info("pruned " + ", ".join(f"{number:,} {name}" for name, number in deleted.items()))
