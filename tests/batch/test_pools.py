@@ -21,14 +21,16 @@ from service.batch.ledger.incidents import tables as incident_tables
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, new_tasks
+from service.batch.nodes.node import Node
 from service.batch.nodes.orphans import rescue
-from service.batch.nodes.roles import SERVICE, Roles
+from service.batch.nodes.roles import BY_HAND, SERVICE, Roles
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
 from service.database.engine import Database
 from service.server.batch_service import BatchService
+from service.server.sign_on import sign_on
 from service.server.worker import warn_of_services
 from tests.batch.crowd import words
 from tests.batch.ledger_world import NODE, know, make_task, rows, until
@@ -96,6 +98,22 @@ async def test_only_a_node_whose_code_has_the_pool_of_the_ledger_claims_a_run(le
     await insert(ledger, new("moved"))
     assert await take(ledger, older, "default") == await take(ledger, older, "gpu") == []
     assert len(await take(ledger, newer, "gpu")) == 1
+
+
+async def test_a_process_by_hand_with_other_code_changes_nothing_of_the_tasks_that_a_service_has(
+    ledger: Database, ledger_url: str
+) -> None:
+    """Else no node would claim the runs of a task that is in another pool in that code, until a service starts."""
+    loaded = await know(ledger, make_task("theirs", None))
+    await put_node(ledger, fires=True)
+    await insert(ledger, new("theirs"))
+    TaskRegistry.clear()
+    other = {task.name: task for task in (make_task("theirs", None, pool="gpu"), make_task("fresh", None))}
+    node = Node(ledger_url, 5, 30, roles=BY_HAND)
+    await sign_on(ledger, node, other, [], get_settings(), None)
+    await node.unlock()
+    assert [run.task for run in await take(ledger, loaded, "default")] == ["theirs"]
+    assert [row["name"] for row in await rows(ledger, tables.tasks)] == ["fresh", "theirs"]
 
 
 # A worker is no service.
