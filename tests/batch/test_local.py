@@ -15,9 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch.execution.claims import Claims
 from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.tickets import Tickets
 from service.batch.ledger import runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import Rank, RunState
+from service.batch.ledger.tables import new_id
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.testing.engine import DrivenEngine
@@ -226,3 +228,25 @@ async def test_outcomes_are_written_while_a_recheck_waits_for_a_transaction_that
         assert engine.is_recheck_due
     await engine._turn()
     assert not engine.is_recheck_due
+
+
+@pytest.mark.parametrize("on_tickets", [False, True])
+async def test_a_run_that_the_database_refuses_again_and_again_keeps_the_node_from_no_other(
+    ledger: Database, on_tickets: bool
+) -> None:
+    """A ledger as nobody should leave it: a run is the first of its queue, and another one has the lane."""
+    loaded = await know(ledger, make_task("stuck", None), make_task("other", None))
+    joining = new("stuck", rank=Rank.JOINING, attempt=1)
+    first = replace(joining, id=new_id(), state=RunState.RETRYING, due_at=joining.due_at - timedelta(hours=1))
+    other = new("other")
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [joining, first, other])
+    tickets = Tickets() if on_tickets else None
+    engine = LocalEngine(ledger, loaded, NODE, tickets=tickets)
+    engine.start()
+    used = [asyncio.create_task(tickets.use(name, 5.0)) for name in loaded] if tickets is not None else []
+    engine.wake()
+    await until(lambda: rows(ledger, id=other.id, state="succeeded"), 10)
+    await asyncio.gather(*used)
+    await engine.stop()
+    assert [row["state"] for row in await rows(ledger, task="stuck")] == ["queued", "retrying"]

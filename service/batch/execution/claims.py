@@ -30,6 +30,7 @@ class Claims:
         """`wake`: has the engine claim again."""
         self._database, self._tasks, self._node = database, tasks, node
         self._metrics, self._tickets, self._wake = metrics, tickets, wake
+        self._is_apart = False
         if tickets is not None:
             tickets.attach(wake)
 
@@ -47,11 +48,20 @@ class Claims:
 
     async def take(self, connection: AsyncConnection, capacity: Capacity, outcomes: Sequence[Outcome]) -> Look:
         """Claim runs in the caller's transaction. `outcomes`: those that are written in it."""
+        apart, self._is_apart = self._is_apart, False
         if self._tickets is None:
-            claimed, are_more = await claiming.take(connection, self._tasks, self._node, capacity)
+            claimed, are_more = await claiming.take(connection, self._tasks, self._node, capacity, apart)
             return Look(claimed, are_more=are_more)
         ended = {outcome.id for outcome in outcomes}
-        return await self._tickets.take(connection, self._tasks, self._node, capacity, ended)
+        return await self._tickets.take(connection, self._tasks, self._node, capacity, ended, apart)
+
+    def take_apart(self) -> None:
+        """Have the engine claim again, each run by itself, since the database has refused the claim of several.
+
+        Else a run that it refuses again and again would keep this node from all others.
+        """
+        self._is_apart = True
+        self._wake()
 
     def settle(self, look: Look, outcomes: Sequence[Outcome]) -> None:
         """What `take` has claimed, and these outcomes, were committed."""

@@ -266,7 +266,7 @@ class LocalEngine(Background):
                 if not troubles.is_refused(second_error):
                     raise
                 await write_one_by_one(group, partial(self._write, claim=False))
-            self.wake()
+            self._claims.take_apart()
 
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
         await group.prepare(self._database.kind)

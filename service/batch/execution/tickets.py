@@ -106,10 +106,12 @@ class Tickets:
         node: str,
         capacity: Capacity,
         ended: Collection[str],
+        apart: bool = False,
     ) -> Look:
         """Claim a run for each ticket that has none, and for those whose runs have `ended`, which are ids.
 
         A ticket for which there is no room is not looked at. What was claimed counts when `settle` is called.
+        `apart`: as for `claiming.take`.
         """
         by_task: dict[str, list[Ticket]] = defaultdict(list)
         for ticket in self._open:
@@ -124,7 +126,7 @@ class Tickets:
             look.tickets += tickets
             if task is not None:
                 room = replace(capacity, runs=min(capacity.runs, len(tickets)), pools=dict(capacity.pools))
-                claimed, _ = await claiming.take(connection, {name: task}, node, room)
+                claimed, _ = await claiming.take(connection, {name: task}, node, room, apart)
                 capacity.runs -= len(claimed)
                 capacity.threads, capacity.pools = room.threads, room.pools
                 look.claimed += claimed

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, and_, bindparam, false, func, or_, select, text, true
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
@@ -73,24 +75,41 @@ def _due_query(pools: tuple[str, ...], is_database_time: bool) -> Select[Any]:
 
 
 async def take(
-    connection: AsyncConnection, tasks: Mapping[str, Task], node: str, capacity: Capacity
+    connection: AsyncConnection, tasks: Mapping[str, Task], node: str, capacity: Capacity, apart: bool = False
 ) -> tuple[list[Claimed], bool]:
     """Claim as many runs of `tasks`, which the node has loaded, as `capacity` allows.
 
     Runs for which threads or children are missing may hide others that have room. Then it looks again, without theirs.
-    Returns the claimed runs, and whether more runs may be claimable at once.
+    `apart`: each is claimed by itself, and those that the database refuses are left. Returns the claimed runs, and
+    whether more runs may be claimable at once.
     """
     claimed: list[Claimed] = []
+    claim = _claim_apart if apart else _claim
     while True:
         most = capacity.runs
         now, first_runs = await startable(connection, tasks, capacity, locks=True)
         if now is None or not first_runs:
             return claimed, False
         chosen = [head for head in first_runs if capacity.take(tasks[head.task])]
-        other_lanes = {head.id: head.lane for head in chosen if head.lane > 1}
-        claimed += await transitions.claim(connection, [head.id for head in chosen], node, now, other_lanes)
+        got = await claim(connection, chosen, node, now)
+        claimed += got
         if len(chosen) == len(first_runs) or len(first_runs) < most:
-            return claimed, len(chosen) == len(first_runs)
+            return claimed, len(chosen) == len(first_runs) and (not apart or len(got) == len(chosen))
+
+
+async def _claim(connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime) -> list[Claimed]:
+    other_lanes = {head.id: head.lane for head in heads if head.lane > 1}
+    return await transitions.claim(connection, [head.id for head in heads], node, now, other_lanes)
+
+
+async def _claim_apart(connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime) -> list[Claimed]:
+    """Claim those of these runs that the database does not refuse. It refuses one if another run has its lane."""
+    claimed = []
+    for head in sorted(heads, key=lambda head: head.id):  # the usual order of locks
+        with suppress(IntegrityError):
+            async with connection.begin_nested():
+                claimed += await _claim(connection, [head], node, now)
+    return claimed
 
 
 async def startable(
