@@ -9,10 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
+from service.batch.execution import claims
 from service.batch.execution.claims import Claims
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.tickets import Tickets
@@ -20,6 +21,7 @@ from service.batch.ledger import runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import new_id
+from service.batch.queue import claiming
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.testing.engine import DrivenEngine
@@ -250,3 +252,35 @@ async def test_a_run_that_the_database_refuses_again_and_again_keeps_the_node_fr
     await asyncio.gather(*used)
     await engine.stop()
     assert [row["state"] for row in await rows(ledger, task="stuck")] == ["queued", "retrying"]
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+async def test_while_all_runs_that_may_start_are_locked_it_looks_now_and_then(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = await know(ledger, make_task("t", None))
+    run = new()
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [run])
+    looks, take = 0, claiming.take
+
+    async def counted(*given: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await take(*given)
+
+    monkeypatch.setattr(claiming, "take", counted)
+    monkeypatch.setattr(claims, "LOCKED_SECONDS", 1_000.0)
+    engine = LocalEngine(ledger, loaded, NODE)
+    async with ledger.engine.begin() as locking:
+        await locking.execute(select(tables.runs.c.id).with_for_update())
+        engine.start()
+        engine.wake()
+        await until(lambda: asyncio.sleep(0, looks))
+        await asyncio.sleep(0.2)
+        assert looks == 1
+        monkeypatch.setattr(claims, "LOCKED_SECONDS", 0.02)
+        engine.wake()
+        await until(lambda: asyncio.sleep(0, looks > 2))
+    await until(lambda: rows(ledger, id=run.id, state="succeeded"))
+    await engine.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,6 +14,9 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.metrics.process import LedgerWork, ProcessMetrics
+
+LOCKED_SECONDS = 0.02
+"""After how long a node looks again if all runs that may start were locked, which may be by a frozen process."""
 
 
 class Claims:
@@ -65,8 +69,10 @@ class Claims:
 
     def settle(self, look: Look, outcomes: Sequence[Outcome]) -> None:
         """What `take` has claimed, and these outcomes, were committed."""
-        if look.are_more:
+        if look.are_more and look.claimed:
             self._wake()
+        elif look.are_more:  # another transaction has locked them
+            asyncio.get_running_loop().call_later(LOCKED_SECONDS, self._wake)
         if self._tickets is not None:
             self._tickets.settle(look, {outcome.id for outcome in outcomes})
 
