@@ -33,7 +33,7 @@ from service.server.batch_service import BatchService
 from service.server.sign_on import sign_on
 from service.server.worker import warn_of_services
 from tests.batch.crowd import words
-from tests.batch.ledger_world import NODE, know, make_task, rows, until
+from tests.batch.ledger_world import NODE, know, make_task, refresh, rows, schedule_sync_of, until
 from tests.batch.test_leases import put_node, put_run
 from tests.batch.test_runs import NOW, insert, new
 
@@ -114,6 +114,23 @@ async def test_a_process_by_hand_with_other_code_changes_nothing_of_the_tasks_th
     await node.unlock()
     assert [run.task for run in await take(ledger, loaded, "default")] == ["theirs"]
     assert [row["name"] for row in await rows(ledger, tables.tasks)] == ["fresh", "theirs"]
+
+
+async def test_the_service_that_started_last_takes_a_task_back_into_the_pool_of_its_code(ledger: Database) -> None:
+    """A process with older code that has started after it, and has ended, had moved the task."""
+    newer = {"theirs": make_task("theirs", None)}
+    node = await put_node(ledger, fires=True)
+    last = await put_node(ledger, fires=True)
+    TaskRegistry.clear()
+    await know(ledger, make_task("theirs", None, pool="gpu"))
+    await insert(ledger, new("theirs"))
+    sync = schedule_sync_of(ledger, newer, node)
+    await refresh(sync)
+    assert await take(ledger, newer, "default") == []
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.nodes).where(tables.nodes.c.id == last).values(stopped_at=clock.now()))
+    await refresh(sync)
+    assert [run.task for run in await take(ledger, newer, "default")] == ["theirs"]
 
 
 # A worker is no service.

@@ -159,6 +159,8 @@ class ScheduleSync(Background):
             await self._restore_tasks(removed)
         if gone and clock.boottime() > self._started_at + self._lease:
             await self._remove_tasks(gone)
+        if moved := await task_sync.record_moved(self._database, self._tasks, self._node):
+            logger.warning(f"tasks were in the pools of other code, and are in those of this one: {', '.join(moved)}")
         self._state_read, self._is_unsettled = state, bool(gone or removed)
 
     async def _record_new(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:

@@ -24,6 +24,7 @@ from service.batch.ledger.tables import tasks
 from service.batch.ledger.wakes import catalog_changed
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
+from service.database.engine import Database
 from service.errors import UnknownTask
 
 GONE = "its file is gone"
@@ -83,6 +84,22 @@ def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) ->
             "last_seen_at": now,
         }
     return declared[key]
+
+
+async def record_moved(database: Database, loaded: Mapping[str, Task], node: str) -> list[str]:
+    """Write those of the tasks of this service anew that the ledger has in another pool. Returns their names.
+
+    Only the service that has started last does so. A task is in another pool than its code says if a process with other
+    code had started after it, and has ended: then no node would claim the runs of the task any more.
+    """
+    async with database.reader.connect() as connection:
+        pools = {row.name: row.pool for row in await connection.execute(select(tasks.c.name, tasks.c.pool))}
+        moved = {name: task for name, task in loaded.items() if pools.get(name, task.pool) != task.pool}
+        if not moved or await nodes.newest(connection) != node:
+            return []
+    async with database.engine.begin() as connection:
+        await record_tasks(connection, moved, await database_time.now_of(connection))
+    return sorted(moved)
 
 
 async def set_schedules(

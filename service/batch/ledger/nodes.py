@@ -69,6 +69,14 @@ async def live_tasks(connection: AsyncConnection) -> set[str]:
     return {name for names in names_by_node for name in names}
 
 
+async def newest(connection: AsyncConnection) -> str | None:
+    """The id of the node that has started last of those that fire and are not marked as stopped; None without any."""
+    firing = select(nodes.c.id).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
+    last = firing.order_by(nodes.c.started_at.desc(), nodes.c.id.desc()).limit(1)
+    node: str | None = (await connection.execute(last)).scalar()
+    return node
+
+
 async def record_loaded(connection: AsyncConnection, node: str, tasks: Iterable[str]) -> None:
     """Write the names of the tasks that a node has loaded by now."""
     await connection.execute(update(nodes).where(nodes.c.id == node).values(tasks=sorted(tasks)))
