@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from service import PartitionedTask, TaskRegistry, clock
 from service.batch.firing import task_sync
 from service.batch.ledger import transitions
 from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.parts import PartsGate, Split
+from service.batch.ledger.parts import PartsGate, Split, Tally, tallies
 from service.batch.ledger.runs import insert_group
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import attempts, pruned, runs
@@ -229,6 +230,21 @@ async def test_parts_that_fail_close_the_run_and_a_retry_queues_only_them(world:
     assert [part["state"] for part in await world.parts(run)] == ["queued", "succeeded", "queued"]
     row = await world.row(run)
     assert (row["state"], row["attempt"]) == ("waiting", 2)
+
+
+@pytest.mark.parametrize("state", [RunState.SUCCEEDED, RunState.FAILED])
+async def test_parts_with_totals_that_no_column_holds_together_go_on(world: Sums, state: RunState) -> None:
+    """Before, no run that waited was opened any more: each transaction of the opener failed."""
+    run = await world.begin()
+    await world.split(run)
+    for part in await world.parts(run):
+        await world.start(part["id"])
+        await world.finish(part["id"], state, count=1_000_001, total=sys.maxsize)
+    assert await world.look() == 1
+    row = await world.row(run)
+    assert (row["count"], row["total"]) == (3_000_003, sys.maxsize)
+    async with world.ledger.engine.begin() as connection:
+        assert (await tallies(connection, [run]))[run] == Tally({state: 3}, 3_000_003, sys.maxsize)
 
 
 async def test_a_run_is_not_retried_while_a_part_is_active(world: Sums) -> None:

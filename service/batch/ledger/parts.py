@@ -123,15 +123,26 @@ MAY_REOPEN = f"{HAS_NO_ACTIVE} AND ({NO_PART_SQL} OR {_PARENT_STATE} = '{RunStat
 """The condition that a run may be queued again: a part only while its parent waits for it, and is not cancelled."""
 
 
-_SUM = "CAST(sum(m.{}) AS bigint)"
+_MOST, _MILLION = 2**63 - 1, 10**6
+
+
+def _sum(name: str) -> str:
+    """SQL for the sum of a column of parts, or for the largest number that a column holds if that is less.
+
+    A plain sum fails on both databases where it does not fit, such as with two totals that stand for "not known". It
+    would keep from opening whatever is opened in the same transaction.
+    """
+    millions, rest = f"sum(m.{name} / {_MILLION})", f"sum(m.{name} % {_MILLION})"
+    fits = f"{millions} < {_MOST // _MILLION - _MILLION}"
+    return f"CASE WHEN NOT ({fits}) THEN {_MOST} ELSE CAST({millions} * {_MILLION} + {rest} AS bigint) END"
 
 
 def _set(name: str, value: str) -> str:
     return f"{name} = coalesce((SELECT {value} FROM batch_runs m WHERE {_of('batch_runs')}), batch_runs.{name})"
 
 
-_TOTAL = f"CASE WHEN count(m.total) = count(*) THEN {_SUM.format('total')} END"
-PROGRESS = f"{_set('count', _SUM.format('count'))}, {_set('total', _TOTAL)}"
+_TOTAL = f"CASE WHEN count(m.total) = count(*) THEN {_sum('total')} END"
+PROGRESS = f"{_set('count', _sum('count'))}, {_set('total', _TOTAL)}"
 """The SET clause for the progress of a run whose parts are over: the sums of theirs, as in a Tally."""
 
 
@@ -164,8 +175,8 @@ async def tallies(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, 
     hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
     meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
     statement = text(
-        "SELECT m.awaited_by, m.state, count(*) AS number, CAST(sum(m.count) AS bigint) AS done, "
-        f'CAST(sum(m.total) AS bigint) AS "of", count(m.total) AS totals FROM batch_runs m{hint} '
+        f"SELECT m.awaited_by, m.state, count(*) AS number, {_sum('count')} AS done, "
+        f'{_sum("total")} AS "of", count(m.total) AS totals FROM batch_runs m{hint} '
         f"WHERE {meant} AND m.origin = '{Origin.PART}' GROUP BY m.awaited_by, m.state"
     ).columns(runs.c.awaited_by, runs.c.state, *counted)
     rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
