@@ -11,6 +11,7 @@ from service.batch.queue.unserved import REASON, REASON_OF_PARTS, fail_left_part
 from service.batch.retention.pruning import Pruner
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
+from service.database import troubles
 from service.database.engine import Database
 from service.errors import DatabaseError
 from service.logs import get_logger
@@ -45,7 +46,8 @@ class Upkeep(Background):
                 if deleted:
                     logger.info("pruned " + ", ".join(f"{number:,} {name}" for name, number in deleted.items()))
             except (DBAPIError, DatabaseError, OSError) as error:
-                logger.warning(f"the upkeep stopped, and is repeated in an hour: {str(error).splitlines()[0]}")
+                cause = troubles.cause_of(error, self._ledger.kind)
+                logger.warning(f"the upkeep stopped, and is repeated in an hour: {cause}")
             except Exception:  # the background loop's boundary
                 logger.exception("the upkeep failed")
             await asyncio.sleep(EVERY_SECONDS)
