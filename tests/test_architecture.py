@@ -79,6 +79,7 @@ BROAD = {
     "service.batch.incidents.watch": 1,  # a background loop
     "service.batch.night.keeper": 1,  # a background loop
     "service.server.digest": 1,  # a background loop
+    "service.alerts.pings": 2,  # a background loop, and a call of an address that httpx may not be able to read
     "service.alerts.sender": 2,  # a background loop, and one for each channel
     "service.config": 1,  # the module that SETTINGS names
     "service.batch.tasks.item_task": 2,  # what an author does with one item, outside and inside the transaction

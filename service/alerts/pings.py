@@ -49,6 +49,14 @@ class Pings(Background):
 
     async def _loop(self) -> None:
         await self._is_needed.wait()
+        while True:
+            try:
+                await self._call_all()
+            except Exception:  # the background loop's boundary, such as a file of certificates that is missing
+                logger.exception("dead man's switches can't be called, which is tried again in a minute")
+            await asyncio.sleep(EVERY_SECONDS)
+
+    async def _call_all(self) -> None:
         async with await open_client(TIMEOUT) as client:
             # Not a TaskGroup: an error of one call would end all of them.
             workers = [asyncio.create_task(self._work_off(client), name=f"batch-ping {n}") for n in range(AT_ONCE)]
@@ -68,12 +76,10 @@ class Pings(Background):
 
 
 async def _call(client: httpx.AsyncClient, url: str) -> None:
-    from httpx import HTTPError, InvalidURL
-
-    hide(url)
     try:
+        hide(url)
         async with client.stream("GET", url) as answer:
             if answer.status_code >= 400:
                 logger.warning(f"a dead man's switch has answered {answer.status_code}")
-    except (HTTPError, InvalidURL) as error:
+    except Exception as error:  # noqa: BLE001 - of an address that can't be read, httpx passes on errors of any class
         logger.warning(f"a dead man's switch does not answer ({type(error).__name__})")

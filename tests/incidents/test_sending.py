@@ -273,6 +273,39 @@ async def test_an_address_that_hangs_delays_no_other() -> None:
         await calls.stop()
 
 
+async def test_addresses_that_can_not_be_called_keep_no_other_from_being_called(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with http_receiver() as receiver:
+        calls = Pings(None, lambda: True)
+        calls.start()
+        for _ in range(AT_ONCE):
+            calls.tell("http://127.0.0.1:99999/no-port")
+            calls.tell("https://exa\u200bmple.com/")
+        calls.tell(receiver.url)
+        await arrived(receiver, 1)
+        await calls.stop()
+    assert caplog.text.count("a dead man's switch does not answer") == 2 * AT_ONCE
+
+
+async def test_the_service_is_told_once_the_certificates_can_be_read_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_logged() -> bool:
+        return "dead man's switches can't be called" in caplog.text
+
+    monkeypatch.setattr(pings_module, "EVERY_SECONDS", 0.02)
+    monkeypatch.setenv("SSL_CERT_FILE", "missing.pem")
+    sending._trusted.cache_clear()
+    async with http_receiver() as receiver:
+        calls = Pings(receiver.url, lambda: True)
+        calls.start()
+        await until(is_logged)
+        monkeypatch.delenv("SSL_CERT_FILE")
+        await arrived(receiver, 1)
+        await calls.stop()
+
+
 async def test_no_line_of_the_log_has_the_address_of_a_webhook(
     ledger: Database, watch: Watching, caplog: pytest.LogCaptureFixture
 ) -> None:
