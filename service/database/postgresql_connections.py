@@ -1,10 +1,23 @@
-"""Connections to PostgreSQL for SQLAlchemy, by asyncpg: a setting of a transaction is sent together with its BEGIN."""
+"""Connections to PostgreSQL for SQLAlchemy, by asyncpg: a setting of a transaction is sent together with its BEGIN.
+
+A machine that was replaced, or a firewall that has forgotten a connection, never says that the connection is over. Who
+waits for a reply would wait for ever, so the kernel asks the other machine from time to time whether it is still there.
+"""
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import asyncpg
+
+TCP_OPTIONS = {
+    "TCP_KEEPIDLE": 10,  # seconds without a word after which the kernel asks,
+    "TCP_KEEPINTVL": 5,  # seconds until it asks again,
+    "TCP_KEEPCNT": 3,  # and how often it asks in vain: after 25 seconds the connection is over
+    "TCP_USER_TIMEOUT": 25_000,  # milliseconds after which it is over if what was sent is not acknowledged
+}
+"""That is less than a lease of 30 seconds, after which other nodes take over. Some systems lack some of the options."""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
@@ -21,3 +34,14 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
             query = f"{query} {self.first_statement};"
         status: str = await super().execute(query, *args, timeout=timeout)
         return status
+
+
+def notice_dead_machine(connection: Any) -> None:
+    """Have the kernel close a connection of asyncpg when the machine of its server does not answer any more."""
+    ours = connection._transport.get_extra_info("socket")
+    if ours.family == socket.AF_UNIX:
+        return
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in TCP_OPTIONS.items():
+        if hasattr(socket, name):
+            ours.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -12,6 +12,7 @@ import asyncpg
 from service.backup.file.selection import Selection
 from service.backup.postgresql import relations
 from service.backup.postgresql.relations import Contents, SourceRelation
+from service.database.postgresql_connections import notice_dead_machine
 from service.errors import BackupError
 
 TRIES = 5
@@ -56,6 +57,7 @@ async def connected(
         connection = await asyncpg.connect(**arguments)
     except (TypeError, ValueError) as error:
         raise BackupError(f"{setting} has an option that the driver does not accept: {error}") from error
+    notice_dead_machine(connection)
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
