@@ -101,6 +101,7 @@ async def test_concurrent_starts_with_the_same_key_make_one_run(batch: BatchServ
         ({"key": ""}, r"start\(greet\): key is ''; allowed: 1 to 200 characters"),
         ({"key": "k" * 201}, "allowed: 1 to 200 characters"),
         ({"slot": datetime(2026, 1, 1)}, r"start\(greet\): slot is .*; allowed: an aware datetime"),
+        ({"slot": datetime.max.replace(tzinfo=UTC)}, "allowed: an aware datetime of the years 1901 to 8999"),
     ],
 )
 async def test_invalid_arguments_are_refused_before_anything_is_written(

@@ -96,6 +96,7 @@ async def test_the_same_idempotency_key_starts_one_run(served: Served) -> None:
         ({"parameters": {"day": [1]}}, 422, "day is"),
         ({"slot": "2026-11-27T03:00:00"}, 400, "offset"),
         ({"slot": 0}, 400, "offset"),
+        ({"slot": "9999-12-31T23:00:00Z"}, 422, "years 1901 to 8999"),
         ({"other": 1}, 400, "other"),
     ],
 )

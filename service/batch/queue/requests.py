@@ -13,6 +13,14 @@ from service.errors import InvalidParameters
 from service.escaping import echoed
 
 LONGEST_KEY = 200
+YEARS = range(1901, 9000)
+"""Years of instants that may be given: an engine can't begin the run of a slot for which a time zone has no year."""
+INSTANT = f"an aware datetime of the years {YEARS[0]} to {YEARS[-1]}"
+
+
+def is_instant(value: object) -> bool:
+    """Whether this is what INSTANT says."""
+    return isinstance(value, datetime) and value.utcoffset() is not None and value.year in YEARS
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,8 @@ class StartRequest:
         if key is not None and not (isinstance(key, str) and 0 < len(key) <= LONGEST_KEY):
             raise InvalidParameters(f"{call}: key is {echoed(key)}; allowed: 1 to {LONGEST_KEY} characters")
         for name, instant in (("slot", slot), ("at", at)):
-            if instant is not None and not (isinstance(instant, datetime) and instant.utcoffset() is not None):
-                raise InvalidParameters(f"{call}: {name} is {echoed(instant)}; allowed: an aware datetime")
+            if instant is not None and not is_instant(instant):
+                raise InvalidParameters(f"{call}: {name} is {echoed(instant)}; allowed: {INSTANT}")
         if at is not None and delay is not None:
             raise InvalidParameters(f"{call}: at and delay were both given; allowed: one of them")
         own = {"key": key, "at": at, "delay": delay, "in_group": in_group or None}

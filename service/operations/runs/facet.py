@@ -16,7 +16,7 @@ from service.batch.ledger.incidents import acknowledging
 from service.batch.ledger.people import audit
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.queue import cancel, enqueue
-from service.batch.queue.requests import LONGEST_KEY
+from service.batch.queue.requests import INSTANT, LONGEST_KEY, is_instant
 from service.errors import InvalidParameters, UnknownRun, WrongState
 from service.escaping import brief, echoed
 from service.operations.context import Context
@@ -278,8 +278,8 @@ class Runs:
 
 
 def _check_slot_and_key(slot: datetime | None, key: str | None) -> None:
-    if slot is not None and slot.utcoffset() is None:
-        raise InvalidParameters(f"slot is {echoed(slot)}; allowed: an aware datetime")
+    if slot is not None and not is_instant(slot):
+        raise InvalidParameters(f"slot is {echoed(slot)}; allowed: {INSTANT}")
     if key is not None and not 0 < len(key) <= LONGEST_KEY:
         raise InvalidParameters(f"key is {echoed(key)}; allowed: 1 to {LONGEST_KEY} characters")
 
