@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, event, text
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
@@ -104,9 +104,12 @@ class Database:
     def _begin_immediate(self, connection: Connection) -> None:
         for listener in self._before_begin:
             listener(connection)
-        _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
-        if connection.invalidated:  # SQLAlchemy would open another one, and execute what follows without a transaction
-            raise sqlite3.OperationalError("connection closed while it waited for the write lock")
+        try:
+            _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
+            if connection.invalidated:  # SQLAlchemy would open another one, and execute what follows in no transaction
+                raise sqlite3.OperationalError("connection closed while it waited for the write lock")
+        except sqlite3.Error as error:  # SQLAlchemy wraps the errors of drivers, but not in its events
+            raise OperationalError("BEGIN IMMEDIATE", None, error) from error
 
     def session(self, readonly: bool = False) -> AsyncSession:
         """A session whose objects stay usable after a commit. On SQLite a writing one may raise SecondWriter."""

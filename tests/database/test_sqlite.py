@@ -99,6 +99,17 @@ async def test_readers_go_on_while_a_writing_session_is_open(database: Database)
             assert await count(database) == 0
 
 
+async def test_an_error_at_the_begin_of_a_transaction_is_one_of_sqlalchemys_as_all_others_are(
+    database: Database,
+) -> None:
+    async with database.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.execute("BEGIN")
+        with pytest.raises(OperationalError, match="within a transaction"):
+            await connection.begin()
+
+
 async def test_a_readonly_session_refuses_to_write(database: Database) -> None:
     async with get_db(readonly=True) as db:
         with pytest.raises(OperationalError, match="readonly"):
