@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from service import TaskRegistry, config, logs
+from service.batch.firing import schedule_sync
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.nodes import new_tasks
 from service.database import engine, session, sqlite_connections
@@ -122,6 +123,7 @@ def own_world(
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where nodes leave their files
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(new_tasks, "IMPORT_SECONDS", 60.0)  # a refresh loads new files on a slow machine too
+    monkeypatch.setattr(schedule_sync, "READ_SECONDS", 60.0)
     config.forget_settings()
     TaskRegistry.clear()
     yield

@@ -23,7 +23,7 @@ from service import Retry, clock, config, current_run, get_logger, logs
 from service.batch.execution.claims import Claims
 from service.batch.execution.tickets import Look
 from service.batch.execution.write_buffer import Group
-from service.batch.firing import task_sync
+from service.batch.firing import schedule_sync, task_sync
 from service.batch.ledger import run_logs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.tables import new_id
@@ -279,6 +279,39 @@ async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
 
     await until(loaded)
     assert caplog.text.count("has not ended") == 1
+
+
+async def test_a_property_that_hangs_keeps_no_other_change_from_taking_effect_and_is_named(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(schedule_sync, "READ_SECONDS", 0.05)
+    goes_on = threading.Event()
+    goes_on.set()
+    crons = ["0 7 * * *"]
+
+    def read(_: object) -> str:
+        goes_on.wait()
+        return crons[0]
+
+    make_task("dynamic", property(read))
+    service = await begin()
+    logging.getLogger().addHandler(caplog.handler)
+    await refresh(service.schedules)
+    goes_on.clear()
+    crons[0] = "0 8 * * *"
+    Path("tasks/dropped.py").write_text(DROPPED)
+    async with asyncio.timeout(10):
+        while "dropped" not in service.tasks:
+            await refresh(service.schedules)
+    assert caplog.text.count("the schedule of dynamic takes long to be read") == 1
+    assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 7 * * *] UTC"
+    goes_on.set()
+
+    async def has_changed() -> bool:
+        await refresh(service.schedules)
+        return str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
+
+    await until(has_changed)
 
 
 async def told(caplog: pytest.LogCaptureFixture, text: str) -> bool:

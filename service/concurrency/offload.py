@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from service.concurrency.thread_pool import ThreadPool
 
@@ -16,3 +17,29 @@ async def offload(call: Callable[..., T], *args: object) -> T:
     """Await `call(*args)` in one of four threads that all callers share, so the call must be short."""
     result: T = await _threads.run(call, *args)
     return result
+
+
+class SlowCall(Generic[T]):
+    """Calls a function of an author again and again in such a thread. One that hangs must not hold up the caller."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._going_on: asyncio.Task[T] | None = None
+
+    async def within(self, seconds: float) -> T | None:
+        """What the function returns; None if that takes longer. Then a later call takes it up, and does not wait."""
+        if self._going_on is not None:
+            seconds = 0
+        else:
+            self._going_on = asyncio.create_task(offload(self._call))
+        done, _ = await asyncio.wait([self._going_on], timeout=seconds)
+        if not done:
+            return None
+        ended, self._going_on = self._going_on, None
+        return ended.result()
+
+    async def stop(self) -> None:
+        """End the wait for a call. The call itself can't be ended."""
+        if self._going_on is not None:
+            self._going_on.cancel()
+            await asyncio.wait([self._going_on])

@@ -20,7 +20,7 @@ from service.batch.nodes.new_tasks import NewTasks
 from service.batch.nodes.outage import Outage
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background, is_set_within
-from service.concurrency.offload import offload
+from service.concurrency.offload import SlowCall
 from service.config import refresh_settings
 from service.database.engine import Database, whole_tables
 from service.errors import BatchError, InvalidSetting
@@ -30,6 +30,8 @@ logger = get_logger("service.batch")
 
 REFRESH_SECONDS = 3.0
 """The interval between two refreshes, unless the ledger has changed before."""
+READ_SECONDS = 1.0
+"""How long a refresh waits for the properties of tasks."""
 SHORTEST_PAUSE = 0.2
 """After a refresh because of a change, the next one begins so many seconds later at the earliest."""
 AHEAD = timedelta(minutes=1)
@@ -63,6 +65,8 @@ class ScheduleSync(Background):
         self._notify = notify
         self._lease = lease
         self._own_schedules: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
+        self._reading = SlowCall(self._read_changed_schedules)
+        self._is_read = ""  # the task whose property is read, or was read last
         self._warned: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
@@ -95,6 +99,7 @@ class ScheduleSync(Background):
     async def stop(self) -> None:
         await super().stop()
         await self._new_tasks.stop()
+        await self._reading.stop()
 
     async def _loop(self) -> None:
         while True:
@@ -138,7 +143,11 @@ class ScheduleSync(Background):
             self._own_schedules |= {name: task.schedule for name, task in new.items()}
             self._is_unsettled = True
             scheduler.add_jobs(self._jobs, new.values(), self._notify)
-        changed = await offload(self._read_changed_schedules)
+        changed = await self._reading.within(READ_SECONDS)
+        if changed is None:
+            self._warn_once("reading", f"the schedule of {self._is_read} takes long to be read: no property is read")
+            return
+        self._warned.pop("reading", None)
         if changed:
             async with self._database.engine.begin() as connection:
                 await task_sync.set_schedules(connection, changed, self._tasks, self._node)
@@ -247,9 +256,10 @@ class ScheduleSync(Background):
         except InvalidSetting as error:
             self._warn_once("settings", f"the changed settings are not used: {error.message}")
         changed = {}
-        for name, task in self._tasks.items():
+        for name, task in list(self._tasks.items()):  # a copy: tasks may be added while a property takes long
             if not task.may_change:
                 continue
+            self._is_read = name
             try:
                 schedule = task.read_schedule()
             except BatchError as error:

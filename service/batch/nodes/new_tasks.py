@@ -13,7 +13,7 @@ from service.batch.tasks.broken_files import broken_as_json
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
-from service.concurrency.offload import offload
+from service.concurrency.offload import SlowCall
 from service.database.engine import Database
 from service.logs import get_logger
 
@@ -39,7 +39,7 @@ class NewTasks:
         self.on_added: list[Callable[[], None]] = []
         self._imported: dict[str, Task] = {}
         """Tasks that the ledger was not told of yet."""
-        self._importing: asyncio.Task[dict[str, Task]] | None = None
+        self._importing = SlowCall(folder.load_new)
         self._broken = broken_as_json(folder.broken)
 
     async def take_up(self, record: Record | None = None) -> dict[str, Task]:
@@ -66,19 +66,11 @@ class NewTasks:
 
     async def stop(self) -> None:
         """End a wait for an import. The import itself can't be ended."""
-        if self._importing is not None:
-            self._importing.cancel()
-            await asyncio.wait([self._importing])
+        await self._importing.stop()
 
     async def _load_new(self) -> None:
         """Import new files in a thread. An import that takes longer than IMPORT_SECONDS is taken up by a later call."""
-        timeout = IMPORT_SECONDS if self._importing is None else 0
-        if self._importing is None:
-            self._importing = asyncio.create_task(offload(self._folder.load_new))
-        done, _ = await asyncio.wait([self._importing], timeout=timeout)
-        if done:
-            imported, self._importing = self._importing, None
-            self._imported |= imported.result()
+        self._imported |= await self._importing.within(IMPORT_SECONDS) or {}
 
     async def _record_broken(self) -> None:
         broken = broken_as_json(self._folder.broken)
