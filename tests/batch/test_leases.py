@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import heartbeat, ledger_poll, process_lock
 from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.orphans import rescue
+from service.batch.nodes.wakes import Wakes
 from service.batch.queue import claiming
 from service.batch.queue.retry import retry
 from service.config import get_settings
@@ -94,6 +96,29 @@ def test_a_lease_counts_from_the_sending_of_the_beat_and_ends_before_others_see_
     assert lease.is_held
     lease.end()
     assert not lease.is_held
+
+
+async def test_a_heartbeat_that_fails_is_logged_and_begins_again(
+    ledger: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([OSError(errno.EMFILE, "Too many open files")])
+
+    class FirstFails(Wakes):
+        def __init__(self, *given: Any) -> None:
+            for failure in failures:
+                raise failure
+            super().__init__(*given)
+
+    monkeypatch.setattr(heartbeat, "Wakes", FirstFails)
+    monkeypatch.setattr(heartbeat, "AGAIN_SECONDS", 0.02)
+    lease = Lease(30)
+    url = ledger.url.render_as_string(hide_password=False)
+    heart = Heartbeat(url, await put_node(ledger), lease, beat_seconds=5, lease_seconds=30)
+    heart.start(lambda: None, lambda: None)
+    await until(lambda: asyncio.sleep(0.01, lease.is_held))
+    await asyncio.to_thread(heart.stop)
+    assert not heart.is_alive
+    assert "the heartbeat has failed" in caplog.text and "Too many open files" in caplog.text
 
 
 async def put_node(ledger: Database, **more: Any) -> str:

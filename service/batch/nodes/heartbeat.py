@@ -35,7 +35,7 @@ logger = get_logger("service.batch")
 
 LONGEST_TICK = 0.25
 """Upper bound, in seconds, of the time between two checks of the lease."""
-
+AGAIN_SECONDS = 1.0  # a heartbeat that has failed begins again so much later
 LAST_TURN_SECONDS = 2.0
 """How long a beat that is going on may still take when the heartbeat is stopped."""
 
@@ -98,7 +98,7 @@ class Heartbeat:
         """Start the thread. The callbacks are described in Node.start; they are called on the running event loop."""
         self._on_loss, self._on_rescue, self._on_changes, self._on_queued = on_loss, on_rescue, on_changes, on_queued
         self._lag.loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="batch-heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="batch-heartbeat", daemon=True)
         self._thread.start()
 
     @property
@@ -118,11 +118,19 @@ class Heartbeat:
         """End the thread and wait for it, up to 5 seconds. It blocks, so call it in another thread than the loop's."""
         self.fall_silent()
         if self._own_loop is not None:
-            try:
+            with contextlib.suppress(RuntimeError):  # the thread's own loop has ended by itself
                 self._own_loop.call_soon_threadsafe(self._wake.set)
-            except RuntimeError:  # the thread's own loop has ended by itself
-                return
         self._thread.join(5)
+
+    def _serve(self) -> None:
+        """Live until it is stopped, again and again: a node without beats does nothing any more."""
+        while not self._stopping.is_set():
+            try:
+                asyncio.run(self._live())
+            except Exception:
+                logger.exception("the heartbeat has failed, and begins again")
+                self._give_up_if_lease_ended()
+                self._stopping.wait(AGAIN_SECONDS)
 
     async def _live(self) -> None:
         """Beat and poll until the heartbeat is stopped. It notices at each tick if the lease has ended.
