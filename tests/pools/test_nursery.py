@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import importlib
 import os
@@ -63,6 +64,21 @@ async def test_a_child_is_killed_also_where_its_nursery_does_not_react(monkeypat
         begun.attempt.give_up("the lease is over")
         await begun.ending()
         await until_gone(nursery, pid)
+        assert isinstance((await world.ending_of("pid")).result, int)
+
+
+async def test_a_nursery_ends_also_if_a_child_could_get_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with pool_of(TASKS) as world:
+        nursery = world.pool.nursery_pid
+        assert nursery is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pipe", refuse)
+            assert (await world.ending_of("pid")).reason == "OSError: [Errno 24] Too many open files"
+        world.pool.renew()
+        await until_gone(nursery)
         assert isinstance((await world.ending_of("pid")).result, int)
 
 

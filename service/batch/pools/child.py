@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from service import clock
@@ -113,9 +113,11 @@ class Child:
         nursery, self._number = await self._find_nursery()
         self._nursery = nursery
         reading: dict[asyncio.Task[None], float] = {}
-        ours, theirs = socket.socketpair()
-        read_end = ours.dup()
-        output, their_output = os.pipe()
+        try:
+            ours, theirs, read_end, output, their_output = _connections()
+        except OSError:  # this process can open no more files
+            nursery.release(self._number)
+            raise
         try:
             try:
                 reading[self._spawn(self._read(read_end))] = MESSAGES_SECONDS
@@ -250,6 +252,19 @@ class Child:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _connections() -> tuple[socket.socket, socket.socket, socket.socket, int, int]:
+    """The two ends of a socket, the first one a second time for reading, and the two ends of a pipe. Raises OSError."""
+    with ExitStack() as opened:
+        ours, theirs = socket.socketpair()
+        opened.callback(ours.close)
+        opened.callback(theirs.close)
+        read_end = ours.dup()
+        opened.callback(read_end.close)
+        output, their_output = os.pipe()
+        opened.pop_all()
+    return ours, theirs, read_end, output, their_output
 
 
 def _kill_group(pid: int | None) -> None:
