@@ -280,10 +280,9 @@ class ScheduleSync(Background):
         """Write tasks of this process into the ledger again: another node took this one for dead and removed them."""
         async with self._database.engine.begin() as connection:
             own = {name: self._tasks[name] for name in names}
+            schedules = {name: self._own_schedules[name] for name in names}
             await task_sync.record_tasks(connection, own, await database_time.now_of(connection))
-            await task_sync.set_schedules(
-                connection, {n: self._own_schedules[n] for n in names}, self._tasks, self._node
-            )
+            await task_sync.set_schedules(connection, schedules, self._tasks, self._node)
         logger.warning(
             f"another node had removed tasks that this node has; they are restored: {', '.join(sorted(names))}"
         )
@@ -291,9 +290,8 @@ class ScheduleSync(Background):
     def _warn_of_difference(self, name: str, row: OpenSchedule | None, in_force: Schedule | None) -> None:
         if self._own_schedules[name] != in_force:
             current = f"{row.cron} {row.timezone}" if row else "none"
-            self._warn_once(
-                f"schedule of {name}", f"{name} fires by another node's schedule ({current}), not by this code's"
-            )
+            message = f"{name} fires by another node's schedule ({current}), not by this code's"
+            self._warn_once(f"schedule of {name}", message)
 
     def _warn_once(self, about: str, message: str) -> None:
         """Log this warning, unless the last one with the same `about` was the same."""

@@ -35,7 +35,8 @@ logger = get_logger("service.batch")
 
 LONGEST_TICK = 0.25
 """Upper bound, in seconds, of the time between two checks of the lease."""
-AGAIN_SECONDS = 1.0  # a heartbeat that has failed begins again so much later
+AGAIN_SECONDS = 1.0
+"""A heartbeat that has failed begins again so much later."""
 LAST_TURN_SECONDS = 2.0
 """How long a beat that is going on may still take when the heartbeat is stopped."""
 
