@@ -203,11 +203,6 @@ def _server_engine(
     if url.drivername == "postgresql+asyncpg":
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
         event.listen(engine.sync_engine, "connect", forks.remember)
-        event.listen(
-            engine.sync_engine,
-            "connect",
-            lambda c, _: postgresql_connections.notice_dead_machine(c.driver_connection),
-        )
         if plans_once:
             event.listen(engine.sync_engine, "connect", _plan_once)
     return engine

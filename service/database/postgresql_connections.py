@@ -6,6 +6,7 @@ waits for a reply would wait for ever, so the kernel asks the other machine from
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -21,13 +22,18 @@ TCP_OPTIONS = {
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection whose transactions may begin with one more statement, which takes no round trip of its own.
+    """A connection that notices when the machine of its server is gone, and whose transactions may begin with one more
+    statement, which takes no round trip of its own.
 
     Attributes:
         first_statement: What each transaction from now on executes first; None: nothing. It has no parameters.
     """
 
     first_statement: str | None = None
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *args: Any) -> None:
+        super().__init__(protocol, transport, *args)
+        _ask_now_and_then(transport.get_extra_info("socket"))
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         if self.first_statement is not None and query.startswith("BEGIN") and not args:  # of asyncpg's Transaction
@@ -36,9 +42,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
         return status
 
 
-def notice_dead_machine(connection: Any) -> None:
-    """Have the kernel close a connection of asyncpg when the machine of its server does not answer any more."""
-    ours = connection._transport.get_extra_info("socket")
+def _ask_now_and_then(ours: Any) -> None:
+    """Have the kernel ask the machine at the other end of this socket whether it is still there."""
     if ours.family == socket.AF_UNIX:
         return
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -12,7 +12,7 @@ import asyncpg
 from service.backup.file.selection import Selection
 from service.backup.postgresql import relations
 from service.backup.postgresql.relations import Contents, SourceRelation
-from service.database.postgresql_connections import notice_dead_machine
+from service.database.postgresql_connections import Connection
 from service.errors import BackupError
 
 TRIES = 5
@@ -54,10 +54,9 @@ async def connected(
     settings = {**arguments.get("server_settings", {}), **settings}
     arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments, "server_settings": settings}
     try:
-        connection = await asyncpg.connect(**arguments)
+        connection = await asyncpg.connect(**arguments, connection_class=Connection)
     except (TypeError, ValueError) as error:
         raise BackupError(f"{setting} has an option that the driver does not accept: {error}") from error
-    notice_dead_machine(connection)
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
