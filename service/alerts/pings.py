@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from service.alerts.sending import hide, open_client
+from service.alerts import sending
 from service.concurrency.background import Background
 from service.logs import get_logger
 
@@ -57,7 +57,7 @@ class Pings(Background):
             await asyncio.sleep(EVERY_SECONDS)
 
     async def _call_all(self) -> None:
-        async with await open_client(TIMEOUT) as client:
+        async with await sending.open_client(TIMEOUT) as client:
             # Not a TaskGroup: an error of one call would end all of them.
             workers = [asyncio.create_task(self._work_off(client), name=f"batch-ping {n}") for n in range(AT_ONCE)]
             try:
@@ -77,8 +77,8 @@ class Pings(Background):
 
 async def _call(client: httpx.AsyncClient, url: str) -> None:
     try:
-        hide(url)
-        async with client.stream("GET", url) as answer:
+        sending.hide(url)
+        async with asyncio.timeout(sending.LONGEST_CALL), client.stream("GET", url) as answer:
             if answer.status_code >= 400:
                 logger.warning(f"a dead man's switch has answered {answer.status_code}")
     except Exception as error:  # noqa: BLE001 - of an address that can't be read, httpx passes on errors of any class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # it is imported in a thread when something is sent: it takes
 Timeout = float | tuple[float, float, float, float]
 """Seconds: of each step, or to connect, to read, to write, and to wait for a connection."""
 TIMEOUT: Timeout = (5.0, 20.0, 20.0, 20.0)
+LONGEST_CALL = 60.0
+"""Seconds after which a call ends, also one whose answer comes byte by byte."""
 LONGEST_RETRY_AFTER = 3_600.0
 
 
@@ -85,9 +88,12 @@ async def post(channel: Channel, secret: str | None, message: str, notes: Sequen
 
         hide(channel.url)
         try:
-            async with client.stream("POST", channel.url, content=body, headers=headers) as answer:
+            async with (
+                asyncio.timeout(LONGEST_CALL),
+                client.stream("POST", channel.url, content=body, headers=headers) as answer,
+            ):
                 status, retry_after = answer.status_code, answer.headers.get("retry-after")
-        except HTTPError as error:
+        except (HTTPError, TimeoutError) as error:
             raise NotSent(f"no answer ({type(error).__name__})") from None
     if not 200 <= status < 300:
         raise NotSent(f"the answer was {status}", wait=_seconds(retry_after), is_final=status == 410)

@@ -29,7 +29,7 @@ class Request:
 
 @dataclass
 class HttpReceiver:
-    """`answers`: the status lines of the next answers; the last one stays. "hang" answers nothing."""
+    """`answers`: the status lines of the next answers; the last stays. "hang" answers nothing, "drip" byte by byte."""
 
     answers: list[str] = field(default_factory=lambda: ["204 No Content"])
     requests: list[Request] = field(default_factory=list)
@@ -45,12 +45,23 @@ class HttpReceiver:
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             if answer == "hang":
                 await asyncio.Event().wait()
+            if answer == "drip":
+                await drip(writer)
             writer.write(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
+
+
+async def drip(writer: asyncio.StreamWriter) -> None:
+    """An answer of which something arrives again and again, and that never ends."""
+    writer.write(b"HTTP/1.1 204 No Content\r\nX-Long: ")
+    while True:
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -145,6 +145,17 @@ async def test_a_channel_that_hangs_holds_up_no_other(
     assert "ValueError: boom" in mail.text and "batch retry" in mail.text
 
 
+async def test_a_channel_whose_answer_comes_byte_by_byte_is_tried_again_later(
+    ledger: Database, watch: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "LONGEST_CALL", 0.3)
+    async with http_receiver("drip") as receiver, sending_to(watch, webhook=receiver.url):
+        await failed(ledger, "load", START)
+        await watch.turn()
+        row = await noted(watch, attempts=1)
+        assert (row["sent_at"], row["error"]) == (None, "no answer (TimeoutError)")
+
+
 async def test_pagerduty_keeps_an_alert_for_each_incident_and_resolves_it(
     ledger: Database, watch: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +279,20 @@ async def test_an_address_that_hangs_delays_no_other() -> None:
         calls.start()
         for _ in range(AT_ONCE - 1):
             calls.tell(hanging.url)
+        calls.tell(receiver.url)
+        await arrived(receiver, 1)
+        await calls.stop()
+
+
+async def test_addresses_whose_answers_come_byte_by_byte_keep_no_other_from_being_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sending, "LONGEST_CALL", 0.3)
+    async with http_receiver("drip") as dripping, http_receiver() as receiver:
+        calls = Pings(None, lambda: True)
+        calls.start()
+        for _ in range(AT_ONCE):
+            calls.tell(dripping.url)
         calls.tell(receiver.url)
         await arrived(receiver, 1)
         await calls.stop()
