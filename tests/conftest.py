@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import traceback
 from collections.abc import AsyncIterator, Iterator
@@ -48,6 +49,9 @@ pytest_plugins = ["pytester"]
 
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("here")
+
+# A shell ignores SIGINT for what it starts in the background, and the processes of tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Connection(sqlite_connections._Connection):
