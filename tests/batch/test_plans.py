@@ -56,7 +56,7 @@ from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.roles import BY_HAND, Roles
 from service.batch.placing.demand import demand, running
 from service.batch.placing.placing import DUTY
-from service.batch.queue import cancel, claiming, enqueue, retry
+from service.batch.queue import cancel, claiming, enqueue, retry, unserved
 from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
@@ -92,7 +92,7 @@ LARGE = {
 }
 LARGE -= {"batch_catalog", "batch_backups", "batch_duties"}
 
-ONCE_AN_HOUR = {"prune"}
+ONCE_AN_HOUR = {"prune", "unserved"}
 """Functions that may scan other tables than that of the runs."""
 
 IN_ORDER = {
@@ -191,6 +191,7 @@ PLANS = {
         *("ix_batch_sessions_expires", "ix_batch_previews_expires", "ix_batch_events_at"),
         *("ix_batch_incidents_closed", "ix_batch_outbox_created"),
     },
+    "unserved": {"ix_batch_runs_waiting", "ix_batch_runs_retrying", "ix_batch_runs_retry_queue"},
     "audit": {"ix_batch_events_at", "ix_batch_events_action", "ix_batch_events_task"},
     "bulk": {"ix_batch_previews_open"},
     "open": {"ix_batch_runs_waits", "ix_batch_runs_members", "uq_batch_schedules_open"},
@@ -326,6 +327,9 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             assert await orphans.rescue(connection, {str(dead.node): 0}, clock.now())
         with plans.of("retry"):
             await retry.retry(connection, one.id, "ann")
+    with plans.of("unserved"):
+        await unserved.fail_unserved(ledger)
+        await unserved.fail_left_parts(ledger, loaded)
     with plans.of("prune"):
         went = await Pruner(ledger, application, Keep(1, KEPT), pause=0).prune()
     assert went["runs"] == 100
