@@ -217,6 +217,7 @@ BY_KIND = {
     "cancel": {"ix_batch_runs_members"},
     "overview": {"uq_batch_schedules_open", "ix_batch_runs_created"},
     "night": {"uq_batch_schedules_open", "ix_batch_previews_expires"},
+    "unserved": {"ix_batch_runs_queue"},
 }
 """Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are few rows here."""
 
