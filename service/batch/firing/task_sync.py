@@ -8,7 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Column, Integer, select, text, update
+from sqlalchemy import Column, Integer, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
@@ -26,6 +26,7 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import UnknownTask
+from service.poolsettings import DEFAULT_POOL
 
 GONE = "its file is gone"
 DECLARED = ("pool", "policies", "tags", "parameters", "monitoring")
@@ -93,7 +94,10 @@ async def record_moved(database: Database, loaded: Mapping[str, Task], node: str
     code had started after it, and has ended: then no node would claim the runs of the task any more.
     """
     async with database.reader.connect() as connection:
-        pools = {row.name: row.pool for row in await connection.execute(select(tasks.c.name, tasks.c.pool))}
+        own = [name for name, task in loaded.items() if task.pool != DEFAULT_POOL]
+        may_differ = or_(tasks.c.pool != DEFAULT_POOL, json_rows.is_among(tasks.c.name, own, database.kind))
+        rows = await connection.execute(select(tasks.c.name, tasks.c.pool).where(may_differ))
+        pools = {row.name: row.pool for row in rows}
         moved = {name: task for name, task in loaded.items() if pools.get(name, task.pool) != task.pool}
         if not moved or await nodes.newest(connection) != node:
             return []
