@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import aiosqlite
@@ -103,6 +104,7 @@ class _Connection(aiosqlite.Connection):
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], iter_chunk_size: int) -> None:
         super().__init__(self._open, iter_chunk_size)
+        self._thread = Thread(target=_work_off, args=(self._tx,), daemon=True)
         self._connect_to_file = connect
         self._opened: sqlite3.Connection | None = None
 
@@ -125,12 +127,20 @@ class _Connection(aiosqlite.Connection):
             self._opened.close()
 
 
+def _work_off(calls: Any) -> None:
+    """What aiosqlite's thread does; also after the event loop was closed that waits for a call, such as for a lock."""
+    while True:
+        try:
+            return aiosqlite.core._connection_worker_thread(calls)  # type: ignore[no-any-return]
+        except RuntimeError:  # nobody takes the result any more
+            continue
+
+
 async def open_file(name: str, **options: Any) -> aiosqlite.Connection:
     """Open the database in this file. `options`: those of sqlite3.connect."""
     if not options.get("uri") and name != ":memory:":
         _make_private(name)
     connection = _Connection(partial(sqlite3.connect, name, factory=_FileConnection, **options), iter_chunk_size=64)
-    connection._thread.daemon = True
     async with AsyncExitStack() as stack:
         # If this fails, aiosqlite's thread still calls the event loop once: wait for it, since the loop may close soon.
         stack.push_async_callback(asyncio.to_thread, connection._thread.join)

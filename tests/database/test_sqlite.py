@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from service import get_db
-from service.database import engine
+from service.database import engine, sqlite_connections
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.database.writers import session_owner
@@ -220,3 +220,21 @@ async def test_the_file_is_set_up_for_concurrency(database: Database) -> None:
             (await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in ("journal_mode", "foreign_keys")
         ]
     assert values == ["wal", 1]
+
+
+def test_a_connection_that_waits_for_a_lock_is_closed_although_its_loop_is_closed_before(tmp_path: Path) -> None:
+    name = str(tmp_path / "app.db")
+    loop = asyncio.new_event_loop()
+    waiting = loop.run_until_complete(sqlite_connections.open_file(name, timeout=60, isolation_level=None))
+    with contextlib.closing(sqlite3.connect(name, isolation_level=None)) as locking:
+        locking.execute("BEGIN EXCLUSIVE")
+        asked = loop.create_task(waiting._execute(waiting._conn.execute, "BEGIN IMMEDIATE"))
+        loop.run_until_complete(asyncio.sleep(0))
+        asked.cancel()
+        waiting.stop()
+        loop.run_until_complete(asyncio.wait([asked]))
+        loop.close()
+    waiting._thread.join(60)  # an error in it would be a warning, and fail the test
+    assert not waiting._thread.is_alive()
+    with contextlib.closing(sqlite3.connect(name, timeout=0)) as free:
+        free.execute("BEGIN EXCLUSIVE")
