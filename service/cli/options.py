@@ -136,13 +136,15 @@ def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "")
 
     `age`: the end of the error message, if the option also takes an age. Raises InvalidParameters.
     """
+    from service.batch.queue.requests import YEARS
+
     try:
         # Python allows any character between the date and the time.
         if not re.fullmatch(r"[0-9W][0-9:,.TWZ +-]*", text):
             raise ValueError(text)
         parsed = datetime.fromisoformat(text)
         at = (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)).astimezone(UTC)
-        if not 1900 < at.year < 9000:  # so that it can be shown in every zone
+        if at.year not in YEARS:  # so that it can be shown in every zone
             raise ValueError(text)
         return at
     except (ValueError, OverflowError):

@@ -273,15 +273,19 @@ async def test_the_service_is_told_only_while_it_works(monkeypatch: pytest.Monke
     assert len(receiver.requests) == number
 
 
+async def call(*urls: str, last: HttpReceiver) -> None:
+    """Call these dead man's switches, and `last` after them, until it is called."""
+    calls = Pings(None, lambda: True)
+    calls.start()
+    for url in (*urls, last.url):
+        calls.tell(url)
+    await arrived(last, 1)
+    await calls.stop()
+
+
 async def test_an_address_that_hangs_delays_no_other() -> None:
     async with http_receiver("hang") as hanging, http_receiver() as receiver:
-        calls = Pings(None, lambda: True)
-        calls.start()
-        for _ in range(AT_ONCE - 1):
-            calls.tell(hanging.url)
-        calls.tell(receiver.url)
-        await arrived(receiver, 1)
-        await calls.stop()
+        await call(*[hanging.url] * (AT_ONCE - 1), last=receiver)
 
 
 async def test_addresses_whose_answers_come_byte_by_byte_keep_no_other_from_being_called(
@@ -289,27 +293,14 @@ async def test_addresses_whose_answers_come_byte_by_byte_keep_no_other_from_bein
 ) -> None:
     monkeypatch.setattr(sending, "LONGEST_CALL", 0.3)
     async with http_receiver("drip") as dripping, http_receiver() as receiver:
-        calls = Pings(None, lambda: True)
-        calls.start()
-        for _ in range(AT_ONCE):
-            calls.tell(dripping.url)
-        calls.tell(receiver.url)
-        await arrived(receiver, 1)
-        await calls.stop()
+        await call(*[dripping.url] * AT_ONCE, last=receiver)
 
 
 async def test_addresses_that_can_not_be_called_keep_no_other_from_being_called(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with http_receiver() as receiver:
-        calls = Pings(None, lambda: True)
-        calls.start()
-        for _ in range(AT_ONCE):
-            calls.tell("http://127.0.0.1:99999/no-port")
-            calls.tell("https://exa\u200bmple.com/")
-        calls.tell(receiver.url)
-        await arrived(receiver, 1)
-        await calls.stop()
+        await call(*["http://127.0.0.1:99999/no-port", "https://exa\u200bmple.com/"] * AT_ONCE, last=receiver)
     assert caplog.text.count("a dead man's switch does not answer") == 2 * AT_ONCE
 
 

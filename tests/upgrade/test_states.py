@@ -107,31 +107,33 @@ async def test_runs_that_were_split_go_on_as_each_was_left(state: State) -> None
     assert await results(state, *left) == {"spreads": ITEMS, "halves": 3, "joined": 12}
 
 
+OF_BOTH = "task IN ('spreads', 'halves') AND origin <> 'part'"
+
+
 @of(*WITH_PARTS)
 async def test_runs_that_were_about_to_join_in_one_queue_get_a_lane_each(state: State) -> None:
-    ledger = Database(state.urls["LEDGER_URL"], setting="LEDGER_URL")
-    of_both = "task IN ('spreads', 'halves') AND origin <> 'part'"
     as_left = "state = 'queued', attempt = 1, attempts_before = 0, rank = 0, exclusive = 'spreads', lane = 1"
-    async with ledger.engine.begin() as connection:
-        await connection.execute(text(f"UPDATE batch_runs SET {as_left} WHERE {of_both}"))
-    await migrate(ledger, LEDGER_HISTORY)
-    await ledger.dispose()
-    found = await state.select("LEDGER_URL", f"SELECT rank, lane FROM batch_runs WHERE {of_both} ORDER BY lane")
+    await migrate_from("ledger_0021", state, as_left)
+    found = await state.select("LEDGER_URL", f"SELECT rank, lane FROM batch_runs WHERE {OF_BOTH} ORDER BY lane")
     assert [tuple(row) for row in found] == [(-1, 20_001), (-1, 20_002)]
 
 
 @of(*WITH_PARTS)
 async def test_a_join_that_was_to_be_tried_again_is_no_longer_first(state: State) -> None:
-    ledger = Database(state.urls["LEDGER_URL"], setting="LEDGER_URL")
-    await migrate(ledger, LEDGER_HISTORY, to="ledger_0023")
-    of_both = "task IN ('spreads', 'halves') AND origin <> 'part'"
     as_left = "rank = -1, exclusive = task, state = CASE task WHEN 'halves' THEN 'retrying' ELSE 'queued' END"
+    await migrate_from("ledger_0023", state, as_left)
+    found = await state.select("LEDGER_URL", f"SELECT task, rank FROM batch_runs WHERE {OF_BOTH}")
+    assert dict(found) == {"halves": 0, "spreads": -1}
+
+
+async def migrate_from(revision: str, state: State, as_left: str) -> None:
+    """Migrate the ledger in which the two runs OF_BOTH were left so, by a SET clause, at this revision."""
+    ledger = Database(state.urls["LEDGER_URL"], setting="LEDGER_URL")
+    await migrate(ledger, LEDGER_HISTORY, to=revision)
     async with ledger.engine.begin() as connection:
-        await connection.execute(text(f"UPDATE batch_runs SET {as_left} WHERE {of_both}"))
+        await connection.execute(text(f"UPDATE batch_runs SET {as_left} WHERE {OF_BOTH}"))
     await migrate(ledger, LEDGER_HISTORY)
     await ledger.dispose()
-    found = await state.select("LEDGER_URL", f"SELECT task, rank FROM batch_runs WHERE {of_both}")
-    assert dict(found) == {"halves": 0, "spreads": -1}
 
 
 async def parts_of(state: State, task: str) -> list[dict[str, Any]]:

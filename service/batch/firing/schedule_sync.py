@@ -66,7 +66,7 @@ class ScheduleSync(Background):
         self._lease = lease
         self._own_schedules: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
         self._reading = SlowCall(self._read_changed_schedules)
-        self._is_read = ""  # the task whose property is read, or was read last
+        self._being_read = ""  # the task whose property is read, or was read last
         self._warned: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
@@ -145,7 +145,7 @@ class ScheduleSync(Background):
             scheduler.add_jobs(self._jobs, new.values(), self._notify)
         changed = await self._reading.within(READ_SECONDS)
         if changed is None:
-            self._warn_once("reading", f"the schedule of {self._is_read} takes long to be read: no property is read")
+            self._warn_once("reading", f"the schedule of {self._being_read} takes long to be read: no property is read")
             return
         self._warned.pop("reading", None)
         if changed:
@@ -259,7 +259,7 @@ class ScheduleSync(Background):
         for name, task in list(self._tasks.items()):  # a copy: tasks may be added while a property takes long
             if not task.may_change:
                 continue
-            self._is_read = name
+            self._being_read = name
             try:
                 schedule = task.read_schedule()
             except BatchError as error:

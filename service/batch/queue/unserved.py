@@ -17,7 +17,7 @@ from sqlalchemy import Select, or_, select, text
 from service.batch.ledger import database_time, json_rows, transitions
 from service.batch.ledger.tables import READY_SQL, RETRYING_SQL, runs, tasks
 from service.batch.queue import concurrency
-from service.batch.tasks.registry import Task
+from service.batch.tasks.registry import OF_PARTS, Task
 from service.database.engine import Database
 
 GRACE = timedelta(hours=24)
@@ -61,7 +61,7 @@ async def fail_left_parts(ledger: Database, loaded: Mapping[str, Task]) -> Count
     plain = [name for name, task in loaded.items() if task.partition is None]
     async with ledger.reader.connect() as connection:
         before = await database_time.now_of(connection) - GRACE_OF_PARTS
-        parts = (_left_parts(tasks.c.name, tasks.c.name + "/parts", condition, before) for condition in CONDITIONS)
+        parts = (_left_parts(tasks.c.name, tasks.c.name + OF_PARTS, condition, before) for condition in CONDITIONS)
         has_parts = or_(*(ids.limit(1).scalar_subquery().is_not(None) for ids in parts))
         is_plain = json_rows.is_among(tasks.c.name, plain, ledger.kind)
         names = sorted((await connection.execute(select(tasks.c.name).where(is_plain, has_parts))).scalars())

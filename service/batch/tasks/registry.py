@@ -41,6 +41,7 @@ from service.escaping import echoed
 
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
+OF_PARTS = "/parts"  # the name of a task with this is that of the queue of parts of its runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Task:
     @property
     def queue_of_parts(self) -> str:
         """The name of the queue whose lanes the parts of its runs take."""
-        return f"{self.name}/parts"
+        return self.name + OF_PARTS
 
     @property
     def lanes(self) -> int:
