@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,6 +27,7 @@ UVICORN = (sys.executable, "-m", "uvicorn", "service.app:app", "--port", "0")
 ROOT = Path(__file__).parent.parent
 NOTHING: Mapping[str, str] = MappingProxyType({})
 START_SECONDS = 60.0
+STOP_SECONDS = 10.0
 
 
 class Service:
@@ -98,10 +99,23 @@ class Service:
 
 
 def suspend(pid: int) -> None:
-    """SIGSTOP, and wait until the process has stopped: until then it goes on, and may still take a lock."""
+    """SIGSTOP, and wait until no thread of the process runs any more.
+
+    One thread takes the signal and then stops the others. On a busy machine that takes some milliseconds, in which
+    another thread may still take a lock.
+    """
     os.kill(pid, signal.SIGSTOP)
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+    give_up_at = time.monotonic() + STOP_SECONDS
+    while running := {state for state in _states_of_threads(pid) if state not in "TZX"}:
+        assert time.monotonic() < give_up_at, f"threads of the process {pid} still run after SIGSTOP: {running}"
         time.sleep(0.001)
+
+
+def _states_of_threads(pid: int) -> Iterator[str]:
+    """One letter for each thread, as in proc(5): T is stopped."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            yield thread.read_text().rpartition(")")[2].split()[0]
 
 
 def is_locked(file: str) -> bool:

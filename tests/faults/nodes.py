@@ -7,16 +7,14 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults.world import LEASE, NUMBER, POOL, SERVICES, World, boottime
 from tests.faults.wrong_clock import SERVE
-from tests.processes import Service, process
+from tests.processes import Service, process, suspend
 
 WORK = (*SERVE[:3], "work", "--pool", POOL)
 STALL_SECONDS = LEASE / 5
-STOP_SECONDS = 10.0
 START_SECONDS = 120.0
 CALM_SECONDS = 90.0
 END_SECONDS = 45.0
@@ -99,8 +97,7 @@ class Nodes:
 
     def freeze(self, place: int, seconds: float) -> None:
         self._world.blame(f"pid {self._living[place].process.pid}", seconds, after=LEASE / 2)
-        self._living[place].process.send_signal(signal.SIGSTOP)
-        wait_until_stopped(self._living[place].process.pid)
+        suspend(self._living[place].process.pid)
         self._asleep[place] = boottime(), time.monotonic() + seconds
         if self._world.is_ledger_locked():  # nobody can renew a lease until this process goes on or is killed
             self._world.say("   it holds the lock of the ledger")
@@ -165,25 +162,6 @@ class Nodes:
                 pid = service.process.pid
                 self._world.wrong.append(f"pid {pid} lives {END_SECONDS:g} s after SIGTERM:\n{service.stderr[-4000:]}")
                 service.process.kill()
-
-
-def wait_until_stopped(pid: int) -> None:
-    """Wait until no thread of a process that was sent SIGSTOP runs any more.
-
-    The signal is taken by one thread, which then stops the others. On a busy machine that takes some milliseconds, in
-    which another thread can still begin a transaction.
-    """
-    give_up_at = time.monotonic() + STOP_SECONDS
-    while states := {state for state in states_of_threads(pid) if state not in "TZX"}:
-        assert time.monotonic() < give_up_at, f"threads of pid {pid} still run after SIGSTOP: {states}"
-        time.sleep(0.001)
-
-
-def states_of_threads(pid: int) -> Iterator[str]:
-    """One letter for each thread, as in proc(5): T is stopped."""
-    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            yield thread.read_text().rpartition(")")[2].split()[0]
 
 
 def children_of(pid: int) -> set[int]:
