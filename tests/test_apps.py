@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
@@ -104,11 +104,19 @@ async def test_an_application_of_the_page_answers_fires_and_drains(page: Path, c
         assert "Traceback" not in running.stderr
 
 
+@pytest.fixture
+def package(page: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package `myapp` of the page can be imported. It is forgotten after the test: others have one of that name."""
+    monkeypatch.syspath_prepend(page)
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "myapp"]:
+        del sys.modules[name]
+
+
 async def test_a_task_of_the_page_reads_the_state_that_its_application_has_set(
-    page: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, package: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TASKS_DIR", "myapp/tasks")
-    monkeypatch.syspath_prepend(page)
     application = importlib.import_module("myapp.main").app
     async with started(application), ledger_in(page) as ledger:
         await start(importlib.import_module("myapp.tasks.greeting").GreetingTask)
