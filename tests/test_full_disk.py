@@ -25,7 +25,7 @@ from sqlalchemy import make_url
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer
 from tests.outages import Case, execute, until
-from tests.processes import SERVE, process
+from tests.processes import SERVE, process, suspend
 
 NAMESPACE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
 MOUNT = "mount -t tmpfs -o size=8m small disk"
@@ -107,7 +107,7 @@ def fill(case: Case) -> None:
 
 def keep_a_copy(case: Case) -> None:
     """The disk goes with its process. That is stopped in the midst of its work, as a crash would stop it."""
-    case.service.process.send_signal(signal.SIGSTOP)
+    suspend(case.service.process.pid)
     shutil.copytree(disk_of(case), case.folder / "kept")
     case.service.stop(signal.SIGKILL)
     for part, file in FILES.items():

@@ -29,6 +29,7 @@ from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 from tests.backup.contents import connected, copies, execute, make_sqlite, opened, until
 from tests.backup.here import make_backups_here
+from tests.processes import suspend
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("in_a_process")
@@ -195,7 +196,7 @@ async def test_a_process_that_does_not_end_after_a_cancel_is_killed(
     async with held(table):
         backup = asyncio.create_task(create_backup(tmp_path / "backups"))
         await it_waits(table)
-        os.kill(workers()[0], signal.SIGSTOP)
+        suspend(workers()[0])
         backup.cancel()
         with pytest.raises(asyncio.CancelledError):
             async with asyncio.timeout(20):
@@ -301,7 +302,7 @@ async def test_the_files_of_a_killed_caller_and_worker_are_removed_a_day_later(t
         ordering = subprocess.Popen([sys.executable, "-c", SYNC], env=environment())
         await it_waits(table)
         (pid,) = workers(ordering.pid)
-        os.kill(pid, signal.SIGSTOP)
+        suspend(pid)
         ordering.kill()
         ordering.wait()
         os.kill(pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ from distributed import Client
 from service.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
-from tests.processes import process
+from tests.processes import process, suspend
 
 ALL = list(range(40))
 
@@ -42,7 +42,7 @@ async def test_a_ticket_whose_worker_dies_before_it_claims_is_placed_again(place
     (node,) = await place.nodes(1)
     await place.queue("empty", exclusive=None)
     await place.all_ended("empty", 1)
-    os.kill(node["pid"], signal.SIGSTOP)  # so that the ticket reaches the worker and is not executed
+    suspend(node["pid"])  # so that the ticket reaches the worker and is not executed
     (run,) = await place.queue("urgent")
     async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True) as client:
 
@@ -61,7 +61,7 @@ async def test_a_worker_that_is_frozen_when_the_service_starts_does_not_keep_the
     cluster = place.cluster(workers=2)
     async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True) as client:
         frozen, _ = (await client.run(os.getpid)).values()
-    os.kill(frozen, signal.SIGSTOP)
+    suspend(frozen)
     served = place.serve(cluster)
     await place.queue("empty", 10, exclusive=None)
     ended = await place.all_ended("empty", 10)

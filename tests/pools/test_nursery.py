@@ -20,7 +20,7 @@ from service.batch.pools import child
 from service.batch.pools.process_pool import ProcessPool
 from service.config import Settings
 from tests.pools.world import Begun, pool_of, until_gone, write_tasks
-from tests.processes import ROOT
+from tests.processes import ROOT, suspend
 
 TASKS = """
 class Pid(_Pooled):
@@ -60,7 +60,7 @@ async def test_a_child_is_killed_also_where_its_nursery_does_not_react(monkeypat
         pid = int((await begun.says("pid")).split()[1])
         nursery = world.pool.nursery_pid
         assert nursery is not None
-        os.kill(nursery, signal.SIGSTOP)
+        suspend(nursery)
         begun.attempt.give_up("the lease is over")
         await begun.ending()
         await until_gone(nursery, pid)
