@@ -52,10 +52,11 @@ async def test_a_long_writing_session_delays_no_slot_heartbeat_or_start(monkeypa
     del late[:]
     (node,) = await rows(service.ledger, tables.nodes)
     await until(lambda: rows(service.ledger, id=held["id"], state="succeeded"), SECONDS + 15)
-    assert len(late) >= SECONDS - 2
-    assert max(late) < timedelta(seconds=0.5)
+    # What waited for the one that writes would have waited for nearly all of these seconds.
+    assert len(late) >= SECONDS / 2
+    assert max(late) < timedelta(seconds=SECONDS / 2)
     (beaten,) = await rows(service.ledger, tables.nodes)
-    assert beaten["beats"] - node["beats"] >= SECONDS - 5
+    assert beaten["beats"] - node["beats"] >= SECONDS / 2
     # The one that writes to the same file waited for its turn, and then got it.
     await until(lambda: rows(service.ledger, task="writer", state="succeeded"))
     assert await rows(service.ledger, task="writer", state="failed") == []
