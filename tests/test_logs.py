@@ -232,11 +232,9 @@ async def test_a_slow_stderr_does_not_block_the_loop_and_loses_no_line() -> None
     count, text = 2_000, "x" * 200  # six times what a pipe takes
     with os.fdopen(writing, "w") as stream:
         logs.set_up(stream=stream)
-        began = time.monotonic()
         for number in range(count):
             logger.info(f"{number} {text}")
-        await asyncio.sleep(0)
-        assert time.monotonic() - began < 2
+        await asyncio.sleep(0)  # nobody has read anything yet: a loop that waits for the pipe would not get here
         seen: list[bytes] = []
         reader = threading.Thread(target=lambda: seen.extend(iter(lambda: os.read(reading, 65536), b"")))
         reader.start()
