@@ -74,6 +74,7 @@ def prepare(db):
         event.listen(engine, "commit", strike, once=True)
     if point == "in":
         event.listen(engine, "commit", lambda _: strike_within(0.0005), once=True)
+        event.listen(db.sync_session, "after_commit", lambda _: time.sleep(60), once=True)  # it goes no further
     if point == "after":
         event.listen(db.sync_session, "after_commit", strike, once=True)
     if point == "at random":
