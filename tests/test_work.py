@@ -49,6 +49,8 @@ class Long(BaseTask):
         async for chunk in self.chunks(range(40), size=1):
             async with chunk as (db, items):
                 await db.execute(text("INSERT INTO done (item) VALUES (:item)"), {{"item": items[0]}})
+            while items[0] >= 20 and os.path.exists(os.environ["WITNESS"] + ".hold"):
+                await asyncio.sleep(0.01)
             await asyncio.sleep(0.04)
         return os.getpid()
 
@@ -68,6 +70,8 @@ class Place:
         self._folder, self._stack = folder, stack
         self.ledger = ledger
         self.witness = folder / "witness"
+        self._held = folder / "witness.hold"
+        folder.mkdir()
         url = ledger.url.render_as_string(hide_password=False)
         self.settings = {**SETTINGS, "LEDGER_URL": url, "DATABASE_URL": application, "WITNESS": str(self.witness)}
 
@@ -99,6 +103,13 @@ class Place:
         equal = {"task": task, "state": state} | ({"node": node} if node is not None else {})
         found = await until(lambda: rows(self.ledger, **equal))
         return dict(found[0])
+
+    def hold(self) -> None:
+        """Let runs of the task `long` go no further than to their middle, whatever a test has to wait for meanwhile."""
+        self._held.touch()
+
+    def go_on(self) -> None:
+        self._held.unlink()
 
     async def done(self) -> list[int]:
         """The items that runs of the task `long` have committed. The table refuses an item that is there already."""
@@ -153,12 +164,14 @@ async def test_a_draining_worker_leaves_its_run_to_another_one(place: Place) -> 
 async def test_the_run_of_a_killed_worker_is_rescued_by_a_service_and_resumed_by_another_worker(place: Place) -> None:
     place.serve()
     first = place.work()
+    place.hold()
     await insert(place.ledger, new("long"))
     node = (await place.node(first))["id"]
     await place.run_of("long", "running", node)
     await until(place.done)
     second = place.work(name="second")
     first.process.kill()
+    place.go_on()
     run = await place.run_of("long", "succeeded")
     assert (run["result"], run["fence"], await place.done()) == (second.process.pid, 2, list(range(40)))
     (lost,) = await rows(place.ledger, tables.nodes, id=node)
@@ -183,6 +196,7 @@ async def test_only_a_service_rescues_the_runs_of_a_dead_worker(place: Place) ->
 async def test_a_frozen_worker_loses_its_run_and_works_again_when_it_wakes(place: Place) -> None:
     place.serve(**SHORT_LEASE)
     first = place.work(**SHORT_LEASE)
+    place.hold()
     await insert(place.ledger, new("long"))
     node = (await place.node(first))["id"]
     await place.run_of("long", "running", node)
@@ -191,6 +205,7 @@ async def test_a_frozen_worker_loses_its_run_and_works_again_when_it_wakes(place
     first.freeze(place.settings["LEDGER_URL"], place.settings["DATABASE_URL"])
     await place.run_of("long", "running", (await place.node(second))["id"])
     first.process.send_signal(signal.SIGCONT)
+    place.go_on()
     run = await place.run_of("long", "succeeded")
     assert (run["result"], await place.done()) == (second.process.pid, list(range(40)))
     second.stop()
