@@ -48,10 +48,17 @@ class Overlapping(BaseTask):
 """
 
 
+_kept: list[socket.socket] = []
+"""Sockets that nobody listens on: while they have their ports, the system gives these to nobody who asks for any."""
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port for a server that is told to listen on it, as all do that allow the address to be used again."""
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    _kept.append(kept)
+    return int(kept.getsockname()[1])
 
 
 def start(folder: Path, url: str) -> subprocess.Popen[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from service.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
 from tests.processes import process, suspend
+from tests.test_replicas import free_port
 
 ALL = list(range(40))
 
@@ -92,12 +92,6 @@ async def placing_node(place: Place) -> dict[str, object]:
     (duty,) = await rows(place.ledger, duties, name="tickets")
     (node,) = await rows(place.ledger, tables.nodes, id=duty["node"])
     return node
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 SCHEDULER = (sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--no-dashboard")

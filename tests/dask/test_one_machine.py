@@ -11,10 +11,10 @@ import pytest
 
 from service.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
-from tests.dask.test_faults import free_port
 from tests.dask.world import Place
 from tests.docs_blocks import blocks, read
 from tests.processes import BATCH, batch, process
+from tests.test_replicas import free_port
 
 
 @pytest.mark.nightly
