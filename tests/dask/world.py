@@ -19,7 +19,7 @@ SETTINGS = {
     "POLL_SECONDS": "0.1",
     "DRAIN_SECONDS": "5",
     "HEARTBEAT_SECONDS": "0.3",
-    "LEASE_SECONDS": "2",
+    "LEASE_SECONDS": "10",
 }
 
 TASKS = """
