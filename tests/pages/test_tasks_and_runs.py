@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.batch.ledger_world import until
 from tests.pages.conftest import People, failed_run
 
 INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son[a-z]+=|javascript:", re.IGNORECASE)
@@ -57,6 +58,16 @@ async def test_many_runs_are_changed_after_a_preview(people: People) -> None:
     await people.viewer.page("/runs/bulk/acknowledge", 403)
 
 
+async def done(people: People, path: str) -> str:
+    """The page of a bulk that is done."""
+
+    async def found() -> str:
+        html = await people.operator.page(path)
+        return html if "Done" in html else ""
+
+    return str(await until(found))
+
+
 async def test_a_backfill_is_made_after_a_preview(people: People) -> None:
     days = {"first": "2026-05-01", "last": "2026-05-31", "already": "leave"}
     answer = await people.operator.send("/tasks/report/backfill", 200, **days)
@@ -65,10 +76,7 @@ async def test_a_backfill_is_made_after_a_preview(people: People) -> None:
     preview = re.search(r'name="preview" value="([^"]+)"', answer.text)
     assert preview is not None
     begun = await people.operator.send("/tasks/report/backfill", preview=preview[1])
-    for _ in range(200):
-        if "Done" in (html := await people.operator.page(begun.headers["location"])):
-            break
-    assert "31 of 31 runs" in html
+    assert "31 of 31 runs" in await done(people, begun.headers["location"])
     again = await people.operator.send("/tasks/report/backfill", 200, **days)
     assert "31 slots that have a run" in again.text
 
@@ -81,9 +89,7 @@ async def test_the_days_of_a_backfill_are_in_the_history(people: People) -> None
     )
     assert preview is not None
     begun = await people.operator.send("/tasks/report/backfill", preview=preview[1])
-    for _ in range(200):
-        if "Done" in await people.operator.page(begun.headers["location"]):
-            break
+    await done(people, begun.headers["location"])
     history = await people.served.operations.tasks.history("report", "UTC")
     known = {day.date for day in history.days if day.worst is not None}
     assert {today - timedelta(days=number) for number in range(2, 41)} <= known
