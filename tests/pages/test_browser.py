@@ -299,13 +299,17 @@ async def test_without_its_stream_a_page_is_read_again_every_half_minute(
     await expect(page.locator("#stale")).to_be_visible()
     assert reads == []
 
-    async def is_read_after(seconds: int) -> bool:
-        await page.clock.fast_forward(seconds * 1000)
+    half_minutes = 0
+
+    async def is_read_after_half_a_minute() -> bool:
+        nonlocal half_minutes
+        half_minutes += 1
+        await page.clock.fast_forward(31_000)
         return len(reads) > before
 
     for before in range(2):
-        await until(lambda: is_read_after(31))  # the page sets its clock again when it has read the answer
-        assert len(reads) == before + 1
+        await until(is_read_after_half_a_minute)  # the page sets its clock again when it has read the answer
+        assert before < len(reads) <= half_minutes
     await page.unroute("**/live?*", cut)
     await page.locator("#stale-now").click()
     await expect(page.locator("#stale")).to_be_hidden()
