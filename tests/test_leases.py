@@ -23,7 +23,7 @@ from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, rows, until
 from tests.processes import Service, service
 
-LEASE = 1.5
+LEASE = 3.0
 SETTINGS = {"HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": str(LEASE), "POLL_SECONDS": "0.1"}
 
 TASK = """
