@@ -76,7 +76,8 @@ async def test_a_node_beside_it_resumes_what_was_running_at_a_kill(ledger: Datab
         lost = await running(ledger, tmp_path)
         with service(tmp_path, settings=settings_for(ledger)):
             await kill(victim)
-            (run,) = await until(lambda: rows(ledger, id=lost["id"], state="succeeded"), 5)
+            # Long before the lease ends, which is 30 seconds.
+            (run,) = await until(lambda: rows(ledger, id=lost["id"], state="succeeded"), 15)
             assert run["node"] != lost["node"]
 
 

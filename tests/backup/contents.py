@@ -11,7 +11,7 @@ import sqlite3
 import tarfile
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,15 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
         while not await condition():
             await asyncio.sleep(0.005)
+
+
+def is_written(folder: Path, pattern: str) -> bool:
+    """Whether there is something in a file of this pattern yet. Those that are made for a moment may be gone by now."""
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            if path.stat().st_size:
+                return True
+    return False
 
 
 def gzip_members(backup: Path) -> list[bytes]:

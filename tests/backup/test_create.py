@@ -27,7 +27,7 @@ from service.backup.making import process, worker
 from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
-from tests.backup.contents import connected, copies, execute, make_sqlite, opened, until
+from tests.backup.contents import connected, copies, execute, is_written, make_sqlite, opened, until
 from tests.backup.here import make_backups_here
 from tests.processes import suspend
 
@@ -230,7 +230,7 @@ async def test_a_process_that_is_killed_leaves_no_copy_of_a_sqlite_database(app_
     backup = asyncio.create_task(create_backup(tmp_path / "backups"))
 
     async def it_copies() -> bool:
-        return any(path.stat().st_size for path in (tmp_path / "backups").glob(".backup_*.copy.*"))
+        return is_written(tmp_path / "backups", ".backup_*.copy.*")
 
     await until(it_copies)
     os.kill(workers()[0], signal.SIGKILL)

@@ -15,7 +15,7 @@ from service import clock
 from service.backup import create_backup
 from service.backup.file.folder import reserve, taken_at
 from service.errors import BackupError
-from tests.backup.contents import connected, make_sqlite, manifest, until
+from tests.backup.contents import connected, is_written, make_sqlite, manifest, until
 
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 3, 29, 12, 0, 0, 999_999, tzinfo=UTC)
@@ -199,7 +199,7 @@ async def test_a_cancel_leaves_nothing(app_db: Path, old_backup: Path, phase: st
     backup = asyncio.create_task(create_backup(old_backup))
 
     async def it_is_writing() -> bool:
-        return any(path.stat().st_size for path in old_backup.glob(f".backup_*.{phase}*"))
+        return is_written(old_backup, f".backup_*.{phase}*")
 
     await until(it_is_writing)
     backup.cancel()
