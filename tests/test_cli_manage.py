@@ -213,15 +213,16 @@ async def test_pausing_runs_no_code_of_an_author_and_fires_nothing_by_a_guess(
 
 
 async def test_a_pause_by_who_has_the_task_handles_what_is_due_by_its_policies(ledger: Database) -> None:
-    """As the service's API will."""
-    loaded = await know(ledger, make_task("tick", "0 * * * *"))
-    two_hours_ago = clock.now() - timedelta(hours=2)
-    async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.schedules).values(fired_until=two_hours_ago))
-    async with ledger.engine.begin() as connection:
-        assert await task_sync.pause(connection, "tick", "ann", loaded) is None
-    assert len(await rows(ledger)) == 1
-    await fire(ledger, loaded, clock.now())
+    """As the service's API will. At half past: a slot of this minute would be on time, and get a run of its own."""
+    with clock.moved(datetime(2026, 3, 10, 12, 30, tzinfo=UTC)):
+        loaded = await know(ledger, make_task("tick", "0 * * * *"))
+        two_hours_ago = clock.now() - timedelta(hours=2)
+        async with ledger.engine.begin() as connection:
+            await connection.execute(update(tables.schedules).values(fired_until=two_hours_ago))
+        async with ledger.engine.begin() as connection:
+            assert await task_sync.pause(connection, "tick", "ann", loaded) is None
+        assert len(await rows(ledger)) == 1
+        await fire(ledger, loaded, clock.now())
     async with ledger.engine.connect() as connection:
         assert (await schedules.open_schedules(connection))["tick"].paused_by == "ann"
 
