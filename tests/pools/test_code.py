@@ -40,8 +40,9 @@ class Logs(_Pooled):
         except ValueError:
             logger.exception("third")
         logger.debug("not shown")
-        threading.Thread(target=logger.info, args=("from a thread",)).start()
-        await asyncio.sleep(0.05)
+        thread = threading.Thread(target=logger.info, args=("from a thread",))
+        thread.start()
+        thread.join()
 
 class Prints(_Pooled):
     name = "prints"
