@@ -47,7 +47,7 @@ from service.database.sync import home_loop
 from service.errors import LeaseLost
 from service.testing.engine import DrivenEngine
 from service.testing.postgres import OwnServer, find_binaries
-from tests.batch.attempts import SLOT
+from tests.batch.attempts import SLOT, until_in_its_thread
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 
 LEASE = 30.0
@@ -627,17 +627,19 @@ async def test_an_attempt_that_was_given_up_neither_waits_for_the_sqlite_lock_no
 
 
 async def test_a_hung_thread_that_was_given_up_can_not_commit(fenced: Database, impatient: None) -> None:
-    go_on = threading.Event()
+    has_begun, go_on = threading.Event(), threading.Event()
     tried: list[BaseException] = []
 
     def run(self: object) -> None:
-        go_on.wait(10)
+        has_begun.set()
+        go_on.wait(30)
         try:
             call_db(add)
         except LeaseLost as error:
             tried.append(error)
 
     started = Started(run, timeout=0.1)
+    await until_in_its_thread(has_begun)
     assert (await started.ending).outcome == "timed out"
     go_on.set()
     await until(lambda: _true(bool(tried)))
