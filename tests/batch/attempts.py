@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,6 +52,12 @@ class Begun:
         await asyncio.sleep(0)
         [ending] = self.ended
         return ending
+
+
+async def until_in_its_thread(has_begun: threading.Event) -> None:
+    """Hold the event loop until a sync body that was just started has begun, so that its timeout comes after that."""
+    await asyncio.sleep(0)  # the attempt hands its body to a thread
+    assert has_begun.wait(SECONDS)
 
 
 async def ending_of(run: Any, **more: Any) -> Ending:

@@ -290,13 +290,14 @@ async def clocks_differ(ledger: Database, monkeypatch: pytest.MonkeyPatch, behin
 async def test_with_a_clock_that_is_ahead_slots_are_fired_when_they_are_due_by_the_ledger(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dispatcher = await clocks_differ(ledger, monkeypatch, timedelta(seconds=3))
-    assert dispatcher._due == set()
     loop = asyncio.get_running_loop()
-    waits = [timer.when() - loop.time() for timer in dispatcher._timers.values()]
-    assert waits == [pytest.approx(3.3, abs=1.0)] * 2
+    before = loop.time()
+    dispatcher = await clocks_differ(ledger, monkeypatch, timedelta(seconds=3))
+    after = loop.time()
+    assert dispatcher._due == set() and len(dispatcher._timers) == 2
     for timer in dispatcher._timers.values():
         timer.cancel()
+        assert before + 3.29 < timer.when() < after + 3.31
 
 
 async def test_with_a_clock_that_is_behind_slots_that_are_due_by_the_ledger_are_fired_at_once(

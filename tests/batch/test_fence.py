@@ -47,10 +47,12 @@ from service.database.sync import home_loop
 from service.errors import LeaseLost
 from service.testing.engine import DrivenEngine
 from service.testing.postgres import OwnServer, find_binaries
-from tests.batch.attempts import SLOT
+from tests.batch.attempts import SLOT, until_in_its_thread
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 
 LEASE = 30.0
+SECONDS = 20.0
+"""For what would never end if it were wrong."""
 Work = Callable[[], Awaitable[Any]]
 
 
@@ -449,7 +451,7 @@ async def test_taking_over_waits_for_a_stopped_process_that_holds_the_sqlite_loc
     await until(lambda: _true("waits to take over" in caplog.text))
     assert not taking.done()
     stopped.execute("COMMIT")  # it woke up: this is valid, and the next one sees it
-    await asyncio.wait_for(taking, 5)
+    await asyncio.wait_for(taking, SECONDS)
     assert await fences(database) == {new.run.id: 2}
     stopped.close()
     leave_application_database(database)
@@ -502,7 +504,7 @@ async def test_taking_over_does_not_wait_for_a_missing_table(ledger: Database, f
     async with fenced.engine.begin() as connection:
         await connection.execute(text("DROP TABLE batch_checkpoints"))
     new = Holder(2)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SECONDS):
         with pytest.raises(DBAPIError, match="batch_checkpoints"):
             await new.does(partial(fencing.take_over, ledger, new.state))
 
@@ -590,12 +592,12 @@ async def test_giving_up_an_attempt_rolls_back_its_transactions(
     await has_written.wait()
     started.attempt.interrupt("the service stopped")
     await started.ending
-    async with asyncio.timeout(2), fenced.engine.begin() as connection:
+    async with asyncio.timeout(SECONDS), fenced.engine.begin() as connection:
         await connection.execute(insert(User).values(email="next"))
     go_on.set()
     await until(lambda: _true(bool(tried)))
     assert await emails(fenced) == ["next"]
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(SECONDS):
         await by_flush()
 
 
@@ -603,7 +605,7 @@ async def test_an_attempt_that_was_given_up_neither_waits_for_the_sqlite_lock_no
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/app.db", setting="DATABASE_URL")
     await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
-    other = sqlite3.connect(tmp_path / "app.db", isolation_level=None, timeout=2)
+    other = sqlite3.connect(tmp_path / "app.db", isolation_level=None, timeout=SECONDS)
     other.execute("BEGIN IMMEDIATE")
     given_up = Holder(1)
 
@@ -616,9 +618,9 @@ async def test_an_attempt_that_was_given_up_neither_waits_for_the_sqlite_lock_no
     await until(lambda: _true(bool(list(given_up.state.transactions))))
     fencing.seal(given_up.state)
     with pytest.raises(LeaseLost):
-        await asyncio.wait_for(given_up.does(by_flush), 2)
+        await asyncio.wait_for(given_up.does(by_flush), SECONDS)
     other.execute("COMMIT")
-    await asyncio.wait([waiting], timeout=2)
+    await asyncio.wait([waiting], timeout=SECONDS)
     other.execute("BEGIN IMMEDIATE")
     other.close()
     assert waiting.done() and waiting.exception() is not None
@@ -627,17 +629,19 @@ async def test_an_attempt_that_was_given_up_neither_waits_for_the_sqlite_lock_no
 
 
 async def test_a_hung_thread_that_was_given_up_can_not_commit(fenced: Database, impatient: None) -> None:
-    go_on = threading.Event()
+    has_begun, go_on = threading.Event(), threading.Event()
     tried: list[BaseException] = []
 
     def run(self: object) -> None:
-        go_on.wait(10)
+        has_begun.set()
+        go_on.wait(30)
         try:
             call_db(add)
         except LeaseLost as error:
             tried.append(error)
 
     started = Started(run, timeout=0.1)
+    await until_in_its_thread(has_begun)
     assert (await started.ending).outcome == "timed out"
     go_on.set()
     await until(lambda: _true(bool(tried)))

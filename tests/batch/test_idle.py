@@ -189,17 +189,27 @@ async def test_runs_that_wait_for_another_pool_cost_an_idle_service_nothing(
 
 
 async def test_a_run_that_reports_nothing_costs_no_further_statements(
-    start: Any, asked: Asked, ledger: Database
+    start: Any, asked: Asked, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run(_: object) -> None:
         await asyncio.Event().wait()
 
     make_task("long", None, run)
     services = await start()
+    engine = services.all[0].engine
+    turn, turns = engine._turn, list[bool]()
+
+    async def noted(is_woken: bool = True) -> None:
+        await turn(is_woken=is_woken)
+        turns.append(is_woken)
+
+    monkeypatch.setattr(engine, "_turn", noted)
     await insert(ledger, new("long"))
     await services.second()
     await until(lambda: ledger_world.rows(ledger, state="running"))
-    await asyncio.sleep(0.1)
+    turns.clear()
+    await until(lambda: asyncio.sleep(0, False in turns))  # nothing wakes the engine any more
+    await services.settled()
     asked.clear()
     for _ in range(5):
         await services.second()

@@ -18,7 +18,7 @@ from service import Retry, current_run, failures, get_logger, logs
 from service.batch.context.current_run import state_of
 from service.batch.execution import attempt
 from service.batch.ledger.states import RunState
-from tests.batch.attempts import SLOT, Begun, Quick, ending_of
+from tests.batch.attempts import SECONDS, SLOT, Begun, Quick, ending_of, until_in_its_thread
 
 secret: ContextVar[str] = ContextVar("secret", default="nothing")
 
@@ -313,8 +313,19 @@ async def test_the_ending_of_a_failure_that_is_retried_says_when() -> None:
 
 
 async def test_a_run_that_is_too_long_times_out() -> None:
-    ending = await ending_of(plain(lambda self: asyncio.sleep(60)), timeout=0.05)
-    assert (ending.state, ending.outcome, ending.reason) == (RunState.FAILED, "timed out", "timed out after 0.05 s")
+    """A plain function has returned what takes too long. Its timeout comes while that is awaited."""
+    is_awaited = asyncio.Event()
+
+    async def run(self: Any) -> None:
+        is_awaited.set()
+        await asyncio.Event().wait()
+
+    begun = Begun(plain(run), timeout=600)
+    await asyncio.wait_for(is_awaited.wait(), SECONDS)
+    [timer] = begun.attempt._timers
+    timer._run()
+    ending = await begun.ending()
+    assert (ending.state, ending.outcome, ending.reason) == (RunState.FAILED, "timed out", "timed out after 600 s")
     assert isinstance(ending.error, TimeoutError)
 
 
@@ -351,14 +362,17 @@ async def test_a_hung_thread_times_out_and_is_given_up(monkeypatch: pytest.Monke
 
 
 async def test_a_sync_run_that_checks_cancelled_ends_before_its_retry_begins() -> None:
-    stopped = threading.Event()
+    has_begun, stopped = threading.Event(), threading.Event()
 
     def run(self: Any) -> None:
+        has_begun.set()
         while not current_run().cancelled:
             stopped.wait(0.005)
         stopped.set()
 
-    ending = await Begun(run, timeout=0.05).ending()
+    begun = Begun(run, timeout=0.05)
+    await until_in_its_thread(has_begun)
+    ending = await begun.ending()
     assert ending.outcome == "timed out" and stopped.is_set()
 
 

@@ -228,21 +228,27 @@ async def test_one_service_at_a_time_places_and_another_one_when_it_has_ended(le
         assert await duties.holder(connection, DUTY) == second
 
 
-async def test_an_idle_service_does_not_look_and_a_poll_with_something_to_do_wakes_it(ledger: Database) -> None:
+async def test_an_idle_service_does_not_look_and_a_poll_with_something_to_do_wakes_it(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = await know(ledger, make_task("a", None, **POOL))
     node, noted = await put_node(ledger, fires=True), Noted()
     placing = Placing(ledger, node, loaded, {"cpu": noted}, Outage())
+    turn, looks = placing._turn, 0
+
+    async def counted() -> None:
+        nonlocal looks
+        await turn()
+        looks += 1
+
+    monkeypatch.setattr(placing, "_turn", counted)
     placing.start()
-
-    async def holds() -> bool:
-        async with ledger.reader.connect() as connection:
-            return await duties.holder(connection, DUTY) == node and not placing._woken.is_set()
-
-    await until(holds)
-    await asyncio.sleep(2 * SHORTEST_PAUSE)
+    await until(lambda: asyncio.sleep(0, looks))
+    async with ledger.reader.connect() as connection:
+        assert await duties.holder(connection, DUTY) == node
     await insert(ledger, new("a"))
     await asyncio.sleep(2 * SHORTEST_PAUSE)
-    assert noted.told == []
+    assert (looks, noted.told) == (1, [])
     placing.wake()
 
     async def told() -> bool:

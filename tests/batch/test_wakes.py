@@ -349,7 +349,11 @@ async def test_a_connection_that_is_lost_is_opened_again_and_hears(ledger: Datab
         async with ledger.engine.begin() as connection:
             await connection.execute(text(f"SELECT pg_terminate_backend({before})"))
         await until(lambda: asyncio.sleep(0, None in told))  # what was told meanwhile is looked for
-        assert await until(listening) != [before]
+
+        async def listening_anew() -> bool:
+            return any(pid != before for pid in await listening())
+
+        await until(listening_anew)  # the old one may still be about to end
         told.clear()
         await insert(ledger, new("tick"))
         await until(lambda: asyncio.sleep(0, frozenset({"default"}) in told))
@@ -429,6 +433,6 @@ async def test_behind_a_pooler_that_passes_nothing_on_a_node_says_so_once_and_po
         async with ledger.engine.begin() as connection:
             theirs = "FROM pg_stat_activity WHERE application_name LIKE 'batch/%/heartbeat'"
             await connection.execute(text(f"SELECT pg_terminate_backend(pid) {theirs}"))
-        await until(lambda: asyncio.sleep(0, len(proofs) == 2))
+        await until(lambda: asyncio.sleep(0, len(proofs) > 1))
         await asyncio.to_thread(heart.stop)
     assert sum("passes no notifications on" in warning for warning in warned) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 
 import pytest
 
@@ -67,13 +67,12 @@ def test_a_loop_that_does_not_run_is_not_blocked(at: Time) -> None:
 
 
 async def test_stop_ends_the_thread_of_the_watchdog() -> None:
-    looks: list[float] = []
-    watchdog = Watchdog(2, leave=lambda: None, flush=lambda: None, look=lambda: looks.append(time.monotonic()))
+    others = set(threading.enumerate())
+    looked = threading.Event()
+    watchdog = Watchdog(2, leave=lambda: None, flush=lambda: None, look=looked.set)
     watchdog.start()
-    while not looks:
-        await asyncio.sleep(0.01)
+    (thread,) = (each for each in set(threading.enumerate()) - others if each.name == "batch-watchdog")
+    assert await asyncio.to_thread(looked.wait, 30)
     watchdog.stop()
-    await asyncio.sleep(2 * TICK_SECONDS)
-    seen = len(looks)
-    await asyncio.sleep(3 * TICK_SECONDS)
-    assert len(looks) == seen
+    await asyncio.to_thread(thread.join, 30)
+    assert not thread.is_alive()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ from service.batch.queue import enqueue
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.logs.log_lines import LONGEST_LINE
-from tests.batch.ledger_world import know, rows
+from tests.batch.ledger_world import know, rows, until
 from tests.pools.world import World, pool_of, shared_pool
 
 TASKS = """
@@ -40,8 +42,9 @@ class Logs(_Pooled):
         except ValueError:
             logger.exception("third")
         logger.debug("not shown")
-        threading.Thread(target=logger.info, args=("from a thread",)).start()
-        await asyncio.sleep(0.05)
+        thread = threading.Thread(target=logger.info, args=("from a thread",))
+        thread.start()
+        thread.join()
 
 class Prints(_Pooled):
     name = "prints"
@@ -54,10 +57,10 @@ class Prints(_Pooled):
 
 class Counts(_Pooled):
     name = "counts"
-    def run(self) -> None:
+    def run(self, seen: str) -> None:
         current_run().progress(1, 10, "begins")
-        logger.info("one")
-        time.sleep(1.2)
+        while not os.path.exists(seen):
+            time.sleep(0.01)
         current_run().progress(10, 10)
 
 class Opens(_Pooled):
@@ -182,26 +185,25 @@ async def test_output_is_lines_of_the_run_and_bounded(world: World) -> None:
 
 
 async def test_a_flood_of_output_leaves_the_event_loop_to_others(world: World) -> None:
+    """How long the loop's thread works between two turns of another task: how long it waits is up to the machine."""
     begun = world.begin("prints", times=12_000, size=50)
-    late = 0.0
+    longest, before = 0.0, time.thread_time()
     while not begun.over.is_set():
-        before = asyncio.get_running_loop().time()
         await asyncio.sleep(0.01)
-        late = max(late, asyncio.get_running_loop().time() - before - 0.01)
+        longest, before = max(longest, time.thread_time() - before), time.thread_time()
     lines = begun.lines
     assert len(lines) == 10_001 and "lines were dropped" in lines[-1]
-    assert late < 0.5
+    assert longest < 0.5
 
 
-async def test_progress_comes_while_the_run_goes_on(world: World) -> None:
-    begun = world.begin("counts")
-    await begun.says("one")
+async def test_progress_comes_while_the_run_goes_on(world: World, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    begun = world.begin("counts", seen=str(seen))
     meter = begun.attempt.state.meter
-    async with asyncio.timeout(5):
-        while (progress := meter.latest()) is None:
-            await asyncio.sleep(0.01)
+    progress = await until(lambda: asyncio.sleep(0, meter.latest()))
     assert (progress.done, progress.total, progress.message) == (1, 10, "begins")
     assert not begun.over.is_set()
+    seen.touch()
     await begun.ending()
     last = meter.latest()
     assert last is not None and (last.done, last.total, last.message) == (10, 10, "begins")

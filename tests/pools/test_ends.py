@@ -13,6 +13,7 @@ from service.batch.execution import attempt
 from service.batch.ledger.states import RunState
 from service.batch.pools import child as parents_child
 from service.batch.tasks.registry import Task
+from tests.batch.ledger_world import until
 from tests.pools.world import Begun, World, pool_of, shared_pool, until_gone
 
 CRASHES = """
@@ -73,17 +74,18 @@ HANGS = """
 import re
 
 class Hang(_Pooled):
-    name, timeout = "hang", 0.5
-    def run(self) -> None:
-        logger.info(f"pid {os.getpid()}")
+    name, timeout = "hang", 600
+    def run(self, mark: str) -> None:
+        open(mark, "w").close()
         re.match(r"(a+)+$", "a" * 60 + "b")  # in C, and no other thread of the process gets on
 
 class AsyncHang(_Pooled):
-    name, timeout = "async_hang", 0.5
-    async def run(self) -> None:
+    name, timeout = "async_hang", 600
+    async def run(self, mark: str = os.devnull) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         logger.info(f"pid {os.getpid()} {subprocess.Popen(['sleep', '600']).pid}")
+        open(mark, "w").close()
         while True:
             pass
 
@@ -182,16 +184,21 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("task", ["hang", "async_hang"])
 async def test_a_run_that_does_not_stop_is_killed_with_all_its_processes(
-    impatient: None, task: str, world: World
+    impatient: None, task: str, world: World, tmp_path: Path
 ) -> None:
-    begun = world.begin(task)
+    """Its timeout comes when its code hangs, however long that takes to begin."""
+    mark = tmp_path / "hangs"
+    begun = world.begin(task, mark=str(mark))
+    await until(lambda: asyncio.sleep(0, mark.exists()))
     pids = [int(word) for word in (await begun.says("pid")).split()[1:]] if task == "async_hang" else []
+    [timer] = begun.attempt._timers
+    timer._run()
     ended = await begun.ending()
-    assert (ended.state, ended.outcome, ended.reason) == (RunState.FAILED, "timed out", "timed out after 0.5 s")
+    assert (ended.state, ended.outcome, ended.reason) == (RunState.FAILED, "timed out", "timed out after 600 s")
     assert world.pool.running == 0
     await until_gone(*pids)
     [line] = [line for line in begun.lines if "timed out" in line]
-    assert line == f"{task} failed: timed out after 0.5 s\nTimeoutError: timed out after 0.5 s"
+    assert line == f"{task} failed: timed out after 600 s\nTimeoutError: timed out after 600 s"
 
 
 async def test_a_stop_reaches_the_code_and_ends_it_before_it_is_killed(world: World) -> None:
@@ -273,11 +280,12 @@ async def test_a_child_that_hangs_after_its_end_is_killed_and_its_ending_stands(
 ) -> None:
     monkeypatch.setattr(parents_child, "EXIT_SECONDS", 0.2)
     text = """
+from service.database.engine import Database
+
 class Stays(_Pooled):
     name = "stays"
     async def run(self) -> str:
-        loop = asyncio.get_running_loop()
-        threading.Timer(0.05, loop.call_soon_threadsafe, [time.sleep, 600]).start()
+        Database.dispose = lambda self: time.sleep(600)  # a child closes its connections after it has told its end
         current_run().progress(1, 2)
         return "done"
 """

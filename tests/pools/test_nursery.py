@@ -17,8 +17,10 @@ import pytest
 from service import BaseTask, TaskRegistry
 from service.batch.ledger.states import RunState
 from service.batch.pools import child
+from service.batch.pools.nursery import Nursery
 from service.batch.pools.process_pool import ProcessPool
 from service.config import Settings
+from tests.batch.ledger_world import until
 from tests.pools.world import Begun, pool_of, until_gone, write_tasks
 from tests.processes import ROOT, suspend
 
@@ -178,9 +180,17 @@ async def test_a_nursery_that_can_not_start_is_logged_once_and_tried_again(
     pool = ProcessPool("cpu", 2, Settings(), TaskRegistry.tasks())
     good = sys.executable
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    start, tries = Nursery.start, 0
+
+    async def counted(self: Nursery) -> None:
+        nonlocal tries
+        tries += 1
+        await start(self)
+
+    monkeypatch.setattr(Nursery, "start", counted)
     pool.start()
     try:
-        await asyncio.sleep(0.2)
+        await until(lambda: asyncio.sleep(0, tries > 2))
         assert pool.free == 0
         assert [r.message for r in caplog.records if "can't start" in r.message] == [
             "pool cpu executes no runs here, because its nursery can't start: no process could be started by the "

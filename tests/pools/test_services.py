@@ -42,6 +42,8 @@ class Long(BaseTask):
             async with chunk as (db, items):
                 await db.execute(text("INSERT INTO done (item) VALUES (:item)"), {"item": items[0]})
             await asyncio.sleep(0.04)
+            while os.path.exists("hold"):
+                await asyncio.sleep(0.01)
         return os.getpid()
 
 class Spinning(BaseTask):
@@ -205,11 +207,14 @@ async def test_a_task_that_takes_all_memory_has_failed_with_that_reason(place: P
 
 
 async def test_a_pause_lets_a_child_stop_after_its_chunk_and_a_resume_goes_on(place: Place) -> None:
+    hold = place.folder / "hold"
+    hold.touch()  # so that the run goes on until the command has paused its task
     place.serve()
     run = await place.queue("long")
     await place.pid(run)
     await until(place.done)
     assert batch(place.folder, "pause", "long", settings=place.settings).returncode == 0
+    hold.unlink()
     await until(lambda: rows(place.ledger, id=run, state="interrupted"))
     assert batch(place.folder, "resume", "long", settings=place.settings).returncode == 0
     assert ((await place.ended(run))["state"], await place.done()) == ("succeeded", list(range(40)))
