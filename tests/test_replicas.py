@@ -48,17 +48,17 @@ class Overlapping(BaseTask):
 """
 
 
-_kept: list[socket.socket] = []
-"""Sockets that nobody listens on: while they have their ports, the system gives these to nobody who asks for any."""
-
-
 def free_port() -> int:
-    """A port for a server that is told to listen on it, as all do that allow the address to be used again."""
+    """A port for a server that is told to listen on it, as all do that allow the address to be used again.
+
+    This process keeps a socket with it until it ends, so the system gives the port to nobody who asks for any.
+    """
     kept = socket.socket()
     kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     kept.bind(("127.0.0.1", 0))
-    _kept.append(kept)
-    return int(kept.getsockname()[1])
+    port = int(kept.getsockname()[1])
+    kept.detach()  # so that nothing closes it
+    return port
 
 
 def start(folder: Path, url: str) -> subprocess.Popen[bytes]:
