@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -111,6 +112,11 @@ def suspend(pid: int) -> None:
         time.sleep(0.001)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal, with all its threads."""
+    return set(_states_of_threads(pid)) == {"T"}
+
+
 def _states_of_threads(pid: int) -> Iterator[str]:
     """One letter for each thread, as in proc(5): T is stopped."""
     for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
@@ -159,3 +165,16 @@ def environment(settings: Mapping[str, str] = NOTHING) -> dict[str, str]:
     """This process's environment with these settings and no others."""
     kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
     return {**kept, "PYTHONPATH": str(ROOT), **settings}
+
+
+def free_port() -> int:
+    """A port for a server that is told to listen on it, as all do that allow the address to be used again.
+
+    This process keeps a socket with it until it ends, so the system gives the port to nobody who asks for any.
+    """
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    port = int(kept.getsockname()[1])
+    kept.detach()  # so that nothing closes it
+    return port

@@ -11,14 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
 
 from service.testing.postgres import PostgresServer
 from tests.faults.network import Proxy, proxy_before
-from tests.processes import SERVE, Service, process, service
+from tests.processes import SERVE, Service, is_stopped, process, service
 from tests.test_chunks import ITEMS, KILLS, SEED, SIZE, World, world
 
 __all__ = ["world"]
@@ -108,10 +107,6 @@ def test_frozen_before_its_commit_it_is_refused_when_it_wakes_up(world: World) -
     outcomes = world.query("SELECT fence, outcome FROM batch_attempts ORDER BY fence", ledger=True)
     assert outcomes == [(1, "lost"), (2, "succeeded")]
     world.assert_exactly_once()
-
-
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def until(condition: Callable[[], bool], running: Service, each: float = 0.02) -> None:

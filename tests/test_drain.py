@@ -29,9 +29,8 @@ from service.app import lifespan
 from service.batch.nodes.loop_watchdog import EXIT_CODE, GRACE_SECONDS, LAST_SECONDS
 from service.testing.postgres import OwnServer, find_binaries
 from service.web.api import routes
-from tests.processes import Service, batch, process, service
+from tests.processes import Service, batch, free_port, process, service
 from tests.test_apps import answering
-from tests.test_replicas import free_port
 
 DRAIN_SECONDS = 1.0
 START_SECONDS = 150.0

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +20,7 @@ import pytest
 from service.batch.ledger import tables
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
+from tests.processes import free_port
 
 WORKERS = int(os.environ.get("REPLICA_WORKERS", "2"))
 
@@ -46,19 +46,6 @@ class Overlapping(BaseTask):
     name, schedule, overlap = "overlapping", "* * * * * *", "allow"
     async def run(self): witness(self)
 """
-
-
-def free_port() -> int:
-    """A port for a server that is told to listen on it, as all do that allow the address to be used again.
-
-    This process keeps a socket with it until it ends, so the system gives the port to nobody who asks for any.
-    """
-    kept = socket.socket()
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    kept.bind(("127.0.0.1", 0))
-    port = int(kept.getsockname()[1])
-    kept.detach()  # so that nothing closes it
-    return port
 
 
 def start(folder: Path, url: str) -> subprocess.Popen[bytes]:

@@ -17,9 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import START_SECONDS, Service, process
+from tests.processes import START_SECONDS, Service, free_port, process
 from tests.test_docs import read
-from tests.test_replicas import free_port
 
 TASKS = """
 import asyncio

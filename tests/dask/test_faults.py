@@ -13,8 +13,7 @@ from distributed import Client
 from service.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
-from tests.processes import process, suspend
-from tests.test_replicas import free_port
+from tests.processes import free_port, process, suspend
 
 ALL = list(range(40))
 

@@ -13,8 +13,7 @@ from service.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
 from tests.docs_blocks import blocks, read
-from tests.processes import BATCH, batch, process
-from tests.test_replicas import free_port
+from tests.processes import BATCH, batch, free_port, process
 
 
 @pytest.mark.nightly

@@ -18,7 +18,7 @@ from service.dask.cluster import Cluster
 from service.dask.placer import DaskPlacer
 from tests.batch.ledger_world import until
 from tests.dask import host
-from tests.test_replicas import free_port
+from tests.processes import free_port
 
 NEEDS = Needs("cpu")
 

@@ -23,8 +23,7 @@ from service.config import Settings
 from service.operations.context import Loaded
 from service.operations.operations import open_operations
 from service.testing.postgres import PostgresServer
-from tests.processes import Service, process
-from tests.test_replicas import free_port
+from tests.processes import Service, free_port, process
 from tests.web.streams import Told, listening
 
 TASKS = """

@@ -24,8 +24,7 @@ from service.operations.context import Loaded
 from service.operations.operations import open_operations
 from service.server import deploys
 from tests.batch.ledger_world import rows, until
-from tests.processes import UVICORN, Service, process
-from tests.test_replicas import free_port
+from tests.processes import UVICORN, Service, free_port, process
 from tests.web.conftest import TASKS
 from tests.web.streams import holder_of
 
