@@ -36,6 +36,7 @@ from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
+from service.concurrency.supervisor import Supervisor
 from service.config import Settings
 from service.database import checkpoints
 from service.database.session import leave_application_database, use_application_database
@@ -81,6 +82,7 @@ class BatchService:
         self._fires = self.roles.fires
         self._on_changes: list[Callable[[LedgerChanges], None]] = []
         self.metrics = ProcessMetrics()
+        self.supervisor = Supervisor(self.metrics.count_failed)
         self.node = Node(
             settings.ledger_url,
             settings.HEARTBEAT_SECONDS,
@@ -201,15 +203,18 @@ class BatchService:
         self._waking.engine = self.engine
         wakes.use_engine(self.ledger.engine, partial(self._waking.takes, self.tasks))
         stack.callback(wakes.use_no_engine, self.ledger.engine)
-        self.node.start(self.engine.give_up, self._on_rescue, self._hand_out, self._waking.on_queued)
+        self.node.be_supervised(self.supervisor)
+        self.node.start(
+            self._on_loss, self._on_rescue, self._hand_out, self._waking.on_queued, on_replaced=self._on_replaced
+        )
         stack.push_async_callback(self.node.stop)
         self._on_changes.append(self.engine.on_changes)
-        self.engine.start()
+        self.supervisor.start(self.engine)
         self.child_pools.serve(self.new_tasks)
         stack.push_async_callback(self.engine.stop)
         self._answer(stack)
         if self.roles.pools:
-            stack.push_async_callback(start_pings(settings, self._is_working))
+            stack.push_async_callback(start_pings(settings, self._is_working, self.supervisor))
         stack.push_async_callback(self.drain)
 
     def _answer(self, stack: AsyncExitStack) -> None:
@@ -247,7 +252,7 @@ class BatchService:
         self.dispatcher.on_fired = self.schedules.on_fired
         await self.schedules.open()
         await self.schedules.update_jobs()
-        self._on_changes.append(self.schedules.on_changes)
+        self._on_changes += [self.schedules.on_changes, self.dispatcher.on_changes]
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
         upkeep = Upkeep(self.ledger, self.tasks, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
@@ -266,9 +271,8 @@ class BatchService:
         self.schedules.fire_due()
 
     def _start_parts(self, *parts: Background) -> None:
-        for part in parts:
-            part.start()
-            self._parts.append(part)
+        self.supervisor.start(*parts)
+        self._parts += parts
 
     def _is_working(self) -> bool:
         return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher)
@@ -276,6 +280,16 @@ class BatchService:
     def _wake_bulks(self) -> None:
         if self._is_firing:
             self._bulks.wake()
+
+    def _on_loss(self) -> None:
+        """This node has lost its lease. What still waits for the ledger on a connection of before never ends."""
+        self.engine.give_up()
+        self.ledger.sever()
+
+    def _on_replaced(self) -> None:
+        """The server takes no writes any more: all connections are opened anew, to the one that has taken over."""
+        self.ledger.sever()
+        self.application.sever()
 
     def _on_rescue(self) -> None:
         """A node has died: its runs can be claimed, and its bulks carried on."""
@@ -294,7 +308,12 @@ class BatchService:
 
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""
+        failures = self.supervisor.failures
         if self.is_stopping:
-            return await reasons_while_stopping(self.application, self.ledger)
-        firing = (self.dispatcher, self.schedules) if self._fires else None
-        return await reasons(self.application, self.ledger, self.node, self.engine, firing)
+            return await reasons_while_stopping(self.application, self.ledger) | failures
+        return (
+            await reasons(
+                self.application, self.ledger, self.node, self.engine, self.dispatcher if self._fires else None
+            )
+            | failures
+        )

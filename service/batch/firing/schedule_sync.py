@@ -106,14 +106,11 @@ class ScheduleSync(Background):
             is_woken = await is_set_within(self._woken, REFRESH_SECONDS)
             self._woken.clear()
             try:
-                async with self.refreshing:
+                async with self.refreshing, self.limited_turn():
                     await self._refresh()
                 self._outage.over_for("schedules")
-                self._warned.pop("ledger", None)
             except Exception as error:  # the background loop's boundary: slots must go on firing
-                if cause := self._outage.cause_for("schedules", self._database, error):
-                    self._warn_once("ledger", f"schedules can't be read from the ledger: {cause}")
-                else:
+                if self._outage.cause_for("schedules", self._database, error) is None:
                     logger.exception("refreshing the schedules failed")
             if is_woken:
                 await asyncio.sleep(SHORTEST_PAUSE)

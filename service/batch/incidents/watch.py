@@ -88,18 +88,21 @@ class Watch(Background):
                 self._outage.over_for("watch")
             except Exception as error:  # the background loop's boundary
                 self._checks.forget_all()
-                if cause := self._outage.cause_for("watch", self._ledger, error):
-                    logger.warning(f"incidents can't be written to the ledger: {cause}")
-                else:
+                if self._outage.cause_for("watch", self._ledger, error) is None:
                     logger.exception("the watch failed, and goes on with the next poll")
 
     async def _turn(self) -> None:
-        if not self.holds and not await self._take():
-            return
-        while await self._notice():
-            pass
+        if not self.holds:
+            async with self.limited_turn():
+                if not await self._take():
+                    return
+        is_done = False
+        while not is_done:
+            async with self.limited_turn():
+                is_done = not await self._notice()
         if self.holds:
-            await self._check()
+            async with self.limited_turn():
+                await self._check()
 
     async def _take(self) -> bool:
         async with self._ledger.engine.begin() as connection:
