@@ -67,7 +67,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("GET", "/pools"): "viewer",
     ("GET", "/backups"): "viewer",
     ("GET", "/backups/{name}"): "viewer",
-    ("GET", "/backups/{name}/diff"): "viewer",
+    ("GET", "/backups/{name}/diff"): "operator",
     ("POST", "/backups/{name}/verify"): "operator",
     ("POST", "/backups/{name}/pin"): "admin",
     ("POST", "/backups/{name}/unpin"): "admin",
