@@ -21,6 +21,7 @@ from service.redaction import Redaction
 if TYPE_CHECKING:
     from service.metrics.process import ProcessMetrics
     from service.operations.backups.facet import Backups
+    from service.operations.backups.named import NamedBackups
     from service.operations.incidents.facet import Incidents
     from service.operations.night.models import Night
     from service.operations.night.page import NightPage
@@ -45,7 +46,7 @@ SERVICE = Actor("batch", source="service")
 
 class Operations:
     """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`, `nodes`, `pools`,
-    `backups`, `incidents`, `changes`, `access` and `migrations`.
+    `backups`, `named_backups`, `incidents`, `changes`, `access` and `migrations`.
 
     It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a serving process may
     use it for each request. It belongs to the event loop of its databases.
@@ -214,6 +215,13 @@ class Operations:
         from service.operations.backups.facet import Backups
 
         return Backups(BackupAccess(self._settings, self._context.databases), self._context)
+
+    @cached_property
+    def named_backups(self) -> NamedBackups:
+        from service.operations.backups.access import BackupAccess
+        from service.operations.backups.named import NamedBackups
+
+        return NamedBackups(self.backups, BackupAccess(self._settings, self._context.databases))
 
 
 def _followers(settings: Settings) -> list[str]:
