@@ -37,7 +37,8 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
 from service.config import Settings
-from service.database import checkpoints
+from service.database import checkpoints, open_file
+from service.database.open_file import OpenFile
 from service.database.session import leave_application_database, use_application_database
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
@@ -47,6 +48,7 @@ from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.server.bulk_worker import BulkWorker
 from service.server.child_pools import ChildPools
+from service.server.damage import after_damage, damage_explained
 from service.server.draining import end_work
 from service.server.measuring import Monitoring
 from service.server.placers import placing_of
@@ -101,12 +103,20 @@ class BatchService:
         self._is_firing = False
         self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
         self._sign_off = SignOff(self.node, settings)
+        self.failures: dict[str, str] = {}
+        """Why this process can't do its work any more, by the name of the part."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """Ends the process. Called in any thread."""
 
     async def start(self) -> None:
         """Migrate the databases, load the tasks, register this node, and begin to fire. A worker migrates nothing.
 
         If a part can't start, the parts that were started are stopped. Raises BatchError.
         """
+        with damage_explained(self._settings):
+            await self._start()
+
+    async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(sentry.reporting(self._settings))
             await self._open(stack)
@@ -168,12 +178,35 @@ class BatchService:
         )
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
+        files = await offload(self._open_files, stack)
+        self.ledger.on_damage = self._on_damage
+        self.node.watch_files(files, self._fail, self._on_damage)
         use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
         stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=bool(self.roles.pools))
         self.tasks = self.folder.load()
         self.new_tasks = NewTasks(self.ledger, self.folder, self.tasks, self.node.id)
         self.metrics.labels.admit(self.tasks)
+
+    def _open_files(self, stack: AsyncExitStack) -> dict[str, OpenFile]:
+        """The files of SQLite, by the name of the database. Blocks."""
+        files = {}
+        for name, database in (("ledger", self.ledger), ("application", self.application)):
+            if (file := open_file.of(database.url)) is not None:
+                stack.callback(file.close)
+                files[name] = file
+        return files
+
+    def _on_damage(self, cause: str) -> None:
+        """Called in any thread: a later try can't succeed, and the log would be full of the same error."""
+        self._fail("ledger", f"{cause}. {after_damage(self._settings, self.ledger.url.database or '')}")
+
+    def _fail(self, name: str, reason: str) -> None:
+        """This process can't do its work any more. Called in any thread; only the first reason counts."""
+        if not self.failures:
+            self.failures[name] = reason
+            logger.critical(f"{name}: {reason}")
+            self.on_failure()
 
     async def _join(self, stack: AsyncExitStack) -> None:
         """Register this process as a node, and start its engine."""
@@ -297,4 +330,4 @@ class BatchService:
         if self.is_stopping:
             return await reasons_while_stopping(self.application, self.ledger)
         firing = (self.dispatcher, self.schedules) if self._fires else None
-        return await reasons(self.application, self.ledger, self.node, self.engine, firing)
+        return self.failures | await reasons(self.application, self.ledger, self.node, self.engine, firing)

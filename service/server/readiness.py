@@ -30,7 +30,7 @@ async def reasons(
     firing: tuple[Dispatcher, ScheduleSync] | None,
 ) -> dict[str, str]:
     """The parts that are not ready, each with the reason. `firing`: None for a service that fires nothing."""
-    unready = await _of_databases(application, ledger)
+    unready = await _of_databases(application, ledger) | dict(node.replaced)
     if node.trouble is not None:
         unready.setdefault("ledger", f"the heartbeat can't write to it ({node.trouble})")
     if engine.is_recheck_due:

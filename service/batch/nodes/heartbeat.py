@@ -28,10 +28,14 @@ from service.batch.nodes.roles import SERVICE, Roles
 from service.batch.nodes.wakes import Wakes
 from service.database import troubles
 from service.database.engine import Database, plan_anew
+from service.database.open_file import OpenFile
+from service.errors import DatabaseError
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
+
+OnFatal = Callable[[str, str], None]
 
 LONGEST_TICK = 0.25
 """Upper bound, in seconds, of the time between two checks of the lease."""
@@ -48,6 +52,10 @@ class Heartbeat:
     """The node's row in the ledger. It is written again if another node has marked this one as stopped."""
     trouble: str | None
     """Why the ledger can't be reached, without addresses; None while it can."""
+    files: Mapping[str, OpenFile]
+    """The files of SQLite that this process uses, by the name of the database: `ledger`, `application`."""
+    replaced: Mapping[str, str]
+    """What has happened to those of them that were deleted or replaced."""
 
     def __init__(
         self,
@@ -85,6 +93,11 @@ class Heartbeat:
         self._beat_at = self._look_at = self._poll_at = -math.inf
         self._has_given_up = self._has_reported_loss = False
         self.trouble = None
+        self.files, self.replaced = {}, {}
+        self.on_fatal: OnFatal = lambda name, reason: None
+        """Called in this thread with the name of a database and the reason why this process can't go on."""
+        self.on_damage: Callable[[str], None] = lambda cause: None
+        """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
         self._stopping = threading.Event()
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._lag = LoopLag()
@@ -142,6 +155,7 @@ class Heartbeat:
         self._own_loop = asyncio.get_running_loop()
         client = f"batch/{self._node}/heartbeat"
         database = Database(self._url, setting=self._setting, pool_size=1, client=client, plans_once=True)
+        database.on_damage = self.on_damage
         wakes = Wakes(database, self._node, self._on_wake)
         try:
             with tracing.suppressed():
@@ -196,6 +210,7 @@ class Heartbeat:
     async def _turn(self, database: Database) -> None:
         look_at = self._look_at = clock.boottime() + self._look_seconds
         try:
+            self._refuse_replaced_files()
             async with asyncio.timeout(self._patience):
                 # With trouble, the beat may wait for a lock that a frozen node holds on this node's row.
                 if self.trouble is not None or self._has_neighbour_died():
@@ -214,6 +229,21 @@ class Heartbeat:
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._beat_at = self._look_at = look_at
             self._neighbours = []  # known again by the next poll, so that no more is tried than one turn a second
+
+    def _refuse_replaced_files(self) -> None:
+        """Raises DatabaseError if a file of SQLite was deleted or replaced: what is written to the old one is lost.
+
+        Nothing is fired or started from then on. If the next turn finds the same, the process can't go on.
+        """
+        before, self.replaced = self.replaced, {name: why for name, file in self.files.items() if (why := file.trouble)}
+        for name, why in self.replaced.items():
+            if name in before:
+                self.on_fatal(name, why)
+        if self.replaced:
+            self._lease.end()
+            self._has_given_up = True
+            self._call(self._on_loss)
+            raise DatabaseError("; ".join(self.replaced.values()))
 
     async def _beat(self, database: Database) -> LedgerChanges:
         """Beat, and poll in the same transaction."""

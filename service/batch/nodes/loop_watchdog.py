@@ -66,6 +66,7 @@ class Watchdog:
         """For how many seconds the event loop has not answered."""
         self._end_at: float | None = None
         self._signal: int | None = None
+        self._has_failed = False
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -86,12 +87,19 @@ class Watchdog:
         """End the process by the signal `number`, whose handler is the system's default by now."""
         self._signal = number
 
+    def fail(self) -> None:
+        """End the process, because it can't do its work any more."""
+        self._has_failed = True
+
     def _watch(self) -> None:
         while not self._stopping.wait(TICK_SECONDS):
             self._look()
             self.measure()
             if self._signal is not None:
                 self._end_by_signal(self._signal)
+            if self._has_failed:
+                self._log_and_leave(logging.CRITICAL, "this process ends, so that it is started anew")
+                os._exit(EXIT_CODE)
             if self._end_at is not None and clock.monotonic() >= self._end_at:
                 self._end_late()
             if 0 < self._max_block <= self.blocked:
