@@ -22,7 +22,7 @@ from service.database import forks, sqlite_connections, troubles
 from service.database.changes import TrackedSession
 from service.database.urls import split_options
 from service.database.writers import WriterGuard
-from service.errors import DatabaseBusy, DatabaseUnreachable
+from service.errors import DatabaseBusy, DatabaseDamaged, DatabaseUnreachable
 
 BUSY_MS = 100
 BUSY_GIVE_UP_SECONDS = 60.0
@@ -80,6 +80,8 @@ class Database:
         self.setting = setting
         self.kind = self.url.get_backend_name()
         self.guard = WriterGuard()
+        self.on_damage: Callable[[str], None] = lambda _: None
+        """Called with the cause whenever SQLite finds that the file is damaged."""
         try:
             self._make_engines(pool_size, pooled, client, shows_values, plans_once, waits_briefly)
         except ModuleNotFoundError as error:
@@ -109,6 +111,7 @@ class Database:
             if not shows_values:
                 event.listen(engine.sync_engine, "handle_error", troubles.hide_values)
             event.listen(engine.sync_engine, "handle_error", partial(troubles.on_error, where=where))
+            event.listen(engine.sync_engine, "handle_error", lambda context: self._look(context.original_exception))
             event.listen(engine.sync_engine, "do_connect", self._refuse_if_disposed)
             event.listen(engine.sync_engine, "checkout", self._on_checkout)
             event.listen(engine.sync_engine, "checkin", lambda connection, _: limits.release(connection))
@@ -131,7 +134,12 @@ class Database:
             if connection.invalidated:  # SQLAlchemy would open another one, and execute what follows in no transaction
                 raise sqlite3.OperationalError("connection closed while it waited for the write lock")
         except sqlite3.Error as error:  # SQLAlchemy wraps the errors of drivers, but not in its events
+            self._look(error)
             raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+
+    def _look(self, error: BaseException) -> None:
+        if troubles.is_damage(error):
+            self.on_damage(self.why(error))
 
     def session(self, readonly: bool = False) -> AsyncSession:
         """A session whose objects stay usable after a commit. On SQLite a writing one may raise SecondWriter."""
@@ -170,7 +178,10 @@ class Database:
         cause = troubles.cause_of(error, self.kind)
         if "no such table" in cause or "UndefinedTable" in cause:
             cause += " (a service makes the tables when it first starts)"
-        return DatabaseUnreachable(f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}.")
+        message = f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}."
+        if troubles.is_damage(error):
+            return DatabaseDamaged(message, self.url.database or "")
+        return DatabaseUnreachable(message)
 
     def why(self, error: BaseException) -> str:
         """One line for a log: the database, its setting, and the cause of the error."""

@@ -30,6 +30,8 @@ REFUSED = {DATA_EXCEPTION, "23", "54"}
 
 PRIMARY = 0xFF
 """SQLite's extended error codes have the primary code in their last byte."""
+DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+DAMAGED = "its file is damaged"
 
 SHORTEST = 4
 """A text parameter of at least this many characters is removed from messages. A shorter one may be part of a word."""
@@ -85,11 +87,19 @@ def cause_of(error: BaseException, kind: str) -> str:
     return f"{cause}: {advice}" if advice else cause
 
 
+def is_damage(error: BaseException | None) -> bool:
+    """Whether SQLite has read something from the file that it never writes: no later try will find it mended."""
+    error = getattr(error, "orig", None) or error
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & PRIMARY in DAMAGE
+
+
 def advice_on(error: BaseException | None) -> str | None:
-    """What the error means and what helps, where its text does not say so: a full disk, a lock, a server that is only
-    read from. None for any other error.
+    """What the error means and what helps, where its text does not say so: a full disk, a damaged file, a lock, a
+    server that is only read from. None for any other error.
     """
     error = getattr(error, "orig", None) or error
+    if is_damage(error):
+        return DAMAGED
     if sqlstate_of(error) == DISK_FULL:
         return "the disk of its server is full; make room there"
     if sqlstate_of(error) == READ_ONLY:
@@ -109,7 +119,8 @@ def advice_on(error: BaseException | None) -> str | None:
 def on_error(context: ExceptionContext, where: str) -> None:
     """A listener for the engine's event `handle_error`. `where`: the database, and the setting that names it.
 
-    The error of a full disk gets the database and the advice in its message, and keeps its class for authors' code.
+    The error of a full disk or a damaged file gets the database and the advice in its message, and keeps its class for
+    authors' code.
     """
     error, advice = context.sqlalchemy_exception, advice_on(context.original_exception)
     if isinstance(error, DBAPIError) and advice:

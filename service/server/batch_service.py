@@ -38,7 +38,8 @@ from service.concurrency.background import Background
 from service.concurrency.offload import offload
 from service.concurrency.supervisor import Supervisor
 from service.config import Settings
-from service.database import checkpoints
+from service.database import checkpoints, open_file
+from service.database.open_file import OpenFile
 from service.database.session import leave_application_database, use_application_database
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
@@ -48,6 +49,7 @@ from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.server.bulk_worker import BulkWorker
 from service.server.child_pools import ChildPools
+from service.server.damage import after_damage, damage_explained
 from service.server.draining import end_work
 from service.server.measuring import Monitoring
 from service.server.placers import placing_of
@@ -109,6 +111,10 @@ class BatchService:
 
         If a part can't start, the parts that were started are stopped. Raises BatchError.
         """
+        with damage_explained(self._settings):
+            await self._start()
+
+    async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(sentry.reporting(self._settings))
             await self._open(stack)
@@ -170,12 +176,28 @@ class BatchService:
         )
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
+        files = await offload(self._open_files, stack)
+        self.ledger.on_damage = self._on_damage
+        self.node.watch_files(files, self.supervisor.fail, self._on_damage)
         use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
         stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=bool(self.roles.pools))
         self.tasks = self.folder.load()
         self.new_tasks = NewTasks(self.ledger, self.folder, self.tasks, self.node.id)
         self.metrics.labels.admit(self.tasks)
+
+    def _open_files(self, stack: AsyncExitStack) -> dict[str, OpenFile]:
+        """The files of SQLite, by the name of the database. Blocks."""
+        files = {}
+        for name, database in (("ledger", self.ledger), ("application", self.application)):
+            if (file := open_file.of(database.url)) is not None:
+                stack.callback(file.close)
+                files[name] = file
+        return files
+
+    def _on_damage(self, cause: str) -> None:
+        """Called in any thread: a later try can't succeed, and the log would be full of the same error."""
+        self.supervisor.fail("ledger", f"{cause}. {after_damage(self._settings, self.ledger.url.database or '')}")
 
     async def _join(self, stack: AsyncExitStack) -> None:
         """Register this process as a node, and start its engine."""

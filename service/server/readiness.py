@@ -29,7 +29,7 @@ async def reasons(
     dispatcher: Dispatcher | None,
 ) -> dict[str, str]:
     """The parts that are not ready, each with the reason. `dispatcher`: None for a process that fires nothing."""
-    unready = await _of_databases(application, ledger)
+    unready = await _of_databases(application, ledger) | dict(node.replaced)
     if node.trouble is not None:
         unready.setdefault("ledger", f"the heartbeat can't write to it ({node.trouble})")
     if engine.is_recheck_due:

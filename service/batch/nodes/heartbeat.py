@@ -35,11 +35,14 @@ from service.concurrency.background import Turn
 from service.concurrency.limits import limited
 from service.database import troubles
 from service.database.engine import Database, plan_anew
+from service.database.open_file import OpenFile
 from service.errors import DatabaseError
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
+
+OnFatal = Callable[[str, str], None]
 
 LONGEST_TICK = 0.25
 """Upper bound, in seconds, of the time between two checks of the lease."""
@@ -59,6 +62,10 @@ class Heartbeat:
     """The turn that is going on now; None between two."""
     trouble: str | None
     """Why the ledger can't be reached, without addresses; None while it can."""
+    files: Mapping[str, OpenFile]
+    """The files of SQLite that this process uses, by the name of the database: `ledger`, `application`."""
+    replaced: Mapping[str, str]
+    """What has happened to those of them that were deleted or replaced."""
 
     def __init__(
         self,
@@ -100,6 +107,11 @@ class Heartbeat:
         self._severed_at: float | None = None
         """When this node has cut off its connections (boot time), until the server has ended what is left of them."""
         self.trouble = None
+        self.files, self.replaced = {}, {}
+        self.on_fatal: OnFatal = lambda name, reason: None
+        """Called in this thread with the name of a database and the reason why this process can't go on."""
+        self.on_damage: Callable[[str], None] = lambda cause: None
+        """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
         self._stopping = threading.Event()
         self.on_end: Callable[[BaseException], None] = lambda _: None
         """Called in the thread if that ends without being stopped."""
@@ -170,6 +182,7 @@ class Heartbeat:
         database = Database(
             self._url, setting=self._setting, pool_size=1, client=client, plans_once=True, waits_briefly=True
         )
+        database.on_damage = self.on_damage
         wakes = Wakes(database, self._node, self._on_wake)
         try:
             with tracing.suppressed():
@@ -226,6 +239,7 @@ class Heartbeat:
         look_at = self._look_at = clock.boottime() + self._look_seconds
         self.turn = Turn(self._patience)
         try:
+            self._refuse_replaced_files()
             async with limited(self._patience):
                 # With trouble, the beat may wait for a lock that a frozen node holds on this node's row.
                 if self.trouble is not None or self._has_neighbour_died():
@@ -271,6 +285,21 @@ class Heartbeat:
             async with database.engine.begin() as connection:
                 await node_events.record_outages(connection, self.row, unwritten)
             self._outage.are_written(unwritten)
+
+    def _refuse_replaced_files(self) -> None:
+        """Raises DatabaseError if a file of SQLite was deleted or replaced: what is written to the old one is lost.
+
+        Nothing is fired or started from then on. If the next turn finds the same, the process can't go on.
+        """
+        before, self.replaced = self.replaced, {name: why for name, file in self.files.items() if (why := file.trouble)}
+        for name, why in self.replaced.items():
+            if name in before:
+                self.on_fatal(name, why)
+        if self.replaced:
+            self._lease.end()
+            self._has_given_up = True
+            self._call(self._on_loss)
+            raise DatabaseError("; ".join(self.replaced.values()))
 
     async def _beat(self, database: Database) -> LedgerChanges:
         """Beat, and poll in the same transaction."""
