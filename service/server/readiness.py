@@ -7,6 +7,7 @@ import asyncio
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
+from service.batch.ledger.schedules import ahead_in_words
 from service.batch.nodes.node import Node
 from service.database.engine import Database
 from service.server.probes import trouble_with
@@ -37,6 +38,8 @@ async def reasons(
         unready.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
     if firing is not None and firing[0].trouble is not None:
         unready.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")
+    if firing is not None and (ahead := firing[1].ahead):
+        unready["clock"] = ahead_in_words(ahead)
     if not node.lease.is_held:
         unready["lease"] = "it could not be renewed, so no run is started until it is"
     parts = {"engine": engine.is_alive, "heartbeat": node.is_beating}
