@@ -22,6 +22,7 @@ from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.opener import Opener
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import wakes
+from service.batch.nodes.clock_steps import ClockSteps
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from service.batch.nodes.node import Node
@@ -261,8 +262,10 @@ class BatchService:
     async def _fire(self, stack: AsyncExitStack) -> None:
         lease, outage = self._settings.LEASE_SECONDS, self.node.outage
         self.dispatcher = Dispatcher(
-            self.ledger, self.tasks, self.node.id, self.engine, outage, self.metrics, self.opener.wake, lease
+            *(self.ledger, self.tasks, self.node.id, self.engine, outage, self.metrics, self.opener.wake, lease),
+            steps=(steps := ClockSteps()),
         )
+        self._on_changes.append(steps.on_changes)
         self.dispatcher.on_queued = self.wake
         settings = self._settings
         apscheduler.prepare(self.scheduler)
@@ -333,9 +336,5 @@ class BatchService:
         failures = self.supervisor.failures
         if self.is_stopping:
             return await reasons_while_stopping(self.application, self.ledger) | failures
-        return (
-            await reasons(
-                self.application, self.ledger, self.node, self.engine, self.dispatcher if self._fires else None
-            )
-            | failures
-        )
+        firing = (self.dispatcher, self.schedules) if self._fires else None
+        return await reasons(self.application, self.ledger, self.node, self.engine, firing) | failures

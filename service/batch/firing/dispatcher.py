@@ -20,7 +20,8 @@ from service.batch.firing.apscheduler import LEAD
 from service.batch.firing.coming_slots import ComingSlots
 from service.batch.firing.firing import Fired, SlotPlans
 from service.batch.ledger import database_time
-from service.batch.nodes.ledger_poll import LedgerChanges
+from service.batch.nodes.clock_steps import ClockSteps
+from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.outage import Outage
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
@@ -51,8 +52,12 @@ class Dispatcher(Background):
         metrics: ProcessMetrics | None = None,
         on_waiting: Callable[[], None] = lambda: None,
         lease: float = 30.0,
+        steps: ClockSteps | None = None,
     ) -> None:
-        """`on_waiting`: called when runs were made that wait for other slots. `lease`: LEASE_SECONDS."""
+        """`on_waiting`: called when runs were made that wait for other slots. `lease`: LEASE_SECONDS. `steps`: those of
+        the ledger's clock, which each poll looks for.
+        """
+        self._steps = steps or ClockSteps()
         self._on_waiting = on_waiting
         self._database = database
         self._metrics = metrics or ProcessMetrics()
@@ -168,14 +173,18 @@ class Dispatcher(Background):
 
     async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
         async with self._metrics.timed(LedgerWork.FIRE), self._database.engine.begin() as connection:
-            return await firing.fire(connection, names, self._tasks, self._node, capacity, ahead=self._ahead)
+            return await firing.fire(
+                connection, names, self._tasks, self._node, capacity, ahead=self._ahead, steps=self._steps
+            )
 
     async def _fire_at(self, slot: datetime, names: Collection[str]) -> Fired:
         """Fire slots before they are due, in a transaction that is committed when they are."""
         try:
             async with self._database.engine.begin() as connection:
-                begun_at = clock.monotonic()
+                begun_at, asked_at = clock.monotonic(), clock.boottime()
                 now, read_at = await database_time.now_of(connection), clock.monotonic()
+                if self._steps.is_doubtful(now, asked_at):
+                    return Fired(now, again_at=dict.fromkeys(names, now + timedelta(seconds=LOOK_SECONDS)))
                 if not timedelta(0) < slot - now <= LEAD:
                     # The clock of the database differs from this one, and decides.
                     return Fired(now, again_at=dict.fromkeys(names, slot))
