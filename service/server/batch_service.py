@@ -284,6 +284,7 @@ class BatchService:
         watching = Watching(
             settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
         )
+        watching.watch.unfired = lambda: self.schedules.unfired.in_words
         self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
         self._on_changes += [watching.on_changes, self.opener.on_changes]
         if (placing := await placing_of(settings, self.ledger, self.node, self.tasks)) is not None:
@@ -300,7 +301,7 @@ class BatchService:
         self._parts += parts
 
     def _is_working(self) -> bool:
-        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher)
+        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher, self.schedules)
 
     def _wake_bulks(self) -> None:
         if self._is_firing:

@@ -137,6 +137,14 @@ class Dispatcher(Background):
             async with self.limited_turn():
                 fired = await self._fire_and_launch(names, slot)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
+            self._pause, self.trouble = SHORTEST_PAUSE, None
+            self._outage.over_for("dispatcher")
+            if fired.queued:
+                self.on_queued()
+            if fired.waiting:
+                self._on_waiting()
+            for name, at in fired.again_at.items():
+                self._later(max(0.0, (at - fired.now).total_seconds()), name)
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
             cause = self._outage.cause_for("dispatcher", self._database, error)
             self.trouble = cause or str(error).split("\n")[0]
@@ -145,15 +153,6 @@ class Dispatcher(Background):
             self._engine.recheck_claims()
             self._again(names, slot, self._pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
-            return
-        self._pause, self.trouble = SHORTEST_PAUSE, None
-        self._outage.over_for("dispatcher")
-        if fired.queued:
-            self.on_queued()
-        if fired.waiting:
-            self._on_waiting()
-        for name, at in fired.again_at.items():
-            self._later(max(0.0, (at - fired.now).total_seconds()), name)
 
     async def _fire_and_launch(self, names: Collection[str], slot: datetime | None) -> Fired:
         async with self._engine.claiming:

@@ -13,6 +13,7 @@ from service import clock
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import followers, task_sync
+from service.batch.firing.unfired import Unfired
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule, ahead_in_words
 from service.batch.nodes.clock_steps import AHEAD
@@ -78,6 +79,7 @@ class ScheduleSync(Background):
         self._cursors: dict[str, datetime] = {}
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
+        self.unfired = Unfired(database)
         self._woken = asyncio.Event()
         self.refreshing = asyncio.Lock()
         """Held by each refresh: two at a time would take up the same changes twice."""
@@ -100,6 +102,7 @@ class ScheduleSync(Background):
         await super().stop()
         await self._new_tasks.stop()
         await self._reading.stop()
+        await self.unfired.stop()
 
     async def _loop(self) -> None:
         while True:
@@ -121,6 +124,8 @@ class ScheduleSync(Background):
             await self._read_ledger()
         elif self._changes is not None and self._changes.now >= self._next_slot:
             await self._update_due_jobs(self._changes.now)
+        else:
+            self.unfired.are_due({})
 
     def on_fired(self, names: Iterable[str], until: datetime) -> None:
         """All slots of these tasks up to `until` were handled: their cursors need not be read from the ledger."""
@@ -206,11 +211,12 @@ class ScheduleSync(Background):
         """Fire the tasks whose next slot is due by database time, also when this node's clock is behind it."""
         self._skip_fired()
         names = [name for name, at in self._next_slots.items() if at <= now]
-        if not names:
-            return
-        async with self._database.reader.connect() as connection:
-            opened = await schedules.still_open(connection, names)
-        self._update_jobs_of(names, opened, now)
+        if names:
+            async with self._database.reader.connect() as connection:
+                opened = await schedules.still_open(connection, names)
+            self._update_jobs_of(names, opened, now)
+        due = {name: at for name in names if (at := self._next_slots[name]) <= now and name in self._cursors}
+        self.unfired.are_due(due)
 
     def _skip_fired(self) -> None:
         """Go on to the next slots of the tasks that this process has fired."""

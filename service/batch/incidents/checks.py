@@ -108,12 +108,18 @@ class Checks:
         watched: Mapping[str, WatchedTask],
         redriven: Sequence[str],
         now: datetime,
+        unfired: str | None = None,
     ) -> Findings:
-        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned."""
+        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned.
+
+        `unfired`: in words, why slots are due that no service fires.
+        """
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
         known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
         wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, now)
+        if unfired is not None:
+            wrong.append(Opening(IncidentKind.UNFIRED, unfired, now))
         held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
         following = [instant for instant in (*instants, held_until) if instant is not None]
         patient = await self._not_good_yet(connection, opened, watched)
@@ -238,7 +244,7 @@ class Checks:
 
 _CONDITIONS = (
     *(IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL),
-    IncidentKind.CLOCK,
+    *(IncidentKind.CLOCK, IncidentKind.UNFIRED),
 )
 
 

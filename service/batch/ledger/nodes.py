@@ -16,12 +16,16 @@ from service.batch.ledger.tables import HELD_SQL, nodes, runs
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """A node as its row in the ledger describes it. `beats`: the counter that rises with each beat."""
+    """A node as its row in the ledger describes it.
+
+    `beats`: the counter that rises with each beat. `loop_lag`: for how many seconds its event loop has stood still.
+    """
 
     id: str
     beats: int
     is_stopped: bool
     fires: bool = True
+    loop_lag: float = 0.0
 
 
 async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.exc import DBAPIError
 
 from service import clock
+from service.database import troubles
 from service.database.engine import Database
 from service.errors import DatabaseError
 from service.logs import get_logger
@@ -46,6 +47,7 @@ class Outage:
 
     cause: str | None = None
     """Why the ledger can't be used now, in one line for a log; None while it can."""
+    _reason = ""
 
     def __init__(self) -> None:
         self._failing: set[str] = set()
@@ -71,13 +73,21 @@ class Outage:
             is_new = self.cause is None
             if is_new:
                 self._began_at, self._since = self._failed_at, clock.now()
-            self.cause = cause
+            self.cause, self._reason = cause, troubles.advice_on(error) or type(error).__name__
         if is_new:
             logger.warning(
                 f"the ledger can't be used, which is tried again until it can (first by the {part}); no slot is fired, "
                 f"and what runs have done is kept until then: {cause}"
             )
         return cause
+
+    @property
+    def in_words(self) -> str | None:
+        """Since when the ledger can't be used, and why, without addresses, for anybody who asks; None while it can."""
+        with self._lock:
+            if self.cause is None or self._since is None:
+                return None
+            return f"it can't be used since {self._since:%H:%M:%S} UTC: {self._reason}"
 
     def over_for(self, part: str) -> None:
         """This part has used the ledger. Logs that the outage is over once all parts can, and nothing has failed."""

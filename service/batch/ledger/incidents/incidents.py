@@ -40,6 +40,7 @@ class IncidentKind(StrEnum):
     POOL = "pool"
     UNACCOUNTED = "unaccounted"
     CLOCK = "clock"
+    UNFIRED = "unfired"
 
 
 OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE)
