@@ -89,8 +89,8 @@ async def test_each_loop_that_ends_with_an_error_is_named_logged_shown_and_count
             loop = next(each for each in node.supervisor._loops if each.name == name)
             assert isinstance(loop, Background)
             await asyncio.sleep(0.01)  # it begins
-            while loop.turn is not None:  # not while a connection waits for an answer
-                await asyncio.sleep(0.01)
+            while any(pool.checkedout() for pool in (node.ledger.engine.pool, node.ledger.reader.pool)):
+                await asyncio.sleep(0.01)  # not while a connection waits for an answer
             with pytest.raises(Defect):
                 loop.work.get_coro().throw(Defect())  # type: ignore[union-attr]
             loop.work.get_loop().call_soon(loop.work.cancel)
