@@ -31,11 +31,9 @@ class Defect(BaseException):
 
 TASKS = """
 import asyncio
-import gc
 import os
 
 from service import BaseTask
-from service.concurrency.background import Background
 
 
 class Patient(BaseTask):
@@ -51,12 +49,12 @@ class Saboteur(BaseTask):
     async def run(self):
         if not os.path.exists("sabotage"):
             return
-        for loop in [each for each in gc.get_objects() if isinstance(each, Background)]:
-            if loop.name == "watch":
+        for loop in asyncio.all_tasks():
+            if loop.get_name() == "batch-watch":
                 try:
-                    loop.work.get_coro().throw(Defect())
+                    loop.get_coro().throw(Defect())
                 except Defect:
-                    loop.work.cancel()  # its coroutine has ended, which the asyncio task finds when it goes on
+                    loop.cancel()  # its coroutine has ended, which the asyncio task finds when it goes on
 
 
 class Defect(BaseException):
