@@ -124,7 +124,7 @@ def test_a_process_of_which_a_loop_has_ended_says_so_and_ends_with_70_when_its_r
         assert 'batch_failed_parts_total{part="watch"} 1.0' in started.get("/metrics").text
         assert started.process.wait(30) == EXIT_CODE
     assert "watch: it has ended: RuntimeError; this process ends with the exit code 70" in started.stderr
-    assert "Traceback" in started.stderr
+    assert "RuntimeError: cannot reuse already awaited coroutine" in started.stderr
 
 
 def until(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
