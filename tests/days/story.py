@@ -198,6 +198,10 @@ class Story:
             time.sleep(0.25)
         return found
 
+    @staticmethod
+    def now() -> float:
+        return boottime()
+
     def wait(self, seconds: float) -> None:
         """Let the trouble last. A story waits by the clock: its subject is what happens while time passes."""
         time.sleep(seconds)
