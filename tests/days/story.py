@@ -200,7 +200,12 @@ class Story:
 
     @staticmethod
     def now() -> float:
+        """The time since boot, as the witness has it."""
         return boottime()
+
+    @staticmethod
+    def clock() -> datetime:
+        return datetime.now(UTC)
 
     def wait(self, seconds: float) -> None:
         """Let the trouble last. A story waits by the clock: its subject is what happens while time passes."""
