@@ -9,7 +9,7 @@ import pytest
 
 from service.testing.databases import wait_for
 from service.testing.postgres import OwnServer, find_binaries
-from tests.days.story import Story
+from tests.days.story import TWELVE, Story
 
 
 @pytest.fixture
@@ -29,6 +29,12 @@ def settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def story(settings: dict[str, str], tmp_path: Path) -> Iterator[Story]:
-    with Story(tmp_path / "story", settings) as story:
+def tasks() -> str:
+    """The file of tasks. A module whose tasks are others overrides this."""
+    return TWELVE
+
+
+@pytest.fixture
+def story(settings: dict[str, str], tasks: str, tmp_path: Path) -> Iterator[Story]:
+    with Story(tmp_path / "story", settings, tasks) as story:
         yield story

@@ -24,4 +24,3 @@ def test_a_node_is_frozen_for_three_minutes(story: Story) -> None:
     frozen.thaw()
     story.frozen.append((frozen.process.pid, began, boottime()))
     story.check_end()
-    print(story.told(), story.status(), story.batch("nodes"), story.night["sentence"], story.logs(20000))

@@ -52,7 +52,6 @@ def test_the_network_of_one_node_is_half_open_for_40_seconds(deployment: Deploym
     assert story.nodes["b"].readiness() == {}
     story.wait(5)
     story.check_end()
-    print(story.told(), story.status(), story.night["sentence"], story.logs(20000))
 
 
 def test_the_network_of_all_is_half_open_for_three_minutes(deployment: Deployment) -> None:
@@ -63,7 +62,6 @@ def test_the_network_of_all_is_half_open_for_three_minutes(deployment: Deploymen
         assert "ledger" in (node.readiness() or {})
     story.wait(10)
     story.check_end()
-    print(story.told(), story.status(), story.night["sentence"], story.logs(20000))
 
 
 def test_each_packet_takes_half_a_second(deployment: Deployment) -> None:
@@ -71,4 +69,3 @@ def test_each_packet_takes_half_a_second(deployment: Deployment) -> None:
     deployment.network.tell("all", "delay", 120, 0.5)
     story.wait(120)
     story.check_end()
-    print(story.told(), story.status(), story.night["sentence"], story.logs(20000))

@@ -23,7 +23,6 @@ def test_a_node_is_killed_and_started_again_every_20_seconds(story: Story) -> No
     events = story.batch("changes")
     assert events.count("node.lost") == 8, events
     story.check_end()
-    print(story.told(), story.status(), story.batch("nodes"), story.night["sentence"], story.logs(20000))
 
 
 def test_both_nodes_are_gone_for_five_minutes(story: Story) -> None:
@@ -34,4 +33,3 @@ def test_both_nodes_are_gone_for_five_minutes(story: Story) -> None:
     story.wait(300)
     story.start("a", "b")
     story.check_end()
-    print(story.told(), story.status(), story.batch("nodes"), story.night["sentence"], story.logs(20000))

@@ -61,7 +61,6 @@ def test_a_row_of_a_run_is_locked(story: Story) -> None:
         )
         story.wait(HELD_SECONDS - 60)
     story.check_end()
-    print(story.told(), story.status(), story.night["sentence"], story.logs(20000))
 
 
 def test_a_row_of_a_schedule_is_locked(story: Story) -> None:
@@ -77,7 +76,6 @@ def test_a_row_of_a_schedule_is_locked(story: Story) -> None:
         story.wait(45)
     story.check_end()
     story.until(lambda: any("closed unfired" in message for message in story.messages), 30, "it is over")
-    print(story.told(), story.status(), story.night["sentence"], story.logs(20000))
 
 
 def test_the_table_of_runs_is_locked(story: Story) -> None:
@@ -90,4 +88,3 @@ def test_the_table_of_runs_is_locked(story: Story) -> None:
         assert pid
     story.check_end()
     assert not any("could not renew its lease" in node.said for node in story.nodes.values())
-    print(story.told(), story.status(), story.night["sentence"], story.logs(20000))

@@ -34,7 +34,6 @@ def test_another_process_holds_the_write_lock_for_70_seconds(files: Story) -> No
         assert files.nodes["a"].get("/healthz").status_code == 200
         files.wait(5)
     files.check_end()
-    print(files.told(), files.status(), files.night["sentence"], files.logs(20000))
 
 
 def test_a_reader_of_the_ledger_never_ends(files: Story) -> None:
@@ -45,7 +44,6 @@ def test_a_reader_of_the_ledger_never_ends(files: Story) -> None:
         files.wait(120)
         assert len(files.ended_since(since)) == 12
     files.check_end()
-    print(files.told(), files.status(), files.night["sentence"], files.logs(20000))
 
 
 def test_the_file_is_deleted(files: Story) -> None:
@@ -103,7 +101,6 @@ def test_the_disk_is_full(tmp_path: Path, seconds: int, descriptors: int) -> Non
         story.check_end()
         lines = [line for line in node.said.splitlines() if "can't be used" in line]
         assert len(lines) < 5, lines
-        print(story.told(), story.status(), story.night["sentence"], story.logs(20000))
 
 
 def fill(path: Path) -> None:
