@@ -95,7 +95,9 @@ class Pin(Result):
 async def list_backups(operations: Viewer) -> BackupList:
     """The backups of the application's database."""
     warnings: list[str] = []
-    summaries = await operations.named_backups.list(lambda _: warnings.append("a place, or the ledger, could not be read"))
+    summaries = await operations.named_backups.list(
+        lambda _: warnings.append("a place, or the ledger, could not be read")
+    )
     return BackupList(backups=list(summaries), warnings=warnings)
 
 
@@ -103,7 +105,9 @@ async def list_backups(operations: Viewer) -> BackupList:
 async def show_backup(operations: Viewer, name: BackupName) -> ShownBackup:
     """A backup and its tables."""
     warnings: list[str] = []
-    details, tables = await operations.named_backups.show(name, lambda _: warnings.append("the ledger could not be read"))
+    details, tables = await operations.named_backups.show(
+        name, lambda _: warnings.append("the ledger could not be read")
+    )
     return ShownBackup(
         backup=details.backup,
         taken_at=details.taken,
