@@ -113,7 +113,7 @@ BROAD = {
 }
 """Where Exception, BaseException or everything may be caught, and how often. Who raises it again is not counted."""
 
-MOST_LINES = 300
+MOST_LINES = 400
 MOST_BODY_LINES = 40
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "managers", "manager", "core"}
 

@@ -239,7 +239,9 @@ async def open_operations(
     Its databases connect on first use, and keep no connection between uses. `loaded` is called when tasks are needed.
     """
     shows = settings.BATCH_SHOW_SQL_PARAMETERS
-    ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False, shows_values=shows)
+    ledger = Database(
+        settings.ledger_url, setting=settings.ledger_setting, pooled=False, shows_values=shows, waits_briefly=True
+    )
     application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False, shows_values=shows)
     async with AsyncExitStack() as stack:  # both are disposed of, also if that of one is cancelled
         for database in (ledger, application):

@@ -38,6 +38,8 @@ AGAIN = timedelta(minutes=1)
 class Digest(Background):
     """Works on the node that has the duty of the watch. `cron` is in UTC. `channels`: the names of its channels."""
 
+    turn_seconds = 60.0
+
     def __init__(
         self,
         operations: Operations,
@@ -73,11 +75,12 @@ class Digest(Background):
                 self._due = None
                 continue
             try:
-                await self._write(self._due)
+                async with self.limited_turn():
+                    await self._write(self._due)
                 self._due = None
             except BatchError as error:
                 logger.warning(f"the digest could not be written, and is tried again in a minute: {error.message}")
-            except DBAPIError as error:
+            except (DBAPIError, OSError) as error:
                 why = self._ledger.why(error)
                 logger.warning(f"the digest could not be written, and is tried again in a minute: {why}")
             except Exception:  # the background loop's boundary

@@ -202,15 +202,15 @@ class LocalEngine(Background):
         pause = 0.1
         while True:
             try:
-                await self._turn(is_woken=await self._until_needed())
+                is_woken = await self._until_needed()
+                async with self.limited_turn():
+                    await self._turn(is_woken)
                 self._turned_at = clock.monotonic()
                 self._outage.over_for("engine")
                 pause = 0.1
             except Exception as error:  # the background loop's boundary: a failed turn must not end the engine
-                cause = self._outage.cause_for("engine", self._database, error)
-                reason = cause or str(error).split("\n")[0]
-                text = f"writing to the ledger failed, the next attempt is in {pause:.1f} s: {reason}"
-                logger.error(text, exc_info=None if cause else error)
+                if self._outage.cause_for("engine", self._database, error) is None:
+                    logger.exception(f"writing to the ledger failed, the next attempt is in {pause:.1f} s")
                 self.is_recheck_due = True
                 await asyncio.sleep(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)

@@ -174,6 +174,7 @@ class Checks:
             *silent,
             *missed_deadlines,
             *old,
+            *await overdue.cursors_ahead(connection, now),
         ]
         return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
 
@@ -235,7 +236,10 @@ class Checks:
         return over + [incident for incident, is_over, row in asked if await is_over(connection, row)]
 
 
-_CONDITIONS = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL)
+_CONDITIONS = (
+    *(IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL),
+    IncidentKind.CLOCK,
+)
 
 
 async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) -> set[str]:

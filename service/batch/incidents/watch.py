@@ -11,12 +11,14 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import clock
 from service.batch.incidents import noticing, outages, telling
 from service.batch.incidents.checks import CHECK_SECONDS, Checks
 from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
 from service.batch.ledger import database_time, duties
 from service.batch.ledger.duties import WATCH
+from service.batch.nodes.clock_steps import AHEAD
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.outage import Outage
 from service.concurrency.background import Background
@@ -62,7 +64,9 @@ class Watch(Background):
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll, which wakes the watch if there is something to do."""
         before, self._changes = self._changes, changes
-        if self.holds and before is not None and changes.now - before.now >= outages.SHORTEST:
+        if before is not None and changes.now < before.now - AHEAD:  # the ledger's clock was set back
+            self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
+        if self.holds and before is not None and _passed(before, changes) >= outages.SHORTEST:
             self._gap = self._gap or (before.now, changes.now)
         if self._is_needed(changes):
             self._woken.set()
@@ -88,18 +92,21 @@ class Watch(Background):
                 self._outage.over_for("watch")
             except Exception as error:  # the background loop's boundary
                 self._checks.forget_all()
-                if cause := self._outage.cause_for("watch", self._ledger, error):
-                    logger.warning(f"incidents can't be written to the ledger: {cause}")
-                else:
+                if self._outage.cause_for("watch", self._ledger, error) is None:
                     logger.exception("the watch failed, and goes on with the next poll")
 
     async def _turn(self) -> None:
-        if not self.holds and not await self._take():
-            return
-        while await self._notice():
-            pass
+        if not self.holds:
+            async with self.limited_turn():
+                if not await self._take():
+                    return
+        is_done = False
+        while not is_done:
+            async with self.limited_turn():
+                is_done = not await self._notice()
         if self.holds:
-            await self._check()
+            async with self.limited_turn():
+                await self._check()
 
     async def _take(self) -> bool:
         async with self._ledger.engine.begin() as connection:
@@ -181,6 +188,12 @@ class Watch(Background):
     async def _still_holds(self, connection: AsyncConnection) -> bool:
         self.holds = await duties.hold(connection, WATCH, self._node)
         return self.holds
+
+
+def _passed(before: LedgerChanges, after: LedgerChanges) -> timedelta:
+    """How much time has passed between two polls: over a step of the clock nobody was down."""
+    by_clock = after.now - before.now
+    return by_clock if clock.is_moved() else min(by_clock, timedelta(seconds=after.read_at - before.read_at))
 
 
 _PAUSE = timedelta(seconds=CHECK_SECONDS)

@@ -110,3 +110,16 @@ async def end_connections(connection: AsyncConnection, node_ids: Iterable[str]) 
     is_of_service = "split_part(application_name, '/', 1) = 'batch' AND pid <> pg_backend_pid()"
     statement = f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE {is_theirs} AND {is_of_service}"
     await connection.execute(text(statement), {"nodes": names})
+
+
+async def end_older_connections(connection: AsyncConnection, node: str, seconds: float) -> None:
+    """End the PostgreSQL connections of this node that are older than so many seconds: their other ends are cut off.
+
+    The server may not have noticed that, and what they have locked stays locked. On SQLite nothing is done.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    is_of_node = "usename = current_user AND pid <> pg_backend_pid() AND application_name LIKE 'batch/' || :node || '%'"
+    is_older = "backend_start < clock_timestamp() - make_interval(secs => :seconds)"
+    statement = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {is_of_node} AND {is_older}"
+    await connection.execute(text(statement), {"node": node, "seconds": max(0.0, seconds)})

@@ -63,12 +63,11 @@ class Placing(Background):
             is_woken = await is_set_within(self._woken, IDLE_SECONDS)
             self._woken.clear()
             try:
-                await (self._turn() if is_woken or not self._holds else self._places())
+                async with self.limited_turn():
+                    await (self._turn() if is_woken or not self._holds else self._places())
                 self._outage.over_for("tickets")
             except Exception as error:  # the background loop's boundary: the next look may succeed
-                if cause := self._outage.cause_for("tickets", self._ledger, error):
-                    logger.warning(f"no tickets are placed, because the ledger can't be read: {cause}")
-                else:
+                if self._outage.cause_for("tickets", self._ledger, error) is None:
                     logger.exception("placing tickets failed, and is tried again with the next poll")
             await asyncio.sleep(SHORTEST_PAUSE)
 

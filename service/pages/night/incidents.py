@@ -51,6 +51,7 @@ KINDS = {
     "backup": "A backup can't be relied on",
     "pool": "Runs wait for a pool that no node serves",
     "unaccounted": "Slots are unaccounted for",
+    "clock": "A clock was ahead",
 }
 _LONGEST_NUMBER = 9
 OF_RUNS = ("failed", "empty", "quarantine")

@@ -39,6 +39,7 @@ class IncidentKind(StrEnum):
     BACKUP = "backup"
     POOL = "pool"
     UNACCOUNTED = "unaccounted"
+    CLOCK = "clock"
 
 
 OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE)
