@@ -7,6 +7,7 @@ apart here all the same.)
 
 from __future__ import annotations
 
+import re
 import signal
 import statistics
 from collections import Counter
@@ -20,17 +21,18 @@ import pytest
 
 from service import clock
 from service.batch.ledger import tables
+from service.batch.ledger.incidents.tables import incidents
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer
 from tests.faults.wrong_clock import SERVE, WrongClock
 from tests.outages import Case, until
-from tests.processes import Service, process
+from tests.processes import Service, batch, process
 
 HOUR, MINUTES = 3600.0, 180.0
 SUSPEND = 90.0
 SECOND = timedelta(seconds=1)
 WAIT = 120.0
-AHEAD = "a clock ahead has fired tick up to"
+AHEAD = "the clock was ahead, up to"
 KINDS = ("sqlite", "postgresql")
 SETTINGS = {"POLL_SECONDS": "0.2", "HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": "10", "DRAIN_SECONDS": "0.5"}
 
@@ -105,6 +107,11 @@ class World:
         self.ahead: dict[str, Service] = {}
         self.others: list[Service] = []
         self.behind: tuple[datetime, datetime]
+        self.ready: list[tuple[int, dict[str, str]]] = []
+        """What `/readyz` says on SQLite while the clock was ahead, and after the tasks were resumed."""
+        self.missed: list[dict[str, Any]] = []
+        self.waiting: list[dict[str, Any]] = []
+        self.status = self.resumed = ""
 
     def start(self, case: Case, wrong: WrongClock) -> Service:
         return self._stack.enter_context(process(case.folder, SERVE, {**case.settings, **wrong.settings}))
@@ -119,8 +126,8 @@ class World:
             until(lambda case=case: case.witness("began", "patient"), WAIT, "it works")
         for kind in KINDS:
             self.others += [self.start(self.apart[kind], self.clock_of(kind, by)) for by in (0.0, -MINUTES)]
-        for service in self.others:
-            service.wait_until_ready()
+        for service in self.others:  # on SQLite those behind say that the clock of the first one is ahead
+            service.wait_until_said("Scheduler started")
 
     def clock_of(self, kind: str, seconds: float) -> WrongClock:
         return WrongClock(self.apart[kind].folder / f"{seconds:g}.clock", seconds)
@@ -134,6 +141,25 @@ class World:
             wrong.set(seconds)
         before = self.ticks()
         until(lambda: all(self.ticks()[kind] > before[kind] + 2 for kind in kinds), WAIT, f"it fires at {seconds:+g} s")
+
+    def set_right(self) -> None:
+        """After an hour ahead the clocks are right again. On SQLite nothing fires then, until the tasks are resumed."""
+        sqlite = self.stepped["sqlite"]
+        self.missed = sqlite.rows(tables.missed, task="tick")
+        self.waiting = sqlite.rows(task="tick", state="waiting")
+        self.step(0.0, ("postgresql",))
+        until(lambda: "clock" in sqlite.readiness()[1], WAIT, "it says that the clock was ahead")
+        self.ready.append(sqlite.readiness())
+        until(lambda: AHEAD in self.batch("status"), WAIT, "batch status says so too")
+        self.status = self.batch("status")
+        self.resumed = self.batch("resume", "--ahead")
+        self.step(0.0)
+        until(lambda: sqlite.readiness()[0] == 200, WAIT, "it is ready")
+        self.ready.append(sqlite.readiness())
+
+    def batch(self, *words: str) -> str:
+        case = self.stepped["sqlite"]
+        return batch(case.folder, *words, settings=case.settings).stdout
 
     def lose_the_one_ahead(self) -> None:
         """The node that runs PatientTask stops: its run is to be resumed by one of those behind it."""
@@ -160,10 +186,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresSer
         world.begin()
         world.step(HOUR)
         before = datetime.now(UTC)
-        world.step(0.0, ("postgresql",))  # on SQLite the slots of this hour are handled
-        until(lambda: AHEAD in world.stepped["sqlite"].service.stderr, WAIT, "it says that a clock was ahead")
+        world.set_right()
         world.behind = before, datetime.now(UTC)
-        world.step(HOUR + SUSPEND)
+        world.step(SUSPEND)
         world.lose_the_one_ahead()
         world.end()
         yield world
@@ -178,7 +203,8 @@ def of(case: Case, task: str) -> list[dict[str, Any]]:
 def test_no_slot_is_lost_or_doubled(world: World, name: str, kind: str) -> None:
     case: Case = getattr(world, name)[kind]
     for task in ("tick", "one", "flaky", "patient"):
-        ran = [run["slot"] for run in of(case, task)]
+        (cursor,) = [row["fired_until"] for row in case.rows(tables.schedules, task=task)]
+        ran = [run["slot"] for run in of(case, task) if run["slot"] <= cursor]  # a clock ahead has fired later ones
         ranges = case.rows(tables.missed, task=task)
         inside = [slot for slot in ran for each in ranges if each["first_slot"] <= slot <= each["last_slot"]]
         number = len(ran) + sum(each["count"] for each in ranges)
@@ -199,15 +225,28 @@ def test_no_body_ran_twice(world: World, name: str, kind: str) -> None:
     assert {run["id"] for run in case.rows(task="tick", state="succeeded")} == {run for run, _ in ran}
 
 
-def test_an_hour_forward_is_a_downtime_where_the_ledgers_clock_is_the_nodes(world: World) -> None:
-    """And a step back repeats nothing: that hour's slots are handled."""
+def test_an_hour_forward_is_no_downtime_where_the_ledgers_clock_is_the_nodes(world: World) -> None:
+    """Nobody was down, and what is caught up waits until the clock has been the same for ten minutes."""
     case = world.stepped["sqlite"]
-    (downtime, *_) = case.rows(tables.missed, task="tick")
-    assert downtime["reason"] == "the service was down"
-    assert HOUR - 60 - 10 < downtime["count"] < HOUR - 60 + 10
-    (caught_up, *_) = case.rows(task="tick", catch_up=True)
-    assert caught_up["slot"] == downtime["last_slot"] + SECOND
+    (hour,) = world.missed
+    assert hour["reason"].startswith("the clock was set forward, from ")
+    assert HOUR - 60 - 10 < hour["count"] < HOUR - 60 + 10
+    (caught_up,) = world.waiting
+    assert caught_up["slot"] == hour["last_slot"] + SECOND
+    assert timedelta(minutes=10) < caught_up["due_at"] - caught_up["slot"] < timedelta(minutes=12)
+    assert case.rows(incidents, kind="down") == []
+
+
+def test_while_the_clock_was_ahead_the_service_says_so_until_its_tasks_are_resumed(world: World) -> None:
+    case = world.stepped["sqlite"]
+    (status, reasons), (status_after, _) = world.ready
+    assert (status, status_after) == (503, 200)
+    assert AHEAD in reasons["clock"]
+    assert f"problem: {AHEAD}" in world.status
     assert AHEAD in case.service.stderr
+    assert len(re.findall("fires again; a clock was ahead, up to", world.resumed)) == 4
+    (incident,) = case.rows(incidents, kind="clock")
+    assert (incident["closed_why"], incident["count"]) == ("over", 4)
 
 
 def test_on_postgresql_a_nodes_clock_decides_nothing(world: World) -> None:

@@ -32,6 +32,8 @@ _TITLES: dict[str, str] = {
     "backup": "the backups need attention",
     "pool": "a pool is not served",
     "unaccounted": "slots are unaccounted for",
+    "clock": "tasks don't fire, because a clock was ahead",
+    "unfired": "a service lives, but does not fire",
 }
 
 

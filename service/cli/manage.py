@@ -8,7 +8,7 @@ import typer
 
 from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, TaskName, instant, utc
+from service.cli.options import AsJson, OptionalTaskName, TaskName, instant, utc
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
@@ -32,20 +32,42 @@ def pause(name: TaskName, as_json: AsJson = False) -> None:
         console.say(f"{name} was paused already, at {utc(paused.at)} by {paused.by}")
 
 
-def resume(name: TaskName, as_json: AsJson = False) -> None:
-    """Fire a paused task again, from now on.
+def resume(
+    name: OptionalTaskName = None,
+    ahead: Annotated[
+        bool, typer.Option("--ahead", help="Instead of NAME: all tasks that don't fire because a clock was ahead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fire a task again, from now on: one that is paused, or that does not fire because a clock was ahead.
 
-    The runs that the pause has stopped continue.
+    The runs that the pause has stopped continue. A clock that was ahead has fired slots before their time; those that
+    have a run get no other one.
     """
     from service import console
 
-    ended_pause = ask(lambda operations: operations.tasks.resume(name))
+    if (name is None) != ahead:
+        raise typer.BadParameter("give the name of a task, or --ahead")
+    if name is None:
+        resumed = ask(lambda operations: operations.tasks.resume_ahead())
+        if as_json:
+            console.show_json(dict(resumed))
+            return
+        for task, until in sorted(resumed.items()):
+            console.say(f"{task} fires again; a clock was ahead, up to {utc(until)}")
+        if not resumed:
+            console.say("no clock was ahead: each task fires")
+        return
+    found = ask(lambda operations: operations.tasks.resume(name))
     if as_json:
-        console.show_json(ended_pause)
-    elif ended_pause is None:
+        console.show_json(found)
+        return
+    if found.ended is not None:
+        console.say(f"{name} fires again; it was paused at {utc(found.ended.at)} by {found.ended.by}")
+    if found.ahead_until is not None:
+        console.say(f"{name} fires again; a clock was ahead, up to {utc(found.ahead_until)}")
+    if found.ended is None and found.ahead_until is None:
         console.say(f"{name} is not paused")
-    else:
-        console.say(f"{name} fires again; it was paused at {utc(ended_pause.at)} by {ended_pause.by}")
 
 
 def backfill(

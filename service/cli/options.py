@@ -30,6 +30,9 @@ MOST_DIGITS = 15
 """The most digits of a number in an option. They must be ASCII digits, although int() also accepts other scripts."""
 
 TaskName = Annotated[str, typer.Argument(help="The task's name.", autocompletion=complete.task_names)]
+OptionalTaskName = Annotated[
+    str | None, typer.Argument(help="The task's name.", metavar="NAME", autocompletion=complete.task_names)
+]
 OfTask = Annotated[
     str | None, typer.Option(help="Show only runs and slots of this task.", autocompletion=complete.task_names)
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from service.concurrency.background import Background
+from service.concurrency.background import Background, OnEnd
 from service.database import troubles
 from service.database.engine import Database, execute_once
 from service.errors import BatchError
@@ -36,25 +36,26 @@ class Checkpoints(Background):
         self._has_written = asyncio.Event()
         self._warning = ""
 
-    def start(self) -> None:
+    def start(self, on_end: OnEnd | None = None) -> None:
         event.listen(self._database.engine.sync_engine, "connect", self._leave_checkpoints)
         event.listen(self._database.engine.sync_engine, "checkin", self._on_return)
-        super().start()
+        super().start(on_end)
 
     async def _loop(self) -> None:
         is_set = False  # for the connection of the writers that was opened before
         while True:
             try:
                 if not is_set:
-                    async with self._database.engine.begin() as connection:
+                    async with self.limited_turn(), self._database.engine.begin() as connection:
                         await connection.exec_driver_sql(AUTOCHECKPOINT)
                     is_set = True
                 await self._has_written.wait()
                 await asyncio.sleep(CHECKPOINT_SECONDS)
                 self._has_written.clear()
-                await self.checkpoint()
+                async with self.limited_turn():
+                    await self.checkpoint()
                 self._warning = ""
-            except (DBAPIError, BatchError) as error:
+            except (DBAPIError, BatchError, TimeoutError) as error:
                 self._warn_once(f"the write-ahead log is not copied now: {troubles.cause_of(error, 'sqlite')}")
                 await asyncio.sleep(CHECKPOINT_SECONDS)
 

@@ -157,6 +157,14 @@ async def open_file(name: str, **options: Any) -> aiosqlite.Connection:
     return connection
 
 
+def interrupt(connection: aiosqlite.Connection) -> None:
+    """End the statement that a connection is executing, if it is, with an error. Any thread may call it."""
+    opened = connection._opened if isinstance(connection, _Connection) else None
+    if opened is not None:
+        with suppress(sqlite3.ProgrammingError):  # it was closed just now
+            opened.interrupt()
+
+
 def _make_private(name: str) -> None:
     """Create the file so that only this user can read it. SQLite copies its permissions to the files beside it."""
     with suppress(OSError):  # the file exists, or SQLite reports the error

@@ -18,6 +18,8 @@ from service.errors import BatchError, DatabaseBusy
 
 SERIALIZATION_FAILURE = "40001"
 DISK_FULL = "53100"
+READ_ONLY = "25006"
+LOCKED = "55P03"
 CONFLICTS = {SERIALIZATION_FAILURE, "40P01", "55P03"}
 """SQLSTATEs of a serialization failure, a deadlock, and a lock that could not be had."""
 UNREACHABLE = {"08", "53", "57"}
@@ -92,12 +94,18 @@ def is_damage(error: BaseException | None) -> bool:
 
 
 def advice_on(error: BaseException | None) -> str | None:
-    """Advice for the error of a full disk or of a damaged file; None for any other error."""
+    """What the error means and what helps, where its text does not say so: a full disk, a damaged file, a lock, a
+    server that is only read from. None for any other error.
+    """
     error = getattr(error, "orig", None) or error
     if is_damage(error):
         return DAMAGED
     if sqlstate_of(error) == DISK_FULL:
         return "the disk of its server is full; make room there"
+    if sqlstate_of(error) == READ_ONLY:
+        return "its server takes no writes, as one from which another has taken over"
+    if sqlstate_of(error) == LOCKED:
+        return "another transaction holds a lock"
     if not isinstance(error, sqlite3.Error):
         return None
     code = getattr(error, "sqlite_errorcode", 0) & PRIMARY
@@ -117,8 +125,21 @@ def on_error(context: ExceptionContext, where: str) -> None:
     error, advice = context.sqlalchemy_exception, advice_on(context.original_exception)
     if isinstance(error, DBAPIError) and advice:
         error.args = (f"{error.args[0]}: {where}: {advice}", *error.args[1:])
+    if is_read_only(context.original_exception) and not _reads_only(context):
+        context.is_disconnect = True  # so that all connections of the pool are opened anew, to the server that writes
     if context.statement is not None and _has_ended(context):
         context.is_disconnect = True  # so that the session refuses further statements until it is rolled back
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Whether a server has refused a write because it only reads: another one may have taken over from it."""
+    return sqlstate_of(error) == READ_ONLY
+
+
+def _reads_only(context: ExceptionContext) -> bool:
+    """Whether the transaction was begun to read only, so that a write in it is a mistake of its author."""
+    connection = context.connection
+    return connection is not None and bool(connection.get_execution_options().get("postgresql_readonly"))
 
 
 def _has_ended(context: ExceptionContext) -> bool:

@@ -276,6 +276,16 @@ class Paused(Result):
     is_new: bool
 
 
+class Resumed(Result):
+    """What resuming a task did. `ended`: the pause that has ended; None if it was not paused.
+
+    `ahead_until`: up to then it would not have fired, because a clock was ahead; None if none was.
+    """
+
+    ended: Paused | None
+    ahead_until: datetime | None = None
+
+
 class Quarantined(Result):
     """An item that a run set aside. `item`: its key as JSON text. `error` has `type`, `message` and `traceback`.
 

@@ -22,6 +22,7 @@ from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.opener import Opener
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import wakes
+from service.batch.nodes.clock_steps import ClockSteps
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from service.batch.nodes.node import Node
@@ -36,6 +37,7 @@ from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
+from service.concurrency.supervisor import Supervisor
 from service.config import Settings
 from service.database import checkpoints, open_file
 from service.database.open_file import OpenFile
@@ -83,6 +85,7 @@ class BatchService:
         self._fires = self.roles.fires
         self._on_changes: list[Callable[[LedgerChanges], None]] = []
         self.metrics = ProcessMetrics()
+        self.supervisor = Supervisor(self.metrics.count_failed)
         self.node = Node(
             settings.ledger_url,
             settings.HEARTBEAT_SECONDS,
@@ -103,10 +106,6 @@ class BatchService:
         self._is_firing = False
         self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
         self._sign_off = SignOff(self.node, settings)
-        self.failures: dict[str, str] = {}
-        """Why this process can't do its work any more, by the name of the part."""
-        self.on_failure: Callable[[], None] = lambda: None
-        """Ends the process. Called in any thread."""
 
     async def start(self) -> None:
         """Migrate the databases, load the tasks, register this node, and begin to fire. A worker migrates nothing.
@@ -180,7 +179,7 @@ class BatchService:
         stack.push_async_callback(self.application.dispose)
         files = await offload(self._open_files, stack)
         self.ledger.on_damage = self._on_damage
-        self.node.watch_files(files, self._fail, self._on_damage)
+        self.node.watch_files(files, self.supervisor.fail, self._on_damage)
         use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
         stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=bool(self.roles.pools))
@@ -199,14 +198,7 @@ class BatchService:
 
     def _on_damage(self, cause: str) -> None:
         """Called in any thread: a later try can't succeed, and the log would be full of the same error."""
-        self._fail("ledger", f"{cause}. {after_damage(self._settings, self.ledger.url.database or '')}")
-
-    def _fail(self, name: str, reason: str) -> None:
-        """This process can't do its work any more. Called in any thread; only the first reason counts."""
-        if not self.failures:
-            self.failures[name] = reason
-            logger.critical(f"{name}: {reason}")
-            self.on_failure()
+        self.supervisor.fail("ledger", f"{cause}. {after_damage(self._settings, self.ledger.url.database or '')}")
 
     async def _join(self, stack: AsyncExitStack) -> None:
         """Register this process as a node, and start its engine."""
@@ -234,15 +226,18 @@ class BatchService:
         self._waking.engine = self.engine
         wakes.use_engine(self.ledger.engine, partial(self._waking.takes, self.tasks))
         stack.callback(wakes.use_no_engine, self.ledger.engine)
-        self.node.start(self.engine.give_up, self._on_rescue, self._hand_out, self._waking.on_queued)
+        self.node.be_supervised(self.supervisor)
+        self.node.start(
+            self._on_loss, self._on_rescue, self._hand_out, self._waking.on_queued, on_replaced=self._on_replaced
+        )
         stack.push_async_callback(self.node.stop)
         self._on_changes.append(self.engine.on_changes)
-        self.engine.start()
+        self.supervisor.start(self.engine)
         self.child_pools.serve(self.new_tasks)
         stack.push_async_callback(self.engine.stop)
         self._answer(stack)
         if self.roles.pools:
-            stack.push_async_callback(start_pings(settings, self._is_working))
+            stack.push_async_callback(start_pings(settings, self._is_working, self.supervisor))
         stack.push_async_callback(self.drain)
 
     def _answer(self, stack: AsyncExitStack) -> None:
@@ -267,8 +262,10 @@ class BatchService:
     async def _fire(self, stack: AsyncExitStack) -> None:
         lease, outage = self._settings.LEASE_SECONDS, self.node.outage
         self.dispatcher = Dispatcher(
-            self.ledger, self.tasks, self.node.id, self.engine, outage, self.metrics, self.opener.wake, lease
+            *(self.ledger, self.tasks, self.node.id, self.engine, outage, self.metrics, self.opener.wake, lease),
+            steps=(steps := ClockSteps()),
         )
+        self._on_changes.append(steps.on_changes)
         self.dispatcher.on_queued = self.wake
         settings = self._settings
         apscheduler.prepare(self.scheduler)
@@ -280,13 +277,14 @@ class BatchService:
         self.dispatcher.on_fired = self.schedules.on_fired
         await self.schedules.open()
         await self.schedules.update_jobs()
-        self._on_changes.append(self.schedules.on_changes)
+        self._on_changes += [self.schedules.on_changes, self.dispatcher.on_changes]
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
         upkeep = Upkeep(self.ledger, self.tasks, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
         watching = Watching(
             settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
         )
+        watching.watch.unfired = lambda: self.schedules.unfired.in_words
         self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
         self._on_changes += [watching.on_changes, self.opener.on_changes]
         if (placing := await placing_of(settings, self.ledger, self.node, self.tasks)) is not None:
@@ -299,16 +297,25 @@ class BatchService:
         self.schedules.fire_due()
 
     def _start_parts(self, *parts: Background) -> None:
-        for part in parts:
-            part.start()
-            self._parts.append(part)
+        self.supervisor.start(*parts)
+        self._parts += parts
 
     def _is_working(self) -> bool:
-        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher)
+        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher, self.schedules)
 
     def _wake_bulks(self) -> None:
         if self._is_firing:
             self._bulks.wake()
+
+    def _on_loss(self) -> None:
+        """This node has lost its lease. What still waits for the ledger on a connection of before never ends."""
+        self.engine.give_up()
+        self.ledger.sever()
+
+    def _on_replaced(self) -> None:
+        """The server takes no writes any more: all connections are opened anew, to the one that has taken over."""
+        self.ledger.sever()
+        self.application.sever()
 
     def _on_rescue(self) -> None:
         """A node has died: its runs can be claimed, and its bulks carried on."""
@@ -327,7 +334,8 @@ class BatchService:
 
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""
+        failures = self.supervisor.failures
         if self.is_stopping:
-            return await reasons_while_stopping(self.application, self.ledger)
+            return await reasons_while_stopping(self.application, self.ledger) | failures
         firing = (self.dispatcher, self.schedules) if self._fires else None
-        return self.failures | await reasons(self.application, self.ledger, self.node, self.engine, firing)
+        return await reasons(self.application, self.ledger, self.node, self.engine, firing) | failures

@@ -38,7 +38,7 @@ async def placing_of(settings: Settings, ledger: Database, node: Node, tasks: Ma
     for name, pool in placed.items():
         if pool.placer is not None:
             placers[name] = await offload(_own, name, pool.placer)
-    placing.append(Placing(ledger, node.id, tasks, placers, node.outage))
+    placing.append(Placing(ledger, node.id, tasks, placers, node.outage, settings.LEASE_SECONDS))
     return placing[0]
 
 

@@ -45,8 +45,8 @@ class Stopping:
         self._is_guest = is_guest
         self._drain_seconds = settings.DRAIN_SECONDS
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._check_server)
-        batch.on_failure = self._watchdog.fail
+        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._look)
+        batch.supervisor.on_failure = self._on_failure
         self._has_server_request = _server_event()
         self._replaced: dict[int, Any] = {}
         self._received: set[int] = set()
@@ -104,7 +104,13 @@ class Stopping:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call, context=contextvars.Context())
 
-    def _check_server(self) -> None:
+    def _on_failure(self) -> None:
+        """A part of the service can't go on: have the runs end, and then the process. Any thread may call it."""
+        self._watchdog.has_failed = True
+        self._request_stop(self._begin)
+
+    def _look(self, seconds: float) -> None:
+        self._batch.supervisor.look(seconds)
         if not self._is_requested and self._has_server_request():
             self._request_stop(self._begin)
 

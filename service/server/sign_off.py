@@ -41,6 +41,8 @@ class SignOff:
         if self._is_done:
             return
         settings, client = self._settings, f"batch/{self._node.id}"
-        ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=client)
+        ledger = Database(
+            settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=client, waits_briefly=True
+        )
         if await write_if_reachable(ledger, self._write):
             self._node.unlock_at_once()

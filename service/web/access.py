@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
 Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
 """A function of the application around this one: who asks, or None for nobody."""
 
+ReadCsrf = Callable[[], Awaitable[str]]
+"""Reads the CSRF token in the body of a form. It is called when it is known who asks."""
+
 Ask = Callable[[str, str | None], Coroutine[None, None, Actor | None]]
 
 KNOWN_SECONDS = 1.0
@@ -73,10 +76,10 @@ class Guard:
         self.limits = Limits(settings.BATCH_REQUESTS_PER_SECOND, settings.BATCH_FAILED_SIGN_INS)
         self.feed = feed
 
-    async def actor(self, request: Request, csrf: str | None = None) -> Actor:
+    async def actor(self, request: Request, csrf: ReadCsrf | None = None) -> Actor:
         """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too many.
 
-        `csrf`: the CSRF token that stands in the body of a form; None: it stands in the header X-CSRF-Token.
+        `csrf`: reads the CSRF token in the body of a form; None: the token is in the header X-CSRF-Token.
         """
         address = address_of(request)
         self.limits.refuse_guesser(address)
@@ -109,7 +112,7 @@ class Guard:
             await asyncio.wait(tasks)
         await self.feed.stop()
 
-    async def _actor(self, request: Request, address: str | None, csrf: str | None = None) -> Actor | None:
+    async def _actor(self, request: Request, address: str | None, csrf: ReadCsrf | None = None) -> Actor | None:
         given = request.headers.get("authorization")
         if given is not None:
             return await self._holder(given, address)
@@ -123,7 +126,7 @@ class Guard:
             actor = await self._remembered(cookie, self.operations.access.session, address)
             if actor is not None:
                 refuse_foreign(request)
-                refuse_without_csrf(request, cookie, csrf)
+                refuse_without_csrf(request, cookie, await csrf() if csrf is not None else None)
                 return actor
         if self._authorize is not None:
             return None  # no setting lets somebody in whom the application around this one does not know

@@ -78,7 +78,10 @@ def _is_called_by_own_name(request: Request, guard: Any) -> bool:
 
 
 async def healthz(request: Request) -> JSONResponse:
-    """Answer 200: the process is alive."""
+    """Answer 200: the process is alive, and can do its work. 503 with the reason if it is about to end instead."""
+    batch = getattr(request.app.state, "batch", None)
+    if batch is not None and (failures := batch.supervisor.failures):
+        return JSONResponse({"status": "failed", "reasons": failures}, status_code=503)
     return JSONResponse({"status": "ok"})
 
 

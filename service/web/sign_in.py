@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from service.operations.people.access import NewSession
@@ -14,9 +14,9 @@ from service.operations.results import Result
 from service.web.access import Guard, address_of, cookie_name, needs
 from service.web.csrf import csrf_of, refuse_foreign
 from service.web.problems import Refused
-from service.web.v1.requests import Body, guard_of, refuse_unknown_query, router
+from service.web.v1.requests import PROBLEMS, Body, guard_of, refuse_unknown_query
 
-sessions = router("session")
+sessions = APIRouter(tags=["session"], responses=PROBLEMS)
 
 
 class SignIn(Body):

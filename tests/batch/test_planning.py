@@ -61,7 +61,7 @@ def test_skip_runs_none_of_the_missed_slots_and_records_one_range() -> None:
     assert (plan.on_time, plan.catch_up) == ([at(12)], [])
     assert plan.missed is not None
     assert (plan.missed.first, plan.missed.last, plan.missed.count) == (at(8), at(11), 4)
-    assert plan.missed.reason == "the service was down"
+    assert plan.missed.reason == "no service fired it"
 
 
 def test_once_runs_only_the_newest_missed_slot() -> None:

@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import insert, update
 
 from service import Alerts, clock
+from service.batch.account import accounting
+from service.batch.account.account import Kind
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill
 from service.batch.incidents.watched import Thresholds
@@ -260,6 +262,46 @@ async def test_missed_slots_of_which_the_newest_was_caught_up_are_over_at_once(
     await four_missed(ledger, watch, "once")
     await watch.turn(3)
     assert [row["closed_why"] for row in await watch.incidents(kind="missed")] == ["over"]
+
+
+async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are_resumed(
+    ledger: Database, watch: Watching
+) -> None:
+    """Then each slot has one run: those that the clock has fired before keep theirs, and the others get one."""
+    loaded = await know(ledger, make_task("load", "* * * * *", overlap="allow"), make_task("paused", "0 * * * *"))
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "paused", "ann", loaded)
+    watch.later(10)
+    await watch.poll()
+    clock.advance(timedelta(hours=1))
+    await fire(ledger, loaded, clock.now())
+    other = await know(ledger, make_task("load", "*/2 * * * *", overlap="allow"))  # its schedule changes meanwhile
+    before = {run["slot"]: run["id"] for run in await rows(ledger, task="load")}
+    assert len(before) == 2, "one on time and one that is caught up"
+    with clock.moved(START + timedelta(seconds=20)):
+        assert await watch.poll(), "a clock that was set back wakes the watch"
+        await watch.watch._turn()
+        await checked(watch)
+        (incident,) = await opened(watch, "clock")
+        assert incident["text"] == (
+            "the clock was ahead, up to 2026-03-10 03:00 UTC: 1 task fires again after 2026-03-10 03:00 UTC (load); "
+            "`batch resume --ahead` lets them fire now"
+        )
+        async with ledger.engine.begin() as connection:
+            assert list(await task_sync.set_back(connection)) == ["load"]
+        await checked(watch)
+        assert await opened(watch, "clock") == []
+        for _ in range(65):
+            clock.advance(MINUTE)
+            await fire(ledger, other, clock.now())
+        ran = {run["slot"]: run["id"] for run in await rows(ledger, task="load")}
+        assert before.items() <= ran.items()
+        assert sorted(ran.keys() - before.keys()) == [START + 2 * n * MINUTE for n in range(1, 33) if n != 30]
+        assert await rows(ledger, tables.missed, task="load") == []
+        async with ledger.reader.connect() as connection:
+            (account,) = [each async for each in accounting.accounts(connection, START, task="load")]
+        assert account.is_complete
+        assert account.counts[Kind.RUN] == account.slots == 32
 
 
 async def test_slots_of_a_pause_are_no_incident(ledger: Database, watch: Watching) -> None:

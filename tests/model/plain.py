@@ -250,7 +250,7 @@ class Model:
                 continue
             late = [slot for slot in due if self.now - slot >= MINUTE]
             kept = self._kept(task.policy, late)
-            self._miss(task, [slot for slot in late if slot not in kept], "the service was down")
+            self._miss(task, [slot for slot in late if slot not in kept], "no service fired it")
             for slot in kept:
                 if task.of_slot(slot) is None:
                     self._hold_back(self._new(task, slot, "schedule", CAUGHT_UP))

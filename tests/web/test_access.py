@@ -67,7 +67,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("GET", "/pools"): "viewer",
     ("GET", "/backups"): "viewer",
     ("GET", "/backups/{name}"): "viewer",
-    ("GET", "/backups/{name}/diff"): "viewer",
+    ("GET", "/backups/{name}/diff"): "operator",
     ("POST", "/backups/{name}/verify"): "operator",
     ("POST", "/backups/{name}/pin"): "admin",
     ("POST", "/backups/{name}/unpin"): "admin",
@@ -302,6 +302,20 @@ async def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None
         "/api/v1/runs/bulk", content=endless(), headers={"Content-Type": "application/json"}
     )
     assert streamed.status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/api/v1/tasks/report/runs", "/tasks/report/start"])
+async def test_nobody_is_refused_before_the_body_is_read(served: Served, path: str) -> None:
+    read = 0
+
+    async def body() -> Any:
+        nonlocal read
+        read += 1
+        yield b"{}"
+
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert (await served.nobody.post(path, content=body(), headers=headers)).status_code == 401
+    assert read == 0
 
 
 async def test_a_sign_in_ends_the_session_before_it(served: Served) -> None:

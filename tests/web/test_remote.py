@@ -104,7 +104,7 @@ async def test_changes_are_made_by_the_holder_of_the_token(served: Served, remot
     day = clock.now() - timedelta(days=2)
     counts = await remote.slots.backfill(BackfillRequest("report", day, clock.now()))
     assert counts.new == 2
-    assert (await remote.tasks.resume("report")) is not None
+    assert (await remote.tasks.resume("report")).ended is not None
     made = await remote.access.create_token("laptop", "viewer", timedelta(days=3))
     assert (await remote.access.revoke_token("laptop")).id == made.id
     changes = (await served.operations.changes.list(200)).changes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,10 +15,12 @@ from service.batch.firing import misfires, waited_slots
 from service.batch.firing.misfires import SlotPlan, is_behind, plan_all_missed, plan_slots
 from service.batch.firing.overlap import Overlap
 from service.batch.ledger import database_time, missed_ranges, runs, schedules
-from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.runs import Active, Claimed, NewRun
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
+from service.batch.nodes.clock_steps import ClockStep, ClockSteps
+from service.batch.nodes.ledger_poll import LOOK_SECONDS
 from service.batch.queue.cancel import request_cancel
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.after import After
@@ -62,6 +64,13 @@ class Fired:
     handled: list[str] = field(default_factory=list)
     slots: Counter[tuple[str, Fate]] = field(default_factory=Counter)
 
+    def count(self, made: Sequence[NewRun], plans: Sequence[tuple[OpenSchedule, SlotPlan]]) -> None:
+        """Note the runs that were made, and the tasks whose plans were carried out."""
+        self.claimed = [runs.claimed_from(run) for run in made if run.state == RunState.RUNNING]
+        self.slots.update((run.task, _fate(run)) for run in made)
+        self.handled = [row.task for row, plan in plans if plan.is_complete]
+        self.slots.update({(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed})
+
 
 async def fire(
     connection: AsyncConnection,
@@ -73,6 +82,7 @@ async def fire(
     ahead: SlotPlans | None = None,
     *,
     is_early: bool = False,
+    steps: ClockSteps | None = None,
 ) -> Fired:
     """Handle every slot of the tasks called `names` that is due at `now`, in the caller's transaction.
 
@@ -83,9 +93,13 @@ async def fire(
     it was planned, is not handled, but returned in `behind`. With None every schedule is planned here.
 
     `is_early`: `now` is still to come. Schedules of which something can't be decided yet are named in `again_at`.
+    `steps`: those of the ledger's clock; while it is doubtful, nothing is fired.
     """
     opened = await schedules.lock(connection, [name for name in names if name in tasks])
+    asked_at, is_given = clock.boottime(), now is not None
     now = now or await database_time.now_of(connection)
+    if steps is not None and not is_given and steps.is_doubtful(now, asked_at):
+        return Fired(now, again_at=dict.fromkeys(names, now + timedelta(seconds=LOOK_SECONDS)))
     fired = Fired(now)
     due = _due([row for row in opened if row.is_usable], tasks, now, ahead, fired)
     plans = await _plan_all(due, tasks, now, ahead)
@@ -99,30 +113,36 @@ async def fire(
     new: list[NewRun] = []
     replaced: list[tuple[Active, str]] = []
     waiting: list[tuple[NewRun, After]] = []
+    over = {row.task: step for row, _ in plans if steps is not None and (step := steps.over(row.fired_until))}
     for row, plan in plans:
         overlap = Overlap(tasks[row.task], active.get(row.task, []))
+        slots = _all_of(tasks[row.task], plan, now, over.get(row.task))
         if (after := After.from_json(row.after)) is not None:
-            waiting += [(run, after) for run in waited_slots.waiting_runs(_all_of(tasks[row.task], plan, now), after)]
+            waiting += [(run, after) for run in waited_slots.waiting_runs(slots, after)]
         else:
-            new += _runs_of(tasks[row.task], plan, overlap, node, capacity, now)
+            new += _decided(slots, tasks[row.task], overlap, node, capacity, now)
         replaced += overlap.replaced
-        if not plan.is_complete:
-            fired.again_at[row.task] = now
-        elif not plan.on_time and (following := row.schedule.next(now)) is not None and following <= clock.now():
-            fired.again_at[row.task] = following  # this machine's clock is ahead of the database's
+        fired.again_at |= _again(row, plan, now)
     new += [run for run, _ in waiting]
     inserted = await runs.insert(connection, new)
     await waited_slots.record(connection, [(run, after) for run, after in waiting if run.id in inserted])
-    await _cancel(connection, replaced)
+    known = {run.task for run in new if run.id not in inserted and not run.catch_up}  # such a slot replaces no run
+    await _cancel(connection, [(run, reason) for run, reason in replaced if run.task not in known])
     await _move_cursors(connection, plans)
-    await missed_ranges.record(connection, [(row, plan.missed) for row, plan in plans if plan.missed], now)
-    fired.claimed = [runs.claimed_from(run) for run in new if run.state == RunState.RUNNING and run.id in inserted]
-    fired.waiting = len(waiting)
-    fired.queued = sum(run.state == RunState.QUEUED for run in new)
-    fired.slots.update((run.task, _fate(run)) for run in new if run.id in inserted)
-    fired.handled = [row.task for row, plan in plans if plan.is_complete]
-    fired.slots.update({(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed})
+    ranges = [(row, _because_of(plan.missed, over.get(row.task))) for row, plan in plans if plan.missed]
+    await missed_ranges.record(connection, ranges, now)
+    fired.queued, fired.waiting = sum(run.state == RunState.QUEUED for run in new), len(waiting)
+    fired.count([run for run in new if run.id in inserted], plans)
     return fired
+
+
+def _again(row: OpenSchedule, plan: SlotPlan, now: datetime) -> dict[str, datetime]:
+    """The task of a plan and the instant, if it has to be fired again."""
+    if not plan.is_complete:
+        return {row.task: now}
+    following = row.schedule.next(now) if not plan.on_time else None
+    # If it is due by this machine's clock, that is ahead of the database's.
+    return {row.task: following} if following is not None and following <= clock.now() else {}
 
 
 async def _leave_undecided(
@@ -227,10 +247,18 @@ def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
     return plan_slots(schedule(cron, timezone), fired_until, now, policy, budget)
 
 
-def _runs_of(
-    task: Task, plan: SlotPlan, overlap: Overlap, node: str, capacity: Capacity, now: datetime
+def _because_of(missed: MissedRange, step: ClockStep | None) -> MissedRange:
+    """With the step of the clock as the reason, if all slots of the range lie in it."""
+    is_its = step is not None and step.covers(missed.first) and step.covers(missed.last)
+    return replace(missed, reason=str(step)) if is_its else missed
+
+
+def _decided(
+    new: list[NewRun], task: Task, overlap: Overlap, node: str, capacity: Capacity, now: datetime
 ) -> list[NewRun]:
-    new = _all_of(task, plan, now)
+    for run in new:
+        if run.due_at > now:
+            run.wait(run.due_at)
     admitted = [run for run in new if not run.catch_up and overlap.admit(run, now)]
     for run in admitted:
         if run.state == RunState.QUEUED and overlap.take_lane(run) and capacity.take(task):
@@ -239,9 +267,12 @@ def _runs_of(
     return new
 
 
-def _all_of(task: Task, plan: SlotPlan, now: datetime) -> list[NewRun]:
-    """The runs of a plan, as queued ones."""
+def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -> list[NewRun]:
+    """The runs of a plan, as queued ones. Those over which the clock was set are due once it is trusted."""
     catch_up = [_new(task, slot, now, catch_up=True) for slot in plan.catch_up]
+    for run, slot in zip(catch_up, plan.catch_up, strict=True):
+        if step is not None and step.covers(slot):
+            run.due_at = max(now, step.trusted_at)
     return catch_up + [_new(task, slot, now) for slot in plan.on_time]
 
 

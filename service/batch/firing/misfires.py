@@ -48,7 +48,7 @@ def plan_slots(
         return SlotPlan(now, on_time=list(schedule.between(fired_until, now)))
     budget = BUDGET if budget is None else budget
     after = _catch_up_after(schedule, fired_until, late_until, now, policy)
-    missed = _missed(schedule, fired_until, after, "the service was down", Cause.DOWN)
+    missed = _missed(schedule, fired_until, after, "no service fired it", Cause.DOWN)
     catch_up = list(islice(schedule.between(after, late_until), budget + 1))
     if len(catch_up) > budget:
         catch_up = catch_up[:budget]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,8 +13,10 @@ from service import clock
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import followers, task_sync
+from service.batch.firing.unfired import Unfired
 from service.batch.ledger import database_time, nodes, schedules
-from service.batch.ledger.schedules import OpenSchedule
+from service.batch.ledger.schedules import OpenSchedule, ahead_in_words
+from service.batch.nodes.clock_steps import AHEAD
 from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks
 from service.batch.nodes.outage import Outage
@@ -34,8 +36,6 @@ READ_SECONDS = 1.0
 """How long a refresh waits for the properties of tasks."""
 SHORTEST_PAUSE = 0.2
 """After a refresh because of a change, the next one begins so many seconds later at the earliest."""
-AHEAD = timedelta(minutes=1)
-"""A difference between two clocks from which on it is reported, and acted upon."""
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -76,8 +76,10 @@ class ScheduleSync(Background):
         self._in_force: dict[str, Schedule] = {}
         self._fired: dict[str, datetime] = {}
         """Up to which instant the slots of tasks were handled by this process since the ledger was last read."""
+        self._cursors: dict[str, datetime] = {}
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
+        self.unfired = Unfired(database)
         self._woken = asyncio.Event()
         self.refreshing = asyncio.Lock()
         """Held by each refresh: two at a time would take up the same changes twice."""
@@ -100,20 +102,18 @@ class ScheduleSync(Background):
         await super().stop()
         await self._new_tasks.stop()
         await self._reading.stop()
+        await self.unfired.stop()
 
     async def _loop(self) -> None:
         while True:
             is_woken = await is_set_within(self._woken, REFRESH_SECONDS)
             self._woken.clear()
             try:
-                async with self.refreshing:
+                async with self.refreshing, self.limited_turn():
                     await self._refresh()
                 self._outage.over_for("schedules")
-                self._warned.pop("ledger", None)
             except Exception as error:  # the background loop's boundary: slots must go on firing
-                if cause := self._outage.cause_for("schedules", self._database, error):
-                    self._warn_once("ledger", f"schedules can't be read from the ledger: {cause}")
-                else:
+                if self._outage.cause_for("schedules", self._database, error) is None:
                     logger.exception("refreshing the schedules failed")
             if is_woken:
                 await asyncio.sleep(SHORTEST_PAUSE)
@@ -124,6 +124,8 @@ class ScheduleSync(Background):
             await self._read_ledger()
         elif self._changes is not None and self._changes.now >= self._next_slot:
             await self._update_due_jobs(self._changes.now)
+        else:
+            self.unfired.are_due({})
 
     def on_fired(self, names: Iterable[str], until: datetime) -> None:
         """All slots of these tasks up to `until` were handled: their cursors need not be read from the ledger."""
@@ -209,11 +211,12 @@ class ScheduleSync(Background):
         """Fire the tasks whose next slot is due by database time, also when this node's clock is behind it."""
         self._skip_fired()
         names = [name for name, at in self._next_slots.items() if at <= now]
-        if not names:
-            return
-        async with self._database.reader.connect() as connection:
-            opened = await schedules.still_open(connection, names)
-        self._update_jobs_of(names, opened, now)
+        if names:
+            async with self._database.reader.connect() as connection:
+                opened = await schedules.still_open(connection, names)
+            self._update_jobs_of(names, opened, now)
+        due = {name: at for name in names if (at := self._next_slots[name]) <= now and name in self._cursors}
+        self.unfired.are_due(due)
 
     def _skip_fired(self) -> None:
         """Go on to the next slots of the tasks that this process has fired."""
@@ -227,9 +230,20 @@ class ScheduleSync(Background):
         for name in names:
             self._next_slots[name] = self._update_job(name, opened.get(name), now) or NEVER
         self._next_slot = min(self._next_slots.values(), default=NEVER)
+        if ahead := self.ahead:
+            self._warn_once("cursors", ahead_in_words(ahead))
+        else:
+            self._warned.pop("cursors", None)
+
+    @property
+    def ahead(self) -> dict[str, datetime]:
+        """The cursors that are ahead of the ledger's clock, by task: these tasks don't fire before."""
+        now = self._read_at if self._changes is None else self._changes.now
+        return {name: at for name, at in self._cursors.items() if at > now + AHEAD}
 
     def _update_job(self, name: str, row: OpenSchedule | None, now: datetime) -> datetime | None:
         """Give the task's job its open schedule, and fire the task if a slot is due. Returns its next slot."""
+        self._cursors.pop(name, None)
         if row is None or not row.is_usable:
             scheduler.set_schedule(self._jobs, name, None)
             self._warn_of_difference(name, row, None)
@@ -238,11 +252,8 @@ class ScheduleSync(Background):
         scheduler.set_schedule(self._jobs, name, schedule, is_paused=row.paused_by is not None)
         if (following := schedule.next(row.fired_until)) is not None and following <= now:
             self._notify(name)
-        if row.fired_until > now + AHEAD:
-            until = f"{row.fired_until:%Y-%m-%d %H:%M} UTC"
-            self._warn_once(
-                f"cursor of {name}", f"a clock ahead has fired {name} up to {until}: it fires again after that"
-            )
+        if row.paused_by is None:
+            self._cursors[name] = row.fired_until
         self._warn_of_difference(name, row, schedule)
         return following
 

@@ -22,6 +22,7 @@ from service.batch.ledger.people.audit import By
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import tasks
 from service.batch.ledger.wakes import catalog_changed
+from service.batch.nodes.clock_steps import AHEAD
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -199,6 +200,22 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
     await catalog_changed(connection)
     return before
+
+
+async def set_back(connection: AsyncConnection, names: Collection[str] | None = None) -> dict[str, datetime]:
+    """Let these tasks fire from now on whose cursors are ahead of now; None: all. Returns the former cursors, by task.
+
+    A clock that was ahead has moved them. Of the slots from now on, those that have a run get no other one.
+    """
+    now = await database_time.now_of(connection)
+    names = sorted(await schedules.ahead(connection, now + AHEAD)) if names is None else names
+    opened = await schedules.lock(connection, names, wait=True)
+    ahead = [row for row in opened if row.fired_until > now + AHEAD]
+    if ahead:
+        await missed_ranges.not_yet(connection, ahead, now)
+        await schedules.set_back(connection, [row.task for row in ahead], now)
+        await catalog_changed(connection)
+    return {row.task: row.fired_until for row in ahead}
 
 
 async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:

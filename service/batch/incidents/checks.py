@@ -108,12 +108,18 @@ class Checks:
         watched: Mapping[str, WatchedTask],
         redriven: Sequence[str],
         now: datetime,
+        unfired: str | None = None,
     ) -> Findings:
-        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned."""
+        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned.
+
+        `unfired`: in words, why slots are due that no service fires.
+        """
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
         known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
         wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, now)
+        if unfired is not None:
+            wrong.append(Opening(IncidentKind.UNFIRED, unfired, now))
         held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
         following = [instant for instant in (*instants, held_until) if instant is not None]
         patient = await self._not_good_yet(connection, opened, watched)
@@ -174,6 +180,7 @@ class Checks:
             *silent,
             *missed_deadlines,
             *old,
+            *await overdue.cursors_ahead(connection, now),
         ]
         return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
 
@@ -235,7 +242,10 @@ class Checks:
         return over + [incident for incident, is_over, row in asked if await is_over(connection, row)]
 
 
-_CONDITIONS = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL)
+_CONDITIONS = (
+    *(IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL),
+    *(IncidentKind.CLOCK, IncidentKind.UNFIRED),
+)
 
 
 async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) -> set[str]:

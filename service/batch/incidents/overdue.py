@@ -1,4 +1,4 @@
-"""What has no row of its own when it goes wrong: late slots, slow runs, missed deadlines, silent tasks, old backups.
+"""What has no row of its own when it goes wrong: late slots, slow runs, silent tasks, old backups, cursors ahead.
 
 Each function returns what is wrong now. The watch opens an incident where there is none, and closes those that are no
 longer among them.
@@ -15,10 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.durations import UsualDurations
 from service.batch.incidents.watched import Thresholds, WatchedTask
-from service.batch.ledger import queues
+from service.batch.ledger import queues, schedules
 from service.batch.ledger.incidents.incidents import IncidentKind, Opening
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import HELD_SQL, backups, runs
+from service.batch.nodes.clock_steps import AHEAD
 
 BACKUP_TASK = "backup"
 
@@ -135,6 +136,14 @@ async def old_backups(
 
 
 _IS_GOOD = backups.c.verified_at.is_not(None) & backups.c.failed_at.is_(None)
+
+
+async def cursors_ahead(connection: AsyncConnection, now: datetime) -> list[Opening]:
+    """The incident of tasks that don't fire, because a clock that was ahead has handled their slots."""
+    ahead = await schedules.ahead(connection, now + AHEAD)
+    if not ahead:
+        return []
+    return [Opening(IncidentKind.CLOCK, schedules.ahead_in_words(ahead), now, count=len(ahead))]
 
 
 async def newer_good_backups(connection: AsyncConnection, places: Mapping[str, datetime]) -> set[str]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Select, func, select, text, update
+from sqlalchemy import Select, case, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.cron.counting import count
 from service.batch.ledger import json_rows, queues
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import missed, new_id
+from service.concurrency.offload import offload
+
+_INSTANT = timedelta(microseconds=1)
 
 
 class Cause(StrEnum):
@@ -58,6 +62,22 @@ async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, M
             continue
         new_rows.append(_row_of(row.task, missed_range, now))
     await json_rows.insert(connection, missed, new_rows)
+
+
+async def not_yet(connection: AsyncConnection, rows: Sequence[OpenSchedule], now: datetime) -> None:
+    """Let the ranges of these open schedules end at `now`: a clock that was ahead has recorded slots after it."""
+    by_task = {row.task: row for row in rows if row.is_usable}
+    theirs = json_rows.is_among(missed.c.task, by_task, connection.dialect.name)
+    query = select(missed).where(theirs, missed.c.last_slot > now).with_for_update()
+    for found in (await connection.execute(query)).all():
+        schedule, this = by_task[found.task].schedule, missed.c.id == found.id
+        last = schedule.previous(now + _INSTANT)
+        if last is None or last < found.first_slot:
+            await connection.execute(delete(missed).where(this))
+            continue
+        number = await offload(count, schedule, found.first_slot - _INSTANT, last)
+        unnoticed = case((missed.c.unnoticed > number, number), else_=missed.c.unnoticed)
+        await connection.execute(update(missed).where(this).values(last_slot=last, count=number, unnoticed=unnoticed))
 
 
 async def _extend(connection: AsyncConnection, id: str, more: MissedRange) -> bool:

@@ -16,12 +16,16 @@ from service.batch.ledger.tables import HELD_SQL, nodes, runs
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """A node as its row in the ledger describes it. `beats`: the counter that rises with each beat."""
+    """A node as its row in the ledger describes it.
+
+    `beats`: the counter that rises with each beat. `loop_lag`: for how many seconds its event loop has stood still.
+    """
 
     id: str
     beats: int
     is_stopped: bool
     fires: bool = True
+    loop_lag: float = 0.0
 
 
 async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
@@ -110,3 +114,16 @@ async def end_connections(connection: AsyncConnection, node_ids: Iterable[str]) 
     is_of_service = "split_part(application_name, '/', 1) = 'batch' AND pid <> pg_backend_pid()"
     statement = f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE {is_theirs} AND {is_of_service}"
     await connection.execute(text(statement), {"nodes": names})
+
+
+async def end_older_connections(connection: AsyncConnection, node: str, seconds: float) -> None:
+    """End the PostgreSQL connections of this node that are older than so many seconds: their other ends are cut off.
+
+    The server may not have noticed that, and what they have locked stays locked. On SQLite nothing is done.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    is_of_node = "usename = current_user AND pid <> pg_backend_pid() AND application_name LIKE 'batch/' || :node || '%'"
+    is_older = "backend_start < clock_timestamp() - make_interval(secs => :seconds)"
+    statement = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {is_of_node} AND {is_older}"
+    await connection.execute(text(statement), {"node": node, "seconds": max(0.0, seconds)})

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, case, func, literal, select, update
+from sqlalchemy import Select, case, delete, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.ledger import json_rows, tables
 from service.batch.ledger.tables import new_id, schedules, tasks
 from service.errors import InvalidSchedule
+
+MOST_NAMED = 10
+"""Of so many tasks with cursors ahead of now the names are said."""
 
 NOTHING_WAITS: Mapping[str, tuple[dict[str, Any] | None, str | None]] = {}
 
@@ -143,6 +146,41 @@ async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: d
     await connection.execute(
         update(schedules).where(is_meant, schedules.c.fired_until < until).values(fired_until=until)
     )
+
+
+async def ahead(connection: AsyncConnection, limit: datetime) -> dict[str, datetime]:
+    """The cursors that are later than `limit`, by task: a clock that was ahead has moved them. Without paused tasks."""
+    is_paused = select(tasks.c.name).where(tasks.c.name == schedules.c.task, tasks.c.paused_at.is_not(None)).exists()
+    is_later = (schedules.c.valid_until.is_(None), schedules.c.fired_until > limit)
+    later = select(schedules.c.task, schedules.c.fired_until).where(*is_later, ~is_paused)
+    return {row.task: row.fired_until for row in await connection.execute(later)}
+
+
+def ahead_in_words(cursors: Mapping[str, datetime]) -> str:
+    """What cursors that are ahead of now mean, and what helps. There is at least one."""
+    first, last = min(cursors.values()), max(cursors.values())
+    names = ", ".join(sorted(cursors)[:MOST_NAMED]) + (", …" if len(cursors) > MOST_NAMED else "")
+    fire = "1 task fires" if len(cursors) == 1 else f"{len(cursors):,} tasks fire"
+    again = f"{_minute(first)} and {_minute(last)}" if first < last else f"{_minute(first)}"
+    when = f"again {'between ' if first < last else 'after '}{again} UTC ({names})"
+    return f"the clock was ahead, up to {_minute(last)} UTC: {fire} {when}; `batch resume --ahead` lets them fire now"
+
+
+def _minute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M}"
+
+
+async def set_back(connection: AsyncConnection, names: Collection[str], now: datetime) -> None:
+    """Set the cursors of these tasks that are later than `now` to `now`. The caller has locked their schedules.
+
+    The slots after `now` count as not handled. Those that have a run get no other one. Schedules that have ended after
+    `now` end now, and those that were to begin later never were.
+    """
+    theirs = json_rows.is_among(schedules.c.task, names, connection.dialect.name)
+    is_open = schedules.c.valid_until.is_(None)
+    await connection.execute(delete(schedules).where(theirs, ~is_open, schedules.c.valid_from >= now))
+    for column in (schedules.c.valid_until, schedules.c.fired_until, schedules.c.valid_from):
+        await connection.execute(update(schedules).where(theirs, column > now).values({column.name: now}))
 
 
 async def following(connection: AsyncConnection, names: Collection[str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import clock
 from service.batch.ledger import database_time, queues
 from service.batch.ledger.duties import WATCH
 from service.batch.ledger.incidents import notices
@@ -66,7 +67,7 @@ class LedgerChanges:
 
     `is_unnoticed`: there is something for the watch to notice. `is_active`: some run is running, or waits in
     any pool. `is_unsent`: a message waits to be sent. `is_waiting`: a run waits whose instant is over. `watcher`: the
-    id of the node that has the duty of the watch.
+    id of the node that has the duty of the watch. `asked_at`, `read_at`: the boot times before and after the poll.
     """
 
     now: datetime
@@ -82,6 +83,8 @@ class LedgerChanges:
     is_waiting: bool = False
     is_unsent: bool = False
     watcher: str | None = None
+    asked_at: float = field(default_factory=clock.boottime)
+    read_at: float = field(default_factory=clock.boottime)
 
     @property
     def firing_state(self) -> FiringState:
@@ -91,7 +94,7 @@ class LedgerChanges:
 
 async def read(connection: AsyncConnection, node: str, roles: Roles = SERVICE) -> LedgerChanges:
     """Poll the ledger for this node, by one statement that locks nothing."""
-    now = database_time.process_now(connection)
+    asked_at, now = clock.boottime(), database_time.process_now(connection)
     parameters = {"node": node} | ({"now": now} if now is not None else {})
     statement = _statement(connection.dialect.name, now is not None, roles)
     ledger_row, *other_rows = (await connection.execute(statement, parameters)).all()
@@ -105,6 +108,7 @@ async def read(connection: AsyncConnection, node: str, roles: Roles = SERVICE) -
         is_waiting=WAITING in flags,
         is_unsent=UNSENT in flags,
         watcher=ledger_row.id,
+        asked_at=asked_at,
     )
     for row in other_rows:
         if row.kind == "living":
@@ -157,8 +161,9 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
 
 def _living(node: ColumnElement[str]) -> Select[Any]:
     """The other nodes that are not marked as stopped, all in one row: a hundred rows would take longer to read."""
-    fires = case((nodes.c.fires, ":1"), else_=":0")
-    statuses = func.aggregate_strings(cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires, " ")
+    fires = case((nodes.c.fires, ":1:"), else_=":0:")
+    lag = cast(nodes.c.loop_lag, String)
+    statuses = func.aggregate_strings(cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires + lag, " ")
     is_living = (nodes.c.stopped_at.is_(None), nodes.c.id != node)
     return select(literal("living"), _null(nodes.c.id), literal(0), statuses, _null(nodes.c.stopped_at)).where(
         *is_living
@@ -166,10 +171,10 @@ def _living(node: ColumnElement[str]) -> Select[Any]:
 
 
 def _status_of_each(listed: str) -> Iterator[NodeStatus]:
-    """`listed`: "id:beats:fires" of each node, separated by spaces."""
+    """`listed`: "id:beats:fires:loop_lag" of each node, separated by spaces."""
     for fields in listed.split():
-        node, beats, fires = fields.split(":")
-        yield NodeStatus(node, int(beats), False, fires == "1")
+        node, beats, fires, lag = fields.split(":")
+        yield NodeStatus(node, int(beats), False, fires == "1", float(lag))
 
 
 def _stopped_holders(node: ColumnElement[str], kind: str) -> Select[Any]:

@@ -23,6 +23,7 @@ from service.batch.nodes.orphans import interrupt_runs_of
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import SERVICE, Roles
 from service.concurrency.offload import offload
+from service.concurrency.supervisor import Supervisor
 from service.database.open_file import OpenFile
 from service.metrics.process import ProcessMetrics
 from service.versions import package_version
@@ -96,14 +97,16 @@ class Node:
         on_rescue: Callable[[], None],
         on_changes: Callable[[LedgerChanges], None],
         on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
+        on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
         """Beat from now on. Call it on the event loop whose lag is to be measured.
 
         The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs are given up;
         `on_rescue` when runs of dead nodes were rescued; `on_changes` after each poll of the ledger; `on_queued` when
-        another process has queued runs, with the names of their pools, or None if it may be any pool.
+        another process has queued runs, with the names of their pools, or None if it may be any pool; `on_replaced`
+        when the server of the ledger takes no writes any more, so that another one may have taken over from it.
         """
-        self._heartbeat.start(on_loss, on_rescue, on_changes, on_queued)
+        self._heartbeat.start(on_loss, on_rescue, on_changes, on_queued, on_replaced)
 
     def watch_files(self, files: Mapping[str, OpenFile], on_fatal: OnFatal, on_damage: Callable[[str], None]) -> None:
         """Look at each turn whether these files are still the ones that were opened. Call it before `start`.
@@ -117,6 +120,11 @@ class Node:
     async def drain(self, connection: AsyncConnection) -> None:
         """Write to the ledger that this node starts no more runs."""
         await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(draining=True))
+
+    def be_supervised(self, supervisor: Supervisor) -> None:
+        """Let the supervisor of this process look at the heartbeat."""
+        supervisor.watch(self._heartbeat)
+        self._heartbeat.on_end = lambda error: supervisor.fail(self._heartbeat.name, "its thread has ended", error)
 
     @property
     def is_beating(self) -> bool:

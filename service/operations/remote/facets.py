@@ -16,7 +16,18 @@ from service.operations.backups.catalogue import BackupSummary
 from service.operations.people.access import NewToken, Token
 from service.operations.people.changes import ChangePage
 from service.operations.remote.connection import ERRORS, Connection
-from service.operations.results import Line, LogBlock, Node, Paused, Quarantined, RunNow, RunsAfter, Slot, Started
+from service.operations.results import (
+    Line,
+    LogBlock,
+    Node,
+    Paused,
+    Quarantined,
+    Resumed,
+    RunNow,
+    RunsAfter,
+    Slot,
+    Started,
+)
 from service.operations.run_details import RunDetails
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.finding import RunOrTask
@@ -35,10 +46,6 @@ class _TaskList(BaseModel):
 
 class _Slots(BaseModel):
     slots: list[Slot]
-
-
-class _Resumed(BaseModel):
-    ended: Paused | None
 
 
 class _Quarantine(BaseModel):
@@ -87,8 +94,8 @@ class RemoteTasks(Facet):
     async def pause(self, name: str, note: str | None = None) -> Paused:
         return await self._connection.post(Paused, path_of("tasks", name, "pause"), {"note": note})
 
-    async def resume(self, name: str, note: str | None = None) -> Paused | None:
-        return (await self._connection.post(_Resumed, path_of("tasks", name, "resume"), {"note": note})).ended
+    async def resume(self, name: str, note: str | None = None) -> Resumed:
+        return await self._connection.post(Resumed, path_of("tasks", name, "resume"), {"note": note})
 
     async def pause_of(self, name: str) -> Paused | None:
         task = await self.show(name)

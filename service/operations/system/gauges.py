@@ -19,6 +19,7 @@ from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.policies import ON_TIME
+from service.concurrency.limits import limited
 from service.concurrency.offload import offload
 from service.errors import BatchError
 from service.logs import get_logger
@@ -200,7 +201,7 @@ class GaugeReader:
         self._gauges = None
         try:
             async with (
-                asyncio.timeout(PATIENCE_SECONDS),
+                limited(PATIENCE_SECONDS),
                 self._metrics.timed(LedgerWork.GAUGES),
                 self._context.databases.reading() as connection,
             ):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from service.batch.firing import task_sync
@@ -14,7 +15,7 @@ from service.concurrency.offload import offload
 from service.errors import DatabaseError, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
-from service.operations.results import Paused, ScheduleSpan, Slot
+from service.operations.results import Paused, Resumed, ScheduleSpan, Slot
 from service.operations.system.nodes import living_nodes
 from service.operations.tasks import details, lint, listing
 from service.operations.tasks.details import TaskRows
@@ -154,15 +155,27 @@ class Tasks:
         assert pause is not None
         return Paused(at=pause.at, by=pause.by, is_new=before is None)
 
-    async def resume(self, name: str, note: str | None = None) -> Paused | None:
-        """Fire a task again from now on. Returns the pause that has ended, or None. Raises UnknownTask."""
+    async def resume(self, name: str, note: str | None = None) -> Resumed:
+        """Fire a task again from now on: it was paused, or a clock ahead has fired its slots. Raises UnknownTask."""
         async with self._context.databases.changing() as connection:
             ended = await task_sync.resume(connection, name)
-            if ended is not None:
-                now, before = await database_time.now_of(connection), {"paused_at": ended.at.isoformat()}
-                by = self._context.actor.by
+            ahead = (await task_sync.set_back(connection, [name])).get(name)
+            before = {"paused_at": ended.at.isoformat()} if ended is not None else {}
+            before |= {"fired_until": ahead.isoformat()} if ahead is not None else {}
+            if before:
+                now, by = await database_time.now_of(connection), self._context.actor.by
                 await audit.record(connection, by, "task.resume", now, task=name, before=before, note=note)
-        return _paused(ended, is_new=True)
+        return Resumed(ended=_paused(ended, is_new=True), ahead_until=ahead)
+
+    async def resume_ahead(self, note: str | None = None) -> Mapping[str, datetime]:
+        """Fire all tasks again whose slots a clock ahead has fired. Returns up to which instant it had, by task."""
+        async with self._context.databases.changing() as connection:
+            ahead = await task_sync.set_back(connection)
+            now, by = await database_time.now_of(connection), self._context.actor.by
+            for name, until in sorted(ahead.items()):
+                before = {"fired_until": until.isoformat()}
+                await audit.record(connection, by, "task.resume", now, task=name, before=before, note=note)
+        return ahead
 
     async def pause_of(self, name: str) -> Paused | None:
         """The pause of a task; None if it is not paused. Raises UnknownTask."""

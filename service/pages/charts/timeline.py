@@ -23,7 +23,7 @@ LEAST_LATE = 0.25
 """A run that starts late by less, in percent of the width, is not marked as late."""
 GAP = 0.05
 ATTEMPTS = {"interrupted": "bar-interrupted", "lost": "bar-interrupted", "cancelled": "bar-cancelled"}
-MISSED = {"down": "the service was down", "gone": "the file was gone", "paused": "paused"}
+MISSED = {"down": "no service fired it", "gone": "the file was gone", "paused": "paused"}
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ KindName = Literal[
     "backup",
     "unaccounted",
     "pool",
+    "clock",
 ]
 IncidentId = Annotated[str, Path(pattern=ID, description="The id of the incident.")]
 

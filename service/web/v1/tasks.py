@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Header, Query
 from pydantic import Field
 
-from service.operations.results import Paused, Result, Slot, Started
+from service.operations.results import Paused, Result, Resumed, Slot, Started
 from service.operations.runs.bulk import Bulk, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
 from service.operations.slots.backfill import BackfillRequest
@@ -38,12 +38,6 @@ class Slots(Result):
     """The next slots of a task; empty without a schedule and during a pause."""
 
     slots: list[Slot]
-
-
-class Resumed(Result):
-    """The pause that has ended; None if the task was not paused."""
-
-    ended: Paused | None
 
 
 class Backfill(Body):
@@ -133,8 +127,8 @@ async def pause_task(operations: Operator, name: TaskName, body: WithNote | None
 
 @tasks.post("/tasks/{name}/resume")
 async def resume_task(operations: Operator, name: TaskName, body: WithNote | None = None) -> Resumed:
-    """Fire a task again from now on."""
-    return Resumed(ended=await operations.tasks.resume(name, body.note if body else None))
+    """Fire a task again from now on, which was paused, or which does not fire because a clock was ahead."""
+    return await operations.tasks.resume(name, body.note if body else None)
 
 
 @tasks.post("/tasks/{name}/backfill/preview")

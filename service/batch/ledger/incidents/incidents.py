@@ -39,6 +39,8 @@ class IncidentKind(StrEnum):
     BACKUP = "backup"
     POOL = "pool"
     UNACCOUNTED = "unaccounted"
+    CLOCK = "clock"
+    UNFIRED = "unfired"
 
 
 OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE)
