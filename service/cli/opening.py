@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from service import console
 from service.cli.options import actor, wait_for
 from service.errors import ErrorKind, InvalidParameters, InvalidSetting
 from service.escaping import echoed
@@ -95,8 +96,12 @@ async def _call(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -
         async with remote_operations(url, token) as remote:
             return await work(cast("Operations", remote))
     load = functools.cache(_load if needs_tasks else _load_if_any)
-    async with open_operations(settings, load, actor()) as operations:
+    async with open_operations(settings, load, actor(), _tell_locked) as operations:
         return await work(operations)
+
+
+def _tell_locked(holder: str) -> None:
+    console.warn(f"waiting for the ledger's lock, held by {holder}")
 
 
 def _load() -> Loaded:
