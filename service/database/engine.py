@@ -18,7 +18,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
 from service.concurrency import limits
-from service.database import forks, sqlite_connections, troubles
+from service.database import forks, lock_holder, sqlite_connections, troubles
 from service.database.changes import TrackedSession
 from service.database.urls import split_options
 from service.database.writers import WriterGuard
@@ -26,6 +26,7 @@ from service.errors import DatabaseBusy, DatabaseDamaged, DatabaseUnreachable
 
 BUSY_MS = 100
 BUSY_GIVE_UP_SECONDS = 60.0
+LONG_WAIT_SECONDS = 2.0
 
 CACHE = "PRAGMA cache_size = -{}"
 CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
@@ -82,6 +83,8 @@ class Database:
         self.guard = WriterGuard()
         self.on_damage: Callable[[str], None] = lambda _: None
         """Called with the cause whenever SQLite finds that the file is damaged."""
+        self.on_locked: Callable[[str], None] = lambda _: None
+        """Called once in each wait for SQLite's write lock that takes LONG_WAIT_SECONDS, with the holder in words."""
         try:
             self._make_engines(pool_size, pooled, client, shows_values, plans_once, waits_briefly)
         except ModuleNotFoundError as error:
@@ -130,12 +133,16 @@ class Database:
         for listener in self._before_begin:
             listener(connection)
         try:
-            _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
+            _until_unlocked(connection.connection, "BEGIN IMMEDIATE", self._tell_locked)
             if connection.invalidated:  # SQLAlchemy would open another one, and execute what follows in no transaction
                 raise sqlite3.OperationalError("connection closed while it waited for the write lock")
         except sqlite3.Error as error:  # SQLAlchemy wraps the errors of drivers, but not in its events
             self._look(error)
             raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+
+    def _tell_locked(self) -> None:
+        holder = lock_holder.of_write_lock(self.url.database or "")
+        self.on_locked("another process" if holder is None else f"pid {holder}")
 
     def _look(self, error: BaseException) -> None:
         if troubles.is_damage(error):
@@ -334,9 +341,13 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     execute_once(connection, "PRAGMA foreign_keys = ON")
 
 
-def _until_unlocked(connection: Any, statement: str) -> None:
-    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long wait delays a drain."""
-    give_up_at = clock.monotonic() + BUSY_GIVE_UP_SECONDS
+def _until_unlocked(connection: Any, statement: str, tell: Callable[[], None] = lambda: None) -> None:
+    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long wait delays a drain.
+
+    `tell`: called once if it waits for LONG_WAIT_SECONDS.
+    """
+    began_at, has_told = clock.monotonic(), False
+    give_up_at = began_at + BUSY_GIVE_UP_SECONDS
     while True:
         try:
             execute_once(connection, statement)
@@ -344,6 +355,9 @@ def _until_unlocked(connection: Any, statement: str) -> None:
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) and "busy" not in str(error):
                 raise
+            if not has_told and clock.monotonic() > began_at + LONG_WAIT_SECONDS:
+                has_told = True
+                tell()
             if clock.monotonic() > give_up_at:
                 _, _, file = execute_once(connection, "PRAGMA database_list")
                 raise DatabaseBusy(

@@ -332,6 +332,11 @@ class BatchService:
         for on_changes in self._on_changes:
             on_changes(changes)
 
+    @property
+    def warnings(self) -> dict[str, str]:
+        """What holds up runs of this process, although it is ready, by the name of the part."""
+        return {"threads": crowded} if (crowded := self.engine.crowded) is not None else {}
+
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""
         failures = self.supervisor.failures

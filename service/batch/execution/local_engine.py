@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError
@@ -45,6 +46,8 @@ LOCKED_SECONDS = 0.5
 FLUSH_SECONDS = 0.25
 """How often the log lines and the progress of running attempts are written."""
 LONGEST_PAUSE = 5.0
+CROWDED_SECONDS = 30.0
+"""No thread may be free for this long, while runs wait, until it is said."""
 REACT_SECONDS = 0.5
 """How long an interrupted run may take to end by itself when the service stops."""
 WRITE_SECONDS = 1.0
@@ -84,7 +87,9 @@ class LocalEngine(Background):
         self._node, self._max_running, self._unlaunched = node, max_running, 0
         self._claims = Claims(database, tasks, node, self._metrics, tickets, self.wake)
         self._pools, self._child_pools, self._on_ended = pools, child_pools, on_ended
-        self._threads = ThreadPool(max_threads)
+        self._threads, self._max_threads = ThreadPool(max_threads), max_threads
+        self._crowded_since: datetime | None = None
+        self._has_told_crowded = False
         given = (self._threads, self._on_end, partial(fencing.take_over, database), may_work, self._metrics)
         self._claimed = ClaimedAttempts(tasks, *given, child_pools)
         self._attempts = self._claimed.by_run
@@ -103,12 +108,33 @@ class LocalEngine(Background):
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Claim the runs that may start, and stop the runs of this node that a person has cancelled or paused."""
+        self._look_for_threads(changes)
         if changes.is_claimable:
             self.wake()
         for request in changes.requests:
             attempt = self._attempts.get(request.run)
             if attempt is not None and attempt.claimed.fence == request.fence:
                 (attempt.pause if request.is_pause else attempt.cancel)(request.reason)
+
+    def _look_for_threads(self, changes: LedgerChanges) -> None:
+        if self._threads.free:
+            self._crowded_since, self._has_told_crowded = None, False
+        elif changes.is_claimable:
+            self._crowded_since = self._crowded_since or changes.now
+        if self._crowded_since is not None and not self._has_told_crowded:
+            self._has_told_crowded = (changes.now - self._crowded_since).total_seconds() >= CROWDED_SECONDS
+            if self._has_told_crowded:
+                logger.warning(self.crowded)
+
+    @property
+    def crowded(self) -> str | None:
+        """Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS while runs wait."""
+        if not self._has_told_crowded or self._crowded_since is None:
+            return None
+        return (
+            f"no thread is free since {self._crowded_since:%H:%M:%S} UTC, and runs wait: {self._max_threads} runs "
+            "execute in threads, which is MAX_THREADS"
+        )
 
     def recheck_claims(self) -> None:
         """Have the ledger searched for runs that this node holds without knowing it. Returns at once."""

@@ -66,7 +66,7 @@ class ScheduleSync(Background):
         self._lease = lease
         self._own_schedules: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
         self._reading = SlowCall(self._read_changed_schedules)
-        self._being_read = ""  # the task whose property is read, or was read last
+        self._being_read = ""  # the task whose property is read, or was read last; empty: the settings are read
         self._warned: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
@@ -147,7 +147,8 @@ class ScheduleSync(Background):
             scheduler.add_jobs(self._jobs, new.values(), self._notify)
         changed = await self._reading.within(READ_SECONDS)
         if changed is None:
-            self._warn_once("reading", f"the schedule of {self._being_read} takes long to be read: no property is read")
+            what = f"the schedule of {self._being_read}" if self._being_read else "the file of settings"
+            self._warn_once("reading", f"{what} takes long to be read: no schedule that is a property is read")
             return
         self._warned.pop("reading", None)
         if changed:
@@ -262,6 +263,7 @@ class ScheduleSync(Background):
 
     def _read_changed_schedules(self) -> dict[str, Schedule | None]:
         """The schedules that are properties with another value now. An invalid value is ignored. Runs in a thread."""
+        self._being_read = ""
         try:
             refresh_settings()
         except InvalidSetting as error:

@@ -360,6 +360,9 @@ class Heartbeat:
             self._unrescued = set()
 
     async def _take_over(self, database: Database, dead: Mapping[str, int], silent: set[str]) -> None:
+        if database.kind == "sqlite":
+            for node in silent:
+                process_lock.end_if_frozen(self._folder, node, database.url.database or "")
         async with database.engine.begin() as connection:
             await plan_anew(connection)
             if held := {node: dead[node] for node in dead if node in silent or node in self._unrescued}:

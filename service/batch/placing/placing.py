@@ -116,4 +116,4 @@ class Placing(Background):
         for name, each in wanted.items():
             task = self._tasks.get(name)
             memory = task.policies.memory if task is not None else None
-            await placer.place(name, each.tickets, Needs(pool, memory, each.priority))
+            await placer.place(name, each.tickets, Needs(pool, memory, each.priority, each.running))
