@@ -66,6 +66,15 @@ def is_unreachable(error: DBAPIError | OSError) -> bool:
     return isinstance(error, OSError) or error.connection_invalidated or sqlstate_of(error)[:2] in UNREACHABLE
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether the database is there, and is only locked or too slow, so that a run of this process may be the cause."""
+    if isinstance(error, TimeoutError):
+        return error.errno is None  # with a number it is from the network
+    original = getattr(error, "orig", None)
+    is_locked = isinstance(original, sqlite3.OperationalError) and "locked" in str(original)
+    return is_locked or sqlstate_of(error) in CONFLICTS
+
+
 def is_refused(error: DBAPIError) -> bool:
     """Whether the database refuses the values of a statement, now and later. Some of asyncpg's have no SQLSTATE."""
     return isinstance(error, IntegrityError | DataError) or sqlstate_of(error)[:2] in REFUSED

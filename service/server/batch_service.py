@@ -151,6 +151,10 @@ class BatchService:
         """Sign this node off from another thread, right before the process is ended: its runs are interrupted."""
         self._sign_off.at_once()
 
+    def accuse(self, run: str, what: str) -> None:
+        """Note from another thread what this run does, right before the process is ended because of that."""
+        self._sign_off.accuse(run, what)
+
     @property
     def is_stopping(self) -> bool:
         """Whether the service has begun to stop."""

@@ -45,7 +45,9 @@ class Stopping:
         self._is_guest = is_guest
         self._drain_seconds = settings.DRAIN_SECONDS
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._check_server)
+        self._watchdog = Watchdog(
+            settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._check_server, batch.accuse
+        )
         self._has_server_request = _server_event()
         self._replaced: dict[int, Any] = {}
         self._received: set[int] = set()
