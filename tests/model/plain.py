@@ -478,6 +478,8 @@ class Model:
         for run in self._awaiting(awaited):
             if run.gate is None or run.state not in ("waiting", "skipped"):
                 continue
+            if run.origin == "schedule" and not run.is_split:
+                run.catch_up, run.rank = True, CAUGHT_UP
             if run.state == "skipped":
                 self.happened["waits again"] += 1
                 run.state, run.reason, run.finished_at = "waiting", None, None
