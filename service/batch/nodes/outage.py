@@ -70,6 +70,8 @@ class Outage:
         if not isinstance(error, DBAPIError | DatabaseError | OSError):
             return None
         cause = ledger.why(error)
+        if ledger.has_severed(error):  # its next try opens a new connection
+            return cause
         with self._lock:
             self._failed_at = clock.boottime()
             self._failing.add(part)
