@@ -72,6 +72,16 @@ class Long(BaseTask):
             await asyncio.sleep(0.1)
 
 
+class Wide(BaseTask):
+    """Has names and errors of the largest size, in one word each."""
+
+    name, schedule, owner = "wide_" + "w" * 92, None, "owner_" + "o" * 80
+
+    async def run(self):
+        logger.error("line_" + "l" * 3_000)
+        raise ValueError("error_" + "e" * 3_000)
+
+
 class Base(DeclarativeBase):
     pass
 

@@ -15,7 +15,7 @@ MOST_TICKS = 10
 QUARTER = timedelta(minutes=15)
 LAST_TICK = 96.0
 """A label further to the right would not fit."""
-PILL = 5.5
+PILL, PILL_ON_PHONE = 9.0, 19.0
 """So far from a clock change, in percent, a label of an hour would touch that of the change."""
 
 
@@ -71,8 +71,9 @@ class Axis:
         local, x = at.astimezone(self.zone), self.x(at)
         is_day = local.hour == 0 and local.minute == 0
         label = f"{local:%a} {local.day}" if is_day else f"{local:%H:%M}"
-        is_free = all(abs(change.x - x) > PILL for change in self.clock_changes)
-        return Tick(x, label, is_day, bool(number % 2) and not is_day, is_free)
+        nearest = min((abs(change.x - x) for change in self.clock_changes), default=100.0)
+        is_wide = (bool(number % 2) and not is_day) or nearest < PILL_ON_PHONE
+        return Tick(x, label, is_day, is_wide, nearest > PILL)
 
     def ticks(self) -> list[Tick]:
         """Whole hours in the zone, or days where the axis is long."""
