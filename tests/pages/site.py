@@ -72,6 +72,16 @@ class Long(BaseTask):
             await asyncio.sleep(0.1)
 
 
+class Chatty(BaseTask):
+    """Logs 300 lines, one of them as an error if it is asked to."""
+
+    name, schedule = "chatty", None
+
+    async def run(self, error: int = 0):
+        for number in range(1, 301):
+            logger.log(40 if number == error else 20, f"this is line {number} of the log")
+
+
 class Wide(BaseTask):
     """Has names and errors of the largest size, in one word each."""
 

@@ -178,6 +178,15 @@ async def test_the_bar_and_the_log_of_a_run_move_until_it_is_cancelled(site: Sit
     assert (await site.ended(run))["state"] == "cancelled"
 
 
+async def test_a_log_that_is_over_opens_at_its_first_error_or_at_its_end(site: Site, page: Page) -> None:
+    for error, line in ((0, 300), (120, 120)):
+        run = await site.start("chatty", error=error)
+        await site.ended(run)
+        await page.goto(f"{site.url}/runs/{run}#log")
+        await expect(page.locator(f"#L{line}")).to_be_in_viewport()
+        await expect(page.locator("#L1")).not_to_be_in_viewport()
+
+
 async def _differs(bar: Any, value: str | None) -> bool:
     return bool(await bar.get_attribute("aria-valuenow") != value)
 
