@@ -23,6 +23,7 @@ from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import fire, know, make_task, rows
+from tests.incidents.test_conditions import checked
 from tests.incidents.watching import Watching, claimed_and_ended, ended, failed, retried, started, succeeded
 from tests.night.conftest import START
 
@@ -190,6 +191,28 @@ async def test_an_acknowledged_failure_needs_nobody(ledger: Database, watch: Wat
     assert [change.kind for change in answer.changes] == ["incident.acknowledge"]
     await operations.incidents.reopen(incident.id)
     assert (await night(watch, operations)).level == "bad"
+
+
+async def test_tasks_that_need_attention_are_those_that_the_night_lists(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    silent = make_task("silent", expect_every=timedelta(hours=1))
+    await know(ledger, silent, *(make_task(name, None) for name in ("load", "dealt_with", "made_good", "tick")))
+    for name in ("tick", "silent"):
+        await succeeded(ledger, name, START)
+    for name in ("load", "dealt_with"):
+        await failed(ledger, name)
+    run = await failed(ledger, "made_good")
+    await retried(ledger, run, RunState.SUCCEEDED, fingerprint=None)
+    await checked(watch, 7_201)
+    incidents = {each.task: each.id for each in (await operations.incidents.list()).incidents}
+    await operations.by(Actor("ann")).incidents.acknowledge(incidents["dealt_with"], "known")
+    found = {need.task for need in (await night(watch, operations)).needs if need.task}
+    assert found == {"load", "silent"}
+    everything = await operations.tasks.overview("all")
+    assert {row.task.name for row in everything.rows if row.needs_attention} == found
+    assert {row.task.name for row in (await operations.tasks.overview("attention")).rows} == found
+    assert everything.shares["attention"] == len(found)
 
 
 async def test_what_waits_says_what_it_waits_for(ledger: Database, watch: Watching, operations: Operations) -> None:
