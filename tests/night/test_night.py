@@ -325,6 +325,22 @@ async def test_slots_that_did_not_run_are_said_by_their_cause(
     assert answer.slots.missed == 9 and answer.slots.paused == 10
 
 
+async def test_slots_that_a_slow_task_has_skipped_are_one_row_whichever_runs_were_in_the_way(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    loaded = await know(ledger, make_task("tick", "*/10 * * * *"))
+    for _ in range(2):
+        for _ in range(2):  # the second slot is skipped, because the run of the first one has not begun
+            watch.later(600)
+            await fire(ledger, loaded, clock.now())
+        async with ledger.engine.begin() as connection:
+            done = update(tables.runs).where(tables.runs.c.state == "queued")
+            await connection.execute(done.values(state="succeeded", finished_at=clock.now()))
+    (row,) = (await night(watch, operations)).did_not_run
+    assert (row.cause, row.task, row.slots, row.run) == ("overlap", "tick", 2, None)
+    assert row.reason == "a run of an earlier slot was still queued"
+
+
 async def test_an_unaccounted_slot_is_an_alarm(ledger: Database, watch: Watching, operations: Operations) -> None:
     await know(ledger, make_task("tick", "* * * * *"))
     watch.later(300)

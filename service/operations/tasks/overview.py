@@ -46,7 +46,7 @@ class Numbers(Result):
 
 
 class TaskRow(Result):
-    """A task in the list. `sparks`: its last runs, the oldest first. `needs_attention`: Night says it needs a person."""
+    """A task in the list. `sparks`: its last runs, the oldest first. `needs_attention`: Night lists it too."""
 
     task: TaskSummary
     sparks: list[Spark]

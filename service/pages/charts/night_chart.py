@@ -109,7 +109,7 @@ def night_chart(
     ]
     chart.marks = _marks(moments, axis)
     if now is not None:
-        chart.now, chart.now_label = axis.x(now), clock(now, axis.zone)
+        chart.now, chart.now_label = axis.x(now), clock(now, axis.zone)[:5]
     return chart
 
 
