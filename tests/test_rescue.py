@@ -16,7 +16,7 @@ from service.batch.ledger import tables
 from service.batch.ledger.database_time import now_of
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, process_lock
-from service.batch.nodes.orphans import MOST_LOSSES, rescue
+from service.batch.nodes.orphans import rescue
 from service.database import lock_holder
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
@@ -184,27 +184,6 @@ async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None
         await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
         await rescue(connection, await gone(connection, ledger), now)
     assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
-
-
-async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database) -> None:
-    run = new_id()
-    for loss in range(MOST_LOSSES):
-        node = dead_node(folder_of(ledger))
-        async with ledger.engine.begin() as connection:
-            now = await now_of(connection)
-            row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
-            await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
-            held = {"state": "running", "node": node, "fence": loss + 1, "attempt_started_at": now}
-            if loss == 0:
-                new = {"id": run, "task": "bad", "origin": "manual", "rank": 2, "catch_up": False, "attempt": 1}
-                await connection.execute(tables.runs.insert().values(**new, due_at=now, created_at=now, **held))
-            else:
-                await connection.execute(tables.runs.update().values(**held))
-            assert await rescue(connection, await gone(connection, ledger), now) == [node]
-        (found,) = await rows(ledger)
-        assert found["state"] == ("failed" if loss == MOST_LOSSES - 1 else "interrupted")
-    assert found["reason"] == "poison: the node was lost while it ran, 3 times without progress"
-    assert len(await rows(ledger, tables.attempts)) == 3
 
 
 async def gone(connection: AsyncConnection, ledger: Database) -> dict[str, int]:

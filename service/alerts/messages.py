@@ -9,6 +9,7 @@ from typing import Any
 
 from service import escaping
 from service.batch.ledger.kept_back import KeptBack, in_words
+from service.batch.nodes.harm import POISON
 
 MOST_BLOCKS = 20
 """Incidents of one message that are described; of the others only their number is said."""
@@ -98,7 +99,9 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
             lines.append(f"Keeps back {escaping.line(keeps)}.")
         lines += [f"{name.title()}: {escaping.line(content[name])}" for name in ("owner", "runbook") if content[name]]
         if content["kind"] == "failed" and content["run"]:
-            lines.append(f"Retry it: batch retry {content['run']}")
+            is_poison = content["text"].startswith(POISON)
+            when = "Do not retry it before that is mended. Then" if is_poison else "Retry it"
+            lines.append(f"{when}: batch retry {content['run']}")
     if link is not None:
         lines.append(link)
     return "\n".join(lines)

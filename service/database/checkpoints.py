@@ -67,7 +67,8 @@ class Checkpoints(Background):
     async def checkpoint(self) -> None:
         """Copy what no reader needs any more from the log into the file. Waits for nobody."""
         async with self._database.reader.connect() as connection:
-            _, pages, copied = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")).one()
+            row: Any = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")).one()
+            _, pages, copied = row
         if pages <= MOST_PAGES or pages == copied:
             self._told_pages = 0
         elif pages >= 2 * self._told_pages:

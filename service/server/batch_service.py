@@ -23,6 +23,7 @@ from service.batch.firing.opener import Opener
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import wakes
 from service.batch.nodes.clock_steps import ClockSteps
+from service.batch.nodes.harm import LostLease
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from service.batch.nodes.node import Node
@@ -158,6 +159,10 @@ class BatchService:
     def leave_at_once(self) -> None:
         """Sign this node off from another thread, right before the process is ended: its runs are interrupted."""
         self._sign_off.at_once()
+
+    def accuse(self, run: str, what: str) -> None:
+        """Note from another thread what this run does, right before the process is ended because of that."""
+        self._sign_off.accuse(run, what)
 
     @property
     def is_stopping(self) -> bool:
@@ -307,9 +312,9 @@ class BatchService:
         if self._is_firing:
             self._bulks.wake()
 
-    def _on_loss(self) -> None:
+    def _on_loss(self, lost: LostLease | None) -> None:
         """This node has lost its lease. What still waits for the ledger on a connection of before never ends."""
-        self.engine.give_up()
+        self.engine.give_up(lost)
         self.ledger.sever()
 
     def _on_replaced(self) -> None:

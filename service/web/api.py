@@ -12,7 +12,7 @@ from starlette.routing import Route
 from service.batch.firing.apscheduler import describe_jobs
 from service.concurrency.offload import offload
 from service.errors import BatchError
-from service.web.access import LOOPBACK, address_of, is_address, is_loopback
+from service.web.access import LOOPBACK, is_address, is_local
 from service.web.headers import host_name
 from service.web.problems import problem
 
@@ -28,7 +28,7 @@ async def scheduler_jobs(request: Request) -> JSONResponse:
 
     On this machine everybody may read it; from elsewhere it needs a token or a sign-in.
     """
-    if not is_loopback(address_of(request)):
+    if not is_local(request):
         guard = getattr(request.app, "guard", None)
         if guard is None:  # these routes stand in another application, which knows no tokens
             return problem(401, "these jobs are shown on this machine only: mount service.app.create_app()")
@@ -45,11 +45,12 @@ async def metrics(request: Request) -> Response:
     On this machine everybody may read them; from elsewhere they need a token of any role.
     """
     guard = getattr(request.app, "guard", None)
-    if not (is_loopback(address_of(request)) and _is_called_by_own_name(request, guard)):
+    has_own_name = _is_called_by_own_name(request, guard)
+    if not (is_local(request) and has_own_name):
         if guard is None:  # these routes stand in another application, which knows no tokens
             detail = "these metrics are shown on this machine only, to who asks localhost or its address"
             return problem(401, f"{detail}: mount service.app.create_app()")
-        await guard.actor(request)
+        await guard.actor(request, may_be_anonymous=has_own_name)
     try:
         monitoring = _started(request, "batch").monitoring
     except BatchError as error:

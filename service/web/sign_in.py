@@ -40,7 +40,6 @@ async def sign_in(request: Request, response: Response, body: SignIn) -> Session
     guard = guard_of(request)
     refuse_unknown_query(request)
     refuse_foreign(request)
-    guard.limits.refuse_guesser(address_of(request))
     begun = await begin_session(request, response, guard, body.secret)
     if begun is None:
         raise Refused(401, "this token or link is not valid: it is unknown, expired, revoked, or was used already")
@@ -50,16 +49,19 @@ async def sign_in(request: Request, response: Response, body: SignIn) -> Session
 async def begin_session(request: Request, response: Response, guard: Guard, secret: str) -> NewSession | None:
     """Begin a session with a token or a link. The response sets its cookie. None: the secret is not valid.
 
-    A session that this browser had before is ended.
+    A session that this browser had before is ended. Raises Refused, 429, if too many from this address were not valid.
     """
     address = address_of(request)
+    guard.limits.count_look(address)
     begun = await guard.operations.access.sign_in(secret, address)
     if begun is None:
+        guard.limits.refuse_guesser(address)
         guard.count_failure(address)
         return None
     name = cookie_name(request)
     if before := request.cookies.get(name):
         await guard.operations.access.sign_out(before)
+        guard.forget()
     response.set_cookie(
         name,
         begun.secret,

@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from sqlalchemy import text
 
+from service.database.engine import Database
+from service.testing.databases import wait_for
 from tests.processes import BATCH, environment, suspend
 
 END_SECONDS = 30.0
@@ -198,6 +201,15 @@ class Story:
             time.sleep(0.25)
         return found
 
+    @staticmethod
+    def now() -> float:
+        """The time since boot, as the witness has it."""
+        return boottime()
+
+    @staticmethod
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
     def wait(self, seconds: float) -> None:
         """Let the trouble last. A story waits by the clock: its subject is what happens while time passes."""
         time.sleep(seconds)
@@ -206,6 +218,18 @@ class Story:
         return "\n".join(
             f"--- {name} ({node.process.poll()})\n{node.said[-most:]}" for name, node in self.nodes.items()
         )
+
+    def rows(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        """The rows that a query finds in the ledger."""
+
+        async def ask() -> list[dict[str, Any]]:
+            application = self.settings.get("DATABASE_URL", f"sqlite+aiosqlite:///{self.folder}/app.db")
+            url = self.settings.get("LEDGER_URL") or application.replace("/app.db", "/ledger.db")
+            database = Database(url, setting="LEDGER_URL", pooled=False)
+            async with database.reader.connect() as connection:
+                return [dict(row) for row in (await connection.execute(text(statement), values)).mappings()]
+
+        return wait_for(ask())
 
     # What the witness says.
 
@@ -241,6 +265,7 @@ class Story:
         since = self.began.isoformat()
         self.account = json.loads(self.batch("account", "--since", since, "--json"))
         self.check_night(since)
+        print(self.told(), self.status(), self.batch("nodes"), self.night["sentence"], self.logs(), sep="\n\n")
 
     def check_night(self, since: str) -> None:
         """The classes of Night add up to the slots that were due, and none of them is unaccounted for."""

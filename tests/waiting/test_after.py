@@ -12,8 +12,9 @@ from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill, interval_of
 from service.batch.ledger import missed_ranges, schedules
 from service.batch.ledger.missed_ranges import Cause
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.waits import waits as waits_table
+from service.batch.queue import waiting
 from service.batch.queue.cancel import request_cancel
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import retry
@@ -23,6 +24,7 @@ from service.database.engine import Database
 from tests.batch.ledger_world import NODE, make_task, rows
 from tests.waiting.world import DAY, MINUTE, Waits
 
+HOUR = timedelta(hours=1)
 THREE = datetime(2026, 3, 10, 3, tzinfo=UTC)
 """The first slot of a task that is due daily at three."""
 
@@ -183,6 +185,36 @@ async def test_a_retry_of_the_slot_lets_it_wait_again(waits: Waits) -> None:
     await waits.end("extract")
     await waits.look()
     assert await waits.state("load") == "queued"
+
+
+@pytest.mark.parametrize("overlap", ["skip", "wait", "replace"])
+async def test_a_retry_of_several_slots_loses_none_of_those_that_come_after_and_delays_none_of_today(
+    waits: Waits, overlap: str
+) -> None:
+    """Whether they were closed because of the failures, or still wait: they are caught up, one at a time."""
+    load = load_after("extract", "other", overlap=overlap)
+    await waits.know(*(daily(name, "0 * * * *", overlap="allow") for name in ("extract", "other")), load)
+    slots = [THREE + n * HOUR for n in range(4)]
+    for slot in slots:
+        await waits.fire(slot)
+        await waits.end("extract", slot, RunState.FAILED)
+    for slot in slots[:2]:
+        await waits.end("other", slot)
+    await waits.look()
+    assert [await waits.state("load", slot) for slot in slots] == ["skipped", "skipped", "waiting", "waiting"]
+    for slot in slots:
+        await again(waits, (await waits.run_of("extract", slot))["id"])
+        await waits.end("extract", slot)
+    for slot in slots[2:]:
+        await waits.end("other", slot)
+    today = THREE + 4 * HOUR
+    await waits.fire(today)
+    for task in ("extract", "other"):
+        await waits.end(task, today)
+    await waits.look()
+    loads = [await waits.run_of("load", slot) for slot in (*slots, today)]
+    assert [run["state"] for run in loads] == ["queued"] * 5
+    assert [(run["catch_up"], run["rank"]) for run in loads] == [*[(True, Rank.CATCH_UP)] * 4, (False, Rank.ON_TIME)]
 
 
 async def test_a_backfill_of_the_missed_slot_lets_it_wait_again(waits: Waits) -> None:
@@ -400,6 +432,24 @@ async def test_of_many_that_open_at_once_skip_admits_the_newest_and_wait_the_old
         await waits.end("extract", slot)
     await waits.look()
     assert [await waits.state("load", slot) == "queued" for slot in slots] == admitted
+
+
+async def test_many_slots_that_a_node_may_not_open_do_not_keep_it_from_its_own(
+    waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "MOST", 3)
+    mine = make_task("mine", None, after="extract")
+    await waits.know(daily("extract", "0 * * * *", overlap="allow"), load_after(overlap="allow"))
+    for slot in (THREE + n * HOUR for n in range(3)):
+        await waits.fire(slot)
+        await waits.end("extract", slot)
+    await waits.know(mine)
+    last = THREE + 3 * HOUR
+    await waits.fire(last)
+    await waits.end("extract", last)
+    assert await waits.look({"mine": mine}) == 1
+    assert await waits.state("mine") == "queued"
+    assert {run["state"] for run in await rows(waits.ledger, task="load")} == {"waiting"}
 
 
 async def test_only_a_node_that_has_loaded_the_task_opens_a_slot_but_any_closes_it(waits: Waits) -> None:

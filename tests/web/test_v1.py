@@ -231,6 +231,11 @@ async def test_the_log_is_paged_filtered_and_given_as_text(served: Served) -> No
     text = await served.viewer.get(f"/api/v1/runs/{run}/log", headers={"Accept": "text/plain"})
     assert text.headers["content-type"].startswith("text/plain")
     assert "there is no such day" in text.text
+    odd = await start(served, parameters={"day": "odd"})
+    await ended(served.viewer, odd)
+    text = await served.viewer.get(f"/api/v1/runs/{odd}/log", headers={"Accept": "text/plain"})
+    assert r"odd \x1b[31m\u202eday" in text.text
+    assert not {"\x1b", "\u202e"} & set(text.text)
 
 
 async def test_a_cancel_and_a_retry_with_notes_are_in_the_audit(served: Served) -> None:

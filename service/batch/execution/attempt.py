@@ -17,6 +17,7 @@ from service.batch.execution.child_pool import ChildPool
 from service.batch.execution.ending import Ending, log_ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
+from service.batch.nodes.harm import LostLease
 from service.batch.queue import upstreams
 from service.batch.tasks.partitions import Stage
 from service.batch.tasks.policies import ON_TIME
@@ -126,12 +127,15 @@ class Attempt:
         if self.body.stop is not None:
             self._abandon()
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, reason: str, lost: LostLease | None = None) -> None:
         """End the attempt at once, also if its body goes on: another node may hold the run by now.
 
-        A child is killed.
+        A child is killed. `lost`: how the lease was lost, if runs may be the cause.
         """
         self.interrupt(reason)
+        if lost is not None and lost.is_by(self._started_at) and self.body.stop is not None:
+            is_going_on = self.body.stop.state == RunState.INTERRUPTED
+            self.body.stop.harm = lost.cause if is_going_on else None
         self._kill_child()
         if not self._ended and self.body.stop is not None:
             self._context.run(self._log_ending, self.body.stop)

@@ -23,6 +23,7 @@ from service.batch.execution.write_buffer import GROUP_LIMIT, Group, WriteBuffer
 from service.batch.ledger import runs
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
+from service.batch.nodes.harm import LostLease
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.outage import Outage
 from service.batch.queue import claiming
@@ -196,11 +197,14 @@ class LocalEngine(Background):
         if claimed:
             self._idle.clear()
 
-    def give_up(self) -> None:
-        """End all attempts at once, because this node has lost its lease. Fences decide which outcomes are written."""
+    def give_up(self, lost: LostLease | None = None) -> None:
+        """End all attempts at once, because this node has lost its lease. Fences decide which outcomes are written.
+
+        `lost`: how it was lost, if runs may be the cause.
+        """
         self.losses += 1
         for attempt in self.attempts:
-            attempt.give_up(LOST)
+            attempt.give_up(LOST, lost)
 
     def begin_drain(self) -> None:
         """Claim nothing more from now on, and ask the running runs to stop at their next checkpoint."""

@@ -21,6 +21,7 @@ from service.batch.ledger.parts import Split
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, Rank, RunState
+from service.batch.nodes import harm
 from service.concurrency.offload import offload
 from service.database import troubles
 from service.logs import get_logger
@@ -102,7 +103,8 @@ class Group:
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Write the group in the caller's transaction. Returns the outcomes whose runs another node holds."""
-        bounced = await transitions.finish(connection, await self._due_by_the_ledger(connection), self.encoded)
+        outcomes = await harm.charge_suspects(connection, await self._due_by_the_ledger(connection))
+        bounced = await transitions.finish(connection, outcomes, self.encoded)
         await run_logs.write(connection, self.packed)
         await run_progress.mirror(connection, self.progress)
         return bounced
@@ -257,6 +259,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         is_awaited=claimed.awaited_by is not None,
         part=claimed.part,
         split=_split(attempt, ending),
+        harm=ending.harm,
         **_progress(attempt, attempt.state.meter.latest()),
     )
 

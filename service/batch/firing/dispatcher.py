@@ -173,7 +173,14 @@ class Dispatcher(Background):
     async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
         async with self._metrics.timed(LedgerWork.FIRE), self._database.engine.begin() as connection:
             return await firing.fire(
-                connection, names, self._tasks, self._node, capacity, ahead=self._ahead, steps=self._steps
+                connection,
+                names,
+                self._tasks,
+                self._node,
+                capacity,
+                ahead=self._ahead,
+                steps=self._steps,
+                why_missed=self._outage.why_missed,
             )
 
     async def _fire_at(self, slot: datetime, names: Collection[str]) -> Fired:

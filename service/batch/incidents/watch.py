@@ -70,6 +70,7 @@ class Watch(Background):
         before, self._changes = self._changes, changes
         if before is not None and changes.now < before.now - AHEAD:  # the ledger's clock was set back
             self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
+            self._checks.clock_was_set_back()
         if self.holds and before is not None and _passed(before, changes) >= outages.SHORTEST:
             self._gap = self._gap or (before.now, changes.now)
         if self._is_needed(changes):
@@ -127,6 +128,7 @@ class Watch(Background):
         self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
         self._gap = None
         if self.holds:
+            self._checks.forget_all()
             self._on_told()  # what the node before this one has not sent yet
             self._on_noticed()
         return self.holds

@@ -253,9 +253,17 @@ async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datet
     """Let those of the runs `ids` wait again that were closed by what they waited for. The caller has locked them.
 
     They wait as long as before, from `now` on. Returns their slots, whose buckets the caller has to mark.
+
+    Slots among `ids` count as caught up, those too that still wait: they were not on time, so no overlap policy skips
+    them, and they delay no slot of today.
     """
     if not ids:
         return []
+    is_meant = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
+    not_over = text(is_one_of([RunState.WAITING, RunState.SKIPPED], PLAIN_STATE))
+    of_slot = (runs.c.origin == Origin.SCHEDULE, runs.c.gate.is_not(None), text(f"NOT ({parts.is_split()})"))
+    caught_up = update(runs).where(is_meant, not_over, *of_slot)
+    await connection.execute(caught_up.values(catch_up=True, rank=Rank.CATCH_UP))
     closed = (text(is_one_of([RunState.SKIPPED], PLAIN_STATE)), runs.c.gate.is_not(None))
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
     columns = [runs.c[name] for name in ("id", "slot", "origin", "due_at", "wait_until")]

@@ -5,6 +5,8 @@ Logs, `/readyz`, the records of missed slots and the audit all read it from here
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ logger = get_logger("service.batch")
 
 QUIET_SECONDS = 5.0
 """An outage is over when nothing has failed for so long: a database that is nearly full works now and then."""
+TOLERANCE = timedelta(seconds=10)
+"""What is within an outage may begin so much before its first failure, and end so much after its last one."""
 MOST_KEPT = 100
 """So many past outages are kept until they are written to the ledger, at most."""
 
@@ -34,8 +38,8 @@ class Interval:
     until: datetime
     cause: str
 
-    def overlaps(self, first: datetime, last: datetime) -> bool:
-        return self.since <= last and first <= self.until
+    def covers(self, first: datetime, last: datetime) -> bool:
+        return self.since - TOLERANCE <= first and last <= self.until + TOLERANCE
 
 
 class Outage:
@@ -106,13 +110,22 @@ class Outage:
         counts = ", ".join(f"{name} {number:,}" for name, number in sorted(tries.items()))
         logger.info(f"the ledger is reachable again after {max(1, round(seconds))} s; what failed meanwhile: {counts}")
 
+    def why_missed(self, first: datetime, last: datetime) -> str | None:
+        """Why slots between these two instants were not fired by this process, if that is because of an outage."""
+        outage = self.during(first, last)
+        if outage is None:
+            return None
+        return (
+            f"pid {os.getpid()} on {socket.gethostname()} could not use the ledger from {outage.since:%H:%M:%S} UTC on"
+        )
+
     def during(self, first: datetime, last: datetime) -> Interval | None:
-        """The outage of this process in which an instant between these two lies; None if there was none."""
+        """The outage of this process in which the time between these two instants lies; None if there was none."""
         with self._lock:
             known = list(self._past)
             if self.cause is not None and self._since is not None:
                 known.append(Interval(self._since, clock.now(), self.cause))
-        return next((each for each in reversed(known) if each.overlaps(first, last)), None)
+        return next((each for each in reversed(known) if each.covers(first, last)), None)
 
     def unwritten(self) -> list[Interval]:
         """The outages that are over and were not written to the ledger yet."""

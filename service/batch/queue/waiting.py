@@ -64,13 +64,15 @@ class Decided:
         return [Closed.of(run, *ends[run.id]) for run in self.locked if run.id in ends]
 
 
-async def decide(connection: AsyncConnection, now: datetime, only: str | None = None) -> Decided:
+async def decide(
+    connection: AsyncConnection, now: datetime, only: str | None = None, tasks: Iterable[str] | None = None
+) -> Decided:
     """Lock up to MOST waiting runs that may be opened or closed at `now` (database time), and decide about each.
 
     What they wait for is read after they were locked: whoever makes something of that active again locks them first.
-    `only`: the id of a run; no other one is looked at.
+    `only`: the id of a run; no other one is looked at. `tasks`: those whose slots are looked at first.
     """
-    ready = await waits.ready(connection, now, MOST, only)
+    ready = await waits.ready(connection, now, MOST, only, tasks)
     decided = Decided(ready)
     gated = [run.id for run in ready if run.gate is not None and not run.is_split]
     await _decide_split(connection, [run for run in ready if run.is_split], decided)
