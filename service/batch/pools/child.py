@@ -110,7 +110,7 @@ class Child:
         nursery, self._number = await self._find_nursery()
         self._nursery = nursery
         reading: dict[asyncio.Task[None], float] = {}
-        interrupted: Interrupted | None = None
+        code: int | Interrupted
         try:
             ours, theirs, read_end, output, their_output = _connections()
         except OSError:  # this process can open no more files
@@ -133,17 +133,21 @@ class Child:
             messages.add_done_callback(lambda _, number=self._number: nursery.is_silent(number))  # type: ignore[misc]
             code = await begun.ended
         except Interrupted as error:  # the nursery has ended, and cannot kill the processes that its child has started
-            interrupted = error
+            code = error
             _kill_group(self.pid)
         finally:
             nursery.release(self._number)
             await self._finish(reading)
             ours.close()
             read_end.close()
+        return await self._ending_by(code)
+
+    async def _ending_by(self, code: int | Interrupted) -> Ending:
+        """What the child has told, which counts whatever became of it afterwards; or what its end means."""
         if self._ending is not None:
             return self._ending
-        if interrupted is not None:
-            raise interrupted
+        if isinstance(code, Interrupted):
+            raise code
         raise self._trouble or exit_error(code, await self._has_kernel_killed())
 
     def _begin_to_write(self, ours: socket.socket, job: bytes) -> None:
