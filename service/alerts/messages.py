@@ -22,6 +22,7 @@ _TITLES: dict[str, str] = {
     "failed": "{task} failed",
     "empty": "{task} succeeded, but its result is not as expected",
     "quarantine": "{task} has put items into quarantine",
+    "kept_back": "slots of {task} were kept back",
     "missed": "slots of {task} did not run",
     "late": "{task} is late",
     "slow": "{task} is slow",

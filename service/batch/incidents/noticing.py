@@ -19,6 +19,7 @@ from service.batch.ledger.incidents.incidents import MORE, Closed, IncidentKind,
 from service.batch.ledger.incidents.tables import OPEN_SQL, fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.outcome import KEPT_BACK
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import LEFT_SQL, nodes, runs
 
@@ -110,7 +111,8 @@ async def notice_backups(connection: AsyncConnection, now: datetime) -> int:
 
 
 def _is_bad(run: Row[Any]) -> bool:
-    return run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE)
+    is_kept_back = (run.state, run.fingerprint) == (RunState.SKIPPED, KEPT_BACK)
+    return run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE) or is_kept_back
 
 
 def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:
@@ -143,7 +145,7 @@ _TEXTS = {QUARANTINE: "it has put items into quarantine"}
 def _kind_of(run: Row[Any]) -> IncidentKind:
     if run.state == RunState.FAILED:
         return IncidentKind.FAILED
-    return IncidentKind.EMPTY if run.fingerprint == EMPTY else IncidentKind.QUARANTINE
+    return {EMPTY: IncidentKind.EMPTY, KEPT_BACK: IncidentKind.KEPT_BACK}.get(run.fingerprint, IncidentKind.QUARANTINE)
 
 
 async def _complete(connection: AsyncConnection, unknown: Sequence[Row[Any]]) -> None:
