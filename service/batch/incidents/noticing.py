@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import failures
 from service.batch.execution.fingerprint import EMPTY, QUARANTINE
-from service.batch.incidents import made_good
+from service.batch.incidents import made_good, outages
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents import incidents, marks, notices
 from service.batch.ledger.incidents.incidents import MORE, Closed, IncidentKind, Opening
@@ -59,16 +59,23 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
 async def notice_ranges(connection: AsyncConnection, now: datetime) -> int:
     """Notice slots that were missed and that nobody chose to miss. Returns how many ranges it has seen.
 
-    Slots of an outage belong to the incident of the outage.
+    A range that lies within an outage belongs to the incident of the outage.
     """
     ranges = await notices.mark_ranges(connection)
     unchosen = [each for each in ranges if each["cause"] in (Cause.DOWN, Cause.OTHER)]
     if unchosen:
-        outages = await _outages(connection, min(each["first_slot"] for each in unchosen))
+        known = await outages.since(connection, min(each["first_slot"] for each in unchosen))
         openings: dict[str, Opening] = {}
+        slots: dict[str, Counter[str]] = defaultdict(Counter)
         for each in unchosen:
-            if not any(begin <= each["last_slot"] and each["first_slot"] <= end for begin, end in outages):
+            its = next((outage for outage in known if outage.has(each["first_slot"], each["last_slot"])), None)
+            if its is not None:
+                slots[its.incident][each["task"]] += each["unnoticed"]
+            else:
                 openings[each["task"]] = _missed(each, openings.get(each["task"]))
+        for outage in known:
+            if outage.incident in slots:
+                await outages.add_slots(connection, outage, slots[outage.incident])
         await incidents.open_or_continue(connection, openings.values(), now)
     return len(ranges)
 
@@ -228,17 +235,6 @@ def _more(opening: Opening, before: Opening | None) -> Opening:
 
 
 # Missed ranges
-
-
-async def _outages(connection: AsyncConnection, since: datetime) -> list[tuple[datetime, datetime]]:
-    """The begin and the end of the outages since then. Slots belong to an outage up to a minute after its end."""
-    is_down = (incidents_table.c.kind == IncidentKind.DOWN, incidents_table.c.opened_at >= since)
-    rows = await connection.execute(select(incidents_table.c.details).where(*is_down))
-    return [
-        (datetime.fromisoformat(details["since"]), datetime.fromisoformat(details["until"]) + timedelta(minutes=1))
-        for details in rows.scalars()
-        if details
-    ]
 
 
 def _missed(each: Mapping[Any, Any], before: Opening | None) -> Opening:
