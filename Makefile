@@ -42,7 +42,7 @@ tools: $(DEV) ## what the targets below need, in .venv
 
 # Hundreds of processes are started: where none of them may keep its bytecode, each compiles all libraries anew.
 test: tools ## the tests, four at a time, for much of it waits; ARGS are passed on
-	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not types and not nightly" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not types and not nightly and not days" $(ARGS)
 
 faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAULT_SEED change its plan
 	FAULT_COUNT=$${FAULT_COUNT:-300} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} .venv/bin/pytest -s tests/faults

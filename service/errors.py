@@ -20,6 +20,7 @@
     ├── Forbidden               the role of the caller does not allow this
     ├── DatabaseError
     │   ├── DatabaseUnreachable no connection to the database could be opened
+    │   │   └── DatabaseDamaged SQLite has found that the file of the database is damaged
     │   ├── DatabaseTooNew      the database has migrations that this code does not know
     │   ├── DatabaseInUse       a process of an older version lives, and the ledger has to be migrated
     │   ├── DatabaseBusy        another connection held SQLite's write lock for too long
@@ -165,6 +166,16 @@ class DatabaseError(BatchError):
 
 class DatabaseUnreachable(DatabaseError):
     pass
+
+
+class DatabaseDamaged(DatabaseUnreachable):
+    """`file`: the path of the damaged file."""
+
+    kind = "damaged"
+
+    def __init__(self, message: str, file: str) -> None:
+        super().__init__(message)
+        self.file = file
 
 
 class DatabaseTooNew(DatabaseError):

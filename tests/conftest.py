@@ -52,6 +52,7 @@ hypothesis.settings.load_profile("here")
 
 # A shell ignores SIGINT for what it starts in the background, and the processes of tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what `nohup` starts ignores it
 
 
 class _Connection(sqlite_connections._Connection):

@@ -64,6 +64,8 @@ async def test_a_revoked_token_is_not_valid(ledger: Database, call: Any) -> None
         ("create deploy --role viewer --expires soon", ["--expires", "'soon'", "90d"]),
         ("create deploy --role viewer --expires 0d", ["more than zero"]),
         ("create a/b --role viewer", ["'a/b'", "allowed"]),
+        ("create d\u0435ploy --role viewer", ["from a to z"]),  # the e is Cyrillic
+        ("create Service --role viewer", ["'Service'", "in the audit"]),
         ("rovoke deploy", ["'rovoke'", "Did you mean 'revoke'?"]),
     ],
 )

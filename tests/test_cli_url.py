@@ -85,5 +85,13 @@ def test_a_file_that_holds_no_token_is_refused(tmp_path: Path, content: str) -> 
 
 
 def test_a_service_that_does_not_answer_is_exit_code_three(tmp_path: Path) -> None:
-    done = batch(tmp_path, "--url", "http://127.0.0.1:9", "tasks")
-    assert (done.returncode, "can't be reached" in done.stderr) == (3, True)
+    (tmp_path / "token").write_text("bt_1")
+    token, warning = ("--token-file", "token"), "the token is sent to 0.0.0.0 readably"
+    for url, options, warns in (
+        ("http://127.0.0.1:9", token, False),
+        ("http://0.0.0.0:9", token, True),
+        ("http://0.0.0.0:9", (), False),
+    ):
+        done = batch(tmp_path, "--url", url, *options, "tasks")
+        assert (done.returncode, "can't be reached" in done.stderr) == (3, True)
+        assert (warning in done.stderr) == warns

@@ -44,6 +44,10 @@ class Opening(BaseTask):
             file.write(f"at most {most}")
 """
 
+ABORTED = b"POST /signin HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n" + (
+    b"Content-Type: application/x-www-form-urlencoded\r\n\r\nsecret"
+)
+
 
 def test_half_open_connections_leave_files_for_runs_and_for_other_connections(tmp_path: Path) -> None:
     (tmp_path / "tasks/opening.py").write_text(OPENING)
@@ -56,12 +60,16 @@ def test_half_open_connections_leave_files_for_runs_and_for_other_connections(tm
             client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
             if number % 2:
                 client.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+            elif number % 40 == 0:
+                client.sendall(ABORTED)
+                client.close()
             if number % 100 == 99:
                 assert running.get("/healthz").status_code == 200
         (tmp_path / "enough").touch()
         running.stop()
         assert "more than 64 HTTP connections at a time" in running.stderr
         assert "Too many open files" not in running.stderr
+        assert "Traceback" not in running.stderr
         assert re.fullmatch(r"at most \d+", (tmp_path / "opened").read_text()), running.stderr
 
 
@@ -212,6 +220,19 @@ async def test_an_incomplete_further_request_ends_its_connection(site: Site) -> 
     assert await ended(client) == b""
 
 
+@pytest.mark.parametrize("is_dripping", [False, True], ids=["stands still", "drips"])
+async def test_a_body_that_does_not_come_to_its_end_ends_its_connection(site: Site, is_dripping: bool) -> None:
+    if is_dripping:
+        site.connections.body_seconds = 0.1
+    else:
+        site.connections.body_pause_seconds = 0.1
+    reader, writer = await site.client(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000\r\n\r\nx")
+    dripping = asyncio.create_task(drip(writer)) if is_dripping else None
+    assert await ended((reader, writer)) == b""
+    if dripping is not None:
+        dripping.cancel()
+
+
 async def test_slow_bodies_streams_and_idle_clients_are_not_closed(site: Site) -> None:
     slow, stream = await site.client(BODY), await site.client(REQUEST.replace(b"/", b"/stream", 1))
     idle = await site.client(REQUEST)
@@ -229,27 +250,26 @@ async def test_beyond_the_limit_the_longest_idle_connection_is_closed(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.connections.request_seconds = 60
-    slow = await site.client(BODY)
-    kept = await site.client(BODY)
-    first, second = await site.client(), await site.client()
-    kept[1].write(b"xx")
-    assert await answer(kept) == b"   2"  # it is idle from here on, and the other two were before
-    for waiting in (first, second, kept):
+    stream = await site.client(REQUEST.replace(b"/", b"/stream", 1))
+    await until(lambda: not site.connections._idle)
+    half_a_body, silent, kept = await site.client(BODY + b"x"), await site.client(), await site.client(REQUEST)
+    assert await answer(kept) == b"   0"  # it is idle from here on, and the other two were before
+    for waiting in (half_a_body, silent, kept):
         newest = await site.client(REQUEST)
         assert await answer(newest) == b"   0"
         assert await ended(waiting) == b""
-    slow[1].write(b"xx")
-    assert await answer(slow) == b"   2"
+    site.app.may_end.set()
+    assert await answer(stream) == b"some"
     assert caplog.text.count("more than 4 HTTP connections at a time") == 1
 
 
 async def test_beyond_the_limit_without_an_idle_connection_the_newest_is_closed(site: Site) -> None:
-    busy = [await site.client(BODY) for _ in range(4)]
+    busy = [await site.client(REQUEST.replace(b"/", b"/stream", 1)) for _ in range(4)]
     await until(lambda: not site.connections._idle)
     assert await ended(await site.stranger()) == b""
+    site.app.may_end.set()
     for client in busy:
-        client[1].write(b"xx")
-        assert await answer(client) == b"   2"
+        assert await answer(client) == b"some"
 
 
 async def test_a_connection_with_endless_headers_is_closed(site: Site) -> None:

@@ -28,6 +28,7 @@ from starlette.applications import Starlette
 
 from service.app import lifespan
 from service.batch.nodes.loop_watchdog import EXIT_CODE, GRACE_SECONDS, LAST_SECONDS
+from service.server.shutdown import SAME_REQUEST_SECONDS
 from service.testing.postgres import OwnServer, find_binaries
 from service.web.api import routes
 from tests.processes import Service, batch, free_port, process, service
@@ -199,6 +200,9 @@ class Case:
             assert time.monotonic() < give_up_at, self.said
             time.sleep(0.05)
 
+    def asked_before(self, seconds: float) -> bool:
+        return time.monotonic() - self.asked_at > seconds
+
 
 def stop_all(cases: list[Case]) -> None:
     """Send the signals, a second signal once the first was heard, and wait for all ends."""
@@ -211,7 +215,7 @@ def stop_all(cases: list[Case]) -> None:
                     os.kill(pid, case.signals[round])
         for case in cases:
             if len(case.signals) > round + 1:
-                case.until(lambda case=case: "Stopping: " in case.said)
+                case.until(lambda case=case: "Stopping: " in case.said and case.asked_before(SAME_REQUEST_SECONDS))
     waiting = list(cases)
     give_up_at = time.monotonic() + END_SECONDS
     while waiting and time.monotonic() < give_up_at:
@@ -230,6 +234,9 @@ CASES = {
     "SQLite locked": Case("serve"),
     "PostgreSQL away": Case("hypercorn", trouble=IN_A_THREAD_OF_THE_LOOP),
     "asked twice": Case("serve", trouble=SYNC, settings=LONG_DRAIN, signals=(signal.SIGTERM, signal.SIGTERM)),
+    "asked by Ctrl-C, then SIGTERM": Case(
+        "serve", trouble=SYNC, settings=LONG_DRAIN, signals=(signal.SIGINT, signal.SIGTERM)
+    ),
     "not asked": Case("serve", trouble=SPINS_ON_THE_LOOP, settings={**LONG_DRAIN, "MAX_LOOP_BLOCK": "2"}, signals=()),
 }
 
@@ -275,6 +282,7 @@ CODES = {
     "SQLite locked": EXIT_CODE,
     "PostgreSQL away": 0,
     "asked twice": -signal.SIGTERM,
+    "asked by Ctrl-C, then SIGTERM": -signal.SIGTERM,
     "not asked": EXIT_CODE,
 }
 """hypercorn, granian and uvicorn with workers have exit codes that do not depend on those of their workers."""

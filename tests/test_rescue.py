@@ -8,16 +8,19 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import clock
 from service.batch.ledger import tables
 from service.batch.ledger.database_time import now_of
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.orphans import rescue
+from service.database import lock_holder
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
-from tests.processes import Service, service
+from tests.processes import Service, service, suspend
 
 TASK = """
 import asyncio
@@ -132,6 +135,44 @@ async def test_a_frozen_process_is_not_taken_for_dead(ledger: Database, tmp_path
             await rescue(connection, await gone(connection, ledger), await now_of(connection))
         assert [run["id"] for run in await rows(ledger, state="running")] == [held["id"]]
         os.kill(frozen.process.pid, signal.SIGCONT)
+
+
+MANY = """
+from service import BaseTask
+
+async def run(self) -> None: ...
+
+for number in range(300):
+    more = {"name": f"many-{number}", "schedule": "*/2 * * * * *", "run": run, "__module__": __name__}
+    globals()[f"Many{number}"] = type(f"Many{number}", (BaseTask,), more)
+"""
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+async def test_a_process_that_is_frozen_with_the_lock_of_the_ledger_stops_the_others_for_a_lease(
+    ledger: Database, tmp_path: Path
+) -> None:
+    """It is killed then. Most likely it holds the lock for slots of one instant, which it makes before they are due."""
+    (tmp_path / "tasks/many.py").write_text(MANY)
+    settings = settings_for(ledger) | {"LEASE_SECONDS": "2"}
+    file = ledger.url.database or ""
+    with service(tmp_path, settings=settings) as victim, service(tmp_path, settings=settings) as other:
+        give_up_at = clock.monotonic() + 60
+        suspend(victim.process.pid)
+        while lock_holder.of_write_lock(file) != victim.process.pid:
+            assert clock.monotonic() < give_up_at
+            victim.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.01)
+            suspend(victim.process.pid)
+        frozen_at = clock.now()
+        await until(lambda: asyncio.to_thread(victim.process.poll), 15)
+        assert victim.process.poll() == -signal.SIGKILL
+        other.wait_until_said(f"the process {victim.process.pid} of node ")
+
+        async def fires() -> bool:
+            return any(run["created_at"] > frozen_at for run in await rows(ledger, state="succeeded"))
+
+        await until(fires, 15)
 
 
 async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import insert, select
 
@@ -288,8 +290,11 @@ async def test_a_second_service_on_the_same_files_starts_in_three_seconds(tmp_pa
 # How it stops.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-@pytest.mark.parametrize("command", [SERVE, UVICORN], ids=["serve", "uvicorn"])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [(SERVE, signal.SIGTERM), (SERVE, signal.SIGHUP), (UVICORN, signal.SIGINT), (UVICORN, signal.SIGHUP)],
+    ids=["serve-SIGTERM", "serve-SIGHUP", "uvicorn-SIGINT", "uvicorn-SIGHUP"],
+)
 async def test_a_signal_ends_the_service_in_time_and_an_interrupted_run_resumes_in_the_same_attempt(
     tmp_path: Path, command: Sequence[str], number: int
 ) -> None:
@@ -330,6 +335,45 @@ async def test_a_sync_task_that_hangs_in_sleep_does_not_delay_the_end_of_the_pro
             await until(lambda: is_running(ledger, "hangs"))
             assert running.stop(number, within=8) < 5
         assert {run["state"] for run in await rows(ledger)} <= {"interrupted", "skipped"}
+
+
+FORKS = """
+import os, time
+from service import BaseTask
+
+class Forks(BaseTask):
+    name, schedule = "forks", None
+
+    def run(self) -> None:
+        if os.fork() == 0:
+            with open("child", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename("child", "child.pid")
+            time.sleep(600)
+"""
+
+
+async def test_a_forked_child_that_outlives_its_service_does_not_keep_the_port(tmp_path: Path) -> None:
+    make_folder(tmp_path, forks=FORKS)
+    child = tmp_path / "child.pid"
+
+    async def has_forked() -> bool:
+        return child.exists()
+
+    try:
+        with service(tmp_path) as running:
+            assert batch(tmp_path, "run", "forks", "--queue").returncode == 0
+            await until(has_forked)
+            running.process.kill()
+            running.process.wait()
+            with pytest.raises(httpx.ConnectError):
+                running.get("/healthz")
+        with service(tmp_path, (*SERVE[:-1], running.url.rpartition(":")[2])) as again:
+            assert again.url == running.url
+            again.stop()
+        os.kill(int(child.read_text()), 0)  # it lives
+    finally:
+        os.kill(int(child.read_text()), signal.SIGKILL)
 
 
 async def test_a_run_that_ends_within_drain_seconds_is_not_interrupted(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ _TITLES: dict[str, str] = {
     "pool": "a pool is not served",
     "unaccounted": "slots are unaccounted for",
     "clock": "tasks don't fire, because a clock was ahead",
+    "unfired": "a service lives, but does not fire",
 }
 
 

@@ -22,7 +22,8 @@ from service.alerts.sending import NotSent
 from service.batch.ledger import database_time, duties, run_logs
 from service.batch.ledger.duties import WATCH
 from service.batch.ledger.incidents import outbox
-from service.concurrency.background import Background
+from service.concurrency.background import TURN_SECONDS, Background
+from service.concurrency.limits import limited
 from service.concurrency.thread_pool import ThreadPool
 from service.database.engine import Database
 from service.errors import DatabaseError
@@ -81,8 +82,9 @@ class Sender(Background):
             except TimeoutError:
                 pass
             try:
-                await self._look()
-            except (DBAPIError, DatabaseError) as error:
+                async with self.limited_turn():
+                    await self._look()
+            except (DBAPIError, DatabaseError, OSError) as error:
                 logger.warning(f"messages can't be read from the ledger, which is repeated: {self._ledger.why(error)}")
                 await asyncio.sleep(FIRST_WAIT)
             except Exception:  # the background loop's boundary
@@ -127,7 +129,7 @@ class Sender(Background):
         try:
             while await self._send_next(channel):
                 pass
-        except (DBAPIError, DatabaseError) as error:
+        except (DBAPIError, DatabaseError, OSError) as error:
             logger.warning(f"sending to the channel {channel.name} is repeated: {self._ledger.why(error)}")
             await asyncio.sleep(FIRST_WAIT)
         except Exception:  # the background loop's boundary
@@ -136,7 +138,7 @@ class Sender(Background):
 
     async def _send_next(self, channel: Channel) -> bool:
         """Send the next message to this channel. Returns whether it was sent, so that there may be another one."""
-        async with self._ledger.engine.begin() as connection:
+        async with limited(TURN_SECONDS), self._ledger.engine.begin() as connection:
             if not await duties.hold(connection, WATCH, self._node):
                 return False
             rows = await outbox.take(connection, channel.name, await database_time.now_of(connection))
@@ -148,7 +150,7 @@ class Sender(Background):
         except NotSent as error:
             await self._failed(channel, rows, error)
             return False
-        async with self._ledger.engine.begin() as connection:
+        async with limited(TURN_SECONDS), self._ledger.engine.begin() as connection:
             await outbox.sent(connection, rows, await database_time.now_of(connection))
         self._metrics.notifications[channel.name, "sent"] += 1
         return True
@@ -172,7 +174,7 @@ class Sender(Background):
     async def _failed(self, channel: Channel, rows: Sequence[Row[Any]], error: NotSent) -> None:
         attempts = rows[0].attempts + 1
         wait = error.wait or min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
-        async with self._ledger.engine.begin() as connection:
+        async with limited(TURN_SECONDS), self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             if error.is_final or now + timedelta(seconds=wait) > rows[0].created_at + GIVE_UP_AFTER:
                 await outbox.given_up(connection, rows, error.reason, now)

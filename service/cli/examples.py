@@ -189,7 +189,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "token create": {
         "batch token create grafana --role viewer": "Make a token that only reads.",
-        "batch token create deploy --role operator --expires 90d > deploy.token": "Save the secret in a file.",
+        "(umask 077; batch token create deploy --role operator > deploy.token)": "Save it in a private file.",
     },
     "token list": {
         "batch token list": "List the tokens.",

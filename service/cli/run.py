@@ -110,7 +110,9 @@ async def _run(name: str, parameters: dict[str, str], slot: datetime | None, dis
     await batch.start()
     current_task = asyncio.current_task()
     assert current_task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current_task.cancel)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, current_task.cancel)
     try:
         task = TaskRegistry.get(name)
         refuse_other_pools(task, settings.pools)

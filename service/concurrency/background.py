@@ -1,31 +1,96 @@
-"""A background loop of this process: it runs from its start until it is stopped."""
+"""A background loop of this process: it runs from its start until it is stopped.
+
+Each loop takes turns. A turn has a limit, because whatever it waits for may never answer. The supervisor of the process
+(supervisor.py) looks at all loops from a thread: at those that have ended, and at turns that go on beyond their limit.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import io
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from service import tracing
+from service.concurrency.limits import LimitReached, limited
+
+TURN_SECONDS = 10.0
+"""How long a turn may take, unless its loop says something else: a third of the default of LEASE_SECONDS."""
+MOST_TIMES = 8
+"""A turn that has reached its limit may take twice as long the next time, up to so many times as long as the first."""
+
+
+OnEnd = Callable[["Background", BaseException | None], None]
+
+
+class Turn:
+    """A turn that is going on. `age`: the seconds in which the event loop was able to go on with it."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.age = 0.0
 
 
 class Background(ABC):
-    _work: asyncio.Task[None]
+    """A loop whose name, for people, is that of its class."""
 
-    def start(self) -> None:
+    turn_seconds = TURN_SECONDS
+    """How long a turn of this loop may take at first."""
+    turn: Turn | None = None
+    """The turn that is going on now."""
+    work: asyncio.Task[None]
+    _turn_limit: float | None = None
+
+    def start(self, on_end: OnEnd | None = None) -> None:
+        """Begin. `on_end`: called if the loop ends without being stopped, with its error if it has one."""
+        self._is_asked_to_end = False
+        self._on_unasked_end = on_end
         with tracing.suppressed():
-            self._work = asyncio.create_task(self._loop(), name=f"batch-{type(self).__name__.lower()}")
+            self.work = asyncio.create_task(self._loop(), name=f"batch-{self.name}")
+        self.work.add_done_callback(self._after_end)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
 
     @property
     def is_alive(self) -> bool:
-        return not self._work.done()
+        return not self.work.done()
 
     async def stop(self) -> None:
-        self._work.cancel()
-        await asyncio.wait([self._work])
+        self._is_asked_to_end = True
+        self.work.cancel()
+        await asyncio.wait([self.work])
+
+    def stack(self) -> str:
+        """Where the loop is now, as the lines of a traceback. Any thread may call it."""
+        lines = io.StringIO()
+        self.work.print_stack(file=lines)
+        return lines.getvalue()
 
     @abstractmethod
     async def _loop(self) -> None: ...
+
+    @asynccontextmanager
+    async def limited_turn(self) -> AsyncIterator[None]:
+        """One turn. Raises TimeoutError when it has reached its limit; then the next one may take twice as long."""
+        limit = self._turn_limit or self.turn_seconds
+        self.turn = Turn(limit)
+        try:
+            async with limited(limit):
+                yield
+        except LimitReached:
+            self._turn_limit = min(MOST_TIMES * self.turn_seconds, limit * 2)
+            raise
+        else:
+            self._turn_limit = None
+        finally:
+            self.turn = None
+
+    def _after_end(self, work: asyncio.Task[None]) -> None:
+        if not self._is_asked_to_end and self._on_unasked_end is not None:
+            self._on_unasked_end(self, None if work.cancelled() else work.exception())
 
 
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from service.concurrency.background import Background
-from service.database import troubles
+from service.concurrency.background import Background, OnEnd
+from service.concurrency.offload import offload
+from service.database import lock_holder, troubles
 from service.database.engine import Database, execute_once
 from service.errors import BatchError
 from service.logs import get_logger
@@ -20,6 +21,8 @@ CHECKPOINT_SECONDS = 2.0
 """A checkpoint follows this long after a transaction."""
 MOST_PAGES = 16_000
 """From this size of the log on (66 MB) commits make checkpoints too: it grows while there are always writers."""
+PAGE_BYTES = 4_096 + 24
+"""The size of a page in the log."""
 AUTOCHECKPOINT = f"PRAGMA wal_autocheckpoint = {MOST_PAGES}"
 
 
@@ -35,33 +38,53 @@ class Checkpoints(Background):
         self._database = database
         self._has_written = asyncio.Event()
         self._warning = ""
+        self._told_pages = 0
+        """The size of the log, in pages, at which it was last said that it can't be copied; 0: it can."""
 
-    def start(self) -> None:
+    def start(self, on_end: OnEnd | None = None) -> None:
         event.listen(self._database.engine.sync_engine, "connect", self._leave_checkpoints)
         event.listen(self._database.engine.sync_engine, "checkin", self._on_return)
-        super().start()
+        super().start(on_end)
 
     async def _loop(self) -> None:
         is_set = False  # for the connection of the writers that was opened before
         while True:
             try:
                 if not is_set:
-                    async with self._database.engine.begin() as connection:
+                    async with self.limited_turn(), self._database.engine.begin() as connection:
                         await connection.exec_driver_sql(AUTOCHECKPOINT)
                     is_set = True
                 await self._has_written.wait()
                 await asyncio.sleep(CHECKPOINT_SECONDS)
                 self._has_written.clear()
-                await self.checkpoint()
+                async with self.limited_turn():
+                    await self.checkpoint()
                 self._warning = ""
-            except (DBAPIError, BatchError) as error:
+            except (DBAPIError, BatchError, TimeoutError) as error:
                 self._warn_once(f"the write-ahead log is not copied now: {troubles.cause_of(error, 'sqlite')}")
                 await asyncio.sleep(CHECKPOINT_SECONDS)
 
     async def checkpoint(self) -> None:
         """Copy what no reader needs any more from the log into the file. Waits for nobody."""
         async with self._database.reader.connect() as connection:
-            await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+            row: Any = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")).one()
+            _, pages, copied = row
+        if pages <= MOST_PAGES or pages == copied:
+            self._told_pages = 0
+        elif pages >= 2 * self._told_pages:
+            self._told_pages = pages
+            await self._tell_growth(pages, copied)
+
+    async def _tell_growth(self, pages: int, copied: int) -> None:
+        """Nothing that was committed after the beginning of a transaction that reads can be copied before it ends."""
+        file = self._database.url.database or ""
+        readers = await offload(lock_holder.readers, file)
+        by = f" (these processes read now: {', '.join(map(str, readers))})" if readers else ""
+        logger.warning(
+            f"the write-ahead log of {file} has {pages * PAGE_BYTES / 1e6:,.0f} MB, and "
+            f"{(pages - copied) * PAGE_BYTES / 1e6:,.0f} MB of it can't be copied into the file, because a transaction "
+            f"that reads has been open for long{by}: the log grows until that transaction ends"
+        )
 
     def _leave_checkpoints(self, connection: Any, _: Any) -> None:
         execute_once(connection, AUTOCHECKPOINT)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Row, Select, event, text
 from sqlalchemy.engine import URL, Connection, make_url
@@ -16,14 +17,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
-from service.database import forks, sqlite_connections, troubles
+from service.concurrency import limits
+from service.database import forks, lock_holder, sqlite_connections, troubles
 from service.database.changes import TrackedSession
 from service.database.urls import split_options
 from service.database.writers import WriterGuard
-from service.errors import DatabaseBusy, DatabaseUnreachable
+from service.errors import DatabaseBusy, DatabaseDamaged, DatabaseUnreachable
 
 BUSY_MS = 100
 BUSY_GIVE_UP_SECONDS = 60.0
+LONG_WAIT_SECONDS = 2.0
 
 CACHE = "PRAGMA cache_size = -{}"
 CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
@@ -31,6 +34,17 @@ CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
 
 PAGE_ROWS = 500
 """How many rows of a large result are in memory at a time."""
+
+LOCK_SECONDS, IDLE_SECONDS = 2, 30
+BRIEF_WAITS = {
+    "lock_timeout": f"{LOCK_SECONDS}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
+    "tcp_keepalives_idle": "10",  # as postgresql_connections.TCP_OPTIONS at the other end of the connection
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+"""Settings of PostgreSQL with which no lock is waited for long, and none is held by a client that is gone."""
 
 PLAN_ONCE = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off"
 """With these, PostgreSQL plans a statement once for a connection, and by indexes whatever the size of the tables is."""
@@ -45,8 +59,10 @@ class Database:
     URL, for messages. `client` names the connections to PostgreSQL. With `pooled=False` no connection is kept between
     uses, for code outside of a service. With `shows_values` its errors show the parameters of statements, which may be
     secret. With `plans_once` PostgreSQL plans each statement once for a connection, and only by indexes: for few
-    statements that are sent often, and whose plan takes longer than their execution. Raises DatabaseUnreachable if the
-    driver is not installed.
+    statements that are sent often, and whose plan takes longer than their execution. With `waits_briefly` PostgreSQL
+    ends what waits for a lock for two seconds, and the transaction of a client that says nothing for half a minute or
+    whose machine is gone: for the ledger, where nothing takes longer. Raises DatabaseUnreachable if the driver is not
+    installed.
     """
 
     def __init__(
@@ -59,20 +75,28 @@ class Database:
         client: str = "batch",
         shows_values: bool = False,
         plans_once: bool = False,
+        waits_briefly: bool = False,
     ) -> None:
         self.url: URL = make_url(url)
         self.setting = setting
         self.kind = self.url.get_backend_name()
         self.guard = WriterGuard()
+        self.on_damage: Callable[[str], None] = lambda _: None
+        """Called with the cause whenever SQLite finds that the file is damaged."""
+        self.on_locked: Callable[[str], None] = lambda _: None
+        """Called once in each wait for SQLite's write lock that takes LONG_WAIT_SECONDS, with the holder in words."""
         try:
-            self._make_engines(pool_size, pooled, client, shows_values, plans_once)
+            self._make_engines(pool_size, pooled, client, shows_values, plans_once, waits_briefly)
         except ModuleNotFoundError as error:
             raise DatabaseUnreachable(
                 f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look at {setting}."
             ) from None
 
-    def _make_engines(self, pool_size: int, pooled: bool, client: str, shows_values: bool, plans_once: bool) -> None:
+    def _make_engines(
+        self, pool_size: int, pooled: bool, client: str, shows_values: bool, plans_once: bool, waits_briefly: bool
+    ) -> None:
         self._is_disposed = False
+        self._open: WeakSet[Any] = WeakSet()
         self._before_begin: list[Callable[[Connection], None]] = []
         options = {"hide_parameters": not shows_values}
         if self.kind == "sqlite":
@@ -82,14 +106,18 @@ class Database:
             event.listen(self.reader.sync_engine, "connect", lambda c, _: execute_once(c, "PRAGMA query_only = ON"))
             event.listen(self.reader.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         else:
-            self.engine = _server_engine(self.url, pool_size, pooled, client, plans_once, options)
+            waiting = BRIEF_WAITS if waits_briefly else {}
+            self.engine = _server_engine(self.url, pool_size, pooled, client, plans_once, waiting, options)
             self.reader = self.engine.execution_options(postgresql_readonly=True)
         where = f"{self.safe_url} ({self.setting})"
         for engine in (self.engine, self.reader) if self.kind == "sqlite" else (self.engine,):
             if not shows_values:
                 event.listen(engine.sync_engine, "handle_error", troubles.hide_values)
             event.listen(engine.sync_engine, "handle_error", partial(troubles.on_error, where=where))
+            event.listen(engine.sync_engine, "handle_error", lambda context: self._look(context.original_exception))
             event.listen(engine.sync_engine, "do_connect", self._refuse_if_disposed)
+            event.listen(engine.sync_engine, "checkout", self._on_checkout)
+            event.listen(engine.sync_engine, "checkin", lambda connection, _: limits.release(connection))
 
     def before_begin(self, listener: Callable[[Connection], None]) -> None:
         """Call `listener` before each transaction of `engine` begins. On SQLite it then still has to wait for the lock.
@@ -105,11 +133,20 @@ class Database:
         for listener in self._before_begin:
             listener(connection)
         try:
-            _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
+            _until_unlocked(connection.connection, "BEGIN IMMEDIATE", self._tell_locked)
             if connection.invalidated:  # SQLAlchemy would open another one, and execute what follows in no transaction
                 raise sqlite3.OperationalError("connection closed while it waited for the write lock")
         except sqlite3.Error as error:  # SQLAlchemy wraps the errors of drivers, but not in its events
+            self._look(error)
             raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+
+    def _tell_locked(self) -> None:
+        holder = lock_holder.of_write_lock(self.url.database or "")
+        self.on_locked("another process" if holder is None else f"pid {holder}")
+
+    def _look(self, error: BaseException) -> None:
+        if troubles.is_damage(error):
+            self.on_damage(self.why(error))
 
     def session(self, readonly: bool = False) -> AsyncSession:
         """A session whose objects stay usable after a commit. On SQLite a writing one may raise SecondWriter."""
@@ -148,7 +185,10 @@ class Database:
         cause = troubles.cause_of(error, self.kind)
         if "no such table" in cause or "UndefinedTable" in cause:
             cause += " (a service makes the tables when it first starts)"
-        return DatabaseUnreachable(f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}.")
+        message = f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}."
+        if troubles.is_damage(error):
+            return DatabaseDamaged(message, self.url.database or "")
+        return DatabaseUnreachable(message)
 
     def why(self, error: BaseException) -> str:
         """One line for a log: the database, its setting, and the cause of the error."""
@@ -158,6 +198,23 @@ class Database:
     def safe_url(self) -> str:
         """The URL as text for people, without its password and its query."""
         return self.url.set(query={}).render_as_string(hide_password=True)
+
+    def sever(self) -> None:
+        """Cut off all connections to a server at once, without a word to it. Whoever uses one gets an error.
+
+        A connection that a proxy or a firewall has forgotten would not say so by itself. SQLite has no server.
+        """
+        for connection in list(self._open):
+            connection.terminate()
+
+    def _on_checkout(self, connection: Any, *_: Any) -> None:
+        """A connection is used from now on: let it be cut off when the time of a limited block is over."""
+        driver = connection.driver_connection
+        if self.kind == "sqlite":
+            limits.hold(connection, partial(sqlite_connections.interrupt, driver))
+        else:
+            self._open.add(driver)
+            limits.hold(connection, driver.terminate)
 
     async def dispose(self) -> None:
         """Close all connections. If the caller is cancelled, they are closed before CancelledError is raised."""
@@ -180,7 +237,13 @@ class Database:
 
 
 def _server_engine(
-    url: URL, pool_size: int, pooled: bool, client: str, plans_once: bool, given: dict[str, Any]
+    url: URL,
+    pool_size: int,
+    pooled: bool,
+    client: str,
+    plans_once: bool,
+    waiting: Mapping[str, str],
+    given: dict[str, Any],
 ) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
@@ -189,6 +252,7 @@ def _server_engine(
         # Generic plans live long, and became quadratic on tables that had just been emptied; custom plans did not.
         url, given_settings = split_options(url)
         settings = {
+            **waiting,
             **given_settings,
             "application_name": client[:63],
             "timezone": "UTC",
@@ -277,9 +341,13 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     execute_once(connection, "PRAGMA foreign_keys = ON")
 
 
-def _until_unlocked(connection: Any, statement: str) -> None:
-    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long wait delays a drain."""
-    give_up_at = clock.monotonic() + BUSY_GIVE_UP_SECONDS
+def _until_unlocked(connection: Any, statement: str, tell: Callable[[], None] = lambda: None) -> None:
+    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long wait delays a drain.
+
+    `tell`: called once if it waits for LONG_WAIT_SECONDS.
+    """
+    began_at, has_told = clock.monotonic(), False
+    give_up_at = began_at + BUSY_GIVE_UP_SECONDS
     while True:
         try:
             execute_once(connection, statement)
@@ -287,6 +355,9 @@ def _until_unlocked(connection: Any, statement: str) -> None:
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) and "busy" not in str(error):
                 raise
+            if not has_told and clock.monotonic() > began_at + LONG_WAIT_SECONDS:
+                has_told = True
+                tell()
             if clock.monotonic() > give_up_at:
                 _, _, file = execute_once(connection, "PRAGMA database_list")
                 raise DatabaseBusy(

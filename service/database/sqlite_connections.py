@@ -79,12 +79,20 @@ class _Cursor(aiosqlite.Cursor):
 
     def _run(self, method: str, sql: str, parameters: Iterable[Any]) -> None:
         self._cursor, self._rows, self._is_open = self._conn._conn.cursor(), [], True
-        getattr(self._cursor, method)(sql, parameters)
+        try:
+            getattr(self._cursor, method)(sql, parameters)
+        except BaseException:  # the error may be kept for long, and with it the cursor, the connection and its files
+            self._close()
+            raise
         self._read(FIRST_ROWS)
 
     def _read(self, count: int | None = None) -> None:
-        """Read so many further rows, or all. After the last one the cursor is closed."""
-        rows = self._cursor.fetchall() if count is None else self._cursor.fetchmany(count)
+        """Read this many further rows, or all. After the last one, and after an error, the cursor is closed."""
+        try:
+            rows = self._cursor.fetchall() if count is None else self._cursor.fetchmany(count)
+        except BaseException:
+            self._close()
+            raise
         self._rows += rows
         if count is None or len(rows) < count:
             self._close()
@@ -147,6 +155,14 @@ async def open_file(name: str, **options: Any) -> aiosqlite.Connection:
         await connection
         stack.pop_all()
     return connection
+
+
+def interrupt(connection: aiosqlite.Connection) -> None:
+    """End the statement that a connection is executing, if it is, with an error. Any thread may call it."""
+    opened = connection._opened if isinstance(connection, _Connection) else None
+    if opened is not None:
+        with suppress(sqlite3.ProgrammingError):  # it was closed just now
+            opened.interrupt()
 
 
 def _make_private(name: str) -> None:

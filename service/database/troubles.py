@@ -18,6 +18,8 @@ from service.errors import BatchError, DatabaseBusy
 
 SERIALIZATION_FAILURE = "40001"
 DISK_FULL = "53100"
+READ_ONLY = "25006"
+LOCKED = "55P03"
 CONFLICTS = {SERIALIZATION_FAILURE, "40P01", "55P03"}
 """SQLSTATEs of a serialization failure, a deadlock, and a lock that could not be had."""
 UNREACHABLE = {"08", "53", "57"}
@@ -28,6 +30,8 @@ REFUSED = {DATA_EXCEPTION, "23", "54"}
 
 PRIMARY = 0xFF
 """SQLite's extended error codes have the primary code in their last byte."""
+DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+DAMAGED = "its file is damaged"
 
 SHORTEST = 4
 """A text parameter of at least this many characters is removed from messages. A shorter one may be part of a word."""
@@ -66,10 +70,13 @@ def is_unreachable(error: DBAPIError | OSError) -> bool:
     return isinstance(error, OSError) or error.connection_invalidated or sqlstate_of(error)[:2] in UNREACHABLE
 
 
-def is_busy(error: BaseException) -> bool:
-    """Whether the database is there, and is only locked or too slow, so that a run of this process may be the cause."""
+def is_busy(error: BaseException, kind: str) -> bool:
+    """Whether the database is there, and is only locked or too slow, so that a run of this process may be the cause.
+
+    `kind`: "sqlite" or "postgresql". A server that does not answer in time may be gone.
+    """
     if isinstance(error, TimeoutError):
-        return error.errno is None  # with a number it is from the network
+        return kind == "sqlite"
     original = getattr(error, "orig", None)
     is_locked = isinstance(original, sqlite3.OperationalError) and "locked" in str(original)
     return is_locked or sqlstate_of(error) in CONFLICTS
@@ -92,11 +99,25 @@ def cause_of(error: BaseException, kind: str) -> str:
     return f"{cause}: {advice}" if advice else cause
 
 
-def advice_on(error: BaseException | None) -> str | None:
-    """Advice for the error of a full disk; None for any other error."""
+def is_damage(error: BaseException | None) -> bool:
+    """Whether SQLite has read something from the file that it never writes: no later try will find it mended."""
     error = getattr(error, "orig", None) or error
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & PRIMARY in DAMAGE
+
+
+def advice_on(error: BaseException | None) -> str | None:
+    """What the error means and what helps, where its text does not say so: a full disk, a damaged file, a lock, a
+    server that is only read from. None for any other error.
+    """
+    error = getattr(error, "orig", None) or error
+    if is_damage(error):
+        return DAMAGED
     if sqlstate_of(error) == DISK_FULL:
         return "the disk of its server is full; make room there"
+    if sqlstate_of(error) == READ_ONLY:
+        return "its server takes no writes, as one from which another has taken over"
+    if sqlstate_of(error) == LOCKED:
+        return "another transaction holds a lock"
     if not isinstance(error, sqlite3.Error):
         return None
     code = getattr(error, "sqlite_errorcode", 0) & PRIMARY
@@ -110,13 +131,27 @@ def advice_on(error: BaseException | None) -> str | None:
 def on_error(context: ExceptionContext, where: str) -> None:
     """A listener for the engine's event `handle_error`. `where`: the database, and the setting that names it.
 
-    The error of a full disk gets the database and the advice in its message, and keeps its class for authors' code.
+    The error of a full disk or a damaged file gets the database and the advice in its message, and keeps its class for
+    authors' code.
     """
     error, advice = context.sqlalchemy_exception, advice_on(context.original_exception)
     if isinstance(error, DBAPIError) and advice:
         error.args = (f"{error.args[0]}: {where}: {advice}", *error.args[1:])
+    if is_read_only(context.original_exception) and not _reads_only(context):
+        context.is_disconnect = True  # so that all connections of the pool are opened anew, to the server that writes
     if context.statement is not None and _has_ended(context):
         context.is_disconnect = True  # so that the session refuses further statements until it is rolled back
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Whether a server has refused a write because it only reads: another one may have taken over from it."""
+    return sqlstate_of(error) == READ_ONLY
+
+
+def _reads_only(context: ExceptionContext) -> bool:
+    """Whether the transaction was begun to read only, so that a write in it is a mistake of its author."""
+    connection = context.connection
+    return connection is not None and bool(connection.get_execution_options().get("postgresql_readonly"))
 
 
 def _has_ended(context: ExceptionContext) -> bool:

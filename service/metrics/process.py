@@ -83,6 +83,7 @@ class ProcessMetrics:
         part_durations: How long attempts of parts took, by outcome.
         start_delay: From a slot that was fired on time to the first line of its run.
         ledger: How long the work on the ledger took. One thread does each kind of work: the heartbeat's or the loop's.
+        failed_parts: Parts of the process that can't go on, by name: then the process ends.
         last_tick: When the event loop last got what the heartbeat had read from the ledger; database time.
     """
 
@@ -99,6 +100,7 @@ class ProcessMetrics:
         self.part_durations: dict[str, Histogram] = {}
         self.start_delay = Histogram()
         self.ledger = {work: Histogram() for work in LedgerWork}
+        self.failed_parts: Counter[str] = Counter()
         self.last_tick: datetime | None = None
         self._refused = 0
         self._lock = threading.Lock()
@@ -147,6 +149,11 @@ class ProcessMetrics:
             self.items[self.labels.of(task)] += items
         self.dropped_lines += dropped_lines
 
+    def count_failed(self, part: str) -> None:
+        """Count a part of the process that can't go on. Any thread may call it."""
+        with self._lock:
+            self.failed_parts[part] += 1
+
     def count_refused(self) -> None:
         """Count a write of a run that was refused, because another node may hold the run. Any thread may call it."""
         with self._lock:
@@ -178,6 +185,7 @@ class ProcessSnapshot:
     part_durations: Mapping[str, Buckets]
     start_delay: Buckets
     ledger: Mapping[str, Buckets]
+    failed_parts: Mapping[str, int]
     last_tick: datetime | None
     running: int
     leases_lost: int
@@ -211,6 +219,7 @@ class ProcessSnapshot:
             part_durations=_buckets(metrics.part_durations),
             start_delay=metrics.start_delay.buckets(),
             ledger=_buckets(metrics.ledger),
+            failed_parts=dict(metrics.failed_parts),
             last_tick=metrics.last_tick,
             running=running,
             leases_lost=leases_lost,

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.nodes import living, process_lock
+from service.concurrency.limits import LimitReached, limited
 from service.config import Settings
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
@@ -31,22 +32,30 @@ def errors_explained() -> Iterator[None]:
         raise DatabaseError(f"a statement in the database (DATABASE_URL or LEDGER_URL) failed: {cause}") from error
 
 
+OPERATION_SECONDS = 60.0
+"""How long an operation in a service may use a connection. Whoever has called a command can end it."""
+
+
 @asynccontextmanager
 async def _opened(
-    database: Database, opening: AbstractAsyncContextManager[AsyncConnection]
+    database: Database, opening: AbstractAsyncContextManager[AsyncConnection], seconds: float | None
 ) -> AsyncIterator[AsyncConnection]:
     """A connection. Raises DatabaseUnreachable if it can't be opened, or if a statement fails.
+
+    `seconds`: how long it may be used; None: as long as it takes.
 
     An OSError of the caller's code stays what it is: it may be a pipe that nobody reads.
     """
     try:
         async with AsyncExitStack() as stack:
+            if seconds is not None:
+                await stack.enter_async_context(limited(seconds))
             try:
                 connection = await stack.enter_async_context(opening)
             except OSError as error:
                 raise database.unreachable(error) from error
             yield connection
-    except DBAPIError as error:
+    except (DBAPIError, LimitReached) as error:
         raise database.unreachable(error) from error
 
 
@@ -61,7 +70,12 @@ async def open_databases(settings: Settings, client: str = "batch", migrates: bo
         settings.DATABASE_URL, setting="DATABASE_URL", pool_size=pool_size, client=client, shows_values=shows
     )
     ledger = Database(
-        settings.ledger_url, setting=settings.ledger_setting, pool_size=5, client=client, shows_values=shows
+        settings.ledger_url,
+        setting=settings.ledger_setting,
+        pool_size=5,
+        client=client,
+        shows_values=shows,
+        waits_briefly=True,
     )
     async with AsyncExitStack() as stack:
         for database in (application, ledger):
@@ -169,6 +183,7 @@ class Databases:
         self.ledger = ledger
         self.application = application
         self._is_readable = are_ready
+        self._limit = OPERATION_SECONDS if are_ready else None
         self.is_migrated = are_ready
         self._are_both_migrated = are_ready
 
@@ -183,7 +198,7 @@ class Databases:
         if not self._is_readable:
             yield None
             return
-        async with _opened(self.ledger, self.ledger.reader.connect()) as connection:
+        async with _opened(self.ledger, self.ledger.reader.connect(), self._limit) as connection:
             yield connection
 
     async def _can_read(self) -> bool:
@@ -214,7 +229,7 @@ class Databases:
     async def changing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that changes the ledger. Raises DatabaseUnreachable, also if there is no ledger yet."""
         await self.migrate_ledger()
-        async with _opened(self.ledger, self.ledger.engine.begin()) as connection:
+        async with _opened(self.ledger, self.ledger.engine.begin(), self._limit) as connection:
             yield connection
 
     async def migrate_ledger(self) -> None:

@@ -21,6 +21,7 @@ from service.redaction import Redaction
 if TYPE_CHECKING:
     from service.metrics.process import ProcessMetrics
     from service.operations.backups.facet import Backups
+    from service.operations.backups.named import NamedBackups
     from service.operations.incidents.facet import Incidents
     from service.operations.night.models import Night
     from service.operations.night.page import NightPage
@@ -45,7 +46,7 @@ SERVICE = Actor("batch", source="service")
 
 class Operations:
     """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`, `nodes`, `pools`,
-    `backups`, `incidents`, `changes`, `access` and `migrations`.
+    `backups`, `named_backups`, `incidents`, `changes`, `access` and `migrations`.
 
     It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a serving process may
     use it for each request. It belongs to the event loop of its databases.
@@ -215,6 +216,13 @@ class Operations:
 
         return Backups(BackupAccess(self._settings, self._context.databases), self._context)
 
+    @cached_property
+    def named_backups(self) -> NamedBackups:
+        from service.operations.backups.access import BackupAccess
+        from service.operations.backups.named import NamedBackups
+
+        return NamedBackups(self.backups, BackupAccess(self._settings, self._context.databases))
+
 
 def _followers(settings: Settings) -> list[str]:
     from service.alerts.channels import Channels
@@ -224,16 +232,23 @@ def _followers(settings: Settings) -> list[str]:
 
 @asynccontextmanager
 async def open_operations(
-    settings: Settings, loaded: Callable[[], Loaded], actor: Actor = SERVICE
+    settings: Settings,
+    loaded: Callable[[], Loaded],
+    actor: Actor = SERVICE,
+    on_locked: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Operations]:
     """The operations of a process that is not a service, such as a command.
 
     Its databases connect on first use, and keep no connection between uses. `loaded` is called when tasks are needed.
+    `on_locked`: called, with the holder in words, when a change waits for the lock of a ledger of SQLite.
     """
     shows = settings.BATCH_SHOW_SQL_PARAMETERS
-    ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False, shows_values=shows)
+    ledger = Database(
+        settings.ledger_url, setting=settings.ledger_setting, pooled=False, shows_values=shows, waits_briefly=True
+    )
     application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False, shows_values=shows)
     async with AsyncExitStack() as stack:  # both are disposed of, also if that of one is cancelled
         for database in (ledger, application):
             stack.push_async_callback(database.dispose)
+        ledger.on_locked = on_locked
         yield Operations(ledger, application, loaded, settings, actor=actor)

@@ -61,7 +61,7 @@ async def show_backups(request: Request, viewer: Viewer) -> str:
 async def _listed(viewer: Viewer) -> tuple[list[BackupSummary], list[str]]:
     """What there is, and what could not be read. The warnings of the listing have addresses, which are not shown."""
     warnings: list[str] = []
-    found = await viewer.operations.backups.list(warnings.append)
+    found = await viewer.operations.named_backups.list(warnings.append)
     words = "A place of backups, or the ledger, could not be read: the log of the service says why."
     return list(found), [words] if warnings else []
 
@@ -112,25 +112,25 @@ async def ask_to_verify(request: Request, viewer: Viewer) -> str:
 
 async def verify(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Verify the backup."""
-    await viewer.operations.backups.verify(_name_in(request))
+    await viewer.operations.named_backups.verify(_name_in(request))
     return back(fields, "/backups")
 
 
 async def pin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Keep the backup until it is unpinned."""
-    await viewer.operations.backups.pin(_name_in(request))
+    await viewer.operations.named_backups.pin(_name_in(request))
     return back(fields, "/backups")
 
 
 async def unpin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Allow pruning to delete the backup again."""
-    await viewer.operations.backups.unpin(_name_in(request))
+    await viewer.operations.named_backups.unpin(_name_in(request))
     return back(fields, "/backups")
 
 
 async def download(request: Request, viewer: Viewer) -> Response:
     """The file of a backup in BACKUP_DIR."""
-    file = await viewer.operations.backups.to_download(_name_in(request))
+    file = await viewer.operations.named_backups.to_download(_name_in(request))
     return FileResponse(file, media_type="application/octet-stream", filename=file.name)
 
 
@@ -140,7 +140,7 @@ async def show_differences(request: Request, viewer: Viewer) -> str:
     before, after = request.query_params.get("from", ""), request.query_params.get("to", "")
     difference = None
     if before:
-        difference = await viewer.operations.backups.diff(_checked(before), _checked(after) if after else None)
+        difference = await viewer.operations.named_backups.diff(_checked(before), _checked(after) if after else None)
     return await render(
         "differences.html",
         **await shell_of(viewer, "backups", "Differences between backups"),

@@ -17,7 +17,7 @@ from service.pages.frame.forms import fields_of, local_path
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer, theme_in, zone_in
-from service.web.access import Guard, address_of
+from service.web.access import Guard
 from service.web.csrf import refuse_foreign
 from service.web.problems import Refused
 from service.web.sign_in import begin_session, end_session
@@ -39,8 +39,6 @@ async def sign_in(request: Request) -> Response:
         refuse_foreign(request)
         fields = await fields_of(request)
         guard: Guard = request.app.guard
-        address = address_of(request)
-        guard.limits.refuse_guesser(address)
         secret = fields.get("secret", "").strip()[:LONGEST_SECRET]
         after = RedirectResponse(root + local_path(fields.get("next")), 303)
         if await begin_session(request, after, guard, secret) is None:

@@ -23,6 +23,7 @@ from service.batch.firing.opener import Opener
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import wakes
 from service.batch.nodes.clock_steps import ClockSteps
+from service.batch.nodes.harm import LostLease
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from service.batch.nodes.node import Node
@@ -37,8 +38,10 @@ from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
+from service.concurrency.supervisor import Supervisor
 from service.config import Settings
-from service.database import checkpoints
+from service.database import checkpoints, open_file
+from service.database.open_file import OpenFile
 from service.database.session import leave_application_database, use_application_database
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
@@ -48,6 +51,7 @@ from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.server.bulk_worker import BulkWorker
 from service.server.child_pools import ChildPools
+from service.server.damage import after_damage, damage_explained
 from service.server.draining import end_work
 from service.server.measuring import Monitoring
 from service.server.placers import placing_of
@@ -82,6 +86,7 @@ class BatchService:
         self._fires = self.roles.fires
         self._on_changes: list[Callable[[LedgerChanges], None]] = []
         self.metrics = ProcessMetrics()
+        self.supervisor = Supervisor(self.metrics.count_failed)
         self.node = Node(
             settings.ledger_url,
             settings.HEARTBEAT_SECONDS,
@@ -108,6 +113,10 @@ class BatchService:
 
         If a part can't start, the parts that were started are stopped. Raises BatchError.
         """
+        with damage_explained(self._settings):
+            await self._start()
+
+    async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(sentry.reporting(self._settings))
             await self._open(stack)
@@ -173,12 +182,28 @@ class BatchService:
         )
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
+        files = await offload(self._open_files, stack)
+        self.ledger.on_damage = self._on_damage
+        self.node.watch_files(files, self.supervisor.fail, self._on_damage)
         use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
         stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=bool(self.roles.pools))
         self.tasks = self.folder.load()
         self.new_tasks = NewTasks(self.ledger, self.folder, self.tasks, self.node.id)
         self.metrics.labels.admit(self.tasks)
+
+    def _open_files(self, stack: AsyncExitStack) -> dict[str, OpenFile]:
+        """The files of SQLite, by the name of the database. Blocks."""
+        files = {}
+        for name, database in (("ledger", self.ledger), ("application", self.application)):
+            if (file := open_file.of(database.url)) is not None:
+                stack.callback(file.close)
+                files[name] = file
+        return files
+
+    def _on_damage(self, cause: str) -> None:
+        """Called in any thread: a later try can't succeed, and the log would be full of the same error."""
+        self.supervisor.fail("ledger", f"{cause}. {after_damage(self._settings, self.ledger.url.database or '')}")
 
     async def _join(self, stack: AsyncExitStack) -> None:
         """Register this process as a node, and start its engine."""
@@ -206,15 +231,18 @@ class BatchService:
         self._waking.engine = self.engine
         wakes.use_engine(self.ledger.engine, partial(self._waking.takes, self.tasks))
         stack.callback(wakes.use_no_engine, self.ledger.engine)
-        self.node.start(self.engine.give_up, self._on_rescue, self._hand_out, self._waking.on_queued)
+        self.node.be_supervised(self.supervisor)
+        self.node.start(
+            self._on_loss, self._on_rescue, self._hand_out, self._waking.on_queued, on_replaced=self._on_replaced
+        )
         stack.push_async_callback(self.node.stop)
         self._on_changes.append(self.engine.on_changes)
-        self.engine.start()
+        self.supervisor.start(self.engine)
         self.child_pools.serve(self.new_tasks)
         stack.push_async_callback(self.engine.stop)
         self._answer(stack)
         if self.roles.pools:
-            stack.push_async_callback(start_pings(settings, self._is_working))
+            stack.push_async_callback(start_pings(settings, self._is_working, self.supervisor))
         stack.push_async_callback(self.drain)
 
     def _answer(self, stack: AsyncExitStack) -> None:
@@ -254,13 +282,14 @@ class BatchService:
         self.dispatcher.on_fired = self.schedules.on_fired
         await self.schedules.open()
         await self.schedules.update_jobs()
-        self._on_changes.append(self.schedules.on_changes)
+        self._on_changes += [self.schedules.on_changes, self.dispatcher.on_changes]
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
         upkeep = Upkeep(self.ledger, self.tasks, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
         watching = Watching(
             settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
         )
+        watching.watch.unfired = lambda: self.schedules.unfired.in_words
         self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
         self._on_changes += [watching.on_changes, self.opener.on_changes]
         if (placing := await placing_of(settings, self.ledger, self.node, self.tasks)) is not None:
@@ -273,16 +302,25 @@ class BatchService:
         self.schedules.fire_due()
 
     def _start_parts(self, *parts: Background) -> None:
-        for part in parts:
-            part.start()
-            self._parts.append(part)
+        self.supervisor.start(*parts)
+        self._parts += parts
 
     def _is_working(self) -> bool:
-        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher)
+        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher, self.schedules)
 
     def _wake_bulks(self) -> None:
         if self._is_firing:
             self._bulks.wake()
+
+    def _on_loss(self, lost: LostLease | None) -> None:
+        """This node has lost its lease. What still waits for the ledger on a connection of before never ends."""
+        self.engine.give_up(lost)
+        self.ledger.sever()
+
+    def _on_replaced(self) -> None:
+        """The server takes no writes any more: all connections are opened anew, to the one that has taken over."""
+        self.ledger.sever()
+        self.application.sever()
 
     def _on_rescue(self) -> None:
         """A node has died: its runs can be claimed, and its bulks carried on."""
@@ -299,9 +337,15 @@ class BatchService:
         for on_changes in self._on_changes:
             on_changes(changes)
 
+    @property
+    def warnings(self) -> dict[str, str]:
+        """What holds up runs of this process, although it is ready, by the name of the part."""
+        return {"threads": crowded} if (crowded := self.engine.crowded) is not None else {}
+
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""
+        failures = self.supervisor.failures
         if self.is_stopping:
-            return await reasons_while_stopping(self.application, self.ledger)
+            return await reasons_while_stopping(self.application, self.ledger) | failures
         firing = (self.dispatcher, self.schedules) if self._fires else None
-        return await reasons(self.application, self.ledger, self.node, self.engine, firing)
+        return await reasons(self.application, self.ledger, self.node, self.engine, firing) | failures

@@ -18,6 +18,10 @@ logger = get_logger("service.batch")
 
 REQUEST_SECONDS = 10.0
 """Longest time from the connection, or from the end of the last response, to the end of a request's headers."""
+BODY_PAUSE_SECONDS = 10.0
+"""Longest time between two parts of a request's body."""
+BODY_SECONDS = 30.0
+"""Longest time from the end of a request's headers to the end of its body."""
 UNREAD_SECONDS = 30.0
 """Longest time that a full buffer waits until the client has read some of it."""
 MOST_HEADER_BYTES = 65_536
@@ -50,16 +54,24 @@ class Connections:
     """The open connections, at most `limit`.
 
     When another one is opened, the connection that has been idle for the longest time is closed, or the new one if none
-    is idle. A connection is idle if it has no request to answer: none was sent yet, its headers are not complete,
-    or the last one was answered. A request's headers have to arrive within `request_seconds`. If an answer fills the
-    buffer, the client has to read some of it within `unread_seconds`.
+    is idle. A connection is idle if it has no complete request to answer: none was sent yet, its headers or its body
+    are not complete, or the last one was answered. A request's headers have to arrive within `request_seconds`, and its
+    body within `body_seconds`, with at most `body_pause_seconds` between two parts. If an answer fills the buffer, the
+    client has to read some of it within `unread_seconds`.
     """
 
     def __init__(
-        self, limit: int, request_seconds: float = REQUEST_SECONDS, unread_seconds: float = UNREAD_SECONDS
+        self,
+        limit: int,
+        request_seconds: float = REQUEST_SECONDS,
+        body_pause_seconds: float = BODY_PAUSE_SECONDS,
+        body_seconds: float = BODY_SECONDS,
+        unread_seconds: float = UNREAD_SECONDS,
     ) -> None:
         self.limit = limit
         self.request_seconds = request_seconds
+        self.body_pause_seconds = body_pause_seconds
+        self.body_seconds = body_seconds
         self.unread_seconds = unread_seconds
         self._open: set[LimitedProtocol] = set()
         self._idle: dict[LimitedProtocol, None] = {}
@@ -108,10 +120,14 @@ class LimitedProtocol(asyncio.Protocol):
     _all: Connections
     transport: Any
     cycle: Any
+    flow: Any
     loop: asyncio.AbstractEventLoop
     _timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
     _unread = 0
+    _body_timer: asyncio.TimerHandle | None = None
+    _body_of: Any = None  # the request whose body is awaited
+    _body_began_at = _body_moved_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -121,18 +137,25 @@ class LimitedProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         self._stop_unread_timer()
+        self._stop_body_timer()
         self._all.remove(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if not self._is_idle:
+        if self._is_body_left:
             self._stop_waiting()
-        elif not self.transport.is_closing():
-            self._expect_request()
-            self._unread += 0 if self._is_body_left else len(data)
-            if self._unread > MOST_HEADER_BYTES:
-                self.transport.abort()
+            self._expect_body()
+        elif self._is_answered:
+            self._stop_body_timer()
+            if not self.transport.is_closing():
+                self._expect_request()
+                self._unread += len(data)
+                if self._unread > MOST_HEADER_BYTES:
+                    self.transport.abort()
+        else:
+            self._stop_waiting()
+            self._stop_body_timer()
         self._all.idle(self, self._is_idle)
 
     def pause_writing(self) -> None:
@@ -153,12 +176,20 @@ class LimitedProtocol(asyncio.Protocol):
 
     @property
     def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return self._is_answered or self._is_body_left
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether there is no request whose headers have come and whose response is not complete."""
+        return self.cycle is None or bool(self.cycle.response_complete)
 
     @property
     def _is_body_left(self) -> bool:
-        """Whether the response was sent before the end of the request: the rest of the request is discarded."""
-        return self.cycle is not None and self.cycle.more_body
+        """Whether the headers of a request have come and its body is not complete.
+
+        Its response may be: then the rest of the body is discarded.
+        """
+        return self.cycle is not None and bool(self.cycle.more_body)
 
     def _expect_request(self) -> None:
         if self._timer is None:
@@ -169,6 +200,33 @@ class LimitedProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _expect_body(self) -> None:
+        """Begin or go on to wait for a body, of which some has just come."""
+        self._body_moved_at = self.loop.time()
+        if self._body_of is not self.cycle:
+            self._stop_body_timer()
+            self._body_of = self.cycle
+            self._body_began_at = self._body_moved_at
+        if self._body_timer is None:
+            self._check_body()
+
+    def _check_body(self) -> None:
+        """End the connection if the body is late, and otherwise look again when it would be."""
+        now = self.loop.time()
+        if self.flow.read_paused:  # the application does not take what has come, so the client can send no more
+            self._body_began_at = self._body_moved_at = now
+        late_at = min(self._body_moved_at + self._all.body_pause_seconds, self._body_began_at + self._all.body_seconds)
+        if now >= late_at:
+            self._give_up()
+        else:
+            self._body_timer = self.loop.call_at(late_at, self._check_body)
+
+    def _stop_body_timer(self) -> None:
+        self._body_of = None
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
 
     def _stop_unread_timer(self) -> None:
         if self._unread_timer is not None:

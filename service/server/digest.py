@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import DBAPIError
 
 from service.batch.cron.cron import schedule
+from service.batch.incidents.telling import HIDDEN
 from service.batch.ledger import database_time
 from service.batch.ledger.incidents import outbox
 from service.batch.ledger.incidents.outbox import Note
@@ -20,6 +21,7 @@ from service.database.engine import Database
 from service.errors import BatchError
 from service.logs import get_logger
 from service.operations.operations import Operations
+from service.operations.people.actor import Actor
 
 if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
     from service.operations.night.models import Night
@@ -27,12 +29,16 @@ if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
 logger = get_logger("service.batch")
 
 MOST_ROWS = 20
+READER = Actor("digest", role="viewer", source="service")
+"""The readers of a channel may be anybody, so a digest says no more than a viewer may see."""
 AGAIN = timedelta(minutes=1)
 """A digest that could not be written is tried again after so long."""
 
 
 class Digest(Background):
     """Works on the node that has the duty of the watch. `cron` is in UTC. `channels`: the names of its channels."""
+
+    turn_seconds = 60.0
 
     def __init__(
         self,
@@ -42,7 +48,8 @@ class Digest(Background):
         channels: Sequence[str],
         holds: Callable[[], bool],
     ) -> None:
-        self._operations, self._ledger, self._channels, self._holds = operations, ledger, channels, holds
+        self._operations = operations.by(READER)
+        self._ledger, self._channels, self._holds = ledger, channels, holds
         self._schedule = schedule(cron)
         self._woken = asyncio.Event()
         self._next: datetime | None = None
@@ -68,11 +75,12 @@ class Digest(Background):
                 self._due = None
                 continue
             try:
-                await self._write(self._due)
+                async with self.limited_turn():
+                    await self._write(self._due)
                 self._due = None
             except BatchError as error:
                 logger.warning(f"the digest could not be written, and is tried again in a minute: {error.message}")
-            except DBAPIError as error:
+            except (DBAPIError, OSError) as error:
                 why = self._ledger.why(error)
                 logger.warning(f"the digest could not be written, and is tried again in a minute: {why}")
             except Exception:  # the background loop's boundary
@@ -94,7 +102,7 @@ def text_of(night: Night) -> str:
     for need in night.needs[:MOST_ROWS]:
         owner = f" ({need.owner})" if need.owner else ""
         keeps = f"; keeps back {in_words(need.keeps_back)}" if need.keeps_back else ""
-        lines.append(f"- {need.task or need.subject or need.kind}{owner}: {need.error}{keeps}")
+        lines.append(f"- {need.task or need.subject or need.kind}{owner}: {need.error or HIDDEN}{keeps}")
     if (rest := len(night.needs) - MOST_ROWS) > 0:
         lines.append(f"- and {rest:,} more")
     if night.late:

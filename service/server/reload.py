@@ -61,8 +61,9 @@ class _Reloader:
         self._watched, self._alive = os.pipe()
 
     def run(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         self._start()
         while not self._is_stopping:
             if changed := self._wait_for_changes():
@@ -90,15 +91,17 @@ class _Reloader:
         self._seen = sources(self._folder)
         self._is_ended = False
         inherited = (self._listening.fileno(), self._watched)
-        # A terminal sends Ctrl-C to all of its processes, and this one passes it on as SIGTERM. The child would take
-        # the second signal for a request to end at once. It inherits the mask, which holds from its very start.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # A terminal sends Ctrl-C, and its end, to all of its processes, and this one passes both on as SIGTERM. The
+        # child would take the second signal for a request to end at once. It inherits the mask, which holds from its
+        # very start.
+        from_terminal = {signal.SIGINT, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, from_terminal)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service.server.reload", *map(str, inherited)], pass_fds=inherited
             )
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, from_terminal)
 
     def _wait_for_changes(self) -> str:
         """Scan once. Returns the names of changed files when no more files change, or an empty string."""

@@ -16,24 +16,47 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from service import logs, sentry
+from service import clock, logs, sentry
 from service.batch.nodes.loop_watchdog import Watchdog
 from service.config import Settings
 from service.server.batch_service import BatchService
 
 logger = logs.get_logger("service.batch")
 
+SAME_REQUEST_SECONDS = 0.5
+"""Two kinds of signals within this time are one request: a terminal or systemd sends one, and a parent another one."""
+
 
 @contextlib.asynccontextmanager
 async def serving(batch: BatchService, settings: Settings, is_guest: bool) -> AsyncIterator[BatchService]:
     """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process is somebody else's."""
-    await batch.start()
-    stopping = Stopping(batch, settings, is_guest)
-    with stopping.watching():
-        try:
-            yield batch
-        finally:
-            await stopping.by_server()
+    with _hang_up_as_termination():
+        await batch.start()
+        stopping = Stopping(batch, settings, is_guest)
+        with stopping.watching():
+            try:
+                yield batch
+            finally:
+                await stopping.by_server()
+
+
+@contextlib.contextmanager
+def _hang_up_as_termination() -> Iterator[None]:
+    """Take SIGHUP, the end of a terminal or of a session of ssh, as SIGTERM, unless it is handled or ignored."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(_: int, __: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGHUP, terminate)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGHUP) is terminate:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Stopping:
@@ -45,12 +68,11 @@ class Stopping:
         self._is_guest = is_guest
         self._drain_seconds = settings.DRAIN_SECONDS
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(
-            settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._check_server, batch.accuse
-        )
+        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._look, batch.accuse)
+        batch.supervisor.on_failure = self._on_failure
         self._has_server_request = _server_event()
         self._replaced: dict[int, Any] = {}
-        self._received: set[int] = set()
+        self._received: dict[int, float] = {}
         self._is_requested = self._is_final = False
         self._is_by_server = False
         self._work: asyncio.Task[None] | None = None
@@ -105,14 +127,20 @@ class Stopping:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call, context=contextvars.Context())
 
-    def _check_server(self) -> None:
+    def _on_failure(self) -> None:
+        """A part of the service can't go on: have the runs end, and then the process. Any thread may call it."""
+        self._watchdog.has_failed = True
+        self._request_stop(self._begin)
+
+    def _look(self, seconds: float) -> None:
+        self._batch.supervisor.look(seconds)
         if not self._is_requested and self._has_server_request():
             self._request_stop(self._begin)
 
     def _replace_handlers(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             before = signal.getsignal(number)
             if before not in (None, signal.SIG_IGN):
                 self._replaced[number] = before
@@ -128,25 +156,32 @@ class Stopping:
             signal.signal(number, signal.SIG_DFL)
             self._watchdog.end_now(number)
             return
-        self._received.add(number)
+        is_repeated = number == signal.SIGHUP and bool(self._received)
+        self._received.setdefault(number, clock.monotonic())
+        if is_repeated:
+            return
         before = self._replaced[number]
         if before is signal.SIG_DFL:
             self._number = number
             self._request_stop(lambda: self._stopped().add_done_callback(self._raise_again))
             return
-        self._request_stop(self._begin, number == signal.SIGTERM or not self._is_guest)
+        self._request_stop(self._begin, number != signal.SIGINT or not self._is_guest)
         before(number, frame)
 
     def _is_second_request(self, number: int) -> bool:
         """Whether this signal asks for an immediate end, because it is the second one.
 
-        SIGINT counts after any first signal, because a parent process may pass on SIGINT as SIGTERM. SIGTERM
-        counts after SIGTERM, but not in a worker process, because servers may send their workers SIGTERM at any
-        time, as hypercorn does when another worker has ended.
+        SIGINT counts after any first signal, because a parent process may pass on SIGINT as SIGTERM. Others count
+        after one of their own kind, and after another one that is not of the same request; but not in a worker
+        process, because servers may send their workers SIGTERM at any time, as hypercorn does when another worker has
+        ended.
         """
+        if not self._received:
+            return False
         if number == signal.SIGINT:
-            return bool(self._received)
-        return number in self._received and multiprocessing.parent_process() is None
+            return True
+        is_later = clock.monotonic() - min(self._received.values()) > SAME_REQUEST_SECONDS
+        return (number in self._received or is_later) and multiprocessing.parent_process() is None
 
     def _raise_again(self, _: asyncio.Task[None]) -> None:
         """Raise the signal again with its default action, because no handler was replaced."""

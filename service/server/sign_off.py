@@ -46,5 +46,7 @@ class SignOff:
 
     async def _through_a_connection_of_its_own(self, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
         settings, client = self._settings, f"batch/{self._node.id}"
-        ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=client)
+        ledger = Database(
+            settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=client, waits_briefly=True
+        )
         return await write_if_reachable(ledger, write)

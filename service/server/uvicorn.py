@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
@@ -61,6 +63,7 @@ def run(app: Starlette | Front, listening: socket.socket, welcome: Welcome) -> N
     `app.state.import_error` that comes later stops the service, and is raised too.
     """
     uvicorn_log.setLevel("CRITICAL")
+    os.register_at_fork(after_in_child=partial(_close_copy, listening))
     connections = Connections(share_of(raise_file_limit()))
     config = uvicorn.Config(
         app,
@@ -76,6 +79,17 @@ def run(app: Starlette | Front, listening: socket.socket, welcome: Welcome) -> N
         _Server(config, listening, welcome).run(sockets=[listening])
     if (error := getattr(app.state, "import_error", None)) is not None:
         raise error
+
+
+def _close_copy(listening: socket.socket) -> None:
+    """Let a forked child not listen: it would keep the port if it lives longer than this process.
+
+    /dev/null takes the number, so that it stays in use until the socket's object closes it.
+    """
+    if listening.fileno() >= 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, listening.fileno(), inheritable=False)
+        os.close(null)
 
 
 def listen(settings: Settings, host: str | None = None, port: int | None = None) -> socket.socket:

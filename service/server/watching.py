@@ -14,6 +14,7 @@ from service.batch.night.keeper import TallyKeeper
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node
 from service.concurrency.background import Background
+from service.concurrency.supervisor import Supervisor
 from service.config import Settings
 from service.database.engine import Database
 from service.metrics.process import ProcessMetrics
@@ -54,6 +55,7 @@ class Watching:
             sender.wake,
             node.outage,
             on_noticed=keeper.wake,
+            lease=settings.LEASE_SECONDS,
         )
         self.parts: list[Background] = [self.watch, sender, keeper]
         self._digest: Digest | None = None
@@ -81,11 +83,13 @@ def _thresholds(settings: Settings) -> Thresholds:
     )
 
 
-def start_pings(settings: Settings, is_working: Callable[[], bool]) -> Callable[[], Awaitable[None]]:
+def start_pings(
+    settings: Settings, is_working: Callable[[], bool], supervisor: Supervisor
+) -> Callable[[], Awaitable[None]]:
     """Call dead man's switches from now on. Returns what has to be awaited at the end."""
     url = settings.BATCH_PING_URL
     calls = Pings(url.get_secret_value() if url is not None else None, is_working)
-    calls.start()
+    supervisor.start(calls)
     pings.use(calls.tell)
 
     async def end() -> None:

@@ -22,10 +22,10 @@ from service.escaping import echoed
 from service.operations.operations import Operations
 from service.operations.people.access import SECRET, hash_of
 from service.operations.people.actor import ROLES, Actor, Role
-from service.web.csrf import refuse_foreign, refuse_without_csrf
+from service.web.csrf import refuse_foreign, refuse_foreign_read, refuse_without_csrf
 from service.web.limits import Limits
 from service.web.problems import Refused
-from service.web.proxies import PEER, is_in, networks_of
+from service.web.proxies import OF_PROXIES, PEER, is_in, networks_of
 
 if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
     from service.web.live import Feed
@@ -33,11 +33,16 @@ if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
 Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
 """A function of the application around this one: who asks, or None for nobody."""
 
+ReadCsrf = Callable[[], Awaitable[str]]
+"""Reads the CSRF token in the body of a form. It is called when it is known who asks."""
+
 Ask = Callable[[str, str | None], Coroutine[None, None, Actor | None]]
 
 KNOWN_SECONDS = 1.0
 """For how long an answer of the ledger about a secret is believed. A revoked token is refused after that."""
 MOST_KNOWN = 1_000
+TOKEN, SESSION = "token", "session"
+"""Kinds of secrets: one of a kind is never taken for one of another."""
 NOTE_SECONDS = 1.0
 FAILURE_NOTE_SECONDS = 60.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -63,6 +68,7 @@ class Guard:
         self.proxies = networks_of(settings.BATCH_TRUSTED_PROXIES)
         self._roles = _roles(settings.BATCH_AUTH_ROLES)
         self._known: dict[str, tuple[Actor | None, float]] = {}
+        self._proved: dict[str, None] = {}  # keys of secrets that have been valid, the newest last
         self._asking: dict[str, asyncio.Task[Actor | None]] = {}
         self._revocations = 0
         self._revoked_before: object = None
@@ -73,16 +79,17 @@ class Guard:
         self.limits = Limits(settings.BATCH_REQUESTS_PER_SECOND, settings.BATCH_FAILED_SIGN_INS)
         self.feed = feed
 
-    async def actor(self, request: Request, csrf: str | None = None) -> Actor:
+    async def actor(self, request: Request, csrf: ReadCsrf | None = None, *, may_be_anonymous: bool = True) -> Actor:
         """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too many.
 
-        `csrf`: the CSRF token that stands in the body of a form; None: it stands in the header X-CSRF-Token.
+        `csrf`: reads the CSRF token in the body of a form; None: the token is in the header X-CSRF-Token.
+        `may_be_anonymous`: whether BATCH_AUTH=off lets in a request of this machine without a token.
         """
         address = address_of(request)
-        self.limits.refuse_guesser(address)
         try:
-            actor = await self._actor(request, address, csrf)
+            actor = await self._actor(request, address, csrf, may_be_anonymous)
         except _WrongToken:
+            self.limits.refuse_guesser(address)
             self.count_failure(address)
             raise
         if actor is None:
@@ -109,7 +116,9 @@ class Guard:
             await asyncio.wait(tasks)
         await self.feed.stop()
 
-    async def _actor(self, request: Request, address: str | None, csrf: str | None = None) -> Actor | None:
+    async def _actor(
+        self, request: Request, address: str | None, csrf: ReadCsrf | None = None, may_be_anonymous: bool = True
+    ) -> Actor | None:
         given = request.headers.get("authorization")
         if given is not None:
             return await self._holder(given, address)
@@ -120,18 +129,19 @@ class Guard:
                 refuse_foreign(request)
                 return actor
         if cookie := request.cookies.get(cookie_name(request)):
-            actor = await self._remembered(cookie, self.operations.access.session, address)
+            actor = await self._remembered(SESSION, cookie, self.operations.access.session, address)
             if actor is not None:
                 refuse_foreign(request)
-                refuse_without_csrf(request, cookie, csrf)
+                refuse_without_csrf(request, cookie, await csrf() if csrf is not None else None)
                 return actor
         if self._authorize is not None:
             return None  # no setting lets somebody in whom the application around this one does not know
         if actor := self._named_by_proxy(request, address):
             refuse_foreign(request)
             return actor
-        if self._settings.BATCH_AUTH == "off" and is_loopback(address):
+        if self._settings.BATCH_AUTH == "off" and may_be_anonymous and is_local(request):
             refuse_foreign(request)
+            refuse_foreign_read(request)
             return Actor("anonymous", "admin", "api", address)
         return None
 
@@ -140,7 +150,7 @@ class Guard:
         secret = secret.strip()
         actor = None
         if scheme.lower() == "bearer" and SECRET.fullmatch(secret):
-            actor = await self._remembered(secret, self.operations.access.holder, address)
+            actor = await self._remembered(TOKEN, secret, self.operations.access.holder, address)
         if actor is None:
             raise _WrongToken(401, "the token is not valid: it is unknown, revoked or expired")
         return actor
@@ -152,18 +162,31 @@ class Guard:
             self._failures[address or "this machine"] += 1
         self._note_soon()
 
-    async def _remembered(self, secret: str, ask: Ask, address: str | None) -> Actor | None:
-        """What the ledger says about a secret, at most KNOWN_SECONDS old. Requests at the same time ask it once."""
-        key = hash_of(secret)
+    async def _remembered(self, kind: str, secret: str, ask: Ask, address: str | None) -> Actor | None:
+        """What the ledger says about a secret, at most KNOWN_SECONDS old. Requests at the same time ask it once.
+
+        An address that has sent many wrong ones may ask about few others, but always about those that were valid.
+        """
+        key = f"{kind} {hash_of(secret)}"
         known = self._known.get(key)
         if known is not None and clock.monotonic() < known[1]:
             actor = known[0]
         else:
             if key not in self._asking:
+                if key not in self._proved:
+                    self.limits.count_look(address)
                 self._asking[key] = asyncio.get_running_loop().create_task(self._ask(key, ask(secret, None)))
                 self._asking[key].add_done_callback(lambda asked: asked.cancelled() or asked.exception())
             actor = await asyncio.shield(self._asking[key])
+            if actor is not None:
+                self._prove(key)
         return replace(actor, address=address) if actor is not None else None
+
+    def _prove(self, key: str) -> None:
+        self._proved.pop(key, None)
+        self._proved[key] = None
+        if len(self._proved) > MOST_KNOWN:
+            del self._proved[next(iter(self._proved))]
 
     async def _ask(self, key: str, answer: Awaitable[Actor | None]) -> Actor | None:
         now, revocations = clock.monotonic(), self._revocations
@@ -192,9 +215,12 @@ class Guard:
 
     def _named_by_proxy(self, request: Request, address: str | None) -> Actor | None:
         header = self._settings.BATCH_AUTH_HEADER
-        name = request.headers.get(header) if header is not None else None
-        if not name or not is_in(request.scope.get(PEER, address), self.proxies):
+        names = request.headers.getlist(header) if header is not None else []
+        if not any(names) or not is_in(request.scope.get(PEER, address), self.proxies):
             return None
+        if len(names) > 1:  # one of them may be the client's own
+            raise Refused(400, f"the header {header} stands in this request more than once")
+        (name,) = names
         for pattern, role in self._roles:
             if fnmatch.fnmatchcase(name, pattern):
                 return Actor(name[:100], role, "page", address)
@@ -229,6 +255,11 @@ def check_settings(settings: Settings) -> None:
 def address_of(request: Request) -> str | None:
     """The address that the request comes from."""
     return request.client.host if request.client is not None else None
+
+
+def is_local(request: Request) -> bool:
+    """Whether a request comes from this machine itself. What came by a proxy does not, wherever the proxy is."""
+    return is_loopback(address_of(request)) and not any(name in request.headers for name in OF_PROXIES)
 
 
 def is_loopback(address: str | None) -> bool:

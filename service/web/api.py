@@ -12,7 +12,7 @@ from starlette.routing import Route
 from service.batch.firing.apscheduler import describe_jobs
 from service.concurrency.offload import offload
 from service.errors import BatchError
-from service.web.access import LOOPBACK, address_of, is_address, is_loopback
+from service.web.access import LOOPBACK, is_address, is_local
 from service.web.headers import host_name
 from service.web.problems import problem
 
@@ -28,7 +28,7 @@ async def scheduler_jobs(request: Request) -> JSONResponse:
 
     On this machine everybody may read it; from elsewhere it needs a token or a sign-in.
     """
-    if not is_loopback(address_of(request)):
+    if not is_local(request):
         guard = getattr(request.app, "guard", None)
         if guard is None:  # these routes stand in another application, which knows no tokens
             return problem(401, "these jobs are shown on this machine only: mount service.app.create_app()")
@@ -45,11 +45,12 @@ async def metrics(request: Request) -> Response:
     On this machine everybody may read them; from elsewhere they need a token of any role.
     """
     guard = getattr(request.app, "guard", None)
-    if not (is_loopback(address_of(request)) and _is_called_by_own_name(request, guard)):
+    has_own_name = _is_called_by_own_name(request, guard)
+    if not (is_local(request) and has_own_name):
         if guard is None:  # these routes stand in another application, which knows no tokens
             detail = "these metrics are shown on this machine only, to who asks localhost or its address"
             return problem(401, f"{detail}: mount service.app.create_app()")
-        await guard.actor(request)
+        await guard.actor(request, may_be_anonymous=has_own_name)
     try:
         monitoring = _started(request, "batch").monitoring
     except BatchError as error:
@@ -78,22 +79,29 @@ def _is_called_by_own_name(request: Request, guard: Any) -> bool:
 
 
 async def healthz(request: Request) -> JSONResponse:
-    """Answer 200: the process is alive."""
+    """Answer 200: the process is alive, and can do its work. 503 with the reason if it is about to end instead."""
+    batch = getattr(request.app.state, "batch", None)
+    if batch is not None and (failures := batch.supervisor.failures):
+        return JSONResponse({"status": "failed", "reasons": failures}, status_code=503)
     return JSONResponse({"status": "ok"})
 
 
 async def readyz(request: Request) -> JSONResponse:
-    """Answer 200 if the service is ready, otherwise 503 with the reasons by part."""
+    """Answer 200 if the service is ready, otherwise 503 with the reasons by part. `warnings`: what holds up runs."""
+    warnings: dict[str, str] = {}
     try:
+        batch = _started(request, "batch")
+        warnings = batch.warnings
         async with asyncio.timeout(READY_SECONDS):
-            reasons = await _started(request, "batch").readiness()
+            reasons = await batch.readiness()
     except BatchError as error:
         reasons = {"service": error.message}
     except TimeoutError:
         reasons = {"databases": f"no answer within {READY_SECONDS:g} s"}
+    more = {"warnings": warnings} if warnings else {}
     if reasons:
-        return JSONResponse({"status": "not ready", "reasons": reasons}, status_code=503)
-    return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reasons": reasons, **more}, status_code=503)
+    return JSONResponse({"status": "ready", **more})
 
 
 def _started(request: Request, part: str) -> Any:

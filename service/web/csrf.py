@@ -42,6 +42,13 @@ def refuse_foreign(request: Request) -> None:
         raise Refused(403, "the Origin of this request is another site")
 
 
+def refuse_foreign_read(request: Request) -> None:
+    """Refuse what a page of another site reads or embeds; a link to a page of ours is followed. Raises Refused."""
+    site, mode = (request.headers.get(f"sec-fetch-{name}") for name in ("site", "mode"))
+    if site not in (None, "same-origin", "none") and not (mode == "navigate" and request.method == "GET"):
+        raise Refused(403, "a page of another site may not read this")
+
+
 def refuse_without_csrf(request: Request, cookie: str, csrf: str | None) -> None:
     """Refuse a change by a session that does not come from a page of ours. Raises Refused."""
     expected = csrf_of(cookie)

@@ -94,6 +94,12 @@ def _counters(process: ProcessSnapshot) -> Iterator[Metric]:
     yield _single(
         CounterMetricFamily, "batch_leases_lost", "How often this process has lost its lease.", process.leases_lost
     )
+    yield _counter(
+        "batch_failed_parts",
+        "Parts of this process that can't go on, so that it ends, by their names.",
+        ("part",),
+        _by_one(process.failed_parts),
+    )
     yield _single(
         CounterMetricFamily,
         "batch_fence_refused",

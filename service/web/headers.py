@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.web.problems import problem
 
 LARGEST_BODY = 1_048_576
+_BRACKETED = re.compile(r"\[([^]]*)\](?::\d*)?")
 PROBES = {"/healthz", "/readyz", "/metrics"}
 """Paths that are answered for any Host, because probes and monitors come by address."""
 
@@ -18,6 +20,7 @@ SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
@@ -107,6 +110,6 @@ async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
 
 def host_name(host: str) -> str:
     """The name in a Host header, without the port, in small letters: `[::1]:8000` is `::1`."""
-    if host.startswith("["):
-        return host[1 : host.find("]")].lower()
+    if (address := _BRACKETED.fullmatch(host)) is not None:
+        return address[1].lower()
     return host.rsplit(":", 1)[0].lower() if host.rpartition(":")[2].isdigit() else host.lower()

@@ -8,6 +8,8 @@ from service import clock
 from service.web.problems import Refused
 
 FAILURE_SECONDS = 60.0
+LOOKS = 10
+"""How many unknown secrets of an address that guesses are looked up in a second."""
 MOST_COUNTED = 10_000
 """How many tokens or addresses are counted at most; the one that was counted first is forgotten first."""
 
@@ -18,6 +20,7 @@ class Limits:
     def __init__(self, requests: int, failures: int) -> None:
         self._requests = _Windows(1.0, requests)
         self._failures = _Windows(FAILURE_SECONDS, failures)
+        self._looks = _Windows(1.0, LOOKS)
 
     def count(self, key: str) -> None:
         """Count a request of this token or person. Raises Refused, 429, if there are too many."""
@@ -28,6 +31,12 @@ class Limits:
     def count_failure(self, address: str | None) -> None:
         """Count a token or link from this address that was not valid."""
         self._failures.add(address or "")
+
+    def count_look(self, address: str | None) -> None:
+        """Count that a secret of this address is looked up. Raises Refused, 429, if the address guesses fast."""
+        wait = self._failures.full(address or "")
+        if wait is not None and self._looks.add(address or "") is not None:
+            raise Refused(429, "too many tokens that are not valid", _after(wait))
 
     def refuse_guesser(self, address: str | None) -> None:
         """Raises Refused, 429, if too many tokens from this address were not valid."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
@@ -13,6 +14,10 @@ from service.errors import InvalidSetting
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PEER = "batch.peer"
 """The key of the scope for the address that the connection comes from, which may be that of a proxy."""
+OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""Headers that proxies add to a request."""
+UNKNOWN = "unknown"
+"""The address of a client of a trusted proxy that does not say it in a form that can be read."""
 MOST_HOPS = 50
 
 
@@ -56,13 +61,21 @@ def _of_client(headers: Headers, networks: Sequence[Network]) -> dict[str, objec
     scheme = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower()
     if scheme in ("http", "https"):
         changed["scheme"] = scheme
+    if "x-forwarded-for" not in headers:
+        return changed
     hops = ",".join(headers.getlist("x-forwarded-for")).split(",")[-MOST_HOPS:]
-    for hop in reversed([hop.strip() for hop in hops]):
-        try:
-            ipaddress.ip_address(hop)
-        except ValueError:
-            break
-        changed["client"] = (hop, 0)
-        if not is_in(hop, networks):
+    for hop in map(_address_in, reversed(hops)):
+        changed["client"] = (hop or UNKNOWN, 0)
+        if hop is None or not is_in(hop, networks):
             break
     return changed
+
+
+def _address_in(hop: str) -> str | None:
+    """The address in a part of X-Forwarded-For, which may have a port: `192.0.2.1:4711`, `[2001:db8::1]:4711`."""
+    plain = re.fullmatch(r"\[([^]]*)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+)(?::\d+)?|(.*)", hop.strip(), re.DOTALL)
+    assert plain is not None
+    try:
+        return str(ipaddress.ip_address(next(filter(None, plain.groups()), "")))
+    except ValueError:
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from service.operations.people.access import NewSession
@@ -14,9 +14,9 @@ from service.operations.results import Result
 from service.web.access import Guard, address_of, cookie_name, needs
 from service.web.csrf import csrf_of, refuse_foreign
 from service.web.problems import Refused
-from service.web.v1.requests import Body, guard_of, refuse_unknown_query, router
+from service.web.v1.requests import PROBLEMS, Body, guard_of, refuse_unknown_query
 
-sessions = router("session")
+sessions = APIRouter(tags=["session"], responses=PROBLEMS)
 
 
 class SignIn(Body):
@@ -40,7 +40,6 @@ async def sign_in(request: Request, response: Response, body: SignIn) -> Session
     guard = guard_of(request)
     refuse_unknown_query(request)
     refuse_foreign(request)
-    guard.limits.refuse_guesser(address_of(request))
     begun = await begin_session(request, response, guard, body.secret)
     if begun is None:
         raise Refused(401, "this token or link is not valid: it is unknown, expired, revoked, or was used already")
@@ -50,16 +49,19 @@ async def sign_in(request: Request, response: Response, body: SignIn) -> Session
 async def begin_session(request: Request, response: Response, guard: Guard, secret: str) -> NewSession | None:
     """Begin a session with a token or a link. The response sets its cookie. None: the secret is not valid.
 
-    A session that this browser had before is ended.
+    A session that this browser had before is ended. Raises Refused, 429, if too many from this address were not valid.
     """
     address = address_of(request)
+    guard.limits.count_look(address)
     begun = await guard.operations.access.sign_in(secret, address)
     if begun is None:
+        guard.limits.refuse_guesser(address)
         guard.count_failure(address)
         return None
     name = cookie_name(request)
     if before := request.cookies.get(name):
         await guard.operations.access.sign_out(before)
+        guard.forget()
     response.set_cookie(
         name,
         begun.secret,

@@ -15,6 +15,7 @@ from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.firing import Fired
 from service.batch.ledger.runs import Claimed
+from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue.capacity import Capacity
 from service.config import get_settings
 from service.database.engine import Database
@@ -35,28 +36,30 @@ class Failing(Dispatcher):
         return Fired(clock.now())
 
 
-async def test_while_firing_fails_each_slot_causes_one_try_and_each_task_has_one_timer(
+async def test_while_firing_fails_all_tasks_are_tried_together_and_again_when_the_ledger_was_reached(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a timer per failed try, the number of tries would grow with each second of an outage."""
-    tasks = await know(ledger, make_task("a"), make_task("b"))
+    """With a timer for each task, or a try for each slot, an outage of 200 tasks would be 200 tries at a time."""
+    names = [f"task{number}" for number in range(20)]
+    tasks = await know(ledger, *(make_task(name) for name in names))
     dispatcher = Failing(ledger, tasks, NODE, LocalEngine(ledger, tasks, NODE))
-    monkeypatch.setattr("service.batch.firing.dispatcher.LONGEST_PAUSE", 3600.0)  # no timer is over within the test
+    monkeypatch.setattr("service.batch.firing.dispatcher.LONGEST_PAUSE", 3600.0)  # no pause is over within the test
     dispatcher._pause = 3600.0
     dispatcher.start()
-    loop, timers = asyncio.get_running_loop(), []
-    set_timer = loop.call_later
-    monkeypatch.setattr(loop, "call_later", lambda *given: timers.append(set_timer(*given)) or timers[-1])
-    for tries in range(1, 21):
-        dispatcher.notify("a")
-        dispatcher.notify("b")
-        while dispatcher.tries < tries or dispatcher.trouble is None:
-            await asyncio.sleep(0)
+    for tries in range(1, 4):
+        for name in names:
+            dispatcher.notify(name)
+        async with asyncio.timeout(30):
+            while dispatcher.tries < tries or dispatcher.trouble is None:
+                await asyncio.sleep(0.001)
+        for name in names:  # a slot that comes due in the pause is no try of its own
+            dispatcher.notify(name)
+        await asyncio.sleep(0.01)
+        assert dispatcher.tries == tries
+        assert not dispatcher._timers
+        assert dispatcher._due == set(names)
+        dispatcher.on_changes(LedgerChanges(clock.now(), False, 0))
     await dispatcher.stop()
-    waiting = [timer for timer in timers if not timer.cancelled() and timer.when() > loop.time() + 1000]
-    assert len(waiting) == 2
-    for timer in waiting:
-        timer.cancel()
 
 
 class Recording:
@@ -139,6 +142,8 @@ async def test_a_service_is_not_ready_while_no_slot_can_be_fired(
                 await asyncio.sleep(0.01)
             while service.engine.is_recheck_due:
                 await asyncio.sleep(0.01)
-            assert ("ledger" not in await service.readiness()) is is_ready
+            async with asyncio.timeout(30):  # an outage is over when nothing has failed for some seconds
+                while ("ledger" not in await service.readiness()) is not is_ready:
+                    await asyncio.sleep(0.1)
     finally:
         await service.stop()

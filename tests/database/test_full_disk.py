@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -79,6 +80,29 @@ async def test_a_transaction_that_sqlite_has_ended_by_itself_takes_no_further_st
         await db.execute(text("INSERT INTO rows VALUES ('anew')"))
         await db.commit()
     assert await rows(database) == ["anew"]
+
+
+async def test_errors_of_a_full_disk_leave_no_file_open(database: Database) -> None:
+    """SQLite keeps a closed connection, and its files, as long as Python has a cursor of it whose statement failed."""
+    errors = []
+    for _ in range(10):
+        with no_file_may_grow(), pytest.raises(OperationalError) as raised:
+            await insert_blob(database)
+        errors.append(raised.value)  # as a log does, or a result that is written later
+    await database.dispose()
+    files = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if is_open(number)]
+    assert [file for file in files if "shop.db" in file] == []
+
+
+async def insert_blob(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        await connection.execute(text("PRAGMA cache_size = 10"))  # so that the statement itself has to write
+        await connection.execute(BLOB)
+
+
+def is_open(number: str) -> bool:
+    """Whether a descriptor that was listed is not that of the list itself."""
+    return os.path.lexists(f"/proc/self/fd/{number}")
 
 
 async def test_an_error_that_leaves_the_transaction_open_leaves_the_session_usable(database: Database) -> None:

@@ -27,7 +27,7 @@ START = datetime(2026, 3, 10, 6, 59, 30, tzinfo=UTC)
 @pytest.fixture
 async def watch(ledger: Database) -> AsyncIterator[Watching]:
     with clock.moved(START):
-        await know(ledger, make_task("load", None))
+        await know(ledger, make_task("load", None), make_task("payroll", None, tags=("secret",)))
         async with watching(ledger, ledger) as node:
             yield node
 
@@ -64,6 +64,7 @@ async def test_it_is_written_once_for_each_slot_and_channel_by_two_nodes_that_bo
     for digest in digests:
         digest.start()
     await failed(ledger, "load", START)
+    await failed(ledger, "payroll", START)
     await watch.turn()
     await polled(watch, *digests)
     assert await rows(ledger, outbox, kind="digest") == []
@@ -76,8 +77,9 @@ async def test_it_is_written_once_for_each_slot_and_channel_by_two_nodes_that_bo
     for digest in digests:
         await digest.stop()
     assert sorted(row["channel"] for row in written) == ["chat", "chat", "mail", "mail"]
-    assert {row["content"]["title"] for row in written} == {"load needs a person"}
-    assert "- load: " in written[0]["content"]["text"]
+    text = written[0]["content"]["text"]
+    assert "- load: ValueError: boom" in text
+    assert "- payroll: what its runs say is not sent, because the task has the tag secret" in text
 
 
 async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(

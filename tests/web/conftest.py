@@ -26,6 +26,8 @@ class Report(BaseTask):
     async def run(self, day: str = "today", api_key: str = ""):
         if day == "never":
             raise ValueError("there is no such day")
+        if day == "odd":
+            raise ValueError("odd \\x1b[31m\\u202eday")
         return {"day": day}
 
 class Payroll(BaseTask):

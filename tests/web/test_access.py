@@ -14,10 +14,11 @@ from service.app import create_app
 from service.batch.ledger.people import access
 from service.config import forget_settings, get_settings
 from service.errors import InvalidSetting
-from service.operations.people.access import hash_of
+from service.operations.people.access import Access, hash_of
 from service.operations.people.actor import ROLES, Actor, Role
 from service.server.uvicorn import listen
 from service.web.csrf import csrf_of
+from service.web.limits import LOOKS
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served, client_of
 
@@ -67,7 +68,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("GET", "/pools"): "viewer",
     ("GET", "/backups"): "viewer",
     ("GET", "/backups/{name}"): "viewer",
-    ("GET", "/backups/{name}/diff"): "viewer",
+    ("GET", "/backups/{name}/diff"): "operator",
     ("POST", "/backups/{name}/verify"): "operator",
     ("POST", "/backups/{name}/pin"): "admin",
     ("POST", "/backups/{name}/unpin"): "admin",
@@ -229,12 +230,35 @@ async def test_too_many_wrong_tokens_of_an_address_are_refused_for_a_while(
     now = clock.monotonic()
     monkeypatch.setattr(clock, "monotonic", lambda: now)
     guesser, other = (client_of(served.service_app, host=host) for host in ("127.0.0.2", "127.0.0.3"))
+    looked: list[str] = []
+    holder = Access.holder
+
+    async def count(access: Access, secret: str, address: str | None) -> Actor | None:
+        looked.append(secret)
+        return await holder(access, secret, address)
+
+    monkeypatch.setattr(Access, "holder", count)
     headers = {"Authorization": f"Bearer bt_{'0' * 12}_{'x' * 43}"}
     for _ in range(20):
         assert (await guesser.get("/api/v1/tasks", headers=headers)).status_code == 401
     refused = await guesser.get("/api/v1/tasks", headers=headers)
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "60"
+    wrong = {"secret": f"bt_{'0' * 12}_{'y' * 43}"}
+    assert (await guesser.post("/api/v1/session", json=wrong)).status_code == 429
+    assert (await guesser.post("/signin", data=wrong)).status_code == 429
+    valid = {"Authorization": f"Bearer {served.secrets['viewer']}"}
+    assert (await guesser.get("/api/v1/tasks", headers=valid)).status_code == 200
+    assert (await guesser.post("/api/v1/session", json={"secret": served.secrets["viewer"]})).status_code == 201
+    assert (await guesser.get("/api/v1/tasks")).status_code == 200, "its session is not refused either"
+    looked.clear()
+    for number in range(30):
+        guess = {"Authorization": f"Bearer bt_{number:012}_{'x' * 43}"}
+        assert (await guesser.get("/api/v1/tasks", headers=guess)).status_code == 429
+    assert 0 < len(looked) <= LOOKS
+    now += 1.1  # what was valid just now may be asked about again, whoever else guesses at this address
+    for headers_of in (valid, {}):
+        assert (await guesser.get("/api/v1/tasks", headers=headers_of)).status_code == 200
     assert (await other.get("/api/v1/tasks", headers=headers)).status_code == 401
     now += 61
     assert (await guesser.get("/api/v1/tasks", headers=headers)).status_code == 401
@@ -281,6 +305,7 @@ async def test_every_answer_has_the_headers_of_security(served: Served) -> None:
         assert "unsafe" not in headers["content-security-policy"]
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
         assert headers["referrer-policy"] == "same-origin"
         assert headers["cache-control"] == "no-store"
 
@@ -304,9 +329,26 @@ async def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None
     assert streamed.status_code == 413
 
 
+@pytest.mark.parametrize("path", ["/api/v1/tasks/report/runs", "/tasks/report/start"])
+async def test_nobody_is_refused_before_the_body_is_read(served: Served, path: str) -> None:
+    read = 0
+
+    async def body() -> Any:
+        nonlocal read
+        read += 1
+        yield b"{}"
+
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert (await served.nobody.post(path, content=body(), headers=headers)).status_code == 401
+    assert read == 0
+
+
 async def test_a_sign_in_ends_the_session_before_it(served: Served) -> None:
     first = await served.nobody.post("/api/v1/session", json={"secret": served.secrets["viewer"]})
     cookie = first.headers["set-cookie"].split(";")[0]
+    assert (await served.nobody.get("/api/v1/tasks")).status_code == 200  # so the answer is remembered for a second
+    as_token = {"Authorization": f"Bearer {cookie.partition('=')[2]}"}
+    assert (await served.nobody.get("/api/v1/tasks", headers=as_token)).status_code == 401
     await served.nobody.post("/api/v1/session", json={"secret": served.secrets["operator"]})
     served.nobody.cookies.clear()
     assert (await served.nobody.get("/api/v1/tasks", headers={"Cookie": cookie})).status_code == 401
@@ -355,6 +397,8 @@ async def test_a_person_is_believed_only_where_a_trusted_proxy_names_him(served:
     assert (await other.get("/api/v1/session", headers=operator)).status_code == 401
     stranger = {"X-Forwarded-Email": "eve@evil.example"}
     assert (await proxy.get("/api/v1/session", headers=stranger)).status_code == 403
+    both = [("X-Forwarded-Email", "ops@acme.example"), ("X-Forwarded-Email", "ann@acme.example")]
+    assert (await proxy.get("/api/v1/session", headers=both)).status_code == 400
     foreign = {**operator, "Origin": "http://evil.example"}
     assert (await proxy.post("/api/v1/tasks/report/pause", headers=foreign)).status_code == 403
 
@@ -366,6 +410,13 @@ async def test_without_sign_in_only_this_machine_is_answered(served: Served) -> 
     assert (await elsewhere.get("/api/v1/session")).status_code == 401
     foreign = {"Sec-Fetch-Site": "cross-site"}
     assert (await here.post("/api/v1/tasks/report/pause", headers=foreign)).status_code == 403
+    assert (await here.get("/api/v1/tasks", headers={**foreign, "Sec-Fetch-Mode": "cors"})).status_code == 403
+    assert (await here.get("/tasks", headers={**foreign, "Sec-Fetch-Mode": "navigate"})).status_code == 200
+    assert (await here.get("/metrics", headers={"Host": "evil.example"})).status_code == 401
+    assert (await here.get("/metrics", headers={"Host": "[::1].evil.example"})).status_code == 401
+    for header in ("X-Forwarded-For", "X-Forwarded-Proto", "Forwarded", "Via"):
+        for path in ("/api/v1/session", "/metrics", "/scheduler/jobs"):
+            assert (await here.get(path, headers={header: "127.0.0.1"})).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -399,6 +450,16 @@ async def test_the_address_and_the_scheme_of_a_client_are_believed_of_a_trusted_
         client = client_of(app, host=host)
         answer = await client.post("/api/v1/session", json=secret, headers=told)
         assert ("Secure" in answer.headers["set-cookie"]) == is_secure
+        [event, *_] = (await served.admin.get("/api/v1/changes?action=session.begin")).json()["changes"]
+        assert event["address"] == address
+    for hop, address in (
+        ("8.8.8.8:4433", "8.8.8.8"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("1.2.3.4, unknown", "unknown"),
+        ("1.2.3.4, _hidden, 10.0.0.8", "unknown"),
+    ):
+        await client_of(app, host="10.0.0.7").post("/api/v1/session", json=secret, headers={"X-Forwarded-For": hop})
         [event, *_] = (await served.admin.get("/api/v1/changes?action=session.begin")).json()["changes"]
         assert event["address"] == address
     for wrong in ("", "nonsense", "203.0.113.9, nonsense", "," * 1_000):

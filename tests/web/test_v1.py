@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -229,6 +231,11 @@ async def test_the_log_is_paged_filtered_and_given_as_text(served: Served) -> No
     text = await served.viewer.get(f"/api/v1/runs/{run}/log", headers={"Accept": "text/plain"})
     assert text.headers["content-type"].startswith("text/plain")
     assert "there is no such day" in text.text
+    odd = await start(served, parameters={"day": "odd"})
+    await ended(served.viewer, odd)
+    text = await served.viewer.get(f"/api/v1/runs/{odd}/log", headers={"Accept": "text/plain"})
+    assert r"odd \x1b[31m\u202eday" in text.text
+    assert not {"\x1b", "\u202e"} & set(text.text)
 
 
 async def test_a_cancel_and_a_retry_with_notes_are_in_the_audit(served: Served) -> None:
@@ -373,6 +380,35 @@ async def test_backups_are_listed_and_verified_without_a_path(served: Served) ->
     assert str(served.service.settings.BACKUP_DIR.resolve()) not in listed.__repr__() + verified.text
     assert (await served.operator.post("/api/v1/backups/..%2Fsecret/verify")).status_code in (400, 404)
     assert (await served.operator.post("/api/v1/backups/unknown/verify")).status_code == 404
+
+
+async def test_only_backups_of_the_list_are_found_and_no_error_says_where_they_are(
+    served: Served, tmp_path: Path
+) -> None:
+    made = Path((await served.operations.backups.create()).path)
+    elsewhere = tmp_path / "other files"
+    elsewhere.mkdir()
+    served.service.settings.BACKUP_URL = f"file://{elsewhere}"
+    (tmp_path / "notes").write_text("not a backup")
+    shutil.copy(made, tmp_path / "backup_20200101_000000.backup.gz")  # the working directory
+    damaged, data = made.with_name("backup_20200102_000000.backup.gz"), made.read_bytes()
+    damaged.write_bytes(data[:-100] + bytes(100))
+    shutil.copy(damaged, elsewhere / "backup_20200103_000000.backup.gz")
+    said = ""
+    for name, status in (
+        ("notes", 404),
+        ("backup_20200101_000000.backup.gz", 404),
+        (damaged.name, 500),
+        ("backup_20200103_000000.backup.gz", 500),
+    ):
+        for method, path in (("POST", "/verify"), ("GET", ""), ("GET", "/diff"), ("POST", "/pin")):
+            answer = await served.admin.request(method, f"/api/v1/backups/{name}{path}")
+            assert answer.status_code == status or (status == 500 and answer.status_code == 200), answer.text
+            said += answer.text
+    said += (await served.viewer.get("/api/v1/backups")).text
+    assert damaged.name in said
+    assert "damaged" in said
+    assert not [word for word in (str(tmp_path), "other files", "file:", "/backup") if word in said]
 
 
 async def test_tokens_are_made_listed_and_revoked(served: Served) -> None:

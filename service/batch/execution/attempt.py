@@ -91,6 +91,11 @@ class Attempt:
         # The end is handled by a callback, so that the bodies of other attempts that are launched now begin before.
         self._work.add_done_callback(self._on_work_done, context=self._context)
         pings.began(self.task, self.claimed)
+        if self._take_over is None:
+            self._limit()
+
+    def _limit(self) -> None:
+        """Let the `timeout` of the task run from now on. What the attempt has waited for before does not count."""
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
             self._later(timeout, self.stop, self.body.failed(error, "timed out", str(error)))
@@ -143,6 +148,7 @@ class Attempt:
     async def _execute(self) -> Ending:
         if self._take_over is not None:
             await self._take_over(self.state)
+            self._limit()
         if self.body.stage == Stage.WORK and self.claimed.awaited_by is not None:
             self.body.use_slot(await upstreams.slot_of(self.claimed.awaited_by))
         if self.body.stage == Stage.JOIN and not await upstreams.are_parts_over(self.claimed.id):
@@ -215,7 +221,9 @@ class Attempt:
         self._on_end(self, ending)
 
     def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
-        self._timers.append(asyncio.get_running_loop().call_later(seconds, callback, *args))
+        """In an empty context: that of the run can't be entered again by what is called."""
+        timer = asyncio.get_running_loop().call_later(seconds, callback, *args, context=contextvars.Context())
+        self._timers.append(timer)
 
 
 def _span_attributes(claimed: Claimed) -> dict[str, str | int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -59,6 +59,20 @@ class Group:
         """A group for each outcome and each block. The progress is left out: it is reported again later."""
         yield from (Group(outcomes=[outcome]) for outcome in self.outcomes)
         yield from (Group(blocks=[block]) for block in self.blocks)
+
+    def divided(self, free: Collection[str]) -> tuple[Group, Group]:
+        """What is about the runs `free`, with all log lines, and the rest. Progress that is left is reported again."""
+        outcomes = [outcome for outcome in self.outcomes if outcome.id in free]
+        progress = [row for row in self.progress if row["id"] in free]
+        return (
+            Group(outcomes, self.blocks, progress, self.packed),
+            Group([outcome for outcome in self.outcomes if outcome.id not in free]),
+        )
+
+    @property
+    def runs(self) -> list[str]:
+        """The ids of the runs whose rows are changed by it."""
+        return sorted({outcome.id for outcome in self.outcomes} | {row["id"] for row in self.progress})
 
     def states_only(self) -> Group:
         """The outcomes without their results, errors and messages, which could not be stored."""

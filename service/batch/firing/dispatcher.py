@@ -21,19 +21,19 @@ from service.batch.firing.coming_slots import ComingSlots
 from service.batch.firing.firing import Fired, SlotPlans
 from service.batch.ledger import database_time
 from service.batch.nodes.clock_steps import ClockSteps
-from service.batch.nodes.ledger_poll import LOOK_SECONDS
+from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.outage import Outage
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
-from service.concurrency.background import Background
+from service.concurrency.background import Background, is_set_within
 from service.database.engine import Database
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
 
-LONGEST_PAUSE = 5.0
-"""Upper bound on the seconds between two tries while firing fails."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Bounds of the seconds between two tries while firing fails."""
 
 STOP_SECONDS = 1.0
 """How long an open transaction may still take when the dispatcher is stopped."""
@@ -73,9 +73,13 @@ class Dispatcher(Background):
         self._early: list[tuple[Collection[str], datetime]] = []
         self._coming = ComingSlots(self._begin, lease)
         self._wake = asyncio.Event()
-        self._pause = 0.1
+        self._pause = SHORTEST_PAUSE
+        self._not_before = 0.0
+        """After a failure no turn begins before this instant of the loop's clock, unless the ledger was reached."""
+        self._is_reached = asyncio.Event()
         self._ahead: SlotPlans = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        """For each task that is fired again later, when by the event loop's clock, and the timer for it."""
         self.trouble: str | None = None
         """Why the last firing failed; None after one that succeeded."""
 
@@ -85,6 +89,11 @@ class Dispatcher(Background):
             self._begin([name], None)
         else:
             self._coming.add(name, slot)
+
+    def on_changes(self, _: LedgerChanges) -> None:
+        """The heartbeat has reached the ledger, so firing may succeed again."""
+        if self.trouble is not None:
+            self._is_reached.set()
 
     def _begin(self, names: Collection[str], slot: datetime | None) -> None:
         """Fire these tasks, whose slots are due now, or at `slot`."""
@@ -98,6 +107,9 @@ class Dispatcher(Background):
         """Fire until it is stopped. A transaction that is open then has STOP_SECONDS to commit."""
         while True:
             await self._wake.wait()
+            self._is_reached.clear()
+            if (pause := self._not_before - asyncio.get_running_loop().time()) > 0:
+                await is_set_within(self._is_reached, pause)
             self._wake.clear()
             early, self._early = self._early, []
             names, self._due = self._due, set()
@@ -119,35 +131,37 @@ class Dispatcher(Background):
     async def _turn(self, names: Collection[str], slot: datetime | None = None) -> None:
         """`slot`: the instant at which slots of these tasks will be due; None: some are due."""
         if not self._engine.may_work():  # other nodes fire meanwhile
-            self._again(names, slot)
+            self._again(names, slot, SHORTEST_PAUSE)
             return
         try:
-            async with self._engine.claiming:
-                losses = self._engine.losses
-                fired = await self._fire(names) if slot is None else await self._fire_at(slot, names)
-                await self._engine.launch_all(fired.claimed, losses)
-            self.on_fired(fired.handled, fired.now)
-            self._metrics.count_slots(fired.slots)
+            async with self.limited_turn():
+                fired = await self._fire_and_launch(names, slot)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
+            self._pause, self.trouble = SHORTEST_PAUSE, None
+            self._outage.over_for("dispatcher")
+            if fired.queued:
+                self.on_queued()
+            if fired.waiting:
+                self._on_waiting()
+            for name, at in fired.again_at.items():
+                self._later(max(0.0, (at - fired.now).total_seconds()), name)
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
             cause = self._outage.cause_for("dispatcher", self._database, error)
             self.trouble = cause or str(error).split("\n")[0]
-            logger.error(
-                f"firing failed, and is tried again in {self._pause:.1f} s; the slots stay due: {self.trouble}",
-                exc_info=None if cause else error,
-            )
+            if cause is None:
+                logger.exception(f"firing failed, and is tried again in {self._pause:.1f} s; the slots stay due")
             self._engine.recheck_claims()
-            self._again(names, slot)
+            self._again(names, slot, self._pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
-            return
-        self._pause, self.trouble = 0.1, None
-        self._outage.over_for("dispatcher")
-        if fired.queued:
-            self.on_queued()
-        if fired.waiting:
-            self._on_waiting()
-        for name, at in fired.again_at.items():
-            self._later(max(0.0, (at - fired.now).total_seconds()), name)
+
+    async def _fire_and_launch(self, names: Collection[str], slot: datetime | None) -> Fired:
+        async with self._engine.claiming:
+            losses = self._engine.losses
+            fired = await self._fire(names) if slot is None else await self._fire_at(slot, names)
+            await self._engine.launch_all(fired.claimed, losses)
+        self.on_fired(fired.handled, fired.now)
+        self._metrics.count_slots(fired.slots)
+        return fired
 
     async def _fire(self, names: Collection[str]) -> Fired:
         try:
@@ -159,7 +173,14 @@ class Dispatcher(Background):
     async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
         async with self._metrics.timed(LedgerWork.FIRE), self._database.engine.begin() as connection:
             return await firing.fire(
-                connection, names, self._tasks, self._node, capacity, ahead=self._ahead, steps=self._steps
+                connection,
+                names,
+                self._tasks,
+                self._node,
+                capacity,
+                ahead=self._ahead,
+                steps=self._steps,
+                why_missed=self._outage.why_missed,
             )
 
     async def _fire_at(self, slot: datetime, names: Collection[str]) -> Fired:
@@ -193,24 +214,23 @@ class Dispatcher(Background):
         """Wait until slots are due; a subclass for tests decides by itself when they are."""
         await asyncio.sleep(seconds)
 
-    def _again(self, names: Collection[str], slot: datetime | None) -> None:
-        """Fire these tasks once more after a pause, but not before `slot`."""
+    def _again(self, names: Collection[str], slot: datetime | None, pause: float) -> None:
+        """Fire these tasks once more, but not before `slot`, and no task before a pause."""
+        self._not_before = asyncio.get_running_loop().time() + pause
         if slot is not None and slot > clock.now():
             self._coming.begin_when_due(names, slot)
-            return
-        for name in names:
-            self._later(self._pause, name)
+        else:
+            self._begin(names, None)
 
     def _later(self, seconds: float, name: str) -> None:
         """Fire this task again after these seconds. Each task has one timer; the earlier one is kept."""
-        timer = asyncio.get_running_loop().call_later(seconds, self._notify_again, name)
-        existing = self._timers.get(name)
-        if existing is not None and existing.when() <= timer.when():
-            timer.cancel()
-            return
-        if existing is not None:
-            existing.cancel()
-        self._timers[name] = timer
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if (existing := self._timers.get(name)) is not None:
+            if existing[0] <= at:
+                return
+            existing[1].cancel()
+        self._timers[name] = at, loop.call_at(at, self._notify_again, name)
 
     def _notify_again(self, name: str) -> None:
         del self._timers[name]

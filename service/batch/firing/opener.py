@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from service.batch.firing.opening import open_and_close
+from service.batch.firing.opening import Settled, open_and_close
 from service.batch.ledger import database_time, waits
 from service.batch.ledger.attempts import Outcome
 from service.batch.nodes.ledger_poll import LedgerChanges
@@ -81,25 +81,29 @@ class Opener(Background):
             await self._woken.wait()
             self._woken.clear()
             try:
-                while await self.turn() >= waiting.MOST:
+                while await self.settle() >= waiting.MOST:
                     pass
                 self._outage.over_for("opener")
             except Exception as error:  # the background loop's boundary: the next look finds the same runs
-                if cause := self._outage.cause_for("opener", self._ledger, error):
-                    logger.warning(f"waiting runs can't be opened: {cause}")
-                else:
+                if self._outage.cause_for("opener", self._ledger, error) is None:
                     logger.exception("opening waiting runs failed; they are looked at again within a second")
 
-    async def turn(self) -> int:
+    async def settle(self) -> int:
         """Open and close what is ready in one transaction. Returns how many runs it has settled."""
-        async with self._ledger.reader.connect() as connection:
-            now = await database_time.now_of(connection)
-            if not await waits.is_any_ready(connection, now):
-                return 0
-        async with self._ledger.engine.begin() as connection:
-            settled = await open_and_close(connection, self._tasks, await database_time.now_of(connection))
+        async with self.limited_turn():
+            settled = await self._open_and_close()
+        if settled is None:
+            return 0
         if settled.closed:
             self._on_closed(settled.closed)
         if settled.number:
             self._on_opened()
         return settled.number
+
+    async def _open_and_close(self) -> Settled | None:
+        async with self._ledger.reader.connect() as connection:
+            now = await database_time.now_of(connection)
+            if not await waits.is_any_ready(connection, now):
+                return None
+        async with self._ledger.engine.begin() as connection:
+            return await open_and_close(connection, self._tasks, await database_time.now_of(connection))

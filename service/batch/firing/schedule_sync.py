@@ -13,6 +13,7 @@ from service import clock
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import followers, task_sync
+from service.batch.firing.unfired import Unfired
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule, ahead_in_words
 from service.batch.nodes.clock_steps import AHEAD
@@ -66,7 +67,7 @@ class ScheduleSync(Background):
         self._lease = lease
         self._own_schedules: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
         self._reading = SlowCall(self._read_changed_schedules)
-        self._being_read = ""  # the task whose property is read, or was read last
+        self._being_read = ""  # the task whose property is read, or was read last; empty: the settings are read
         self._warned: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
@@ -81,6 +82,7 @@ class ScheduleSync(Background):
         """Tasks of this process that can't work because of what they wait for in other services."""
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
+        self.unfired = Unfired(database)
         self._woken = asyncio.Event()
         self.refreshing = asyncio.Lock()
         """Held by each refresh: two at a time would take up the same changes twice."""
@@ -103,20 +105,18 @@ class ScheduleSync(Background):
         await super().stop()
         await self._new_tasks.stop()
         await self._reading.stop()
+        await self.unfired.stop()
 
     async def _loop(self) -> None:
         while True:
             is_woken = await is_set_within(self._woken, REFRESH_SECONDS)
             self._woken.clear()
             try:
-                async with self.refreshing:
+                async with self.refreshing, self.limited_turn():
                     await self._refresh()
                 self._outage.over_for("schedules")
-                self._warned.pop("ledger", None)
             except Exception as error:  # the background loop's boundary: slots must go on firing
-                if cause := self._outage.cause_for("schedules", self._database, error):
-                    self._warn_once("ledger", f"schedules can't be read from the ledger: {cause}")
-                else:
+                if self._outage.cause_for("schedules", self._database, error) is None:
                     logger.exception("refreshing the schedules failed")
             if is_woken:
                 await asyncio.sleep(SHORTEST_PAUSE)
@@ -127,6 +127,8 @@ class ScheduleSync(Background):
             await self._read_ledger()
         elif self._changes is not None and self._changes.now >= self._next_slot:
             await self._update_due_jobs(self._changes.now)
+        else:
+            self.unfired.are_due({})
 
     def on_fired(self, names: Iterable[str], until: datetime) -> None:
         """All slots of these tasks up to `until` were handled: their cursors need not be read from the ledger."""
@@ -148,7 +150,8 @@ class ScheduleSync(Background):
             scheduler.add_jobs(self._jobs, new.values(), self._notify)
         changed = await self._reading.within(READ_SECONDS)
         if changed is None:
-            self._warn_once("reading", f"the schedule of {self._being_read} takes long to be read: no property is read")
+            what = f"the schedule of {self._being_read}" if self._being_read else "the file of settings"
+            self._warn_once("reading", f"{what} takes long to be read: no schedule that is a property is read")
             return
         self._warned.pop("reading", None)
         if changed:
@@ -224,11 +227,12 @@ class ScheduleSync(Background):
         """Fire the tasks whose next slot is due by database time, also when this node's clock is behind it."""
         self._skip_fired()
         names = [name for name, at in self._next_slots.items() if at <= now]
-        if not names:
-            return
-        async with self._database.reader.connect() as connection:
-            opened = await schedules.still_open(connection, names)
-        self._update_jobs_of(names, opened, now)
+        if names:
+            async with self._database.reader.connect() as connection:
+                opened = await schedules.still_open(connection, names)
+            self._update_jobs_of(names, opened, now)
+        due = {name: at for name in names if (at := self._next_slots[name]) <= now and name in self._cursors}
+        self.unfired.are_due(due)
 
     def _skip_fired(self) -> None:
         """Go on to the next slots of the tasks that this process has fired."""
@@ -274,6 +278,7 @@ class ScheduleSync(Background):
 
     def _read_changed_schedules(self) -> dict[str, Schedule | None]:
         """The schedules that are properties with another value now. An invalid value is ignored. Runs in a thread."""
+        self._being_read = ""
         try:
             refresh_settings()
         except InvalidSetting as error:

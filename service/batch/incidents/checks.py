@@ -13,12 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.chunks import quarantine
 from service.batch.execution.fingerprint import QUARANTINE
-from service.batch.incidents import deadline_check, durations, made_good, overdue, telling
+from service.batch.incidents import deadline_check, durations, made_good, noticing, overdue, telling
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.made_good import Successes
 from service.batch.incidents.pool_check import PoolCheck
 from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask
+from service.batch.ledger import database_time
 from service.batch.ledger.incidents import incidents, marks
 from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
 from service.batch.ledger.missed_ranges import Cause
@@ -113,12 +114,18 @@ class Checks:
         watched: Mapping[str, WatchedTask],
         redriven: Sequence[str],
         now: datetime,
+        unfired: str | None = None,
     ) -> Findings:
-        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned."""
+        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned.
+
+        `unfired`: in words, why slots are due that no service fires.
+        """
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
         known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
         wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, now)
+        if unfired is not None:
+            wrong.append(Opening(IncidentKind.UNFIRED, unfired, now))
         held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
         following = [instant for instant in (*instants, held_until) if instant is not None]
         patient = await self._not_good_yet(connection, opened, watched)
@@ -245,7 +252,7 @@ class Checks:
 
 _CONDITIONS = (
     *(IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL),
-    IncidentKind.CLOCK,
+    *(IncidentKind.CLOCK, IncidentKind.UNFIRED),
 )
 
 
@@ -257,7 +264,10 @@ async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) 
 
 
 async def _are_resumed(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether no run of the lost node waits for another one any more."""
+    """Whether no run of the lost node waits for another one any more; or whether the nodes of a host live again."""
+    if incident.subject.startswith(noticing.CRASHES_OF):
+        crashes = await noticing.crash_loops(connection, await database_time.now_of(connection))
+        return incident.subject not in {crash.subject for crash in crashes}
     query = select(runs.c.id).where(runs.c.node == incident.subject, text(LEFT_SQL)).limit(1)
     return (await connection.execute(query)).first() is None
 

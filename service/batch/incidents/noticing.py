@@ -13,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import failures
 from service.batch.execution.fingerprint import EMPTY, QUARANTINE
 from service.batch.incidents import made_good, outages
+from service.batch.incidents.overdue import in_words
 from service.batch.ledger import json_rows
+from service.batch.ledger import nodes as nodes_of_ledger
 from service.batch.ledger.incidents import incidents, marks, notices
 from service.batch.ledger.incidents.incidents import MORE, Closed, IncidentKind, Opening
 from service.batch.ledger.incidents.tables import OPEN_SQL, fingerprints
@@ -23,6 +25,9 @@ from service.batch.ledger.outcome import KEPT_BACK
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import LEFT_SQL, nodes, runs
 
+CRASHES, CRASH_SPAN = 3, timedelta(minutes=10)
+"""So many lost nodes on one host within this time are an incident of their own."""
+CRASHES_OF = "crashes of "
 MOST_OPEN = 50
 """Open incidents of one task with an error of their own, at most. All further errors of the task are one incident."""
 
@@ -91,6 +96,7 @@ async def notice_nodes(connection: AsyncConnection, now: datetime, patience: tim
         return 0
     lost = [node for node in decided if node.lost_at is not None]
     openings = [opening for node in lost if (opening := await _lost(connection, node)) is not None]
+    openings += await crash_loops(connection, now) if lost else []
     await incidents.open_or_continue(connection, openings, now)
     await _notice_files(connection, now)
     await notices.mark_nodes(connection, incidents.ids_of(decided), now)
@@ -267,6 +273,25 @@ async def _lost(connection: AsyncConnection, node: Row[Any]) -> Opening | None:
         subject=node.id,
         count=sum(left.values()),
     )
+
+
+async def crash_loops(connection: AsyncConnection, now: datetime) -> list[Opening]:
+    """The incident of each host on which CRASHES nodes were lost within CRASH_SPAN."""
+    by_host: dict[str, list[Row[Any]]] = defaultdict(list)
+    for node in await nodes_of_ledger.lost_since(connection, now - CRASH_SPAN):
+        by_host[node.host].append(node)
+    return [
+        Opening(
+            IncidentKind.NODE,
+            f"{len(lost)} services on {host} have ended within {in_words(CRASH_SPAN)} without saying so, the last one "
+            f"with pid {lost[0].pid}: look at its log, and whether its machine has enough memory",
+            lost[0].lost_at,
+            subject=f"{CRASHES_OF}{host}"[:500],
+            count=len(lost),
+        )
+        for host, lost in sorted(by_host.items())
+        if len(lost) >= CRASHES
+    ]
 
 
 async def _notice_files(connection: AsyncConnection, now: datetime) -> None:

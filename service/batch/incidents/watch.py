@@ -43,8 +43,12 @@ class Watch(Background):
         on_told: Callable[[], None],
         outage: Outage,
         on_noticed: Callable[[], None] = lambda: None,
+        lease: float = 30.0,
     ) -> None:
-        """`on_noticed`: called when the duty was taken, and when slots may have changed."""
+        """`on_noticed`: called when the duty was taken, and when slots may have changed. `lease`: LEASE_SECONDS."""
+        self.unfired: Callable[[], str | None] = lambda: None
+        """Says in words why slots are due that no service fires; None if there are none."""
+        self._longest_lag = lease * duties.SHARE_OF_LEASE
         self._ledger = ledger
         self._node = node
         self._checks = Checks(ledger, application, thresholds, channels)
@@ -77,11 +81,15 @@ class Watch(Background):
     def _is_needed(self, changes: LedgerChanges) -> bool:
         if not self.holds or changes.watcher != self._node:
             self.holds = False
-            living = {node.id for node in changes.others if node.fires and not node.is_stopped}
+            living = {
+                node.id
+                for node in changes.others
+                if node.fires and not node.is_stopped and node.loop_lag < self._longest_lag
+            }
             return changes.watcher not in living
         if changes.is_unnoticed or self._gap is not None or changes.catalog != self._catalog:
             return True
-        is_busy = changes.is_active or changes.is_claimable
+        is_busy = changes.is_active or changes.is_claimable or self.unfired() is not None
         return changes.now >= self._next_check or (is_busy and changes.now >= self._last_check + _PAUSE)
 
     async def _loop(self) -> None:
@@ -93,24 +101,27 @@ class Watch(Background):
                 self._outage.over_for("watch")
             except Exception as error:  # the background loop's boundary
                 self._checks.forget_all()
-                if cause := self._outage.cause_for("watch", self._ledger, error):
-                    logger.warning(f"incidents can't be written to the ledger: {cause}")
-                else:
+                if self._outage.cause_for("watch", self._ledger, error) is None:
                     logger.exception("the watch failed, and goes on with the next poll")
 
     async def _turn(self) -> None:
-        if not self.holds and not await self._take():
-            return
-        while await self._notice():
-            pass
+        if not self.holds:
+            async with self.limited_turn():
+                if not await self._take():
+                    return
+        is_done = False
+        while not is_done:
+            async with self.limited_turn():
+                is_done = not await self._notice()
         if self.holds:
-            await self._check()
+            async with self.limited_turn():
+                await self._check()
 
     async def _take(self) -> bool:
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             is_first = await duties.holder(connection, WATCH) is None
-            self.holds = await duties.take_from_the_dead(connection, WATCH, self._node, now)
+            self.holds = await duties.take_from_the_dead(connection, WATCH, self._node, now, self._longest_lag)
             outage = await outages.before_node(connection, self._node) if self.holds else None
             if outage is not None:  # what was before the first watch of this ledger, such as an upgrade, is not sent
                 await outages.record(connection, *outage, now, is_silent=is_first)
@@ -159,7 +170,9 @@ class Watch(Background):
         redriven = await self._checks.redriven()
         async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
-            findings = await self._checks.look(connection, await self._watched_tasks(connection), redriven, now)
+            findings = await self._checks.look(
+                connection, await self._watched_tasks(connection), redriven, now, self.unfired()
+            )
         following = [findings.next_at] if findings.next_at is not None else []
         number = len(findings.opened)
         if not findings.are_none:

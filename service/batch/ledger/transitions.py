@@ -270,8 +270,9 @@ async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datet
         return []
     is_meant = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
     not_over = text(is_one_of([RunState.WAITING, RunState.SKIPPED], PLAIN_STATE))
-    of_slot = (runs.c.origin == Origin.SCHEDULE, ~runs.c.catch_up, runs.c.gate.is_not(None), text(f"NOT ({parts.is_split()})"))
-    caught_up = update(runs).where(is_meant, not_over, *of_slot)
+    not_split = (runs.c.gate.is_not(None), text(f"NOT ({parts.is_split()})"))
+    on_time = (runs.c.origin == Origin.SCHEDULE, ~runs.c.catch_up)
+    caught_up = update(runs).where(is_meant, not_over, *on_time, *not_split)
     await connection.execute(caught_up.values(catch_up=True, rank=Rank.CATCH_UP))
     closed = (text(is_one_of([RunState.SKIPPED], PLAIN_STATE)), runs.c.gate.is_not(None))
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)

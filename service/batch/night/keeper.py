@@ -73,8 +73,6 @@ class TallyKeeper(Background):
                 cause = self._outage.cause_for("tally", self._ledger, error)
                 if cause is None:
                     logger.exception("keeping the tally of slots failed, which is repeated")
-                elif wait != AGAIN_SECONDS:
-                    logger.warning(f"the tally of slots can't be written to the ledger: {cause}")
                 wait = LONGEST_SECONDS if cause is None else AGAIN_SECONDS
 
     async def keep_up(self) -> float:
@@ -84,12 +82,14 @@ class TallyKeeper(Background):
         """
         if not self._holds():
             return LONGEST_SECONDS
-        wanted, now = await self._wanted()
+        async with self.limited_turn():
+            wanted, now = await self._wanted()
         left: set[datetime] = set()
         for first in range(0, len(wanted), AT_ONCE):
             if not self._holds():
                 return LONGEST_SECONDS
-            left |= await self._keep(wanted[first : first + AT_ONCE])
+            async with self.limited_turn():
+                left |= await self._keep(wanted[first : first + AT_ONCE])
             await asyncio.sleep(PAUSE_SECONDS)
         self._pending, self._filled_until = left, tally.may_be_over(now)
         await self._measure()
@@ -97,18 +97,25 @@ class TallyKeeper(Background):
 
     async def _measure(self) -> None:
         """Compute how long the runs of tasks take that had one since that was last computed."""
-        async with self._ledger.reader.connect() as connection:
+        async with self.limited_turn(), self._ledger.reader.connect() as connection:
             names = await durations.outdated(connection, await database_time.now_of(connection))
         for first in range(0, len(names), MEASURED_AT_ONCE):
-            async with self._ledger.reader.connect() as connection:
-                usual = UsualDurations(connection, await database_time.now_of(connection))
-                for name in names[first : first + MEASURED_AT_ONCE]:
-                    await usual.of_task(name)
-            async with self._ledger.engine.begin() as connection:
-                if not await duties.hold(connection, WATCH, self._node):
+            async with self.limited_turn():
+                if not await self._measure_some(names[first : first + MEASURED_AT_ONCE]):
                     return
-                await durations.keep(connection, usual.computed)
             await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _measure_some(self, names: Sequence[str]) -> bool:
+        """Returns whether this node still has the duty."""
+        async with self._ledger.reader.connect() as connection:
+            usual = UsualDurations(connection, await database_time.now_of(connection))
+            for name in names:
+                await usual.of_task(name)
+        async with self._ledger.engine.begin() as connection:
+            if not await duties.hold(connection, WATCH, self._node):
+                return False
+            await durations.keep(connection, usual.computed)
+        return True
 
     async def _wanted(self) -> tuple[list[datetime], datetime]:
         """The buckets to count, the newest first after those that have changed; and the present by database time."""

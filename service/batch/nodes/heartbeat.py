@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+
+from sqlalchemy.exc import DBAPIError
 
 from service import clock, tracing
 from service.batch.context.lease import MARGIN, Lease, Observer
 from service.batch.ledger import database_time, nodes
 from service.batch.ledger.nodes import NodeStatus
+from service.batch.ledger.people import node_events
 from service.batch.ledger.wakes import Wake
 from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.harm import LostLease
@@ -27,12 +32,18 @@ from service.batch.nodes.orphans import interrupt_runs_of, rescue
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import SERVICE, Roles
 from service.batch.nodes.wakes import Wakes
+from service.concurrency.background import Turn
+from service.concurrency.limits import limited
 from service.database import troubles
 from service.database.engine import Database, plan_anew
+from service.database.open_file import OpenFile
+from service.errors import DatabaseError
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
+
+OnFatal = Callable[[str, str], None]
 
 LONGEST_TICK = 0.25
 """Upper bound, in seconds, of the time between two checks of the lease."""
@@ -49,8 +60,15 @@ class Heartbeat:
 
     row: dict[str, Any]
     """The node's row in the ledger. It is written again if another node has marked this one as stopped."""
+    name = "heartbeat"
+    turn: Turn | None = None
+    """The turn that is going on now; None between two."""
     trouble: str | None
     """Why the ledger can't be reached, without addresses; None while it can."""
+    files: Mapping[str, OpenFile]
+    """The files of SQLite that this process uses, by the name of the database: `ledger`, `application`."""
+    replaced: Mapping[str, str]
+    """What has happened to those of them that were deleted or replaced."""
 
     def __init__(
         self,
@@ -78,6 +96,8 @@ class Heartbeat:
         self._node = node
         self._lease = lease
         self._observer = Observer(lease_seconds)
+        self._unrescued: set[str] = set()
+        """The dead nodes of which the last turn had to rescue runs."""
         self._neighbours: list[str] = []
         """The other nodes of this machine, as of the last poll."""
         self._beat_seconds = beat_seconds
@@ -87,13 +107,22 @@ class Heartbeat:
         self._patience = lease.usable_seconds / 3
         self._beat_at = self._look_at = self._poll_at = -math.inf
         self._has_given_up = self._has_reported_loss = False
+        self._severed_at: float | None = None
+        """When this node has cut off its connections (boot time), until the server has ended what is left of them."""
         self.trouble = None
+        self.files, self.replaced = {}, {}
+        self.on_fatal: OnFatal = lambda name, reason: None
+        """Called in this thread with the name of a database and the reason why this process can't go on."""
+        self.on_damage: Callable[[str], None] = lambda cause: None
+        """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
         self._trouble_at: float | None = None
         self._is_gone = False
         """Whether it was said since the last success that the ledger is not there."""
         self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
         """When the last turn succeeded: by the boot-time clock, and by the one that stands still in a suspend."""
         self._stopping = threading.Event()
+        self.on_end: Callable[[BaseException], None] = lambda _: None
+        """Called in the thread if that ends without being stopped."""
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._lag = LoopLag()
 
@@ -103,9 +132,11 @@ class Heartbeat:
         on_rescue: Callable[[], None],
         on_changes: Callable[[LedgerChanges], None] = lambda _: None,
         on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
+        on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the thread. The callbacks are described in Node.start; they are called on the running event loop."""
         self._on_loss, self._on_rescue, self._on_changes, self._on_queued = on_loss, on_rescue, on_changes, on_queued
+        self._on_replaced = on_replaced
         self._lag.loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._serve, name="batch-heartbeat", daemon=True)
         self._thread.start()
@@ -140,6 +171,13 @@ class Heartbeat:
                 logger.exception("the heartbeat has failed, and begins again")
                 self._give_up_if_lease_ended()
                 self._stopping.wait(AGAIN_SECONDS)
+            except BaseException as error:
+                self.on_end(error)
+                raise
+
+    def stack(self) -> str:
+        """Where the thread is now, as the lines of a traceback."""
+        return "".join(traceback.format_stack(sys._current_frames().get(self._thread.ident or 0)))
 
     async def _live(self) -> None:
         """Beat and poll until the heartbeat is stopped. It notices at each tick if the lease has ended.
@@ -149,7 +187,10 @@ class Heartbeat:
         self._wake = asyncio.Event()
         self._own_loop = asyncio.get_running_loop()
         client = f"batch/{self._node}/heartbeat"
-        database = Database(self._url, setting=self._setting, pool_size=1, client=client, plans_once=True)
+        database = Database(
+            self._url, setting=self._setting, pool_size=1, client=client, plans_once=True, waits_briefly=True
+        )
+        database.on_damage = self.on_damage
         wakes = Wakes(database, self._node, self._on_wake)
         try:
             with tracing.suppressed():
@@ -199,6 +240,7 @@ class Heartbeat:
             return
         self._has_given_up = True
         logger.error("this node could not renew its lease in time: it gives up its runs, and starts none until it can")
+        self._severed_at = clock.boottime()
         self._call(partial(self._on_loss, self._how_lost()))
 
     def _how_lost(self) -> LostLease | None:
@@ -212,8 +254,10 @@ class Heartbeat:
     async def _turn(self, database: Database) -> None:
         began_at = clock.boottime()
         look_at = self._look_at = began_at + self._look_seconds
+        self.turn = Turn(self._patience)
         try:
-            async with asyncio.timeout(self._patience):
+            self._refuse_replaced_files()
+            async with limited(self._patience):
                 # With trouble, the beat may wait for a lock that a frozen node holds on this node's row.
                 if self.trouble is not None or self._has_neighbour_died():
                     await self._rescue(database, (await self._look(database)).others)
@@ -222,18 +266,60 @@ class Heartbeat:
                 changes.is_claimable = self._may_report_claimable() and changes.is_claimable
                 self._call(partial(self._on_changes, changes))
                 await self._rescue(database, changes.others)
+                await self._tidy_up(database)
             self.trouble, self._trouble_at, self._is_gone = None, None, False
             self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
             self._outage.over_for("heartbeat")
-        except Exception as error:  # noqa: BLE001 - the boundary of a background loop: the next beat may succeed
-            if self.trouble is None:
-                logger.warning(f"the heartbeat does not reach the ledger: {database.why(error)}")
-                self._outage.noticed_by("heartbeat")
+        except Exception as error:  # the boundary of a background loop: the next beat may succeed
+            if self._outage.cause_for("heartbeat", database, error) is None:
+                logger.exception("the heartbeat has failed, and is tried again in a second")
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._trouble_at = began_at if self._trouble_at is None else self._trouble_at
-            self._is_gone |= not troubles.is_busy(error)
+            self._is_gone |= not troubles.is_busy(error, database.kind)
             self._beat_at = self._look_at = look_at
             self._neighbours = []  # known again by the next poll, so that no more is tried than one turn a second
+            if troubles.is_read_only(error):
+                self._call(self._on_replaced)
+            elif troubles.sqlstate_of(error) == troubles.LOCKED:
+                await self._beat_only(database)
+        finally:
+            self.turn = None
+
+    async def _beat_only(self, database: Database) -> None:
+        """Keep the lease while what a poll reads is locked: nobody can take over the runs of this node either."""
+        with contextlib.suppress(DBAPIError, DatabaseError, OSError):  # the turn before has reported the same
+            async with limited(self._patience):
+                sent_at = clock.boottime()
+                async with database.engine.begin() as connection:
+                    is_alive = await nodes.beat(connection, self._node, self._lag.take())
+                if is_alive:
+                    self._lease.renew(sent_at)
+
+    async def _tidy_up(self, database: Database) -> None:
+        """End what connections that were cut off have left on the server, and record outages that are over."""
+        if self._severed_at is not None:
+            async with database.engine.begin() as connection:
+                await nodes.end_older_connections(connection, self._node, clock.boottime() - self._severed_at)
+            self._severed_at = None
+        if unwritten := self._outage.unwritten():
+            async with database.engine.begin() as connection:
+                await node_events.record_outages(connection, self.row, unwritten)
+            self._outage.are_written(unwritten)
+
+    def _refuse_replaced_files(self) -> None:
+        """Raises DatabaseError if a file of SQLite was deleted or replaced: what is written to the old one is lost.
+
+        Nothing is fired or started from then on. If the next turn finds the same, the process can't go on.
+        """
+        before, self.replaced = self.replaced, {name: why for name, file in self.files.items() if (why := file.trouble)}
+        for name, why in self.replaced.items():
+            if name in before:
+                self.on_fatal(name, why)
+        if self.replaced:
+            self._lease.end()
+            self._has_given_up = True
+            self._call(partial(self._on_loss, None))
+            raise DatabaseError("; ".join(self.replaced.values()))
 
     async def _beat(self, database: Database) -> LedgerChanges:
         """Beat, and poll in the same transaction."""
@@ -290,14 +376,20 @@ class Heartbeat:
         dead = {n.id: n.beats for n in others if n.is_stopped or n.id in silent or n.id in ended}
         if dead:
             await self._take_over(database, dead, silent)
+        else:
+            self._unrescued = set()
 
     async def _take_over(self, database: Database, dead: Mapping[str, int], silent: set[str]) -> None:
+        if database.kind == "sqlite":
+            for node in silent:
+                process_lock.end_if_frozen(self._folder, node, database.url.database or "")
         async with database.engine.begin() as connection:
             await plan_anew(connection)
-            if silent:
-                beats = {node: dead[node] for node in silent}
-                await nodes.end_connections(connection, await nodes.with_same_beats(connection, beats))
+            if held := {node: dead[node] for node in dead if node in silent or node in self._unrescued}:
+                await nodes.end_connections(connection, await nodes.with_same_beats(connection, held))
             rescued = await rescue(connection, dead, await database_time.now_of(connection))
+        # What another transaction has locked was left: if that is one of the dead node itself, the next turn ends it.
+        self._unrescued = set(dead)
         for node in rescued:
             process_lock.remove_if_gone(self._folder, node)
         if rescued:

@@ -13,13 +13,16 @@ from sqlalchemy.pool import QueuePool
 
 from service.batch.ledger.wakes import CHANNEL_SQL, Wake
 from service.concurrency.background import is_set_within
+from service.concurrency.limits import limited
 from service.database.engine import Database
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
+ANSWER_SECONDS = 10.0
+"""How long a notification to oneself may take to be sent."""
 PROOF_SECONDS = 5.0
-"""How long a notification to oneself may take."""
+"""How long it may take to arrive."""
 IN_USE_SECONDS = 0.02
 """The time between two looks whether the own connection is in use."""
 
@@ -59,6 +62,9 @@ class Listener:
     def _on_notification(self, _: Any, __: int, ___: str, payload: str) -> None:
         if payload == self._proof:
             self._is_heard.set()
+            if self._has_warned:
+                self._has_warned = False
+                logger.info(f"{self._database.safe_url} ({self._database.setting}) passes notifications on again")
         else:
             self._on_wake(Wake.of(payload, self._node))
 
@@ -71,14 +77,14 @@ class Listener:
         url = self._database.url.render_as_string(hide_password=False)
         other = Database(url, setting=self._database.setting, pooled=False, client=f"batch/{self._node}")
         try:
-            async with other.engine.connect() as connection:
+            async with limited(ANSWER_SECONDS), other.engine.connect() as connection:
                 await connection.execute(text("SELECT pg_notify(:c, :p)"), {"c": channel, "p": self._proof})
                 while self._is_in_use():
                     await asyncio.sleep(IN_USE_SECONDS)
                 await connection.commit()
         except (DBAPIError, OSError):  # the polls report it
             return
-        if not await is_set_within(self._is_heard, PROOF_SECONDS):
+        if not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use():  # which delays it
             self._warn("passes no notifications on, as a pooler such as PgBouncer in transaction mode")
 
     def _is_in_use(self) -> bool:

@@ -43,19 +43,22 @@ class Watchdog:
     """Ends this process in three cases.
 
     These are: the event loop that made the watchdog is blocked for `max_block` seconds (0: never); the process has not
-    stopped in time; a second signal asks the process to stop. The watchdog calls `look` every quarter of a second, and
-    `leave` and `flush` before it ends the process. It calls all of them in its own threads.
+    stopped in time; a second signal asks the process to stop. The watchdog calls `look` every quarter of a second, with
+    the seconds for which the event loop has worked since, and `leave` and `flush` before it ends the process. It calls
+    all of them in its own threads.
     """
 
     is_drained: bool
     """Whether the work is done, so that the process may end now with exit code 0."""
+    has_failed = False
+    """Whether a part of this process can't go on: then it ends once the work is done, with EXIT_CODE."""
 
     def __init__(
         self,
         max_block: float,
         leave: Callable[[], None],
         flush: Callable[[], None],
-        look: Callable[[], None] = lambda: None,
+        look: Callable[[float], None] = lambda _: None,
         accuse: Callable[[str, str], None] = lambda run, what: None,
     ) -> None:
         """`accuse`: notes what the run with this id does. It is called before a blocked process is ended."""
@@ -91,8 +94,10 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopping.wait(TICK_SECONDS):
-            self._look()
-            self.measure()
+            passed = self.measure()
+            self._look(passed if self.blocked == 0.0 else 0.0)
+            if self.has_failed and self.is_drained:
+                self._end_failed()
             if self._signal is not None:
                 self._end_by_signal(self._signal)
             if self._end_at is not None and clock.monotonic() >= self._end_at:
@@ -105,7 +110,13 @@ class Watchdog:
         os.kill(os.getpid(), number)
         os._exit(128 + number)
 
+    def _end_failed(self) -> None:
+        self._log_and_leave(logging.WARNING, f"this process ends with the exit code {EXIT_CODE}, as said above")
+        os._exit(EXIT_CODE)
+
     def _end_late(self) -> None:
+        if self.has_failed:
+            self._end_failed()
         if self.is_drained:
             text = (
                 "the service has stopped, but its process has not ended (an open connection, a hung thread): "
@@ -131,22 +142,23 @@ class Watchdog:
         self._log_and_leave(logging.CRITICAL, text, self._accuse_blocker)
         os._exit(EXIT_CODE)
 
-    def measure(self) -> None:
+    def measure(self) -> float:
         """Schedule a callback on the event loop, or add to `blocked` while one has not run. Called at each tick.
 
         A loop that is not running does not count as blocked. Nor does the time for which a process was frozen: it had
-        no ticks then.
+        no ticks then. Returns the seconds since the last tick, at most those of two ticks.
         """
         now = clock.monotonic()
-        passed, self._ticked_at = now - self._ticked_at, now
+        passed, self._ticked_at = min(now - self._ticked_at, 2 * TICK_SECONDS), now
         if self._is_asked:
-            self.blocked += min(passed, 2 * TICK_SECONDS) if self._loop.is_running() else 0.0
+            self.blocked += passed if self._loop.is_running() else 0.0
         elif now >= self._asked_at + ASK_SECONDS:
             self._asked_at, self._is_asked = now, True
             try:
                 self._loop.call_soon_threadsafe(self._answer)
             except RuntimeError:  # the loop is closed
                 self._is_asked = False
+        return passed
 
     def _answer(self) -> None:
         self._is_asked, self.blocked = False, 0.0

@@ -87,7 +87,6 @@ class NewTasksLoop(Background):
 
     def __init__(self, database: Database, new_tasks: NewTasks, outage: Outage) -> None:
         self._database, self._new_tasks, self._outage = database, new_tasks, outage
-        self._warning = ""
 
     async def stop(self) -> None:
         await super().stop()
@@ -97,16 +96,9 @@ class NewTasksLoop(Background):
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
-                await self._new_tasks.take_up()
+                async with self.limited_turn():
+                    await self._new_tasks.take_up()
                 self._outage.over_for("new tasks")
-                self._warning = ""
             except Exception as error:  # the background loop's boundary: later files must be taken up
-                if cause := self._outage.cause_for("new tasks", self._database, error):
-                    self._warn_once(f"the ledger can't be told of new tasks: {cause}")
-                else:
+                if self._outage.cause_for("new tasks", self._database, error) is None:
                     logger.exception("taking up new files of tasks failed")
-
-    def _warn_once(self, message: str) -> None:
-        if message != self._warning:
-            logger.warning(message)
-        self._warning = message

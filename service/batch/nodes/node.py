@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -18,12 +18,14 @@ from service.batch.ledger.tables import new_id
 from service.batch.ledger.tables import nodes as nodes_table
 from service.batch.nodes import process_lock
 from service.batch.nodes.harm import LostLease
-from service.batch.nodes.heartbeat import Heartbeat
+from service.batch.nodes.heartbeat import Heartbeat, OnFatal
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import interrupt_runs_of
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import SERVICE, Roles
 from service.concurrency.offload import offload
+from service.concurrency.supervisor import Supervisor
+from service.database.open_file import OpenFile
 from service.metrics.process import ProcessMetrics
 from service.versions import package_version
 
@@ -96,19 +98,35 @@ class Node:
         on_rescue: Callable[[], None],
         on_changes: Callable[[LedgerChanges], None],
         on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
+        on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
         """Beat from now on. Call it on the event loop whose lag is to be measured.
 
         The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs are given up, with how
         it was lost if runs may be the cause;
         `on_rescue` when runs of dead nodes were rescued; `on_changes` after each poll of the ledger; `on_queued` when
-        another process has queued runs, with the names of their pools, or None if it may be any pool.
+        another process has queued runs, with the names of their pools, or None if it may be any pool; `on_replaced`
+        when the server of the ledger takes no writes any more, so that another one may have taken over from it.
         """
-        self._heartbeat.start(on_loss, on_rescue, on_changes, on_queued)
+        self._heartbeat.start(on_loss, on_rescue, on_changes, on_queued, on_replaced)
+
+    def watch_files(self, files: Mapping[str, OpenFile], on_fatal: OnFatal, on_damage: Callable[[str], None]) -> None:
+        """Look at each turn whether these files are still the ones that were opened. Call it before `start`.
+
+        `on_fatal`: called in a thread with the name of a database, and the reason, if its file was deleted or replaced.
+        `on_damage`: called in a thread with the cause when SQLite finds that the ledger is damaged.
+        """
+        heartbeat = self._heartbeat
+        heartbeat.files, heartbeat.on_fatal, heartbeat.on_damage = files, on_fatal, on_damage
 
     async def drain(self, connection: AsyncConnection) -> None:
         """Write to the ledger that this node starts no more runs."""
         await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(draining=True))
+
+    def be_supervised(self, supervisor: Supervisor) -> None:
+        """Let the supervisor of this process look at the heartbeat."""
+        supervisor.watch(self._heartbeat)
+        self._heartbeat.on_end = lambda error: supervisor.fail(self._heartbeat.name, "its thread has ended", error)
 
     @property
     def is_beating(self) -> bool:
@@ -123,6 +141,11 @@ class Node:
     def trouble(self) -> str | None:
         """Why the heartbeat can't reach the ledger; None while it can."""
         return self._heartbeat.trouble
+
+    @property
+    def replaced(self) -> Mapping[str, str]:
+        """The files that were deleted or replaced, by the name of the database, and what to do."""
+        return self._heartbeat.replaced
 
     async def stop(self) -> None:
         """Stop the heartbeat, and wait for the end of its thread."""

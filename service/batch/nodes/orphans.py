@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import transitions
 from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.people import node_events
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
 from service.batch.nodes import harm
@@ -35,9 +36,11 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     Rows that another transaction has locked are left for the next time. A rescue uses up no attempt. Each lost run pays
     for it (see `harm.charge`), but if it is known which one has blocked the event loop, only that one of its node.
     """
-    suspects = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(dead)).order_by(nodes.c.id)
+    columns = [nodes.c[name] for name in ("id", "beats", "host", "pid", "seen_at", "stopped_at")]
+    suspects = select(*columns).where(nodes.c.id.in_(dead)).order_by(nodes.c.id)
     locked = await connection.execute(suspects.with_for_update(skip_locked=True))
-    lost_nodes = [node for node, beats in locked if beats == dead[node]]
+    found = [row for row in locked.mappings() if row["beats"] == dead[row["id"]]]
+    lost_nodes = [row["id"] for row in found]
     if not lost_nodes:
         return []
     lost = await _runs_of(connection, lost_nodes)
@@ -49,10 +52,19 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     outcomes |= {outcome.id: outcome for outcome in charged}
     outcomes |= {run["id"]: harm.failed(outcomes[run["id"]], NODE_LOST) for run in lost if run["task"] in final}
     await transitions.finish(connection, list(outcomes.values()))
-    mark = update(nodes).where(nodes.c.id.in_(lost_nodes), nodes.c.stopped_at.is_(None))
+    marked = [row for row in found if row["stopped_at"] is None]
+    if not marked and not lost:  # another transaction has locked what they hold: the next poll finds it again
+        return []
+    mark = update(nodes).where(nodes.c.id.in_(row["id"] for row in marked))
     await connection.execute(mark.values(stopped_at=now, lost_at=now, noticed_at=None))
-    names = ", ".join(sorted({run["task"] for run in lost})) or "nothing"
-    logger.warning(f"{len(lost_nodes)} nodes have died or lost their lease; the tasks of their runs: {names}")
+    tasks_by_node: dict[str, set[str]] = {}
+    for run in lost:
+        tasks_by_node.setdefault(run["node"], set()).add(run["task"])
+    await node_events.record_lost(connection, marked, tasks_by_node, now)
+    for row in found:
+        names = ", ".join(sorted(tasks_by_node.get(row["id"], ()))) or "none"
+        what = f"the node {row['id']} (host {row['host']}, pid {row['pid']})"
+        logger.warning(f"{what} has died or lost its lease; its runs are interrupted, of the tasks: {names}")
     return lost_nodes
 
 

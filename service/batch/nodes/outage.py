@@ -1,51 +1,138 @@
-"""An outage of the ledger: which parts of a process have logged that they can't use it, and a line when it is over."""
+"""An outage of the ledger: the one place where a process keeps since when it can't use the ledger, and why.
+
+Logs, `/readyz`, the records of missed slots and the audit all read it from here.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+from collections import Counter, deque
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from sqlalchemy.exc import DBAPIError
 
 from service import clock
+from service.database import troubles
 from service.database.engine import Database
 from service.errors import DatabaseError
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
+QUIET_SECONDS = 5.0
+"""An outage is over when nothing has failed for so long: a database that is nearly full works now and then."""
+TOLERANCE = timedelta(seconds=10)
+"""What is within an outage may begin so much before its first failure, and end so much after its last one."""
+MOST_KEPT = 100
+"""So many past outages are kept until they are written to the ledger, at most."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """When this process could not use the ledger, by the clock of its machine (UTC), and why."""
+
+    since: datetime
+    until: datetime
+    cause: str
+
+    def covers(self, first: datetime, last: datetime) -> bool:
+        return self.since - TOLERANCE <= first and last <= self.until + TOLERANCE
+
 
 class Outage:
-    """Each part of a service notices an outage, and its end, for itself. Any thread may call the methods.
+    """Each part of a service reports what fails and what works. Any thread may call the methods.
 
     SQLite may let one part read while another one waits for the write lock, so the outage lasts until all parts that
-    have noticed it can work again.
+    have failed can work again.
     """
 
+    cause: str | None = None
+    """Why the ledger can't be used now, in one line for a log; None while it can."""
+    _reason = ""
+
     def __init__(self) -> None:
-        self._parts: set[str] = set()
-        self._began_at = 0.0
+        self._failing: set[str] = set()
+        self._tries: Counter[str] = Counter()
+        self._began_at = self._failed_at = 0.0
+        self._since: datetime | None = None
+        self._past: deque[Interval] = deque(maxlen=MOST_KEPT)
+        self._unwritten: deque[Interval] = deque(maxlen=MOST_KEPT)
         self._lock = threading.Lock()
 
     def cause_for(self, part: str, ledger: Database, error: BaseException) -> str | None:
-        """Why this part can't use the ledger, in one line for a log. None if the error is not about the ledger."""
+        """Why this part can't use the ledger. None if the error is not about the ledger, so that the part logs it.
+
+        The first failure of an outage is logged here.
+        """
         if not isinstance(error, DBAPIError | DatabaseError | OSError):
             return None
-        self.noticed_by(part)
-        return ledger.why(error)
-
-    def noticed_by(self, part: str) -> None:
-        """This part can't use the ledger, and logs that."""
+        cause = ledger.why(error)
         with self._lock:
-            if not self._parts:
-                self._began_at = clock.boottime()
-            self._parts.add(part)
+            self._failed_at = clock.boottime()
+            self._failing.add(part)
+            self._tries[part] += 1
+            is_new = self.cause is None
+            if is_new:
+                self._began_at, self._since = self._failed_at, clock.now()
+            self.cause, self._reason = cause, troubles.advice_on(error) or type(error).__name__
+        if is_new:
+            logger.warning(
+                f"the ledger can't be used, which is tried again until it can (first by the {part}); no slot is fired, "
+                f"and what runs have done is kept until then: {cause}"
+            )
+        return cause
+
+    @property
+    def in_words(self) -> str | None:
+        """Since when the ledger can't be used, and why, without addresses, for anybody who asks; None while it can."""
+        with self._lock:
+            if self.cause is None or self._since is None:
+                return None
+            return f"it can't be used since {self._since:%H:%M:%S} UTC: {self._reason}"
 
     def over_for(self, part: str) -> None:
-        """This part can use the ledger. Logs that the outage is over, if it was the last part that could not."""
-        if part not in self._parts:
+        """This part has used the ledger. Logs that the outage is over once all parts can, and nothing has failed."""
+        if self.cause is None:
             return
         with self._lock:
-            self._parts.remove(part)
-            is_over, seconds = not self._parts, clock.boottime() - self._began_at
-        if is_over:
-            logger.info(f"the ledger is reachable again after {max(1, round(seconds))} s")
+            self._failing.discard(part)
+            if self.cause is None or self._failing or clock.boottime() < self._failed_at + QUIET_SECONDS:
+                return
+            assert self._since is not None
+            seconds = self._failed_at - self._began_at
+            interval = Interval(self._since, self._since + timedelta(seconds=seconds), self.cause)
+            self._past.append(interval)
+            self._unwritten.append(interval)
+            tries, self._tries, self.cause = self._tries, Counter(), None
+        counts = ", ".join(f"{name} {number:,}" for name, number in sorted(tries.items()))
+        logger.info(f"the ledger is reachable again after {max(1, round(seconds))} s; what failed meanwhile: {counts}")
+
+    def why_missed(self, first: datetime, last: datetime) -> str | None:
+        """Why slots between these two instants were not fired by this process, if that is because of an outage."""
+        outage = self.during(first, last)
+        if outage is None:
+            return None
+        return (
+            f"pid {os.getpid()} on {socket.gethostname()} could not use the ledger from {outage.since:%H:%M:%S} UTC on"
+        )
+
+    def during(self, first: datetime, last: datetime) -> Interval | None:
+        """The outage of this process in which the time between these two instants lies; None if there was none."""
+        with self._lock:
+            known = list(self._past)
+            if self.cause is not None and self._since is not None:
+                known.append(Interval(self._since, clock.now(), self.cause))
+        return next((each for each in reversed(known) if each.covers(first, last)), None)
+
+    def unwritten(self) -> list[Interval]:
+        """The outages that are over and were not written to the ledger yet."""
+        return list(self._unwritten)
+
+    def are_written(self, intervals: list[Interval]) -> None:
+        """These outages are in the ledger."""
+        with self._lock:
+            for interval in intervals:
+                self._unwritten.remove(interval)

@@ -198,7 +198,8 @@ def use_no_service() -> None:
 
 def _without_service() -> tuple[Database, Wake]:
     settings = get_settings()
-    return Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False), lambda: None
+    ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False, waits_briefly=True)
+    return ledger, lambda: None
 
 
 async def _refuse_unknown(connection: AsyncConnection, startables: Sequence[Startable]) -> None:

@@ -25,6 +25,8 @@ EVERY_SECONDS = 3600.0
 
 
 class Upkeep(Background):
+    turn_seconds = 600.0  # it works in batches, and goes on where it has stopped
+
     def __init__(
         self, ledger: Database, tasks: Mapping[str, Task], pruner: Pruner, first: float = FIRST_SECONDS
     ) -> None:
@@ -38,16 +40,20 @@ class Upkeep(Background):
         await asyncio.sleep(self._first)
         while True:
             try:
-                for task, number in (await fail_unserved(self._ledger)).items():
-                    logger.error(f"{number:,} runs of task {task} have failed: {REASON}")
-                for task, number in (await fail_left_parts(self._ledger, self._tasks)).items():
-                    logger.error(f"{number:,} parts of runs of task {task} have failed: {REASON_OF_PARTS}")
-                deleted = +await self._pruner.prune()
-                if deleted:
-                    logger.info("pruned " + ", ".join(f"{number:,} {name}" for name, number in deleted.items()))
+                async with self.limited_turn():
+                    await self._fail_and_prune()
             except (DBAPIError, DatabaseError, OSError) as error:
                 cause = troubles.cause_of(error, self._ledger.kind)
                 logger.warning(f"the upkeep stopped, and is repeated in an hour: {cause}")
             except Exception:  # the background loop's boundary
                 logger.exception("the upkeep failed")
             await asyncio.sleep(EVERY_SECONDS)
+
+    async def _fail_and_prune(self) -> None:
+        for task, number in (await fail_unserved(self._ledger)).items():
+            logger.error(f"{number:,} runs of task {task} have failed: {REASON}")
+        for task, number in (await fail_left_parts(self._ledger, self._tasks)).items():
+            logger.error(f"{number:,} parts of runs of task {task} have failed: {REASON_OF_PARTS}")
+        deleted = +await self._pruner.prune()
+        if deleted:
+            logger.info("pruned " + ", ".join(f"{number:,} {name}" for name, number in deleted.items()))

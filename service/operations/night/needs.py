@@ -32,7 +32,8 @@ TOGETHER = timedelta(minutes=10)
 """The processes of a deploy start within so long."""
 LINES = 50
 """Of so many last lines of a log the last error is looked for."""
-_KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES, IncidentKind.POOL, IncidentKind.CLOCK)
+_OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED)
+_KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES, IncidentKind.POOL, *_OF_FIRING)
 """Kinds of incidents that need a person besides failed runs and alarms."""
 
 

@@ -31,7 +31,9 @@ SESSION_TIME = timedelta(hours=12)
 LONGEST_VALIDITY = timedelta(days=3650)
 SECRET = re.compile(r"b([tls])_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 NO_FAILURES: Mapping[str, int] = MappingProxyType({})
-NAME = re.compile(r"[\w.@+-][\w .@+-]{0,98}[\w.@+-]|[\w.@+-]")
+NAME = re.compile(r"[\w.@+-][\w .@+-]{0,98}[\w.@+-]|[\w.@+-]", re.ASCII)
+RESERVED = ("anonymous", "batch", "service", "sign-in link")
+"""Names that the audit has for others than the holders of tokens."""
 
 
 class Token(Result):
@@ -88,7 +90,12 @@ class Access:
         """Make a token; `valid_for`: None for a token that does not expire. Raises InvalidParameters."""
         if not NAME.fullmatch(name):
             raise InvalidParameters(
-                f"the name {echoed(name)} of the token: allowed are 1 to 100 letters, digits, spaces and _ . @ + -"
+                f"the name {echoed(name)} of the token: allowed are 1 to 100 letters from a to z, digits, spaces and "
+                "_ . @ + -"
+            )
+        if name.lower() in RESERVED:
+            raise InvalidParameters(
+                f"the name {echoed(name)} of the token: the service itself has this name in the audit"
             )
         if role not in ROLES:
             raise InvalidParameters(f"there is no role {echoed(role)}; allowed: {', '.join(ROLES)}")

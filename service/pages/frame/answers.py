@@ -20,7 +20,7 @@ from service.errors import BatchError
 from service.escaping import brief
 from service.logs import get_logger
 from service.operations.people.actor import Role
-from service.pages.frame.forms import CSRF, fields_of, local_path, wrong_in
+from service.pages.frame.forms import csrf_in, fields_of, local_path, wrong_in
 from service.pages.frame.render import render
 from service.pages.frame.shell import only
 from service.pages.frame.viewer import Viewer, here_of, theme_in, viewer_of
@@ -133,8 +133,8 @@ def action(path: str, act: Action, role: Role = "operator", form: Page | None = 
 
     async def answer(request: Request) -> Response:
         async def made(guard: Guard) -> Response:
+            viewer = await viewer_of(request, guard, role, lambda: csrf_in(request))
             fields = await fields_of(request)
-            viewer = await viewer_of(request, guard, role, fields.get(CSRF, ""))
             try:
                 done = await act(request, viewer, fields)
             except (Refused, BatchError) as error:

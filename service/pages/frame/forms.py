@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BatchError, UnknownPreview
 from service.escaping import echoed
@@ -57,13 +57,28 @@ def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None
 
 async def fields_of(request: Request) -> Mapping[str, str]:
     """The fields of a form; of several with one name the last one. Raises Refused for what no page of ours sends."""
+    if not hasattr(request.state, "fields"):
+        request.state.fields = await _read_fields(request)
+    fields: Mapping[str, str] = request.state.fields
+    return fields
+
+
+async def csrf_in(request: Request) -> str:
+    """The CSRF token that a form sends back; empty if there is none."""
+    return (await fields_of(request)).get(CSRF, "")
+
+
+async def _read_fields(request: Request) -> Mapping[str, str]:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise Refused(400, "allowed is the content of a form: application/x-www-form-urlencoded")
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST:
-            raise Refused(413, f"a form has {LARGEST:,} bytes at most")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > LARGEST:
+                raise Refused(413, f"a form has {LARGEST:,} bytes at most")
+    except ClientDisconnect:
+        raise Refused(400, "the connection ended before the form was complete") from None
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
     except ValueError:

@@ -18,7 +18,7 @@ from service.operations.operations import Operations
 from service.operations.people.actor import Actor, Role
 from service.pages.frame.forms import Wrong, local_path
 from service.pages.frame.visits import visits_in
-from service.web.access import Guard, cookie_name, needs
+from service.web.access import Guard, ReadCsrf, cookie_name, needs
 from service.web.csrf import csrf_of, masked
 
 Theme = Literal["light", "dark", "auto"]
@@ -66,10 +66,10 @@ class Viewer:
         return str(self.zone).rpartition("/")[2].replace("_", " ")
 
 
-async def viewer_of(request: Request, guard: Guard, role: Role = "viewer", csrf: str | None = None) -> Viewer:
+async def viewer_of(request: Request, guard: Guard, role: Role = "viewer", csrf: ReadCsrf | None = None) -> Viewer:
     """Who makes this request. Raises Refused: 401 for nobody, 403 for somebody without the role.
 
-    `csrf`: what the form has sent back.
+    `csrf`: reads what the form has sent back, once it is known who asks.
     """
     actor = await guard.actor(request, csrf)
     needs(actor, role)

@@ -53,6 +53,7 @@ KINDS = {
     "pool": "Runs wait for a pool that no node serves",
     "unaccounted": "Slots are unaccounted for",
     "clock": "A clock was ahead",
+    "unfired": "A service lives, but does not fire",
 }
 _LONGEST_NUMBER = 9
 OF_RUNS = ("failed", "empty", "quarantine", "kept_back")

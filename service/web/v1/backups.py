@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import PurePosixPath
 from typing import Annotated
 
 from fastapi import Query
 
-from service.backup.places.place import FOLDER
 from service.operations.backups.catalogue import BackupSummary
 from service.operations.backups.make import BackupResult
 from service.operations.results import Result
@@ -17,7 +15,6 @@ from service.web.v1.requests import BACKUP, Admin, BackupName, Operator, Viewer,
 
 backups = router("backups")
 
-ELSEWHERE = "elsewhere"
 MOST_TABLES = 10_000
 
 
@@ -98,17 +95,21 @@ class Pin(Result):
 async def list_backups(operations: Viewer) -> BackupList:
     """The backups of the application's database."""
     warnings: list[str] = []
-    summaries = await operations.backups.list(lambda _: warnings.append("a place, or the ledger, could not be read"))
-    return BackupList(backups=[_without_address(summary) for summary in summaries], warnings=warnings)
+    summaries = await operations.named_backups.list(
+        lambda _: warnings.append("a place, or the ledger, could not be read")
+    )
+    return BackupList(backups=list(summaries), warnings=warnings)
 
 
 @backups.get("/backups/{name}")
 async def show_backup(operations: Viewer, name: BackupName) -> ShownBackup:
     """A backup and its tables."""
     warnings: list[str] = []
-    details, tables = await operations.backups.show(name, lambda _: warnings.append("the ledger could not be read"))
+    details, tables = await operations.named_backups.show(
+        name, lambda _: warnings.append("the ledger could not be read")
+    )
     return ShownBackup(
-        backup=_name(details.backup),
+        backup=details.backup,
         taken_at=details.taken,
         database=details.of_database,
         migration=details.migration,
@@ -128,19 +129,19 @@ async def show_backup(operations: Viewer, name: BackupName) -> ShownBackup:
 @backups.post("/backups/{name}/verify")
 async def verify_backup(operations: Operator, name: BackupName) -> VerifiedBackup:
     """Compare every byte of a backup with its checksums, and record the outcome. It takes as long as reading it."""
-    result: BackupResult = await operations.backups.verify(name)
+    result: BackupResult = await operations.named_backups.verify(name)
     return VerifiedBackup(backup=result.facts.name, rows=result.facts.rows, tables=result.facts.tables)
 
 
 @backups.get("/backups/{name}/diff")
 async def diff_backup(
-    operations: Viewer, name: BackupName, after: Annotated[str | None, Query(pattern=BACKUP)] = None
+    operations: Operator, name: BackupName, after: Annotated[str | None, Query(pattern=BACKUP)] = None
 ) -> Difference:
     """Compare a backup with a later one, or with the database as it is now. It takes as long as reading both."""
-    difference = await operations.backups.diff(name, after)
+    difference = await operations.named_backups.diff(name, after)
     return Difference(
-        before=_name(difference.before.name),
-        after=_name(difference.after.name),
+        before=difference.before.name,
+        after=difference.after.name,
         tables=[TableDifference.of(asdict(table), schema_changes=table.schema) for table in difference.tables],
     )
 
@@ -148,22 +149,12 @@ async def diff_backup(
 @backups.post("/backups/{name}/pin")
 async def pin_backup(operations: Admin, name: BackupName) -> Pin:
     """Keep a backup until it is unpinned."""
-    await operations.backups.pin(name)
+    await operations.named_backups.pin(name)
     return Pin(backup=name, is_pinned=True)
 
 
 @backups.post("/backups/{name}/unpin")
 async def unpin_backup(operations: Admin, name: BackupName) -> Pin:
     """Allow pruning to delete a backup again."""
-    await operations.backups.unpin(name)
+    await operations.named_backups.unpin(name)
     return Pin(backup=name, is_pinned=False)
-
-
-def _without_address(summary: BackupSummary) -> BackupSummary:
-    place = FOLDER if summary.place == FOLDER else ELSEWHERE
-    return summary.model_copy(update={"place": place, "where": "" if place == FOLDER else ELSEWHERE})
-
-
-def _name(text: str) -> str:
-    """The name of a backup without its folder or address."""
-    return PurePosixPath(text).name

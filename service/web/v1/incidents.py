@@ -41,6 +41,7 @@ KindName = Literal[
     "unaccounted",
     "pool",
     "clock",
+    "unfired",
 ]
 IncidentId = Annotated[str, Path(pattern=ID, description="The id of the incident.")]
 

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.responses import Response
 
 from service.operations.operations import Operations
-from service.operations.people.actor import Role
+from service.operations.people.actor import Actor, Role
 from service.operations.runs.run_list import TASK_NAME, TEXT
 from service.web.access import Guard, needs
 from service.web.problems import MEDIA_TYPE
@@ -54,6 +56,20 @@ def guard_of(request: Request) -> Guard:
     return guard
 
 
+class AskedFirst(APIRoute):
+    """A route that knows who asks before it reads the body: nobody without a token makes it wait for one."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function that answers a request."""
+        answer = super().get_route_handler()
+
+        async def answer_caller(request: Request) -> Response:
+            request.state.actor = await guard_of(request).actor(request)
+            return await answer(request)
+
+        return answer_caller
+
+
 def caller(role: Role) -> Callable[..., Coroutine[Any, Any, Operations]]:
     """A dependency: the operations by the actor of the request, who must have this role."""
 
@@ -62,11 +78,10 @@ def caller(role: Role) -> Callable[..., Coroutine[Any, Any, Operations]]:
         bearer: Annotated[Any, Security(BEARER)],
         cookie: Annotated[Any, Security(COOKIE)],
     ) -> Operations:
-        guard = guard_of(request)
-        actor = await guard.actor(request)
+        actor: Actor = request.state.actor
         needs(actor, role)
         refuse_unknown_query(request)
-        return guard.operations.by(actor)
+        return guard_of(request).operations.by(actor)
 
     return operations_by_actor
 
@@ -107,5 +122,5 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def router(tag: str) -> APIRouter:
-    """A router for resources of one kind."""
-    return APIRouter(tags=[tag], responses=PROBLEMS)
+    """A router for resources of one kind, which somebody with a role may ask for."""
+    return APIRouter(tags=[tag], responses=PROBLEMS, route_class=AskedFirst)

@@ -9,6 +9,7 @@ from fastapi import Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
+from service import escaping
 from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.results import Attempt, Quarantined, Result, RunNow, RunsAfter, Started
 from service.operations.run_details import RunDetails
@@ -136,14 +137,17 @@ async def list_attempts(operations: Viewer, run: GivenRun) -> Attempts:
 async def show_log(
     request: Request, operations: Viewer, run: GivenRun, query: Annotated[LogQuery, Query()]
 ) -> Response | LogPage:
-    """Lines of the log of a run, the oldest first. With `Accept: text/plain` the answer is text."""
+    """Lines of the log of a run, the oldest first. With `Accept: text/plain` the answer is text for people.
+
+    Control characters in it are visible escapes.
+    """
     page = await operations.runs.log_page(run, query.after, query.limit, query.level, query.q)
     if not request.headers.get("accept", "").startswith("text/plain"):
         return page
 
     async def lines() -> AsyncIterator[str]:
         for line in page.lines:
-            yield f"{line.at} {line.level:<8} {line.text}\n"
+            yield f"{escaping.line(line.at)} {escaping.line(line.level):<8} {escaping.lines(line.text)}\n"
 
     return StreamingResponse(lines(), media_type="text/plain; charset=utf-8")
 

@@ -41,6 +41,7 @@ class IncidentKind(StrEnum):
     POOL = "pool"
     UNACCOUNTED = "unaccounted"
     CLOCK = "clock"
+    UNFIRED = "unfired"
 
 
 OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, IncidentKind.KEPT_BACK)

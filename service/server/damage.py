@@ -1,0 +1,37 @@
+"""What a person can do about a damaged file of SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from service.backup.file.folder import taken_at
+from service.backup.places.place import Places
+from service.config import Settings
+from service.errors import DatabaseDamaged
+
+
+@contextmanager
+def damage_explained(settings: Settings) -> Iterator[None]:
+    """Add to the error of a damaged file what to do about it. Blocks then: it lists the folder of the backups."""
+    try:
+        yield
+    except DatabaseDamaged as error:
+        raise DatabaseDamaged(f"{error.message} {after_damage(settings, error.file)}", error.file) from error
+
+
+def after_damage(settings: Settings, file: str) -> str:
+    """What to do. For the application's database it names the newest backup in BACKUP_DIR."""
+    moved = f"Stop all services, and move {file} and the files beside it away"
+    if file == make_url(settings.ledger_url).database:
+        return (
+            f"{moved}: a service then begins with a new ledger, so tasks fire from then on, and their history is lost. "
+            "Backups do not include the ledger; `sqlite3 FILE .recover` saves what can be read"
+        )
+    names = [name for name in Places.of(settings).folder.listed() if taken_at(Path(name)) is not None]
+    if not names:
+        return f"{moved}. There is no backup in {settings.BACKUP_DIR} (BACKUP_DIR) that could be restored"
+    return f"{moved}; then restore the newest backup: batch backup restore {max(names)}"
