@@ -40,6 +40,7 @@ KINDS = {
     "failed": "Runs have failed",
     "empty": "Runs have succeeded with nothing done",
     "quarantine": "Items are in quarantine",
+    "kept_back": "Slots were kept back",
     "missed": "Slots were missed",
     "late": "Slots are late",
     "slow": "A run takes too long",
@@ -55,7 +56,7 @@ KINDS = {
     "unfired": "A service lives, but does not fire",
 }
 _LONGEST_NUMBER = 9
-OF_RUNS = ("failed", "empty", "quarantine")
+OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
 QUIET = {"no": None, "hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7, minutes=-5)}
 
 
