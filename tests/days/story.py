@@ -137,6 +137,8 @@ class Story:
         (folder / "tasks/all.py").write_text(tasks)
         self.settings = {**settings, "WITNESS": str(folder / "witness")}
         self.nodes: dict[str, Node] = {}
+        self.prefix: tuple[str, ...] = ()
+        """What commands of the story begin with, where they need more than its folder."""
         self.began = datetime.now(UTC)
         self.frozen: list[tuple[int, float, float]] = []
         """Which process was frozen or blocked, from when until when (boot time)."""
@@ -182,7 +184,7 @@ class Story:
     def batch(self, *words: str, code: int | None = 0, within: float = 120.0) -> str:
         """What the command prints. `code`: its exit code; None: any."""
         done = subprocess.run(
-            [*BATCH, *words],
+            [*self.prefix, *BATCH, *words],
             cwd=self.folder,
             env=environment(self.settings),
             capture_output=True,
