@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,17 @@ from sqlalchemy import update
 from service import TaskRegistry, clock
 from service.batch.firing import task_sync
 from service.batch.ledger import schedules, tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.states import Origin
 from service.batch.tasks.discovery import load_tasks
 from service.database.engine import Database
+from service.database.migrate import migrate
 from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process, refuses
+from tests.processes import BATCH, process, service
 from tests.processes import batch as command
-from tests.processes import service
 
 TASKS = '''
 import asyncio
@@ -112,6 +117,19 @@ async def seconds_to_cancel(ledger: Database, batch: Batch, name: str) -> float:
     (row,) = await rows(ledger, id=run)
     assert (row["state"], row["reason"]) == ("cancelled", "cancelled by ann")
     return float((row["finished_at"] - row["cancel_at"]).total_seconds())
+
+
+async def test_a_command_that_waits_for_the_lock_of_the_ledger_says_who_holds_it(tmp_path: Path) -> None:
+    ledger = Database(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", setting="LEDGER_URL", pooled=False)
+    await migrate(ledger, LEDGER_HISTORY)
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with process(tmp_path, [*BATCH, "pause", "nobody"], settings_of(ledger)) as waiting:
+            said = f"waiting for the ledger's lock, held by pid {os.getpid()}\n"
+            await until(lambda: asyncio.sleep(0, waiting.stderr.endswith(said)))
+            holder.execute("ROLLBACK")
+            assert await asyncio.to_thread(waiting.process.wait, 30) == 2
+            assert waiting.stderr.count("waiting for") == 1
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

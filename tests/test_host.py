@@ -314,6 +314,20 @@ async def test_a_property_that_hangs_keeps_no_other_change_from_taking_effect_an
     await until(has_changed)
 
 
+async def test_a_file_of_settings_whose_reading_hangs_is_named(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(schedule_sync, "READ_SECONDS", 0.02)
+    goes_on = threading.Event()
+    make_task("dynamic", property(lambda self: "0 7 * * *"))
+    service = await begin()
+    logging.getLogger().addHandler(caplog.handler)
+    monkeypatch.setattr(schedule_sync, "refresh_settings", goes_on.wait)
+    await refresh(service.schedules)
+    goes_on.set()
+    assert "the file of settings takes long to be read: no schedule that is a property is read" in caplog.text
+
+
 async def told(caplog: pytest.LogCaptureFixture, text: str) -> bool:
     return text in caplog.text
 

@@ -8,16 +8,19 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import clock
 from service.batch.ledger import tables
 from service.batch.ledger.database_time import now_of
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, process_lock
-from service.batch.nodes.orphans import MOST_LOSSES, rescue
+from service.batch.nodes.orphans import rescue
+from service.database import lock_holder
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
-from tests.processes import Service, service
+from tests.processes import Service, service, suspend
 
 TASK = """
 import asyncio
@@ -134,6 +137,44 @@ async def test_a_frozen_process_is_not_taken_for_dead(ledger: Database, tmp_path
         os.kill(frozen.process.pid, signal.SIGCONT)
 
 
+MANY = """
+from service import BaseTask
+
+async def run(self) -> None: ...
+
+for number in range(300):
+    more = {"name": f"many-{number}", "schedule": "*/2 * * * * *", "run": run, "__module__": __name__}
+    globals()[f"Many{number}"] = type(f"Many{number}", (BaseTask,), more)
+"""
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+async def test_a_process_that_is_frozen_with_the_lock_of_the_ledger_stops_the_others_for_a_lease(
+    ledger: Database, tmp_path: Path
+) -> None:
+    """It is killed then. Most likely it holds the lock for slots of one instant, which it makes before they are due."""
+    (tmp_path / "tasks/many.py").write_text(MANY)
+    settings = settings_for(ledger) | {"LEASE_SECONDS": "2"}
+    file = ledger.url.database or ""
+    with service(tmp_path, settings=settings) as victim, service(tmp_path, settings=settings) as other:
+        give_up_at = clock.monotonic() + 60
+        suspend(victim.process.pid)
+        while lock_holder.of_write_lock(file) != victim.process.pid:
+            assert clock.monotonic() < give_up_at
+            victim.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.01)
+            suspend(victim.process.pid)
+        frozen_at = clock.now()
+        await until(lambda: asyncio.to_thread(victim.process.poll), 15)
+        assert victim.process.poll() == -signal.SIGKILL
+        other.wait_until_said(f"the process {victim.process.pid} of node ")
+
+        async def fires() -> bool:
+            return any(run["created_at"] > frozen_at for run in await rows(ledger, state="succeeded"))
+
+        await until(fires, 15)
+
+
 async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None:
     """It has no file here, so nothing is known of it."""
     node = new_id()
@@ -143,27 +184,6 @@ async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None
         await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
         await rescue(connection, await gone(connection, ledger), now)
     assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
-
-
-async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database) -> None:
-    run = new_id()
-    for loss in range(MOST_LOSSES):
-        node = dead_node(folder_of(ledger))
-        async with ledger.engine.begin() as connection:
-            now = await now_of(connection)
-            row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
-            await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
-            held = {"state": "running", "node": node, "fence": loss + 1, "attempt_started_at": now}
-            if loss == 0:
-                new = {"id": run, "task": "bad", "origin": "manual", "rank": 2, "catch_up": False, "attempt": 1}
-                await connection.execute(tables.runs.insert().values(**new, due_at=now, created_at=now, **held))
-            else:
-                await connection.execute(tables.runs.update().values(**held))
-            assert await rescue(connection, await gone(connection, ledger), now) == [node]
-        (found,) = await rows(ledger)
-        assert found["state"] == ("failed" if loss == MOST_LOSSES - 1 else "interrupted")
-    assert found["reason"] == "poison: the node was lost while it ran, 3 times without progress"
-    assert len(await rows(ledger, tables.attempts)) == 3
 
 
 async def gone(connection: AsyncConnection, ledger: Database) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from service import escaping
 from service.batch.ledger.kept_back import KeptBack, in_words
+from service.batch.nodes.harm import POISON
 
 MOST_BLOCKS = 20
 """Incidents of one message that are described; of the others only their number is said."""
@@ -21,6 +22,7 @@ _TITLES: dict[str, str] = {
     "failed": "{task} failed",
     "empty": "{task} succeeded, but its result is not as expected",
     "quarantine": "{task} has put items into quarantine",
+    "kept_back": "slots of {task} were kept back",
     "missed": "slots of {task} did not run",
     "late": "{task} is late",
     "slow": "{task} is slow",
@@ -33,6 +35,7 @@ _TITLES: dict[str, str] = {
     "pool": "a pool is not served",
     "unaccounted": "slots are unaccounted for",
     "clock": "tasks don't fire, because a clock was ahead",
+    "unfired": "a service lives, but does not fire",
 }
 
 
@@ -90,14 +93,17 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
         return escaping.lines(content["text"])
     lines.append(escaping.line(escaping.brief(content["text"], LONGEST_LINE)))
     if kind != "closed":
-        lines.append(f"Since {_instant(content['opened_at'])}.")
+        if content["kind"] != "down":  # its text has the begin, and it was noticed at the end
+            lines.append(f"Since {_instant(content['opened_at'])}.")
         if last := last_lines.get(content.get("run") or ""):
             lines.append(f"Last line of its log: {escaping.line(escaping.brief(last, LONGEST_LINE))}")
         if keeps := in_words([KeptBack(**each) for each in content.get("keeps_back") or ()]):
             lines.append(f"Keeps back {escaping.line(keeps)}.")
         lines += [f"{name.title()}: {escaping.line(content[name])}" for name in ("owner", "runbook") if content[name]]
         if content["kind"] == "failed" and content["run"]:
-            lines.append(f"Retry it: batch retry {content['run']}")
+            is_poison = content["text"].startswith(POISON)
+            when = "Do not retry it before that is mended. Then" if is_poison else "Retry it"
+            lines.append(f"{when}: batch retry {content['run']}")
     if link is not None:
         lines.append(link)
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from service import console
 from service.cli.options import actor, wait_for
 from service.errors import ErrorKind, InvalidParameters, InvalidSetting
 from service.escaping import echoed
@@ -97,7 +98,7 @@ async def _call(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -
         async with remote_operations(url, token) as remote:
             return await work(cast("Operations", remote))
     load = functools.cache(_load if needs_tasks else _load_if_any)
-    async with open_operations(settings, load, actor()) as operations:
+    async with open_operations(settings, load, actor(), _tell_locked) as operations:
         return await work(operations)
 
 
@@ -111,6 +112,10 @@ def _warn_of_clear_text(url: str) -> None:
     host = parts.hostname or ""
     if parts.scheme == "http" and host not in ("localhost", "::1") and not host.startswith("127."):
         console.warn(f"batch: the token is sent to {host} readably, because the URL begins with http: use https")
+
+
+def _tell_locked(holder: str) -> None:
+    console.warn(f"waiting for the ledger's lock, held by {holder}")
 
 
 def _load() -> Loaded:

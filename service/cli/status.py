@@ -124,8 +124,8 @@ def pools(as_json: AsJson = False) -> None:
 def nodes(as_json: AsJson = False) -> None:
     """List the processes of the service, newest first, also those that have stopped.
 
-    `state` is running, draining (it stops, and its runs have time to end), stopped, or silent: it did not stop, but it
-    has shown no sign of life within LEASE_SECONDS, or its process is gone.
+    `state` is running, draining (it stops, and its runs have time to end), stopped, silent (it did not stop, but it has
+    shown no sign of life within LEASE_SECONDS, or its process is gone), or lost (other nodes have found it gone).
     """
     from service import console
 
@@ -146,13 +146,11 @@ def nodes(as_json: AsJson = False) -> None:
 
 
 def _row(node: Node, *, is_alive: bool) -> dict[str, Any]:
-    state = "stopped" if node.stopped_at else "draining" if is_alive and node.draining else "running"
-    is_silent = state == "running" and not is_alive
     pools = ", ".join(node.pools) if node.pools != [DEFAULT_POOL] else None
     more = {
         "id": short(node.id),
         "pools": pools,
-        "state": "silent" if is_silent else state,
+        "state": node.state(is_alive),
         "tasks": f"{len(node.tasks):,}",
     }
     return {**node.model_dump(), **more}

@@ -28,7 +28,8 @@ class LimitReached(TimeoutError):
 async def limited(seconds: float) -> AsyncIterator[None]:
     """Let the block take at most so many seconds. Then what it holds is cut off, and LimitReached is raised."""
     held: dict[int, Cut] = {}
-    token = _blocks.set((*_blocks.get(), (asyncio.current_task(), held)))
+    outer = _blocks.get()
+    _blocks.set((*outer, (asyncio.current_task(), held)))
     timer = asyncio.get_running_loop().call_later(seconds, _cut_off, held)
     try:
         async with asyncio.timeout(seconds) as timeout:
@@ -39,7 +40,7 @@ async def limited(seconds: float) -> AsyncIterator[None]:
         raise
     finally:
         timer.cancel()
-        _blocks.reset(token)
+        _blocks.set(outer)  # not `reset`, which fails where a generator around the block is ended in another context
 
 
 def hold(thing: object, cut: Cut) -> None:

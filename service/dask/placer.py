@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -30,11 +30,16 @@ class DaskPlacer:
         cluster: Cluster,
         node: str,
         wake: Callable[[], None],
+        lease: float,
     ) -> None:
-        """`node`: the id of this service. `wake`: called when a ticket has ended, and another one may be needed."""
+        """`node`: the id of this service. `wake`: called when a ticket has ended, and another one may be needed.
+
+        `lease`: LEASE_SECONDS. After it a run of a worker that is frozen may be executed by another one.
+        """
         self._pool, self._further, self._cluster = pool, further, cluster
-        self._node, self._wake = node, wake
-        self._open: dict[str, set[Ticket]] = {}
+        self._node, self._wake, self._lease = node, wake, lease
+        self._open: dict[str, dict[Ticket, float]] = {}
+        """The tickets of each task, and when they were placed."""
         self._warning = ""
 
     @property
@@ -50,24 +55,33 @@ class DaskPlacer:
     async def place(self, task: str, tickets: int, needs: Needs) -> None:
         """See Placer."""
         if tickets == 0:
-            for future in self._open.pop(task, set()):
+            for future in self._open.pop(task, {}):
                 _release(future)
             return
-        still_open = self._open.get(task, set())
-        still_open -= {future for future in still_open if future.status != "pending"}
-        missing = tickets - len(still_open)
+        still_open = {future: at for future, at in self._open.get(task, {}).items() if future.status == "pending"}
+        self._open[task] = still_open
+        missing = tickets - len(still_open) + min(self._stuck(still_open, needs.running), await self.places())
         takes = resources.required(task, needs, self._further)
         if missing < 1 or not self._can_be_executed(task, takes, await self._cluster.workers()):
             return
         now = clock.monotonic()
         for future in self._cluster.submit(task, missing, TICKET_SECONDS, self._node, takes, needs.priority):
-            self._open.setdefault(task, set()).add(future)
+            still_open[future] = now
             _when_done(future, lambda ended: self._on_done(task, ended, now))
 
     async def close(self) -> None:
         """See Placer."""
         self._open.clear()
         await self._cluster.close()
+
+    def _stuck(self, tickets: Mapping[Ticket, float], running: int) -> int:
+        """How many of these open tickets seem to have been lost, such as those in a worker that is frozen.
+
+        They are not let go, which would make room for others in that worker. Those that wait behind other work of the
+        cluster count too, so `place` adds at most one ticket for each place.
+        """
+        long_ago = clock.monotonic() - self._lease
+        return max(0, sum(at < long_ago for at in tickets.values()) - running)
 
     def _can_be_executed(self, task: str, takes: dict[str, float], workers: Workers) -> bool:
         if any(resources.has_room(worker["resources"], takes) for worker in workers.values()):
@@ -81,7 +95,7 @@ class DaskPlacer:
 
     def _on_done(self, task: str, future: Ticket, placed_at: float) -> None:
         """A ticket that has ended before its time has found no run, so the next look is soon enough."""
-        self._open.get(task, set()).discard(future)
+        self._open.get(task, {}).pop(future, None)
         if future.status == "error":
             self._warn_once(f"a ticket of task {task} has failed in a worker of Dask: {_text_of(future)}")
         _release(future)

@@ -9,7 +9,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from service.concurrency.background import Background, OnEnd
-from service.database import troubles
+from service.concurrency.offload import offload
+from service.database import lock_holder, troubles
 from service.database.engine import Database, execute_once
 from service.errors import BatchError
 from service.logs import get_logger
@@ -20,6 +21,8 @@ CHECKPOINT_SECONDS = 2.0
 """A checkpoint follows this long after a transaction."""
 MOST_PAGES = 16_000
 """From this size of the log on (66 MB) commits make checkpoints too: it grows while there are always writers."""
+PAGE_BYTES = 4_096 + 24
+"""The size of a page in the log."""
 AUTOCHECKPOINT = f"PRAGMA wal_autocheckpoint = {MOST_PAGES}"
 
 
@@ -35,6 +38,8 @@ class Checkpoints(Background):
         self._database = database
         self._has_written = asyncio.Event()
         self._warning = ""
+        self._told_pages = 0
+        """The size of the log, in pages, at which it was last said that it can't be copied; 0: it can."""
 
     def start(self, on_end: OnEnd | None = None) -> None:
         event.listen(self._database.engine.sync_engine, "connect", self._leave_checkpoints)
@@ -62,7 +67,24 @@ class Checkpoints(Background):
     async def checkpoint(self) -> None:
         """Copy what no reader needs any more from the log into the file. Waits for nobody."""
         async with self._database.reader.connect() as connection:
-            await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+            row: Any = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")).one()
+            _, pages, copied = row
+        if pages <= MOST_PAGES or pages == copied:
+            self._told_pages = 0
+        elif pages >= 2 * self._told_pages:
+            self._told_pages = pages
+            await self._tell_growth(pages, copied)
+
+    async def _tell_growth(self, pages: int, copied: int) -> None:
+        """Nothing that was committed after the beginning of a transaction that reads can be copied before it ends."""
+        file = self._database.url.database or ""
+        readers = await offload(lock_holder.readers, file)
+        by = f" (these processes read now: {', '.join(map(str, readers))})" if readers else ""
+        logger.warning(
+            f"the write-ahead log of {file} has {pages * PAGE_BYTES / 1e6:,.0f} MB, and "
+            f"{(pages - copied) * PAGE_BYTES / 1e6:,.0f} MB of it can't be copied into the file, because a transaction "
+            f"that reads has been open for long{by}: the log grows until that transaction ends"
+        )
 
     def _leave_checkpoints(self, connection: Any, _: Any) -> None:
         execute_once(connection, AUTOCHECKPOINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
 from service.concurrency import limits
-from service.database import forks, sqlite_connections, troubles
+from service.database import forks, lock_holder, sqlite_connections, troubles
 from service.database.changes import TrackedSession
 from service.database.urls import split_options
 from service.database.writers import WriterGuard
@@ -26,6 +27,7 @@ from service.errors import DatabaseBusy, DatabaseDamaged, DatabaseUnreachable
 
 BUSY_MS = 100
 BUSY_GIVE_UP_SECONDS = 60.0
+LONG_WAIT_SECONDS = 2.0
 
 CACHE = "PRAGMA cache_size = -{}"
 CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
@@ -34,6 +36,8 @@ CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
 PAGE_ROWS = 500
 """How many rows of a large result are in memory at a time."""
 
+SEVERED_SECONDS = 5.0
+"""What fails so long after the connections were cut off may have failed because of that."""
 LOCK_SECONDS, IDLE_SECONDS = 2, 30
 BRIEF_WAITS = {
     "lock_timeout": f"{LOCK_SECONDS}s",
@@ -82,6 +86,8 @@ class Database:
         self.guard = WriterGuard()
         self.on_damage: Callable[[str], None] = lambda _: None
         """Called with the cause whenever SQLite finds that the file is damaged."""
+        self.on_locked: Callable[[str], None] = lambda _: None
+        """Called once in each wait for SQLite's write lock that takes LONG_WAIT_SECONDS, with the holder in words."""
         try:
             self._make_engines(pool_size, pooled, client, shows_values, plans_once, waits_briefly)
         except ModuleNotFoundError as error:
@@ -94,6 +100,7 @@ class Database:
     ) -> None:
         self._is_disposed = False
         self._open: WeakSet[Any] = WeakSet()
+        self._severed_at = -math.inf
         self._before_begin: list[Callable[[Connection], None]] = []
         options = {"hide_parameters": not shows_values}
         if self.kind == "sqlite":
@@ -130,12 +137,16 @@ class Database:
         for listener in self._before_begin:
             listener(connection)
         try:
-            _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
+            _until_unlocked(connection.connection, "BEGIN IMMEDIATE", self._tell_locked)
             if connection.invalidated:  # SQLAlchemy would open another one, and execute what follows in no transaction
                 raise sqlite3.OperationalError("connection closed while it waited for the write lock")
         except sqlite3.Error as error:  # SQLAlchemy wraps the errors of drivers, but not in its events
             self._look(error)
             raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+
+    def _tell_locked(self) -> None:
+        holder = lock_holder.of_write_lock(self.url.database or "")
+        self.on_locked("another process" if holder is None else f"pid {holder}")
 
     def _look(self, error: BaseException) -> None:
         if troubles.is_damage(error):
@@ -197,8 +208,14 @@ class Database:
 
         A connection that a proxy or a firewall has forgotten would not say so by itself. SQLite has no server.
         """
+        self._severed_at = clock.monotonic()
         for connection in list(self._open):
             connection.terminate()
+
+    def has_severed(self, error: BaseException) -> bool:
+        """Whether a connection that was in use has failed because of `sever`, and not because of the server."""
+        is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        return is_lost and clock.monotonic() < self._severed_at + SEVERED_SECONDS
 
     def _on_checkout(self, connection: Any, *_: Any) -> None:
         """A connection is used from now on: let it be cut off when the time of a limited block is over."""
@@ -334,9 +351,13 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     execute_once(connection, "PRAGMA foreign_keys = ON")
 
 
-def _until_unlocked(connection: Any, statement: str) -> None:
-    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long wait delays a drain."""
-    give_up_at = clock.monotonic() + BUSY_GIVE_UP_SECONDS
+def _until_unlocked(connection: Any, statement: str, tell: Callable[[], None] = lambda: None) -> None:
+    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long wait delays a drain.
+
+    `tell`: called once if it waits for LONG_WAIT_SECONDS.
+    """
+    began_at, has_told = clock.monotonic(), False
+    give_up_at = began_at + BUSY_GIVE_UP_SECONDS
     while True:
         try:
             execute_once(connection, statement)
@@ -344,6 +365,9 @@ def _until_unlocked(connection: Any, statement: str) -> None:
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) and "busy" not in str(error):
                 raise
+            if not has_told and clock.monotonic() > began_at + LONG_WAIT_SECONDS:
+                has_told = True
+                tell()
             if clock.monotonic() > give_up_at:
                 _, _, file = execute_once(connection, "PRAGMA database_list")
                 raise DatabaseBusy(

@@ -70,6 +70,18 @@ def is_unreachable(error: DBAPIError | OSError) -> bool:
     return isinstance(error, OSError) or error.connection_invalidated or sqlstate_of(error)[:2] in UNREACHABLE
 
 
+def is_busy(error: BaseException, kind: str) -> bool:
+    """Whether the database is there, and is only locked or too slow, so that a run of this process may be the cause.
+
+    `kind`: "sqlite" or "postgresql". A server that does not answer in time may be gone.
+    """
+    if isinstance(error, TimeoutError):
+        return kind == "sqlite"
+    original = getattr(error, "orig", None)
+    is_locked = isinstance(original, sqlite3.OperationalError) and "locked" in str(original)
+    return is_locked or sqlstate_of(error) in CONFLICTS
+
+
 def is_refused(error: DBAPIError) -> bool:
     """Whether the database refuses the values of a statement, now and later. Some of asyncpg's have no SQLSTATE."""
     return isinstance(error, IntegrityError | DataError) or sqlstate_of(error)[:2] in REFUSED

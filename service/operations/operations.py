@@ -232,11 +232,15 @@ def _followers(settings: Settings) -> list[str]:
 
 @asynccontextmanager
 async def open_operations(
-    settings: Settings, loaded: Callable[[], Loaded], actor: Actor = SERVICE
+    settings: Settings,
+    loaded: Callable[[], Loaded],
+    actor: Actor = SERVICE,
+    on_locked: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Operations]:
     """The operations of a process that is not a service, such as a command.
 
     Its databases connect on first use, and keep no connection between uses. `loaded` is called when tasks are needed.
+    `on_locked`: called, with the holder in words, when a change waits for the lock of a ledger of SQLite.
     """
     shows = settings.BATCH_SHOW_SQL_PARAMETERS
     ledger = Database(
@@ -246,4 +250,5 @@ async def open_operations(
     async with AsyncExitStack() as stack:  # both are disposed of, also if that of one is cancelled
         for database in (ledger, application):
             stack.push_async_callback(database.dispose)
+        ledger.on_locked = on_locked
         yield Operations(ledger, application, loaded, settings, actor=actor)

@@ -58,9 +58,10 @@ class Slot(Result):
 class Node(Result):
     """A process of the service, which may have stopped. `loop_lag`: how many seconds a callback waited on its loop.
 
-    `version`: of this package. `application`: the version of the application around it. `fires`: whether it is a
-    service, which fires schedules; others only execute runs. `pools`: whose runs it claims; none for a process such
-    as `batch run`. `capacity`: how many runs it executes at once; None: not known.
+    `lost_at`: when other nodes found that it had ended without saying so; then it is `stopped_at` as well. `version`:
+    of this package. `application`: the version of the application around it. `fires`: whether it is a service, which
+    fires schedules; others only execute runs. `pools`: whose runs it claims; none for a process such as `batch run`.
+    `capacity`: how many runs it executes at once; None: not known.
     """
 
     id: str
@@ -74,10 +75,19 @@ class Node(Result):
     loop_lag: float
     tasks: list[str]
     stopped_at: datetime | None
+    lost_at: datetime | None = None
     fires: bool
     application: str | None
     capacity: int | None = None
     pools: list[str] = []
+
+    def state(self, is_alive: bool) -> str:
+        """In one word what became of it. `is_alive`: it was seen within its lease, and its process is there."""
+        if self.stopped_at is not None:
+            return "lost" if self.lost_at is not None else "stopped"
+        if is_alive:
+            return "draining" if self.draining else "running"
+        return "silent"
 
     @field_validator("tasks", "pools", mode="before")
     @classmethod

@@ -42,13 +42,19 @@ async def show_nodes(request: Request, viewer: Viewer) -> str:
 
 def _state(node: Node, living: set[str]) -> tuple[str, str, str]:
     """The style, the icon and the word."""
-    if node.stopped_at is not None:
-        return "queued", "power", "stopped"
-    if node.id in living:
-        return ("interrupted", "hourglass", "draining") if node.draining else ("succeeded", "activity", "living")
-    if not node.fires and not node.pools:
+    state = node.state(node.id in living)
+    if state == "silent" and not node.fires and not node.pools:
         return "queued", "hand", "runs by hand"
-    return "missed", "unplug", "silent"
+    return _STATES[state]
+
+
+_STATES = {
+    "running": ("succeeded", "activity", "living"),
+    "draining": ("interrupted", "hourglass", "draining"),
+    "stopped": ("queued", "power", "stopped"),
+    "silent": ("missed", "unplug", "silent"),
+    "lost": ("failed", "unplug", "lost"),
+}
 
 
 def _served_by(pool: PoolState) -> str:

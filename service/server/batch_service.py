@@ -23,6 +23,7 @@ from service.batch.firing.opener import Opener
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import wakes
 from service.batch.nodes.clock_steps import ClockSteps
+from service.batch.nodes.harm import LostLease
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from service.batch.nodes.node import Node
@@ -159,6 +160,10 @@ class BatchService:
         """Sign this node off from another thread, right before the process is ended: its runs are interrupted."""
         self._sign_off.at_once()
 
+    def accuse(self, run: str, what: str) -> None:
+        """Note from another thread what this run does, right before the process is ended because of that."""
+        self._sign_off.accuse(run, what)
+
     @property
     def is_stopping(self) -> bool:
         """Whether the service has begun to stop."""
@@ -284,6 +289,7 @@ class BatchService:
         watching = Watching(
             settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
         )
+        watching.watch.unfired = lambda: self.schedules.unfired.in_words
         self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
         self._on_changes += [watching.on_changes, self.opener.on_changes]
         if (placing := await placing_of(settings, self.ledger, self.node, self.tasks)) is not None:
@@ -300,15 +306,15 @@ class BatchService:
         self._parts += parts
 
     def _is_working(self) -> bool:
-        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher)
+        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher, self.schedules)
 
     def _wake_bulks(self) -> None:
         if self._is_firing:
             self._bulks.wake()
 
-    def _on_loss(self) -> None:
+    def _on_loss(self, lost: LostLease | None) -> None:
         """This node has lost its lease. What still waits for the ledger on a connection of before never ends."""
-        self.engine.give_up()
+        self.engine.give_up(lost)
         self.ledger.sever()
 
     def _on_replaced(self) -> None:
@@ -330,6 +336,11 @@ class BatchService:
         self.metrics.last_tick = changes.now
         for on_changes in self._on_changes:
             on_changes(changes)
+
+    @property
+    def warnings(self) -> dict[str, str]:
+        """What holds up runs of this process, although it is ready, by the name of the part."""
+        return {"threads": crowded} if (crowded := self.engine.crowded) is not None else {}
 
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""

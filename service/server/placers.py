@@ -33,15 +33,16 @@ async def placing_of(settings: Settings, ledger: Database, node: Node, tasks: Ma
         for each in placing:
             each.wake()
 
-    placers = await _on_dask({name: pool for name, pool in placed.items() if pool.kind == "dask"}, node, wake)
+    on_dask = {name: pool for name, pool in placed.items() if pool.kind == "dask"}
+    placers = await _on_dask(on_dask, node, wake, settings.LEASE_SECONDS)
     for name, pool in placed.items():
         if pool.placer is not None:
             placers[name] = await offload(_own, name, pool.placer)
-    placing.append(Placing(ledger, node.id, tasks, placers, node.outage))
+    placing.append(Placing(ledger, node.id, tasks, placers, node.outage, settings.LEASE_SECONDS))
     return placing[0]
 
 
-async def _on_dask(pools: Mapping[str, Pool], node: Node, wake: Callable[[], None]) -> dict[str, Placer]:
+async def _on_dask(pools: Mapping[str, Pool], node: Node, wake: Callable[[], None], lease: float) -> dict[str, Placer]:
     """One connection to each cluster, whose workers serve all pools that are on it."""
     if not pools:
         return {}
@@ -56,7 +57,7 @@ async def _on_dask(pools: Mapping[str, Pool], node: Node, wake: Callable[[], Non
         by_address.setdefault(str(pool.address), []).append(name)
     clusters = {address: Cluster(address, names, HOST, wake) for address, names in by_address.items()}
     return {
-        name: DaskPlacer(name, pool.resources, clusters[str(pool.address)], node.id, wake)
+        name: DaskPlacer(name, pool.resources, clusters[str(pool.address)], node.id, wake, lease)
         for name, pool in pools.items()
     }
 

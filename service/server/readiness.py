@@ -13,9 +13,10 @@ from service.database.engine import Database
 from service.server.probes import trouble_with
 
 
-def is_working(node: Node, dispatcher: Dispatcher) -> bool:
+def is_working(node: Node, dispatcher: Dispatcher, schedules: ScheduleSync) -> bool:
     """Whether slots are fired, and the heartbeat reaches the ledger."""
-    return node.trouble is None and dispatcher.trouble is None and dispatcher.is_alive and node.lease.is_held
+    fires = dispatcher.trouble is None and dispatcher.is_alive and not schedules.unfired.slots
+    return fires and node.trouble is None and node.lease.is_held
 
 
 async def reasons_while_stopping(application: Database, ledger: Database) -> dict[str, str]:
@@ -31,15 +32,20 @@ async def reasons(
     firing: tuple[Dispatcher, ScheduleSync] | None,
 ) -> dict[str, str]:
     """The parts that are not ready, each with the reason. `firing`: None for a process that fires nothing."""
-    unready = await _of_databases(application, ledger) | dict(node.replaced)
-    if node.outage.cause is not None:
-        unready.setdefault("ledger", f"it can't be used: {node.outage.cause}")
+    unready = await _of_databases(application, ledger)
+    if (outage := node.outage.in_words) is not None:
+        unready["ledger"] = outage
+    unready |= node.replaced
     if node.trouble is not None:
         unready.setdefault("ledger", f"the heartbeat can't write to it ({node.trouble})")
+    if engine.locked is not None:
+        unready.setdefault("ledger", engine.locked)
     if engine.is_recheck_due:
         unready.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
     if firing is not None and firing[0].trouble is not None:
         unready.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")
+    if firing is not None and (unfired := firing[1].unfired.in_words) is not None:
+        unready["firing"] = unfired
     if firing is not None and (ahead := firing[1].ahead):
         unready["clock"] = ahead_in_words(ahead)
     if not node.lease.is_held:

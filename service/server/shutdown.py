@@ -68,7 +68,7 @@ class Stopping:
         self._is_guest = is_guest
         self._drain_seconds = settings.DRAIN_SECONDS
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._look)
+        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._look, batch.accuse)
         batch.supervisor.on_failure = self._on_failure
         self._has_server_request = _server_event()
         self._replaced: dict[int, Any] = {}

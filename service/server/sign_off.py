@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time
+from service.batch.nodes import orphans
 from service.batch.nodes.node import Node
 from service.config import Settings
 from service.database.engine import Database
@@ -30,19 +32,21 @@ class SignOff:
     def at_once(self) -> None:
         """Sign off from another thread, right before the process is ended."""
         self._node.fall_silent()
-        asyncio.run(self._through_a_connection_of_its_own())
+        if not self._is_done and asyncio.run(self._through_a_connection_of_its_own(self._write)):
+            self._node.unlock_at_once()
+
+    def accuse(self, run: str, what: str) -> None:
+        """Write from another thread what this run does to this node, right before the process is ended."""
+        asyncio.run(self._through_a_connection_of_its_own(lambda c: orphans.accuse(c, self._node.id, run, what)))
 
     async def _write(self, connection: AsyncConnection) -> None:
         await self._node.leave(connection)
         if self._node.roles.fires:
             await deploys.record_stop(connection, self._node.id, await database_time.now_of(connection))
 
-    async def _through_a_connection_of_its_own(self) -> None:
-        if self._is_done:
-            return
+    async def _through_a_connection_of_its_own(self, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
         settings, client = self._settings, f"batch/{self._node.id}"
         ledger = Database(
             settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=client, waits_briefly=True
         )
-        if await write_if_reachable(ledger, self._write):
-            self._node.unlock_at_once()
+        return await write_if_reachable(ledger, write)

@@ -55,6 +55,7 @@ class Watching:
             sender.wake,
             node.outage,
             on_noticed=keeper.wake,
+            lease=settings.LEASE_SECONDS,
         )
         self.parts: list[Background] = [self.watch, sender, keeper]
         self._digest: Digest | None = None

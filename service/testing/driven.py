@@ -204,7 +204,7 @@ class DrivenService:
     async def _die(self, kill: Kill) -> None:
         """Give up all attempts, as if this process had died: their progress is written to the ledger, no outcome is.
 
-        A real service has written the progress up to half a second before it dies. At the third loss of its node, a run
+        A real service has written the progress up to half a second before it dies. At the fifth loss of its node, a run
         fails if it has made no progress. This must not depend on the speed of the test, so the progress is written now.
         """
         self.is_dead = True

@@ -87,17 +87,21 @@ async def healthz(request: Request) -> JSONResponse:
 
 
 async def readyz(request: Request) -> JSONResponse:
-    """Answer 200 if the service is ready, otherwise 503 with the reasons by part."""
+    """Answer 200 if the service is ready, otherwise 503 with the reasons by part. `warnings`: what holds up runs."""
+    warnings: dict[str, str] = {}
     try:
+        batch = _started(request, "batch")
+        warnings = batch.warnings
         async with asyncio.timeout(READY_SECONDS):
-            reasons = await _started(request, "batch").readiness()
+            reasons = await batch.readiness()
     except BatchError as error:
         reasons = {"service": error.message}
     except TimeoutError:
         reasons = {"databases": f"no answer within {READY_SECONDS:g} s"}
+    more = {"warnings": warnings} if warnings else {}
     if reasons:
-        return JSONResponse({"status": "not ready", "reasons": reasons}, status_code=503)
-    return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reasons": reasons, **more}, status_code=503)
+    return JSONResponse({"status": "ready", **more})
 
 
 def _started(request: Request, part: str) -> Any:

@@ -169,7 +169,7 @@ async def test_a_missed_slot_is_shown_with_the_reason_of_its_range(ledger: Datab
     await fire_at(ledger, loaded, minutes(3))
     seen: list[AccountedSlot] = []
     await account(ledger, see=seen.append)
-    assert [(e.kind, e.reason) for e in seen[:2]] == [(Kind.MISSED, "the service was down")] * 2
+    assert [(e.kind, e.reason) for e in seen[:2]] == [(Kind.MISSED, "no service fired it")] * 2
 
 
 async def test_pausing_and_resuming_twice_is_complete(ledger: Database) -> None:

@@ -462,17 +462,20 @@ async def test_taking_over_waits_for_a_stopped_process_that_holds_the_sqlite_loc
 async def test_a_resumed_run_waits_while_the_application_database_can_not_be_reached(
     ledger: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run does not fail, since its body may not even need that database."""
+    """The run neither fails nor times out, since its body may not even need that database, and its progress says so."""
     away = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", setting="DATABASE_URL")
     use_application_database(away, partial(fencing.guard, idle_seconds=LEASE))
-    task = make_task("made", None)
+    task = make_task("made", None, timeout=0.01)
     run = new_id()
     engine = DrivenEngine(ledger, {"made": task}, new_id())
     engine.launch([Claimed(run, "made", SLOT, "manual", None, 1, 2, SLOT, SLOT)])
     waits = f"made waits to take over run {run}: postgresql+asyncpg://nobody@127.0.0.1:1/nothing (DATABASE_URL): "
     await until(lambda: _true(waits in caplog.text))
+    await asyncio.sleep(0.05)  # longer than the timeout
     assert engine.running == 1
     (attempt,) = engine.attempts
+    progress = attempt.state.meter.latest()
+    assert progress is not None and progress.message == "waits for the application's database"
     attempt.interrupt("the service stopped")
     await engine.settle()
     assert "made was interrupted: the service stopped" in caplog.text
@@ -495,8 +498,29 @@ async def test_the_log_of_a_resumed_run_that_has_waited_says_when_the_applicatio
         await asyncio.to_thread(server.start)
         await asyncio.wait_for(taking, 30)
         assert caplog.text.count(": the application's database is reachable again after ") == 1
+        progress = new.state.meter.latest()
+        assert progress is not None and progress.message is None
         leave_application_database(database)
         await database.dispose()
+
+
+async def test_the_timeout_of_an_attempt_runs_once_it_has_taken_over_its_run(impatient: None) -> None:
+    took_over, began = asyncio.Event(), asyncio.Event()
+
+    async def run(self: object) -> None:
+        began.set()
+        await asyncio.sleep(SECONDS)
+
+    ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+    claimed = Claimed(new_id(), "made", SLOT, Origin.SCHEDULE, None, 1, 2, SLOT, SLOT)
+    task = make_task("made", None, run, timeout=0.02)
+    threads = ThreadPool(1)
+    Attempt(claimed, task, threads, lambda _, end: ending.set_result(end), lambda _: took_over.wait()).start()
+    await asyncio.sleep(0.05)
+    assert not began.is_set() and not ending.done()
+    took_over.set()
+    assert (await asyncio.wait_for(ending, SECONDS)).outcome == "timed out"
+    assert began.is_set()
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

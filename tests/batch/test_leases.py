@@ -6,7 +6,8 @@ import asyncio
 import errno
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +23,8 @@ from service.batch.ledger.database_time import now_of
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
-from service.batch.nodes import heartbeat, ledger_poll, process_lock
+from service.batch.nodes import heartbeat, ledger_poll, orphans, process_lock
+from service.batch.nodes.harm import LostLease
 from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.orphans import rescue
 from service.batch.nodes.wakes import Wakes
@@ -114,7 +116,7 @@ async def test_a_heartbeat_that_fails_is_logged_and_begins_again(
     lease = Lease(30)
     url = ledger.url.render_as_string(hide_password=False)
     heart = Heartbeat(url, await put_node(ledger), lease, beat_seconds=5, lease_seconds=30)
-    heart.start(lambda: None, lambda: None)
+    heart.start(lambda _: None, lambda: None)
     await until(lambda: asyncio.sleep(0.01, lease.is_held))
     await asyncio.to_thread(heart.stop)
     assert not heart.is_alive
@@ -213,7 +215,7 @@ async def test_a_node_whose_own_row_a_frozen_node_has_locked_ends_that_lock(post
     frozen = await theirs.engine.connect()
     await frozen.execute(update(tables.nodes).where(tables.nodes.c.id == own).values(loop_lag=1.0))
     heart = Heartbeat(postgres_database, own, Lease(1), beat_seconds=0.1, lease_seconds=1)
-    heart.start(lambda: None, lambda: None)
+    heart.start(lambda _: None, lambda: None)
     try:
 
         async def beats_and_has_relieved() -> bool:
@@ -270,31 +272,125 @@ async def test_a_lost_run_that_may_not_be_repeated_fails(ledger: Database) -> No
 
 NOTHING = None
 LOSSES = {
-    "says nothing": ([NOTHING] * 3, True),
-    "commits chunks in each attempt": ([(100, 0), (200, 100), (300, 200), (400, 300)], False),
-    "commits chunks of other loops, which are fewer": ([(5005, 0), (3008, 5), (2005, 8), (1004, 9)], False),
-    "finds its place and commits nothing": ([(100, 0), (100, 100), (100, 100)], True),
-    "counts from the beginning and ends where it ended before": ([(500, 0), (500, 0), (480, 0)], True),
-    "counts by itself and gets further each time": ([(100, 0), (200, 0), (300, 0), (400, 0)], False),
-    "gets on in its third attempt only": ([NOTHING, NOTHING, (10, 0), NOTHING, NOTHING], True),
+    "says nothing": ([NOTHING] * 5, "irrrf"),
+    "commits chunks in each attempt": ([(100, 0), (200, 100), (300, 200), (400, 300)], "iiii"),
+    "commits chunks of other loops, which are fewer": ([(5005, 0), (3008, 5), (2005, 8), (1004, 9)], "iiii"),
+    "finds its place and commits nothing": ([(100, 0), *[(100, 100)] * 4], "irrrf"),
+    "counts from the beginning and ends where it ended before": ([(500, 0), (500, 0), (480, 0)], "irr"),
+    "counts by itself and gets further each time": ([(100, 0), (200, 0), (300, 0), (400, 0)], "iiii"),
+    "gets on in its third attempt only": ([NOTHING, NOTHING, (10, 0), *[NOTHING] * 4], "irirrrf"),
 }
+"""Of each attempt its count when its node was lost, and how much of that earlier ones had done; then the states."""
+STATES = {"i": "interrupted", "r": "retrying", "f": "failed"}
+POISON = "5 times without progress; do not retry it before that is mended"
 
 
-@pytest.mark.parametrize(("attempts", "is_poison"), LOSSES.values(), ids=LOSSES)
-async def test_a_run_that_is_lost_three_times_without_progress_fails(
-    ledger: Database, attempts: list[tuple[int, int] | None], is_poison: bool
+@pytest.mark.parametrize(("attempts", "states"), LOSSES.values(), ids=LOSSES)
+async def test_a_run_that_is_lost_again_and_again_waits_longer_each_time_and_fails(
+    ledger: Database, attempts: list[tuple[int, int] | None], states: str
 ) -> None:
-    """`attempts`: for each attempt its count when its node was lost, and how much of that earlier attempts had done."""
     run = await put_run(ledger, await put_node(ledger))
     with clock.moved(clock.now()):
-        states = [await lose(ledger, run, progress) for progress in attempts]
-        assert states == ["interrupted"] * (len(attempts) - 1) + ["failed" if is_poison else "interrupted"]
-        if is_poison:
+        waits = []
+        for progress, state in zip(attempts, states, strict=True):
+            assert await lose(ledger, run, progress) == STATES[state]
             (found,) = await rows(ledger)
-            assert found["reason"] == "poison: the node was lost while it ran, 3 times without progress"
+            waits += [(found["due_at"] - clock.now()).total_seconds()] if state in "ir" else []
+        assert waits == [0 if state == "i" else 30 * 2.0**waited for state, waited in _waited(states)]
+        assert found["attempt"] - found["attempts_before"] == 1 - (state == "r"), "no loss uses up an attempt"
+        if states[-1] == "f":
+            assert found["reason"] == f"poison: the node was lost while it ran, {POISON}"
             async with ledger.engine.begin() as connection:
                 await retry(connection, run, "ann")
-            assert [await lose(ledger, run, NOTHING) for _ in range(3)] == ["interrupted", "interrupted", "failed"]
+            assert [await lose(ledger, run, NOTHING) for _ in range(2)] == ["interrupted", "retrying"]
+
+
+def _waited(states: str) -> Iterator[tuple[str, int]]:
+    """For each state before the end, how often the run has waited since it went on at once."""
+    waited = 0
+    for state in states.removesuffix("f"):
+        waited = 0 if state == "i" else waited + 1
+        yield state, waited - 1
+
+
+async def test_a_run_that_has_blocked_the_event_loop_pays_and_others_of_its_node_do_not(ledger: Database) -> None:
+    """The process notes it in the row of the run before it ends."""
+    node = await put_node(ledger)
+    ran = [await put_run(ledger, node) for _ in range(2)]
+    with clock.moved(clock.now()):
+        for _ in range(5):
+            async with ledger.engine.begin() as connection:
+                await orphans.accuse(connection, node, ran[0], "it blocked the event loop for 25 s, in ops.py line 96")
+            await rescue_now(ledger, {node: 0})
+            last = {run["id"]: run for run in await rows(ledger)}
+            node = await put_node(ledger)
+            clock.advance(timedelta(seconds=1))
+            async with ledger.engine.begin() as connection:
+                again = update(tables.runs).where(tables.runs.c.state.in_(("interrupted", "retrying")))
+                await connection.execute(again.values(state="running", node=node, reason=None))
+    blocker, other = (last[run] for run in ran)
+    poison = f"poison: it blocked the event loop for 25 s, in ops.py line 96, {POISON}"
+    assert (blocker["state"], blocker["reason"]) == ("failed", poison)
+    assert (other["state"], other["losses"], other["reason"]) == ("interrupted", 0, "the node was lost while it ran")
+
+
+async def test_a_run_with_which_the_ledger_does_not_answer_any_more_pays_and_an_outage_costs_nothing(
+    ledger: Database,
+) -> None:
+    """Nor does it cost a run anything that had gone on for five minutes when the ledger stopped to answer."""
+
+    async def run(self: object) -> None:
+        await asyncio.Event().wait()
+
+    task = make_task("made", None, run)
+    await know(ledger, task)
+    await insert(ledger, new("made"))
+    engine = DrivenEngine(ledger, {"made": task}, new_id())
+    harms = LostLease("its node could not reach the ledger while it ran", clock.boottime())
+    ends = []
+    with clock.moved(clock.now()):
+        for how in (None, replace(harms, since=harms.since + 600), harms, None, harms, harms, harms, harms):
+            engine._is_claiming = True
+            await engine._turn()
+            assert engine.running == 1
+            engine._is_claiming = False
+            engine.give_up(how)
+            await engine._turn()
+            (found,) = await rows(ledger)
+            ends.append((found["state"], found["losses"]))
+            clock.advance(timedelta(seconds=121))
+    assert [state for state, _ in ends] == [*["interrupted"] * 4, *["retrying"] * 3, "failed"]
+    assert [losses for _, losses in ends] == [0, 0, 1, 1, 2, 3, 4, 5]
+    assert found["reason"] == f"poison: its node could not reach the ledger while it ran, {POISON}"
+
+
+async def test_a_lease_is_lost_by_what_runs_only_where_the_ledger_was_there(
+    ledger: Database, boot_time: BootTime
+) -> None:
+    """A lock that is held on it may be by a run of this node; a server that refuses connections is not.
+
+    Nor is a server that does not answer in time, and PostgreSQL says that something is locked only after two seconds.
+    """
+    url = ledger.url.render_as_string(hide_password=False)
+    cases = {url: ledger.kind == "sqlite", "postgresql+asyncpg://nobody@127.0.0.1:1/nothing": False}
+    for place, may_be_by_runs in cases.items():
+        node = await put_node(ledger)
+        lease = Lease(1)
+        lease.renew(clock.boottime())
+        lost: list[LostLease | None] = []
+        heart = Heartbeat(place, node, lease, beat_seconds=0.1, lease_seconds=1)
+        async with ledger.engine.begin() as connection:
+            await connection.execute(update(tables.nodes).where(tables.nodes.c.id == node).values(beats=1))
+            began_at = clock.boottime()
+            heart.start(lost.append, lambda: None)
+            await until(lambda lost=lost: asyncio.sleep(0, lost))
+        await asyncio.to_thread(heart.stop)
+        if not may_be_by_runs:
+            assert lost[0] is None
+        else:
+            assert lost[0] is not None and began_at - 0.1 < lost[0].since < began_at + 1
+    boot_time.ahead = 3600
+    assert heart._how_lost() is None, "the machine has slept"
 
 
 async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> str:
@@ -340,7 +436,7 @@ async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_le
     url = ledger.url.render_as_string(hide_password=False)
     heart = Heartbeat(url, await put_node(ledger), Lease(1), beat_seconds=0.1, lease_seconds=1)
     began_at = clock.boottime()
-    heart.start(on_loss=lambda: None, on_rescue=rescued.set)
+    heart.start(on_loss=lambda _: None, on_rescue=rescued.set)
     await asyncio.wait_for(rescued.wait(), 10)
     assert clock.boottime() - began_at >= 1
     await asyncio.to_thread(heart.stop)
@@ -356,7 +452,7 @@ async def test_the_end_of_a_process_on_this_machine_is_noticed_between_two_polls
     process = process_lock.ProcessLock(process_lock.folder_of(url), node)
     rescued = asyncio.Event()
     heart = Heartbeat(url, own, Lease(300), beat_seconds=100, lease_seconds=300, poll_seconds=100)
-    heart.start(on_loss=lambda: None, on_rescue=rescued.set)
+    heart.start(on_loss=lambda _: None, on_rescue=rescued.set)
     await until(lambda: rows(ledger, tables.nodes, id=own, beats=1))
     assert not rescued.is_set()
     process._release()
@@ -599,7 +695,7 @@ async def test_a_heartbeat_tries_no_more_often_during_an_outage_than_it_polls(mo
     monkeypatch.setattr(Heartbeat, "_beat", refuse)
     url = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
     heart = Heartbeat(url, new_id(), Lease(30), beat_seconds=5, lease_seconds=30, poll_seconds=0.2)
-    heart.start(lambda: None, lambda: None)
+    heart.start(lambda _: None, lambda: None)
     await until(lambda: asyncio.sleep(0, len(tries) >= 5))
     await asyncio.to_thread(heart.stop)
     assert min(later - earlier for earlier, later in itertools.pairwise(tries)) > 0.1

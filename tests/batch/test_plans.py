@@ -313,7 +313,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             await nodes.firing_since(connection, clock.now() - timedelta(hours=1))
         with plans.of("tickets"):
             await duties.holder(connection, DUTY)
-            await duties.is_free(connection, DUTY)
+            await duties.is_free(connection, DUTY, 15.0)
             await demand(connection, loaded, DEFAULT_POOL, 4, await running(connection))
         with plans.of("hold"):
             held = await claiming.held_by(connection, NODE, [])

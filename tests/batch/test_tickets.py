@@ -219,7 +219,7 @@ async def test_one_service_at_a_time_places_and_another_one_when_it_has_ended(le
     assert (len(by_first.told), len(by_second.told)) == (1, 0)
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
-        assert not await duties.is_free(connection, DUTY)
+        assert not await duties.is_free(connection, DUTY, 15.0)
         await connection.execute(update(tables.nodes).where(tables.nodes.c.id == first).values(stopped_at=now))
     await other._turn()
     await one._turn()

@@ -55,6 +55,20 @@ async def test_a_ticket_whose_worker_dies_before_it_claims_is_placed_again(place
     assert row["result"] != node["pid"]
 
 
+async def test_the_run_of_a_frozen_worker_is_resumed_by_another_one_when_its_lease_is_over(place: Place) -> None:
+    cluster = place.cluster(LEASE_SECONDS="3")
+    place.serve(cluster, LEASE_SECONDS="3")
+    await place.nodes(2)
+    (run,) = await place.queue("long")
+    worker = await place.pid(run)
+    await until(place.done)
+    suspend(worker)
+    row = await place.ended(run)
+    assert (row["state"], row["attempt"], await place.done()) == ("succeeded", 1, ALL)
+    assert row["result"] != worker
+    os.kill(worker, signal.SIGKILL)
+
+
 @pytest.mark.nightly
 async def test_a_worker_that_is_frozen_when_the_service_starts_does_not_keep_the_others_from_work(place: Place) -> None:
     cluster = place.cluster(workers=2)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -112,6 +115,41 @@ async def test_a_checkpoint_disturbs_neither_a_reader_nor_a_writer(
         assert (await reader.execute(text("SELECT count(*) FROM texts"))).scalar() == 1
     async with database.reader.connect() as reader:
         assert (await reader.execute(text("SELECT count(*) FROM texts"))).scalar() == 3
+
+
+READER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN")
+print(connection.execute("SELECT count(*) FROM texts").fetchone(), flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_log_that_grows_because_a_reader_never_ends_is_said_with_figures_and_again_when_it_has_doubled(
+    database: Database,
+    checkpoint_loop: Checkpoints,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(checkpoints, "MOST_PAGES", 500)
+    await write_pages(database, 1)
+    command = [sys.executable, "-c", READER, str(database.url.database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdin is not None and reader.stdout is not None
+        await asyncio.to_thread(reader.stdout.readline)
+        for _ in range(4):
+            await write_pages(database, 600)
+            await checkpoint_loop.checkpoint()
+        reader.stdin.close()
+    said = [message for message in caplog.messages if "can't be copied" in message]
+    figures = [re.search(r"has (\d+) MB, and (\d+) MB of it", message) for message in said]
+    assert [found and (found[1], found[2]) for found in figures] == [("3", "2"), ("7", "7")]
+    assert re.search(rf"\(these processes read now: (\d+, )?{reader.pid}(, \d+)?\)", said[0])
+    await checkpoint_loop.checkpoint()
+    await write_pages(database, 600)
+    await checkpoint_loop.checkpoint()
+    assert [message for message in caplog.messages if "can't be copied" in message] == said
 
 
 @pytest.mark.parametrize("pause", [0])

@@ -22,7 +22,7 @@ class Proxy:
         self._process = process
         self.ports = [int(port) for port in self._answer().split()]
 
-    def tell(self, door: int | str, command: str, *values: float) -> dict[str, int]:
+    def tell(self, door: int | str, command: str, *values: float | str) -> dict[str, int]:
         """`door`: its index, or `all`. Returns what was done so far, by kind."""
         assert self._process.stdin
         print(door, command, *values, file=self._process.stdin, flush=True)

@@ -6,6 +6,9 @@ it answers with one on its output (`network.py` does so):
     cut SHARE           end so many of the connections
     refuse SECONDS      and take no new ones
     hold SECONDS        pass nothing on, and close nothing
+    swallow SECONDS     take everything and pass nothing on; connections of this time stay like that for ever
+    delay SECONDS EACH  pass each piece on so many seconds later
+    lead SOCKET         to another server from now on; connections that there are stay where they are
     lose SECONDS SHARE  so many COMMITs are passed on, but not their replies: the connection is cut instead
     drop SECONDS SHARE  so many COMMITs are not even passed on
     count               how many connections were cut so far, how many COMMITs lost a reply, how many were dropped
@@ -30,7 +33,8 @@ class Door:
         self._socket = socket
         self._counts = counts
         self._links: set[Link] = set()
-        self._refuses_until = self._holds_until = self._takes_commits_until = 0.0
+        self._refuses_until = self._holds_until = self._takes_commits_until = self._swallows_until = 0.0
+        self._delays_until = self._delay = 0.0
         self._takes = ""
         self._share = 0.0
 
@@ -50,6 +54,21 @@ class Door:
 
     def hold(self, seconds: float) -> None:
         self._holds_until = _now() + seconds
+
+    def swallow(self, seconds: float) -> None:
+        self._swallows_until = _now() + seconds
+        for link in self._links:
+            link.is_swallowed = True
+
+    def delay(self, seconds: float, each: float) -> None:
+        self._delays_until, self._delay = _now() + seconds, each
+
+    def lead(self, socket: str) -> None:
+        self._socket = socket
+
+    async def until_passed_on(self) -> None:
+        if _now() < self._delays_until:
+            await asyncio.sleep(self._delay)
 
     def take_commits(self, fault: str, seconds: float, share: float) -> None:
         self._takes, self._takes_commits_until, self._share = fault, _now() + seconds, share
@@ -80,6 +99,7 @@ class Door:
             writer.transport.abort()
             return
         link = Link(self, (reader, writer), server)
+        link.is_swallowed = _now() < self._swallows_until
         self._links.add(link)
         await link.serve()
         self._links.discard(link)
@@ -96,6 +116,7 @@ class Link:
         self._client = client
         self._server = server
         self._loses_reply = False
+        self.is_swallowed = False
 
     async def serve(self) -> None:
         there = asyncio.create_task(self._there())
@@ -118,6 +139,9 @@ class Link:
         with contextlib.suppress(OSError):
             while data := await self._client[0].read(CHUNK):
                 await self._door.until_open()
+                await self._door.until_passed_on()
+                if self.is_swallowed:
+                    continue
                 fate = self._door.fate_of_commit() if COMMIT in data else ""
                 if fate == "drop":
                     self.cut()
@@ -130,6 +154,9 @@ class Link:
         with contextlib.suppress(OSError):
             while data := await self._server[0].read(CHUNK):
                 await self._door.until_open()
+                await self._door.until_passed_on()
+                if self.is_swallowed:
+                    continue
                 if self._loses_reply:
                     self.cut()
                     return
@@ -148,7 +175,10 @@ async def _serve(socket: str, number: int) -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         which, command, *values = line.split()
         for door in doors if which == "all" else [doors[int(which)]]:
-            _do(door, command, [float(value) for value in values])
+            if command == "lead":
+                door.lead(values[0])
+            else:
+                _do(door, command, [float(value) for value in values])
         print(*(f"{name}={counts[name]}" for name in ("cut", "lose", "drop")), flush=True)
 
 

@@ -236,7 +236,7 @@ class Nodes(Machine):
         self._rescue(self.processes[which])
         self._claim(which, MANY)
 
-    @does(which=WHICH, counts=st.lists(st.sampled_from([None, 1, 2]), min_size=2, max_size=4))
+    @does(which=WHICH, counts=st.lists(st.sampled_from([None, None, 1, 2]), min_size=3, max_size=6))
     def crash_again_and_again(self, which: str, counts: list[int | None]) -> None:
         """What a node runs goes from process to process, each of which dies; some of them have written progress."""
         for count in counts:
@@ -247,6 +247,8 @@ class Nodes(Machine):
             which = OTHER[which]
             self._inherit(which)
             self.compare()
+            self.model.now = clock.advance(timedelta(seconds=120))  # what waits after a loss goes on
+            self._claim(which, MANY)
 
     @does(which=WHICH, how=st.sampled_from(ENDS))
     def freeze(self, which: str, how: str) -> None:

@@ -251,11 +251,13 @@ class Model:
             late = [slot for slot in due if self.now - slot >= MINUTE]
             kept = self._kept(task.policy, late)
             self._miss(task, [slot for slot in late if slot not in kept], "no service fired it")
-            for slot in kept:
+            together = [slot for slot in due if slot not in late][:-1] if task.policy.missed == "all" else []
+            for slot in (*kept, *together):
                 if task.of_slot(slot) is None:
                     self._hold_back(self._new(task, slot, "schedule", CAUGHT_UP))
                     self.happened["caught up"] += 1
-            room = self._come(task, [slot for slot in due if slot not in late], node, room)
+            on_time = [slot for slot in due if slot not in late]
+            room = self._come(task, on_time[-1:] if task.policy.missed == "all" else on_time, node, room)
             task.handled = max(task.handled, self.now)
 
     def _kept(self, policy: Policy, late: list[datetime]) -> list[datetime]:
@@ -478,6 +480,8 @@ class Model:
         for run in self._awaiting(awaited):
             if run.gate is None or run.state not in ("waiting", "skipped"):
                 continue
+            if run.is_on_time and not run.is_split:
+                run.catch_up, run.rank = True, CAUGHT_UP
             if run.state == "skipped":
                 self.happened["waits again"] += 1
                 run.state, run.reason, run.finished_at = "waiting", None, None
@@ -739,7 +743,6 @@ class Model:
         self.happened["living node left alone"] += len(dead) - len(gone)
         for run in self.runs:
             if run.state == "running" and run.node in gone:
-                self._count_the_loss(run)
                 self.finish(run, run.fence, run.attempt, self._lost(run))
         for node in gone:
             self.nodes[node].is_stopped = True
@@ -749,10 +752,17 @@ class Model:
         if not run.task.policy.rerun:
             self.happened["lost for good"] += 1
             return Ending("failed", "lost", LOST)
-        if run.losses >= 3:
+        self._count_the_loss(run)
+        often = f"{LOST}, {run.losses} times without progress"
+        if run.losses >= 5:
             self.happened["poison"] += 1
-            return Ending("failed", "lost", f"poison: {LOST}, 3 times without progress")
-        return Ending("interrupted", "lost", LOST)
+            return Ending("failed", "lost", f"poison: {often}; do not retry it before that is mended")
+        if run.losses == 1:
+            return Ending("interrupted", "lost", LOST)
+        self.happened["waits after a loss"] += 1
+        run.attempts_before += 1
+        wait = (30, 60, 120)[run.losses - 2]
+        return Ending("retrying", "lost", f"{often}: it goes on after {wait} s", wait=wait)
 
     def say(self, run: Run, fence: int, count: int) -> None:
         """A node writes how many items an attempt has counted, from zero on."""

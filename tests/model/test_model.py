@@ -51,7 +51,13 @@ With the code as it is, the first ones make all of it happen on both databases. 
 
 SELDOM = {
     *(("succeeded", "queued"), ("skipped", "queued"), ("cancelled", "queued")),
-    *(("interrupted", "cancelled"), ("retrying", "failed"), ("cancelled", "waiting"), ("failed", "waiting")),
+    *(
+        ("interrupted", "cancelled"),
+        ("interrupted", "failed"),
+        ("retrying", "failed"),
+        ("cancelled", "waiting"),
+        ("failed", "waiting"),
+    ),
 }
 """Changes of a state that a few rounds need not have; tests/batch/test_transitions.py makes each of TRANSITIONS."""
 
@@ -70,6 +76,7 @@ HAPPENS = (
         "cancelled instead of going on",
         "lost for good",
         "poison",
+        "waits after a loss",
         "got on before it was lost",
         "removed",
         "failed as an orphan",

@@ -36,7 +36,7 @@ async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(l
     with clock.moved(START):
         await know(ledger, *(make_task(name, None) for name in ("often", "seldom", "never")))
         async with ledger.engine.begin() as connection:
-            await duties.take_from_the_dead(connection, WATCH, NODE, await database_time.now_of(connection))
+            await duties.take_from_the_dead(connection, WATCH, NODE, await database_time.now_of(connection), 15.0)
         keeper = TallyKeeper(ledger, NODE, lambda: True, Outage())
 
         async def kept() -> dict[str, tuple[float, float, datetime]]:

@@ -58,6 +58,8 @@ def test_numbers_have_commas_and_a_true_minus() -> None:
     ("at", "expected"),
     [
         (NOW, "07:42"),
+        (NOW - timedelta(hours=5), "02:42 +01:00"),
+        (NOW - timedelta(hours=6), "02:42 +02:00"),
         (NOW - timedelta(hours=9), "Sat 23:42"),
         (NOW - timedelta(days=7), "18 Oct 08:42"),
         (NOW - timedelta(days=400), "20 Sep 2025 08:42"),

@@ -17,6 +17,7 @@ import pytest
 from service import BaseTask, TaskRegistry
 from service.batch.ledger.states import RunState
 from service.batch.pools import child
+from service.batch.pools import nursery as nurseries
 from service.batch.pools.nursery import Nursery
 from service.batch.pools.process_pool import ProcessPool
 from service.config import Settings
@@ -38,6 +39,16 @@ class Sleeps(_Pooled):
         time.sleep(600)
 """
 
+WAITS = """
+class Waits(_Pooled):
+    name = "waits"
+    def run(self) -> str:
+        logger.info("waits")
+        while not os.path.exists("go on"):
+            time.sleep(0.02)
+        return "done"
+"""
+
 
 async def test_the_runs_of_a_nursery_that_is_killed_are_interrupted_and_a_new_one_serves() -> None:
     async with pool_of(TASKS) as world:
@@ -56,7 +67,7 @@ async def test_the_runs_of_a_nursery_that_is_killed_are_interrupted_and_a_new_on
 
 
 async def test_a_child_is_killed_also_where_its_nursery_does_not_react(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "KILL_SECONDS", 0.2)
+    monkeypatch.setattr(nurseries, "KILL_SECONDS", 0.2)
     async with pool_of(TASKS) as world:
         begun = world.begin("sleeps")
         pid = int((await begun.says("pid")).split()[1])
@@ -67,6 +78,35 @@ async def test_a_child_is_killed_also_where_its_nursery_does_not_react(monkeypat
         await begun.ending()
         await until_gone(nursery, pid)
         assert isinstance((await world.ending_of("pid")).result, int)
+
+
+@pytest.mark.parametrize("what", ["begins", "dies", "ends"])
+async def test_a_nursery_that_does_not_answer_for_a_lease_is_replaced_and_holds_no_run(
+    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that begins, whose child dies, and that has told how it ended: only the nursery knows what has become."""
+    monkeypatch.setattr(child, "EXIT_SECONDS", 0.2)
+    monkeypatch.setattr(nurseries, "KILL_SECONDS", 1)
+    async with pool_of(TASKS + WAITS, LEASE_SECONDS=1, HEARTBEAT_SECONDS=0.3) as world:
+        begun, nursery = world.begin("waits"), world.pool.nursery_pid
+        await begun.says("waits")
+        assert nursery is not None
+        suspend(nursery)
+        if what == "begins":
+            begun = world.begin("pid")
+        elif what == "dies":
+            os.kill(begun.pid, signal.SIGKILL)
+        else:
+            Path("go on").touch()
+        ended = await begun.ending()
+        said = "(the nursery of pool cpu) did not answer for 1 s, and was killed"
+        if what == "ends":
+            assert (ended.state, ended.result) == (RunState.SUCCEEDED, "done")
+        else:
+            assert (ended.state, ended.reason) == (RunState.INTERRUPTED, f"its parent process {said}")
+        await until_gone(nursery)
+        assert isinstance((await world.ending_of("pid")).result, int)
+    assert "the nursery of pool cpu did not answer for 1 s, and was killed; a new one is started" in caplog.text
 
 
 async def test_a_nursery_ends_also_if_a_child_could_get_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,23 +6,27 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from service import clock
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill, interval_of
-from service.batch.ledger import missed_ranges, schedules
+from service.batch.ledger import missed_ranges, schedules, tables
 from service.batch.ledger.missed_ranges import Cause
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.waits import waits as waits_table
+from service.batch.queue import waiting
 from service.batch.queue.cancel import request_cancel
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import retry
 from service.batch.tasks.after import After
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, make_task, rows
+from tests.batch.ledger_world import NODE, know, make_task, refresh, rows, schedule_sync_of
+from tests.batch.test_leases import put_node
 from tests.waiting.world import DAY, MINUTE, Waits
 
+HOUR = timedelta(hours=1)
 THREE = datetime(2026, 3, 10, 3, tzinfo=UTC)
 """The first slot of a task that is due daily at three."""
 
@@ -31,9 +35,10 @@ def daily(name: str, schedule: str | None = "0 3 * * *", **attributes: Any) -> T
     return make_task(name, schedule, **attributes)
 
 
-def load_after(*tasks: str, **attributes: Any) -> Task:
+def load_after(*tasks: str | After, **attributes: Any) -> Task:
     """A task without a schedule of its own."""
-    return make_task("load", None, after=tasks or "extract", **attributes)
+    after = tasks[0] if tasks and isinstance(tasks[0], After) else tasks or "extract"
+    return make_task("load", None, after=after, **attributes)
 
 
 async def make_slots(waits: Waits, *tasks: Task, at: datetime = THREE) -> None:
@@ -183,6 +188,36 @@ async def test_a_retry_of_the_slot_lets_it_wait_again(waits: Waits) -> None:
     await waits.end("extract")
     await waits.look()
     assert await waits.state("load") == "queued"
+
+
+@pytest.mark.parametrize("overlap", ["skip", "wait", "replace"])
+async def test_a_retry_of_several_slots_loses_none_of_those_that_come_after_and_delays_none_of_today(
+    waits: Waits, overlap: str
+) -> None:
+    """Whether they were closed because of the failures, or still wait: they are caught up, one at a time."""
+    load = load_after("extract", "other", overlap=overlap)
+    await waits.know(*(daily(name, "0 * * * *", overlap="allow") for name in ("extract", "other")), load)
+    slots = [THREE + n * HOUR for n in range(4)]
+    for slot in slots:
+        await waits.fire(slot)
+        await waits.end("extract", slot, RunState.FAILED)
+    for slot in slots[:2]:
+        await waits.end("other", slot)
+    await waits.look()
+    assert [await waits.state("load", slot) for slot in slots] == ["skipped", "skipped", "waiting", "waiting"]
+    for slot in slots:
+        await again(waits, (await waits.run_of("extract", slot))["id"])
+        await waits.end("extract", slot)
+    for slot in slots[2:]:
+        await waits.end("other", slot)
+    today = THREE + 4 * HOUR
+    await waits.fire(today)
+    for task in ("extract", "other"):
+        await waits.end(task, today)
+    await waits.look()
+    loads = [await waits.run_of("load", slot) for slot in (*slots, today)]
+    assert [run["state"] for run in loads] == ["queued"] * 5
+    assert [(run["catch_up"], run["rank"]) for run in loads] == [*[(True, Rank.CATCH_UP)] * 4, (False, Rank.ON_TIME)]
 
 
 async def test_a_backfill_of_the_missed_slot_lets_it_wait_again(waits: Waits) -> None:
@@ -402,9 +437,60 @@ async def test_of_many_that_open_at_once_skip_admits_the_newest_and_wait_the_old
     assert [await waits.state("load", slot) == "queued" for slot in slots] == admitted
 
 
+async def test_many_slots_that_a_node_may_not_open_do_not_keep_it_from_its_own(
+    waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "MOST", 3)
+    mine = make_task("mine", None, after="extract")
+    await waits.know(daily("extract", "0 * * * *", overlap="allow"), load_after(overlap="allow"))
+    for slot in (THREE + n * HOUR for n in range(3)):
+        await waits.fire(slot)
+        await waits.end("extract", slot)
+    await waits.know(mine)
+    last = THREE + 3 * HOUR
+    await waits.fire(last)
+    await waits.end("extract", last)
+    assert await waits.look({"mine": mine}) == 1
+    assert await waits.state("mine") == "queued"
+    assert {run["state"] for run in await rows(waits.ledger, task="load")} == {"waiting"}
+
+
 async def test_only_a_node_that_has_loaded_the_task_opens_a_slot_but_any_closes_it(waits: Waits) -> None:
     await make_slots(waits, daily("extract"), load_after())
     await waits.end("extract")
     assert await waits.look({}) == 0
     assert await waits.state("load") == "waiting"
     assert await waits.look() == 1
+
+
+async def test_tasks_that_can_not_work_because_of_others_are_reported_by_the_node_that_has_them(
+    waits: Waits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that would give them their slots is missing or has none, or tasks of two services wait for each other."""
+    node, other = await put_node(waits.ledger), await put_node(waits.ledger)
+    theirs = update(tables.nodes).where(tables.nodes.c.id == other).values(tasks=["by_hand", "ping", "gone"])
+    async with waits.ledger.engine.begin() as connection:
+        await connection.execute(theirs)
+    await waits.know(make_task("by_hand", None), daily("ping", after="pong"))
+    followers = [make_task("lost", None, after="gone"), make_task("idle", None, after="by_hand")]
+    loaded = await know(waits.ledger, *followers, daily("pong", after="ping"))
+    caplog.set_level("WARNING")
+    sync = schedule_sync_of(waits.ledger, loaded, node)
+    monkeypatch.setattr(sync, "_lease", 0.0)
+    sync._started_at -= 1
+    await refresh(sync)
+    await refresh(sync)
+    (row,) = await rows(waits.ledger, tables.nodes, id=node)
+    assert {file["task"]: file["error"] for file in row["broken"]} == {
+        "idle": "task idle: it has no slots: it waits for by_hand, which has no slots",
+        "lost": "task lost: it has no slots: it waits for gone, which no service has",
+        "pong": "task pong: tasks wait for each other: ping after pong after ping",
+    }
+    assert "lost waits for gone, which no service has: it has no slots" in caplog.text
+    assert caplog.text.count("tasks wait for each other") == 1
+    await waits.know(daily("gone"), daily("by_hand"), daily("ping"))
+    for _ in range(3):
+        await refresh(sync)
+    opened = {row["task"]: row["cron"] for row in await rows(waits.ledger, tables.schedules, valid_until=None)}
+    assert opened["lost"] == opened["idle"] == "0 3 * * *", "they have slots as soon as what they follow has"
+    assert [row["broken"] for row in await rows(waits.ledger, tables.nodes, id=node)] == [[]]

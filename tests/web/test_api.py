@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import re
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -14,13 +16,14 @@ import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from starlette.applications import Starlette
 
-from service import config
+from service import TaskRegistry, config, start
 from service.app import create_app
+from service.batch.execution import local_engine
 from service.batch.firing import task_sync
 from service.errors import InvalidSetting
 from service.testing.postgres import OwnServer, find_binaries
 from service.web import api
-from tests.batch.ledger_world import refresh, rows, until
+from tests.batch.ledger_world import make_task, refresh, rows, until
 
 TASKS = '''
 from service import BaseTask
@@ -109,6 +112,35 @@ async def test_a_started_service_is_healthy_and_ready(database_url: str, monkeyp
         healthy, ready = await client.get("/healthz"), await client.get("/readyz")
     assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+async def test_a_service_without_a_free_thread_says_so_and_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+
+    def run(self: object) -> None:
+        goes_on.wait()
+
+    make_task("sync", None, run, overlap="allow")
+    monkeypatch.setattr(local_engine, "CROWDED_SECONDS", 0.1)
+    monkeypatch.setenv("MAX_THREADS", "1")
+    async with running(monkeypatch) as client:
+        for _ in range(2):
+            await start(TaskRegistry.get("sync").cls)
+
+        async def warned() -> object:
+            answer = await client.get("/readyz")
+            assert answer.status_code == 200
+            return answer.json().get("warnings")
+
+        said = "no thread is free since .* UTC, and runs wait: 1 runs execute in threads, which is MAX_THREADS"
+        assert isinstance(warnings := await until(warned), dict)
+        assert warnings.keys() == {"threads"} and re.fullmatch(said, warnings["threads"])
+        goes_on.set()
+        await until(lambda: _none(warned))
+
+
+async def _none(ask: Callable[[], Awaitable[object]]) -> bool:
+    return await ask() is None
 
 
 async def test_a_stopping_service_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ NEWEST_FENCE = select(checkpoints.c.fence).where(
     checkpoints.c.run == bindparam("run", type_=checkpoints.c.run.type), checkpoints.c.name == OWN_ROW
 )
 AWAY_SECONDS = 1.0
+WAITS = "waits for the application's database"
+"""What the progress of a run says while it waits for the fence."""
 
 
 def guard(database: Database, idle_seconds: float) -> None:
@@ -70,9 +72,10 @@ async def take_over(ledger: Database, state: AttemptState) -> None:
 
     Call it inside the run. On PostgreSQL the connections of nodes that have lost this run are ended first, since they
     may hold locks. The SQLite lock of a stopped process can't be removed, so this waits for it. It also waits while
-    the server can't be reached: that is no reason for a resumed run to fail. Raises LeaseLost.
+    the server can't be reached: that is no reason for a resumed run to fail. Meanwhile the progress of the run says so.
+    Raises LeaseLost.
     """
-    application, away_since = application_database(), None
+    application, away_since, is_waiting = application_database(), None, False
     while application.kind in KINDS:
         try:
             if application.kind == "postgresql":
@@ -82,16 +85,25 @@ async def take_over(ledger: Database, state: AttemptState) -> None:
             if away_since is not None:
                 seconds = max(1, round(clock.boottime() - away_since))
                 logger.info(f"{state.task}: the application's database is reachable again after {seconds} s")
+            if is_waiting:
+                state.meter.report(None, None, "")
             return
         except DatabaseBusy as error:
+            is_waiting = _tell_waiting(state)
             logger.warning(f"{state.task} waits to take over run {state.run}: {error}")
         except (DBAPIError, OSError) as error:
             if not troubles.is_unreachable(error):
                 raise
             if away_since is None:
+                is_waiting = _tell_waiting(state)
                 away_since = clock.boottime()
                 logger.warning(f"{state.task} waits to take over run {state.run}: {application.why(error)}")
             await asyncio.sleep(AWAY_SECONDS)
+
+
+def _tell_waiting(state: AttemptState) -> bool:
+    state.meter.report(None, None, WAITS)
+    return True
 
 
 def seal(state: AttemptState) -> None:

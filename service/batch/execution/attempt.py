@@ -17,6 +17,7 @@ from service.batch.execution.child_pool import ChildPool
 from service.batch.execution.ending import Ending, log_ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
+from service.batch.nodes.harm import LostLease
 from service.batch.queue import upstreams
 from service.batch.tasks.partitions import Stage
 from service.batch.tasks.policies import ON_TIME
@@ -90,6 +91,11 @@ class Attempt:
         # The end is handled by a callback, so that the bodies of other attempts that are launched now begin before.
         self._work.add_done_callback(self._on_work_done, context=self._context)
         pings.began(self.task, self.claimed)
+        if self._take_over is None:
+            self._limit()
+
+    def _limit(self) -> None:
+        """Let the `timeout` of the task run from now on. What the attempt has waited for before does not count."""
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
             self._later(timeout, self.stop, self.body.failed(error, "timed out", str(error)))
@@ -121,12 +127,15 @@ class Attempt:
         if self.body.stop is not None:
             self._abandon()
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, reason: str, lost: LostLease | None = None) -> None:
         """End the attempt at once, also if its body goes on: another node may hold the run by now.
 
-        A child is killed.
+        A child is killed. `lost`: how the lease was lost, if runs may be the cause.
         """
         self.interrupt(reason)
+        if lost is not None and lost.is_by(self._started_at) and self.body.stop is not None:
+            is_going_on = self.body.stop.state == RunState.INTERRUPTED
+            self.body.stop.harm = lost.cause if is_going_on else None
         self._kill_child()
         if not self._ended and self.body.stop is not None:
             self._context.run(self._log_ending, self.body.stop)
@@ -139,6 +148,7 @@ class Attempt:
     async def _execute(self) -> Ending:
         if self._take_over is not None:
             await self._take_over(self.state)
+            self._limit()
         if self.body.stage == Stage.WORK and self.claimed.awaited_by is not None:
             self.body.use_slot(await upstreams.slot_of(self.claimed.awaited_by))
         if self.body.stage == Stage.JOIN and not await upstreams.are_parts_over(self.claimed.id):
@@ -211,7 +221,9 @@ class Attempt:
         self._on_end(self, ending)
 
     def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
-        self._timers.append(asyncio.get_running_loop().call_later(seconds, callback, *args))
+        """In an empty context: that of the run can't be entered again by what is called."""
+        timer = asyncio.get_running_loop().call_later(seconds, callback, *args, context=contextvars.Context())
+        self._timers.append(timer)
 
 
 def _span_attributes(claimed: Claimed) -> dict[str, str | int]:

@@ -26,7 +26,7 @@ class Ending:
 
     `outcome`: a word for the attempt's row, such as "timed out". `fingerprint`: what is wrong with the run; None if
     nothing is. `parts`: with the state WAITING, the parameters of the parts that it was split into; None: it was split
-    before.
+    before. `harm`: what the attempt may have done to its node.
     """
 
     state: RunState
@@ -37,6 +37,7 @@ class Ending:
     wait: float | None = None
     fingerprint: str | None = None
     parts: Sequence[Mapping[str, Any]] | None = None
+    harm: str | None = None
 
 
 def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError
@@ -16,10 +17,13 @@ from service.batch.execution.child_pool import NO_CHILDREN, ChildPool, room_by_p
 from service.batch.execution.claimed_attempts import ClaimedAttempts
 from service.batch.execution.claims import Claims
 from service.batch.execution.ending import Ending
+from service.batch.execution.locked_runs import LockedRuns
 from service.batch.execution.tickets import Look, Tickets
 from service.batch.execution.write_buffer import GROUP_LIMIT, Group, WriteBuffer, write_one_by_one
+from service.batch.ledger import runs
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
+from service.batch.nodes.harm import LostLease
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.outage import Outage
 from service.batch.queue import claiming
@@ -38,9 +42,13 @@ LAUNCHED_AT_ONCE = 1_000
 """How many runs are started in one step of the event loop, at most."""
 GROUP_SECONDS = 0.01
 """How long the engine waits for further attempts to end after a turn, in order to write their outcomes together."""
+LOCKED_SECONDS = 0.5
+"""How soon outcomes are tried again whose runs are locked by a transaction of somebody else."""
 FLUSH_SECONDS = 0.25
 """How often the log lines and the progress of running attempts are written."""
 LONGEST_PAUSE = 5.0
+CROWDED_SECONDS = 30.0
+"""No thread may be free for this long, while runs wait, until it is said."""
 REACT_SECONDS = 0.5
 """How long an interrupted run may take to end by itself when the service stops."""
 WRITE_SECONDS = 1.0
@@ -80,7 +88,9 @@ class LocalEngine(Background):
         self._node, self._max_running, self._unlaunched = node, max_running, 0
         self._claims = Claims(database, tasks, node, self._metrics, tickets, self.wake)
         self._pools, self._child_pools, self._on_ended = pools, child_pools, on_ended
-        self._threads = ThreadPool(max_threads)
+        self._threads, self._max_threads = ThreadPool(max_threads), max_threads
+        self._crowded_since: datetime | None = None
+        self._has_told_crowded = False
         given = (self._threads, self._on_end, partial(fencing.take_over, database), may_work, self._metrics)
         self._claimed = ClaimedAttempts(tasks, *given, child_pools)
         self._attempts = self._claimed.by_run
@@ -91,6 +101,7 @@ class LocalEngine(Background):
         self._is_draining = self.is_recheck_due = False
         self._turned_at = 0.0  # when the last turn ended, by the monotonic clock
         self.losses, self.claiming = 0, asyncio.Lock()
+        self._locked = LockedRuns(database)
 
     def wake(self) -> None:
         """Look for claimable runs now. Returns at once."""
@@ -98,12 +109,33 @@ class LocalEngine(Background):
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Claim the runs that may start, and stop the runs of this node that a person has cancelled or paused."""
+        self._look_for_threads(changes)
         if changes.is_claimable:
             self.wake()
         for request in changes.requests:
             attempt = self._attempts.get(request.run)
             if attempt is not None and attempt.claimed.fence == request.fence:
                 (attempt.pause if request.is_pause else attempt.cancel)(request.reason)
+
+    def _look_for_threads(self, changes: LedgerChanges) -> None:
+        if self._threads.free:
+            self._crowded_since, self._has_told_crowded = None, False
+        elif changes.is_claimable:
+            self._crowded_since = self._crowded_since or changes.now
+        if self._crowded_since is not None and not self._has_told_crowded:
+            self._has_told_crowded = (changes.now - self._crowded_since).total_seconds() >= CROWDED_SECONDS
+            if self._has_told_crowded:
+                logger.warning(self.crowded)
+
+    @property
+    def crowded(self) -> str | None:
+        """Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS while runs wait."""
+        if not self._has_told_crowded or self._crowded_since is None:
+            return None
+        return (
+            f"no thread is free since {self._crowded_since:%H:%M:%S} UTC, and runs wait: {self._max_threads} runs "
+            "execute in threads, which is MAX_THREADS"
+        )
 
     def recheck_claims(self) -> None:
         """Have the ledger searched for runs that this node holds without knowing it. Returns at once."""
@@ -126,6 +158,11 @@ class LocalEngine(Background):
     @property
     def attempts(self) -> list[Attempt]:
         return list(self._attempts.values())
+
+    @property
+    def locked(self) -> str | None:
+        """Why the ends of some runs can't be written, if somebody else has locked these runs for some seconds."""
+        return self._locked.trouble
 
     def make_ready(self, claimed: Sequence[Claimed]) -> None:
         """Make the attempts of these runs before their claim is committed, and keep room for them."""
@@ -160,11 +197,14 @@ class LocalEngine(Background):
         if claimed:
             self._idle.clear()
 
-    def give_up(self) -> None:
-        """End all attempts at once, because this node has lost its lease. Fences decide which outcomes are written."""
+    def give_up(self, lost: LostLease | None = None) -> None:
+        """End all attempts at once, because this node has lost its lease. Fences decide which outcomes are written.
+
+        `lost`: how it was lost, if runs may be the cause.
+        """
         self.losses += 1
         for attempt in self.attempts:
-            attempt.give_up(LOST)
+            attempt.give_up(LOST, lost)
 
     def begin_drain(self) -> None:
         """Claim nothing more from now on, and ask the running runs to stop at their next checkpoint."""
@@ -247,13 +287,17 @@ class LocalEngine(Background):
             self._buffer.put_back(group)
             self.is_recheck_due |= rechecks
             raise
-        if self._buffer.waiting:
+        if self._buffer.waiting > self._locked.number:
             self.wake()
 
     async def _write_group(self, group: Group, rechecks: bool = False) -> None:
         try:
             await self._write(group, rechecks=rechecks)
         except DBAPIError as error:
+            if troubles.sqlstate_of(error) == troubles.LOCKED and not self._locked.is_any:
+                self._locked.begin()
+                await self._write(group, rechecks=rechecks)
+                return
             if not troubles.is_refused(error):
                 raise
             # Another node runs a run with the `exclusive` of one that was to be claimed, or a row can't be stored.
@@ -272,6 +316,9 @@ class LocalEngine(Background):
         await group.prepare(self._database.kind)
         async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
             asyncio.get_running_loop().call_soon(self._work_beside_write)
+            left = Group()
+            if self._locked.is_any:
+                group, left = group.divided(await runs.without_locked(connection, group.runs))
             bounced = await group.write(connection)
             losses, look = self.losses, Look()
             if claim:
@@ -282,11 +329,19 @@ class LocalEngine(Background):
             if rechecks:
                 known = [*claimed, *(attempt.claimed for attempt in self._attempts.values())]
                 claimed += await claiming.held_by(connection, self._node, known)
+        self._leave_locked(left)
         self._claimed.are_written(group.outcomes, bounced)
         if claimed or not self._buffer.has_next:  # else it is done beside the next write, which follows at once
             self._forget_written()
         self._launch(claimed, losses)
         self._claims.settle(look, group.outcomes)
+
+    def _leave_locked(self, left: Group) -> None:
+        """Keep the outcomes whose runs are locked by somebody else, and try again a little later."""
+        self._locked.are([outcome.id for outcome in left.outcomes])
+        if left.outcomes:
+            self._buffer.put_back(left)
+            asyncio.get_running_loop().call_later(LOCKED_SECONDS, self.wake)
 
     def _work_beside_write(self) -> None:
         """Do what can be done while the database executes the first statement of a write."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,7 @@ from service.batch.ledger.parts import Split
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, Rank, RunState
+from service.batch.nodes import harm
 from service.concurrency.offload import offload
 from service.database import troubles
 from service.logs import get_logger
@@ -59,6 +60,20 @@ class Group:
         yield from (Group(outcomes=[outcome]) for outcome in self.outcomes)
         yield from (Group(blocks=[block]) for block in self.blocks)
 
+    def divided(self, free: Collection[str]) -> tuple[Group, Group]:
+        """What is about the runs `free`, with all log lines, and the rest. Progress that is left is reported again."""
+        outcomes = [outcome for outcome in self.outcomes if outcome.id in free]
+        progress = [row for row in self.progress if row["id"] in free]
+        return (
+            Group(outcomes, self.blocks, progress, self.packed),
+            Group([outcome for outcome in self.outcomes if outcome.id not in free]),
+        )
+
+    @property
+    def runs(self) -> list[str]:
+        """The ids of the runs whose rows are changed by it."""
+        return sorted({outcome.id for outcome in self.outcomes} | {row["id"] for row in self.progress})
+
     def states_only(self) -> Group:
         """The outcomes without their results, errors and messages, which could not be stored."""
         reason = "its result, its error or its parts can't be stored"
@@ -88,7 +103,8 @@ class Group:
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Write the group in the caller's transaction. Returns the outcomes whose runs another node holds."""
-        bounced = await transitions.finish(connection, await self._due_by_the_ledger(connection), self.encoded)
+        outcomes = await harm.charge_suspects(connection, await self._due_by_the_ledger(connection))
+        bounced = await transitions.finish(connection, outcomes, self.encoded)
         await run_logs.write(connection, self.packed)
         await run_progress.mirror(connection, self.progress)
         return bounced
@@ -243,6 +259,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         is_awaited=claimed.awaited_by is not None,
         part=claimed.part,
         split=_split(attempt, ending),
+        harm=ending.harm,
         **_progress(attempt, attempt.state.meter.latest()),
     )
 

@@ -75,11 +75,11 @@ class Dispatcher(Background):
         self._wake = asyncio.Event()
         self._pause = SHORTEST_PAUSE
         self._not_before = 0.0
-        """After a failure no turn begins before this instant of the loop's clock, unless the ledger was reached."""
+        """After a failure no turn begins before this instant of the monotonic clock, unless the ledger was reached."""
         self._is_reached = asyncio.Event()
         self._ahead: SlotPlans = {}
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
-        """For each task that is fired again later, when by the event loop's clock, and the timer for it."""
+        """For each task that is fired again later, when by the monotonic clock, and the timer for it."""
         self.trouble: str | None = None
         """Why the last firing failed; None after one that succeeded."""
 
@@ -108,7 +108,7 @@ class Dispatcher(Background):
         while True:
             await self._wake.wait()
             self._is_reached.clear()
-            if (pause := self._not_before - asyncio.get_running_loop().time()) > 0:
+            if (pause := self._not_before - clock.monotonic()) > 0:
                 await is_set_within(self._is_reached, pause)
             self._wake.clear()
             early, self._early = self._early, []
@@ -137,6 +137,14 @@ class Dispatcher(Background):
             async with self.limited_turn():
                 fired = await self._fire_and_launch(names, slot)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
+            self._pause, self.trouble = SHORTEST_PAUSE, None
+            self._outage.over_for("dispatcher")
+            if fired.queued:
+                self.on_queued()
+            if fired.waiting:
+                self._on_waiting()
+            for name, at in fired.again_at.items():
+                self._later(max(0.0, (at - fired.now).total_seconds()), name)
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
             cause = self._outage.cause_for("dispatcher", self._database, error)
             self.trouble = cause or str(error).split("\n")[0]
@@ -145,15 +153,6 @@ class Dispatcher(Background):
             self._engine.recheck_claims()
             self._again(names, slot, self._pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
-            return
-        self._pause, self.trouble = SHORTEST_PAUSE, None
-        self._outage.over_for("dispatcher")
-        if fired.queued:
-            self.on_queued()
-        if fired.waiting:
-            self._on_waiting()
-        for name, at in fired.again_at.items():
-            self._later(max(0.0, (at - fired.now).total_seconds()), name)
 
     async def _fire_and_launch(self, names: Collection[str], slot: datetime | None) -> Fired:
         async with self._engine.claiming:
@@ -174,7 +173,14 @@ class Dispatcher(Background):
     async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
         async with self._metrics.timed(LedgerWork.FIRE), self._database.engine.begin() as connection:
             return await firing.fire(
-                connection, names, self._tasks, self._node, capacity, ahead=self._ahead, steps=self._steps
+                connection,
+                names,
+                self._tasks,
+                self._node,
+                capacity,
+                ahead=self._ahead,
+                steps=self._steps,
+                why_missed=self._outage.why_missed,
             )
 
     async def _fire_at(self, slot: datetime, names: Collection[str]) -> Fired:
@@ -210,7 +216,7 @@ class Dispatcher(Background):
 
     def _again(self, names: Collection[str], slot: datetime | None, pause: float) -> None:
         """Fire these tasks once more, but not before `slot`, and no task before a pause."""
-        self._not_before = asyncio.get_running_loop().time() + pause
+        self._not_before = clock.monotonic() + pause
         if slot is not None and slot > clock.now():
             self._coming.begin_when_due(names, slot)
         else:
@@ -218,13 +224,12 @@ class Dispatcher(Background):
 
     def _later(self, seconds: float, name: str) -> None:
         """Fire this task again after these seconds. Each task has one timer; the earlier one is kept."""
-        loop = asyncio.get_running_loop()
-        at = loop.time() + seconds
+        at = clock.monotonic() + seconds
         if (existing := self._timers.get(name)) is not None:
             if existing[0] <= at:
                 return
             existing[1].cancel()
-        self._timers[name] = at, loop.call_at(at, self._notify_again, name)
+        self._timers[name] = at, asyncio.get_running_loop().call_later(seconds, self._notify_again, name)
 
     def _notify_again(self, name: str) -> None:
         del self._timers[name]

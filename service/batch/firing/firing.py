@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -38,6 +38,7 @@ LEAST_SHARE = 100
 PlanKey = tuple[str, str, datetime, str | None, Missed]
 """Everything that a plan depends on: cron expression, zone, cursor, who paused the task, and the missed policy."""
 SlotPlans = Mapping[PlanKey, SlotPlan]
+WhyMissed = Callable[[datetime, datetime], str | None]
 
 
 @dataclass
@@ -83,6 +84,7 @@ async def fire(
     *,
     is_early: bool = False,
     steps: ClockSteps | None = None,
+    why_missed: WhyMissed = lambda first, last: None,
 ) -> Fired:
     """Handle every slot of the tasks called `names` that is due at `now`, in the caller's transaction.
 
@@ -93,7 +95,8 @@ async def fire(
     it was planned, is not handled, but returned in `behind`. With None every schedule is planned here.
 
     `is_early`: `now` is still to come. Schedules of which something can't be decided yet are named in `again_at`.
-    `steps`: those of the ledger's clock; while it is doubtful, nothing is fired.
+    `steps`: those of the ledger's clock; while it is doubtful, nothing is fired. `why_missed`: returns why the slots
+    between two instants were not fired, if this process knows.
     """
     opened = await schedules.lock(connection, [name for name in names if name in tasks])
     asked_at, is_given = clock.boottime(), now is not None
@@ -129,7 +132,7 @@ async def fire(
     known = {run.task for run in new if run.id not in inserted and not run.catch_up}  # such a slot replaces no run
     await _cancel(connection, [(run, reason) for run, reason in replaced if run.task not in known])
     await _move_cursors(connection, plans)
-    ranges = [(row, _because_of(plan.missed, over.get(row.task))) for row, plan in plans if plan.missed]
+    ranges = [(row, _because_of(plan.missed, over.get(row.task), why_missed)) for row, plan in plans if plan.missed]
     await missed_ranges.record(connection, ranges, now)
     fired.queued, fired.waiting = sum(run.state == RunState.QUEUED for run in new), len(waiting)
     fired.count([run for run in new if run.id in inserted], plans)
@@ -247,10 +250,13 @@ def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
     return plan_slots(schedule(cron, timezone), fired_until, now, policy, budget)
 
 
-def _because_of(missed: MissedRange, step: ClockStep | None) -> MissedRange:
+def _because_of(missed: MissedRange, step: ClockStep | None, why_missed: WhyMissed) -> MissedRange:
     """With the step of the clock as the reason, if all slots of the range lie in it."""
     is_its = step is not None and step.covers(missed.first) and step.covers(missed.last)
-    return replace(missed, reason=str(step)) if is_its else missed
+    if is_its:
+        return replace(missed, reason=str(step))
+    why = why_missed(missed.first, missed.last) if missed.cause == Cause.DOWN else None
+    return replace(missed, reason=f"{missed.reason}: {why}") if why is not None else missed
 
 
 def _decided(

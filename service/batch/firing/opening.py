@@ -37,7 +37,7 @@ async def open_and_close(connection: AsyncConnection, tasks: Mapping[str, Task],
     `tasks`: those that the node has loaded, if it fires. Of others it opens no on-time slots, except of tasks that were
     removed: no node knows their overlap policy, and none starts their runs. `now`: the database time.
     """
-    decided = await waiting.decide(connection, now)
+    decided = await waiting.decide(connection, now, tasks=tasks)
     slots = [run for run in decided.opening if run.is_on_time]
     on_time = [run for run in slots if run.task in tasks]
     number, closed = await waiting.apply(connection, decided, now), decided.closed

@@ -13,12 +13,14 @@ from service import clock
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import followers, task_sync
+from service.batch.firing.unfired import Unfired
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule, ahead_in_words
 from service.batch.nodes.clock_steps import AHEAD
 from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks
 from service.batch.nodes.outage import Outage
+from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background, is_set_within
 from service.concurrency.offload import SlowCall
@@ -65,7 +67,7 @@ class ScheduleSync(Background):
         self._lease = lease
         self._own_schedules: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
         self._reading = SlowCall(self._read_changed_schedules)
-        self._being_read = ""  # the task whose property is read, or was read last
+        self._being_read = ""  # the task whose property is read, or was read last; empty: the settings are read
         self._warned: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
@@ -76,8 +78,11 @@ class ScheduleSync(Background):
         self._fired: dict[str, datetime] = {}
         """Up to which instant the slots of tasks were handled by this process since the ledger was last read."""
         self._cursors: dict[str, datetime] = {}
+        self._unusable: list[BrokenFile] = []
+        """Tasks of this process that can't work because of what they wait for in other services."""
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
+        self.unfired = Unfired(database)
         self._woken = asyncio.Event()
         self.refreshing = asyncio.Lock()
         """Held by each refresh: two at a time would take up the same changes twice."""
@@ -100,6 +105,7 @@ class ScheduleSync(Background):
         await super().stop()
         await self._new_tasks.stop()
         await self._reading.stop()
+        await self.unfired.stop()
 
     async def _loop(self) -> None:
         while True:
@@ -121,6 +127,8 @@ class ScheduleSync(Background):
             await self._read_ledger()
         elif self._changes is not None and self._changes.now >= self._next_slot:
             await self._update_due_jobs(self._changes.now)
+        else:
+            self.unfired.are_due({})
 
     def on_fired(self, names: Iterable[str], until: datetime) -> None:
         """All slots of these tasks up to `until` were handled: their cursors need not be read from the ledger."""
@@ -142,7 +150,8 @@ class ScheduleSync(Background):
             scheduler.add_jobs(self._jobs, new.values(), self._notify)
         changed = await self._reading.within(READ_SECONDS)
         if changed is None:
-            self._warn_once("reading", f"the schedule of {self._being_read} takes long to be read: no property is read")
+            what = f"the schedule of {self._being_read}" if self._being_read else "the file of settings"
+            self._warn_once("reading", f"{what} takes long to be read: no schedule that is a property is read")
             return
         self._warned.pop("reading", None)
         if changed:
@@ -161,13 +170,17 @@ class ScheduleSync(Background):
     async def _read_ledger(self) -> None:
         state = self._changes.firing_state if self._changes is not None else None
         gone, removed = await self.update_jobs()
+        is_settled = clock.boottime() > self._started_at + self._lease  # others may be about to start, too
         if removed:
             await self._restore_tasks(removed)
-        if gone and clock.boottime() > self._started_at + self._lease:
+        if gone and is_settled:
             await self._remove_tasks(gone)
+        if is_settled:
+            self._new_tasks.unusable = self._unusable
         if moved := await task_sync.record_moved(self._database, self._tasks, self._node):
             logger.warning(f"tasks were in the pools of other code, and are in those of this one: {', '.join(moved)}")
-        self._state_read, self._is_unsettled = state, bool(gone or removed)
+        self._state_read = state
+        self._is_unsettled = bool(gone or removed or self._unusable != self._new_tasks.unusable)
 
     async def _record_new(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
         """Write tasks whose files came into the folder while this process ran."""
@@ -183,7 +196,7 @@ class ScheduleSync(Background):
         of the tasks that no live node has, and of those of this process that another node removed.
         """
         opened, gone, removed = await self._read_tasks()
-        if astray := followers.astray(opened):
+        if astray := followers.astray(opened, self._tasks):
             async with self._database.engine.begin() as connection:
                 await task_sync.set_schedules(connection, astray, self._tasks, self._node)
             opened, gone, removed = await self._read_tasks()
@@ -199,6 +212,14 @@ class ScheduleSync(Background):
             self._read_at = await database_time.now_of(connection)
             self._fired.clear()
             opened = await schedules.open_schedules(connection)
+            missing = followers.missing(self._tasks, {n for n, removed in is_removed.items() if not removed})
+            for name, upstreams in missing.items():
+                what = "it has no slots" if self._tasks[name].schedule is None else "its slots are skipped"
+                awaited = ", ".join(upstreams)
+                self._warn_once(f"after {name}", f"{name} waits for {awaited}, which no service has: {what}")
+            self._unusable = followers.unusable(self._tasks, opened, missing)
+            for file in self._unusable:
+                self._warn_once(f"unusable {file.task}", f"{file.source} can't be used: {file.error}")
             self._update_jobs_of(self._tasks, opened, self._read_at)
         return opened, gone, {name for name in self._tasks if is_removed.get(name, False)}
 
@@ -206,11 +227,12 @@ class ScheduleSync(Background):
         """Fire the tasks whose next slot is due by database time, also when this node's clock is behind it."""
         self._skip_fired()
         names = [name for name, at in self._next_slots.items() if at <= now]
-        if not names:
-            return
-        async with self._database.reader.connect() as connection:
-            opened = await schedules.still_open(connection, names)
-        self._update_jobs_of(names, opened, now)
+        if names:
+            async with self._database.reader.connect() as connection:
+                opened = await schedules.still_open(connection, names)
+            self._update_jobs_of(names, opened, now)
+        due = {name: at for name in names if (at := self._next_slots[name]) <= now and name in self._cursors}
+        self.unfired.are_due(due)
 
     def _skip_fired(self) -> None:
         """Go on to the next slots of the tasks that this process has fired."""
@@ -256,6 +278,7 @@ class ScheduleSync(Background):
 
     def _read_changed_schedules(self) -> dict[str, Schedule | None]:
         """The schedules that are properties with another value now. An invalid value is ignored. Runs in a thread."""
+        self._being_read = ""
         try:
             refresh_settings()
         except InvalidSetting as error:
@@ -293,7 +316,7 @@ class ScheduleSync(Background):
         )
 
     def _warn_of_difference(self, name: str, row: OpenSchedule | None, in_force: Schedule | None) -> None:
-        if self._own_schedules[name] != in_force:
+        if self._own_schedules[name] != in_force and self._tasks[name].follows is None:
             current = f"{row.cron} {row.timezone}" if row else "none"
             message = f"{name} fires by another node's schedule ({current}), not by this code's"
             self._warn_once(f"schedule of {name}", message)

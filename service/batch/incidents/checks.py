@@ -13,12 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.chunks import quarantine
 from service.batch.execution.fingerprint import QUARANTINE
-from service.batch.incidents import deadline_check, durations, made_good, overdue, telling
+from service.batch.incidents import deadline_check, durations, made_good, noticing, overdue, telling
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.made_good import Successes
 from service.batch.incidents.pool_check import PoolCheck
 from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask
+from service.batch.ledger import database_time
 from service.batch.ledger.incidents import incidents, marks
 from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
 from service.batch.ledger.missed_ranges import Cause
@@ -78,6 +79,11 @@ class Checks:
         self._ledger, self._application = ledger, application
         self._thresholds, self._channels = thresholds, channels
         self._successes, self._pools = Successes(), PoolCheck()
+        self._may_be_ahead = True
+
+    def clock_was_set_back(self) -> None:
+        """Look whether cursors are ahead of now. They can't be if none was, and the clock was not set back since."""
+        self._may_be_ahead = True
 
     def forget(self, tasks: Collection[str]) -> None:
         """Look at all successes of these tasks again, because which runs are failed has changed."""
@@ -85,8 +91,8 @@ class Checks:
             self._successes.forget(task)
 
     def forget_all(self) -> None:
-        """Look at all successes again, because what was found may not have been written."""
-        self._successes = Successes()
+        """Look at everything again, because what was found may not have been written, or not by this node."""
+        self._successes, self._may_be_ahead = Successes(), True
 
     async def redriven(self) -> list[str]:
         """The ids of runs whose items in quarantine were all processed since. Call it outside a transaction."""
@@ -108,12 +114,18 @@ class Checks:
         watched: Mapping[str, WatchedTask],
         redriven: Sequence[str],
         now: datetime,
+        unfired: str | None = None,
     ) -> Findings:
-        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned."""
+        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned.
+
+        `unfired`: in words, why slots are due that no service fires.
+        """
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
         known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
         wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, now)
+        if unfired is not None:
+            wrong.append(Opening(IncidentKind.UNFIRED, unfired, now))
         held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
         following = [instant for instant in (*instants, held_until) if instant is not None]
         patient = await self._not_good_yet(connection, opened, watched)
@@ -167,6 +179,8 @@ class Checks:
         missed_deadlines, checked, next_deadline = await deadline_check.check(connection, watched, now)
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
         unserved, next_unserved = await self._pools.check(connection, known, now)
+        ahead = await overdue.cursors_ahead(connection, now) if self._may_be_ahead else []
+        self._may_be_ahead = bool(ahead)
         wrong = [
             *unserved,
             *await overdue.late_slots(connection, watched, self._thresholds, now),
@@ -174,7 +188,7 @@ class Checks:
             *silent,
             *missed_deadlines,
             *old,
-            *await overdue.cursors_ahead(connection, now),
+            *ahead,
         ]
         return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
 
@@ -238,7 +252,7 @@ class Checks:
 
 _CONDITIONS = (
     *(IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL),
-    IncidentKind.CLOCK,
+    *(IncidentKind.CLOCK, IncidentKind.UNFIRED),
 )
 
 
@@ -250,7 +264,10 @@ async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) 
 
 
 async def _are_resumed(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether no run of the lost node waits for another one any more."""
+    """Whether no run of the lost node waits for another one any more; or whether the nodes of a host live again."""
+    if incident.subject.startswith(noticing.CRASHES_OF):
+        crashes = await noticing.crash_loops(connection, await database_time.now_of(connection))
+        return incident.subject not in {crash.subject for crash in crashes}
     query = select(runs.c.id).where(runs.c.node == incident.subject, text(LEFT_SQL)).limit(1)
     return (await connection.execute(query)).first() is None
 

@@ -43,8 +43,12 @@ class Watch(Background):
         on_told: Callable[[], None],
         outage: Outage,
         on_noticed: Callable[[], None] = lambda: None,
+        lease: float = 30.0,
     ) -> None:
-        """`on_noticed`: called when the duty was taken, and when slots may have changed."""
+        """`on_noticed`: called when the duty was taken, and when slots may have changed. `lease`: LEASE_SECONDS."""
+        self.unfired: Callable[[], str | None] = lambda: None
+        """Says in words why slots are due that no service fires; None if there are none."""
+        self._longest_lag = lease * duties.SHARE_OF_LEASE
         self._ledger = ledger
         self._node = node
         self._checks = Checks(ledger, application, thresholds, channels)
@@ -66,6 +70,7 @@ class Watch(Background):
         before, self._changes = self._changes, changes
         if before is not None and changes.now < before.now - AHEAD:  # the ledger's clock was set back
             self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
+            self._checks.clock_was_set_back()
         if self.holds and before is not None and _passed(before, changes) >= outages.SHORTEST:
             self._gap = self._gap or (before.now, changes.now)
         if self._is_needed(changes):
@@ -76,11 +81,15 @@ class Watch(Background):
     def _is_needed(self, changes: LedgerChanges) -> bool:
         if not self.holds or changes.watcher != self._node:
             self.holds = False
-            living = {node.id for node in changes.others if node.fires and not node.is_stopped}
+            living = {
+                node.id
+                for node in changes.others
+                if node.fires and not node.is_stopped and node.loop_lag < self._longest_lag
+            }
             return changes.watcher not in living
         if changes.is_unnoticed or self._gap is not None or changes.catalog != self._catalog:
             return True
-        is_busy = changes.is_active or changes.is_claimable
+        is_busy = changes.is_active or changes.is_claimable or self.unfired() is not None
         return changes.now >= self._next_check or (is_busy and changes.now >= self._last_check + _PAUSE)
 
     async def _loop(self) -> None:
@@ -112,13 +121,14 @@ class Watch(Background):
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             is_first = await duties.holder(connection, WATCH) is None
-            self.holds = await duties.take_from_the_dead(connection, WATCH, self._node, now)
+            self.holds = await duties.take_from_the_dead(connection, WATCH, self._node, now, self._longest_lag)
             outage = await outages.before_node(connection, self._node) if self.holds else None
             if outage is not None:  # what was before the first watch of this ledger, such as an upgrade, is not sent
                 await outages.record(connection, *outage, now, is_silent=is_first)
         self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
         self._gap = None
         if self.holds:
+            self._checks.forget_all()
             self._on_told()  # what the node before this one has not sent yet
             self._on_noticed()
         return self.holds
@@ -160,7 +170,9 @@ class Watch(Background):
         redriven = await self._checks.redriven()
         async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
-            findings = await self._checks.look(connection, await self._watched_tasks(connection), redriven, now)
+            findings = await self._checks.look(
+                connection, await self._watched_tasks(connection), redriven, now, self.unfired()
+            )
         following = [findings.next_at] if findings.next_at is not None else []
         number = len(findings.opened)
         if not findings.are_none:

@@ -55,6 +55,8 @@ class Outcome:
     """The number of a part."""
     split: Split | None = None
     """What the run was split into. It waits for its parts now."""
+    harm: str | None = None
+    """What the attempt may have done to its node, for which its run pays; None: nothing."""
     split_rows: str | None = None
     """The parts as `Split.rows` has encoded them before the transaction."""
 

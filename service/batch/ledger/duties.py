@@ -1,6 +1,7 @@
 """Duties: what one process at a time does. A duty is taken by compare-and-set.
 
-Most are held until an instant. That of the watch is held as long as its node lives, so an idle service writes nothing.
+Most are held until an instant. Those of the watch and of tickets are held as long as the event loop of their node
+works, which each beat of the node says, so an idle service writes nothing more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger.people.access_tables import duties
 
 WATCH = "watch"
+SHARE_OF_LEASE = 0.5
+"""A node whose event loop has stood still for this share of LEASE_SECONDS loses its duties: within a lease another one
+has read that and has taken them.
+"""
 
 _TAKE = (
     text(
@@ -35,7 +40,8 @@ async def take(connection: AsyncConnection, name: str, node: str, now: datetime,
     return (await connection.execute(_TAKE, values)).first() is not None
 
 
-_IS_ALIVE = "n.stopped_at IS NULL AND n.fires AND NOT n.draining"
+_IS_ALIVE = "n.stopped_at IS NULL AND n.fires AND NOT n.draining AND n.loop_lag < :longest_lag"
+"""The work of a duty is done on the event loop of its node: a node whose loop stands still does not do it."""
 _IS_HELD = text(f"EXISTS (SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE})")
 _TAKE_FROM_THE_DEAD = (
     text(
@@ -48,19 +54,22 @@ _TAKE_FROM_THE_DEAD = (
 )
 
 
-async def take_from_the_dead(connection: AsyncConnection, name: str, node: str, now: datetime) -> bool:
-    """Take a duty whose holder stops, has stopped or was found dead. Returns False if another living node holds it.
+async def take_from_the_dead(
+    connection: AsyncConnection, name: str, node: str, now: datetime, longest_lag: float
+) -> bool:
+    """Take a duty whose holder stops, has stopped, was found dead, or has an event loop that stands still.
 
-    `until` of its row is then the instant at which it was taken.
+    Returns False if another living node holds it. `until` of its row is then the instant at which it was taken.
+    `longest_lag`: for how many seconds an event loop may stand still.
     """
-    values = {"name": name, "node": node, "now": now}
+    values = {"name": name, "node": node, "now": now, "longest_lag": longest_lag}
     return (await connection.execute(_TAKE_FROM_THE_DEAD, values)).first() is not None
 
 
-async def is_free(connection: AsyncConnection, name: str) -> bool:
+async def is_free(connection: AsyncConnection, name: str, longest_lag: float) -> bool:
     """Whether `take_from_the_dead` would give the duty to a node that does not have it yet. It writes nothing."""
     query = select(duties.c.node).where(duties.c.name == name, _IS_HELD)
-    return (await connection.execute(query)).first() is None
+    return (await connection.execute(query, {"longest_lag": longest_lag})).first() is None
 
 
 async def holder(connection: AsyncConnection, name: str) -> str | None:

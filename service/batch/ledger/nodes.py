@@ -7,21 +7,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import Row, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time
 from service.batch.ledger.tables import HELD_SQL, nodes, runs
 
+MOST_LOOKED_AT = 1_000
+"""So many nodes, the newest ones, are looked at for what was lost."""
+
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """A node as its row in the ledger describes it. `beats`: the counter that rises with each beat."""
+    """A node as its row in the ledger describes it.
+
+    `beats`: the counter that rises with each beat. `loop_lag`: for how many seconds its event loop has stood still.
+    """
 
     id: str
     beats: int
     is_stopped: bool
     fires: bool = True
+    loop_lag: float = 0.0
 
 
 async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
@@ -60,6 +67,17 @@ async def firing_since(connection: AsyncConnection, since: datetime) -> Sequence
     fires = (nodes.c.fires, nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since)
     query = select(nodes, busy.label("busy")).where(*fires).order_by(nodes.c.started_at, nodes.c.id)
     return (await connection.execute(query)).mappings().all()
+
+
+async def lost_since(connection: AsyncConnection, since: datetime) -> Sequence[Row[Any]]:
+    """The id, host, pid and `lost_at` of the nodes that fire and were lost since then, the last one first.
+
+    Only the MOST_LOOKED_AT nodes that have started last are looked at.
+    """
+    columns = (nodes.c.id, nodes.c.host, nodes.c.pid, nodes.c.fires, nodes.c.lost_at)
+    newest = select(*columns).order_by(nodes.c.id.desc()).limit(MOST_LOOKED_AT).subquery()
+    lost = select(newest).where(newest.c.fires, newest.c.lost_at >= since).order_by(newest.c.lost_at.desc())
+    return (await connection.execute(lost)).all()
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:

@@ -214,6 +214,12 @@ async def lock_at_once(connection: AsyncConnection, ids: Sequence[str]) -> bool:
     return len(locked) == len(ids)
 
 
+async def without_locked(connection: AsyncConnection, ids: Sequence[str]) -> set[str]:
+    """Lock those of these runs that no other transaction has locked, and return their ids. SQLite locks no rows."""
+    wanted = select(runs.c.id).where(runs.c.id.in_(ids)).order_by(runs.c.id).with_for_update(skip_locked=True)
+    return set((await connection.execute(wanted)).scalars())
+
+
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
     """Insert runs, except for slots that have a run already. Returns the ids of the inserted runs."""
     conflict = f"(task, slot) WHERE {OF_SLOT_SQL}"

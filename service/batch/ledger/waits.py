@@ -96,6 +96,7 @@ class Upstream:
         run, state: Of the run of that slot; None if there is none.
         is_pending: Whether the slot may still be fired, or its run is active.
         why_none: Why it has no run, if the ledger knows.
+        is_known: Whether somebody knows of that already: the slot was missed, or a person has paused the task.
     """
 
     task: str
@@ -104,6 +105,7 @@ class Upstream:
     state: str | None
     is_pending: bool
     why_none: str | None
+    is_known: bool = True
 
 
 _ITS_RUN = f"FROM batch_runs u WHERE u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL}"
@@ -117,9 +119,10 @@ _IS_PENDING = f"coalesce((SELECT u.{ACTIVE_SQL} {_ITS_RUN}), {_PENDING_SLOT}, fa
 _COLUMNS = [runs.c[name] for name in Waiting.__dataclass_fields__]
 
 
-def ready_ids(kind: str, most: int = 1, locks: bool = False, only: bool = False) -> str:
+def ready_ids(kind: str, most: int = 1, locks: bool = False, only: bool = False, first: str | None = None) -> str:
     """SQL for the ids of up to `most` waiting runs that may be opened or closed at :now. `only`: of :only.
 
+    `first`: SQL for the names of tasks; of other tasks, slots on time come last, for this node may not open them.
     `locks`: they are locked, and those that another transaction has locked are left out. The decision is made by a
     second statement, which sees what was committed before the lock was taken.
     """
@@ -134,21 +137,31 @@ def ready_ids(kind: str, most: int = 1, locks: bool = False, only: bool = False)
     are_over += f"ELSE ({member}) IS NULL AND ({pending}) IS NULL END"
     is_over = f"r.gate IS NULL OR ({are_over})"
     lock = " FOR UPDATE OF r SKIP LOCKED" if locks and kind == "postgresql" else ""
+    is_others = f"r.origin = 'schedule' AND NOT r.catch_up AND NOT {parts.is_split('r')} AND r.task NOT IN ({first})"
+    order = f"CASE WHEN {is_others} THEN 1 ELSE 0 END, " if first is not None else ""
     return (
         f"SELECT r.id FROM batch_runs r{hint} WHERE {WAITING_SQL.replace('state', 'r.state')} AND r.due_at <= :now "
         f"AND (({is_over}) OR (r.wait_until <= :now AND ({paused}) IS NULL)){' AND r.id = :only' if only else ''} "
-        f"ORDER BY CAST(r.id AS text) LIMIT {most}{lock}"
+        f"ORDER BY {order}CAST(r.id AS text) LIMIT {most}{lock}"
     )
 
 
-async def ready(connection: AsyncConnection, now: datetime, most: int, only: str | None = None) -> list[Waiting]:
+async def ready(
+    connection: AsyncConnection, now: datetime, most: int, only: str | None = None, tasks: Iterable[str] | None = None
+) -> list[Waiting]:
     """Lock up to `most` waiting runs that may be opened or closed at `now` (database time), and return them.
 
-    `only`: the id of a run; no other one is looked at.
+    `only`: the id of a run; no other one is looked at. `tasks`: those that this node has loaded, whose slots come
+    first: it may not open those of others, and should these be many, they must not keep it from its own.
     """
+    kind = connection.dialect.name
     given = [bindparam("now", now, runs.c.due_at.type)]
     given += [bindparam("only", only, runs.c.id.type)] if only is not None else []
-    locking = text(ready_ids(connection.dialect.name, most, locks=True, only=only is not None))
+    first = None
+    if tasks is not None:
+        given.append(bindparam("rows", json_rows.encode([{"task": name} for name in tasks], kind)))
+        first = f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}"
+    locking = text(ready_ids(kind, most, locks=True, only=only is not None, first=first))
     ids = (await connection.execute(locking.bindparams(*given).columns(runs.c.id))).scalars().all()
     return await read(connection, ids)
 
@@ -210,7 +223,10 @@ async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str
     for row in await connection.execute(statement, json_rows.of_ids(ids, kind)):
         why = _why_none(row) if row.its is None else None
         found.setdefault(row.run, []).append(
-            Upstream(row.task, row.slot, row.its, row.its_state, bool(row.pending), why)
+            Upstream(
+                *(row.task, row.slot, row.its, row.its_state, bool(row.pending), why),
+                is_known=row.its is not None or (row.missed or row.paused) is not None,
+            )
         )
     return found
 

@@ -25,6 +25,7 @@ from service.batch.ledger.nodes import NodeStatus
 from service.batch.ledger.people import node_events
 from service.batch.ledger.wakes import Wake
 from service.batch.nodes import ledger_poll, process_lock
+from service.batch.nodes.harm import LostLease
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.loop_lag import LoopLag
 from service.batch.nodes.orphans import interrupt_runs_of, rescue
@@ -48,6 +49,8 @@ LONGEST_TICK = 0.25
 """Upper bound, in seconds, of the time between two checks of the lease."""
 AGAIN_SECONDS = 1.0
 """A heartbeat that has failed begins again so much later."""
+SLEPT_SECONDS = 5.0
+"""If the machine has slept for longer since the last turn, the lease was lost by that."""
 LAST_TURN_SECONDS = 2.0
 """How long a beat that is going on may still take when the heartbeat is stopped."""
 
@@ -112,6 +115,11 @@ class Heartbeat:
         """Called in this thread with the name of a database and the reason why this process can't go on."""
         self.on_damage: Callable[[str], None] = lambda cause: None
         """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
+        self._trouble_at: float | None = None
+        self._is_gone = False
+        """Whether it was said since the last success that the ledger is not there."""
+        self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
+        """When the last turn succeeded: by the boot-time clock, and by the one that stands still in a suspend."""
         self._stopping = threading.Event()
         self.on_end: Callable[[BaseException], None] = lambda _: None
         """Called in the thread if that ends without being stopped."""
@@ -120,7 +128,7 @@ class Heartbeat:
 
     def start(
         self,
-        on_loss: Callable[[], None],
+        on_loss: Callable[[LostLease | None], None],
         on_rescue: Callable[[], None],
         on_changes: Callable[[LedgerChanges], None] = lambda _: None,
         on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
@@ -233,10 +241,19 @@ class Heartbeat:
         self._has_given_up = True
         logger.error("this node could not renew its lease in time: it gives up its runs, and starts none until it can")
         self._severed_at = clock.boottime()
-        self._call(self._on_loss)
+        self._call(partial(self._on_loss, self._how_lost()))
+
+    def _how_lost(self) -> LostLease | None:
+        """How the lease was lost; None if no run can be the cause: the ledger was gone, or the machine slept."""
+        slept = (clock.boottime() - self._worked_at) - (clock.monotonic() - self._awake_at)
+        if self._is_gone or slept > SLEPT_SECONDS:
+            return None
+        since = self._worked_at if self._trouble_at is None else self._trouble_at
+        return LostLease("its node could not reach the ledger while it ran", since)
 
     async def _turn(self, database: Database) -> None:
-        look_at = self._look_at = clock.boottime() + self._look_seconds
+        began_at = clock.boottime()
+        look_at = self._look_at = began_at + self._look_seconds
         self.turn = Turn(self._patience)
         try:
             self._refuse_replaced_files()
@@ -250,12 +267,15 @@ class Heartbeat:
                 self._call(partial(self._on_changes, changes))
                 await self._rescue(database, changes.others)
                 await self._tidy_up(database)
-            self.trouble = None
+            self.trouble, self._trouble_at, self._is_gone = None, None, False
+            self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
             self._outage.over_for("heartbeat")
         except Exception as error:  # the boundary of a background loop: the next beat may succeed
             if self._outage.cause_for("heartbeat", database, error) is None:
                 logger.exception("the heartbeat has failed, and is tried again in a second")
             self.trouble = troubles.advice_on(error) or type(error).__name__
+            self._trouble_at = began_at if self._trouble_at is None else self._trouble_at
+            self._is_gone |= not troubles.is_busy(error, database.kind)
             self._beat_at = self._look_at = look_at
             self._neighbours = []  # known again by the next poll, so that no more is tried than one turn a second
             if troubles.is_read_only(error):
@@ -298,7 +318,7 @@ class Heartbeat:
         if self.replaced:
             self._lease.end()
             self._has_given_up = True
-            self._call(self._on_loss)
+            self._call(partial(self._on_loss, None))
             raise DatabaseError("; ".join(self.replaced.values()))
 
     async def _beat(self, database: Database) -> LedgerChanges:
@@ -327,7 +347,7 @@ class Heartbeat:
             logger.error(
                 "this node lost its lease, and other nodes took its runs: it gives them up, and registers again"
             )
-        await self._call_and_wait(self._on_loss)
+        await self._call_and_wait(partial(self._on_loss, None))  # who has rescued the runs has let them pay
         sent_at = clock.boottime()
         async with database.engine.begin() as connection:
             await plan_anew(connection)
@@ -360,6 +380,9 @@ class Heartbeat:
             self._unrescued = set()
 
     async def _take_over(self, database: Database, dead: Mapping[str, int], silent: set[str]) -> None:
+        if database.kind == "sqlite":
+            for node in silent:
+                process_lock.end_if_frozen(self._folder, node, database.url.database or "")
         async with database.engine.begin() as connection:
             await plan_anew(connection)
             if held := {node: dead[node] for node in dead if node in silent or node in self._unrescued}:

@@ -161,8 +161,9 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
 
 def _living(node: ColumnElement[str]) -> Select[Any]:
     """The other nodes that are not marked as stopped, all in one row: a hundred rows would take longer to read."""
-    fires = case((nodes.c.fires, ":1"), else_=":0")
-    statuses = func.aggregate_strings(cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires, " ")
+    fires = case((nodes.c.fires, ":1:"), else_=":0:")
+    lag = cast(nodes.c.loop_lag, String)
+    statuses = func.aggregate_strings(cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires + lag, " ")
     is_living = (nodes.c.stopped_at.is_(None), nodes.c.id != node)
     return select(literal("living"), _null(nodes.c.id), literal(0), statuses, _null(nodes.c.stopped_at)).where(
         *is_living
@@ -170,10 +171,10 @@ def _living(node: ColumnElement[str]) -> Select[Any]:
 
 
 def _status_of_each(listed: str) -> Iterator[NodeStatus]:
-    """`listed`: "id:beats:fires" of each node, separated by spaces."""
+    """`listed`: "id:beats:fires:loop_lag" of each node, separated by spaces."""
     for fields in listed.split():
-        node, beats, fires = fields.split(":")
-        yield NodeStatus(node, int(beats), False, fires == "1")
+        node, beats, fires, lag = fields.split(":")
+        yield NodeStatus(node, int(beats), False, fires == "1", float(lag))
 
 
 def _stopped_holders(node: ColumnElement[str], kind: str) -> Select[Any]:

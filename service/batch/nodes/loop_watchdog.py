@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import sysconfig
 import threading
@@ -58,9 +59,11 @@ class Watchdog:
         leave: Callable[[], None],
         flush: Callable[[], None],
         look: Callable[[float], None] = lambda _: None,
+        accuse: Callable[[str, str], None] = lambda run, what: None,
     ) -> None:
+        """`accuse`: notes what the run with this id does. It is called before a blocked process is ended."""
         self._max_block = max_block
-        self._leave, self._flush, self._look = leave, flush, look
+        self._leave, self._flush, self._look, self._accuse = leave, flush, look, accuse
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self.is_drained = self._is_asked = False
@@ -130,13 +133,13 @@ class Watchdog:
     def _end_blocked(self) -> None:
         """End the process without leaving the ledger.
 
-        So the run that blocks the loop counts as lost; after three losses without progress it is not started again.
+        So the run that blocks the loop counts as lost, and pays for it (see harm.py).
         """
         text = (
             "this process is ended, so that it is started anew "
             f"(MAX_LOOP_BLOCK is {self._max_block:g}): {self._blocked_where()}"
         )
-        self._log_and_leave(logging.CRITICAL, text, leaves=False)
+        self._log_and_leave(logging.CRITICAL, text, self._accuse_blocker)
         os._exit(EXIT_CODE)
 
     def measure(self) -> float:
@@ -168,8 +171,14 @@ class Watchdog:
         lines = "".join(traceback.format_list(stack[-MOST_FRAMES:])).rstrip()
         return f"the event loop has been blocked for {self.blocked:.0f} s {blocker}, in {_line_of(stack)}\n{lines}"
 
-    def _log_and_leave(self, level: int, text: str, leaves: bool = True) -> None:
-        """Log the reason and leave the ledger, in threads, for LAST_SECONDS at most.
+    def _accuse_blocker(self) -> None:
+        task = asyncio.current_task(self._loop)
+        if task is not None and (named := _RUN.match(task.get_name())):
+            stack = traceback.extract_stack(sys._current_frames().get(self._loop_thread))
+            self._accuse(named[1], f"it blocked the event loop for {self.blocked:.0f} s, in {_line_of(stack)}")
+
+    def _log_and_leave(self, level: int, text: str, leave: Callable[[], None] | None = None) -> None:
+        """Log the reason and leave the ledger, or do `leave` instead, in threads, for LAST_SECONDS at most.
 
         A log handler of the application may hold a lock that each of them needs, so either may hang.
         """
@@ -179,7 +188,7 @@ class Watchdog:
             self._flush()
             logging.shutdown()
 
-        threads = [threading.Thread(target=call, daemon=True) for call in ([log, self._leave] if leaves else [log])]
+        threads = [threading.Thread(target=call, daemon=True) for call in (log, leave or self._leave)]
         for thread in threads:
             thread.start()
         give_up_at = clock.monotonic() + LAST_SECONDS
@@ -187,6 +196,8 @@ class Watchdog:
             thread.join(max(0.0, give_up_at - clock.monotonic()))
 
 
+_RUN = re.compile(r"run ([0-9a-f-]{36}) of ")
+"""How the asyncio task of an attempt is named."""
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib", "scripts"))
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"
 

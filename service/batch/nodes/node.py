@@ -17,6 +17,7 @@ from service.batch.ledger import database_time, nodes
 from service.batch.ledger.tables import new_id
 from service.batch.ledger.tables import nodes as nodes_table
 from service.batch.nodes import process_lock
+from service.batch.nodes.harm import LostLease
 from service.batch.nodes.heartbeat import Heartbeat, OnFatal
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import interrupt_runs_of
@@ -93,7 +94,7 @@ class Node:
 
     def start(
         self,
-        on_loss: Callable[[], None],
+        on_loss: Callable[[LostLease | None], None],
         on_rescue: Callable[[], None],
         on_changes: Callable[[LedgerChanges], None],
         on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
@@ -101,7 +102,8 @@ class Node:
     ) -> None:
         """Beat from now on. Call it on the event loop whose lag is to be measured.
 
-        The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs are given up;
+        The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs are given up, with how
+        it was lost if runs may be the cause;
         `on_rescue` when runs of dead nodes were rescued; `on_changes` after each poll of the ledger; `on_queued` when
         another process has queued runs, with the names of their pools, or None if it may be any pool; `on_replaced`
         when the server of the ledger takes no writes any more, so that another one may have taken over from it.

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, transitions
+from service.batch.ledger import transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.people import node_events
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
+from service.batch.nodes import harm
 from service.batch.tasks.policies import not_run_again
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
-LOST = "lost"
-"""The fingerprint of a run that has failed because it lost its node."""
+NODE_LOST = "the node was lost while it ran"
 
-MOST_LOSSES = 3
-"""How often a run may lose its node without progress in between. Then it fails: it may be the run that kills nodes."""
+
+async def accuse(connection: AsyncConnection, node: str, run: str, what: str) -> None:
+    """Note what a running run does to its node, in its row. The node is about to end, and others rescue its runs."""
+    held = (runs.c.id == run, runs.c.node == node, text(HELD_SQL))
+    await connection.execute(update(runs).where(*held).values(reason=what))
 
 
 async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: datetime) -> list[str]:
     """Mark dead nodes as stopped, and interrupt the runs that they hold. Returns the ids of the nodes it has marked.
 
     `dead`: the beats of each node when it was found dead, by its id. A node that has beaten since is left as it is.
-    Rows that another transaction has locked are left for the next time. A rescue uses up no attempt. A run that is lost
-    for the third time without progress fails instead.
+    Rows that another transaction has locked are left for the next time. A rescue uses up no attempt. Each lost run pays
+    for it (see `harm.charge`), but if it is known which one has blocked the event loop, only that one of its node.
     """
     columns = [nodes.c[name] for name in ("id", "beats", "host", "pid", "seen_at", "stopped_at")]
     suspects = select(*columns).where(nodes.c.id.in_(dead)).order_by(nodes.c.id)
@@ -42,11 +44,14 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     if not lost_nodes:
         return []
     lost = await _runs_of(connection, lost_nodes)
-    losses = {run["id"]: _losses(run) for run in lost}
     final = await _not_run_again(connection, lost)
-    outcomes = [_outcome_of_lost(run, losses[run["id"]], run["task"] in final, now) for run in lost]
-    await transitions.finish(connection, outcomes)
-    await _record_losses(connection, lost, losses)
+    accused = {run["node"] for run in lost if run["reason"]}
+    outcomes = {run["id"]: _interrupted(run, now, "lost", run["reason"] or NODE_LOST) for run in lost}
+    pay = [r["id"] for r in lost if r["task"] not in final and (r["reason"] or r["node"] not in accused)]
+    charged = await harm.charge(connection, {run["id"]: run for run in lost}, [outcomes[run] for run in pay])
+    outcomes |= {outcome.id: outcome for outcome in charged}
+    outcomes |= {run["id"]: harm.failed(outcomes[run["id"]], NODE_LOST) for run in lost if run["task"] in final}
+    await transitions.finish(connection, list(outcomes.values()))
     marked = [row for row in found if row["stopped_at"] is None]
     if not marked and not lost:  # another transaction has locked what they hold: the next poll finds it again
         return []
@@ -83,54 +88,9 @@ async def _not_run_again(connection: AsyncConnection, held: list[dict[str, Any]]
     return {name for name, policies in await connection.execute(statement) if not policies.get("rerun", True)}
 
 
-def _losses(run: dict[str, Any]) -> int:
-    """How often the run has lost its node since it last made progress, this time included."""
-    return 1 if _made_progress(run) else run["losses"] + 1
-
-
-def _made_progress(run: dict[str, Any]) -> bool:
-    """Whether the lost attempt did work that the next one need not repeat.
-
-    Loops over chunks go on where earlier attempts ended, so each item they have counted since then is done for good. A
-    task that counts by itself may begin at zero again: it made progress if it came further than all lost attempts.
-    """
-    count, before = run["count"], run["count_before"]
-    if count is None or run["progress_at"] is None or run["progress_at"] < run["attempt_started_at"]:
-        return False  # this attempt has reported nothing; the row has the progress of an earlier one
-    return bool(count > before if before else count > (run["count_lost"] or 0))
-
-
-async def _record_losses(connection: AsyncConnection, lost: list[dict[str, Any]], losses: Mapping[str, int]) -> None:
-    """Write how often the runs were lost to their rows, which this transaction has locked."""
-    kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "losses", "count_lost")]
-    rows = [
-        {"id": run["id"], "losses": losses[run["id"]], "count_lost": max(run["count"] or 0, run["count_lost"] or 0)}
-        for run in lost
-    ]
-    statement = text(
-        f"UPDATE batch_runs SET losses = v.losses, count_lost = v.count_lost FROM {json_rows.source(columns, kind)} "
-        "WHERE batch_runs.id = v.id"
-    )
-    await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
-
-
-def _outcome_of_lost(run: dict[str, Any], losses: int, is_final: bool, now: datetime) -> Outcome:
-    reason = "the node was lost while it ran"
-    outcome = _interrupted(run, now, "lost", reason)
-    if is_final:
-        return _failed(outcome, reason)
-    if losses < MOST_LOSSES:
-        return outcome
-    return _failed(outcome, f"poison: {reason}, {MOST_LOSSES} times without progress")
-
-
 def _outcome_of_left(run: dict[str, Any], is_final: bool, now: datetime, reason: str) -> Outcome:
     outcome = _interrupted(run, now, "interrupted", reason)
-    return _failed(outcome, not_run_again(reason)) if is_final else outcome
-
-
-def _failed(outcome: Outcome, reason: str) -> Outcome:
-    return replace(outcome, state=RunState.FAILED, reason=reason, due_at=None, rank=None, fingerprint=LOST)
+    return harm.failed(outcome, not_run_again(reason)) if is_final else outcome
 
 
 def _interrupted(run: dict[str, Any], now: datetime, outcome: str, reason: str) -> Outcome:

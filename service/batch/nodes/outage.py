@@ -5,6 +5,8 @@ Logs, `/readyz`, the records of missed slots and the audit all read it from here
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.exc import DBAPIError
 
 from service import clock
+from service.database import troubles
 from service.database.engine import Database
 from service.errors import DatabaseError
 from service.logs import get_logger
@@ -21,6 +24,8 @@ logger = get_logger("service.batch")
 
 QUIET_SECONDS = 5.0
 """An outage is over when nothing has failed for so long: a database that is nearly full works now and then."""
+TOLERANCE = timedelta(seconds=10)
+"""What is within an outage may begin so much before its first failure, and end so much after its last one."""
 MOST_KEPT = 100
 """So many past outages are kept until they are written to the ledger, at most."""
 
@@ -33,8 +38,8 @@ class Interval:
     until: datetime
     cause: str
 
-    def overlaps(self, first: datetime, last: datetime) -> bool:
-        return self.since <= last and first <= self.until
+    def covers(self, first: datetime, last: datetime) -> bool:
+        return self.since - TOLERANCE <= first and last <= self.until + TOLERANCE
 
 
 class Outage:
@@ -46,6 +51,7 @@ class Outage:
 
     cause: str | None = None
     """Why the ledger can't be used now, in one line for a log; None while it can."""
+    _reason = ""
 
     def __init__(self) -> None:
         self._failing: set[str] = set()
@@ -64,6 +70,8 @@ class Outage:
         if not isinstance(error, DBAPIError | DatabaseError | OSError):
             return None
         cause = ledger.why(error)
+        if ledger.has_severed(error):  # its next try opens a new connection
+            return cause
         with self._lock:
             self._failed_at = clock.boottime()
             self._failing.add(part)
@@ -71,13 +79,21 @@ class Outage:
             is_new = self.cause is None
             if is_new:
                 self._began_at, self._since = self._failed_at, clock.now()
-            self.cause = cause
+            self.cause, self._reason = cause, troubles.advice_on(error) or type(error).__name__
         if is_new:
             logger.warning(
                 f"the ledger can't be used, which is tried again until it can (first by the {part}); no slot is fired, "
                 f"and what runs have done is kept until then: {cause}"
             )
         return cause
+
+    @property
+    def in_words(self) -> str | None:
+        """Since when the ledger can't be used, and why, without addresses, for anybody who asks; None while it can."""
+        with self._lock:
+            if self.cause is None or self._since is None:
+                return None
+            return f"it can't be used since {self._since:%H:%M:%S} UTC: {self._reason}"
 
     def over_for(self, part: str) -> None:
         """This part has used the ledger. Logs that the outage is over once all parts can, and nothing has failed."""
@@ -96,13 +112,22 @@ class Outage:
         counts = ", ".join(f"{name} {number:,}" for name, number in sorted(tries.items()))
         logger.info(f"the ledger is reachable again after {max(1, round(seconds))} s; what failed meanwhile: {counts}")
 
+    def why_missed(self, first: datetime, last: datetime) -> str | None:
+        """Why slots between these two instants were not fired by this process, if that is because of an outage."""
+        outage = self.during(first, last)
+        if outage is None:
+            return None
+        return (
+            f"pid {os.getpid()} on {socket.gethostname()} could not use the ledger from {outage.since:%H:%M:%S} UTC on"
+        )
+
     def during(self, first: datetime, last: datetime) -> Interval | None:
-        """The outage of this process in which an instant between these two lies; None if there was none."""
+        """The outage of this process in which the time between these two instants lies; None if there was none."""
         with self._lock:
             known = list(self._past)
             if self.cause is not None and self._since is not None:
                 known.append(Interval(self._since, clock.now(), self.cause))
-        return next((each for each in reversed(known) if each.overlaps(first, last)), None)
+        return next((each for each in reversed(known) if each.covers(first, last)), None)
 
     def unwritten(self) -> list[Interval]:
         """The outages that are over and were not written to the ledger yet."""

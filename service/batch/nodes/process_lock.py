@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import re
+import signal
 import stat
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 
 from service import clock
+from service.database import lock_holder
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -100,6 +102,31 @@ def remove_if_gone(folder: Path, node: str) -> None:
     if is_gone(folder, node):
         with contextlib.suppress(OSError):
             file_of(folder, node).unlink()
+
+
+def end_if_frozen(folder: Path, node: str, ledger: str) -> None:
+    """Kill the process of a node of this machine that is stopped while it holds the write lock of the ledger, a file.
+
+    Call it for a node that has been silent for a whole lease. Nobody can take the lock from it, so no other process can
+    write until it goes on. On PostgreSQL the connections of such a node are ended.
+    """
+    process = lock_holder.of_write_lock(ledger)
+    if process is None or process != lock_holder.of_file(file_of(folder, node)) or not _is_stopped(process):
+        return
+    logger.critical(
+        f"the process {process} of node {node} is stopped (by SIGSTOP, Ctrl-Z or a debugger) and holds the write lock "
+        "of the ledger, so it is killed: no other process could write until it goes on. Its runs are resumed"
+    )
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _is_stopped(process: int) -> bool:
+    """Whether a signal or a debugger has stopped the process: T or t in proc(5)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
 
 
 def _make(path: Path, node: str) -> int:

@@ -19,10 +19,12 @@ TICKETS_A_PLACE = 2
 
 @dataclass
 class Wanted:
-    """How many tickets of one task are to be open, and the priority of the first run that they are for."""
+    """How many tickets of one task are to be open, the priority of the first run that they are for, and how many runs
+    of the task are running."""
 
     tickets: int = 0
     priority: int = 0
+    running: int = 0
 
 
 async def demand(
@@ -52,7 +54,9 @@ async def demand(
                 wanted.setdefault(head.task, Wanted(1, head.priority))
     for task in own:
         if running[task.name]:
-            wanted.setdefault(task.name, Wanted()).tickets += running[task.name]
+            one = wanted.setdefault(task.name, Wanted())
+            one.running = running[task.name]
+            one.tickets += one.running
     for one in wanted.values():
         one.tickets = min(one.tickets, most)
     return wanted

@@ -14,11 +14,14 @@ class Needs:
         pool: The pool of their task.
         memory: The `memory` of their task in bytes; None: it names none.
         priority: Of the first of these runs: a ticket with a higher one goes first.
+        running: How many runs of the task are running. A ticket that was placed long ago either executes one of these
+            or has not reached a node, which may never happen.
     """
 
     pool: str
     memory: int | None = None
     priority: int = 0
+    running: int = 0
 
 
 class Placer(Protocol):

@@ -34,9 +34,16 @@ class Placing(Background):
     """Has as many tickets open in each pool as its runs need. `placers`: by the names of their pools."""
 
     def __init__(
-        self, ledger: Database, node: str, tasks: Mapping[str, Task], placers: Mapping[str, Placer], outage: Outage
+        self,
+        ledger: Database,
+        node: str,
+        tasks: Mapping[str, Task],
+        placers: Mapping[str, Placer],
+        outage: Outage,
+        lease: float = 30.0,
     ) -> None:
-        """`tasks`: those of this process, by name; more may be added."""
+        """`tasks`: those of this process, by name; more may be added. `lease`: LEASE_SECONDS."""
+        self._longest_lag = lease * duties.SHARE_OF_LEASE
         self._ledger, self._node, self._tasks = ledger, node, tasks
         self._placers, self._outage = placers, outage
         self._wanted: dict[str, set[str]] = {pool: set() for pool in placers}
@@ -88,7 +95,7 @@ class Placing(Background):
         async with self._ledger.reader.connect() as connection:
             if await duties.holder(connection, DUTY) == self._node:
                 return True
-            is_free = await duties.is_free(connection, DUTY)
+            is_free = await duties.is_free(connection, DUTY, self._longest_lag)
         return is_free and await self._take()
 
     async def _look(self, connection: AsyncConnection, places: Mapping[str, int]) -> dict[str, dict[str, Wanted]]:
@@ -99,7 +106,7 @@ class Placing(Background):
         """Take the duty from a service that has ended. It is kept as long as this node lives."""
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
-            return await duties.take_from_the_dead(connection, DUTY, self._node, now)
+            return await duties.take_from_the_dead(connection, DUTY, self._node, now, self._longest_lag)
 
     async def _place(self, pool: str, wanted: Mapping[str, Wanted]) -> None:
         placer = self._placers[pool]
@@ -109,4 +116,4 @@ class Placing(Background):
         for name, each in wanted.items():
             task = self._tasks.get(name)
             memory = task.policies.memory if task is not None else None
-            await placer.place(name, each.tickets, Needs(pool, memory, each.priority))
+            await placer.place(name, each.tickets, Needs(pool, memory, each.priority, each.running))

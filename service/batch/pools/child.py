@@ -31,8 +31,6 @@ EXIT_SECONDS = 2.0
 """How long a child may take to end after it has told how its run ended, in seconds. After that it is killed."""
 MESSAGES_SECONDS, OUTPUT_SECONDS = 30.0, 1.0
 """How long what a child has told and written is read after its end, in seconds. Its own children may hold both open."""
-KILL_SECONDS = 5.0
-"""How long the nursery may take to kill a child, in seconds. After that the nursery itself is killed."""
 MOST_STARTS = 20
 """How many requests of one child, such as those of `start()`, are carried out at once."""
 
@@ -96,9 +94,8 @@ class Child:
         self._tell_stop()
         if not await _is_over_within(work, 0 if self._is_killed else attempts.ABANDON_SECONDS):
             self.kill()
-        while not await _is_over_within(work, KILL_SECONDS):
-            if self._nursery is not None:
-                self._nursery.kill_process()
+        while not await _is_over_within(work, None):
+            continue  # cancelled again
 
     def _tell_stop(self) -> None:
         """Tell the child that it is asked to stop, if it is."""
@@ -113,6 +110,7 @@ class Child:
         nursery, self._number = await self._find_nursery()
         self._nursery = nursery
         reading: dict[asyncio.Task[None], float] = {}
+        code: int | Interrupted
         try:
             ours, theirs, read_end, output, their_output = _connections()
         except OSError:  # this process can open no more files
@@ -120,12 +118,10 @@ class Child:
             raise
         try:
             try:
-                reading[self._spawn(self._read(read_end))] = MESSAGES_SECONDS
+                messages = self._spawn(self._read(read_end))
+                reading[messages] = MESSAGES_SECONDS
                 reading[self._spawn(copy_lines(output, self._tell_output))] = OUTPUT_SECONDS
-                self._outgoing = asyncio.Queue()
-                self._outgoing.put_nowait(job)
-                self._spawn(self._write(ours, self._outgoing))
-                self._tell_stop()
+                self._begin_to_write(ours, job)
                 self.attempt.begins()
                 begun = await nursery.begin(self._number, theirs, their_output)
             finally:
@@ -134,18 +130,31 @@ class Child:
             self.pid = begun.pid
             if self._is_killed:
                 self.kill()
+            messages.add_done_callback(lambda _, number=self._number: nursery.is_silent(number))  # type: ignore[misc]
             code = await begun.ended
-        except Interrupted:  # the nursery has ended, and cannot kill the processes that its child has started
+        except Interrupted as error:  # the nursery has ended, and cannot kill the processes that its child has started
+            code = error
             _kill_group(self.pid)
-            raise
         finally:
             nursery.release(self._number)
             await self._finish(reading)
             ours.close()
             read_end.close()
+        return await self._ending_by(code)
+
+    async def _ending_by(self, code: int | Interrupted) -> Ending:
+        """What the child has told, which counts whatever became of it afterwards; or what its end means."""
         if self._ending is not None:
             return self._ending
+        if isinstance(code, Interrupted):
+            raise code
         raise self._trouble or exit_error(code, await self._has_kernel_killed())
+
+    def _begin_to_write(self, ours: socket.socket, job: bytes) -> None:
+        self._outgoing = asyncio.Queue()
+        self._outgoing.put_nowait(job)
+        self._spawn(self._write(ours, self._outgoing))
+        self._tell_stop()
 
     async def _job(self) -> bytes:
         state, claimed = self.attempt.state, child_json.claimed_as_json(self.attempt.claimed)
@@ -273,8 +282,8 @@ def _kill_group(pid: int | None) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-async def _is_over_within(work: asyncio.Task[Ending], seconds: float) -> bool:
-    """Whether the work has ended within so many seconds. It is not cancelled by a cancel of the caller."""
+async def _is_over_within(work: asyncio.Task[Ending], seconds: float | None) -> bool:
+    """Whether the work has ended within these seconds; None: wait for it. A cancel of the caller does not cancel it."""
     with suppress(asyncio.CancelledError):
         await asyncio.wait([work], timeout=seconds)
     return work.done()

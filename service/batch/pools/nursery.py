@@ -26,6 +26,8 @@ COMMAND = arguments_of("service.batch.pools.nursery_process")
 SLOW_SECONDS = 30.0
 """A start that takes longer is logged, since an import may hang."""
 POLL_SECONDS = 0.02
+KILL_SECONDS = 5.0
+"""How long a nursery may take to kill a child, in seconds. After that the nursery itself is killed."""
 END_SECONDS = 1.0
 """How long a nursery may take to end, in seconds. After that it is killed."""
 REST_SECONDS = 1.0
@@ -50,6 +52,7 @@ class Nursery:
         threads: How many threads it has after it has imported the tasks; 0: not known.
         is_taken: Whether it was given to a run, whose child it becomes.
         gone: Set when the process has ended.
+        end_reason: Why it has ended, in words for a sentence about it.
         idle: Set while no child of it goes on.
     """
 
@@ -60,6 +63,7 @@ class Nursery:
         self.threads = 0
         self.gone, self.idle = asyncio.Event(), asyncio.Event()
         self.is_taken = False
+        self.end_reason = "was killed"
         self.idle.set()
         self._pids: dict[int, asyncio.Future[int]] = {}
         self._ends: dict[int, asyncio.Future[int]] = {}
@@ -110,25 +114,35 @@ class Nursery:
     async def begin(self, number: int, connection: socket.socket, output: int) -> Begun:
         """Begin the child of this number with these. The caller closes its copies.
 
-        Raises ProcessDied if no process could be forked, and Interrupted if the nursery has ended.
+        Raises ProcessDied if no process could be forked, and Interrupted if the nursery has ended. It is killed after
+        LEASE_SECONDS without an answer.
         """
         begun, ended = self._pids[number], self._ends[number]
         if self.gone.is_set():
             raise self._died()
+        self._expect(begun, self._setup.lease_seconds)
         with suppress(OSError):  # it has ended: `_watch_exit` says so
             await self._send({"fork": number}, [connection.fileno(), output])
         return Begun(await begun, ended)
 
     def release(self, number: int) -> None:
         """Forget a child, which has ended or was never begun."""
-        self._pids.pop(number, None)
-        self._ends.pop(number, None)
+        for answers in (self._pids, self._ends):
+            if (answer := answers.pop(number, None)) is not None:
+                answer.cancel()  # nobody waits for it
         if not self._ends:
             self.idle.set()
+
+    def is_silent(self, number: int) -> None:
+        """This child can tell nothing any more, so its end has to be told within LEASE_SECONDS."""
+        if number in self._ends:
+            self._expect(self._ends[number], self._setup.lease_seconds)
 
     def kill(self, number: int) -> None:
         """Kill a child and its process group. Its end is told as any other."""
         if self._setup.forks:
+            if number in self._ends:
+                self._expect(self._ends[number], KILL_SECONDS)
             self._spawn(self._send_kill(number))
         else:
             self.kill_process()
@@ -153,6 +167,16 @@ class Nursery:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def _expect(self, answer: asyncio.Future[int], seconds: float) -> None:
+        """Kill the process if it does not give this answer in time: it may be frozen, and nothing else ends the run."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._kill_unless, answer, seconds)
+        answer.add_done_callback(lambda _: timer.cancel())
+
+    def _kill_unless(self, answer: asyncio.Future[int], seconds: float) -> None:
+        if not answer.done():
+            self.end_reason = f"did not answer for {seconds:g} s, and was killed"
+            self.kill_process()
 
     async def _send_kill(self, number: int) -> None:
         with suppress(OSError):
@@ -222,7 +246,7 @@ class Nursery:
             ended.set_result(code)
 
     def _died(self) -> Interrupted:
-        return Interrupted(f"its parent process (the nursery of pool {self._setup.pool}) was killed")
+        return Interrupted(f"its parent process (the nursery of pool {self._setup.pool}) {self.end_reason}")
 
     def _warn_slow(self) -> None:
         logger.warning(

@@ -209,7 +209,7 @@ class ProcessPool:
             needed.cancel()
             gone.cancel()
         if nursery.gone.is_set() and self._nursery is nursery:
-            logger.warning(f"the nursery of pool {self.name} was killed; a new one is started")
+            logger.warning(f"the nursery of pool {self.name} {nursery.end_reason}; a new one is started")
             self._nursery = None
             await nursery.end()
 

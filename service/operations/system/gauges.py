@@ -15,6 +15,7 @@ from service import clock
 from service.batch.chunks import quarantine
 from service.batch.cron.counting import count
 from service.batch.ledger import gauges, pools, schedules
+from service.batch.ledger import nodes as node_rows
 from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.schedules import OpenSchedule
@@ -75,7 +76,8 @@ class Gauges:
         tasks: By name.
         incidents: Open incidents by kind.
         unaccounted: Slots that no node has handled for more than a minute, and those of open incidents about such.
-        nodes: Nodes that fire, by state: living, draining, or silent for longer than the lease.
+        nodes: Nodes that fire, by state: living, draining, silent for longer than the lease, or lost within the last
+            15 minutes.
         verified_backup_at: When the newest verified backup was taken; None without one.
         pools: By name, at most MOST_POOLS.
     """
@@ -89,6 +91,9 @@ class Gauges:
     verified_backup_at: datetime | None
     pools: Mapping[str, PoolGauges] = field(default_factory=dict)
     parts: Mapping[str, int] = field(default_factory=dict)
+
+
+LOST_SHOWN = timedelta(minutes=15)
 
 
 @dataclass
@@ -110,7 +115,8 @@ async def read(context: Context, connection: AsyncConnection) -> Gauges:
     slots = await offload(_slots, [opened[row.name] for row in rows if row.name in opened], totals.now)
     set_aside = await _set_aside(context)
     silent_since = totals.now - timedelta(seconds=context.lease_seconds)
-    states = {"living": 0, "draining": 0, "silent": 0}
+    lost = await node_rows.lost_since(connection, totals.now - LOST_SHOWN)
+    states = {"living": 0, "draining": 0, "silent": 0, "lost": len(lost)}
     for node in nodes:
         states["silent" if node.seen_at < silent_since else "draining" if node.draining else "living"] += 1
     return Gauges(

@@ -14,7 +14,7 @@ from service.pages.frame.formatting import counted, duration, sentence_list
 
 TOGETHER = timedelta(minutes=10)
 """Processes that start within so long with the same version are one deploy."""
-OF_RUNS = ("failed", "empty", "quarantine")
+OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
 """Kinds of needs that are about runs that have failed."""
 MANY = 3
 """So many runs by hand of one task and person, and more, are one line."""

@@ -40,6 +40,7 @@ KINDS = {
     "failed": "Runs have failed",
     "empty": "Runs have succeeded with nothing done",
     "quarantine": "Items are in quarantine",
+    "kept_back": "Slots were kept back",
     "missed": "Slots were missed",
     "late": "Slots are late",
     "slow": "A run takes too long",
@@ -52,9 +53,10 @@ KINDS = {
     "pool": "Runs wait for a pool that no node serves",
     "unaccounted": "Slots are unaccounted for",
     "clock": "A clock was ahead",
+    "unfired": "A service lives, but does not fire",
 }
 _LONGEST_NUMBER = 9
-OF_RUNS = ("failed", "empty", "quarantine")
+OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
 QUIET = {"no": None, "hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7, minutes=-5)}
 
 

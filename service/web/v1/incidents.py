@@ -27,6 +27,7 @@ KindName = Literal[
     "failed",
     "empty",
     "quarantine",
+    "kept_back",
     "missed",
     "late",
     "slow",
@@ -39,6 +40,7 @@ KindName = Literal[
     "unaccounted",
     "pool",
     "clock",
+    "unfired",
 ]
 IncidentId = Annotated[str, Path(pattern=ID, description="The id of the incident.")]
 

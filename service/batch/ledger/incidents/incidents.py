@@ -28,6 +28,7 @@ class IncidentKind(StrEnum):
     FAILED = "failed"
     EMPTY = "empty"
     QUARANTINE = "quarantine"
+    KEPT_BACK = "kept_back"
     MISSED = "missed"
     LATE = "late"
     SLOW = "slow"
@@ -40,9 +41,10 @@ class IncidentKind(StrEnum):
     POOL = "pool"
     UNACCOUNTED = "unaccounted"
     CLOCK = "clock"
+    UNFIRED = "unfired"
 
 
-OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE)
+OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, IncidentKind.KEPT_BACK)
 """Kinds of incidents that last as long as one of their runs is neither made good nor acknowledged."""
 
 

@@ -1,0 +1,76 @@
+"""Slots that stay due although a service lives: something keeps them from being fired, which a person has to know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import select
+
+from service import clock
+from service.batch.ledger.lock_holders import holder_in_words
+from service.batch.ledger.tables import schedules
+from service.database.engine import Database
+
+UNFIRED_SECONDS = 40.0
+"""A slot that stays due for so long, while the ledger can be read, is unfired. An incident follows within a minute."""
+ASK_SECONDS = 10.0
+"""After so long it is asked who has locked the schedule."""
+MOST_NAMED = 5
+
+
+class Unfired:
+    """The first slot of each task that is due, as the ledger was just read, and since when it is."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._due: dict[str, tuple[datetime, float]] = {}
+        self._holder: str | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    def are_due(self, slots: Mapping[str, datetime]) -> None:
+        """The ledger says that these slots are due and were not handled. What is not among them was handled."""
+        now = clock.boottime()
+        before = self._due
+        self._due = {
+            name: before[name] if name in before and before[name][0] == slot else (slot, now)
+            for name, slot in slots.items()
+        }
+        if not self._due:
+            self._holder = None
+        elif now - min(since for _, since in self._due.values()) > ASK_SECONDS:
+            self._ask()
+
+    @property
+    def slots(self) -> dict[str, datetime]:
+        """The slots that have stayed due for UNFIRED_SECONDS, by task."""
+        limit = clock.boottime() - UNFIRED_SECONDS
+        return {name: slot for name, (slot, since) in self._due.items() if since <= limit}
+
+    @property
+    def in_words(self) -> str | None:
+        """What is wrong, in one line with what to do; None if nothing is."""
+        slots = self.slots
+        if not slots:
+            return None
+        named = sorted(slots, key=lambda name: (slots[name], name))
+        names = ", ".join(named[:MOST_NAMED]) + (f" and {len(named) - MOST_NAMED:,} more" if named[MOST_NAMED:] else "")
+        what = f"a service lives, but slots are not fired since {slots[named[0]]:%H:%M:%S} UTC, of {names}"
+        if self._holder is not None:
+            return f"{what}: their schedules are locked by {self._holder}; end that transaction"
+        return f"{what}: see /readyz and the log of each service, and restart the one that does not say why"
+
+    async def stop(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
+    def _ask(self) -> None:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._find_holder(min(self._due)), name="batch-unfired")
+
+    async def _find_holder(self, name: str) -> None:
+        is_open = (schedules.c.task == name, schedules.c.valid_until.is_(None))
+        self._holder = await holder_in_words(self._database, select(schedules.c.id).where(*is_open).with_for_update())
+        await asyncio.sleep(ASK_SECONDS)

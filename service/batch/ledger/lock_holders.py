@@ -1,0 +1,66 @@
+"""Who holds a lock that a service waits for: on PostgreSQL, the process of the server, its client and its statement."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+
+from sqlalchemy import Select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import escaping
+from service.concurrency.limits import limited
+from service.database.engine import LOCK_SECONDS, Database
+
+LOOK_SECONDS = 0.2
+LONGEST_STATEMENT = 120
+_LITERAL = re.compile(r"'(?:[^']|'')*'?|\$\w*\$.*|\b\d{4,}\b", re.DOTALL)
+"""What may be data in a statement: texts, and long numbers."""
+
+_HOLDERS = text(
+    "SELECT a.pid, a.application_name, a.usename, a.state, a.query, "
+    "CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS integer) AS seconds "
+    "FROM pg_stat_activity a WHERE a.pid = ANY(pg_blocking_pids(:waiting)) ORDER BY a.pid LIMIT 1"
+)
+
+
+async def holder_in_words(database: Database, locking: Select[tuple[object]]) -> str | None:
+    """Who keeps this query from being executed, in one line. None if nobody does, or on SQLite.
+
+    `locking`: a query that has to wait for the lock, such as one that locks a row. It is rolled back.
+    """
+    if database.kind != "postgresql":
+        return None
+    with suppress(DBAPIError, OSError):  # the lock has just been released, or other parts report what is wrong
+        async with (
+            limited(LOCK_SECONDS + 5),
+            database.engine.connect() as waiting,
+            database.reader.connect() as looking,
+        ):
+            number = (await waiting.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+            wait = asyncio.create_task(_wait(waiting, locking))
+            try:
+                while not wait.done():
+                    await asyncio.sleep(LOOK_SECONDS)
+                    if (found := await _look(looking, number)) is not None:
+                        return found
+            finally:
+                wait.cancel()
+                await asyncio.wait([wait])
+    return None
+
+
+async def _wait(connection: AsyncConnection, locking: Select[tuple[object]]) -> None:
+    with suppress(DBAPIError):
+        await connection.execute(locking)
+
+
+async def _look(connection: AsyncConnection, waiting: int) -> str | None:
+    row = (await connection.execute(_HOLDERS, {"waiting": waiting})).first()
+    if row is None:
+        return None
+    statement = " ".join(_LITERAL.sub("…", row.query or "").split())[:LONGEST_STATEMENT]
+    client = f"{row.application_name or 'a client without a name'}, role {row.usename}"
+    return escaping.line(f"pid {row.pid} ({client}), {row.state} for {row.seconds} s: {statement}")

@@ -1,0 +1,146 @@
+"""Who harms pays: a run that costs its node the lease or the process waits before it goes on, and fails at last.
+
+Nobody knows for certain which run it was. So each attempt that was lost without progress counts, except where something
+else was the cause: then it goes on at once, as often as that happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import json_rows
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import runs
+
+LOST = "lost"
+"""The fingerprint of a run that has failed because it lost its node."""
+
+POISON = "poison: "
+"""How the reason of a run begins that has failed because it lost its node too often."""
+
+MOST_LOSSES = 5
+"""How often a run may lose its node without progress in between. Then it fails: it may be the run that kills nodes."""
+
+SHORTEST_WAIT, LONGEST_WAIT = timedelta(seconds=30), timedelta(minutes=10)
+"""How long a run waits after its second loss, and at most. The first one may be chance: it goes on at once."""
+
+SUSPECT_SECONDS = 300.0
+"""An attempt that has gone on for so long before the ledger did not answer any more is not the cause of that."""
+
+
+@dataclass(frozen=True)
+class LostLease:
+    """A lease that was lost although the ledger was there: it was locked, it did not answer, or this node stood still.
+
+    `since`: the boot time at which that began. `cause`: in words for people.
+    """
+
+    cause: str
+    since: float
+
+    def is_by(self, started_at: float) -> bool:
+        """Whether an attempt that has begun at this boot time may be the cause."""
+        return self.since - started_at < SUSPECT_SECONDS
+
+
+def wait_before(losses: int) -> timedelta:
+    """How long a run waits that has lost its node so often, without progress."""
+    return min(LONGEST_WAIT, SHORTEST_WAIT * 2 ** (losses - 2)) if losses > 1 else timedelta(0)
+
+
+Row = Mapping[str, Any]
+
+
+async def charge(connection: AsyncConnection, rows: Mapping[str, Row], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Count a loss for each of the runs of these interrupted outcomes, and let them wait or fail for it.
+
+    `rows`: the rows of the runs by id, as they are before the outcomes are written. The caller has locked them.
+    """
+    losses = {outcome.id: _losses(rows[outcome.id]) for outcome in outcomes}
+    await _record(connection, rows, losses)
+    return [_charged(outcome, losses[outcome.id]) for outcome in outcomes]
+
+
+async def charge_suspects(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of a node, in which the attempts pay that may have cost it its lease (see Outcome.harm)."""
+    suspects = [outcome for outcome in outcomes if outcome.harm is not None]
+    if not suspects:
+        return list(outcomes)
+    theirs = json_rows.is_among(runs.c.id, [outcome.id for outcome in suspects], connection.dialect.name)
+    query = select(runs).where(theirs, runs.c.state == RunState.RUNNING).order_by(runs.c.id).with_for_update()
+    rows = {row["id"]: dict(row) for row in (await connection.execute(query)).mappings()}
+    held = [outcome for outcome in suspects if outcome.id in rows and rows[outcome.id]["fence"] == outcome.fence]
+    for outcome in held:
+        if outcome.count is not None:  # it may not stand in the row yet
+            own = ("count", "count_before", "progress_at")
+            rows[outcome.id] |= {name: getattr(outcome, name) for name in own}
+    charged = {outcome.id: outcome for outcome in await charge(connection, rows, held)}
+    return [charged.get(outcome.id, outcome) for outcome in outcomes]
+
+
+def _charged(outcome: Outcome, losses: int) -> Outcome:
+    cause = outcome.harm or outcome.reason or ""
+    if losses >= MOST_LOSSES:
+        reason = f"{POISON}{cause}, {losses} times without progress; do not retry it before that is mended"
+        return failed(outcome, reason)
+    if losses < 2:
+        return outcome
+    wait = wait_before(losses)
+    reason = f"{cause}, {losses} times without progress: it goes on after {wait.total_seconds():.0f} s"
+    due_at = (outcome.due_at or outcome.ended_at) + wait
+    return replace(outcome, state=RunState.RETRYING, reason=reason, due_at=due_at, rank=None)
+
+
+def failed(outcome: Outcome, reason: str) -> Outcome:
+    """The outcome of a run that does not go on because it has lost its node."""
+    return replace(outcome, state=RunState.FAILED, reason=reason, due_at=None, rank=None, fingerprint=LOST)
+
+
+def _losses(run: Row) -> int:
+    """How often the run has lost its node since it last made progress, this time included."""
+    return 1 if _made_progress(run) else run["losses"] + 1
+
+
+def _made_progress(run: Row) -> bool:
+    """Whether the lost attempt did work that the next one need not repeat.
+
+    Loops over chunks go on where earlier attempts ended, so each item they have counted since then is done for good. A
+    task that counts by itself may begin at zero again: it made progress if it came further than all lost attempts.
+    """
+    count, before = run["count"], run["count_before"]
+    if count is None or run["progress_at"] is None or run["progress_at"] < run["attempt_started_at"]:
+        return False  # this attempt has reported nothing; the row has the progress of an earlier one
+    return bool(count > before if before else count > (run["count_lost"] or 0))
+
+
+async def _record(connection: AsyncConnection, runs_by_id: Mapping[str, Row], losses: Mapping[str, int]) -> None:
+    """Write how often the runs were lost to their rows.
+
+    A run that waits goes on by another attempt. It uses up none of those that its policy allows: these are counted from
+    `attempts_before` on.
+    """
+    kind = connection.dialect.name
+    columns = [runs.c[name] for name in ("id", "losses", "count_lost", "attempts_before")]
+    rows = [
+        {
+            "id": run,
+            "losses": number,
+            "count_lost": max(runs_by_id[run]["count"] or 0, runs_by_id[run]["count_lost"] or 0),
+            "attempts_before": runs_by_id[run]["attempts_before"] + (1 < number < MOST_LOSSES),
+        }
+        for run, number in losses.items()
+    ]
+    if not rows:
+        return
+    statement = text(
+        "UPDATE batch_runs SET losses = v.losses, count_lost = v.count_lost, attempts_before = v.attempts_before "
+        f"FROM {json_rows.source(columns, kind)} WHERE batch_runs.id = v.id"
+    )
+    await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})

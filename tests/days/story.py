@@ -1,0 +1,342 @@
+"""A story: nodes with default settings, as users start them; trouble that lasts longer than their timers; and its end.
+
+Each story ends with the same check (`Story.check_end`). What reached a person meanwhile is compared as text: messages
+to the webhook, and what `batch status` and `batch nodes` say.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import text
+
+from service.database.engine import Database
+from service.testing.databases import wait_for
+from tests.processes import BATCH, environment, suspend
+
+END_SECONDS = 30.0
+"""So long after the end of the trouble everything that is due is fired again."""
+LEASE_SECONDS = 30.0
+START_SECONDS = 60.0
+
+TASKS = '''
+import asyncio
+import os
+import time
+
+from service import BaseTask, current_run
+
+
+def note(what):
+    """A line in the witness: what a run does, in which process and when, by the clock of the machine since boot."""
+    run = current_run()
+    with open(os.environ["WITNESS"], "ab", buffering=0) as file:
+        line = f"{what} {run.task} {run.id} {run.fence} {os.getpid()} {time.clock_gettime(time.CLOCK_BOOTTIME)}\\n"
+        file.write(line.encode())
+
+
+class Tick(BaseTask):
+    """Each second."""
+
+    name, schedule, overlap = "tick", "* * * * * *", "allow"
+
+    async def run(self):
+        note("began")
+        note("ended")
+
+
+class Long(BaseTask):
+    """A run that takes longer than most troubles begin."""
+
+    name, schedule = "long", "*/10 * * * * *"
+
+    async def run(self):
+        note("began")
+        try:
+            await asyncio.sleep(7)
+        finally:
+            note("ended")
+'''
+SHORTS = "".join(
+    f"""
+
+class Short{number}(BaseTask):
+    name, schedule = "short{number}", "*/2 * * * * *"
+
+    async def run(self):
+        note("began")
+        try:
+            await asyncio.sleep(0.05)
+        finally:
+            note("ended")
+"""
+    for number in range(10)
+)
+TWELVE = TASKS + SHORTS
+"""Twelve tasks, which note in the witness what they do."""
+
+
+class Node:
+    """A service in a process of its own. `at`: its address."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.name, self.process, self.log = name, process, log
+        self.at = ""
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def get(self, path: str, seconds: float = 10.0) -> httpx.Response:
+        return httpx.get(self.at + path, timeout=seconds, trust_env=False)
+
+    def readiness(self) -> dict[str, str] | None:
+        """The reasons of `/readyz`; None if it does not answer."""
+        try:
+            reasons: dict[str, str] = self.get("/readyz").json().get("reasons", {})
+        except (httpx.HTTPError, ValueError):
+            return None
+        return reasons
+
+    def freeze(self) -> None:
+        suspend(self.process.pid)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Story:
+    """The nodes of one deployment, on one ledger, and what reached a person."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str], tasks: str = TWELVE) -> None:
+        """`settings`: the URLs of the databases, and nothing that changes a time."""
+        self.folder = folder
+        (folder / "tasks").mkdir(parents=True)
+        (folder / "tasks/all.py").write_text(tasks)
+        self.settings = {**settings, "WITNESS": str(folder / "witness")}
+        self.nodes: dict[str, Node] = {}
+        self.prefix: tuple[str, ...] = ()
+        """What commands of the story begin with, where they need more than its folder."""
+        self.began = datetime.now(UTC)
+        self.frozen: list[tuple[int, float, float]] = []
+        """Which process was frozen or blocked, from when until when (boot time)."""
+        self.deaths: dict[int, float] = {}
+        self._stack = ExitStack()
+        self.messages: list[str] = []
+        self._inbox = self._stack.enter_context(_inbox(self.messages))
+
+    def __enter__(self) -> Story:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes.values():
+            with suppress(ProcessLookupError):
+                node.process.kill()
+            node.process.wait()
+        self._stack.close()
+
+    def start(self, *names: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = ()) -> None:
+        """Start these nodes, one after another, until each is ready."""
+        for name in names:
+            self.launch(name, settings=settings, command=command)
+            self.until(lambda name=name: self.nodes[name].readiness() == {}, START_SECONDS, f"{name} is ready")
+
+    def launch(self, name: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = ()) -> Node:
+        """Start a node until its port is known."""
+        number = len(list(self.folder.glob(f"{name}.*.log")))
+        log = self.folder / f"{name}.{number}.log"
+        env = environment({**self.settings, "BATCH_ALERT_WEBHOOK": self._inbox, **(settings or {})})
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command or (*BATCH, "serve", "--port", "0"), cwd=self.folder, env=env, stdout=file, stderr=file
+            )
+        node = self.nodes[name] = Node(name, process, log)
+        found = self.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", node.said), START_SECONDS, f"{name} listens")
+        node.at = found[0]
+        return node
+
+    def kill(self, name: str) -> None:
+        self.nodes[name].kill()
+        self.deaths[self.nodes[name].process.pid] = boottime()
+
+    def batch(self, *words: str, code: int | None = 0, within: float = 120.0) -> str:
+        """What the command prints. `code`: its exit code; None: any."""
+        done = subprocess.run(
+            [*self.prefix, *BATCH, *words],
+            cwd=self.folder,
+            env=environment(self.settings),
+            capture_output=True,
+            text=True,
+            timeout=within,
+            check=False,
+        )
+        assert code is None or done.returncode == code, f"batch {' '.join(words)}: {done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def until(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
+        """Wait until `condition()` is true, and return what it gave; fail with all logs after so many seconds."""
+        give_up_at = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < give_up_at, f"not within {seconds:g} s: {what}\n{self.logs()}"
+            time.sleep(0.25)
+        return found
+
+    @staticmethod
+    def now() -> float:
+        """The time since boot, as the witness has it."""
+        return boottime()
+
+    @staticmethod
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
+    def wait(self, seconds: float) -> None:
+        """Let the trouble last. A story waits by the clock: its subject is what happens while time passes."""
+        time.sleep(seconds)
+
+    def logs(self, most: int = 4_000) -> str:
+        return "\n".join(
+            f"--- {name} ({node.process.poll()})\n{node.said[-most:]}" for name, node in self.nodes.items()
+        )
+
+    def rows(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        """The rows that a query finds in the ledger."""
+
+        async def ask() -> list[dict[str, Any]]:
+            application = self.settings.get("DATABASE_URL", f"sqlite+aiosqlite:///{self.folder}/app.db")
+            url = self.settings.get("LEDGER_URL") or application.replace("/app.db", "/ledger.db")
+            database = Database(url, setting="LEDGER_URL", pooled=False)
+            async with database.reader.connect() as connection:
+                return [dict(row) for row in (await connection.execute(text(statement), values)).mappings()]
+
+        return wait_for(ask())
+
+    # What the witness says.
+
+    def ended_since(self, at: float) -> set[str]:
+        """The tasks of which a run has begun and ended since this instant (boot time)."""
+        lines = self.witness()
+        begun = {(line[2], line[3]) for line in lines if line[0] == "began" and float(line[5]) >= at}
+        return {line[1] for line in lines if line[0] == "ended" and (line[2], line[3]) in begun}
+
+    def witness(self) -> list[list[str]]:
+        try:
+            return [line.split() for line in (self.folder / "witness").read_text().splitlines() if line.count(" ") == 5]
+        except FileNotFoundError:
+            return []
+
+    # The end of each story.
+
+    def check_end(self, tasks: set[str] | None = None, gaps: bool = True) -> None:
+        """Everything fires again by itself within 30 seconds, and what the ledger says about the trouble is true.
+
+        `tasks`: those that fire again; None: all twelve.
+        """
+        over_at = boottime()
+        wanted = tasks if tasks is not None else {"tick", "long", *(f"short{number}" for number in range(10))}
+        self.until(lambda: self.ended_since(over_at) >= wanted, END_SECONDS, f"all fire: {wanted}")
+        for node in self.nodes.values():
+            if node.is_alive:
+                self.until(
+                    lambda node=node: node.readiness() == {}, END_SECONDS, f"{node.name} is ready: {node.readiness()}"
+                )
+                assert node.get("/healthz").status_code == 200
+        self.check_doubles()
+        since = self.began.isoformat()
+        self.account = json.loads(self.batch("account", "--since", since, "--json"))
+        self.check_night(since)
+        print(self.told(), self.status(), self.batch("nodes"), self.night["sentence"], self.logs(), sep="\n\n")
+
+    def check_night(self, since: str) -> None:
+        """The classes of Night add up to the slots that were due, and none of them is unaccounted for."""
+        self.night = json.loads(self.batch("night", "--since", since, "--json", code=None))
+        counts = self.night["slots"]
+        classes = ("succeeded", "failed", "cancelled", "skipped", "missed", "paused", "active", "unaccounted")
+        assert counts["due"] == sum(counts[name] for name in classes), counts
+        assert counts["unaccounted"] == 0, counts
+
+    def check_doubles(self) -> None:
+        """No run was executed by two processes at a time, unless the first one was dead, frozen or blocked."""
+        by_run: dict[str, list[list[str]]] = defaultdict(list)
+        for line in self.witness():
+            by_run[line[2]].append(line)
+        for run, lines in by_run.items():
+            begun = [line for line in lines if line[0] == "began"]
+            for first, second in itertools.pairwise(begun):
+                ends = [float(e[5]) for e in lines if e[0] == "ended" and e[3:5] == first[3:5]]
+                pid, at = int(first[4]), float(second[5])
+                end = min([*ends, self.deaths.get(pid, float("inf"))])
+                was_frozen = any(p == pid and since < at < until + LEASE_SECONDS for p, since, until in self.frozen)
+                assert at >= end or was_frozen, f"the run {run} was executed twice at a time: {lines}\n{self.logs()}"
+
+    def told(self) -> str:
+        """What reached a person by the webhook: a line for each event, without times, ids and numbers of processes."""
+        return "\n".join(plain(message) for message in self.messages)
+
+    def status(self) -> str:
+        """What `batch status` says, without times, ids and numbers of processes."""
+        return plain(self.batch("status", code=None))
+
+
+def boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def plain(text: str) -> str:
+    """The text with times, ids and process numbers replaced by their kinds."""
+    for pattern, kind in (
+        (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+00:00)?", "TIME"),
+        (r"\b\d\d:\d\d:\d\d\b", "TIME"),
+        (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
+        (r"pid \d+", "pid N"),
+        (r"\bfor \d+ (seconds|minutes)\b", "for SOME TIME"),
+        (r"\b\d[\d,]* slots?\b", "N slots"),
+    ):
+        text = re.sub(pattern, kind, text)
+    return text
+
+
+@contextmanager
+def _inbox(messages: list[str]) -> Iterator[str]:
+    """A webhook that keeps each event as a line: what happened, and the text for people."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            for event in body["events"]:
+                incident = event["incident"]
+                messages.append(
+                    f"{event['event']} {incident.get('kind')} {incident.get('task') or ''}: {incident.get('text')}"
+                )
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
