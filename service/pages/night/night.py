@@ -151,6 +151,9 @@ def _facts(page: NightPage, need: Any, viewer: Viewer, is_first: bool) -> dict[s
     is_new = need.first_seen is not None and need.first_seen >= found.since
     first = formatting.moment(need.first_seen, zone, now) if need.first_seen else "–"
     line = need.last_line
+    is_of_first = need.first_seen is None or need.first_seen == need.failing_since
+    if after and not is_of_first:
+        elapsed, after = ", ".join(filter(None, (elapsed, after))), ""
     return {
         "has_spark": is_first,
         "line_at": formatting.log_time(line.at, zone) if line is not None else "",
