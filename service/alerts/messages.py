@@ -22,12 +22,13 @@ _TITLES: dict[str, str] = {
     "failed": "{task} failed",
     "empty": "{task} succeeded, but its result is not as expected",
     "quarantine": "{task} has put items into quarantine",
+    "kept_back": "slots of {task} were kept back",
     "missed": "slots of {task} did not run",
     "late": "{task} is late",
     "slow": "{task} is slow",
     "deadline": "{task} has missed its deadline",
     "silent": "{task} has not succeeded for too long",
-    "down": "the service was down",
+    "down": "no service fired",
     "node": "a node was lost",
     "files": "a file of tasks can't be used",
     "backup": "the backups need attention",
@@ -92,7 +93,8 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
         return escaping.lines(content["text"])
     lines.append(escaping.line(escaping.brief(content["text"], LONGEST_LINE)))
     if kind != "closed":
-        lines.append(f"Since {_instant(content['opened_at'])}.")
+        if content["kind"] != "down":  # its text has the begin, and it was noticed at the end
+            lines.append(f"Since {_instant(content['opened_at'])}.")
         if last := last_lines.get(content.get("run") or ""):
             lines.append(f"Last line of its log: {escaping.line(escaping.brief(last, LONGEST_LINE))}")
         if keeps := in_words([KeptBack(**each) for each in content.get("keeps_back") or ()]):

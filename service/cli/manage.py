@@ -119,6 +119,11 @@ def backfill(
         f"{_number(counts.slots, 'slot')} of {name}: {counts.new:,} {get} a new run, "
         f"{counts.again:,} {get} a new attempt, {counts.left:,} {unchanged}"
     )
+    if counts.pruned:
+        console.warn(
+            f"{counts.pruned:,} of the new runs would be skipped at once: there are no runs any more of the slots that "
+            "they wait for; backfill those first"
+        )
     for task, after in counts.after.items():
         console.say(
             f"  after it, {_number(after.slots, 'slot')} of {task}: {after.new:,} {get} a new run, "

@@ -50,6 +50,16 @@ def test_each_slot_less_than_a_minute_late_runs_as_on_time() -> None:
     assert plan.missed is None
 
 
+def test_of_slots_that_are_fired_together_a_task_that_wants_all_catches_up_all_but_the_newest() -> None:
+    """Its overlap policy would skip them: the last minute of each outage."""
+    begin = NOW - timedelta(seconds=90)
+    plan = plan_slots(SECONDLY, begin, NOW, Missed("all"))
+    assert (plan.on_time, plan.missed) == ([NOW], None)
+    assert plan.catch_up == [begin + timedelta(seconds=n) for n in range(1, 90)]
+    late = plan_slots(SECONDLY, NOW - timedelta(seconds=3), NOW, Missed("all"))
+    assert (late.catch_up, late.on_time) == ([NOW - timedelta(seconds=2), NOW - timedelta(seconds=1)], [NOW])
+
+
 def test_a_slot_exactly_a_minute_late_was_missed() -> None:
     now = at(12) + ON_TIME
     assert plan_slots(HOURLY, at(11), now, Missed("skip")).on_time == []
@@ -105,8 +115,8 @@ def test_all_with_max_count_runs_the_newest_slots() -> None:
 def test_a_long_catch_up_takes_several_plans_of_at_most_the_budget() -> None:
     plans = plan_until_complete(SECONDLY, NOW - timedelta(hours=5), NOW, Missed("all"))
     assert all(len(p.catch_up) <= BUDGET for p in plans)
-    assert sum(len(p.catch_up) for p in plans) == 5 * 3600 - 60
-    assert [len(p.on_time) for p in plans] == [0] * (len(plans) - 1) + [60]
+    assert sum(len(p.catch_up) for p in plans) == 5 * 3600 - 1
+    assert [len(p.on_time) for p in plans] == [0] * (len(plans) - 1) + [1]
 
 
 def test_the_missed_slots_of_a_month_are_one_range() -> None:

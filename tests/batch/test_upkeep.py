@@ -21,6 +21,7 @@ from service.batch.ledger import run_logs, tables
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import new_id
+from service.batch.ledger.waits import waits
 from service.batch.queue.retry import retry
 from service.batch.retention import pruning
 from service.batch.retention.pruning import Pruner
@@ -92,6 +93,23 @@ async def test_a_run_that_is_not_final_is_never_deleted(ledger: Database, state:
     await insert(ledger, active, late, over(YOUNG))
     assert +await pruner(ledger).prune() == Counter()
     assert len(await left(ledger)) == 3
+
+
+async def test_a_run_is_kept_as_long_as_another_one_waits_for_its_slot(ledger: Database) -> None:
+    """Without it, that one would be skipped."""
+    await known(ledger, "tick", "after")
+    awaited, other = of_slot(OLD), of_slot(OLD - HOUR)
+    waiting = new("after", state=RunState.WAITING, gate="success", created_at=YOUNG, due_at=YOUNG)
+    await insert(ledger, awaited, other, waiting, over(YOUNG))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(waits.insert().values(run=waiting.id, task="tick", slot=awaited.slot))
+    assert await pruner(ledger).prune() == Counter(runs=1)
+    assert awaited.id in await left(ledger)
+    async with ledger.engine.begin() as connection:
+        ended = tables.runs.update().where(tables.runs.c.id == waiting.id)
+        await connection.execute(ended.values(state=RunState.SKIPPED, finished_at=NOW))
+    assert await pruner(ledger).prune() == Counter(runs=1)
+    assert awaited.id not in await left(ledger)
 
 
 async def test_the_last_runs_of_each_task_are_kept_however_old_they_are(ledger: Database) -> None:

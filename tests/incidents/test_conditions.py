@@ -176,10 +176,32 @@ async def test_an_outage_is_one_incident_and_its_slots_are_none(ledger: Database
         await second.register()
         await fire(ledger, loaded, clock.now())
         await second.turn(3)
+        assert await second.notes() == [], "its slots are counted first"
+        await checked(second, 6)
         assert [row["kind"] for row in await second.incidents()] == ["down"]
         ((channel, kind, text),) = await second.notes()
     assert (channel, kind) == ("all", "opened")
-    assert text == "no service ran from 2026-03-10 02:00:00 to 2026-03-10 02:30:00 UTC, for 30 minutes"
+    assert text == (
+        "no service fired from 2026-03-10 02:00:00 to 02:30:00 UTC (30 minutes). 1,160 slots of 40 tasks "
+        "(task0, task1, task10, task11, task12, …) did not run; `batch night` lists them, `batch backfill` runs them."
+    )
+
+
+async def test_slots_that_a_living_service_has_not_fired_are_not_those_of_the_outage_after_it(ledger: Database) -> None:
+    with clock.moved(START):
+        loaded = await know(ledger, make_task("tick", "* * * * *", missed="skip"))
+        clock.advance(timedelta(minutes=10))
+        async with watching(ledger, ledger) as first, ledger.engine.begin() as connection:
+            stop = update(tables.nodes).where(tables.nodes.c.id == first.node)
+            await connection.execute(stop.values(stopped_at=clock.now(), seen_at=clock.now()))
+        clock.advance(timedelta(minutes=2))
+        second = Watching(ledger, ledger)
+        await second.register()
+        await fire(ledger, loaded, clock.now())
+        await second.turn(3)
+        (_, missed) = sorted(await second.incidents(), key=lambda row: row["kind"])
+    assert (missed["kind"], missed["count"]) == ("missed", 11)
+    assert missed["text"] == "11 slots up to 2026-03-10 02:11 UTC did not run: no service fired it"
 
 
 async def test_what_was_before_the_first_watch_of_a_ledger_is_not_sent(ledger: Database) -> None:

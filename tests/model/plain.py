@@ -251,11 +251,13 @@ class Model:
             late = [slot for slot in due if self.now - slot >= MINUTE]
             kept = self._kept(task.policy, late)
             self._miss(task, [slot for slot in late if slot not in kept], "no service fired it")
-            for slot in kept:
+            together = [slot for slot in due if slot not in late][:-1] if task.policy.missed == "all" else []
+            for slot in (*kept, *together):
                 if task.of_slot(slot) is None:
                     self._hold_back(self._new(task, slot, "schedule", CAUGHT_UP))
                     self.happened["caught up"] += 1
-            room = self._come(task, [slot for slot in due if slot not in late], node, room)
+            on_time = [slot for slot in due if slot not in late]
+            room = self._come(task, on_time[-1:] if task.policy.missed == "all" else on_time, node, room)
             task.handled = max(task.handled, self.now)
 
     def _kept(self, policy: Policy, late: list[datetime]) -> list[datetime]:
@@ -478,7 +480,7 @@ class Model:
         for run in self._awaiting(awaited):
             if run.gate is None or run.state not in ("waiting", "skipped"):
                 continue
-            if run.origin == "schedule" and not run.is_split:
+            if run.is_on_time and not run.is_split:
                 run.catch_up, run.rank = True, CAUGHT_UP
             if run.state == "skipped":
                 self.happened["waits again"] += 1

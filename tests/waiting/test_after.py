@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from service import clock
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill, interval_of
-from service.batch.ledger import missed_ranges, schedules
+from service.batch.ledger import missed_ranges, schedules, tables
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.waits import waits as waits_table
@@ -21,7 +22,8 @@ from service.batch.queue.retry import retry
 from service.batch.tasks.after import After
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, make_task, rows
+from tests.batch.ledger_world import NODE, know, make_task, refresh, rows, schedule_sync_of
+from tests.batch.test_leases import put_node
 from tests.waiting.world import DAY, MINUTE, Waits
 
 HOUR = timedelta(hours=1)
@@ -33,9 +35,10 @@ def daily(name: str, schedule: str | None = "0 3 * * *", **attributes: Any) -> T
     return make_task(name, schedule, **attributes)
 
 
-def load_after(*tasks: str, **attributes: Any) -> Task:
+def load_after(*tasks: str | After, **attributes: Any) -> Task:
     """A task without a schedule of its own."""
-    return make_task("load", None, after=tasks or "extract", **attributes)
+    after = tasks[0] if tasks and isinstance(tasks[0], After) else tasks or "extract"
+    return make_task("load", None, after=after, **attributes)
 
 
 async def make_slots(waits: Waits, *tasks: Task, at: datetime = THREE) -> None:
@@ -458,3 +461,36 @@ async def test_only_a_node_that_has_loaded_the_task_opens_a_slot_but_any_closes_
     assert await waits.look({}) == 0
     assert await waits.state("load") == "waiting"
     assert await waits.look() == 1
+
+
+async def test_tasks_that_can_not_work_because_of_others_are_reported_by_the_node_that_has_them(
+    waits: Waits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that would give them their slots is missing or has none, or tasks of two services wait for each other."""
+    node, other = await put_node(waits.ledger), await put_node(waits.ledger)
+    theirs = update(tables.nodes).where(tables.nodes.c.id == other).values(tasks=["by_hand", "ping", "gone"])
+    async with waits.ledger.engine.begin() as connection:
+        await connection.execute(theirs)
+    await waits.know(make_task("by_hand", None), daily("ping", after="pong"))
+    followers = [make_task("lost", None, after="gone"), make_task("idle", None, after="by_hand")]
+    loaded = await know(waits.ledger, *followers, daily("pong", after="ping"))
+    caplog.set_level("WARNING")
+    sync = schedule_sync_of(waits.ledger, loaded, node)
+    monkeypatch.setattr(sync, "_lease", 0.0)
+    sync._started_at -= 1
+    await refresh(sync)
+    await refresh(sync)
+    (row,) = await rows(waits.ledger, tables.nodes, id=node)
+    assert {file["task"]: file["error"] for file in row["broken"]} == {
+        "idle": "task idle: it has no slots: it waits for by_hand, which has no slots",
+        "lost": "task lost: it has no slots: it waits for gone, which no service has",
+        "pong": "task pong: tasks wait for each other: ping after pong after ping",
+    }
+    assert "lost waits for gone, which no service has: it has no slots" in caplog.text
+    assert caplog.text.count("tasks wait for each other") == 1
+    await waits.know(daily("gone"), daily("by_hand"), daily("ping"))
+    for _ in range(3):
+        await refresh(sync)
+    opened = {row["task"]: row["cron"] for row in await rows(waits.ledger, tables.schedules, valid_until=None)}
+    assert opened["lost"] == opened["idle"] == "0 3 * * *", "they have slots as soon as what they follow has"
+    assert [row["broken"] for row in await rows(waits.ledger, tables.nodes, id=node)] == [[]]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service import Start, clock, start_all
+from service.batch.ledger import tables
 from service.batch.ledger.people import audit
 from service.batch.ledger.states import RunState
 from service.batch.tasks.after import After
@@ -126,6 +127,20 @@ async def test_a_backfill_makes_the_slots_of_what_comes_after(waits: Waits, oper
     assert await states(waits) == {"extract": "queued", "load": "waiting", "monthly": "waiting"}
     await run_all(waits, "extract", "load", "monthly")
     assert set((await states(waits)).values()) == {"succeeded"}
+
+
+async def test_the_preview_of_a_backfill_says_which_runs_would_be_skipped_because_others_were_pruned(
+    waits: Waits, operations: Operations
+) -> None:
+    extract, load = daily("extract", missed="skip"), make_task("load", None, after="extract", missed="skip")
+    await waits.know(extract, load)
+    await waits.fire(THREE + 2 * DAY)
+    async with waits.ledger.engine.begin() as connection:
+        rows = tables.tasks.update().where(tables.tasks.c.name == "extract")
+        await connection.execute(rows.values(accounted_from=THREE + DAY))
+    asked = BackfillRequest("load", THREE, THREE + DAY, dry_run=True)
+    counts = await operations.slots.backfill(asked)
+    assert (counts.new, counts.pruned) == (2, 1)
 
 
 async def test_a_backfill_runs_again_what_comes_after(waits: Waits, operations: Operations) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service import Alerts, clock
+from service import After, Alerts, clock
 from service.alerts.messages import message_of
 from service.batch.ledger.incidents.tables import outbox
 from service.batch.ledger.states import RunState
@@ -19,7 +19,7 @@ from service.operations.night.models import Need, Night
 from service.operations.operations import Operations
 from tests.batch.ledger_world import make_task, rows
 from tests.incidents.watching import Watching, watching
-from tests.waiting.test_after import THREE, daily, load_after, make_slots
+from tests.waiting.test_after import THREE, again, daily, load_after, make_slots
 from tests.waiting.test_kept_back import chain_of_three, fail
 from tests.waiting.world import MINUTE, Waits
 
@@ -82,6 +82,34 @@ async def test_what_a_failed_slot_has_closed_opens_no_incident_of_its_own(
     ]
     shown = await operations.incidents.show(incident["id"])
     assert [each.model_dump() for each in shown.keeps_back] == kept
+
+
+async def test_a_slot_that_is_kept_back_although_nothing_has_failed_is_an_incident_of_its_own(
+    waits: Waits, watch: Watching, operations: Operations
+) -> None:
+    """Because what it waits for takes too long, or because no service has it. A success of the slot makes it good."""
+    tasks = (daily("extract"), load_after(After("extract", within=HOUR)), make_task("lost", "0 3 * * *", after="gone"))
+    await make_slots(waits, *tasks)
+    await waits.start((await waits.run_of("extract"))["id"])
+    watch.later(3601)
+    await settle(waits, watch)
+    late, lost = await failed_ones(watch)
+    assert [(each["kind"], each["task"], each["text"]) for each in (late, lost)] == [
+        ("kept_back", "load", "extract was still running after 60 min"),
+        ("kept_back", "lost", "there is no task gone"),
+    ]
+    needs = of_runs(await night(waits, watch, operations))
+    assert [(need.kind, need.task, need.open) for need in needs] == [("kept_back", "load", 1), ("kept_back", "lost", 1)]
+    told = message_of("m", [("opened", each["content"]) for each in await rows(watch.ledger, outbox)], str, {})
+    assert "slots of load were kept back" in told.body
+    await waits.finish((await waits.run_of("extract"))["id"])
+    await again(waits, (await waits.run_of("load"))["id"])
+    await waits.end("load")
+    await settle(waits, watch)
+    assert [(each["task"], each["closed_why"]) for each in await failed_ones(watch)] == [
+        ("load", "made_good"),
+        ("lost", None),
+    ]
 
 
 async def test_the_message_to_people_says_what_it_keeps_back(waits: Waits, watch: Watching) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -134,6 +135,9 @@ async def test_a_task_that_only_another_process_has_loaded_can_be_started(served
     wrong = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": "many"}})
     assert wrong.status_code == 422
     assert "it takes n" in wrong.json()["detail"]
+    deep = json.loads("[" * 65 + "]" * 65)
+    wrong = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": deep}})
+    assert (wrong.status_code, "n: lists and objects may be nested on 64 levels" in wrong.text) == (422, True)
     answer = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": "3"}})
     run = (await served.viewer.get(f"/api/v1/runs/{answer.json()['id']}/now")).json()
     assert (run["state"], run["params"], run["priority"], run["exclusive"]) == ("queued", {"n": 3}, 7, "elsewhere")
@@ -409,6 +413,18 @@ async def test_only_backups_of_the_list_are_found_and_no_error_says_where_they_a
     assert damaged.name in said
     assert "damaged" in said
     assert not [word for word in (str(tmp_path), "other files", "file:", "/backup") if word in said]
+
+
+async def test_large_parameters_are_cut_where_many_changes_are_listed(served: Served) -> None:
+    run = await start(served, parameters={"day": "x" * 900_000})
+    shown = (await served.viewer.get(f"/api/v1/runs/{run}")).json()
+    assert len(shown["params"]["day"]) == 900_000
+    for path in ("/changes?action=run.start", "/night"):
+        answer = await served.viewer.get(f"/api/v1{path}")
+        assert len(answer.content) < 10_000
+        [change] = [each for each in answer.json()["changes"] if "run.start" in (each.get("action"), each.get("kind"))]
+        assert change["after"]["params"].startswith('{"day": "xxx')
+        assert "characters)" in change["after"]["params"]
 
 
 async def test_tokens_are_made_listed_and_revoked(served: Served) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -10,6 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.cron import Schedule
 from service.batch.ledger import schedules
 from service.batch.ledger.schedules import OpenSchedule
+from service.batch.tasks.broken_files import BrokenFile
+from service.batch.tasks.followers import cycles
 from service.batch.tasks.registry import Task
 
 
@@ -52,13 +54,44 @@ def waiting_of(
     return {**kept, **own}
 
 
-def astray(opened: Mapping[str, OpenSchedule]) -> dict[str, Schedule | None]:
-    """The schedules that followers have to get, because those that they follow have changed without them."""
-    return {
+def astray(opened: Mapping[str, OpenSchedule], loaded: Mapping[str, Task]) -> dict[str, Schedule | None]:
+    """The schedules that followers have to get, because those that they follow have changed or come without them."""
+    changed = {
         row.task: opened[row.follows].schedule if row.follows in opened else None
         for row in opened.values()
         if row.follows is not None and _key(opened.get(row.follows)) != _key(row)
     }
+    leaders = {name: opened.get(task.follows or "") for name, task in loaded.items() if name not in opened}
+    return changed | {name: row.schedule for name, row in leaders.items() if row is not None and row.is_usable}
+
+
+def missing(loaded: Mapping[str, Task], known: Collection[str]) -> dict[str, list[str]]:
+    """What a loaded task waits for although no service has it, by the task. `known`: the tasks in the ledger."""
+    awaited = {name: task.after.tasks for name, task in loaded.items() if task.after is not None}
+    unknown = {name: [each for each in names if each not in {*known, *loaded}] for name, names in awaited.items()}
+    return {name: names for name, names in unknown.items() if names}
+
+
+def unusable(
+    loaded: Mapping[str, Task], opened: Mapping[str, OpenSchedule], missing: Mapping[str, Sequence[str]]
+) -> list[BrokenFile]:
+    """The loaded tasks that can't work as they are, because of what they wait for in other services.
+
+    They have no slots, because the task that would give them its slots is missing or has none; or they wait for each
+    other, which no service can see in its own files.
+    """
+    errors = {
+        name: f"it has no slots: it waits for {task.follows}, which "
+        + ("no service has" if task.follows in missing.get(name, ()) else "has no slots")
+        for name, task in loaded.items()
+        if task.follows is not None and name not in opened
+    }
+    waiting = {name: tuple(row.after["tasks"]) for name, row in opened.items() if row.after}
+    for cycle in cycles(waiting):
+        errors |= dict.fromkeys(loaded.keys() & cycle, f"tasks wait for each other: {' after '.join(cycle)}")
+    return [
+        BrokenFile(loaded[name].source, f"task {name}: {error}", "", name) for name, error in sorted(errors.items())
+    ]
 
 
 def _key(row: OpenSchedule | None) -> tuple[str, str] | None:

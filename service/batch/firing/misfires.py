@@ -45,15 +45,18 @@ def plan_slots(
         return SlotPlan(fired_until)
     late_until = now - ON_TIME
     if not is_behind(schedule, fired_until, now):
-        return SlotPlan(now, on_time=list(schedule.between(fired_until, now)))
+        end = _late_until(schedule, fired_until, now, policy)
+        on_time, together = (list(schedule.between(*span)) for span in ((end, now), (fired_until, end)))
+        return SlotPlan(now, on_time=on_time, catch_up=together)
     budget = BUDGET if budget is None else budget
     after = _catch_up_after(schedule, fired_until, late_until, now, policy)
     missed = _missed(schedule, fired_until, after, "no service fired it", Cause.DOWN)
-    catch_up = list(islice(schedule.between(after, late_until), budget + 1))
+    end = _late_until(schedule, late_until, now, policy)
+    catch_up = list(islice(schedule.between(after, end), budget + 1))
     if len(catch_up) > budget:
         catch_up = catch_up[:budget]
         return SlotPlan(catch_up[-1], catch_up=catch_up, missed=missed, is_complete=False)
-    return SlotPlan(now, on_time=list(schedule.between(late_until, now)), catch_up=catch_up, missed=missed)
+    return SlotPlan(now, on_time=list(schedule.between(end, now)), catch_up=catch_up, missed=missed)
 
 
 def plan_all_missed(schedule: Schedule, fired_until: datetime, now: datetime, reason: str, cause: Cause) -> SlotPlan:
@@ -67,6 +70,16 @@ def is_behind(schedule: Schedule, fired_until: datetime, now: datetime) -> bool:
     """Whether at least one slot was missed. Only then planning may take long, for there may be many such slots."""
     first = schedule.next(fired_until)
     return first is not None and first <= now - ON_TIME
+
+
+def _late_until(schedule: Schedule, late_until: datetime, now: datetime, policy: Missed) -> datetime:
+    """Up to which instant slots are late: those after it are on time.
+
+    A task that wants all of its missed slots wants all but the newest of those too that are on time and fired together:
+    its overlap policy would skip them.
+    """
+    newest = schedule.previous(now + INSTANT) if policy.policy == "all" else None
+    return max(late_until, newest - INSTANT) if newest is not None else late_until
 
 
 def _catch_up_after(

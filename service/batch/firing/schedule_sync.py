@@ -20,6 +20,7 @@ from service.batch.nodes.clock_steps import AHEAD
 from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks
 from service.batch.nodes.outage import Outage
+from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background, is_set_within
 from service.concurrency.offload import SlowCall
@@ -77,6 +78,8 @@ class ScheduleSync(Background):
         self._fired: dict[str, datetime] = {}
         """Up to which instant the slots of tasks were handled by this process since the ledger was last read."""
         self._cursors: dict[str, datetime] = {}
+        self._unusable: list[BrokenFile] = []
+        """Tasks of this process that can't work because of what they wait for in other services."""
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
         self.unfired = Unfired(database)
@@ -167,13 +170,17 @@ class ScheduleSync(Background):
     async def _read_ledger(self) -> None:
         state = self._changes.firing_state if self._changes is not None else None
         gone, removed = await self.update_jobs()
+        is_settled = clock.boottime() > self._started_at + self._lease  # others may be about to start, too
         if removed:
             await self._restore_tasks(removed)
-        if gone and clock.boottime() > self._started_at + self._lease:
+        if gone and is_settled:
             await self._remove_tasks(gone)
+        if is_settled:
+            self._new_tasks.unusable = self._unusable
         if moved := await task_sync.record_moved(self._database, self._tasks, self._node):
             logger.warning(f"tasks were in the pools of other code, and are in those of this one: {', '.join(moved)}")
-        self._state_read, self._is_unsettled = state, bool(gone or removed)
+        self._state_read = state
+        self._is_unsettled = bool(gone or removed or self._unusable != self._new_tasks.unusable)
 
     async def _record_new(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
         """Write tasks whose files came into the folder while this process ran."""
@@ -189,7 +196,7 @@ class ScheduleSync(Background):
         of the tasks that no live node has, and of those of this process that another node removed.
         """
         opened, gone, removed = await self._read_tasks()
-        if astray := followers.astray(opened):
+        if astray := followers.astray(opened, self._tasks):
             async with self._database.engine.begin() as connection:
                 await task_sync.set_schedules(connection, astray, self._tasks, self._node)
             opened, gone, removed = await self._read_tasks()
@@ -205,6 +212,14 @@ class ScheduleSync(Background):
             self._read_at = await database_time.now_of(connection)
             self._fired.clear()
             opened = await schedules.open_schedules(connection)
+            missing = followers.missing(self._tasks, {n for n, removed in is_removed.items() if not removed})
+            for name, upstreams in missing.items():
+                what = "it has no slots" if self._tasks[name].schedule is None else "its slots are skipped"
+                awaited = ", ".join(upstreams)
+                self._warn_once(f"after {name}", f"{name} waits for {awaited}, which no service has: {what}")
+            self._unusable = followers.unusable(self._tasks, opened, missing)
+            for file in self._unusable:
+                self._warn_once(f"unusable {file.task}", f"{file.source} can't be used: {file.error}")
             self._update_jobs_of(self._tasks, opened, self._read_at)
         return opened, gone, {name for name in self._tasks if is_removed.get(name, False)}
 
@@ -301,7 +316,7 @@ class ScheduleSync(Background):
         )
 
     def _warn_of_difference(self, name: str, row: OpenSchedule | None, in_force: Schedule | None) -> None:
-        if self._own_schedules[name] != in_force:
+        if self._own_schedules[name] != in_force and self._tasks[name].follows is None:
             current = f"{row.cron} {row.timezone}" if row else "none"
             message = f"{name} fires by another node's schedule ({current}), not by this code's"
             self._warn_once(f"schedule of {name}", message)

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import failures
 from service.batch.execution.fingerprint import EMPTY, QUARANTINE
-from service.batch.incidents import made_good
+from service.batch.incidents import made_good, outages
 from service.batch.incidents.overdue import in_words
 from service.batch.ledger import json_rows
 from service.batch.ledger import nodes as nodes_of_ledger
@@ -21,6 +21,7 @@ from service.batch.ledger.incidents.incidents import MORE, Closed, IncidentKind,
 from service.batch.ledger.incidents.tables import OPEN_SQL, fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.outcome import KEPT_BACK
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import LEFT_SQL, nodes, runs
 
@@ -63,16 +64,23 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
 async def notice_ranges(connection: AsyncConnection, now: datetime) -> int:
     """Notice slots that were missed and that nobody chose to miss. Returns how many ranges it has seen.
 
-    Slots of an outage belong to the incident of the outage.
+    A range that lies within an outage belongs to the incident of the outage.
     """
     ranges = await notices.mark_ranges(connection)
     unchosen = [each for each in ranges if each["cause"] in (Cause.DOWN, Cause.OTHER)]
     if unchosen:
-        outages = await _outages(connection, min(each["first_slot"] for each in unchosen))
+        known = await outages.since(connection, min(each["first_slot"] for each in unchosen))
         openings: dict[str, Opening] = {}
+        slots: dict[str, Counter[str]] = defaultdict(Counter)
         for each in unchosen:
-            if not any(begin <= each["last_slot"] and each["first_slot"] <= end for begin, end in outages):
+            its = next((outage for outage in known if outage.has(each["first_slot"], each["last_slot"])), None)
+            if its is not None:
+                slots[its.incident][each["task"]] += each["unnoticed"]
+            else:
                 openings[each["task"]] = _missed(each, openings.get(each["task"]))
+        for outage in known:
+            if outage.incident in slots:
+                await outages.add_slots(connection, outage, slots[outage.incident])
         await incidents.open_or_continue(connection, openings.values(), now)
     return len(ranges)
 
@@ -116,7 +124,8 @@ async def notice_backups(connection: AsyncConnection, now: datetime) -> int:
 
 
 def _is_bad(run: Row[Any]) -> bool:
-    return run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE)
+    is_kept_back = (run.state, run.fingerprint) == (RunState.SKIPPED, KEPT_BACK)
+    return run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE) or is_kept_back
 
 
 def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:
@@ -149,7 +158,7 @@ _TEXTS = {QUARANTINE: "it has put items into quarantine"}
 def _kind_of(run: Row[Any]) -> IncidentKind:
     if run.state == RunState.FAILED:
         return IncidentKind.FAILED
-    return IncidentKind.EMPTY if run.fingerprint == EMPTY else IncidentKind.QUARANTINE
+    return {EMPTY: IncidentKind.EMPTY, KEPT_BACK: IncidentKind.KEPT_BACK}.get(run.fingerprint, IncidentKind.QUARANTINE)
 
 
 async def _complete(connection: AsyncConnection, unknown: Sequence[Row[Any]]) -> None:
@@ -232,17 +241,6 @@ def _more(opening: Opening, before: Opening | None) -> Opening:
 
 
 # Missed ranges
-
-
-async def _outages(connection: AsyncConnection, since: datetime) -> list[tuple[datetime, datetime]]:
-    """The begin and the end of the outages since then. Slots belong to an outage up to a minute after its end."""
-    is_down = (incidents_table.c.kind == IncidentKind.DOWN, incidents_table.c.opened_at >= since)
-    rows = await connection.execute(select(incidents_table.c.details).where(*is_down))
-    return [
-        (datetime.fromisoformat(details["since"]), datetime.fromisoformat(details["until"]) + timedelta(minutes=1))
-        for details in rows.scalars()
-        if details
-    ]
 
 
 def _missed(each: Mapping[Any, Any], before: Opening | None) -> Opening:

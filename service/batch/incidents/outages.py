@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.overdue import in_words
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.incidents import IncidentKind, Opening
+from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.tables import nodes
+
+FIRING = timedelta(seconds=5)
+"""A slot that was due so shortly before the last sign of life may have been about to be fired."""
+
+MOST_NAMED = 5
+"""Of so many tasks whose slots did not run the names are said."""
 
 SHORTEST = timedelta(minutes=1)
 """A shorter time without a service is no outage: that is how long slots wait before they count as missed."""
@@ -27,18 +38,64 @@ async def before_node(connection: AsyncConnection, node: str) -> tuple[datetime,
     return since, started
 
 
+@dataclass(frozen=True)
+class Outage:
+    """The incident of an outage, and what is known about it."""
+
+    incident: str
+    details: dict[str, Any]
+
+    def has(self, first: datetime, last: datetime) -> bool:
+        """Whether all of these slots belong to it. What a service has not fired while it lived does not."""
+        since, until = (datetime.fromisoformat(self.details[name]) for name in ("since", "until"))
+        return since - FIRING <= first and last <= until + SHORTEST
+
+
+async def since(connection: AsyncConnection, at: datetime) -> list[Outage]:
+    """The outages that were noticed since then."""
+    is_down = (incidents_table.c.kind == IncidentKind.DOWN, incidents_table.c.opened_at >= at)
+    rows = await connection.execute(select(incidents_table.c.id, incidents_table.c.details).where(*is_down))
+    return [Outage(row.id, row.details) for row in rows if row.details]
+
+
+async def add_slots(connection: AsyncConnection, outage: Outage, slots: Mapping[str, int]) -> None:
+    """Note how many slots of each task did not run because of this outage."""
+    known = Counter(outage.details.get("slots") or {}) + Counter(slots)
+    details = outage.details | {"slots": dict(known)}
+    values = {"details": details, "text": _text_of(details), "count": sum(known.values())}
+    await connection.execute(update(incidents_table).where(incidents_table.c.id == outage.incident).values(values))
+
+
+def _text_of(details: Mapping[str, Any]) -> str:
+    """What an outage means, with the next step."""
+    begin, end = (datetime.fromisoformat(details[name]) for name in ("since", "until"))
+    day = "" if begin.date() == end.date() else f"{end:%Y-%m-%d} "
+    text = f"no service fired from {begin:%Y-%m-%d %H:%M:%S} to {day}{end:%H:%M:%S} UTC ({in_words(end - begin)})"
+    if cause := details.get("cause"):
+        text += f": the ledger could not be used ({cause})"
+    slots = details.get("slots") or {}
+    if not slots:
+        return text
+    number, names = sum(slots.values()), sorted(slots)
+    of = f"{len(names):,} tasks ({', '.join(names[:MOST_NAMED])}, …)" if len(names) > MOST_NAMED else ", ".join(names)
+    did = f"{number:,} slot{'' if number == 1 else 's'} of {of} did not run"
+    return f"{text}. {did}; `batch night` lists them, `batch backfill` runs them."
+
+
 async def record(
-    connection: AsyncConnection, since: datetime, until: datetime, now: datetime, is_silent: bool = False
+    connection: AsyncConnection,
+    since: datetime,
+    until: datetime,
+    now: datetime,
+    is_silent: bool = False,
+    cause: str | None = None,
 ) -> None:
     """Open the incident of an outage. Its slots belong to it, so that they are no incidents of their own.
 
-    `is_silent`: nothing is sent about it.
+    `is_silent`: nothing is sent about it. `cause`: why services that lived could not use the ledger.
     """
-    text = (
-        f"no service ran from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC, for {in_words(until - since)}"
-    )
-    details = {"since": since.isoformat(), "until": until.isoformat()}
-    opening = Opening(IncidentKind.DOWN, text, until, subject=since.isoformat(), details=details)
+    details = {"since": since.isoformat(), "until": until.isoformat()} | ({"cause": cause} if cause else {})
+    opening = Opening(IncidentKind.DOWN, _text_of(details), until, subject=since.isoformat(), details=details)
     rows = await incidents.open_or_continue(connection, [opening], now)
     if is_silent:
         await incidents.told(connection, rows, now)

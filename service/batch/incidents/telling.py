@@ -24,6 +24,9 @@ Channels = Callable[[Sequence[str]], Sequence[str]]
 """From the names in `Alerts(to=…)` to the channels of these names; without names to those for all tasks."""
 
 
+COUNTED_AFTER = timedelta(seconds=5)
+"""So much later than it was noticed an outage is told, because its slots are counted first."""
+
 HIDDEN = "what its runs say is not sent, because the task has the tag secret"
 
 
@@ -42,7 +45,7 @@ def may_tell(
             must = must or (bool(every) and incident.told_at <= now - every)
             continue
         task = watched.get(_task_of(incident))
-        if (held_until := _held_until(task, now)) is not None:
+        if (held_until := _told_from(incident, task, now)) is not None:
             later.append(held_until)
         else:
             must = must or _is_enough(incident, task)
@@ -71,7 +74,7 @@ async def tell(
     told, later = [], []
     for incident in waiting:
         task = watched.get(_task_of(incident))
-        held_until = _held_until(task, now)
+        held_until = _told_from(incident, task, now)
         if held_until is not None:
             later.append(held_until)
         elif _is_enough(incident, task):
@@ -134,6 +137,12 @@ async def repeat(
 def _task_of(incident: Row[Any]) -> str:
     """The task that an incident is about; empty if it is about none."""
     return incident.task or (incident.details or {}).get("task") or ""
+
+
+def _told_from(incident: Row[Any], task: WatchedTask | None, now: datetime) -> datetime | None:
+    """Until when nothing is sent about the begin of an incident; None if nothing holds the message back."""
+    counted = incident.opened_at + COUNTED_AFTER
+    return counted if incident.kind == IncidentKind.DOWN and counted > now else _held_until(task, now)
 
 
 def _held_until(task: WatchedTask | None, now: datetime) -> datetime | None:

@@ -49,6 +49,15 @@ CANCEL_TYPES = {"reason": "reason", "by": "cancel_by", "now": "cancel_at"}
 UNSERVED = "unserved"
 """The fingerprint of a run that has failed because no service had its task."""
 
+KEPT_BACK = "kept_back"
+"""The fingerprint of a slot that was skipped because of what it waited for, although nothing of that has failed."""
+
+NOTICED_IF_BAD = "fingerprint = coalesce(v.fingerprint, batch_runs.fingerprint), " + ", ".join(
+    f"{name} = CASE WHEN v.fingerprint IS NULL THEN batch_runs.{name} END"
+    for name in ("noticed_at", "acknowledged", "made_good_at", "made_good_by")
+)
+"""The SET clause for a run that is skipped, perhaps with a fingerprint."""
+
 UNNOTICED = ", ".join(f"{name} = NULL" for name in ("noticed_at", "acknowledged", "made_good_at", "made_good_by"))
 """The SET clause for a run that fails without an attempt."""
 

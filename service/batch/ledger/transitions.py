@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -238,14 +238,23 @@ async def fail_split(connection: AsyncConnection, failing: Rows, now: datetime) 
     await _change(connection, (RunState.WAITING, RunState.FAILED), failing, values, now)
 
 
-async def close_waiting(connection: AsyncConnection, reasons: Mapping[str, str], now: datetime, gate: bool) -> None:
+async def close_waiting(
+    connection: AsyncConnection,
+    reasons: Mapping[str, str],
+    now: datetime,
+    gate: bool,
+    without_cause: Collection[str] = (),
+) -> None:
     """Skip those runs that are waiting. The caller has locked them. `reasons`: the reason by the id of the run.
 
     `gate`: whether they keep their gate, because what they waited for has closed them: then they wait again when that
-    is retried.
+    is retried. `without_cause`: those that are noticed, because nobody knows of what keeps them back.
     """
-    values = f"reason = v.reason, finished_at = :now{'' if gate else ', gate = NULL'}"
-    closing = [{"id": run, "reason": reason} for run, reason in reasons.items()]
+    values = f"reason = v.reason, finished_at = :now{'' if gate else ', gate = NULL'}, {outcomes_of.NOTICED_IF_BAD}"
+    closing = [
+        {"id": run, "reason": reason, "fingerprint": outcomes_of.KEPT_BACK if run in without_cause else None}
+        for run, reason in reasons.items()
+    ]
     await _change(connection, (RunState.WAITING, RunState.SKIPPED), closing, values, now)
 
 
@@ -261,8 +270,9 @@ async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datet
         return []
     is_meant = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
     not_over = text(is_one_of([RunState.WAITING, RunState.SKIPPED], PLAIN_STATE))
-    of_slot = (runs.c.origin == Origin.SCHEDULE, runs.c.gate.is_not(None), text(f"NOT ({parts.is_split()})"))
-    caught_up = update(runs).where(is_meant, not_over, *of_slot)
+    not_split = (runs.c.gate.is_not(None), text(f"NOT ({parts.is_split()})"))
+    on_time = (runs.c.origin == Origin.SCHEDULE, ~runs.c.catch_up)
+    caught_up = update(runs).where(is_meant, not_over, *on_time, *not_split)
     await connection.execute(caught_up.values(catch_up=True, rank=Rank.CATCH_UP))
     closed = (text(is_one_of([RunState.SKIPPED], PLAIN_STATE)), runs.c.gate.is_not(None))
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)

@@ -96,6 +96,7 @@ class Upstream:
         run, state: Of the run of that slot; None if there is none.
         is_pending: Whether the slot may still be fired, or its run is active.
         why_none: Why it has no run, if the ledger knows.
+        is_known: Whether somebody knows of that already: the slot was missed, or a person has paused the task.
     """
 
     task: str
@@ -104,6 +105,7 @@ class Upstream:
     state: str | None
     is_pending: bool
     why_none: str | None
+    is_known: bool = True
 
 
 _ITS_RUN = f"FROM batch_runs u WHERE u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL}"
@@ -221,7 +223,10 @@ async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str
     for row in await connection.execute(statement, json_rows.of_ids(ids, kind)):
         why = _why_none(row) if row.its is None else None
         found.setdefault(row.run, []).append(
-            Upstream(row.task, row.slot, row.its, row.its_state, bool(row.pending), why)
+            Upstream(
+                *(row.task, row.slot, row.its, row.its_state, bool(row.pending), why),
+                is_known=row.its is not None or (row.missed or row.paused) is not None,
+            )
         )
     return found
 

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import nodes
 from service.batch.nodes.outage import Outage
-from service.batch.tasks.broken_files import broken_as_json
+from service.batch.tasks.broken_files import BrokenFile, broken_as_json
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
@@ -41,6 +41,8 @@ class NewTasks:
         """Tasks that the ledger was not told of yet."""
         self._importing = SlowCall(folder.load_new)
         self._broken = broken_as_json(folder.broken)
+        self.unusable: list[BrokenFile] = []
+        """Tasks that can't be used although their files can: what they wait for is missing."""
 
     async def take_up(self, record: Record | None = None) -> dict[str, Task]:
         """Import new files, and write to the ledger which tasks this node has and which files it can't use.
@@ -73,7 +75,7 @@ class NewTasks:
         self._imported |= await self._importing.within(IMPORT_SECONDS) or {}
 
     async def _record_broken(self) -> None:
-        broken = broken_as_json(self._folder.broken)
+        broken = broken_as_json([*self._folder.broken, *self.unusable])
         if broken != self._broken:
             async with self._database.engine.begin() as connection:
                 await nodes.record_broken(connection, self._node, broken)

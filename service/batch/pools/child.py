@@ -121,10 +121,7 @@ class Child:
                 messages = self._spawn(self._read(read_end))
                 reading[messages] = MESSAGES_SECONDS
                 reading[self._spawn(copy_lines(output, self._tell_output))] = OUTPUT_SECONDS
-                self._outgoing = asyncio.Queue()
-                self._outgoing.put_nowait(job)
-                self._spawn(self._write(ours, self._outgoing))
-                self._tell_stop()
+                self._begin_to_write(ours, job)
                 self.attempt.begins()
                 begun = await nursery.begin(self._number, theirs, their_output)
             finally:
@@ -152,6 +149,12 @@ class Child:
         if isinstance(code, Interrupted):
             raise code
         raise self._trouble or exit_error(code, await self._has_kernel_killed())
+
+    def _begin_to_write(self, ours: socket.socket, job: bytes) -> None:
+        self._outgoing = asyncio.Queue()
+        self._outgoing.put_nowait(job)
+        self._spawn(self._write(ours, self._outgoing))
+        self._tell_stop()
 
     async def _job(self) -> bytes:
         state, claimed = self.attempt.state, child_json.claimed_as_json(self.attempt.claimed)

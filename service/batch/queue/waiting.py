@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import parts, transitions, waits
 from service.batch.ledger.parts import PartsGate, Tally
-from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.states import ACTIVE, Origin, RunState
 from service.batch.ledger.waits import Gate, Members, Upstream, Waiting
 
 MOST = 500
@@ -41,6 +41,7 @@ class Closed:
 @dataclass
 class Decided:
     """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id of the run.
+    `without_cause`: those of them that close although nothing has failed, so that nobody knows of it yet.
 
     Of runs that were split: `joining` go on, `failing` fail (see transitions.fail_split), those in `cancelling` are
     cancelled, which was asked while parts were running, and of those in `stopping` the other parts are cancelled. The
@@ -50,6 +51,7 @@ class Decided:
     locked: list[Waiting] = field(default_factory=list)
     opening: list[Waiting] = field(default_factory=list)
     closing: dict[str, str] = field(default_factory=dict)
+    without_cause: set[str] = field(default_factory=set)
     joining: list[str] = field(default_factory=list)
     failing: list[dict[str, Any]] = field(default_factory=list)
     cancelling: dict[str, str] = field(default_factory=dict)
@@ -84,6 +86,8 @@ async def decide(
             decided.opening.append(run)
         elif reason:
             decided.closing[run.id] = reason
+            if _has_no_cause(run, upstreams.get(run.id, [])):
+                decided.without_cause.add(run.id)
     return decided
 
 
@@ -94,7 +98,7 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
     """
     opening = [run.id for run in decided.opening if not run.is_on_time]
     await transitions.open_waiting(connection, opening, now)
-    await transitions.close_waiting(connection, decided.closing, now, gate=True)
+    await transitions.close_waiting(connection, decided.closing, now, gate=True, without_cause=decided.without_cause)
     await transitions.join_parts(connection, decided.joining, now)
     await transitions.fail_split(connection, decided.failing, now)
     for run, reason in decided.cancelling.items():
@@ -152,6 +156,13 @@ def _still_waits_or_closes(
         return f"{members.bad:,} of {members.number:,} did not succeed: run {members.first_bad}"
     in_the_way = [_in_the_way(upstream) for upstream in upstreams if upstream.state != RunState.SUCCEEDED]
     return _listed(in_the_way) if in_the_way else None
+
+
+def _has_no_cause(run: Waiting, upstreams: list[Upstream]) -> bool:
+    """Whether nothing that a closed slot waited for has failed: it has waited too long, or for what there is not."""
+    if run.origin == Origin.MANUAL or any(upstream.state == RunState.FAILED for upstream in upstreams):
+        return False
+    return any(upstream.is_pending or not upstream.is_known for upstream in upstreams)
 
 
 def _in_the_way(upstream: Upstream) -> str:

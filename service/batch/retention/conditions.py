@@ -31,8 +31,8 @@ from service.batch.ledger.parts import HAS_NO_ACTIVE
 from service.batch.ledger.people.access import LINK
 from service.batch.ledger.people.access_tables import events, previews, sessions, tokens
 from service.batch.ledger.runs import locked_by_id
-from service.batch.ledger.states import FINAL
-from service.batch.ledger.tables import HELD_SQL, NO_PART_SQL, OF_SLOT_SQL, missed, nodes, runs, tasks
+from service.batch.ledger.states import ACTIVE, FINAL
+from service.batch.ledger.tables import HELD_SQL, NO_PART_SQL, OF_SLOT_SQL, is_one_of, missed, nodes, runs, tasks
 
 NODE_AGE = timedelta(days=1)
 
@@ -48,6 +48,12 @@ def delete_over(kind: str) -> TextualSelect:
     # The members of a group are kept as long as the run that follows them, and a run as long as a part of it is active.
     follow_up = "SELECT f.id FROM batch_runs f WHERE f.id = batch_runs.awaited_by"
     may_go = f"(awaited_by IS NULL OR ({follow_up}) IS NULL)"
+    # A slot is kept as long as a run waits for it: without it, that run would be skipped.
+    waiting = (
+        "SELECT w.run FROM batch_waits w JOIN batch_runs a ON a.id = w.run WHERE w.task = batch_runs.task "
+        f"AND w.slot = batch_runs.slot AND {is_one_of(ACTIVE, 'a.state')}"
+    )
+    may_go += f" AND NOT (batch_runs.{OF_SLOT_SQL} AND EXISTS ({waiting}))"
     condition = locked_by_id(f"{named} AND {is_over} AND {may_go} AND {HAS_NO_ACTIVE}", kind)
     statement = f"DELETE FROM batch_runs WHERE {condition} RETURNING id, slot, origin"
     typed = text(statement).bindparams(bindparam("before", type_=runs.c.finished_at.type))

@@ -22,7 +22,9 @@ def settle() -> list[BrokenFile]:
     """
     tasks = TaskRegistry.tasks()
     refused = {
-        name: f"tasks wait for each other: {' after '.join(cycle)}" for cycle in _cycles(tasks) for name in cycle
+        name: f"tasks wait for each other: {' after '.join(cycle)}"
+        for cycle in cycles(_awaited(tasks))
+        for name in cycle
     }
     for task in tasks.values():
         for upstream in task.after.tasks if task.after is not None and task.name not in refused else ():
@@ -51,9 +53,15 @@ def _followers(tasks: Mapping[str, Task]) -> Iterator[tuple[str, Task]]:
         yield task.name, replace(task, schedule=leader.schedule, zone=leader.zone, policies=policies)
 
 
-def _cycles(tasks: Mapping[str, Task]) -> Iterator[list[str]]:
-    """The names of the tasks of each cycle, each waiting for the next one. The last name is the first one again."""
-    waiting = {task.name: task.after.tasks for task in tasks.values() if task.after is not None}
+def _awaited(tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
+    return {task.name: task.after.tasks for task in tasks.values() if task.after is not None}
+
+
+def cycles(waiting: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
+    """The names of the tasks of each cycle, each waiting for the next one. The last name is the first one again.
+
+    `waiting`: what each task waits for.
+    """
     while True:
         try:
             TopologicalSorter(waiting).prepare()

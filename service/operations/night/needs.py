@@ -139,7 +139,7 @@ def _need(
     hidden: frozenset[str],
 ) -> Need:
     incident = by_key.get((group.task, group.fingerprint))
-    known = group.fingerprint if group.fingerprint in ("empty", "quarantine") else "failed"
+    known = group.fingerprint if group.fingerprint in ("empty", "quarantine", "kept_back") else "failed"
     return Need(
         kind=known,
         incident=incident.id if incident is not None else None,

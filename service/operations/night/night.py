@@ -25,6 +25,7 @@ from service.batch.night.tally import Window
 from service.concurrency.offload import offload
 from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
+from service.escaping import shortened
 from service.operations.context import Context
 from service.operations.night import did_not_run, late, needs, outcomes, retries, sentence
 from service.operations.night.clock_changes import clock_changes
@@ -46,6 +47,8 @@ AHEAD = timedelta(hours=2)
 OLDEST = timedelta(days=3_653)
 EVENING = 18
 MOST_COUNTED = 10_000
+LONGEST_VALUE = 500
+"""Of the JSON of a value before or after a change, in characters."""
 CHANGES = (
     *("service.deploy", "service.start", "settings.change", "database.migrate", "backup.restore", "schedule.change"),
     *("task.pause", "task.resume", "task.backfill", "task.mute", "task.unmute", "incident.acknowledge"),
@@ -235,8 +238,8 @@ def _change(row: Row[Any], is_hidden: bool) -> NightChange:
         kind=row.action,
         actor=row.actor,
         task=row.task,
-        before=row.before if has_values else None,
-        after=row.after if has_values else None,
+        before=shortened(row.before, LONGEST_VALUE) if has_values else None,
+        after=shortened(row.after, LONGEST_VALUE) if has_values else None,
         note=None if is_hidden else row.note,
     )
 

@@ -8,12 +8,15 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from pydantic import Field
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import backfill
-from service.batch.firing.backfill import Backfill, Interval, SlotAction
+from service.batch.firing.backfill import Backfill, Interval, SlotAction, SlotDecision
 from service.batch.ledger import database_time, schedules
 from service.batch.ledger.people import audit
+from service.batch.ledger.tables import tasks as tasks_table
+from service.batch.ledger.waits import Gate
 from service.errors import InvalidParameters, WrongState
 from service.operations.context import Context
 from service.operations.results import Result
@@ -73,12 +76,14 @@ class BackfillSlot(Result):
 class BackfillCounts(Result):
     """How many slots got a run (`new`), had their run repeated (`again`), or were unchanged (`left`).
 
-    `after`: the same of the tasks that come after, by name.
+    `after`: the same of the tasks that come after, by name. `pruned`: how many of the new runs are skipped at once,
+    because there are no runs any more of the slots that they wait for. Only a preview counts them.
     """
 
     new: int
     again: int
     left: int
+    pruned: int = 0
     after: dict[str, BackfillCounts] = Field(default_factory=dict)
 
     @property
@@ -122,11 +127,29 @@ async def counted(
 ) -> Counted:
     """What a backfill would do. Nothing is changed. Raises as `run`."""
     task_backfill, interval = await _prepared(context, request, context.actor.name)
-    counts = await task_backfill.look(interval, lambda decision: on_slot(BackfillSlot(**decision._asdict())))
+    pruned_until = await _pruned_until(context, interval)
+    pruned = 0
+
+    def see(decision: SlotDecision) -> None:
+        nonlocal pruned
+        is_new = decision.action == SlotAction.NEW
+        pruned += is_new and pruned_until is not None and decision.slot < pruned_until
+        on_slot(BackfillSlot(**decision._asdict()))
+
+    counts = await task_backfill.look(interval, see)
     after = await _after(context, request, context.actor.name, interval)
-    return Counted(
-        _counts(counts, {each.task.name: await each.look(theirs) for each, theirs in after}), interval.schedule_id
-    )
+    theirs = {each.task.name: await each.look(span) for each, span in after}
+    return Counted(_counts(counts, theirs).model_copy(update={"pruned": pruned}), interval.schedule_id)
+
+
+async def _pruned_until(context: Context, interval: Interval) -> datetime | None:
+    """Up to which instant there are no runs any more that these slots wait for; None if they wait for no success."""
+    if interval.after is None or interval.after.on != Gate.SUCCESS:
+        return None
+    rows = tasks_table.c
+    begins = select(func.max(rows.accounted_from)).where(rows.name.in_(interval.after.tasks))
+    async with context.databases.reading() as connection:
+        return (await connection.execute(begins)).scalar() if connection is not None else None
 
 
 async def make(

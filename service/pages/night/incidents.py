@@ -40,13 +40,14 @@ KINDS = {
     "failed": "Runs have failed",
     "empty": "Runs have succeeded with nothing done",
     "quarantine": "Items are in quarantine",
+    "kept_back": "Slots were kept back",
     "missed": "Slots were missed",
     "late": "Slots are late",
     "slow": "A run takes too long",
     "silent": "There was no success for too long",
     "deadline": "A deadline was missed",
     "node": "A service was lost",
-    "down": "The service was down",
+    "down": "No service fired",
     "files": "A file of tasks can't be used",
     "backup": "A backup can't be relied on",
     "pool": "Runs wait for a pool that no node serves",
@@ -55,7 +56,7 @@ KINDS = {
     "unfired": "A service lives, but does not fire",
 }
 _LONGEST_NUMBER = 9
-OF_RUNS = ("failed", "empty", "quarantine")
+OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
 QUIET = {"no": None, "hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7, minutes=-5)}
 
 

@@ -28,6 +28,7 @@ KindName = Literal[
     "failed",
     "empty",
     "quarantine",
+    "kept_back",
     "missed",
     "late",
     "slow",

@@ -28,6 +28,7 @@ class IncidentKind(StrEnum):
     FAILED = "failed"
     EMPTY = "empty"
     QUARANTINE = "quarantine"
+    KEPT_BACK = "kept_back"
     MISSED = "missed"
     LATE = "late"
     SLOW = "slow"
@@ -43,7 +44,7 @@ class IncidentKind(StrEnum):
     UNFIRED = "unfired"
 
 
-OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE)
+OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, IncidentKind.KEPT_BACK)
 """Kinds of incidents that last as long as one of their runs is neither made good nor acknowledged."""
 
 
