@@ -12,6 +12,7 @@ from service.pages.charts.axis import Axis
 from service.pages.charts.night_chart import Box, in_words
 
 TEN_MINUTES = timedelta(minutes=10)
+WAITING = ("bar-queued", "bar-waiting")
 HAIR = 0.3
 """The least width of a bar, in percent."""
 _WORST = (
@@ -64,8 +65,10 @@ def drawn(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> Dr
     for run in lane.runs:
         out.glyphs += _slot(run, axis)
         out.bars += _bar(run, lane.task, axis, now)
+    out.bars.sort(key=lambda bar: bar.css not in WAITING)  # what waits lies below what is executed
     for each in lane.missed:
         out.glyphs += _missed(each, axis)
+        out.cells += _between(each, axis)
     if lane.cells:
         out.cells += _coming(lane.planned, axis, cell_width)
     else:
@@ -111,6 +114,15 @@ def _bar(run: LaneRun, task: str, axis: Axis, now: datetime | None) -> list[Bar]
     title = f"{task} {axis.time(at)}: {run.state}"
     width = axis.width(begin, max(begin, end), HAIR)
     return [Bar(axis.x(begin), width, f"bar-{run.state}", title, run.id, run.end is None)]
+
+
+def _between(each: LaneRange, axis: Axis) -> list[Box]:
+    """A line from the first to the last slot of a range of several slots."""
+    begin, end = max(each.first, axis.begin), min(each.last, axis.end)
+    if each.count < 2 or begin >= end:
+        return []
+    css = "f-skipped" if each.cause == "paused" else "f-missed"
+    return [Box(axis.x(begin), axis.width(begin, end), 9, 2, css, f"{each.count:,} {each.cause}")]
 
 
 def _missed(each: LaneRange, axis: Axis) -> list[Glyph]:
