@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import Row, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.incidents import problem as one_error
 from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.acknowledging import is_of
+from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.access_tables import events
 from service.batch.ledger.states import RunState
@@ -44,7 +48,13 @@ class RetryPlan(Result):
     changed: list[str]
 
 
-async def plan_retry(context: Context, incident: str) -> RetryPlan:
+async def one_problem(connection: AsyncConnection, row: Row[Any]) -> Sequence[Row[Any]]:
+    """The open incidents that are one problem with this one, and itself."""
+    problems = one_error.of_rows(await incidents.are_open(connection, [IncidentKind.FAILED]))
+    return next((problem for problem in problems if row.id in incidents.ids_of(problem)), [row])
+
+
+async def plan_retry(context: Context, incident: str, with_same_error: bool = False) -> RetryPlan:
     """See `operations.incidents.plan_retry`."""
     async with context.databases.changing() as connection:
         row = await incidents.find(connection, incident)
@@ -52,8 +62,9 @@ async def plan_retry(context: Context, incident: str) -> RetryPlan:
             raise UnknownIncident(f"there is no incident {echoed(incident)}")
         now = await database_time.now_of(connection)
         columns = [runs.c[name] for name in ("id", "task", "state", "slot", "created_at", "attempt", "finished_at")]
-        theirs = (runs.c.task == row.task, is_of(row.task, row.fingerprint), runs.c.state == RunState.FAILED)
-        query = select(*columns).where(*theirs, text(OPEN_FAILURE_SQL))
+        meant = await one_problem(connection, row) if with_same_error else [row]
+        theirs = or_(*((runs.c.task == each.task) & is_of(each.task, each.fingerprint) for each in meant))
+        query = select(*columns).where(theirs, runs.c.state == RunState.FAILED, text(OPEN_FAILURE_SQL))
         found = (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(MOST))).mappings().all()
         usual = await UsualDurations(connection, now).of_task(row.task)
         request = {"incident": row.id, "task": row.task}
