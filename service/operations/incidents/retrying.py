@@ -35,7 +35,8 @@ class RetryPlan(Result):
     """A retry of the failed runs of an incident that are open. `preview`: acts on these runs, never on later ones.
 
     `newest`: the run that is tried first. `attempt`: the number of the next attempt of it. `p50`: how many seconds a
-    run usually takes; None if that is not known. `changed`: what has changed since the last failure, by its action.
+    run usually takes; None if that is not known. `task`: the number of the tasks, if these are one problem. `changed`:
+    what has changed since the last failure, by its action.
     """
 
     incident: str
@@ -70,7 +71,7 @@ async def plan_retry(context: Context, incident: str, with_same_error: bool = Fa
         request = {"incident": row.id, "task": row.task}
         return RetryPlan(
             incident=row.id,
-            task=row.task,
+            task=row.task if len(meant) == 1 else f"{len(meant):,} tasks",
             error=row.text,
             preview=await Bulks(context).keep(connection, "retry", found, request),
             newest=found[0]["id"] if found else None,
