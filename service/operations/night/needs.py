@@ -40,7 +40,7 @@ LINES = 50
 """Of so many last lines of a log the last error is looked for."""
 MOST_ITEMS = 10_000
 """So many items in quarantine are counted."""
-_OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED)
+_OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)
 _KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES, IncidentKind.POOL, *_OF_FIRING)
 """Kinds of incidents that need a person besides failed runs and alarms."""
 
