@@ -1,4 +1,4 @@
-"""Runs on a Dask cluster, whose worker freezes, whose machine vanishes, and whose scheduler is killed. On PostgreSQL."""
+"""Runs on a Dask cluster of which a worker freezes, and another one vanishes. On PostgreSQL."""
 
 from __future__ import annotations
 
