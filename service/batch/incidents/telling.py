@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.incidents import problem as one_error
 from service.batch.incidents.deadlines import quiet_until
 from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import kept_back
@@ -203,6 +204,7 @@ def content_of(incident: Row[Any], task: WatchedTask | None, keeps: Sequence[Kep
         "run": incident.newest_run,
         "owner": task.owner if task is not None else None,
         "runbook": task.runbook if task is not None else None,
+        "error": None if is_secret else one_error.key_in(incident.details),
         "why": incident.closed_why if incident.closed_why != Closed.OVER else None,
         "keeps_back": [asdict(each) for each in keeps],
         **{name: instant.isoformat() if instant is not None else None for name, instant in instants.items()},

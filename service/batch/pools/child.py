@@ -62,6 +62,7 @@ class Child:
         self._outgoing: asyncio.Queue[bytes] | None = None
         """What the child is told; None before it gets its job, which has to come first."""
         self._exit_timer: asyncio.TimerHandle | None = None
+        self._has_begun = False
         self._starting = asyncio.Semaphore(MOST_STARTS)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -217,7 +218,9 @@ class Child:
             await self._starting.acquire()
             after = message["members"]
             self._spawn(self._answer(int(message["number"]), lambda: self._members(after)))
-        elif "memory" in message:
+        elif "memory" in message and not self._has_begun:
+            self._has_begun = True
+            self.attempt.child_begins()
             if (bound := self.attempt.task.policies.memory) is not None:
                 self.bound = bound + int(message["memory"])
         elif self._ending is None:

@@ -112,13 +112,15 @@ def _text_of(need: Need) -> str:
     about = need.task or need.subject
     if need.kind != "failed":
         return f"{about}: {need.error}" if about else need.error
+    if need.tasks:
+        return f"{len(need.tasks):,} tasks failed with one error: {need.error}"
     runs = need.open + need.retrying
     failed = "1 run failed" if runs == 1 else f"{runs:,} runs failed"
     return f"{about}: {failed}" + (f": {need.error}" if need.error else "")
 
 
 def _quarantined(answer: Night) -> int:
-    return sum(need.open for need in answer.needs if need.kind == "quarantine" and need.incident is None)
+    return sum(need.open for need in answer.needs if need.kind == "quarantine")
 
 
 async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
