@@ -12,7 +12,6 @@ from service.pages.charts.axis import Axis
 from service.pages.charts.night_chart import Box, in_words
 
 TEN_MINUTES = timedelta(minutes=10)
-WAITING = ("bar-queued", "bar-waiting")
 HAIR = 0.3
 """The least width of a bar, in percent."""
 _WORST = (
@@ -65,7 +64,6 @@ def drawn(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> Dr
     for run in lane.runs:
         out.glyphs += _slot(run, axis)
         out.bars += _bar(run, lane.task, axis, now)
-    out.bars.sort(key=lambda bar: bar.css not in WAITING)  # what waits lies below what is executed
     for each in lane.missed:
         out.glyphs += _missed(each, axis)
         out.cells += _between(each, axis)

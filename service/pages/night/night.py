@@ -152,13 +152,12 @@ def _facts(page: NightPage, need: Any, viewer: Viewer, is_first: bool) -> dict[s
     first = formatting.moment(need.first_seen, zone, now) if need.first_seen else "–"
     line = need.last_line
     is_of_first = need.first_seen is None or need.first_seen == need.failing_since
-    if after and not is_of_first:
-        elapsed, after = ", ".join(filter(None, (elapsed, after))), ""
+    behind, after = ("", after) if is_of_first else (after, "")
     return {
         "has_spark": is_first,
         "line_at": formatting.log_time(line.at, zone) if line is not None else "",
         "since": since,
-        "elapsed": ", ".join(filter(None, (elapsed, share))),
+        "elapsed": ", ".join(filter(None, (elapsed, share, behind))),
         "first": f"{first}, new" if is_new else first,
         "after": after or ("no change right before" if is_new and "succeeded" in ended else ""),
     }
