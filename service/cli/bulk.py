@@ -126,7 +126,7 @@ def retry(
     if error is not None:
         if run is not None or again or and_after or not wanted.is_empty:
             raise InvalidParameters("--error says which runs are meant: leave out RUN and the other options")
-        _change(lambda operations: _of_error(operations, error), yes, as_json)
+        _change(lambda operations: _of_error(operations, error), yes, as_json, note)
     elif run is not None:
         _refuse_both(wanted)
         _retry_one(run, again, and_after, yes, as_json, note)
