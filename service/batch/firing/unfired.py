@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import select
 
 from service import clock
-from service.batch.ledger.lock_holders import holder_in_words
+from service.batch.ledger.blocking import blocker_in_words
 from service.batch.ledger.tables import schedules
 from service.batch.nodes.outage import Outage
 from service.database.engine import Database
@@ -75,5 +75,5 @@ class Unfired:
 
     async def _find_holder(self, name: str) -> None:
         is_open = (schedules.c.task == name, schedules.c.valid_until.is_(None))
-        self._holder = await holder_in_words(self._database, select(schedules.c.id).where(*is_open).with_for_update())
+        self._holder = await blocker_in_words(self._database, select(schedules.c.id).where(*is_open).with_for_update())
         await asyncio.sleep(ASK_SECONDS)
