@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.operations.night.models import NightChange
+from service.operations.night.models import Need, NightChange
 from service.pages.frame import formatting
 from service.pages.night.changes_in_words import lines_of
 
@@ -108,3 +108,9 @@ def test_a_backfill_says_how_many_runs_it_has_made_also_of_the_tasks_that_come_a
     change = NightChange(at=at, kind="task.backfill", actor="ann", task="extract", before=None, after=after, note=None)
     (line,) = lines_of([change], [], at)
     assert (line.task, line.words, line.detail) == ("extract", words, "ann")
+
+
+def test_a_run_that_has_set_items_aside_has_not_failed() -> None:
+    need = Need(kind="quarantine", incident=None, task="upcase", open=1, error="1 item waits", failing_since=NOW)
+    [line] = lines_of([], [need], NOW)
+    assert (line.task, line.words) == ("upcase", "has put items into quarantine")
