@@ -30,7 +30,7 @@ LONGEST_RETRY_AFTER = 3_600.0
 
 
 class _HidesAddresses(logging.Filter):
-    """Leaves out httpx's line about each call of a webhook or a ping, and hides their addresses, which may be secret."""
+    """Leaves out httpx's line about each call of a webhook or a ping, and hides their addresses, which have secrets."""
 
     def __init__(self) -> None:
         super().__init__()
