@@ -79,7 +79,8 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     assert re.split(r" {2,}", row)[-2] == "2"
     refuses(batch("redrive", run, "--item", "3"), "no such items set aside: 3")
     (tmp_path / "mended").touch()
-    queued = batch("redrive", run, "--item", "4")
+    queued = batch("redrive", run, "--item", "4", "--note", "mended")
+    assert [each["note"] for each in batch("changes", "--action", "run.redrive", "--json").json] == ["mended"]
     assert (
         queued.code == 0
         and "of greet is queued" in queued.out

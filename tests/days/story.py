@@ -31,7 +31,7 @@ from tests.processes import BATCH, environment, suspend
 END_SECONDS = 30.0
 """So long after the end of the trouble everything that is due is fired again."""
 LEASE_SECONDS = 30.0
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 TASKS = '''
 import asyncio
@@ -75,7 +75,7 @@ SHORTS = "".join(
     f"""
 
 class Short{number}(BaseTask):
-    name, schedule = "short{number}", "*/2 * * * * *"
+    name, schedule = "short{number}", "*/4 * * * * *"
 
     async def run(self):
         note("began")
