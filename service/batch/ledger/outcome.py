@@ -39,9 +39,7 @@ KEPT_BACK = "kept_back"
 
 # What is wrong with a run is noticed after each end of an attempt, once (see tables.UNNOTICED_RUN_SQL). What is wrong
 # with a part is noticed with its parent.
-_BEFORE = (
-    f"CASE WHEN NOT {_HAS_FAILED} OR batch_runs.fingerprint <> '{KEPT_BACK}' THEN batch_runs.fingerprint END"
-)
+_BEFORE = f"CASE WHEN NOT {_HAS_FAILED} OR batch_runs.fingerprint <> '{KEPT_BACK}' THEN batch_runs.fingerprint END"
 _IS_PART = f"batch_runs.origin = '{Origin.PART}'"
 NOTICED = (
     f"fingerprint = CASE WHEN {_IS_PART} THEN NULL ELSE coalesce(v.fingerprint, {_BEFORE}) END, "
