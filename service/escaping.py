@@ -14,6 +14,9 @@ from typing import Any
 
 LONGEST_QUOTE = 80
 """Longest quotation of a value in a message, in characters."""
+MOST_LEVELS = 64
+"""On how many levels the JSON of parameters may be nested. Readers in other languages have limits too."""
+MOST_ITEMS, LONGEST_ITEM = 50, 200
 
 _NOT_PLAIN = re.compile(r"[^ -~]")
 
@@ -53,6 +56,34 @@ def cut(text: str, longest: int) -> str:
 def brief(text: str, longest: int = 100) -> str:
     """The first `longest` characters, followed by `…` if there are more."""
     return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def is_deep(value: object, levels: int = MOST_LEVELS) -> bool:
+    """Whether lists and objects of JSON are nested in `value` on more levels than that."""
+    left = [(value, 0)]
+    while left:
+        each, level = left.pop()
+        if isinstance(each, dict | list | tuple):
+            if level == levels:
+                return True
+            left += [(item, level + 1) for item in (each.values() if isinstance(each, dict) else each)]
+    return False
+
+
+def shortened(value: Any, longest: int) -> Any:
+    """A JSON value for a list of many: of a large one the beginning, as text; of an object that of each value."""
+    encoded = json.dumps(value, ensure_ascii=False)
+    if len(encoded) <= longest and not is_deep(value):
+        return value
+    if not isinstance(value, dict):
+        return cut(encoded, longest)
+    items = list(value.items())[:MOST_ITEMS]
+    return {
+        brief(name): each
+        if len(text := json.dumps(each, ensure_ascii=False)) <= LONGEST_ITEM
+        else cut(text, LONGEST_ITEM)
+        for name, each in items
+    }
 
 
 def _is_visible(char: str) -> bool:

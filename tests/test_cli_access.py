@@ -89,7 +89,7 @@ async def test_changes_say_who_did_what_and_can_be_narrowed_down(ledger: Databas
     run = new("import", created_at=clock.now())
     await insert(ledger, run)
     for words in ("pause report", f"cancel {run.id[-8:]}", "resume report"):
-        assert (await call(*words.split())).code == 0
+        assert (await call(*words.split(), "--note", f"why to {words.split()[0]}")).code == 0
     done = await call("changes")
     assert [line.split()[2:5] for line in done.out.splitlines()[1:]] == [
         ["ann", "cli", "task.resume"],
@@ -97,6 +97,9 @@ async def test_changes_say_who_did_what_and_can_be_narrowed_down(ledger: Databas
         ["ann", "cli", "task.pause"],
     ]
     assert run.id[-8:] in done.out
+
+    notes = [each["note"] for each in (await call("changes", "--json")).json]
+    assert notes == ["why to resume", "why to cancel", "why to pause"]
 
     async def actions(*words: str) -> list[str]:
         return [each["action"] for each in (await call("changes", *words, "--json")).json]

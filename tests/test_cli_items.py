@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     assert re.split(r" {2,}", row)[-2] == "2"
     refuses(batch("redrive", run, "--item", "3"), "no such items set aside: 3")
     (tmp_path / "mended").touch()
-    queued = batch("redrive", run, "--item", "4")
+    queued = batch("redrive", run, "--item", "4", "--note", "mended")
+    assert [each["note"] for each in batch("changes", "--action", "run.redrive", "--json").json] == ["mended"]
     assert (
         queued.code == 0
         and "of greet is queued" in queued.out
@@ -87,6 +89,12 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     second = id_in(queued.out)
     with service(tmp_path, settings={"POLL_SECONDS": "0.2"}):
         assert batch("logs", second, "--follow").code == 0
+        give_up_at = time.monotonic() + 20
+        while not batch("incidents", "--json").json:
+            assert time.monotonic() < give_up_at
+        status = batch("status", "--json").json
+        assert status["quarantined"] == 1, "the incident does not take the item out of the count"
+        assert "greet: 1 item waits in quarantine" in [each["text"] for each in status["troubles"]]
     shown = batch("show", second, "--json").json
     assert (shown["parent"], shown["params"], shown["result"], shown["slot"]) == (
         run,

@@ -27,6 +27,7 @@ from service.databaseurl import async_url
 from service.testing.postgres import PostgresServer
 from tests.batch.ledger_world import rows, until
 from tests.processes import BATCH, SERVE, UVICORN, Service, batch, process, service
+from tests.terminal import terminal
 
 TICK = """
 from service import BaseTask, current_run, get_db
@@ -335,6 +336,25 @@ async def test_a_sync_task_that_hangs_in_sleep_does_not_delay_the_end_of_the_pro
             await until(lambda: is_running(ledger, "hangs"))
             assert running.stop(number, within=8) < 5
         assert {run["state"] for run in await rows(ledger)} <= {"interrupted", "skipped"}
+
+
+def test_enter_in_the_terminal_prints_another_link_until_there_is_a_token(tmp_path: Path) -> None:
+    link = r"(http://[\d.:]+)/signin#(bl_\w{12}_[\w-]{43})"
+
+    def links(text: str) -> list[tuple[str, str]]:
+        return re.findall(link, text)
+
+    with terminal(tmp_path, SERVE, 200) as shown:
+        for number in (1, 2):
+            shown.until(lambda _, number=number: len(links(shown.raw)) == number and "another link" in shown.raw)
+            os.write(shown._ours, b"\n")
+        (url, first), (_, second) = links(shown.raw)[:2]
+        for secret in (first, second):
+            begun = httpx.post(f"{url}/api/v1/session", json={"secret": secret}, trust_env=False)
+            assert begun.status_code == 201
+        assert batch(tmp_path, "token", "create", "ann", "--role", "admin").returncode == 0
+        os.write(shown._ours, b"\n")
+        shown.until(lambda _: "there is a token by now" in shown.raw)
 
 
 FORKS = """

@@ -11,7 +11,7 @@ from service.cli import filters
 from service.cli.confirming import confirm
 from service.cli.hints import hint_if_held, hint_without_service, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, RunOrNone, seconds, short, utc
+from service.cli.options import AsJson, Note, RunOrNone, seconds, short, utc
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def cancel(
     ended_since: filters.EndedSince = None,
     param: filters.Parameters = None,
     text: filters.Text = None,
+    note: Note = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,10 +71,10 @@ def cancel(
     )
     if run is None:
         _refuse_none(wanted)
-        change_all("cancel", wanted, yes, as_json)
+        change_all("cancel", wanted, yes, as_json, note)
         return
     _refuse_both(wanted)
-    cancelled = ask(lambda operations: operations.runs.cancel(run, wait))
+    cancelled = ask(lambda operations: operations.runs.cancel(run, wait, note))
     if as_json:
         console.show_json(cancelled)
     else:
@@ -97,6 +98,7 @@ def retry(
     param: filters.Parameters = None,
     text: filters.Text = None,
     error: filters.Error = None,
+    note: Note = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -124,25 +126,25 @@ def retry(
     if error is not None:
         if run is not None or again or and_after or not wanted.is_empty:
             raise InvalidParameters("--error says which runs are meant: leave out RUN and the other options")
-        _change(lambda operations: _of_error(operations, error), yes, as_json)
+        _change(lambda operations: _of_error(operations, error), yes, as_json, note)
     elif run is not None:
         _refuse_both(wanted)
-        _retry_one(run, again, and_after, yes, as_json)
+        _retry_one(run, again, and_after, yes, as_json, note)
     elif again or and_after:
         raise InvalidParameters("--again needs RUN: runs are begun from the beginning one at a time")
     else:
         _refuse_none(wanted)
-        change_all("retry", wanted, yes, as_json)
+        change_all("retry", wanted, yes, as_json, note)
 
 
-def _retry_one(run: str, again: bool, and_after: bool, yes: bool, as_json: bool) -> None:
+def _retry_one(run: str, again: bool, and_after: bool, yes: bool, as_json: bool, note: str | None) -> None:
     from service import console
 
     if and_after and again and not yes:
         _confirm_after(run, as_json)
 
     async def work(operations: Operations) -> tuple[RunNow, str | None]:
-        retried = await operations.runs.retry(run, from_the_beginning=again, and_after=and_after)
+        retried = await operations.runs.retry(run, from_the_beginning=again, and_after=and_after, note=note)
         return retried, await hint_if_held(operations, retried.task)
 
     retried, hint = ask(work)

@@ -12,7 +12,7 @@ from service import clock
 from service.cli import bulk, complete, filters
 from service.cli.bulk import Yes
 from service.cli.opening import ask
-from service.cli.options import AsJson, TaskName, age, instant, short, utc, whole
+from service.cli.options import AsJson, Note, TaskName, age, instant, short, utc, whole
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ STATES = ("open", "closed", "all")
 IncidentId = Annotated[
     str | None, typer.Argument(help="The id of the incident, or its last digits, as `batch incidents` shows.")
 ]
-Note = Annotated[str | None, typer.Option(help="Why; it is kept in the audit.")]
 
 
 def incidents(

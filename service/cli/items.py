@@ -8,7 +8,7 @@ import typer
 
 from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, RunOrNone, RunOrTask, short
+from service.cli.options import AsJson, Note, RunOrNone, RunOrTask, short
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
@@ -48,7 +48,7 @@ def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
         console.show(rows, ["item", "error", "times", "at", "redriven_by"], as_json=False)
 
 
-def redrive(run: RunOrTask, item: Items = None, as_json: AsJson = False) -> None:
+def redrive(run: RunOrTask, item: Items = None, note: Note = None, as_json: AsJson = False) -> None:
     """Process once more, in a new run, the items that a run has set aside.
 
     The new run is queued for a running service. Items that fail again are set aside in the new run.
@@ -56,7 +56,7 @@ def redrive(run: RunOrTask, item: Items = None, as_json: AsJson = False) -> None
     from service import console
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
-        started = await operations.quarantine.redrive(run, item)
+        started = await operations.quarantine.redrive(run, item, note)
         return started, await hint_if_unserved(operations, started.task)
 
     started, hint = ask(work)

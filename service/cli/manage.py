@@ -8,14 +8,14 @@ import typer
 
 from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, OptionalTaskName, TaskName, instant, utc
+from service.cli.options import AsJson, Note, OptionalTaskName, TaskName, instant, utc
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.slots.backfill import BackfillCounts, BackfillSlot
 
 
-def pause(name: TaskName, as_json: AsJson = False) -> None:
+def pause(name: TaskName, note: Note = None, as_json: AsJson = False) -> None:
     """Stop firing a task, until `batch resume`.
 
     Active runs of the task stop at their next checkpoint, and continue after the pause. Slots during the pause are
@@ -23,7 +23,7 @@ def pause(name: TaskName, as_json: AsJson = False) -> None:
     """
     from service import console
 
-    paused = ask(lambda operations: operations.tasks.pause(name))
+    paused = ask(lambda operations: operations.tasks.pause(name, note))
     if as_json:
         console.show_json(paused)
     elif paused.is_new:
@@ -37,6 +37,7 @@ def resume(
     ahead: Annotated[
         bool, typer.Option("--ahead", help="Instead of NAME: all tasks that don't fire because a clock was ahead.")
     ] = False,
+    note: Note = None,
     as_json: AsJson = False,
 ) -> None:
     """Fire a task again, from now on: one that is paused, or that does not fire because a clock was ahead.
@@ -49,7 +50,7 @@ def resume(
     if (name is None) != ahead:
         raise typer.BadParameter("give the name of a task, or --ahead")
     if name is None:
-        resumed = ask(lambda operations: operations.tasks.resume_ahead())
+        resumed = ask(lambda operations: operations.tasks.resume_ahead(note))
         if as_json:
             console.show_json(dict(resumed))
             return
@@ -58,7 +59,7 @@ def resume(
         if not resumed:
             console.say("no clock was ahead: each task fires")
         return
-    found = ask(lambda operations: operations.tasks.resume(name))
+    found = ask(lambda operations: operations.tasks.resume(name, note))
     if as_json:
         console.show_json(found)
         return

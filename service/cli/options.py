@@ -42,6 +42,7 @@ RunOrNone = Annotated[
     str | None,
     typer.Argument(metavar="[RUN]", help=ABOUT_RUN, autocompletion=complete.task_names, show_default=False),
 ]
+Note = Annotated[str | None, typer.Option(help="Why; it is kept in the audit.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

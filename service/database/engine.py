@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -35,6 +36,8 @@ CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
 PAGE_ROWS = 500
 """How many rows of a large result are in memory at a time."""
 
+SEVERED_SECONDS = 5.0
+"""What fails so long after the connections were cut off may have failed because of that."""
 LOCK_SECONDS, IDLE_SECONDS = 2, 30
 BRIEF_WAITS = {
     "lock_timeout": f"{LOCK_SECONDS}s",
@@ -97,6 +100,7 @@ class Database:
     ) -> None:
         self._is_disposed = False
         self._open: WeakSet[Any] = WeakSet()
+        self._severed_at = -math.inf
         self._before_begin: list[Callable[[Connection], None]] = []
         options = {"hide_parameters": not shows_values}
         if self.kind == "sqlite":
@@ -204,8 +208,14 @@ class Database:
 
         A connection that a proxy or a firewall has forgotten would not say so by itself. SQLite has no server.
         """
+        self._severed_at = clock.monotonic()
         for connection in list(self._open):
             connection.terminate()
+
+    def has_severed(self, error: BaseException) -> bool:
+        """Whether a connection that was in use has failed because of `sever`, and not because of the server."""
+        is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        return is_lost and clock.monotonic() < self._severed_at + SEVERED_SECONDS
 
     def _on_checkout(self, connection: Any, *_: Any) -> None:
         """A connection is used from now on: let it be cut off when the time of a limited block is over."""

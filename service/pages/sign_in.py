@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from service import clock
 from service.errors import BatchError, InvalidParameters
 from service.pages.frame import formatting
-from service.pages.frame.answers import GoTo, error_page
+from service.pages.frame.answers import GoTo, error_page, to_sign_in
 from service.pages.frame.forms import fields_of, local_path
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
@@ -20,15 +20,20 @@ from service.pages.frame.viewer import Viewer, theme_in, zone_in
 from service.web.access import Guard
 from service.web.csrf import refuse_foreign
 from service.web.problems import Refused
-from service.web.sign_in import begin_session, end_session
+from service.web.sign_in import begin_session, end_session, refuse_sign_in
 
-WRONG = "This token or link is not valid: it is unknown, expired, revoked, or was used already."
+WRONG = (
+    "This token or link is not valid: it is unknown, expired, revoked, or was used already. A link signs in once, "
+    "within five minutes; Enter in the terminal of `batch serve` prints another one."
+)
 LONGEST_SECRET = 200
 MOST_DIGITS = 5
 
 
 async def show_sign_in(request: Request) -> Response:
     """The form that asks for a token, or for the secret of a link."""
+    if not request.app.signs_in:
+        return await to_sign_in(request)
     return HTMLResponse(await _form(request, request.query_params.get("next"), ""))
 
 
@@ -36,6 +41,7 @@ async def sign_in(request: Request) -> Response:
     """Begin a session, whose cookie the answer sets. A wrong secret shows the form again, with the cause."""
     root = request.scope.get("root_path", "")
     try:
+        refuse_sign_in(request)
         refuse_foreign(request)
         fields = await fields_of(request)
         guard: Guard = request.app.guard

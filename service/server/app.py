@@ -37,14 +37,18 @@ class Application(Api):
         return send_short
 
 
-def create_app(*, authorize: Authorize | None = None, version: str | None = None) -> Starlette:
+def create_app(
+    *, authorize: Authorize | None = None, sign_in_url: str | None = None, version: str | None = None
+) -> Starlette:
     """An application with the service's endpoints, to be served by itself or mounted in yours.
 
     `authorize`: a function, which may be async, from a request to the Actor that makes it, or None for nobody; so the
-    users of your application are users of this one. Tokens of the service, and sessions that were begun with them, are
-    valid beside it. `version`: of your application, which the audit records; default: the setting BATCH_VERSION.
+    users of your application are users of this one. Tokens of the service are valid beside it, for programs; nobody
+    signs in to the service itself then. `sign_in_url`: where your application signs people in, to which the pages send
+    a browser of which `authorize` knows nobody; default: such a browser gets the answer 401. `version`: of your
+    application, which the audit records; default: the setting BATCH_VERSION.
     """
-    app = Application(authorize=authorize, pages=pages, lifespan=lifespan_with_logs)
+    app = Application(authorize=authorize, sign_in_url=sign_in_url, pages=pages, lifespan=lifespan_with_logs)
     app.add_exception_handler(404, not_found)
     app.state.version = version
     return app

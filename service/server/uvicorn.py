@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -151,9 +152,48 @@ async def offer_sign_in(batch: BatchService, url: str, settings: Settings) -> No
         if settings.BATCH_AUTH == "off" or await batch.operations.access.has_token():
             return
         if sys.stderr.isatty() and settings.BATCH_PAGES == "on":
-            secret = await batch.operations.access.create_link()
-            console.warn(f"  sign in once, within five minutes: {url}/signin#{secret}")
+            await _print_link(batch, url)
+            _print_more_on_enter(batch, url)
         else:
             console.warn("  no token yet: `batch token create NAME --role admin` makes one")
     except DatabaseError as error:
         console.warn(f"  no link to sign in is offered: {error.message}")
+
+
+async def _print_link(batch: BatchService, url: str) -> None:
+    secret = await batch.operations.access.create_link()
+    more = ". Enter prints another link" if sys.stdin.isatty() else ""
+    console.warn(f"  sign in once, within five minutes: {url}/signin#{secret}{more}")
+
+
+def _print_more_on_enter(batch: BatchService, url: str) -> None:
+    """Print another link when somebody presses Enter in the terminal, until there is a token."""
+    if not sys.stdin.isatty():
+        return
+    loop, terminal = asyncio.get_running_loop(), sys.stdin.fileno()
+    printing: set[asyncio.Task[None]] = set()
+
+    async def print_another() -> None:
+        with contextlib.suppress(DatabaseError):
+            if await batch.operations.access.has_token():
+                loop.remove_reader(terminal)
+                console.warn("  there is a token by now: sign in with it, or make another one by `batch token create`")
+            else:
+                await _print_link(batch, url)
+
+    def on_input() -> None:
+        if batch.stopping.is_set() or not _may_read(terminal) or not os.read(terminal, 1_000):
+            loop.remove_reader(terminal)
+        elif not printing:
+            printing.add(task := loop.create_task(print_another()))
+            task.add_done_callback(printing.discard)
+
+    loop.add_reader(terminal, on_input)
+
+
+def _may_read(terminal: int) -> bool:
+    """Whether what is typed is for this process. If it is in the background of a shell, a read would stop it."""
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:  # this terminal does not control this process
+        return True

@@ -127,15 +127,15 @@ class Guard:
             actor = await answer if inspect.isawaitable(answer) else answer
             if actor is not None:
                 refuse_foreign(request)
-                return actor
+            return (
+                actor  # no session and no setting lets somebody in whom the application around this one does not know
+            )
         if cookie := request.cookies.get(cookie_name(request)):
             actor = await self._remembered(SESSION, cookie, self.operations.access.session, address)
             if actor is not None:
                 refuse_foreign(request)
                 refuse_without_csrf(request, cookie, await csrf() if csrf is not None else None)
                 return actor
-        if self._authorize is not None:
-            return None  # no setting lets somebody in whom the application around this one does not know
         if actor := self._named_by_proxy(request, address):
             refuse_foreign(request)
             return actor

@@ -27,14 +27,23 @@ DOCUMENT = "/api/openapi.json"
 class Guarded(FastAPI):
     """Answers by these routes, and guards them: by the Host header, by trusted proxies, and by tokens.
 
-    `authorize`: who makes a request, as the application around this one knows it.
+    `authorize`: who makes a request, as the application around this one knows it. `sign_in_url`: where that one signs
+    people in.
     """
 
-    def __init__(self, *, routes: Sequence[BaseRoute], authorize: Authorize | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        routes: Sequence[BaseRoute],
+        authorize: Authorize | None = None,
+        sign_in_url: str | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(
             openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, routes=[*routes], **options
         )
         self._authorize = authorize
+        self.sign_in_url = sign_in_url
         self._guard: Guard | None = None
         self._is_mounted = False
         handle_errors(self)
@@ -46,6 +55,11 @@ class Guarded(FastAPI):
             self._is_mounted = True
             self.state = parent.state
         await super().__call__(scope, receive, send)
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether people sign in here, and not in the application around this one."""
+        return self._authorize is None
 
     @property
     def guard(self) -> Guard:

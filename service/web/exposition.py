@@ -91,6 +91,10 @@ def _counters(process: ProcessSnapshot) -> Iterator[Metric]:
         ("channel", "outcome"),
         process.notifications,
     )
+    yield from _troubles(process)
+
+
+def _troubles(process: ProcessSnapshot) -> Iterator[Metric]:
     yield _single(
         CounterMetricFamily, "batch_leases_lost", "How often this process has lost its lease.", process.leases_lost
     )

@@ -37,13 +37,20 @@ class Session(Result):
 @sessions.post("/session", status_code=201)
 async def sign_in(request: Request, response: Response, body: SignIn) -> Session:
     """Sign in with a token or a link, which is good once. The answer sets the cookie of the session."""
-    guard = guard_of(request)
     refuse_unknown_query(request)
+    refuse_sign_in(request)
+    guard = guard_of(request)
     refuse_foreign(request)
     begun = await begin_session(request, response, guard, body.secret)
     if begun is None:
         raise Refused(401, "this token or link is not valid: it is unknown, expired, revoked, or was used already")
     return Session(name=begun.name, role=begun.role, csrf_token=csrf_of(begun.secret), expires_at=begun.expires_at)
+
+
+def refuse_sign_in(request: Request) -> None:
+    """Raises Refused, 403, if people sign in to the application around this one."""
+    if not request.app.signs_in:
+        raise Refused(403, "nobody signs in here: the application that contains this service says who asks")
 
 
 async def begin_session(request: Request, response: Response, guard: Guard, secret: str) -> NewSession | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service import BaseTask, Missed, Retry
+from service import BaseTask, ItemTask, Missed, Retry, TaskRegistry
 from service.batch.cron.cron import schedule
 from service.batch.lint.lint import LintFinding, findings, longest_wait, shortest_interval, span
 from tests.batch.ledger_world import make_task
@@ -156,10 +156,20 @@ def test_an_attribute_of_an_authors_base_class_counts_as_given() -> None:
 
         async def run(self) -> None: ...
 
-    from service import TaskRegistry
-
     TaskRegistry.register(Report)
     assert findings(TaskRegistry.get("report"), NOW) == []
+
+
+def test_the_attributes_of_an_item_task_have_an_effect() -> None:
+    class Prices(ItemTask):
+        name, schedule, concurrency, size, key = "prices", "0 2 * * *", 4, 50, ("id",)
+
+        def items(self) -> Any: ...
+
+        async def save(self, db: Any, item: Any, fetched: Any) -> None: ...
+
+    TaskRegistry.register(Prices)
+    assert findings(TaskRegistry.get("prices"), NOW) == []
 
 
 @pytest.mark.parametrize(

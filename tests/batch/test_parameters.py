@@ -124,6 +124,16 @@ def test_a_number_that_json_can_not_hold_is_refused(text: str) -> None:
     assert f"rate is '{text}'" in refusal(run, rate=text)
 
 
+def test_parameters_are_nested_on_64_levels_at_most() -> None:
+    def run(thing: Any) -> None: ...
+
+    nested: Any = 1
+    for level in range(64):
+        nested = [nested] if level % 2 else {"in": nested}
+    assert Parameters("job", run).to_json({"thing": nested}) == {"thing": nested}
+    assert "thing: lists and objects may be nested on 64 levels at most" in refusal(run, thing=[nested])
+
+
 def test_a_value_that_json_can_not_hold_is_refused() -> None:
     def run(thing: Any) -> None: ...
 

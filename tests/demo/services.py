@@ -109,6 +109,7 @@ def _row_of(service: Service, node: str, names: list[str]) -> dict[str, Any]:
         "draining": False,
         "tasks": names,
         "fires": True,
+        "pools": ["default"],
         "application": service.application,
         "capacity": 100,
         "broken": [],

@@ -23,6 +23,7 @@ from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import fire, know, make_task, rows
+from tests.incidents.test_conditions import checked
 from tests.incidents.watching import Watching, claimed_and_ended, ended, failed, retried, started, succeeded
 from tests.night.conftest import START
 
@@ -192,6 +193,28 @@ async def test_an_acknowledged_failure_needs_nobody(ledger: Database, watch: Wat
     assert (await night(watch, operations)).level == "bad"
 
 
+async def test_tasks_that_need_attention_are_those_that_the_night_lists(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    silent = make_task("silent", expect_every=timedelta(hours=1))
+    await know(ledger, silent, *(make_task(name, None) for name in ("load", "dealt_with", "made_good", "tick")))
+    for name in ("tick", "silent"):
+        await succeeded(ledger, name, START)
+    for name in ("load", "dealt_with"):
+        await failed(ledger, name)
+    run = await failed(ledger, "made_good")
+    await retried(ledger, run, RunState.SUCCEEDED, fingerprint=None)
+    await checked(watch, 7_201)
+    incidents = {each.task: each.id for each in (await operations.incidents.list()).incidents}
+    await operations.by(Actor("ann")).incidents.acknowledge(incidents["dealt_with"], "known")
+    found = {need.task for need in (await night(watch, operations)).needs if need.task}
+    assert found == {"load", "silent"}
+    everything = await operations.tasks.overview("all")
+    assert {row.task.name for row in everything.rows if row.needs_attention} == found
+    assert {row.task.name for row in (await operations.tasks.overview("attention")).rows} == found
+    assert everything.shares["attention"] == len(found)
+
+
 async def test_what_waits_says_what_it_waits_for(ledger: Database, watch: Watching, operations: Operations) -> None:
     await know(ledger, make_task("load"))
     running = await started(ledger, "load", START)
@@ -300,6 +323,22 @@ async def test_slots_that_did_not_run_are_said_by_their_cause(
     causes = {(each.cause, each.task): (each.slots, each.by) for each in answer.did_not_run}
     assert causes == {("down", "tick"): (9, None), ("paused", "load"): (10, "mara")}
     assert answer.slots.missed == 9 and answer.slots.paused == 10
+
+
+async def test_slots_that_a_slow_task_has_skipped_are_one_row_whichever_runs_were_in_the_way(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    loaded = await know(ledger, make_task("tick", "*/10 * * * *"))
+    for _ in range(2):
+        for _ in range(2):  # the second slot is skipped, because the run of the first one has not begun
+            watch.later(600)
+            await fire(ledger, loaded, clock.now())
+        async with ledger.engine.begin() as connection:
+            done = update(tables.runs).where(tables.runs.c.state == "queued")
+            await connection.execute(done.values(state="succeeded", finished_at=clock.now()))
+    (row,) = (await night(watch, operations)).did_not_run
+    assert (row.cause, row.task, row.slots, row.run) == ("overlap", "tick", 2, None)
+    assert row.reason == "a run of an earlier slot was still queued"
 
 
 async def test_an_unaccounted_slot_is_an_alarm(ledger: Database, watch: Watching, operations: Operations) -> None:

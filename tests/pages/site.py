@@ -72,6 +72,26 @@ class Long(BaseTask):
             await asyncio.sleep(0.1)
 
 
+class Chatty(BaseTask):
+    """Logs 300 lines, one of them as an error if it is asked to."""
+
+    name, schedule = "chatty", None
+
+    async def run(self, error: int = 0):
+        for number in range(1, 301):
+            logger.log(40 if number == error else 20, f"this is line {number} of the log")
+
+
+class Wide(BaseTask):
+    """Has names and errors of the largest size, in one word each."""
+
+    name, schedule, owner = "wide_" + "w" * 92, None, "owner_" + "o" * 80
+
+    async def run(self):
+        logger.error("line_" + "l" * 3_000)
+        raise ValueError("error_" + "e" * 3_000)
+
+
 class Base(DeclarativeBase):
     pass
 

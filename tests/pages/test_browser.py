@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +176,15 @@ async def test_the_bar_and_the_log_of_a_run_move_until_it_is_cancelled(site: Sit
     await dialog.get_by_role("button", name=re.compile("^Cancel")).click()
     await expect(page.locator("#p-head")).to_contain_text("Cancelled")
     assert (await site.ended(run))["state"] == "cancelled"
+
+
+async def test_a_log_that_is_over_opens_at_its_first_error_or_at_its_end(site: Site, page: Page) -> None:
+    for error, line in ((0, 300), (120, 120)):
+        run = await site.start("chatty", error=error)
+        await site.ended(run)
+        await page.goto(f"{site.url}/runs/{run}#log")
+        await expect(page.locator(f"#L{line}")).to_be_in_viewport()
+        await expect(page.locator("#L1")).not_to_be_in_viewport()
 
 
 async def _differs(bar: Any, value: str | None) -> bool:
@@ -446,7 +456,7 @@ async def addresses(site: Site) -> dict[str, str]:
 async def test_axe_finds_nothing_on_any_page(site: Site, page: Page, errors: Errors, scheme: Scheme) -> None:
     found = []
     for name, address in (await addresses(site)).items():
-        for width in browsers.SIZES:
+        for width in (1280, 390):
             await show_as(page, width, scheme)
             await page.goto(site.url + address)
             violations = (await Axe().run(page)).response["violations"]
@@ -455,14 +465,25 @@ async def test_axe_finds_nothing_on_any_page(site: Site, page: Page, errors: Err
     assert found == []
 
 
-@EXTRA
-@pytest.mark.parametrize("path", ["/", "/tasks", "/tasks/orders", "/runs", "/backups", "/nodes", "/changes", "/you"])
-async def test_no_page_is_wider_than_a_phone(site: Site, page: Page, path: str) -> None:
-    """Nor than a window of 1,280 pixels that is shown at 200 %, which is one of 640."""
-    for width in (390, 640):
-        await page.set_viewport_size({"width": width, "height": 844})
-        await page.goto(site.url + path)
-        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+LAYOUT = (Path(__file__).parent / "layout.js").read_text()
+
+
+async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(site: Site, page: Page) -> None:
+    """With names of 97 characters and errors of 3,000 in one word, in windows from a phone's to a large one."""
+    name = f"wide_{'w' * 92}"
+    run = await site.start(name)
+    await site.ended(run)
+    await fail(site, 1)
+    paths = ("/", "/tasks", f"/tasks/{name}", "/runs", f"/runs/{run}", "/backups", "/nodes", "/changes", "/you")
+    wrong: list[str] = []
+    for width in (390, 640, 768, 1024, 1440):  # 640 is a window of 1,280 that is shown at 200 %
+        await show_as(page, width, "light")
+        for path in paths:
+            await page.goto(f"{site.url}{path}")
+            wrong += [f"{path[:20]} at {width}: {what}" for what in await page.evaluate(LAYOUT)]
+    assert not wrong, "\n".join(wrong)
+    await page.goto(site.url)
+    await expect(page.locator("article.pb", has_text="wide_")).to_be_visible()
 
 
 @EXTRA

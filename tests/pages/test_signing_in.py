@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from service.app import create_app, lifespan
 
-app = Starlette(routes=[Mount("/ops/batch", create_app(authorize=lambda request: None))], lifespan=lifespan)
+app = Starlette(routes=[Mount("/ops/batch", create_app())], lifespan=lifespan)
 """
 ALONE, BELOW = "", "/ops/batch"
 

@@ -10,6 +10,7 @@ import pytest
 
 from service.operations.night.models import NightChange
 from service.pages.frame import formatting
+from service.pages.frame.render import marked
 from service.pages.night.changes_in_words import lines_of
 
 NOW = datetime(2026, 10, 25, 6, 42, tzinfo=UTC)
@@ -58,6 +59,8 @@ def test_numbers_have_commas_and_a_true_minus() -> None:
     ("at", "expected"),
     [
         (NOW, "07:42"),
+        (NOW - timedelta(hours=5), "02:42 +01:00"),
+        (NOW - timedelta(hours=6), "02:42 +02:00"),
         (NOW - timedelta(hours=9), "Sat 23:42"),
         (NOW - timedelta(days=7), "18 Oct 08:42"),
         (NOW - timedelta(days=400), "20 Sep 2025 08:42"),
@@ -106,3 +109,8 @@ def test_a_backfill_says_how_many_runs_it_has_made_also_of_the_tasks_that_come_a
     change = NightChange(at=at, kind="task.backfill", actor="ann", task="extract", before=None, after=after, note=None)
     (line,) = lines_of([change], [], at)
     assert (line.task, line.words, line.detail) == ("extract", words, "ann")
+
+
+def test_colours_of_a_terminal_are_left_out_of_what_was_logged() -> None:
+    assert str(marked("\x1b[33mslow\x1b[0m, then \\x1b[1;31mred\\x1b[m")) == "slow, then red"
+    assert str(marked("\\x1b[33mslow\\x1b[0m", "slow")) == "<mark>slow</mark>"

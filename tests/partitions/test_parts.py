@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -183,6 +184,10 @@ async def test_a_cancel_of_the_run_reaches_its_parts(batch: Batch, sums: type[Su
         ([1], "split() of task odd has returned 1 as part 1; allowed: Part(…)"),
         ([Part(a=object())], "split() of task odd has returned a part 1 that can't be stored"),
         ([Part()] * 10_001, "split() of task odd has returned 10,001 parts; allowed: at most 10,000"),
+        (
+            [Part(a=json.loads("[" * 65 + "]" * 65))],
+            "a part 1 that can't be stored: a: lists and objects may be nested on 64",
+        ),
         ([Part(a="x" * 4_000_001)] * 2, "more than 8,000,000 characters together"),
     ],
 )

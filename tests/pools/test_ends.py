@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from service.batch.pools import child as parents_child
 from service.batch.tasks.registry import Task
 from tests.batch.ledger_world import until
 from tests.pools.world import Begun, World, pool_of, shared_pool, until_gone
+from tests.processes import suspend
 
 CRASHES = """
 class Crash(_Pooled):
@@ -88,6 +91,11 @@ class AsyncHang(_Pooled):
         open(mark, "w").close()
         while True:
             pass
+
+class Quick(_Pooled):
+    name, timeout = "quick", 2
+    def run(self) -> int:
+        return 1
 
 class Waits(_Pooled):
     name = "waits"
@@ -199,6 +207,20 @@ async def test_a_run_that_does_not_stop_is_killed_with_all_its_processes(
     await until_gone(*pids)
     [line] = [line for line in begun.lines if "timed out" in line]
     assert line == f"{task} failed: timed out after 600 s\nTimeoutError: timed out after 600 s"
+
+
+async def test_a_timeout_counts_from_the_begin_of_the_run_and_not_from_that_of_its_process(
+    world: World,
+) -> None:
+    nursery = world.pool.nursery_pid
+    assert nursery is not None
+    suspend(nursery)
+    begun = world.begin("quick")
+    timeout_is_over = asyncio.get_running_loop().time() + 2.1
+    await until(lambda: asyncio.sleep(0, asyncio.get_running_loop().time() > timeout_is_over))
+    os.kill(nursery, signal.SIGCONT)
+    ended = await begun.ending()
+    assert (ended.state, ended.result) == (RunState.SUCCEEDED, 1)
 
 
 async def test_a_stop_reaches_the_code_and_ends_it_before_it_is_killed(world: World) -> None:

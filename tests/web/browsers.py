@@ -16,7 +16,7 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 OPTIONS = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
 Scheme = Literal["light", "dark"]
-SIZES = {1280: 900, 390: 844}
+SIZES = {1440: 900, 1280: 900, 1024: 768, 768: 1024, 640: 844, 390: 844}
 """The widths of a window, and their heights, in CSS pixels."""
 SECOND = 1_000.0
 PATIENCE = 30 * SECOND

@@ -284,6 +284,22 @@ async def test_an_application_around_it_says_who_asks(served: Served) -> None:
     client = client_of(app)
     assert (await client.get("/api/v1/tasks")).status_code == 401
     assert (await client.post("/api/v1/tasks/report/pause", headers={"X-User": "ann"})).status_code == 200
+    begun = await served.nobody.post("/api/v1/session", json={"secret": served.secrets["admin"]})
+    client.cookies = begun.cookies
+    assert (await client.get("/api/v1/tasks")).status_code == 401, "a session of the service is not looked at"
+    secret = {"secret": served.secrets["admin"]}
+    assert (await client.post("/api/v1/session", json=secret)).status_code == 403
+    assert (await client.post("/signin", data=secret)).status_code == 403
+    for path in ("/", "/signin"):
+        page = await client.get(path)
+        assert (page.status_code, "<form" in page.text) == (401, False)
+    by_token = {"Authorization": f"Bearer {served.secrets['viewer']}"}
+    assert (await client.get("/api/v1/tasks", headers=by_token)).status_code == 200
+    elsewhere = create_app(authorize=authorize, sign_in_url="https://ops.example/login")
+    elsewhere.state.batch = served.service
+    for path in ("/", "/signin"):
+        page = await client_of(elsewhere).get(path)
+        assert (page.status_code, page.headers["location"]) == (303, "https://ops.example/login")
     foreign = {"X-User": "ann", "Origin": "http://evil.example"}
     assert (await client.post("/api/v1/tasks/report/resume", headers=foreign)).status_code == 403
     changes = (await served.viewer.get("/api/v1/changes?action=task.pause")).json()["changes"]

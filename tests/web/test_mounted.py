@@ -21,7 +21,8 @@ from service.server.connections import Connections
 from tests.web.conftest import TASKS
 from tests.web.streams import Server, listening
 
-BELOW = "/ops/batch"
+BELOW, OWN = "/ops/batch", "/own/batch"
+"""Where the service is mounted with the sign-in of the application around it, and with its own."""
 
 
 async def authorize(request: Request) -> Actor | None:
@@ -31,12 +32,14 @@ async def authorize(request: Request) -> Actor | None:
 
 
 def in_starlette() -> Any:
-    return Starlette(routes=[Mount(BELOW, create_app(authorize=authorize))], lifespan=lifespan)
+    routes = [Mount(BELOW, create_app(authorize=authorize, sign_in_url="/login")), Mount(OWN, create_app())]
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
 def in_fastapi() -> Any:
     app = FastAPI(lifespan=lifespan)
-    app.mount(BELOW, create_app(authorize=authorize))
+    app.mount(BELOW, create_app(authorize=authorize, sign_in_url="/login"))
+    app.mount(OWN, create_app())
     return app
 
 
@@ -58,14 +61,14 @@ async def client(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_the_page_and_its_files_are_below_the_path(client: httpx.AsyncClient) -> None:
-    page = await client.get(f"{BELOW}/signin")
+    page = await client.get(f"{OWN}/signin")
     assert page.status_code == 200 and "<form" in page.text
     files = re.findall(r'(?:href|src)="([^"]+\.(?:js|css|svg))"', page.text)
     assert len(files) >= 3
     for path in files:
-        assert path.startswith(f"{BELOW}/static/")
+        assert path.startswith(f"{OWN}/static/")
         assert (await client.get(path)).status_code == 200
-        assert (await client.get(path.removeprefix(BELOW))).status_code == 404
+        assert (await client.get(path.removeprefix(OWN))).status_code == 404
 
 
 async def test_the_pages_are_those_of_a_user_of_the_application_around_it(client: httpx.AsyncClient) -> None:
@@ -73,8 +76,9 @@ async def test_the_pages_are_those_of_a_user_of_the_application_around_it(client
     assert night.status_code == 200 and "Nothing needs you." in night.text
     links = re.findall(r'(?:href|src|action)="(/[^"]*)"', night.text)
     assert links and all(link.startswith(f"{BELOW}/") for link in links)
-    refused = await client.get(f"{BELOW}/")
-    assert (refused.status_code, refused.headers["location"]) == (303, f"{BELOW}/signin?next=%2F")
+    for path, sign_in in ((BELOW, "/login"), (OWN, f"{OWN}/signin?next=%2F")):
+        refused = await client.get(f"{path}/")
+        assert (refused.status_code, refused.headers["location"]) == (303, sign_in)
 
 
 async def test_the_document_leads_to_the_resources(client: httpx.AsyncClient) -> None:
@@ -104,26 +108,26 @@ async def test_tokens_and_users_of_the_application_around_it_are_known(app: Any,
 
 async def test_the_cookie_is_sent_below_the_path_and_taken_away_again(app: Any, client: httpx.AsyncClient) -> None:
     token = await app.state.batch.operations.access.create_token("ann", "admin")
-    begun = await client.post(f"{BELOW}/api/v1/session", json={"secret": token.secret})
-    assert begun.status_code == 201 and "Path=/ops/batch;" in begun.headers["set-cookie"]
-    session = (await client.get(f"{BELOW}/api/v1/session")).json()
+    begun = await client.post(f"{OWN}/api/v1/session", json={"secret": token.secret})
+    assert begun.status_code == 201 and "Path=/own/batch;" in begun.headers["set-cookie"]
+    session = (await client.get(f"{OWN}/api/v1/session")).json()
     assert session["name"] == "ann"
     changed = {"X-CSRF-Token": session["csrf_token"], "Origin": "http://ops.example"}
-    made = await client.post(f"{BELOW}/api/v1/tokens", json={"name": "x", "role": "viewer"}, headers=changed)
+    made = await client.post(f"{OWN}/api/v1/tokens", json={"name": "x", "role": "viewer"}, headers=changed)
     assert made.status_code == 201
-    assert (await client.delete(f"{BELOW}/api/v1/session", headers=changed)).status_code == 204
+    assert (await client.delete(f"{OWN}/api/v1/session", headers=changed)).status_code == 204
     assert [cookie.name for cookie in client.cookies.jar] == []
-    assert (await client.get(f"{BELOW}/api/v1/session")).status_code == 401
+    assert (await client.get(f"{OWN}/api/v1/session")).status_code == 401
 
 
 async def test_over_https_the_cookie_has_a_name_that_binds_it_to_the_host(app: Any) -> None:
     token = await app.state.batch.operations.access.create_token("ann", "admin")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="https://ops.example") as client:
-        begun = await client.post(f"{BELOW}/api/v1/session", json={"secret": token.secret})
+        begun = await client.post(f"{OWN}/api/v1/session", json={"secret": token.secret})
         cookie = begun.headers["set-cookie"]
         assert cookie.startswith("__Host-") and "Path=/;" in cookie and "Secure" in cookie
-        csrf = (await client.get(f"{BELOW}/api/v1/session")).json()["csrf_token"]
-        assert (await client.delete(f"{BELOW}/api/v1/session", headers={"X-CSRF-Token": csrf})).status_code == 204
+        csrf = (await client.get(f"{OWN}/api/v1/session")).json()["csrf_token"]
+        assert (await client.delete(f"{OWN}/api/v1/session", headers={"X-CSRF-Token": csrf})).status_code == 204
         assert [cookie.name for cookie in client.cookies.jar] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -134,6 +135,9 @@ async def test_a_task_that_only_another_process_has_loaded_can_be_started(served
     wrong = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": "many"}})
     assert wrong.status_code == 422
     assert "it takes n" in wrong.json()["detail"]
+    deep = json.loads("[" * 65 + "]" * 65)
+    wrong = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": deep}})
+    assert (wrong.status_code, "n: lists and objects may be nested on 64 levels" in wrong.text) == (422, True)
     answer = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": "3"}})
     run = (await served.viewer.get(f"/api/v1/runs/{answer.json()['id']}/now")).json()
     assert (run["state"], run["params"], run["priority"], run["exclusive"]) == ("queued", {"n": 3}, 7, "elsewhere")
@@ -411,12 +415,38 @@ async def test_only_backups_of_the_list_are_found_and_no_error_says_where_they_a
     assert not [word for word in (str(tmp_path), "other files", "file:", "/backup") if word in said]
 
 
+async def test_the_document_says_what_an_event_is_and_what_is_refused(served: Served) -> None:
+    document = (await served.nobody.get("/api/openapi.json")).json()
+    answer = document["paths"]["/api/v1/events"]["get"]["responses"]["200"]
+    event = answer["content"]["text/event-stream"]["schema"]
+    assert (event["type"], set(event["properties"])) == ("object", {"id", "event", "data"})
+    assert "31 days" in document["components"]["schemas"]["Mute"]["properties"]["until"]["description"]
+    incident = "/incidents/01a21d92-eff2-7bb2-a544-63212a7a4a49/acknowledge"
+    interval = {"since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"}
+    for note in ("   ", " a ", "a\0b"):
+        for path, body in ((incident, {}), ("/runs/latest/acknowledge", {}), ("/slots/leave", interval)):
+            refused = await served.operator.post(f"/api/v1{path}", json={**body, "note": note})
+            assert refused.status_code == 400, "it is said by the document, so it is no mistake of a user"
+
+
+async def test_large_parameters_are_cut_where_many_changes_are_listed(served: Served) -> None:
+    run = await start(served, parameters={"day": "x" * 900_000})
+    shown = (await served.viewer.get(f"/api/v1/runs/{run}")).json()
+    assert len(shown["params"]["day"]) == 900_000
+    for path in ("/changes?action=run.start", "/night"):
+        answer = await served.viewer.get(f"/api/v1{path}")
+        assert len(answer.content) < 10_000
+        [change] = [each for each in answer.json()["changes"] if "run.start" in (each.get("action"), each.get("kind"))]
+        assert change["after"]["params"].startswith('{"day": "xxx')
+        assert "characters)" in change["after"]["params"]
+
+
 async def test_tokens_are_made_listed_and_revoked(served: Served) -> None:
     made = (
         await served.admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer", "expires_in_days": 7})
     ).json()
     again = await served.admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"})
-    assert again.status_code == 422
+    assert again.status_code == 409
     listed = (await served.admin.get("/api/v1/tokens")).json()["tokens"]
     assert {token["name"] for token in listed} == {"ci", "viewer", "operator", "admin"}
     assert made["secret"] not in str(listed)

@@ -34,6 +34,9 @@ ABANDON_SECONDS = 5.0
 CHILD_ABANDON_SECONDS = 2 * ABANDON_SECONDS
 """How long the end of a child may take after a stop. Its pool kills it after ABANDON_SECONDS, so this is never long."""
 
+CHILD_START_SECONDS = 60.0
+"""How much later than its timeout an attempt ends whose child has not even begun."""
+
 
 class Attempt:
     """One attempt in this process. It begins with `start`, and ends with exactly one call of `on_end`."""
@@ -70,6 +73,7 @@ class Attempt:
         self._on_end = on_end
         self._ended = False
         self._timers: list[asyncio.TimerHandle] = []
+        self._timeout: asyncio.TimerHandle | None = None
 
     def ledger_time(self) -> datetime:
         """The present by database time (UTC): the instant of the claim plus the time since, by the boot-time clock."""
@@ -92,13 +96,24 @@ class Attempt:
         self._work.add_done_callback(self._on_work_done, context=self._context)
         pings.began(self.task, self.claimed)
         if self._take_over is None:
+            self._limit(0.0 if self._child_pool is None else CHILD_START_SECONDS)
+
+    def child_begins(self) -> None:
+        """Let the `timeout` run from now on, because the child is about to call `run`."""
+        if self._timeout is not None and not self._ended:
+            self._timeout.cancel()
+            self._timers.remove(self._timeout)
             self._limit()
 
-    def _limit(self) -> None:
-        """Let the `timeout` of the task run from now on. What the attempt has waited for before does not count."""
+    def _limit(self, allowance: float = 0.0) -> None:
+        """Let the `timeout` of the task run from now on. What the attempt has waited for before does not count.
+
+        `allowance`: how many seconds may pass besides, until the child of the attempt has begun.
+        """
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
-            self._later(timeout, self.stop, self.body.failed(error, "timed out", str(error)))
+            failed = self.body.failed(error, "timed out", str(error))
+            self._timeout = self._later(timeout + allowance, self.stop, failed)
 
     def stop(self, ending: Ending) -> None:
         """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt is given up."""
@@ -148,7 +163,7 @@ class Attempt:
     async def _execute(self) -> Ending:
         if self._take_over is not None:
             await self._take_over(self.state)
-            self._limit()
+            self._limit(0.0 if self._child_pool is None else CHILD_START_SECONDS)
         if self.body.stage == Stage.WORK and self.claimed.awaited_by is not None:
             self.body.use_slot(await upstreams.slot_of(self.claimed.awaited_by))
         if self.body.stage == Stage.JOIN and not await upstreams.are_parts_over(self.claimed.id):
@@ -220,10 +235,11 @@ class Attempt:
         tracing.end(self._span, ending.outcome, ending.reason if is_wrong else None)
         self._on_end(self, ending)
 
-    def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
+    def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         """In an empty context: that of the run can't be entered again by what is called."""
         timer = asyncio.get_running_loop().call_later(seconds, callback, *args, context=contextvars.Context())
         self._timers.append(timer)
+        return timer
 
 
 def _span_attributes(claimed: Claimed) -> dict[str, str | int]:

@@ -13,7 +13,10 @@ from service.batch.tasks.registry import Task
 
 
 class PooledAttempt(Protocol):
-    """What a pool needs of an attempt. `begins`: call it when the run is handed to its child."""
+    """What a pool needs of an attempt.
+
+    `begins`: call it when the run is handed to its child; `child_begins`: once, when the child is about to call `run`.
+    """
 
     claimed: Claimed
     task: Task
@@ -21,6 +24,8 @@ class PooledAttempt(Protocol):
     body: Body
 
     def begins(self) -> None: ...
+
+    def child_begins(self) -> None: ...
 
 
 NO_CHILDREN: Mapping[str, ChildPool] = {}

@@ -75,11 +75,11 @@ class Dispatcher(Background):
         self._wake = asyncio.Event()
         self._pause = SHORTEST_PAUSE
         self._not_before = 0.0
-        """After a failure no turn begins before this instant of the loop's clock, unless the ledger was reached."""
+        """After a failure no turn begins before this instant of the monotonic clock, unless the ledger was reached."""
         self._is_reached = asyncio.Event()
         self._ahead: SlotPlans = {}
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
-        """For each task that is fired again later, when by the event loop's clock, and the timer for it."""
+        """For each task that is fired again later, when by the monotonic clock, and the timer for it."""
         self.trouble: str | None = None
         """Why the last firing failed; None after one that succeeded."""
 
@@ -108,7 +108,7 @@ class Dispatcher(Background):
         while True:
             await self._wake.wait()
             self._is_reached.clear()
-            if (pause := self._not_before - asyncio.get_running_loop().time()) > 0:
+            if (pause := self._not_before - clock.monotonic()) > 0:
                 await is_set_within(self._is_reached, pause)
             self._wake.clear()
             early, self._early = self._early, []
@@ -216,7 +216,7 @@ class Dispatcher(Background):
 
     def _again(self, names: Collection[str], slot: datetime | None, pause: float) -> None:
         """Fire these tasks once more, but not before `slot`, and no task before a pause."""
-        self._not_before = asyncio.get_running_loop().time() + pause
+        self._not_before = clock.monotonic() + pause
         if slot is not None and slot > clock.now():
             self._coming.begin_when_due(names, slot)
         else:
@@ -224,13 +224,12 @@ class Dispatcher(Background):
 
     def _later(self, seconds: float, name: str) -> None:
         """Fire this task again after these seconds. Each task has one timer; the earlier one is kept."""
-        loop = asyncio.get_running_loop()
-        at = loop.time() + seconds
+        at = clock.monotonic() + seconds
         if (existing := self._timers.get(name)) is not None:
             if existing[0] <= at:
                 return
             existing[1].cancel()
-        self._timers[name] = at, loop.call_at(at, self._notify_again, name)
+        self._timers[name] = at, asyncio.get_running_loop().call_later(seconds, self._notify_again, name)
 
     def _notify_again(self, name: str) -> None:
         del self._timers[name]

@@ -53,6 +53,8 @@ ELSEWHERE = {
     **dict.fromkeys(("cron", "crontab", "trigger"), "schedule"),
 }
 """Names of attributes in other schedulers, with our names."""
+OURS = f"{BaseTask.__module__.rpartition('.')[0]}."
+"""The modules of the classes that authors derive theirs from, each with attributes of its own."""
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,9 @@ def _attributes(task: Task) -> Iterator[LintFinding]:
     own = [cls for cls in task.cls.__mro__ if issubclass(cls, BaseTask) and cls is not BaseTask]
     declared = {name for cls in own for name in vars(cls)}
     unset = [name for name in OPTIONAL if name not in declared] + (["schedule"] if task.schedule is None else [])
-    for name in sorted(name for name in declared if not name.startswith("_")):
-        if name in vars(BaseTask) or name == "schedule" or callable(getattr(task.cls, name, None)):
+    ours = {name for cls in task.cls.__mro__ if cls.__module__.startswith(OURS) for name in vars(cls)}
+    for name in sorted(name for name in declared - ours if not name.startswith("_")):
+        if name == "schedule" or callable(getattr(task.cls, name, None)):
             continue
         policy = _closest_policy(name, unset)
         if policy is not None:

@@ -62,6 +62,7 @@ class Child:
         self._outgoing: asyncio.Queue[bytes] | None = None
         """What the child is told; None before it gets its job, which has to come first."""
         self._exit_timer: asyncio.TimerHandle | None = None
+        self._has_begun = False
         self._starting = asyncio.Semaphore(MOST_STARTS)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -110,7 +111,7 @@ class Child:
         nursery, self._number = await self._find_nursery()
         self._nursery = nursery
         reading: dict[asyncio.Task[None], float] = {}
-        interrupted: Interrupted | None = None
+        code: int | Interrupted
         try:
             ours, theirs, read_end, output, their_output = _connections()
         except OSError:  # this process can open no more files
@@ -121,10 +122,7 @@ class Child:
                 messages = self._spawn(self._read(read_end))
                 reading[messages] = MESSAGES_SECONDS
                 reading[self._spawn(copy_lines(output, self._tell_output))] = OUTPUT_SECONDS
-                self._outgoing = asyncio.Queue()
-                self._outgoing.put_nowait(job)
-                self._spawn(self._write(ours, self._outgoing))
-                self._tell_stop()
+                self._begin_to_write(ours, job)
                 self.attempt.begins()
                 begun = await nursery.begin(self._number, theirs, their_output)
             finally:
@@ -136,18 +134,28 @@ class Child:
             messages.add_done_callback(lambda _, number=self._number: nursery.is_silent(number))  # type: ignore[misc]
             code = await begun.ended
         except Interrupted as error:  # the nursery has ended, and cannot kill the processes that its child has started
-            interrupted = error
+            code = error
             _kill_group(self.pid)
         finally:
             nursery.release(self._number)
             await self._finish(reading)
             ours.close()
             read_end.close()
+        return await self._ending_by(code)
+
+    async def _ending_by(self, code: int | Interrupted) -> Ending:
+        """What the child has told, which counts whatever became of it afterwards; or what its end means."""
         if self._ending is not None:
             return self._ending
-        if interrupted is not None:
-            raise interrupted
+        if isinstance(code, Interrupted):
+            raise code
         raise self._trouble or exit_error(code, await self._has_kernel_killed())
+
+    def _begin_to_write(self, ours: socket.socket, job: bytes) -> None:
+        self._outgoing = asyncio.Queue()
+        self._outgoing.put_nowait(job)
+        self._spawn(self._write(ours, self._outgoing))
+        self._tell_stop()
 
     async def _job(self) -> bytes:
         state, claimed = self.attempt.state, child_json.claimed_as_json(self.attempt.claimed)
@@ -210,7 +218,9 @@ class Child:
             await self._starting.acquire()
             after = message["members"]
             self._spawn(self._answer(int(message["number"]), lambda: self._members(after)))
-        elif "memory" in message:
+        elif "memory" in message and not self._has_begun:
+            self._has_begun = True
+            self.attempt.child_begins()
             if (bound := self.attempt.task.policies.memory) is not None:
                 self.bound = bound + int(message["memory"])
         elif self._ending is None:

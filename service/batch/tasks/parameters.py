@@ -19,10 +19,11 @@ from service import failures
 from service.batch.context.upstream import Upstream
 from service.config import get_settings
 from service.errors import InvalidParameters, InvalidTask
-from service.escaping import echoed
+from service.escaping import MOST_LEVELS, echoed, is_deep
 from service.redaction import Redaction
 
 SLOT = "slot"
+TOO_DEEP = f"lists and objects may be nested on {MOST_LEVELS} levels at most"
 NOTHING_WRITTEN: Mapping[str, inspect.Parameter] = MappingProxyType({})
 
 
@@ -67,9 +68,12 @@ class Parameters:
         if isinstance(slot, datetime) and slot.utcoffset() is None:
             raise self._refused(f"slot is {echoed(given[SLOT])}: it needs an offset, as in 2026-11-25T02:00+09:00")
         try:
-            return dict(self._schema.adapter.dump_python(checked, mode="json"))
+            stored = dict(self._schema.adapter.dump_python(checked, mode="json"))
         except (PydanticSerializationError, ValueError, RecursionError) as error:  # such as a list that contains itself
             raise self._refused(f"the ledger can't store them: {error}") from None
+        if deep := next((name for name, value in stored.items() if is_deep(value)), None):
+            raise self._refused(f"{deep}: {TOO_DEEP}")
+        return stored
 
     def json_schema(self) -> dict[str, Any] | None:
         """The JSON schema of the parameters that a person may give; None if pydantic can make none of their types.

@@ -14,9 +14,10 @@ from service.batch.context.upstream import Done
 from service.batch.ledger.parts import PartsGate
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin
+from service.batch.tasks.parameters import TOO_DEEP
 from service.batch.tasks.policies import MOST_RUNNING, check
 from service.errors import ChunkError, InvalidParameters, InvalidTask
-from service.escaping import echoed
+from service.escaping import echoed, is_deep
 
 MOST_PARTS = 10_000
 MOST_CHARACTERS = 8_000_000
@@ -56,6 +57,8 @@ class Part(Mapping[str, Any]):
 
     def as_json(self) -> dict[str, Any]:
         """The parameters as JSON values. Raises ValueError, TypeError and ChunkError for what can't be stored."""
+        if deep := next((name for name, value in self._params.items() if is_deep(value)), None):
+            raise ValueError(f"{deep}: {TOO_DEEP}")
         return {name: _encoded(value) for name, value in self._params.items()}
 
     def __getitem__(self, name: str) -> Any:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, case, func, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.chunks import quarantine
 from service.batch.incidents import made_good
 from service.batch.incidents import problem as one_error
 from service.batch.incidents.watched import WatchedTask
@@ -22,8 +24,11 @@ from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.people import audit
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, runs
+from service.operations.context import Context
+from service.operations.databases import is_missing_file
 from service.operations.night.models import ChangeBefore, DealtWith, LastLine, Need
 from service.operations.results import KeptBack
+from service.operations.runs.quarantine import has_table
 
 DETAILED = 20
 """Of so many needs the details are read, of the others only the numbers."""
@@ -33,7 +38,9 @@ TOGETHER = timedelta(minutes=10)
 """The processes of a deploy start within so long."""
 LINES = 50
 """Of so many last lines of a log the last error is looked for."""
-_OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED)
+MOST_ITEMS = 10_000
+"""So many items in quarantine are counted."""
+_OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)
 _KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES, IncidentKind.POOL, *_OF_FIRING)
 """Kinds of incidents that need a person besides failed runs and alarms."""
 
@@ -247,6 +254,19 @@ async def _change_between(
 _OF_ALL = ("service.deploy", "service.start", "settings.change")
 
 
+async def names_of_tasks(connection: AsyncConnection, quarantined: Iterable[str]) -> set[str]:
+    """The tasks that need a person: those of what `of_runs`, `others` and `of_quarantine` return. Reads no details."""
+    failing = await connection.execute(select(runs.c.task).where(text(OPEN_FAILURE_SQL)).group_by(runs.c.task))
+    opened = await incidents.are_open(connection, _KINDS)
+    of_others = {_task_of(row) for row in opened if row.acknowledged_at is None}
+    return {*failing.scalars(), *quarantined, *(name for name in of_others if name is not None)}
+
+
+def _task_of(incident: Row[Any]) -> str | None:
+    task: str | None = incident.task or (incident.details or {}).get("task")
+    return task
+
+
 async def others(connection: AsyncConnection, watched: Mapping[str, WatchedTask]) -> list[Need]:
     """What needs a person without a failed run: silent tasks, missed deadlines, unusable files, unserved pools."""
     opened = await incidents.are_open(connection, _KINDS)
@@ -257,7 +277,7 @@ def _other(row: Row[Any], task: WatchedTask | None) -> Need:
     return Need(
         kind=row.kind,
         incident=row.id,
-        task=row.task or (row.details or {}).get("task"),
+        task=_task_of(row),
         subject=row.subject or None,
         open=row._mapping["count"],
         failing_since=row.opened_at,
@@ -267,6 +287,19 @@ def _other(row: Row[Any], task: WatchedTask | None) -> Need:
         error=row.text,
         acknowledged_by=row.acknowledged_by,
     )
+
+
+async def quarantined_items(context: Context) -> Counter[str] | None:
+    """How many items wait in quarantine, by task; None if the application's database can't be read."""
+    application = context.databases.application
+    if is_missing_file(application):
+        return Counter()
+    try:
+        if not await has_table(application):
+            return Counter()
+        return Counter(await quarantine.waiting_by_task(application, MOST_ITEMS))
+    except (DBAPIError, OSError):
+        return None
 
 
 def of_quarantine(waiting: Counter[str], watched: Mapping[str, WatchedTask]) -> list[Need]:

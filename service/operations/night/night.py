@@ -10,10 +10,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Row, select, text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.chunks import quarantine
 from service.batch.cron.counting import count
 from service.batch.cron.zones import zone_of
 from service.batch.incidents.overdue import BACKUP_TASK, in_words
@@ -27,8 +25,8 @@ from service.batch.night.tally import Window
 from service.concurrency.offload import offload
 from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
+from service.escaping import shortened
 from service.operations.context import Context
-from service.operations.databases import is_missing_file
 from service.operations.night import did_not_run, late, needs, outcomes, retries, sentence
 from service.operations.night.clock_changes import clock_changes
 from service.operations.night.models import (
@@ -42,7 +40,6 @@ from service.operations.night.models import (
 )
 from service.operations.people.redacting import hidden_tasks, hides_change
 from service.operations.results import Node
-from service.operations.runs.quarantine import has_table
 from service.operations.system.nodes import last_seen, living_services
 
 LONGEST_WINDOW = timedelta(days=31)
@@ -50,6 +47,8 @@ AHEAD = timedelta(hours=2)
 OLDEST = timedelta(days=3_653)
 EVENING = 18
 MOST_COUNTED = 10_000
+LONGEST_VALUE = 500
+"""Of the JSON of a value before or after a change, in characters."""
 CHANGES = (
     *("service.deploy", "service.start", "settings.change", "database.migrate", "backup.restore", "schedule.change"),
     *("task.pause", "task.resume", "task.backfill", "task.mute", "task.unmute", "incident.acknowledge"),
@@ -117,7 +116,7 @@ async def read(
     zone: ZoneInfo,
 ) -> tuple[Night, Window]:
     """The night of a window, and its slots by ten minutes."""
-    quarantined = await _quarantined(context)
+    quarantined = await needs.quarantined_items(context)
     unread = ["quarantine"] if quarantined is None else []
     end = until or now
     hidden = await hidden_tasks(connection, context)
@@ -239,8 +238,8 @@ def _change(row: Row[Any], is_hidden: bool) -> NightChange:
         kind=row.action,
         actor=row.actor,
         task=row.task,
-        before=row.before if has_values else None,
-        after=row.after if has_values else None,
+        before=shortened(row.before, LONGEST_VALUE) if has_values else None,
+        after=shortened(row.after, LONGEST_VALUE) if has_values else None,
         note=None if is_hidden else row.note,
     )
 
@@ -275,16 +274,3 @@ async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
     used = await schedules.in_use(connection)
     number = await offload(lambda: sum(tasks * count(each, now, now + AHEAD) for each, tasks in used.items()))
     return NextSlots(until=now + AHEAD, slots=number)
-
-
-async def _quarantined(context: Context) -> Counter[str] | None:
-    """How many items wait in quarantine, by task; None if the application's database can't be read."""
-    application = context.databases.application
-    if is_missing_file(application):
-        return Counter()
-    try:
-        if not await has_table(application):
-            return Counter()
-        return Counter(await quarantine.waiting_by_task(application, MOST_COUNTED))
-    except (DBAPIError, OSError):
-        return None

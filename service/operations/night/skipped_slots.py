@@ -21,6 +21,9 @@ from service.operations.runs.awaited import shown_cause
 MOST_SLOTS = 10_000
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_RUN = re.compile(rf"\brun {_ID.pattern}( of slot [-0-9]{{10}} [:0-9]{{8}} UTC)?")
+"""As a reason names a run. Without it, the slots that one slow task has skipped in a night have one reason."""
+_OTHERS = re.compile(r" \(and \d+ more\)")
 
 
 class Key(NamedTuple):
@@ -54,8 +57,12 @@ async def by_reason(
     return [_told(key, number, in_the_way[key], causes, hidden) for key, number in sorted(slots.items())]
 
 
+def _without_id(run: re.Match[str]) -> str:
+    return "a run of an earlier slot" if run[1] else "another run"
+
+
 def _key(row: Row[Any], cause: Upstream | None) -> Key:
-    reason = _ID.sub("…", row.reason or "")
+    reason = _OTHERS.sub("", _RUN.sub(_without_id, row.reason or ""))
     if cause is None:
         return Key(row.task, reason, row.gate is not None, "", "")
     return Key(row.task, "", True, cause.task, cause.state or "")

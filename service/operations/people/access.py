@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time
 from service.batch.ledger.people import access, audit
-from service.errors import InvalidParameters, UnknownToken
+from service.errors import InvalidParameters, UnknownToken, WrongState
 from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.people.actor import ROLES, Actor, Role
@@ -87,7 +87,10 @@ class Access:
         self._context = context
 
     async def create_token(self, name: str, role: str, valid_for: timedelta | None = None) -> NewToken:
-        """Make a token; `valid_for`: None for a token that does not expire. Raises InvalidParameters."""
+        """Make a token; `valid_for`: None for a token that does not expire.
+
+        Raises InvalidParameters, and WrongState if there is a token of this name.
+        """
         if not NAME.fullmatch(name):
             raise InvalidParameters(
                 f"the name {echoed(name)} of the token: allowed are 1 to 100 letters from a to z, digits, spaces and "
@@ -106,7 +109,7 @@ class Access:
         async with self._context.databases.changing() as connection:
             made = await self._add(connection, access.TOKEN, name, role, valid_for)
         if made is None:
-            raise InvalidParameters(f"there is a token named {echoed(name)} already: choose another name, or revoke it")
+            raise WrongState(f"there is a token named {echoed(name)} already: choose another name, or revoke it")
         return made
 
     async def create_link(self, role: Role = "admin") -> str:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from service.batch.ledger.people import audit
+from service.escaping import shortened
 from service.operations.context import Context
 from service.operations.people.redacting import hidden_tasks, hides_change
 from service.operations.results import Result
 from service.operations.runs.run_list import cursor_of, parse_cursor
 
 MOST_CHANGES = 200
+LONGEST_VALUE = 2_000
+"""Of the JSON of a value before or after a change, in characters."""
 
 
 class Change(Result):
-    """An event of the audit. `source`: api, cli, page or service. `before` and `after`: JSON values."""
+    """An event of the audit. `source`: api, cli, page or service.
+
+    `before` and `after`: JSON values; of large ones the beginning, as text.
+    """
 
     id: str
     at: datetime
@@ -37,6 +44,10 @@ class ChangePage(Result):
 
     changes: list[Change]
     after: str | None
+
+
+def _short(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {**row, "before": shortened(row["before"], LONGEST_VALUE), "after": shortened(row["after"], LONGEST_VALUE)}
 
 
 def _shown(change: Change, hidden: frozenset[str]) -> Change:
@@ -73,6 +84,6 @@ class Changes:
             query = audit.listing(limit + 1, before, since, until, task, action)
             rows = (await connection.execute(query)).mappings().all()
             hidden = await hidden_tasks(connection, self._context)
-        changes = [_shown(Change.of(row), hidden) for row in rows[:limit]]
+        changes = [_shown(Change.of(_short(row)), hidden) for row in rows[:limit]]
         key = cursor_of((changes[-1].at, changes[-1].id)) if len(rows) > limit else None
         return ChangePage(changes=changes, after=key)

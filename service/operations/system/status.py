@@ -120,7 +120,7 @@ def _text_of(need: Need) -> str:
 
 
 def _quarantined(answer: Night) -> int:
-    return sum(need.open for need in answer.needs if need.kind == "quarantine" and need.incident is None)
+    return sum(need.open for need in answer.needs if need.kind == "quarantine")
 
 
 async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:

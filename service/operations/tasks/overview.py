@@ -19,6 +19,7 @@ from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.errors import NoLedger
 from service.operations.context import Context
+from service.operations.night import needs
 from service.operations.night.sparks import Spark, sparks_of
 from service.operations.results import Result
 from service.operations.tasks.listing import Known, summaries
@@ -28,8 +29,6 @@ from service.operations.tasks.timeline import USUAL_HOURS, Timeline, timeline
 PAGE = 50
 SPARKS = 30
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-SLOWER = 2.0
-"""A task whose last run took so many times its usual duration needs attention."""
 
 
 class Numbers(Result):
@@ -47,9 +46,7 @@ class Numbers(Result):
 
 
 class TaskRow(Result):
-    """A task in the list. `sparks`: its last runs, the oldest first. `needs_attention`: the last run failed, was missed
-    or took twice as long as usual.
-    """
+    """A task in the list. `sparks`: its last runs, the oldest first. `needs_attention`: Night lists it too."""
 
     task: TaskSummary
     sparks: list[Spark]
@@ -76,7 +73,7 @@ class Overview(Result):
 
 async def overview(context: Context, wanted: str, text_of_name: str, first: int, hours: int = USUAL_HOURS) -> Overview:
     """See `operations.tasks.overview`."""
-    loaded = context.loaded()
+    loaded, quarantined = context.loaded(), await needs.quarantined_items(context) or ()
     async with context.databases.reading() as connection:
         if connection is None:
             raise NoLedger("there is no ledger yet: no service has ever run")
@@ -84,12 +81,14 @@ async def overview(context: Context, wanted: str, text_of_name: str, first: int,
         known = await Known.read(connection)
         opened = await schedules.open_schedules(connection)
         running = await _running(connection)
+        in_need = await needs.names_of_tasks(connection, quarantined)
+        share = {"running": running, "attention": in_need}
         listed: dict[str, Mapping[str, object]] = {
             **{name: {} for name in loaded.tasks},
             **{name: row for name, row in known.rows.items() if row["removed_at"] is None},
         }
         found = await offload(summaries, listed, loaded.tasks, known)
-        chosen = [task for task in found if _is_wanted(task, wanted, text_of_name, running)]
+        chosen = [task for task in found if _is_wanted(task, wanted, text_of_name, share)]
         shown = chosen[first : first + PAGE]
         sparks = await sparks_of(connection, (task.name for task in shown if task.name), SPARKS)
         window = await tally.of_window(connection, bucket_of(now - DAY), now, now)  # as Night of 24 hours
@@ -97,14 +96,17 @@ async def overview(context: Context, wanted: str, text_of_name: str, first: int,
         return Overview(
             now=now,
             numbers=await _numbers(connection, opened, window.counts, now),
-            rows=[_row(task, sparks.get(task.name or "", [])) for task in shown],
+            rows=[
+                TaskRow(task=task, sparks=sparks.get(task.name or "", []), needs_attention=task.name in in_need)
+                for task in shown
+            ],
             broken=[TaskSummary(source=each.source, name=each.task, error=each.error) for each in loaded.broken],
             total=len(chosen),
             first=first,
             timeline=await timeline(connection, lanes, opened, window, now, hours) if hours else None,
             by_tag=_by_tag(shown),
             shares={
-                each: sum(_is_wanted(task, each, text_of_name, running) for task in found)
+                each: sum(_is_wanted(task, each, text_of_name, share) for task in found)
                 for each in ("all", "running", "attention", "paused")
             },
         )
@@ -139,24 +141,13 @@ def _by_tag(shown: Sequence[TaskSummary]) -> dict[str, list[str]]:
     return tags
 
 
-def _is_wanted(task: TaskSummary, wanted: str, part: str, running: Collection[str]) -> bool:
+def _is_wanted(task: TaskSummary, wanted: str, part: str, share: Mapping[str, Collection[str]]) -> bool:
+    """`share`: the names of the tasks that some filters show."""
     if part and part.lower() not in (task.name or "").lower() and part.lower() not in task.tags:
         return False
-    if wanted == "running":
-        return task.name in running
     if wanted == "paused":
         return task.paused
-    if wanted == "attention":
-        return task.failure_streak > 0
-    return True
-
-
-def _row(task: TaskSummary, sparks: list[Spark]) -> TaskRow:
-    last = sparks[-1] if sparks else None
-    usual = task.p95
-    is_slow = last is not None and None not in (last.seconds, usual) and (last.seconds or 0) > SLOWER * (usual or 0)
-    is_bad = last is not None and last.state == RunState.FAILED
-    return TaskRow(task=task, sparks=sparks, needs_attention=is_bad or is_slow)
+    return wanted not in share or task.name in share[wanted]
 
 
 async def _running(connection: AsyncConnection) -> set[str]:

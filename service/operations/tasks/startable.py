@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.execution.run_here import checked_parameters
 from service.batch.ledger import tasks as task_rows
 from service.batch.queue.enqueue import Startable
-from service.batch.tasks.parameters import SLOT
+from service.batch.tasks.parameters import SLOT, TOO_DEEP
 from service.batch.tasks.registry import Task
 from service.errors import InvalidParameters, UnknownTask
-from service.escaping import brief
+from service.escaping import brief, is_deep
 from service.operations.context import Context
 from service.redaction import Redaction
 
@@ -83,6 +83,8 @@ def _checked_by_schema(
     validator = Draft202012Validator(schema)
     properties = schema.get("properties", {})
     values = {name: _read_as(properties.get(name), value) for name, value in given.items()}
+    if deep := next((name for name, value in values.items() if is_deep(value)), None):
+        raise InvalidParameters(f"parameters of task {task}: {brief(deep)}: {TOO_DEEP}")
     error = next(iter(validator.iter_errors(values)), None)
     if error is not None:
         where = ".".join(str(part) for part in error.absolute_path)
@@ -105,5 +107,5 @@ def _read_as(schema: Any, value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value

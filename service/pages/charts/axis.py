@@ -15,18 +15,22 @@ MOST_TICKS = 10
 QUARTER = timedelta(minutes=15)
 LAST_TICK = 96.0
 """A label further to the right would not fit."""
-PILL = 5.5
-"""So far from a clock change, in percent, a label of an hour would touch that of the change."""
+PILL, NARROW_PILL, PHONE_PILL = 5.5, 9.0, 19.0
+"""So far from a clock change, in percent, a label of an hour would touch that of the change: in a wide window, in one
+of up to 1,180 pixels, and on a phone."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A label of the axis. `is_wide`: it is left out on a phone. `is_free`: the label of no clock change touches it."""
+    """A label of the axis. `is_wide`: it is left out on a phone. `is_broad`: it is left out in a window of up to 1,180
+    pixels. `is_free`: the label of no clock change touches it.
+    """
 
     x: float
     label: str
     is_day: bool
     is_wide: bool
+    is_broad: bool
     is_free: bool
 
 
@@ -63,16 +67,17 @@ class Axis:
 
     def time(self, at: datetime, with_seconds: bool = False) -> str:
         """The time of day in the zone; with its offset where the clocks change, because an hour may come twice."""
-        time = clock(at, self.zone, with_seconds)
-        return f"{time} {offset(at, self.zone)}" if self.clock_changes else time
+        time, ours = clock(at, self.zone, with_seconds), offset(at, self.zone)
+        return f"{time} {ours}" if self.clock_changes and ours not in time else time
 
     def tick(self, at: datetime, number: int) -> Tick:
         """The label of an instant that is the tick of this number."""
         local, x = at.astimezone(self.zone), self.x(at)
         is_day = local.hour == 0 and local.minute == 0
         label = f"{local:%a} {local.day}" if is_day else f"{local:%H:%M}"
-        is_free = all(abs(change.x - x) > PILL for change in self.clock_changes)
-        return Tick(x, label, is_day, bool(number % 2) and not is_day, is_free)
+        nearest = min((abs(change.x - x) for change in self.clock_changes), default=100.0)
+        is_wide = (bool(number % 2) and not is_day) or nearest < PHONE_PILL
+        return Tick(x, label, is_day, is_wide, nearest < NARROW_PILL, nearest > PILL)
 
     def ticks(self) -> list[Tick]:
         """Whole hours in the zone, or days where the axis is long."""

@@ -18,8 +18,8 @@ TOP, BASE, BOTTOM = 29, 124, 164
 ABOVE, BELOW = BASE - 1 - TOP, BOTTOM - BASE - 4
 CELL, LOW_CELL = 5.0, 4.0
 """The largest height of a cell above and below the line."""
-CHARACTER = 0.53
-"""About so wide is a character of a label, in percent of a chart of 1,200 pixels."""
+CHARACTER = 0.73
+"""About so wide is a character of a label, in percent of a chart of 860 pixels, the narrowest but a phone's."""
 
 WORDS = (
     *(("succeeded", "succeeded"), ("active", "still going on"), ("failed", "failed"), ("missed", "missed")),
@@ -109,7 +109,7 @@ def night_chart(
     ]
     chart.marks = _marks(moments, axis)
     if now is not None:
-        chart.now, chart.now_label = axis.x(now), clock(now, axis.zone)
+        chart.now, chart.now_label = axis.x(now), clock(now, axis.zone)[:5]
     return chart
 
 

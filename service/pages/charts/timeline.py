@@ -94,7 +94,7 @@ def timeline_drawn(
         ]
         groups = [group for group in named if group.lanes]
     now = axis.x(found.now)
-    return TimelineDrawn(ticks, now, clock(found.now, zone), groups, found.without, axis.clock_changes)
+    return TimelineDrawn(ticks, now, clock(found.now, zone)[:5], groups, found.without, axis.clock_changes)
 
 
 def _lane(found: TaskLane, task: TaskSummary, axis: Axis, now: datetime) -> TaskLaneDrawn:

@@ -166,7 +166,7 @@ async def _answered(request: Request, make: Callable[[Guard], Awaitable[Response
         return await make(request.app.guard)
     except Refused as refused:
         if refused.status == 401 and request.method == "GET" and "hx-request" not in request.headers:
-            return _to_sign_in(request)
+            return await to_sign_in(request)
         return await error_page(request, refused.status, refused.detail, refused.headers)
     except BatchError as error:
         return await error_page(request, STATUSES[error.kind], error.message)
@@ -175,7 +175,15 @@ async def _answered(request: Request, make: Callable[[Guard], Awaitable[Response
         return await error_page(request, 500, "the service failed to show this page; its log has the error")
 
 
-def _to_sign_in(request: Request) -> Response:
+async def to_sign_in(request: Request) -> Response:
+    """The answer for a browser of which nobody is known: it goes on to the page where people sign in.
+
+    Without the URL of that page in the application around this one, it gets the answer 401.
+    """
+    if request.app.sign_in_url is not None:
+        return RedirectResponse(request.app.sign_in_url, 303)
+    if not request.app.signs_in:
+        return await error_page(request, 401, "Sign in to the application that contains this service.")
     root = request.scope.get("root_path", "")
     after = request.url.path.removeprefix(root) + (f"?{request.url.query}" if request.url.query else "")
     return RedirectResponse(f"{root}/signin?{urlencode({'next': brief(after, 2_000)})}", 303)

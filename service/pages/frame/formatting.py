@@ -90,8 +90,10 @@ def relative(at: datetime, now: datetime) -> str:
 
 
 def clock(at: datetime, zone: ZoneInfo, with_seconds: bool = False) -> str:
-    """The time of day in the zone, of 24 hours."""
-    return at.astimezone(zone).strftime("%H:%M:%S" if with_seconds else "%H:%M")
+    """The time of day in the zone, of 24 hours. In an hour that is repeated, as clocks go back, with its offset."""
+    local = at.astimezone(zone)
+    is_repeated = local.replace(fold=0).utcoffset() != local.replace(fold=1).utcoffset()
+    return local.strftime("%H:%M:%S" if with_seconds else "%H:%M") + (f" {offset(at, zone)}" if is_repeated else "")
 
 
 def log_time(text: str, zone: ZoneInfo) -> str:
@@ -113,7 +115,7 @@ def day(at: datetime, zone: ZoneInfo, now: datetime) -> str:
 def moment(at: datetime, zone: ZoneInfo, now: datetime) -> str:
     """The time of day; on other days than today with the day: "Sat 23:00" within a week, else "12 Sep 23:00"."""
     local, today = at.astimezone(zone), now.astimezone(zone)
-    time = f"{local:%H:%M}"
+    time = clock(at, zone)
     if local.date() == today.date():
         return time
     if abs(local.date() - today.date()) < timedelta(days=7):

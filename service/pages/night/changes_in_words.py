@@ -107,7 +107,8 @@ def _line(change: NightChange) -> Line:
         return Line(change.at, "calendar-clock", change.task, _schedule(change.before, change.after), change.actor)
     icon, words = _PLAIN.get(change.kind, ("info", change.kind.replace(".", " ").replace("_", " ")))
     if change.kind.startswith("bulk.") and isinstance(change.after, dict):
-        task = (change.after.get("request") or {}).get("task")
+        request = change.after.get("request")
+        task = request.get("task") if isinstance(request, dict) else None
         return Line(change.at, icon, task, f"{change.after.get('count', 0):,} {words}", f"{change.actor}{note}")
     if change.kind == "task.backfill" and isinstance(change.after, dict):
         words += _runs_of_backfill(change.after)

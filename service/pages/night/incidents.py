@@ -47,7 +47,7 @@ KINDS = {
     "silent": "There was no success for too long",
     "deadline": "A deadline was missed",
     "node": "A service was lost",
-    "down": "The service was down",
+    "down": "No service fired",
     "files": "A file of tasks can't be used",
     "backup": "A backup can't be relied on",
     "pool": "Runs wait for a pool that no node serves",

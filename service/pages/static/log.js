@@ -37,6 +37,14 @@ function startLog() {
   });
   new MutationObserver(take).observe(lines, { childList: true });
   if ("follow" in lines.dataset) setFollowing(true);
+  else if (!/^#L\d/.test(location.hash)) showWhatMatters();
+}
+
+// A log that is over opens at its first error, or at its end.
+function showWhatMatters() {
+  const error = lines.querySelector(".lv-error, .lv-critical");
+  const above = error && error.getBoundingClientRect().top - lines.getBoundingClientRect().top;
+  lines.scrollTop = error ? above - lines.clientHeight / 3 : lines.scrollHeight;
 }
 
 if (follow) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Header, Query, Request
 from pydantic import StringConstraints
@@ -111,12 +111,27 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
+EVENT: dict[str, Any] = {
+    "title": "Event",
+    "description": "An event of the stream. The first one has only an id, with which a stream can go on.",
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "What a client sends as Last-Event-ID when it comes back."},
+        "event": {"enum": ["run", "task", "node", "reload"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "description": "The row as it is now, as the lists have it. `reload` has none.",
+        },
+    },
+    "required": ["id"],
+}
+
+
 @events.get(
     "/events",
     response_class=Response,
-    responses={
-        200: {"description": "A stream of events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
-    },
+    responses={200: {"description": "A stream of these events.", "content": {"text/event-stream": {"schema": EVENT}}}},
 )
 async def stream_events(
     request: Request,

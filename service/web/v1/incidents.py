@@ -17,10 +17,9 @@ from service.operations.incidents.facet import (
     Muted,
     SentTest,
 )
-from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.results import Result
 from service.operations.runs.run_list import ID, TASK_NAME, Cursor, Instant
-from service.web.v1.requests import Admin, Body, Note, Operator, TaskName, Viewer, router
+from service.web.v1.requests import Admin, Body, NeededNote, Note, Operator, TaskName, Viewer, router
 
 incidents = router("incidents")
 
@@ -59,7 +58,7 @@ class IncidentQuery(Body):
 class Acknowledgement(Body):
     """That a person takes care of an incident, and why."""
 
-    note: str = Field(min_length=SHORTEST_NOTE, max_length=LONGEST_NOTE)
+    note: NeededNote
     quiet_until: Instant | None = Field(
         None, description="Until then, 7 days at most, the same error opens no other incident."
     )
@@ -71,7 +70,7 @@ class Acknowledgement(Body):
 class Mute(Body):
     """Until when nothing is sent about a task."""
 
-    until: Instant
+    until: Instant = Field(description="After now, and within the next 31 days.")
     note: Note = None
 
 

@@ -12,6 +12,7 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
+from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.operations import Operations
 from service.operations.people.actor import Actor, Role
 from service.operations.runs.run_list import TASK_NAME, TEXT
@@ -36,6 +37,11 @@ GivenRun = Annotated[
 ]
 BackupName = Annotated[str, Path(pattern=BACKUP, description="The name of the backup, or `latest`.")]
 Note = Annotated[str, StringConstraints(max_length=2_000, pattern=TEXT)] | None
+NeededNote = Annotated[
+    str,
+    StringConstraints(min_length=SHORTEST_NOTE, max_length=LONGEST_NOTE, pattern=r"^\s*[^\s\x00][^\x00]+[^\s\x00]\s*$"),
+]
+"""A note of at least three characters, without those blanks that stand at its ends."""
 
 
 class Body(BaseModel):

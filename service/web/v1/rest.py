@@ -10,7 +10,6 @@ from fastapi import Header, Path, Query, Request, Response
 from pydantic import Field
 
 from service.concurrency.offload import offload
-from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.night.models import Night
 from service.operations.people.access import NewToken, Token
 from service.operations.people.actor import Role
@@ -21,7 +20,7 @@ from service.operations.slots.account import Accounts
 from service.operations.slots.leaving import LeftSlots
 from service.operations.system.pools import PoolState
 from service.operations.system.status import Status
-from service.web.v1.requests import Admin, Body, Operator, Viewer, guard_of, router
+from service.web.v1.requests import Admin, Body, NeededNote, Operator, Viewer, guard_of, router
 
 rest = router("service")
 tokens = router("tokens")
@@ -57,16 +56,19 @@ class MissedInterval(Body):
 class Leave(MissedInterval):
     """That nothing has to be done about missed slots, and why."""
 
-    note: str | None = Field(None, min_length=SHORTEST_NOTE, max_length=LONGEST_NOTE, description="It is needed.")
+    note: NeededNote | None = Field(None, description="It is needed, unless `dry_run` is true.")
     slots: int | None = Field(None, ge=0, description="How many slots they are. It is refused if there are others.")
     dry_run: bool = Field(False, description="Change nothing. No note is needed then.")
 
 
 class NightQuery(Body):
-    """The window of time: 31 days at most."""
+    """The window of time: 31 days at most, within the last ten years."""
 
-    since: Instant | None = Field(None, description="Default: 18:00 of the day before, in the zone.")
-    until: Instant | None = Field(None, description="Default: now.")
+    since: Instant | None = Field(
+        None,
+        description="Before the end of the window, 31 days at most. Default: 18:00 of the day before, in the zone.",
+    )
+    until: Instant | None = Field(None, description="Default, and in place of a later instant: now.")
     zone: str = Field("UTC", max_length=100, description="The IANA name of a time zone.")
 
 

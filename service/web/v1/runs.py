@@ -10,14 +10,13 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from service import escaping
-from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.results import Attempt, Quarantined, Result, RunNow, RunsAfter, Started
 from service.operations.run_details import RunDetails
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
 from service.operations.runs.run_log import LOG_CURSOR, LogPage
 from service.operations.runs.waiting import Chain, Waiting
-from service.web.v1.requests import Body, GivenRun, Operator, Viewer, WithNote, router
+from service.web.v1.requests import Body, GivenRun, NeededNote, Operator, Viewer, WithNote, router
 
 runs = router("runs")
 
@@ -57,7 +56,7 @@ class Retry(WithNote):
 class Acknowledge(Body):
     """That a person takes care of a failed run, and why."""
 
-    note: str = Field(min_length=SHORTEST_NOTE, max_length=LONGEST_NOTE)
+    note: NeededNote
 
 
 class Redrive(WithNote):
