@@ -86,6 +86,13 @@ def problems_of(rows: Sequence[Row[Any]]) -> Iterator[tuple[Row[Any], dict[str, 
         yield from ((row, shown) for row in problem)
 
 
+def still_news(notes: Sequence[tuple[str, Content]]) -> list[tuple[str, Content]]:
+    """Without the incidents that have begun and ended within what is sent together: they are over already."""
+    ids = {kind: {content.get("id") for other, content in notes if other == kind} for kind in ("opened", "closed")}
+    over = ids["opened"] & ids["closed"] - {None}
+    return [(kind, content) for kind, content in notes if content.get("id") not in over]
+
+
 def _error_of(note: tuple[str, Content]) -> tuple[str | None, datetime | None]:
     """What notes that are one problem have in common, and when the incident was opened."""
     kind, content = note

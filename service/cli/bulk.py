@@ -230,6 +230,10 @@ def _print_preview(preview: Preview) -> None:
     from service import console
 
     console.say(f"{preview.action} {_number(preview.count)}:")
+    if len(preview.tasks) > 1:
+        rest = preview.count - sum(preview.tasks.values())
+        others = f", and {rest:,} of other tasks" if rest else ""
+        console.say(f"  {', '.join(f'{number:,} of {task}' for task, number in preview.tasks.items())}{others}")
     if preview.first is not None and preview.last is not None:
         console.say(f"  the newest  {_named(preview.first)}")
         console.say(f"  the oldest  {_named(preview.last)}")

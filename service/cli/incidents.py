@@ -61,13 +61,13 @@ def incidents(
         return listed
 
     listed = ask(work, needs_tasks=False)
+    if len(listed) == limit:
+        console.warn(f"batch: these are the newest {limit:,}; there may be more: --limit shows them")
     if as_json:
         console.show_json(listed)
     elif listed:
         rows = [_row(problem) for problem in one_error.groups(listed, _error_of)]
         console.show_fitted(rows, _columns(listed), ["text", "task"])
-        if len(listed) == limit:
-            console.say(f"these are the newest {limit:,}: --limit shows more")
     else:
         console.warn("batch: no incident is open" if state == "open" else "batch: no incidents match")
 

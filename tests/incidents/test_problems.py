@@ -113,6 +113,7 @@ async def test_one_command_retries_or_acknowledges_the_runs_of_one_error(
     incident = (await watch.incidents(task="fleet03"))[0]["id"]
     done = await call("retry", "--error", incident, "--yes")
     assert "12 runs are queued again" in done.out
+    assert "1 of fleet00, 1 of fleet01" in done.out or "1 of fleet11, 1 of fleet10" in done.out, "how many of each task"
     states = {run["state"] for run in await rows(watch.ledger) if run["id"] != other.id}
     assert states == {"queued"}
     assert (await rows(watch.ledger, id=other.id))[0]["state"] == "failed"
