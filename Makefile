@@ -19,7 +19,7 @@ INTO = --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev demo screenshots tools hooks test faults nightly types check bench format lock clean
+.PHONY: help install serve dev demo screenshots tools hooks test days faults nightly types check bench format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -44,9 +44,14 @@ tools: $(DEV) ## what the targets below need, in .venv
 test: tools ## the tests, four at a time, for much of it waits; ARGS are passed on
 	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not types and not nightly and not days" $(ARGS)
 
+# Stories wait more than they work, so many are told at a time.
+days: tools ## stories of trouble that lasts minutes, with default settings, about ten minutes; ARGS are passed on
+	.venv/bin/pytest -n 14 --dist worksteal -o faulthandler_timeout=1200 -m days tests/days $(ARGS)
+
 faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAULT_SEED change its plan
 	FAULT_COUNT=$${FAULT_COUNT:-300} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} .venv/bin/pytest -s tests/faults
 	OUTAGE_SECONDS=30 .venv/bin/pytest tests/test_outages.py
+	AWAY_SECONDS=600 .venv/bin/pytest -o faulthandler_timeout=1200 -m days tests/days/test_server_away.py
 	WRITER_SECONDS=61 .venv/bin/pytest tests/database/test_long_writer.py
 
 nightly: tools ## what takes too long for `test`, about an hour: an installation from nothing, older states, and many more random cases

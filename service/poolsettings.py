@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -54,12 +55,19 @@ class Pool:
         """Whether services place tickets for its runs, and the nodes that execute them claim only on a ticket."""
         return self.kind in ("dask", "placer")
 
+    def places_of(self, capacity: int) -> int:
+        """How many runs of the pool a node executes at once that executes so many in all."""
+        return min(capacity, self.processes) if self.kind == "process" and self.processes else capacity
+
     @property
     def words(self) -> str:
         """What the setting says, in short."""
         if self.address is not None:
             return self.address.replace("tcp:", "dask:", 1).replace("tls:", "dask+tls:", 1)
         return f"{self.kind}:{self.processes or self.placer}" if self.processes or self.placer else self.kind
+
+
+NO_POOLS: Mapping[str, Pool] = MappingProxyType({})
 
 
 def pools_of(given: Mapping[str, object]) -> dict[str, Pool]:

@@ -104,8 +104,8 @@ async def test_failed_runs_are_acknowledged_one_or_many_at_a_time(
     ("words", "problem"),
     [
         ((), "name an INCIDENT, or say which failed runs are meant"),
-        (("0f4693de", "--task", "import"), "give INCIDENT, or --run, or options"),
-        (("0f4693de", "--run", "import"), "give INCIDENT, or --run, or options"),
+        (("0f4693de", "--task", "import"), "give INCIDENT, or --run, or --error, or options"),
+        (("0f4693de", "--run", "import"), "give INCIDENT, or --run, or --error, or options"),
         (("--task", "import", "--quiet", "2h"), "--quiet needs INCIDENT"),
         (("--task", "import", "--text", "boom"), "--param and --text need --task"),
     ],

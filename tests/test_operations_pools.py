@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from service import clock
 from service.batch.lint.lint import findings
 from service.config import Settings
@@ -9,6 +11,7 @@ from service.database.engine import Database
 from service.operations.context import Loaded
 from service.operations.operations import Operations
 from service.operations.system.gauges import _pools
+from service.poolsettings import Pool
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.incidents.test_pools import join
@@ -30,6 +33,19 @@ async def test_a_pool_says_its_nodes_its_runs_and_what_is_wrong(ledger: Database
     around = await operations(ledger).nodes.around()
     assert [problem.pool for problem in around.pool_problems] == ["cpu"]
     assert [each.name for each in (await operations(ledger).status()).pools] == ["default", "cpu", "gpu"]
+
+
+async def test_a_pool_of_children_has_as_many_places_as_its_setting_says(ledger: Database) -> None:
+    await know(ledger, make_task("risk", None, pool="gpu"))
+    for _ in range(2):
+        await join(ledger, "gpu", "risk", capacity=100)
+    settings = Settings(BATCH_POOL_GPU="process:2")
+    (_, gpu) = await Operations(ledger, ledger, Loaded, settings, are_ready=True).pools.list()
+    assert (gpu.served_by, gpu.places) == ("process:2", 4)
+    now = clock.now()
+    async with ledger.reader.connect() as connection:
+        gauges = await _pools(connection, now - timedelta(seconds=10), now, {"gpu": Pool("process", 2)})
+    assert gauges["gpu"].places == 4
 
 
 async def test_the_gauges_of_a_pool_count_what_runs_and_what_may_start(ledger: Database) -> None:

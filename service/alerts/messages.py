@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Row
+
 from service import escaping
+from service.batch.incidents import problem as one_error
 from service.batch.ledger.kept_back import KeptBack, in_words
 from service.batch.nodes.harm import POISON
 
 MOST_BLOCKS = 20
 """Incidents of one message that are described; of the others only their number is said."""
 LONGEST_LINE = 300
+MOST_NAMES = 10
+"""Of so many tasks with one error the names are said."""
 LONGEST_TITLE = 120
 
 Content = dict[str, Any]
@@ -28,7 +33,7 @@ _TITLES: dict[str, str] = {
     "slow": "{task} is slow",
     "deadline": "{task} has missed its deadline",
     "silent": "{task} has not succeeded for too long",
-    "down": "the service was down",
+    "down": "no service fired",
     "node": "a node was lost",
     "files": "a file of tasks can't be used",
     "backup": "the backups need attention",
@@ -54,22 +59,87 @@ def message_of(
     link: Callable[[Content], str | None],
     last_lines: dict[str, str],
 ) -> Message:
-    """The message that says all of `notes`, each its kind and its content. `last_lines`: by the id of the run."""
-    blocks = [_block(kind, content, link(content), last_lines) for kind, content in notes[:MOST_BLOCKS]]
-    if len(notes) > MOST_BLOCKS:
-        blocks.append(f"… and {len(notes) - MOST_BLOCKS:,} more")
-    return Message(message, escaping.brief(_title(notes), LONGEST_TITLE), "\n\n".join(blocks))
+    """The message that says all of `notes`, each its kind and its content. `last_lines`: by the id of the run.
+
+    What several tasks say with one error is said once.
+    """
+    problems = one_error.groups(notes, _error_of)
+    blocks = [
+        _block(*problem[0], link(problem[0][1]), last_lines)
+        if len(problem) == 1
+        else _block_of_many(problem, link(problem[0][1]))
+        for problem in problems[:MOST_BLOCKS]
+    ]
+    if len(problems) > MOST_BLOCKS:
+        blocks.append(f"… and {len(problems) - MOST_BLOCKS:,} more")
+    return Message(message, escaping.brief(_title(problems), LONGEST_TITLE), "\n\n".join(blocks))
 
 
-def _title(notes: Sequence[tuple[str, Content]]) -> str:
-    if len(notes) == 1:
-        return _heading(*notes[0])
-    opened = [content for kind, content in notes if kind != "closed"]
-    names = list(dict.fromkeys(content.get("task") or content["kind"] for content in opened))
+def problems_of(rows: Sequence[Row[Any]]) -> Iterator[tuple[Row[Any], dict[str, Any] | None]]:
+    """Rows of the outbox, each with the problem that it is one of: the first incident of that, and how many tasks.
+
+    None: it stands alone.
+    """
+    for problem in one_error.groups(rows, lambda row: _error_of((row.kind, row.content))):
+        first = problem[0].content
+        shown = {"first": first["id"], "tasks": len(problem), "error": first["text"]} if len(problem) > 1 else None
+        yield from ((row, shown) for row in problem)
+
+
+def still_news(notes: Sequence[tuple[str, Content]]) -> list[tuple[str, Content]]:
+    """Without the incidents that have begun and ended within what is sent together: they are over already."""
+    ids = {kind: {content.get("id") for other, content in notes if other == kind} for kind in ("opened", "closed")}
+    over = ids["opened"] & ids["closed"] - {None}
+    return [(kind, content) for kind, content in notes if content.get("id") not in over]
+
+
+def _error_of(note: tuple[str, Content]) -> tuple[str | None, datetime | None]:
+    """What notes that are one problem have in common, and when the incident was opened."""
+    kind, content = note
+    if content.get("kind") != "failed" or content.get("error") is None:
+        return None, None
+    return f"{kind} {content['error']}", datetime.fromisoformat(content["opened_at"])
+
+
+def _title(problems: Sequence[Sequence[tuple[str, Content]]]) -> str:
+    if len(problems) == 1:
+        return _heading(*problems[0][0]) if len(problems[0]) == 1 else _heading_of_many(problems[0])
+    opened = [problem for problem in problems if problem[0][0] != "closed"]
     if not opened:
-        return f"{len(notes)} incidents are over"
-    named = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        return f"{len(problems)} incidents are over"
+    names = [
+        f"{len(problem):,} tasks" if len(problem) > 1 else str(problem[0][1].get("task") or problem[0][1]["kind"])
+        for problem in opened
+    ]
+    different = list(dict.fromkeys(names))
+    named = ", ".join(different[:3]) + (", …" if len(different) > 3 else "")
     return f"{len(opened)} incident{'' if len(opened) == 1 else 's'}: {named}"
+
+
+def _heading_of_many(problem: Sequence[tuple[str, Content]]) -> str:
+    kind, content = problem[0]
+    before = {"closed": "over: ", "repeated": "still open: "}.get(kind, "")
+    return f"{before}{len(problem):,} tasks failed with one error: {content['text']}"
+
+
+def _block_of_many(problem: Sequence[tuple[str, Content]], link: str | None) -> str:
+    """What several tasks say that failed with one error: once, with their names, and one command for all of them."""
+    contents = [content for _, content in problem]
+    lines = [escaping.line(escaping.brief(_heading_of_many(problem), LONGEST_LINE))]
+    if problem[0][0] != "closed":
+        first, last = min(c["opened_at"] for c in contents), max(c["last_at"] for c in contents)
+        runs = sum(content["count"] for content in contents)
+        lines.append(f"{runs:,} runs from {_instant(first)} to {_instant(last)}.")
+    names = sorted(content["task"] or "" for content in contents)
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    lines.append(f"Tasks: {escaping.line(', '.join(names[:MOST_NAMES]))}{more}")
+    if owners := sorted({content["owner"] for content in contents if content["owner"]}):
+        lines.append(f"Owners: {escaping.line(', '.join(owners[:MOST_NAMES]))}")
+    if problem[0][0] != "closed":
+        lines.append(f"When it is mended: batch retry --error {contents[0]['id']}")
+    if link is not None:
+        lines.append(link)
+    return "\n".join(lines)
 
 
 def _heading(kind: str, content: Content) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.alerts import sending
 from service.alerts.channels import WEBHOOK, Channel, Channels
-from service.alerts.messages import Content, Message, message_of
+from service.alerts.messages import Content, Message, message_of, problems_of, still_news
 from service.alerts.sending import NotSent
 from service.batch.ledger import database_time, duties, run_logs
 from service.batch.ledger.duties import WATCH
@@ -158,7 +158,11 @@ class Sender(Background):
     async def _send(self, channel: Channel, rows: Sequence[Row[Any]], lines: dict[str, str]) -> None:
         message = rows[0].message
         if channel.name == WEBHOOK:
-            events = [{"event": row.kind, "incident": row.content, "link": self._link(row.content)} for row in rows]
+            events = [
+                {"event": row.kind, "incident": row.content, "link": self._link(row.content)}
+                | ({"problem": problem} if problem is not None else {})
+                for row, problem in problems_of(rows)
+            ]
             await sending.post(channel, self._secret, message, events)
             return
         if channel.keeps_incidents:
@@ -167,8 +171,11 @@ class Sender(Background):
                 incident = row.incident or row.id
                 await self._threads.run(sending.notify, channel, alone, row.kind == "closed", incident)
             return
-        made: Message = message_of(message, [(row.kind, row.content) for row in rows], self._link, lines)
-        is_good = all(row.kind in ("closed", "digest", "test") for row in rows)
+        notes = still_news([(row.kind, row.content) for row in rows])
+        if not notes:
+            return
+        made: Message = message_of(message, notes, self._link, lines)
+        is_good = all(kind in ("closed", "digest", "test") for kind, _ in notes)
         await self._threads.run(sending.notify, channel, made, is_good)
 
     async def _failed(self, channel: Channel, rows: Sequence[Row[Any]], error: NotSent) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -97,6 +97,7 @@ def retry(
     ended_since: filters.EndedSince = None,
     param: filters.Parameters = None,
     text: filters.Text = None,
+    error: filters.Error = None,
     note: Note = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -107,7 +108,9 @@ def retry(
     With --and-after, the runs that have waited for it are run again too, in whichever depth: the command shows how
     many, and asks. They wait until it has succeeded.
 
-    Without RUN, the options say which runs get a new attempt. The command shows their number, and asks.
+    Without RUN, the options say which runs get a new attempt, or --error names an incident: then it is the failed runs
+    of that, and of the other tasks that have failed together with the same error. The command shows their number, and
+    asks.
     """
     wanted = filters.filter_of(
         task=task,
@@ -120,7 +123,11 @@ def retry(
         param=param,
         text=text,
     )
-    if run is not None:
+    if error is not None:
+        if run is not None or again or and_after or not wanted.is_empty:
+            raise InvalidParameters("--error says which runs are meant: leave out RUN and the other options")
+        _change(lambda operations: _of_error(operations, error), yes, as_json, note)
+    elif run is not None:
         _refuse_both(wanted)
         _retry_one(run, again, and_after, yes, as_json, note)
     elif again or and_after:
@@ -174,9 +181,20 @@ def _refuse_none(wanted: RunFilter) -> None:
 
 def change_all(action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool, note: str | None = None) -> None:
     """Show what would be changed in the runs that match, ask, and change it."""
+    _change(lambda operations: operations.bulks.preview(action, wanted), yes, as_json, note)
+
+
+async def _of_error(operations: Operations, incident: str) -> Preview:
+    return (await operations.incidents.plan_retry(incident, with_same_error=True)).preview
+
+
+def _change(
+    plan: Callable[[Operations], Awaitable[Preview]], yes: bool, as_json: bool, note: str | None = None
+) -> None:
     from service import console
 
-    preview = ask(lambda operations: operations.bulks.preview(action, wanted))
+    preview = ask(plan)
+    action = preview.action
     if not preview.count:
         _print_none(preview, as_json)
         return
@@ -212,6 +230,10 @@ def _print_preview(preview: Preview) -> None:
     from service import console
 
     console.say(f"{preview.action} {_number(preview.count)}:")
+    if len(preview.tasks) > 1:
+        rest = preview.count - sum(preview.tasks.values())
+        others = f", and {rest:,} of other tasks" if rest else ""
+        console.say(f"  {', '.join(f'{number:,} of {task}' for task, number in preview.tasks.items())}{others}")
     if preview.first is not None and preview.last is not None:
         console.say(f"  the newest  {_named(preview.first)}")
         console.say(f"  the oldest  {_named(preview.last)}")

@@ -41,6 +41,10 @@ Parameters = Annotated[
         help="Only runs with this parameter; may be repeated. Needs --task, --since.",
     ),
 ]
+Error = Annotated[
+    str | None,
+    typer.Option(metavar="INCIDENT", help="The failed runs of this incident, and of other tasks with its error."),
+]
 Text = Annotated[
     str | None, typer.Option("--text", help="Only runs whose reason has this text. Needs --task and --since.")
 ]

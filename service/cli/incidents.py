@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +16,7 @@ from service.cli.options import AsJson, Note, TaskName, age, instant, short, utc
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
-    from service.operations.incidents.facet import Incident
+    from service.operations.incidents.facet import Acknowledged, Incident
     from service.operations.operations import Operations
     from service.operations.runs.run_list import RunFilter
 
@@ -42,6 +44,7 @@ def incidents(
     An incident lasts from its first failure, or whatever else it is about, until that is made good or acknowledged.
     """
     from service import console
+    from service.batch.incidents import problem as one_error
 
     if state not in STATES:
         raise InvalidParameters(f"--state is {state!r}; allowed: {', '.join(STATES)}")
@@ -58,10 +61,13 @@ def incidents(
         return listed
 
     listed = ask(work, needs_tasks=False)
+    if len(listed) == limit:
+        console.warn(f"batch: these are the newest {limit:,}; there may be more: --limit shows them")
     if as_json:
         console.show_json(listed)
     elif listed:
-        console.show_fitted([_row(incident) for incident in listed], _columns(listed), ["text", "task"])
+        rows = [_row(problem) for problem in one_error.groups(listed, _error_of)]
+        console.show_fitted(rows, _columns(listed), ["text", "task"])
     else:
         console.warn("batch: no incident is open" if state == "open" else "batch: no incidents match")
 
@@ -85,6 +91,7 @@ def ack(
     since: filters.Since = None,
     ended_since: filters.EndedSince = None,
     text: filters.Text = None,
+    error: filters.Error = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,6 +101,7 @@ def ack(
     incident is opened, unless --quiet says otherwise.
 
     Without INCIDENT, the options say which failed runs are acknowledged. The command shows their number, and asks.
+    --error names an incident: it is acknowledged with those of other tasks that have failed together with its error.
     """
     wanted = filters.filter_of(
         task=task,
@@ -106,10 +114,13 @@ def ack(
         param=None,
         text=text,
     )
-    if sum((incident is not None, run is not None, not wanted.is_empty)) > 1:
-        raise InvalidParameters("give INCIDENT, or --run, or options that say which failed runs are meant")
-    if quiet is not None and incident is None:
+    if sum((incident is not None, run is not None, error is not None, not wanted.is_empty)) > 1:
+        raise InvalidParameters("give INCIDENT, or --run, or --error, or options that say which failed runs are meant")
+    if quiet is not None and incident is None and error is None:
         raise InvalidParameters("--quiet needs INCIDENT")
+    if error is not None:
+        _acknowledge_error(error, note, quiet, as_json)
+        return
     if incident is not None:
         _acknowledge(incident, note, quiet, as_json)
     elif run is not None:
@@ -136,6 +147,27 @@ def _acknowledge(incident: str, note: str, quiet: str | None, as_json: bool) -> 
     runs = f", with {done.runs:,} failed run{'' if done.runs == 1 else 's'}" if done.runs else ""
     what = done.incident.task or done.incident.kind
     console.say(f"the incident of {what} is acknowledged by {done.incident.acknowledged_by}{runs}")
+
+
+def _acknowledge_error(incident: str, note: str, quiet: str | None, as_json: bool) -> None:
+    """Acknowledge an incident, and those that are one problem with it."""
+    from service import console
+
+    until = clock.now() + age(quiet, "--quiet") if quiet is not None else None
+
+    async def work(operations: Operations) -> list[Acknowledged]:
+        meant = await operations.incidents.with_same_error(incident)
+        return [await operations.incidents.acknowledge(each.id, note, until) for each in meant]
+
+    done = ask(work, needs_tasks=False)
+    if as_json:
+        console.show_json(done)
+        return
+    runs, number = sum(each.runs for each in done), len(done)
+    console.say(
+        f"{number:,} incident{' is' if number == 1 else 's are'} acknowledged by {done[0].incident.acknowledged_by}, "
+        f"with {runs:,} failed run{'' if runs == 1 else 's'}"
+    )
 
 
 def _acknowledge_run(run: str, note: str, as_json: bool) -> None:
@@ -219,5 +251,15 @@ def _columns(listed: list[Incident]) -> list[str]:
     return [name for name in COLUMNS if any(getattr(incident, name) is not None for incident in listed)]
 
 
-def _row(incident: Incident) -> dict[str, Any]:
-    return {**incident.model_dump(), "id": short(incident.id)}
+def _error_of(incident: Incident) -> tuple[str | None, datetime]:
+    """What incidents that are one problem have in common, and when it was opened."""
+    return (incident.error if incident.closed_at is None else None), incident.opened_at
+
+
+def _row(problem: Sequence[Incident]) -> dict[str, Any]:
+    """The row of an incident, or of several that are one problem."""
+    incident = problem[0]
+    row = {**incident.model_dump(), "id": short(incident.id)}
+    if len(problem) == 1:
+        return row
+    return row | {"task": f"{len(problem):,} tasks", "count": sum(each.count for each in problem)}

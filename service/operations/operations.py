@@ -134,7 +134,7 @@ class Operations:
         """A reader of what monitoring shows of the ledger. `metrics`: it is measured there how long a reading takes."""
         from service.operations.system.gauges import GaugeReader
 
-        return GaugeReader(self._context, metrics)
+        return GaugeReader(self._context, metrics, self._settings.pools)
 
     async def settings(self) -> UsedSettings:
         """The settings as they are used, without secrets."""

@@ -31,7 +31,7 @@ from tests.processes import BATCH, environment, suspend
 END_SECONDS = 30.0
 """So long after the end of the trouble everything that is due is fired again."""
 LEASE_SECONDS = 30.0
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 TASKS = '''
 import asyncio
@@ -75,7 +75,7 @@ SHORTS = "".join(
     f"""
 
 class Short{number}(BaseTask):
-    name, schedule = "short{number}", "*/2 * * * * *"
+    name, schedule = "short{number}", "*/4 * * * * *"
 
     async def run(self):
         note("began")
@@ -163,8 +163,10 @@ class Story:
             self.launch(name, settings=settings, command=command)
             self.until(lambda name=name: self.nodes[name].readiness() == {}, START_SECONDS, f"{name} is ready")
 
-    def launch(self, name: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = ()) -> Node:
-        """Start a node until its port is known."""
+    def launch(
+        self, name: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = (), waits: bool = True
+    ) -> Node:
+        """Start a node until its port is known. `waits=False`: return at once."""
         number = len(list(self.folder.glob(f"{name}.*.log")))
         log = self.folder / f"{name}.{number}.log"
         env = environment({**self.settings, "BATCH_ALERT_WEBHOOK": self._inbox, **(settings or {})})
@@ -173,6 +175,8 @@ class Story:
                 command or (*BATCH, "serve", "--port", "0"), cwd=self.folder, env=env, stdout=file, stderr=file
             )
         node = self.nodes[name] = Node(name, process, log)
+        if not waits:
+            return node
         found = self.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", node.said), START_SECONDS, f"{name} listens")
         node.at = found[0]
         return node
@@ -180,6 +184,19 @@ class Story:
     def kill(self, name: str) -> None:
         self.nodes[name].kill()
         self.deaths[self.nodes[name].process.pid] = boottime()
+
+    def request_runs(self, task: str, number: int = 1) -> None:
+        """Start runs of a task by the API."""
+        token = self.batch("token", "create", f"story of {task}", "--role", "operator").splitlines()[0]
+        node = next(node for node in self.nodes.values() if node.is_alive)
+        with httpx.Client(headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60) as client:
+            for _ in range(number):
+                client.post(f"{node.at}/api/v1/tasks/{task}/runs", json={}).raise_for_status()
+
+    def is_running(self, task: str) -> bool:
+        """Whether a run of this task has begun a moment ago, so that it goes on for some seconds."""
+        lines = [line for line in self.witness() if line[1] == task]
+        return bool(lines) and lines[-1][0] == "began" and self.now() - float(lines[-1][5]) < 2
 
     def batch(self, *words: str, code: int | None = 0, within: float = 120.0) -> str:
         """What the command prints. `code`: its exit code; None: any."""

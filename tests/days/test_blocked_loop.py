@@ -22,7 +22,7 @@ class Blocker(BaseTask):
             return
         note("blocks")
         time.sleep(100)
-        note("gives way")
+        note("gave")
 '''
 
 
@@ -32,7 +32,7 @@ def tasks() -> str:
 
 
 def test_a_task_blocks_the_event_loop_for_100_seconds(story: Story) -> None:
-    """The other node takes the duties, fires and runs; the runs of the blocked one go on afterwards."""
+    """The other node takes the duties, fires and runs. What the blocked one runs goes on afterwards, as it lives."""
     story.start("a", "b")
     story.until(lambda: len(story.ended_since(0)) >= 12, 30, "all tasks run")
     (story.folder / "block").touch()
@@ -40,11 +40,10 @@ def test_a_task_blocks_the_event_loop_for_100_seconds(story: Story) -> None:
     blocked, other = sorted(story.nodes.values(), key=lambda node: node.process.pid != int(line[4]))
     story.wait(40)
     since = story.now()
-    shorts = {f"short{number}" for number in range(10)}
-    story.until(lambda: len(story.ended_since(since) & shorts) >= 8, 20, "the other node fires and runs")
+    story.until(lambda: "tick" in story.ended_since(since), 20, "the other node fires and runs")
     assert other.readiness() == {}
     (duty,) = story.rows("SELECT n.pid FROM batch_duties d JOIN batch_nodes n ON n.id = d.node WHERE d.name = 'watch'")
     assert duty["pid"] == other.process.pid
-    story.until(lambda: [line for line in story.witness() if line[0] == "gives"], 80, "it gives way")
+    story.until(lambda: [line for line in story.witness() if line[0] == "gave"], 80, "it gives way")
     story.frozen.append((blocked.process.pid, float(line[5]), story.now()))
     story.check_end()

@@ -38,16 +38,10 @@ def transaction(story: Story, statement: str) -> Iterator[int]:
         yield connection.info.backend_pid
 
 
-def is_running(story: Story, task: str) -> bool:
-    """Whether a run of this task has begun a moment ago, so that it goes on for some seconds."""
-    lines = [line for line in story.witness() if line[1] == task]
-    return bool(lines) and lines[-1][0] == "began" and story.now() - float(lines[-1][5]) < 2
-
-
 def test_a_row_of_a_run_is_locked(story: Story) -> None:
     """Its node can't write how the run ended; everything else goes on, and it is said who holds the lock."""
     one = "SELECT id FROM batch_runs WHERE task = 'long' ORDER BY created_at DESC LIMIT 1"
-    story.until(lambda: is_running(story, "long"), 15, "a run of `long` goes on")
+    story.until(lambda: story.is_running("long"), 15, "a run of `long` goes on")
     locking = f"UPDATE batch_runs SET reason = 'mine' WHERE id = ({one})"
     with transaction(story, locking) as pid:
         story.wait(60)

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import insert, update
 
 from service import Alerts, clock
+from service.alerts.messages import still_news
 from service.batch.account import accounting
 from service.batch.account.account import Kind
 from service.batch.firing import task_sync
@@ -163,6 +164,37 @@ async def test_a_slot_that_has_not_succeeded_by_its_deadline(ledger: Database, w
         await connection.execute(update(tables.runs).where(tables.runs.c.id == run["id"]).values(done))
     await checked(watch)
     assert await opened(watch, "deadline") == []
+
+
+async def test_what_comes_and_goes_is_told_only_if_it_stays(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load"))
+
+    async def late(minute: int) -> NewRun:
+        run = await queued(ledger, "load", START + minute * MINUTE)
+        await checked(watch, 301)
+        return run
+
+    async def starts(run: NewRun) -> None:
+        async with ledger.engine.begin() as connection:
+            await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(state="succeeded"))
+        await checked(watch)
+
+    await starts(await late(1))
+    again = await late(2)
+    assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed"]
+    await starts(again)
+    assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed"], "it was over again within two minutes"
+    await late(3)
+    await checked(watch, 121)
+    assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed", "opened"], "it lasts"
+
+
+def test_what_has_begun_and_ended_within_one_message_is_not_in_it() -> None:
+    notes = [("opened", {"id": "a"}), ("opened", {"id": "b"}), ("closed", {"id": "c"}), ("closed", {"id": "a"})]
+    assert still_news(notes) == [("opened", {"id": "b"}), ("closed", {"id": "c"})]
+    assert still_news([notes[0], notes[3]]) == []
+    test = [("test", {"kind": "test"}), ("test", {"kind": "test"})]
+    assert still_news(test) == test
 
 
 async def test_an_outage_is_one_incident_and_its_slots_are_none(ledger: Database) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import update
 from service import clock
 from service.batch.firing import task_sync
 from service.batch.ledger import nodes, pools, tables
+from service.batch.ledger.runs import NewRun
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 from tests.asking import operations_on
@@ -70,6 +71,21 @@ async def test_a_pool_that_nobody_serves_is_an_incident_after_a_minute_until_a_n
     assert await passed(watch, 10) == []
     ((_, kind, sent), (_, end, _)) = await watch.notes()
     assert (kind, sent, end) == ("opened", text, "closed")
+
+
+async def test_a_slot_that_waits_for_a_pool_that_nobody_serves_is_not_late_too(
+    ledger: Database, watch: Watching
+) -> None:
+    await know(ledger, make_task("risk", "0 * * * *", pool="gpu"))
+    slot = NewRun.scheduled("risk", START, clock.now(), catch_up=False, exclusive=None, priority=0)
+    await insert(ledger, slot)
+    assert len(await passed(watch, 70)) == 1
+    watch.later(300)
+    await watch.turn(2)
+    assert {row["kind"] for row in await watch.incidents()} == {"pool"}
+    await join(ledger, "gpu", "risk")
+    await passed(watch, 20)
+    assert "late" in {row["kind"] for row in await watch.incidents()}, "now its nodes are"
 
 
 async def test_a_pool_whose_nodes_have_not_loaded_the_task_is_an_incident_too(

@@ -110,6 +110,7 @@ async def ended(
     state: RunState = RunState.FAILED,
     fingerprint: str | None = "1:boom",
     reason: str | None = "ValueError: boom",
+    error: dict[str, Any] | None = None,
 ) -> str:
     """The end of a running run, as its node writes it. Returns the id of the run."""
     now = clock.now()
@@ -127,6 +128,7 @@ async def ended(
             ended_at=now,
             due_at=now if state == RunState.RETRYING else None,
             reason=None if state == RunState.SUCCEEDED and fingerprint is None else reason,
+            error=error,
             fingerprint=fingerprint if state == RunState.FAILED or fingerprint in ("empty", "quarantine") else None,
         )
         assert await transitions.finish(connection, [outcome]) == []

@@ -741,9 +741,11 @@ class Model:
         """`dead`: the counters with which nodes fell silent."""
         gone = [node for node, beats in dead.items() if self.nodes[node].beats == beats]
         self.happened["living node left alone"] += len(dead) - len(gone)
-        for run in self.runs:
-            if run.state == "running" and run.node in gone:
-                self.finish(run, run.fence, run.attempt, self._lost(run))
+        lost = [run for run in self.runs if run.state == "running" and run.node in gone]
+        if not lost and all(self.nodes[node].is_stopped for node in gone):
+            return []
+        for run in lost:
+            self.finish(run, run.fence, run.attempt, self._lost(run))
         for node in gone:
             self.nodes[node].is_stopped = True
         return gone
@@ -826,7 +828,7 @@ class Model:
             task.paused_by = task.paused_at = None
 
     def prune(self, before: datetime, per_task: int, kept: Collection[str]) -> list[Run]:
-        """What ended before goes, but for the newest of each task, and members of groups.
+        """What ended before goes, but for the newest of each task, members of groups, and what is awaited.
 
         `kept`: the ids of the runs that are still in the ledger. A member may go as soon as its follow-up is gone, or
         be left for the next time.
@@ -837,6 +839,7 @@ class Model:
             newest = sorted(runs, key=lambda run: (run.created_at, run.number))[-per_task:]
             old = [run for run in runs if run.finished_at is not None and run.finished_at < before]
             old = [run for run in old if run.awaited_by is None or run.id not in kept]
+            old = [run for run in old if not self._is_awaited(run)]
             old = [run for run in old if run.state in FINAL and run not in newest and not self._has_active_parts(run)]
             parts = [part for run in old for part in self.parts(run)]
             self.happened["pruned with its parts"] += bool(parts)
@@ -844,6 +847,15 @@ class Model:
             task.runs = [run for run in task.runs if run not in gone]
         self.happened["pruned"] += len(gone)
         return gone
+
+    def _is_awaited(self, run: Run) -> bool:
+        """Whether a run that is not over waits for its slot."""
+        return any(each.state in ACTIVE and run in self._waits_of(each) for each in self.runs)
+
+    def _waits_of(self, run: Run) -> list[Run]:
+        """The runs of the slots that it waits for."""
+        found = (self.tasks[name].of_slot(slot) for name, slot in run.waits.items() if slot is not None)
+        return [each for each in found if each is not None]
 
     def remove(self, task: Task) -> None:
         """No service has it any more: its schedule ends."""

@@ -28,6 +28,8 @@
     const box = (each.closest(".card, .strip") || document.documentElement).getBoundingClientRect();
     if (rect.left < box.left - 1 || rect.right > box.right + 1) wrong.push(`leaves its card: ${words(each.textContent)}`);
   }
+  for (const each of document.querySelectorAll("input:not([type=checkbox], [type=radio], [type=hidden])"))
+    if (isShown(each) && each.getBoundingClientRect().width < 80) wrong.push(`too narrow to type: ${each.name}`);
   const shown = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {

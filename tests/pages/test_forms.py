@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from datetime import date
+from decimal import Decimal
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from service.pages.frame.forms import local_path
+from service.errors import InvalidParameters
+from service.operations.tasks.results import Parameter
+from service.pages.frame.forms import local_path, wrong_in
+from service.pages.tasks.tasks import fields_of_schema
+from tests.batch.ledger_world import make_task
 from tests.pages.conftest import People, failed_run
 from tests.pages.test_run_page import running
 
@@ -145,3 +153,41 @@ async def test_an_action_leads_to_no_other_site(people: People, given: str) -> N
     assert local_path(given, "/there") == "/there"
     done = await people.operator.send("/tasks/report/resume", next=given)
     assert done.headers["location"] == "/tasks/report"
+
+
+def test_each_mistake_stands_at_its_field() -> None:
+    async def run(self: object, day: int, month: int = 1) -> None: ...
+
+    task = make_task("made", None, run)
+    with pytest.raises(InvalidParameters) as raised:
+        task.parameters.to_json({"day": "x", "month": "1.5"})
+    wrong = wrong_in(raised.value, ["csrf", "param-day", "param-month"])
+    assert wrong is not None and wrong.field == "param-day" and wrong.words.startswith("day is")
+    assert list(wrong.others) == ["param-month"] and wrong.others["param-month"].startswith("month is")
+    assert "month" not in wrong.words
+
+
+async def test_the_first_field_of_a_start_has_the_focus_and_defaults_stand_as_one_types_them(people: People) -> None:
+    html = await people.operator.page("/tasks/payroll/start")
+    (focused,) = [each for each in re.findall(r"<(?:input|a)[^>]*>", html) if " autofocus" in each]
+    assert 'id="p-month"' in focused
+    assert 'placeholder="4711"' in html
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default", "shown"),
+    [
+        (date | None, date(2026, 3, 1), ("date", "2026-03-01")),
+        (Decimal, Decimal("10.50"), ("text", "10.50")),
+        (str, "eu", ("text", "eu")),
+        (bool, True, ("boolean", "true")),
+        (int | None, None, ("number", "")),
+    ],
+)
+def test_a_field_has_the_kind_of_its_parameter_and_its_default_as_one_types_it(
+    annotation: Any, default: Any, shown: tuple[str, str]
+) -> None:
+    schema = TypeAdapter(annotation).json_schema()
+    written = [Parameter(name="it", type=None, default=repr(default), required=False)]
+    (field,) = fields_of_schema({"properties": {"it": schema}}, written)
+    assert (field["type"], field["default"]) == shown

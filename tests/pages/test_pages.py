@@ -12,8 +12,10 @@ import pytest
 
 from service import clock
 from service.batch.ledger import missed_ranges, schedules, tables
+from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.night.tables import buckets, tally
+from service.batch.ledger.tables import new_id
 from service.operations.people.actor import ROLES, Role
 from service.pages.routes import routes
 from service.pages.tasks import tasks
@@ -134,6 +136,28 @@ async def test_an_acknowledgement_is_about_the_failures_that_the_page_has_shown(
     assert "Retry all 2" in await operator.page("/")
     for wrong in ("yesterday", "2026-11-27T10:00:00"):
         await operator.send(f"/incidents/{incident}/acknowledge", 422, **{**fields, "failed_until": wrong})
+
+
+async def test_tasks_that_have_failed_together_with_one_error_are_one_row_with_one_retry(people: People) -> None:
+    now, names = clock.now(), [f"fleet{number}" for number in range(5)]
+    ended = {"origin": "manual", "state": "failed", "rank": 2, "catch_up": False, "attempt": 1, "fence": 1}
+    at = {"due_at": now, "created_at": now, "finished_at": now, "noticed_at": now}
+    incident = {"kind": "failed", "text": "OSError: away", "opened_at": now, "last_at": now, "details": {"error": "1"}}
+    async with people.served.service.ledger.engine.begin() as connection:
+        for name in names:
+            run = {"id": new_id(), "task": name, "fingerprint": f"1:{name}", "reason": "OSError: away"}
+            await connection.execute(tables.runs.insert().values(**run, **ended, **at))
+            of = {"id": new_id(), "task": name, "fingerprint": f"1:{name}", "newest_run": run["id"]}
+            await connection.execute(incidents.insert().values(**of, **incident))
+    night = await people.operator.page("/")
+    assert night.count('<p class="err">OSError: away<') == 1 and "5 tasks" in night
+    assert all(f'href="/tasks/{name}"' in night for name in names)
+    (address,) = re.findall(r'href="(/incidents/[0-9a-f-]{36}/retry\?same=1)"', night)
+    asked = await people.operator.page(address)
+    assert "Retry all 5 runs of 5 tasks?" in asked
+    (preview,) = re.findall(r'name="preview" value="([^"]+)"', asked)
+    await people.operator.send(address, which="all", preview=preview)
+    assert "retry?same=1" not in await people.viewer.page("/")
 
 
 async def _miss(people: People, slot: datetime) -> str:

@@ -38,9 +38,19 @@ async def small(people: People, path: str, least: int = 500) -> str:
 
 
 async def insert_run(people: People, **values: object) -> str:
-    """A failed run of the task report, with these values."""
+    """A failed run of the task report, with these values, and its attempt with a large error."""
+    now, row = clock.now(), failed_run(**values)
+    async with people.served.service.ledger.engine.begin() as connection:
+        await connection.execute(insert(tables.runs), [row])
+        attempt = {"run": row["id"], "fence": 1, "number": 1, "started_at": now, "ended_at": now, "outcome": "failed"}
+        error = {"type": LONG[:1_000_000], "message": LONG[:1_000_000], "traceback": LONG[:1_000_000]}
+        await connection.execute(insert(tables.attempts), [{**attempt, "error": error}])
+    return str(row["id"])
+
+
+def failed_run(**values: object) -> dict[str, object]:
     now = clock.now()
-    row = {
+    return {
         "id": new_id(),
         "task": "report",
         "origin": "manual",
@@ -53,12 +63,18 @@ async def insert_run(people: People, **values: object) -> str:
         **dict.fromkeys(("due_at", "created_at", "started_at", "attempt_started_at", "finished_at"), now),
         **values,
     }
+
+
+async def test_night_shows_twenty_failures_in_full_and_the_runs_of_a_task_once(people: People) -> None:
     async with people.served.service.ledger.engine.begin() as connection:
-        await connection.execute(insert(tables.runs), [row])
-        attempt = {"run": row["id"], "fence": 1, "number": 1, "started_at": now, "ended_at": now, "outcome": "failed"}
-        error = {"type": LONG[:1_000_000], "message": LONG[:1_000_000], "traceback": LONG[:1_000_000]}
-        await connection.execute(insert(tables.attempts), [{**attempt, "error": error}])
-    return str(row["id"])
+        many = [failed_run(fingerprint=f"1:{number}", reason="ValueError: no") for number in range(45)]
+        await connection.execute(insert(tables.runs), many)
+    html = await people.admin.page("/")
+    assert html.count('<article class="pb"') == 20
+    assert html.count("<dt>Last ") == 1
+    assert "<b>25 more</b>" in html
+    assert html.index("<b>25 more</b>") > html.rindex('<article class="pb"')
+    assert len(html.encode()) < 200_000
 
 
 async def test_texts_of_ten_megabytes_are_cut(people: People) -> None:

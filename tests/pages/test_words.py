@@ -10,6 +10,7 @@ import pytest
 
 from service.operations.night.models import Need, NightChange
 from service.pages.frame import formatting
+from service.pages.frame.render import marked
 from service.pages.night.changes_in_words import lines_of
 
 NOW = datetime(2026, 10, 25, 6, 42, tzinfo=UTC)
@@ -108,6 +109,11 @@ def test_a_backfill_says_how_many_runs_it_has_made_also_of_the_tasks_that_come_a
     change = NightChange(at=at, kind="task.backfill", actor="ann", task="extract", before=None, after=after, note=None)
     (line,) = lines_of([change], [], at)
     assert (line.task, line.words, line.detail) == ("extract", words, "ann")
+
+
+def test_colours_of_a_terminal_are_left_out_of_what_was_logged() -> None:
+    assert str(marked("\x1b[33mslow\x1b[0m, then \\x1b[1;31mred\\x1b[m")) == "slow, then red"
+    assert str(marked("\\x1b[33mslow\\x1b[0m", "slow")) == "<mark>slow</mark>"
 
 
 def test_a_run_that_has_set_items_aside_has_not_failed() -> None:

@@ -53,7 +53,12 @@ def fingerprint_of(error: BaseException) -> str:
         return _hash_of("own", own[:LONGEST_OWN])
     root = _root_of(error)
     first_line = failures.line_of(error).partition(": ")[2]
-    return _hash_of(_class_of(error), _class_of(root), _CHANGING.sub("*", first_line), _place_of(error))
+    return _hash_of(_class_of(error), _class_of(root), without_changing(first_line), _place_of(error))
+
+
+def without_changing(line: str) -> str:
+    """A line without what changes from run to run: numbers, ids and instants."""
+    return _CHANGING.sub("*", line)
 
 
 def _hash_of(*parts: str) -> str:

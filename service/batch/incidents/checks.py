@@ -179,11 +179,12 @@ class Checks:
         missed_deadlines, checked, next_deadline = await deadline_check.check(connection, watched, now)
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
         unserved, next_unserved = await self._pools.check(connection, known, now)
+        late_slots = await overdue.late_slots(connection, watched, self._thresholds, now)
         ahead = await overdue.cursors_ahead(connection, now) if self._may_be_ahead else []
         self._may_be_ahead = bool(ahead)
         wrong = [
             *unserved,
-            *await overdue.late_slots(connection, watched, self._thresholds, now),
+            *(late for late in late_slots if late.task not in self._pools.tasks),
             *await overdue.slow_runs(connection, watched, usual, self._thresholds, now),
             *silent,
             *missed_deadlines,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import failures
 from service.batch.execution.fingerprint import EMPTY, QUARANTINE
 from service.batch.incidents import made_good, outages
+from service.batch.incidents import problem as one_error
 from service.batch.incidents.overdue import in_words
 from service.batch.ledger import json_rows
 from service.batch.ledger import nodes as nodes_of_ledger
@@ -56,7 +58,7 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
     for key in quieted:
         await _continue_quiet(connection, quieted[key], groups.pop(key))
     await _first_seen(connection, _groups(bad), now)
-    openings = [_opening_of(key, members, now) for key, members in groups.items()]
+    openings = await _with_keys(connection, [_opening_of(key, members, now) for key, members in groups.items()])
     await incidents.open_or_continue(connection, await _folded(connection, openings), now)
     return len(marked), {run.task for run in marked}
 
@@ -150,6 +152,16 @@ def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]], now: datetime
         first_run=oldest.id,
         newest_run=newest.id,
     )
+
+
+async def _with_keys(connection: AsyncConnection, openings: Sequence[Opening]) -> list[Opening]:
+    """With the keys of the errors, by which several tasks with one error are one problem (see problem.py)."""
+    failed = [each.newest_run for each in openings if each.kind == IncidentKind.FAILED and each.newest_run is not None]
+    keys = await one_error.keys(connection, failed)
+    return [
+        replace(each, details={one_error.KEY: keys[each.newest_run]}) if each.newest_run in keys else each
+        for each in openings
+    ]
 
 
 _TEXTS = {QUARANTINE: "it has put items into quarantine"}

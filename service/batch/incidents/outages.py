@@ -71,6 +71,8 @@ def _text_of(details: Mapping[str, Any]) -> str:
     begin, end = (datetime.fromisoformat(details[name]) for name in ("since", "until"))
     day = "" if begin.date() == end.date() else f"{end:%Y-%m-%d} "
     text = f"no service fired from {begin:%Y-%m-%d %H:%M:%S} to {day}{end:%H:%M:%S} UTC ({in_words(end - begin)})"
+    if cause := details.get("cause"):
+        text += f": the ledger could not be used ({cause})"
     slots = details.get("slots") or {}
     if not slots:
         return text
@@ -81,13 +83,18 @@ def _text_of(details: Mapping[str, Any]) -> str:
 
 
 async def record(
-    connection: AsyncConnection, since: datetime, until: datetime, now: datetime, is_silent: bool = False
+    connection: AsyncConnection,
+    since: datetime,
+    until: datetime,
+    now: datetime,
+    is_silent: bool = False,
+    cause: str | None = None,
 ) -> None:
     """Open the incident of an outage. Its slots belong to it, so that they are no incidents of their own.
 
-    `is_silent`: nothing is sent about it.
+    `is_silent`: nothing is sent about it. `cause`: why services that lived could not use the ledger.
     """
-    details = {"since": since.isoformat(), "until": until.isoformat()}
+    details = {"since": since.isoformat(), "until": until.isoformat()} | ({"cause": cause} if cause else {})
     opening = Opening(IncidentKind.DOWN, _text_of(details), until, subject=since.isoformat(), details=details)
     rows = await incidents.open_or_continue(connection, [opening], now)
     if is_silent:

@@ -26,6 +26,8 @@ class PoolCheck:
 
     def __init__(self) -> None:
         self._since: dict[Key, datetime] = {}
+        self.tasks: frozenset[str] = frozenset()
+        """The tasks whose runs wait in vain, as of the last check: that they are late is no other problem."""
 
     async def check(
         self, connection: AsyncConnection, known: Collection[Key], now: datetime
@@ -35,7 +37,9 @@ class PoolCheck:
         `known`: the keys of the open incidents. These go on as long as runs wait in vain, also if this node has seen it
         only now.
         """
-        found = [_opening(rows, now) for rows in grouped(await pools.in_vain(connection, now)).values()]
+        in_vain = await pools.in_vain(connection, now)
+        self.tasks = frozenset(each.task for each in in_vain)
+        found = [_opening(rows, now) for rows in grouped(in_vain).values()]
         self._since = {opening.key: self._since.get(opening.key, now) for opening in found}
         is_due = {key for key, since in self._since.items() if key in known or since + PATIENCE <= now}
         later = [since + PATIENCE for key, since in self._since.items() if key not in is_due]

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.incidents import problem as one_error
 from service.batch.incidents.deadlines import quiet_until
 from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import kept_back
@@ -26,6 +27,9 @@ Channels = Callable[[Sequence[str]], Sequence[str]]
 
 COUNTED_AFTER = timedelta(seconds=5)
 """So much later than it was noticed an outage is told, because its slots are counted first."""
+
+FLAPS_WITHIN, STEADY_AFTER = timedelta(minutes=10), timedelta(minutes=2)
+"""What is open again so shortly after it was over is told only if it stays open for so long."""
 
 HIDDEN = "what its runs say is not sent, because the task has the tag secret"
 
@@ -71,10 +75,13 @@ async def tell(
         text(OPEN_SQL), incidents.c.told_at.is_(None), incidents.c.acknowledged_at.is_(None)
     )
     waiting = sorted(await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id))
+    flapping = await _flapping(connection, waiting, now)
     told, later = [], []
     for incident in waiting:
         task = watched.get(_task_of(incident))
         held_until = _told_from(incident, task, now)
+        if incident.id in flapping:
+            held_until = max(held_until or now, incident.opened_at + STEADY_AFTER)
         if held_until is not None:
             later.append(held_until)
         elif _is_enough(incident, task):
@@ -137,6 +144,20 @@ async def repeat(
 def _task_of(incident: Row[Any]) -> str:
     """The task that an incident is about; empty if it is about none."""
     return incident.task or (incident.details or {}).get("task") or ""
+
+
+async def _flapping(connection: AsyncConnection, waiting: Sequence[Row[Any]], now: datetime) -> set[str]:
+    """Those of these incidents that have just begun, and were over a short while ago.
+
+    They are told if they last: something that comes and goes each minute would be two messages each time.
+    """
+    young = {row.id: row for row in waiting if row.opened_at + STEADY_AFTER > now}
+    if not young:
+        return set()
+    columns = [incidents.c[name] for name in ("kind", "task", "subject", "fingerprint")]
+    closed = select(*columns).where(incidents.c.closed_at > now - FLAPS_WITHIN, incidents.c.told_at.is_not(None))
+    lately = {tuple(row) for row in await connection.execute(closed)}
+    return {id for id, row in young.items() if (row.kind, row.task, row.subject, row.fingerprint) in lately}
 
 
 def _told_from(incident: Row[Any], task: WatchedTask | None, now: datetime) -> datetime | None:
@@ -203,6 +224,7 @@ def content_of(incident: Row[Any], task: WatchedTask | None, keeps: Sequence[Kep
         "run": incident.newest_run,
         "owner": task.owner if task is not None else None,
         "runbook": task.runbook if task is not None else None,
+        "error": None if is_secret else one_error.key_in(incident.details),
         "why": incident.closed_why if incident.closed_why != Closed.OVER else None,
         "keeps_back": [asdict(each) for each in keeps],
         **{name: instant.isoformat() if instant is not None else None for name, instant in instants.items()},

@@ -159,7 +159,8 @@ class Watch(Background):
         noticed, tasks = await noticing.notice_runs(connection, now)
         self._checks.forget(tasks)
         if gap is not None:
-            await outages.record(connection, *gap, now)
+            known = self._outage.during(*gap)
+            await outages.record(connection, *gap, now, cause=known.cause if known is not None else None)
         noticed += await noticing.notice_ranges(connection, now)
         noticed += await noticing.notice_nodes(connection, now, self._thresholds.patience)
         return noticed + await noticing.notice_backups(connection, now)

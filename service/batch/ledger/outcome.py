@@ -34,11 +34,15 @@ OPENED_AGAIN = ", ".join(
 )
 """A run that fails again is neither acknowledged nor made good."""
 
+KEPT_BACK = "kept_back"
+"""The fingerprint of a slot that was skipped because of what it waited for, although nothing of that has failed."""
+
 # What is wrong with a run is noticed after each end of an attempt, once (see tables.UNNOTICED_RUN_SQL). What is wrong
 # with a part is noticed with its parent.
+_BEFORE = f"CASE WHEN NOT {_HAS_FAILED} OR batch_runs.fingerprint <> '{KEPT_BACK}' THEN batch_runs.fingerprint END"
 _IS_PART = f"batch_runs.origin = '{Origin.PART}'"
 NOTICED = (
-    f"fingerprint = CASE WHEN {_IS_PART} THEN NULL ELSE coalesce(v.fingerprint, batch_runs.fingerprint) END, "
+    f"fingerprint = CASE WHEN {_IS_PART} THEN NULL ELSE coalesce(v.fingerprint, {_BEFORE}) END, "
     f"noticed_at = CASE WHEN {_IS_PART} THEN v.ended_at END"
 )
 
@@ -48,9 +52,6 @@ CANCEL_TYPES = {"reason": "reason", "by": "cancel_by", "now": "cancel_at"}
 
 UNSERVED = "unserved"
 """The fingerprint of a run that has failed because no service had its task."""
-
-KEPT_BACK = "kept_back"
-"""The fingerprint of a slot that was skipped because of what it waited for, although nothing of that has failed."""
 
 NOTICED_IF_BAD = "fingerprint = coalesce(v.fingerprint, batch_runs.fingerprint), " + ", ".join(
     f"{name} = CASE WHEN v.fingerprint IS NULL THEN batch_runs.{name} END"

@@ -7,6 +7,7 @@ holds don't wait. The cost is some index lookups for each task with waiting runs
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import queues
 from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
-from service.poolsettings import DEFAULT_POOL
+from service.poolsettings import DEFAULT_POOL, NO_POOLS, Pool
 
 MOST_COUNTED = 1_000
 """Waiting runs of one task are counted up to this number."""
@@ -74,13 +75,20 @@ async def running(connection: AsyncConnection) -> dict[str, int]:
     return Counter((await connection.execute(held)).scalars())
 
 
-async def places(connection: AsyncConnection, since: datetime) -> dict[str, int]:
-    """How many runs of each pool the nodes execute at once, together, that claim it and were seen since then."""
+async def places(
+    connection: AsyncConnection, since: datetime, settings: Mapping[str, Pool] = NO_POOLS
+) -> dict[str, int]:
+    """How many runs of each pool the nodes execute at once, together, that claim it and were seen since then.
+
+    `settings`: what the settings say about pools, such as how many children of each node execute their runs.
+    """
     lives = (nodes.c.stopped_at.is_(None), nodes.c.draining.is_(False), nodes.c.seen_at >= since)
     by_pool: dict[str, int] = {}
     for row in await connection.execute(select(nodes.c.pools, nodes.c.capacity).where(*lives)):
         for name in row.pools if isinstance(row.pools, list) else ():
-            by_pool[name] = by_pool.get(name, 0) + (row.capacity or 0)
+            capacity = row.capacity or 0
+            number = settings[name].places_of(capacity) if name in settings else capacity
+            by_pool[name] = by_pool.get(name, 0) + number
     return by_pool
 
 

@@ -32,7 +32,7 @@ MOST_KEPT = 100
 
 @dataclass(frozen=True)
 class Interval:
-    """When this process could not use the ledger, by the clock of its machine (UTC), and why."""
+    """When this process could not use the ledger, by the clock of its machine (UTC), and why, without addresses."""
 
     since: datetime
     until: datetime
@@ -105,7 +105,7 @@ class Outage:
                 return
             assert self._since is not None
             seconds = self._failed_at - self._began_at
-            interval = Interval(self._since, self._since + timedelta(seconds=seconds), self.cause)
+            interval = Interval(self._since, self._since + timedelta(seconds=seconds), self._reason)
             self._past.append(interval)
             self._unwritten.append(interval)
             tries, self._tries, self.cause = self._tries, Counter(), None
@@ -126,7 +126,7 @@ class Outage:
         with self._lock:
             known = list(self._past)
             if self.cause is not None and self._since is not None:
-                known.append(Interval(self._since, clock.now(), self.cause))
+                known.append(Interval(self._since, clock.now(), self._reason))
         return next((each for each in reversed(known) if each.covers(first, last)), None)
 
     def unwritten(self) -> list[Interval]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.incidents import problem as one_error
 from service.batch.ledger import database_time, kept_back, wakes
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
@@ -19,7 +20,7 @@ from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.incidents.ending import tell_followers, tell_followers_again
 from service.operations.incidents.notes import check_note
-from service.operations.incidents.retrying import RetryPlan, plan_retry
+from service.operations.incidents.retrying import RetryPlan, one_problem, plan_retry
 from service.operations.people.redacting import hidden_tasks
 from service.operations.results import KeptBack, Result
 from service.operations.runs.run_list import cursor_of, parse_cursor
@@ -34,7 +35,7 @@ class Incident(Result):
 
     `count`: its failures, slots or rows so far. `run`: the newest run that it is about. `told_at`: when a message about
     it was written last. `closed_why`: made_good, acknowledged, or over. `quiet_until`: until then the same error opens
-    no other incident.
+    no other incident. `error`: open incidents of other tasks with the same one are one problem, if they began together.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Incident(Result):
     acknowledged_by: str | None
     note: str | None
     quiet_until: datetime | None
+    error: str | None = None
 
 
 class IncidentDetails(Incident):
@@ -174,9 +176,20 @@ class Incidents:
             shown = _shown(await _find(connection, row.id), await hidden_tasks(connection, context))
         return Acknowledged(incident=shown, runs=done.runs, still_open=done.still_open)
 
-    async def plan_retry(self, incident: str) -> RetryPlan:
-        """What a retry of the failed runs of an incident would do. Nothing is retried yet. Raises UnknownIncident."""
-        return await plan_retry(self._context, incident)
+    async def plan_retry(self, incident: str, with_same_error: bool = False) -> RetryPlan:
+        """What a retry of the failed runs of an incident would do. Nothing is retried yet. Raises UnknownIncident.
+
+        `with_same_error`: also of the incidents that are one problem with it.
+        """
+        return await plan_retry(self._context, incident, with_same_error)
+
+    async def with_same_error(self, incident: str) -> Sequence[Incident]:
+        """The open incidents that are one problem with this one, and itself. Raises UnknownIncident."""
+        async with self._context.databases.reading() as connection:
+            row = await _find(connection, incident)
+            assert connection is not None
+            hidden = await hidden_tasks(connection, self._context)
+            return [_shown(each, hidden) for each in await one_problem(connection, row)]
 
     async def reopen(self, incident: str) -> Incident:
         """Undo an acknowledgement: its failed runs count as open again. Raises UnknownIncident."""
@@ -258,5 +271,6 @@ async def _find(connection: AsyncConnection | None, incident: str) -> Any:
 def _shown(row: Any, hidden: frozenset[str]) -> Incident:
     values = dict(row._mapping)
     empty = {name: values[name] or None for name in ("task", "subject", "fingerprint")}
-    unseen = {"text": "", "fingerprint": None, "note": None} if row.task in hidden else {}
-    return Incident.of({**values, **empty, "run": values["newest_run"], **unseen})
+    error = one_error.key_in(row.details)
+    unseen = {"text": "", "fingerprint": None, "note": None, "error": None} if row.task in hidden else {}
+    return Incident.of({**values, **empty, "run": values["newest_run"], "error": error, **unseen})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import Row, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.incidents import problem as one_error
 from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.acknowledging import is_of
+from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.access_tables import events
 from service.batch.ledger.states import RunState
@@ -31,7 +35,8 @@ class RetryPlan(Result):
     """A retry of the failed runs of an incident that are open. `preview`: acts on these runs, never on later ones.
 
     `newest`: the run that is tried first. `attempt`: the number of the next attempt of it. `p50`: how many seconds a
-    run usually takes; None if that is not known. `changed`: what has changed since the last failure, by its action.
+    run usually takes; None if that is not known. `task`: the number of the tasks, if these are one problem. `changed`:
+    what has changed since the last failure, by its action.
     """
 
     incident: str
@@ -44,7 +49,13 @@ class RetryPlan(Result):
     changed: list[str]
 
 
-async def plan_retry(context: Context, incident: str) -> RetryPlan:
+async def one_problem(connection: AsyncConnection, row: Row[Any]) -> Sequence[Row[Any]]:
+    """The open incidents that are one problem with this one, and itself."""
+    problems = one_error.of_rows(await incidents.are_open(connection, [IncidentKind.FAILED]))
+    return next((problem for problem in problems if row.id in incidents.ids_of(problem)), [row])
+
+
+async def plan_retry(context: Context, incident: str, with_same_error: bool = False) -> RetryPlan:
     """See `operations.incidents.plan_retry`."""
     async with context.databases.changing() as connection:
         row = await incidents.find(connection, incident)
@@ -52,14 +63,15 @@ async def plan_retry(context: Context, incident: str) -> RetryPlan:
             raise UnknownIncident(f"there is no incident {echoed(incident)}")
         now = await database_time.now_of(connection)
         columns = [runs.c[name] for name in ("id", "task", "state", "slot", "created_at", "attempt", "finished_at")]
-        theirs = (runs.c.task == row.task, is_of(row.task, row.fingerprint), runs.c.state == RunState.FAILED)
-        query = select(*columns).where(*theirs, text(OPEN_FAILURE_SQL))
+        meant = await one_problem(connection, row) if with_same_error else [row]
+        theirs = or_(*((runs.c.task == each.task) & is_of(each.task, each.fingerprint) for each in meant))
+        query = select(*columns).where(theirs, runs.c.state == RunState.FAILED, text(OPEN_FAILURE_SQL))
         found = (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(MOST))).mappings().all()
         usual = await UsualDurations(connection, now).of_task(row.task)
         request = {"incident": row.id, "task": row.task}
         return RetryPlan(
             incident=row.id,
-            task=row.task,
+            task=row.task if len(meant) == 1 else f"{len(meant):,} tasks",
             error=row.text,
             preview=await Bulks(context).keep(connection, "retry", found, request),
             newest=found[0]["id"] if found else None,

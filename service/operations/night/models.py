@@ -89,6 +89,7 @@ class Need(Result):
     `open`: its failed runs, without those that are `retrying`. `failing_since`: its first failure. `succeeded_since`:
     when the task last succeeded after its last failure. `also_in`: other tasks with the same error that is open.
     `progress`: of a retry of its runs that goes on. `keeps_back`: the runs that wait for a success of its failed runs.
+    `tasks`, `incidents`: of several tasks that failed together with one error, which are one row; `task` is None then.
     None: not known, or does not apply.
     """
 
@@ -113,6 +114,8 @@ class Need(Result):
     also_in: Sequence[str] = ()
     progress: RetryProgress | None = None
     keeps_back: Sequence[KeptBack] = ()
+    tasks: Sequence[str] = ()
+    incidents: Sequence[str] = ()
 
 
 class DealtWith(Result):

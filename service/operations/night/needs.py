@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, case, func, select, text
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.chunks import quarantine
 from service.batch.incidents import made_good
+from service.batch.incidents import problem as one_error
 from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import json_rows, kept_back, run_logs
 from service.batch.ledger.incidents import incidents
@@ -39,7 +40,7 @@ LINES = 50
 """Of so many last lines of a log the last error is looked for."""
 MOST_ITEMS = 10_000
 """So many items in quarantine are counted."""
-_OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED)
+_OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)
 _KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES, IncidentKind.POOL, *_OF_FIRING)
 """Kinds of incidents that need a person besides failed runs and alarms."""
 
@@ -77,7 +78,36 @@ async def of_runs(
     detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
     detailed = await _with_kept_back(connection, detailed)
     shown = [_seen_by_the_caller(need, hidden) for need in (*detailed, *needs[DETAILED:])]
-    return sorted(shown, key=lambda need: need.succeeded_since is not None)
+    known = {row.id: (one_error.key_in(row.details), row.opened_at) for row in by_key.values()}
+    alone: tuple[None, None] = (None, None)
+    together = one_error.groups(
+        shown, lambda need: alone if need.task in hidden else known.get(need.incident or "", alone)
+    )
+    one = [_one_problem(group) if len(group) > 1 else group[0] for group in together]
+    return sorted(one, key=lambda need: need.succeeded_since is not None)
+
+
+def _one_problem(group: Sequence[Need]) -> Need:
+    """Several tasks that failed together with one error, as one row."""
+    newest = max(group, key=lambda need: need.last_failed or datetime.min.replace(tzinfo=UTC))
+    return newest.model_copy(
+        update={
+            "task": None,
+            "subject": f"{len(group):,} tasks",
+            "incident": None,
+            "fingerprint": None,
+            "open": sum(need.open for need in group),
+            "retrying": sum(need.retrying for need in group),
+            "failing_since": min((need.failing_since for need in group if need.failing_since), default=None),
+            "first_seen": min((need.first_seen for need in group if need.first_seen), default=None),
+            "owner": ", ".join(sorted({need.owner for need in group if need.owner})) or None,
+            "also_in": (),
+            "after": None,
+            "keeps_back": (),
+            "tasks": sorted(need.task for need in group if need.task),
+            "incidents": [need.incident for need in group if need.incident],
+        }
+    )
 
 
 async def _with_kept_back(connection: AsyncConnection, needs: Sequence[Need]) -> list[Need]:

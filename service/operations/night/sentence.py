@@ -87,7 +87,7 @@ def sentence(
         (down,) = downs
         local = [f"{instant.astimezone(zone):%H:%M}" for instant in (down.begin, down.until) if instant]
         parts = [
-            f"{part} (the service was down from {local[0]} to {local[1]})" if part.endswith(" missed") else part
+            f"{part} (no service fired from {local[0]} to {local[1]})" if part.endswith(" missed") else part
             for part in parts
         ]
     parts.append(f"{slots.unaccounted:,} unaccounted")

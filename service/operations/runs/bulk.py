@@ -6,10 +6,12 @@ any process carries out, in transactions of STEP runs with a cursor. If that pro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
+from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, duties, run_query, transitions
@@ -57,9 +59,14 @@ class PreviewedRun(Result):
     created_at: datetime
 
 
+MOST_TASKS = 20
+"""Of so many tasks a preview says how many of their runs it is about."""
+
+
 class Preview(Result):
     """What a bulk would change: `count` runs or slots. `first` and `last`: the newest and the oldest of the runs.
 
+    `tasks`: how many runs of each task, of the twenty with most of them.
     `counts`: of a backfill, what would be done with each slot.
     """
 
@@ -68,6 +75,7 @@ class Preview(Result):
     count: int
     first: PreviewedRun | None = None
     last: PreviewedRun | None = None
+    tasks: dict[str, int] = Field(default_factory=dict)
     counts: backfill.BackfillCounts | None = None
     expires_at: datetime
 
@@ -132,6 +140,7 @@ class Bulks:
             count=len(runs),
             first=PreviewedRun.of(runs[0]) if runs else None,
             last=PreviewedRun.of(runs[-1]) if runs else None,
+            tasks=dict(Counter(run["task"] for run in runs).most_common(MOST_TASKS)),
             expires_at=now + VALIDITY,
         )
         await self._add(connection, preview, request, now, await offload(previews.pack, [run["id"] for run in runs]))

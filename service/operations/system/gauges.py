@@ -26,6 +26,7 @@ from service.errors import BatchError
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 from service.operations.context import Context
+from service.poolsettings import NO_POOLS, Pool
 
 logger = get_logger("service.batch")
 
@@ -104,8 +105,11 @@ class _Slots:
     late: int = 0
 
 
-async def read(context: Context, connection: AsyncConnection) -> Gauges:
-    """Read all gauges from the ledger, and the items in quarantine from the application's database."""
+async def read(context: Context, connection: AsyncConnection, settings: Mapping[str, Pool] = NO_POOLS) -> Gauges:
+    """Read all gauges from the ledger, and the items in quarantine from the application's database.
+
+    `settings`: of pools.
+    """
     totals = await gauges.totals(connection)
     waiting_since = await gauges.oldest_waiting_since(connection)
     rows = await gauges.task_rows(connection)
@@ -126,16 +130,18 @@ async def read(context: Context, connection: AsyncConnection) -> Gauges:
         tasks={row.name: _task(row, slots, set_aside) for row in rows},
         incidents={kind: number for kind, (number, _) in incidents.items()},
         unaccounted=slots.late + incidents[IncidentKind.UNACCOUNTED][1],
-        pools=await _pools(connection, silent_since, totals.now),
+        pools=await _pools(connection, silent_since, totals.now, settings),
         nodes=states,
         verified_backup_at=totals.verified_backup_at,
     )
 
 
-async def _pools(connection: AsyncConnection, since: datetime, now: datetime) -> dict[str, PoolGauges]:
+async def _pools(
+    connection: AsyncConnection, since: datetime, now: datetime, settings: Mapping[str, Pool] = NO_POOLS
+) -> dict[str, PoolGauges]:
     """Only pools that a task or a living node names, so that their number is bounded by what people have declared."""
     running, waiting = await pools.running(connection), await pools.waiting(connection, now)
-    places = await pools.places(connection, since)
+    places = await pools.places(connection, since, settings)
     names = sorted({*await pools.named(connection), *places, *running, *waiting})[:MOST_POOLS]
     return {
         name: PoolGauges(running.get(name, 0) + waiting.get(name, 0), running.get(name, 0), places.get(name, 0))
@@ -176,8 +182,9 @@ async def _set_aside(context: Context) -> dict[str, int] | None:
 class GaugeReader:
     """Reads the gauges of one service. However many ask, the ledger is read once in FRESH_SECONDS, by one of them."""
 
-    def __init__(self, context: Context, metrics: ProcessMetrics) -> None:
-        self._context, self._metrics = context, metrics
+    def __init__(self, context: Context, metrics: ProcessMetrics, settings: Mapping[str, Pool] = NO_POOLS) -> None:
+        """`settings`: of pools."""
+        self._context, self._metrics, self._settings = context, metrics, settings
         self._gauges: Gauges | None = None
         self._read_at = -FRESH_SECONDS
         self._reading: asyncio.Task[Gauges | None] | None = None
@@ -211,7 +218,7 @@ class GaugeReader:
                 self._metrics.timed(LedgerWork.GAUGES),
                 self._context.databases.reading() as connection,
             ):
-                found = await read(self._context, connection) if connection is not None else None
+                found = await read(self._context, connection, self._settings) if connection is not None else None
         except (BatchError, OSError, TimeoutError) as error:
             logger.debug(f"the gauges of the ledger could not be read: {str(error) or type(error).__name__}")
             return None

@@ -55,7 +55,7 @@ class Pools:
         """The pools of all tasks, nodes and settings, the default one first. Raises DatabaseError."""
         async with self._context.databases.reading() as connection:
             if connection is None:
-                return [_state(name, served_by(name, self._settings)) for name in _ordered(self._settings)]
+                return [_state(name, self._settings.get(name)) for name in _ordered(self._settings)]
             return await read(connection, self._context, self._settings)
 
 
@@ -72,7 +72,7 @@ async def read(connection: AsyncConnection, context: Context, settings: Mapping[
     return [
         _state(
             name,
-            served_by(name, settings),
+            settings.get(name),
             [node for node in nodes if name in node.pools],
             by_pool.get(name, []),
             running.get(name, 0),
@@ -82,19 +82,16 @@ async def read(connection: AsyncConnection, context: Context, settings: Mapping[
     ]
 
 
-def served_by(name: str, settings: Mapping[str, Pool]) -> str | None:
-    """What serves a pool by these settings, in the words of the settings; None: no setting says it."""
+def served_by(name: str, setting: Pool | None) -> str | None:
+    """What serves a pool, in the words of its setting; None: no setting says it."""
     if name == DEFAULT_POOL:
         return "services"
-    pool = settings.get(name)
-    if pool is None:
-        return None
-    return pool.words
+    return setting.words if setting is not None else None
 
 
 def _state(
     name: str,
-    by: str | None,
+    setting: Pool | None,
     nodes: Sequence[Node] = (),
     names: Sequence[str] = (),
     running: int = 0,
@@ -103,13 +100,14 @@ def _state(
     loaded = {task for node in nodes for task in node.tasks}
     missing = [task for task in names if task not in loaded]
     capacities = [node.capacity for node in nodes if node.capacity is not None]
+    places = [setting.places_of(each) for each in capacities] if setting is not None else capacities
     is_problem = bool(missing) and name != DEFAULT_POOL
     fields: dict[str, Any] = {"running": running, "waiting": waiting, "tasks": names, "missing": missing}
     return PoolState(
         name=name,
-        served_by=by,
+        served_by=served_by(name, setting),
         nodes=[node.id for node in nodes],
-        places=sum(capacities) if capacities else None,
+        places=sum(places) if places else None,
         problem=why(name, missing, 0 if nodes else waiting, is_claimed=bool(nodes)) if is_problem else None,
         **fields,
     )

@@ -112,6 +112,8 @@ def _text_of(need: Need) -> str:
     about = need.task or need.subject
     if need.kind != "failed":
         return f"{about}: {need.error}" if about else need.error
+    if need.tasks:
+        return f"{len(need.tasks):,} tasks failed with one error: {need.error}"
     runs = need.open + need.retrying
     failed = "1 run failed" if runs == 1 else f"{runs:,} runs failed"
     return f"{about}: {failed}" + (f": {need.error}" if need.error else "")

@@ -66,6 +66,7 @@ def drawn(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> Dr
         out.bars += _bar(run, lane.task, axis, now)
     for each in lane.missed:
         out.glyphs += _missed(each, axis)
+        out.cells += _between(each, axis)
     if lane.cells:
         out.cells += _coming(lane.planned, axis, cell_width)
     else:
@@ -111,6 +112,15 @@ def _bar(run: LaneRun, task: str, axis: Axis, now: datetime | None) -> list[Bar]
     title = f"{task} {axis.time(at)}: {run.state}"
     width = axis.width(begin, max(begin, end), HAIR)
     return [Bar(axis.x(begin), width, f"bar-{run.state}", title, run.id, run.end is None)]
+
+
+def _between(each: LaneRange, axis: Axis) -> list[Box]:
+    """A line from the first to the last slot of a range of several slots."""
+    begin, end = max(each.first, axis.begin), min(each.last, axis.end)
+    if each.count < 2 or begin >= end:
+        return []
+    css = "f-skipped" if each.cause == "paused" else "f-missed"
+    return [Box(axis.x(begin), axis.width(begin, end), 9, 2, css, f"{each.count:,} {each.cause}")]
 
 
 def _missed(each: LaneRange, axis: Axis) -> list[Glyph]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -29,13 +30,18 @@ TYPED_FROM = 500
 PARAMETER = "param-"
 """The name of a field that is a parameter of a task begins with it."""
 _OF_TASK = re.compile(r"parameters of task [^:]+: ")
+_ALLOWED = re.compile(r" \(it takes [^()]*\)\Z")
 
 
 class Wrong(NamedTuple):
-    """What is wrong with a form that was sent. `field`: the name of the field; empty if it is not one of them."""
+    """What is wrong with a form that was sent. `field`: the name of the field; empty if it is not one of them.
+
+    `others`: what is wrong with other fields, by their names.
+    """
 
     field: str
     words: str
+    others: Mapping[str, str] = MappingProxyType({})
 
 
 def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None:
@@ -52,7 +58,21 @@ def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None
     about = _OF_TASK.sub("", words, count=1)
     parameters_first = sorted(fields, key=lambda name: not name.startswith(PARAMETER))
     names = ((name, name.removeprefix(PARAMETER)) for name in parameters_first)
-    return Wrong(next((name for name, said in names if about.startswith((f"{said}:", f"{said} "))), ""), words)
+    said_of = [(name, (f"{said}:", f"{said} ")) for name, said in names]
+
+    def field_of(sentence: str) -> str:
+        return next((name for name, beginnings in said_of if sentence.startswith(beginnings)), "")
+
+    found: dict[str, str] = {}
+    for sentence in _ALLOWED.sub("", about).split("; "):
+        if not (field := field_of(sentence)):
+            break
+        found.setdefault(field, sentence)
+    else:
+        if len(found) > 1:
+            first, *_ = found
+            return Wrong(first, found.pop(first), found)
+    return Wrong(field_of(about), words)
 
 
 async def fields_of(request: Request) -> Mapping[str, str]:

@@ -72,8 +72,15 @@ def lines(text: str) -> Markup:
     return escape(escaping.lines(escaping.brief(text, LONGEST_LINES)))
 
 
+_COLOURS = re.compile(r"(?:\x1b|\\x1b)\[[0-9;]{0,20}m")
+
+
 def marked(text: str, wanted: str | None = None) -> Markup:
-    """Text of several lines, in which what was searched for is marked, in large and small letters."""
+    """Text of several lines, in which what was searched for is marked, in large and small letters.
+
+    Colours of a terminal are left out: they are escaped in what was logged, such as \\x1b[33m, and tell nothing here.
+    """
+    text = _COLOURS.sub("", text)
     if not wanted:
         return lines(text)
     shown = escaping.lines(escaping.brief(text, LONGEST_LINES))

@@ -47,7 +47,7 @@ KINDS = {
     "silent": "There was no success for too long",
     "deadline": "A deadline was missed",
     "node": "A service was lost",
-    "down": "The service was down",
+    "down": "No service fired",
     "files": "A file of tasks can't be used",
     "backup": "A backup can't be relied on",
     "pool": "Runs wait for a pool that no node serves",
@@ -89,7 +89,8 @@ def _just_done(request: Request) -> str:
 
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     """Say what a retry of all failed runs means, and offer to try the newest one first."""
-    plan = await viewer.operations.incidents.plan_retry(whole_id(request, "incident"))
+    with_same = request.query_params.get("same") == "1"
+    plan = await viewer.operations.incidents.plan_retry(whole_id(request, "incident"), with_same_error=with_same)
     number = plan.preview.count
     if not number:
         words = "No failed run of this incident is open: all were retried, made good or acknowledged."

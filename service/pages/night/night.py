@@ -23,6 +23,8 @@ from service.pages.frame.window import window_in, window_in_words
 from service.pages.night.changes_in_words import lines_of
 from service.pages.night.empty import show_empty
 
+MOST_ROWS = 20
+"""So many rows of what needs a person are shown in full; a bad night may have hundreds."""
 BLOCKS = ("chart", "needs", "late", "missing", "changes", "next", "backup", "lanes", "verdict")
 """The blocks of the page. The verdict is the last one, because it says whether all others could be rendered."""
 
@@ -63,12 +65,30 @@ def _drawn(page: NightPage, viewer: Viewer) -> dict[str, Any]:
         "changes": lambda: {"changes": lines_of(found.changes, found.needs, found.since, _outages(found))},
         "late": lambda: {"late_bars": [late_bar(run, found.as_of, viewer.zone) for run in found.late]},
         "sparks": lambda: {"sparks": {task: spark_boxes(runs) for task, runs in page.sparks.items()}},
-        "needs": lambda: {"rows": [(need, _facts(page, need, viewer)) for need in found.needs]},
+        "needs": lambda: _rows(page, viewer),
     }
     drawn: dict[str, Any] = {}
     for name, draw in drawings.items():
         drawn |= attempt(name, draw) or {}
     return drawn
+
+
+def _rows(page: NightPage, viewer: Viewer) -> dict[str, Any]:
+    """What needs a person: MOST_ROWS as whole rows, the others as lines, and what is older than the night.
+
+    The last runs of a task stand in its first row only.
+    """
+    begin, needs = page.night.since, page.night.needs
+    is_old = [need.last_failed is not None and need.last_failed < begin for need in needs]
+    fresh = [need for need, old in zip(needs, is_old, strict=True) if not old]
+    older = [need for need, old in zip(needs, is_old, strict=True) if old]
+    first_of = {need.task: need for need in reversed([*fresh, *older])}
+    rows, old_rows = (
+        [(need, _facts(page, need, viewer, is_first=first_of[need.task] is need)) for need in some[:MOST_ROWS]]
+        for some in (fresh, older)
+    )
+    more = {"further": fresh[MOST_ROWS:], "older_further": older[MOST_ROWS:]}
+    return {"rows": rows, "old_rows": old_rows, **more}
 
 
 def _outages(found: Night) -> list[tuple[datetime, datetime]]:
@@ -111,8 +131,8 @@ def _heading(found: Night, until: datetime | None, viewer: Viewer) -> str:
     return f"Night to {local:%A} {local.day} {local:%B}"
 
 
-def _facts(page: NightPage, need: Any, viewer: Viewer) -> dict[str, str]:
-    """The words of a row: since when it fails, and when it was first seen."""
+def _facts(page: NightPage, need: Any, viewer: Viewer, is_first: bool) -> dict[str, Any]:
+    """The words of a row: since when it fails, and when it was first seen. `is_first`: of its task."""
     found, sparks = page.night, page.sparks.get(need.task or "", ())
     ended = [spark.state for spark in sparks if spark.state in ("succeeded", "failed")]
     bad = ended.count("failed")
@@ -131,10 +151,13 @@ def _facts(page: NightPage, need: Any, viewer: Viewer) -> dict[str, str]:
     is_new = need.first_seen is not None and need.first_seen >= found.since
     first = formatting.moment(need.first_seen, zone, now) if need.first_seen else "–"
     line = need.last_line
+    is_of_first = need.first_seen is None or need.first_seen == need.failing_since
+    behind, after = ("", after) if is_of_first else (after, "")
     return {
+        "has_spark": is_first,
         "line_at": formatting.log_time(line.at, zone) if line is not None else "",
         "since": since,
-        "elapsed": ", ".join(filter(None, (elapsed, share))),
+        "elapsed": ", ".join(filter(None, (elapsed, share, behind))),
         "first": f"{first}, new" if is_new else first,
         "after": after or ("no change right before" if is_new and "succeeded" in ended else ""),
     }

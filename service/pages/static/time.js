@@ -14,7 +14,8 @@ function duration(seconds) {
 function tick() {
   const now = Date.now() + ahead;
   for (const time of document.querySelectorAll("time[data-relative]")) {
-    const seconds = (Date.parse(time.dateTime) - now) / 1000, text = duration(Math.abs(seconds));
+    const exact = (Date.parse(time.dateTime) - now) / 1000;
+    const seconds = "past" in time.dataset ? Math.min(0, exact) : exact, text = duration(Math.abs(seconds));
     const words = Math.abs(seconds) > 2592000 ? time.title : seconds > 0 ? `in ${text}` : `${text} ago`;
     if (time.textContent !== words) time.textContent = words;
   }

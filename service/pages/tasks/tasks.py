@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -31,6 +32,8 @@ from service.redaction import Redaction
 WANTED = (("all", "All"), ("running", "Running"), ("attention", "Attention"), ("paused", "Paused"))
 SPARKS = 30
 MOST_DIGITS = 6
+_DAY = re.compile(r"datetime\.date\((\d+), (\d+), (\d+)\)")
+_QUOTED = re.compile(r"(?:[\w.]+\(|<[\w.]+: )?(['\"])([^'\"\\]*)\1[)>]?")
 MUTED = {
     "hour": ("an hour", timedelta(hours=1)),
     "day": ("a day", timedelta(days=1)),
@@ -105,6 +108,7 @@ def fields_of_schema(
     needed = (schema or {}).get("required") or []
     if not isinstance(properties, dict):
         return []
+    of_types = (schema or {}).get("$defs")
     return [
         {
             "name": name,
@@ -114,11 +118,32 @@ def fields_of_schema(
             "is_text": described.get("type") == "string",
             "is_password": described.get("format") == "password",
             "choices": _choices_of(described),
-            "default": defaults.get(name) or "",
+            "default": _as_typed(defaults.get(name) or ""),
         }
-        for name, described in properties.items()
-        if isinstance(described, dict)
+        for name, described in ((name, _meant(given, of_types)) for name, given in properties.items())
+        if described is not None
     ]
+
+
+def _meant(described: Any, of_types: Any) -> dict[str, Any] | None:
+    """What a schema says of a value that is not null, such as of `date | None` or of a type with a name."""
+    if not isinstance(described, dict):
+        return None
+    some = described.get("anyOf")
+    if isinstance(some, list):
+        some = [each for each in some if isinstance(each, dict) and each.get("type") != "null"]
+        described = some[0] if len(some) == 1 else described
+    named = str(described.get("$ref", "")).removeprefix("#/$defs/")
+    found = of_types.get(named) if isinstance(of_types, dict) else None
+    return found if isinstance(found, dict) else described
+
+
+def _as_typed(default: str) -> str:
+    """A default as a person would type it: it is written as in Python, such as 'eu' or Decimal('10.50')."""
+    if (of_day := _DAY.fullmatch(default)) is not None:
+        return "-".join(number.zfill(2) for number in of_day.groups())
+    quoted = _QUOTED.fullmatch(default)
+    return quoted[2] if quoted is not None else {"None": "", "True": "true", "False": "false"}.get(default, default)
 
 
 def _type_of(described: Mapping[str, Any]) -> str:
@@ -170,10 +195,16 @@ async def start(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     """Queue a run. Fields that are left empty are left out, so that the task's defaults count."""
     task = await viewer.operations.tasks.show(request.path_params["task"])
     params: dict[str, Any] = {}
+    mistakes: list[str] = []
     for field in fields_of_schema(task.schema_of_parameters):
-        given = fields.get(field["field"], "")
-        if given != "":
+        if (given := fields.get(field["field"], "")) == "":
+            continue
+        try:
             params[field["name"]] = _value(field, given)
+        except InvalidParameters as error:
+            mistakes.append(error.message)
+    if mistakes:
+        raise InvalidParameters("; ".join(mistakes))
     started = await viewer.operations.runs.start(task.name, params, key=fields.get("key") or None)
     return GoTo(f"/runs/{started.id}")
 

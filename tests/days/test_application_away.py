@@ -1,0 +1,53 @@
+"""The application's database is away and the ledger is not: 200 tasks fail with one error."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.testing.databases import wait_for
+from service.testing.postgres import OwnServer, find_binaries
+from tests.days.story import TWELVE, Story
+
+pytestmark = pytest.mark.days
+
+READER = """
+
+class Reader{number}(BaseTask):
+    name, schedule = "reader{number}", "*/30 * * * * *"
+
+    async def run(self):
+        from sqlalchemy import text
+
+        from service import get_db
+
+        async with get_db() as db:
+            await db.execute(text("SELECT 1"))
+"""
+
+
+def test_200_tasks_fail_with_one_error_which_is_one_problem(server: OwnServer, tmp_path: Path) -> None:
+    """What needs no database goes on, and one message says what is wrong with all others."""
+    readers = "".join(READER.format(number=number) for number in range(200))
+    with OwnServer(find_binaries(), fast=True) as other:
+        settings = {
+            "DATABASE_URL": wait_for(other.create_database()),
+            "LEDGER_URL": wait_for(server.create_database()),
+        }
+        with Story(tmp_path / "story", settings, TWELVE + readers) as story:
+            story.start("a", "b")
+            story.until(lambda: len(story.ended_since(0)) >= 12, 30, "all run")
+            other.stop("immediate")
+            story.wait(100)
+            since = story.now()
+            story.until(lambda: len(story.ended_since(since)) >= 12, 30, "the others go on")
+            status = story.batch("status", code=1)
+            assert "200 tasks failed with one error" in status, status
+            assert len(status.splitlines()) < 40, status
+            assert re.search("200 tasks failed with one error", story.batch("incidents", code=None))
+            other.start()
+            story.wait(45)
+            story.check_end()
+            assert "Nothing needs you" in story.status()

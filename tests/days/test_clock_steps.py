@@ -1,0 +1,65 @@
+"""The wall clock steps by an hour and by a day, forward and back, of one node and of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.testing.databases import wait_for
+from service.testing.postgres import OwnServer
+from tests.days.story import Story
+from tests.faults.wrong_clock import SERVE, WrongClock
+
+pytestmark = pytest.mark.days
+
+HOUR, DAY = 3_600.0, 86_400.0
+
+
+@pytest.mark.parametrize("seconds", [HOUR, DAY])
+def test_the_clock_of_the_only_machine_is_ahead_for_a_minute(tmp_path: Path, seconds: float) -> None:
+    """On SQLite the clock of the machine is that of the ledger. Afterwards one command lets the tasks fire again."""
+    with Story(tmp_path / "story", {}) as story:
+        wrong = WrongClock(tmp_path / "wrong")
+        story.start("a", settings=wrong.settings, command=SERVE)
+        story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
+        wrong.set(seconds)
+        since = story.now()
+        story.until(lambda: len(story.ended_since(since)) == 12, 30, "they fire by the clock that is ahead")
+        story.wait(45)
+        wrong.set(0.0)
+        story.until(lambda: "clock" in (story.nodes["a"].readiness() or {}), 30, "it says that nothing fires")
+        story.until(lambda: any("opened clock" in told for told in story.messages), 60, "so does a message")
+        assert "a clock was ahead" in story.status()
+        story.batch("resume", "--ahead")
+        story.check_end()
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR, DAY, -DAY])
+def test_the_clock_of_one_node_steps_and_that_of_the_server_decides(
+    server: OwnServer, tmp_path: Path, seconds: float
+) -> None:
+    with Story(tmp_path / "story", {"DATABASE_URL": wait_for(server.create_database())}) as story:
+        wrong = WrongClock(tmp_path / "wrong")
+        story.start("a", settings=wrong.settings, command=SERVE)
+        story.start("b")
+        story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
+        for offset in (seconds, 0.0):
+            wrong.set(offset)
+            since = story.now()
+            story.wait(45)
+            assert len(story.ended_since(since)) == 12
+        story.check_end()
+
+
+def test_the_clock_of_the_only_machine_is_set_back_by_an_hour(tmp_path: Path) -> None:
+    """Then no slot is fired again: it is as if the clock had been ahead before."""
+    with Story(tmp_path / "story", {}) as story:
+        wrong = WrongClock(tmp_path / "wrong")
+        story.start("a", settings=wrong.settings, command=SERVE)
+        story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
+        wrong.set(-HOUR)
+        story.until(lambda: "clock" in (story.nodes["a"].readiness() or {}), 30, "it says that nothing fires")
+        story.wait(60)
+        wrong.set(0.0)
+        story.check_end()
