@@ -117,4 +117,5 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     assert batch("redrive", run).code == 0
     refuses(batch("redrive", second), "has no such items set aside: none is left")
     assert batch("quarantine", second).err == "batch: no item of this run was set aside\n"
+    assert "it is the newest run of the task" in batch("quarantine", "greet").err
     refuses(batch("quarantine", "01a2ffff"), "no run")

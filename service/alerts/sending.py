@@ -30,7 +30,7 @@ LONGEST_RETRY_AFTER = 3_600.0
 
 
 class _HidesAddresses(logging.Filter):
-    """Hides in httpx's lines the addresses of webhooks and pings, which may contain secrets."""
+    """Leaves out httpx's line about each call of a webhook or a ping, and hides their addresses, which have secrets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,6 +38,8 @@ class _HidesAddresses(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
+            if record.levelno <= logging.INFO and any(str(arg) in self.addresses for arg in record.args):
+                return False
             record.args = tuple("***" if str(arg) in self.addresses else arg for arg in record.args)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +42,13 @@ def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
         for item in items
     ]
     if not rows:
-        console.warn(f"batch: no item {'waits in quarantine' if run is None else 'of this run was set aside'}")
+        is_task = run is not None and re.fullmatch(r"[0-9a-f-]{6,36}", run) is None
+        of_task = (
+            "; it is the newest run of the task, and `batch quarantine` lists the items of all runs" if is_task else ""
+        )
+        console.warn(
+            f"batch: no item {'waits in quarantine' if run is None else f'of this run was set aside{of_task}'}"
+        )
     elif run is None:
         console.show_fitted(rows, ["run", "task", "item", "times", "at", "error"], ["times", "at"])
     else:

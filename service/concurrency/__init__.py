@@ -1,1 +1,1 @@
-"""Threads and background loops of the service's own, beside those of the event loop."""
+"""Threads and background loops of the service's own, the limits of their waits, and what looks at all loops."""

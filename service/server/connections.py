@@ -203,7 +203,7 @@ class LimitedProtocol(asyncio.Protocol):
 
     def _expect_body(self) -> None:
         """Begin or go on to wait for a body, of which some has just come."""
-        self._body_moved_at = self.loop.time()
+        self._body_moved_at = clock.monotonic()
         if self._body_of is not self.cycle:
             self._stop_body_timer()
             self._body_of = self.cycle
@@ -213,14 +213,14 @@ class LimitedProtocol(asyncio.Protocol):
 
     def _check_body(self) -> None:
         """End the connection if the body is late, and otherwise look again when it would be."""
-        now = self.loop.time()
+        now = clock.monotonic()
         if self.flow.read_paused:  # the application does not take what has come, so the client can send no more
             self._body_began_at = self._body_moved_at = now
         late_at = min(self._body_moved_at + self._all.body_pause_seconds, self._body_began_at + self._all.body_seconds)
         if now >= late_at:
             self._give_up()
         else:
-            self._body_timer = self.loop.call_at(late_at, self._check_body)
+            self._body_timer = self.loop.call_later(late_at - now, self._check_body)
 
     def _stop_body_timer(self) -> None:
         self._body_of = None

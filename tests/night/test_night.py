@@ -128,6 +128,25 @@ async def test_a_row_says_what_changed_between_the_last_success_and_the_first_fa
     assert need.after.version == ("2.14.1" if actions[0] == "service.deploy" else None)
 
 
+async def test_a_lane_has_the_failure_of_a_run_that_was_retried(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    await know(ledger, make_task("load"))
+    run = await failed(ledger, "load", START)
+    await watch.turn(2)
+    watch.later(600)
+    await retried(ledger, run, RunState.SUCCEEDED, fingerprint=None)
+    await watch.turn(2)
+    watch.later(1)
+    (lane,) = (await operations.night_page(None, None, "UTC")).lanes.lanes
+    assert [(each.id, each.state, each.slot) for each in lane.runs] == [
+        (run, "failed", None),
+        (run, "succeeded", START),
+    ]
+    first, second = lane.runs
+    assert first.end is not None and second.begin is not None and first.end <= second.begin
+
+
 async def test_while_a_retry_goes_on_the_row_stays(ledger: Database, watch: Watching, operations: Operations) -> None:
     await know(ledger, make_task("load", None))
     run = await failed(ledger, "load")

@@ -487,10 +487,18 @@ async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(s
 
 
 @EXTRA
-async def test_a_node_that_is_killed_is_gone_while_somebody_looks(site: Site, page: Page) -> None:
-    """The last test of its database: one process is missing afterwards."""
+async def test_a_node_that_is_killed_is_gone_while_somebody_looks(
+    site: Site, page: Page, context: BrowserContext, errors: Errors
+) -> None:
+    """The last test of its database: one process is missing afterwards. A page that it has shown says so at once."""
+    its_page = await context.new_page()
+    await open_live(its_page, f"{site.nodes[1].url}/runs")
+    await expect(its_page.locator("#live-words")).to_contain_text("Live ·")
     await page.goto(f"{site.url}/nodes")
     strip = page.locator("#nodes .n:not(.db)")
     await expect(strip).to_have_count(2)
     site.nodes[1].process.kill()
+    await expect(its_page.locator("#live-words")).to_have_text("Not live", timeout=8 * browsers.SECOND)
+    await its_page.close()
+    errors.clear()  # a page whose server is gone logs that
     await expect(strip).to_have_count(1)

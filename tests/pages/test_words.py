@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.operations.night.models import NightChange
+from service.operations.night.models import Need, NightChange
 from service.pages.frame import formatting
 from service.pages.frame.render import marked
 from service.pages.night.changes_in_words import lines_of
@@ -114,3 +114,9 @@ def test_a_backfill_says_how_many_runs_it_has_made_also_of_the_tasks_that_come_a
 def test_colours_of_a_terminal_are_left_out_of_what_was_logged() -> None:
     assert str(marked("\x1b[33mslow\x1b[0m, then \\x1b[1;31mred\\x1b[m")) == "slow, then red"
     assert str(marked("\\x1b[33mslow\\x1b[0m", "slow")) == "<mark>slow</mark>"
+
+
+def test_a_run_that_has_set_items_aside_has_not_failed() -> None:
+    need = Need(kind="quarantine", incident=None, task="upcase", open=1, error="1 item waits", failing_since=NOW)
+    [line] = lines_of([], [need], NOW)
+    assert (line.task, line.words) == ("upcase", "has put items into quarantine")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 
 from service import clock
-from service.batch.ledger.lock_holders import holder_in_words
+from service.batch.ledger.blocking import blocker_in_words
 from service.batch.ledger.tables import runs
 from service.database.engine import Database
 from service.logs import get_logger
@@ -61,7 +61,7 @@ class LockedRuns:
     async def _ask(self) -> None:
         """Find out who holds the lock, and say it once."""
         locking = select(runs.c.id).where(runs.c.id == self._ids[0]).with_for_update()
-        holder = await holder_in_words(self._database, locking)
+        holder = await blocker_in_words(self._database, locking)
         if holder is None or not self._ids:
             return
         number = len(self._ids)

@@ -82,7 +82,7 @@ class ScheduleSync(Background):
         """Tasks of this process that can't work because of what they wait for in other services."""
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
-        self.unfired = Unfired(database)
+        self.unfired = Unfired(database, self._outage)
         self._woken = asyncio.Event()
         self.refreshing = asyncio.Lock()
         """Held by each refresh: two at a time would take up the same changes twice."""

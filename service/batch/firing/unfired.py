@@ -9,8 +9,9 @@ from datetime import datetime
 from sqlalchemy import select
 
 from service import clock
-from service.batch.ledger.lock_holders import holder_in_words
+from service.batch.ledger.blocking import blocker_in_words
 from service.batch.ledger.tables import schedules
+from service.batch.nodes.outage import Outage
 from service.database.engine import Database
 
 UNFIRED_SECONDS = 40.0
@@ -23,8 +24,8 @@ MOST_NAMED = 5
 class Unfired:
     """The first slot of each task that is due, as the ledger was just read, and since when it is."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, outage: Outage) -> None:
+        self._database, self._outage = database, outage
         self._due: dict[str, tuple[datetime, float]] = {}
         self._holder: str | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -59,6 +60,8 @@ class Unfired:
         what = f"a service lives, but slots are not fired since {slots[named[0]]:%H:%M:%S} UTC, of {names}"
         if self._holder is not None:
             return f"{what}: their schedules are locked by {self._holder}; end that transaction"
+        if (outage := self._outage.in_words) is not None:
+            return f"{what}: of the ledger, {outage}"
         return f"{what}: see /readyz and the log of each service, and restart the one that does not say why"
 
     async def stop(self) -> None:
@@ -72,5 +75,5 @@ class Unfired:
 
     async def _find_holder(self, name: str) -> None:
         is_open = (schedules.c.task == name, schedules.c.valid_until.is_(None))
-        self._holder = await holder_in_words(self._database, select(schedules.c.id).where(*is_open).with_for_update())
+        self._holder = await blocker_in_words(self._database, select(schedules.c.id).where(*is_open).with_for_update())
         await asyncio.sleep(ASK_SECONDS)

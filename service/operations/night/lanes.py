@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
+from service.batch.ledger import json_rows
 from service.batch.ledger.night import buckets
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import BY_HAND_SQL, NO_PART_SQL, OF_SLOT_SQL, missed, runs
+from service.batch.ledger.tables import BY_HAND_SQL, NO_PART_SQL, OF_SLOT_SQL, attempts, missed, runs
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
@@ -27,11 +28,16 @@ MOST_SLOTS = 60
 """A lane with more slots is drawn from the tally: a cell for each ten minutes, and the worst in them wins."""
 MOST_PLANNED = 60
 
-_COLUMNS = [runs.c[name] for name in ("id", "slot", "origin", "state", "created_at", "started_at", "finished_at")]
+_NAMES = ("id", "slot", "origin", "state", "created_at", "started_at", "finished_at", "attempt", "attempt_started_at")
+_COLUMNS = [runs.c[name] for name in _NAMES]
+_OUTCOMES = {"failed": "failed", "timed out": "failed", "interrupted": "interrupted", "lost": "interrupted"}
+"""As what an attempt is drawn that was not the last one of its run, by its outcome."""
 
 
 class LaneRun(Result):
-    """A run in a lane. `begin`: when its first attempt began; None: it has not. `end`: None while it goes on."""
+    """A run in a lane, or one of its earlier attempts, which has no slot here. `begin`: None: it has not begun. `end`:
+    None while it goes on.
+    """
 
     id: str
     slot: datetime | None
@@ -145,21 +151,36 @@ async def _lane(
     if sum(counts.values()) > MOST_SLOTS:
         cells = [Cell(at=bucket, counts=dict(each)) for bucket, each in sorted(by_bucket.items())]
         return lane.model_copy(update={"cells": cells})
-    found = [*await _of_slots(connection, name, begin, until), *await _beside(connection, name, begin, until)]
+    rows = [*await _of_slots(connection, name, begin, until), *await _beside(connection, name, begin, until)]
+    found = [*await _earlier(connection, rows), *map(_run, rows)]
     return lane.model_copy(update={"runs": found, "missed": await _missed(connection, name, begin, until)})
 
 
-async def _of_slots(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> list[LaneRun]:
+async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[LaneRun]:
+    """The attempts before the last one of each run: a run that failed and was retried has done both."""
+    again = {row.id: row for row in rows if row.attempt > 1}
+    if not again:
+        return []
+    columns = (attempts.c.run, attempts.c.outcome, attempts.c.started_at, attempts.c.ended_at)
+    query = select(*columns).where(json_rows.is_among(attempts.c.run, sorted(again), connection.dialect.name))
+    return [
+        LaneRun(id=run, slot=None, state=_OUTCOMES[outcome], created_at=begin, begin=begin, end=end)
+        for run, outcome, begin, end in await connection.execute(query.order_by(attempts.c.started_at))
+        if outcome in _OUTCOMES and end is not None and (again[run].attempt_started_at or end) >= end
+    ]
+
+
+async def _of_slots(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> Sequence[Row[Any]]:
     within = (runs.c.slot >= begin, runs.c.slot < until)
     query = select(*_COLUMNS).where(runs.c.task == name, *within, text(OF_SLOT_SQL))
-    return [_run(row) for row in await connection.execute(query.order_by(runs.c.slot).limit(MOST_SLOTS))]
+    return (await connection.execute(query.order_by(runs.c.slot).limit(MOST_SLOTS))).all()
 
 
-async def _beside(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> list[LaneRun]:
+async def _beside(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> Sequence[Row[Any]]:
     """The newest runs by hand, or started by code."""
     made = (runs.c.created_at >= begin, runs.c.created_at < until, text(BY_HAND_SQL), text(NO_PART_SQL))
     query = select(*_COLUMNS).where(runs.c.task == name, *made).order_by(runs.c.created_at.desc(), runs.c.id.desc())
-    return [_run(row) for row in await connection.execute(query.limit(MOST_SLOTS))]
+    return (await connection.execute(query.limit(MOST_SLOTS))).all()
 
 
 def _run(row: Any) -> LaneRun:
@@ -168,7 +189,7 @@ def _run(row: Any) -> LaneRun:
         slot=row.slot if row.origin != Origin.MANUAL else None,
         state=row.state,
         created_at=row.created_at,
-        begin=row.started_at,
+        begin=row.attempt_started_at if row.attempt > 1 else row.started_at,
         end=row.finished_at,
     )
 

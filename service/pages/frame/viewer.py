@@ -58,7 +58,7 @@ class Viewer:
     @property
     def is_local(self) -> bool:
         """Whether instants are shown in another zone than UTC."""
-        return str(self.zone) != "UTC"
+        return self.zone_name != "UTC"
 
     @property
     def zone_name(self) -> str:

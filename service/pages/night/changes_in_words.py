@@ -16,6 +16,8 @@ TOGETHER = timedelta(minutes=10)
 """Processes that start within so long with the same version are one deploy."""
 OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
 """Kinds of needs that are about runs that have failed."""
+_BEGUN = {"quarantine": "has put items into quarantine", "empty": "has a result that is not as expected"}
+"""What happened first to a task that needs a person, by the kind of the need, where its run did not fail."""
 MANY = 3
 """So many runs by hand of one task and person, and more, are one line."""
 
@@ -158,7 +160,7 @@ def _begun(need: Need) -> Line:
     detail = need.error
     if need.after is not None and need.after.version:
         detail = f"{duration(need.after.seconds)} after {need.after.version}"
-    words = "begins to fail" if need.open + need.retrying > 1 else "failed"
+    words = _BEGUN.get(need.kind) or ("begins to fail" if need.open + need.retrying > 1 else "failed")
     return Line(need.failing_since, "circle-x", need.task, words, detail, "hit")
 
 

@@ -125,7 +125,8 @@ function watch() {
   }
   if (stale.hidden && silent >= STALE) say("Live updates have stopped");
   stale.hidden = silent < STALE;
-  find("#stale-words").textContent = `The numbers are ${duration(age)} old. Next try in ${duration(Math.max(1, (nextTry - performance.now()) / 1000))}.`;
+  const left = (nextTry - performance.now()) / 1000, next = left > 0 ? `Next try in ${duration(Math.max(1, left))}` : "Trying now";
+  find("#stale-words").textContent = `The numbers are ${duration(age)} old. ${next}.`;
   if (!live._htmx?.sse && performance.now() > nextTry && silent > 2) connect();
   poll();
 }
@@ -135,7 +136,10 @@ for (const pane of document.querySelectorAll(".scroll")) if (pane.scrollWidth > 
 if (live && window.htmx) {
   live.hidden = false;
   live.addEventListener("htmx:sse:before:message", hear);
-  live.addEventListener("htmx:sse:error", (event) => event.detail.status === 401 && signIn());
+  live.addEventListener("htmx:sse:error", (event) => {
+    if (event.detail.status === 401) return signIn();
+    heardAt = Math.min(heardAt, performance.now() - NOT_LIVE * 1000); // nobody answers, so there is nothing to wait for
+  });
   document.addEventListener("htmx:response:error", keepOld);
   document.addEventListener("htmx:error", keepOld);
   document.addEventListener("htmx:before:swap", (event) => event.detail.tasks.forEach((task) => keepOrder(task.fragment)));

@@ -1,4 +1,4 @@
-"""Who holds a lock that a service waits for: on PostgreSQL, the process of the server, its client and its statement."""
+"""Who blocks a statement on PostgreSQL: the process of the server that holds the lock, its client and its statement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HOLDERS = text(
 )
 
 
-async def holder_in_words(database: Database, locking: Select[tuple[object]]) -> str | None:
+async def blocker_in_words(database: Database, locking: Select[tuple[object]]) -> str | None:
     """Who keeps this query from being executed, in one line. None if nobody does, or on SQLite.
 
     `locking`: a query that has to wait for the lock, such as one that locks a row. It is rolled back.
