@@ -33,6 +33,7 @@ from service.batch.nodes.roles import BY_HAND
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks import discovery_watch
 from service.config import get_settings
+from service.database.engine import Database
 from service.errors import InvalidSetting
 from service.server.batch_service import BatchService
 from service.server.shutdown import Stopping

@@ -109,12 +109,12 @@ IN_ORDER = {
     "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
     "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live)"
-    r"|(SCAN|Seq Scan on) batch_schedules",
+    r"|(SCAN|Seq Scan on) batch_schedules|Seq Scan on batch_incidents",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
     "overview": r"(SCAN|Seq Scan on) (batch_(tasks|schedules|nodes)\b|t$|batch_tally t$)"
-    r"|INDEX (ix_batch_runs_held|ix_batch_nodes_live)",
+    r"|INDEX (ix_batch_runs_(held|open_failures)|ix_batch_nodes_live|(\w+_batch_quarantine_1|pk_batch_quarantine)$)",
     "strip": r"USING INDEX ix_batch_nodes_live$",
     "tickets": r"USING (COVERING )?INDEX ix_batch_runs_held",
 }
@@ -151,7 +151,6 @@ PLANS = {
         *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_held", "ix_batch_runs_left"),
         *("ix_batch_runs_open_failures", "ix_batch_runs_task_created", "uq_batch_schedules_open"),
         *("ix_batch_outbox_due", "ix_batch_runs_retrying", "ix_batch_runs_retry_queue", "ix_batch_waits_slot"),
-        "ix_batch_incidents_closed",
     },
     "send": {"ix_batch_outbox_unsent"},
     "incidents": {
@@ -194,7 +193,7 @@ PLANS = {
     "prune": {
         *("ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_held", "ix_batch_runs_members"),
         *("ix_batch_sessions_expires", "ix_batch_previews_expires", "ix_batch_events_at"),
-        *("ix_batch_incidents_closed", "ix_batch_outbox_created", "ix_batch_waits_slot"),
+        *("ix_batch_incidents_closed", "ix_batch_outbox_created"),
     },
     "unserved": {"ix_batch_runs_waiting", "ix_batch_runs_retrying", "ix_batch_runs_retry_queue"},
     "audit": {"ix_batch_events_at", "ix_batch_events_action", "ix_batch_events_task"},
@@ -223,6 +222,8 @@ BY_KIND = {
     "overview": {"uq_batch_schedules_open", "ix_batch_runs_created"},
     "night": {"uq_batch_schedules_open", "ix_batch_previews_expires"},
     "unserved": {"ix_batch_runs_queue"},
+    "check": {"ix_batch_incidents_closed"},
+    "prune": {"ix_batch_waits_slot"},
 }
 """Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are few rows here."""
 
