@@ -268,12 +268,12 @@ async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datet
     """
     if not ids:
         return []
-    is_meant = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
-    not_over = text(is_one_of([RunState.WAITING, RunState.SKIPPED], PLAIN_STATE))
-    not_split = (runs.c.gate.is_not(None), text(f"NOT ({parts.is_split()})"))
-    on_time = (runs.c.origin == Origin.SCHEDULE, ~runs.c.catch_up)
-    caught_up = update(runs).where(is_meant, not_over, *on_time, *not_split)
-    await connection.execute(caught_up.values(catch_up=True, rank=Rank.CATCH_UP))
+    kind = connection.dialect.name
+    on_time = f"origin = '{Origin.SCHEDULE}' AND NOT catch_up AND gate IS NOT NULL AND NOT {parts.is_split()}"
+    is_meant = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {on_time}"
+    not_over = is_one_of([RunState.WAITING, RunState.SKIPPED], PLAIN_STATE)
+    caught_up = f"UPDATE batch_runs SET catch_up = true, rank = {Rank.CATCH_UP} WHERE {is_meant} AND {not_over}"
+    await connection.execute(text(caught_up), json_rows.of_ids(ids, kind))
     closed = (text(is_one_of([RunState.SKIPPED], PLAIN_STATE)), runs.c.gate.is_not(None))
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
     columns = [runs.c[name] for name in ("id", "slot", "origin", "due_at", "wait_until")]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import transitions
@@ -26,8 +26,9 @@ NODE_LOST = "the node was lost while it ran"
 
 async def accuse(connection: AsyncConnection, node: str, run: str, what: str) -> None:
     """Note what a running run does to its node, in its row. The node is about to end, and others rescue its runs."""
-    held = (runs.c.id == run, runs.c.node == node, text(HELD_SQL))
-    await connection.execute(update(runs).where(*held).values(reason=what))
+    statement = text(f"UPDATE batch_runs SET reason = :what WHERE id = :run AND node = :node AND {HELD_SQL}")
+    given = (bindparam("run", run, runs.c.id.type), bindparam("node", node, runs.c.node.type))
+    await connection.execute(statement.bindparams(*given, bindparam("what", what, runs.c.reason.type)))
 
 
 async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: datetime) -> list[str]:
