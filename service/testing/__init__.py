@@ -88,7 +88,7 @@ def batch(
     monkeypatch.setenv("BACKUP_DATABASE_URL", application)
     monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
     forget_settings()
-    with clock.moved(START), TaskRegistry.restored(), real_databases.refused(real):
+    with clock.moved(START), TaskRegistry.restored(), real_databases.refused(real, (application, ledger)):
         yield Batch(request.config.rootpath)
     forget_settings()
 

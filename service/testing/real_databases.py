@@ -25,9 +25,12 @@ def urls() -> list[str]:
 
 
 @contextmanager
-def refused(real: Collection[str]) -> Iterator[None]:
-    """Let each connection that an engine of SQLAlchemy opens to one of these databases raise BatchError."""
-    addresses = {_address_of(make_url(url)) for url in real}
+def refused(real: Collection[str], own: Collection[str]) -> Iterator[None]:
+    """Let each connection that an engine of SQLAlchemy opens to a real database raise BatchError.
+
+    `own`: the URLs of the test's databases, which are the real ones for settings that are relative to its folder.
+    """
+    addresses = {_address_of(make_url(url)) for url in real} - {_address_of(make_url(url)) for url in own}
 
     def refuse(dialect: Any, _: Any, arguments: Any, parameters: Any) -> None:
         if _address_in(dialect, arguments, parameters) in addresses:
