@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -193,10 +194,14 @@ class BatchService:
         self.metrics.labels.admit(self.tasks)
 
     def _open_files(self, stack: AsyncExitStack) -> dict[str, OpenFile]:
-        """The files of SQLite, by the name of the database. Blocks."""
+        """The files of SQLite, by the name of the database. Blocks. Raises DatabaseUnreachable."""
         files = {}
         for name, database in (("ledger", self.ledger), ("application", self.application)):
-            if (file := open_file.of(database.url)) is not None:
+            try:
+                file = open_file.of(database.url)
+            except (sqlite3.Error, OSError) as error:
+                raise database.unreachable(error) from error
+            if file is not None:
                 stack.callback(file.close)
                 files[name] = file
         return files
