@@ -84,7 +84,7 @@ async def test_failures_are_told_until_they_are_made_good(ledger: Database, ledg
     assert mended.id[-8:] not in done.out
     found = (await asyncio.to_thread(batch, "status", "--json")).json
     assert list(found) == list(Status.model_fields)
-    assert [run["id"] for run in found["failed"]] == [lost.id]
+    assert (found["failed"], [run["id"] for run in found["failed_runs"]]) == (1, [lost.id])
 
 
 async def test_a_process_that_stopped_is_listed_as_stopped(ledger_url: str, tmp_path: Path, batch: Batch) -> None:

@@ -29,7 +29,7 @@ from tests.processes import SERVE, process, suspend
 
 NAMESPACE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
 MOUNT = "mount -t tmpfs -o size=8m small disk"
-SETTINGS = {"POLL_SECONDS": "0.2", "HEARTBEAT_SECONDS": "1", "LEASE_SECONDS": "120"}
+SETTINGS = {"POLL_SECONDS": "0.2", "HEARTBEAT_SECONDS": "1", "LEASE_SECONDS": "120", "BATCH_AUTH": "off"}
 FILES = {"ledger": "ledger.db", "application": "app.db"}
 SETTING = {"ledger": "LEDGER_URL", "application": "DATABASE_URL"}
 WAIT = 120.0
@@ -68,6 +68,9 @@ def cases(small_disks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def work_on_full_disks(ledger: Case, application: Case) -> None:
     until(lambda: "its disk is full" in str(ledger.readiness()[1].get("ledger")), WAIT, "/readyz says so")
+    for case, what in ((ledger, "ledger"), (application, "application's database")):
+        status = case.service.get("/api/v1/status").json()
+        assert (status["level"], status["headline"]) == ("alarm", f"The disk of the {what} is full: make room there")
     until(lambda: ledger.witness("ended", "patient"), WAIT, "what needs no database goes on")
     until(lambda: application.rows(task="writer", state="retrying"), WAIT, "what needs one is tried again")
 

@@ -33,6 +33,7 @@ from service.batch.nodes.roles import BY_HAND
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks import discovery_watch
 from service.config import get_settings
+from service.database.engine import Database
 from service.errors import InvalidSetting
 from service.server.batch_service import BatchService
 from service.server.shutdown import Stopping
@@ -829,33 +830,39 @@ async def test_the_end_of_an_outage_is_logged_once_for_all_parts_that_have_notic
         await rename("batch_runs", "away")
         clock.advance(MINUTE)
         fire(service, "tick")
-        await until(lambda: told(caplog, "the heartbeat does not reach the ledger: "))
-        await until(lambda: told(caplog, "firing failed, and is tried again in "))
+        await until(lambda: told(caplog, "the ledger can't be used"))
+        await until(lambda: asyncio.sleep(0, service.dispatcher.trouble and service.node.trouble))
         assert BACK not in caplog.text
         await rename("away", "batch_runs")
         await until(lambda number=number: at_least(service, number))
         await until(lambda: told(caplog, BACK))
         assert service.dispatcher.trouble is service.node.trouble is None
-        assert caplog.text.count(BACK) == 1
+        assert caplog.text.count(BACK) == caplog.text.count("the ledger can't be used") == 1
         caplog.clear()
 
 
-async def test_an_outage_lasts_until_each_part_that_has_noticed_it_can_work_again(
-    caplog: pytest.LogCaptureFixture,
+async def test_an_outage_lasts_until_each_part_that_has_noticed_it_can_work_again_for_some_seconds(
+    ledger: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outage = Outage()
+    outage, seconds = Outage(), clock.boottime()
+    monkeypatch.setattr(clock, "boottime", lambda: seconds)
     outage.over_for("engine")
-    with clock.moved(START):
-        outage.noticed_by("engine")
-        outage.noticed_by("heartbeat")
-        outage.noticed_by("engine")
-        clock.advance(timedelta(seconds=12))
-        outage.over_for("heartbeat")
-        outage.over_for("heartbeat")
-        outage.over_for("dispatcher")
-        assert BACK not in caplog.text
-        outage.over_for("engine")
+    for part in ("engine", "heartbeat", "engine"):
+        assert outage.cause_for(part, ledger, OSError("refused")) is not None
+    assert outage.cause_for("engine", ledger, ValueError("a defect")) is None
+    assert caplog.text.count("the ledger can't be used") == 1
+    seconds += 12
+    outage.over_for("heartbeat")
+    assert BACK not in caplog.text  # the engine can't work yet
+    outage.over_for("engine")
     assert caplog.text.count(BACK) == 1
+    assert "engine 2, heartbeat 1" in caplog.text
+    (interval,) = outage.unwritten()
+    assert outage.during(interval.since, interval.until) == interval
+    assert outage.cause_for("engine", ledger, OSError("refused")) is not None
+    seconds += 1
+    outage.over_for("engine")
+    assert outage.cause is not None  # a disk that is nearly full works now and then
 
 
 async def test_an_outage_of_the_ledger_delays_slots_and_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,12 +48,12 @@ def _show(found: Status) -> None:
             "last beat": found.last_beat,
             "running": f"{found.running:,}",
             "queued": f"{found.queued:,}",
-            "failed": f"{len(found.failed):,}",
+            "failed": f"{found.failed:,}",
             "quarantine": f"{found.quarantined:,}",
             "newest backup": found.newest_backup or "none",
         }
     )
-    _show_failed(found.failed)
+    _show_failed(found.failed_runs, found.failed)
     console.say()
     if found.sentence:
         console.write(line(found.sentence))
@@ -67,7 +67,7 @@ def _show(found: Status) -> None:
         console.write(line(found.headline))
 
 
-def _show_failed(failed: Sequence[RunSummary]) -> None:
+def _show_failed(failed: Sequence[RunSummary], number: int) -> None:
     from service import console
 
     if not failed:
@@ -75,8 +75,8 @@ def _show_failed(failed: Sequence[RunSummary]) -> None:
     console.heading("Failed runs, the newest first")
     rows = [{**run.model_dump(), "id": short(run.id)} for run in failed[:MOST_FAILED]]
     console.show_fitted(rows, ["id", "task", "slot", "finished_at", "reason"], ["slot", "finished_at"])
-    if len(failed) > MOST_FAILED:
-        console.say(f"and {len(failed) - MOST_FAILED:,} more: `batch night --json` has them")
+    if number > MOST_FAILED:
+        console.say(f"and {number - MOST_FAILED:,} more: `batch runs --state failed` lists them")
 
 
 def _named(node: Node) -> str:

@@ -97,7 +97,8 @@ ONCE_AN_HOUR = {"prune", "unserved"}
 
 IN_ORDER = {
     "audit": r"USING INDEX ix_batch_events",
-    "gauges": r"batch_tasks t$|^SCAN t$|INDEX (uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$",
+    "gauges": r"batch_tasks t$|^SCAN t$|INDEX (uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$"
+    r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
     "list": r"USING INDEX ix_batch_runs",
     "list of parts and runs": r"USING INDEX ix_batch_runs",
     "a run by the end of its id": r"USING (COVERING )?INDEX (ix_batch_runs_created|sqlite_autoindex_batch_runs_1)$",
@@ -105,20 +106,22 @@ IN_ORDER = {
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
     r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_previews",
-    "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)",
-    "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live)",
+    "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
+    r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
+    "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live)"
+    r"|(SCAN|Seq Scan on) batch_schedules|Seq Scan on batch_incidents",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
     "overview": r"(SCAN|Seq Scan on) (batch_(tasks|schedules|nodes)\b|t$|batch_tally t$)"
-    r"|INDEX (ix_batch_runs_held|ix_batch_nodes_live)",
+    r"|INDEX (ix_batch_runs_(held|open_failures)|ix_batch_nodes_live|(\w+_batch_quarantine_1|pk_batch_quarantine)$)",
     "strip": r"USING INDEX ix_batch_nodes_live$",
     "tickets": r"USING (COVERING )?INDEX ix_batch_runs_held",
 }
 """Scans that are allowed: a list stops after a page, and a search after 100,000 ids, and so do the count of items in
 quarantine and the search for the newest processes; the indexes of nodes and incidents have only living and open ones;
-monitoring and the page of tasks show each task; PostgreSQL scans the few previews of a day, and the tally while it is
-as small as here."""
+monitoring and the page of tasks show each task; cursors are looked through when a clock was set back; PostgreSQL
+scans the few previews of a day, and the tally while it is as small as here."""
 
 PLANS = {
     "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},
@@ -184,6 +187,7 @@ PLANS = {
     "overview": {
         *("ix_batch_runs_held", "ix_batch_runs_task_created", "ix_batch_runs_waiting", "ix_batch_runs_queue"),
         *("ix_batch_runs_state_created", "ix_batch_runs_parts", "ix_batch_tally_not_all_good"),
+        "ix_batch_runs_open_failures",
     },
     "show": {"ix_batch_runs_task_created", "ix_batch_missed_task", "ix_batch_runs_parent"},
     "prune": {
@@ -218,6 +222,8 @@ BY_KIND = {
     "overview": {"uq_batch_schedules_open", "ix_batch_runs_created"},
     "night": {"uq_batch_schedules_open", "ix_batch_previews_expires"},
     "unserved": {"ix_batch_runs_queue"},
+    "check": {"ix_batch_incidents_closed"},
+    "prune": {"ix_batch_waits_slot"},
 }
 """Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are few rows here."""
 

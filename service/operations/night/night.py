@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -27,6 +29,7 @@ from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
 from service.escaping import shortened
 from service.operations.context import Context
+from service.operations.databases import Databases
 from service.operations.night import did_not_run, late, needs, outcomes, retries, sentence
 from service.operations.night.clock_changes import clock_changes
 from service.operations.night.models import (
@@ -46,6 +49,8 @@ LONGEST_WINDOW = timedelta(days=31)
 AHEAD = timedelta(hours=2)
 OLDEST = timedelta(days=3_653)
 EVENING = 18
+LEAST_FREE = 1_000_000
+"""A disk with fewer free bytes is full: SQLite can't write there any more, or not for long."""
 MOST_COUNTED = 10_000
 LONGEST_VALUE = 500
 """Of the JSON of a value before or after a change, in characters."""
@@ -126,7 +131,8 @@ async def read(
     last_beat = await last_seen(connection, living)
     backup = await _backup(connection, watched, settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
-    alarms = _alarms(window, living, last_beat, backup, is_over=until is not None)
+    alarms = [_alarm("disk", text) for text in await offload(full_disks, context.databases)] if until is None else []
+    alarms += _alarms(window, living, last_beat, backup, is_over=until is not None)
     opened = await _needs(connection, watched, hidden, quarantined or Counter())
     needed = [*alarms, *await retries.with_progress(connection, opened, now)]
     is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
@@ -212,6 +218,18 @@ def _alarms(
             )
         )
     return alarms
+
+
+def full_disks(databases: Databases) -> list[str]:
+    """What is to be said of the disks of SQLite files that are full. Of a server of PostgreSQL nothing is known."""
+    said = []
+    for name, database in (("ledger", databases.ledger), ("application's database", databases.application)):
+        if database.kind != "sqlite" or not database.url.database:
+            continue
+        with suppress(OSError):  # the file is not there: others say so
+            if shutil.disk_usage(Path(database.url.database).resolve().parent).free < LEAST_FREE:
+                said.append(f"The disk of the {name} is full: make room there")
+    return said
 
 
 def _alarm(kind: str, error: str, number: int = 1) -> Need:

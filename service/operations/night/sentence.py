@@ -17,7 +17,7 @@ _CLASSES = (
     ("skipped", "skipped"),
     ("active", "still going on"),
 )
-ALARMS = ("unaccounted", "down", "backup")
+ALARMS = ("disk", "unaccounted", "down", "backup")
 """Kinds of needs that are alarms: they come first."""
 
 

@@ -42,8 +42,8 @@ class Status(Result):
 
     `nodes`: the services and workers that live. `pools`: as `operations.pools.list()` has them.
     `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to 10,000.
-    `failed`: failed runs that are neither made good nor acknowledged. `last_beat`: when a service was last seen.
-    `newest_backup`: when it was taken.
+    `failed`: how many failed runs are neither made good nor acknowledged; `failed_runs` has the newest 200 of them.
+    `last_beat`: when a service was last seen. `newest_backup`: when it was taken.
     """
 
     ok: bool
@@ -56,7 +56,8 @@ class Status(Result):
     last_beat: datetime | None
     running: int
     queued: int
-    failed: list[RunSummary]
+    failed: int
+    failed_runs: list[RunSummary]
     quarantined: int
     newest_backup: datetime | None
 
@@ -74,7 +75,8 @@ NEVER_RUN = Status(
     last_beat=None,
     running=0,
     queued=0,
-    failed=[],
+    failed=0,
+    failed_runs=[],
     quarantined=0,
     newest_backup=None,
 )
@@ -102,7 +104,8 @@ async def status(context: Context, settings: Settings) -> Status:
             last_beat=answer.last_beat,
             running=counted[RunState.RUNNING],
             queued=sum(counted[state] for state in CLAIMABLE),
-            failed=await _failed(connection, context, now),
+            failed=await _number_failed(connection),
+            failed_runs=await _failed(connection, context, now),
             quarantined=_quarantined(answer),
             newest_backup=(await connection.execute(select(func.max(backups.c.taken_at)))).scalar(),
         )
@@ -131,6 +134,12 @@ async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
     query = select(*(runs.c[name] for name in LISTED)).where(runs.c.id.in_(newest))
     rows = (await connection.execute(query)).mappings().all()
     return sorted(rows, key=lambda row: (row["created_at"], row["id"]), reverse=True)
+
+
+async def _number_failed(connection: AsyncConnection) -> int:
+    """How many failed runs are open, counted up to MOST_COUNTED."""
+    some = select(runs.c.id).where(text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL)).limit(MOST_COUNTED)
+    return (await connection.execute(select(func.count()).select_from(some.subquery()))).scalar_one()
 
 
 async def _failed(connection: AsyncConnection, context: Context, now: datetime) -> list[RunSummary]:
