@@ -389,6 +389,7 @@ async def test_a_lease_is_lost_by_what_runs_only_where_the_ledger_was_there(
             assert lost[0] is None
         else:
             assert lost[0] is not None and began_at - 0.1 < lost[0].since < began_at + 1
+            assert lost[0].is_proven == (ledger.kind == "sqlite"), "there the kernel says who has the lock"
     boot_time.ahead = 3600
     assert heart._how_lost() is None, "the machine has slept"
 

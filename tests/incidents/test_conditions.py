@@ -17,7 +17,7 @@ from service.batch.account.account import Kind
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill
 from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import missed_ranges, nodes, runs, tables, wakes
+from service.batch.ledger import missed_ranges, nodes, runs, tables, transitions, wakes
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
@@ -25,7 +25,7 @@ from service.batch.nodes import orphans
 from service.batch.queue.enqueue import Startable
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from tests.batch.ledger_world import fire, know, make_task, rows
+from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, started, succeeded, watching
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
@@ -375,6 +375,29 @@ async def node_that_dies(ledger: Database) -> str:
     async with ledger.engine.begin() as connection:
         await nodes.register(connection, {**row, "started_at": clock.now(), "seen_at": clock.now(), "broken": []})
     return node
+
+
+async def test_a_run_that_harms_its_node_is_an_incident_while_it_waits_until_it_succeeds(
+    ledger: Database, watch: Watching
+) -> None:
+    await know(ledger, make_task("load", None))
+    node = await node_that_dies(ledger)
+    run = await started(ledger, "load", node=node)
+    async with ledger.engine.begin() as connection:
+        await orphans.accuse(connection, node, run.id, "it blocked the event loop for 25 s, in ops.py line 96")
+        assert await orphans.rescue(connection, {node: 0}, clock.now()) == [node]
+    (row,) = await rows(ledger, id=run.id)
+    assert (row["state"], row["due_at"]) == ("retrying", clock.now() + timedelta(seconds=30))
+    await watch.turn(2)
+    (incident,) = await opened(watch, "failed")
+    text = "it blocked the event loop for 25 s, in ops.py line 96: it goes on after 30 s"
+    assert (incident["task"], incident["newest_run"], incident["text"]) == ("load", run.id, text)
+    async with ledger.engine.begin() as connection:
+        (claimed,) = await transitions.claim(connection, [run.id], NODE, clock.now() + timedelta(seconds=30))
+    await ended(ledger, run, RunState.SUCCEEDED, fingerprint=None)
+    assert claimed.attempt - claimed.attempts_before == 1, "the wait has used up no attempt"
+    await checked(watch)
+    assert [row["closed_why"] for row in await watch.incidents(kind="failed")] == ["made_good"]
 
 
 async def test_a_lost_node_is_an_incident_if_nobody_goes_on_with_its_runs(ledger: Database, watch: Watching) -> None:

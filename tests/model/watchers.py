@@ -55,7 +55,8 @@ class Watchers(Machine):
             return
         problems = [*_unnoticed(after), *_wrong_incidents(after, self.world.read(_incidents))]
         assert not problems, "\n".join(["", *problems])
-        to_tell = [before.runs[id]["task"] for id in new if before.runs[id]["acknowledged"] is None]
+        harms = [id for id, row in before.runs.items() if _waits_after_a_loss(row) and row["noticed_at"] is None]
+        to_tell = [before.runs[id]["task"] for id in (*new, *harms) if before.runs[id]["acknowledged"] is None]
         assert self._counted() - counted == Counter(to_tell)
         assert _told_twice(self.world.read(_notes)) == []
         self.seen |= {run.id: (run.fence, run.finished_at) for run in self.model.runs if run.id in new}
@@ -92,6 +93,10 @@ class Watchers(Machine):
         for row in self.world.read(_incidents):
             counted[row["task"]] += row["count"] if row["kind"] == "failed" else 0
         return counted
+
+
+def _waits_after_a_loss(row: Row) -> bool:
+    return bool((row["state"], row["fingerprint"]) == ("retrying", "lost"))
 
 
 def _is_open(row: Row, *states: str) -> bool:

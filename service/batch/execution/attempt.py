@@ -151,6 +151,7 @@ class Attempt:
         if lost is not None and lost.is_by(self._started_at) and self.body.stop is not None:
             is_going_on = self.body.stop.state == RunState.INTERRUPTED
             self.body.stop.harm = lost.cause if is_going_on else None
+            self.body.stop.harm_is_proven = lost.is_proven
         self._kill_child()
         if not self._ended and self.body.stop is not None:
             self._context.run(self._log_ending, self.body.stop)

@@ -38,6 +38,7 @@ class Ending:
     fingerprint: str | None = None
     parts: Sequence[Mapping[str, Any]] | None = None
     harm: str | None = None
+    harm_is_proven: bool = False
 
 
 def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:

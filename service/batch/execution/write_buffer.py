@@ -260,6 +260,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         part=claimed.part,
         split=_split(attempt, ending),
         harm=ending.harm,
+        harm_is_proven=ending.harm_is_proven,
         **_progress(attempt, attempt.state.meter.latest()),
     )
 

@@ -26,6 +26,7 @@ from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.outcome import KEPT_BACK
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import LEFT_SQL, nodes, runs
+from service.batch.nodes.harm import LOST
 
 CRASHES, CRASH_SPAN = 3, timedelta(minutes=10)
 """So many lost nodes on one host within this time are an incident of their own."""
@@ -127,7 +128,8 @@ async def notice_backups(connection: AsyncConnection, now: datetime) -> int:
 
 def _is_bad(run: Row[Any]) -> bool:
     is_kept_back = (run.state, run.fingerprint) == (RunState.SKIPPED, KEPT_BACK)
-    return run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE) or is_kept_back
+    harms = (run.state, run.fingerprint) == (RunState.RETRYING, LOST)
+    return run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE) or is_kept_back or harms
 
 
 def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:
@@ -168,7 +170,7 @@ _TEXTS = {QUARANTINE: "it has put items into quarantine"}
 
 
 def _kind_of(run: Row[Any]) -> IncidentKind:
-    if run.state == RunState.FAILED:
+    if run.state == RunState.FAILED or run.fingerprint == LOST:
         return IncidentKind.FAILED
     return {EMPTY: IncidentKind.EMPTY, KEPT_BACK: IncidentKind.KEPT_BACK}.get(run.fingerprint, IncidentKind.QUARANTINE)
 

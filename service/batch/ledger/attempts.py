@@ -57,6 +57,7 @@ class Outcome:
     """What the run was split into. It waits for its parts now."""
     harm: str | None = None
     """What the attempt may have done to its node, for which its run pays; None: nothing."""
+    harm_is_proven: bool = False
     split_rows: str | None = None
     """The parts as `Split.rows` has encoded them before the transaction."""
 

@@ -6,7 +6,7 @@ else was the cause: then it goes on at once, as often as that happens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -29,7 +29,7 @@ MOST_LOSSES = 5
 """How often a run may lose its node without progress in between. Then it fails: it may be the run that kills nodes."""
 
 SHORTEST_WAIT, LONGEST_WAIT = timedelta(seconds=30), timedelta(minutes=10)
-"""How long a run waits after its second loss, and at most. The first one may be chance: it goes on at once."""
+"""How long a run waits at first, and at most."""
 
 SUSPECT_SECONDS = 300.0
 """An attempt that has gone on for so long before the ledger did not answer any more is not the cause of that."""
@@ -39,20 +39,23 @@ SUSPECT_SECONDS = 300.0
 class LostLease:
     """A lease that was lost although the ledger was there: it was locked, it did not answer, or this node stood still.
 
-    `since`: the boot time at which that began. `cause`: in words for people.
+    `since`: the boot time at which that began. `cause`: in words for people. `is_proven`: whether something of this
+    process was the cause for certain.
     """
 
     cause: str
     since: float
+    is_proven: bool = False
 
     def is_by(self, started_at: float) -> bool:
         """Whether an attempt that has begun at this boot time may be the cause."""
         return self.since - started_at < SUSPECT_SECONDS
 
 
-def wait_before(losses: int) -> timedelta:
-    """How long a run waits that has lost its node so often, without progress."""
-    return min(LONGEST_WAIT, SHORTEST_WAIT * 2 ** (losses - 2)) if losses > 1 else timedelta(0)
+def wait_before(losses: int, is_proven: bool = False) -> timedelta:
+    """How long a run waits that has lost its node so often, without progress. The first loss may be chance."""
+    doubled = losses - (1 if is_proven else 2)
+    return min(LONGEST_WAIT, SHORTEST_WAIT * 2**doubled) if doubled >= 0 else timedelta(0)
 
 
 Row = Mapping[str, Any]
@@ -64,8 +67,9 @@ async def charge(connection: AsyncConnection, rows: Mapping[str, Row], outcomes:
     `rows`: the rows of the runs by id, as they are before the outcomes are written. The caller has locked them.
     """
     losses = {outcome.id: _losses(rows[outcome.id]) for outcome in outcomes}
-    await _record(connection, rows, losses)
-    return [_charged(outcome, losses[outcome.id]) for outcome in outcomes]
+    charged = [_charged(outcome, losses[outcome.id]) for outcome in outcomes]
+    await _record(connection, rows, losses, {each.id for each in charged if each.state == RunState.RETRYING})
+    return charged
 
 
 async def charge_suspects(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -90,12 +94,14 @@ def _charged(outcome: Outcome, losses: int) -> Outcome:
     if losses >= MOST_LOSSES:
         reason = f"{POISON}{cause}, {losses} times without progress; do not retry it before that is mended"
         return failed(outcome, reason)
-    if losses < 2:
+    wait = wait_before(losses, outcome.harm_is_proven)
+    if not wait:
         return outcome
-    wait = wait_before(losses)
-    reason = f"{cause}, {losses} times without progress: it goes on after {wait.total_seconds():.0f} s"
+    often = f", {losses} times without progress" if losses > 1 else ""
+    reason = f"{cause}{often}: it goes on after {wait.total_seconds():.0f} s"
     due_at = (outcome.due_at or outcome.ended_at) + wait
-    return replace(outcome, state=RunState.RETRYING, reason=reason, due_at=due_at, rank=None)
+    waits = replace(outcome, state=RunState.RETRYING, reason=reason, due_at=due_at, rank=None)
+    return replace(waits, fingerprint=LOST)  # so that people are told of it
 
 
 def failed(outcome: Outcome, reason: str) -> Outcome:
@@ -120,7 +126,9 @@ def _made_progress(run: Row) -> bool:
     return bool(count > before if before else count > (run["count_lost"] or 0))
 
 
-async def _record(connection: AsyncConnection, runs_by_id: Mapping[str, Row], losses: Mapping[str, int]) -> None:
+async def _record(
+    connection: AsyncConnection, runs_by_id: Mapping[str, Row], losses: Mapping[str, int], waiting: Collection[str]
+) -> None:
     """Write how often the runs were lost to their rows.
 
     A run that waits goes on by another attempt. It uses up none of those that its policy allows: these are counted from
@@ -133,7 +141,7 @@ async def _record(connection: AsyncConnection, runs_by_id: Mapping[str, Row], lo
             "id": run,
             "losses": number,
             "count_lost": max(runs_by_id[run]["count"] or 0, runs_by_id[run]["count_lost"] or 0),
-            "attempts_before": runs_by_id[run]["attempts_before"] + (1 < number < MOST_LOSSES),
+            "attempts_before": runs_by_id[run]["attempts_before"] + (run in waiting),
         }
         for run, number in losses.items()
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import sys
 import threading
 import traceback
@@ -34,7 +35,7 @@ from service.batch.nodes.roles import SERVICE, Roles
 from service.batch.nodes.wakes import Wakes
 from service.concurrency.background import Turn
 from service.concurrency.limits import limited
-from service.database import troubles
+from service.database import lock_holder, troubles
 from service.database.engine import Database, plan_anew
 from service.database.open_file import OpenFile
 from service.errors import DatabaseError
@@ -116,6 +117,8 @@ class Heartbeat:
         self.on_damage: Callable[[str], None] = lambda cause: None
         """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
         self._trouble_at: float | None = None
+        self._holder: int | None = None
+        """The process that holds the write lock of the ledger's file, since the last success."""
         self._is_gone = False
         """Whether it was said since the last success that the ledger is not there."""
         self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
@@ -244,11 +247,17 @@ class Heartbeat:
         self._call(partial(self._on_loss, self._how_lost()))
 
     def _how_lost(self) -> LostLease | None:
-        """How the lease was lost; None if no run can be the cause: the ledger was gone, or the machine slept."""
+        """How the lease was lost; None if no run can be the cause.
+
+        That is if the ledger was gone, if another process has its lock, or if the machine slept.
+        """
         slept = (clock.boottime() - self._worked_at) - (clock.monotonic() - self._awake_at)
-        if self._is_gone or slept > SLEPT_SECONDS:
+        if self._is_gone or slept > SLEPT_SECONDS or self._holder not in (None, os.getpid()):
             return None
         since = self._worked_at if self._trouble_at is None else self._trouble_at
+        if self._holder is not None:
+            seconds = clock.boottime() - since
+            return LostLease(f"its process held the ledger's lock for {seconds:.0f} s while it ran", since, True)
         return LostLease("its node could not reach the ledger while it ran", since)
 
     async def _turn(self, database: Database) -> None:
@@ -267,7 +276,7 @@ class Heartbeat:
                 self._call(partial(self._on_changes, changes))
                 await self._rescue(database, changes.others)
                 await self._tidy_up(database)
-            self.trouble, self._trouble_at, self._is_gone = None, None, False
+            self.trouble, self._trouble_at, self._is_gone, self._holder = None, None, False, None
             self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
             self._outage.over_for("heartbeat")
         except Exception as error:  # the boundary of a background loop: the next beat may succeed
@@ -275,6 +284,8 @@ class Heartbeat:
                 logger.exception("the heartbeat has failed, and is tried again in a second")
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._trouble_at = began_at if self._trouble_at is None else self._trouble_at
+            if database.kind == "sqlite":
+                self._holder = lock_holder.of_write_lock(database.url.database or "") or self._holder
             self._is_gone |= not troubles.is_busy(error, database.kind)
             self._beat_at = self._look_at = look_at
             self._neighbours = []  # known again by the next poll, so that no more is tried than one turn a second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -46,7 +47,7 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     lost = await _runs_of(connection, lost_nodes)
     final = await _not_run_again(connection, lost)
     accused = {run["node"] for run in lost if run["reason"]}
-    outcomes = {run["id"]: _interrupted(run, now, "lost", run["reason"] or NODE_LOST) for run in lost}
+    outcomes = {run["id"]: _lost(run, now) for run in lost}
     pay = [r["id"] for r in lost if r["task"] not in final and (r["reason"] or r["node"] not in accused)]
     charged = await harm.charge(connection, {run["id"]: run for run in lost}, [outcomes[run] for run in pay])
     outcomes |= {outcome.id: outcome for outcome in charged}
@@ -66,6 +67,12 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
         what = f"the node {row['id']} (host {row['host']}, pid {row['pid']})"
         logger.warning(f"{what} has died or lost its lease; its runs are interrupted, of the tasks: {names}")
     return lost_nodes
+
+
+def _lost(run: dict[str, Any], now: datetime) -> Outcome:
+    """With what its node has noted about the run before it ended (see `accuse`)."""
+    known = run["reason"]
+    return replace(_interrupted(run, now, "lost", known or NODE_LOST), harm=known, harm_is_proven=known is not None)
 
 
 async def interrupt_runs_of(connection: AsyncConnection, node: str, now: datetime, reason: str) -> None:
