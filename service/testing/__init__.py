@@ -71,21 +71,24 @@ def batch(
     """The tasks of TASKS_DIR on empty databases, with a clock that stands still at 2026-01-01 00:00 UTC.
 
     During the test, the settings DATABASE_URL, LEDGER_URL, BACKUP_DATABASE_URL and BACKUP_DIR point to databases and a
-    folder of this test, and `get_db()` opens this application database. Each method works on the event loop that calls
+    folder of this test, and `get_db()` opens this application database. A connection of another engine to a database of
+    the settings outside of the test raises BatchError. Each method works on the event loop that calls
     it. Between two calls no connection stays open.
     """
     from service import clock
     from service.batch.tasks.registry import TaskRegistry
     from service.config import forget_settings
+    from service.testing import real_databases
     from service.testing.kit import START, Batch
 
+    real = real_databases.urls()
     application, ledger = request.getfixturevalue(f"batch_{batch_database}")
     monkeypatch.setenv("DATABASE_URL", application)
     monkeypatch.setenv("LEDGER_URL", ledger)
     monkeypatch.setenv("BACKUP_DATABASE_URL", application)
     monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
     forget_settings()
-    with clock.moved(START), TaskRegistry.restored():
+    with clock.moved(START), TaskRegistry.restored(), real_databases.refused(real, (application, ledger)):
         yield Batch(request.config.rootpath)
     forget_settings()
 

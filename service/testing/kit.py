@@ -15,6 +15,7 @@ from service.batch.tasks.base import BaseTask
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
+from service.databaseurl import async_url
 from service.errors import BatchError, InvalidParameters, UnknownRun, UnknownTask
 from service.operations.results import Quarantined
 from service.testing.driven import DrivenService
@@ -59,6 +60,11 @@ class Batch:
             folder = self._root / folder
         has_no_folder = "TASKS_DIR" not in get_settings().model_fields_set and not folder.is_dir()
         self._broken = [] if has_no_folder else load_tasks(folder)
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the application's database of this test, with an asynchronous driver."""
+        return async_url(get_settings().DATABASE_URL)
 
     @property
     def now(self) -> datetime:

@@ -35,19 +35,16 @@ def test_the_clock_of_the_only_machine_is_ahead_for_a_minute(tmp_path: Path, sec
         story.check_end()
 
 
-@pytest.mark.parametrize("seconds", [HOUR, -HOUR, DAY, -DAY])
-def test_the_clock_of_one_node_steps_and_that_of_the_server_decides(
-    server: OwnServer, tmp_path: Path, seconds: float
-) -> None:
+def test_the_clock_of_one_node_steps_and_that_of_the_server_decides(server: OwnServer, tmp_path: Path) -> None:
     with Story(tmp_path / "story", {"DATABASE_URL": wait_for(server.create_database())}) as story:
         wrong = WrongClock(tmp_path / "wrong")
         story.start("a", settings=wrong.settings, command=SERVE)
         story.start("b")
         story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
-        for offset in (seconds, 0.0):
-            wrong.set(offset)
+        for seconds in (HOUR, -HOUR, DAY, -DAY, 0.0):
+            wrong.set(seconds)
             since = story.now()
-            story.wait(45)
+            story.wait(30)
             assert len(story.ended_since(since)) == 12
         story.check_end()
 

@@ -78,7 +78,7 @@ async def test_after_an_outage_it_is_soon_over_for_this_part_too(ledger: Databas
 
 
 async def has_trouble(outage: Outage, expected: bool = True) -> bool:
-    return bool(outage._parts) == expected
+    return bool(outage._failing) == expected
 
 
 async def test_successes_are_found_behind_many_runs_that_failed(ledger: Database) -> None:

@@ -100,6 +100,51 @@ def test_a_project_without_tasks_is_left_alone(pytester: pytest.Pytester, monkey
     )
 
 
+OWN_ENGINE = """
+import pytest
+from pathlib import Path
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
+from service import BaseTask
+from service.errors import BatchError
+
+Session = async_sessionmaker(create_async_engine("sqlite+aiosqlite:///app.db", poolclass=NullPool))
+
+class Own(BaseTask):
+    name, schedule = "own", None
+    async def run(self) -> int:
+        async with Session() as session:
+            return await session.scalar(text("SELECT count(*) FROM users"))
+
+@pytest.mark.asyncio
+async def test_the_real_database_is_not_opened(batch):
+    batch.add(Own)
+    run = await batch.run(Own)
+    assert run.state == "failed" and "opens the real database" in run.error["message"]
+    assert not Path("app.db").exists()
+
+@pytest.mark.asyncio
+async def test_the_database_of_the_test_is(batch, monkeypatch):
+    engine = create_async_engine(batch.database_url, poolclass=NullPool)
+    monkeypatch.setitem(globals(), "Session", async_sessionmaker(engine))
+    batch.add(Own)
+    run = await batch.run(Own)
+    assert (run.state, run.result) == ("succeeded", 0), run.error
+"""
+
+
+def test_an_engine_of_the_authors_own_does_not_open_the_real_database(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting in Settings.model_fields:
+        monkeypatch.delenv(setting, raising=False)
+    for file in ("app.db", "ledger.db"):
+        (pytester.path / file).unlink(missing_ok=True)
+    pytester.makepyfile(OWN_ENGINE)
+    pytester.runpytest_subprocess("-q").assert_outcomes(passed=2)
+
+
 def test_the_option_is_explained(pytester: pytest.Pytester) -> None:
     assert "--batch-database={sqlite,postgresql}" in pytester.runpytest_subprocess("--help").stdout.str()
 
