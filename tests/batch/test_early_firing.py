@@ -197,7 +197,7 @@ async def test_two_nodes_make_one_run_of_each_slot(ledger: Database) -> None:
         first.come()
         second.come()
         await asyncio.gather(turn, other)
-        for timer in second._timers.values():
+        for _, timer in second._timers.values():
             timer.cancel()
     assert len(await rows(ledger)) == 10
     assert set(first.recording.launched) == set(tasks) and second.recording.launched == {}
@@ -295,7 +295,7 @@ async def test_with_a_clock_that_is_ahead_slots_are_fired_when_they_are_due_by_t
     dispatcher = await clocks_differ(ledger, monkeypatch, timedelta(seconds=3))
     after = loop.time()
     assert dispatcher._due == set() and len(dispatcher._timers) == 2
-    for timer in dispatcher._timers.values():
+    for _, timer in dispatcher._timers.values():
         timer.cancel()
         assert before + 3.29 < timer.when() < after + 3.31
 

@@ -69,7 +69,7 @@ def test_a_loop_that_does_not_run_is_not_blocked(at: Time) -> None:
 async def test_stop_ends_the_thread_of_the_watchdog() -> None:
     others = set(threading.enumerate())
     looked = threading.Event()
-    watchdog = Watchdog(2, leave=lambda: None, flush=lambda: None, look=looked.set)
+    watchdog = Watchdog(2, leave=lambda: None, flush=lambda: None, look=lambda _: looked.set())
     watchdog.start()
     (thread,) = (each for each in set(threading.enumerate()) - others if each.name == "batch-watchdog")
     assert await asyncio.to_thread(looked.wait, 30)
