@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -329,6 +330,9 @@ def plain(text: str) -> str:
         (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
         (r"pid \d+", "pid N"),
         (r"\bfor \d+ (seconds|minutes)\b", "for SOME TIME"),
+        (r"\(\d+ (seconds|minutes)\)", "(SOME TIME)"),
+        (r"\b\d+ services\b", "N services"),
+        (rf"\b{re.escape(socket.gethostname())}\b", "HOST"),
         (r"\b\d[\d,]* slots?\b", "N slots"),
     ):
         text = re.sub(pattern, kind, text)

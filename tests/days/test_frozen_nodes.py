@@ -24,3 +24,5 @@ def test_a_node_is_frozen_for_three_minutes(story: Story) -> None:
     frozen.thaw()
     story.frozen.append((frozen.process.pid, began, boottime()))
     story.check_end()
+    assert story.told() == ""  # the other node has done all of its work
+    assert "Nothing needs you." in story.status()

@@ -23,6 +23,11 @@ def test_a_node_is_killed_and_started_again_every_20_seconds(story: Story) -> No
     events = story.batch("changes")
     assert events.count("node.lost") == 8, events
     story.check_end()
+    assert story.told() == (
+        "opened node : N services on HOST have ended within 10 minutes without saying so, the last one with pid N: "
+        "look at its log, and whether its machine has enough memory"
+    )
+    assert "N services on HOST have ended" in story.status()
 
 
 def test_both_nodes_are_gone_for_five_minutes(story: Story) -> None:
@@ -33,3 +38,8 @@ def test_both_nodes_are_gone_for_five_minutes(story: Story) -> None:
     story.wait(300)
     story.start("a", "b")
     story.check_end()
+    story.until(lambda: story.messages, 30, "a message says how long nothing was fired")
+    assert story.told().startswith(
+        "opened down : no service fired from TIME to TIME UTC (SOME TIME). N slots of 12 tasks (long, short0, short1, "
+    )
+    assert story.told().endswith("did not run; `batch night` lists them, `batch backfill` runs them.")

@@ -49,6 +49,11 @@ def test_three_failed_slots_are_retried_in_bulk_while_todays_slots_fire(story: S
     story.until(lambda: count(story, "extract", "failed") == 0, 30, "they have succeeded")
     story.until(lambda: count(story, "load", "skipped") + count(story, "load", "waiting") <= 1, 90, "so has what waits")
     story.check_end()
+    assert story.told() == (
+        "opened failed extract: RuntimeError: the source does not answer\n"
+        "closed failed extract: RuntimeError: the source does not answer"
+    )
+    assert "Nothing needs you." in story.status()
     assert count(story, "load", "skipped") == 0
     assert count(story, "load", "succeeded") >= count(story, "extract", "succeeded") - 2
 
