@@ -123,7 +123,7 @@ def test_every_environment_variable_of_the_tests_is_one_that_they_read() -> None
     assert len(named) == 2 and all(f'"{name}"' in (ROOT / "service/testing/postgres.py").read_text() for name in named)
 
 
-@pytest.mark.parametrize("most", ["MOST_LINES = 300", "MOST_BODY_LINES = 40"])
+@pytest.mark.parametrize("most", ["MOST_LINES = 400", "MOST_BODY_LINES = 40"])
 def test_the_sizes_that_the_guide_names_are_those_that_are_checked(most: str) -> None:
     assert most in (ROOT / "tests/test_architecture.py").read_text()
     assert re.search(rf"(?:none|no module) more than {most.split()[-1]}\b", GUIDE)

@@ -189,7 +189,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "token create": {
         "batch token create grafana --role viewer": "Make a token that only reads.",
-        "(umask 077; batch token create deploy --role operator > deploy.token)": "Save it in a private file.",
+        "batch token create deploy --role operator > deploy.token": "Save it; after `umask 077` only you can read it.",
     },
     "token list": {
         "batch token list": "List the tokens.",

@@ -244,8 +244,8 @@ async def test_a_retry_while_the_look_takes_its_locks_is_seen_by_the_second_stat
     follow_up, (member,) = await group(waits, tasks, RunState.FAILED)
     ready_ids, ready, locked = waits_module.ready_ids, waits_module.ready, []
 
-    def held_up(kind: str, most: int = 1, locks: bool = False, only: bool = False) -> str:
-        statement = ready_ids(kind, most, locks, only)
+    def held_up(kind: str, most: int = 1, locks: bool = False, only: bool = False, first: str | None = None) -> str:
+        statement = ready_ids(kind, most, locks, only, first)
         gate = "WITH gate AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(42) AS passed)"
         return f"{gate} {statement.replace(' WHERE ', ' WHERE (SELECT count(passed) FROM gate) = 1 AND ', 1)}"
 

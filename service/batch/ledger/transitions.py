@@ -179,7 +179,7 @@ async def reopen(
     wakes.queued(connection, [run.task for run in queued])
     if anew:
         await parts.remove(connection, [run.id for run in queued])
-    return await _are_active_again(connection, queued, awaiting, now)
+    return await _are_active_again(connection, queued, awaiting, now, are_all=len(queued) == len(ids))
 
 
 async def wait_anew(
@@ -203,13 +203,18 @@ async def wait_anew(
     values = {"rows": json_rows.encode(gated, kind), "rank": rank, "by": by, "now": now}
     waiting = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
     await parts.remove(connection, [run.id for run in waiting])
-    return await _are_active_again(connection, waiting, awaiting, now)
+    return await _are_active_again(connection, waiting, awaiting, now, are_all=len(waiting) == len(gated))
 
 
 async def _are_active_again(
-    connection: AsyncConnection, rows: Sequence[Row[Any]], awaiting: Sequence[str], now: datetime
+    connection: AsyncConnection, rows: Sequence[Row[Any]], awaiting: Sequence[str], now: datetime, are_all: bool
 ) -> set[str]:
-    """What was closed because of these runs waits again, and their slots are counted anew. Returns their ids."""
+    """What was closed because of these runs waits again, and their slots are counted anew. Returns their ids.
+
+    `awaiting`: the runs that wait for them, and if not `are_all`, also for others that stay as they are.
+    """
+    if not are_all:
+        awaiting = await waiting_runs.lock_awaiting(connection, [run.id for run in rows]) if rows else []
     changed = [run.slot for run in rows if run.origin != Origin.MANUAL]
     changed += await wait_again(connection, awaiting, now)
     await buckets.slots_have_changed(connection, changed, now)
