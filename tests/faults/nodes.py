@@ -150,8 +150,9 @@ class Nodes:
             self._world.counts["ended by itself"] += 1
             # A process that is frozen with the lock of a SQLite ledger is killed by the others after a lease.
             was_killed = code == -signal.SIGKILL and self._asleep.pop(place, None) is not None
-            self._world.blame(f"pid {service.process.pid}", math.inf)
-            if has_begun(service) and not was_killed:
+            if was_killed:
+                self._world.blame(f"pid {service.process.pid}", math.inf)
+            elif has_begun(service):
                 self._world.wrong.append(f"a service has ended by itself, with {code}:\n{service.stderr[-4000:]}")
             self._living.pop(place)
             self.start(place)
