@@ -70,11 +70,12 @@ def runs_without_a_reason(evidence: Evidence) -> Iterator[str]:
 
 
 def attempts_used_up(evidence: Evidence) -> Iterator[str]:
-    """An interruption uses up none, and a loss neither."""
+    """An interruption uses up none, and a loss neither: after one that the run pays for, another attempt is allowed."""
     for run in evidence.runs:
         allowed = ATTEMPTS.get(run["task"], 1) * (1 + evidence.asked(run["id"]))
-        if run["attempt"] > allowed:
-            yield f"run {run['id']} of {run['task']} is in attempt {run['attempt']}, allowed: {allowed}"
+        used = run["attempt"] - run["attempts_before"]
+        if used > allowed:
+            yield f"run {run['id']} of {run['task']} has used {used} attempts, allowed: {allowed}"
 
 
 def begun_again(evidence: Evidence) -> Iterator[str]:

@@ -66,7 +66,8 @@ class Evidence:
 
 def gather(world: World) -> Evidence:
     columns = (
-        "id, task, slot, origin, state, reason, attempt, fence, result, finished_at, parent, awaited_by, gate, part"
+        "id, task, slot, origin, state, reason, attempt, attempts_before, fence, result, finished_at, parent, "
+        "awaited_by, gate, part"
     )
     runs = [{**run, **_ids(run)} for run in world.query(f"SELECT {columns} FROM batch_runs")]
     attempts = world.query("SELECT run, fence, number, outcome, node, started_at, ended_at FROM batch_attempts")

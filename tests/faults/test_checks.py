@@ -28,7 +28,7 @@ def told(event: str, at: float, fence: int = 1, **more: Any) -> Row:
 def run(**changes: Any) -> Row:
     made = {"id": RUN, "task": "lock", "slot": SLOT, "origin": "schedule", "state": "succeeded", "reason": None}
     made |= {"parent": None, "awaited_by": None, "gate": None}
-    return {**made, "attempt": 1, "fence": 2, "result": 1, "finished_at": 9.0, **changes}
+    return {**made, "attempt": 1, "attempts_before": 0, "fence": 2, "result": 1, "finished_at": 9.0, **changes}
 
 
 def attempt(fence: int, outcome: str) -> Row:

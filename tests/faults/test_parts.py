@@ -24,7 +24,16 @@ SLOT = "2026-11-25T19:22:20+00:00"
 
 def run(name: str, task: str, **changes: Any) -> Row:
     made = {"id": name, "task": task, "slot": SLOT, "origin": "schedule", "state": "succeeded", "reason": None}
-    return {**made, "attempt": 1, "fence": 2, "awaited_by": None, "gate": "parts", "part": None, **changes}
+    return {
+        **made,
+        "attempt": 1,
+        "attempts_before": 0,
+        "fence": 2,
+        "awaited_by": None,
+        "gate": "parts",
+        "part": None,
+        **changes,
+    }
 
 
 def told(event: str, name: str, at: float, fence: int = 1, **more: Any) -> Row:

@@ -17,7 +17,16 @@ LETTERS = ("letter 0", "letter 1", "letter 2", "letter 3", "late")
 
 def run(name: str, task: str, **changes: Any) -> Row:
     made = {"id": name, "task": task, "slot": None, "origin": "manual", "state": "succeeded", "reason": None}
-    return {**made, "attempt": 1, "fence": 1, "parent": None, "awaited_by": None, "gate": None, **changes}
+    return {
+        **made,
+        "attempt": 1,
+        "attempts_before": 0,
+        "fence": 1,
+        "parent": None,
+        "awaited_by": None,
+        "gate": None,
+        **changes,
+    }
 
 
 def told(event: str, name: str, at: float, **more: Any) -> Row:
