@@ -138,6 +138,7 @@ class Story:
         (folder / "tasks/all.py").write_text(tasks)
         self.settings = {**settings, "WITNESS": str(folder / "witness")}
         self.nodes: dict[str, Node] = {}
+        self._token: str | None = None
         self.prefix: tuple[str, ...] = ()
         """What commands of the story begin with, where they need more than its folder."""
         self.began = datetime.now(UTC)
@@ -188,7 +189,9 @@ class Story:
 
     def request_runs(self, task: str, number: int = 1) -> None:
         """Start runs of a task by the API."""
-        token = self.batch("token", "create", f"story of {task}", "--role", "operator").splitlines()[0]
+        if self._token is None:
+            self._token = self.batch("token", "create", "story", "--role", "operator").splitlines()[0]
+        token = self._token
         node = next(node for node in self.nodes.values() if node.is_alive)
         with httpx.Client(headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60) as client:
             for _ in range(number):

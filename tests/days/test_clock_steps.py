@@ -30,7 +30,7 @@ def test_the_clock_of_the_only_machine_is_ahead_for_a_minute(tmp_path: Path, sec
         wrong.set(0.0)
         story.until(lambda: "clock" in (story.nodes["a"].readiness() or {}), 30, "it says that nothing fires")
         story.until(lambda: any("opened clock" in told for told in story.messages), 60, "so does a message")
-        assert "a clock was ahead" in story.status()
+        assert "`batch resume --ahead` lets them fire now" in story.status()
         story.batch("resume", "--ahead")
         story.check_end()
 
