@@ -79,7 +79,7 @@ class Outage:
             is_new = self.cause is None
             if is_new:
                 self._began_at, self._since = self._failed_at, clock.now()
-            self.cause, self._reason = cause, troubles.advice_on(error) or type(error).__name__
+            self.cause, self._reason = cause, _in_words(error)
         if is_new:
             logger.warning(
                 f"the ledger can't be used, which is tried again until it can (first by the {part}); no slot is fired, "
@@ -138,3 +138,12 @@ class Outage:
         with self._lock:
             for interval in intervals:
                 self._unwritten.remove(interval)
+
+
+def _in_words(error: BaseException) -> str:
+    """What is wrong, without addresses and without what a statement has said."""
+    if (advice := troubles.advice_on(error)) is not None:
+        return advice
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time"
+    return "its server can't be reached" if isinstance(error, OSError) else type(error).__name__
