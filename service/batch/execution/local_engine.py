@@ -229,6 +229,7 @@ class LocalEngine(Background):
 
     async def stop(self) -> None:
         await super().stop()
+        await self._locked.stop()
         self._threads.close()
 
     def _on_end(self, attempt: Attempt, ending: Ending) -> None:

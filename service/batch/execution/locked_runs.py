@@ -58,6 +58,12 @@ class LockedRuns:
     def _is_to_be_told(self) -> bool:
         return self.trouble is None and clock.monotonic() > (self._since or 0.0) + TOLD_SECONDS
 
+    async def stop(self) -> None:
+        """End the question who holds the lock, if it is being asked."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
     async def _ask(self) -> None:
         """Find out who holds the lock, and say it once."""
         locking = select(runs.c.id).where(runs.c.id == self._ids[0]).with_for_update()

@@ -14,7 +14,7 @@ from service.batch.ledger import database_time
 from service.batch.ledger.tables import HELD_SQL, nodes, runs
 
 MOST_LOOKED_AT = 1_000
-"""So many nodes, the newest ones, are looked at for what was lost."""
+"""So many nodes, the newest ones, are looked at for what was lost, and for when a service was last seen."""
 
 
 @dataclass(frozen=True)

@@ -129,10 +129,6 @@ class Node:
         self._heartbeat.on_end = lambda error: supervisor.fail(self._heartbeat.name, "its thread has ended", error)
 
     @property
-    def is_beating(self) -> bool:
-        return self._heartbeat.is_alive
-
-    @property
     def loop_lag(self) -> float:
         """How many seconds a callback last waited on the event loop, as measured at the last beat."""
         return self._heartbeat.loop_lag

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch.ledger import database_time
 from service.batch.ledger import nodes as node_rows
+from service.batch.ledger.nodes import MOST_LOOKED_AT
 from service.batch.ledger.tables import HELD_SQL, nodes, runs
 from service.batch.nodes import process_lock
 from service.concurrency.offload import offload
@@ -23,8 +24,6 @@ SILENT_SHOWN = timedelta(hours=1)
 """A service that has not been seen for so long is no longer shown among those that should live."""
 MOST_BROKEN = 20
 """So many files that can't be used are shown."""
-MOST_LOOKED_AT = 1_000
-"""So many of the newest processes are looked at for when a service was last seen."""
 
 
 class BusyNode(Node):
