@@ -134,6 +134,16 @@ class World:
 
         return asyncio.run(ask())
 
+    def write(self, statement: str) -> None:
+        """Change the ledger."""
+
+        async def change() -> None:
+            database = Database(self.settings["LEDGER_URL"], setting="LEDGER_URL", pooled=False)
+            async with database.engine.begin() as connection:
+                await connection.execute(text(statement))
+
+        asyncio.run(change())
+
     async def runs(self) -> list[dict[str, Any]]:
         return await rows(Database(self.settings["LEDGER_URL"], setting="LEDGER_URL", pooled=False))
 
@@ -157,7 +167,7 @@ class World:
     def until_killed(self, running: Service) -> None:
         give_up_at = time.monotonic() + 60
         while (code := running.process.poll()) is None:
-            self.retry_poison()
+            self.let_it_go_on()
             assert time.monotonic() < give_up_at, running.stderr[-2000:]
             time.sleep(0.05)
         assert code == -signal.SIGKILL, running.stderr[-2000:]
@@ -165,7 +175,7 @@ class World:
     def until_seen(self, more_than: int, running: Service) -> None:
         give_up_at = time.monotonic() + 60
         while self.seen <= more_than:
-            self.retry_poison()
+            self.let_it_go_on()
             assert time.monotonic() < give_up_at, running.stderr[-2000:]
             time.sleep(0.02)
 
@@ -173,15 +183,18 @@ class World:
         [row] = self.query("SELECT state, attempt, fence FROM batch_runs", ledger=True)
         return row
 
-    def retry_poison(self) -> None:
-        """A run that was lost three times has failed. A person retries it: it goes on, and does not begin anew."""
-        if self.state()[0] == "failed":
+    def let_it_go_on(self) -> None:
+        """A run that loses its node again and again waits, and fails at last. The wait passes; a person retries it."""
+        state = self.state()[0]
+        if state == "retrying":
+            self.write("UPDATE batch_runs SET due_at = created_at WHERE state = 'retrying'")
+        if state == "failed":
             assert batch(self.folder, "retry", self.run, settings=self.settings).returncode == 0
 
     def until_over(self, running: Service) -> tuple[object, ...]:
         give_up_at = time.monotonic() + 300
         while (row := self.state())[0] != "succeeded":
-            self.retry_poison()
+            self.let_it_go_on()
             assert time.monotonic() < give_up_at, (row, running.stderr[-2000:])
             time.sleep(0.1)
         return row
