@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from service import clock
 from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time, duties, runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.duties import WATCH
-from service.batch.ledger.incidents.tables import durations
+from service.batch.ledger.incidents.tables import durations, incidents
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.night.keeper import TallyKeeper
 from service.batch.nodes.outage import Outage
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, know, make_task, rows, until
+from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 
@@ -58,6 +58,23 @@ async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(l
         clock.advance(timedelta(minutes=1))
         assert await kept() == {"often": (20, 60, clock.now()), "seldom": (7, 7, first)}
         assert {row["name"] for row in await rows(ledger, tables.tasks)} == {"often", "seldom", "never"}
+
+
+async def test_slots_that_no_service_has_come_to_yet_are_not_lost(ledger: Database) -> None:
+    """After an outage the tally may be kept before the slots of that time are fired, or recorded as missed."""
+    with clock.moved(START):
+        loaded = await know(ledger, make_task("tick", "* * * * *", missed="skip"), make_task("lost", "* * * * *"))
+        keeper = TallyKeeper(ledger, NODE, lambda: True, Outage())
+        clock.advance(timedelta(minutes=30))
+        async with ledger.engine.begin() as connection:
+            await duties.take_from_the_dead(connection, WATCH, NODE, await database_time.now_of(connection), 15.0)
+            gone_past = update(tables.schedules).where(tables.schedules.c.task == "lost")
+            await connection.execute(gone_past.values(fired_until=clock.now()))
+        await keeper.keep_up()
+        assert [(row["kind"], row["task"]) for row in await rows(ledger, incidents)] == [("unaccounted", "lost")]
+        await fire(ledger, loaded, clock.now())
+        await keeper.keep_up()
+        assert [row["task"] for row in await rows(ledger, incidents)] == ["lost"]
 
 
 async def test_after_an_outage_it_is_soon_over_for_this_part_too(ledger: Database) -> None:

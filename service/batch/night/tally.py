@@ -185,7 +185,8 @@ def intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
 class Kept:
     """`counted`: how many buckets have a tally now. `left`: those that can't be counted yet.
 
-    `unaccounted`: by task, how many slots in these buckets are neither a run nor missed.
+    `unaccounted`: by task, how many slots in these buckets are neither a run nor missed, and a service has gone past.
+    What no service has come to yet is late, which is told as what keeps the services from firing.
     """
 
     counted: int
@@ -200,8 +201,13 @@ async def keep(connection: AsyncConnection, wanted: Sequence[datetime], now: dat
     await buckets.lock(connection, wanted, now)
     counts: Counts = {}
     unhandled: set[datetime] = set()
+    unaccounted: Counter[str] = Counter()
+
+    def note(task: str, _slot: datetime, is_handled: bool) -> None:
+        unaccounted[task] += is_handled
+
     for begin, end in intervals(wanted):
-        found = await count(connection, begin, end, now)
+        found = await count(connection, begin, end, now, note)
         counts |= found.counts
         unhandled |= found.unhandled
     active = {bucket for (bucket, _), classes in counts.items() if classes["active"]}
@@ -209,9 +215,6 @@ async def keep(connection: AsyncConnection, wanted: Sequence[datetime], now: dat
     kept = [bucket for bucket in wanted if bucket not in left]
     await _write(connection, kept, counts)
     await buckets.unmark(connection, left)
-    unaccounted: Counter[str] = Counter()
-    for (_, task), classes in counts.items():
-        unaccounted[task] += classes["unaccounted"]
     return Kept(len(kept), left, +unaccounted)
 
 
