@@ -294,7 +294,7 @@ class BatchService:
         watching = Watching(
             settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
         )
-        watching.watch.unfired = lambda: self.schedules.unfired.in_words
+        watching.watch.unfired = lambda: self.schedules.unfired.found
         self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
         self._on_changes += [watching.on_changes, self.opener.on_changes]
         if (placing := await placing_of(settings, self.ledger, self.node, self.tasks)) is not None:

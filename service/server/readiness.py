@@ -44,8 +44,8 @@ async def reasons(
         unready.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
     if firing is not None and firing[0].trouble is not None:
         unready.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")
-    if firing is not None and (unfired := firing[1].unfired.in_words) is not None:
-        unready["firing"] = unfired
+    if firing is not None and (unfired := firing[1].unfired.found) is not None:
+        unready["firing"] = unfired.in_words
     if firing is not None and (ahead := firing[1].ahead):
         unready["clock"] = ahead_in_words(ahead)
     if not node.lease.is_held:

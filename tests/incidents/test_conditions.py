@@ -16,6 +16,7 @@ from service.batch.account import accounting
 from service.batch.account.account import Kind
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill
+from service.batch.firing.unfired import NotFired
 from service.batch.incidents.watched import Thresholds
 from service.batch.ledger import missed_ranges, nodes, runs, tables, transitions, wakes
 from service.batch.ledger.runs import NewRun
@@ -284,6 +285,27 @@ async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: 
     await fill._make(await fill._decide([START + number * MINUTE for number in range(1, 5)]), after=None)
     await checked(watch)
     assert await opened(watch, "missed") == []
+
+
+async def test_slots_that_a_living_service_did_not_fire_are_one_incident(ledger: Database, watch: Watching) -> None:
+    """Its message at the end says what did not run."""
+    loaded = await know(ledger, make_task("load", "* * * * *", missed="skip"))
+    now = watch.later(300)
+    wrong = NotFired(now - 4 * MINUTE, "pid 12 (psql)", None, "slots are not fired: end that transaction")
+    watch.watch.unfired = lambda: wrong
+    await checked(watch)
+    await fire(ledger, loaded, now)
+    watch.watch.unfired = lambda: None
+    await checked(watch)
+    assert [row["kind"] for row in await watch.incidents()] == ["unfired"]
+    (begin, end) = await watch.notes()
+    assert begin == ("all", "opened", "slots are not fired: end that transaction")
+    assert end[:2] == ("all", "closed")
+    assert end[2] == (
+        "a service lived, but slots were not fired, from 2026-03-10 02:01:00 to 02:05:20 UTC (4 minutes): their "
+        "schedules were locked by pid 12 (psql). 4 slots of load did not run; `batch night` lists them, "
+        "`batch backfill` runs them."
+    )
 
 
 async def test_slots_that_ran_on_time_between_missed_ones_deal_with_none_of_these(

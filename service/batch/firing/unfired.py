@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import select
@@ -19,6 +20,18 @@ UNFIRED_SECONDS = 40.0
 ASK_SECONDS = 10.0
 """After so long it is asked who has locked the schedule."""
 MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class NotFired:
+    """`since`: the first slot that stays due. `holder`: who has locked the schedules. `outage`: why the ledger can't be
+    used. `in_words`: what is wrong, in one line with what to do.
+    """
+
+    since: datetime
+    holder: str | None
+    outage: str | None
+    in_words: str
 
 
 class Unfired:
@@ -50,19 +63,22 @@ class Unfired:
         return {name: slot for name, (slot, since) in self._due.items() if since <= limit}
 
     @property
-    def in_words(self) -> str | None:
-        """What is wrong, in one line with what to do; None if nothing is."""
+    def found(self) -> NotFired | None:
+        """What is wrong; None if nothing is."""
         slots = self.slots
         if not slots:
             return None
         named = sorted(slots, key=lambda name: (slots[name], name))
         names = ", ".join(named[:MOST_NAMED]) + (f" and {len(named) - MOST_NAMED:,} more" if named[MOST_NAMED:] else "")
-        what = f"a service lives, but slots are not fired since {slots[named[0]]:%H:%M:%S} UTC, of {names}"
+        since, outage = slots[named[0]], self._outage.in_words
+        what = f"a service lives, but slots are not fired since {since:%H:%M:%S} UTC, of {names}"
         if self._holder is not None:
-            return f"{what}: their schedules are locked by {self._holder}; end that transaction"
-        if (outage := self._outage.in_words) is not None:
-            return f"{what}: of the ledger, {outage}"
-        return f"{what}: see /readyz and the log of each service, and restart the one that does not say why"
+            why = f"their schedules are locked by {self._holder}; end that transaction"
+        elif outage is not None:
+            why = f"of the ledger, {outage}"
+        else:
+            why = "see /readyz and the log of each service, and restart the one that does not say why"
+        return NotFired(since, self._holder, self._outage.reason, f"{what}: {why}")
 
     async def stop(self) -> None:
         if self._asking is not None:

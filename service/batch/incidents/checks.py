@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.chunks import quarantine
 from service.batch.execution.fingerprint import QUARANTINE
-from service.batch.incidents import deadline_check, durations, made_good, noticing, overdue, telling
+from service.batch.firing.unfired import NotFired
+from service.batch.incidents import deadline_check, durations, made_good, noticing, outages, overdue, telling
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.made_good import Successes
 from service.batch.incidents.pool_check import PoolCheck
@@ -114,18 +115,18 @@ class Checks:
         watched: Mapping[str, WatchedTask],
         redriven: Sequence[str],
         now: datetime,
-        unfired: str | None = None,
+        unfired: NotFired | None = None,
     ) -> Findings:
         """Make all checks, and write nothing. `redriven`: what `redriven()` has returned.
 
-        `unfired`: in words, why slots are due that no service fires.
+        `unfired`: slots that are due and that no service fires.
         """
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
         known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
         wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, now)
         if unfired is not None:
-            wrong.append(Opening(IncidentKind.UNFIRED, unfired, now))
+            wrong.append(outages.of_living(unfired, now))
         held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
         following = [instant for instant in (*instants, held_until) if instant is not None]
         patient = await self._not_good_yet(connection, opened, watched)
@@ -245,6 +246,7 @@ class Checks:
                 row.kind in _CONDITIONS
                 and (row.kind, row.task, row.subject, row.fingerprint) not in present
                 and row.id not in still
+                and (row.told_at is not None or not outages.has_slots(row))
             )
         ]
         asked = [(row.id, _IS_OVER[row.kind], row) for row in opened if row.kind in _IS_OVER]

@@ -67,7 +67,7 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
 async def notice_ranges(connection: AsyncConnection, now: datetime) -> int:
     """Notice slots that were missed and that nobody chose to miss. Returns how many ranges it has seen.
 
-    A range that lies within an outage belongs to the incident of the outage.
+    A range that lies within an outage, or in a time in which living services did not fire, belongs to that incident.
     """
     ranges = await notices.mark_ranges(connection)
     unchosen = [each for each in ranges if each["cause"] in (Cause.DOWN, Cause.OTHER)]
@@ -83,7 +83,7 @@ async def notice_ranges(connection: AsyncConnection, now: datetime) -> int:
                 openings[each["task"]] = _missed(each, openings.get(each["task"]))
         for outage in known:
             if outage.incident in slots:
-                await outages.add_slots(connection, outage, slots[outage.incident])
+                await outages.add_slots(connection, outage, slots[outage.incident], now)
         await incidents.open_or_continue(connection, openings.values(), now)
     return len(ranges)
 

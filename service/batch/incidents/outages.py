@@ -1,4 +1,6 @@
-"""Outages: times in which no service ran. The next one that starts notices them, each once."""
+"""Outages: times in which no service ran, which the next one that starts notices; or in which those that lived did not
+fire. Slots that were missed in them belong to their incidents.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.firing.unfired import NotFired
 from service.batch.incidents.overdue import in_words
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.incidents import IncidentKind, Opening
@@ -40,38 +43,59 @@ async def before_node(connection: AsyncConnection, node: str) -> tuple[datetime,
 
 @dataclass(frozen=True)
 class Outage:
-    """The incident of an outage, and what is known about it."""
+    """The incident of an outage, and what is known about it. While it is not over, there is no `until`."""
 
     incident: str
     details: dict[str, Any]
 
     def has(self, first: datetime, last: datetime) -> bool:
         """Whether all of these slots belong to it. What a service has not fired while it lived does not."""
-        since, until = (datetime.fromisoformat(self.details[name]) for name in ("since", "until"))
+        since, until = _begin_and_end(self.details, last)
         return since - FIRING <= first and last <= until + SHORTEST
 
 
 async def since(connection: AsyncConnection, at: datetime) -> list[Outage]:
-    """The outages that were noticed since then."""
+    """The outages that were noticed since then, and that of services which live and do not fire."""
+    columns = (incidents_table.c.id, incidents_table.c.details)
     is_down = (incidents_table.c.kind == IncidentKind.DOWN, incidents_table.c.opened_at >= at)
-    rows = await connection.execute(select(incidents_table.c.id, incidents_table.c.details).where(*is_down))
+    rows = [*await connection.execute(select(*columns).where(*is_down))]
+    rows += await incidents.are_open(connection, [IncidentKind.UNFIRED])
     return [Outage(row.id, row.details) for row in rows if row.details]
 
 
-async def add_slots(connection: AsyncConnection, outage: Outage, slots: Mapping[str, int]) -> None:
+def has_slots(incident: Row[Any]) -> bool:
+    """Whether slots that did not run belong to this incident."""
+    return bool((incident.details or {}).get("slots"))
+
+
+def of_living(unfired: NotFired, now: datetime) -> Opening:
+    """The incident of services that live and do not fire. What is missed meanwhile belongs to it."""
+    details = {"since": unfired.since.isoformat(), "holder": unfired.holder, "cause": unfired.outage}
+    return Opening(IncidentKind.UNFIRED, unfired.in_words, now, details=details)
+
+
+async def add_slots(connection: AsyncConnection, outage: Outage, slots: Mapping[str, int], now: datetime) -> None:
     """Note how many slots of each task did not run because of this outage."""
     known = Counter(outage.details.get("slots") or {}) + Counter(slots)
     details = outage.details | {"slots": dict(known)}
-    values = {"details": details, "text": _text_of(details), "count": sum(known.values())}
+    values = {"details": details, "text": _text_of(details, now), "count": sum(known.values())}
     await connection.execute(update(incidents_table).where(incidents_table.c.id == outage.incident).values(values))
 
 
-def _text_of(details: Mapping[str, Any]) -> str:
+def _begin_and_end(details: Mapping[str, Any], now: datetime) -> tuple[datetime, datetime]:
+    begin, end = details["since"], details.get("until")
+    return datetime.fromisoformat(begin), datetime.fromisoformat(end) if end is not None else now
+
+
+def _text_of(details: Mapping[str, Any], now: datetime) -> str:
     """What an outage means, with the next step."""
-    begin, end = (datetime.fromisoformat(details[name]) for name in ("since", "until"))
+    begin, end = _begin_and_end(details, now)
     day = "" if begin.date() == end.date() else f"{end:%Y-%m-%d} "
-    text = f"no service fired from {begin:%Y-%m-%d %H:%M:%S} to {day}{end:%H:%M:%S} UTC ({in_words(end - begin)})"
-    if cause := details.get("cause"):
+    what = "no service fired" if "until" in details else "a service lived, but slots were not fired,"
+    text = f"{what} from {begin:%Y-%m-%d %H:%M:%S} to {day}{end:%H:%M:%S} UTC ({in_words(end - begin)})"
+    if holder := details.get("holder"):
+        text += f": their schedules were locked by {holder}"
+    elif cause := details.get("cause"):
         text += f": the ledger could not be used ({cause})"
     slots = details.get("slots") or {}
     if not slots:
@@ -95,7 +119,7 @@ async def record(
     `is_silent`: nothing is sent about it. `cause`: why services that lived could not use the ledger.
     """
     details = {"since": since.isoformat(), "until": until.isoformat()} | ({"cause": cause} if cause else {})
-    opening = Opening(IncidentKind.DOWN, _text_of(details), until, subject=since.isoformat(), details=details)
+    opening = Opening(IncidentKind.DOWN, _text_of(details, until), until, subject=since.isoformat(), details=details)
     rows = await incidents.open_or_continue(connection, [opening], now)
     if is_silent:
         await incidents.told(connection, rows, now)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
+from service.batch.firing.unfired import NotFired
 from service.batch.incidents import noticing, outages, telling
 from service.batch.incidents.checks import CHECK_SECONDS, Checks
 from service.batch.incidents.telling import Channels
@@ -46,7 +47,7 @@ class Watch(Background):
         lease: float = 30.0,
     ) -> None:
         """`on_noticed`: called when the duty was taken, and when slots may have changed. `lease`: LEASE_SECONDS."""
-        self.unfired: Callable[[], str | None] = lambda: None
+        self.unfired: Callable[[], NotFired | None] = lambda: None
         """Says in words why slots are due that no service fires; None if there are none."""
         self._longest_lag = lease * duties.SHARE_OF_LEASE
         self._ledger = ledger
@@ -109,13 +110,14 @@ class Watch(Background):
             async with self.limited_turn():
                 if not await self._take():
                     return
+        unfired = self.unfired()  # before what was missed meanwhile is noticed, which belongs to its incident
         is_done = False
         while not is_done:
             async with self.limited_turn():
                 is_done = not await self._notice()
         if self.holds:
             async with self.limited_turn():
-                await self._check()
+                await self._check(unfired)
 
     async def _take(self) -> bool:
         async with self._ledger.engine.begin() as connection:
@@ -165,14 +167,14 @@ class Watch(Background):
         noticed += await noticing.notice_nodes(connection, now, self._thresholds.patience)
         return noticed + await noticing.notice_backups(connection, now)
 
-    async def _check(self) -> None:
+    async def _check(self, unfired: NotFired | None) -> None:
         changes = self._changes
         self._catalog = changes.catalog if changes is not None else None
         redriven = await self._checks.redriven()
         async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
             findings = await self._checks.look(
-                connection, await self._watched_tasks(connection), redriven, now, self.unfired()
+                connection, await self._watched_tasks(connection), redriven, now, unfired
             )
         following = [findings.next_at] if findings.next_at is not None else []
         number = len(findings.opened)
