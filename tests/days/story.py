@@ -187,13 +187,22 @@ class Story:
         self.nodes[name].kill()
         self.deaths[self.nodes[name].process.pid] = boottime()
 
-    def request_runs(self, task: str, number: int = 1) -> None:
-        """Start runs of a task by the API."""
+    def deploy(self, tasks: str, *names: str) -> None:
+        """Give nodes new code, one after the other, as a rolling deploy does."""
+        (self.folder / "tasks/all.py").write_text(tasks)
+        for name in names:
+            self.nodes[name].process.terminate()
+            self.nodes[name].process.wait(60)
+            self.deaths[self.nodes[name].process.pid] = boottime()
+            self.start(name)
+
+    def request_runs(self, task: str, number: int = 1, of: str | None = None, seconds: float = 60.0) -> None:
+        """Start runs of a task by the API of this node; None: of the first one that lives."""
         if self._token is None:
             self._token = self.batch("token", "create", "story", "--role", "operator").splitlines()[0]
-        token = self._token
-        node = next(node for node in self.nodes.values() if node.is_alive)
-        with httpx.Client(headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60) as client:
+        node = self.nodes[of] if of is not None else next(node for node in self.nodes.values() if node.is_alive)
+        headers = {"Authorization": f"Bearer {self._token}"}
+        with httpx.Client(headers=headers, trust_env=False, timeout=seconds) as client:
             for _ in range(number):
                 client.post(f"{node.at}/api/v1/tasks/{task}/runs", json={}).raise_for_status()
 
@@ -242,13 +251,17 @@ class Story:
             f"--- {name} ({node.process.poll()})\n{node.said[-most:]}" for name, node in self.nodes.items()
         )
 
-    def rows(self, statement: str, **values: Any) -> list[dict[str, Any]]:
-        """The rows that a query finds in the ledger."""
+    def count_runs(self, task: str, state: str) -> int:
+        query = "SELECT count(*) AS n FROM batch_runs WHERE task = :task AND state = :state"
+        return int(self.rows(query, task=task, state=state)[0]["n"])
+
+    def rows(self, statement: str, of: str = "LEDGER_URL", **values: Any) -> list[dict[str, Any]]:
+        """The rows that a query finds in the ledger, or in the application's database (`of="DATABASE_URL"`)."""
 
         async def ask() -> list[dict[str, Any]]:
-            application = self.settings.get("DATABASE_URL", f"sqlite+aiosqlite:///{self.folder}/app.db")
-            url = self.settings.get("LEDGER_URL") or application.replace("/app.db", "/ledger.db")
-            database = Database(url, setting="LEDGER_URL", pooled=False)
+            urls = {"DATABASE_URL": self.settings.get("DATABASE_URL", f"sqlite+aiosqlite:///{self.folder}/app.db")}
+            urls["LEDGER_URL"] = self.settings.get("LEDGER_URL", urls["DATABASE_URL"].replace("/app.db", "/ledger.db"))
+            database = Database(urls[of], setting=of, pooled=False)
             async with database.reader.connect() as connection:
                 return [dict(row) for row in (await connection.execute(text(statement), values)).mappings()]
 

@@ -1,4 +1,4 @@
-"""Runs on a Dask cluster of which a worker freezes, and another one vanishes. On PostgreSQL."""
+"""Runs on a Dask cluster of which a worker freezes, another one vanishes, or the scheduler is killed. On PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from service.testing.databases import wait_for
 from service.testing.postgres import OwnServer
 from tests.days.story import TWELVE, Story
-from tests.processes import environment
+from tests.processes import environment, free_port
 
 pytestmark = pytest.mark.days
 
@@ -34,8 +34,12 @@ class OnDask(BaseTask):
 '''
 
 
+SCHEDULER = ("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--no-dashboard", "--port")
+WORKER = ("-m", "distributed.cli.dask_worker", "--nthreads", "2", "--no-dashboard")
+
+
 @contextmanager
-def cluster(story: Story, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def cluster(story: Story) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A scheduler and two workers, as processes of this machine, and the address."""
     log = story.folder / "cluster.log"
     command = [sys.executable, "-m", "tests.dask.cluster", "2", "2"]
@@ -48,6 +52,26 @@ def cluster(story: Story, port: int = 0) -> Iterator[tuple[subprocess.Popen[byte
         yield process, found[0].replace("tcp", "dask")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def program(story: Story, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of Dask, started as its users do."""
+    with (story.folder / "dask.log").open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=story.folder,
+            env=environment(story.settings),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -73,3 +97,24 @@ def test_a_worker_freezes_and_another_one_vanishes(server: OwnServer, tmp_path: 
         over = story.now()
         story.until(lambda: "on-dask" in story.ended_since(over), 60, "runs go on")
         story.check_end()
+
+
+def test_the_scheduler_is_killed_for_two_minutes(server: OwnServer, tmp_path: Path) -> None:
+    """Its workers end with it. Runs wait, which is told, and go on in the workers of the next one."""
+    url, port = wait_for(server.create_database()), str(free_port())
+    with Story(tmp_path / "story", {"DATABASE_URL": url}, TWELVE + ON_DASK) as story:
+        address = f"tcp://127.0.0.1:{port}"
+        story.settings["BATCH_POOL_CPU"] = address.replace("tcp", "dask")
+        with program(story, *SCHEDULER, port) as scheduler, program(story, *WORKER, address):
+            story.start("a", "b")
+            story.until(lambda: "on-dask" in story.ended_since(0), 120, "runs end in the worker")
+            os.killpg(scheduler.pid, signal.SIGKILL)
+            story.deaths[worker_of_last_run(story)] = story.now()
+            story.wait(30)
+        story.wait(90)
+        print(story.told(), story.status(), sep="\n\n")
+        with program(story, *SCHEDULER, port), program(story, *WORKER, address):
+            over = story.now()
+            story.until(lambda: "on-dask" in story.ended_since(over), 60, "runs go on")
+            story.check_end()
+            print((story.folder / "dask.log").read_text())

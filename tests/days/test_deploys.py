@@ -33,25 +33,15 @@ def tasks() -> str:
     return TWELVE + TASKS.format(leader="Leader", name="leader", after='after = "leader"')
 
 
-def deploy(story: Story, text: str) -> None:
-    """Give both nodes new code, one after the other, as a rolling deploy does."""
-    (story.folder / "tasks/all.py").write_text(text)
-    for name in ("a", "b"):
-        story.nodes[name].process.terminate()
-        story.nodes[name].process.wait(60)
-        story.deaths[story.nodes[name].process.pid] = story.now()
-        story.start(name)
-
-
 def test_after_comes_and_goes_and_a_task_is_removed_and_comes_back(story: Story) -> None:
     story.start("a", "b")
     story.until(lambda: "follower" in story.ended_since(0), 60, "all run")
-    deploy(story, TWELVE + TASKS.format(leader="Leader", name="leader", after="pass"))
+    story.deploy(TWELVE + TASKS.format(leader="Leader", name="leader", after="pass"), "a", "b")
     since = story.now()
     story.until(lambda: {"leader", "follower"} <= story.ended_since(since), 60, "both run by themselves")
-    deploy(story, TWELVE)
+    story.deploy(TWELVE, "a", "b")
     story.wait(45)
-    deploy(story, TWELVE + TASKS.format(leader="Leader", name="leader", after='after = "leader"'))
+    story.deploy(TWELVE + TASKS.format(leader="Leader", name="leader", after='after = "leader"'), "a", "b")
     since = story.now()
     story.until(lambda: {"leader", "follower"} <= story.ended_since(since), 90, "both run, one after the other")
     story.check_end()
@@ -61,10 +51,10 @@ def test_the_leader_is_renamed_by_a_deploy_and_its_follower_is_not(story: Story)
     """The follower has nothing to wait for any more: that is told, and not passed over."""
     story.start("a", "b")
     story.until(lambda: "follower" in story.ended_since(0), 60, "all run")
-    deploy(story, TWELVE + TASKS.format(leader="Chief", name="chief", after='after = "leader"'))
+    story.deploy(TWELVE + TASKS.format(leader="Chief", name="chief", after='after = "leader"'), "a", "b")
     story.until(lambda: "follower" in story.told(), 150, "a message says that the follower is kept back")
     assert "follower" in story.status()
-    deploy(story, TWELVE + TASKS.format(leader="Chief", name="chief", after='after = "chief"'))
+    story.deploy(TWELVE + TASKS.format(leader="Chief", name="chief", after='after = "chief"'), "a", "b")
     since = story.now()
     story.until(lambda: {"chief", "follower"} <= story.ended_since(since), 90, "both run again")
     story.check_end()

@@ -1,28 +1,111 @@
-"""A node is frozen for three minutes, by SIGSTOP or a debugger, and then goes on."""
+"""A node is frozen for three minutes, by SIGSTOP or a debugger, in the middle of something, and then goes on."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import httpx
 import pytest
 
-from tests.days.story import Story, boottime
+from tests.days.story import TWELVE, Story, boottime
+from tests.processes import is_stopped
 
 pytestmark = pytest.mark.days
 
 FROZEN_SECONDS = 180
 
+FREEZING = '''
 
-def test_a_node_is_frozen_for_three_minutes(story: Story) -> None:
-    story.start("a", "b")
+import signal
+
+from sqlalchemy import Engine, event, text
+
+MOMENT = os.environ.get("FREEZE")
+INSERTED = 'INSERT INTO batch_runs'
+CLAIMED = "UPDATE batch_runs SET state = 'running'"
+
+
+def freeze():
+    """Stop this process, once, as soon as the file `freeze` is there."""
+    try:
+        os.rename("freeze", "frozen")
+    except OSError:
+        return
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@event.listens_for(Engine, "after_cursor_execute")
+def look(connection, cursor, statement, parameters, *_):
+    if MOMENT == "claim" and statement.startswith(CLAIMED):
+        freeze()
+    if MOMENT == "prepared slots" and statement.startswith(INSERTED) and str(parameters).count("wide") > 20:
+        freeze()
+
+
+class Work(BaseTask):
+    """Notes each of its items once, in its chunks."""
+
+    name, schedule = "work", None
+
+    async def run(self):
+        async for chunk in self.chunks(range(400), size=20, pause=0.2):
+            async with chunk as (db, numbers):
+                await db.execute(text("CREATE TABLE IF NOT EXISTS done (number INTEGER)"))
+                await db.execute(text("INSERT INTO done VALUES (:n)"), [{"n": n} for n in numbers])
+                if MOMENT == "chunk" and chunk.number > 3:
+                    freeze()
+''' + "".join(
+    f"""
+
+class Wide{number}(BaseTask):
+    name, schedule = "wide{number}", "5/10 * * * * *"
+
+    async def run(self):
+        pass
+"""
+    for number in range(25)
+)  # so many slots of one instant are prepared before it
+
+
+@pytest.fixture
+def tasks() -> str:
+    return TWELVE + FREEZING
+
+
+@pytest.mark.parametrize("moment", ["claim", "prepared slots", "chunk"])
+def test_a_node_is_frozen_for_three_minutes_in_the_middle_of_it(story: Story, moment: str) -> None:
+    """The other node does all of its work. On SQLite it has to kill one that holds the lock of the ledger meanwhile."""
+    story.start("b")
+    story.start("a", settings={"FREEZE": moment})
     story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
-    began = boottime()
     frozen = story.nodes["a"]
-    frozen.freeze()
+    (story.folder / "freeze").touch()
+
+    story.until(lambda: is_frozen(story, "work" if moment == "chunk" else "tick"), 60, "it is frozen")
+    began = boottime()
     story.wait(FROZEN_SECONDS - 20)
     since = boottime()
     story.until(lambda: len(story.ended_since(since)) == 12, 20, "the other node fires and runs everything")
     assert "silent" in story.batch("nodes") or "lost" in story.batch("nodes")
-    frozen.thaw()
     story.frozen.append((frozen.process.pid, began, boottime()))
+    if moment != "chunk" and not story.settings.get("DATABASE_URL"):
+        assert not frozen.is_alive
+        story.start("a")
+    frozen.thaw()
     story.check_end()
+    if moment == "chunk":
+        (runs,) = story.rows("SELECT count(*) AS number FROM batch_runs WHERE task = 'work'")
+        story.until(lambda: story.count_runs("work", "succeeded") == runs["number"], 60, "the chunks are done")
+        done = story.rows("SELECT number, count(*) AS times FROM done GROUP BY number", of="DATABASE_URL")
+        assert {row["number"]: row["times"] for row in done} == dict.fromkeys(range(400), runs["number"])
     assert story.told() == ""  # the other node has done all of its work
     assert "Nothing needs you." in story.status()
+
+
+def is_frozen(story: Story, task: str) -> bool:
+    """Whether node a is. If it is not, a run is started there."""
+    if not is_stopped(story.nodes["a"].process.pid):
+        with suppress(httpx.TimeoutException):  # it has frozen before it could answer
+            story.request_runs(task, of="a", seconds=5)
+        story.wait(2)
+    return is_stopped(story.nodes["a"].process.pid)

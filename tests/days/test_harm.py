@@ -57,6 +57,59 @@ class Filling(BaseTask):
 '''
 
 
+EATING = '''
+
+class Eating(BaseTask):
+    """Takes memory in the service process, until the kernel kills that."""
+
+    name, schedule = "eating", None
+
+    def run(self):
+        import signal
+
+        note("began")
+        taken = []
+        while len(taken) < 30:
+            taken.append(bytearray(10_000_000))
+            time.sleep(0.05)
+        note("ended")
+        os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def test_a_run_that_eats_the_memory_of_the_service_waits_longer_each_time(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """A supervisor starts each killed process again. The others go on, and it is told which run it was."""
+    with Story(tmp_path / "story", settings, TWELVE + EATING) as story:
+        story.start("a", "b")
+        story.until(lambda: len(story.ended_since(0)) >= 12, 30, "the others run")
+        story.request_runs("eating")
+        story.until(lambda: has_begun(story, "eating", 4), 150, "it was tried four times")
+        begun = [float(line[5]) for line in story.witness() if line[0] == "began" and line[1] == "eating"]
+        waits = [second - first for first, second in pairwise(begun)]
+        assert waits[0] < 25 < waits[1] < 55 < waits[2], waits
+        story.until(lambda: has_begun(story, "eating", 4) and all_live(story), 60, "the nodes live again")
+        since = story.now()
+        story.until(lambda: len(story.ended_since(since)) >= 12, 30, "the others go on")
+        print(story.told(), story.status(), sep="\n\n")
+        story.batch("cancel", "eating", code=None)
+        story.check_end()
+
+
+def has_begun(story: Story, task: str, times: int) -> bool:
+    """Whether runs of the task have begun so often. Nodes that were killed are started, as by a supervisor."""
+    for name, node in story.nodes.items():
+        if not node.is_alive:
+            story.deaths[node.process.pid] = story.now()
+            story.start(name)
+    return sum(line[:2] == ["began", task] for line in story.witness()) >= times
+
+
+def all_live(story: Story) -> bool:
+    return all(node.is_alive for node in story.nodes.values())
+
+
 def test_a_run_that_holds_the_lock_of_the_ledger_for_45_seconds_waits_longer_each_time(tmp_path: Path) -> None:
     """It is not resumed at once, again and again: the slots of the others fire in between, and an incident names it."""
     with Story(tmp_path / "story", {}, TWELVE + LOCKING) as story:

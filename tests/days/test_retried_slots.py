@@ -11,12 +11,14 @@ pytestmark = pytest.mark.days
 PAIR = '''
 
 class Extract(BaseTask):
-    """Fails while the file `broken` is there."""
+    """Fails while the file `broken` is there, and takes long while the file `slow` is."""
 
     name, schedule = "extract", "*/20 * * * * *"
 
     async def run(self):
         note("began")
+        if os.path.exists("slow"):
+            await asyncio.sleep(12)
         note("ended")
         if os.path.exists("broken"):
             raise RuntimeError("the source does not answer")
@@ -37,29 +39,45 @@ def tasks() -> str:
     return TWELVE + PAIR
 
 
-def test_three_failed_slots_are_retried_in_bulk_while_todays_slots_fire(story: Story) -> None:
-    """Each slot of both has a run that has succeeded at the end."""
+def let_three_fail(story: Story) -> None:
     story.start("a", "b")
     story.until(lambda: "load" in story.ended_since(0), 60, "both run")
     (story.folder / "broken").touch()
-    story.until(lambda: count(story, "extract", "failed") >= 3, 90, "three slots fail")
+    story.until(lambda: story.count_runs("extract", "failed") >= 3, 90, "three slots fail")
     (story.folder / "broken").unlink()
+
+
+def test_three_failed_slots_are_retried_in_bulk_while_todays_slots_fire(story: Story) -> None:
+    """Each slot of both has a run that has succeeded at the end."""
+    let_three_fail(story)
     story.wait(25)  # slots of today go on
     story.batch("retry", "--task", "extract", "--state", "failed", "--yes")
-    story.until(lambda: count(story, "extract", "failed") == 0, 30, "they have succeeded")
-    story.until(lambda: count(story, "load", "skipped") + count(story, "load", "waiting") <= 1, 90, "so has what waits")
+    story.until(lambda: story.count_runs("extract", "failed") == 0, 30, "they have succeeded")
+    story.until(
+        lambda: story.count_runs("load", "skipped") + story.count_runs("load", "waiting") <= 1, 90, "so has what waits"
+    )
     story.check_end()
     assert story.told() == (
         "opened failed extract: RuntimeError: the source does not answer\n"
         "closed failed extract: RuntimeError: the source does not answer"
     )
     assert "Nothing needs you." in story.status()
-    assert count(story, "load", "skipped") == 0
-    assert count(story, "load", "succeeded") >= count(story, "extract", "succeeded") - 2
+    assert story.count_runs("load", "skipped") == 0
+    assert story.count_runs("load", "succeeded") >= story.count_runs("extract", "succeeded") - 2
 
 
-def count(story: Story, task: str, state: str) -> int:
-    (row,) = story.rows(
-        "SELECT count(*) AS n FROM batch_runs WHERE task = :task AND state = :state", task=task, state=state
-    )
-    return int(row["n"])
+def test_a_deploy_renames_what_is_retried_and_is_waited_for(story: Story) -> None:
+    """The slots of today follow the new name. Runs of the old one that are left are told, and a person cancels them."""
+    let_three_fail(story)
+    (story.folder / "slow").touch()
+    story.batch("retry", "--task", "extract", "--state", "failed", "--yes")
+    story.until(lambda: story.count_runs("extract", "running"), 20, "they are retried")
+    story.deploy(TWELVE + PAIR.replace('"extract"', '"source"'), "a", "b")
+    (story.folder / "slow").unlink()
+    since = story.now()
+    story.until(lambda: {"source", "load"} <= story.ended_since(since), 60, "both run again")
+    story.until(lambda: "opened pool" in story.told(), 120, "a message says what is left")
+    print(story.told(), story.status(), sep="\n\n")
+    story.batch("cancel", "--task", "extract", "--yes")
+    story.check_end()
+    print(story.told(), story.status(), sep="\n\n")
