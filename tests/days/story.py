@@ -27,11 +27,15 @@ from sqlalchemy import text
 
 from service.database.engine import Database
 from service.testing.databases import wait_for
-from tests.processes import BATCH, environment, suspend
+from tests import preloaded
+from tests.preloaded import Forked
+from tests.processes import BATCH, SERVE, environment, suspend
 
 END_SECONDS = 30.0
 """So long after the end of the trouble everything that is due is fired again."""
 LEASE_SECONDS = 30.0
+TOLD_SECONDS = 45.0
+"""What has to be said is sent within so long: messages are collected for 20 seconds."""
 START_SECONDS = 120.0
 
 TASKS = '''
@@ -94,7 +98,7 @@ TWELVE = TASKS + SHORTS
 class Node:
     """A service in a process of its own. `at`: its address."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes] | Forked, log: Path) -> None:
         self.name, self.process, self.log = name, process, log
         self.at = ""
 
@@ -168,14 +172,16 @@ class Story:
     def launch(
         self, name: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = (), waits: bool = True
     ) -> Node:
-        """Start a node until its port is known. `waits=False`: return at once."""
+        """Start a node until its port is known. `waits=False`: return at once, after a start from nothing."""
         number = len(list(self.folder.glob(f"{name}.*.log")))
         log = self.folder / f"{name}.{number}.log"
         env = environment({**self.settings, "BATCH_ALERT_WEBHOOK": self._inbox, **(settings or {})})
+        process: subprocess.Popen[bytes] | Forked
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                command or (*BATCH, "serve", "--port", "0"), cwd=self.folder, env=env, stdout=file, stderr=file
-            )
+            if waits and not command:
+                process = preloaded.start(SERVE, self.folder, env, file, file)
+            else:
+                process = subprocess.Popen(command or SERVE, cwd=self.folder, env=env, stdout=file, stderr=file)
         node = self.nodes[name] = Node(name, process, log)
         if not waits:
             return node
@@ -213,15 +219,7 @@ class Story:
 
     def batch(self, *words: str, code: int | None = 0, within: float = 120.0) -> str:
         """What the command prints. `code`: its exit code; None: any."""
-        done = subprocess.run(
-            [*self.prefix, *BATCH, *words],
-            cwd=self.folder,
-            env=environment(self.settings),
-            capture_output=True,
-            text=True,
-            timeout=within,
-            check=False,
-        )
+        done = preloaded.run([*self.prefix, *BATCH, *words], self.folder, environment(self.settings), within=within)
         assert code is None or done.returncode == code, f"batch {' '.join(words)}: {done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
@@ -329,6 +327,15 @@ class Story:
         """What reached a person by the webhook: a line for each event, without times, ids and numbers of processes."""
         return "\n".join(plain(message) for message in self.messages)
 
+    def check_told(self, *lines: str, headline: str = "Nothing needs you.") -> None:
+        """What has reached a person is these lines, each once. `headline`: the last line of `batch status`."""
+        expected = "\n".join(lines)
+        give_up_at = time.monotonic() + TOLD_SECONDS
+        while self.told() != expected and time.monotonic() < give_up_at:
+            time.sleep(0.25)
+        assert self.told() == expected
+        assert self.status().strip().splitlines()[-1] == headline
+
     def status(self) -> str:
         """What `batch status` says, without times, ids and numbers of processes."""
         return plain(self.batch("status", code=None))
@@ -345,7 +352,7 @@ def plain(text: str) -> str:
         (r"\b\d\d:\d\d:\d\d\b", "TIME"),
         (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
         (r"pid \d+", "pid N"),
-        (r"\bfor \d+ (seconds|minutes)\b", "for SOME TIME"),
+        (r"\bfor \d+ (seconds|minutes|s)\b", "for SOME TIME"),
         (r"\(\d+ (seconds|minutes)\)", "(SOME TIME)"),
         (r"\b\d+ services\b", "N services"),
         (rf"\b{re.escape(socket.gethostname())}\b", "HOST"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -420,6 +421,46 @@ async def test_a_run_that_harms_its_node_is_an_incident_while_it_waits_until_it_
     assert claimed.attempt - claimed.attempts_before == 1, "the wait has used up no attempt"
     await checked(watch)
     assert [row["closed_why"] for row in await watch.incidents(kind="failed")] == ["made_good"]
+
+
+async def test_an_event_loop_that_stands_still_is_one_incident_and_its_runs_are_not_slow(
+    ledger: Database, watch: Watching
+) -> None:
+    """What a node says once, in the first beat after it was frozen, opens none."""
+    await know(ledger, make_task("load", None, alerts=Alerts(slow_after=30)))
+    node = await node_that_dies(ledger)
+    await started(ledger, "load", node=node)
+
+    async def beats(lag: float) -> list[str]:
+        async with ledger.engine.begin() as connection:
+            assert await nodes.beat(connection, node, lag)
+        await checked(watch)
+        return [row["text"] for row in await watch.incidents() if row["closed_at"] is None]
+
+    assert await beats(0.1) == []
+    clock.advance(timedelta(seconds=50))
+    assert await beats(180.0) == []
+    (text,) = await beats(190.0)
+    assert text == (
+        "a run has blocked the event loop of there (pid 7) for 3 minutes, so it answers nobody, and its runs do not go "
+        "on: those of load. Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then its log names the run "
+        "and the line"
+    )
+    assert len(await beats(200.0)) == 1
+    (slow,) = await beats(0.1)
+    assert slow.startswith("it has run for ")
+
+
+async def test_a_slow_run_whose_row_is_locked_is_said_to_be(ledger: Database, watch: Watching) -> None:
+    if ledger.kind == "sqlite":  # it has no locks of rows
+        return
+    await know(ledger, make_task("load", None, alerts=Alerts(slow_after=30)))
+    run = await started(ledger, "load")
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(reason="mine"))
+        await checked(watch, 40)
+        (incident,) = await watch.incidents()
+    assert re.search(r"its row is locked by pid \d+ .*; end that transaction", incident["text"]), incident["text"]
 
 
 async def test_a_lost_node_is_an_incident_if_nobody_goes_on_with_its_runs(ledger: Database, watch: Watching) -> None:

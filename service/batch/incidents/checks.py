@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Row, and_, func, select, text
@@ -21,6 +22,7 @@ from service.batch.incidents.pool_check import PoolCheck
 from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger import database_time
+from service.batch.ledger.blocking import blocker_in_words
 from service.batch.ledger.incidents import incidents, marks
 from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
 from service.batch.ledger.missed_ranges import Cause
@@ -116,20 +118,26 @@ class Checks:
         redriven: Sequence[str],
         now: datetime,
         unfired: NotFired | None = None,
+        blocked: Mapping[str, bool] = MappingProxyType({}),
+        is_doubtful: bool = False,
     ) -> Findings:
         """Make all checks, and write nothing. `redriven`: what `redriven()` has returned.
 
-        `unfired`: slots that are due and that no service fires.
+        `unfired`: slots that are due and that no service fires. `blocked`: nodes whose event loop stands still, and
+        whether that is certain.
+        `is_doubtful`: the ledger could not be used a moment ago, so runs may have ended of which it does not know yet.
         """
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
         known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
-        wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, now)
+        wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, blocked, now)
+        wrong += await noticing.blocked_nodes(connection, [node for node, is_certain in blocked.items() if is_certain])
         if unfired is not None:
             wrong.append(outages.of_living(unfired, now))
         held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
         following = [instant for instant in (*instants, held_until) if instant is not None]
         patient = await self._not_good_yet(connection, opened, watched)
+        new = [each for each in wrong if each.key not in known and not (is_doubtful and each.kind in _OF_TIME)]
         return Findings(
             watched=watched,
             opened=opened,
@@ -137,7 +145,7 @@ class Checks:
             redriven=redriven,
             good=[each for each in await incidents.without_open_runs(connection) if each not in patient],
             over=await self._find_over(connection, opened, wrong),
-            new=[opening for opening in wrong if opening.key not in known],
+            new=[each if each.kind != IncidentKind.SLOW else await self._with_holder(each) for each in new],
             deadlines=checked,
             durations=usual.computed,
             must_tell=must_tell,
@@ -173,6 +181,7 @@ class Checks:
         watched: Mapping[str, WatchedTask],
         usual: UsualDurations,
         known: Collection[tuple[str, str, str, str]],
+        blocked: Collection[str],
         now: datetime,
     ) -> tuple[list[Opening], list[str], list[datetime | None]]:
         """What is wrong now, the tasks whose deadlines were checked, and when something may go wrong next."""
@@ -186,13 +195,22 @@ class Checks:
         wrong = [
             *unserved,
             *(late for late in late_slots if late.task not in self._pools.tasks),
-            *await overdue.slow_runs(connection, watched, usual, self._thresholds, now),
+            *await overdue.slow_runs(connection, watched, usual, self._thresholds, blocked, now),
             *silent,
             *missed_deadlines,
             *old,
             *ahead,
         ]
         return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
+
+    async def _with_holder(self, slow: Opening) -> Opening:
+        """A slow run may have ended, which its node can't write because somebody has locked its row."""
+        locking = select(runs.c.id).where(runs.c.id == slow.newest_run).with_for_update()
+        holder = await blocker_in_words(self._ledger, locking)
+        if holder is None:
+            return slow
+        text = f"the ledger can't be told how it goes on, since its row is locked by {holder}; end that transaction"
+        return replace(slow, text=text)
 
     async def _find_good(
         self,
@@ -253,6 +271,7 @@ class Checks:
         return over + [incident for incident, is_over, row in asked if await is_over(connection, row)]
 
 
+_OF_TIME = (IncidentKind.LATE, IncidentKind.SLOW)
 _CONDITIONS = (
     *(IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL),
     *(IncidentKind.CLOCK, IncidentKind.UNFIRED),
@@ -267,7 +286,11 @@ async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) 
 
 
 async def _are_resumed(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether no run of the lost node waits for another one any more; or whether the nodes of a host live again."""
+    """Whether no run of the lost node waits for another one any more; or whether the nodes of a host live again, or the
+    event loop of a node goes on.
+    """
+    if incident.subject.startswith(noticing.BLOCK_OF):
+        return not await noticing.blocked_nodes(connection, [incident.subject.removeprefix(noticing.BLOCK_OF)])
     if incident.subject.startswith(noticing.CRASHES_OF):
         crashes = await noticing.crash_loops(connection, await database_time.now_of(connection))
         return incident.subject not in {crash.subject for crash in crashes}

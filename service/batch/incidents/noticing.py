@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,12 +25,17 @@ from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.outcome import KEPT_BACK
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import LEFT_SQL, nodes, runs
+from service.batch.ledger.tables import HELD_SQL, LEFT_SQL, nodes, runs
 from service.batch.nodes.harm import LOST
 
 CRASHES, CRASH_SPAN = 3, timedelta(minutes=10)
 """So many lost nodes on one host within this time are an incident of their own."""
 CRASHES_OF = "crashes of "
+BLOCK_OF = "block of "
+BLOCKED_SECONDS = 40.0
+"""An event loop that stands still for so long is an incident within a minute."""
+MOST_NAMED = 5
+"""Of so many tasks of a blocked node the names are said."""
 MOST_OPEN = 50
 """Open incidents of one task with an error of their own, at most. All further errors of the task are one incident."""
 
@@ -306,6 +311,29 @@ async def crash_loops(connection: AsyncConnection, now: datetime) -> list[Openin
         for host, lost in sorted(by_host.items())
         if len(lost) >= CRASHES
     ]
+
+
+async def blocked_nodes(connection: AsyncConnection, ids: Collection[str]) -> list[Opening]:
+    """The incident of each of these nodes whose event loop stands still."""
+    columns = (nodes.c.id, nodes.c.host, nodes.c.pid, nodes.c.loop_lag, nodes.c.seen_at)
+    still = (nodes.c.id.in_(ids), nodes.c.stopped_at.is_(None), nodes.c.loop_lag >= BLOCKED_SECONDS)
+    openings = []
+    for node in await connection.execute(select(*columns).where(*still)) if ids else ():
+        theirs = select(runs.c.task).where(runs.c.node == node.id, text(HELD_SQL)).distinct().limit(MOST_NAMED + 1)
+        names = sorted((await connection.execute(theirs)).scalars())
+        of = f": those of {', '.join(names[:MOST_NAMED])}{' and others' if names[MOST_NAMED:] else ''}" if names else ""
+        openings.append(
+            Opening(
+                IncidentKind.NODE,
+                f"a run has blocked the event loop of {node.host} (pid {node.pid}) for "
+                f"{in_words(timedelta(seconds=node.loop_lag))}, so it answers nobody, and its runs do not go on{of}. "
+                "Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then its log names the run and the line",
+                node.seen_at,
+                subject=f"{BLOCK_OF}{node.id}",
+                count=len(names),
+            )
+        )
+    return openings
 
 
 async def _notice_files(connection: AsyncConnection, now: datetime) -> None:

@@ -6,7 +6,7 @@ longer among them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -32,7 +32,9 @@ _FIRST_ON_TIME = " UNION ALL ".join(
 """The ids of the first runs on time in the queue of each task that has waiting runs which no pause holds."""
 
 _WAITING_COLUMNS = [runs.c[name] for name in ("id", "task", "slot", "due_at")]
-_RUNNING_COLUMNS = [runs.c[name] for name in ("id", "task", "attempt_started_at", "progress_at", "count", "total")]
+_RUNNING_COLUMNS = [
+    runs.c[name] for name in ("id", "task", "node", "attempt_started_at", "progress_at", "count", "total")
+]
 
 
 async def late_slots(
@@ -65,12 +67,18 @@ async def slow_runs(
     watched: Mapping[str, WatchedTask],
     usual: UsualDurations,
     thresholds: Thresholds,
+    blocked: Collection[str],
     now: datetime,
 ) -> list[Opening]:
-    """The runs that take much longer than usual, or have made no progress for too long."""
+    """The runs that take much longer than usual, or have made no progress for too long.
+
+    `blocked`: nodes whose event loop stands still. Whatever runs there is not slow by itself.
+    """
     query = select(*_RUNNING_COLUMNS).where(text(HELD_SQL), runs.c.attempt_started_at.is_not(None))
     openings = []
     for run in await connection.execute(query):
+        if run.node in blocked:
+            continue
         why = await _why_slow(usual, run, watched.get(run.task), thresholds, now)
         if why is not None:
             openings.append(Opening(IncidentKind.SLOW, why, now, task=run.task, subject=run.id, newest_run=run.id))
@@ -94,7 +102,7 @@ async def _why_slow(
         if taken.p95 is None:
             return None
         limit = max(thresholds.least_slow, thresholds.slow_factor * taken.p95)
-        others = f"; 95 of 100 runs take at most {in_words(timedelta(seconds=taken.p95))}"
+        others = f"; 95 of 100 runs take at most {in_words(timedelta(seconds=max(1.0, taken.p95)))}"
     return f"it has run for {in_words(age)}{others}" if age.total_seconds() >= limit else None
 
 

@@ -15,6 +15,7 @@ from service import clock
 from service.batch.firing.unfired import NotFired
 from service.batch.incidents import noticing, outages, telling
 from service.batch.incidents.checks import CHECK_SECONDS, Checks
+from service.batch.incidents.noticing import BLOCKED_SECONDS
 from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
 from service.batch.ledger import database_time, duties
@@ -63,6 +64,8 @@ class Watch(Background):
         self._catalog: int | None = None
         self._watched: Mapping[str, WatchedTask] | None = None
         self._watched_version: int | None = None
+        self._lags: dict[str, float] = {}
+        """For how long the event loops of other nodes had stood still at the last check."""
         self.holds = False
         """Whether this node has the duty of the watch, as far as it knows."""
 
@@ -174,7 +177,13 @@ class Watch(Background):
         async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
             findings = await self._checks.look(
-                connection, await self._watched_tasks(connection), redriven, now, unfired
+                connection,
+                await self._watched_tasks(connection),
+                redriven,
+                now,
+                unfired,
+                self._blocked(changes),
+                is_doubtful=self._outage.cause is not None,
             )
         following = [findings.next_at] if findings.next_at is not None else []
         number = len(findings.opened)
@@ -192,6 +201,17 @@ class Watch(Background):
         if number:
             following.append(now + _PAUSE)
         self._last_check, self._next_check = now, min(following, default=NEVER)
+
+    def _blocked(self, changes: LedgerChanges | None) -> dict[str, bool]:
+        """The other nodes whose event loop stands still, each with whether it is certain: for longer than at the last
+        check. A node that was frozen says the same in its first beat, once.
+        """
+        before, self._lags = self._lags, {node.id: node.loop_lag for node in changes.others} if changes else {}
+        return {
+            id: BLOCKED_SECONDS / 2 < before.get(id, 0.0) < lag
+            for id, lag in self._lags.items()
+            if lag >= BLOCKED_SECONDS
+        }
 
     async def _watched_tasks(self, connection: AsyncConnection) -> Mapping[str, WatchedTask]:
         """All tasks. They are read again when a task or a schedule has changed, or deadlines were checked."""
