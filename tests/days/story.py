@@ -43,7 +43,7 @@ import asyncio
 import os
 import time
 
-from service import BaseTask, current_run
+from service import Alerts, BaseTask, current_run
 
 
 def note(what):
@@ -202,11 +202,11 @@ class Story:
             self.deaths[self.nodes[name].process.pid] = boottime()
             self.start(name)
 
-    def request_runs(self, task: str, number: int = 1, of: str | None = None, seconds: float = 60.0) -> None:
-        """Start runs of a task by the API of this node; None: of the first one that lives."""
+    def request_runs(self, task: str, number: int = 1, seconds: float = 60.0) -> None:
+        """Start runs of a task by the API of the first node that lives."""
         if self._token is None:
             self._token = self.batch("token", "create", "story", "--role", "operator").splitlines()[0]
-        node = self.nodes[of] if of is not None else next(node for node in self.nodes.values() if node.is_alive)
+        node = next(node for node in self.nodes.values() if node.is_alive)
         headers = {"Authorization": f"Bearer {self._token}"}
         with httpx.Client(headers=headers, trust_env=False, timeout=seconds) as client:
             for _ in range(number):

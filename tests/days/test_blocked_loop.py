@@ -47,3 +47,4 @@ def test_a_task_blocks_the_event_loop_for_100_seconds(story: Story) -> None:
     story.until(lambda: [line for line in story.witness() if line[0] == "gave"], 80, "it gives way")
     story.frozen.append((blocked.process.pid, float(line[5]), story.now()))
     story.check_end()
+    print(story.messages)

@@ -38,8 +38,8 @@ def test_both_nodes_are_gone_for_five_minutes(story: Story) -> None:
     story.wait(300)
     story.start("a", "b")
     story.check_end()
-    story.until(lambda: story.messages, 30, "a message says how long nothing was fired")
-    assert story.told().startswith(
+    story.check_told(
         "opened down : no service fired from TIME to TIME UTC (SOME TIME). N slots of 12 tasks (long, short0, short1, "
+        "short2, short3, …) did not run; `batch night` lists them, `batch backfill` runs them.",
+        headline="Nothing failed. N slots did not run.",
     )
-    assert story.told().endswith("did not run; `batch night` lists them, `batch backfill` runs them.")

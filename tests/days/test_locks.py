@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 
 from service.testing.databases import wait_for
 from service.testing.postgres import OwnServer
-from tests.days.story import Story
+from tests.days.story import TWELVE, Story
 
 pytestmark = pytest.mark.days
 
@@ -22,7 +22,9 @@ HELD_SECONDS = 120
 
 @pytest.fixture
 def story(server: OwnServer, tmp_path: Path) -> Iterator[Story]:
-    with Story(tmp_path / "story", {"DATABASE_URL": wait_for(server.create_database())}) as story:
+    slow = 'name, schedule, alerts = "long", "*/10 * * * * *", Alerts(slow_after=60)'
+    tasks = TWELVE.replace('name, schedule = "long", "*/10 * * * * *"', slow)
+    with Story(tmp_path / "story", {"DATABASE_URL": wait_for(server.create_database())}, tasks) as story:
         story.start("a", "b")
         story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
         yield story
@@ -55,6 +57,12 @@ def test_a_row_of_a_run_is_locked(story: Story) -> None:
         )
         story.wait(HELD_SECONDS - 60)
     story.check_end()
+    slow = (
+        "slow long: the ledger can't be told how it goes on, since its row is locked by pid N (psql, role postgres), "
+        "idle in transaction for SOME TIME: UPDATE batch_runs SET reason = … WHERE id = (SELECT id FROM batch_runs "
+        "WHERE task = … ORDER BY created_at DESC LIMIT…; end that transaction"
+    )
+    story.check_told(f"opened {slow}", f"closed {slow}")
 
 
 def test_a_row_of_a_schedule_is_locked(story: Story) -> None:
@@ -69,7 +77,17 @@ def test_a_row_of_a_schedule_is_locked(story: Story) -> None:
         assert "short3" in story.batch("status", code=1)
         story.wait(45)
     story.check_end()
-    story.until(lambda: any("closed unfired" in message for message in story.messages), 30, "it is over")
+    held = (
+        "by pid N (psql, role postgres), idle in transaction for SOME TIME: UPDATE batch_schedules SET "
+        "fired_until = fired_until WHERE task = …"
+    )
+    story.check_told(
+        "opened unfired : a service lives, but slots are not fired since TIME UTC, of short3: their schedules are "
+        f"locked {held}; end that transaction",
+        "closed unfired : a service lived, but slots were not fired, from TIME to TIME UTC (SOME TIME): their schedules "
+        f"were locked {held}. N slots of short3 did not run; `batch night` lists them, `batch backfill` runs them.",
+        headline="Nothing failed. N slots did not run.",
+    )
 
 
 def test_the_table_of_runs_is_locked(story: Story) -> None:
@@ -81,4 +99,10 @@ def test_the_table_of_runs_is_locked(story: Story) -> None:
             assert "another transaction holds a lock" in reasons["ledger"], reasons
         assert pid
     story.check_end()
+    story.check_told(
+        "opened down : no service fired from TIME to TIME UTC (SOME TIME): the ledger could not be used (another transaction holds a lock). "
+        "N slots of 12 tasks (long, short0, short1, short2, short3, …) did not run; `batch night` lists them, "
+        "`batch backfill` runs them.",
+        headline="Nothing failed. N slots did not run.",
+    )
     assert not any("could not renew its lease" in node.said for node in story.nodes.values())

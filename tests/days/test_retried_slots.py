@@ -18,7 +18,7 @@ class Extract(BaseTask):
     async def run(self):
         note("began")
         if os.path.exists("slow"):
-            await asyncio.sleep(12)
+            await asyncio.sleep(60)
         note("ended")
         if os.path.exists("broken"):
             raise RuntimeError("the source does not answer")

@@ -87,7 +87,9 @@ def why(pool: str, tasks: Sequence[str], waiting: int, *, is_claimed: bool) -> s
 
 def advice(pool: str) -> str:
     """What to do so that a pool is served."""
-    return f"start `batch work --pool {pool}` on some machine, or set BATCH_POOL_{pool.upper()}=process"
+    setting = f"BATCH_POOL_{pool.upper()}"
+    command = f"`batch work --pool {pool}`"
+    return f"start {command} on some machine, or the Dask cluster that {setting} names, or set {setting}=process"
 
 
 def _wait(number: int, whose: str = "") -> str:
