@@ -46,7 +46,7 @@ test: tools ## the tests, four at a time, for much of it waits; ARGS are passed 
 
 # Stories wait more than they work, so many are told at a time.
 days: tools ## stories of trouble that lasts minutes, with default settings, about ten minutes; ARGS are passed on
-	.venv/bin/pytest -n 12 --dist worksteal -o faulthandler_timeout=1200 -m days tests/days $(ARGS)
+	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 16 --dist worksteal -o faulthandler_timeout=1200 -m days tests/days $(ARGS)
 
 faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAULT_SEED change its plan
 	FAULT_COUNT=$${FAULT_COUNT:-300} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} .venv/bin/pytest -s tests/faults

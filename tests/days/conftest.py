@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,24 @@ import pytest
 from service.testing.databases import wait_for
 from service.testing.postgres import OwnServer, find_binaries
 from tests.days.story import TWELVE, Story
+
+LONGEST = (
+    *("gone_for_five_minutes", "disk_is_full[300", "frozen_for_three_minutes", "the_lock_of_the_ledger_for_45_seconds"),
+    *("renames", "half_open_for_three_minutes", "memory_of_the_service", "scheduler_is_killed", "renamed", "every_20"),
+)
+"""Words in the names of the stories that last longest, which begin first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal the stories to the workers of xdist, each of which takes its share from the front of what is collected."""
+
+    def place(item: pytest.Item) -> int:
+        return next((place for place, words in enumerate(LONGEST) if words in item.name), len(LONGEST))
+
+    stories = sorted((item for item in items if item.get_closest_marker("days")), key=place)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    others = [item for item in items if item not in stories]
+    items[:] = [*others, *(item for worker in range(workers) for item in stories[worker::workers])]
 
 
 @pytest.fixture

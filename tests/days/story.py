@@ -95,6 +95,19 @@ TWELVE = TASKS + SHORTS
 """Twelve tasks, which note in the witness what they do."""
 
 
+MISSED = "Nothing failed. N slots did not run."
+"""The last line of `batch status` where slots were missed and their incident is over."""
+
+
+def down(cause: str | None = None) -> str:
+    """What reaches a person after an outage of all services, or of the ledger (`cause`)."""
+    why = f": the ledger could not be used ({cause})" if cause is not None else ""
+    return (
+        f"opened down : no service fired from TIME to TIME UTC (SOME TIME){why}. N slots of 12 tasks (long, short0, "
+        "short1, short2, short3, …) did not run; `batch night` lists them, `batch backfill` runs them."
+    )
+
+
 class Node:
     """A service in a process of its own. `at`: its address."""
 

@@ -92,9 +92,20 @@ def test_a_run_that_eats_the_memory_of_the_service_waits_longer_each_time(
         story.until(lambda: has_begun(story, "eating", 4) and all_live(story), 60, "the nodes live again")
         since = story.now()
         story.until(lambda: len(story.ended_since(since)) >= 12, 30, "the others go on")
-        print(story.told(), story.status(), sep="\n\n")
         story.batch("cancel", "eating", code=None)
         story.check_end()
+        story.check_told(
+            "opened failed eating: the node was lost while it ran, 2 times without progress: it goes on after 30 s",
+            f"opened node : {CRASHES}",
+            "closed failed eating: the node was lost while it ran, 4 times without progress: it goes on after 120 s",
+            headline=f"problem: crashes of HOST: {CRASHES}",
+        )
+
+
+CRASHES = (
+    "N services on HOST have ended within 10 minutes without saying so, the last one with pid N: look at its log, and "
+    "whether its machine has enough memory"
+)
 
 
 def has_begun(story: Story, task: str, times: int) -> bool:
