@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.days.story import TWELVE, Story
+from tests.days.story import MISSED, TWELVE, Story
 
 pytestmark = pytest.mark.days
 
@@ -45,6 +45,7 @@ def test_after_comes_and_goes_and_a_task_is_removed_and_comes_back(story: Story)
     since = story.now()
     story.until(lambda: {"leader", "follower"} <= story.ended_since(since), 90, "both run, one after the other")
     story.check_end()
+    story.check_told(headline=MISSED)  # what a person has removed has no slots
 
 
 def test_the_leader_is_renamed_by_a_deploy_and_its_follower_is_not(story: Story) -> None:
@@ -58,3 +59,8 @@ def test_the_leader_is_renamed_by_a_deploy_and_its_follower_is_not(story: Story)
     since = story.now()
     story.until(lambda: {"chief", "follower"} <= story.ended_since(since), 90, "both run again")
     story.check_end()
+    text = (
+        "kept_back follower: there is no task leader, which it comes after; deploy that task or change `after`, and "
+        "retry the skipped slots"
+    )
+    story.check_told(f"opened {text}", f"closed {text}", headline=MISSED)

@@ -101,6 +101,7 @@ def test_the_old_server_is_closed(cluster: Cluster) -> None:
     cluster.story.wait(15)
     cluster.lead_to_replica()
     cluster.story.check_end()
+    cluster.story.check_told()  # no slot was missed
 
 
 def test_the_old_server_stays_up_and_takes_no_writes(cluster: Cluster) -> None:
@@ -116,3 +117,4 @@ def test_the_old_server_stays_up_and_takes_no_writes(cluster: Cluster) -> None:
         assert connection.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
     cluster.network.tell("all", "lead", str(cluster.replica.directory / ".s.PGSQL.5432"))
     cluster.story.check_end()
+    cluster.story.check_told()  # no slot was missed

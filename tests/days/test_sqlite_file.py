@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.batch.nodes.loop_watchdog import EXIT_CODE
-from tests.days.story import Story
+from tests.days.story import MISSED, Story, down
 from tests.processes import BATCH
 
 pytestmark = pytest.mark.days
@@ -34,6 +34,7 @@ def test_another_process_holds_the_write_lock_for_70_seconds(files: Story) -> No
         assert files.nodes["a"].get("/healthz").status_code == 200
         files.wait(5)
     files.check_end()
+    files.check_told(down("it does not answer in time"), headline=MISSED)
 
 
 def test_a_reader_of_the_ledger_never_ends(files: Story) -> None:
@@ -44,6 +45,7 @@ def test_a_reader_of_the_ledger_never_ends(files: Story) -> None:
         files.wait(120)
         assert len(files.ended_since(since)) == 12
     files.check_end()
+    files.check_told()
 
 
 def test_the_file_is_deleted(files: Story) -> None:
@@ -55,6 +57,7 @@ def test_the_file_is_deleted(files: Story) -> None:
     files.began = files.clock()
     files.start("a")
     files.check_end()
+    files.check_told()
 
 
 def test_the_file_is_replaced_by_a_copy(files: Story) -> None:
@@ -99,6 +102,7 @@ def test_the_disk_is_full(tmp_path: Path, seconds: int, descriptors: int) -> Non
         (inside / "ballast").unlink()
         story.prefix = ("nsenter", "--mount", "--target", str(node.process.pid), f"--wd={story.folder}")
         story.check_end()
+        story.check_told(down("its disk is full; make room there"), headline=MISSED)
         lines = [line for line in node.said.splitlines() if "can't be used" in line]
         assert len(lines) < 5, lines
 

@@ -292,7 +292,7 @@ async def test_slots_that_a_living_service_did_not_fire_are_one_incident(ledger:
     """Its message at the end says what did not run."""
     loaded = await know(ledger, make_task("load", "* * * * *", missed="skip"))
     now = watch.later(300)
-    wrong = NotFired(now - 4 * MINUTE, "pid 12 (psql)", None, "slots are not fired: end that transaction")
+    wrong = NotFired(now - 4 * MINUTE, "pid 12 (psql)", "slots are not fired: end that transaction")
     watch.watch.unfired = lambda: wrong
     await checked(watch)
     await fire(ledger, loaded, now)

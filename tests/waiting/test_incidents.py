@@ -96,7 +96,12 @@ async def test_a_slot_that_is_kept_back_although_nothing_has_failed_is_an_incide
     late, lost = await failed_ones(watch)
     assert [(each["kind"], each["task"], each["text"]) for each in (late, lost)] == [
         ("kept_back", "load", "extract was still running after 60 min"),
-        ("kept_back", "lost", "there is no task gone"),
+        (
+            "kept_back",
+            "lost",
+            "there is no task gone, which it comes after; deploy that task or change `after`, and retry the skipped "
+            "slots",
+        ),
     ]
     needs = of_runs(await night(waits, watch, operations))
     assert [(need.kind, need.task, need.open) for need in needs] == [("kept_back", "load", 1), ("kept_back", "lost", 1)]

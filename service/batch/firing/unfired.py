@@ -16,7 +16,7 @@ from service.batch.nodes.outage import Outage
 from service.database.engine import Database
 
 UNFIRED_SECONDS = 40.0
-"""A slot that stays due for so long, while the ledger can be read, is unfired. An incident follows within a minute."""
+"""A slot that stays due for so long, while the ledger can be used, is unfired. An incident follows within a minute."""
 ASK_SECONDS = 10.0
 """After so long it is asked who has locked the schedule."""
 MOST_NAMED = 5
@@ -24,13 +24,12 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class NotFired:
-    """`since`: the first slot that stays due. `holder`: who has locked the schedules. `outage`: why the ledger can't be
-    used. `in_words`: what is wrong, in one line with what to do.
+    """`since`: the first slot that stays due. `holder`: who has locked the schedules. `in_words`: what is wrong, in one
+    line with what to do.
     """
 
     since: datetime
     holder: str | None
-    outage: str | None
     in_words: str
 
 
@@ -44,9 +43,12 @@ class Unfired:
         self._asking: asyncio.Task[None] | None = None
 
     def are_due(self, slots: Mapping[str, datetime]) -> None:
-        """The ledger says that these slots are due and were not handled. What is not among them was handled."""
+        """The ledger says that these slots are due and were not handled. What is not among them was handled.
+
+        An outage of the ledger is told by itself. What is due in it counts from its end on.
+        """
         now = clock.boottime()
-        before = self._due
+        before = self._due if self._outage.cause is None else {}
         self._due = {
             name: before[name] if name in before and before[name][0] == slot else (slot, now)
             for name, slot in slots.items()
@@ -70,15 +72,13 @@ class Unfired:
             return None
         named = sorted(slots, key=lambda name: (slots[name], name))
         names = ", ".join(named[:MOST_NAMED]) + (f" and {len(named) - MOST_NAMED:,} more" if named[MOST_NAMED:] else "")
-        since, outage = slots[named[0]], self._outage.in_words
+        since = slots[named[0]]
         what = f"a service lives, but slots are not fired since {since:%H:%M:%S} UTC, of {names}"
         if self._holder is not None:
             why = f"their schedules are locked by {self._holder}; end that transaction"
-        elif outage is not None:
-            why = f"of the ledger, {outage}"
         else:
             why = "see /readyz and the log of each service, and restart the one that does not say why"
-        return NotFired(since, self._holder, self._outage.reason, f"{what}: {why}")
+        return NotFired(since, self._holder, f"{what}: {why}")
 
     async def stop(self) -> None:
         if self._asking is not None:

@@ -26,6 +26,7 @@ from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.outcome import KEPT_BACK
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, LEFT_SQL, nodes, runs
+from service.batch.ledger.waits import NO_TASK
 from service.batch.nodes.harm import LOST
 
 CRASHES, CRASH_SPAN = 3, timedelta(minutes=10)
@@ -151,7 +152,7 @@ def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]], now: datetime
     oldest, newest = ordered[0], ordered[-1]
     return Opening(
         kind=_kind_of(newest),
-        text=_TEXTS.get(fingerprint) or newest.reason or "it failed",
+        text=_TEXTS.get(fingerprint) or _with_advice(newest.reason or "it failed"),
         last_at=newest.finished_at or now,
         task=task,
         fingerprint=fingerprint,
@@ -169,6 +170,12 @@ async def _with_keys(connection: AsyncConnection, openings: Sequence[Opening]) -
         replace(each, details={one_error.KEY: keys[each.newest_run]}) if each.newest_run in keys else each
         for each in openings
     ]
+
+
+def _with_advice(reason: str) -> str:
+    if not reason.startswith(NO_TASK):
+        return reason
+    return f"{reason}, which it comes after; deploy that task or change `after`, and retry the skipped slots"
 
 
 _TEXTS = {QUARANTINE: "it has put items into quarantine"}

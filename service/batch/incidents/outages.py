@@ -70,7 +70,7 @@ def has_slots(incident: Row[Any]) -> bool:
 
 def of_living(unfired: NotFired, now: datetime) -> Opening:
     """The incident of services that live and do not fire. What is missed meanwhile belongs to it."""
-    details = {"since": unfired.since.isoformat(), "holder": unfired.holder, "cause": unfired.outage}
+    details = {"since": unfired.since.isoformat(), "holder": unfired.holder}
     return Opening(IncidentKind.UNFIRED, unfired.in_words, now, details=details)
 
 

@@ -108,6 +108,9 @@ class Upstream:
     is_known: bool = True
 
 
+NO_TASK = "there is no task "
+"""How it is said that nobody has what a run comes after."""
+
 _ITS_RUN = f"FROM batch_runs u WHERE u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL}"
 _PENDING_SLOT = (
     "(SELECT true FROM batch_schedules s WHERE s.task = w.task AND s.valid_until IS NULL AND s.fired_until < w.slot "
@@ -233,7 +236,7 @@ async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str
 
 def _why_none(row: Any) -> str:
     if row.known is None:
-        return f"there is no task {row.task}"
+        return f"{NO_TASK}{row.task}"
     if row.slot is None:
         return f"{row.task} had no slot before this one"
     if row.missed is not None:

@@ -95,12 +95,6 @@ class Outage:
                 return None
             return f"it can't be used since {self._since:%H:%M:%S} UTC: {self._reason}"
 
-    @property
-    def reason(self) -> str | None:
-        """Why the ledger can't be used, without addresses; None while it can."""
-        with self._lock:
-            return self._reason if self.cause is not None else None
-
     def over_for(self, part: str) -> None:
         """This part has used the ledger. Logs that the outage is over once all parts can, and nothing has failed."""
         if self.cause is None:
