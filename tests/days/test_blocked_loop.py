@@ -47,4 +47,9 @@ def test_a_task_blocks_the_event_loop_for_100_seconds(story: Story) -> None:
     story.until(lambda: [line for line in story.witness() if line[0] == "gave"], 80, "it gives way")
     story.frozen.append((blocked.process.pid, float(line[5]), story.now()))
     story.check_end()
-    print(story.messages)
+    told = (
+        "node : a run has blocked the event loop of HOST (pid N) for SOME TIME, so it answers nobody, and its runs do "
+        "not go on: those of TASKS. Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then its log names "
+        "the run and the line"
+    )
+    story.check_told(f"opened {told}", f"closed {told}")

@@ -8,12 +8,16 @@ import pytest
 
 from service.testing.databases import wait_for
 from service.testing.postgres import OwnServer
-from tests.days.story import Story
+from tests.days.story import MISSED, Story
 from tests.faults.wrong_clock import SERVE, WrongClock
 
 pytestmark = pytest.mark.days
 
 HOUR, DAY = 3_600.0, 86_400.0
+AHEAD = (
+    "clock : the clock was ahead, up to TIME UTC: 12 tasks fire again between TIME and TIME UTC (long, short0, short1, "
+    "short2, short3, short4, short5, short6, short7, short8, …); `batch resume --ahead` lets them fire now"
+)
 
 
 @pytest.mark.parametrize("seconds", [HOUR, DAY])
@@ -33,6 +37,13 @@ def test_the_clock_of_the_only_machine_is_ahead_for_a_minute(tmp_path: Path, sec
         assert "`batch resume --ahead` lets them fire now" in story.status()
         story.batch("resume", "--ahead")
         story.check_end()
+        story.check_told(
+            "opened down : the clock was set forward from TIME to TIME UTC (SOME TIME). N slots of 12 tasks (long, "
+            "short0, short1, short2, short3, …) did not run; `batch night` lists them, `batch backfill` runs them.",
+            f"opened {AHEAD}",
+            f"closed {AHEAD}",
+            headline=MISSED,
+        )
 
 
 def test_the_clock_of_one_node_steps_and_that_of_the_server_decides(server: OwnServer, tmp_path: Path) -> None:
@@ -47,6 +58,7 @@ def test_the_clock_of_one_node_steps_and_that_of_the_server_decides(server: OwnS
             story.wait(30)
             assert len(story.ended_since(since)) == 12
         story.check_end()
+        story.check_told()
 
 
 def test_the_clock_of_the_only_machine_is_set_back_by_an_hour(tmp_path: Path) -> None:
@@ -60,3 +72,4 @@ def test_the_clock_of_the_only_machine_is_set_back_by_an_hour(tmp_path: Path) ->
         story.wait(60)
         wrong.set(0.0)
         story.check_end()
+        story.check_told(f"opened {AHEAD}", f"closed {AHEAD}", headline=None)

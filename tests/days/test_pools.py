@@ -56,6 +56,7 @@ def test_the_nursery_of_the_children_freezes_for_good(story: Story) -> None:
     since = story.now()
     story.until(lambda: "apart" in story.ended_since(since), 60, "runs end in children again")
     story.check_end()
+    story.check_told()
 
 
 def test_a_child_that_takes_too_much_memory_is_killed_and_the_others_go_on(story: Story) -> None:
@@ -67,8 +68,11 @@ def test_a_child_that_takes_too_much_memory_is_killed_and_the_others_go_on(story
         story.wait(20)
     since = story.now()
     story.until(lambda: "apart" in story.ended_since(since), 30, "the others go on")
-    assert story.told() == "opened failed hungry: used more than 200 MiB"
     story.check_end()
+    story.check_told(
+        "opened failed hungry: used more than 200 MiB",
+        headline="problem: hungry: 3 runs failed: used more than 200 MiB",
+    )
 
 
 def command_of(pid: int) -> str:

@@ -11,13 +11,13 @@ pytestmark = pytest.mark.days
 PAIR = '''
 
 class Extract(BaseTask):
-    """Fails while the file `broken` is there, and takes long while the file `slow` is."""
+    """Fails while the file `broken` is there, and takes long while the file `slow-extract` is."""
 
     name, schedule = "extract", "*/20 * * * * *"
 
     async def run(self):
         note("began")
-        if os.path.exists("slow"):
+        if os.path.exists(f"slow-{self.name}"):
             await asyncio.sleep(60)
         note("ended")
         if os.path.exists("broken"):
@@ -69,11 +69,10 @@ def test_three_failed_slots_are_retried_in_bulk_while_todays_slots_fire(story: S
 def test_a_deploy_renames_what_is_retried_and_is_waited_for(story: Story) -> None:
     """The slots of today follow the new name. Runs of the old one that are left are told, and a person cancels them."""
     let_three_fail(story)
-    (story.folder / "slow").touch()
+    (story.folder / "slow-extract").touch()
     story.batch("retry", "--task", "extract", "--state", "failed", "--yes")
     story.until(lambda: story.count_runs("extract", "running"), 20, "they are retried")
     story.deploy(TWELVE + PAIR.replace('"extract"', '"source"'), "a", "b")
-    (story.folder / "slow").unlink()
     since = story.now()
     story.until(lambda: {"source", "load"} <= story.ended_since(since), 60, "both run again")
     story.until(lambda: "opened pool" in story.told(), 120, "a message says what is left")

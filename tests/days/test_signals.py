@@ -51,6 +51,7 @@ def signal_while_it_runs(folder: Path, number: signal.Signals, is_twice: bool) -
         took = end(story, "a", number)
         story.start("a")
         story.check_end()
+        story.check_told()
         return took
 
 

@@ -19,11 +19,13 @@ from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill
 from service.batch.firing.unfired import NotFired
 from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import missed_ranges, nodes, runs, tables, transitions, wakes
+from service.batch.ledger import missed_ranges, nodes, runs, schedules, tables, transitions, wakes
+from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import orphans
+from service.batch.nodes.clock_steps import ClockStep
 from service.batch.queue.enqueue import Startable
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -306,6 +308,23 @@ async def test_slots_that_a_living_service_did_not_fire_are_one_incident(ledger:
         "a service lived, but slots were not fired, from 2026-03-10 02:01:00 to 02:05:20 UTC (4 minutes): their "
         "schedules were locked by pid 12 (psql). 4 slots of load did not run; `batch night` lists them, "
         "`batch backfill` runs them."
+    )
+
+
+async def test_slots_over_which_a_clock_was_set_are_one_incident(ledger: Database, watch: Watching) -> None:
+    loaded = await know(ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("extract", "load")))
+    now = watch.later(3_600)
+    reason = str(ClockStep(START, now))
+    async with ledger.engine.begin() as connection:
+        opened_schedules = await schedules.open_schedules(connection)
+        over = MissedRange(START + MINUTE, START + 59 * MINUTE, 59, reason, Cause.OTHER)
+        await missed_ranges.record(connection, [(opened_schedules[name], over) for name in loaded], now)
+    await watch.turn(2)
+    await checked(watch)
+    ((_, _, text),) = await watch.notes()
+    assert text == (
+        "the clock was set forward from 2026-03-10 02:01:00 to 02:59:00 UTC (58 minutes). 118 slots of extract, load "
+        "did not run; `batch night` lists them, `batch backfill` runs them."
     )
 
 

@@ -27,6 +27,7 @@ from service.batch.ledger.outcome import KEPT_BACK
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, LEFT_SQL, nodes, runs
 from service.batch.ledger.waits import NO_TASK
+from service.batch.nodes.clock_steps import SET_FORWARD
 from service.batch.nodes.harm import LOST
 
 CRASHES, CRASH_SPAN = 3, timedelta(minutes=10)
@@ -78,6 +79,7 @@ async def notice_ranges(connection: AsyncConnection, now: datetime) -> int:
     ranges = await notices.mark_ranges(connection)
     unchosen = [each for each in ranges if each["cause"] in (Cause.DOWN, Cause.OTHER)]
     if unchosen:
+        await _notice_steps(connection, [each for each in unchosen if each["reason"].startswith(SET_FORWARD)], now)
         known = await outages.since(connection, min(each["first_slot"] for each in unchosen))
         openings: dict[str, Opening] = {}
         slots: dict[str, Counter[str]] = defaultdict(Counter)
@@ -267,6 +269,16 @@ def _more(opening: Opening, before: Opening | None) -> Opening:
 
 
 # Missed ranges
+
+
+async def _notice_steps(connection: AsyncConnection, ranges: Sequence[Mapping[Any, Any]], now: datetime) -> None:
+    """Open one incident for each step of the clock over which slots were missed, however many tasks have such."""
+    for reason in sorted({each["reason"] for each in ranges}):
+        theirs = [each for each in ranges if each["reason"] == reason]
+        first, last = min(each["first_slot"] for each in theirs), max(each["last_slot"] for each in theirs)
+        known = await outages.since(connection, first)
+        if not any(outage.has(first, last) for outage in known):
+            await outages.record(connection, first, last, now, what=SET_FORWARD)
 
 
 def _missed(each: Mapping[Any, Any], before: Opening | None) -> Opening:

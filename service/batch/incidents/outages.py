@@ -91,7 +91,9 @@ def _text_of(details: Mapping[str, Any], now: datetime) -> str:
     """What an outage means, with the next step."""
     begin, end = _begin_and_end(details, now)
     day = "" if begin.date() == end.date() else f"{end:%Y-%m-%d} "
-    what = "no service fired" if "until" in details else "a service lived, but slots were not fired,"
+    what = details.get(
+        "what", "no service fired" if "until" in details else "a service lived, but slots were not fired,"
+    )
     text = f"{what} from {begin:%Y-%m-%d %H:%M:%S} to {day}{end:%H:%M:%S} UTC ({in_words(end - begin)})"
     if holder := details.get("holder"):
         text += f": their schedules were locked by {holder}"
@@ -113,12 +115,15 @@ async def record(
     now: datetime,
     is_silent: bool = False,
     cause: str | None = None,
+    what: str | None = None,
 ) -> None:
     """Open the incident of an outage. Its slots belong to it, so that they are no incidents of their own.
 
-    `is_silent`: nothing is sent about it. `cause`: why services that lived could not use the ledger.
+    `is_silent`: nothing is sent about it. `cause`: why services that lived could not use the ledger. `what`: what was
+    wrong, if services were there.
     """
-    details = {"since": since.isoformat(), "until": until.isoformat()} | ({"cause": cause} if cause else {})
+    words = {name: words for name, words in (("cause", cause), ("what", what)) if words is not None}
+    details = {"since": since.isoformat(), "until": until.isoformat(), **words}
     opening = Opening(IncidentKind.DOWN, _text_of(details, until), until, subject=since.isoformat(), details=details)
     rows = await incidents.open_or_continue(connection, [opening], now)
     if is_silent:

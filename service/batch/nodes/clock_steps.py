@@ -17,6 +17,9 @@ from service.batch.tasks.policies import ON_TIME
 AHEAD = ON_TIME
 """A difference between two clocks from which on it is reported, and acted upon."""
 
+SET_FORWARD = "the clock was set forward"
+"""How the reason of slots begins over which a clock was set."""
+
 TRUSTED_AFTER = timedelta(minutes=10)
 """Slots over which a clock was set are caught up so much later. If it was wrong and is set back, they don't run."""
 
@@ -36,7 +39,7 @@ class ClockStep:
         return self.ended + TRUSTED_AFTER
 
     def __str__(self) -> str:
-        return f"the clock was set forward, from {self.began:%Y-%m-%d %H:%M:%S} to {self.ended:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{SET_FORWARD}, from {self.began:%Y-%m-%d %H:%M:%S} to {self.ended:%Y-%m-%d %H:%M:%S} UTC"
 
 
 class ClockSteps:

@@ -156,7 +156,7 @@ async def _outages(connection: AsyncConnection, since: datetime, until: datetime
     return [
         (datetime.fromisoformat(details["since"]), datetime.fromisoformat(details["until"]))
         for details in rows
-        if details
+        if details and "what" not in details
     ]
 
 
