@@ -343,7 +343,7 @@ class Story:
         return "\n".join(plain(message) for message in self.messages)
 
     def check_told(self, *lines: str, headline: str | None = "Nothing needs you.") -> None:
-        """What has reached a person is these lines, each once. `headline`: how `batch status` ends; None: in any way."""
+        """What has reached a person is these lines, each once. `headline`: how `batch status` ends; None: anyhow."""
         expected = "\n".join(lines)
         give_up_at = time.monotonic() + TOLD_SECONDS
         while self.told() != expected and time.monotonic() < give_up_at:
