@@ -121,7 +121,7 @@ class ProcessDied(BatchError):
 
 
 class MemoryExceeded(ProcessDied, MemoryError):
-    pass
+    fingerprint = "memory exceeded"  # raised where the run has asked for too much, or by who has ended its process
 
 
 class UnknownTask(BatchError):

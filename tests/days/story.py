@@ -372,6 +372,7 @@ def plain(text: str) -> str:
         (r"those of [\w, ]+\.", "those of TASKS."),
         (r"\b\d+ services\b", "N services"),
         (rf"\b{re.escape(socket.gethostname())}\b", "HOST"),
+        (r"between TIME and TIME UTC", "after TIME UTC"),  # as their schedules have it
         (r"\b\d[\d,]* slots?\b", "N slots"),
     ):
         text = re.sub(pattern, kind, text)

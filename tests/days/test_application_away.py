@@ -51,6 +51,5 @@ def test_200_tasks_fail_with_one_error_which_is_one_problem(server: OwnServer, t
             story.check_end()
             error = "failed N tasks: FileNotFoundError: [Errno 2] No such file or directory"
             told = re.sub(r"\d+ tasks", "N tasks", story.told())
-            print(story.messages)
             assert set(told.splitlines()) == {f"opened {error}", f"closed {error}"}
             assert "Nothing needs you" in story.status()

@@ -97,6 +97,7 @@ def test_a_worker_freezes_and_another_one_vanishes(server: OwnServer, tmp_path: 
         over = story.now()
         story.until(lambda: "on-dask" in story.ended_since(over), 60, "runs go on")
         story.check_end()
+        story.check_told()  # others have done their work
 
 
 def test_the_scheduler_is_killed_for_two_minutes(server: OwnServer, tmp_path: Path) -> None:
