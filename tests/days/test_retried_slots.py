@@ -19,9 +19,11 @@ class Extract(BaseTask):
 
     async def run(self):
         note("began")
-        if os.path.exists(f"slow-{self.name}"):
-            await asyncio.sleep(60)
-        note("ended")
+        try:
+            if os.path.exists(f"slow-{self.name}"):
+                await asyncio.sleep(60)
+        finally:
+            note("ended")
         if os.path.exists("broken"):
             raise RuntimeError("the source does not answer")
 
