@@ -12,8 +12,10 @@ import pytest
 
 from service.batch.context.lease import LOST
 from service.batch.execution import attempt
+from service.batch.execution.fingerprint import fingerprint_of
 from service.batch.ledger.states import RunState
 from service.batch.pools import child as parents_child
+from service.batch.pools.exit_reasons import memory_error
 from service.batch.tasks.registry import Task
 from tests.batch.ledger_world import until
 from tests.pools.world import Begun, World, pool_of, shared_pool, until_gone
@@ -176,6 +178,7 @@ async def test_a_run_that_uses_more_than_its_memory_fails_and_others_do_not(worl
     ended = await world.ending_of("small", size=400_000_000)
     assert (ended.state, ended.reason) == (RunState.FAILED, "used more than 64 MiB")
     assert type(ended.error).__name__ == "MemoryExceeded"
+    assert ended.fingerprint == fingerprint_of(memory_error(64 * 1024**2)), "wherever it is noticed"
     assert (await world.ending_of("free", size=400_000_000)).result == 400_000_000
     assert (await world.ending_of("small", size=20_000_000)).result == 20_000_000
 
