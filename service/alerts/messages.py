@@ -33,7 +33,7 @@ _TITLES: dict[str, str] = {
     "slow": "{task} is slow",
     "deadline": "{task} has missed its deadline",
     "silent": "{task} has not succeeded for too long",
-    "down": "no service fired",
+    "down": "slots did not run",
     "node": "a node was lost",
     "files": "a file of tasks can't be used",
     "backup": "the backups need attention",
