@@ -60,7 +60,7 @@ def test_a_row_of_a_run_is_locked(story: Story) -> None:
     slow = (
         "slow long: the ledger can't be told how it goes on, since its row is locked by pid N (psql, role postgres), "
         "idle in transaction for SOME TIME: UPDATE batch_runs SET reason = … WHERE id = (SELECT id FROM batch_runs "
-        "WHERE task = … ORDER BY created_at DESC LIMIT…; end that transaction"
+        "WHERE task = … ORDER BY created_at DESC LIMIT 1); end that transaction"
     )
     story.check_told(f"opened {slow}", f"closed {slow}")
 

@@ -84,4 +84,7 @@ def test_a_deploy_renames_what_is_retried_and_is_waited_for(story: Story) -> Non
     assert re.search(rf"queued +{left}\b", story.batch("status", code=None))
     story.batch("cancel", "--task", "extract", "--yes")
     story.check_end()
-    print(story.told(), story.status(), sep="\n\n")
+    failed = "failed extract: RuntimeError: the source does not answer"
+    first = "kept_back load: source had no slot before this one"
+    expected = [f"opened {failed}", f"opened {first}", f"closed {first}", f"closed {failed}"]
+    story.until(lambda: sorted(story.told().splitlines()) == sorted(expected), 45, f"it is told: {story.told()}")

@@ -311,6 +311,23 @@ async def test_slots_that_a_living_service_did_not_fire_are_one_incident(ledger:
     )
 
 
+async def test_slots_of_an_outage_in_which_the_ledger_could_be_read_are_one_incident(
+    ledger: Database, watch: Watching
+) -> None:
+    """As on a disk that is full: the polls go on."""
+    loaded = await know(ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("extract", "load")))
+    watch.watch._outage.cause_for("engine", ledger, OSError("away"))
+    now = watch.later(300)
+    await fire(ledger, loaded, now)
+    await watch.turn(2)
+    await checked(watch)
+    ((_, _, text),) = await watch.notes()
+    assert text == (
+        "no service fired from 2026-03-10 02:00:00 to 02:05:00 UTC (5 minutes): the ledger could not be used (its "
+        "server can't be reached). 8 slots of extract, load did not run; `batch night` lists them, `batch backfill` runs them."
+    )
+
+
 async def test_slots_over_which_a_clock_was_set_are_one_incident(ledger: Database, watch: Watching) -> None:
     loaded = await know(ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("extract", "load")))
     now = watch.later(3_600)

@@ -29,6 +29,7 @@ from service.batch.ledger.tables import HELD_SQL, LEFT_SQL, nodes, runs
 from service.batch.ledger.waits import NO_TASK
 from service.batch.nodes.clock_steps import SET_FORWARD
 from service.batch.nodes.harm import LOST
+from service.batch.nodes.outage import Outage as OutageOfNode
 
 CRASHES, CRASH_SPAN = 3, timedelta(minutes=10)
 """So many lost nodes on one host within this time are an incident of their own."""
@@ -71,16 +72,19 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
     return len(marked), {run.task for run in marked}
 
 
-async def notice_ranges(connection: AsyncConnection, now: datetime) -> int:
+async def notice_ranges(connection: AsyncConnection, known_here: OutageOfNode, now: datetime) -> int:
     """Notice slots that were missed and that nobody chose to miss. Returns how many ranges it has seen.
 
     A range that lies within an outage, or in a time in which living services did not fire, belongs to that incident.
+    `known_here`: the outages of the ledger as this process has seen them. One that nobody has noticed yet is now.
     """
     ranges = await notices.mark_ranges(connection)
     unchosen = [each for each in ranges if each["cause"] in (Cause.DOWN, Cause.OTHER)]
     if unchosen:
         await _notice_steps(connection, [each for each in unchosen if each["reason"].startswith(SET_FORWARD)], now)
         known = await outages.since(connection, min(each["first_slot"] for each in unchosen))
+        if await _notice_outages(connection, unchosen, known, known_here, now):
+            known = await outages.since(connection, min(each["first_slot"] for each in unchosen))
         openings: dict[str, Opening] = {}
         slots: dict[str, Counter[str]] = defaultdict(Counter)
         for each in unchosen:
@@ -269,6 +273,24 @@ def _more(opening: Opening, before: Opening | None) -> Opening:
 
 
 # Missed ranges
+
+
+async def _notice_outages(
+    connection: AsyncConnection,
+    ranges: Sequence[Mapping[Any, Any]],
+    known: Sequence[outages.Outage],
+    known_here: OutageOfNode,
+    now: datetime,
+) -> bool:
+    """Open the incident of each outage in which slots were missed, and that has none: the ledger could be read in it,
+    but not written. Returns whether there was one.
+    """
+    of_slots = [(each["first_slot"], each["last_slot"]) for each in ranges]
+    found = [known_here.during(*slots) for slots in of_slots if not any(outage.has(*slots) for outage in known)]
+    new = {interval.since: interval for interval in found if interval is not None}
+    for interval in new.values():
+        await outages.record(connection, interval.since, interval.until, now, cause=interval.cause)
+    return bool(new)
 
 
 async def _notice_steps(connection: AsyncConnection, ranges: Sequence[Mapping[Any, Any]], now: datetime) -> None:

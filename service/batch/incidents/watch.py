@@ -163,10 +163,10 @@ class Watch(Background):
         """
         noticed, tasks = await noticing.notice_runs(connection, now)
         self._checks.forget(tasks)
-        if gap is not None:
+        if gap is not None and not any(each.has(*gap) for each in await outages.since(connection, gap[0])):
             known = self._outage.during(*gap)
             await outages.record(connection, *gap, now, cause=known.cause if known is not None else None)
-        noticed += await noticing.notice_ranges(connection, now)
+        noticed += await noticing.notice_ranges(connection, self._outage, now)
         noticed += await noticing.notice_nodes(connection, now, self._thresholds.patience)
         return noticed + await noticing.notice_backups(connection, now)
 
