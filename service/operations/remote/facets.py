@@ -162,9 +162,17 @@ class RemoteRuns(Facet):
         return await self._connection.get(Chain, path_of("runs", given, "chain"))
 
     async def start(
-        self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None
+        self,
+        task: str,
+        params: Mapping[str, Any],
+        slot: datetime | None = None,
+        key: str | None = None,
+        at: datetime | None = None,
+        note: str | None = None,
     ) -> Started:
-        body = {"parameters": dict(params), "slot": slot.isoformat() if slot else None}
+        body: dict[str, Any] = {"parameters": dict(params), "slot": slot.isoformat() if slot else None}
+        body |= {"at": at.isoformat()} if at is not None else {}
+        body |= {"note": note} if note is not None else {}
         headers = {"Idempotency-Key": key} if key is not None else {}
         return await self._connection.post(Started, path_of("tasks", task, "runs"), body, headers=headers)
 

@@ -22,7 +22,7 @@ from service.pages.charts.spark_chart import spark_boxes
 from service.pages.charts.timeline import timeline_drawn
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, Option, confirm
-from service.pages.frame.forms import PARAMETER, note_of
+from service.pages.frame.forms import PARAMETER, local_instant_of, note_of
 from service.pages.frame.render import render
 from service.pages.frame.shell import LiveViewer, shell_of
 from service.pages.frame.viewer import Viewer
@@ -205,7 +205,8 @@ async def start(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
             mistakes.append(error.message)
     if mistakes:
         raise InvalidParameters("; ".join(mistakes))
-    started = await viewer.operations.runs.start(task.name, params, key=fields.get("key") or None)
+    key, at = fields.get("key") or None, local_instant_of("at", fields, viewer.zone)
+    started = await viewer.operations.runs.start(task.name, params, key=key, at=at, note=note_of(fields))
     return GoTo(f"/runs/{started.id}")
 
 

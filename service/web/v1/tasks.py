@@ -32,6 +32,8 @@ class Start(Body):
 
     parameters: dict[str, Any] = Field({}, description="The parameters of the task's run().")
     slot: Instant | None = Field(None, description="The instant that the run is for. Default: now.")
+    at: Instant | None = Field(None, description="When the run begins at the earliest. Default: at once.")
+    note: Note = Field(None, description="Why. It is recorded with the start.")
 
 
 class Slots(Result):
@@ -116,7 +118,7 @@ async def start_run(
     ] = None,
 ) -> Started:
     """Queue a run, which a process of the service executes."""
-    return await operations.runs.start(name, body.parameters, body.slot, key)
+    return await operations.runs.start(name, body.parameters, body.slot, key, body.at, body.note)
 
 
 @tasks.post("/tasks/{name}/pause")
