@@ -386,14 +386,15 @@ async def test_what_a_node_says_is_wrong_comes_first_and_once(
         for pid in (7, 8):
             await nodes.register(connection, {**row, "pid": pid, "id": new_id(), "troubles": away})
     answer = await night(watch, operations)
-    said = "process 7 on far and 1 more: application: the database does not answer; clock: the clock was ahead"
+    said = "Process 7 on far and 1 more: application: the database does not answer"
     assert (answer.level, answer.headline, len(answer.needs)) == ("alarm", said, 1)
+    assert answer.needs[0].error == "application: the database does not answer; clock: the clock was ahead"
     async with ledger.engine.begin() as connection:
         about = {"kind": "clock", "task": "", "subject": "far", "fingerprint": "", "text": "the clock was ahead"}
         await connection.execute(insert(incidents).values(**about, id=new_id(), opened_at=START, last_at=START))
     answer = await night(watch, operations)
     assert [need.kind for need in answer.needs] == ["readiness", "clock"]
-    assert answer.headline == "process 7 on far and 1 more: application: the database does not answer"
+    assert (answer.headline, answer.needs[0].error) == (said, "application: the database does not answer")
     (beyond,) = [node for node in await operations.nodes.living() if node.pid == 8]
     assert beyond.troubles == away, "the node itself says all"
     until = clock.now() - MINUTE

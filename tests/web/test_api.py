@@ -153,7 +153,7 @@ async def test_a_service_without_a_free_thread_says_so_and_is_ready_and_so_does_
         assert await until(told) == warnings
         status = await elsewhere.status()
         assert (status.ok, status.troubles[0].kind) == (False, "readiness")
-        assert re.fullmatch(f"process {os.getpid()} on .*: threads: {said}", status.headline)
+        assert re.fullmatch(f"Process {os.getpid()} on .*: threads: {said}", status.headline)
         goes_on.set()
         await until(lambda: _none(warned))
         await until(lambda: _none(told))
