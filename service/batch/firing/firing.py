@@ -188,11 +188,11 @@ def _due(
     opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: SlotPlans | None, fired: Fired
 ) -> list[OpenSchedule]:
     """The schedules that can be handled now. The others are noted in `fired`."""
-    if ahead is None:
-        return opened
     due = []
     for row in opened:
-        if is_behind(row.schedule, row.fired_until, now) and _key(row, tasks) not in ahead:
+        if row.paused_until is not None and row.paused_until <= now:  # its end is recorded first, by the schedule sync
+            fired.again_at[row.task] = now + BUSY_AGAIN
+        elif ahead is not None and is_behind(row.schedule, row.fired_until, now) and _key(row, tasks) not in ahead:
             fired.behind.append(row)
             fired.again_at[row.task] = now
         else:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Header, Query
 from pydantic import Field
 
-from service.operations.results import Paused, Result, Resumed, Slot, Started
+from service.operations.results import Paused, Result, Resumed, ResumedAhead, Slot, Started
 from service.operations.runs.bulk import Bulk, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
 from service.operations.slots.backfill import BackfillRequest
@@ -38,6 +38,12 @@ class Slots(Result):
     """The next slots of a task; empty without a schedule and during a pause."""
 
     slots: list[Slot]
+
+
+class Pause(WithNote):
+    """A pause of a task."""
+
+    until: Instant | None = Field(None, description="When the pause ends by itself: after now. Null: never.")
 
 
 class Backfill(Body):
@@ -120,9 +126,15 @@ async def start_run(
 
 
 @tasks.post("/tasks/{name}/pause")
-async def pause_task(operations: Operator, name: TaskName, body: WithNote | None = None) -> Paused:
-    """Stop firing a task. An existing pause is unchanged."""
-    return await operations.tasks.pause(name, body.note if body else None)
+async def pause_task(operations: Operator, name: TaskName, body: Pause | None = None) -> Paused:
+    """Stop firing a task. Of an existing pause only the end is changed, if one is given."""
+    return await operations.tasks.pause(name, body.note if body else None, body.until if body else None)
+
+
+@tasks.post("/tasks/resume")
+async def resume_tasks_ahead(operations: Operator, body: WithNote | None = None) -> ResumedAhead:
+    """Fire all tasks again that don't fire because a clock was ahead. Paused tasks stay paused."""
+    return ResumedAhead(tasks=dict(await operations.tasks.resume_ahead(body.note if body else None)))
 
 
 @tasks.post("/tasks/{name}/resume")
