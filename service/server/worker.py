@@ -24,7 +24,7 @@ from service.server.starting import (
 )
 
 MOST_SECONDS = 86_400.0
-"""A ticket of the command line ends when there is no run, or after so long."""
+"""A ticket of the command line ends when there is no run, or after this time."""
 LOOK_SECONDS = 5.0
 """Seconds between two looks for the first service, while none is running."""
 

@@ -16,7 +16,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 TOLD_SECONDS = 10.0
-"""After so long a line of the log and `/readyz` say who holds the lock."""
+"""After this time a line of the log and `/readyz` say which connection holds the lock."""
 
 
 class LockedRuns:

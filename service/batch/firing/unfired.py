@@ -15,9 +15,9 @@ from service.batch.nodes.outage import Outage
 from service.database.engine import Database
 
 UNFIRED_SECONDS = 40.0
-"""A slot that stays due for so long, while the ledger can be read, is unfired. An incident follows within a minute."""
+"""A slot that stays due for this time while the ledger can be read is unfired. An incident follows within a minute."""
 ASK_SECONDS = 10.0
-"""After so long it is asked who has locked the schedule."""
+"""After this time the database is asked which connection has locked the schedule."""
 MOST_NAMED = 5
 
 

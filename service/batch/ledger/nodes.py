@@ -131,7 +131,7 @@ async def end_connections(connection: AsyncConnection, node_ids: Iterable[str]) 
 
 
 async def end_older_connections(connection: AsyncConnection, node: str, seconds: float) -> None:
-    """End the PostgreSQL connections of this node that are older than so many seconds: their other ends are cut off.
+    """End the PostgreSQL connections of this node that are older than this many seconds: their other ends are cut off.
 
     The server may not have noticed that, and what they have locked stays locked. On SQLite nothing is done.
     """
