@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.runs.run_list import RunFilter
 
-COLUMNS = ["opened_at", "kind", "task", "count", "text", "acknowledged_by", "closed_at", "id"]
+COLUMNS = ["opened_at", "kind", "task", "count", "open", "text", "acknowledged_by", "closed_at", "id"]
 STATES = ("open", "closed", "all")
 
 IncidentId = Annotated[
@@ -262,4 +262,8 @@ def _row(problem: Sequence[Incident]) -> dict[str, Any]:
     row = {**incident.model_dump(), "id": short(incident.id)}
     if len(problem) == 1:
         return row
-    return row | {"task": f"{len(problem):,} tasks", "count": sum(each.count for each in problem)}
+    return row | {
+        "task": f"{len(problem):,} tasks",
+        "count": sum(each.count for each in problem),
+        "open": sum(each.open or 0 for each in problem),
+    }

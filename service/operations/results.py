@@ -61,7 +61,8 @@ class Node(Result):
     `lost_at`: when other nodes found that it had ended without saying so; then it is `stopped_at` as well. `version`:
     of this package. `application`: the version of the application around it. `fires`: whether it is a service, which
     fires schedules; others only execute runs. `pools`: whose runs it claims; none for a process such as `batch run`.
-    `capacity`: how many runs it executes at once; None: not known.
+    `capacity`: how many runs it executes at once; None: not known. `troubles`: why it is not ready, or what holds up
+    its runs, by part, as its `/readyz` says it.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Node(Result):
     application: str | None
     capacity: int | None = None
     pools: list[str] = []
+    troubles: dict[str, str] = {}
 
     def state(self, is_alive: bool) -> str:
         """In one word what became of it. `is_alive`: it was seen within its lease, and its process is there."""
@@ -94,6 +96,12 @@ class Node(Result):
     def _names(cls, value: Any) -> Any:
         """A value that is no list, which somebody else must have written, counts as an empty list."""
         return value if isinstance(value, list) else []
+
+    @field_validator("troubles", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        """A value that is no object, such as NULL in the row of an older node, counts as an empty one."""
+        return {str(part): str(value[part]) for part in sorted(value)} if isinstance(value, Mapping) else {}
 
 
 class RunShort(Result, Generic[N]):

@@ -12,6 +12,7 @@ import pytest
 from service import clock
 from service.alerts.messages import message_of, problems_of
 from service.batch.incidents import problem as one_error
+from service.batch.ledger import tables
 from service.batch.ledger.incidents.tables import outbox
 from service.config import get_settings
 from service.database.engine import Database
@@ -97,6 +98,18 @@ async def test_tasks_that_fail_together_with_one_error_are_one_row_and_one_messa
 class _Row:
     def __init__(self, values: Any) -> None:
         self.kind, self.content = values["kind"], values["content"]
+
+
+async def test_incidents_night_and_status_say_one_number_of_open_runs(watch: Watching, operations: Operations) -> None:
+    await fail(watch, *["fleet00"] * 3)
+    failed = (await rows(watch.ledger, tables.runs))[0]["id"]
+    await operations.runs.acknowledge(failed, "the test")
+    (incident,) = (await operations.incidents.list()).incidents
+    assert (incident.count, incident.open, (await operations.incidents.show(incident.id)).open) == (3, 2, 2)
+    assert [need.open for need in (await operations.night()).needs if need.task == "fleet00"] == [2]
+    assert f"fleet00: 2 runs failed: {AWAY}" in [trouble.text for trouble in (await operations.status()).troubles]
+    await operations.incidents.acknowledge(incident.id, "the test")
+    assert [each.open for each in (await operations.incidents.list("closed")).incidents] == [None]
 
 
 async def test_one_command_retries_or_acknowledges_the_runs_of_one_error(

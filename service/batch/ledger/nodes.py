@@ -42,12 +42,17 @@ async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
         await connection.execute(insert(nodes).values(row))
 
 
-async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
+async def beat(
+    connection: AsyncConnection, node: str, loop_lag: float, troubles: Mapping[str, str] | None = None
+) -> bool:
     """Add one to the counter of a node. Returns False if the node is marked as stopped, or has no row.
 
-    `loop_lag`: how long a callback last waited on its event loop, in seconds.
+    `loop_lag`: how long a callback last waited on its event loop, in seconds. `troubles`: what is wrong with it, by
+    part, if that has changed.
     """
     values = {"beats": nodes.c.beats + 1, "seen_at": database_time.moment(connection), "loop_lag": loop_lag}
+    if troubles is not None:
+        values["troubles"] = dict(troubles)
     living = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
     return (await connection.execute(living.values(values))).rowcount == 1
 

@@ -17,7 +17,7 @@ _CLASSES = (
     ("skipped", "skipped"),
     ("active", "still going on"),
 )
-ALARMS = ("disk", "unaccounted", "down", "backup")
+ALARMS = ("disk", "readiness", "unaccounted", "down", "backup")
 """Kinds of needs that are alarms: they come first."""
 
 
@@ -46,7 +46,8 @@ def headline(
     that have failed.
     """
     if level == "alarm":
-        return next(need.error for need in needs if need.kind in ALARMS)
+        alarm = next(need for need in needs if need.kind in ALARMS)
+        return f"{alarm.subject}: {alarm.error}" if alarm.subject else alarm.error
     if level == "bad":
         return _who_needs(needs)
     if level == "watch":

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "ledger_0026"
-down_revision = "ledger_0024"
+down_revision = "ledger_0025"
 branch_labels = None
 depends_on = None
 
