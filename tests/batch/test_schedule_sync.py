@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from service import clock
+from service.batch.cron.cron import schedule
 from service.batch.firing import task_sync
 from service.batch.ledger import tables
 from service.batch.ledger.people.access_tables import events
@@ -149,6 +150,35 @@ async def test_of_a_pause_that_has_ended_while_no_service_ran_only_its_own_slots
     sync = await at_start(ledger, loaded)
     await sync.reads_at(now)
     await fire(ledger, loaded, now)
+    assert [run["slot"] for run in await rows(ledger)] == [end, end + MINUTE, end + 2 * MINUTE]
+    (missed,) = await rows(ledger, tables.missed)
+    assert (missed["count"], missed["reason"]) == (2, "paused by ann")
+
+
+async def test_a_pause_after_the_end_of_another_one_is_a_new_pause(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    for person, number in (("ann", 1), ("bob", 3)):
+        async with ledger.engine.begin() as connection:
+            until = (START + number * MINUTE).replace(second=0)
+            assert await task_sync.pause(connection, "tick", person, until=until) is None
+        go_to_slot(number + 1)
+    async with ledger.engine.begin() as connection:
+        await task_sync.resume(connection, "tick")
+    missed = [(each["reason"], each["count"]) for each in await rows(ledger, tables.missed)]
+    assert sorted(missed) == [("not handled yet when it was paused by bob", 2)]
+    await fire(ledger, loaded, clock.now())
+    assert [run["slot"] for run in await rows(ledger)] == [clock.now() - MINUTE, clock.now()]
+
+
+async def test_a_schedule_that_changes_after_the_end_of_a_pause_loses_no_slot(ledger: Database) -> None:
+    """As after a deploy during which the pause has ended: the slots from its end on are those of the old schedule."""
+    loaded = await know(ledger, make_task("tick", missed="all"))
+    end = (START + 3 * MINUTE).replace(second=0)
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "tick", "ann", loaded, NODE, end)
+    go_to_slot(5)
+    async with ledger.engine.begin() as connection:
+        await task_sync.set_schedules(connection, {"tick": schedule("0 4 * * *", "UTC")}, loaded, NODE)
     assert [run["slot"] for run in await rows(ledger)] == [end, end + MINUTE, end + 2 * MINUTE]
     (missed,) = await rows(ledger, tables.missed)
     assert (missed["count"], missed["reason"]) == (2, "paused by ann")

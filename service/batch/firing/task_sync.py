@@ -119,6 +119,8 @@ async def set_schedules(
     wanted = await followers.with_followers(connection, wanted, loaded)
     opened = {row.task: row for row in await schedules.lock(connection, wanted, wait=True)}
     ending = {name: row for name, row in opened.items() if not row.is_usable or row.schedule != wanted[name]}
+    for name in sorted(name for name, row in ending.items() if row.paused_until is not None):
+        await _end_if_over(connection, name, [ending[name]], f"node {node}")
     now = await _fire_all_due(connection, ending, loaded, node)
     await schedules.close(connection, [row.id for row in ending.values()], now)
     unchanged = opened.keys() - ending.keys()
@@ -183,6 +185,8 @@ async def pause(
     policies are unknown, and those slots are recorded as missed.
     """
     opened = await schedules.lock(connection, [name], wait=True)
+    if await _end_if_over(connection, name, opened, by):
+        opened = await schedules.lock(connection, [name])
     before = await pause_of(connection, name)
     if before is not None:
         if until is not None and until != before.until:
@@ -209,6 +213,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     opened = await schedules.lock(connection, [name], wait=True)
     if (before := await pause_of(connection, name)) is not None:
         await _end(connection, name, opened, before, await database_time.now_of(connection))
+        await catalog_changed(connection)
     return before
 
 
@@ -220,16 +225,23 @@ async def end_pauses(database: Database, node: str) -> list[str]:
 
 
 async def _end_by_itself(database: Database, name: str, node: str) -> bool:
-    """Whether the pause of the task was there still, and its end is over."""
     async with database.engine.begin() as connection:
         opened = await schedules.lock(connection, [name], wait=True)
-        before, now = await pause_of(connection, name), await database_time.now_of(connection)
-        if before is None or before.until is None or before.until > now:
-            return False
-        described = {"paused_at": before.at.isoformat(), "until": before.until.isoformat()}
-        await audit.record(connection, By(f"node {node}"), "task.resume", now, task=name, before=described)
-        await _end(connection, name, opened, before, now)
-        return True
+        has_ended = await _end_if_over(connection, name, opened, f"node {node}")
+        if has_ended:
+            await catalog_changed(connection)
+        return has_ended
+
+
+async def _end_if_over(connection: AsyncConnection, name: str, opened: Iterable[OpenSchedule], actor: str) -> bool:
+    """End the pause of a task whose schedule is locked, if its own end is over. Returns whether it has ended now."""
+    before, now = await pause_of(connection, name), await database_time.now_of(connection)
+    if before is None or before.until is None or before.until > now:
+        return False
+    described = {"paused_at": before.at.isoformat(), "until": before.until.isoformat()}
+    await audit.record(connection, By(actor), "task.resume", now, task=name, before=described)
+    await _end(connection, name, opened, before, now)
+    return True
 
 
 async def _end(
@@ -241,7 +253,6 @@ async def _end(
     await waits.extend(connection, name, now - pause.at, now)
     ended = dict.fromkeys(("paused_at", "paused_by", "paused_until"))
     await connection.execute(update(tasks).where(tasks.c.name == name).values(ended))
-    await catalog_changed(connection)
 
 
 async def set_back(connection: AsyncConnection, names: Collection[str] | None = None) -> dict[str, datetime]:
