@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from string import Template
@@ -185,10 +186,12 @@ def _blank_lines() -> dict[str, str]:
 def _has_pytest_settings() -> bool:
     """Whether pytest finds settings in the working directory or in a folder above it."""
     here = Path.cwd()
-    files = ((folder / name, section) for folder in (here, *here.parents) for name, section in PYTEST_SECTIONS.items())
-    return any(
-        file.is_file() and section in file.read_text(encoding="utf-8", errors="replace") for file, section in files
-    )
+    for folder in (here, *here.parents):
+        for name, section in PYTEST_SECTIONS.items():
+            with suppress(OSError):  # there is no such file, or it is somebody else's
+                if section in (folder / name).read_text(encoding="utf-8", errors="replace"):
+                    return True
+    return False
 
 
 def _test_of(cron: Schedule, values: dict[str, str]) -> str:
