@@ -17,7 +17,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 TOLERANCE = 2.0
-"""A turn that takes so many times as long as it may is not ended by its limit any more, and never will be."""
+"""A turn that takes this many times as long as it may is not ended by its limit any more, and never will be."""
 
 
 class Supervised(Protocol):

@@ -36,7 +36,7 @@ class Context:
         loaded: Returns the loaded tasks. It is called only when they are needed, because the first call may import
             them.
         actor: Who asks. The name is recorded in the ledger.
-        lease_seconds: A process counts as alive for so many seconds after its last sign of life.
+        lease_seconds: A process counts as alive for this many seconds after its last sign of life.
         keep: Which runs pruning keeps.
         wake: Called after a run was queued, so that a service in this process claims it at once.
         wake_bulks: Called after a bulk was begun, so that a service in this process carries it out.

@@ -213,7 +213,7 @@ class RunsAfter(Result):
 class KeptBack(Result):
     """Runs of a task that failed runs keep back: how many `slots`, and how many `runs` without a slot.
 
-    `at_least`: there may be more, because only so many are counted.
+    `at_least`: there may be more, because only this many are counted.
     """
 
     task: str
@@ -287,11 +287,12 @@ class ScheduleSpan(Result):
 
 
 class Paused(Result):
-    """The pause of a task. `is_new`: this request has begun or ended it."""
+    """The pause of a task. `is_new`: this request has begun or ended it. `until`: when it ends by itself."""
 
     at: datetime
     by: str
     is_new: bool
+    until: datetime | None = None
 
 
 class Resumed(Result):
@@ -302,6 +303,12 @@ class Resumed(Result):
 
     ended: Paused | None
     ahead_until: datetime | None = None
+
+
+class ResumedAhead(Result):
+    """Tasks that fire again. `tasks`: up to which instant a clock that was ahead had fired each of them, by name."""
+
+    tasks: dict[str, datetime]
 
 
 class Quarantined(Result):

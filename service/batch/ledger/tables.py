@@ -107,6 +107,7 @@ tasks = Table(
     # `muted_until`: until then nothing is sent about the task. `deadline_until`: up to then its deadlines were checked.
     *(Column(name, UtcDateTime) for name in ("muted_until", "deadline_until")),
     *(Column(name, Text) for name in ("muted_by", "mute_note")),
+    Column("paused_until", UtcDateTime),  # null: until somebody resumes it
 )
 
 schedules = Table(

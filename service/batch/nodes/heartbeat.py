@@ -313,7 +313,8 @@ class Heartbeat:
         """End what connections that were cut off have left on the server, and record outages that are over."""
         if self._severed_at is not None:
             async with database.engine.begin() as connection:
-                await nodes.end_older_connections(connection, self._node, clock.boottime() - self._severed_at)
+                age = clock.boottime() - self._severed_at
+                await nodes.end_connections(connection, [self._node], older_than=age, wait=0)
             self._severed_at = None
         if unwritten := self._outage.unwritten():
             async with database.engine.begin() as connection:

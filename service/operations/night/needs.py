@@ -30,13 +30,13 @@ from service.operations.results import KeptBack
 from service.operations.runs.quarantine import has_table
 
 DETAILED = 20
-"""Of so many needs the details are read, of the others only the numbers."""
+"""The details of at most this many needs are read; of the others only the numbers."""
 MOST_OTHERS = 20
-"""Of so many other tasks with the same error the names are given."""
+"""At most this many other tasks with the same error are named."""
 TOGETHER = timedelta(minutes=10)
-"""The processes of a deploy start within so long."""
+"""The processes of a deploy start within this time."""
 LINES = 50
-"""Of so many last lines of a log the last error is looked for."""
+"""The last error is looked for in this many last lines of a log."""
 MOST_ITEMS = 10_000
 """So many items in quarantine are counted."""
 _OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)

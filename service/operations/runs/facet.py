@@ -86,7 +86,7 @@ class Runs:
         return await run_or_task(self._context, given)
 
     async def show(self, given: str, last_lines: int = LAST_LINES) -> RunDetails:
-        """The details of one run, with so many last lines of its log. Raises UnknownRun."""
+        """The details of one run, with this many last lines of its log. Raises UnknownRun."""
         run = await run_of(self._context, given)
         async with self._context.databases.reading() as connection:
             assert connection is not None

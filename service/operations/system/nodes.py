@@ -21,7 +21,7 @@ from service.operations.results import Node
 from service.operations.system.pool_problems import PoolProblem, problems
 
 SILENT_SHOWN = timedelta(hours=1)
-"""A service that has not been seen for so long is no longer shown among those that should live."""
+"""A service that has not been seen for this time is no longer shown among those that should live."""
 MOST_BROKEN = 20
 """So many files that can't be used are shown."""
 
