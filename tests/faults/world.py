@@ -183,11 +183,11 @@ class World:
 
     async def _end_long_waits(self) -> None:
         database = Database(self.ledger, setting="LEDGER_URL", pooled=False)
-        waits = (runs.c.state.in_(["waiting", "retrying"]), runs.c.gate.is_(None))
+        waits = runs.c.state.in_(["waiting", "retrying"])
         async with database.engine.begin() as connection:
             now = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar_one()  # by the services' clock
             is_far = runs.c.due_at > now + FAR
-            await connection.execute(update(runs).where(*waits, is_far).values(due_at=runs.c.created_at))
+            await connection.execute(update(runs).where(waits, is_far).values(due_at=runs.c.created_at))
 
 
 def boottime() -> float:
