@@ -83,7 +83,7 @@ hooks: tools ## let git check lint, formatting and types before each commit
 
 lock: ## write both lock files; UPGRADE=--upgrade takes the newest
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: install it, or give its place (make lock UV=path/to/uv)." >&2; exit 1; }
-	$(COMPILE) -o requirements.lock
+	$(COMPILE) --extra alerts -o requirements.lock
 	$(COMPILE) --extra alerts --extra dask --extra dev --extra otel --extra s3 --extra sentry -c requirements.lock -o requirements-dev.lock
 
 clean: ## remove .venv and every cache

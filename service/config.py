@@ -65,7 +65,7 @@ class Settings(AccessSettings, AlertSettings):
         300.0, ge=0, le=DAY, description="Seconds after which a process with a blocked event loop ends. 0: never."
     )
     POLL_SECONDS: float = Field(
-        1.0, ge=0.05, le=60, description="Seconds between a node's looks at the queue, if nobody tells it of runs."
+        1.0, ge=0.05, le=60, description="Seconds between two polls of the queue, if no notification comes."
     )
     HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="Seconds between two heartbeats of a node.")
     LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="Seconds that a silent node keeps its runs.")

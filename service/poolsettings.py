@@ -56,7 +56,7 @@ class Pool:
         return self.kind in ("dask", "placer")
 
     def places_of(self, capacity: int) -> int:
-        """How many runs of the pool a node executes at once that executes so many in all."""
+        """How many runs of the pool a node executes at once, if it executes this many in all."""
         return min(capacity, self.processes) if self.kind == "process" and self.processes else capacity
 
     @property

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from service.cli.new import PYTEST_SETTINGS
 from tests import preloaded
 from tests.docs_blocks import ROOT, Block, blocks, masked, read, sessions, words_of
 from tests.processes import BATCH, environment
@@ -54,6 +55,7 @@ class Page:
 
     def play(self) -> None:
         shutil.copytree(ROOT / "tasks", self._folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+        (self._folder / "pytest.ini").write_text(PYTEST_SETTINGS)  # as a clone has, and `batch new` makes elsewhere
         for block in blocks(read(self._name)):
             if block.is_run:
                 self._play(block)
@@ -101,7 +103,6 @@ class Page:
             self._write("test_tasks.py", EVERY_TASK.replace("{stems}", repr(stems)))
             tests.append("test_tasks.py")
         if tests:
-            self._write("pytest.ini", "[pytest]\nasyncio_default_fixture_loop_scope = function\n")
             self.call(*PYTEST, *tests)
 
     def call(self, *words: str) -> str:

@@ -93,6 +93,7 @@ BROAD = {
     "service.dask.plugin": 1,  # a background loop
     "service.server.hosted_node": 1,  # a thread's
     "service.server.placers": 1,  # an author's module
+    "service.server.readiness": 1,  # a background loop
     "service.batch.nodes.heartbeat": 2,  # a background loop, and its thread
     "service.batch.nodes.new_tasks": 1,  # a background loop
     "service.batch.tasks.parameters": 1,  # an author's annotations are evaluated

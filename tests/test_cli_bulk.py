@@ -103,7 +103,7 @@ async def test_failed_runs_are_acknowledged_one_or_many_at_a_time(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ((), "name an INCIDENT, or say which failed runs are meant"),
+        ((), "name an INCIDENT, or select failed runs by an option"),
         (("0f4693de", "--task", "import"), "give INCIDENT, or --run, or --error, or options"),
         (("0f4693de", "--run", "import"), "give INCIDENT, or --run, or --error, or options"),
         (("--task", "import", "--quiet", "2h"), "--quiet needs INCIDENT"),
@@ -137,7 +137,7 @@ async def test_where_nobody_can_be_asked_nothing_is_changed_without_yes(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("retry", ["name a RUN, or say which runs are meant: --task"]),
+        ("retry", ["name a RUN, or select runs by an option: --task"]),
         ("cancel --yes", ["name a RUN"]),
         ("retry import --state failed", ["RUN names one run"]),
         ("retry --again --task import", ["--again needs RUN"]),

@@ -204,6 +204,20 @@ async def test_pausing_twice_says_who_was_first_and_so_does_resuming(
     assert (await call(batch, ledger, "resume", "tick")).out == "tick is not paused\n"
 
 
+async def test_a_pause_has_an_end_if_one_is_given(ledger: Database, batch: Batch, started: None) -> None:
+    refuses(await call(batch, ledger, "pause", "tick", "--until", "2026-01-01"), "an instant after now")
+    refuses(await call(batch, ledger, "pause", "tick", "--until", "2099-01-01", "--for", "2h"), "--for", "--until")
+    assert await rows(ledger, tables.tasks, name="tick", paused_at=None)
+    done = await call(batch, ledger, "pause", "tick", "--until", "2099-01-01T06:00+01:00")
+    assert done.out == "tick is paused by ann, until 2099-01-01 05:00:00Z\n"
+    assert ", until 2099-01-01 05:00:00Z" in (await call(batch, ledger, "show", "tick")).out
+    assert ", until " in (await call(batch, ledger, "pause", "tick", "--for", "2h")).out
+    (row,) = await rows(ledger, tables.tasks, name="tick")
+    assert timedelta(minutes=119) < row["paused_until"] - row["paused_at"] < timedelta(minutes=121)
+    await call(batch, ledger, "resume", "tick")
+    assert await rows(ledger, tables.tasks, name="tick", paused_until=None)
+
+
 @pytest.mark.parametrize("word", ["pause", "resume"])
 async def test_an_unknown_task_is_refused_with_those_there_are(
     ledger: Database, batch: Batch, started: None, word: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +19,11 @@ from service.cli.hints import NO_SERVICE
 from service.database.engine import Database
 from service.operations.results import Node
 from service.operations.system.status import Status
+from service.testing.databases import wait_for
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process
+from tests.outages import execute
 from tests.processes import BATCH, service
 from tests.test_console import in_terminal, without_styles
 
@@ -43,6 +46,11 @@ async def test_a_killed_service_is_told_at_once_and_by_every_list(
             assert batch("runs").err == "batch: no runs match\n"
             assert batch("tasks").err == "batch: there is no task in TASKS_DIR\n"
             assert batch("nodes").out.splitlines()[1].split()[4] == "running"
+            away = """'{"application": "it is \\u001b[2Jaway"}'"""
+            wait_for(execute(ledger_url, f"UPDATE batch_nodes SET troubles = {away}"))
+            said = f"process {running.process.pid} on {socket.gethostname()}: application: it is \\x1b[2Jaway"
+            assert f"problem: {said}\n" in batch("status").out
+            assert batch("nodes").err == f"batch: {said}\n"
             running.stop(signal.SIGKILL)
             dead = batch("status")
             assert dead.code == 1 and "services       none\n" in dead.out

@@ -234,6 +234,17 @@ def test_in_an_empty_folder_a_new_task_gets_the_folder_of_tasks_too(batch: Batch
     assert "first" in (tmp_path / "tasks/first.py").read_text()
 
 
+def test_in_an_empty_folder_the_tests_of_a_new_task_pass_without_a_warning(tmp_path: Path) -> None:
+    written = command(tmp_path, "new", "first")
+    assert "pytest.ini  the settings of pytest" in written.stdout
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    done = preloaded.run(words, tmp_path, environment({}), within=60)
+    assert "2 passed" in done.stdout
+    assert "warning" not in (done.stdout + done.stderr).lower()
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    assert "pytest.ini" not in command(tmp_path, "new", "second").stdout
+
+
 def test_new_makes_a_package_of_the_folder_once(batch: Batch, tmp_path: Path) -> None:
     init = tmp_path / "tasks/__init__.py"
     batch("new", "one")

@@ -64,8 +64,9 @@ def test_a_stranger_signs_in_and_works_from_an_empty_folder(tmp_path: Path) -> N
         assert "queued again" in ask("retry", "--state", "failed", "--yes")
         [long] = re.findall(r"run (\S+) queued", ask("run", "hello", "--queue", "--param", "n=99"))
         assert asked("cancel", long)["state"] == "cancelled"
-        assert "is paused by laptop" in ask("pause", "hello")
+        assert "is paused by laptop, until " in ask("pause", "hello", "--for", "2h")
         ask("resume", "hello")
+        assert "no clock was ahead" in ask("resume", "--ahead")
         assert "2 got a new run" in ask("backfill", "hello", "--from", "2026-11-01", "--to", "2026-11-03")
         assert {change["actor"] for change in asked("changes", "--action", "run.start")} == {"laptop"}
         assert "admin" in ask("token", "list", code=2)

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.server.connections import MOST_CONNECTIONS, Connections, share_of
+from service.server.connections import MOST_CONNECTIONS, REQUEST_SECONDS, Connections, share_of
 from tests.processes import SERVE, environment, service
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -58,13 +58,17 @@ def test_half_open_connections_leave_files_for_runs_and_for_other_connections(tm
             time.sleep(0.01)
         for number in range(400):
             client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-            if number % 2:
+            if number >= 200 and number % 40:
+                client.sendall(ABORTED)  # not to its end, and it stays open
+            elif number % 2:
                 client.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
             elif number % 40 == 0:
                 client.sendall(ABORTED)
                 client.close()
             if number % 100 == 99:
+                began_at = time.monotonic()
                 assert running.get("/healthz").status_code == 200
+                assert time.monotonic() < began_at + REQUEST_SECONDS / 2, "a place is free at once, not at a time limit"
         (tmp_path / "enough").touch()
         running.stop()
         assert "more than 64 HTTP connections at a time" in running.stderr

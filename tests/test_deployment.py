@@ -312,6 +312,23 @@ def test_the_image_installs_what_is_locked_and_is_not_root() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_what_is_installed_can_send_to_people_and_compose_passes_on_the_settings_for_it() -> None:
+    """Without Apprise, a service with BATCH_ALERT_URLS does not start."""
+    assert re.search(r"^apprise==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert compose()["services"]["batch"]["env_file"] == [{"path": "batch.env", "required": False}]
+    assert "docs/deployment/batch.env" in (ROOT / ".gitignore").read_text().splitlines()
+    table = PAGE.split("## Settings for production")[1].split("\n\n")[1]
+    assert {"BATCH_ALERT_URLS", "BATCH_PING_URL", "BATCH_PUBLIC_URL"} <= set(re.findall(r"`(BATCH_\w+)`", table))
+
+
+def test_one_replica_stays_while_nodes_of_the_cluster_are_drained_or_lost() -> None:
+    labels = kubernetes()["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    budget, (spread,) = kubernetes()["PodDisruptionBudget"]["spec"], pod()["topologySpreadConstraints"]
+    assert budget["selector"]["matchLabels"] == spread["labelSelector"]["matchLabels"] == labels
+    assert budget["maxUnavailable"] < kubernetes()["Deployment"]["spec"]["replicas"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+
+
 def test_the_base_image_has_a_python_that_the_project_runs_on() -> None:
     version = re.fullmatch(r"python:3\.(\d+)-slim", dockerfile()["FROM"][0])
     assert version is not None and int(version[1]) >= 11

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.batch.ledger.incidents.incidents import IncidentKind
 from service.metrics.process import Fate, LedgerWork
 from service.operations.people.actor import ROLES
 from tests.batch.ledger_world import until
@@ -150,10 +151,18 @@ def test_each_rule_says_how_bad_it_is_and_what_it_means() -> None:
     for rule in rules():
         assert set(rule) - {"for"} == {"alert", "expr", "labels", "annotations"}
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
-        assert set(rule["annotations"]) == {"summary", "description"}
+        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
         assert re.fullmatch(r"\d+[ms]", rule.get("for", "1m"))
         templates = re.findall(r"\{\{(.*?)\}\}", " ".join(rule["annotations"].values()))
         assert all(re.fullmatch(r" \$(value|labels\.\w+)( \| humanizeDuration)? ", each) for each in templates)
+
+
+def test_the_runbook_has_a_section_of_each_kind_of_incident_and_of_each_rule() -> None:
+    page = (FOLDER.parent / "runbook.md").read_text()
+    of_kinds, of_rules = (re.findall(r"^### (\w+)$", part, re.MULTILINE) for part in page.split("\n## Rules\n"))
+    assert of_kinds == list(IncidentKind)
+    assert of_rules == [rule["alert"] for rule in rules()]
 
 
 def test_the_tests_of_the_rules_are_about_rules_that_are_there() -> None:
@@ -164,7 +173,8 @@ def test_the_tests_of_the_rules_are_about_rules_that_are_there() -> None:
         rule = by_name[case["alertname"]]
         for expected in case["exp_alerts"]:
             assert expected["exp_labels"]["severity"] == rule["labels"]["severity"]
-            assert expected["exp_annotations"]["summary"] == rule["annotations"]["summary"]
+            for name in ("summary", "runbook"):
+                assert expected["exp_annotations"][name] == rule["annotations"][name]
 
 
 PROMTOOL = (

@@ -14,6 +14,8 @@ logger = get_logger("service.batch")
 WEBHOOK = "webhook"
 DIGEST = "digest"
 FOR_ALL = "all"
+APPRISE = "apprise>=2.3"
+"""As the extra `alerts` in pyproject.toml has it."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,21 @@ def _check_apprise(urls: Mapping[str, Sequence[str]]) -> None:
     try:
         from apprise import Apprise
     except ImportError:
+        setting = _setting_of(next(name for name, its in urls.items() if its))
         raise InvalidSetting(
-            "setting BATCH_ALERT_URLS: sending to these addresses needs the extra `alerts`: "
-            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[alerts]'"
+            f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is the extra `alerts`): "
+            f"pip install '{APPRISE}'"
         ) from None
-    settings = {FOR_ALL: "BATCH_ALERT_URLS", DIGEST: "BATCH_DIGEST_URLS"}
     for name, its in urls.items():
         for number, url in enumerate(its, start=1):
             if Apprise.instantiate(url, suppress_exceptions=True) is None:
-                setting = settings.get(name, f"BATCH_ALERT_URL_{name.upper()}")
                 raise InvalidSetting(
-                    f"setting {setting}: its URL number {number} can't be used: Apprise knows no such address; "
-                    "an example is mailto://user:password@mail.example.com?to=you@example.com"
+                    f"setting {_setting_of(name)}: its URL number {number} can't be used: Apprise knows no such "
+                    "address; an example is mailto://user:password@mail.example.com?to=you@example.com"
                 )
+
+
+def _setting_of(name: str) -> str:
+    """The setting that has the addresses of the channels of this name."""
+    settings = {FOR_ALL: "BATCH_ALERT_URLS", DIGEST: "BATCH_DIGEST_URLS"}
+    return settings.get(name, f"BATCH_ALERT_URL_{name.upper()}")

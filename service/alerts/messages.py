@@ -18,7 +18,7 @@ MOST_BLOCKS = 20
 """Incidents of one message that are described; of the others only their number is said."""
 LONGEST_LINE = 300
 MOST_NAMES = 10
-"""Of so many tasks with one error the names are said."""
+"""At most this many tasks with one error are named."""
 LONGEST_TITLE = 120
 
 Content = dict[str, Any]

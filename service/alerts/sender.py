@@ -34,7 +34,7 @@ logger = get_logger("service.batch")
 
 LOOK_SECONDS = 1.0
 LINES = 20
-"""Of so many last lines of a log one is sent."""
+"""The line that is sent is one of this many last lines of a log."""
 FIRST_WAIT, LONGEST_WAIT = 10.0, 3_600.0
 """Seconds until a message that could not be sent is tried again: from ten seconds, doubled each time, up to an hour."""
 GIVE_UP_AFTER = timedelta(days=1)

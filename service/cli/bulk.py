@@ -50,7 +50,7 @@ def cancel(
 ) -> None:
     """Cancel a run in any process, on any machine, or all active runs that match a filter.
 
-    A waiting run is cancelled at once. A running one is asked to stop within two seconds: an async run gets a
+    A waiting run is cancelled at once. A running one gets the request to stop within two seconds: an async run gets a
     CancelledError; a sync run can read current_run().cancelled, and stops at its next checkpoint(). The exit code is 1
     if the run has ended in another state, or has not ended yet.
 
@@ -125,7 +125,7 @@ def retry(
     )
     if error is not None:
         if run is not None or again or and_after or not wanted.is_empty:
-            raise InvalidParameters("--error says which runs are meant: leave out RUN and the other options")
+            raise InvalidParameters("--error selects the runs: leave out RUN and the other options")
         _change(lambda operations: _of_error(operations, error), yes, as_json, note)
     elif run is not None:
         _refuse_both(wanted)
@@ -170,13 +170,13 @@ def _confirm_after(run: str, as_json: bool) -> None:
 
 def _refuse_both(wanted: RunFilter) -> None:
     if not wanted.is_empty:
-        raise InvalidParameters("RUN names one run: leave out the options that say which runs are meant, or RUN")
+        raise InvalidParameters("RUN names one run: leave out the options that select runs, or RUN")
 
 
 def _refuse_none(wanted: RunFilter) -> None:
     if wanted.is_empty:
         options = "--task, --tag, --pool, --state, --origin, --since or --ended-since"
-        raise InvalidParameters(f"name a RUN, or say which runs are meant: {options}")
+        raise InvalidParameters(f"name a RUN, or select runs by an option: {options}")
 
 
 def change_all(action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool, note: str | None = None) -> None:

@@ -78,7 +78,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch lint backup -n 10": "Check one task, and show its next ten slots.",
         "batch lint -n 0 --json": "Print the findings without slots, as JSON for a program.",
     },
-    "pause": {"batch pause backup": "Make no more backups until the task is resumed."},
+    "pause": {
+        "batch pause backup": "Make no more backups until the task is resumed.",
+        'batch pause load --for 2h --note "database upgrade"': "Fire a task again by itself after two hours.",
+    },
     "resume": {"batch resume backup": "Make backups again from now on."},
     "run": {
         "batch run backup": "Run the task now, in this process.",

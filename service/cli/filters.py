@@ -1,4 +1,4 @@
-"""Options that say which runs are meant, for `batch runs`, `batch cancel` and `batch retry`."""
+"""Options that select runs, for `batch runs`, `batch cancel` and `batch retry`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.runs.run_list import RunFilter
 
-COLUMNS = ["opened_at", "kind", "task", "count", "text", "acknowledged_by", "closed_at", "id"]
+COLUMNS = ["opened_at", "kind", "task", "count", "open", "text", "acknowledged_by", "closed_at", "id"]
 STATES = ("open", "closed", "all")
 
 IncidentId = Annotated[
@@ -115,7 +115,7 @@ def ack(
         text=text,
     )
     if sum((incident is not None, run is not None, error is not None, not wanted.is_empty)) > 1:
-        raise InvalidParameters("give INCIDENT, or --run, or --error, or options that say which failed runs are meant")
+        raise InvalidParameters("give INCIDENT, or --run, or --error, or options that select failed runs")
     if quiet is not None and incident is None and error is None:
         raise InvalidParameters("--quiet needs INCIDENT")
     if error is not None:
@@ -133,7 +133,7 @@ def ack(
 def _refuse_none(wanted: RunFilter) -> None:
     if wanted.is_empty:
         options = "--run, --task, --tag, --since or --ended-since"
-        raise InvalidParameters(f"name an INCIDENT, or say which failed runs are meant: {options}")
+        raise InvalidParameters(f"name an INCIDENT, or select failed runs by an option: {options}")
 
 
 def _acknowledge(incident: str, note: str, quiet: str | None, as_json: bool) -> None:
@@ -262,4 +262,8 @@ def _row(problem: Sequence[Incident]) -> dict[str, Any]:
     row = {**incident.model_dump(), "id": short(incident.id)}
     if len(problem) == 1:
         return row
-    return row | {"task": f"{len(problem):,} tasks", "count": sum(each.count for each in problem)}
+    return row | {
+        "task": f"{len(problem):,} tasks",
+        "count": sum(each.count for each in problem),
+        "open": sum(each.open or 0 for each in problem),
+    }

@@ -6,30 +6,42 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service import clock
 from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, Note, OptionalTaskName, TaskName, instant, utc
+from service.cli.options import AsJson, Note, OptionalTaskName, TaskName, age, instant, utc
+from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.slots.backfill import BackfillCounts, BackfillSlot
 
 
-def pause(name: TaskName, note: Note = None, as_json: AsJson = False) -> None:
-    """Stop firing a task, until `batch resume`.
+def pause(
+    name: TaskName,
+    for_: Annotated[str | None, typer.Option("--for", metavar="AGE", help="For how long, such as 2h or 3d.")] = None,
+    until: Annotated[str | None, typer.Option(help="Until when (ISO 8601), instead of --for.")] = None,
+    note: Note = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop firing a task, until `batch resume`, or for a while: then a running service resumes it.
 
     Active runs of the task stop at their next checkpoint, and continue after the pause. Slots during the pause are
-    recorded as missed, and never caught up.
+    recorded as missed, and never caught up. If the task is paused already, --for and --until change the end.
     """
     from service import console
 
-    paused = ask(lambda operations: operations.tasks.pause(name, note))
+    if for_ is not None and until is not None:
+        raise InvalidParameters("give --for or --until, not both")
+    end = clock.now() + age(for_, "--for") if for_ is not None else instant(until, "--until") if until else None
+    paused = ask(lambda operations: operations.tasks.pause(name, note, end))
+    ends = f", until {utc(paused.until)}" if paused.until is not None else ""
     if as_json:
         console.show_json(paused)
     elif paused.is_new:
-        console.say(f"{name} is paused by {paused.by}")
+        console.say(f"{name} is paused by {paused.by}{ends}")
     else:
-        console.say(f"{name} was paused already, at {utc(paused.at)} by {paused.by}")
+        console.say(f"{name} was paused already, at {utc(paused.at)} by {paused.by}{ends}")
 
 
 def resume(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from string import Template
@@ -65,6 +66,24 @@ async def test_${module}_fires_on_schedule(batch: Batch) -> None:
     assert run.state == "succeeded", run.reason
 """)
 
+PYTEST_INI = Path("pytest.ini")
+PYTEST_SETTINGS = """\
+[pytest]
+asyncio_default_fixture_loop_scope = function
+"""
+"""pytest-asyncio warns as long as this setting is not set."""
+
+PYTEST_SECTIONS = {
+    "pytest.toml": "",
+    ".pytest.toml": "",
+    "pytest.ini": "",
+    ".pytest.ini": "",
+    "pyproject.toml": "[tool.pytest",
+    "tox.ini": "[pytest]",
+    "setup.cfg": "[tool:pytest]",
+}
+"""Where pytest looks for its settings, and what such a file has to contain so that they are there."""
+
 
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The task's name: a-z 0-9 _ . -")],
@@ -80,7 +99,7 @@ def new(
     """Write the file of a new task, and its test.
 
     The file is written to TASKS_DIR. If this setting is not set, the folder is `tasks`, which is created if necessary.
-    No file is overwritten.
+    If pytest has no settings here yet, pytest.ini is written too. No file is overwritten.
     """
     refuse_service("`batch new`")
     from service import console
@@ -109,12 +128,16 @@ def new(
     files = {task: TASK.substitute(values), test: test_text}
     if not (init := folder / "__init__.py").exists():  # without it, Python may import another package named `tasks`
         files[init] = '"""The tasks of this service, one file each."""\n'
+    if not _has_pytest_settings():
+        files[PYTEST_INI] = PYTEST_SETTINGS
     _write(files)
     if as_json:
         console.show_json({"task": name, "files": [path.as_posix() for path in files]})
         return
     when = cron.words if cron else "Started by hand"
     lines = [f"{task}  the task {name}: {when[0].lower()}{when[1:]}", f"{test}  its test", "", "Write its run(), then:"]
+    if PYTEST_INI in files:
+        lines.insert(2, f"{PYTEST_INI}  the settings of pytest")
     for line in (*lines, f"  python -m pytest {test}", f"  batch lint {name}", f"  batch run {name}"):
         console.say(line)
 
@@ -158,6 +181,17 @@ def _blank_lines() -> dict[str, str]:
     """
     is_clone = Path("service", "__init__.py").exists()
     return {"before": "\n" if is_clone else "", "after": "" if is_clone else "\n"}
+
+
+def _has_pytest_settings() -> bool:
+    """Whether pytest finds settings in the working directory or in a folder above it."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        for name, section in PYTEST_SECTIONS.items():
+            with suppress(OSError):  # there is no such file, or it is somebody else's
+                if section in (folder / name).read_text(encoding="utf-8", errors="replace"):
+                    return True
+    return False
 
 
 def _test_of(cron: Schedule, values: dict[str, str]) -> str:

@@ -153,7 +153,7 @@ def _show_task(task: TaskDetails) -> None:
             "schedule": f"{task.schedule}: {task.words}" if task.schedule else _no_schedule(task),
             "after": _after_in_words(task.after) if task.after else None,
             "chain": blocking.line_of(task.chain, task.name, task.runs[0].state if task.runs else None),
-            "paused": f"since {utc(task.paused_at)} by {task.paused_by}" if task.paused_at else None,
+            "paused": _pause(task),
             "next": [_in_utc_and_zone(slot.slot, task.timezone) for slot in task.next],
             "policies": [f"{name} = {value}" for name, value in policies.items()] or "all have their defaults",
             "pool": task.pool if task.pool != DEFAULT_POOL else None,
@@ -255,3 +255,10 @@ def _error(error: dict[str, Any] | None) -> str | None:
 
 def _json(value: Any) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _pause(task: TaskDetails) -> str | None:
+    if task.paused_at is None:
+        return None
+    until = f", until {utc(task.paused_until)}" if task.paused_until is not None else ""
+    return f"since {utc(task.paused_at)} by {task.paused_by}{until}"

@@ -126,6 +126,7 @@ def nodes(as_json: AsJson = False) -> None:
 
     `state` is running, draining (it stops, and its runs have time to end), stopped, silent (it did not stop, but it has
     shown no sign of life within LEASE_SECONDS, or its process is gone), or lost (other nodes have found it gone).
+    What is wrong with those that live, as their `/readyz` says it, is said on stderr before the table.
     """
     from service import console
 
@@ -139,6 +140,10 @@ def nodes(as_json: AsJson = False) -> None:
     if not known:
         console.warn("batch: no service has ever run")
         return
+    from service.operations.system.nodes import troubles_of
+
+    for named, reasons in troubles_of(living):
+        warn(f"{named}: {reasons}")
     alive = {node.id for node in living}
     rows = [_row(node, is_alive=node.id in alive) for node in known if node.fires or node.pools]
     columns = ["id", "host", "pid", "version", "state", "pools", "started_at", "seen_at", "tasks"]

@@ -18,7 +18,7 @@ from service.concurrency.limits import LimitReached, limited
 TURN_SECONDS = 10.0
 """How long a turn may take, unless its loop says something else: a third of the default of LEASE_SECONDS."""
 MOST_TIMES = 8
-"""A turn that has reached its limit may take twice as long the next time, up to so many times as long as the first."""
+"""A turn that has reached its limit may take twice as long the next time, up to this many times the first limit."""
 
 
 OnEnd = Callable[["Background", BaseException | None], None]
@@ -94,7 +94,7 @@ class Background(ABC):
 
 
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait until the event is set, at most so many seconds. Returns whether it is set.
+    """Wait until the event is set, at most this many seconds. Returns whether it is set.
 
     With asyncio.wait_for, Python 3.11 would drop a cancel that comes as the event is set, and a stop would not end.
     """

@@ -26,7 +26,7 @@ class LimitReached(TimeoutError):
 
 @asynccontextmanager
 async def limited(seconds: float) -> AsyncIterator[None]:
-    """Let the block take at most so many seconds. Then what it holds is cut off, and LimitReached is raised."""
+    """Let the block take at most this many seconds. Then what it holds is cut off, and LimitReached is raised."""
     held: dict[int, Cut] = {}
     outer = _blocks.get()
     _blocks.set((*outer, (asyncio.current_task(), held)))

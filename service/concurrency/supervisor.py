@@ -16,8 +16,11 @@ from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
-TOLERANCE = 2.0
-"""A turn that takes so many times as long as it may is not ended by its limit any more, and never will be."""
+TOLERANCE, SPARE_SECONDS = 2.0, 5.0
+"""A turn that takes this many times as long as it may, and this much longer, is not ended by its limit any more.
+
+The spare seconds are for short limits: on a machine with much other work each turn may be late by some seconds.
+"""
 
 
 class Supervised(Protocol):
@@ -68,7 +71,7 @@ class Supervisor:
             if turn is None:
                 continue
             turn.age += seconds
-            if turn.age > TOLERANCE * turn.limit:
+            if turn.age > max(TOLERANCE * turn.limit, turn.limit + SPARE_SECONDS):
                 reason = f"its turn has gone on for {turn.age:.0f} s, and may take {turn.limit:g} s"
                 self.fail(loop.name, reason, where=loop.stack())
 

@@ -23,7 +23,7 @@ ANSWER_SECONDS = 2.0
 REGISTER_SECONDS = 1.5
 """How long it is waited until all workers have a node; less than ANSWER_SECONDS."""
 SILENT_SECONDS = 10.0
-"""After so long it is said that a worker does not answer."""
+"""After this time the log says that a worker does not answer."""
 LOOK_SECONDS = 1.0
 """How old may be what is known of the workers."""
 LONGEST_PAUSE = 10.0
@@ -81,7 +81,7 @@ class Cluster:
     def submit(
         self, task: str, tickets: int, seconds: float, by: str, takes: Mapping[str, float], priority: int
     ) -> list[Ticket]:
-        """Have the cluster use so many tickets. `takes`: the resources that each of them takes of its worker."""
+        """Have the cluster use this many tickets. `takes`: the resources that each of them takes of its worker."""
         if self._client is None or self._client.status != "running":
             return []
         text = expression(self._host, "use", task, seconds, by)

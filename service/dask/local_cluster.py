@@ -16,7 +16,7 @@ from service.errors import InvalidParameters
 
 DASHBOARD_PORT = 8787
 KEEPS_NANNIES = {"distributed.deploy.lost-worker-timeout": "24 h"}
-"""The cluster ends the nanny of a worker that has been lost for so long. With Dask's 15 seconds, a nanny that starts
+"""The cluster ends the nanny of a worker that has been lost for this time. With Dask's 15 seconds, a nanny that starts
 its killed worker again on a busy machine is ended meanwhile, and the cluster has a worker less from then on."""
 
 
@@ -31,13 +31,15 @@ class Shape:
 
 
 def run(shape: Shape, on_ready: Callable[[str, str | None], None]) -> None:
-    """Run the cluster until SIGTERM or SIGINT, which drains its workers.
+    """Run the cluster until SIGTERM, SIGINT or SIGHUP (unless nohup has it ignored), which drains its workers.
 
     `on_ready` is called with the address of the scheduler and that of its dashboard; None: bokeh, which the dashboard
     needs, is not installed. Raises InvalidParameters if the port is taken or the host is not this machine.
     """
     asked = threading.Event()
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    is_hang_up_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = (signal.SIGTERM, signal.SIGINT, *(() if is_hang_up_ignored else (signal.SIGHUP,)))
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
     try:
         with dask.config.set(KEEPS_NANNIES), _started(shape) as cluster:
             has_dashboard = importlib.util.find_spec("bokeh") is not None

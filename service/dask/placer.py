@@ -17,7 +17,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 TICKET_SECONDS = 0.5
-"""After so long a ticket claims no further run and makes room, so that the scheduler can give the place to another."""
+"""After this time a ticket claims no further run, so that the scheduler can give its place to another."""
 
 
 class DaskPlacer:

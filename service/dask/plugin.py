@@ -28,7 +28,7 @@ class Node(Protocol):
 
 
 Make = Callable[[int, bool, Callable[[dict[str, list[str]]], None]], Node]
-"""Makes a node with so many places. True: its process is killed some seconds after it is asked to end. It calls the
+"""Makes a node with this many places. True: its process is killed some seconds after it is asked to end. It calls the
 function, in any thread, with the names of its tasks by pool."""
 
 

@@ -37,7 +37,7 @@ PAGE_ROWS = 500
 """How many rows of a large result are in memory at a time."""
 
 SEVERED_SECONDS = 5.0
-"""What fails so long after the connections were cut off may have failed because of that."""
+"""A statement that fails within this time after the connections were cut off may have failed because of that."""
 LOCK_SECONDS, IDLE_SECONDS = 2, 30
 BRIEF_WAITS = {
     "lock_timeout": f"{LOCK_SECONDS}s",

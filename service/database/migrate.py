@@ -68,7 +68,7 @@ async def _migrate(database: Database, history: History, to: str, before: Before
             return
     async with database.engine.begin() as connection:
         if database.kind == "postgresql":
-            await connection.execute(text("SET LOCAL lock_timeout = 0"))  # whoever comes second waits for the first
+            await connection.execute(text("SET LOCAL lock_timeout = 0"))  # the second process waits for the first
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": history.lock})
         await connection.run_sync(refuse_newer, history, database)
         current = await connection.run_sync(_current, history)

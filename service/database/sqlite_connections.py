@@ -15,7 +15,7 @@ import aiosqlite
 from aiosqlite.context import contextmanager
 
 FIRST_ROWS = 50
-"""How many rows are read together with the statement. A streamed result keeps so many at most that nobody asked for."""
+"""How many rows are read together with the statement. A streamed result keeps at most this many in advance."""
 
 
 class _FileConnection(sqlite3.Connection):

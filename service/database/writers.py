@@ -20,6 +20,8 @@ from service.logs import get_logger
 logger = get_logger(__name__)
 
 LONG_SECONDS = 1.0
+COMMIT_FIRST = "commit before you wait for anything else"
+"""How the lock is held for less time. Code that commits for its author puts another advice into `Session.info`."""
 IN_BETWEEN = ("service.database", "service.batch.chunks", "contextlib")
 
 session_owner: ContextVar[object | None] = ContextVar("session_owner", default=None)
@@ -90,7 +92,7 @@ class WriterGuard:
         if held > LONG_SECONDS:
             logger.warning(
                 f"a writing session from {holder.place} held SQLite's write lock for {held:.1f} s: "
-                "commit before you wait for anything else"
+                f"{session.info.get('advice', COMMIT_FIRST)}"
             )
 
 

@@ -36,11 +36,12 @@ class Context:
         loaded: Returns the loaded tasks. It is called only when they are needed, because the first call may import
             them.
         actor: Who asks. The name is recorded in the ledger.
-        lease_seconds: A process counts as alive for so many seconds after its last sign of life.
+        lease_seconds: A process counts as alive for this many seconds after its last sign of life.
         keep: Which runs pruning keeps.
         wake: Called after a run was queued, so that a service in this process claims it at once.
         wake_bulks: Called after a bulk was begun, so that a service in this process carries it out.
         node: The id of the service's node in this process; empty outside a service.
+        troubles: Returns what is wrong with that node now, by part, which it may not be able to write to the ledger.
         redaction: Masks values that are secret by their names.
         followers: Returns the channels that are told when a person has closed an incident.
     """
@@ -53,5 +54,6 @@ class Context:
     wake: Callable[[], None] = wake_nothing
     wake_bulks: Callable[[], None] = wake_nothing
     node: str = ""
+    troubles: Callable[[], Mapping[str, str]] = dict
     redaction: Redaction = field(default_factory=lambda: Redaction(SECRET_WORDS))
     followers: Callable[[], Sequence[str]] = list

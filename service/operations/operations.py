@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -66,6 +66,7 @@ class Operations:
         wake: Callable[[], None] = wake_nothing,
         wake_bulks: Callable[[], None] = wake_nothing,
         node: str = "",
+        troubles: Callable[[], Mapping[str, str]] = dict,
         are_ready: bool = False,
     ) -> None:
         """`are_ready`: both databases are migrated already. Context explains the other arguments."""
@@ -75,7 +76,9 @@ class Operations:
         redaction = Redaction.of(settings.BATCH_SECRET_WORDS)
         lease = settings.LEASE_SECONDS
         followers = partial(_followers, settings)
-        self._context = Context(databases, loaded, actor, lease, keep, wake, wake_bulks, node, redaction, followers)
+        self._context = Context(
+            *(databases, loaded, actor, lease, keep, wake, wake_bulks, node, troubles, redaction, followers)
+        )
 
     def by(self, actor: Actor) -> Operations:
         """The same operations for another actor, whose name the ledger records with each change."""

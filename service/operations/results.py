@@ -61,7 +61,8 @@ class Node(Result):
     `lost_at`: when other nodes found that it had ended without saying so; then it is `stopped_at` as well. `version`:
     of this package. `application`: the version of the application around it. `fires`: whether it is a service, which
     fires schedules; others only execute runs. `pools`: whose runs it claims; none for a process such as `batch run`.
-    `capacity`: how many runs it executes at once; None: not known.
+    `capacity`: how many runs it executes at once; None: not known. `troubles`: why it is not ready, or what holds up
+    its runs, by part, as its `/readyz` says it.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Node(Result):
     application: str | None
     capacity: int | None = None
     pools: list[str] = []
+    troubles: dict[str, str] = {}
 
     def state(self, is_alive: bool) -> str:
         """In one word what became of it. `is_alive`: it was seen within its lease, and its process is there."""
@@ -94,6 +96,12 @@ class Node(Result):
     def _names(cls, value: Any) -> Any:
         """A value that is no list, which somebody else must have written, counts as an empty list."""
         return value if isinstance(value, list) else []
+
+    @field_validator("troubles", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        """A value that is no object, such as NULL in the row of an older node, counts as an empty one."""
+        return {str(part): str(value[part]) for part in sorted(value)} if isinstance(value, Mapping) else {}
 
 
 class RunShort(Result, Generic[N]):
@@ -205,7 +213,7 @@ class RunsAfter(Result):
 class KeptBack(Result):
     """Runs of a task that failed runs keep back: how many `slots`, and how many `runs` without a slot.
 
-    `at_least`: there may be more, because only so many are counted.
+    `at_least`: there may be more, because only this many are counted.
     """
 
     task: str
@@ -279,11 +287,12 @@ class ScheduleSpan(Result):
 
 
 class Paused(Result):
-    """The pause of a task. `is_new`: this request has begun or ended it."""
+    """The pause of a task. `is_new`: this request has begun or ended it. `until`: when it ends by itself."""
 
     at: datetime
     by: str
     is_new: bool
+    until: datetime | None = None
 
 
 class Resumed(Result):
@@ -294,6 +303,12 @@ class Resumed(Result):
 
     ended: Paused | None
     ahead_until: datetime | None = None
+
+
+class ResumedAhead(Result):
+    """Tasks that fire again. `tasks`: up to which instant a clock that was ahead had fired each of them, by name."""
+
+    tasks: dict[str, datetime]
 
 
 class Quarantined(Result):

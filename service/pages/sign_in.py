@@ -57,7 +57,7 @@ async def sign_in(request: Request) -> Response:
 
 
 async def _cause(request: Request, guard: Guard, secret: str) -> str:
-    """Why a secret is not valid. Only who holds a token that was valid once is told more than that."""
+    """Why a secret is not valid. Only the holder of a token that was valid once learns more than that."""
     at = await guard.operations.access.expired_at(secret)
     if at is None:
         return WRONG

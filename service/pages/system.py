@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from service.errors import InvalidParameters
 from service.operations.results import Node
+from service.operations.system.nodes import troubles_of
 from service.operations.system.pools import PoolState
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
@@ -24,8 +25,9 @@ LONGEST_FILTER = 100
 
 async def show_nodes(request: Request, viewer: Viewer) -> str:
     """The pools, and the processes of the service: those that live, and those that have stopped, the newest first."""
-    living = {node.id for node in await viewer.operations.nodes.living(with_workers=True)}
-    nodes = list(await viewer.operations.nodes.list())[:MOST_NODES]
+    alive = {node.id: node for node in await viewer.operations.nodes.living(with_workers=True)}
+    living = set(alive)
+    nodes = [alive.get(node.id, node) for node in list(await viewer.operations.nodes.list())[:MOST_NODES]]
     return await render(
         "nodes.html",
         **await shell_of(viewer, "nodes", "Nodes and pools"),
@@ -35,6 +37,7 @@ async def show_nodes(request: Request, viewer: Viewer) -> str:
         broken=await viewer.operations.nodes.broken(),
         busy=await viewer.operations.nodes.busy(),
         all_nodes=sorted(nodes, key=lambda node: node.id not in living),
+        troubles=troubles_of(alive.values()),
         states={node.id: _state(node, living) for node in nodes},
         ages={node.id: ((node.stopped_at or viewer.now) - node.started_at).total_seconds() for node in nodes},
     )

@@ -56,7 +56,7 @@ from service.server.damage import after_damage, damage_explained
 from service.server.draining import end_work
 from service.server.measuring import Monitoring
 from service.server.placers import placing_of
-from service.server.readiness import is_working, reasons, reasons_while_stopping
+from service.server.readiness import Troubles, is_working, reasons, reasons_while_stopping
 from service.server.sign_off import SignOff
 from service.server.sign_on import sign_on
 from service.server.waking import Waking
@@ -125,7 +125,7 @@ class BatchService:
                 await self._join(stack)
                 self._start_parts(*checkpoints.of(self.ledger))
                 if self.roles.pools:
-                    self._start_parts(self.opener)
+                    self._start_parts(self.opener, Troubles(self.node, self._troubles))
                 if self._fires:
                     await self._fire(stack)
                 elif self.roles.is_worker:
@@ -260,6 +260,7 @@ class BatchService:
             wake=self.wake,
             wake_bulks=self._wake_bulks,
             node=self.node.id,
+            troubles=lambda: self.node.troubles,
             are_ready=True,
         )
         self.monitoring = Monitoring(self.metrics, self.engine, self.node, self.operations)
@@ -346,6 +347,9 @@ class BatchService:
     def warnings(self) -> dict[str, str]:
         """What holds up runs of this process, although it is ready, by the name of the part."""
         return {"threads": crowded} if (crowded := self.engine.crowded) is not None else {}
+
+    async def _troubles(self) -> dict[str, str]:
+        return {} if self.is_stopping else await self.readiness() | self.warnings
 
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""

@@ -22,6 +22,8 @@ BODY_PAUSE_SECONDS = 10.0
 """Longest time between two parts of a request's body."""
 BODY_SECONDS = 30.0
 """Longest time from the end of a request's headers to the end of its body."""
+LAST_BODY_SECONDS = 2.0
+"""Longest time from the stop of the server to the end of a request's body: the server waits for all open requests."""
 UNREAD_SECONDS = 30.0
 """Longest time that a full buffer waits until the client has read some of it."""
 MOST_HEADER_BYTES = 65_536
@@ -158,6 +160,12 @@ class LimitedProtocol(asyncio.Protocol):
             self._stop_body_timer()
         self._all.idle(self, self._is_idle)
 
+    def shutdown(self) -> None:
+        """The server stops, and waits until the open requests are answered."""
+        super().shutdown()  # type: ignore[misc]
+        if self._is_body_left:
+            self.loop.call_later(LAST_BODY_SECONDS, self._give_up_body_of, self.cycle)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stop_unread_timer()
@@ -232,6 +240,10 @@ class LimitedProtocol(asyncio.Protocol):
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
+
+    def _give_up_body_of(self, cycle: Any) -> None:
+        if self.cycle is cycle and self._is_body_left:
+            self._give_up()
 
     def _give_up(self) -> None:
         self.transport.abort()

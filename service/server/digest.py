@@ -32,7 +32,7 @@ MOST_ROWS = 20
 READER = Actor("digest", role="viewer", source="service")
 """The readers of a channel may be anybody, so a digest says no more than a viewer may see."""
 AGAIN = timedelta(minutes=1)
-"""A digest that could not be written is tried again after so long."""
+"""A digest that could not be written is tried again after this time."""
 
 
 class Digest(Background):

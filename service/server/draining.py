@@ -1,4 +1,4 @@
-"""The end of the work of a service: its runs end or are interrupted, and the ledger is told that it drains."""
+"""The end of the work of a service: its runs end or are interrupted, and its row in the ledger says that it drains."""
 
 from __future__ import annotations
 

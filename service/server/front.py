@@ -22,7 +22,7 @@ from service.web.headers import Headed
 logger = get_logger("service.batch")
 
 MOMENT_SECONDS = 0.1
-"""The import begins so long after the start, because a thread that imports slows the event loop down."""
+"""The import begins this long after the start, because a thread that imports slows the event loop down."""
 
 
 class Front:

@@ -16,7 +16,7 @@ PLACES = 4
 
 
 def run(settings: Settings, pools: Collection[str], workers: int | None, places: int | None) -> None:
-    """Run a cluster until SIGTERM or SIGINT. Raises BatchError if it can't start.
+    """Run a cluster until SIGTERM, SIGINT or SIGHUP. Raises BatchError if it can't start.
 
     `pools`: whose setting names its address; empty: all pools on Dask. `workers`: None: one for each core.
     """

@@ -1,16 +1,49 @@
-"""Why this process is not ready: which of its parts can't do their work now."""
+"""Why this process is not ready: which of its parts can't do their work now. `/readyz` and the ledger say it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger.schedules import ahead_in_words
 from service.batch.nodes.node import Node
+from service.concurrency.background import Background
 from service.database.engine import Database
+from service.logs import get_logger
 from service.server.probes import trouble_with
+
+logger = get_logger("service.batch")
+
+LOOK_SECONDS = 10.0
+NO_ANSWER = "no answer within {:g} s"
+
+
+class Troubles(Background):
+    """Has the heartbeat write to the ledger what is wrong with this node, so that it is said wherever somebody asks.
+
+    It is told what was wrong at two looks in a row: a database that was busy for a moment is no trouble.
+    """
+
+    def __init__(self, node: Node, look: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
+        self._node, self._look = node, look
+
+    async def _loop(self) -> None:
+        before: Mapping[str, str] = {}
+        while True:
+            try:
+                async with self.limited_turn():
+                    now = await self._look()
+            except TimeoutError:
+                now = {"databases": NO_ANSWER.format(self.turn_seconds)}
+            except Exception:  # the boundary of a background loop: the next look may succeed
+                logger.exception("what is wrong with this process could not be found out, which is tried again")
+                now = before
+            self._node.tell({part: reason for part, reason in now.items() if part in before})
+            before = now
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 def is_working(node: Node, dispatcher: Dispatcher, schedules: ScheduleSync) -> bool:

@@ -24,7 +24,9 @@ from service.server.starting import (
 )
 
 MOST_SECONDS = 86_400.0
-"""A ticket of the command line ends when there is no run, or after so long."""
+"""A ticket of the command line ends when there is no run, or after this time."""
+LOOK_SECONDS = 5.0
+"""Seconds between two looks for the first service, while none is running."""
 
 
 def work(settings: Settings, pools: frozenset[str], host: str | None = None, port: int | None = None) -> None:
@@ -118,13 +120,29 @@ async def _welcome(batch: BatchService, where: str) -> None:
 
 
 async def warn_of_services(batch: BatchService) -> None:
-    """Warn if no service lives, or if one on another machine uses the same SQLite file."""
+    """Warn if no service lives, until one does, or if one on another machine uses the same SQLite file."""
     services = await batch.operations.nodes.living()
     if not services:
         console.warn("  no service is running: until one is, nothing fires, and the runs of lost nodes wait")
+        looking = asyncio.create_task(_say_when_a_service_runs(batch), name="batch-first-service")
+
+        async def end() -> None:
+            looking.cancel()
+            await asyncio.wait([looking])
+
+        batch.before_stop(end)
     others = {node.host for node in services} - {socket.gethostname()}
     if batch.ledger.kind == "sqlite" and others:
         console.warn(
             f"  the ledger is a file of SQLite, and a service on the host {min(others)} uses it: unless that is a "
             "container on this machine, the file will be damaged; processes of several machines need PostgreSQL"
         )
+
+
+async def _say_when_a_service_runs(batch: BatchService) -> None:
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        with contextlib.suppress(DatabaseError):
+            if services := await batch.operations.nodes.living():
+                console.warn(f"  a service is running now, on the host {services[0].host}")
+                return

@@ -139,7 +139,7 @@ class DrivenService:
             await self._run_what_is_due()
 
     async def kill(self, run_id: str, after_chunk: int | None, after_part: int | None) -> Kill:
-        """Execute this run until it has committed so many chunks, or so many of its parts have succeeded.
+        """Execute this run until it has committed this many chunks, or this many of its parts have succeeded.
 
         It is killed then, or comes to its end before that.
         """

@@ -114,7 +114,7 @@ class Batch:
         `kill_after_chunk`: when the run has committed this many chunks, in all its loops together, it is killed, as if
         its process had died. It is returned in the state `running`, and `resume()` continues it. Raises AssertionError
         if the run ends with fewer chunks.
-        `kill_after_part`: the same when so many parts of a partitioned task have succeeded. It is returned `waiting`.
+        `kill_after_part`: the same when this many parts of a partitioned task have succeeded. It is returned `waiting`.
         A failed run is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = self._known(task)

@@ -127,9 +127,7 @@ class Guard:
             actor = await answer if inspect.isawaitable(answer) else answer
             if actor is not None:
                 refuse_foreign(request)
-            return (
-                actor  # no session and no setting lets somebody in whom the application around this one does not know
-            )
+            return actor  # no session and no setting lets in anybody else: the application around this one decides
         if cookie := request.cookies.get(cookie_name(request)):
             actor = await self._remembered(SESSION, cookie, self.operations.access.session, address)
             if actor is not None:

@@ -25,7 +25,7 @@ logger = get_logger("service.batch")
 
 LOOK_SECONDS = 1.0
 LINGER_SECONDS = 10.0
-"""A topic is watched for so long after its last stream, so that a client that comes back has missed nothing."""
+"""A topic is watched for this time after its last stream, so that a client that comes back has missed nothing."""
 KEPT_SECONDS = 60.0
 MOST_KEPT_BYTES = 2_000_000
 MOST_STREAMS = 1_000

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 MOST_WAITING_BYTES = 500_000
-"""A stream that has so many bytes waiting gets `reload` instead of them."""
+"""A stream that has this many bytes waiting gets `reload` instead of them."""
 
 
 class Event(NamedTuple):

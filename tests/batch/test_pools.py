@@ -220,11 +220,17 @@ async def test_a_worker_takes_up_new_files_and_tells_the_ledger_which_it_cannot_
 
 
 async def test_a_worker_warns_if_a_service_of_another_machine_uses_its_sqlite_file(
-    worker: BatchService, ledger: Database, capsys: pytest.CaptureFixture[str]
+    worker: BatchService, ledger: Database, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.server.worker.LOOK_SECONDS", 0.02)
     await warn_of_services(worker)
     assert "no service is running: until one is, nothing fires" in capsys.readouterr().err
     await put_node(ledger)
+
+    async def said_later() -> str:
+        return capsys.readouterr().err
+
+    assert await until(said_later) == "  a service is running now, on the host elsewhere\n"
     await warn_of_services(worker)
     said = capsys.readouterr().err
     assert ("a service on the host elsewhere uses it" in said) == (ledger.kind == "sqlite") == bool(said)

@@ -10,11 +10,15 @@ import pytest
 from sqlalchemy import event
 
 from service import clock
+from service.batch.cron.cron import schedule
+from service.batch.firing import task_sync
+from service.batch.ledger import tables
+from service.batch.ledger.people.access_tables import events
 from service.batch.ledger.tables import new_id
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, schedule_sync_of
+from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, rows, schedule_sync_of
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -104,3 +108,77 @@ async def test_another_nodes_firing_is_read_from_its_cursor(ledger: Database) ->
     assert await sync.reads_at(slot) == 1
     assert await sync.reads_at(slot) == 0
     assert sync.notified == []
+
+
+async def test_a_pause_ends_by_itself_and_the_slot_at_its_end_is_fired(ledger: Database) -> None:
+    """Whoever is first: what fires the slot leaves it to the schedule sync, which ends the pause in the ledger."""
+    loaded = await know(ledger, make_task("tick"), make_task("tock", None))
+    sync = await at_start(ledger, loaded)
+    end = (START + 3 * MINUTE).replace(second=0)
+    for name in loaded:
+        async with ledger.engine.begin() as connection:
+            await task_sync.pause(connection, name, "ann", loaded, NODE, end + MINUTE)
+        async with ledger.engine.begin() as connection:  # the end of a pause can be changed
+            paused = await task_sync.pause(connection, name, "bob", loaded, NODE, end)
+        assert (paused.by, paused.until) == ("ann", end + MINUTE) if paused else False
+    await refresh(sync.schedules)
+    for n in (1, 2, 3):
+        await fire(ledger, loaded, go_to_slot(n))
+        assert await rows(ledger) == []
+    assert [row["paused_until"] for row in await rows(ledger, tables.tasks)] == [end, end]
+    sync.notified.clear()
+    await sync.reads_at(end)
+    assert sync.notified == ["tick"]
+    assert {row["paused_at"] or row["paused_until"] for row in await rows(ledger, tables.tasks)} == {None}
+    await fire(ledger, loaded, end)
+    assert [run["slot"] for run in await rows(ledger)] == [end]
+    missed = await rows(ledger, tables.missed)
+    assert sum(each["count"] for each in missed) == 2 and {each["reason"] for each in missed} == {"paused by ann"}
+    resumed = await rows(ledger, events, action="task.resume")
+    assert sorted((each["task"], each["actor"]) for each in resumed) == [
+        ("tick", f"node {NODE}"),
+        ("tock", f"node {NODE}"),
+    ]
+
+
+async def test_of_a_pause_that_has_ended_while_no_service_ran_only_its_own_slots_are_paused(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick", missed="all"))
+    end = (START + 3 * MINUTE).replace(second=0)
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "tick", "ann", loaded, NODE, end)
+    now = go_to_slot(5)
+    sync = await at_start(ledger, loaded)
+    await sync.reads_at(now)
+    await fire(ledger, loaded, now)
+    assert [run["slot"] for run in await rows(ledger)] == [end, end + MINUTE, end + 2 * MINUTE]
+    (missed,) = await rows(ledger, tables.missed)
+    assert (missed["count"], missed["reason"]) == (2, "paused by ann")
+
+
+async def test_a_pause_after_the_end_of_another_one_is_a_new_pause(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    for person, number in (("ann", 1), ("bob", 3)):
+        async with ledger.engine.begin() as connection:
+            until = (START + number * MINUTE).replace(second=0)
+            assert await task_sync.pause(connection, "tick", person, until=until) is None
+        go_to_slot(number + 1)
+    async with ledger.engine.begin() as connection:
+        await task_sync.resume(connection, "tick")
+    missed = [(each["reason"], each["count"]) for each in await rows(ledger, tables.missed)]
+    assert sorted(missed) == [("not handled yet when it was paused by bob", 2)]
+    await fire(ledger, loaded, clock.now())
+    assert [run["slot"] for run in await rows(ledger)] == [clock.now() - MINUTE, clock.now()]
+
+
+async def test_a_schedule_that_changes_after_the_end_of_a_pause_loses_no_slot(ledger: Database) -> None:
+    """As after a deploy during which the pause has ended: the slots from its end on are those of the old schedule."""
+    loaded = await know(ledger, make_task("tick", missed="all"))
+    end = (START + 3 * MINUTE).replace(second=0)
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "tick", "ann", loaded, NODE, end)
+    go_to_slot(5)
+    async with ledger.engine.begin() as connection:
+        await task_sync.set_schedules(connection, {"tick": schedule("0 4 * * *", "UTC")}, loaded, NODE)
+    assert [run["slot"] for run in await rows(ledger)] == [end, end + MINUTE, end + 2 * MINUTE]
+    (missed,) = await rows(ledger, tables.missed)
+    assert (missed["count"], missed["reason"]) == (2, "paused by ann")

@@ -51,6 +51,14 @@ async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_s
         worker.stop(signal.SIGTERM, within=20)
 
 
+def test_the_end_of_a_session_of_ssh_ends_the_cluster_as_sigterm_does(tmp_path: Path) -> None:
+    settings = {"BATCH_POOL_CPU": f"dask://127.0.0.1:{free_port()}"}
+    with process(tmp_path, (*BATCH, "work", "--dask", "--workers", "1"), settings) as worker:
+        worker._wait_until(lambda: "pools" in worker.stdout, "has not begun")
+        worker.stop(signal.SIGHUP, within=20)
+        assert worker.process.returncode == 0, worker.stderr
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for words, said in (
         (("--workers", "2", "--pool", "cpu"), "--workers needs --dask"),

@@ -12,12 +12,18 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from service import get_db
+from service import BaseTask, get_db
 from service.database import engine, sqlite_connections
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.database.writers import session_owner
 from service.errors import DatabaseBusy, SecondWriter
+
+
+class ByHand(BaseTask):
+    name = "by-hand"
+
+    async def run(self) -> None: ...
 
 
 @pytest.fixture
@@ -163,7 +169,14 @@ async def test_a_writing_session_that_is_held_open_is_logged_with_its_place(
         await db.execute(text("UPDATE counter SET n = 1"))
         await asyncio.sleep(0.03)
     assert "test_sqlite.py" in caplog.text
-    assert "held SQLite's write lock" in caplog.text
+    assert "held SQLite's write lock" in caplog.text and "commit before you wait" in caplog.text
+    caplog.clear()
+    async for chunk in ByHand().chunks([1, 2], size=2):
+        async with chunk as (db, _):
+            await db.execute(text("UPDATE counter SET n = 1"))
+            await asyncio.sleep(0.03)
+    assert "test_sqlite.py" in caplog.text and "a smaller `size=`" in caplog.text
+    assert "commit before you wait" not in caplog.text, "the author of a chunk can't commit it earlier"
 
 
 async def test_waiting_for_another_processs_lock_can_be_cancelled_at_once(database: Database) -> None:

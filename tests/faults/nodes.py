@@ -180,7 +180,11 @@ def has_begun(service: Service) -> bool:
 
 
 def come_to_rest(world: World) -> None:
-    """Nothing new fires, and what is active comes to its end."""
+    """Nothing new fires, and what is active comes to its end.
+
+    Runs that have lost their node again and again, and slots over which a clock was set, wait for minutes. They don't
+    here.
+    """
     world.say("rest")
     world.fires = False
     settings = world.settings()
@@ -191,6 +195,7 @@ def come_to_rest(world: World) -> None:
             if time.monotonic() > give_up_at:
                 world.wrong.append(f"still active: {active}\n{last.stderr[-3000:]}\n{worker.stderr[-3000:]}")
                 break
+            world.end_long_waits()
             time.sleep(0.3)
         for each in (worker, last):
             each.stop(within=END_SECONDS)

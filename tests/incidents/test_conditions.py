@@ -324,7 +324,8 @@ async def test_slots_of_an_outage_in_which_the_ledger_could_be_read_are_one_inci
     ((_, _, text),) = await watch.notes()
     assert text == (
         "no service fired from 2026-03-10 02:00:00 to 02:05:00 UTC (5 minutes): the ledger could not be used (its "
-        "server can't be reached). 8 slots of extract, load did not run; `batch night` lists them, `batch backfill` runs them."
+        "server can't be reached). 8 slots of extract, load did not run; `batch night` lists them, `batch backfill` "
+        "runs them."
     )
 
 

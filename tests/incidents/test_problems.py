@@ -12,7 +12,8 @@ import pytest
 from service import clock
 from service.alerts.messages import message_of, problems_of
 from service.batch.incidents import problem as one_error
-from service.batch.ledger.incidents.tables import outbox
+from service.batch.ledger import tables
+from service.batch.ledger.incidents.tables import incidents, outbox
 from service.config import get_settings
 from service.database.engine import Database
 from service.operations.context import Loaded
@@ -99,6 +100,18 @@ class _Row:
         self.kind, self.content = values["kind"], values["content"]
 
 
+async def test_incidents_night_and_status_say_one_number_of_open_runs(watch: Watching, operations: Operations) -> None:
+    await fail(watch, *["fleet00"] * 3)
+    failed = (await rows(watch.ledger, tables.runs))[0]["id"]
+    await operations.runs.acknowledge(failed, "the test")
+    (incident,) = (await operations.incidents.list()).incidents
+    assert (incident.count, incident.open, (await operations.incidents.show(incident.id)).open) == (3, 2, 2)
+    assert [need.open for need in (await operations.night()).needs if need.task == "fleet00"] == [2]
+    assert f"fleet00: 2 runs failed: {AWAY}" in [trouble.text for trouble in (await operations.status()).troubles]
+    await operations.incidents.acknowledge(incident.id, "the test")
+    assert [each.open for each in (await operations.incidents.list("closed")).incidents] == [None]
+
+
 async def test_one_command_retries_or_acknowledges_the_runs_of_one_error(
     watch: Watching, batch: Batch, ledger_url: str, database_url: str
 ) -> None:
@@ -121,6 +134,18 @@ async def test_one_command_retries_or_acknowledges_the_runs_of_one_error(
     assert done.out == "12 incidents are acknowledged by ann, with 0 failed runs\n" or "12 incidents are" in done.out
     left = [row["task"] for row in await watch.incidents(closed_at=None) if row["acknowledged_at"] is None]
     assert left == ["fleet00"]
+
+
+async def test_one_error_of_more_than_a_thousand_tasks_is_retried_at_once(
+    watch: Watching, operations: Operations
+) -> None:
+    await fail(watch, "fleet00")
+    (row,) = await watch.incidents(kind="failed")
+    others = [{**row, "id": tables.new_id(), "task": f"other{number}"} for number in range(1_100)]
+    async with watch.ledger.engine.begin() as connection:
+        await connection.execute(incidents.insert(), others)
+    plan = await operations.incidents.plan_retry(row["id"], with_same_error=True)
+    assert (plan.task, plan.preview.count) == ("1,101 tasks", 1)
 
 
 def test_a_group_has_five_members_within_ten_minutes() -> None:

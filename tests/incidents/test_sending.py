@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -18,19 +19,22 @@ from service import clock
 from service.alerts import pings as pings_module
 from service.alerts import sender as sender_module
 from service.alerts import sending
-from service.alerts.channels import Channel, Channels
+from service.alerts.channels import APPRISE, Channel, Channels
 from service.alerts.pings import AT_ONCE, Pings
 from service.alerts.sender import Sender
 from service.batch.execution import pings
 from service.batch.ledger.incidents.tables import outbox
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
+from service.config import forget_settings, get_settings
 from service.database.engine import Database
+from service.errors import InvalidSetting
 from service.testing.engine import DrivenEngine
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 from tests.incidents.receivers import HttpReceiver, http_receiver, mailbox
 from tests.incidents.watching import Watching, failed, rename, retried, watching
+from tests.processes import ROOT
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
 
@@ -351,3 +355,19 @@ async def test_while_the_ledger_fails_a_line_says_so_and_what_waits_is_sent_afte
         await arrived(receiver, 1)
     lines = [record for record in caplog.records if "messages can't be read" in record.getMessage()]
     assert all(record.levelname == "WARNING" and record.exc_info is None for record in lines)
+
+
+@pytest.mark.parametrize("setting", ["BATCH_ALERT_URLS", "BATCH_ALERT_URL_PAYMENTS", "BATCH_DIGEST_URLS"])
+def test_without_apprise_the_setting_is_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    monkeypatch.setenv(setting, "mailto://batch:5ecret@mail.example.com")
+    forget_settings()
+    with pytest.raises(InvalidSetting) as refused:
+        Channels.of(get_settings())
+    assert refused.value.message == (
+        f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is the extra `alerts`): "
+        f"pip install '{APPRISE}'"
+    )
+    assert f'alerts = ["{APPRISE}"]' in (ROOT / "pyproject.toml").read_text()

@@ -51,14 +51,14 @@ async def _finish(ledger: Database) -> None:
 @pytest.mark.usefixtures("loaded")
 async def test_slots_that_were_left_are_not_to_be_watched(watch: Watching, mara: Operations) -> None:
     answer = await night(watch, mara)
-    assert (answer.level, answer.headline) == ("watch", "Nothing failed. 18 slots did not run.")
+    assert (answer.level, answer.headline) == ("watch", "Nothing failed. 18 slots were missed.")
     load, tick = answer.did_not_run
     assert (load.task, load.first_slot, load.last_slot) == ("load", START + MINUTE, START + 9 * MINUTE)
     assert load.first_slot is not None and load.last_slot is not None
     left = await mara.slots.leave(load.first_slot, load.last_slot, NOTE, "load", 9)
     assert (left.slots, left.tasks) == (9, {"load": 9})
     answer = await night(watch, mara)
-    assert answer.headline == "Nothing failed. 9 slots did not run."
+    assert answer.headline == "Nothing failed. 9 slots were missed."
     load, tick = answer.did_not_run
     assert (load.left_by, load.left_note, tick.left_by) == ("mara", NOTE, None)
     left = await mara.slots.leave(load.first_slot or START, load.last_slot or START, NOTE)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
 from service import clock
 from service.batch.firing import task_sync
-from service.batch.ledger import runs, tables
+from service.batch.ledger import nodes, runs, tables
+from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.audit import By
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import new_id
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, InvalidSchedule
@@ -372,6 +374,31 @@ async def test_without_a_service_it_is_an_alarm(ledger: Database, watch: Watchin
     clock.advance(timedelta(hours=1))
     answer = await operations.night()
     assert (answer.level, answer.headline) == ("alarm", "No service runs since 2026-03-10 02:00 UTC")
+
+
+async def test_what_a_node_says_is_wrong_comes_first_and_once(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    away = {"application": "the database does not answer", "clock": "the clock was ahead"}
+    async with ledger.engine.begin() as connection:
+        row = {"host": "far", "pid": 7, "version": "1", "draining": False, "fires": True, "broken": [], "pools": []}
+        row |= {"started_at": clock.now(), "seen_at": clock.now(), "tasks": []}
+        for pid in (7, 8):
+            await nodes.register(connection, {**row, "pid": pid, "id": new_id(), "troubles": away})
+    answer = await night(watch, operations)
+    said = "Process 7 on far and 1 more: application: the database does not answer"
+    assert (answer.level, answer.headline, len(answer.needs)) == ("alarm", said, 1)
+    assert answer.needs[0].error == "application: the database does not answer; clock: the clock was ahead"
+    async with ledger.engine.begin() as connection:
+        about = {"kind": "clock", "task": "", "subject": "far", "fingerprint": "", "text": "the clock was ahead"}
+        await connection.execute(insert(incidents).values(**about, id=new_id(), opened_at=START, last_at=START))
+    answer = await night(watch, operations)
+    assert [need.kind for need in answer.needs] == ["readiness", "clock"]
+    assert (answer.headline, answer.needs[0].error) == (said, "application: the database does not answer")
+    (beyond,) = [node for node in await operations.nodes.living() if node.pid == 8]
+    assert beyond.troubles == away, "the node itself says all"
+    until = clock.now() - MINUTE
+    assert (await operations.night(until=until)).needs[0].kind != "readiness", "of a window that is over"
 
 
 async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Operations) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -27,7 +27,7 @@ def problem_in(html: str) -> str:
 
 async def test_a_start_with_a_mistake_is_asked_again_with_what_was_entered(people: People) -> None:
     answer = await people.operator.send("/tasks/payroll/start", 422, **{"param-month": "x]", "param-account": "<i>12"})
-    assert "<h1>Run payroll now?</h1>" in answer.text
+    assert "<h1>Run payroll?</h1>" in answer.text
     assert problem_in(answer.text) == "month: allowed is a number, true or false, or JSON"
     month = re.search(r'<input id="p-month"[^>]*>', answer.text)
     assert month is not None and 'value="x]"' in month[0] and 'aria-invalid="true"' in month[0]
@@ -153,6 +153,19 @@ async def test_an_action_leads_to_no_other_site(people: People, given: str) -> N
     assert local_path(given, "/there") == "/there"
     done = await people.operator.send("/tasks/report/resume", next=given)
     assert done.headers["location"] == "/tasks/report"
+
+
+async def test_a_start_has_a_note_and_an_instant_in_the_zone_of_the_viewer(people: People) -> None:
+    given = {"param-month": "2", "at": "2027-03-01T09:30", "note": "the month was wrong"}
+    wrong = await people.operator.send("/tasks/payroll/start", 422, **{**given, "at": "soon"})
+    assert problem_in(wrong.text) == "at: allowed is an instant such as 2026-10-24T18:00"
+    assert 'value="soon"' in wrong.text and ">the month was wrong</textarea>" in wrong.text
+    done = await people.operator.send("/tasks/payroll/start", **given)
+    run = done.headers["location"].removeprefix("/runs/")
+    waits = (await people.served.operations.runs.waiting(run)).awaits
+    assert [each.at for each in waits] == [datetime(2027, 3, 1, 9, 30, tzinfo=UTC)]
+    (change,) = (await people.served.operations.changes.list(action="run.start", task="payroll", limit=1)).changes
+    assert (change.note, change.after["at"]) == ("the month was wrong", "2027-03-01T09:30:00+00:00")
 
 
 def test_each_mistake_stands_at_its_field() -> None:

@@ -244,11 +244,21 @@ async def test_missed_slots_are_backfilled_after_one_preview(people: People) -> 
     await operator.send("/backfill", previews=preview[1], number="731")
 
 
+async def test_slots_to_come_are_counted_once(people: People) -> None:
+    """Where none of them is of a task with a name on Night, the number in the heading is all there is to say."""
+    night = await people.viewer.page("/")
+    assert re.search(r"[1-9]\d* slots? until", night)
+    assert "more slot" not in night
+
+
 async def test_a_task_is_paused_and_resumed_with_forms(people: People) -> None:
     operator = people.operator
     await operator.send("/tasks/report/pause", note="the disk is swapped")
     assert "Paused by operator" in await operator.page("/tasks/report")
     assert "report" in await operator.page("/tasks?show=paused")
+    await operator.send("/tasks/report/pause", **{"for": "hour"})
+    assert ", until <time" in await operator.page("/tasks/report")
+    await operator.send("/tasks/report/pause", 422, **{"for": "ever"})
     await operator.send("/tasks/report/resume")
     assert "Paused by" not in await operator.page("/tasks/report")
 

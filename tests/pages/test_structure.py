@@ -147,6 +147,14 @@ async def test_skipped_slots_are_retried_from_their_row(demo: Demo) -> None:
     assert "Retry 4 runs?" in html and "<dd>task thumbnails, state skipped" in html
 
 
+async def test_a_bulk_says_before_how_many_runs_of_each_task_it_changes(demo: Demo) -> None:
+    html = await demo.page(partial(bulks.ask, "retry"), "/runs/bulk/retry?state=failed")
+    found = re.search(r"Retry (\d+) runs\?.*<dt>Tasks</dt><dd>([^<]+)</dd>", html, re.DOTALL)
+    assert found is not None
+    numbers = [int(each.split(" of ")[0]) for each in found[2].split(", ")]
+    assert len(numbers) > 1 and sum(numbers) == int(found[1])
+
+
 @pytest.mark.parametrize("state", ["failed", "running", "succeeded"])
 async def test_a_run_is_as_it_is_stored(demo: Demo, state: str) -> None:
     run = await demo.run(state=state)

@@ -32,6 +32,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("POST", "/tasks/{name}/runs"): "operator",
     ("POST", "/tasks/{name}/pause"): "operator",
     ("POST", "/tasks/{name}/resume"): "operator",
+    ("POST", "/tasks/resume"): "operator",
     ("POST", "/tasks/{name}/backfill"): "operator",
     ("POST", "/tasks/{name}/backfill/preview"): "operator",
     ("GET", "/runs"): "viewer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,7 +21,11 @@ from service import TaskRegistry, config, start
 from service.app import create_app
 from service.batch.execution import local_engine
 from service.batch.firing import task_sync
+from service.config import get_settings
 from service.errors import InvalidSetting
+from service.operations.context import Loaded
+from service.operations.operations import Operations
+from service.server import readiness
 from service.testing.postgres import OwnServer, find_binaries
 from service.web import api
 from tests.batch.ledger_world import make_task, refresh, rows, until
@@ -114,7 +119,9 @@ async def test_a_started_service_is_healthy_and_ready(database_url: str, monkeyp
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
 
 
-async def test_a_service_without_a_free_thread_says_so_and_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_without_a_free_thread_says_so_and_is_ready_and_so_does_the_ledger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     goes_on = threading.Event()
 
     def run(self: object) -> None:
@@ -122,7 +129,9 @@ async def test_a_service_without_a_free_thread_says_so_and_is_ready(monkeypatch:
 
     make_task("sync", None, run, overlap="allow")
     monkeypatch.setattr(local_engine, "CROWDED_SECONDS", 0.1)
+    monkeypatch.setattr(readiness, "LOOK_SECONDS", 0.05)
     monkeypatch.setenv("MAX_THREADS", "1")
+    monkeypatch.setenv("HEARTBEAT_SECONDS", "0.2")
     async with running(monkeypatch) as client:
         for _ in range(2):
             await start(TaskRegistry.get("sync").cls)
@@ -135,8 +144,19 @@ async def test_a_service_without_a_free_thread_says_so_and_is_ready(monkeypatch:
         said = "no thread is free since .* UTC, and runs wait: 1 runs execute in threads, which is MAX_THREADS"
         assert isinstance(warnings := await until(warned), dict)
         assert warnings.keys() == {"threads"} and re.fullmatch(said, warnings["threads"])
+        ledger = app_of(client).state.batch.ledger
+        elsewhere = Operations(ledger, ledger, Loaded, get_settings(), are_ready=True)
+
+        async def told() -> object:
+            return (await elsewhere.nodes.living())[0].troubles or None
+
+        assert await until(told) == warnings
+        status = await elsewhere.status()
+        assert (status.ok, status.troubles[0].kind) == (False, "readiness")
+        assert re.fullmatch(f"Process {os.getpid()} on .*: threads: {said}", status.headline)
         goes_on.set()
         await until(lambda: _none(warned))
+        await until(lambda: _none(told))
 
 
 async def _none(ask: Callable[[], Awaitable[object]]) -> bool:

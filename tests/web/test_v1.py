@@ -173,6 +173,9 @@ async def test_lists_are_filtered_and_paged_to_the_last_run(served: Served) -> N
     assert await listed(limit=7, state="failed") == [n for n in range(59, -1, -1) if n % 3 == 0]
     assert await listed(limit=7, state=["failed", "cancelled"]) == [n for n in range(59, -1, -1) if n % 3 != 1]
     assert await listed(limit=7, state=["failed", "succeeded"]) == [n for n in range(59, -1, -1) if n % 3 != 2]
+    every = "&".join(f"state={state}" for state in RunState)
+    for path in ("/api/v1/runs", "/api/v1/tasks/report/runs"):
+        assert (await served.viewer.get(f"{path}?{every}")).status_code == 200
     assert await listed(limit=7, task="report", state="failed") == [n for n in range(59, -1, -1) if n % 6 == 0]
     assert await listed(limit=7, tag="money") == [n for n in range(59, -1, -1) if n % 2 == 0]
     assert await listed(tag="unknown") == []

@@ -24,7 +24,7 @@ AT_ITS_REVISION = {
 }
 """How to restore a backup of another revision: into a database of that revision, which is upgraded afterwards."""
 MOST_NAMED = 50
-"""At most so many problems are in a message, because a hostile file may have a million tables."""
+"""At most this many problems are in a message, because a hostile file may have a million tables."""
 KIND_NAMES = {"p": "a partitioned table", "f": "a foreign table", "m": "a materialized view", "v": "a view"}
 
 

@@ -32,6 +32,8 @@ logger = get_logger("service.batch")
 
 TRIES = 5
 """How often one chunk is tried at most, with `retry_chunk` or when the author's code catches its error."""
+SMALLER = "a smaller `size=` of chunks() lets others write sooner; wait for nothing else inside the block"
+"""What helps if a chunk holds SQLite's write lock for long: it commits at its end, so its author can't do it before."""
 NEEDS_ASYNC = "chunks() needs `async for` in an `async def run`: a sync run can't share a chunk's session"
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
 """Bounds of the seconds between two tries of a chunk; the wait doubles with each try."""
@@ -277,6 +279,7 @@ class Chunk(Generic[T]):
         self.error = None
         self._guard = Guard()
         self.db = self._loop.database.session()
+        self.db.info["advice"] = SMALLER
         self._guard.watch(self.db.sync_session, self.number)
         self._page = await self._loop.source.load(self.db, self._loop.position.cursor)
 

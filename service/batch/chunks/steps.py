@@ -51,6 +51,7 @@ class Step:
             raise ChunkError(f"step {self.name!r} is done already: use its session under `if not step.is_done:` only")
         if self._db is None:
             self._db = self._database.session()
+            self._db.info["advice"] = "wait for anything else before the first use of `step.db`"
         return self._db
 
     async def __aenter__(self) -> Self:

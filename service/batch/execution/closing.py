@@ -1,4 +1,4 @@
-"""What is told of runs that were closed while they waited: to the metrics, the log and dead man's switches."""
+"""Reports runs that were closed while they waited: to the metrics, the log and dead man's switches."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ class LocalEngine(Background):
         self._pools, self._child_pools, self._on_ended = pools, child_pools, on_ended
         self._threads, self._max_threads = ThreadPool(max_threads), max_threads
         self._crowded_since: datetime | None = None
-        self._has_told_crowded = False
+        self.crowded: str | None = None
+        """Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS while runs wait."""
         given = (self._threads, self._on_end, partial(fencing.take_over, database), may_work, self._metrics)
         self._claimed = ClaimedAttempts(tasks, *given, child_pools)
         self._attempts = self._claimed.by_run
@@ -119,23 +120,17 @@ class LocalEngine(Background):
 
     def _look_for_threads(self, changes: LedgerChanges) -> None:
         if self._threads.free:
-            self._crowded_since, self._has_told_crowded = None, False
+            self._crowded_since = self.crowded = None
         elif changes.is_claimable:
             self._crowded_since = self._crowded_since or changes.now
-        if self._crowded_since is not None and not self._has_told_crowded:
-            self._has_told_crowded = (changes.now - self._crowded_since).total_seconds() >= CROWDED_SECONDS
-            if self._has_told_crowded:
-                logger.warning(self.crowded)
-
-    @property
-    def crowded(self) -> str | None:
-        """Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS while runs wait."""
-        if not self._has_told_crowded or self._crowded_since is None:
-            return None
-        return (
-            f"no thread is free since {self._crowded_since:%H:%M:%S} UTC, and runs wait: {self._max_threads} runs "
-            "execute in threads, which is MAX_THREADS"
+        since = self._crowded_since
+        if since is None or self.crowded or (changes.now - since).total_seconds() < CROWDED_SECONDS:
+            return
+        self.crowded = (
+            f"no thread is free since {since:%H:%M:%S} UTC, and runs wait: {self._max_threads} runs execute in "
+            "threads, which is MAX_THREADS"
         )
+        logger.warning(self.crowded)
 
     def recheck_claims(self) -> None:
         """Have the ledger searched for runs that this node holds without knowing it. Returns at once."""

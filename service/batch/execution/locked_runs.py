@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from sqlalchemy import select
 
 from service import clock
-from service.batch.ledger.blocking import blocker_in_words
+from service.batch.ledger.blocking import Blocker
 from service.batch.ledger.tables import runs
 from service.database.engine import Database
 from service.logs import get_logger
@@ -16,7 +15,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 TOLD_SECONDS = 10.0
-"""After so long a line of the log and `/readyz` say who holds the lock."""
+"""After this time a line of the log and `/readyz` say which connection holds the lock."""
 
 
 class LockedRuns:
@@ -25,10 +24,9 @@ class LockedRuns:
     trouble: str | None = None
 
     def __init__(self, database: Database) -> None:
-        self._database = database
         self._since: float | None = None
         self._ids: Sequence[str] = ()
-        self._asking: asyncio.Task[None] | None = None
+        self._blocker = Blocker(database, on_found=self._say)
 
     @property
     def is_any(self) -> bool:
@@ -51,25 +49,14 @@ class LockedRuns:
             if self.trouble is not None:
                 logger.info("the runs that were locked are free again; their ends are written")
             self._since = self.trouble = None
-        elif self._is_to_be_told and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._ask(), name="batch-locked-runs")
-
-    @property
-    def _is_to_be_told(self) -> bool:
-        return self.trouble is None and clock.monotonic() > (self._since or 0.0) + TOLD_SECONDS
+            self._blocker.forget()
+        elif self.trouble is None and clock.monotonic() > (self._since or 0.0) + TOLD_SECONDS:
+            self._blocker.ask(select(runs.c.id).where(runs.c.id == ids[0]).with_for_update())
 
     async def stop(self) -> None:
-        """End the question who holds the lock, if it is being asked."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait([self._asking])
+        await self._blocker.stop()
 
-    async def _ask(self) -> None:
-        """Find out who holds the lock, and say it once."""
-        locking = select(runs.c.id).where(runs.c.id == self._ids[0]).with_for_update()
-        holder = await blocker_in_words(self._database, locking)
-        if holder is None or not self._ids:
-            return
+    def _say(self, holder: str) -> None:
         number = len(self._ids)
         what = f"{number:,} runs have" if number > 1 else "a run has"
         self.trouble = f"{what} ended, which can't be written: their rows are locked by {holder}"

@@ -1,4 +1,4 @@
-"""What the metrics are told of an attempt that has ended: its outcome, and what it has done."""
+"""Counts an attempt that has ended in the metrics: its outcome, and what it has done."""
 
 from __future__ import annotations
 

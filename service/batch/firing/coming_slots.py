@@ -50,7 +50,7 @@ class ComingSlots:
         self._begin_at(slot, 0.0, names)
 
     def measured(self, number: int, seconds: float) -> None:
-        """The work for so many slots has taken so long. By this it is decided when it begins the next time."""
+        """The work for this many slots has taken this long. This decides when it begins the next time."""
         self._seconds_each = max(seconds / number, 0.8 * self._seconds_each)
 
     def _plan(self, slot: datetime) -> None:

@@ -1,8 +1,8 @@
 """The dispatcher: when slots are due, it fires their tasks in one transaction, and has the engine start their runs.
 
 If many slots are due at one instant, the transaction begins before it. All its statements are executed by then, and it
-is committed at the instant, so that only the start of the runs is left. Whoever pauses a task or changes its schedule
-locks that schedule, and so waits for the commit.
+is committed at the instant, so that only the start of the runs is left. A transaction that pauses a task or changes its
+schedule locks that schedule, and so waits for the commit.
 """
 
 from __future__ import annotations

@@ -73,6 +73,39 @@ class Fired:
         self.slots.update({(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed})
 
 
+@dataclass
+class _NewRuns:
+    """The new runs of a firing by `node` at `now`: those that may start, while `capacity` lasts, and those that wait.
+
+    `replaced`: the active runs that are to be cancelled because of new ones, with the reason.
+    """
+
+    node: str
+    capacity: Capacity
+    now: datetime
+    ready: list[NewRun] = field(default_factory=list)
+    waiting: list[tuple[NewRun, After]] = field(default_factory=list)
+    replaced: list[tuple[Active, str]] = field(default_factory=list)
+
+    def add(self, slots: list[NewRun], task: Task, after: After | None, active: list[Active]) -> None:
+        """Add the runs of the slots of one task. `active`: its active runs."""
+        if after is not None:
+            self.waiting += [(run, after) for run in waited_slots.waiting_runs(slots, after)]
+            return
+        overlap = Overlap(task, active)
+        self.ready += _decided(slots, task, overlap, self.node, self.capacity, self.now)
+        self.replaced += overlap.replaced
+
+    async def write(self, connection: AsyncConnection) -> list[NewRun]:
+        """Insert the runs, and cancel those that they replace. Returns the runs whose slot had none yet."""
+        new = self.ready + [run for run, _ in self.waiting]
+        inserted = await runs.insert(connection, new)
+        await waited_slots.record(connection, [(run, after) for run, after in self.waiting if run.id in inserted])
+        known = {run.task for run in new if run.id not in inserted and not run.catch_up}  # such a slot replaces no run
+        await _cancel(connection, [(run, reason) for run, reason in self.replaced if run.task not in known])
+        return [run for run in new if run.id in inserted]
+
+
 async def fire(
     connection: AsyncConnection,
     names: Collection[str],
@@ -113,29 +146,18 @@ async def fire(
     active = await runs.active(connection, bounded) if bounded else {}
     if is_early:
         plans = await _leave_undecided(connection, plans, active, fired)
-    new: list[NewRun] = []
-    replaced: list[tuple[Active, str]] = []
-    waiting: list[tuple[NewRun, After]] = []
     over = {row.task: step for row, _ in plans if steps is not None and (step := steps.over(row.fired_until))}
+    new = _NewRuns(node, capacity, now)
     for row, plan in plans:
-        overlap = Overlap(tasks[row.task], active.get(row.task, []))
         slots = _all_of(tasks[row.task], plan, now, over.get(row.task))
-        if (after := After.from_json(row.after)) is not None:
-            waiting += [(run, after) for run in waited_slots.waiting_runs(slots, after)]
-        else:
-            new += _decided(slots, tasks[row.task], overlap, node, capacity, now)
-        replaced += overlap.replaced
+        new.add(slots, tasks[row.task], After.from_json(row.after), active.get(row.task, []))
         fired.again_at |= _again(row, plan, now)
-    new += [run for run, _ in waiting]
-    inserted = await runs.insert(connection, new)
-    await waited_slots.record(connection, [(run, after) for run, after in waiting if run.id in inserted])
-    known = {run.task for run in new if run.id not in inserted and not run.catch_up}  # such a slot replaces no run
-    await _cancel(connection, [(run, reason) for run, reason in replaced if run.task not in known])
+    made = await new.write(connection)
     await _move_cursors(connection, plans)
     ranges = [(row, _because_of(plan.missed, over.get(row.task), why_missed)) for row, plan in plans if plan.missed]
     await missed_ranges.record(connection, ranges, now)
-    fired.queued, fired.waiting = sum(run.state == RunState.QUEUED for run in new), len(waiting)
-    fired.count([run for run in new if run.id in inserted], plans)
+    fired.queued, fired.waiting = sum(run.state == RunState.QUEUED for run in new.ready), len(new.waiting)
+    fired.count(made, plans)
     return fired
 
 
@@ -188,11 +210,11 @@ def _due(
     opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: SlotPlans | None, fired: Fired
 ) -> list[OpenSchedule]:
     """The schedules that can be handled now. The others are noted in `fired`."""
-    if ahead is None:
-        return opened
     due = []
     for row in opened:
-        if is_behind(row.schedule, row.fired_until, now) and _key(row, tasks) not in ahead:
+        if row.paused_until is not None and row.paused_until <= now:  # its end is recorded first, by the schedule sync
+            fired.again_at[row.task] = now + BUSY_AGAIN
+        elif ahead is not None and is_behind(row.schedule, row.fired_until, now) and _key(row, tasks) not in ahead:
             fired.behind.append(row)
             fired.again_at[row.task] = now
         else:

@@ -20,7 +20,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 MOST_LEFT = 5
-"""A node that has not the duty of the watch looks at what waits after so many polls: every five seconds."""
+"""A node that has not the duty of the watch looks at what waits after this many polls: every five seconds."""
 
 
 class Opener(Background):

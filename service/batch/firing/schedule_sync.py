@@ -15,6 +15,7 @@ from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import followers, task_sync
 from service.batch.firing.unfired import Unfired
 from service.batch.ledger import database_time, nodes, schedules
+from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.schedules import OpenSchedule, ahead_in_words
 from service.batch.nodes.clock_steps import AHEAD
 from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
@@ -36,7 +37,7 @@ REFRESH_SECONDS = 3.0
 READ_SECONDS = 1.0
 """How long a refresh waits for the properties of tasks."""
 SHORTEST_PAUSE = 0.2
-"""After a refresh because of a change, the next one begins so many seconds later at the earliest."""
+"""After a refresh because of a change, the next one begins this many seconds later at the earliest."""
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -80,6 +81,8 @@ class ScheduleSync(Background):
         self._cursors: dict[str, datetime] = {}
         self._unusable: list[BrokenFile] = []
         """Tasks of this process that can't work because of what they wait for in other services."""
+        self._end_of_pauses = NEVER
+        """When the first of the pauses ends that end by themselves."""
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
         self.unfired = Unfired(database, self._outage)
@@ -123,6 +126,8 @@ class ScheduleSync(Background):
 
     async def _refresh(self) -> None:
         await self._read_own()
+        if self._changes is not None and self._changes.now >= self._end_of_pauses:
+            await self._end_pauses()
         if self._is_outdated():
             await self._read_ledger()
         elif self._changes is not None and self._changes.now >= self._next_slot:
@@ -139,6 +144,8 @@ class ScheduleSync(Background):
         if self._changes is not None and changes.now < self._changes.now - AHEAD:  # the database's clock was set back
             self._is_unsettled = True
         if self._changes is not None and changes.firing_state != self._changes.firing_state:
+            self._woken.set()
+        if changes.now >= self._end_of_pauses:
             self._woken.set()
         self._changes = changes
 
@@ -159,6 +166,11 @@ class ScheduleSync(Background):
                 await task_sync.set_schedules(connection, changed, self._tasks, self._node)
             self._own_schedules |= changed
             self._is_unsettled = True
+
+    async def _end_pauses(self) -> None:
+        if ended := await task_sync.end_pauses(self._database, self._node):
+            logger.info(f"the end of their pause has come, and they fire again: {', '.join(ended)}")
+        self._is_unsettled = True
 
     def _is_outdated(self) -> bool:
         """Whether the ledger says something else than when it was last read."""
@@ -212,6 +224,7 @@ class ScheduleSync(Background):
             self._read_at = await database_time.now_of(connection)
             self._fired.clear()
             opened = await schedules.open_schedules(connection)
+            self._end_of_pauses = await task_rows.first_end_of_pauses(connection) or NEVER
             missing = followers.missing(self._tasks, {n for n, removed in is_removed.items() if not removed})
             for name, upstreams in missing.items():
                 what = "it has no slots" if self._tasks[name].schedule is None else "its slots are skipped"

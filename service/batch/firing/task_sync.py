@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,7 @@ from service.batch.firing import followers
 from service.batch.firing.firing import fire
 from service.batch.firing.misfires import SlotPlan, plan_all_missed
 from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules, waits
+from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.audit import By
@@ -118,6 +119,8 @@ async def set_schedules(
     wanted = await followers.with_followers(connection, wanted, loaded)
     opened = {row.task: row for row in await schedules.lock(connection, wanted, wait=True)}
     ending = {name: row for name, row in opened.items() if not row.is_usable or row.schedule != wanted[name]}
+    for name in sorted(name for name, row in ending.items() if row.paused_until is not None):
+        await _end_if_over(connection, name, [ending[name]], f"node {node}")
     now = await _fire_all_due(connection, ending, loaded, node)
     await schedules.close(connection, [row.id for row in ending.values()], now)
     unchanged = opened.keys() - ending.keys()
@@ -152,26 +155,43 @@ async def _fire_all_due(
 
 @dataclass(frozen=True)
 class Pause:
-    """A pause of a task: since when (UTC), and the name of the person."""
+    """A pause of a task: since when (UTC), the name of the person, and when it ends by itself, if it does."""
 
     at: datetime
     by: str
+    until: datetime | None = None
+
+    def end(self, now: datetime) -> datetime:
+        """Up to when it holds the task's slots, if it ends at `now`: a slot at its end is not one of them."""
+        return now if self.until is None or now < self.until else self.until - timedelta(microseconds=1)
 
 
 NO_TASKS: Mapping[str, Task] = MappingProxyType({})
 
 
 async def pause(
-    connection: AsyncConnection, name: str, by: str, loaded: Mapping[str, Task] = NO_TASKS, node: str = ""
+    connection: AsyncConnection,
+    name: str,
+    by: str,
+    loaded: Mapping[str, Task] = NO_TASKS,
+    node: str = "",
+    until: datetime | None = None,
 ) -> Pause | None:
-    """Stop firing a task. If it is paused already, return that pause and change nothing. Raises UnknownTask.
+    """Stop firing a task, until somebody resumes it or until an instant. Raises UnknownTask.
+
+    If it is paused already, return that pause and change nothing but its end, if `until` is given.
 
     Slots that are due already are handled first, by the policies of the task in `loaded`. If it is not in there, its
     policies are unknown, and those slots are recorded as missed.
     """
     opened = await schedules.lock(connection, [name], wait=True)
+    if await _end_if_over(connection, name, opened, by):
+        opened = await schedules.lock(connection, [name])
     before = await pause_of(connection, name)
     if before is not None:
+        if until is not None and until != before.until:
+            await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_until=until))
+            await catalog_changed(connection)
         return before
     if name in loaded:
         now = await _fire_all_due(connection, [name], loaded, node)
@@ -179,7 +199,8 @@ async def pause(
         now = await database_time.now_of(connection)
         for row in opened:
             await _record_missed(connection, row, now, f"not handled yet when it was paused by {by}", Cause.OTHER)
-    await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=now, paused_by=by))
+    paused = {"paused_at": now, "paused_by": by, "paused_until": until}
+    await connection.execute(update(tasks).where(tasks.c.name == name).values(paused))
     await catalog_changed(connection)
     return None
 
@@ -190,16 +211,48 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     Returns the pause that has ended; None if the task was not paused.
     """
     opened = await schedules.lock(connection, [name], wait=True)
-    before = await pause_of(connection, name)
-    if before is None:
-        return None
-    now = await database_time.now_of(connection)
-    for row in opened:
-        await _record_missed(connection, row, now, f"paused by {before.by}", Cause.PAUSED)
-    await waits.extend(connection, name, now - before.at, now)
-    await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
-    await catalog_changed(connection)
+    if (before := await pause_of(connection, name)) is not None:
+        await _end(connection, name, opened, before, await database_time.now_of(connection))
+        await catalog_changed(connection)
     return before
+
+
+async def end_pauses(database: Database, node: str) -> list[str]:
+    """End the pauses whose own end is over, each in a transaction. Returns the tasks."""
+    async with database.reader.connect() as connection:
+        names = await task_rows.pauses_over(connection, await database_time.now_of(connection))
+    return [name for name in names if await _end_by_itself(database, name, node)]
+
+
+async def _end_by_itself(database: Database, name: str, node: str) -> bool:
+    async with database.engine.begin() as connection:
+        opened = await schedules.lock(connection, [name], wait=True)
+        has_ended = await _end_if_over(connection, name, opened, f"node {node}")
+        if has_ended:
+            await catalog_changed(connection)
+        return has_ended
+
+
+async def _end_if_over(connection: AsyncConnection, name: str, opened: Iterable[OpenSchedule], actor: str) -> bool:
+    """End the pause of a task whose schedule is locked, if its own end is over. Returns whether it has ended now."""
+    before, now = await pause_of(connection, name), await database_time.now_of(connection)
+    if before is None or before.until is None or before.until > now:
+        return False
+    described = {"paused_at": before.at.isoformat(), "until": before.until.isoformat()}
+    await audit.record(connection, By(actor), "task.resume", now, task=name, before=described)
+    await _end(connection, name, opened, before, now)
+    return True
+
+
+async def _end(
+    connection: AsyncConnection, name: str, opened: Iterable[OpenSchedule], pause: Pause, now: datetime
+) -> None:
+    for row in opened:
+        until = max(row.fired_until, pause.end(now))
+        await _record_missed(connection, row, until, f"paused by {pause.by}", Cause.PAUSED)
+    await waits.extend(connection, name, now - pause.at, now)
+    ended = dict.fromkeys(("paused_at", "paused_by", "paused_until"))
+    await connection.execute(update(tasks).where(tasks.c.name == name).values(ended))
 
 
 async def set_back(connection: AsyncConnection, names: Collection[str] | None = None) -> dict[str, datetime]:
@@ -220,11 +273,14 @@ async def set_back(connection: AsyncConnection, names: Collection[str] | None = 
 
 async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
     """The pause of a task, or None; locks the row of the task. Raises UnknownTask."""
-    query = select(tasks.c.paused_at, tasks.c.paused_by).where(tasks.c.name == name).with_for_update()
+    columns = (tasks.c.paused_at, tasks.c.paused_by, tasks.c.paused_until)
+    query = select(*columns).where(tasks.c.name == name).with_for_update()
     row = (await connection.execute(query)).first()
     if row is None:
         raise UnknownTask.named(name, await known(connection), "the ledger knows no task {}", "it knows:")
-    return Pause(row.paused_at, row.paused_by or "somebody") if row.paused_at is not None else None
+    if row.paused_at is None:
+        return None
+    return Pause(row.paused_at, row.paused_by or "somebody", row.paused_until)
 
 
 async def _record_missed(

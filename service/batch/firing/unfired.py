@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,15 +9,15 @@ from datetime import datetime
 from sqlalchemy import select
 
 from service import clock
-from service.batch.ledger.blocking import blocker_in_words
+from service.batch.ledger.blocking import Blocker
 from service.batch.ledger.tables import schedules
 from service.batch.nodes.outage import Outage
 from service.database.engine import Database
 
 UNFIRED_SECONDS = 40.0
-"""A slot that stays due for so long, while the ledger can be used, is unfired. An incident follows within a minute."""
+"""A slot that stays due for this time while the ledger can be used is unfired. An incident follows within a minute."""
 ASK_SECONDS = 10.0
-"""After so long it is asked who has locked the schedule."""
+"""After this time the database is asked which connection has locked the schedule."""
 MOST_NAMED = 5
 
 
@@ -37,10 +36,9 @@ class Unfired:
     """The first slot of each task that is due, as the ledger was just read, and since when it is."""
 
     def __init__(self, database: Database, outage: Outage) -> None:
-        self._database, self._outage = database, outage
+        self._outage = outage
         self._due: dict[str, tuple[datetime, float]] = {}
-        self._holder: str | None = None
-        self._asking: asyncio.Task[None] | None = None
+        self._blocker = Blocker(database, rest=ASK_SECONDS)
 
     def are_due(self, slots: Mapping[str, datetime]) -> None:
         """The ledger says that these slots are due and were not handled. What is not among them was handled.
@@ -54,9 +52,10 @@ class Unfired:
             for name, slot in slots.items()
         }
         if not self._due:
-            self._holder = None
+            self._blocker.forget()
         elif now - min(since for _, since in self._due.values()) > ASK_SECONDS:
-            self._ask()
+            is_open = (schedules.c.task == min(self._due), schedules.c.valid_until.is_(None))
+            self._blocker.ask(select(schedules.c.id).where(*is_open).with_for_update())
 
     @property
     def slots(self) -> dict[str, datetime]:
@@ -72,24 +71,13 @@ class Unfired:
             return None
         named = sorted(slots, key=lambda name: (slots[name], name))
         names = ", ".join(named[:MOST_NAMED]) + (f" and {len(named) - MOST_NAMED:,} more" if named[MOST_NAMED:] else "")
-        since = slots[named[0]]
+        since, holder = slots[named[0]], self._blocker.in_words
         what = f"a service lives, but slots are not fired since {since:%H:%M:%S} UTC, of {names}"
-        if self._holder is not None:
-            why = f"their schedules are locked by {self._holder}; end that transaction"
+        if holder is not None:
+            why = f"their schedules are locked by {holder}; end that transaction"
         else:
             why = "see /readyz and the log of each service, and restart the one that does not say why"
-        return NotFired(since, self._holder, f"{what}: {why}")
+        return NotFired(since, holder, f"{what}: {why}")
 
     async def stop(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait([self._asking])
-
-    def _ask(self) -> None:
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._find_holder(min(self._due)), name="batch-unfired")
-
-    async def _find_holder(self, name: str) -> None:
-        is_open = (schedules.c.task == name, schedules.c.valid_until.is_(None))
-        self._holder = await blocker_in_words(self._database, select(schedules.c.id).where(*is_open).with_for_update())
-        await asyncio.sleep(ASK_SECONDS)
+        await self._blocker.stop()

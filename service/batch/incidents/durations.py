@@ -22,7 +22,7 @@ LAST = 100
 LOOKED = (2 * LAST, 1_000)
 """So many of the newest runs of a task are looked at; the larger number where too few of the first have succeeded."""
 FRESH = timedelta(minutes=10)
-"""For so long what was computed is used again."""
+"""How long the values that were computed are used again."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ FIRING = timedelta(seconds=5)
 """A slot that was due so shortly before the last sign of life may have been about to be fired."""
 
 MOST_NAMED = 5
-"""Of so many tasks whose slots did not run the names are said."""
+"""At most this many tasks whose slots did not run are named."""
 
 SHORTEST = timedelta(minutes=1)
 """A shorter time without a service is no outage: that is how long slots wait before they count as missed."""

@@ -23,7 +23,7 @@ from service.batch.ledger.tables import attempts, runs
 FEWEST = 5
 """So many incidents with one error are one problem."""
 TOGETHER = timedelta(minutes=10)
-"""They have been opened within so long."""
+"""They have been opened within this time."""
 KEY = "error"
 """What the details of an incident have the key of its error as."""
 

@@ -1,4 +1,4 @@
-"""Which incidents people are told about, by which channels, and when: as soon as nothing holds the message back."""
+"""Which incidents are sent, by which channels, and when: as soon as nothing delays the message."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNTED_AFTER = timedelta(seconds=5)
 """So much later than it was noticed an outage is told, because its slots are counted first."""
 
 FLAPS_WITHIN, STEADY_AFTER = timedelta(minutes=10), timedelta(minutes=2)
-"""What is open again so shortly after it was over is told only if it stays open for so long."""
+"""An incident that is open again shortly after it was over is sent only if it stays open for this time."""
 
 HIDDEN = "what its runs say is not sent, because the task has the tag secret"
 

@@ -25,8 +25,8 @@ class WatchedTask:
     """A task as the watch sees it. Times are in seconds, instants in UTC.
 
     Attributes:
-        after_failures: The incident of an error is sent only after so many failures.
-        close_after: It is over only after so many successes in a row.
+        after_failures: The incident of an error is sent only after this many failures.
+        close_after: It is over only after this many successes in a row.
         muted_until: Until then nothing is sent about the task.
         deadline_until: Up to this instant its deadlines were checked.
         zone: The zone of its schedule; UTC for a task without one.

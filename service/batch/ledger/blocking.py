@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from contextlib import suppress
 
 from sqlalchemy import Select, text
@@ -24,6 +25,41 @@ _HOLDERS = text(
     "CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS integer) AS seconds "
     "FROM pg_stat_activity a WHERE a.pid = ANY(pg_blocking_pids(:waiting)) ORDER BY a.pid LIMIT 1"
 )
+
+
+class Blocker:
+    """Who blocks a statement, asked in a task beside the loop that waits for it. One question is asked at a time."""
+
+    in_words: str | None = None
+    """The last answer; None if nobody is known."""
+
+    def __init__(self, database: Database, rest: float = 0.0, on_found: Callable[[str], None] = lambda _: None) -> None:
+        """`rest`: seconds between two questions, at least. `on_found`: called with each answer."""
+        self._database, self._rest, self._on_found = database, rest, on_found
+        self._asking: asyncio.Task[None] | None = None
+
+    def ask(self, locking: Select[tuple[object]]) -> None:
+        """Ask who keeps this query from being executed, unless somebody is being asked for. Returns at once."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(locking), name="batch-blocker")
+
+    def forget(self) -> None:
+        """Nothing is blocked any more."""
+        self.in_words = None
+        if self._asking is not None:
+            self._asking.cancel()
+
+    async def stop(self) -> None:
+        """End the question, if it is being asked."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
+    async def _ask(self, locking: Select[tuple[object]]) -> None:
+        self.in_words = await blocker_in_words(self._database, locking)
+        if self.in_words is not None:
+            self._on_found(self.in_words)
+        await asyncio.sleep(self._rest)
 
 
 async def blocker_in_words(database: Database, locking: Select[tuple[object]]) -> str | None:

@@ -23,7 +23,7 @@ DEEPEST = 10
 MAY_HAVE_CAUSE = (RunState.WAITING, RunState.SKIPPED)
 """A run in one of these states is in the way because of what is in its own way."""
 MOST_BEFORE = 500
-"""What is in the way of so many runs is looked for at most."""
+"""The causes of at most this many runs are looked for."""
 
 _HELD = "((coalesce(b.state, '') = 'waiting' AND b.gate = 'success') OR (coalesce(b.state, '') = 'skipped' AND b.gate "
 _HELD += "IS NOT NULL))"
@@ -36,7 +36,7 @@ _COLUMNS: list[Column[Any]] = [Column("before", Id), *(runs.c[name] for name in 
 async def after(
     connection: AsyncConnection, ids: Collection[str], most: int, *, only_held: bool = False
 ) -> Sequence[Row[Any]]:
-    """The runs that wait, or have waited, for the runs `ids`: at most so many, each with the id of the run `before` it.
+    """The runs that wait, or have waited, for the runs `ids`: at most `most`, each with the id of the run `before` it.
 
     `only_held`: only those that it holds back as long as it has not succeeded.
     """
@@ -56,7 +56,7 @@ async def after(
 
 
 async def before(connection: AsyncConnection, ids: Collection[str], most: int) -> Sequence[Row[Any]]:
-    """The slots that the runs `ids` wait for, or have waited for, each with its run if it has one. At most so many."""
+    """The slots that the runs `ids` wait for, or have waited for, each with its run if it has one. At most `most`."""
     if not ids:
         return []
     kind = connection.dialect.name
@@ -69,7 +69,7 @@ async def before(connection: AsyncConnection, ids: Collection[str], most: int) -
 
 
 async def members(connection: AsyncConnection, run: str, most: int) -> Sequence[Row[Any]]:
-    """The members of the group of a run by task and state, with their number; of so many at most. Parts are none."""
+    """The members of the group of a run by task and state, with their number; of this many at most. Parts are none."""
     hint = "INDEXED BY ix_batch_runs_members " if connection.dialect.name == "sqlite" else ""
     statement = sql(
         "SELECT task, state, count(*) AS number, min(CAST(id AS text)) AS id FROM (SELECT id, task, state "

@@ -35,7 +35,7 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 class Totals:
     """`now`: the database time (UTC). `runs`, `parts`: how many runs and parts of runs are in each active state.
 
-    Of each state MOST_COUNTED runs are counted at most, and so many parts.
+    Of each state MOST_COUNTED runs are counted at most, and this many parts.
     `verified_backup_at`: when the newest verified backup was taken (UTC); None without one.
     """
 

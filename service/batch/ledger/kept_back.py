@@ -19,7 +19,7 @@ from service.batch.ledger import chains
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 
 MOST_FAILED = 200
-"""Of one error so many failed runs are looked at, the newest ones."""
+"""This many failed runs of one error are looked at, the newest ones."""
 MOST = 1_000
 """So many runs are counted at each step of the chains."""
 MOST_ERRORS = 20
@@ -35,7 +35,7 @@ Error = tuple[str, str]
 class KeptBack:
     """Runs of a task that are kept back: how many `slots`, and how many `runs` without a slot.
 
-    `at_least`: there may be more, because only so many are counted.
+    `at_least`: there may be more, because only this many are counted.
     """
 
     task: str

@@ -47,7 +47,7 @@ async def _read(
 def _statement(number: int, columns: tuple[str, ...], is_by_hand: bool) -> TextualSelect:
     """A part for each task, because neither database would otherwise stop after the newest runs of one.
 
-    It is text that is made once: the construct of so many parts takes longer than the query.
+    It is text that is made once: the construct of this many parts takes longer than the query.
     """
     names = ", ".join(f'"{name}"' for name in columns)
     made = f" AND created_at >= :since AND created_at <= :until AND {BY_HAND_SQL}" if is_by_hand else ""

@@ -42,12 +42,17 @@ async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
         await connection.execute(insert(nodes).values(row))
 
 
-async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
+async def beat(
+    connection: AsyncConnection, node: str, loop_lag: float, troubles: Mapping[str, str] | None = None
+) -> bool:
     """Add one to the counter of a node. Returns False if the node is marked as stopped, or has no row.
 
-    `loop_lag`: how long a callback last waited on its event loop, in seconds.
+    `loop_lag`: how long a callback last waited on its event loop, in seconds. `troubles`: what is wrong with it, by
+    part, if that has changed.
     """
     values = {"beats": nodes.c.beats + 1, "seen_at": database_time.moment(connection), "loop_lag": loop_lag}
+    if troubles is not None:
+        values["troubles"] = dict(troubles)
     living = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
     return (await connection.execute(living.values(values))).rowcount == 1
 
@@ -116,28 +121,21 @@ async def with_same_beats(connection: AsyncConnection, beats: Mapping[str, int])
     return {node for node, count in await connection.execute(statement) if count == beats[node]}
 
 
-async def end_connections(connection: AsyncConnection, node_ids: Iterable[str]) -> None:
-    """End the PostgreSQL connections of silent nodes, since a frozen node may hold locks.
+async def end_connections(
+    connection: AsyncConnection, node_ids: Iterable[str], older_than: float = 0.0, wait: float = 1.0
+) -> None:
+    """End the PostgreSQL connections of these nodes, since a silent one may hold locks, and wait for each to end.
 
-    Only connections of the role of this connection are ended. On SQLite nothing is done.
+    Only connections of the role of this connection are ended, without itself. `older_than`: only those that were opened
+    more than this many seconds ago. `wait`: seconds that the end of one may take. On SQLite nothing is done.
     """
     names = sorted(node_ids)
     if not names or connection.dialect.name != "postgresql":
         return
     is_theirs = "usename = current_user AND split_part(application_name, '/', 2) = ANY(:nodes)"
     is_of_service = "split_part(application_name, '/', 1) = 'batch' AND pid <> pg_backend_pid()"
-    statement = f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE {is_theirs} AND {is_of_service}"
-    await connection.execute(text(statement), {"nodes": names})
-
-
-async def end_older_connections(connection: AsyncConnection, node: str, seconds: float) -> None:
-    """End the PostgreSQL connections of this node that are older than so many seconds: their other ends are cut off.
-
-    The server may not have noticed that, and what they have locked stays locked. On SQLite nothing is done.
-    """
-    if connection.dialect.name != "postgresql":
-        return
-    is_of_node = "usename = current_user AND pid <> pg_backend_pid() AND application_name LIKE 'batch/' || :node || '%'"
-    is_older = "backend_start < clock_timestamp() - make_interval(secs => :seconds)"
-    statement = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {is_of_node} AND {is_older}"
-    await connection.execute(text(statement), {"node": node, "seconds": max(0.0, seconds)})
+    is_older = "backend_start <= clock_timestamp() - make_interval(secs => :seconds)"
+    conditions = f"{is_theirs} AND {is_of_service} AND {is_older}"
+    ended = f"SELECT pg_terminate_backend(pid, :wait) FROM pg_stat_activity WHERE {conditions}"
+    values = {"nodes": names, "seconds": max(0.0, older_than), "wait": int(wait * 1_000)}
+    await connection.execute(text(ended), values)

@@ -97,7 +97,7 @@ async def page(
 
 
 def _looked(query: RunQuery, at: ColumnElement[datetime], before: Key | None, names: Set[str], number: int) -> Subquery:
-    """These columns of the rows that the page looks at, so many at most, found by an index and read in its order."""
+    """These columns of the rows that the page looks at, this many at most, found by an index and read in its order."""
     whole = select(*(runs.c[name] for name in sorted(names))).where(*_within(query, at, before))
     newest = (runs.c[str(at.key)].desc(), runs.c.id.desc())
     # PostgreSQL has no statistics of PART_SQL, and expects few parts. So it would read and sort all of them, but for a

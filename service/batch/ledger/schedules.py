@@ -16,7 +16,7 @@ from service.batch.ledger.tables import new_id, schedules, tasks
 from service.errors import InvalidSchedule
 
 MOST_NAMED = 10
-"""Of so many tasks with cursors ahead of now the names are said."""
+"""At most this many tasks with cursors ahead of now are named."""
 
 NOTHING_WAITS: Mapping[str, tuple[dict[str, Any] | None, str | None]] = {}
 
@@ -25,8 +25,8 @@ NOTHING_WAITS: Mapping[str, tuple[dict[str, Any] | None, str | None]] = {}
 class OpenSchedule:
     """The schedule that a task has now. `fired_until`: its cursor. Instants are aware.
 
-    `paused_by`: who has paused the task; None: it is not paused. `after`: what its runs wait for, as After.as_json has
-    it. `follows`: the task whose schedule it copies.
+    `paused_by`: who has paused the task; None: it is not paused. `paused_until`: when the pause ends by itself.
+    `after`: what its runs wait for, as After.as_json has it. `follows`: the task whose schedule it copies.
     """
 
     id: str
@@ -38,6 +38,7 @@ class OpenSchedule:
     valid_from: datetime
     after: dict[str, Any] | None = None
     follows: str | None = None
+    paused_until: datetime | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -54,17 +55,21 @@ class OpenSchedule:
 
 
 def _open() -> Select[Any]:
-    paused_by = select(tasks.c.paused_by).where(tasks.c.name == schedules.c.task).scalar_subquery()
+    paused_by, paused_until = (
+        select(column).where(tasks.c.name == schedules.c.task).scalar_subquery().label(column.name)
+        for column in (tasks.c.paused_by, tasks.c.paused_until)
+    )
     return select(
         schedules.c.id,
         schedules.c.task,
         schedules.c.cron,
         schedules.c.timezone,
         schedules.c.fired_until,
-        paused_by.label("paused_by"),
+        paused_by,
         schedules.c.valid_from,
         schedules.c.after,
         schedules.c.follows,
+        paused_until,
     ).where(schedules.c.valid_until.is_(None))
 
 

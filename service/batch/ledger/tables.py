@@ -107,6 +107,7 @@ tasks = Table(
     # `muted_until`: until then nothing is sent about the task. `deadline_until`: up to then its deadlines were checked.
     *(Column(name, UtcDateTime) for name in ("muted_until", "deadline_until")),
     *(Column(name, Text) for name in ("muted_by", "mute_note")),
+    Column("paused_until", UtcDateTime),  # null: until somebody resumes it
 )
 
 schedules = Table(
@@ -257,6 +258,7 @@ nodes = Table(
     # can't use, and why. `noticed_at`: when the watch has seen this row; NULL after it was lost or `broken` changed.
     *(Column(name, UtcDateTime) for name in ("lost_at", "noticed_at")),
     Column("broken", Json),
+    Column("troubles", Json),  # why it is not ready, or what holds up its runs, by part; NULL or empty: nothing
     Index("ix_batch_nodes_unnoticed", "id", **where(UNNOTICED_NODE_SQL)),
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
 )

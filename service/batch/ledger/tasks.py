@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -51,6 +51,18 @@ async def mute(
     """Let nothing be sent about a task until an instant; None: send again. Returns False if there is no such task."""
     muting = update(tasks).where(tasks.c.name == name).values(muted_until=until, muted_by=by, mute_note=note)
     return (await connection.execute(muting)).rowcount == 1
+
+
+async def first_end_of_pauses(connection: AsyncConnection) -> datetime | None:
+    """When the first of the pauses ends that end by themselves; None if there is none."""
+    first: datetime | None = (await connection.execute(select(func.min(tasks.c.paused_until)))).scalar()
+    return first
+
+
+async def pauses_over(connection: AsyncConnection, now: datetime) -> list[str]:
+    """The tasks whose pause has an end that is over."""
+    query = select(tasks.c.name).where(tasks.c.paused_until <= now).order_by(tasks.c.name)
+    return list((await connection.execute(query)).scalars())
 
 
 LISTED = ("name", "description", "source", "tags", "paused_at", "removed_at")

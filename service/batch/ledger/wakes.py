@@ -2,7 +2,7 @@
 
 PostgreSQL: one NOTIFY in the transaction, at most, because commits with a NOTIFY wait for each other in the whole
 server. SQLite: a number in `batch_catalog` rises, which other processes compare with the one they have seen.
-What is told is never more than a hint to look: the polls find the same without it.
+A notification is only a hint to look: the polls find the same without it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NOTIFY = text(
 ).bindparams(bindparam("asks", type_=Text()))
 
 Takes = Callable[[Mapping[str, int]], bool]
-"""Whether the engine of this process has room for so many runs of each task. It is woken after the commit."""
+"""Whether the engine of this process has room for this many runs of each task. It is woken after the commit."""
 _takers: WeakKeyDictionary[Engine, Takes] = WeakKeyDictionary()
 
 

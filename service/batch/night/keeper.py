@@ -32,7 +32,7 @@ logger = get_logger("service.batch")
 AT_ONCE = 6
 """So many buckets are counted in one transaction: an hour."""
 MEASURED_AT_ONCE = 20
-"""Of so many tasks the durations are computed before they are written."""
+"""The durations of this many tasks are computed before they are written."""
 MOST_CHANGED = 5_000
 """Buckets that are counted again in one turn, at most: more than there are in a month."""
 PAUSE_SECONDS = 0.1

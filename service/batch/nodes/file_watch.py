@@ -31,7 +31,7 @@ disk."""
 FIRST_STEPS: tuple[float, ...] = (0.001, 0.002, 0.004)
 """The steps before these, if nobody had written for a while."""
 LONG_STEP, SHORT_STEPS = 0.02, 200
-"""The step where nothing says that somebody writes. After something was told, so many steps are as short as STEP."""
+"""The step where nothing says that somebody writes. After something was told, this many steps are as short as STEP."""
 LONGEST_REST = 1.0
 """The longest wait for a write, in seconds, until a look is made all the same."""
 REOPEN_SECONDS = 1.0

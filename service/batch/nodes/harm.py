@@ -32,7 +32,7 @@ SHORTEST_WAIT, LONGEST_WAIT = timedelta(seconds=30), timedelta(minutes=10)
 """How long a run waits at first, and at most."""
 
 SUSPECT_SECONDS = 300.0
-"""An attempt that has gone on for so long before the ledger did not answer any more is not the cause of that."""
+"""An attempt that has gone on for this time before the ledger did not answer any more is not the cause of that."""
 
 
 @dataclass(frozen=True)

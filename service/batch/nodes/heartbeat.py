@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -66,10 +67,13 @@ class Heartbeat:
     """The turn that is going on now; None between two."""
     trouble: str | None
     """Why the ledger can't be reached, without addresses; None while it can."""
-    files: Mapping[str, OpenFile]
+    files: Mapping[str, OpenFile] = MappingProxyType({})
     """The files of SQLite that this process uses, by the name of the database: `ledger`, `application`."""
-    replaced: Mapping[str, str]
+    replaced: Mapping[str, str] = MappingProxyType({})
     """What has happened to those of them that were deleted or replaced."""
+    troubles: Mapping[str, str] = MappingProxyType({})
+    """What is wrong with this node, by part. The next beat writes it if it has changed."""
+    _written_troubles: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -111,7 +115,6 @@ class Heartbeat:
         self._severed_at: float | None = None
         """When this node has cut off its connections (boot time), until the server has ended what is left of them."""
         self.trouble = None
-        self.files, self.replaced = {}, {}
         self.on_fatal: OnFatal = lambda name, reason: None
         """Called in this thread with the name of a database and the reason why this process can't go on."""
         self.on_damage: Callable[[str], None] = lambda cause: None
@@ -310,7 +313,8 @@ class Heartbeat:
         """End what connections that were cut off have left on the server, and record outages that are over."""
         if self._severed_at is not None:
             async with database.engine.begin() as connection:
-                await nodes.end_older_connections(connection, self._node, clock.boottime() - self._severed_at)
+                age = clock.boottime() - self._severed_at
+                await nodes.end_connections(connection, [self._node], older_than=age, wait=0)
             self._severed_at = None
         if unwritten := self._outage.unwritten():
             async with database.engine.begin() as connection:
@@ -337,10 +341,14 @@ class Heartbeat:
         self._give_up_if_lease_ended()
         sent_at = clock.boottime()
         self._beat_at = sent_at + self._beat_seconds
+        troubles = self.troubles
+        news = troubles if troubles != self._written_troubles else None
         async with self._metrics.timed(LedgerWork.BEAT), database.engine.begin() as connection:
-            is_alive = await nodes.beat(connection, self._node, self._lag.take())
+            is_alive = await nodes.beat(connection, self._node, self._lag.take(), news)
             changes = await ledger_poll.read(connection, self._node, self._roles)
-        if not is_alive:
+        if is_alive:
+            self._written_troubles = troubles
+        else:
             sent_at = await self._come_back(database)
         self._lease.renew(sent_at)
         self._has_given_up = self._has_reported_loss = False

@@ -1,4 +1,4 @@
-"""New tasks: files that come into the folder of tasks while a node runs are imported, and the ledger is told."""
+"""New tasks: files that come into the folder of tasks while a node runs are imported and written into the ledger."""
 
 from __future__ import annotations
 

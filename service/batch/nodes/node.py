@@ -26,8 +26,12 @@ from service.batch.nodes.roles import SERVICE, Roles
 from service.concurrency.offload import offload
 from service.concurrency.supervisor import Supervisor
 from service.database.open_file import OpenFile
+from service.escaping import line
 from service.metrics.process import ProcessMetrics
 from service.versions import package_version
+
+MOST_TROUBLES, LONGEST_TROUBLE = 10, 500
+"""So many parts of a node are written to the ledger with what is wrong with them, each in so many characters."""
 
 
 class Node:
@@ -118,6 +122,16 @@ class Node:
         """
         heartbeat = self._heartbeat
         heartbeat.files, heartbeat.on_fatal, heartbeat.on_damage = files, on_fatal, on_damage
+
+    @property
+    def troubles(self) -> Mapping[str, str]:
+        """What is wrong with this node, by part, as `tell` was given it last."""
+        return self._heartbeat.troubles
+
+    def tell(self, troubles: Mapping[str, str]) -> None:
+        """Have the next beat write what is wrong with this node, by part, if it has changed. Cuts what is long."""
+        some = list(troubles.items())[:MOST_TROUBLES]
+        self._heartbeat.troubles = {part: line(reason)[:LONGEST_TROUBLE] for part, reason in some}
 
     async def drain(self, connection: AsyncConnection) -> None:
         """Write to the ledger that this node starts no more runs."""

@@ -23,7 +23,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 QUIET_SECONDS = 5.0
-"""An outage is over when nothing has failed for so long: a database that is nearly full works now and then."""
+"""An outage is over when nothing has failed for this time: a database that is nearly full works now and then."""
 TOLERANCE = timedelta(seconds=10)
 """What is within an outage may begin so much before its first failure, and end so much after its last one."""
 MOST_KEPT = 100

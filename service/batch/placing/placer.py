@@ -35,7 +35,7 @@ class Placer(Protocol):
         """How many runs may execute there at once, as far as it knows. Return 0 where nobody is reached."""
 
     async def place(self, task: str, tickets: int, needs: Needs) -> None:
-        """See to it that so many tickets of this task are open, with those that execute runs now.
+        """See to it that this many tickets of this task are open, with those that execute runs now.
 
         It is called again, with the number of that moment, each second while runs of the task wait or are running, and
         when something has changed. With 0, tickets that wait may be let go.

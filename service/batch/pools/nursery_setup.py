@@ -1,4 +1,4 @@
-"""What a nursery is told when it begins: where the tasks are, and how its children reach the application's database."""
+"""The settings of a nursery: where the tasks are, and how its children reach the application's database."""
 
 from __future__ import annotations
 

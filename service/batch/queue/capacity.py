@@ -34,7 +34,7 @@ class Capacity:
         return task.on_loop or self.threads > 0 if children is None else children > 0
 
     def holds(self, tasks: Mapping[str, Task], numbers: Mapping[str, int]) -> bool:
-        """Whether so many runs of each task could start. `tasks`: those that the node has loaded, by name."""
+        """Whether this many runs of each task could start. `tasks`: those that the node has loaded, by name."""
         if sum(numbers.values()) > self.runs or not numbers.keys() <= tasks.keys():
             return False
         left = replace(self, pools=dict(self.pools))

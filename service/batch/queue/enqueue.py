@@ -101,12 +101,14 @@ async def enqueue(
     by: str | None,
     key: str | None = None,
     parent: str | None = None,
+    at: datetime | None = None,
 ) -> str:
     """Queue a run that a person asks for, in the caller's transaction, and return its id. Raises UnknownTask.
 
-    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it goes back to.
+    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it goes back to. `at`:
+    when it begins at the earliest (aware).
     """
-    return await write(connection, Starts((StartRequest(task, params, key, slot),)), by, parent)
+    return await write(connection, Starts((StartRequest(task, params, key, slot, at=at),)), by, parent)
 
 
 async def write(

@@ -1,4 +1,4 @@
-"""What `start()` and `start_all()` are asked for, after their checks: plain values, which another process may send."""
+"""The checked arguments of `start()` and `start_all()`: plain values, which another process may send."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from service.batch.ledger.tables import HELD_SQL, NO_PART_SQL, OF_SLOT_SQL, is_o
 NODE_AGE = timedelta(days=1)
 
 KEEP_MESSAGES = timedelta(days=32)
-"""For so long it is kept what was sent."""
+"""How long a record of what was sent is kept."""
 
 
 def delete_over(kind: str) -> TextualSelect:

@@ -152,7 +152,7 @@ class Pruner:
                 rest = ordered.where(conditions.is_after(page[-1].created_at, page[-1].id))
 
     async def _oldest_kept(self, connection: AsyncConnection, before: datetime) -> dict[str, Row[Any]]:
-        """The oldest run that `per_task` keeps, of each task that has so many runs; empty if no run at all is old."""
+        """The oldest run that `per_task` keeps, of each task that has this many runs; empty if no run at all is old."""
         first = select(func.min(runs.c.created_at)).where(text(NO_PART_SQL))
         oldest = (await connection.execute(first)).scalar()
         if oldest is None or oldest >= before:

@@ -1,4 +1,4 @@
-"""Which runs are kept. It stands alone, so that whoever only says so need not import what deletes them."""
+"""Which runs are kept. It is a module of its own, so that code which only describes the rule imports no deletion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Keep:
     """Which runs are kept: those that ended at most `days` ago, and always the newest `per_task` runs of each task.
 
-    `events_days`: an event of the audit is kept so long.
+    `events_days`: an event of the audit is kept this long.
     """
 
     days: float

@@ -38,7 +38,7 @@ class BaseTask(ABC):
         description: One line for people; by default the first line of the docstring.
         schedule: A cron expression, or None for a task that is only started by hand. It may be a property, which is
             read again every few seconds.
-        timezone: The IANA name of the zone in which the schedule is meant.
+        timezone: The IANA name of the time zone of the schedule.
         after: The names of tasks whose slots this one waits for, or an After(…). Without a schedule of its own its
             slots are those of the first of them.
         timeout: Seconds (or a timedelta) after which an attempt is ended as failed; None for no timeout.

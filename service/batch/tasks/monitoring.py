@@ -1,4 +1,4 @@
-"""What a task declares about its monitoring: whose it is, what is expected of its runs, and who is told when."""
+"""What a task declares about its monitoring: its owner, what is expected of its runs, and who gets which message."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Alerts:
     """When incidents of a task are sent, and to whom. What is None follows the settings of the service.
 
     Attributes:
-        after_failures: Send the incident of an error only when so many runs have failed with it.
-        close_after: An incident of an error is over only when so many runs in a row have succeeded after it.
-        late_after: A slot whose run has not started after so many seconds is late.
-        slow_after: A run that goes on for more than so many seconds is slow.
-        stalled_after: A run whose progress has not changed for so many seconds is slow.
+        after_failures: Send the incident of an error only when this many runs have failed with it.
+        close_after: An incident of an error is over only when this many runs in a row have succeeded after it.
+        late_after: A slot whose run has not started after this many seconds is late.
+        slow_after: A run that goes on for more than this many seconds is slow.
+        stalled_after: A run whose progress has not changed for this many seconds is slow.
         to: The names of the channels to use, instead of the channels for all tasks.
         quiet: A time of day in the zone of the task, such as "22:00-07:00", in which nothing is sent. What opens then
             and is still open at its end is sent at its end.

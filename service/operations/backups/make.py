@@ -84,8 +84,8 @@ async def check(access: BackupAccess, text: str, on_progress: OnProgress = ignor
 async def refuse_changed(access: BackupAccess, source: Source, facts: Facts, hint: str = "") -> None:
     """Raises DamagedBackup if the manifest of a backup is not the one that the ledger recorded when it was made.
 
-    The checksums in a backup have no secret key, so whoever can write the file can replace them, but not the ledger's
-    record. `hint`: how to use the backup nevertheless; it ends the message.
+    The checksums in a backup have no secret key, so anybody who can write the file can replace them, but not the record
+    in the ledger. `hint`: how to use the backup nevertheless; it ends the message.
     """
     try:
         recorded = await access.read_ledger(partial(backups.manifests, name=facts.name))

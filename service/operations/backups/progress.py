@@ -1,4 +1,4 @@
-"""Who is told how far a backup, a check or a copy has come. It imports nothing that makes one."""
+"""The listeners for the progress of a backup, a check or a copy. It imports nothing that makes one."""
 
 from __future__ import annotations
 

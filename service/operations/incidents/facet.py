@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,12 +13,14 @@ from service.batch.incidents import problem as one_error
 from service.batch.ledger import database_time, kept_back, wakes
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
+from service.batch.ledger.incidents.incidents import OF_RUNS
 from service.batch.ledger.incidents.incidents import IncidentKind as IncidentKind
 from service.batch.ledger.incidents.outbox import Note
 from service.batch.ledger.people import audit
 from service.errors import InvalidParameters, UnknownIncident, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
+from service.operations.incidents import open_failures
 from service.operations.incidents.ending import tell_followers, tell_followers_again
 from service.operations.incidents.notes import check_note
 from service.operations.incidents.retrying import RetryPlan, one_problem, plan_retry
@@ -33,9 +36,11 @@ LONGEST_MUTE = timedelta(days=31)
 class Incident(Result):
     """Something that needs a person, or needed one. `subject`: a node, a file or a place, where it is about one.
 
-    `count`: its failures, slots or rows so far. `run`: the newest run that it is about. `told_at`: when a message about
-    it was written last. `closed_why`: made_good, acknowledged, or over. `quiet_until`: until then the same error opens
-    no other incident. `error`: open incidents of other tasks with the same one are one problem, if they began together.
+    `count`: its failures, slots or rows so far, also those that are over. `open`: of an open incident of runs, how many
+    of them are neither made good nor acknowledged, which is the number that Night and the status say. `run`: the newest
+    run that it is about. `told_at`: when a message about it was written last. `closed_why`: made_good, acknowledged, or
+    over. `quiet_until`: until then the same error opens no other incident. `error`: open incidents of other tasks with
+    the same one are one problem, if they began together.
     """
 
     id: str
@@ -47,6 +52,7 @@ class Incident(Result):
     opened_at: datetime
     last_at: datetime
     count: int
+    open: int | None = None
     run: str | None
     told_at: datetime | None
     closed_at: datetime | None
@@ -122,7 +128,8 @@ class Incidents:
             query = incidents.listing(limit + 1, before, is_open=is_open, kind=kind, task=task)
             rows = (await connection.execute(query)).all()
             hidden = await hidden_tasks(connection, self._context)
-        shown = [_shown(row, hidden) for row in rows[:limit]]
+            numbers = await _open_runs(connection, rows)
+        shown = [_shown(row, hidden, numbers) for row in rows[:limit]]
         key = cursor_of((shown[-1].opened_at, shown[-1].id)) if len(rows) > limit else None
         return IncidentPage(incidents=shown, after=key)
 
@@ -135,8 +142,9 @@ class Incidents:
             error = (row.task, row.fingerprint)
             is_open = row.kind == IncidentKind.FAILED and row.closed_at is None
             kept = (await kept_back.by_errors(connection, [error] if is_open else [])).get(error, ())
+            numbers = await _open_runs(connection, [row])
         keeps_back = [KeptBack(**vars(each)) for each in kept]
-        return IncidentDetails(**dict(_shown(row, hidden)), keeps_back=keeps_back)
+        return IncidentDetails(**dict(_shown(row, hidden, numbers)), keeps_back=keeps_back)
 
     async def acknowledge(
         self, incident: str, note: str, quiet_until: datetime | None = None, failed_until: datetime | None = None
@@ -268,9 +276,23 @@ async def _find(connection: AsyncConnection | None, incident: str) -> Any:
     return row
 
 
-def _shown(row: Any, hidden: frozenset[str]) -> Incident:
+async def _open_runs(connection: AsyncConnection, rows: Sequence[Any]) -> dict[str, int]:
+    """How many runs of each of these incidents are open, by its id; without those that are closed or about no runs."""
+    about = {row.id: (row.task, row.fingerprint) for row in rows if row.closed_at is None and row.kind in OF_RUNS}
+    if not about:
+        return {}
+    by_key = await open_failures.incidents_by_key(connection)
+    groups = await open_failures.groups(connection, by_key, {task for task, _ in about.values()})
+    numbers = {(group.task, group.fingerprint): group.number for group in groups}
+    return {incident: numbers.get(key, 0) for incident, key in about.items()}
+
+
+def _shown(row: Any, hidden: frozenset[str], open_runs: Mapping[str, int] = MappingProxyType({})) -> Incident:
     values = dict(row._mapping)
     empty = {name: values[name] or None for name in ("task", "subject", "fingerprint")}
     error = one_error.key_in(row.details)
     unseen = {"text": "", "fingerprint": None, "note": None, "error": None} if row.task in hidden else {}
-    return Incident.of({**values, **empty, "run": values["newest_run"], "error": error, **unseen})
+    return Incident.of(
+        {**values, **empty, "run": values["newest_run"], "error": error, **unseen},
+        open=open_runs.get(row.id),
+    )

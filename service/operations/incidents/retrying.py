@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, or_, select, text
+from sqlalchemy import ColumnElement, Row, and_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents import problem as one_error
@@ -55,6 +55,17 @@ async def one_problem(connection: AsyncConnection, row: Row[Any]) -> Sequence[Ro
     return next((problem for problem in problems if row.id in incidents.ids_of(problem)), [row])
 
 
+def _of(meant: Sequence[Row[Any]]) -> ColumnElement[bool]:
+    """Whether a run belongs to one of these incidents."""
+    if len(meant) == 1:
+        (row,) = meant
+        return and_(runs.c.task == row.task, is_of(row.task, row.fingerprint))
+    # Not one condition for each, joined by OR: SQLite refuses more than a thousand of them.
+    pairs = [f"{row.task} {row.fingerprint}" for row in meant]
+    is_of_tasks = runs.c.task.in_(sorted({row.task for row in meant}))
+    return and_(is_of_tasks, (runs.c.task + " " + runs.c.fingerprint).in_(pairs))
+
+
 async def plan_retry(context: Context, incident: str, with_same_error: bool = False) -> RetryPlan:
     """See `operations.incidents.plan_retry`."""
     async with context.databases.changing() as connection:
@@ -64,7 +75,7 @@ async def plan_retry(context: Context, incident: str, with_same_error: bool = Fa
         now = await database_time.now_of(connection)
         columns = [runs.c[name] for name in ("id", "task", "state", "slot", "created_at", "attempt", "finished_at")]
         meant = await one_problem(connection, row) if with_same_error else [row]
-        theirs = or_(*((runs.c.task == each.task) & is_of(each.task, each.fingerprint) for each in meant))
+        theirs = _of(meant)
         query = select(*columns).where(theirs, runs.c.state == RunState.FAILED, text(OPEN_FAILURE_SQL))
         found = (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(MOST))).mappings().all()
         usual = await UsualDurations(connection, now).of_task(row.task)

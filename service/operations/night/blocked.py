@@ -25,7 +25,7 @@ MOST_WAITING = 200
 OF_A_TASK = 10
 """Blocked runs of one task that are shown, at most."""
 NOT_FIRED = timedelta(minutes=1)
-"""A slot that was not fired for so long is late."""
+"""A slot that was not fired for this time is late."""
 
 _WILL_NOT_SUCCEED = (RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
 _NAMES = ("id", "task", "slot", "state", "due_at", "created_at")

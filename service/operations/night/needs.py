@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, case, func, select, text
+from sqlalchemy import Row, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,26 +17,26 @@ from service.batch.incidents import problem as one_error
 from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import json_rows, kept_back, run_logs
 from service.batch.ledger.incidents import incidents
-from service.batch.ledger.incidents.incidents import MORE, OF_RUNS, IncidentKind
+from service.batch.ledger.incidents.incidents import OF_RUNS, IncidentKind
 from service.batch.ledger.incidents.tables import fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.people import audit
-from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, runs
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 from service.operations.context import Context
 from service.operations.databases import is_missing_file
+from service.operations.incidents import open_failures
 from service.operations.night.models import ChangeBefore, DealtWith, LastLine, Need
 from service.operations.results import KeptBack
 from service.operations.runs.quarantine import has_table
 
 DETAILED = 20
-"""Of so many needs the details are read, of the others only the numbers."""
+"""The details of at most this many needs are read; of the others only the numbers."""
 MOST_OTHERS = 20
-"""Of so many other tasks with the same error the names are given."""
+"""At most this many other tasks with the same error are named."""
 TOGETHER = timedelta(minutes=10)
-"""The processes of a deploy start within so long."""
+"""The processes of a deploy start within this time."""
 LINES = 50
-"""Of so many last lines of a log the last error is looked for."""
+"""The last error is looked for in this many last lines of a log."""
 MOST_ITEMS = 10_000
 """So many items in quarantine are counted."""
 _OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)
@@ -49,20 +48,8 @@ async def of_runs(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], hidden: frozenset[str]
 ) -> list[Need]:
     """The failed runs that are open, by task and error: first what still fails, then what has most runs."""
-    is_active = text(is_one_of(ACTIVE))
-    opened = select(
-        runs.c.task,
-        runs.c.fingerprint,
-        func.count().label("number"),
-        func.sum(case((is_active, 1), else_=0)).label("retrying"),
-        func.min(runs.c.finished_at).label("first"),
-        func.max(runs.c.finished_at).label("last"),
-    ).where(text(OPEN_FAILURE_SQL))
-    by_key = {
-        (row.task, row.fingerprint): row for row in await incidents.are_open(connection, OF_RUNS) if not row.subject
-    }
-    rows = (await connection.execute(opened.group_by(runs.c.task, runs.c.fingerprint))).all()
-    groups = _folded([Group(*row) for row in rows], by_key)
+    by_key = await open_failures.incidents_by_key(connection)
+    groups = await open_failures.groups(connection, by_key)
     seen = await _first_seen(connection, groups)
     needs = [_need(group, by_key, seen, watched.get(group.task), hidden) for group in groups]
     tasks_by_error: dict[str, list[str]] = defaultdict(list)
@@ -118,34 +105,6 @@ async def _with_kept_back(connection: AsyncConnection, needs: Sequence[Need]) ->
     return [n.model_copy(update={"keeps_back": shown.get((n.task or "", n.fingerprint or ""), ())}) for n in needs]
 
 
-@dataclass
-class Group:
-    """Open failures of a task with one error: how many, how many of them are retried, the first and the last end."""
-
-    task: str
-    fingerprint: str
-    number: int
-    retrying: int
-    first: datetime | None
-    last: datetime | None
-
-
-def _folded(groups: Sequence[Group], by_key: Mapping[tuple[str, str], Row[Any]]) -> list[Group]:
-    """Errors of a task that have no incident of their own are one group, if the task has the incident for these."""
-    folded: dict[tuple[str, str], Group] = {}
-    for each in groups:
-        is_further = (each.task, each.fingerprint) not in by_key and (each.task, MORE) in by_key
-        key = each.task, MORE if is_further else each.fingerprint
-        if (known := folded.get(key)) is None:
-            folded[key] = replace(each, fingerprint=key[1])
-            continue
-        known.number += each.number
-        known.retrying += each.retrying
-        known.first = min((at for at in (known.first, each.first) if at is not None), default=None)
-        known.last = max((at for at in (known.last, each.last) if at is not None), default=None)
-    return list(folded.values())
-
-
 def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need:
     """With the other tasks that have the same error. Words such as `empty` are no error that tasks could share.
 
@@ -162,7 +121,7 @@ def _seen_by_the_caller(need: Need, hidden: frozenset[str]) -> Need:
 
 
 def _need(
-    group: Group,
+    group: open_failures.Group,
     by_key: Mapping[tuple[str, str], Row[Any]],
     seen: Mapping[tuple[str, str], datetime],
     task: WatchedTask | None,
@@ -187,7 +146,9 @@ def _need(
     )
 
 
-async def _first_seen(connection: AsyncConnection, groups: Sequence[Group]) -> dict[tuple[str, str], datetime]:
+async def _first_seen(
+    connection: AsyncConnection, groups: Sequence[open_failures.Group]
+) -> dict[tuple[str, str], datetime]:
     """When each of these errors was seen for the first time."""
     if not groups:
         return {}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -16,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
 from service.batch.cron.zones import zone_of
-from service.batch.incidents.overdue import BACKUP_TASK, in_words
+from service.batch.incidents.overdue import BACKUP_TASK
 from service.batch.incidents.watched import WatchedTask, watched_tasks
 from service.batch.ledger import database_time, schedules
 from service.batch.ledger.night.buckets import LENGTH, bucket_of
@@ -29,8 +27,7 @@ from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
 from service.escaping import shortened
 from service.operations.context import Context
-from service.operations.databases import Databases
-from service.operations.night import did_not_run, late, needs, outcomes, retries, sentence
+from service.operations.night import alarms, did_not_run, late, needs, outcomes, retries, sentence
 from service.operations.night.clock_changes import clock_changes
 from service.operations.night.models import (
     MOST,
@@ -42,15 +39,12 @@ from service.operations.night.models import (
     SlotCounts,
 )
 from service.operations.people.redacting import hidden_tasks, hides_change
-from service.operations.results import Node
-from service.operations.system.nodes import last_seen, living_services
+from service.operations.system.nodes import last_seen, living_nodes
 
 LONGEST_WINDOW = timedelta(days=31)
 AHEAD = timedelta(hours=2)
 OLDEST = timedelta(days=3_653)
 EVENING = 18
-LEAST_FREE = 1_000_000
-"""A disk with fewer free bytes is full: SQLite can't write there any more, or not for long."""
 MOST_COUNTED = 10_000
 LONGEST_VALUE = 500
 """Of the JSON of a value before or after a change, in characters."""
@@ -122,19 +116,19 @@ async def read(
 ) -> tuple[Night, Window]:
     """The night of a window, and its slots by ten minutes."""
     quarantined = await needs.quarantined_items(context)
-    unread = ["quarantine"] if quarantined is None else []
-    end = until or now
+    unread, end = ["quarantine"] if quarantined is None else [], until or now
     hidden = await hidden_tasks(connection, context)
     watched = await watched_tasks(connection)
     window = await tally.of_window(connection, since, end, now)
-    living = await living_services(connection, context, now)
+    nodes = await living_nodes(connection, context, now)
+    living = [node for node in nodes if node.fires]
     last_beat = await last_seen(connection, living)
     backup = await _backup(connection, watched, settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
-    alarms = [_alarm("disk", text) for text in await offload(full_disks, context.databases)] if until is None else []
-    alarms += _alarms(window, living, last_beat, backup, is_over=until is not None)
+    of_nodes = await alarms.of_nodes(connection, context, nodes) if until is None else []
+    needed = [*of_nodes, *alarms.of_slots(window, living, last_beat, backup, is_over=until is not None)]
     opened = await _needs(connection, watched, hidden, quarantined or Counter())
-    needed = [*alarms, *await retries.with_progress(connection, opened, now)]
+    needed += await retries.with_progress(connection, opened, now)
     is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
     not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
     dealt_with = await needs.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
@@ -190,50 +184,6 @@ def _lists(**lists: Sequence[Any]) -> dict[str, Any]:
     more = {name: len(rows) - MOST for name, rows in lists.items() if len(rows) > MOST}
     kept = {name: slice(-MOST, None) if name == "changes" else slice(MOST) for name in lists}
     return {"more": more, **{name: list(rows[kept[name]]) for name, rows in lists.items()}}
-
-
-def _alarms(
-    window: Window,
-    living: list[Node],
-    last_beat: datetime | None,
-    backup: NightBackup,
-    *,
-    is_over: bool,
-) -> list[Need]:
-    """What is so wrong that it comes first."""
-    alarms = []
-    number = window.counts["unaccounted"]
-    if not living and not is_over:
-        since = f" since {last_beat:%Y-%m-%d %H:%M} UTC" if last_beat is not None else ""
-        wait = f": {sentence.number(number, 'slot')} wait{'s' if number == 1 else ''}" if number else ""
-        alarms.append(_alarm("down", f"No service runs{since}{wait}"))
-    if number:
-        verb = "is" if number == 1 else "are"
-        alarms.append(_alarm("unaccounted", f"{sentence.number(number, 'slot')} {verb} unaccounted for", number))
-    if backup.age is not None and backup.age > backup.limit:
-        age = in_words(timedelta(seconds=backup.age))
-        alarms.append(
-            _alarm(
-                "backup", f"The newest verified backup is {age} old" if backup.name else "There is no verified backup"
-            )
-        )
-    return alarms
-
-
-def full_disks(databases: Databases) -> list[str]:
-    """What is to be said of the disks of SQLite files that are full. Of a server of PostgreSQL nothing is known."""
-    said = []
-    for name, database in (("ledger", databases.ledger), ("application's database", databases.application)):
-        if database.kind != "sqlite" or not database.url.database:
-            continue
-        with suppress(OSError):  # the file is not there: others say so
-            if shutil.disk_usage(Path(database.url.database).resolve().parent).free < LEAST_FREE:
-                said.append(f"The disk of the {name} is full: make room there")
-    return said
-
-
-def _alarm(kind: str, error: str, number: int = 1) -> Need:
-    return Need(kind=kind, incident=None, task=None, open=number, error=error)
 
 
 async def _changes(

@@ -26,7 +26,7 @@ from service.operations.night.sparks import Spark, sparks_of
 from service.operations.results import Result
 
 MOST_COLUMNS = 150
-"""The chart has so many columns at most: in a longer window one holds several times ten minutes."""
+"""The chart has this many columns at most: in a longer window one holds several times ten minutes."""
 NIGHTS = 14
 MORNING = 8
 WORST_FIRST = ("unaccounted", "failed", "missed", "active", "skipped", "cancelled", "paused", "succeeded")

@@ -17,7 +17,7 @@ _CLASSES = (
     ("skipped", "skipped"),
     ("active", "still going on"),
 )
-ALARMS = ("disk", "unaccounted", "down", "backup")
+ALARMS = ("disk", "readiness", "unaccounted", "down", "backup")
 """Kinds of needs that are alarms: they come first."""
 
 
@@ -46,12 +46,14 @@ def headline(
     that have failed.
     """
     if level == "alarm":
-        return next(need.error for need in needs if need.kind in ALARMS)
+        alarm = next(need for need in needs if need.kind in ALARMS)
+        first = alarm.error.split("; ")[0]
+        return f"{alarm.subject[0].upper()}{alarm.subject[1:]}: {first}" if alarm.subject else alarm.error
     if level == "bad":
         return _who_needs(needs)
     if level == "watch":
         runs = f"{number(len(late), 'run')} {'is' if len(late) == 1 else 'are'} late or slow" if late else ""
-        slots = f"{number(missed, 'slot')} did not run" if missed else ""
+        slots = f"{number(missed, 'slot')} {'was' if missed == 1 else 'were'} missed" if missed else ""
         begin = "No failure is open." if failed else "Nothing failed."
         parts = ", ".join(filter(None, (runs, slots, *(UNREAD[name] for name in unread))))
         return f"{begin} {parts[0].upper()}{parts[1:]}."

@@ -23,6 +23,7 @@ from service.operations.results import (
     Paused,
     Quarantined,
     Resumed,
+    ResumedAhead,
     RunNow,
     RunsAfter,
     Slot,
@@ -83,6 +84,7 @@ def path_of(*parts: str) -> str:
 
 class RemoteTasks(Facet):
     async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
+        """Those that any process of the service has loaded: this one has none, so `with_others` changes nothing."""
         return (await self._connection.get(_TaskList, "/tasks")).tasks
 
     async def show(self, name: str) -> TaskDetails:
@@ -91,17 +93,22 @@ class RemoteTasks(Facet):
     async def next_slots(self, name: str, number: int) -> Sequence[Slot]:
         return (await self._connection.get(_Slots, path_of("tasks", name, "schedule"), n=number)).slots
 
-    async def pause(self, name: str, note: str | None = None) -> Paused:
-        return await self._connection.post(Paused, path_of("tasks", name, "pause"), {"note": note})
+    async def pause(self, name: str, note: str | None = None, until: datetime | None = None) -> Paused:
+        body = {"note": note, "until": until.isoformat() if until is not None else None}
+        return await self._connection.post(Paused, path_of("tasks", name, "pause"), body)
 
     async def resume(self, name: str, note: str | None = None) -> Resumed:
         return await self._connection.post(Resumed, path_of("tasks", name, "resume"), {"note": note})
+
+    async def resume_ahead(self, note: str | None = None) -> Mapping[str, datetime]:
+        return (await self._connection.post(ResumedAhead, "/tasks/resume", {"note": note})).tasks
 
     async def pause_of(self, name: str) -> Paused | None:
         task = await self.show(name)
         if task.paused_at is None:
             return None
-        return Paused(at=task.paused_at, by=task.paused_by or "somebody", is_new=False)
+        by, until = task.paused_by or "somebody", task.paused_until
+        return Paused(at=task.paused_at, by=by, is_new=False, until=until)
 
 
 class RemoteRuns(Facet):
@@ -162,9 +169,17 @@ class RemoteRuns(Facet):
         return await self._connection.get(Chain, path_of("runs", given, "chain"))
 
     async def start(
-        self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None
+        self,
+        task: str,
+        params: Mapping[str, Any],
+        slot: datetime | None = None,
+        key: str | None = None,
+        at: datetime | None = None,
+        note: str | None = None,
     ) -> Started:
-        body = {"parameters": dict(params), "slot": slot.isoformat() if slot else None}
+        body: dict[str, Any] = {"parameters": dict(params), "slot": slot.isoformat() if slot else None}
+        body |= {"at": at.isoformat()} if at is not None else {}
+        body |= {"note": note} if note is not None else {}
         headers = {"Idempotency-Key": key} if key is not None else {}
         return await self._connection.post(Started, path_of("tasks", task, "runs"), body, headers=headers)
 

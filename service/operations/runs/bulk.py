@@ -60,7 +60,7 @@ class PreviewedRun(Result):
 
 
 MOST_TASKS = 20
-"""Of so many tasks a preview says how many of their runs it is about."""
+"""A preview counts the runs of at most this many tasks one by one."""
 
 
 class Preview(Result):

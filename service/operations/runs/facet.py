@@ -86,7 +86,7 @@ class Runs:
         return await run_or_task(self._context, given)
 
     async def show(self, given: str, last_lines: int = LAST_LINES) -> RunDetails:
-        """The details of one run, with so many last lines of its log. Raises UnknownRun."""
+        """The details of one run, with this many last lines of its log. Raises UnknownRun."""
         run = await run_of(self._context, given)
         async with self._context.databases.reading() as connection:
             assert connection is not None
@@ -167,22 +167,34 @@ class Runs:
         return await chain.chain(self._context, given)
 
     async def start(
-        self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None
+        self,
+        task: str,
+        params: Mapping[str, Any],
+        slot: datetime | None = None,
+        key: str | None = None,
+        at: datetime | None = None,
+        note: str | None = None,
     ) -> Started:
         """Queue a run for any service. `slot`: aware; None: the instant of the start.
 
         The task may be one that only other processes have loaded. `key`: if the task has a run with this key already,
-        that run is returned. Raises UnknownTask, and InvalidParameters before anything is written.
+        that run is returned. `at`: when it begins at the earliest (aware); None: at once. `note`: why. Raises
+        UnknownTask, and InvalidParameters before anything is written.
         """
         context = self._context
         _check_slot_and_key(slot, key)
+        if at is not None and not is_instant(at):
+            raise InvalidParameters(f"at is {echoed(at)}; allowed: {INSTANT}")
         async with context.databases.changing() as connection:
             startable = await startable_task(connection, context, task)
             values = startable.checked(params)
-            run = await enqueue.enqueue(connection, startable, values, slot, context.actor.name, key)
+            run = await enqueue.enqueue(connection, startable, values, slot, context.actor.name, key, at=at)
             after = {"params": context.redaction.masked(values), "slot": slot.isoformat() if slot else None}
+            after |= {"at": at.isoformat()} if at is not None else {}
             now = await database_time.now_of(connection)
-            await audit.record(connection, context.actor.by, "run.start", now, task=task, run=run, after=after)
+            await audit.record(
+                connection, context.actor.by, "run.start", now, task=task, run=run, after=after, note=note
+            )
         context.wake()
         return Started(id=run, task=task)
 

@@ -20,7 +20,7 @@ from service.operations.run_details import RunDetails
 from service.poolsettings import DEFAULT_POOL
 
 STALLED = 10
-"""A run stands still if nothing was committed for so many times as long as a chunk usually takes."""
+"""A run stands still if nothing was committed for this many times as long as a chunk usually takes."""
 LEAST_STALLED = 10.0
 """Seconds that a run may take for a chunk in any case."""
 
@@ -30,7 +30,7 @@ class RunPace(Result):
 
     `chunk_size`: the items of a chunk on average. `stalled`: for how many seconds nothing was committed, if that is far
     longer than usual. `timeout_at`: when its attempt times out. `skip_limit`: how many items it may set aside.
-    `lease`: so many seconds after its last heartbeat the node loses the run. `heartbeat_late`: half of that has passed.
+    `lease`: seconds after its last heartbeat until the node loses the run. `heartbeat_late`: half of that has passed.
     `pool`: where it executes, or has executed, as its task says now.
     """
 

@@ -22,7 +22,7 @@ MOST_PARTS = 200
 
 
 async def details_of(connection: AsyncConnection, run_id: str, last_lines: int = LAST_LINES) -> RunDetails:
-    """The details of a run, with so many last lines of its log. Raises UnknownRun."""
+    """The details of a run, with this many last lines of its log. Raises UnknownRun."""
     row = await row_of(connection, run_id)
     spans = await schedules.history(connection, row["task"])
     node = await nodes.get(connection, row["node"]) if row["node"] else None

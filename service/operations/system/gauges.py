@@ -31,7 +31,7 @@ from service.poolsettings import NO_POOLS, Pool
 logger = get_logger("service.batch")
 
 FRESH_SECONDS = 15.0
-"""For so long what was read is used again."""
+"""How long the values that were read are used again."""
 
 PATIENCE_SECONDS = 5.0
 """So long a reading may take. A monitor usually waits ten seconds for an answer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from service.operations.results import Node
 from service.operations.system.pool_problems import PoolProblem, problems
 
 SILENT_SHOWN = timedelta(hours=1)
-"""A service that has not been seen for so long is no longer shown among those that should live."""
+"""A service that has not been seen for this time is no longer shown among those that should live."""
 MOST_BROKEN = 20
 """So many files that can't be used are shown."""
 
@@ -138,7 +138,31 @@ async def living_nodes(connection: AsyncConnection, context: Context, now: datet
     statement = select(nodes).where(nodes.c.stopped_at.is_(None), lately)
     rows = (await connection.execute(statement.order_by(nodes.c.started_at, nodes.c.id))).mappings().all()
     gone = await _gone(context, rows)
-    return [Node.of(row) for row in rows if row["id"] not in gone]
+    living = [Node.of(row) for row in rows if row["id"] not in gone]
+    return [_with_own_troubles(node, context) for node in living]
+
+
+def _with_own_troubles(node: Node, context: Context) -> Node:
+    """The node of this process says what is wrong with it also while it can't write that to the ledger."""
+    return node.model_copy(update={"troubles": dict(context.troubles())}) if node.id == context.node else node
+
+
+def troubles_of(nodes: Iterable[Node], without: Collection[str] = ()) -> list[tuple[str, str]]:
+    """What is wrong with these nodes, once for all that say the same: whose it is, and the reasons by part.
+
+    `without`: the parts of which something else tells.
+    """
+    by_reasons: dict[str, list[Node]] = {}
+    for node in nodes:
+        reasons = "; ".join(f"{part}: {reason}" for part, reason in node.troubles.items() if part not in without)
+        if reasons:
+            by_reasons.setdefault(reasons, []).append(node)
+    return [(_named(found), reasons) for reasons, found in by_reasons.items()]
+
+
+def _named(found: Sequence[Node]) -> str:
+    more = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
+    return f"process {found[0].pid} on {found[0].host}{more}"
 
 
 async def _gone(context: Context, rows: Iterable[Mapping[Any, Any]]) -> set[str]:

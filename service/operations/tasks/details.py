@@ -77,7 +77,7 @@ def details(
     """The details of a task as the caller may see them. It computes with schedules: call it in a thread."""
     current = current_schedule(rows.schedules, loaded, is_removed=bool(row.get("removed_at")))
     is_paused = bool(row.get("paused_at"))
-    dates = {key: row.get(key) for key in ("paused_at", "paused_by", "removed_at", "first_seen_at")}
+    dates = {key: row.get(key) for key in ("paused_at", "paused_by", "paused_until", "removed_at", "first_seen_at")}
     return TaskDetails(
         name=name,
         description=loaded.description if loaded else row["description"],

@@ -12,7 +12,7 @@ from service.batch.ledger import database_time, schedules
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.people import audit
 from service.concurrency.offload import offload
-from service.errors import DatabaseError, UnknownTask
+from service.errors import DatabaseError, InvalidParameters, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.results import Paused, Resumed, ScheduleSpan, Slot
@@ -143,17 +143,24 @@ class Tasks:
             return set()
         return {name for node in nodes for name in node.pools}
 
-    async def pause(self, name: str, note: str | None = None) -> Paused:
-        """Stop firing a task. An existing pause is unchanged. Returns the pause. Raises UnknownTask."""
+    async def pause(self, name: str, note: str | None = None, until: datetime | None = None) -> Paused:
+        """Stop firing a task, until it is resumed, or until an instant (aware). Returns the pause.
+
+        Of an existing pause only the end is changed, if `until` is given. Raises UnknownTask and InvalidParameters.
+        """
         context = self._context
         async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            if until is not None and until <= now:
+                raise InvalidParameters("the end of a pause: allowed is an instant after now")
             loaded = context.loaded().tasks if context.node else task_sync.NO_TASKS
-            before = await task_sync.pause(connection, name, context.actor.name, loaded, context.node)
-            pause = before or await task_sync.pause_of(connection, name)
-            if before is None and pause is not None:
-                await audit.record(connection, context.actor.by, "task.pause", pause.at, task=name, note=note)
-        assert pause is not None
-        return Paused(at=pause.at, by=pause.by, is_new=before is None)
+            before = await task_sync.pause(connection, name, context.actor.name, loaded, context.node, until)
+            pause = await task_sync.pause_of(connection, name)
+            assert pause is not None
+            if pause != before:
+                after = {"until": until.isoformat()} if until is not None else None
+                await audit.record(connection, context.actor.by, "task.pause", now, task=name, after=after, note=note)
+        return _paused(pause, is_new=before is None)
 
     async def resume(self, name: str, note: str | None = None) -> Resumed:
         """Fire a task again from now on: it was paused, or a clock ahead has fired its slots. Raises UnknownTask."""
@@ -165,7 +172,7 @@ class Tasks:
             if before:
                 now, by = await database_time.now_of(connection), self._context.actor.by
                 await audit.record(connection, by, "task.resume", now, task=name, before=before, note=note)
-        return Resumed(ended=_paused(ended, is_new=True), ahead_until=ahead)
+        return Resumed(ended=_paused(ended, is_new=True) if ended is not None else None, ahead_until=ahead)
 
     async def resume_ahead(self, note: str | None = None) -> Mapping[str, datetime]:
         """Fire all tasks again whose slots a clock ahead has fired. Returns up to which instant it had, by task."""
@@ -185,8 +192,9 @@ class Tasks:
             raise UnknownTask(f"the ledger knows no task {echoed(name)}")
         if row["paused_at"] is None:
             return None
-        return Paused(at=row["paused_at"], by=row["paused_by"] or "somebody", is_new=False)
+        pause = Pause(row["paused_at"], row["paused_by"] or "somebody", row["paused_until"])
+        return _paused(pause, is_new=False)
 
 
-def _paused(pause: Pause | None, *, is_new: bool) -> Paused | None:
-    return Paused(at=pause.at, by=pause.by, is_new=is_new) if pause is not None else None
+def _paused(pause: Pause, *, is_new: bool) -> Paused:
+    return Paused(at=pause.at, by=pause.by, is_new=is_new, until=pause.until)

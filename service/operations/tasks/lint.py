@@ -1,4 +1,4 @@
-"""Checks the loaded tasks for likely mistakes. The ledger is asked only for tasks that are not loaded here."""
+"""Checks the loaded tasks for likely mistakes. It reads the ledger only for tasks that are not loaded here."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class TaskSummary(Result):
 
     `pool`: where its runs execute. `memory`: how many bytes a run may use at most, where the pool can keep that.
     `next_run_time`: None without a schedule and during a pause. `served_from`: the file that running services use.
-    `failure_streak`: failed runs since the last success, among its newest 100 runs. `p50`, `p95`: so many seconds at
+    `failure_streak`: failed runs since the last success, among its newest 100 runs. `p50`, `p95`: this many seconds at
     most do half, and 95 of 100, of its last successes take. None: not known.
     """
 
@@ -49,7 +49,7 @@ def memory_in_words(memory: int | None) -> str | None:
 
 
 class TaskAfter(Result):
-    """What the runs of a task wait for: slots of these `tasks`, `within` so many seconds at most.
+    """What the runs of a task wait for: slots of these `tasks`, `within` this many seconds at most.
 
     `on`: whether each has to succeed (`success`), or only to be over (`end`). `follows`: the task whose slots it has.
     """
@@ -65,7 +65,8 @@ class TaskDetails(Result):
 
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the
     ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it. `words`: the schedule in words.
-    `owner`: whose the task is. `runbook`: the address of what to do. `muted_until`: until then nothing is sent. How the
+    `owner`: whose the task is. `runbook`: the address of what to do. `muted_until`: until then nothing is sent.
+    `paused_until`: when its pause ends by itself. How the
     runs went, `pool` and `memory` are as in TaskSummary. `after`: what its runs wait for. `chain`: the tasks before and
     after it, each with its last run. `upcoming`: runs that wait for an instant, the next ones.
     """
@@ -89,6 +90,7 @@ class TaskDetails(Result):
     parameters: list[Parameter] | None
     paused_at: datetime | None
     paused_by: str | None
+    paused_until: datetime | None = None
     removed_at: datetime | None
     first_seen_at: datetime | None
     failure_streak: int = 0

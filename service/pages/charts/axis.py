@@ -96,7 +96,7 @@ class Axis:
 
 
 def minute_ticks(axis: Axis, minutes: int) -> list[Tick]:
-    """A label each so many minutes of the clock in the zone, for a short axis."""
+    """A label each this many minutes of the clock in the zone, for a short axis."""
     found: list[Tick] = []
     at = axis.begin.replace(second=0, microsecond=0)
     while at < axis.end:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
+from zoneinfo import ZoneInfo
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -151,6 +152,17 @@ def instant_of(name: str, fields: Mapping[str, str]) -> datetime | None:
     if found is None or found.tzinfo is None:
         raise Refused(422, f"{name}: allowed is the instant that the page has shown")
     return found
+
+
+def local_instant_of(name: str, fields: Mapping[str, str], zone: ZoneInfo) -> datetime | None:
+    """The instant that was entered, which has no offset and is in the zone of the viewer; None if it is empty."""
+    if not (given := fields.get(name, "").strip()):
+        return None
+    try:
+        found = datetime.fromisoformat(given[:LONGEST_INSTANT])
+        return (found.replace(tzinfo=zone) if found.tzinfo is None else found).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise Refused(422, f"{name}: allowed is an instant such as 2026-10-24T18:00") from None
 
 
 def check_number(count: int, fields: Mapping[str, str]) -> None:

@@ -10,9 +10,9 @@ from starlette.responses import Response
 
 VISIT_COOKIE = "batch_visits"
 BREAK = timedelta(minutes=30)
-"""A visit is over when nothing was asked for so long."""
+"""A visit is over when nothing was asked for this time."""
 FARTHEST = timedelta(days=7)
-"""An earlier visit counts as one that ended so long ago."""
+"""An earlier visit counts as one that ended this long ago."""
 MONTH = 30 * 24 * 60 * 60
 
 

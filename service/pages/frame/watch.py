@@ -20,10 +20,10 @@ LEAST_SECONDS = 1.0
 MOST_SHARE = 4.0
 """Between two renderings there is at least this many times as long as the last one took."""
 MOST_REST = 10.0
-"""Between two renderings there are so many seconds at most: the last one may have waited for something, or its process
-may have been stopped meanwhile."""
+"""The most seconds between two renderings: the last one may have waited for something, or its process may have been
+stopped meanwhile."""
 MOST_BEHIND = 10
-"""Who has not seen so many versions gets the whole page again."""
+"""A browser that has not seen this many versions gets the whole page again."""
 AT_ONCE = 2
 """So many pages are rendered at once at most, of all that somebody watches on an event loop."""
 SLOW_SECONDS = 60.0
@@ -44,7 +44,7 @@ class Part(NamedTuple):
 class Watch:
     """The parts of one page, as a viewer of this kind sees them.
 
-    `make`: renders them. `rest_seconds`: after so long they are rendered anew without an event. `slow`: targets of
+    `make`: renders them. `rest_seconds`: after this time they are rendered anew without an event. `slow`: targets of
     parts that are sent once in SLOW_SECONDS. `quiet`: targets that those who have just come are not told.
     """
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from starlette.requests import Request
 
 from service.errors import InvalidParameters
+from service.operations.night.night import EVENING
 from service.pages.frame import formatting
 from service.pages.frame.viewer import Viewer
 
@@ -14,15 +15,24 @@ LONGEST_INSTANT = 40
 
 
 def window_in(request: Request, viewer: Viewer) -> tuple[datetime | None, datetime | None, str]:
-    """The begin (None: 18:00 of the day before), the end (None: now), and the choice: night, 24h, look or custom."""
+    """The begin (None: 18:00 of the day before), the end (None: now), and the choice: night, 24h, look, tonight or
+    custom."""
     given, until = request.query_params.get("since", "night"), request.query_params.get("until")
     if given == "night":
         return None, _instant("until", until, viewer) if until else None, "night"
     if given == "24h":
         return viewer.now - timedelta(hours=24), None, "24h"
     since = _instant("since", given, viewer)
+    if since == evening(viewer) and not until:
+        return since, None, "tonight"
     is_last_look = since == viewer.looked_before and not until
     return since, _instant("until", until, viewer) if until else None, "look" if is_last_look else "custom"
+
+
+def evening(viewer: Viewer) -> datetime | None:
+    """18:00 of this day in the viewer's zone, from which on the window of the next night has begun; None before it."""
+    at = viewer.now.astimezone(viewer.zone).replace(hour=EVENING, minute=0, second=0, microsecond=0)
+    return at.astimezone(UTC) if at <= viewer.now else None
 
 
 def _instant(name: str, given: str, viewer: Viewer) -> datetime:

@@ -13,7 +13,7 @@ from service.pages.charts.night_chart import deployed
 from service.pages.frame.formatting import counted, duration, sentence_list
 
 TOGETHER = timedelta(minutes=10)
-"""Processes that start within so long with the same version are one deploy."""
+"""Processes that start within this time with the same version are one deploy."""
 OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
 """Kinds of needs that are about runs that have failed."""
 _BEGUN = {"quarantine": "has put items into quarantine", "empty": "has a result that is not as expected"}

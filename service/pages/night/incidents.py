@@ -23,6 +23,7 @@ from service.pages.frame.forms import (
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
+from service.pages.runs.bulks import by_task
 
 CHANGES = {
     "service.deploy": "a new version was deployed",
@@ -122,7 +123,7 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
 
 
 def _facts(plan: RetryPlan, viewer: Viewer) -> list[tuple[str, str]]:
-    facts = [("Runs", f"{plan.preview.count:,}")]
+    facts = [("Runs", f"{plan.preview.count:,}"), *by_task(plan.preview)]
     first, last = plan.preview.first, plan.preview.last
     if first is not None and last is not None and first.slot is not None and last.slot is not None:
         slots = [formatting.moment(each.slot, viewer.zone, viewer.now) for each in (last, first) if each.slot]

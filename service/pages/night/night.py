@@ -19,7 +19,7 @@ from service.pages.frame import formatting
 from service.pages.frame.blocks import attempt, render_blocks
 from service.pages.frame.shell import LiveViewer, shell_of
 from service.pages.frame.viewer import Viewer
-from service.pages.frame.window import window_in, window_in_words
+from service.pages.frame.window import evening, window_in, window_in_words
 from service.pages.night.changes_in_words import lines_of
 from service.pages.night.empty import show_empty
 
@@ -43,6 +43,7 @@ async def show_night(request: Request, viewer: Viewer) -> str:
         "night": found,
         **await offload(_drawn, page, viewer),
         "choice": choice,
+        "tonight": evening(viewer),
         "window_from": _for_a_field(found.since, viewer),
         "window_until": _for_a_field(until or found.as_of, viewer),
         "is_over": until is not None,

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 
-from service.operations.runs.bulk import STATES, BulkAction
+from service.operations.runs.bulk import STATES, BulkAction, Preview
 from service.operations.runs.run_list import RunFilter
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo
@@ -38,7 +38,7 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
     if not preview.count:
         words = f"None of the runs of this filter is in a state in which it can be changed: {_states(action)}."
         return await confirm(viewer, "runs", Confirm(f"Nothing to {action}", [words], "", "Back", back))
-    facts = [("Filter", words_of(given, viewer)), ("Runs", f"{preview.count:,}")]
+    facts = [("Filter", words_of(given, viewer)), ("Runs", f"{preview.count:,}"), *by_task(preview)]
     for name, run in (("Newest", preview.first), ("Oldest", preview.last)):
         if run is not None:
             at = formatting.moment(run.slot or run.created_at, viewer.zone, viewer.now)
@@ -55,6 +55,15 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
     )
     hidden = Field("preview", "", kind="hidden", value=preview.id)
     return await confirm(viewer, "runs", asked.with_facts(facts).with_fields(*fields, hidden))
+
+
+def by_task(preview: Preview) -> list[tuple[str, str]]:
+    """How many runs of each task a preview is about, if there are several tasks."""
+    if len(preview.tasks) < 2:
+        return []
+    rest = preview.count - sum(preview.tasks.values())
+    numbers = [f"{number:,} of {task}" for task, number in preview.tasks.items()]
+    return [("Tasks", ", ".join([*numbers, *([f"{rest:,} of others"] if rest else [])]))]
 
 
 def _states(action: str) -> str:

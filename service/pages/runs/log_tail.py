@@ -24,7 +24,7 @@ class More(NamedTuple):
 
 
 Read = Callable[[str, int], Awaitable[tuple[str, str]]]
-"""Reads at most so many lines after a place: their HTML, and the place after them."""
+"""Reads at most this many lines after a place: their HTML, and the place after them."""
 
 
 class LogTail:

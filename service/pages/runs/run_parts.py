@@ -19,7 +19,7 @@ from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
 
 MOST_BYTES = 100_000_000
-"""A log is cut in a download after so many bytes; `batch log` prints all of it."""
+"""A log is cut in a download after this many bytes; `batch log` prints all of it."""
 LONGEST_LINE = 100_000
 NOTE = Field("note", "Why", "It is recorded with the change.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -22,7 +22,7 @@ from service.pages.charts.spark_chart import spark_boxes
 from service.pages.charts.timeline import timeline_drawn
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, Option, confirm
-from service.pages.frame.forms import PARAMETER, note_of
+from service.pages.frame.forms import PARAMETER, local_instant_of, note_of
 from service.pages.frame.render import render
 from service.pages.frame.shell import LiveViewer, shell_of
 from service.pages.frame.viewer import Viewer
@@ -34,13 +34,13 @@ SPARKS = 30
 MOST_DIGITS = 6
 _DAY = re.compile(r"datetime\.date\((\d+), (\d+), (\d+)\)")
 _QUOTED = re.compile(r"(?:[\w.]+\(|<[\w.]+: )?(['\"])([^'\"\\]*)\1[)>]?")
-MUTED = {
+FOR = {
     "hour": ("an hour", timedelta(hours=1)),
     "day": ("a day", timedelta(days=1)),
     "week": ("a week", timedelta(days=7)),
     "month": ("30 days", timedelta(days=30)),
 }
-"""For how long nothing is sent about a task."""
+"""For how long a task is paused, or nothing is sent about it."""
 
 
 async def show_tasks(request: Request, viewer: Viewer) -> str:
@@ -205,7 +205,8 @@ async def start(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
             mistakes.append(error.message)
     if mistakes:
         raise InvalidParameters("; ".join(mistakes))
-    started = await viewer.operations.runs.start(task.name, params, key=fields.get("key") or None)
+    key, at = fields.get("key") or None, local_instant_of("at", fields, viewer.zone)
+    started = await viewer.operations.runs.start(task.name, params, key=key, at=at, note=note_of(fields))
     return GoTo(f"/runs/{started.id}")
 
 
@@ -225,20 +226,22 @@ async def ask_to_pause(request: Request, viewer: Viewer) -> str:
     asked = Confirm(
         f"Pause {task.name}?",
         [
-            "Its slots are not run until somebody resumes it; they are recorded as paused.",
+            "Its slots are not run during the pause; they are recorded as paused.",
             "A run that goes on stops at its next checkpoint.",
         ],
         "Pause the task",
         "Leave it",
         f"/tasks/{task.name}",
     )
-    return await confirm(viewer, "tasks", asked.with_fields(Field("note", "Why")))
+    options = [Option("", "Until somebody resumes it"), *_options()]
+    return await confirm(viewer, "tasks", asked.with_options("for", options).with_fields(Field("note", "Why")))
 
 
 async def pause(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Pause the task."""
     name = request.path_params["task"]
-    await viewer.operations.tasks.pause(name, note_of(fields))
+    until = _end_of(fields, viewer) if fields.get("for") else None
+    await viewer.operations.tasks.pause(name, note_of(fields), until)
     return back(fields, f"/tasks/{name}")
 
 
@@ -265,18 +268,24 @@ async def ask_to_mute(request: Request, viewer: Viewer) -> str:
         "What is still open then is sent then.",
     ]
     asked = Confirm(f"Mute {task.name}?", words, "Mute", "Leave it", f"/tasks/{task.name}")
-    options = [Option(name, f"For {said}") for name, (said, _) in MUTED.items()]
-    return await confirm(viewer, "tasks", asked.with_options("for", options).with_fields(Field("note", "Why")))
+    return await confirm(viewer, "tasks", asked.with_options("for", _options()).with_fields(Field("note", "Why")))
 
 
 async def mute(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Send nothing about the task for a while."""
     name = request.path_params["task"]
-    if fields.get("for") not in MUTED:
-        raise InvalidParameters(f"for: allowed are {', '.join(MUTED)}")
-    until = viewer.now + MUTED[fields["for"]][1]
-    await viewer.operations.incidents.mute(name, until, note_of(fields))
+    await viewer.operations.incidents.mute(name, _end_of(fields, viewer), note_of(fields))
     return back(fields, f"/tasks/{name}")
+
+
+def _options() -> list[Option]:
+    return [Option(name, f"For {said}") for name, (said, _) in FOR.items()]
+
+
+def _end_of(fields: Mapping[str, str], viewer: Viewer) -> datetime:
+    if (given := fields.get("for")) not in FOR:
+        raise InvalidParameters(f"for: allowed are {', '.join(FOR)}")
+    return viewer.now + FOR[given][1]
 
 
 async def unmute(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:

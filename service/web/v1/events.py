@@ -21,7 +21,7 @@ events = router("events")
 
 PING_SECONDS = 10.0
 SEND_SECONDS = 30.0
-"""A client that does not read for so long is disconnected."""
+"""A client that does not read for this time is disconnected."""
 CHECK_SECONDS = 0.5
 """How long a stream waits for events before it looks whether there is something else to do."""
 VALID_SECONDS = 5.0

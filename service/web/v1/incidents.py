@@ -63,7 +63,7 @@ class Acknowledgement(Body):
         None, description="Until then, 7 days at most, the same error opens no other incident."
     )
     failed_until: Instant | None = Field(
-        None, description="Only the runs that had failed by then are meant, such as the `last_at` of the incident."
+        None, description="Acknowledge only the runs that had failed by then, such as the `last_at` of the incident."
     )
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import Header, Query
 from pydantic import Field
 
-from service.operations.results import Paused, Result, Resumed, Slot, Started
+from service.batch.ledger.states import RunState
+from service.operations.results import Paused, Result, Resumed, ResumedAhead, Slot, Started
 from service.operations.runs.bulk import Bulk, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
 from service.operations.slots.backfill import BackfillRequest
@@ -32,12 +33,20 @@ class Start(Body):
 
     parameters: dict[str, Any] = Field({}, description="The parameters of the task's run().")
     slot: Instant | None = Field(None, description="The instant that the run is for. Default: now.")
+    at: Instant | None = Field(None, description="When the run begins at the earliest. Default: at once.")
+    note: Note = Field(None, description="Why. It is recorded with the start.")
 
 
 class Slots(Result):
     """The next slots of a task; empty without a schedule and during a pause."""
 
     slots: list[Slot]
+
+
+class Pause(WithNote):
+    """A pause of a task."""
+
+    until: Instant | None = Field(None, description="When the pause ends by itself: after now. Null: never.")
 
 
 class Backfill(Body):
@@ -82,7 +91,7 @@ async def next_slots(operations: Viewer, name: TaskName, n: Annotated[int, Query
 class RunsOfTask(Body):
     """Which runs of a task are wanted."""
 
-    state: list[StateName] = Field([], max_length=8, description="Only runs in one of these states.")
+    state: list[StateName] = Field([], max_length=len(RunState), description="Only runs in one of these states.")
     origin: list[OriginName] = Field([], max_length=4, description="Only runs of one of these origins.")
     slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
     slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
@@ -116,13 +125,19 @@ async def start_run(
     ] = None,
 ) -> Started:
     """Queue a run, which a process of the service executes."""
-    return await operations.runs.start(name, body.parameters, body.slot, key)
+    return await operations.runs.start(name, body.parameters, body.slot, key, body.at, body.note)
 
 
 @tasks.post("/tasks/{name}/pause")
-async def pause_task(operations: Operator, name: TaskName, body: WithNote | None = None) -> Paused:
-    """Stop firing a task. An existing pause is unchanged."""
-    return await operations.tasks.pause(name, body.note if body else None)
+async def pause_task(operations: Operator, name: TaskName, body: Pause | None = None) -> Paused:
+    """Stop firing a task. Of an existing pause only the end is changed, if one is given."""
+    return await operations.tasks.pause(name, body.note if body else None, body.until if body else None)
+
+
+@tasks.post("/tasks/resume")
+async def resume_tasks_ahead(operations: Operator, body: WithNote | None = None) -> ResumedAhead:
+    """Fire all tasks again that don't fire because a clock was ahead. Paused tasks stay paused."""
+    return ResumedAhead(tasks=dict(await operations.tasks.resume_ahead(body.note if body else None)))
 
 
 @tasks.post("/tasks/{name}/resume")

@@ -15,7 +15,7 @@ from service.batch.ledger.incidents.tables import UNSENT_SQL, outbox
 from service.batch.ledger.tables import new_id
 
 TOGETHER = timedelta(seconds=20)
-"""What is written within so long after a message is one message more."""
+"""What is written within this time after a message is one message more."""
 
 MOST_TOGETHER = 500
 """Rows of the outbox that become one message, at most."""

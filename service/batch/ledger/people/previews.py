@@ -15,7 +15,7 @@ from service.batch.ledger.people.access_tables import previews
 
 ID_BYTES = 16
 KEPT = timedelta(days=1)
-"""For so long after its begin one can read how far a change has got, and longer while it goes on."""
+"""For this time after its begin one can read how far a change has got, and longer while it goes on."""
 
 
 def pack(ids: Sequence[str]) -> bytes:
