@@ -95,7 +95,7 @@ TWELVE = TASKS + SHORTS
 """Twelve tasks, which note in the witness what they do."""
 
 
-MISSED = "Nothing failed. N slots did not run."
+MISSED = "Nothing failed. N slots were missed."
 """The last line of `batch status` where slots were missed and their incident is over."""
 
 
