@@ -261,7 +261,7 @@ def test_batch_serve_collects_garbage_less_often(tmp_path: Path) -> None:
         while not (folder / "collects").exists():
             time.sleep(0.02)
         running.stop()
-    assert json.loads((folder / "collects").read_text()) == [50_000, True]
+    assert json.loads((folder / "collects").read_text()) == [10_000, True]
 
 
 async def test_a_second_service_on_the_same_files_starts_in_three_seconds(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.night import tally
 from service.batch.nodes import ledger_poll, orphans
+from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import BY_HAND, Roles
 from service.batch.placing.demand import demand, running
 from service.batch.placing.placing import DUTY
@@ -366,7 +367,7 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         await runs.insert(connection, failed)
         with plans.of("notice"):
             await noticing.notice_runs(connection, now)
-            await noticing.notice_ranges(connection, now)
+            await noticing.notice_ranges(connection, Outage(), now)
             await noticing.notice_nodes(connection, now + later, later)
             await noticing.notice_backups(connection, now)
             await duties.hold(connection, duties.WATCH, NODE)

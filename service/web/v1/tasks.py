@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import Header, Query
 from pydantic import Field
 
-from service.batch.ledger.states import RunState
 from service.operations.results import Paused, Result, Resumed, ResumedAhead, Slot, Started
 from service.operations.runs.bulk import Bulk, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
@@ -91,7 +90,9 @@ async def next_slots(operations: Viewer, name: TaskName, n: Annotated[int, Query
 class RunsOfTask(Body):
     """Which runs of a task are wanted."""
 
-    state: list[StateName] = Field([], max_length=len(RunState), description="Only runs in one of these states.")
+    state: list[StateName] = Field(
+        [], max_length=len(get_args(StateName)), description="Only runs in one of these states."
+    )
     origin: list[OriginName] = Field([], max_length=4, description="Only runs of one of these origins.")
     slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
     slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
