@@ -171,7 +171,7 @@ def settle(place: Place, number: int) -> Elsewhere:
     runs = place.queue("endless", number)
     wait_until(lambda: all(place.begun(run) for run in runs), MOST_SECONDS)
     if place.url.startswith("sqlite"):  # there the locked files are beside the ledger
-        for path in process_lock.folder_of(place.url).iterdir():
+        for path in process_lock.folder_of(place.url).glob(f"{process_lock.PREFIX}*"):
             path.unlink()
     return Elsewhere(place, runs, victims)
 
