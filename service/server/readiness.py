@@ -17,7 +17,8 @@ from service.server.probes import trouble_with
 
 logger = get_logger("service.batch")
 
-LOOK_SECONDS = 10.0
+LOOK_SECONDS, LOOK_AGAIN_SECONDS = 10.0, 1.0
+"""How often a process looks for what is wrong with it, and how often while something is."""
 NO_ANSWER = "no answer within {:g} s"
 
 
@@ -43,7 +44,7 @@ class Troubles(Background):
                 now = before
             self._node.tell({part: reason for part, reason in now.items() if part in before})
             before = now
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_AGAIN_SECONDS if self._node.troubles else LOOK_SECONDS)
 
 
 def is_working(node: Node, dispatcher: Dispatcher, schedules: ScheduleSync) -> bool:

@@ -127,7 +127,7 @@ async def put_node(ledger: Database, **more: Any) -> str:
     row = {"id": new_id(), "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": ["theirs"]}
     async with ledger.engine.begin() as connection:
         now = await now_of(connection)
-        await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now, **more))
+        await connection.execute(tables.nodes.insert().values({**row, "started_at": now, "seen_at": now, **more}))
     return str(row["id"])
 
 

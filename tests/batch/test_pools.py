@@ -133,12 +133,23 @@ async def test_the_service_that_started_last_takes_a_task_back_into_the_pool_of_
     assert [run.task for run in await take(ledger, newer, "default")] == ["theirs"]
 
 
+async def test_two_services_that_start_at_once_after_an_outage_both_know_of_it(ledger: Database) -> None:
+    now = clock.now()
+    stopped = now - timedelta(minutes=10)
+    await put_node(ledger, started_at=stopped - timedelta(hours=1), stopped_at=stopped)
+    first = await put_node(ledger, started_at=now - timedelta(seconds=2))
+    second = await put_node(ledger, started_at=now)
+    async with ledger.engine.connect() as connection:
+        for node in (first, second):
+            assert await outages.before_node(connection, node) == (stopped, now - timedelta(seconds=2))
+
+
 # A worker is no service.
 
 
 async def test_a_worker_that_lives_does_not_hide_that_no_service_did(ledger: Database) -> None:
     stopped = clock.now() - timedelta(minutes=10)
-    await put_node(ledger, stopped_at=stopped)
+    await put_node(ledger, started_at=stopped - timedelta(hours=1), stopped_at=stopped)
     await put_node(ledger, fires=False, pools=["gpu"])
     service = await put_node(ledger)
     async with ledger.engine.connect() as connection:

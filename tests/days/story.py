@@ -180,7 +180,7 @@ class Story:
         """Start these nodes, one after another, until each is ready."""
         for name in names:
             self.launch(name, settings=settings, command=command)
-            self.until(lambda name=name: self.nodes[name].readiness() == {}, START_SECONDS, f"{name} is ready")
+            self.until_ready(self.nodes[name], START_SECONDS)
 
     def launch(
         self, name: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = (), waits: bool = True
@@ -246,6 +246,12 @@ class Story:
             time.sleep(0.25)
         return found
 
+    def until_ready(self, node: Node, seconds: float) -> None:
+        give_up_at = time.monotonic() + seconds
+        while (reasons := node.readiness()) != {}:
+            assert time.monotonic() < give_up_at, f"{node.name} is not ready: {reasons}\n{self.logs()}"
+            time.sleep(0.25)
+
     @staticmethod
     def now() -> float:
         """The time since boot, as the witness has it."""
@@ -306,9 +312,7 @@ class Story:
         self.until(lambda: self.ended_since(over_at) >= wanted, END_SECONDS, f"all fire: {wanted}")
         for node in self.nodes.values():
             if node.is_alive:
-                self.until(
-                    lambda node=node: node.readiness() == {}, END_SECONDS, f"{node.name} is ready: {node.readiness()}"
-                )
+                self.until_ready(node, END_SECONDS)
                 assert node.get("/healthz").status_code == 200
         self.check_doubles()
         since = self.began.isoformat()
@@ -327,14 +331,19 @@ class Story:
     def check_doubles(self) -> None:
         """No run was executed by two processes at a time, unless the first one was dead, frozen or blocked."""
         by_run: dict[str, list[list[str]]] = defaultdict(list)
+        last_line: dict[int, float] = {}
         for line in self.witness():
             by_run[line[2]].append(line)
+            last_line[int(line[4])] = float(line[5])
+        living = {node.process.pid for node in self.nodes.values() if node.is_alive}
         for run, lines in by_run.items():
             begun = [line for line in lines if line[0] == "began"]
             for first, second in itertools.pairwise(begun):
                 ends = [float(e[5]) for e in lines if e[0] == "ended" and e[3:5] == first[3:5]]
                 pid, at = int(first[4]), float(second[5])
                 end = min([*ends, self.deaths.get(pid, float("inf"))])
+                if pid not in living:  # a killed process may have died long before the story saw it
+                    end = min(end, last_line[pid])
                 was_frozen = any(p == pid and since < at < until + LEASE_SECONDS for p, since, until in self.frozen)
                 assert at >= end or was_frozen, f"the run {run} was executed twice at a time: {lines}\n{self.logs()}"
 
@@ -349,7 +358,9 @@ class Story:
         while self.told() != expected and time.monotonic() < give_up_at:
             time.sleep(0.25)
         assert self.told() == expected
-        assert headline is None or self.status().strip().splitlines()[-1] == headline
+        while headline is not None and (said := self.status()).strip().splitlines()[-1] != headline:
+            assert time.monotonic() < give_up_at, said
+            time.sleep(1)
 
     def status(self) -> str:
         """What `batch status` says, without times, ids and numbers of processes."""

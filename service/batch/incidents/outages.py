@@ -31,14 +31,21 @@ SHORTEST = timedelta(minutes=1)
 
 
 async def before_node(connection: AsyncConnection, node: str) -> tuple[datetime, datetime] | None:
-    """From when until when no other service lived before this node started; None if that is less than a minute."""
-    last_sign = func.coalesce(func.nullif(nodes.c.stopped_at, nodes.c.lost_at), nodes.c.seen_at)
-    others = select(func.max(last_sign)).where(nodes.c.fires, nodes.c.id != node)
-    since: datetime | None = (await connection.execute(others)).scalar()
+    """From when until when no service lived before this node started; None if that is less than a minute.
+
+    Services that started within a minute before it have come after the outage as well.
+    """
     started = (await connection.execute(select(nodes.c.started_at).where(nodes.c.id == node))).scalar()
-    if since is None or started is None or started - since < SHORTEST:
+    if started is None:
         return None
-    return since, started
+    last_sign = func.coalesce(func.nullif(nodes.c.stopped_at, nodes.c.lost_at), nodes.c.seen_at)
+    older = select(func.max(last_sign)).where(nodes.c.fires, nodes.c.started_at < started - SHORTEST)
+    since: datetime | None = (await connection.execute(older)).scalar()
+    if since is None:
+        return None
+    newer = select(func.min(nodes.c.started_at)).where(nodes.c.fires, nodes.c.started_at > since)
+    until: datetime = (await connection.execute(newer)).scalar() or started
+    return (since, until) if until - since >= SHORTEST else None
 
 
 @dataclass(frozen=True)
