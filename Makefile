@@ -19,7 +19,7 @@ INTO = --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev demo screenshots tools hooks test days faults nightly types check bench format lock clean
+.PHONY: help install serve dev demo screenshots tools hooks test days faults nightly types check bench shape format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ check: tools types ## lint, formatting, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict service tasks examples
+
+shape: tools ## how large the code is, how it is cut, and how much one slot passes through
+	@.venv/bin/python tools/shape.py
 
 bench: tools ## every bench/*.py in turn
 	@set -e; for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script"; done
