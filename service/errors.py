@@ -22,6 +22,7 @@
     │   ├── DatabaseUnreachable no connection to the database could be opened
     │   │   └── DatabaseDamaged SQLite has found that the file of the database is damaged
     │   ├── DatabaseTooNew      the database has migrations that this code does not know
+    │   ├── DatabaseTooOld      the database was made by code from before the first release
     │   ├── DatabaseInUse       a process of an older version lives, and the ledger has to be migrated
     │   ├── DatabaseBusy        another connection held SQLite's write lock for too long
     │   ├── DamagedRow          a row of the ledger holds something that this code never writes
@@ -179,6 +180,10 @@ class DatabaseDamaged(DatabaseUnreachable):
 
 
 class DatabaseTooNew(DatabaseError):
+    pass
+
+
+class DatabaseTooOld(DatabaseError):
     pass
 
 

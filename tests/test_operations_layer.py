@@ -164,6 +164,7 @@ def test_every_kind_of_error_has_an_exit_code() -> None:
         ("DatabaseUnreachable", "unavailable", 3),
         ("PlaceUnreachable", "unavailable", 3),
         ("DatabaseTooNew", "unavailable", 3),
+        ("DatabaseTooOld", "unavailable", 3),
         ("DamagedBackup", "damaged", 3),
     ],
 )

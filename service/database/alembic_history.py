@@ -7,7 +7,6 @@ from typing import Any
 
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
@@ -34,9 +33,3 @@ def upgrade(connection: Connection, folder: Path, version_table: str, to: str, s
         environment.configure(connection=connection, version_table=version_table, version_table_schema=schema)
         with environment.begin_transaction():
             environment.run_migrations()
-
-
-def stamp(connection: Connection, folder: Path, version_table: str, revision: str) -> None:
-    """Say that the database is at this revision. Nothing is executed."""
-    context = MigrationContext.configure(connection, opts={"version_table": version_table})
-    context.stamp(script_directory(folder), revision)

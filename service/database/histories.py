@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 from service.database.migrate import History
@@ -11,20 +10,7 @@ _HERE = Path(__file__).parent
 _CLONES = _HERE.parent / "application" / "migrations"
 
 
-def data_revision(tables: Collection[str], revision: str | None) -> str | None:
-    """At which revision of DATA_HISTORY tables are that older code made, which gave them no version table of their own.
-
-    `tables`: the names of what is there. `revision`: what `alembic_version` says, which stood for these tables too.
-    None: there are no such tables.
-    """
-    if "batch_checkpoints" not in tables:
-        return None
-    if "batch_quarantine" in tables:
-        return "data_0003"
-    return "data_0001" if revision == "app_0002" else "data_0002"
-
-
-DATA_HISTORY = History(_HERE / "migrations", "batch_data_alembic_version", data_revision)
+DATA_HISTORY = History(_HERE / "migrations", "batch_data_alembic_version")
 """Our tables beside the authors' data."""
 
 APPLICATION_HISTORIES = (*([History(_CLONES, "alembic_version")] if _CLONES.is_dir() else []), DATA_HISTORY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.database.engine import Database
-from service.database.our_tables import DATA_TABLES
-from service.errors import DatabaseTooNew
+from service.errors import DatabaseTooNew, DatabaseTooOld
+
+LAST_BEFORE_RELEASE = "6255c2400067"
+"""The last commit that has the migrations which were made before version 0.1.0. Its tables are those of the first."""
 
 ALEMBIC_VERSION = "alembic_version"
 """The version table that Alembic takes by default: of this clone's application, or of somebody else's."""
@@ -23,21 +25,16 @@ Before = Callable[[AsyncConnection], Awaitable[None]]
 
 @dataclass(frozen=True)
 class History:
-    """Alembic's migrations in one folder, and the table that says which of them a database has.
-
-    `earlier`: says at which revision tables are that stand there without the version table. It gets the names of those
-    that are there, of the tables beside the authors' data, and what `alembic_version` says.
-    """
+    """Alembic's migrations in one folder, and the table that says which of them a database has."""
 
     folder: Path
     version_table: str
-    earlier: Callable[[Collection[str], str | None], str | None] | None = None
 
     @property
     def revisions(self) -> list[str]:
         """Oldest first, by their whole names: Alembic itself also takes `head`, `+1` and the beginning of a name.
 
-        The name of a migration's file begins with its revision: data_0003_quarantine.py has `data_0003`.
+        The name of a migration's file begins with its revision: data_0003_tables.py has `data_0003`.
         """
         files = sorted((self.folder / "versions").glob("*_[0-9]*_*.py"))
         return ["_".join(file.stem.split("_")[:2]) for file in files]
@@ -52,8 +49,8 @@ async def migrate(database: Database, *histories: History, to: str = "head", bef
     """Bring `database` up to the newest revision of each of `histories`, or to the revision `to`.
 
     `before` is awaited in the transaction of the migration, where an older revision of the tables is there already; by
-    raising it prevents the migration. Raises DatabaseTooNew, naming both revisions, when the database knows a revision
-    that this code doesn't, and DatabaseUnreachable.
+    raising it prevents the migration. Raises DatabaseTooNew, and DatabaseTooOld (see `refuse_unknown`), and
+    DatabaseUnreachable.
     """
     try:
         for history in histories:
@@ -70,7 +67,7 @@ async def _migrate(database: Database, history: History, to: str, before: Before
         if database.kind == "postgresql":
             await connection.execute(text("SET LOCAL lock_timeout = 0"))  # the second process waits for the first
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": history.lock})
-        await connection.run_sync(refuse_newer, history, database)
+        await connection.run_sync(refuse_unknown, history, database)
         current = await connection.run_sync(_current, history)
         if before is not None and current and current != history.revisions[-1:]:
             await before(connection)
@@ -93,28 +90,43 @@ _OF_ANOTHER = (
 )
 
 
-def refuse_newer(connection: Connection, history: History, database: Database) -> None:
-    """Raises DatabaseTooNew, as `migrate` does, but changes nothing."""
+def refuse_unknown(connection: Connection, history: History, database: Database) -> None:
+    """Refuse a database at a revision that this code does not know. Changes nothing.
+
+    Raises DatabaseTooOld if the revision was made before the first release, else DatabaseTooNew.
+    """
     known = history.revisions
-    hint = _OF_ANOTHER if history.version_table == ALEMBIC_VERSION else ""
     for revision in _current(connection, history):
-        if revision not in known:
-            raise DatabaseTooNew(
-                f"the database {database.safe_url} ({database.setting}) is at migration {revision}, but this code "
-                f"knows migrations up to {known[-1]}: start the newer version of the code, "
-                f"or point the setting at another database{hint}"
+        if revision in known:
+            continue
+        at = f"the database {database.safe_url} ({database.setting}) is at migration {revision}"
+        if _is_before(revision, known[0]):
+            raise DatabaseTooOld(
+                f"{at}, which was made before version 0.1.0: start commit {LAST_BEFORE_RELEASE} of this project once "
+                "with it, and then this version"
             )
+        hint = _OF_ANOTHER if history.version_table == ALEMBIC_VERSION else ""
+        raise DatabaseTooNew(
+            f"{at}, but this code knows migrations up to {known[-1]}: start the newer version of the code, "
+            f"or point the setting at another database{hint}"
+        )
+
+
+def _is_before(revision: str, first: str) -> bool:
+    """Whether the revision has the name of the first one that this code knows, and a smaller number."""
+    prefix = first.rpartition("_")[0] + "_"
+    return revision.startswith(prefix) and revision < first
 
 
 async def revision_of(database: Database, history: History) -> str | None:
     """The revision that a database has; None if it has no tables of the history. It is only read.
 
-    Raises DatabaseTooNew, as `migrate` does, and the driver's errors.
+    Raises DatabaseTooNew and DatabaseTooOld, as `migrate` does, and the driver's errors.
     """
 
     def read(connection: Connection) -> str | None:
-        refuse_newer(connection, history, database)
-        return ", ".join(_current(connection, history)) or _earlier(connection, history)
+        refuse_unknown(connection, history, database)
+        return ", ".join(_current(connection, history)) or None
 
     async with database.reader.connect() as connection:
         return await connection.run_sync(read)
@@ -125,27 +137,13 @@ def _is_at_head(connection: Connection, history: History) -> bool:
 
 
 def _upgrade(connection: Connection, history: History, to: str) -> None:
-    from service.database.alembic_history import stamp, upgrade
+    from service.database.alembic_history import upgrade
 
-    if (earlier := _earlier(connection, history)) is not None:
-        stamp(connection, history.folder, history.version_table, earlier)
     upgrade(connection, history.folder, history.version_table, to)
 
 
-def _earlier(connection: Connection, history: History) -> str | None:
-    """The revision of tables that stand there without the version table."""
-    if history.earlier is None or inspect(connection).has_table(history.version_table):
-        return None
-    tables = [name for name in DATA_TABLES if inspect(connection).has_table(name)]
-    return history.earlier(tables, ", ".join(_versions(connection, ALEMBIC_VERSION))) if tables else None
-
-
 def _current(connection: Connection, history: History) -> list[str]:
-    return _versions(connection, history.version_table)
-
-
-def _versions(connection: Connection, table: str) -> list[str]:
     """What the version table says; nothing where it is missing."""
-    if not inspect(connection).has_table(table):
+    if not inspect(connection).has_table(history.version_table):
         return []
-    return list(connection.execute(text(f"SELECT version_num FROM {table}")).scalars())  # noqa: S608
+    return list(connection.execute(text(f"SELECT version_num FROM {history.version_table}")).scalars())  # noqa: S608

@@ -18,7 +18,7 @@ from service.concurrency.limits import LimitReached, limited
 from service.config import Settings
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import History, migrate, refuse_newer, revision_of
+from service.database.migrate import History, migrate, refuse_unknown, revision_of
 from service.errors import DatabaseError, DatabaseUnreachable, InvalidSetting
 
 
@@ -207,7 +207,7 @@ class Databases:
             return False
         try:
             async with self.ledger.reader.connect() as connection:
-                await connection.run_sync(refuse_newer, LEDGER_HISTORY, self.ledger)
+                await connection.run_sync(refuse_unknown, LEDGER_HISTORY, self.ledger)
         except (DBAPIError, OSError) as error:
             raise self.ledger.unreachable(error) from error
         return True

@@ -23,6 +23,7 @@ from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup
 from tests.backup.restores import restored
 from tests.databases import migrated, url_of
+from tests.migrations import add_migration
 
 HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 SCHEMA = """
@@ -326,19 +327,20 @@ async def test_a_drill_is_the_same_restore_into_a_temporary_file(
 
 
 async def test_a_drill_of_an_older_migration_makes_its_tables_as_they_were(
-    tmp_path: Path, use_database: Callable[[str], None]
+    tmp_path: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "app.db"
-    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
-        await migrated(url_of(path), history, to=revision)
+    await migrated(url_of(path), *APPLICATION_HISTORIES)
     use_database(url_of(path))
     backup = await create_backup(tmp_path / "backups")
+    for history in APPLICATION_HISTORIES:
+        add_migration(monkeypatch, tmp_path, history, "DROP TABLE IF EXISTS batch_once")
     await migrated(url_of(path), *APPLICATION_HISTORIES)
     for place in (url_of(path), url_of(tmp_path / "none.db"), "postgresql+asyncpg://nobody@127.0.0.1:1/none"):
         report = await tried(backup, place, tmp_path / "room")
         assert {table.table for table in report.tables} == {
             *("alembic_version", "batch_data_alembic_version"),
-            *("batch_checkpoints", "batch_once", "sessions", "users"),
+            *("batch_checkpoints", "batch_once", "batch_quarantine", "sessions", "users"),
         }
 
 

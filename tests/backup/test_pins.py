@@ -17,7 +17,6 @@ from service.backup.places.pins import Pin
 from service.backup.places.place import FOLDER, Folder, Places
 from service.backup.places.s3 import Objects
 from service.batch.ledger import backups
-from service.batch.ledger.backups import Facts
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, DatabaseError
 from service.operations.backups.copies import download, upload
@@ -61,15 +60,6 @@ async def pruned() -> list[str]:
 
 def pins_in(bucket: Bucket) -> set[str]:
     return {Path(key).name for key in bucket.keys() if key.endswith(".pin")}  # noqa: SIM118, it is no dict
-
-
-async def pinned_by_an_older_version(*places: str) -> None:
-    async def write(connection: backups.AsyncConnection) -> None:
-        for place in places:
-            await backups.record(connection, Facts(OLD, NOW, size=1), place, NOW)
-            await backups._update(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
-
-    await access(get_settings()).in_ledger(write)
 
 
 async def test_a_pin_is_written_beside_the_backup_in_each_place_and_removed_from_each(
@@ -203,43 +193,14 @@ async def test_a_pin_whose_backup_is_gone_is_removed_a_day_later(folder: Path, b
         assert pins_in(bucket) == left
 
 
-async def test_pins_of_an_older_ledger_are_written_beside_their_files_once(in_ledger: str, folder: Path) -> None:
-    await pinned_by_an_older_version(FOLDER)
-    assert await pruned() == []
-    assert pins.read(Folder(folder), OLD) == Pin("ann", NOW)
-    assert (await access(get_settings()).records())[FOLDER, OLD]["pinned_at"] is None
-    (folder / f"{OLD}.pin").unlink()
-    assert await pruned() == [f"backups/{OLD}"]
-
-
-async def test_pins_of_an_older_ledger_are_kept_for_an_unreachable_place(
-    in_ledger: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """BACKUP_URL is not set for a while. The older version only had the row of the folder."""
-    (tmp_path / "other").mkdir()
-    make_archive(tmp_path / "other" / OLD)
-    make_archive(tmp_path / "other" / NEW)
-    (folder / OLD).unlink()
-    await pinned_by_an_older_version(FOLDER)
-    assert await pruned() == [] and not list(tmp_path.glob("*/*.pin"))
-    monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/other")
-    forget_settings()
-    assert await pruned() == []
-    assert pins.read(Folder(tmp_path / "other"), OLD) == Pin("ann", NOW)
-    await unpin(access(get_settings()), OLD)
-    assert await pruned() == [f"{tmp_path}/other/{OLD}"]
-
-
-async def test_nothing_is_unpinned_or_deleted_while_the_ledger_which_may_have_pins_is_unreachable(
+async def test_nothing_is_deleted_while_the_ledger_is_unreachable(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pins.put(Folder(folder), OLD, Pin())
     monkeypatch.setenv("LEDGER_URL", "postgresql://bob@127.0.0.1:1/ledger")
     forget_settings()
-    for work in (unpin(access(get_settings()), OLD), pruned()):
-        with pytest.raises(DatabaseError):
-            await work
-    assert pins.is_pinned(Folder(folder), OLD) and (folder / OLD).exists()
+    with pytest.raises(DatabaseError):
+        await pruned()
+    assert (folder / OLD).exists()
 
 
 async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before_anything_is_deleted(

@@ -26,6 +26,7 @@ from service.errors import BackupError
 from tests.backup.here import make_backups_here
 from tests.backup.restores import damage, killed_in_the_middle, restored
 from tests.databases import migrated, url_of
+from tests.migrations import add_migration
 
 SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -298,18 +299,21 @@ async def test_beside_tables_that_are_not_restored_another_shape_is_refused(
             await restored(backup, url)
 
 
-async def test_another_revision_goes_into_a_new_file_only(tmp_path: Path, use_database: Callable[[str], None]) -> None:
+async def test_another_revision_goes_into_a_new_file_only(
+    tmp_path: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = tmp_path / "old.db", tmp_path / "new.db"
-    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
-        await migrated(url_of(old), history, to=revision)
+    await migrated(url_of(old), *APPLICATION_HISTORIES)
     use_database(url_of(old))
     backup = await create_backup(tmp_path / "backups")
+    for history in APPLICATION_HISTORIES:
+        add_migration(monkeypatch, tmp_path, history)
     await migrated(url_of(old), *APPLICATION_HISTORIES)
-    with pytest.raises(BackupError, match=r"the backup has app_0002, the database app_0004. Restore it into a new"):
+    with pytest.raises(BackupError, match=r"the backup has app_0004, the database app_0005. Restore it into a new"):
         await restored(backup, url_of(old), histories=APPLICATION_HISTORIES)
     await restored(backup, url_of(new), histories=APPLICATION_HISTORIES)
     with closing(sqlite3.connect(new)) as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("app_0002",)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("app_0004",)]
 
 
 @pytest.mark.usefixtures("leaves_nothing_beside")

@@ -1,4 +1,4 @@
-"""The tables beside the authors' data have a history of their own, also where older code made them without one."""
+"""The tables beside the authors' data have a history of their own, also in the database of another application."""
 
 from __future__ import annotations
 
@@ -16,56 +16,12 @@ from service.database.our_tables import DATA_TABLES, LEDGER_TABLES
 from service.errors import DatabaseTooNew
 from tests.docs_blocks import blocks, read
 
-EARLIER = {
-    "data_0003": (),
-    "data_0002": ("DROP TABLE batch_quarantine",),
-    "data_0001": ("DROP TABLE batch_quarantine", "DROP INDEX ix_batch_once_run"),
-}
-"""What undoes the later migrations, by revision."""
 ALEMBICS = "CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) PRIMARY KEY)"
-
-
-async def older(database_url: str, revision: str, alembic_version: str) -> Database:
-    """A database as code left it that had one history for its own tables and the application's."""
-    database = Database(database_url, setting="DATABASE_URL", pooled=False)
-    await migrate(database, DATA_HISTORY)
-    statements = (
-        *EARLIER[revision],
-        f"DROP TABLE {DATA_HISTORY.version_table}",
-        *(ALEMBICS, f"INSERT INTO alembic_version VALUES ('{alembic_version}')"),
-        "INSERT INTO batch_once (key, run, at) VALUES ('k', '00000000-0000-0000-0000-000000000000', '2026-01-01')",
-    )
-    async with database.engine.begin() as connection:
-        for statement in statements:
-            await connection.execute(text(statement))
-    return database
 
 
 async def values(database: Database, query: str) -> list[object]:
     async with database.reader.connect() as connection:
         return list((await connection.execute(text(query))).scalars())
-
-
-@pytest.mark.parametrize(
-    ("revision", "alembic_version"),
-    [
-        ("data_0001", "app_0002"),
-        ("data_0002", "app_0003"),
-        ("data_0003", "app_0004"),
-        ("data_0003", "app_0007"),  # a clone's own migrations followed
-        ("data_0003", "5f3a9c"),  # somebody else's Alembic
-    ],
-)
-async def test_tables_that_older_code_made_are_taken_over_with_their_rows(
-    database_url: str, revision: str, alembic_version: str
-) -> None:
-    database = await older(database_url, revision, alembic_version)
-    await migrate(database, DATA_HISTORY)
-    assert await values(database, f"SELECT version_num FROM {DATA_HISTORY.version_table}") == ["data_0003"]
-    assert await values(database, "SELECT version_num FROM alembic_version") == [alembic_version]
-    assert await values(database, "SELECT key FROM batch_once") == ["k"]
-    assert await values(database, "SELECT count(*) FROM batch_quarantine") == [0]
-    await database.dispose()
 
 
 async def test_tables_are_made_beside_those_of_an_application_with_its_own_alembic(database_url: str) -> None:

@@ -18,9 +18,9 @@ from service.database.alembic_history import script_directory
 from service.database.companions import companions
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES, DATA_HISTORY
-from service.database.migrate import History, migrate
+from service.database.migrate import LAST_BEFORE_RELEASE, History, migrate
 from service.database.our_tables import include_object
-from service.errors import DatabaseTooNew, DatabaseUnreachable
+from service.errors import DatabaseTooNew, DatabaseTooOld, DatabaseUnreachable
 
 
 def differences(connection: Connection, metadata: list[MetaData], version_table: str) -> list[object]:
@@ -104,6 +104,13 @@ async def test_a_newer_database_is_refused_and_both_revisions_are_named(ledger: 
     async with ledger.engine.begin() as connection:
         await connection.execute(text("UPDATE batch_alembic_version SET version_num = 'ledger_9999'"))
     with pytest.raises(DatabaseTooNew, match=f"ledger_9999.*up to {LEDGER_HISTORY.revisions[-1]}"):
+        await migrate(ledger, LEDGER_HISTORY)
+
+
+async def test_a_database_from_before_the_first_release_is_told_which_commit_upgrades_it(ledger: Database) -> None:
+    async with ledger.engine.begin() as connection:
+        await connection.execute(text("UPDATE batch_alembic_version SET version_num = 'ledger_0019'"))
+    with pytest.raises(DatabaseTooOld, match=f"ledger_0019.*before version 0.1.0: start commit {LAST_BEFORE_RELEASE}"):
         await migrate(ledger, LEDGER_HISTORY)
 
 

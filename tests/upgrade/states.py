@@ -16,8 +16,6 @@ HERE = Path(__file__).parent
 TASKS = HERE / "tasks"
 STATES = HERE / "states"
 NAMES = sorted(folder.name for folder in STATES.iterdir() if folder.is_dir()) if STATES.is_dir() else []
-OLDEST, NEWEST = "backups", "partitions"
-"""`make test` takes these two: from the oldest on, each migration is made. `make nightly` takes those between, too."""
 
 SQLITE_FILES = ("app.db", "ledger.db")
 DUMP = "postgresql.sql"

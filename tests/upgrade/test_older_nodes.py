@@ -16,18 +16,21 @@ from service.batch.nodes import process_lock
 from service.batch.nodes.process_lock import ProcessLock
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.errors import DatabaseInUse
+from service.errors import DatabaseError, DatabaseInUse
+from service.operations import databases
 from service.operations.databases import migrate_ledger
+from tests.migrations import add_migration
 
-OLDER = LEDGER_HISTORY.revisions[-2]
+OLDER = LEDGER_HISTORY.revisions[-1]
 LEASE_SECONDS = 30
 
 
 @pytest.fixture
-async def older(database_url: str) -> Database:
-    """A ledger at the migration before the newest, with a node that has just said that it lives."""
+async def older(database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Database:
+    """A ledger that lacks a migration, with a node that has just said that it lives."""
     database = Database(database_url, setting="LEDGER_URL", pooled=False)
-    await migrate(database, LEDGER_HISTORY, to=OLDER)
+    await migrate(database, LEDGER_HISTORY)
+    add_migration(monkeypatch, tmp_path, LEDGER_HISTORY)
     async with database.engine.begin() as connection:
         at = await database_time.now_of(connection)
         row = {"id": new_id(), "host": "web-1", "pid": 4711, "version": "0.1", "started_at": at, "seen_at": at}
@@ -69,3 +72,9 @@ async def test_a_ledger_of_this_version_is_nobodys_business(older: Database) -> 
             text(f"UPDATE batch_alembic_version SET version_num = '{LEDGER_HISTORY.revisions[-1]}'")
         )
     await migrate_ledger(older, LEASE_SECONDS)
+
+
+async def test_a_worker_does_not_migrate_an_older_ledger(older: Database) -> None:
+    with pytest.raises(DatabaseError, match=rf"of an older version \({OLDER}, and this code has .* start the service"):
+        await databases._refuse_unmigrated(older, "ledger", LEDGER_HISTORY)
+    assert await revision(older) == OLDER

@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
-from service.backup.restoring import revisions
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
-from service.database.engine import Database
-from service.database.migrate import migrate
 from service.server.batch_service import BatchService
 from tests.batch.ledger_world import until
 from tests.commands import Batch, in_this_process
@@ -26,17 +22,7 @@ from tests.upgrade.tasks.recorded import ITEMS
 batch = pytest.fixture(in_this_process)
 
 
-def of(*names: str) -> pytest.MarkDecorator:
-    """A test of these states. Those that `make test` does not take are left to `make nightly`."""
-    most = (states.OLDEST, states.NEWEST)
-    given = [name if name in most else pytest.param(name, marks=pytest.mark.nightly) for name in names]
-    return pytest.mark.parametrize("name", given)
-
-
-each_state = of(*states.NAMES)
-WITH_PARTS = ("partitions",)
-WITH_GROUPS = ("waits", *WITH_PARTS)
-WITH_INCIDENTS = ("incidents", "pages", "pools", *WITH_GROUPS)
+each_state = pytest.mark.parametrize("name", states.NAMES)
 
 
 @each_state
@@ -46,7 +32,7 @@ async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batc
     service = BatchService(get_settings())
     await service.start()
     try:
-        copying = ("copies", "moves", "spreads") if state.name in WITH_PARTS else ("copies", "moves")
+        copying = ("copies", "moves", "spreads")
         await until(lambda: _is(state.runs(*copying), dict.fromkeys(copying, "succeeded")))
         assert await state.runs("held", "flaky", "broken", "slow", "sort") == {
             "held": "queued",
@@ -64,7 +50,7 @@ async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batc
     assert len(await state.select("DATABASE_URL", "SELECT item FROM batch_quarantine")) == 1
 
 
-@of(*WITH_GROUPS)
+@each_state
 async def test_a_follow_up_that_waited_begins_when_its_group_is_over(state: State) -> None:
     load_tasks(states.TASKS)
     assert await state.runs("member", "follows") == {"member": "queued", "follows": "waiting"}
@@ -76,7 +62,7 @@ async def test_a_follow_up_that_waited_begins_when_its_group_is_over(state: Stat
         await service.stop()
 
 
-@of(*WITH_PARTS)
+@each_state
 async def test_runs_that_were_split_go_on_as_each_was_left(state: State) -> None:
     """One waits, and its parts go on after their last chunks. One that failed is retried, and runs one part again."""
     load_tasks(states.TASKS)
@@ -105,35 +91,6 @@ async def test_runs_that_were_split_go_on_as_each_was_left(state: State) -> None
     assert [part["attempt"] for part in after["spreads"]] == [1, 1, 1]
     assert after["joined"] == before["joined"]
     assert await results(state, *left) == {"spreads": ITEMS, "halves": 3, "joined": 12}
-
-
-OF_BOTH = "task IN ('spreads', 'halves') AND origin <> 'part'"
-
-
-@of(*WITH_PARTS)
-async def test_runs_that_were_about_to_join_in_one_queue_get_a_lane_each(state: State) -> None:
-    as_left = "state = 'queued', attempt = 1, attempts_before = 0, rank = 0, exclusive = 'spreads', lane = 1"
-    await migrate_from("ledger_0021", state, as_left)
-    found = await state.select("LEDGER_URL", f"SELECT rank, lane FROM batch_runs WHERE {OF_BOTH} ORDER BY lane")
-    assert [tuple(row) for row in found] == [(-1, 20_001), (-1, 20_002)]
-
-
-@of(*WITH_PARTS)
-async def test_a_join_that_was_to_be_tried_again_is_no_longer_first(state: State) -> None:
-    as_left = "rank = -1, exclusive = task, state = CASE task WHEN 'halves' THEN 'retrying' ELSE 'queued' END"
-    await migrate_from("ledger_0023", state, as_left)
-    found = await state.select("LEDGER_URL", f"SELECT task, rank FROM batch_runs WHERE {OF_BOTH}")
-    assert dict(found) == {"halves": 0, "spreads": -1}
-
-
-async def migrate_from(revision: str, state: State, as_left: str) -> None:
-    """Migrate the ledger in which the two runs OF_BOTH were left so, by a SET clause, at this revision."""
-    ledger = Database(state.urls["LEDGER_URL"], setting="LEDGER_URL")
-    await migrate(ledger, LEDGER_HISTORY, to=revision)
-    async with ledger.engine.begin() as connection:
-        await connection.execute(text(f"UPDATE batch_runs SET {as_left} WHERE {OF_BOTH}"))
-    await migrate(ledger, LEDGER_HISTORY)
-    await ledger.dispose()
 
 
 async def parts_of(state: State, task: str) -> list[dict[str, Any]]:
@@ -200,7 +157,7 @@ def test_older_backups_are_restored_onto_the_database_that_was_upgraded_unless_t
     for backup in states.backups(state.name, state.kind):
         assert batch("backup", "verify", str(backup), "--restore").code == 0
     restored = batch("backup", "restore", str(backup), "--yes", "--no-safety")  # the run ended at this very instant
-    if state.kind == "postgresql" and revisions.differ(older, LEDGER_HISTORY.revisions[-1]):
+    if state.kind == "postgresql" and older != LEDGER_HISTORY.revisions[-1]:
         assert restored.code == 2 and f"the backup has {older}" in restored.err
         return
     assert restored.code == 0, restored.err
@@ -212,19 +169,15 @@ def test_older_backups_are_restored_onto_the_database_that_was_upgraded_unless_t
 
 @each_state
 def test_each_history_tokens_and_incidents_are_taken_over(state: State, batch: Batch) -> None:
-    """Code of the recorded version knows no migration of the ledger after its own, and says that it is newer.
-
-    States without incidents get none: what had failed there was told to nobody, and is told to nobody now.
-    """
     before = version(state, "LEDGER_URL", "batch_alembic_version")
     assert batch("migrate").code == 0
     assert version(state, "DATABASE_URL", "alembic_version") == "app_0004"
     assert version(state, "DATABASE_URL", "batch_data_alembic_version") == "data_0003"
     assert before <= version(state, "LEDGER_URL", "batch_alembic_version") == LEDGER_HISTORY.revisions[-1]
     tokens = {token["name"]: token["revoked_at"] is not None for token in batch("token", "list", "--json").json}
-    assert tokens == ({"ann": False, "bob": True} if state.name in ("api", *WITH_INCIDENTS) else {})
+    assert tokens == {"ann": False, "bob": True}
     kinds = {row["kind"] for row in batch("incidents", "--state", "all", "--json").json}
-    assert kinds == ({"failed", "missed", "quarantine"} if state.name in WITH_INCIDENTS else set())
+    assert kinds == {"failed", "kept_back", "missed", "quarantine"}
 
 
 def version(state: State, setting: str, table: str) -> str:

@@ -15,7 +15,6 @@ from service.backup.file.reader import Backup
 from service.backup.file.selection import LEDGERS_MARK, quoted
 from service.backup.postgresql import target
 from service.backup.restoring.plan import has_ledger, is_new
-from service.backup.restoring.revisions import of_backup
 from service.database import troubles
 from service.database.migrate import History, make_tables
 from service.errors import BackupError
@@ -37,7 +36,7 @@ class NeededRevision:
 
 def needed_revisions(backup: Backup, histories: Iterable[History]) -> list[NeededRevision]:
     """The revisions of these histories that make tables of the backup. Revisions that this code lacks are left out."""
-    needed, revisions = [], of_backup(backup)
+    needed, revisions = [], backup.header.revisions
     for history in histories:
         if history.version_table == LEDGERS_MARK and not has_ledger(backup):
             continue

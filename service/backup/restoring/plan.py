@@ -12,7 +12,6 @@ from service.backup.file.format import WORDS
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import LEDGERS_MARK, is_ledgers
 from service.backup.postgresql.target import Target, TargetRelation
-from service.backup.restoring import revisions
 from service.database.urls import safe_url
 from service.errors import BackupError
 
@@ -94,12 +93,12 @@ def restored_tables(backup: Backup) -> tuple[SavedTable, ...]:
 
 def revision_problems(backup: Backup, present: Mapping[str, str]) -> list[str]:
     """The differences of migration revisions; `present`: those of the database, by the names of version tables."""
-    problems, in_backup = [], revisions.of_backup(backup)
+    problems, in_backup = [], backup.header.revisions
     for table in sorted({**in_backup, **present}):
         if _name(table) == LEDGERS_MARK and not has_ledger(backup):
             continue
         saved, now = in_backup.get(table), present.get(table)
-        if revisions.differ(saved, now):
+        if saved != now:
             problems.append(
                 f"the database is at another migration revision ({table}): the backup has {saved or 'none'}, the "
                 f"database {now or 'none'}. {AT_ITS_REVISION[backup.header.kind]}, and then start the present "

@@ -16,7 +16,6 @@ from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import LEDGERS_MARK, is_ledgers
 from service.backup.restoring import plan as plans
 from service.backup.restoring.plan import RestorePlan
-from service.backup.restoring.revisions import of_backup, with_data
 from service.backup.sqlite import tables as sqlite_tables
 from service.backup.sqlite.new_file import LIVE, file_settings
 from service.backup.sqlite.plain_file import BY_HAND, opened
@@ -51,7 +50,7 @@ class LiveFile:
         with closing(opened(path, "mode=rw")) as connection:
             rows = {str(table["name"]): int(table["rows"]) for table in sqlite_tables.described(connection)}
             structure = Structure.of(connection)
-            revisions = with_data(sqlite_tables.revisions(connection), rows)
+            revisions = sqlite_tables.revisions(connection)
             return cls(structure, rows, revisions, file_settings(connection)) if structure.tables else cls()
 
 
@@ -134,7 +133,7 @@ def _structure(
     names = [*(table.name for table in backup.tables), *_left_out(backup)]
     if all(live.structure.table(name) for name in names):
         return live.structure, MigratedFile()
-    revisions = of_backup(backup)
+    revisions = backup.header.revisions
     known = {
         history: revisions[history.version_table]
         for history in histories

@@ -25,7 +25,6 @@ from service.backup.restoring import plan as plans
 from service.backup.restoring.count import RestoreReport, checked_counts
 from service.backup.restoring.loading import load
 from service.backup.restoring.plan import RestorePlan
-from service.backup.restoring.revisions import with_data
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.database.migrate import History
 from service.database.urls import safe_url
@@ -117,13 +116,13 @@ async def _roll_back(connection: Any, transaction: Any) -> None:
 
 
 async def revisions(connection: Any, database: Target) -> dict[str, str]:
-    """The revisions of a database by the names of its version tables, with those that older code did not record."""
+    """The revisions of a database by the names of its version tables."""
     recorded: dict[str, str] = {}
     for relation in database.relations.values():
         if relation.kind == "r" and [column.name for column in relation.columns] == ["version_num"]:
             rows = await connection.fetch(f"SELECT version_num FROM {relation.sql} ORDER BY 1")  # noqa: S608 (quoted)
             recorded[str(relation)] = ", ".join(row["version_num"] for row in rows)
-    return with_data(recorded, map(str, database.relations.values()))
+    return recorded
 
 
 async def count(connection: Any, relations: Iterable[TargetRelation]) -> dict[str, int]:

@@ -27,7 +27,6 @@ from service.backup.restoring.count import RestoreReport, checked_counts
 from service.backup.restoring.migrated import NeededRevision
 from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.restore_postgresql import INTEGERS, PostgresqlRestore, revisions
-from service.backup.restoring.revisions import of_backup
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.database.migrate import History
 from service.database.urls import safe_url
@@ -217,7 +216,7 @@ class _Scratch:
                 f"there is no table for the rows of {', '.join(lacking[:MOST_NAMED])}{more}. Neither the service's "
                 f"migrations nor {safe_url(place)} have one: let your own migrations make it there, and try again"
             )
-        present = await revisions(self.connection, self.live) if self.copies else of_backup(self.backup)
+        present = await revisions(self.connection, self.live) if self.copies else self.backup.header.revisions
         present = {**present, **{revision.table: revision.revision for revision in self.needed}}
         plan = plans.for_postgresql(self.backup, place, self.target, present, {})
         plan = replace(plan, database=f"a scratch schema in {plan.database}")

@@ -95,23 +95,6 @@ async def mark_restored(connection: AsyncConnection, name: str, place: str, at: 
     return await _update(connection, name, place, restored_at=at)
 
 
-async def rows_with_pins(connection: AsyncConnection) -> Sequence[Row]:
-    """The rows with pins. An older version kept pins in the ledger; they have to be written beside the files."""
-    return await _rows(connection, backups.c.pinned_at.is_not(None))
-
-
-async def clear_pin(connection: AsyncConnection, name: str, place: str) -> bool:
-    """Remove a pin from the ledger when it was written beside the file. Returns False if there is no such row."""
-    return await _update(connection, name, place, pinned_at=None, pinned_by=None)
-
-
-async def unpin(connection: AsyncConnection, name: str) -> bool:
-    """Remove the pins of a backup from the ledger, in all places. Returns False if there was none."""
-    is_pinned = (backups.c.name == name) & backups.c.pinned_at.is_not(None)
-    updated = await connection.execute(update(backups).where(is_pinned).values(pinned_at=None, pinned_by=None))
-    return bool(updated.rowcount)
-
-
 async def remove(connection: AsyncConnection, name: str, place: str) -> None:
     """Delete the row of a backup whose file is not in that place any more."""
     await connection.execute(delete(backups).where(backups.c.name == name, backups.c.place == place))
@@ -121,9 +104,8 @@ async def remove_others(connection: AsyncConnection, place: str, names: Collecti
     """Delete the rows of backups in a place, except those in `names`, whose files were found. Returns how many.
 
     `before`: the instant at which the files were listed. Rows that were written later belong to newer files, and stay.
-    Rows with pins stay too: a folder that is not mounted seems to have no files, and a lost pin is noticed too late.
     """
-    is_old = (backups.c.place == place) & (backups.c.created_at < before) & backups.c.pinned_at.is_(None)
+    is_old = (backups.c.place == place) & (backups.c.created_at < before)
     deleted = await connection.execute(delete(backups).where(backups.c.name.not_in(list(names)), is_old))
     return deleted.rowcount
 

@@ -294,8 +294,8 @@ backups = Table(
     Column("taken_at", UtcDateTime, nullable=False),
     *(Column(name, BigInteger) for name in ("size", "rows", "tables")),
     Column("taken_by_run", Id),
-    *(Column(f"{event}_at", UtcDateTime) for event in ("verified", "failed", "restored", "pinned")),
-    *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
+    *(Column(f"{event}_at", UtcDateTime) for event in ("verified", "failed", "restored")),
+    *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check")),
     *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
     Column("noticed_at", UtcDateTime),  # when the watch has seen that a check failed
 )

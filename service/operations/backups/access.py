@@ -70,7 +70,7 @@ class BackupAccess:
         if not await self.databases.has_ledger():
             return None
         try:
-            is_older = not self.databases.is_migrated and not await self._has_places()
+            is_older = not self.databases.is_migrated and not await self._has_columns()
             if is_older and not migrates:
                 raise DatabaseError("the ledger is at an older migration than this code; `batch serve` migrates it")
             if is_older and not reads:
@@ -80,10 +80,10 @@ class BackupAccess:
         except (DBAPIError, OSError) as error:
             raise ledger.unreachable(error) from error
 
-    async def _has_places(self) -> bool:
+    async def _has_columns(self) -> bool:
         """Whether the ledger's table of backups has the columns that this code expects."""
         async with self.databases.ledger.reader.connect() as connection:
-            return await connection.run_sync(_has_places)
+            return await connection.run_sync(_has_columns)
 
     async def read_ledger(self, query: Statements[T]) -> T | None:
         """Read the records of backups; None if there is no ledger yet.
@@ -107,6 +107,8 @@ class BackupAccess:
         return {(row["place"], row["name"]): row for row in await self.read_ledger(backups.all_rows) or ()}
 
 
-def _has_places(connection: Connection) -> bool:
-    tables = inspect(connection)
-    return tables.has_table(table.name) and "place" in {column["name"] for column in tables.get_columns(table.name)}
+def _has_columns(connection: Connection) -> bool:
+    present = inspect(connection)
+    if not present.has_table(table.name):
+        return False
+    return set(table.columns.keys()) <= {column["name"] for column in present.get_columns(table.name)}

@@ -26,7 +26,6 @@ from service.concurrency.stoppable import in_thread
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import CHANGED, facts_of
-from service.operations.backups.pins import move_pins
 from service.operations.results import Result
 
 BackupKey = tuple[str, str]
@@ -173,15 +172,14 @@ def _header_facts(source: Source, name: str) -> Facts:
     return Facts(name, at, header.kind, header.database, header.revision, source.size)
 
 
-def _pinned(listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> frozenset[str]:
-    """The names of all backups that are pinned in one of the places, or in the ledger by an older version."""
-    in_ledger = frozenset(row["name"] for row in rows.values() if row["pinned_at"])
-    return in_ledger.union(*(listing.pinned for listing in listings))
+def _pinned(listings: Sequence[Listing]) -> frozenset[str]:
+    """The names of all backups that are pinned in one of the places."""
+    return frozenset().union(*(listing.pinned for listing in listings))
 
 
 def decide_all(access: BackupAccess, listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> list[Decision]:
     """Decide for each place which backups are kept."""
-    pinned = _pinned(listings, rows)
+    pinned = _pinned(listings)
     rules = Rules(
         days=access.settings.BACKUP_RETENTION_DAYS,
         last=access.settings.BACKUP_KEEP_LAST,
@@ -203,7 +201,7 @@ def _candidate(name: str, row: Row | None, is_pinned: bool) -> Candidate:
 
 
 def _summaries(access: BackupAccess, listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> list[BackupSummary]:
-    summaries, pinned = [], _pinned(listings, rows)
+    summaries, pinned = [], _pinned(listings)
     for listing, decision in zip(listings, decide_all(access, listings, rows), strict=True):
         for verdict in decision.verdicts:
             size = listing.sizes[verdict.name]
@@ -216,7 +214,7 @@ def _summaries(access: BackupAccess, listings: Sequence[Listing], rows: dict[Bac
 def _fields(listing: Listing, verdict: Verdict, row: Row) -> Row:
     state = "not readable" if _is_unread(row) else backups.state(row)
     return {
-        **{key: value for key, value in row.items() if not key.startswith("pinned")},
+        **row,
         "name": verdict.name,
         "place": listing.place,
         "taken_at": taken_at(Path(verdict.name)),
@@ -236,7 +234,6 @@ async def rescan(access: BackupAccess) -> int:
     started = clock.now()
     storages = await in_thread(lambda _: access.places.all())
     listings = await in_thread(lambda _: [pins.look(storage) for storage in storages])
-    await move_pins(access, storages, listings)
     rows: dict[BackupKey, Row] = {}
     for storage, listing in zip(storages, listings, strict=True):
         read = await in_thread(partial(_manifest_rows, storage, listing.sizes))

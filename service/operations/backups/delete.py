@@ -31,8 +31,7 @@ async def find(access: BackupAccess, name: str) -> DeletedBackup:
     if not storages:
         raise UnknownBackup(f"there is no backup {name} in BACKUP_DIR or at BACKUP_URL")
     pinned = await in_thread(lambda _: any(pins.is_pinned(storage, name) for storage in access.places.all()))
-    in_ledger = await access.in_ledger(backups.rows_with_pins, reads=True) or ()
-    if pinned or any(row["name"] == name for row in in_ledger):
+    if pinned:
         raise BackupError(f"{name} is pinned, so it is not deleted: `batch backup unpin {name}` allows that")
     return DeletedBackup(backup=name, places=[_place(storage) for storage in storages])
 

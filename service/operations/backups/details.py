@@ -81,8 +81,8 @@ async def describe_backup(
         checked=row["verified_at"] or row["failed_at"],
         wrong=row["failed_check"],
         restored=row["restored_at"],
-        pinned=(pin.at or "yes") if pin else row["pinned_at"],
-        pinned_by=pin.by if pin else row["pinned_by"],
+        pinned=(pin.at or "yes") if pin else None,
+        pinned_by=pin.by if pin else None,
         left_out=list(backup.left_out),
     )
     return description, list(backup.tables)

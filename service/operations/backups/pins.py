@@ -1,23 +1,20 @@
 """Pins and unpins backups. A pinned backup is kept until somebody unpins it.
 
-A pin is a file beside the backup in each place, so that a new machine knows it before it deletes anything. Older
-versions kept pins in the ledger. The first operation that changes a place moves those to files.
+A pin is a file beside the backup in each place, so that a new machine knows it before it deletes anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from service import clock
 from service.backup.file.folder import taken_at
 from service.backup.places import pins
-from service.backup.places.pins import Listing, Pin
+from service.backup.places.pins import Pin
 from service.backup.places.place import Storage
-from service.batch.ledger import backups
-from service.concurrency.stoppable import Stop, in_thread
+from service.concurrency.stoppable import in_thread
 from service.errors import BackupError
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import facts_of
@@ -55,10 +52,9 @@ async def unpin(access: BackupAccess, text: str) -> PinChange:
     """
     is_name = Path(text).name == text and taken_at(Path(text)) is not None
     name = text if is_name else await in_thread(lambda _: _name_of(access, text))
-    was_in_ledger = await access.in_ledger(partial(backups.unpin, name=name))
     remove = partial(pins.remove, name=name)
     was_pinned = await in_thread(lambda _: _in_each_place(access, name, "unpinned", remove))
-    return PinChange(backup=name, changed=was_pinned or bool(was_in_ledger))
+    return PinChange(backup=name, changed=was_pinned)
 
 
 def _name_of(access: BackupAccess, text: str) -> str:
@@ -87,26 +83,3 @@ def _in_each_place(access: BackupAccess, name: str, done: str, change: Callable[
         outcome = f"{name} is {done} in one place only" if changes else f"{name} is not {done}"
         raise BackupError(f"{outcome}: {'; '.join(errors)}. Then do it again")
     return any(changes)
-
-
-async def move_pins(access: BackupAccess, storages: Sequence[Storage], listings: Sequence[Listing]) -> list[Listing]:
-    """Move pins that are still in the ledger to files beside the backups. Returns the listings with these pins.
-
-    Pins of backups in other places remain in the ledger. Existing pins are unchanged. Raises BackupError and
-    DatabaseError.
-    """
-    old_pins = await access.in_ledger(backups.rows_with_pins) or ()
-    moved = []
-    for storage, listing in zip(storages, listings, strict=True):
-        rows = [row for row in old_pins if row["name"] in listing.sizes]
-        for row in rows:
-            name = row["name"]
-            if name not in listing.pinned:
-                await in_thread(partial(_put, storage, name, Pin(row["pinned_by"], row["pinned_at"])))
-            await access.in_ledger(partial(backups.clear_pin, name=name, place=listing.place))
-        moved.append(replace(listing, pinned=listing.pinned | {row["name"] for row in rows}))
-    return moved
-
-
-def _put(storage: Storage, name: str, pin: Pin, _: Stop) -> None:
-    pins.put(storage, name, pin)

@@ -18,7 +18,6 @@ from service.batch.ledger import backups
 from service.concurrency.stoppable import Stop, in_thread
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import decide_all, record_unknown
-from service.operations.backups.pins import move_pins
 from service.operations.results import Result
 
 
@@ -34,12 +33,10 @@ class PrunePlan:
 async def prune_plans(access: BackupAccess) -> list[PrunePlan]:
     """Plan what to delete in BACKUP_DIR, and at BACKUP_URL if it is set. Raises BackupError and DatabaseError.
 
-    Before that, all backups in these places are recorded in the ledger, if there is one, and old pins are moved out of
-    it.
+    Before that, all backups in these places are recorded in the ledger, if there is one.
     """
     storages = await in_thread(lambda _: access.places.all())
     listings = await in_thread(lambda _: [pins.look(storage) for storage in storages])
-    listings = await move_pins(access, storages, listings)
     rows = await record_unknown(access, storages, listings)
     decisions = decide_all(access, listings, rows)
     return [PrunePlan(*parts) for parts in zip(storages, listings, decisions, strict=True)]

@@ -1,0 +1,40 @@
+"""Lets a test know one migration more than the code has: databases without it are then of an older version."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.database.migrate import History
+
+MIGRATION = """
+from alembic import op
+
+revision = "{revision}"
+down_revision = "{before}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    {statement}
+"""
+
+
+def add_migration(monkeypatch: pytest.MonkeyPatch, folder: Path, history: History, sql: str = "SELECT 1") -> str:
+    """Add a migration to a history, until the test is over. `folder`: gets a copy of its files.
+
+    Returns the name of the new revision.
+    """
+    before = history.revisions[-1]
+    prefix, number = before.rsplit("_", 1)
+    revision = f"{prefix}_{int(number) + 1:04}"
+    copied = folder / f"{prefix}_migrations"
+    shutil.copytree(history.folder, copied)
+    text = MIGRATION.format(revision=revision, before=before, statement=f"op.execute({sql!r})")
+    (copied / "versions" / f"{revision}_later.py").write_text(text)
+    monkeypatch.setitem(vars(history), "folder", copied)
+    assert history.revisions[-1] == revision
+    return revision
