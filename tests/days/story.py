@@ -248,7 +248,7 @@ class Story:
 
     def until_ready(self, node: Node, seconds: float) -> None:
         give_up_at = time.monotonic() + seconds
-        while (reasons := node.readiness()) != {}:
+        while (reasons := node.readiness()) != {}:  # None: it does not answer
             assert time.monotonic() < give_up_at, f"{node.name} is not ready: {reasons}\n{self.logs()}"
             time.sleep(0.25)
 

@@ -113,7 +113,7 @@ def has_begun(story: Story, task: str, times: int) -> bool:
     for name, node in story.nodes.items():
         if not node.is_alive:
             story.deaths[node.process.pid] = story.now()
-            story.start(name)
+            story.launch(name)  # it may be killed again before it is ready
     return sum(line[:2] == ["began", task] for line in story.witness()) >= times
 
 
