@@ -14,6 +14,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import Settings
 from service.database.histories import APPLICATION_HISTORIES
 from tests.commands import Batch, in_this_process, refuses
+from tests.migrations import add_migration
 
 HEADS = [history.revisions[-1] for history in (LEDGER_HISTORY, *APPLICATION_HISTORIES)]
 
@@ -79,7 +80,10 @@ def test_a_check_changes_nothing_and_says_by_its_code_whether_a_migration_is_due
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.db")} == before
 
 
-async def test_a_database_is_migrated_in_steps(database_url: str, batch: Batch) -> None:
+async def test_a_database_is_migrated_in_steps(
+    database_url: str, batch: Batch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_migration(monkeypatch, tmp_path, LEDGER_HISTORY)
     older = LEDGER_HISTORY.revisions[-2]
     settings = {"LEDGER_URL": database_url}
     done = await asyncio.to_thread(batch, "migrate", "--to", older, "--json", **settings)

@@ -41,6 +41,7 @@ from service.server.batch_service import BatchService
 from tests.asking import operations_on
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import insert, new
+from tests.migrations import add_migration
 from tests.test_architecture import ROOT, Module, modules_in
 
 TASK = """
@@ -346,7 +347,10 @@ async def test_both_databases_are_disposed_of_if_the_dispose_of_one_is_cancelled
 
 
 @pytest.mark.first_start
-async def test_reads_of_an_older_ledger_migrate_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reads_of_an_older_ledger_migrate_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_migration(monkeypatch, tmp_path, LEDGER_HISTORY)
     monkeypatch.setenv("LEDGER_URL", database_url)
     monkeypatch.setenv("DATABASE_URL", database_url if database_url.startswith("postgresql") else "sqlite:///app.db")
     forget_settings()

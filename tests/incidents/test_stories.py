@@ -92,7 +92,7 @@ async def test_an_outage_in_which_forty_tasks_missed_slots_is_one_message(world:
     ago = clock.now() - timedelta(hours=5)
     async with world.ledger.engine.begin() as connection:
         await connection.execute(update(tables.schedules).values(fired_until=ago, valid_from=ago))
-        await connection.execute(update(tables.nodes).values(seen_at=ago, stopped_at=ago))
+        await connection.execute(update(tables.nodes).values(started_at=ago, seen_at=ago, stopped_at=ago))
     await world.serve()
     assert await world.events(1) == [("opened", "down")]
 
