@@ -93,7 +93,8 @@ async def workers(
     """`before`: nodes that were there before."""
     port = free_port()
     command = [*UVICORN[:-1], str(port), "--workers", str(number)]
-    settings = {"LEDGER_URL": url_of(ledger), "BATCH_FAILED_SIGN_INS": "10000", **settings}
+    unlimited = {"BATCH_FAILED_SIGN_INS": "10000", "BATCH_REQUESTS_PER_SECOND": "10000"}
+    settings = {"LEDGER_URL": url_of(ledger), **unlimited, **settings}
     with process(folder, command, settings) as running:
         server = Workers(running, port, ledger)
         try:
