@@ -41,14 +41,14 @@ INDENT = "    "
 
 
 def say(text: str = "", flush: bool = False) -> None:
-    """Print one line on stdout, escaped."""
-    print(line(text), flush=flush)
+    """Print one line on stdout, escaped. It is one write, also where Python buffers nothing: logs come in between."""
+    print(f"{line(text)}\n", end="", flush=flush)
 
 
 def warn(text: str, end: str = "\n") -> None:
     """Print one line on stderr, escaped, after what was printed on stdout."""
     sys.stdout.flush()
-    print(line(text), end=end, file=sys.stderr, flush=True)
+    print(f"{line(text)}{end}", end="", file=sys.stderr, flush=True)
 
 
 def write(text: str, end: str = "\n", flush: bool = False, to_stderr: bool = False) -> None:

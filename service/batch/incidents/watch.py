@@ -165,8 +165,8 @@ class Watch(Background):
         self._checks.forget(tasks)
         if gap is not None and not any(each.has(*gap) for each in await outages.since(connection, gap[0])):
             known = self._outage.during(*gap)
-            if known is not None:  # slots that were due before the last poll belong to it as well
-                gap = known.since, max(known.until, gap[1])
+            if known is not None:  # slots that were due before the last poll, or after the next one, are its slots too
+                gap = min(known.since, gap[0]), max(known.until, gap[1])
             await outages.record(connection, *gap, now, cause=known.cause if known is not None else None)
         noticed += await noticing.notice_ranges(connection, self._outage, now)
         noticed += await noticing.notice_nodes(connection, now, self._thresholds.patience)

@@ -79,7 +79,8 @@ class Outage:
             is_new = self.cause is None
             if is_new:
                 self._began_at, self._since = self._failed_at, clock.now()
-            self.cause, self._reason = cause, _in_words(error)
+            self.cause = cause
+            self._reason = _in_words(error) or (type(error).__name__ if is_new else self._reason)
         if is_new:
             logger.warning(
                 f"the ledger can't be used, which is tried again until it can (first by the {part}); no slot is fired, "
@@ -140,10 +141,10 @@ class Outage:
                 self._unwritten.remove(interval)
 
 
-def _in_words(error: BaseException) -> str:
-    """What is wrong, without addresses and without what a statement has said."""
+def _in_words(error: BaseException) -> str | None:
+    """What is wrong, without addresses and without what a statement has said; None if the error does not say it."""
     if (advice := troubles.advice_on(error)) is not None:
         return advice
     if isinstance(error, TimeoutError):
         return "it does not answer in time"
-    return "its server can't be reached" if isinstance(error, OSError) else type(error).__name__
+    return "its server can't be reached" if isinstance(error, OSError) else None
