@@ -41,19 +41,22 @@ INDENT = "    "
 
 
 def say(text: str = "", flush: bool = False) -> None:
-    """Print one line on stdout, escaped. It is one write, also where Python buffers nothing: logs come in between."""
-    print(f"{line(text)}\n", end="", flush=flush)
+    """Print one line on stdout, escaped."""
+    write(line(text), flush=flush)
 
 
 def warn(text: str, end: str = "\n") -> None:
     """Print one line on stderr, escaped, after what was printed on stdout."""
     sys.stdout.flush()
-    print(f"{line(text)}{end}", end="", file=sys.stderr, flush=True)
+    write(line(text), end=end, flush=True, to_stderr=True)
 
 
 def write(text: str, end: str = "\n", flush: bool = False, to_stderr: bool = False) -> None:
-    """Print text as it is: only text made by `paint`, `line`, `message` or `to_json`, which escape it."""
-    print(text, end=end, flush=flush, file=sys.stderr if to_stderr else sys.stdout)
+    """Print text as it is: only text made by `paint`, `line`, `message` or `to_json`, which escape it.
+
+    The text and its end are one write, also where Python buffers nothing: else a line of the log may come in between.
+    """
+    print(f"{text}{end}", end="", flush=flush, file=sys.stderr if to_stderr else sys.stdout)
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:

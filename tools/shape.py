@@ -59,16 +59,13 @@ def folder_of(name: str) -> str:
     return name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
 
 
+ARROWS = {(folder_of(name), folder_of(other)) for name, others in IMPORTS.items() for other in others}
+"""Which folder imports which other one."""
+
+
 def two_way_pairs() -> list[tuple[str, str]]:
-    """Pairs of folders that import each other, neither of which holds the other one."""
-    arrows = {(folder_of(name), folder_of(other)) for name, others in IMPORTS.items() for other in others}
-    return sorted((a, b) for a, b in arrows if a < b and (b, a) in arrows and not b.startswith(a + "."))
-
-
-def parents_and_children() -> list[tuple[str, str]]:
-    """Folders that import a folder inside them, which imports them."""
-    arrows = {(folder_of(name), folder_of(other)) for name, others in IMPORTS.items() for other in others}
-    return sorted((a, b) for a, b in arrows if b.startswith(a + ".") and (b, a) in arrows)
+    """Pairs of folders that import each other. The second one may be inside the first one."""
+    return sorted((a, b) for a, b in ARROWS if a < b and (b, a) in ARROWS)
 
 
 def small_and_alone() -> list[str]:
@@ -176,7 +173,9 @@ def followed() -> Walk:
 
 def main() -> None:
     lines = {name: len(text.splitlines()) for name, text in TEXTS.items()}
-    pairs, nested, alone = two_way_pairs(), parents_and_children(), small_and_alone()
+    nested = [(a, b) for a, b in two_way_pairs() if b.startswith(a + ".")]
+    pairs = [pair for pair in two_way_pairs() if pair not in nested]
+    alone = small_and_alone()
     wide = sum(len(line) > WIDEST for text in TEXTS.values() for line in text.splitlines())
     walk = followed()
     hops = sorted(

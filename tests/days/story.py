@@ -238,19 +238,25 @@ class Story:
         assert code is None or done.returncode == code, f"batch {' '.join(words)}: {done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
-    def until(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
-        """Wait until `condition()` is true, and return what it gave; fail with all logs after so many seconds."""
+    def until(self, condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:
+        """Wait until `condition()` is true, and return what it gave; fail with all logs after this many seconds.
+
+        `what` was waited for, or a function that says it when the time is over.
+        """
         give_up_at = time.monotonic() + seconds
         while not (found := condition()):
-            assert time.monotonic() < give_up_at, f"not within {seconds:g} s: {what}\n{self.logs()}"
+            assert time.monotonic() < give_up_at, (
+                f"not within {seconds:g} s: {what if isinstance(what, str) else what()}\n{self.logs()}"
+            )
             time.sleep(0.25)
         return found
 
     def until_ready(self, node: Node, seconds: float) -> None:
-        give_up_at = time.monotonic() + seconds
-        while (reasons := node.readiness()) != {}:  # None: it does not answer
-            assert time.monotonic() < give_up_at, f"{node.name} is not ready: {reasons}\n{self.logs()}"
-            time.sleep(0.25)
+        self.until(
+            lambda: node.readiness() == {},
+            seconds,
+            lambda: f"{node.name} is ready; it says {node.readiness()}, where None is no answer",
+        )
 
     @staticmethod
     def now() -> float:

@@ -298,8 +298,7 @@ async def _notice_steps(connection: AsyncConnection, ranges: Sequence[Mapping[An
     for reason in sorted({each["reason"] for each in ranges}):
         theirs = [each for each in ranges if each["reason"] == reason]
         first, last = min(each["first_slot"] for each in theirs), max(each["last_slot"] for each in theirs)
-        known = await outages.since(connection, first)
-        if not any(outage.has(first, last) for outage in known):
+        if not await outages.is_known(connection, first, last):
             await outages.record(connection, first, last, now, what=SET_FORWARD)
 
 

@@ -70,6 +70,11 @@ async def since(connection: AsyncConnection, at: datetime) -> list[Outage]:
     return [Outage(row.id, row.details) for row in rows if row.details]
 
 
+async def is_known(connection: AsyncConnection, first: datetime, last: datetime) -> bool:
+    """Whether all slots between these two instants belong to an outage that was noticed."""
+    return any(outage.has(first, last) for outage in await since(connection, first))
+
+
 def has_slots(incident: Row[Any]) -> bool:
     """Whether slots that did not run belong to this incident."""
     return bool((incident.details or {}).get("slots"))

@@ -163,7 +163,7 @@ class Watch(Background):
         """
         noticed, tasks = await noticing.notice_runs(connection, now)
         self._checks.forget(tasks)
-        if gap is not None and not any(each.has(*gap) for each in await outages.since(connection, gap[0])):
+        if gap is not None and not await outages.is_known(connection, *gap):
             known = self._outage.during(*gap)
             if known is not None:  # slots that were due before the last poll, or after the next one, are its slots too
                 gap = min(known.since, gap[0]), max(known.until, gap[1])
