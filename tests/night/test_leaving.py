@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from service.errors import InvalidParameters, UnknownTask, WrongState
 from service.operations.context import Loaded
 from service.operations.operations import Operations
 from service.operations.people.actor import Actor
-from tests.batch.ledger_world import fire, know, make_task, rows
+from tests.batch.ledger_world import fire, know, make_task, rows, until_waiting
 from tests.incidents.watching import Watching
 from tests.night.conftest import START
 from tests.night.test_night import night
@@ -98,6 +99,17 @@ async def test_only_the_slots_that_the_person_has_seen_are_left(mara: Operations
     assert (await mara.changes.list(action="slots.leave")).changes == []
     assert (await mara.slots.leave(START, clock.now(), NOTE, slots=18)).slots == 18
     assert (await mara.slots.leave(START, clock.now(), NOTE, slots=18)).slots == 0  # sent twice
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+@pytest.mark.usefixtures("loaded")
+async def test_a_range_that_is_just_noticed_is_left_and_taken_up_as_well(ledger: Database, mara: Operations) -> None:
+    for does in (mara.slots.leave(START, clock.now(), NOTE), mara.slots.reopen(START, clock.now())):
+        async with ledger.engine.begin() as noticing:
+            await noticing.execute(tables.missed.update().values(unnoticed=None))
+            changing = asyncio.create_task(does)
+            await until_waiting(ledger, 1)
+        assert (await changing).slots == 18
 
 
 @pytest.mark.usefixtures("loaded")

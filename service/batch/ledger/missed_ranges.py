@@ -51,7 +51,8 @@ async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, M
         return
     newest = await _newest(connection, [row.task for row, _ in ranges])
     new_rows = []
-    for row, missed_range in ranges:
+    by_id = sorted(ranges, key=lambda pair: newest[pair[0].task].id if pair[0].task in newest else "")
+    for row, missed_range in by_id:  # by id, as whoever leaves ranges locks them, so that the two never deadlock
         last = newest.get(row.task)
         if (
             last is not None

@@ -78,8 +78,8 @@ async def _query(
 
 
 def _locked(query: Select[Any]) -> Select[Any]:
-    """A range that is locked is being extended or deleted, so it is not the one that the person has seen."""
-    return query.with_for_update(skip_locked=True)
+    """Waits for whoever is just noticing or extending one of the ranges, and then sees it as that has left it."""
+    return query.with_for_update()
 
 
 async def _all(connection: AsyncConnection, query: Select[Any]) -> Sequence[Row[Any]]:
