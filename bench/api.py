@@ -1,15 +1,18 @@
-"""How long do answers of the HTTP API take, and what do streams and requests cost a service, beside a large ledger?
+"""How long do answers of the HTTP API take, and what do streams and requests cost a service, beside
+a large ledger?
 
     python bench/api.py [--runs 1000000] [--requests 100] [--streams 200] [--seconds 20] [--kinds sqlite postgresql]
 
-For each database a ledger is made with so many runs of 200 tasks (see tests/batch/crowd.py) and a hundred log lines for
-each of up to 100,000 runs. A real `batch serve` on it is asked over loopback, by one client that waits for each answer,
-so the time of a request has that of the client in it. The bare answer of /healthz is printed beside, in the same run.
-Requests are timed from ten seconds after the start on.
+For each database a ledger is made with so many runs of 200 tasks (see tests/batch/crowd.py) and a
+hundred log lines for each of up to 100,000 runs. A real `batch serve` on it is asked over loopback,
+by one client that waits for each answer, so the time of a request has that of the client in it. The
+bare answer of /healthz is printed beside, in the same run. Requests are timed from ten seconds
+after the start on.
 
-Lateness is from a slot to the first line of the task's body, of 50 tasks that are due in each second: first without
-requests, then with 50 requests a second beside them. Streams are opened while nothing else is asked: the figures are of
-the service's process, as Linux says (/proc), beside the same time without streams.
+Lateness is from a slot to the first line of the task's body, of 50 tasks that are due in each
+second: first without requests, then with 50 requests a second beside them. Streams are opened while
+nothing else is asked: the figures are of the service's process, as Linux says (/proc), beside the
+same time without streams.
 """
 
 from __future__ import annotations
@@ -78,7 +81,9 @@ for name in [*(f"many-{{n}}" for n in range({MANY})), *(f"over-{{n}}" for n in r
 SETTLING = 10
 """Seconds after a start before requests are timed."""
 UNTIL_REMOVED = 45
-"""Seconds after a start before lateness is measured: by then the tasks that no process has are removed."""
+"""Seconds after a start before lateness is measured: by then the tasks that no process has are
+removed.
+"""
 LOGGED = 100_000
 LINES = 100
 FAILED = 10_000
@@ -88,7 +93,9 @@ TOKENS = 10
 
 @dataclass
 class Served:
-    """A service that answers. `secrets`: tokens of the role admin, each of which may have STREAMS_OF_ONE streams."""
+    """A service that answers. `secrets`: tokens of the role admin, each of which may have
+    STREAMS_OF_ONE streams.
+    """
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -115,7 +122,9 @@ class Served:
         """A client with one of the tokens."""
         headers = {"Authorization": f"Bearer {self.secrets[number]}"}
         limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, trust_env=False, limits=limits)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=60, trust_env=False, limits=limits
+        )
 
 
 async def fill(ledger: Database, runs: int) -> None:
@@ -124,21 +133,26 @@ async def fill(ledger: Database, runs: int) -> None:
     await crowd(ledger, runs, tasks=MANY, analyze=False)
     at = datetime.now(UTC).isoformat()
     lines = [
-        LogLine(at, "info", "tasks.report", f"line {number} of a report about something") for number in range(LINES)
+        LogLine(at, "info", "tasks.report", f"line {number} of a report about something")
+        for number in range(LINES)
     ]
     [packed] = run_logs.pack([Block("0" * 8 + "-0000-7000-8000-" + "0" * 12, 1, 1, 0, lines)])
     failing = (
-        "UPDATE batch_runs SET state = 'failed', reason = 'ValueError: the file is empty' WHERE id IN "
+        "UPDATE batch_runs SET state = 'failed', reason = 'ValueError: the file is empty' "
+        "WHERE id IN "
         f"(SELECT id FROM batch_runs WHERE state = 'succeeded' ORDER BY created_at LIMIT {FAILED})"
     )
     logging = (
         "INSERT INTO batch_log (run, fence, first_line, lines, attempt, block) "
-        f"SELECT id, 1, 0, {LINES}, 1, :block FROM batch_runs WHERE finished_at IS NOT NULL LIMIT {LOGGED}"
+        f"SELECT id, 1, 0, {LINES}, 1, :block FROM batch_runs WHERE finished_at IS NOT NULL "
+        f"LIMIT {LOGGED}"
     )
     async with ledger.engine.begin() as connection:
         await connection.execute(text(failing))
         await connection.execute(text(logging), {"block": packed["block"]})
-    if ledger.kind == "sqlite":  # a service does not meet a ledger that was written in one transaction a second ago
+    if (
+        ledger.kind == "sqlite"
+    ):  # a service does not meet a ledger that was written in one transaction a second ago
         await ledger.dispose()
         with closing(sqlite3.connect(str(ledger.url.database))) as file:
             file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -165,13 +179,18 @@ async def serving(folder: Path, url: str, ledger_url: str, tasks: str) -> AsyncI
     }
     ledger = Database(ledger_url, setting="LEDGER_URL", pooled=False)
     operations = Operations(ledger, ledger, Loaded, Settings(), actor=Actor("bench"))
-    made = [await operations.access.create_token(f"bench {time.time()} {n}", "admin") for n in range(TOKENS)]
+    made = [
+        await operations.access.create_token(f"bench {time.time()} {n}", "admin")
+        for n in range(TOKENS)
+    ]
     await ledger.dispose()
     with (folder / "out").open("wb") as out:
         command = [sys.executable, "-m", "service", "serve", "--port", "0"]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out)
         try:
-            while (found := re.search(r"http://127\.0\.0\.1:\d+", (folder / "out").read_text())) is None:
+            while (
+                found := re.search(r"http://127\.0\.0\.1:\d+", (folder / "out").read_text())
+            ) is None:
                 assert process.poll() is None, (folder / "out").read_text()
                 await asyncio.sleep(0.1)
             yield Served(process, folder, found[0], [token.secret for token in made], environment)
@@ -227,7 +246,9 @@ async def measure_requests(served: Served, number: int) -> list[list[str]]:
         rows = []
         for name, path in paths.items():
             await times(client, path, 3)
-            rows.append([name, *(f"{value:.1f}" for value in spread(await times(client, path, number)))])
+            rows.append(
+                [name, *(f"{value:.1f}" for value in spread(await times(client, path, number)))]
+            )
         return rows
 
 
@@ -238,13 +259,21 @@ async def measure_bulk(served: Served) -> list[str]:
         preview = (await client.post("/api/v1/runs/bulk", json=body)).json()
         shown = time.perf_counter() - began
         await client.post(f"/api/v1/runs/bulk/{preview['id']}")
-        while (await client.get(f"/api/v1/runs/bulk/{preview['id']}")).json()["finished_at"] is None:
+        while (await client.get(f"/api/v1/runs/bulk/{preview['id']}")).json()[
+            "finished_at"
+        ] is None:
             await asyncio.sleep(0.01)
-        return [f"bulk retry of {preview['count']:,}", f"{shown:.2f}", f"{time.perf_counter() - began - shown:.2f}"]
+        return [
+            f"bulk retry of {preview['count']:,}",
+            f"{shown:.2f}",
+            f"{time.perf_counter() - began - shown:.2f}",
+        ]
 
 
 async def measure_streams(served: Served, number: int, seconds: float) -> list[str]:
-    """What so many open streams cost the service, in percent of a core, and in kilobytes of memory each."""
+    """What so many open streams cost the service, in percent of a core, and in kilobytes of memory
+    each.
+    """
     before, began = served.seconds(), time.perf_counter()
     await asyncio.sleep(seconds)
     alone = (served.seconds() - before) / (time.perf_counter() - began)
@@ -252,7 +281,9 @@ async def measure_streams(served: Served, number: int, seconds: float) -> list[s
     clients = [served.client(each // STREAMS_OF_ONE) for each in range(number)]
 
     async def read(client: httpx.AsyncClient) -> None:
-        async with client.stream("GET", "/api/v1/events?topic=runs&topic=tasks&topic=nodes") as answer:
+        async with client.stream(
+            "GET", "/api/v1/events?topic=runs&topic=tasks&topic=nodes"
+        ) as answer:
             async for _ in answer.aiter_bytes():
                 pass
 
@@ -268,7 +299,12 @@ async def measure_streams(served: Served, number: int, seconds: float) -> list[s
     await asyncio.gather(*readers, return_exceptions=True)
     for client in clients:
         await client.aclose()
-    return [f"{is_open} streams", f"{alone:.1%}", f"{share:.1%}", f"{grown * 1024 / max(1, is_open):.0f}"]
+    return [
+        f"{is_open} streams",
+        f"{alone:.1%}",
+        f"{share:.1%}",
+        f"{grown * 1024 / max(1, is_open):.0f}",
+    ]
 
 
 async def measure_lateness(served: Served, seconds: float) -> list[list[str]]:
@@ -285,9 +321,15 @@ async def measure_lateness(served: Served, seconds: float) -> list[list[str]]:
                     await asyncio.sleep(max(0.0, 1 / rate - (time.time() - began) % (1 / rate)))
                 else:
                     await asyncio.sleep(0.5)
-            late = [float(line.split()[1]) for line in file.read_text().splitlines() if float(line.split()[0]) > began]
+            late = [
+                float(line.split()[1])
+                for line in file.read_text().splitlines()
+                if float(line.split()[0]) > began
+            ]
             percent = quantiles(late, n=100)
-            phases.append([name, str(len(late)), f"{percent[49] * 1e3:.0f}", f"{percent[98] * 1e3:.0f}"])
+            phases.append(
+                [name, str(len(late)), f"{percent[49] * 1e3:.0f}", f"{percent[98] * 1e3:.0f}"]
+            )
     return phases
 
 
@@ -301,7 +343,13 @@ def measure_commands(served: Served, rounds: int = 5) -> list[str]:
         for name, options in (("database", []), ("api", remote)):
             began = time.perf_counter()
             command = [sys.executable, "-m", "service", *options, "runs"]
-            subprocess.run(command, cwd=served.folder, env=served.environment, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                command,
+                cwd=served.folder,
+                env=served.environment,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             taken[name].append(time.perf_counter() - began)
     database, api = min(taken["database"]), min(taken["api"])
     return [f"{database:.2f}", f"{api:.2f}", f"{api / database:.2f}"]
@@ -312,7 +360,11 @@ async def measure(kind: str, url: str, ledger_url: str, options: argparse.Namesp
     began = time.perf_counter()
     await fill(ledger, options.runs)
     await ledger.dispose()
-    print(f"\n{kind}: a ledger with {options.runs:,} runs was made in {time.perf_counter() - began:.0f} s", flush=True)
+    print(
+        f"\n{kind}: a ledger with {options.runs:,} runs was made in "
+        f"{time.perf_counter() - began:.0f} s",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with serving(folder, url, ledger_url, QUIET) as served:
@@ -321,20 +373,32 @@ async def measure(kind: str, url: str, ledger_url: str, options: argparse.Namesp
             print_table(f"{kind}: answers, ms", [["GET", "p50", "p95"], *rows])
             streams = await measure_streams(served, options.streams, options.seconds)
             print_table(f"{kind}: streams", [["", "CPU without", "CPU with", "KB each"], streams])
-            print_table(f"{kind}: seconds", [["", "preview", "changed"], await measure_bulk(served)])
-            print_table(f"{kind}: `batch runs`, s", [["", "database", "API", "ratio"], ["", *measure_commands(served)]])
+            print_table(
+                f"{kind}: seconds", [["", "preview", "changed"], await measure_bulk(served)]
+            )
+            print_table(
+                f"{kind}: `batch runs`, s",
+                [["", "database", "API", "ratio"], ["", *measure_commands(served)]],
+            )
         async with serving(folder, url, ledger_url, TASKS) as served:
             rows = await measure_lateness(served, options.seconds)
-            print_table(f"{kind}: lateness of {TICKS} tasks a second, ms", [["", "runs", "p50", "p99"], *rows])
+            print_table(
+                f"{kind}: lateness of {TICKS} tasks a second, ms",
+                [["", "runs", "p50", "p99"], *rows],
+            )
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--kinds", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"]
+    )
     options = parser.parse_args()
     describe(("starlette", "fastapi", "uvicorn", "pydantic", "sqlalchemy", "asyncpg", "aiosqlite"))
     with ExitStack() as stack:

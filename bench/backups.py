@@ -2,15 +2,17 @@
 
     python bench/backups.py [--short] [--scale 60] [--rows 300000] [--sqlite-mb 500] [--rounds 2]
 
-PostgreSQL: the tables of pgbench, rows as applications have them (text, jsonb, bytea, arrays, numeric, uuid, an enum, a
-generated column), and both, each backed up by `pg_dump | gzip -6`, by `pg_dump -Fc` and by create_backup(), in turns;
-the best of the rounds counts. SQLite: a file of such rows, by `sqlite3 .backup` and `gzip -6`, and by create_backup().
+PostgreSQL: the tables of pgbench, rows as applications have them (text, jsonb, bytea, arrays,
+numeric, uuid, an enum, a generated column), and both, each backed up by `pg_dump | gzip -6`, by
+`pg_dump -Fc` and by create_backup(), in turns; the best of the rounds counts. SQLite: a file of
+such rows, by `sqlite3 .backup` and `gzip -6`, and by create_backup().
 
-"written" is until the last byte is in the file, "verified" until it was read back as well and has its name. CPU is that
-of the programs that are named, and of PostgreSQL for them. Memory is the most that these programs ever had resident,
-added up; of ours that of the process that makes it. What create_backup() does to the loop of the process that calls it
-is in bench/beside.py. At the end: the same with a quarter of the rows; and verifying a backup, comparing it with its
-database and restoring it. `--short` takes a minute.
+"written" is until the last byte is in the file, "verified" until it was read back as well and has
+its name. CPU is that of the programs that are named, and of PostgreSQL for them. Memory is the most
+that these programs ever had resident, added up; of ours that of the process that makes it. What
+create_backup() does to the loop of the process that calls it is in bench/beside.py. At the end: the
+same with a quarter of the rows; and verifying a backup, comparing it with its database and
+restoring it. `--short` takes a minute.
 """
 
 from __future__ import annotations
@@ -149,8 +151,12 @@ class Peaks:
                 with contextlib.suppress(OSError, StopIteration):  # it has just ended
                     if self._but not in Path(f"/proc/{pid}/cmdline").read_text():
                         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-                        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-                        self._found[pid] = peak  # it never sinks, but at the start of the program itself
+                        peak = next(
+                            int(line.split()[1]) for line in lines if line.startswith("VmHWM")
+                        )
+                        self._found[pid] = (
+                            peak  # it never sinks, but at the start of the program itself
+                        )
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -172,11 +178,15 @@ class Bench:
         self._guard = _postmaster(server)
 
     def program(self, name: str) -> str | None:
-        """PostgreSQL's own, of the server's version; else one of the system's; else there is none."""
+        """PostgreSQL's own, of the server's version; else one of the system's; else there is
+        none.
+        """
         beside = find_binaries() / name if isinstance(self.server, OwnServer) else Path(name)
         return str(beside) if beside.is_file() else shutil.which(name)
 
-    def pipeline(self, commands: Sequence[Sequence[str]], to: Path, environment: Mapping[str, str]) -> Figures:
+    def pipeline(
+        self, commands: Sequence[Sequence[str]], to: Path, environment: Mapping[str, str]
+    ) -> Figures:
         """Each command reads what the one before it writes; the last one writes the file."""
         os.sync()
         began_at, server_cpu = time.perf_counter(), self._server_cpu()
@@ -199,21 +209,31 @@ class Bench:
         server_cpu = self._server_cpu()
         with Peaks(but="beside.py") as peaks:
             said = self.beside("backup", url)
-        figures = self._figures(said["verified"], said["cpu"], server_cpu, peaks, Path(said["path"]))
+        figures = self._figures(
+            said["verified"], said["cpu"], server_cpu, peaks, Path(said["path"])
+        )
         return Figures(**{**vars(figures), "written": said["written"], "late": said["late"]})
 
     def beside(self, mode: str, url: str) -> Any:
         """What bench/beside.py says, started with a new folder for its backup."""
-        kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
+        kept = {
+            name: value for name, value in os.environ.items() if name not in Settings.model_fields
+        }
         command = [sys.executable, str(HERE / "beside.py"), mode, tempfile.mkdtemp(dir=self.folder)]
         done = subprocess.run(
-            command, env={**kept, "DATABASE_URL": url}, stdout=subprocess.PIPE, text=True, check=False
+            command,
+            env={**kept, "DATABASE_URL": url},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
         return json.loads(done.stdout)
 
-    def _figures(self, seconds: float, cpu: float, server_cpu: float, peaks: Peaks, path: Path) -> Figures:
+    def _figures(
+        self, seconds: float, cpu: float, server_cpu: float, peaks: Peaks, path: Path
+    ) -> Figures:
         time.sleep(0.3)  # until the server's processes have ended, whose CPU time counts only then
         used = self._server_cpu() - server_cpu
         return Figures(seconds, cpu, used, path.stat().st_size / 1e6, peaks.megabytes, path)
@@ -245,7 +265,9 @@ async def pgbench(bench: Bench, scale: int) -> str:
     if (program := bench.program("pgbench")) is not None:
         command = [program, "--initialize", "--quiet", f"--scale={scale}"]
         environment = {**os.environ, **of_libpq(url)}
-        made = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, check=False)
+        made = await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, check=False
+        )
         if made.returncode:
             raise SystemExit(made.stderr.decode())
     else:
@@ -312,7 +334,13 @@ def fill_sqlite(path: Path, megabytes: int) -> None:
                 (
                     chance.randbytes(16).hex(),
                     f"{chance.choice(notes)} {number}",
-                    json.dumps({"items": number % 9, "paid": number % 2 == 0, "trace": chance.randbytes(8).hex()}),
+                    json.dumps(
+                        {
+                            "items": number % 9,
+                            "paid": number % 2 == 0,
+                            "trace": chance.randbytes(8).hex(),
+                        }
+                    ),
                     chance.randbytes(64) if number % 3 == 0 else None,
                     chance.random() * 5000,
                 )
@@ -331,11 +359,15 @@ def postgresql(bench: Bench, title: str, url: str, faster: float) -> Case:
     ways: dict[str, Callable[[], Figures]] = {}
     if (dump := bench.program("pg_dump")) is not None:
         gzip, custom = bench.folder / "dump.sql.gz", bench.folder / "dump.custom"
-        ways["pg_dump | gzip -6"] = lambda: bench.pipeline([[dump], ["gzip", "-6"]], gzip, of_libpq(url))
+        ways["pg_dump | gzip -6"] = lambda: bench.pipeline(
+            [[dump], ["gzip", "-6"]], gzip, of_libpq(url)
+        )
         ways["pg_dump -Fc"] = lambda: bench.pipeline([[dump, "-Fc"]], custom, of_libpq(url))
     else:
         print("there is no pg_dump here: ours stands alone")
-    return Case(f"{title}: {megabytes(url)}", url, faster, {**ways, "ours": lambda: bench.ours(url)})
+    return Case(
+        f"{title}: {megabytes(url)}", url, faster, {**ways, "ours": lambda: bench.ours(url)}
+    )
 
 
 def sqlite(bench: Bench, megabytes: int) -> Case:
@@ -345,7 +377,9 @@ def sqlite(bench: Bench, megabytes: int) -> Case:
     program = shutil.which("sqlite3")
     by_python = "import sqlite3, sys; a, b = map(sqlite3.connect, sys.argv[1:]); a.backup(b)"
     copying = (
-        [program, str(file), f".backup {copy}"] if program else [sys.executable, "-c", by_python, str(file), str(copy)]
+        [program, str(file), f".backup {copy}"]
+        if program
+        else [sys.executable, "-c", by_python, str(file), str(copy)]
     )
     if not program:
         print("there is no sqlite3 here: its copy is made by Python's Connection.backup()")
@@ -355,10 +389,15 @@ def sqlite(bench: Bench, megabytes: int) -> Case:
         one = bench.pipeline([copying], bench.folder / "said", {})
         two = bench.pipeline([["gzip", "-6", "-c", str(copy)]], bench.folder / "copy.db.gz", {})
         peak = max(one.peak, two.peak)
-        return Figures(one.seconds + two.seconds, one.cpu + two.cpu, 0.0, two.megabytes, peak, two.path)
+        return Figures(
+            one.seconds + two.seconds, one.cpu + two.cpu, 0.0, two.megabytes, peak, two.path
+        )
 
     return Case(
-        f"SQLite, {megabytes} MB", url, 8.0, {"sqlite3 .backup, gzip -6": theirs, "ours": lambda: bench.ours(url)}
+        f"SQLite, {megabytes} MB",
+        url,
+        8.0,
+        {"sqlite3 .backup, gzip -6": theirs, "ours": lambda: bench.ours(url)},
     )
 
 
@@ -387,9 +426,15 @@ def measure(case: Case, rounds: int) -> Figures:
         goal = f" (goal >= {case.faster:g}: {_yes(written >= case.faster)})" if is_goal else ""
         larger = (ours.megabytes / one.megabytes - 1) * 100
         size = f" (goal <= +15%: {_yes(larger <= 15)})" if is_goal and "pg_dump" in name else ""
-        print(f"{name} to ours: {written:.1f} times as long as written{goal}, {verified:.1f} as written and verified;")
+        print(
+            f"{name} to ours: {written:.1f} times as long as written{goal}, {verified:.1f} as "
+            "written and verified;"
+        )
         print(f"    {one.cpu / ours.cpu:.1f} times the CPU; ours is {larger:+.0f}% larger{size}")
-    print(f"memory of ours: {ours.peak:.0f} MB (goal < {MOST_MB:g}: {_yes(ours.peak < MOST_MB)})", flush=True)
+    print(
+        f"memory of ours: {ours.peak:.0f} MB (goal < {MOST_MB:g}: {_yes(ours.peak < MOST_MB)})",
+        flush=True,
+    )
     return ours
 
 
@@ -408,14 +453,19 @@ def show_lateness(bench: Bench, url: str, beside_process: Mapping[str, float]) -
         rows.append([name, *(f"{late[one]:.2f}" for one in ("p50", "p99", "max"))])
     print_table("How late a sleep of 5 ms ends in the process that makes the backup, ms", rows)
     above = beside_process["p99"] - idle["p99"]
-    print(f"p99 above idle: {above:.1f} ms (goal <= {MOST_LATE_MS:g}: {_yes(above <= MOST_LATE_MS)})", flush=True)
+    print(
+        f"p99 above idle: {above:.1f} ms (goal <= {MOST_LATE_MS:g}: {_yes(above <= MOST_LATE_MS)})",
+        flush=True,
+    )
 
 
 def show_growth(bench: Bench, found: Mapping[str, tuple[str, Figures]]) -> None:
     """`found`: the URL of a quarter of it, and the figures of the whole."""
     rows = [["", "wall s", "four times", "times", "memory, MB", "four times"]]
     for title, (url, whole) in found.items():
-        quarter = min((bench.ours(url) for _ in range(bench.options.rounds)), key=lambda one: one.seconds)
+        quarter = min(
+            (bench.ours(url) for _ in range(bench.options.rounds)), key=lambda one: one.seconds
+        )
         times = f"{whole.seconds / quarter.seconds:.1f}"
         peaks = [f"{quarter.peak:.0f}", f"{whole.peak:.0f}"]
         rows.append([title, f"{quarter.seconds:.2f}", f"{whole.seconds:.2f}", times, *peaks])
@@ -423,15 +473,23 @@ def show_growth(bench: Bench, found: Mapping[str, tuple[str, Figures]]) -> None:
 
 
 def show_reading(made: Mapping[str, tuple[str, Figures]]) -> None:
-    """Of ours: verify, compare with the database (which has changed in nothing), and restore into it, in this order."""
+    """Of ours: verify, compare with the database (which has changed in nothing), and restore into
+    it, in this order.
+    """
     rows = [["", "verify s", "diff s", "restore s", "restore to verify", "goal"]]
     for title, (url, figures) in made.items():
         seconds = [
             timed(work)
-            for work in (verifying(figures.path), comparing(url, figures.path), restoring(url, figures.path))
+            for work in (
+                verifying(figures.path),
+                comparing(url, figures.path),
+                restoring(url, figures.path),
+            )
         ]
         times = seconds[-1] / seconds[0]
-        rows.append([title, *(f"{one:.2f}" for one in seconds), f"{times:.1f}", f">= 5: {_yes(times >= 5)}"])
+        rows.append(
+            [title, *(f"{one:.2f}" for one in seconds), f"{times:.1f}", f">= 5: {_yes(times >= 5)}"]
+        )
     print_table("Reading a backup back, and restoring it", rows)
 
 
@@ -470,7 +528,10 @@ def restoring(url: str, backup: Path) -> Callable[[], None]:
 
 async def measure_all(bench: Bench) -> None:
     options = bench.options
-    urls = {"pgbench": await pgbench(bench, options.scale), "rows": await realistic(bench, options.rows)}
+    urls = {
+        "pgbench": await pgbench(bench, options.scale),
+        "rows": await realistic(bench, options.rows),
+    }
     small = await pgbench(bench, max(options.scale // 4, 1))
     names = [str(make_url(url).database) for url in (urls["pgbench"], small)]
     urls["both"] = await realistic(bench, options.rows, names[0])
@@ -488,22 +549,36 @@ def show_all(bench: Bench, urls: Mapping[str, str]) -> None:
     of_file = measure(case, options.rounds)
     show_lateness(bench, urls["both"], both.late or {})
     small = sqlite(bench, options.sqlite_mb // 4)
-    show_growth(bench, {"PostgreSQL, both": (urls["quarter"], both), "SQLite": (small.url, of_file)})
+    show_growth(
+        bench, {"PostgreSQL, both": (urls["quarter"], both), "SQLite": (small.url, of_file)}
+    )
     show_reading(
-        {"PostgreSQL, both": (urls["both"], both), rows: (urls["rows"], of_rows), "SQLite": (case.url, of_file)}
+        {
+            "PostgreSQL, both": (urls["both"], both),
+            rows: (urls["rows"], of_rows),
+            "SQLite": (case.url, of_file),
+        }
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--short", action="store_true", help="small sizes and one round: about a minute")
+    parser.add_argument(
+        "--short", action="store_true", help="small sizes and one round: about a minute"
+    )
     parser.add_argument("--scale", type=int, help="of pgbench: 15 MB each (60)")
     parser.add_argument("--rows", type=int, help="realistic rows: 0.9 KB each (300,000)")
     parser.add_argument("--sqlite-mb", type=int, help="megabytes of the SQLite database (500)")
     parser.add_argument("--rounds", type=int, help="of which the best counts (2)")
     options = parser.parse_args()
     sizes = {"scale": 8, "rows": 40_000, "sqlite_mb": 60, "rounds": 1} if options.short else {}
-    for name, size in {"scale": 60, "rows": 300_000, "sqlite_mb": 500, "rounds": 2, **sizes}.items():
+    for name, size in {
+        "scale": 60,
+        "rows": 300_000,
+        "sqlite_mb": 500,
+        "rounds": 2,
+        **sizes,
+    }.items():
         setattr(options, name, getattr(options, name) or size)
     with start_server(fast=False) as server, tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

@@ -1,9 +1,10 @@
-"""What bench/backups.py starts: a process with an event loop like a service's, beside which a backup is made.
+"""What bench/backups.py starts: a process with an event loop like a service's, beside which a
+backup is made.
 
     python bench/beside.py idle|backup FOLDER
 
-The loop's only work is to sleep for 5 ms, over and over, and to note how late it wakes. `backup` makes a backup of
-DATABASE_URL in FOLDER meanwhile; `idle` makes none. Prints one line of JSON.
+The loop's only work is to sleep for 5 ms, over and over, and to note how late it wakes. `backup`
+makes a backup of DATABASE_URL in FOLDER meanwhile; `idle` makes none. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -82,5 +83,7 @@ async def main(mode: str, folder: Path) -> None:
     print(json.dumps({**found, "late": late, "naps": len(lateness.found)}))
 
 
-if __name__ == "__main__" and len(sys.argv) == 3:  # `make bench` starts each file here by itself too
+if (
+    __name__ == "__main__" and len(sys.argv) == 3
+):  # `make bench` starts each file here by itself too
     uvloop.run(main(sys.argv[1], Path(sys.argv[2])))

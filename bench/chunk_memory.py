@@ -2,9 +2,10 @@
 
     python bench/chunk_memory.py [--rows 100000 5000000] [--databases SQLite PostgreSQL]
 
-For each number of rows a new process starts a service, and runs one task in it: chunks of 1,000 ORM objects, of which
-one in ten is changed. The figure is the most memory that the process ever had resident, as Linux counts it (VmHWM).
-Rows have 200 bytes, so that even the smaller table fills SQLite's page cache (16 MB a connection).
+For each number of rows a new process starts a service, and runs one task in it: chunks of 1,000 ORM
+objects, of which one in ten is changed. The figure is the most memory that the process ever had
+resident, as Linux counts it (VmHWM). Rows have 200 bytes, so that even the smaller table fills
+SQLite's page cache (16 MB a connection).
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ async def run_once(application: str, ledger: str, rows: int) -> None:
     async with running(application, ledger):
         await start(Changes)
         if (done := await over.get()) != rows:
-            raise SystemExit(f"{done} rows were done instead of {rows}: the figures are worth nothing")
+            raise SystemExit(
+                f"{done} rows were done instead of {rows}: the figures are worth nothing"
+            )
     print(peak_kilobytes())
 
 
@@ -71,7 +74,9 @@ async def measure_one(application: str, ledger: str, rows: int) -> tuple[float, 
     await database.dispose()
     began_at = time.monotonic()
     command = [sys.executable, str(HERE), "--once", application, ledger, str(rows)]
-    found = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    found = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, check=False
+    )
     if found.returncode:
         raise SystemExit(f"a process ended by itself:\n{found.stdout}{found.stderr}")
     return int(found.stdout.split()[-1]) / 1024, time.monotonic() - began_at
@@ -82,10 +87,16 @@ async def measure(server: PostgresServer, options: argparse.Namespace) -> None:
     for kind in options.databases:
         peaks = []
         for rows in options.rows:
-            megabytes, seconds = await measure_one(await new_url(server, kind), await new_url(server, kind), rows)
+            megabytes, seconds = await measure_one(
+                await new_url(server, kind), await new_url(server, kind), rows
+            )
             peaks.append(megabytes)
         grown = peaks[-1] - peaks[0]
-        verdict = [f"{grown:+.1f}", f"<= {GOAL_MB:g}: {'yes' if grown <= GOAL_MB else 'no'}", f"{rows / seconds:,.0f}"]
+        verdict = [
+            f"{grown:+.1f}",
+            f"<= {GOAL_MB:g}: {'yes' if grown <= GOAL_MB else 'no'}",
+            f"{rows / seconds:,.0f}",
+        ]
         table.append([kind, *(f"{peak:.1f}" for peak in peaks), *verdict])
     print_table("The most memory of a process that goes over so many rows", table)
 

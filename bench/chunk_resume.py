@@ -2,10 +2,11 @@
 
     python bench/chunk_resume.py [--rows 1000000] [--samples 3] [--databases SQLite PostgreSQL]
 
-A `batch serve` in a process of its own goes over a table in chunks of 1,000, and is killed with -9 when so much of it
-was done; then another one is started, with the same settings. `restart` is from the start of that process to the commit
-of the run's first new chunk: it loads Python, finds the run of the dead one, and takes it over. `of that in the body`
-is from the first line of `run()` to that commit: what the place itself costs. Medians of some samples.
+A `batch serve` in a process of its own goes over a table in chunks of 1,000, and is killed with -9
+when so much of it was done; then another one is started, with the same settings. `restart` is from
+the start of that process to the commit of the run's first new chunk: it loads Python, finds the run
+of the dead one, and takes it over. `of that in the body` is from the first line of `run()` to that
+commit: what the place itself costs. Medians of some samples.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Marks(BaseTask):
 
 
 class Noted(NamedTuple):
-    """A line of a process: behind which chunk it was (0: it began), and when, by the monotonic clock."""
+    """A line of a process: behind which chunk it was (0: it began), and when, by the monotonic
+    clock.
+    """
 
     pid: int
     chunk: int
@@ -81,14 +84,22 @@ class Place:
     workers: list[Worker]
 
     def start(self) -> Worker:
-        settings = {"DATABASE_URL": self.application, "LEDGER_URL": self.ledger, "TMPDIR": str(self.folder)}
+        settings = {
+            "DATABASE_URL": self.application,
+            "LEDGER_URL": self.ledger,
+            "TMPDIR": str(self.folder),
+        }
         self.workers.append(start(self.folder, settings))
         return self.workers[-1]
 
     def noted(self, worker: Worker) -> list[Noted]:
         whole, _, _ = (self.folder / "noted").read_text().rpartition("\n")
         lines = [line.split() for line in whole.splitlines()]
-        return [Noted(int(pid), int(chunk), float(at)) for pid, chunk, at in lines if int(pid) == worker.pid]
+        return [
+            Noted(int(pid), int(chunk), float(at))
+            for pid, chunk, at in lines
+            if int(pid) == worker.pid
+        ]
 
     def wait_for(self, worker: Worker, chunk: int) -> None:
         def is_there() -> bool:
@@ -99,7 +110,9 @@ class Place:
 
 
 def resumed(place: Place, chunk: int) -> tuple[float, float]:
-    """Seconds from the start of the next process to its first commit, and from the beginning of the body to it."""
+    """Seconds from the start of the next process to its first commit, and from the beginning of the
+    body to it.
+    """
     (place.folder / "tasks").mkdir(parents=True)
     (place.folder / "tasks/marks.py").write_text(TASK)
     (place.folder / "noted").touch()
@@ -114,8 +127,12 @@ def resumed(place: Place, chunk: int) -> tuple[float, float]:
     new = place.start()
     place.wait_for(new, 1)
     begun, first = place.noted(new)[:2]
-    if not done < first.chunk <= done + 2:  # of the last chunk the line may be missing, and not the commit
-        raise SystemExit(f"chunk {first.chunk} followed on chunk {done}: the figures are worth nothing")
+    if (
+        not done < first.chunk <= done + 2
+    ):  # of the last chunk the line may be missing, and not the commit
+        raise SystemExit(
+            f"chunk {first.chunk} followed on chunk {done}: the figures are worth nothing"
+        )
     new.kill()
     new.process.wait()
     return first.at - began_at, first.at - begun.at
@@ -156,7 +173,9 @@ def main() -> None:
         os.chdir(folder)
         describe(postgresql=asyncio.run(version_of(server.url)))
         rows = measure(server, options, Path(folder))
-    print_table(f"{options.rows:,} rows, killed and started anew, median of {options.samples} samples", rows)
+    print_table(
+        f"{options.rows:,} rows, killed and started anew, median of {options.samples} samples", rows
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""What do chunks cost? `self.chunks()` beside a key loop written by hand, with the same statements for the same rows.
+"""What do chunks cost? `self.chunks()` beside a key loop written by hand, with the same statements
+for the same rows.
 
     python bench/chunks.py [--rows 1000000] [--sizes 100 1000 10000] [--databases SQLite PostgreSQL]
 
-One run of a service goes over three equal tables in turns, so that whatever the machine does meanwhile meets all:
+One run of a service goes over three equal tables in turns, so that whatever the machine does
+meanwhile meets all:
 
-- `bare`: a loop by hand, outside of runs: a new session, a select by key with a limit, the body, COMMIT.
+- `bare`: a loop by hand, outside of runs: a new session, a select by key with a limit, the body,
+  COMMIT.
 - `fenced`: the same inside the run, so that each commit passes the fence.
 - `chunks`: `self.chunks()` in the run, which passes the fence too, and keeps its place.
 
-A turn is 5,000 rows, or a chunk where that is more. After three turns for practice the figures are medians over all
-turns. `fence` is fenced - bare, `place` is chunks - fenced, and `overhead` is chunks / bare, each turn by turn: of the
-time, and of the processor time that this process used.
+A turn is 5,000 rows, or a chunk where that is more. After three turns for practice the figures are
+medians over all turns. `fence` is fenced - bare, `place` is chunks - fenced, and `overhead` is
+chunks / bare, each turn by turn: of the time, and of the processor time that this process used.
 
-The bodies: `entities` changes an attribute of each ORM object, which the flush writes row by row; `one UPDATE` reads
-columns and executes one statement for the whole chunk. The less the body does, the more the loop weighs.
+The bodies: `entities` changes an attribute of each ORM object, which the flush writes row by row;
+`one UPDATE` reads columns and executes one statement for the whole chunk. The less the body does,
+the more the loop weighs.
 """
 
 from __future__ import annotations
@@ -59,7 +63,9 @@ async def body_of_entities(db: AsyncSession, table: Any, items: Sequence[Any]) -
 
 
 async def body_of_one_update(db: AsyncSession, table: Any, items: Sequence[Any]) -> None:
-    await db.execute(update(table).where(table.id.between(items[0].id, items[-1].id)).values(done=table.done + 1))
+    await db.execute(
+        update(table).where(table.id.between(items[0].id, items[-1].id)).values(done=table.done + 1)
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,9 @@ class MeasureTask(BaseTask):
         for number in range(turns):
             for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
                 own = contextvars.Context() if kind == "bare" else contextvars.copy_context()
-                await asyncio.get_running_loop().create_task(took[kind].take(loops[kind], size), context=own)
+                await asyncio.get_running_loop().create_task(
+                    took[kind].take(loops[kind], size), context=own
+                )
         for loop in loops.values():
             await loop.aclose()  # type: ignore[attr-defined]
         measured.put_nowait(took)
@@ -155,12 +163,15 @@ async def measure(kind: str, server: PostgresServer, options: argparse.Namespace
 def figures(took: dict[str, Turns], size: int) -> list[str]:
     turns = slice(PRACTICE, None) if len(took["bare"].wall) > 3 * PRACTICE else slice(None)
     bare, fenced, chunks = (
-        [1000 * seconds * size / turn_of(size) for seconds in took[kind].wall[turns]] for kind in KINDS
+        [1000 * seconds * size / turn_of(size) for seconds in took[kind].wall[turns]]
+        for kind in KINDS
     )
     fence = median(b - a for a, b in zip(bare, fenced, strict=True))
     place = median(b - a for a, b in zip(fenced, chunks, strict=True))
     overhead = 100 * median(b / a - 1 for a, b in zip(bare, chunks, strict=True))
-    cpu = 100 * median(b / a - 1 for a, b in zip(took["bare"].cpu[turns], took["chunks"].cpu[turns], strict=True))
+    cpu = 100 * median(
+        b / a - 1 for a, b in zip(took["bare"].cpu[turns], took["chunks"].cpu[turns], strict=True)
+    )
     goal = ""
     if size == 100:  # where a body that varies does not hide it
         goal = f"fence <= {GOAL_MS:g} ms: {'yes' if fence <= GOAL_MS else 'no'}"

@@ -2,9 +2,10 @@
 
     python bench/cleanup.py [--sessions 1000000] [--idle 20]
 
-`batch run cleanup_sessions` runs in a process of its own, with its default settings. Here somebody makes a session,
-prolongs another one, and ends a third, each in a transaction of its own, 200 times a second, without waiting for the
-one before; what each took is in the table, from when it was due. Beside it the seed's way: all in one DELETE.
+`batch run cleanup_sessions` runs in a process of its own, with its default settings. Here somebody
+makes a session, prolongs another one, and ends a third, each in a transaction of its own, 200 times
+a second, without waiting for the one before; what each took is in the table, from when it was due.
+Beside it the seed's way: all in one DELETE.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ SERIES = {
     "postgresql": "SELECT {name} || n, now(), CAST({at} AS timestamptz) + n * interval '1 s' "
     "FROM generate_series(1, {count}) n",
     "sqlite": "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {count}) "
-    "SELECT {name} || n, {at}, strftime('%Y-%m-%d %H:%M:%S.000000', {at}, '+' || n || ' seconds') FROM s",
+    "SELECT {name} || n, {at}, strftime('%Y-%m-%d %H:%M:%S.000000', {at}, '+' || n || ' "
+    "seconds') FROM s",
 }
 COLUMNS = "INSERT INTO sessions (session_id, created_at, expires_at) "
 PAST, FUTURE = "'2020-01-01 00:00:00.000000'", "'2100-01-01 00:00:00.000000'"
@@ -86,7 +88,9 @@ async def fill(database: Database, count: int) -> None:
     """So many expired ones in a table with 10,000 live ones."""
     async with database.engine.begin() as connection:
         for name, at, number in (("'old-'", PAST, count), ("'live-'", FUTURE, 10_000)):
-            await connection.exec_driver_sql(COLUMNS + SERIES[database.kind].format(name=name, at=at, count=number))
+            await connection.exec_driver_sql(
+                COLUMNS + SERIES[database.kind].format(name=name, at=at, count=number)
+            )
     if database.kind == "postgresql":
         async with database.engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -96,14 +100,22 @@ async def fill(database: Database, count: int) -> None:
 async def left(database: Database) -> int:
     async with database.reader.connect() as connection:
         return int(
-            (await connection.execute(text("SELECT count(*) FROM sessions WHERE session_id LIKE 'old-%'"))).scalar_one()
+            (
+                await connection.execute(
+                    text("SELECT count(*) FROM sessions WHERE session_id LIKE 'old-%'")
+                )
+            ).scalar_one()
         )
 
 
 async def in_chunks(database: Database, folder: str) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
     url = database.url.render_as_string(hide_password=False)
-    settings = {"DATABASE_URL": url, "LEDGER_URL": f"sqlite+aiosqlite:///{folder}/ledger.db", "LOG_LEVEL": "WARNING"}
+    settings = {
+        "DATABASE_URL": url,
+        "LEDGER_URL": f"sqlite+aiosqlite:///{folder}/ledger.db",
+        "LOG_LEVEL": "WARNING",
+    }
     command = (sys.executable, "-m", "service", "run", "cleanup_sessions")
     cleaning = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=kept | settings, stdout=asyncio.subprocess.DEVNULL
@@ -117,7 +129,9 @@ async def at_once(database: Database, folder: str) -> None:
         await connection.exec_driver_sql("DELETE FROM sessions WHERE session_id LIKE 'old-%'")
 
 
-def row(name: str, took: list[float], idle: float | None = None, seconds: float | None = None) -> list[str]:
+def row(
+    name: str, took: list[float], idle: float | None = None, seconds: float | None = None
+) -> list[str]:
     p99 = quantiles(took, n=100, method="inclusive")[98]
     ratio = "" if idle is None else f"{p99 / idle:.2f}"
     return [
@@ -131,7 +145,10 @@ def row(name: str, took: list[float], idle: float | None = None, seconds: float 
 
 async def measure(server: PostgresServer, folder: str, options: argparse.Namespace) -> None:
     table = [["", "writes", "p50", "p99", "max", "p99 : idle", "s in all"]]
-    urls = {"PostgreSQL": await server.create_database(), "SQLite": f"sqlite+aiosqlite:///{folder}/application.db"}
+    urls = {
+        "PostgreSQL": await server.create_database(),
+        "SQLite": f"sqlite+aiosqlite:///{folder}/application.db",
+    }
     for kind, url in urls.items():
         database = Database(url, setting="DATABASE_URL", pool_size=10)
         await migrate(database, *APPLICATION_HISTORIES)
@@ -149,7 +166,11 @@ async def measure(server: PostgresServer, folder: str, options: argparse.Namespa
             async with database.engine.begin() as connection:
                 await connection.exec_driver_sql("DELETE FROM sessions")
         await database.dispose()
-    print_table(f"{options.sessions:,} expired sessions deleted: ms until somebody else's write is committed", table)
+    print_table(
+        f"{options.sessions:,} expired sessions deleted: ms until somebody else's write is "
+        "committed",
+        table,
+    )
 
 
 def main() -> None:

@@ -1,17 +1,22 @@
-"""What a Dask cluster costs and gives: runs a second, the wait of the first and of the urgent, memory, a killed worker.
+"""What a Dask cluster costs and gives: runs a second, the wait of the first and of the urgent,
+memory, a killed worker.
 
     python bench/dask_pool.py [--runs 2000] [--turns 3] [--queued 100000] [--seconds 180] [--kills 10]
                               [--parts rate first urgent memory kill] [--kinds PostgreSQL SQLite]
 
-Each part has a service and `batch work --dask` with two workers of four places, on a ledger of its own.
+Each part has a service and `batch work --dask` with two workers of four places, on a ledger of its
+own.
 
-- `rate`: empty runs a second, in turns with bare distributed that submits as many calls of an empty function to a
-  cluster of the same shape.
-- `first`: from the insertion of a run by the service, one after the other, to the first line of its body.
-- `urgent`: the same for a run of an urgent task, while many runs of another one are queued and executed.
-- `memory`: memory of the service and of the scheduler, and tasks that the scheduler remembers, over empty runs, for
-  `--seconds`; `--seconds 1200` is its long form.
-- `kill`: from SIGKILL of the worker of a run to its rescue, and to the first line of its next attempt.
+- `rate`: empty runs a second, in turns with bare distributed that submits as many calls of an empty
+  function to a cluster of the same shape.
+- `first`: from the insertion of a run by the service, one after the other, to the first line of its
+  body.
+- `urgent`: the same for a run of an urgent task, while many runs of another one are queued and
+  executed.
+- `memory`: memory of the service and of the scheduler, and tasks that the scheduler remembers, over
+  empty runs, for `--seconds`; `--seconds 1200` is its long form.
+- `kill`: from SIGKILL of the worker of a run to its rescue, and to the first line of its next
+  attempt.
 
 It is not called dask.py, because `import dask` would then find it.
 """
@@ -114,7 +119,11 @@ class Place:
         """Wait until each worker has a node."""
         give_up_at = time.monotonic() + 120
         table = tables.nodes
-        living = select(func.count()).select_from(table).where(table.c.fires.is_(False), table.c.stopped_at.is_(None))
+        living = (
+            select(func.count())
+            .select_from(table)
+            .where(table.c.fires.is_(False), table.c.stopped_at.is_(None))
+        )
         while (await self.read(living))[0][0] < WORKERS:
             self.cluster.check()
             self.service.check()
@@ -135,7 +144,9 @@ class Place:
             await asyncio.sleep(0.01)
 
     async def make(self, tasks: Sequence[str]) -> float:
-        """Queue runs of these tasks, and wait for their ends. Returns how many seconds that took."""
+        """Queue runs of these tasks, and wait for their ends. Returns how many seconds that
+        took.
+        """
         new = queued(tasks)
         began_at = time.monotonic()
         await insert(self.url, new)
@@ -145,8 +156,16 @@ class Place:
     async def until_ended(self, ids: Sequence[str]) -> None:
         last = ids[-500:]
         table = tables.runs
-        ended = select(func.count()).select_from(table).where(table.c.id.in_(last), table.c.state == RunState.SUCCEEDED)
-        left = select(table.c.id).where(table.c.state.in_(["queued", "running", "interrupted"])).limit(1)
+        ended = (
+            select(func.count())
+            .select_from(table)
+            .where(table.c.id.in_(last), table.c.state == RunState.SUCCEEDED)
+        )
+        left = (
+            select(table.c.id)
+            .where(table.c.state.in_(["queued", "running", "interrupted"]))
+            .limit(1)
+        )
         give_up_at = time.monotonic() + LIMIT
         while (await self.read(ended))[0][0] < len(last) or await self.read(left):
             await asyncio.sleep(0.05)
@@ -154,13 +173,20 @@ class Place:
                 raise self.failed(f"{len(ids)} runs did not end within {LIMIT:.0f} s")
 
     async def waits(self) -> list[float]:
-        """How long each run of `first` has waited from its insertion to its first line, in seconds."""
+        """How long each run of `first` has waited from its insertion to its first line, in
+        seconds.
+        """
         table = tables.runs
-        query = select(table.c.created_at, table.c.result).where(table.c.task == "first", table.c.result.is_not(None))
+        query = select(table.c.created_at, table.c.result).where(
+            table.c.task == "first", table.c.result.is_not(None)
+        )
         return [float(row.result) - row.created_at.timestamp() for row in await self.read(query)]
 
     def failed(self, what: str) -> SystemExit:
-        logs = (f"--- {name}\n{worker.log.read_text()[-2_000:]}" for name, worker in self._processes.items())
+        logs = (
+            f"--- {name}\n{worker.log.read_text()[-2_000:]}"
+            for name, worker in self._processes.items()
+        )
         return SystemExit("\n".join((what, *logs)))
 
     async def read(self, query: Any) -> Sequence[Any]:
@@ -178,8 +204,15 @@ def ms(seconds: float) -> str:
 
 async def bare(number: int) -> float:
     """How many seconds as many calls of an empty function take on a cluster of the same shape."""
-    options: dict[str, Any] = {"n_workers": WORKERS, "threads_per_worker": PLACES, "dashboard_address": None}
-    async with LocalCluster(asynchronous=True, **options) as cluster, Client(cluster, asynchronous=True) as client:
+    options: dict[str, Any] = {
+        "n_workers": WORKERS,
+        "threads_per_worker": PLACES,
+        "dashboard_address": None,
+    }
+    async with (
+        LocalCluster(asynchronous=True, **options) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
         await client.gather(client.map(empty, range(50), pure=False))
         began_at = time.monotonic()
         await client.gather([client.submit(empty, each, pure=False) for each in range(number)])
@@ -196,8 +229,18 @@ async def rate(make: Callable[[], Place], number: int, turns: int) -> list[list[
     of_bare = median(ours) / median(theirs)
     return [
         ["", "runs/s", "each turn", "of bare"],
-        ["runs of the pool", f"{median(ours):,.0f}", " ".join(f"{each:,.0f}" for each in ours), f"{of_bare:.0%}"],
-        ["bare distributed", f"{median(theirs):,.0f}", " ".join(f"{each:,.0f}" for each in theirs), ""],
+        [
+            "runs of the pool",
+            f"{median(ours):,.0f}",
+            " ".join(f"{each:,.0f}" for each in ours),
+            f"{of_bare:.0%}",
+        ],
+        [
+            "bare distributed",
+            f"{median(theirs):,.0f}",
+            " ".join(f"{each:,.0f}" for each in theirs),
+            "",
+        ],
     ]
 
 
@@ -206,7 +249,10 @@ async def first(make: Callable[[], Place], number: int) -> list[list[str]]:
     await place.begin()
     await start_some(place, number, 0.05)
     waits = await place.waits()
-    return [["", "p50 ms", "p99 ms", "runs"], ["to the first line", *_shares(waits), f"{len(waits):,}"]]
+    return [
+        ["", "p50 ms", "p99 ms", "runs"],
+        ["to the first line", *_shares(waits), f"{len(waits):,}"],
+    ]
 
 
 async def start_some(place: Place, number: int, pause: float) -> None:
@@ -230,7 +276,11 @@ async def urgent(make: Callable[[], Place], number: int) -> list[list[str]]:
     place = make()
     await place.begin()
     await insert(place.url, queued(["empty"] * number))
-    ended = select(func.count()).select_from(tables.runs).where(tables.runs.c.state == RunState.SUCCEEDED)
+    ended = (
+        select(func.count())
+        .select_from(tables.runs)
+        .where(tables.runs.c.state == RunState.SUCCEEDED)
+    )
     while (await place.read(ended))[0][0] < 500:
         await asyncio.sleep(0.1)
     await start_some(place, 20, 0.5)
@@ -238,7 +288,13 @@ async def urgent(make: Callable[[], Place], number: int) -> list[list[str]]:
     done = (await place.read(ended))[0][0]
     return [
         ["", "p50 ms", "largest ms", "runs", "of the others executed by then"],
-        [f"behind {number:,} runs", ms(median(waits)), ms(max(waits)), f"{len(waits)}", f"{done:,}"],
+        [
+            f"behind {number:,} runs",
+            ms(median(waits)),
+            ms(max(waits)),
+            f"{len(waits)}",
+            f"{done:,}",
+        ],
     ]
 
 
@@ -256,7 +312,10 @@ async def memory(make: Callable[[], Place], seconds: float) -> list[list[str]]:
             known = await client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
             scheduler = place.cluster.pid
             workers = sum(resident(pid) for pid in children_of(scheduler))
-            figures = [f"{each:.0f}" for each in (resident(place.service.pid), resident(scheduler), workers)]
+            figures = [
+                f"{each:.0f}"
+                for each in (resident(place.service.pid), resident(scheduler), workers)
+            ]
             found.append([f"{tenth * seconds / 10:,.0f} s", *figures, f"{known}", f"{made:,}"])
     return found
 
@@ -294,23 +353,35 @@ def _spread(seconds: Sequence[float]) -> list[str]:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(p) for file in Path(f"/proc/{pid}/task").glob("*/children") for p in file.read_text().split()]
+    return [
+        int(p)
+        for file in Path(f"/proc/{pid}/task").glob("*/children")
+        for p in file.read_text().split()
+    ]
 
 
 def resident(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return (
+        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
 
 
 PARTS = ("rate", "first", "urgent", "memory", "kill")
 
 
-async def measure(kind: str, server: PostgresServer, folder: Path, options: argparse.Namespace) -> None:
+async def measure(
+    kind: str, server: PostgresServer, folder: Path, options: argparse.Namespace
+) -> None:
     for part in options.parts:
         with ending() as processes:
             own = folder / f"{kind}-{part}"
             own.mkdir()
             is_file = kind == "SQLite"
-            url = f"sqlite+aiosqlite:///{own}/ledger.db" if is_file else await server.create_database()
+            url = (
+                f"sqlite+aiosqlite:///{own}/ledger.db"
+                if is_file
+                else await server.create_database()
+            )
 
             def make(own: Path = own, url: str = url, processes: list[Worker] = processes) -> Place:
                 return Place(own, url, processes)
@@ -333,7 +404,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--kinds", nargs="+", choices=("PostgreSQL", "SQLite"), default=("PostgreSQL", "SQLite"))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=("PostgreSQL", "SQLite"), default=("PostgreSQL", "SQLite")
+    )
     options = parser.parse_args()
 
     async def all_of_them() -> None:

@@ -2,17 +2,19 @@
 
     python bench/failover.py [--samples 5]
 
-All are `batch serve` in processes of their own, with the default settings but DRAIN_SECONDS = 1. The body of the run
-notes the time of the machine's monotonic clock as its first act; "resumed" is from the signal to that line in the other
-process. For each sample a run is queued, the process that has it is ended at a random moment, and the other one, which
-was started while the run was going on, is the next one's victim.
+All are `batch serve` in processes of their own, with the default settings but DRAIN_SECONDS = 1.
+The body of the run notes the time of the machine's monotonic clock as its first act; "resumed" is
+from the signal to that line in the other process. For each sample a run is queued, the process that
+has it is ended at a random moment, and the other one, which was started while the run was going on,
+is the next one's victim.
 
 - kill -9, same machine: to the whole process group.
-- kill -9, another machine: the dead process has no locked file that the others see. So many processes with one run each
-  are killed over five seconds, a heartbeat; one more is there to resume all of them. It has to wait for the lease.
+- kill -9, another machine: the dead process has no locked file that the others see. So many
+  processes with one run each are killed over five seconds, a heartbeat; one more is there to resume
+  all of them. It has to wait for the lease.
 - SIGTERM, checkpoint(): the run calls it every 10 ms, and stops there at once.
-- SIGTERM, no checkpoint(): the run goes on until it is interrupted at the end of DRAIN_SECONDS. That second, which is
-  granted to the run and not lost, is taken off.
+- SIGTERM, no checkpoint(): the run goes on until it is interrupted at the end of DRAIN_SECONDS.
+  That second, which is granted to the run and not lost, is taken off.
 """
 
 from __future__ import annotations
@@ -96,9 +98,16 @@ class Place:
         (self.folder / "begun").touch()
 
     def start(self, machine: Path | None = None, **settings: str) -> Worker:
-        """Processes share their machine's temporary folder, and with it the files that say who lives there."""
+        """Processes share their machine's temporary folder, and with it the files that say who
+        lives there.
+        """
         places = {"DATABASE_URL": f"sqlite:///{self.folder}/app.db", "LEDGER_URL": self.url}
-        own = {**places, "DRAIN_SECONDS": str(DRAIN), "TMPDIR": str(machine or self.folder), **settings}
+        own = {
+            **places,
+            "DRAIN_SECONDS": str(DRAIN),
+            "TMPDIR": str(machine or self.folder),
+            **settings,
+        }
         self.workers.append(start(self.folder, own))
         return self.workers[-1]
 
@@ -114,7 +123,9 @@ class Place:
 
 
 def resumed_after(place: Place, fault: Fault, old: Worker) -> tuple[float, Worker]:
-    """Seconds from the signal to `old` until its run begins in another process, which is returned too."""
+    """Seconds from the signal to `old` until its run begins in another process, which is returned
+    too.
+    """
     (run,) = place.queue(fault.task)
     wait_until(lambda: place.begun(run), MOST_SECONDS)
     new = place.start()
@@ -125,7 +136,9 @@ def resumed_after(place: Place, fault: Fault, old: Worker) -> tuple[float, Worke
     wait_until(lambda: len(place.begun(run)) > 1, MOST_SECONDS)
     (first, _), (second, resumed_at) = place.begun(run)
     if (first, second) != (old.pid, new.pid):
-        raise SystemExit(f"process {second} resumed the run of {first}; expected: {new.pid} that of {old.pid}")
+        raise SystemExit(
+            f"process {second} resumed the run of {first}; expected: {new.pid} that of {old.pid}"
+        )
     old.process.wait(MOST_SECONDS)
     return resumed_at - at - fault.granted, new
 
@@ -143,7 +156,9 @@ def on_one_machine(place: Place, samples: int) -> dict[str, list[float]]:
 
 @dataclass
 class Elsewhere:
-    """Processes with one run each, every one of them on a machine of its own. One more is to resume all runs."""
+    """Processes with one run each, every one of them on a machine of its own. One more is to resume
+    all runs.
+    """
 
     place: Place
     runs: list[str]
@@ -180,7 +195,11 @@ def kill_all(groups: list[Elsewhere]) -> None:
     """At random moments within a heartbeat, once each process was seen."""
     wait_until_ready([group.place.start() for group in groups])
     began_at = time.monotonic() + 2
-    victims = [(began_at + random.random() * BEAT, group, worker) for group in groups for worker in group.victims]
+    victims = [
+        (began_at + random.random() * BEAT, group, worker)
+        for group in groups
+        for worker in group.victims
+    ]
     for at, group, worker in sorted(victims, key=lambda victim: victim[0]):
         time.sleep(max(0.0, at - time.monotonic()))
         group.kill(worker)
@@ -188,24 +207,37 @@ def kill_all(groups: list[Elsewhere]) -> None:
 
 def row(kind: str, name: str, seconds: list[float], goal: float) -> list[str]:
     figures = [f"{figure:.2f}" for figure in (min(seconds), median(seconds), max(seconds))]
-    return [f"{name}, {kind}", str(len(seconds)), *figures, f"<= {goal:g}: {'yes' if max(seconds) <= goal else 'no'}"]
+    return [
+        f"{name}, {kind}",
+        str(len(seconds)),
+        *figures,
+        f"<= {goal:g}: {'yes' if max(seconds) <= goal else 'no'}",
+    ]
 
 
-def measure(server: PostgresServer, folder: Path, workers: list[Worker], samples: int) -> list[list[str]]:
+def measure(
+    server: PostgresServer, folder: Path, workers: list[Worker], samples: int
+) -> list[list[str]]:
     def place(kind: str, name: str) -> Place:
         own = folder / f"{kind}-{name}"
         sqlite = f"sqlite+aiosqlite:///{own}/ledger.db"
-        return Place(own, sqlite if kind == "SQLite" else asyncio.run(server.create_database()), workers)
+        return Place(
+            own, sqlite if kind == "SQLite" else asyncio.run(server.create_database()), workers
+        )
 
     kinds = ("SQLite", "PostgreSQL")
     elsewhere = {kind: settle(place(kind, "elsewhere"), samples) for kind in kinds}
     kill_all([*elsewhere.values()])
-    same = {kind: on_one_machine(place(kind, "here"), samples) for kind in kinds}  # while the leases run out
+    same = {
+        kind: on_one_machine(place(kind, "here"), samples) for kind in kinds
+    }  # while the leases run out
     rows = [["", "samples", "min", "median", "max", "goal for all"]]
     rows += [row(kind, name, same[kind][name], 2) for name in FAULTS for kind in kinds]
     for kind, group in elsewhere.items():
         wait_until(group.are_resumed, LEASE + MOST_SECONDS)
-        rows.append(row(kind, f"kill -9, another machine (lease {LEASE:g} s)", group.seconds(), LEASE + 2))
+        rows.append(
+            row(kind, f"kill -9, another machine (lease {LEASE:g} s)", group.seconds(), LEASE + 2)
+        )
     return rows
 
 
@@ -213,10 +245,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--samples", type=int, default=5, help="of each fault on each database")
     options = parser.parse_args()
-    with start_server(fast=False) as server, tempfile.TemporaryDirectory() as folder, ending() as workers:
+    with (
+        start_server(fast=False) as server,
+        tempfile.TemporaryDirectory() as folder,
+        ending() as workers,
+    ):
         describe(postgresql=asyncio.run(version_of(server.url)))
         rows = measure(server, Path(folder), workers, options.samples)
-    print_table(f"A run resumed by another process, seconds after the signal (DRAIN_SECONDS = {DRAIN:g})", rows)
+    print_table(
+        f"A run resumed by another process, seconds after the signal (DRAIN_SECONDS = {DRAIN:g})",
+        rows,
+    )
 
 
 if __name__ == "__main__":

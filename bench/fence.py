@@ -1,10 +1,12 @@
-"""What does the fence cost a commit? The same transaction inside a run that is fenced, and outside of runs.
+"""What does the fence cost a commit? The same transaction inside a run that is fenced, and outside
+of runs.
 
     python bench/fence.py [--commits 2000] [--rounds 3]
 
-Each transaction inserts one user by a session of get_db() and commits. Both kinds take turns in blocks of 100, so that
-whatever the machine does meanwhile meets both. PostgreSQL runs with its default settings: a commit waits for the disk.
-The fence is one statement more, before COMMIT. On PostgreSQL a timeout is set together with BEGIN, too.
+Each transaction inserts one user by a session of get_db() and commits. Both kinds take turns in
+blocks of 100, so that whatever the machine does meanwhile meets both. PostgreSQL runs with its
+default settings: a commit waits for the disk. The fence is one statement more, before COMMIT. On
+PostgreSQL a timeout is set together with BEGIN, too.
 """
 
 from __future__ import annotations
@@ -82,11 +84,20 @@ async def measure_one(url: str, options: argparse.Namespace) -> tuple[list[float
 
 async def measure(server: PostgresServer, options: argparse.Namespace) -> list[list[str]]:
     rows = [["", "bare p50", "fenced p50", "bare p99", "fenced p99", "cost p50", "goal"]]
-    urls = {"SQLite": f"sqlite+aiosqlite:///{os.getcwd()}/app.db", "PostgreSQL": await server.create_database()}
+    urls = {
+        "SQLite": f"sqlite+aiosqlite:///{os.getcwd()}/app.db",
+        "PostgreSQL": await server.create_database(),
+    }
     for kind, url in urls.items():
         bare, fenced = await measure_one(url, options)
         cost = median(fenced) - median(bare)
-        figures = [median(bare), median(fenced), quantiles(bare, n=100)[-1], quantiles(fenced, n=100)[-1], cost]
+        figures = [
+            median(bare),
+            median(fenced),
+            quantiles(bare, n=100)[-1],
+            quantiles(fenced, n=100)[-1],
+            cost,
+        ]
         verdict = f"<= {GOAL_MS:g}: {'yes' if cost <= GOAL_MS else 'no'}"
         rows.append([kind, *(f"{figure:.2f}" for figure in figures), verdict])
     return rows
@@ -102,7 +113,10 @@ def main() -> None:
         os.chdir(folder)
         describe(postgresql=asyncio.run(version_of(server.url)))
         rows = uvloop.run(measure(server, options))
-    print_table(f"One row inserted and committed, milliseconds, {options.commits * options.rounds:,} each", rows)
+    print_table(
+        f"One row inserted and committed, milliseconds, {options.commits * options.rounds:,} each",
+        rows,
+    )
 
 
 if __name__ == "__main__":

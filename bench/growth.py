@@ -2,7 +2,8 @@
 
     python bench/growth.py [--runs 100000 1000000] [--tasks 10000] [--nodes 100] [--loops 5000] [--rounds 100]
 
-Five things are timed, by the functions that a service and `batch runs` call, each in a transaction of its own:
+Five things are timed, by the functions that a service and `batch runs` call, each in a transaction
+of its own:
 
 - a firing: a slot that is due becomes a run, and the cursor is moved;
 - a claim: a run that waits is found and taken (its outcome is written after that, untimed);
@@ -10,15 +11,16 @@ Five things are timed, by the functions that a service and `batch runs` call, ea
 - a chunk of ten rows, with its place and its fence; beside it so many places of other runs;
 - `batch runs`: the newest fifty.
 
-Each of them on ledgers that differ in one thing from the first, in which there are ten tasks, a node, and no other
-run: as many runs of another task of this node, all of which may start; so many other runs (a quarter each is over,
-queued for tasks that this node has not loaded, queued for paused tasks, and retried tomorrow; half of them are in a
-queue, half may run at once), so many tasks, all loaded by this node, and so many nodes. The ledgers take turns, so
-that whatever the machine does meanwhile meets all. The figures are lower quartiles: what else it does makes some of
+Each of them on ledgers that differ in one thing from the first, in which there are ten tasks, a
+node, and no other run: as many runs of another task of this node, all of which may start; so many
+other runs (a quarter each is over, queued for tasks that this node has not loaded, queued for
+paused tasks, and retried tomorrow; half of them are in a queue, half may run at once), so many
+tasks, all loaded by this node, and so many nodes. The ledgers take turns, so that whatever the
+machine does meanwhile meets all. The figures are lower quartiles: what else it does makes some of
 them longer, and none shorter.
 
-After that a run has gone through 4,900 loops of one chunk, each with a name of its own, as inner loops have. The next
-hundred take turns with the first hundred of another run.
+After that a run has gone through 4,900 loops of one chunk, each with a name of its own, as inner
+loops have. The next hundred take turns with the first hundred of another run.
 """
 
 from __future__ import annotations
@@ -86,14 +88,20 @@ async def nothing(self: BaseTask) -> None:
 def make_tasks(number: int) -> dict[str, Task]:
     """`mine`, which is fired and claimed, `own` for a backlog, and so many more."""
     for name in ("mine", "own", *(f"many-{n}" for n in range(number))):
-        attributes = {"name": name, "schedule": "* * * * *" if name == "mine" else "0 0 1 1 *", "run": nothing}
+        attributes = {
+            "name": name,
+            "schedule": "* * * * *" if name == "mine" else "0 0 1 1 *",
+            "run": nothing,
+        }
         TaskRegistry.register(type(name.title().replace("-", ""), (BaseTask,), attributes))
     return TaskRegistry.tasks()
 
 
 @dataclass
 class Ledger:
-    """One that the others are compared with, or that differs from it in one thing; what each took, in ms."""
+    """One that the others are compared with, or that differs from it in one thing; what each took,
+    in ms.
+    """
 
     name: str
     database: Database
@@ -116,7 +124,9 @@ async def fire(ledger: Ledger) -> float:
     ledger.due += MINUTE
     began_at = time.perf_counter()
     async with ledger.database.engine.begin() as connection:
-        fired = await firing.fire(connection, ["mine"], ledger.tasks, NODE, Capacity(1, 1), ledger.due, ahead={})
+        fired = await firing.fire(
+            connection, ["mine"], ledger.tasks, NODE, Capacity(1, 1), ledger.due, ahead={}
+        )
     took = time.perf_counter() - began_at
     await finish(ledger, fired.claimed)
     return took
@@ -137,7 +147,16 @@ async def claim(ledger: Ledger) -> float:
 async def finish(ledger: Ledger, claimed: list[Claimed]) -> None:
     """Ends the bench when there is not exactly one: then the figures are worth nothing."""
     (one,) = claimed
-    ends = (one.id, one.fence, RunState.SUCCEEDED, "succeeded", 1, NODE, one.task, one.attempt_started_at)
+    ends = (
+        one.id,
+        one.fence,
+        RunState.SUCCEEDED,
+        "succeeded",
+        1,
+        NODE,
+        one.task,
+        one.attempt_started_at,
+    )
     async with ledger.database.engine.begin() as connection:
         if await transitions.finish(connection, [Outcome(*ends, ended_at=one.attempt_started_at)]):
             raise SystemExit("an outcome was not written: the figures are worth nothing")
@@ -187,7 +206,13 @@ async def list_runs(ledger: Ledger) -> float:
     return time.perf_counter() - began_at
 
 
-MEASURED = {"a firing": fire, "a claim": claim, "a look": look, "a chunk": chunk, "`batch runs`": list_runs}
+MEASURED = {
+    "a firing": fire,
+    "a claim": claim,
+    "a look": look,
+    "a chunk": chunk,
+    "`batch runs`": list_runs,
+}
 
 
 async def open_ledger(
@@ -203,7 +228,9 @@ async def open_ledger(
     databases = []
     for histories in ((LEDGER_HISTORY,), APPLICATION_HISTORIES):
         sqlite = f"sqlite+aiosqlite:///{os.getcwd()}/{new_id()}.db"
-        database = Database(sqlite if kind == "SQLite" else await server.create_database(), setting="LEDGER_URL")
+        database = Database(
+            sqlite if kind == "SQLite" else await server.create_database(), setting="LEDGER_URL"
+        )
         await migrate(database, *histories)
         databases.append(database)
     ledger, application = databases
@@ -220,7 +247,14 @@ async def open_ledger(
     await fill_own(ledger, own)
     await crowd(ledger, runs, others, nodes)
     await fill_application(application, runs)
-    return Ledger(name, ledger, application, heartbeat, tasks if others else dict(list(tasks.items())[:10]), due)
+    return Ledger(
+        name,
+        ledger,
+        application,
+        heartbeat,
+        tasks if others else dict(list(tasks.items())[:10]),
+        due,
+    )
 
 
 async def fill_own(ledger: Database, number: int) -> None:
@@ -234,7 +268,9 @@ async def fill_application(database: Database, places: int) -> None:
     rows = f"SELECT {say['id']}, 'chunks:1', 1, 1, false {say['from']}"
     rows = f"SELECT * FROM ({say['series']} {rows})" if database.kind == "sqlite" else rows
     async with database.engine.begin() as connection:
-        await connection.execute(insert(User), [{"email": f"{n}@example.org"} for n in range(1_000)])
+        await connection.execute(
+            insert(User), [{"email": f"{n}@example.org"} for n in range(1_000)]
+        )
         if places:
             statement = f"INSERT INTO batch_checkpoints (run, name, fence, count, finished) {rows}"
             await connection.execute(text(statement), {"count": places})
@@ -261,7 +297,9 @@ class LoopingRun:
         while number := await self._wanted.get():
             began_at = time.perf_counter()
             for name in itertools.islice(names, number):
-                async for part in task.chunks([object() for _ in range(ITEMS)], size=ITEMS, name=f"inner-{name}"):
+                async for part in task.chunks(
+                    [object() for _ in range(ITEMS)], size=ITEMS, name=f"inner-{name}"
+                ):
                     async with part:
                         pass
             self._took.put_nowait((time.perf_counter() - began_at) * 1000)
@@ -269,7 +307,9 @@ class LoopingRun:
 
 
 async def inner_loops(application: Database, number: int) -> tuple[float, float]:
-    """Milliseconds of one of the first hundred of a run, and, in turns with them, of one of the last of another."""
+    """Milliseconds of one of the first hundred of a run, and, in turns with them, of one of the
+    last of another.
+    """
     use_application_database(application)
     young, old = LoopingRun(), LoopingRun()
     await old.go(number - WINDOW)
@@ -296,7 +336,9 @@ async def measure(server: PostgresServer, kind: str, options: argparse.Namespace
                 ledger.took.clear()
         for ledger in ledgers[number % len(ledgers) :] + ledgers[: number % len(ledgers)]:
             await ledger.measure()
-    print_table(f"{kind}: ms of one, and how many times as much as in the first row", table(ledgers))
+    print_table(
+        f"{kind}: ms of one, and how many times as much as in the first row", table(ledgers)
+    )
     first, last = await inner_loops(ledgers[0].application, options.loops)
     head = ["", "the first 100", f"the last of {options.loops:,}", "ratio"]
     row = ["an inner loop of one chunk", f"{first:.2f}", f"{last:.2f}", verdict(last / first)]
@@ -308,9 +350,13 @@ async def measure(server: PostgresServer, kind: str, options: argparse.Namespace
 
 
 def table(ledgers: list[Ledger]) -> list[list[str]]:
-    first, *others = [{what: quarter(took) for what, took in ledger.took.items()} for ledger in ledgers]
+    first, *others = [
+        {what: quarter(took) for what, took in ledger.took.items()} for ledger in ledgers
+    ]
     rows = [["", *(head for what in MEASURED for head in (what, "ratio"))]]
-    rows.append([ledgers[0].name, *(cell for took in first.values() for cell in (f"{took:.2f}", ""))])
+    rows.append(
+        [ledgers[0].name, *(cell for took in first.values() for cell in (f"{took:.2f}", ""))]
+    )
     for ledger, figures in zip(ledgers[1:], others, strict=True):
         cells = [(f"{took:.2f}", verdict(took / first[what])) for what, took in figures.items()]
         rows.append([ledger.name, *(cell for pair in cells for cell in pair)])

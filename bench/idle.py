@@ -2,15 +2,16 @@
 
     python bench/idle.py [--nodes 1 3] [--tasks 50] [--seconds 60]
 
-`python -m service serve` runs in processes of its own, so many on one ledger: on SQLite and, at the same time, on
-PostgreSQL, with tasks that are due on the 1st of January. CPU time and memory are what Linux says of a process (/proc).
-Statements (BEGIN, COMMIT and ROLLBACK are not among them) and transactions are counted by SQLAlchemy's events,
-which a sitecustomize.py installs in it. PostgreSQL is asked for its own count as well, from another database
-of the server (pg_stat_database, commits and rollbacks): that sees also what SQLAlchemy does not report, such as a ping
-of a pooled connection, and autovacuum now and then. All figures are those of one process.
+`python -m service serve` runs in processes of its own, so many on one ledger: on SQLite and, at the
+same time, on PostgreSQL, with tasks that are due on the 1st of January. CPU time and memory are
+what Linux says of a process (/proc). Statements (BEGIN, COMMIT and ROLLBACK are not among them) and
+transactions are counted by SQLAlchemy's events, which a sitecustomize.py installs in it. PostgreSQL
+is asked for its own count as well, from another database of the server (pg_stat_database, commits
+and rollbacks): that sees also what SQLAlchemy does not report, such as a ping of a pooled
+connection, and autovacuum now and then. All figures are those of one process.
 
-After that the two things that an idle node does are timed by themselves, on the same ledgers: a look at the news, and
-a beat, which carries a look.
+After that the two things that an idle node does are timed by themselves, on the same ledgers: a
+look at the news, and a beat, which carries a look.
 """
 
 from __future__ import annotations
@@ -113,7 +114,12 @@ class Group:
 def serving(folder: Path, number: int, url: str) -> Iterator[Service]:
     counts = folder / f"counts-{number}"
     counts.write_bytes(bytes(16))
-    own = {"DATABASE_URL": f"sqlite:///{folder}/app.db", "LEDGER_URL": url, "TASKS_DIR": f"{folder}/tasks", "PORT": "0"}
+    own = {
+        "DATABASE_URL": f"sqlite:///{folder}/app.db",
+        "LEDGER_URL": url,
+        "TASKS_DIR": f"{folder}/tasks",
+        "PORT": "0",
+    }
     more = {"PYTHONPATH": f"{folder}:{ROOT}", "BENCH_COUNTS": str(counts), "LOG_LEVEL": "WARNING"}
     command = [sys.executable, "-m", "service", "serve"]
     process = subprocess.Popen(
@@ -130,13 +136,21 @@ def serving(folder: Path, number: int, url: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def group(place: Path, kind: str, nodes: int, tasks: int, server: PostgresServer) -> Iterator[Group]:
+def group(
+    place: Path, kind: str, nodes: int, tasks: int, server: PostgresServer
+) -> Iterator[Group]:
     folder = place / f"{kind}-{nodes}"
     (folder / "tasks").mkdir(parents=True)
-    source = "from service import BaseTask\n" + "".join(TASK.format(number=number) for number in range(tasks))
+    source = "from service import BaseTask\n" + "".join(
+        TASK.format(number=number) for number in range(tasks)
+    )
     (folder / "tasks/many.py").write_text(source)
     (folder / "sitecustomize.py").write_text(COUNTING)
-    url = f"sqlite+aiosqlite:///{folder}/ledger.db" if kind == "SQLite" else asyncio.run(server.create_database())
+    url = (
+        f"sqlite+aiosqlite:///{folder}/ledger.db"
+        if kind == "SQLite"
+        else asyncio.run(server.create_database())
+    )
     with contextlib.ExitStack() as stack:
         services = [stack.enter_context(serving(folder, number, url)) for number in range(nodes)]
         yield Group(kind, url, services)
@@ -151,15 +165,27 @@ async def transactions_of(server: PostgresServer, database: str) -> int:
         await connection.close()
 
 
-async def measure(server: PostgresServer, groups: Sequence[Group], seconds: float) -> list[list[str]]:
+async def measure(
+    server: PostgresServer, groups: Sequence[Group], seconds: float
+) -> list[list[str]]:
     before = [await one.look(server) for one in groups]
     await asyncio.sleep(seconds)
-    rows = [["of one process", "% of a core", "MB", "statements/s", "transactions/s", "as the server counts them"]]
+    rows = [
+        [
+            "of one process",
+            "% of a core",
+            "MB",
+            "statements/s",
+            "transactions/s",
+            "as the server counts them",
+        ]
+    ]
     for one, then in zip(groups, before, strict=True):
         now = await one.look(server)
         rate = {what: (now[what] - then[what]) / (now["at"] - then["at"]) for what in now}
         counted = [
-            f"{rate[what]:.2f}" if what in rate else "-" for what in ("statements", "transactions", "of the server")
+            f"{rate[what]:.2f}" if what in rate else "-"
+            for what in ("statements", "transactions", "of the server")
         ]
         memory = statistics.fmean(service.megabytes() for service in one.services)
         name = f"{one.kind}, nodes: {len(one.services)}"
@@ -171,7 +197,14 @@ async def time_alone(groups: Sequence[Group]) -> list[list[str]]:
     rows = [["milliseconds", "look p50", "p99", "beat p50", "p99"]]
     for one in groups:
         database = Database(one.url, setting="LEDGER_URL", pool_size=1, plans_once=True)
-        row = {"id": new_id(), "host": "bench", "pid": 1, "version": "", "draining": False, "tasks": []}
+        row = {
+            "id": new_id(),
+            "host": "bench",
+            "pid": 1,
+            "version": "",
+            "draining": False,
+            "tasks": [],
+        }
         async with database.engine.begin() as connection:
             now = await database_time.now_of(connection)
             await nodes.register(connection, {**row, "started_at": now, "seen_at": now})
@@ -180,11 +213,15 @@ async def time_alone(groups: Sequence[Group]) -> list[list[str]]:
             took = [await _turn(engine.begin(), str(row["id"]), beats) for _ in range(TIMES)]
             figures += [statistics.median(took), statistics.quantiles(took, n=100)[98]]
         await database.dispose()
-        rows.append([f"{one.kind}, nodes: {len(one.services)}", *(f"{took * 1000:.2f}" for took in figures)])
+        rows.append(
+            [f"{one.kind}, nodes: {len(one.services)}", *(f"{took * 1000:.2f}" for took in figures)]
+        )
     return rows
 
 
-async def _turn(transaction: contextlib.AbstractAsyncContextManager[AsyncConnection], node: str, beats: bool) -> float:
+async def _turn(
+    transaction: contextlib.AbstractAsyncContextManager[AsyncConnection], node: str, beats: bool
+) -> float:
     began_at = time.perf_counter()
     async with transaction as connection:
         if beats:
@@ -195,10 +232,14 @@ async def _turn(transaction: contextlib.AbstractAsyncContextManager[AsyncConnect
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 3], help="how many on one ledger")
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", default=[1, 3], help="how many on one ledger"
+    )
     parser.add_argument("--tasks", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--settle", type=float, default=40, help="seconds before; a lease is over then")
+    parser.add_argument(
+        "--settle", type=float, default=40, help="seconds before; a lease is over then"
+    )
     options = parser.parse_args()
     with start_server(fast=False) as server, tempfile.TemporaryDirectory() as name:
         describe(
@@ -215,7 +256,9 @@ def main() -> None:
             load = os.getloadavg()[0]
             rows = asyncio.run(measure(server, groups, options.seconds))
         alone = asyncio.run(time_alone(groups))
-    print_table(f"idle for {options.seconds:.0f} s with {options.tasks} tasks; load {load:.1f} then", rows)
+    print_table(
+        f"idle for {options.seconds:.0f} s with {options.tasks} tasks; load {load:.1f} then", rows
+    )
     print_table("a look at the news, and a beat with its look, by themselves", alone)
 
 

@@ -2,12 +2,14 @@
 
     python bench/items.py [--items 1000] [--rounds 7] [--databases SQLite PostgreSQL]
 
-`save` changes one attribute of an ORM object, in a savepoint as always. Without a `fetch` it stands beside a loop by
-hand with the same savepoints: select by key, a savepoint for each item, COMMIT for each hundred, outside of runs. Both
-take turns, each first in every other round, and the figures are medians of these.
+`save` changes one attribute of an ORM object, in a savepoint as always. Without a `fetch` it stands
+beside a loop by hand with the same savepoints: select by key, a savepoint for each item, COMMIT for
+each hundred, outside of runs. Both take turns, each first in every other round, and the figures are
+medians of these.
 
-With a `fetch` that waits 20 ms nothing can be faster than `concurrency` / 20 ms: that is the limit beside it. Chunks
-have 100 items (the default), and 1,000 in the last row: between two chunks nothing is fetched.
+With a `fetch` that waits 20 ms nothing can be faster than `concurrency` / 20 ms: that is the limit
+beside it. Chunks have 100 items (the default), and 1,000 in the last row: between two chunks
+nothing is fetched.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Saves(ItemTask):
     async def save(self, item: Item, fetched: Any, db: AsyncSession) -> None:
         item.done += 1
 
-    async def run(self, redrive: str | None = None, items: list[str] | None = None) -> dict[str, int]:
+    async def run(
+        self, redrive: str | None = None, items: list[str] | None = None
+    ) -> dict[str, int]:
         began_at = time.perf_counter()
         result = await super().run(redrive, items)
         took.put_nowait(time.perf_counter() - began_at)
@@ -75,7 +79,9 @@ async def by_hand() -> float:
     began_at, at = time.perf_counter(), first
     while True:
         async with get_db() as db:
-            statement = select(Item).where(Item.id > at, Item.id <= last).order_by(Item.id).limit(SIZE)
+            statement = (
+                select(Item).where(Item.id > at, Item.id <= last).order_by(Item.id).limit(SIZE)
+            )
             items = (await db.scalars(statement)).all()
             if not items:
                 return time.perf_counter() - began_at
@@ -102,7 +108,10 @@ def next_items(count: int) -> None:
 
 
 async def measure_saves(options: argparse.Namespace) -> list[str]:
-    loops: dict[str, Callable[[], Awaitable[float]]] = {"by hand": by_hand_alone, "task": partial(by_task, Saves)}
+    loops: dict[str, Callable[[], Awaitable[float]]] = {
+        "by hand": by_hand_alone,
+        "task": partial(by_task, Saves),
+    }
     rates: list[dict[str, float]] = []
     for number in range(2 * options.rounds + 1):
         found = {}
@@ -113,17 +122,32 @@ async def measure_saves(options: argparse.Namespace) -> list[str]:
     del rates[0]  # it was for practice
     bare, task = (median(one[name] for one in rates) for name in loops)
     ratio = median(one["task"] / one["by hand"] for one in rates)
-    return ["no fetch", f"{SIZE}", f"{options.items:,}", f"{task:,.0f}", f"by hand: {bare:,.0f}", f"{ratio:.0%}"]
+    return [
+        "no fetch",
+        f"{SIZE}",
+        f"{options.items:,}",
+        f"{task:,.0f}",
+        f"by hand: {bare:,.0f}",
+        f"{ratio:.0%}",
+    ]
 
 
-async def measure_fetches(options: argparse.Namespace, concurrency: int, size: int, items: int) -> list[str]:
+async def measure_fetches(
+    options: argparse.Namespace, concurrency: int, size: int, items: int
+) -> list[str]:
     Fetches.concurrency, Fetches.size = concurrency, size
     rates = []
     for _ in range(options.rounds):
         next_items(items)
         rates.append(items / await by_task(Fetches))
     rate, limit = median(rates), concurrency / WAIT_SECONDS
-    shown = [f"{size:,}", f"{items:,}", f"{rate:,.0f}", f"limit: {limit:,.0f}", f"{rate / limit:.0%}"]
+    shown = [
+        f"{size:,}",
+        f"{items:,}",
+        f"{rate:,.0f}",
+        f"limit: {limit:,.0f}",
+        f"{rate / limit:.0%}",
+    ]
     return [f"fetch, concurrency = {concurrency}", *shown]
 
 
@@ -132,7 +156,10 @@ async def measure(server: PostgresServer, options: argparse.Namespace) -> None:
         global last
         last = 0
         async with running(await new_url(server, kind), await new_url(server, kind)) as batch:
-            most = 2 * options.items * (2 * options.rounds + 1) + sum(items for _, _, items in LIMITED) * options.rounds
+            most = (
+                2 * options.items * (2 * options.rounds + 1)
+                + sum(items for _, _, items in LIMITED) * options.rounds
+            )
             await fill(batch.application, most)
             rows = [["", "in a chunk", "items", "items/s", "beside it", "of that"]]
             rows.append(await measure_saves(options))

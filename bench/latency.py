@@ -1,14 +1,16 @@
-"""How long does a run wait until an idle node starts it, when another process put it into the ledger? And a cancel?
+"""How long does a run wait until an idle node starts it, when another process put it into the
+ledger? And a cancel?
 
     python bench/latency.py [--runs 200] [--services 4] [--poll 1]
 
-Of each database there are so many ledgers, each with one `batch serve` in a process of its own. This process queues
-runs, into each ledger one after the other: the next when the last has ended, and after a random part of POLL_SECONDS,
-so that no moment between two looks of the node is preferred. A wait is from just before the COMMIT until the first line
-of the body, by the machine's monotonic clock. What is due by its schedule does not wait so: see lateness.py.
+Of each database there are so many ledgers, each with one `batch serve` in a process of its own.
+This process queues runs, into each ledger one after the other: the next when the last has ended,
+and after a random part of POLL_SECONDS, so that no moment between two looks of the node is
+preferred. A wait is from just before the COMMIT until the first line of the body, by the machine's
+monotonic clock. What is due by its schedule does not wait so: see lateness.py.
 
-After that some runs that would never end are cancelled by this process. Such a wait is from just before the COMMIT of
-the request until the body gets CancelledError.
+After that some runs that would never end are cancelled by this process. Such a wait is from just
+before the COMMIT of the request until the body gets CancelledError.
 """
 
 from __future__ import annotations
@@ -116,13 +118,21 @@ def open_node(folder: Path, url: str, poll: float, workers: list[Worker]) -> Nod
     (folder / "tasks/noting.py").write_text(TASK)
     for name in ("begun", "cancelled"):
         (folder / name).touch()
-    settings = {"DATABASE_URL": f"sqlite:///{folder}/app.db", "LEDGER_URL": url, "POLL_SECONDS": str(poll)}
+    settings = {
+        "DATABASE_URL": f"sqlite:///{folder}/app.db",
+        "LEDGER_URL": url,
+        "POLL_SECONDS": str(poll),
+    }
     workers.append(start(folder, settings))
     return Node(folder, url, workers[-1])
 
 
 async def new_url(server: PostgresServer, kind: str, folder: Path) -> str:
-    return await server.create_database() if kind == "PostgreSQL" else f"sqlite+aiosqlite:///{folder}/ledger.db"
+    return (
+        await server.create_database()
+        if kind == "PostgreSQL"
+        else f"sqlite+aiosqlite:///{folder}/ledger.db"
+    )
 
 
 async def measure(
@@ -141,15 +151,30 @@ async def measure(
         found = await asyncio.gather(*(node.waits(share, poll) for node in all_nodes))
         used = (sum(cpu_seconds(worker.pid) for worker in workers) - before) / len(workers)
         core = used / (time.monotonic() - began_at)
-        ended = await asyncio.gather(*(node.waits_for_cancel(-(-share // 2), poll) for node in all_nodes))
+        ended = await asyncio.gather(
+            *(node.waits_for_cancel(-(-share // 2), poll) for node in all_nodes)
+        )
     tables = []
     for waits_by_node, last in ((found, [f"{core:.1%}"]), (ended, [])):
         rows = []
         for kind in KINDS:
             by_node = zip(all_nodes, waits_by_node, strict=True)
             waits = [wait for node, some in by_node if node in nodes[kind] for wait in some]
-            figures = [min(waits), median(waits), quantiles(waits, n=100, method="inclusive")[98], max(waits)]
-            rows.append([kind, f"{poll:g}", str(len(waits)), *(f"{figure:.0f}" for figure in figures), *last])
+            figures = [
+                min(waits),
+                median(waits),
+                quantiles(waits, n=100, method="inclusive")[98],
+                max(waits),
+            ]
+            rows.append(
+                [
+                    kind,
+                    f"{poll:g}",
+                    str(len(waits)),
+                    *(f"{figure:.0f}" for figure in figures),
+                    *last,
+                ]
+            )
         tables.append(rows)
     return tables[0], tables[1]
 
@@ -157,7 +182,9 @@ async def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=200, help="on each database")
-    parser.add_argument("--services", type=int, default=4, help="of each database, at the same time")
+    parser.add_argument(
+        "--services", type=int, default=4, help="of each database, at the same time"
+    )
     parser.add_argument("--poll", type=float, nargs="+", default=[DEFAULT_POLL])
     options = parser.parse_args()
     columns = ["", "POLL_SECONDS", "runs", "min", "p50", "p99", "max"]

@@ -1,14 +1,16 @@
-"""How late do runs start when many tasks are due in the same second? The service beside stock APScheduler 3.
+"""How late do runs start when many tasks are due in the same second? The service beside stock
+APScheduler 3.
 
     python bench/lateness.py [--tasks 1000] [--slots 10] [--rush 10000] [--rush-slots 3]
 
-The service runs on SQLite, on PostgreSQL, and beside them an APScheduler AsyncIOScheduler with its default executor
-fires as many bare coroutines from CronTriggers and records nothing. Each is a process of its own on uvloop, as under
-uvicorn, with room for all runs (MAX_RUNNING = tasks). They fire in turn, some seconds apart, slot by slot, so that a
-slow moment of the machine hits each. "late" is from the slot until the first line of the task's body.
+The service runs on SQLite, on PostgreSQL, and beside them an APScheduler AsyncIOScheduler with its
+default executor fires as many bare coroutines from CronTriggers and records nothing. Each is a
+process of its own on uvloop, as under uvicorn, with room for all runs (MAX_RUNNING = tasks). They
+fire in turn, some seconds apart, slot by slot, so that a slow moment of the machine hits each.
+"late" is from the slot until the first line of the task's body.
 
-In the rush, another process looks into the ledger every 25 ms, on a connection of its own: the time given is when it
-began to look and found all rows, which is at most one look after their commit.
+In the rush, another process looks into the ledger every 25 ms, on a connection of its own: the time
+given is when it began to look and found all rows, which is at most one look after their commit.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ started: list[float] = []
 
 @dataclass(frozen=True)
 class Race:
-    """So many tasks due at once, so many times; the contestants' slots are `apart` seconds from each other."""
+    """So many tasks due at once, so many times; the contestants' slots are `apart` seconds from
+    each other.
+    """
 
     tasks: int
     slots: int
@@ -93,7 +97,9 @@ async def run(self: BaseTask) -> None:
 
 @contextlib.asynccontextmanager
 async def stock(count: int, second: str) -> AsyncIterator[None]:
-    logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # a line for each run that it drops; see "started"
+    logging.getLogger("apscheduler").setLevel(
+        logging.CRITICAL
+    )  # a line for each run that it drops; see "started"
     scheduler = AsyncIOScheduler(timezone=UTC)
     for number in range(count):
         scheduler.add_job(bare, CronTrigger(second=second, timezone=UTC), id=f"task-{number}")
@@ -107,7 +113,11 @@ async def service(count: int, second: str, settings: Settings) -> AsyncIterator[
     for number in range(count):
         schedule = f"{second} * * * * *"
         TaskRegistry.register(
-            type(f"Task{number}", (BaseTask,), {"name": f"task-{number}", "schedule": schedule, "run": run})
+            type(
+                f"Task{number}",
+                (BaseTask,),
+                {"name": f"task-{number}", "schedule": schedule, "run": run},
+            )
         )
     logs.set_up("WARNING")
     batch = BatchService(settings)
@@ -142,7 +152,9 @@ async def tick(stalls: list[tuple[float, float]]) -> None:
 
 def slot_of(at: float, apart: int, stalls: list[tuple[float, float]]) -> Slot:
     late = sorted((moment - at) * 1000 for moment in started if at <= moment < at + apart)
-    return Slot(late, max(stall * 1000 for moment, stall in stalls if at <= moment < at + 1 + stall))
+    return Slot(
+        late, max(stall * 1000 for moment, stall in stalls if at <= moment < at + 1 + stall)
+    )
 
 
 def settings_of(url: str, room: int) -> Settings:
@@ -151,7 +163,11 @@ def settings_of(url: str, room: int) -> Settings:
     (folder / "tasks").mkdir()
     application = f"sqlite+aiosqlite:///{folder}/app.db"
     return Settings(
-        _env_file=None, DATABASE_URL=application, LEDGER_URL=url, MAX_RUNNING=room, TASKS_DIR=folder / "tasks"
+        _env_file=None,
+        DATABASE_URL=application,
+        LEDGER_URL=url,
+        MAX_RUNNING=room,
+        TASKS_DIR=folder / "tasks",
     )
 
 
@@ -164,7 +180,9 @@ def watch(url: str, race: Race, slots: list[float], parent: Connection) -> None:
 
 
 async def look_on(url: str, race: Race, slots: list[float]) -> list[tuple[float, float]]:
-    """For each slot the ms until all runs were in the ledger, and until all were there as succeeded."""
+    """For each slot the ms until all runs were in the ledger, and until all were there as
+    succeeded.
+    """
     found = []
     async with looking(url) as look:
         for at in slots:
@@ -182,7 +200,10 @@ async def look_on(url: str, race: Race, slots: list[float]) -> list[tuple[float,
     return found
 
 
-LOOK = "SELECT count(*), count(*) FILTER (WHERE state = 'succeeded') FROM batch_runs WHERE created_at >= "
+LOOK = (
+    "SELECT count(*), count(*) FILTER (WHERE state = 'succeeded') FROM batch_runs "
+    "WHERE created_at >= "
+)
 
 
 @contextlib.asynccontextmanager
@@ -202,16 +223,27 @@ async def looking(url: str) -> AsyncIterator[Any]:
     await server.close()
 
 
-def run_race(race: Race, urls: dict[str, str], watched: bool) -> tuple[dict[str, list[Slot]], dict[str, Any]]:
+def run_race(
+    race: Race, urls: dict[str, str], watched: bool
+) -> tuple[dict[str, list[Slot]], dict[str, Any]]:
     with contextlib.ExitStack() as stack:
-        ends = {n: stack.enter_context(beside(in_process, n, race, urls.get(n, ""))) for n in race.contestants}
+        ends = {
+            n: stack.enter_context(beside(in_process, n, race, urls.get(n, "")))
+            for n in race.contestants
+        }
         for end in ends.values():
             end.recv()
         start = (time.time() + 1) // race.period * race.period + race.period
-        looks = {n: stack.enter_context(beside(watch, urls[n], race, race.slots_of(n, start))) for n in urls if watched}
+        looks = {
+            n: stack.enter_context(beside(watch, urls[n], race, race.slots_of(n, start)))
+            for n in urls
+            if watched
+        }
         for end in ends.values():
             end.send(start)
-        return {name: end.recv() for name, end in ends.items()}, {name: end.recv() for name, end in looks.items()}
+        return {name: end.recv() for name, end in ends.items()}, {
+            name: end.recv() for name, end in looks.items()
+        }
 
 
 @contextlib.contextmanager
@@ -234,12 +266,29 @@ def p99(values: list[float]) -> float:
 
 
 def show(race: Race, found: dict[str, list[Slot]]) -> None:
-    """Slots of which nothing started, because stock APScheduler drops what is over a second late, have no lateness."""
-    ran = {name: [slot for slot in slots[1:] if len(slot.late) > 1] for name, slots in found.items()}
+    """Slots of which nothing started, because stock APScheduler drops what is over a second late,
+    have no lateness.
+    """
+    ran = {
+        name: [slot for slot in slots[1:] if len(slot.late) > 1] for name, slots in found.items()
+    }
     usual = [p99(slot.late) for slot in ran[STOCK]]
-    rows = [["", "started", "p50", "p99", "last", "the first slot's p99", "p99 / stock's", "longest stall of the loop"]]
+    rows = [
+        [
+            "",
+            "started",
+            "p50",
+            "p99",
+            "last",
+            "the first slot's p99",
+            "p99 / stock's",
+            "longest stall of the loop",
+        ]
+    ]
     for name, slots in ran.items():
-        ratio = median(p99(slot.late) for slot in slots) / median(usual) if slots and usual else None
+        ratio = (
+            median(p99(slot.late) for slot in slots) / median(usual) if slots and usual else None
+        )
         first = found[name][0].late
         rows.append(
             [
@@ -254,22 +303,32 @@ def show(race: Race, found: dict[str, list[Slot]]) -> None:
             ]
         )
     rows.append(["goal", "all", "", "", "", "", "<= 0.7", ""])
-    title = f"{race.tasks:,} due at once: ms late, median (range) of {race.slots - 1} slots after the first"
+    title = (
+        f"{race.tasks:,} due at once: ms late, median (range) of {race.slots - 1} slots after "
+        "the first"
+    )
     print_table(title, rows)
 
 
 def show_commits(race: Race, found: dict[str, Any]) -> None:
     rows = [["", "all running", "all succeeded"]]
     for name, looks in found.items():
-        rows.append([name, spread([one for one, _ in looks]), spread([other for _, other in looks])])
+        rows.append(
+            [name, spread([one for one, _ in looks]), spread([other for _, other in looks])]
+        )
     rows.append(["goal", "", "1000"])
     print_table(
-        f"{race.tasks:,} due at once: ms from the slot until committed, median (range) of {race.slots} slots", rows
+        f"{race.tasks:,} due at once: ms from the slot until committed, median (range) of "
+        f"{race.slots} slots",
+        rows,
     )
 
 
 async def new_urls(server: PostgresServer, folder: str, name: str) -> dict[str, str]:
-    return {"SQLite": f"sqlite+aiosqlite:///{folder}/{name}.db", "PostgreSQL": await server.create_database()}
+    return {
+        "SQLite": f"sqlite+aiosqlite:///{folder}/{name}.db",
+        "PostgreSQL": await server.create_database(),
+    }
 
 
 def main() -> None:
@@ -286,7 +345,9 @@ def main() -> None:
         show(race, run_race(race, asyncio.run(new_urls(server, folder, "many")), watched=False)[0])
         if options.rush:
             race = Race(options.rush, options.rush_slots, 5, contestants)
-            found, looks = run_race(race, asyncio.run(new_urls(server, folder, "rush")), watched=True)
+            found, looks = run_race(
+                race, asyncio.run(new_urls(server, folder, "rush")), watched=True
+            )
             show(race, found)
             show_commits(race, looks)
 

@@ -40,17 +40,26 @@ class Item(Columns, Base):
     __tablename__ = "items"
 
 
-async def fill(database: Database, rows: int, tables: Sequence[Any] = (Item,), padding: int = 0) -> None:
-    """Make these tables anew, each with ids from 1 to `rows`. `padding`: characters more in each row."""
+async def fill(
+    database: Database, rows: int, tables: Sequence[Any] = (Item,), padding: int = 0
+) -> None:
+    """Make these tables anew, each with ids from 1 to `rows`. `padding`: characters more in each
+    row.
+    """
     numbers = f"generate_series(1, {rows}) AS t(n)"
     if database.kind == "sqlite":
-        numbers = f"(WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < {rows}) SELECT n FROM t)"
+        numbers = (
+            f"(WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < {rows}) "
+            "SELECT n FROM t)"
+        )
     async with database.engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)
         for table in tables:
             values = f"SELECT n, '{'.' * padding}item number ' || n, n % 1000, 0 FROM {numbers}"
-            await connection.execute(text(f"INSERT INTO {table.__tablename__} (id, name, amount, done) {values}"))
+            await connection.execute(
+                text(f"INSERT INTO {table.__tablename__} (id, name, amount, done) {values}")
+            )
     if database.kind == "postgresql":
         async with database.engine.connect() as connection:
             automatic = await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -69,7 +78,11 @@ async def running(application: str, ledger: str) -> AsyncIterator[BatchService]:
     """A service in this process, with the tasks that are registered."""
     folder = Path(tempfile.mkdtemp(dir=os.getcwd())) / "tasks"
     folder.mkdir()
-    places: dict[str, Any] = {"DATABASE_URL": application, "LEDGER_URL": ledger, "TASKS_DIR": folder}
+    places: dict[str, Any] = {
+        "DATABASE_URL": application,
+        "LEDGER_URL": ledger,
+        "TASKS_DIR": folder,
+    }
     batch = BatchService(Settings(_env_file=None, **places))
     await batch.start()
     try:

@@ -2,13 +2,15 @@
 
     python bench/metrics.py [--tasks 200] [--runs 1000000] [--requests 200] [--cold 4] [--kinds sqlite postgresql]
 
-A real `batch serve` has so many tasks, each of which has run once. It is asked over loopback by one client that waits
-for each answer, so the time of a request has that of the client in it; the bare answer of /healthz is printed beside.
-First the ledger has only these runs, then a million others, of forty tasks more: a quarter is over, the others are
-queued, held by a pause, or retried tomorrow (see tests/batch/crowd.py). "cached": the gauges of the ledger were read
-less than 15 seconds ago. "cold": they are read for this request, which happens at most once in 15 seconds.
+A real `batch serve` has so many tasks, each of which has run once. It is asked over loopback by one
+client that waits for each answer, so the time of a request has that of the client in it; the bare
+answer of /healthz is printed beside. First the ledger has only these runs, then a million others,
+of forty tasks more: a quarter is over, the others are queued, held by a pause, or retried tomorrow
+(see tests/batch/crowd.py). "cached": the gauges of the ledger were read less than 15 seconds ago.
+"cold": they are read for this request, which happens at most once in 15 seconds.
 
-The last table is the CPU time that a run of a task spends on being counted, measured alone in this process.
+The last table is the CPU time that a run of a task spends on being counted, measured alone in this
+process.
 """
 
 from __future__ import annotations
@@ -59,9 +61,9 @@ async def run_all(served: Served, tasks: int) -> None:
         for number in range(tasks):
             answer = await client.post(f"/api/v1/tasks/task-{number:03}/runs", json={})
             assert answer.status_code < 300, answer.text
-        while b'batch_runs_total{origin="manual"' not in (content := (await client.get("/metrics")).content) or (
-            content.count(b"batch_runs_total{") < tasks
-        ):
+        while b'batch_runs_total{origin="manual"' not in (
+            content := (await client.get("/metrics")).content
+        ) or (content.count(b"batch_runs_total{") < tasks):
             await asyncio.sleep(0.2)
 
 
@@ -90,23 +92,32 @@ async def measure(served: Served, name: str, options: argparse.Namespace) -> lis
 
 def _figures(milliseconds: Sequence[float]) -> list[str]:
     ordered = sorted(milliseconds)
-    return [str(len(ordered)), *(f"{value:.1f}" for value in (ordered[0], median(ordered), ordered[-1]))]
+    return [
+        str(len(ordered)),
+        *(f"{value:.1f}" for value in (ordered[0], median(ordered), ordered[-1])),
+    ]
 
 
-async def measure_on(url: str, ledger_url: str, runs: int, options: argparse.Namespace) -> list[list[str]]:
+async def measure_on(
+    url: str, ledger_url: str, runs: int, options: argparse.Namespace
+) -> list[list[str]]:
     """The figures with a new ledger that has so many other runs."""
     ledger = Database(ledger_url, setting="LEDGER_URL", pooled=False)
     await migrate(ledger, LEDGER_HISTORY)
     await crowd(ledger, runs)
     await ledger.dispose()
     with tempfile.TemporaryDirectory() as name:
-        async with serving(Path(name), url, ledger_url, TASKS.format(number=options.tasks)) as served:
+        async with serving(
+            Path(name), url, ledger_url, TASKS.format(number=options.tasks)
+        ) as served:
             await run_all(served, options.tasks)
             return await measure(served, f"{runs:,} other runs", options)
 
 
 def counting() -> list[list[str]]:
-    """Microseconds of CPU time that counting takes: at the end of a run, and at its begin if its slot was on time."""
+    """Microseconds of CPU time that counting takes: at the end of a run, and at its begin if its
+    slot was on time.
+    """
     metrics, rows = ProcessMetrics(), [["microseconds", "a run"]]
     names = [f"task-{number}" for number in range(200)]
     slot = datetime.now(UTC)
@@ -114,7 +125,9 @@ def counting() -> list[list[str]]:
     began = time.process_time()
     for number in range(COUNTED):
         task = names[number % 200]
-        metrics.count_attempt(task, "succeeded", (at - slot).total_seconds(), "succeeded", "schedule")
+        metrics.count_attempt(
+            task, "succeeded", (at - slot).total_seconds(), "succeeded", "schedule"
+        )
         metrics.count_work(task, 0, 0)
     rows.append(["its end", f"{(time.process_time() - began) / COUNTED * 1e6:.2f}"])
     began = time.process_time()
@@ -125,18 +138,24 @@ def counting() -> list[list[str]]:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--cold", type=int, default=4)
-    parser.add_argument("--kinds", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"]
+    )
     options = parser.parse_args()
     libraries = ("prometheus-client", "starlette", "uvicorn", "sqlalchemy", "asyncpg", "aiosqlite")
     heads = ["milliseconds", "requests", "least", "median", "most", "KB", "goal"]
     title = f"GET /metrics with {options.tasks} tasks"
     with ExitStack() as stack:
-        server = stack.enter_context(start_server(fast=False)) if "postgresql" in options.kinds else None
+        server = (
+            stack.enter_context(start_server(fast=False)) if "postgresql" in options.kinds else None
+        )
         describe(libraries, await version_of(server.url) if server is not None else None)
         if "sqlite" in options.kinds:
             rows = [heads]

@@ -2,10 +2,11 @@
 
     python bench/night.py [--runs 1000000] [--slots 176000] [--requests 50] [--kinds sqlite postgresql]
 
-For each database a ledger is made in which 200 tasks were due every minute: so many runs in all, and so many slots in
-the window. One run in 20,000 has failed and is open. The tally is kept by the code that keeps it in a service. Then a
-real `batch serve` on this ledger is asked over loopback, and `batch night` is run as a command. A bare `SELECT 1`
-through the same driver, and the answer of /healthz, are measured beside, in the same run.
+For each database a ledger is made in which 200 tasks were due every minute: so many runs in all,
+and so many slots in the window. One run in 20,000 has failed and is open. The tally is kept by the
+code that keeps it in a service. Then a real `batch serve` on this ledger is asked over loopback,
+and `batch night` is run as a command. A bare `SELECT 1` through the same driver, and the answer of
+/healthz, are measured beside, in the same run.
 """
 
 from __future__ import annotations
@@ -52,16 +53,43 @@ async def fill(ledger: Database, number: int, now: datetime) -> None:
     first = now - minutes * MINUTE
     names = [f"task-{n:03}" for n in range(TASKS)]
     async with ledger.engine.begin() as connection:
-        row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": names}
-        await connection.execute(insert(tables.nodes), {**row, "started_at": first, "seen_at": now, "noticed_at": now})
-        known = {"description": "", "source": "tasks/some.py", "policies": {}, "first_seen_at": first}
-        await connection.execute(insert(tables.tasks), [{"name": n, **known, "last_seen_at": now} for n in names])
-        span = {"cron": "* * * * *", "timezone": "UTC", "valid_from": first, "node": node, "fired_until": now}
-        await connection.execute(insert(tables.schedules), [{"id": new_id(), "task": n, **span} for n in names])
+        row = {
+            "id": node,
+            "host": "here",
+            "pid": 1,
+            "version": "1",
+            "draining": False,
+            "tasks": names,
+        }
+        await connection.execute(
+            insert(tables.nodes), {**row, "started_at": first, "seen_at": now, "noticed_at": now}
+        )
+        known = {
+            "description": "",
+            "source": "tasks/some.py",
+            "policies": {},
+            "first_seen_at": first,
+        }
+        await connection.execute(
+            insert(tables.tasks), [{"name": n, **known, "last_seen_at": now} for n in names]
+        )
+        span = {
+            "cron": "* * * * *",
+            "timezone": "UTC",
+            "valid_from": first,
+            "node": node,
+            "fired_until": now,
+        }
+        await connection.execute(
+            insert(tables.schedules), [{"id": new_id(), "task": n, **span} for n in names]
+        )
     rows = []
     for minute in range(1, minutes + 1):
         slot = first + minute * MINUTE
-        rows += [_run(name, slot, node, (minute * TASKS + n) % FAILED_EVERY == 0) for n, name in enumerate(names)]
+        rows += [
+            _run(name, slot, node, (minute * TASKS + n) % FAILED_EVERY == 0)
+            for n, name in enumerate(names)
+        ]
         if len(rows) >= AT_ONCE or minute == minutes:
             async with ledger.engine.begin() as connection:
                 await connection.execute(insert(tables.runs), rows)
@@ -93,10 +121,14 @@ def _run(name: str, slot: datetime, node: str, is_bad: bool) -> dict[str, object
 
 
 async def tally(ledger: Database) -> float:
-    """Count all buckets, as a service does in the background. Returns how many seconds that takes."""
+    """Count all buckets, as a service does in the background. Returns how many seconds that
+    takes.
+    """
     node = new_id()
     async with ledger.engine.begin() as connection:
-        await duties.take_from_the_dead(connection, WATCH, node, await database_time.now_of(connection))
+        await duties.take_from_the_dead(
+            connection, WATCH, node, await database_time.now_of(connection)
+        )
     keeper = TallyKeeper(ledger, node, lambda: True, Outage())
     began = time.monotonic()
     await keeper.keep_up()
@@ -142,8 +174,15 @@ async def measure(kind: str, arguments: argparse.Namespace, folder: Path, url: s
 
 
 def ask(folder: Path, url: str, since: str, number: int) -> list[tuple[str, ...]]:
-    """Ask a real service over loopback, and run the command. The tasks are not loaded, so that none fires meanwhile."""
-    environment = {**os.environ, "LEDGER_URL": url, "BATCH_AUTH": "off", "BATCH_REQUESTS_PER_SECOND": "10000"}
+    """Ask a real service over loopback, and run the command. The tasks are not loaded, so that none
+    fires meanwhile.
+    """
+    environment = {
+        **os.environ,
+        "LEDGER_URL": url,
+        "BATCH_AUTH": "off",
+        "BATCH_REQUESTS_PER_SECOND": "10000",
+    }
     if url.startswith("postgresql"):
         environment["DATABASE_URL"] = url
     (folder / "tasks").mkdir()
@@ -164,18 +203,30 @@ def ask(folder: Path, url: str, since: str, number: int) -> list[tuple[str, ...]
                 rows = [
                     line("/healthz", timed(lambda: client.get("/healthz"), number)),
                     line(
-                        "/api/v1/night, the window", timed(lambda: client.get("/api/v1/night", params=window), number)
+                        "/api/v1/night, the window",
+                        timed(lambda: client.get("/api/v1/night", params=window), number),
                     ),
-                    line("/api/v1/night, since 18:00", timed(lambda: client.get("/api/v1/night"), number)),
+                    line(
+                        "/api/v1/night, since 18:00",
+                        timed(lambda: client.get("/api/v1/night"), number),
+                    ),
                 ]
             few = max(5, number // 10)
             rows.append(
-                line("batch --version", timed(lambda: _run_command(command, folder, environment, "--version"), few))
+                line(
+                    "batch --version",
+                    timed(lambda: _run_command(command, folder, environment, "--version"), few),
+                )
             )
             rows.append(
                 line(
                     "batch night",
-                    timed(lambda: _run_command(command, folder, environment, "night", "--since", since), few),
+                    timed(
+                        lambda: _run_command(
+                            command, folder, environment, "night", "--since", since
+                        ),
+                        few,
+                    ),
                 )
             )
             return rows
@@ -183,8 +234,12 @@ def ask(folder: Path, url: str, since: str, number: int) -> list[tuple[str, ...]
             service.terminate()
 
 
-def _run_command(command: Sequence[str], folder: Path, environment: dict[str, str], *words: str) -> None:
-    done = subprocess.run([*command, *words], cwd=folder, env=environment, capture_output=True, check=False)
+def _run_command(
+    command: Sequence[str], folder: Path, environment: dict[str, str], *words: str
+) -> None:
+    done = subprocess.run(
+        [*command, *words], cwd=folder, env=environment, capture_output=True, check=False
+    )
     assert done.returncode in (0, 1), done.stderr
 
 
@@ -200,11 +255,15 @@ def _address(out: Path) -> str:
 
 async def main() -> None:
     """Measure each kind of database in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--slots", type=int, default=176_000)
     parser.add_argument("--requests", type=int, default=50)
-    parser.add_argument("--kinds", nargs="+", default=["sqlite", "postgresql"], choices=["sqlite", "postgresql"])
+    parser.add_argument(
+        "--kinds", nargs="+", default=["sqlite", "postgresql"], choices=["sqlite", "postgresql"]
+    )
     arguments = parser.parse_args()
     for kind in arguments.kinds:
         with ExitStack() as stack:

@@ -1,10 +1,12 @@
-"""How long does a page of a table take, the further behind it is? By OFFSET, and by key as chunks do it.
+"""How long does a page of a table take, the further behind it is? By OFFSET, and by key as chunks
+do it.
 
     python bench/offset.py [--rows 1000000] [--size 1000] [--rounds 7] [--picture docs/offset.svg]
 
-Of a table in the order of its primary key, pages at 25 positions are read as ORM objects; the figures are medians of
-some rounds, in which the positions take turns. `by OFFSET` is `ORDER BY id LIMIT … OFFSET …`; `by key` is what
-`chunks()` executes for its next page. `all pages` is the whole table, from the mean of these.
+Of a table in the order of its primary key, pages at 25 positions are read as ORM objects; the
+figures are medians of some rounds, in which the positions take turns. `by OFFSET` is `ORDER BY id
+LIMIT … OFFSET …`; `by key` is what `chunks()` executes for its next page. `all pages` is the whole
+table, from the mean of these.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class ByOffset:
         self._size = size
 
     async def read(self, db: AsyncSession, position: int) -> Sequence[Item]:
-        return (await db.scalars(select(Item).order_by(Item.id).limit(self._size).offset(position))).all()
+        return (
+            await db.scalars(select(Item).order_by(Item.id).limit(self._size).offset(position))
+        ).all()
 
 
 class ByKey:
@@ -73,14 +77,18 @@ async def measure_one(url: str, options: argparse.Namespace) -> dict[str, Curve]
                     found = await reader.read(db, position)
                     seconds = time.perf_counter() - began_at
                 if (found[0].id, len(found)) != (position + 1, options.size):
-                    raise SystemExit(f"{way} read something else at {position}: the figures are worth nothing")
+                    raise SystemExit(
+                        f"{way} read something else at {position}: the figures are worth nothing"
+                    )
                 if number:  # the first round is for practice
                     took[way][place].append(seconds * 1000)
     await database.dispose()
     return {way: [median(one) for one in took[way]] for way in WAYS}
 
 
-async def measure(server: PostgresServer, options: argparse.Namespace) -> dict[str, dict[str, Curve]]:
+async def measure(
+    server: PostgresServer, options: argparse.Namespace
+) -> dict[str, dict[str, Curve]]:
     return {kind: await measure_one(await new_url(server, kind), options) for kind in DATABASES}
 
 
@@ -92,10 +100,15 @@ def print_curves(curves: dict[str, dict[str, Curve]], options: argparse.Namespac
         for way, curve in ways.items():
             whole = f"{mean(curve) * options.rows / options.size / 1000:.1f} s"
             rows.append([f"{kind}, {way}", *(f"{curve[place]:.1f}" for place in shown), whole])
-    print_table(f"A page of {options.size:,} of {options.rows:,} rows, ms, median of {options.rounds} rounds", rows)
+    print_table(
+        f"A page of {options.size:,} of {options.rows:,} rows, ms, median of {options.rounds} "
+        "rounds",
+        rows,
+    )
 
 
-# The picture: plain SVG, so that it needs no library; its colours follow the reader's, light or dark.
+# The picture: plain SVG, so that it needs no library; its colours follow the reader's, light or
+# dark.
 
 STEPS = [number * ten for ten in (1, 10, 100, 1_000) for number in (1, 2, 3, 4, 5, 6, 8)]
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 320, 56, 40, 168, 44
@@ -122,24 +135,35 @@ text.offset {{ fill: #ff7b72; }} text.key {{ fill: #79c0ff; }}
 def picture(curves: dict[str, dict[str, Curve]], options: argparse.Namespace) -> str:
     highest = max(max(curve) for ways in curves.values() for curve in ways.values())
     step = next(step for step in STEPS if highest <= 5 * step)
-    at, title = positions(options), f"Milliseconds for a page of {options.size:,} rows, by where in the table it is"
+    at, title = (
+        positions(options),
+        f"Milliseconds for a page of {options.size:,} rows, by where in the table it is",
+    )
     parts = [f'<text x="{LEFT}" y="20">{title}</text>']
     for number in range(6):
         y, x = _y(number / 5), _x(number / 5)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.0f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.0f}" text-anchor="end">{number * step}</text>')
         parts.append(
-            f'<text x="{x:.0f}" y="{HEIGHT - BOTTOM + 22}" text-anchor="middle">{number * options.rows // 5:,}</text>'
+            f'<text x="{LEFT - 8}" y="{y + 4:.0f}" text-anchor="end">{number * step}</text>'
+        )
+        parts.append(
+            f'<text x="{x:.0f}" y="{HEIGHT - BOTTOM + 22}" '
+            f'text-anchor="middle">{number * options.rows // 5:,}</text>'
         )
     lines = [(curve, kind, way) for kind, ways in curves.items() for way, curve in ways.items()]
     ends: list[float] = []
     for curve, kind, way in sorted(lines, key=lambda line: line[0][-1]):
         colour, second = way.split()[1].lower(), " second" if kind == "SQLite" else ""
-        points = [(_x(place / options.rows), _y(ms / step / 5)) for place, ms in zip(at, curve, strict=True)]
+        points = [
+            (_x(place / options.rows), _y(ms / step / 5))
+            for place, ms in zip(at, curve, strict=True)
+        ]
         drawn = " ".join(f"{x:.0f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline class="{colour}{second}" points="{drawn}"/>')
         y = _free(points[-1][1] + 4, ends)
-        parts.append(f'<text class="{colour}" x="{WIDTH - RIGHT + 8}" y="{y:.0f}">{kind}, {way}</text>')
+        parts.append(
+            f'<text class="{colour}" x="{WIDTH - RIGHT + 8}" y="{y:.0f}">{kind}, {way}</text>'
+        )
     return SVG.format(width=WIDTH, height=HEIGHT, title=title, parts="\n".join(parts))
 
 

@@ -2,14 +2,16 @@
 
     python bench/pages.py [--runs 1000000] [--requests 50] [--viewers 200] [--seconds 60] [--kinds sqlite postgresql]
 
-For each database a ledger is made as bench/api.py makes it, and one for Night as bench/night.py makes it. A real `batch
-serve` on it is asked over loopback by one client, so the time of a page has that of the client in it; the answer of
-/healthz is measured beside, in the same run. A headless Chromium that has the files of the pages says when Night is
-painted, and how long it takes from a key to the next frame.
+For each database a ledger is made as bench/api.py makes it, and one for Night as bench/night.py
+makes it. A real `batch serve` on it is asked over loopback by one client, so the time of a page has
+that of the client in it; the answer of /healthz is measured beside, in the same run. A headless
+Chromium that has the files of the pages says when Night is painted, and how long it takes from a
+key to the next frame.
 
-A run writes a line into its log at intervals from 0 to 2 seconds. Two streams read it as the page of the run does: from
-the process that executes it, and from another one on the same ledger. Lateness is from a slot to the first line of its
-task, of 50 tasks that are due in each second, without viewers and with so many viewers of that run.
+A run writes a line into its log at intervals from 0 to 2 seconds. Two streams read it as the page
+of the run does: from the process that executes it, and from another one on the same ledger.
+Lateness is from a slot to the first line of its task, of 50 tasks that are due in each second,
+without viewers and with so many viewers of that run.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ MARK = re.compile(rb"mark ([0-9.]+)")
 async def signed_in(served: Served, token: int = 0) -> AsyncIterator[httpx.AsyncClient]:
     """A browser without a script, in which somebody has signed in with one of the tokens."""
     headers = {"Accept-Encoding": "gzip"}
-    async with httpx.AsyncClient(base_url=served.url, headers=headers, timeout=60, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=served.url, headers=headers, timeout=60, trust_env=False
+    ) as client:
         answer = await client.post("/signin", data={"secret": served.secrets[token], "next": "/"})
         assert answer.status_code == 303, answer.text[:500]
         yield client
@@ -126,7 +130,10 @@ async def measure_pages(served: Served, number: int) -> list[list[str]]:
 async def measure_night(served: Served, number: int) -> list[list[str]]:
     """The same of Night, and the bytes of all files that it needs once."""
     async with signed_in(served) as client:
-        since = [time.strftime("%Y-%m-%dT%H:%M", time.gmtime(time.time() - days * 86_400 + 900)) for days in (1, 31)]
+        since = [
+            time.strftime("%Y-%m-%dT%H:%M", time.gmtime(time.time() - days * 86_400 + 900))
+            for days in (1, 31)
+        ]
         rows = [
             await _page(client, "Night", "/", number, NIGHT_BYTES),
             await _page(client, "Night, 24 hours", f"/?since={since[0]}", number, NIGHT_BYTES),
@@ -135,13 +142,18 @@ async def measure_night(served: Served, number: int) -> list[list[str]]:
         html = (await client.get("/")).text
         files = sorted(set(re.findall(r'(?:href|src)="(/static/[^"]+)"', html)))
         style = next(file for file in files if file.endswith(".css"))
-        files += [f"/static/{name}" for name in re.findall(r"url\(([^)]+)\)", (await client.get(style)).text)]
+        files += [
+            f"/static/{name}"
+            for name in re.findall(r"url\(([^)]+)\)", (await client.get(style)).text)
+        ]
         total = sum([await size_of(client, file) for file in sorted(set(files))])
         goal = f"< {FILES_BYTES:,} bytes: {_said(total < FILES_BYTES)}"
         return [*rows, [f"the {len(set(files))} files beside it, once", "", "", f"{total:,}", goal]]
 
 
-async def _page(client: httpx.AsyncClient, name: str, path: str, number: int, most: int | None = None) -> list[str]:
+async def _page(
+    client: httpx.AsyncClient, name: str, path: str, number: int, most: int | None = None
+) -> list[str]:
     await times(client, path, 3)
     middle, high = spread(await times(client, path, number))
     size = await size_of(client, path)
@@ -156,7 +168,9 @@ def _said(is_held: bool) -> str:
 
 
 async def measure_browser(served: Served) -> list[list[str]]:
-    """When Night is painted for the first time and for the largest part, and a key's delay, in milliseconds."""
+    """When Night is painted for the first time and for the largest part, and a key's delay, in
+    milliseconds.
+    """
     async with browser() as chromium:
         page = await chromium.new_page()
         errors = Errors()
@@ -191,7 +205,9 @@ async def stream(client: httpx.AsyncClient, run: str, seen: list[float], seconds
     give_up_at = time.time() + seconds
     place = re.search(r"after_line=([0-9.]+)", (await client.get(f"/runs/{run}")).text)
     assert place is not None
-    async with client.stream("GET", f"/live?topic=run:{run}&after_line={place[1]}", timeout=30) as answer:
+    async with client.stream(
+        "GET", f"/live?topic=run:{run}&after_line={place[1]}", timeout=30
+    ) as answer:
         assert answer.status_code == 200
         async for data in answer.aiter_bytes():
             now = time.time()
@@ -214,7 +230,10 @@ async def measure_lines(own: Served, other: Served, run: str, seconds: float) ->
     seen: dict[str, list[float]] = {"its own process": [], "another process": []}
     async with signed_in(own) as here, signed_in(other) as there:
         await asyncio.gather(
-            *(stream(client, run, ages, seconds) for client, ages in zip((here, there), seen.values(), strict=True))
+            *(
+                stream(client, run, ages, seconds)
+                for client, ages in zip((here, there), seen.values(), strict=True)
+            )
         )
     rows = []
     for name, ages in seen.items():
@@ -226,11 +245,16 @@ async def measure_lines(own: Served, other: Served, run: str, seconds: float) ->
 
 
 async def measure_viewers(served: Served, run: str, number: int, seconds: float) -> list[list[str]]:
-    """The lateness of slots and the CPU of the process, without viewers and with so many of one run."""
+    """The lateness of slots and the CPU of the process, without viewers and with so many of one
+    run.
+    """
     await asyncio.sleep(LINGER_SECONDS + 2)  # the streams before have ended by then
     without = await _phase(served, seconds)
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(signed_in(served, each // STREAMS_OF_ONE)) for each in range(number)]
+        clients = [
+            await stack.enter_async_context(signed_in(served, each // STREAMS_OF_ONE))
+            for each in range(number)
+        ]
         readers = [asyncio.create_task(stream(client, run, [], seconds + 60)) for client in clients]
         await asyncio.sleep(5)
         beside = await _phase(served, seconds)
@@ -253,7 +277,14 @@ class Phase(NamedTuple):
     share: float
 
     def row(self, name: str, goals: str) -> list[str]:
-        return [name, f"{self.slots:,}", f"{self.p50 * 1e3:.0f}", f"{self.p99 * 1e3:.0f}", f"{self.share:.1%}", goals]
+        return [
+            name,
+            f"{self.slots:,}",
+            f"{self.p50 * 1e3:.0f}",
+            f"{self.p99 * 1e3:.0f}",
+            f"{self.share:.1%}",
+            goals,
+        ]
 
 
 async def _phase(served: Served, seconds: float) -> Phase:
@@ -266,7 +297,9 @@ async def _phase(served: Served, seconds: float) -> Phase:
     return Phase(len(late), percent[49], percent[98], share)
 
 
-async def measure(kind: str, url: str, ledger_url: str, night_url: str, options: argparse.Namespace) -> None:
+async def measure(
+    kind: str, url: str, ledger_url: str, night_url: str, options: argparse.Namespace
+) -> None:
     """Make the ledgers, and measure all."""
     ledger = Database(ledger_url, setting="LEDGER_URL", pooled=False)
     await fill(ledger, options.runs)
@@ -282,7 +315,9 @@ async def measure(kind: str, url: str, ledger_url: str, night_url: str, options:
         async with serving(own, url, ledger_url, QUIET) as served:
             rows = await measure_pages(served, options.requests)
             print_table(f"{kind}: pages, {options.runs:,} runs", [head, *rows])
-        async with serving(own, url if night_url.startswith("sqlite") else night_url, night_url, QUIET) as served:
+        async with serving(
+            own, url if night_url.startswith("sqlite") else night_url, night_url, QUIET
+        ) as served:
             rows = await measure_night(served, options.requests)
             print_table(f"{kind}: Night, {options.runs:,} runs of slots", [head, *rows])
             painted = await measure_browser(served)
@@ -293,25 +328,34 @@ async def measure(kind: str, url: str, ledger_url: str, night_url: str, options:
         ):
             run = await start_busy(busy)
             seen = await measure_lines(busy, beside, run, options.seconds)
-            print_table(f"{kind}: a line of a log until it is seen, s", [["", "lines", "p50", "p95", "goal"], *seen])
+            print_table(
+                f"{kind}: a line of a log until it is seen, s",
+                [["", "lines", "p50", "p95", "goal"], *seen],
+            )
             viewers = await measure_viewers(busy, run, options.viewers, options.seconds)
             head = ["", "slots", "p50, ms", "p99, ms", "CPU", "goal"]
             print_table(f"{kind}: lateness of {TICKS} tasks a second", [head, *viewers])
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--viewers", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--kinds", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"]
+    )
     options = parser.parse_args()
     describe(("starlette", "jinja2", "uvicorn", "sqlalchemy", "asyncpg", "aiosqlite"))
     with ExitStack() as stack:
         if "sqlite" in options.kinds:
             with tempfile.TemporaryDirectory() as folder:
-                urls = (f"sqlite+aiosqlite:///{folder}/{name}.db" for name in ("app", "ledger", "night"))
+                urls = (
+                    f"sqlite+aiosqlite:///{folder}/{name}.db" for name in ("app", "ledger", "night")
+                )
                 await measure("SQLite", *urls, options)
         if "postgresql" in options.kinds:
             server = stack.enter_context(start_server(fast=False))

@@ -1,13 +1,14 @@
-"""What does a partitioned run cost the ledger, and how much faster is a pass over many rows with two workers?
+"""What does a partitioned run cost the ledger, and how much faster is a pass over many rows with
+two workers?
 
     python bench/partitions.py [--rows 5000000] [--repeats 3] [--parts ledger pass]
 
-- `ledger`: a run is split into 10,000 parts: encoding them, the transaction that stores them, and a claim of 16. Then
-  a look that finds nothing while all are active, and the look that finds that all have succeeded, with the
-  transaction that queues the run for its join.
-- `pass`: a table of `--rows` rows is computed on and updated in chunks of 1,000: in one run of a worker, in 64 parts of
-  one worker, and in 64 parts of two workers. A worker executes one run at once. The seconds are those of the run, from
-  its begin to its end; the median of `--repeats`.
+- `ledger`: a run is split into 10,000 parts: encoding them, the transaction that stores them, and a
+  claim of 16. Then a look that finds nothing while all are active, and the look that finds that all
+  have succeeded, with the transaction that queues the run for its join.
+- `pass`: a table of `--rows` rows is computed on and updated in chunks of 1,000: in one run of a
+  worker, in 64 parts of one worker, and in 64 parts of two workers. A worker executes one run at
+  once. The seconds are those of the run, from its begin to its end; the median of `--repeats`.
 """
 
 from __future__ import annotations
@@ -95,13 +96,20 @@ async def in_the_ledger(server: PostgresServer, folder: Path, repeats: int) -> N
     rows: list[list[str]] = []
     for kind in KINDS:
         file = f"sqlite+aiosqlite:///{folder}/{new_id()}.db"
-        ledger = Database(await server.create_database() if kind == "PostgreSQL" else file, setting="LEDGER_URL")
+        ledger = Database(
+            await server.create_database() if kind == "PostgreSQL" else file, setting="LEDGER_URL"
+        )
         await migrate(ledger, LEDGER_HISTORY)
         task = TaskRegistry.of(Sums)
         async with ledger.engine.begin() as connection:
-            await task_sync.record_tasks(connection, {"sums": task}, await database_time.now_of(connection))
+            await task_sync.record_tasks(
+                connection, {"sums": task}, await database_time.now_of(connection)
+            )
         taken = [await one_run(ledger, task) for _ in range(repeats)]
-        rows += [[kind, what, f"{median(each[what] for each in taken) * 1_000:,.0f} ms"] for what in taken[0]]
+        rows += [
+            [kind, what, f"{median(each[what] for each in taken) * 1_000:,.0f} ms"]
+            for what in taken[0]
+        ]
         await ledger.dispose()
     print_table(f"A run with {NUMBER:,} parts", [["database", "what", "median"], *rows])
 
@@ -118,7 +126,9 @@ async def one_run(ledger: Database, task: Any) -> dict[str, float]:
         now = await database_time.now_of(connection)
         run = NewRun.running(node, "sums", None, now, exclusive=None, priority=0)
         await runs.insert(connection, [run])
-    split = Split(PartsGate.PARTS, task.queue_of_parts, [{"start": n, "stop": n + 1} for n in range(NUMBER)])
+    split = Split(
+        PartsGate.PARTS, task.queue_of_parts, [{"start": n, "stop": n + 1} for n in range(NUMBER)]
+    )
     began = time.perf_counter()
     outcome = Outcome(run.id, 1, RunState.WAITING, "split", 1, node, "sums", now, now, split=split)
     outcome.split_rows = split.rows(ledger.kind)
@@ -131,7 +141,9 @@ async def one_run(ledger: Database, task: Any) -> dict[str, float]:
             await connection.execute(text("ANALYZE batch_runs"))
     began = time.perf_counter()
     async with ledger.engine.begin() as connection:
-        claimed, _ = await claiming.take(connection, {"sums": task}, node, Capacity(AT_ONCE, AT_ONCE))
+        claimed, _ = await claiming.take(
+            connection, {"sums": task}, node, Capacity(AT_ONCE, AT_ONCE)
+        )
         assert len(claimed) == AT_ONCE
     took(f"claim {AT_ONCE} parts")
     async with ledger.reader.connect() as connection:
@@ -139,7 +151,9 @@ async def one_run(ledger: Database, task: Any) -> dict[str, float]:
     took("look while parts are active")
     theirs = tables.runs.c.awaited_by == run.id
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(theirs).values(state="succeeded", finished_at=now))
+        await connection.execute(
+            update(tables.runs).where(theirs).values(state="succeeded", finished_at=now)
+        )
     began = time.perf_counter()
     async with ledger.reader.connect() as connection:
         assert await waits.is_any_ready(connection, now)
@@ -159,14 +173,28 @@ async def passes(server: PostgresServer, folder: Path, number: int, repeats: int
         (place / "tasks").mkdir(parents=True)
         (place / "tasks/all.py").write_text(TASKS)
         files = [f"sqlite+aiosqlite:///{place}/{name}.db" for name in ("ledger", "app")]
-        url, application = [await server.create_database() for _ in files] if kind == "PostgreSQL" else files
+        url, application = (
+            [await server.create_database() for _ in files] if kind == "PostgreSQL" else files
+        )
         await fill(application, number)
         whole = [await seconds_of(place, url, application, "whole", 1) for _ in range(repeats)]
         one = [await seconds_of(place, url, application, "parted", 1) for _ in range(repeats)]
         two = [await seconds_of(place, url, application, "parted", 2) for _ in range(repeats)]
-        for what, taken in (("one run", whole), ("64 parts, one worker", one), ("64 parts, two workers", two)):
+        for what, taken in (
+            ("one run", whole),
+            ("64 parts, one worker", one),
+            ("64 parts, two workers", two),
+        ):
             times = median(whole) / median(taken)
-            rows.append([kind, what, f"{median(taken):,.1f} s", f"{number / median(taken):,.0f}", f"{times:.2f}"])
+            rows.append(
+                [
+                    kind,
+                    what,
+                    f"{median(taken):,.1f} s",
+                    f"{number / median(taken):,.0f}",
+                    f"{times:.2f}",
+                ]
+            )
     heading = ["database", "how", "median", "rows a second", "times as fast"]
     print_table(f"A pass over {number:,} rows", [heading, *rows])
 
@@ -174,8 +202,12 @@ async def passes(server: PostgresServer, folder: Path, number: int, repeats: int
 async def fill(application: str, number: int) -> None:
     database = Database(application, setting="DATABASE_URL")
     async with database.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE items (id INTEGER PRIMARY KEY, value INTEGER NOT NULL)"))
-        numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number}) "
+        await connection.execute(
+            text("CREATE TABLE items (id INTEGER PRIMARY KEY, value INTEGER NOT NULL)")
+        )
+        numbers = (
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number}) "
+        )
         await connection.execute(text(f"INSERT INTO items {numbers} SELECT i, i % 97 FROM n"))
     await database.dispose()
 
@@ -210,7 +242,9 @@ async def seconds_of(place: Path, url: str, application: str, task: str, workers
                     tables.runs.c.started_at,
                     tables.runs.c.finished_at,
                 )
-                row = (await connection.execute(select(*columns).where(tables.runs.c.id == run.id))).one()
+                row = (
+                    await connection.execute(select(*columns).where(tables.runs.c.id == run.id))
+                ).one()
         await ledger.dispose()
     assert row.state == RunState.SUCCEEDED, row.reason
     return float((row.finished_at - row.started_at).total_seconds())
@@ -225,10 +259,14 @@ def has_begun(worker: Worker) -> Callable[[], bool]:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--parts", nargs="+", choices=("ledger", "pass"), default=["ledger", "pass"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=("ledger", "pass"), default=["ledger", "pass"]
+    )
     given = parser.parse_args()
     with start_server() as server, tempfile.TemporaryDirectory() as folder:
         describe(postgresql=await version_of(await server.create_database()))

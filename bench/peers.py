@@ -1,18 +1,21 @@
-"""How many empty jobs a second does the service do beside Procrastinate and PgQueuer, on the same PostgreSQL?
+"""How many empty jobs a second does the service do beside Procrastinate and PgQueuer, on the same
+PostgreSQL?
 
     python bench/peers.py [--jobs 1500] [--more-jobs 20000] [--processes 1] [--rounds 3]
 
-Each contestant has so many worker processes, started as its documents say, and in each round a database of its own and
-fresh processes. They wait for work when all jobs are queued with one COMMIT. Measured is from the first line of the
-first job, in whatever process, until the database says that none is left; then they are counted. The contestants take
-turns, in another order each round. Procrastinate is so much slower that it takes part in the smaller race only.
+Each contestant has so many worker processes, started as its documents say, and in each round a
+database of its own and fresh processes. They wait for work when all jobs are queued with one
+COMMIT. Measured is from the first line of the first job, in whatever process, until the database
+says that none is left; then they are counted. The contestants take turns, in another order each
+round. Procrastinate is so much slower that it takes part in the smaller race only.
 
-The service has MAX_RUNNING as it is by default, and 1,000; PgQueuer a batch of 10, its default, and of 1,000, as its
-documents advise larger ones for short jobs; Procrastinate the concurrency of 30 of its documents, which was about the
-best on this bench, with more connections than by default. All commit with PostgreSQL's default settings, and none logs
-a job. What is in the database afterwards: of ours a run and an attempt for each job, with its times, its process and
-its outcome; of Procrastinate the job, and an event for each of its states; PgQueuer deletes the job, and has a line in
-its log for each of its states.
+The service has MAX_RUNNING as it is by default, and 1,000; PgQueuer a batch of 10, its default, and
+of 1,000, as its documents advise larger ones for short jobs; Procrastinate the concurrency of 30 of
+its documents, which was about the best on this bench, with more connections than by default. All
+commit with PostgreSQL's default settings, and none logs a job. What is in the database afterwards:
+of ours a run and an attempt for each job, with its times, its process and its outcome; of
+Procrastinate the job, and an event for each of its states; PgQueuer deletes the job, and has a line
+in its log for each of its states.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ class Contestant(ABC):
     """What it was given, in words."""
 
     @abstractmethod
-    async def run(self, server: PostgresServer, folder: Path, processes: int, jobs: int) -> Rush: ...
+    async def run(
+        self, server: PostgresServer, folder: Path, processes: int, jobs: int
+    ) -> Rush: ...
 
 
 class Ours(Contestant):
@@ -128,15 +133,27 @@ async def empty():
         self._concurrency = concurrency
         self.module = self.module.format(pool=pool)
         self.name = f"Procrastinate, {concurrency}"
-        self.set_up = f"procrastinate worker --concurrency={concurrency}, PsycopgConnector with {pool} connections"
+        self.set_up = (
+            f"procrastinate worker --concurrency={concurrency}, PsycopgConnector with {pool} "
+            "connections"
+        )
 
     async def install(self, url: str) -> None:
-        async with procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url)).open_async() as app:
+        async with procrastinate.App(
+            connector=procrastinate.PsycopgConnector(conninfo=url)
+        ).open_async() as app:
             await app.schema_manager.apply_schema_async()
 
     def command(self) -> Sequence[str]:
         worker = ("worker", f"--concurrency={self._concurrency}")
-        return (sys.executable, "-m", "procrastinate", "--app=jobs.app", "--log-level=warning", *worker)
+        return (
+            sys.executable,
+            "-m",
+            "procrastinate",
+            "--app=jobs.app",
+            "--log-level=warning",
+            *worker,
+        )
 
     async def put(self, url: str, jobs: int) -> None:
         app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
@@ -173,7 +190,10 @@ async def main():
     def __init__(self, batch: int) -> None:
         self._batch = batch
         self.name = f"PgQueuer, {batch:,}"
-        self.set_up = f"pgqueuer.run(batch_size={batch}) on uvloop, AsyncpgDriver with one connection, pgq autovac"
+        self.set_up = (
+            f"pgqueuer.run(batch_size={batch}) on uvloop, AsyncpgDriver with one connection, pgq "
+            "autovac"
+        )
 
     async def install(self, url: str) -> None:
         connection = await asyncpg.connect(url)
@@ -184,13 +204,18 @@ async def main():
 
     def command(self) -> Sequence[str]:
         # What `pgq run` does, which in 1.6.0 ends with an error about its log level.
-        work = f"import pgqueuer, uvloop; uvloop.run(pgqueuer.run('jobs:main', batch_size={self._batch}))"
+        work = (
+            "import pgqueuer, uvloop; uvloop.run(pgqueuer.run('jobs:main', "
+            f"batch_size={self._batch}))"
+        )
         return (sys.executable, "-c", work)
 
     async def put(self, url: str, jobs: int) -> None:
         connection = await asyncpg.connect(url)
         async with connection.transaction():
-            await Queries(AsyncpgDriver(connection)).enqueue(["empty"] * jobs, [None] * jobs, [0] * jobs)
+            await Queries(AsyncpgDriver(connection)).enqueue(
+                ["empty"] * jobs, [None] * jobs, [0] * jobs
+            )
             await connection.execute("ANALYZE pgqueuer")
         await connection.close()
 
@@ -198,27 +223,51 @@ async def main():
 def show(title: str, found: dict[Contestant, list[Rush]], jobs: int) -> None:
     rates = {one: median(jobs / rush.seconds for rush in rushes) for one, rushes in found.items()}
     ours = [one for one in found if isinstance(one, Ours)]
-    rows = [["", "jobs/s", "range", *(f"{one.name} to it" for one in ours), "workers' cores", "PostgreSQL's"]]
+    rows = [
+        [
+            "",
+            "jobs/s",
+            "range",
+            *(f"{one.name} to it" for one in ours),
+            "workers' cores",
+            "PostgreSQL's",
+        ]
+    ]
     for one, rushes in found.items():
         slowest, fastest = (jobs / pick(rush.seconds for rush in rushes) for pick in (max, min))
         ratios = [f"{rates[own] / rates[one]:.2f}" for own in ours]
         servers = [rush.server for rush in rushes if rush.server is not None]
-        used = [cores(mean(rush.workers for rush in rushes)), cores(mean(servers) if servers else None)]
-        rows.append([one.name, f"{rates[one]:,.0f}", f"{slowest:,.0f}-{fastest:,.0f}", *ratios, *used])
+        used = [
+            cores(mean(rush.workers for rush in rushes)),
+            cores(mean(servers) if servers else None),
+        ]
+        rows.append(
+            [one.name, f"{rates[one]:,.0f}", f"{slowest:,.0f}-{fastest:,.0f}", *ratios, *used]
+        )
     print_table(title, rows)
 
 
 async def compete(
-    server: PostgresServer, folder: Path, contestants: list[Contestant], jobs: int, options: argparse.Namespace
+    server: PostgresServer,
+    folder: Path,
+    contestants: list[Contestant],
+    jobs: int,
+    options: argparse.Namespace,
 ) -> None:
     for processes in options.processes:
         found: dict[Contestant, list[Rush]] = {one: [] for one in contestants}
         for turn in range(options.rounds):
-            for one in contestants[turn % len(contestants) :] + contestants[: turn % len(contestants)]:
+            for one in (
+                contestants[turn % len(contestants) :] + contestants[: turn % len(contestants)]
+            ):
                 own = folder / f"{jobs}-{processes}-{turn}-{contestants.index(one)}"
                 found[one].append(await one.run(server, own, processes, jobs))
         worker = "process" if processes == 1 else "processes"
-        show(f"{jobs:,} empty jobs, {processes} {worker} each, median of {options.rounds} rounds", found, jobs)
+        show(
+            f"{jobs:,} empty jobs, {processes} {worker} each, median of {options.rounds} rounds",
+            found,
+            jobs,
+        )
 
 
 async def measure(server: PostgresServer, folder: Path, options: argparse.Namespace) -> None:
@@ -235,10 +284,14 @@ def main() -> None:
     parser.add_argument("--more-jobs", type=int, default=20_000, help="without Procrastinate")
     parser.add_argument("--processes", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--max-running", type=int, nargs="+", default=[100, 1_000], help="of the service")
+    parser.add_argument(
+        "--max-running", type=int, nargs="+", default=[100, 1_000], help="of the service"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[10, 1_000], help="of PgQueuer")
     parser.add_argument("--concurrency", type=int, default=30, help="of Procrastinate")
-    parser.add_argument("--pool", type=int, default=10, help="connections of a Procrastinate worker")
+    parser.add_argument(
+        "--pool", type=int, default=10, help="connections of a Procrastinate worker"
+    )
     options = parser.parse_args()
     logging.getLogger("procrastinate").setLevel("ERROR")  # it warns of an App in a script
     with start_server(fast=False) as server, tempfile.TemporaryDirectory() as folder:

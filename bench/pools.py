@@ -1,15 +1,19 @@
-"""What a process of its own costs a run: its begin, memory, runs a second, and what the runs of a service notice.
+"""What a process of its own costs a run: its begin, memory, runs a second, and what the runs of a
+service notice.
 
     python bench/pools.py [--runs 200] [--seconds 60] [--rate 10] [--parts start rate cpu claims long]
 
-- `start`: from the claim of a run to the first line of its body in a child, one run after the other: of children that
-  a nursery forks, and of those that are spawned because the import of the tasks has left a thread behind. And the
-  memory that a child has for itself.
+- `start`: from the claim of a run to the first line of its body in a child, one run after the
+  other: of children that a nursery forks, and of those that are spawned because the import of the
+  tasks has left a thread behind. And the memory that a child has for itself.
 - `rate`: empty runs a second through `process:2`.
-- `cpu`: 200 runs that compute for 0.2 s, in threads, in `process:2`, and in two bare Python processes that share the
-  same list, in turns. Beside each of the first two a task runs each second: how late it begins.
-- `claims`: a claim of a service with and without 100,000 queued runs of a task of another pool, in this process.
-- `long`: `--rate` children a second for `--seconds`: memory and descriptors of the service and its nursery.
+- `cpu`: 200 runs that compute for 0.2 s, in threads, in `process:2`, and in two bare Python
+  processes that share the same list, in turns. Beside each of the first two a task runs each
+  second: how late it begins.
+- `claims`: a claim of a service with and without 100,000 queued runs of a task of another pool, in
+  this process.
+- `long`: `--rate` children a second for `--seconds`: memory and descriptors of the service and its
+  nursery.
 """
 
 from __future__ import annotations
@@ -99,27 +103,39 @@ class Place:
         (folder / "tasks").mkdir(parents=True)
         given = {"at_import": "", "pool": "cpu", "tick": NEVER, "loops": 1} | texts
         (folder / "tasks/bodies.py").write_text(TASKS.format(**given))
-        settings = {"DATABASE_URL": f"sqlite:///{folder}/app.db", "LEDGER_URL": url, "BATCH_POOL_CPU": "process:2"}
-        self.worker = start(folder, settings | {"BATCH_PAGES": "off", "POLL_SECONDS": "0.1", "MAX_THREADS": "2"})
+        settings = {
+            "DATABASE_URL": f"sqlite:///{folder}/app.db",
+            "LEDGER_URL": url,
+            "BATCH_POOL_CPU": "process:2",
+        }
+        self.worker = start(
+            folder, settings | {"BATCH_PAGES": "off", "POLL_SECONDS": "0.1", "MAX_THREADS": "2"}
+        )
         workers.append(self.worker)
         wait_until_ready([self.worker])
         self._database = Database(url, setting="LEDGER_URL", pooled=False)
 
     async def make(self, tasks: Sequence[str]) -> float:
-        """Queue runs of these tasks, and wait for their ends. Returns how many seconds that took."""
+        """Queue runs of these tasks, and wait for their ends. Returns how many seconds that
+        took.
+        """
         new = queued(tasks)
         began_at = time.monotonic()
         await insert(self.url, new)
         while await self._ended([run.id for run in new]) < len(new):
             self.worker.check()
-            await asyncio.sleep(0.01 if len(new) == 1 else 0.1)  # To look takes time of the cores that are measured.
+            await asyncio.sleep(
+                0.01 if len(new) == 1 else 0.1
+            )  # To look takes time of the cores that are measured.
             if time.monotonic() > began_at + LIMIT:
                 raise SystemExit(f"{len(new)} runs did not end within {LIMIT:.0f} s")
         return time.monotonic() - began_at
 
     async def _ended(self, ids: list[str]) -> int:
         theirs = (tables.runs.c.id.in_(ids[-500:]), tables.runs.c.state == RunState.SUCCEEDED)
-        found = (await self.read(select(func.count()).select_from(tables.runs).where(*theirs)))[0][0]
+        found = (await self.read(select(func.count()).select_from(tables.runs).where(*theirs)))[0][
+            0
+        ]
         return int(found) + max(0, len(ids) - 500)
 
     async def read(self, query: Any) -> Sequence[Any]:
@@ -129,7 +145,9 @@ class Place:
     async def of(self, task: str) -> Sequence[Any]:
         table = tables.runs
         columns = (table.c.slot, table.c.started_at, table.c.result)
-        return await self.read(select(*columns).where(table.c.task == task, table.c.state == RunState.SUCCEEDED))
+        return await self.read(
+            select(*columns).where(table.c.task == task, table.c.state == RunState.SUCCEEDED)
+        )
 
 
 def share(values: Sequence[float], of: float) -> float:
@@ -141,7 +159,9 @@ def ms(seconds: float) -> str:
 
 
 async def starts(make: Callable[..., Place], number: int) -> list[list[str]]:
-    """How soon runs begin in children that are forked, and in those that are spawned with and without a spare."""
+    """How soon runs begin in children that are forked, and in those that are spawned with and
+    without a spare.
+    """
     found = [["", "p50 ms", "p99 ms", "own memory, MB", "runs"]]
     for kind, at_import, pause, count in (
         ("forked", "", 0.05, number),
@@ -170,9 +190,20 @@ async def rates(make: Callable[..., Place]) -> list[list[str]]:
 
 
 async def computing(make: Callable[..., Place]) -> list[list[str]]:
-    """200 runs that compute, against two bare processes that do the same in a loop, in turns: a core's speed varies."""
+    """200 runs that compute, against two bare processes that do the same in a loop, in turns: a
+    core's speed varies.
+    """
     loops = loops_for(COMPUTE_SECONDS)
-    found = [["", "seconds", "two bare processes", "times", "every-second task late by, p50 ms", "max ms"]]
+    found = [
+        [
+            "",
+            "seconds",
+            "two bare processes",
+            "times",
+            "every-second task late by, p50 ms",
+            "max ms",
+        ]
+    ]
     for name, pool in (("process:2", "cpu"), ("threads (MAX_THREADS=2)", "default")):
         place = make(pool=pool, loops=loops, tick=EACH_SECOND)
         await place.make(["empty"])
@@ -181,8 +212,20 @@ async def computing(make: Callable[..., Place]) -> list[list[str]]:
             bare += await asyncio.to_thread(two_bare_processes, loops, COMPUTED // TURNS // 2)
             before = len(await place.of("tick"))
             ours += await place.make(["compute"] * (COMPUTED // TURNS))
-            late += [(row.started_at - row.slot).total_seconds() for row in (await place.of("tick"))[before:]]
-        found.append([name, f"{ours:.1f}", f"{bare:.1f}", f"{ours / bare:.2f}", ms(median(late)), ms(max(late))])
+            late += [
+                (row.started_at - row.slot).total_seconds()
+                for row in (await place.of("tick"))[before:]
+            ]
+        found.append(
+            [
+                name,
+                f"{ours:.1f}",
+                f"{bare:.1f}",
+                f"{ours / bare:.2f}",
+                ms(median(late)),
+                ms(max(late)),
+            ]
+        )
         place.worker.kill()
     return found
 
@@ -191,7 +234,10 @@ def two_bare_processes(loops: int, each: int) -> float:
     """How many seconds two processes take that compute so often, without anything else."""
     script = BARE.format(loops=loops, each=each)
     began_at = time.monotonic()
-    if any(process.wait() for process in [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]):
+    if any(
+        process.wait()
+        for process in [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
+    ):
         raise SystemExit("a bare process has failed")
     return time.monotonic() - began_at
 
@@ -209,7 +255,9 @@ def loops_for(seconds: float) -> int:
 
 
 async def claims(url: str) -> list[list[str]]:
-    """A claim of a service's own run, with and without many queued runs of a task of another pool."""
+    """A claim of a service's own run, with and without many queued runs of a task of another
+    pool.
+    """
     database = Database(url, setting="LEDGER_URL")
     await migrate(database, LEDGER_HISTORY)
     for name, pool in (("mine", "default"), ("theirs", "gpu")):
@@ -219,7 +267,14 @@ async def claims(url: str) -> list[list[str]]:
         attributes = {"name": name, "schedule": None, "pool": pool, "overlap": "allow", "run": run}
         TaskRegistry.register(type(name.title(), (BaseTask,), attributes))
         seen = {name: func.now() for name in ("first_seen_at", "last_seen_at")}
-        about = {"name": name, "pool": pool, "policies": {}, "description": "", "source": "", **seen}
+        about = {
+            "name": name,
+            "pool": pool,
+            "policies": {},
+            "description": "",
+            "source": "",
+            **seen,
+        }
         async with database.engine.begin() as connection:
             await connection.execute(tables.tasks.insert().values(**about))
     before = await claim_often(database)
@@ -246,10 +301,14 @@ async def claim_often(database: Database) -> float:
             ((claimed), *others), _ = await claiming.take(connection, loaded, node, Capacity(1, 1))
         took.append(time.perf_counter() - began_at)
         at = claimed.attempt_started_at
-        ended = Outcome(claimed.id, claimed.fence, RunState.SUCCEEDED, "succeeded", 1, node, "mine", at, at)
+        ended = Outcome(
+            claimed.id, claimed.fence, RunState.SUCCEEDED, "succeeded", 1, node, "mine", at, at
+        )
         async with database.engine.begin() as connection:
             if others or await transitions.finish(connection, [ended]):
-                raise SystemExit("something else than one run was claimed: the figures are worth nothing")
+                raise SystemExit(
+                    "something else than one run was claimed: the figures are worth nothing"
+                )
     return median(took)
 
 
@@ -268,8 +327,13 @@ async def long(make: Callable[..., Place], seconds: float, rate: float) -> list[
             await asyncio.sleep(0.1)
         pid = place.worker.pid
         nursery = min(children_of(pid), default=pid)
-        figures = [f"{resident(p):.1f}" if is_memory else f"{descriptors(p)}" for p, is_memory in _each(pid, nursery)]
-        found.append([f"{tenth * seconds / 10:,.0f} s", *figures, f"{len(children_of(pid))}", f"{made:,}"])
+        figures = [
+            f"{resident(p):.1f}" if is_memory else f"{descriptors(p)}"
+            for p, is_memory in _each(pid, nursery)
+        ]
+        found.append(
+            [f"{tenth * seconds / 10:,.0f} s", *figures, f"{len(children_of(pid))}", f"{made:,}"]
+        )
     wait_until(lambda: place.worker.check() or True, 1)
     place.worker.kill()
     return found
@@ -280,18 +344,26 @@ def _each(pid: int, nursery: int) -> list[tuple[int, bool]]:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(p) for file in Path(f"/proc/{pid}/task").glob("*/children") for p in file.read_text().split()]
+    return [
+        int(p)
+        for file in Path(f"/proc/{pid}/task").glob("*/children")
+        for p in file.read_text().split()
+    ]
 
 
 def resident(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return (
+        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
 
 
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-async def measure(kind: str, server: PostgresServer, folder: Path, options: argparse.Namespace) -> None:
+async def measure(
+    kind: str, server: PostgresServer, folder: Path, options: argparse.Namespace
+) -> None:
     with ending() as workers:
         numbers = iter(range(100))
 
@@ -302,11 +374,17 @@ async def measure(kind: str, server: PostgresServer, folder: Path, options: argp
 
         urls = [await new_url(kind, server, folder, number) for number in range(12)]
         if "start" in options.parts:
-            print_table(f"{kind}: from the claim to the first line in a child", await starts(make, options.runs))
+            print_table(
+                f"{kind}: from the claim to the first line in a child",
+                await starts(make, options.runs),
+            )
         if "rate" in options.parts:
             print_table(f"{kind}: throughput", await rates(make))
         if "cpu" in options.parts:
-            title = f"{kind}: {COMPUTED} runs that compute for {COMPUTE_SECONDS:g} s on {os.cpu_count()} cores"
+            title = (
+                f"{kind}: {COMPUTED} runs that compute for {COMPUTE_SECONDS:g} s on "
+                f"{os.cpu_count()} cores"
+            )
             print_table(title, await computing(make))
         if "claims" in options.parts:
             print_table(f"{kind}: claims of the service's own runs", await claims(urls.pop()))
@@ -330,7 +408,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rate", type=float, default=10)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--kinds", nargs="+", choices=("SQLite", "PostgreSQL"), default=("SQLite", "PostgreSQL"))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=("SQLite", "PostgreSQL"), default=("SQLite", "PostgreSQL")
+    )
     options = parser.parse_args()
     with start_server(fast=False) as server, tempfile.TemporaryDirectory() as folder:
         describe(postgresql=asyncio.run(version_of(server.url)))

@@ -2,13 +2,15 @@
 
     python bench/processes.py [--runs 40000] [--processes 1 2 4] [--max-running 100 1000] [--rounds 2]
 
-Each process is a `batch serve`. They are idle when N queued runs of ten no-op tasks (overlap = "allow") are put into
-the ledger with one COMMIT. Measured is from the first line of the first body, in whatever process, until no run is
-active any more, which is looked at every 20 ms. In the end all runs and attempts are counted. These are other figures
-than those of throughput.py, where one process is alone with the server and is told that there is work.
+Each process is a `batch serve`. They are idle when N queued runs of ten no-op tasks (overlap =
+"allow") are put into the ledger with one COMMIT. Measured is from the first line of the first body,
+in whatever process, until no run is active any more, which is looked at every 20 ms. In the end all
+runs and attempts are counted. These are other figures than those of throughput.py, where one
+process is alone with the server and is told that there is work.
 
-CPU is that of the services, and of PostgreSQL's processes, in cores. They share the machine with each other and with
-this process: where the sums come near to its cores, more processes can't be faster.
+CPU is that of the services, and of PostgreSQL's processes, in cores. They share the machine with
+each other and with this process: where the sums come near to its cores, more processes can't be
+faster.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ async def run_round(
     url = await server.create_database()
     bodies = "".join(TASK.format(number=n) for n in range(tasks))
     (folder / "tasks").mkdir(parents=True)
-    (folder / "tasks/bodies.py").write_text(f"from noting import note_first\nfrom service import BaseTask\n{bodies}")
+    (folder / "tasks/bodies.py").write_text(
+        f"from noting import note_first\nfrom service import BaseTask\n{bodies}"
+    )
     (folder / "noting.py").write_text(NOTING)
     own = {"DATABASE_URL": f"sqlite:///{folder}/app.db", "LEDGER_URL": url, **settings}
     with ending() as workers:
@@ -73,7 +77,9 @@ async def shares_of(url: str, count: int) -> list[int]:
     await connection.close()
     shares = sorted(int(row[0]) for row in nodes)
     if (done, sum(shares)) != (count, count):
-        raise SystemExit(f"{done} succeeded runs and {sum(shares)} attempts instead of {count}: worth nothing")
+        raise SystemExit(
+            f"{done} succeeded runs and {sum(shares)} attempts instead of {count}: worth nothing"
+        )
     return shares
 
 
@@ -81,19 +87,39 @@ def row(number: int, max_running: int, rounds: list[Round], of_one: float) -> li
     rates = [one.rate for one in rounds]
     share = median(one.shares[0] / sum(one.shares) * number for one in rounds)
     servers = [one.rush.server for one in rounds if one.rush.server is not None]
-    figures = [f"{median(rates):,.0f}", f"{min(rates):,.0f}-{max(rates):,.0f}", f"{median(rates) / of_one:.2f}"]
-    used = [cores(mean(one.rush.workers for one in rounds)), cores(mean(servers) if servers else None)]
+    figures = [
+        f"{median(rates):,.0f}",
+        f"{min(rates):,.0f}-{max(rates):,.0f}",
+        f"{median(rates) / of_one:.2f}",
+    ]
+    used = [
+        cores(mean(one.rush.workers for one in rounds)),
+        cores(mean(servers) if servers else None),
+    ]
     return [str(number), f"{max_running:,}", *figures, f"{share:.0%}", *used]
 
 
-async def measure(server: PostgresServer, folder: Path, options: argparse.Namespace) -> list[list[str]]:
+async def measure(
+    server: PostgresServer, folder: Path, options: argparse.Namespace
+) -> list[list[str]]:
     combinations = list(itertools.product(options.max_running, options.processes))
     found: dict[tuple[int, int], list[Round]] = {one: [] for one in combinations}
     for turn, (max_running, number) in itertools.product(range(options.rounds), combinations):
         own = folder / f"{turn}-{max_running}-{number}"
-        done = await run_round(server, own, number, TASKS, options.runs, MAX_RUNNING=str(max_running))
+        done = await run_round(
+            server, own, number, TASKS, options.runs, MAX_RUNNING=str(max_running)
+        )
         found[max_running, number].append(done)
-    head = ["processes", "MAX_RUNNING", "runs/s", "range", "to the first", "least share", "services", "PostgreSQL"]
+    head = [
+        "processes",
+        "MAX_RUNNING",
+        "runs/s",
+        "range",
+        "to the first",
+        "least share",
+        "services",
+        "PostgreSQL",
+    ]
     rows = [head]
     for max_running, number in combinations:
         of_one = median(one.rate for one in found[max_running, options.processes[0]])
@@ -111,7 +137,10 @@ def main() -> None:
     with start_server(fast=False) as server, tempfile.TemporaryDirectory() as folder:
         describe(postgresql=asyncio.run(version_of(server.url)))
         rows = asyncio.run(measure(server, Path(folder), options))
-    title = f"{options.runs:,} empty runs on PostgreSQL, runs a second, median of {options.rounds} rounds"
+    title = (
+        f"{options.runs:,} empty runs on PostgreSQL, runs a second, median of {options.rounds} "
+        "rounds"
+    )
     print_table(f"{title}; all on {os.cpu_count()} cores", rows)
 
 

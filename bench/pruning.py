@@ -1,12 +1,14 @@
-"""How long does pruning hold a transaction open, and how long does somebody else who writes wait for it?
+"""How long does pruning hold a transaction open, and how long does somebody else who writes wait
+for it?
 
     python bench/pruning.py [--runs 200000] [--old 60000]
 
-A ledger has so many runs that are over, of ten tasks, each with an attempt and a block of log lines; the older ones of
-them are pruned as a service does it. A transaction that deletes is timed from when it has its connection until it gives
-that back: BEGIN, the statements, COMMIT. Meanwhile, and for some seconds before, another one on the same engine writes
-a row every 20 ms, as firing and claiming would, and what that takes is the second table. Between its transactions a
-service pauses for 50 ms; here it is less, which is the harder case for the one who waits, and quicker to measure.
+A ledger has so many runs that are over, of ten tasks, each with an attempt and a block of log
+lines; the older ones of them are pruned as a service does it. A transaction that deletes is timed
+from when it has its connection until it gives that back: BEGIN, the statements, COMMIT. Meanwhile,
+and for some seconds before, another one on the same engine writes a row every 20 ms, as firing and
+claiming would, and what that takes is the second table. Between its transactions a service pauses
+for 50 ms; here it is less, which is the harder case for the one who waits, and quicker to measure.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ TASKS = 10
 CHUNK = 5_000
 KEEP_DAYS = 90
 NOBODY = "00000000-0000-7000-8000-000000000000"
-NODE = "INSERT INTO batch_nodes (id, host, pid, version, started_at, seen_at, draining, tasks) VALUES "
+NODE = (
+    "INSERT INTO batch_nodes (id, host, pid, version, started_at, seen_at, draining, tasks) VALUES "
+)
 BEAT = text(f"UPDATE batch_nodes SET beats = beats + 1 WHERE id = '{NOBODY}'")
 
 
@@ -109,10 +113,14 @@ async def fill(ledger: Database, count: int, old: int) -> None:
         new = queued(f"task-{n % TASKS}" for n in range(len(chunk)))
         for run, at in zip(new, chunk, strict=True):
             run.state, run.fence, run.attempt = RunState.SUCCEEDED, 1, 1
-            run.slot = run.due_at = run.created_at = run.started_at = run.attempt_started_at = run.finished_at = at
+            run.slot = run.due_at = run.created_at = run.started_at = run.attempt_started_at = (
+                run.finished_at
+            ) = at
         async with ledger.engine.begin() as connection:
             await runs.insert(connection, new)
-            await connection.execute(insert(tables.attempts), [attempt_of(run.id, run.created_at) for run in new])
+            await connection.execute(
+                insert(tables.attempts), [attempt_of(run.id, run.created_at) for run in new]
+            )
             await connection.execute(insert(tables.log), [block_of(run.id) for run in new])
 
 
@@ -122,7 +130,14 @@ def attempt_of(run: str, at: datetime) -> dict[str, Any]:
 
 
 def block_of(run: str) -> dict[str, Any]:
-    return {"run": run, "fence": 1, "first_line": 1, "lines": 10, "attempt": 1, "block": os.urandom(400)}
+    return {
+        "run": run,
+        "fence": 1,
+        "first_line": 1,
+        "lines": 10,
+        "attempt": 1,
+        "block": os.urandom(400),
+    }
 
 
 async def open_ledger(url: str, options: argparse.Namespace) -> Database:
@@ -140,8 +155,12 @@ async def open_ledger(url: str, options: argparse.Namespace) -> Database:
     return ledger
 
 
-async def measure_one(url: str, folder: str, options: argparse.Namespace) -> tuple[Deleting, Writer, Writer, float]:
-    application = Database(f"sqlite+aiosqlite:///{folder}/{time.monotonic_ns()}.db", setting="DATABASE_URL")
+async def measure_one(
+    url: str, folder: str, options: argparse.Namespace
+) -> tuple[Deleting, Writer, Writer, float]:
+    application = Database(
+        f"sqlite+aiosqlite:///{folder}/{time.monotonic_ns()}.db", setting="DATABASE_URL"
+    )
     await migrate(application, *APPLICATION_HISTORIES)
     ledger, deleting = await open_ledger(url, options), Deleting()
     alone, beside = Writer(ledger), Writer(ledger)
@@ -154,7 +173,10 @@ async def measure_one(url: str, folder: str, options: argparse.Namespace) -> tup
     await application.dispose()
     await ledger.dispose()
     if abs(counts["runs"] - options.old) > 1:
-        raise SystemExit(f"{counts['runs']} runs were pruned instead of {options.old}: the figures are worth nothing")
+        raise SystemExit(
+            f"{counts['runs']} runs were pruned instead of {options.old}: the figures are worth "
+            "nothing"
+        )
     return deleting, alone, beside, rate
 
 
@@ -171,17 +193,30 @@ def row(name: str, took: list[float], *more: str) -> list[str]:
     figures = [median(took), quantiles(took, n=100, method="inclusive")[98], max(took)]
     verdict = f"<= {GOAL_MS:g}: {'yes' if max(took) <= GOAL_MS else 'no'}"
     above = sum(one > GOAL_MS for one in took)
-    return [name, f"{len(took):,}", *(f"{figure:.1f}" for figure in figures), f"{above}", verdict, *more]
+    return [
+        name,
+        f"{len(took):,}",
+        *(f"{figure:.1f}" for figure in figures),
+        f"{above}",
+        verdict,
+        *more,
+    ]
 
 
 async def measure(server: PostgresServer, folder: str, options: argparse.Namespace) -> None:
     head = ["", "transactions", "p50", "p99", "max", f"above {GOAL_MS:g}", "goal for all"]
     batches, writers = [[*head, "runs/s"]], [head]
-    urls = {"SQLite": f"sqlite+aiosqlite:///{folder}/ledger.db", "PostgreSQL": await server.create_database()}
+    urls = {
+        "SQLite": f"sqlite+aiosqlite:///{folder}/ledger.db",
+        "PostgreSQL": await server.create_database(),
+    }
     for kind, url in urls.items():
         deleting, alone, beside, rate = await measure_one(url, folder, options)
         batches.append(row(kind, deleting.took, f"{rate:,.0f}"))
-        writers += [row(f"{kind}, nothing is pruned", alone.took), row(f"{kind}, while pruning", beside.took)]
+        writers += [
+            row(f"{kind}, nothing is pruned", alone.took),
+            row(f"{kind}, while pruning", beside.took),
+        ]
     which = f"{options.old:,} of {options.runs:,} runs pruned"
     print_table(f"{which}: ms of a transaction that deletes", batches)
     print_table(f"{which}: ms until another one has written", writers)
@@ -191,7 +226,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=200_000)
     parser.add_argument("--old", type=int, default=60_000)
-    parser.add_argument("--pause", type=float, default=0.005, help="seconds between two transactions")
+    parser.add_argument(
+        "--pause", type=float, default=0.005, help="seconds between two transactions"
+    )
     parser.add_argument("--alone", type=float, default=5, help="seconds in which nothing is pruned")
     options = parser.parse_args()
     logs.set_up("WARNING")

@@ -1,10 +1,11 @@
-"""What does one `next` cost? Schedule beside cronsim, croniter and APScheduler, walking forward slot by slot.
+"""What does one `next` cost? Schedule beside cronsim, croniter and APScheduler, walking forward
+slot by slot.
 
     python bench/schedule.py [--slots 300] [--repeats 7]
 
-Every repeat runs all of them in turn, so that a slow moment of the machine hits each. The tables show the median of the
-repeats and, in brackets, the fastest. "known" asks Schedule again before the slot that it found last, as every further
-task with the same expression does.
+Every repeat runs all of them in turn, so that a slow moment of the machine hits each. The tables
+show the median of the repeats and, in brackets, the fastest. "known" asks Schedule again before the
+slot that it found last, as every further task with the same expression does.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def measure(slots: int, repeats: int) -> dict[tuple[str, str, str], list[float]]
         for zone in ZONES:
             for cron in CRONS:
                 for name, walk in WALKS.items():
-                    measured.setdefault((zone, cron, name), []).append(microseconds(walk, cron, zone, slots))
+                    measured.setdefault((zone, cron, name), []).append(
+                        microseconds(walk, cron, zone, slots)
+                    )
     return measured
 
 
@@ -121,18 +124,34 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=300, help="slots that each repeat walks")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    print(f"{cpu()}, {os.cpu_count()} cores; {platform.python_implementation()} {platform.python_version()}")
-    print(", ".join(f"{name} {version(name)}" for name in ("cronsim", "croniter", "apscheduler", "tzdata")))
+    print(
+        f"{cpu()}, {os.cpu_count()} cores; {platform.python_implementation()} "
+        f"{platform.python_version()}"
+    )
+    print(
+        ", ".join(
+            f"{name} {version(name)}" for name in ("cronsim", "croniter", "apscheduler", "tzdata")
+        )
+    )
     measured = measure(options.slots, options.repeats)
     times, ratios = [["zone", "cron", *WALKS]], [["zone", "cron", *list(WALKS)[2:]]]
     for zone in ZONES:
         for cron in CRONS:
             costs = {name: measured[zone, cron, name] for name in WALKS}
-            times.append([zone, cron, *(f"{median(cost):.1f} ({min(cost):.1f})" for cost in costs.values())])
+            times.append(
+                [zone, cron, *(f"{median(cost):.1f} ({min(cost):.1f})" for cost in costs.values())]
+            )
             base = min(costs["Schedule"])
-            ratios.append([zone, cron, *(f"{min(costs[name]) / base:.2f}x" for name in ratios[0][2:])])
-    print_table(f"µs per next: median (fastest) of {options.repeats} repeats of {options.slots} slots", times)
-    print_table("times as long as Schedule, by the fastest repeats, which other load disturbs least", ratios)
+            ratios.append(
+                [zone, cron, *(f"{min(costs[name]) / base:.2f}x" for name in ratios[0][2:])]
+            )
+    print_table(
+        f"µs per next: median (fastest) of {options.repeats} repeats of {options.slots} slots",
+        times,
+    )
+    print_table(
+        "times as long as Schedule, by the fastest repeats, which other load disturbs least", ratios
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ from service.database.engine import Database
 ROOT = Path(__file__).resolve().parents[1]
 SERVE = (sys.executable, "-m", "service", "serve", "--port", "0")
 START_SECONDS = 300.0
-"""On a machine with two cores and a load of twenty a start takes four minutes, with or without a backlog."""
+"""On a machine with two cores and a load of twenty a start takes four minutes, with or without a
+backlog.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Worker:
 
 
 def start(folder: Path, settings: Mapping[str, str], command: Iterable[str] = SERVE) -> Worker:
-    """Start one in `folder`, with these variables and none of this process's settings. It is not ready yet."""
+    """Start one in `folder`, with these variables and none of this process's settings. It is not
+    ready yet.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
     environment = {**kept, "PYTHONPATH": f"{folder}:{ROOT}", "LOG_LEVEL": "WARNING", **settings}
     log = folder / f"{new_id()}.log"
@@ -96,7 +100,9 @@ def wait_until_ready(workers: Iterable[Worker]) -> None:
 
 
 def wait_until(condition: Callable[[], object], seconds: float, pause: float = 0.01) -> None:
-    """Until `condition()` is true, which is looked at every `pause` seconds. Ends the bench when it takes too long."""
+    """Until `condition()` is true, which is looked at every `pause` seconds. Ends the bench when it
+    takes too long.
+    """
     give_up_at = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > give_up_at:
@@ -124,7 +130,9 @@ def cpu_seconds(pid: int, with_ended_children: bool = False) -> float:
 
 
 def queued(tasks: Iterable[str]) -> list[NewRun]:
-    """A queued run for each name, due a second ago; of tasks whose runs don't exclude each other."""
+    """A queued run for each name, due a second ago; of tasks whose runs don't exclude each
+    other.
+    """
     now = datetime.now(UTC) - timedelta(seconds=1)
     return [
         NewRun(

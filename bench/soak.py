@@ -2,10 +2,11 @@
 
     python bench/soak.py [--minutes 60] [--tasks 60]
 
-Two services on each database, SQLite and PostgreSQL at the same time, with tasks that are due each second. Memory (PSS
-would hide what grows in one process, so it is the resident set) and open files are what Linux says of each process
-(/proc), each 15 seconds. The table shows both at a quarter, at half and at the end of the time; what has grown in the
-second half, by a straight line through its samples; and how many slots were due and how many of them ran.
+Two services on each database, SQLite and PostgreSQL at the same time, with tasks that are due each
+second. Memory (PSS would hide what grows in one process, so it is the resident set) and open files
+are what Linux says of each process (/proc), each 15 seconds. The table shows both at a quarter, at
+half and at the end of the time; what has grown in the second half, by a straight line through its
+samples; and how many slots were due and how many of them ran.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def start(folder: Path, label: str, settings: dict[str, str]) -> Service:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "LOG_LEVEL": "WARNING", **settings}
     with (folder / f"{label}.log").open("wb") as log:
         command = [sys.executable, "-m", "service", "serve", "--port", "0"]
-        return Service(label, subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log))
+        return Service(
+            label, subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+        )
 
 
 async def counts(url: str) -> tuple[int, int, int]:
@@ -81,15 +84,22 @@ async def counts(url: str) -> tuple[int, int, int]:
     async with database.reader.connect() as connection:
         runs = (
             await connection.execute(
-                text("SELECT count(*), sum(CASE WHEN state = 'succeeded' THEN 1 ELSE 0 END) FROM batch_runs")
+                text(
+                    "SELECT count(*), sum(CASE WHEN state = 'succeeded' THEN 1 ELSE 0 END) "
+                    "FROM batch_runs"
+                )
             )
         ).one()
-        missed = (await connection.execute(text("SELECT coalesce(sum(count), 0) FROM batch_missed"))).scalar_one()
+        missed = (
+            await connection.execute(text("SELECT coalesce(sum(count), 0) FROM batch_missed"))
+        ).scalar_one()
     return int(runs[0]), int(runs[1] or 0), int(missed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--tasks", type=int, default=60)
     given = parser.parse_args()
@@ -126,11 +136,15 @@ def main() -> None:
             "files at the same times",
         ]
         print_table(
-            f"{given.minutes:g} minutes, {given.tasks} tasks each second", [columns, *(s.row() for s in services)]
+            f"{given.minutes:g} minutes, {given.tasks} tasks each second",
+            [columns, *(s.row() for s in services)],
         )
         for kind, url in urls.items():
             runs, succeeded, missed = asyncio.run(counts(url))
-            print(f"{kind}: {runs:,} runs, {succeeded:,} of them have succeeded; {missed:,} slots were missed")
+            print(
+                f"{kind}: {runs:,} runs, {succeeded:,} of them have succeeded; {missed:,} slots "
+                "were missed"
+            )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""How long do commands, the import of a file of tasks, and a start take beside a bare import of what is under them?
+"""How long do commands, the import of a file of tasks, and a start take beside a bare import of
+what is under them?
 
     python bench/startup.py [--rounds 20]
 
-Each line is a ratio of two commands, which take turns, so that a busy machine slows both down. Each is a process of its
-own; before the first round each is run once, which also writes bytecode. CPU time is that of the process, in user and
-system mode. `batch runs` reads a ledger that is at the newest migration, in an empty folder, and shows no run.
+Each line is a ratio of two commands, which take turns, so that a busy machine slows both down. Each
+is a process of its own; before the first round each is run once, which also writes bytecode. CPU
+time is that of the process, in user and system mode. `batch runs` reads a ledger that is at the
+newest migration, in an empty folder, and shows no run.
 
-`batch serve`, with the tasks of this clone and that ledger, is measured to the first answer to a client that tries
-every 5 ms: of /healthz, and of the home page without a sign-in. The bare server is uvicorn with one route of
-Starlette's, in a process that has imported the asyncio part of SQLAlchemy and APScheduler's scheduler.
+`batch serve`, with the tasks of this clone and that ledger, is measured to the first answer to a
+client that tries every 5 ms: of /healthz, and of the home page without a sign-in. The bare server
+is uvicorn with one route of Starlette's, in a process that has imported the asyncio part of
+SQLAlchemy and APScheduler's scheduler.
 """
 
 from __future__ import annotations
@@ -77,14 +80,25 @@ SERVERS = {
     "batch serve, home page / bare uvicorn": (SERVE, "/"),
 }
 RETRY_SECONDS = 0.005
-LIBRARIES = ("typer", "rich", "sqlalchemy", "pydantic-settings", "structlog", "alembic", "uvicorn", "starlette")
+LIBRARIES = (
+    "typer",
+    "rich",
+    "sqlalchemy",
+    "pydantic-settings",
+    "structlog",
+    "alembic",
+    "uvicorn",
+    "starlette",
+)
 Times = tuple[float, float]
 """Seconds on the clock, and of the processor."""
 
 
 def environment() -> dict[str, str]:
     own = {"BATCH_AUTH": "off", "TASKS_DIR": str(ROOT / "tasks")}
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | own
+    return {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    } | own
 
 
 def run(command: tuple[str, ...], folder: str) -> Times:
@@ -95,12 +109,18 @@ def run(command: tuple[str, ...], folder: str) -> Times:
 
 
 def start(command: tuple[str, ...], path: str, folder: str) -> Times:
-    """Until the server, which gets a free port as its last argument, has answered this path with 200."""
+    """Until the server, which gets a free port as its last argument, has answered this path with
+    200.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     began = time.perf_counter()
     server = subprocess.Popen(
-        (*command, str(port)), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        (*command, str(port)),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         while (status := ask(port, path)) is None and server.poll() is None:
@@ -108,7 +128,9 @@ def start(command: tuple[str, ...], path: str, folder: str) -> Times:
         if status != 200:
             raise SystemExit(f"{path} was answered with {status}")
         fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-        return time.perf_counter() - began, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter() - began, (int(fields[11]) + int(fields[12])) / os.sysconf(
+            "SC_CLK_TCK"
+        )
     finally:
         server.terminate()
         server.wait()
@@ -129,7 +151,9 @@ def ask(port: int, path: str) -> int | None:
 
 
 def cells(ours: list[Times], bare: list[Times]) -> list[str]:
-    """Least and median milliseconds of both sides, and the ratios of least, median and CPU times."""
+    """Least and median milliseconds of both sides, and the ratios of least, median and CPU
+    times.
+    """
     row, ratios = [], []
     for kind, pick in ((0, min), (0, statistics.median), (1, statistics.median)):
         left, right = (pick([times[kind] for times in side]) for side in (ours, bare))
@@ -143,7 +167,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
     describe(
-        ("typer", "rich", "sqlalchemy", "pydantic-settings", "structlog", "alembic", "uvicorn", "starlette", "fastapi")
+        (
+            "typer",
+            "rich",
+            "sqlalchemy",
+            "pydantic-settings",
+            "structlog",
+            "alembic",
+            "uvicorn",
+            "starlette",
+            "fastapi",
+        )
     )
     rows = [["", "least ms", "median ms", "CPU ms", "least", "median", "CPU"]]
     with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +193,9 @@ def main() -> None:
                 start(*side, folder)
             times = [(start(*sides[0], folder), start(*sides[1], folder)) for _ in range(rounds)]
             rows.append([title, *cells([left for left, _ in times], [right for _, right in times])])
-    print_table(f"{rounds} rounds; what it takes, and how many times as long as the other side", rows)
+    print_table(
+        f"{rounds} rounds; what it takes, and how many times as long as the other side", rows
+    )
 
 
 if __name__ == "__main__":

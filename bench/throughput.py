@@ -2,13 +2,14 @@
 
     python bench/throughput.py [--runs 20000] [--tasks 10] [--max-running 100 1000] [--rounds 2]
 
-N queued runs of no-op tasks (overlap = "allow") are put into the ledger with one COMMIT. From there on the engine of a
-running service claims them, executes each, and writes its outcome and its attempt: until none is active any more. The
-ledger is asked for that when the engine holds none, which is looked at every 5 ms. An SQLAlchemy event keeps every
-statement with its parameters. Then the bare driver (asyncpg; sqlite3) executes exactly those statements, in the same
-transactions, on a fresh ledger with the same queued runs. The bare driver waits for nothing, encodes nothing and runs
-nothing: it is the database's share, and the limit. In between, the same statements are executed with SQLAlchemy's
-asyncio engine: that is the limit of a service which is built on it.
+N queued runs of no-op tasks (overlap = "allow") are put into the ledger with one COMMIT. From there
+on the engine of a running service claims them, executes each, and writes its outcome and its
+attempt: until none is active any more. The ledger is asked for that when the engine holds none,
+which is looked at every 5 ms. An SQLAlchemy event keeps every statement with its parameters. Then
+the bare driver (asyncpg; sqlite3) executes exactly those statements, in the same transactions, on a
+fresh ledger with the same queued runs. The bare driver waits for nothing, encodes nothing and runs
+nothing: it is the database's share, and the limit. In between, the same statements are executed
+with SQLAlchemy's asyncio engine: that is the limit of a service which is built on it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ class Tape:
     @contextlib.contextmanager
     def recording(self, database: Database) -> Iterator[None]:
         engine = database.engine.sync_engine
-        listeners = [("before_cursor_execute", self._execute), ("commit", self._end), ("rollback", self._drop)]
+        listeners = [
+            ("before_cursor_execute", self._execute),
+            ("commit", self._end),
+            ("rollback", self._drop),
+        ]
         for name, listener in listeners:
             event.listen(engine, name, listener)
         yield
@@ -178,12 +183,17 @@ async def replay_by_sqlalchemy(url: str, tape: Tape) -> float:
 async def check(url: str, count: int) -> None:
     """That both ways lead to the same ledger."""
     database = Database(url, setting="LEDGER_URL", pooled=False)
-    both = "SELECT (SELECT count(*) FROM batch_runs WHERE state = 'succeeded'), (SELECT count(*) FROM batch_attempts)"
+    both = (
+        "SELECT (SELECT count(*) FROM batch_runs WHERE state = 'succeeded'), (SELECT count(*) "
+        "FROM batch_attempts)"
+    )
     async with database.reader.connect() as connection:
         found = tuple((await connection.execute(text(both))).one())
     await database.dispose()
     if found != (count, count):
-        raise SystemExit(f"{found} succeeded runs and attempts instead of {count}: the figures are worth nothing")
+        raise SystemExit(
+            f"{found} succeeded runs and attempts instead of {count}: the figures are worth nothing"
+        )
 
 
 def settings_of(url: str, max_running: int) -> Settings:
@@ -196,7 +206,17 @@ def settings_of(url: str, max_running: int) -> Settings:
 
 async def measure(server: PostgresServer, options: argparse.Namespace) -> list[list[str]]:
     rows = [
-        ["", "MAX_RUNNING", "statements", "transactions", "bare driver", "by SQLAlchemy", "service", "ratio", "goal"]
+        [
+            "",
+            "MAX_RUNNING",
+            "statements",
+            "transactions",
+            "bare driver",
+            "by SQLAlchemy",
+            "service",
+            "ratio",
+            "goal",
+        ]
     ]
     for kind in ("SQLite", "PostgreSQL"):
         for max_running in options.max_running:
@@ -206,12 +226,20 @@ async def measure(server: PostgresServer, options: argparse.Namespace) -> list[l
                 urls = [await new_url(server, kind) for _ in range(3)]
                 seconds, tape = await through_the_service(urls[0], new, max_running)
                 await check(urls[0], len(new))
-                replays = [await through_the_driver(urls[n], new, tape, by_sqlalchemy=n == 2) for n in (1, 2)]
+                replays = [
+                    await through_the_driver(urls[n], new, tape, by_sqlalchemy=n == 2)
+                    for n in (1, 2)
+                ]
                 rates.append(tuple(len(new) / taken for taken in (*replays, seconds)))
             bare, layered, ours = (median(column) for column in zip(*rates, strict=True))
             shape = [f"{max_running:,}", f"{tape.statements:,}", f"{len(tape.transactions):,}"]
-            verdict = [f"{ours / bare:.0%}", f">= {GOAL:.0%}: {'yes' if ours / bare >= GOAL else 'no'}"]
-            rows.append([kind, *shape, *(f"{rate:,.0f}" for rate in (bare, layered, ours)), *verdict])
+            verdict = [
+                f"{ours / bare:.0%}",
+                f">= {GOAL:.0%}: {'yes' if ours / bare >= GOAL else 'no'}",
+            ]
+            rows.append(
+                [kind, *shape, *(f"{rate:,.0f}" for rate in (bare, layered, ours)), *verdict]
+            )
     return rows
 
 
@@ -238,7 +266,9 @@ def main() -> None:
         describe(postgresql=asyncio.run(version_of(server.url)))
         rows = uvloop.run(measure(server, options))
     print_table(
-        f"{options.runs:,} empty runs, queued to succeeded: runs a second, median of {options.rounds} rounds", rows
+        f"{options.runs:,} empty runs, queued to succeeded: runs a second, median of "
+        f"{options.rounds} rounds",
+        rows,
     )
 
 

@@ -1,14 +1,16 @@
-"""What do runs that wait cost: those that wait, those beside them, and those that have nothing to do with it?
+"""What do runs that wait cost: those that wait, those beside them, and those that have nothing to
+do with it?
 
     python bench/waiting.py [--repeats 20] [--groups 100] [--before /path/to/an/older/checkout]
 
-A "look" asks which waiting run may be opened; none may, unless it says so. The runs are in a ledger that the service's
-own functions fill and read. The last table is measured on a real service with POLL_SECONDS at its default. In its first
-row the service executes A and then B, and the time begins at A's last line, before its outcome is written. In the
-second one another node writes A's outcome and dies right after the commit, at which the time begins.
+A "look" asks which waiting run may be opened; none may, unless it says so. The runs are in a ledger
+that the service's own functions fill and read. The last table is measured on a real service with
+POLL_SECONDS at its default. In its first row the service executes A and then B, and the time begins
+at A's last line, before its outcome is written. In the second one another node writes A's outcome
+and dies right after the commit, at which the time begins.
 
-With --before the inserts and outcomes of runs that wait for nothing are measured with an older version too, and the
-statements of both are compared.
+With --before the inserts and outcomes of runs that wait for nothing are measured with an older
+version too, and the statements of both are compared.
 """
 
 from __future__ import annotations
@@ -85,10 +87,14 @@ async def new_ledger(server: PostgresServer, kind: str, folder: Path) -> Databas
     return ledger
 
 
-async def write(ledger: Database, new: Sequence[NewRun], rows: Sequence[dict[str, Any]] = ()) -> None:
+async def write(
+    ledger: Database, new: Sequence[NewRun], rows: Sequence[dict[str, Any]] = ()
+) -> None:
     async with ledger.engine.begin() as connection:
         for first in range(0, len(new), MANY):
-            await json_rows.insert(connection, runs.runs, [vars(run) for run in new[first : first + MANY]])
+            await json_rows.insert(
+                connection, runs.runs, [vars(run) for run in new[first : first + MANY]]
+            )
         if rows:
             await json_rows.insert(connection, waits.waits, rows)
     if ledger.kind == "postgresql":
@@ -97,12 +103,20 @@ async def write(ledger: Database, new: Sequence[NewRun], rows: Sequence[dict[str
 
 
 def waiting_slots(number: int, upstream: RunState) -> tuple[list[NewRun], list[dict[str, Any]]]:
-    """So many runs that wait for slots of two other tasks, and the runs of these, which are in the state `upstream`."""
+    """So many runs that wait for slots of two other tasks, and the runs of these, which are in the
+    state `upstream`.
+    """
     now, made, rows = datetime.now(UTC), [], []
     for n, run in enumerate(queued(["down"] * number)):
         slot = now - timedelta(days=30) + timedelta(minutes=n)
         of_slot = {"slot": slot, "origin": Origin.SCHEDULE, "rank": Rank.ON_TIME}
-        run = replace(run, **of_slot, state=RunState.WAITING, gate="success", wait_until=now + timedelta(days=1))
+        run = replace(
+            run,
+            **of_slot,
+            state=RunState.WAITING,
+            gate="success",
+            wait_until=now + timedelta(days=1),
+        )
         ups = [replace(up, **of_slot, state=upstream) for up in queued(["up-1", "up-2"])]
         made += [run, *ups]
         rows += [{"run": run.id, "task": up.task, "slot": slot} for up in ups]
@@ -187,7 +201,9 @@ async def look_at_nothing(ledger: Database) -> None:
 def task(name: str) -> Any:
     async def run(self: object) -> None: ...
 
-    TaskRegistry.register(type(name, (BaseTask,), {"name": name, "schedule": None, "overlap": "allow", "run": run}))
+    TaskRegistry.register(
+        type(name, (BaseTask,), {"name": name, "schedule": None, "overlap": "allow", "run": run})
+    )
     return TaskRegistry.get(name)
 
 
@@ -219,7 +235,9 @@ NODE = new_id()
 
 
 async def uses_none_of_it(url: str, repeats: int) -> dict[str, Any]:
-    """Insert, claim and end runs that wait for nothing. Returns the statements, and how long it took."""
+    """Insert, claim and end runs that wait for nothing. Returns the statements, and how long it
+    took.
+    """
     ledger = Database(url, setting="LEDGER_URL", pool_size=1)
     sent: dict[str, int] = {}
 
@@ -239,7 +257,10 @@ async def uses_none_of_it(url: str, repeats: int) -> dict[str, Any]:
         async with ledger.engine.begin() as connection:
             now = datetime.now(UTC)
             await transitions.claim(connection, [run.id for run in new], NODE, now)
-        ends = [Outcome(run.id, 1, RunState.SUCCEEDED, "succeeded", 1, NODE, "mine", now, now) for run in new]
+        ends = [
+            Outcome(run.id, 1, RunState.SUCCEEDED, "succeeded", 1, NODE, "mine", now, now)
+            for run in new
+        ]
         began = time.perf_counter()
         async with ledger.engine.begin() as connection:
             assert await transitions.finish(connection, ends) == []
@@ -249,7 +270,9 @@ async def uses_none_of_it(url: str, repeats: int) -> dict[str, Any]:
     return {"times": written, "statements": [[statement, size] for statement, size in sent.items()]}
 
 
-async def unused(server: PostgresServer, kind: str, folder: Path, repeats: int, code: str) -> dict[str, Any]:
+async def unused(
+    server: PostgresServer, kind: str, folder: Path, repeats: int, code: str
+) -> dict[str, Any]:
     """In a process of its own, with the code in the folder `code`."""
     file = f"sqlite+aiosqlite:///{folder}/{new_id()}.db"
     url = await server.create_database() if kind == "PostgreSQL" else file
@@ -270,13 +293,21 @@ async def only(url: str, repeats: int) -> None:
     print(json.dumps(await uses_none_of_it(url, repeats)))
 
 
-async def follow(server: PostgresServer, kind: str, folder: Path, number: int) -> dict[str, list[float]]:
-    """Milliseconds from A's end to B's first line: on the node that wrote A's outcome, and on another one."""
+async def follow(
+    server: PostgresServer, kind: str, folder: Path, number: int
+) -> dict[str, list[float]]:
+    """Milliseconds from A's end to B's first line: on the node that wrote A's outcome, and on
+    another one.
+    """
     own = folder / f"{kind}-service"
     (own / "tasks").mkdir(parents=True)
     (own / "tasks/both.py").write_text(TASKS)
     (own / "lines").touch()
-    url = await server.create_database() if kind == "PostgreSQL" else f"sqlite+aiosqlite:///{own}/ledger.db"
+    url = (
+        await server.create_database()
+        if kind == "PostgreSQL"
+        else f"sqlite+aiosqlite:///{own}/ledger.db"
+    )
     found: dict[str, list[float]] = {"the node that wrote the outcome": [], "another node": []}
     with ending() as workers:
         workers.append(start(own, {"DATABASE_URL": f"sqlite:///{own}/app.db", "LEDGER_URL": url}))
@@ -294,7 +325,9 @@ async def follow(server: PostgresServer, kind: str, folder: Path, number: int) -
             async with ledger.engine.begin() as connection:
                 assert await transitions.finish(connection, [outcome]) == []
             committed = time.monotonic()
-            found["another node"].append(((await lines(own, len(before) + 3))[-1] - committed) * 1000)
+            found["another node"].append(
+                ((await lines(own, len(before) + 3))[-1] - committed) * 1000
+            )
         await ledger.dispose()
     return found
 
@@ -306,7 +339,9 @@ async def write_group(ledger: Database, state: RunState) -> NewRun:
     b = replace(b, state=RunState.WAITING, gate="success")
     a = replace(a, awaited_by=b.id)
     if state == RunState.RUNNING:
-        a = replace(a, state=state, node=NODE, fence=1, attempt=1, started_at=now, attempt_started_at=now)
+        a = replace(
+            a, state=state, node=NODE, fence=1, attempt=1, started_at=now, attempt_started_at=now
+        )
     async with ledger.engine.begin() as connection:
         await json_rows.insert(connection, runs.runs, [vars(b), vars(a)])
     return a
@@ -333,29 +368,48 @@ async def measure(server: PostgresServer, folder: Path, options: argparse.Namesp
     table = [["B begins on", "database", "groups", "min", "p50", "p99", "max"]]
     for kind in KINDS:
         for name, times in (await follow(server, kind, folder, options.groups)).items():
-            figures = [min(times), median(times), quantiles(times, n=100, method="inclusive")[98], max(times)]
+            figures = [
+                min(times),
+                median(times),
+                quantiles(times, n=100, method="inclusive")[98],
+                max(times),
+            ]
             table.append([name, kind, str(len(times)), *(f"{figure:.0f}" for figure in figures)])
-    print_table("From the end of A to the first line of B: ms (goals for p99: 100, and 1500 on another node)", table)
+    print_table(
+        "From the end of A to the first line of B: ms (goals for p99: 100, and 1500 on another "
+        "node)",
+        table,
+    )
 
 
 async def compare(server: PostgresServer, folder: Path, options: argparse.Namespace) -> None:
     codes = {"now": str(Path(__file__).resolve().parents[1])}
     if options.before:
         codes = {"before": options.before, **codes}
-    rows = [["", "database", "insert", "outcomes", "statements", "characters of SQL", "of parameters"]]
+    rows = [
+        ["", "database", "insert", "outcomes", "statements", "characters of SQL", "of parameters"]
+    ]
     for kind in KINDS:
         for name, code in codes.items():
             found = await unused(server, kind, folder, max(3, options.repeats // 4), code)
             times, statements = found["times"], found["statements"]
-            sizes = [len(statements), sum(len(sql) for sql, _ in statements), sum(size for _, size in statements)]
-            rows.append([name, kind, times["insert"], times["outcomes"], *(f"{size:,}" for size in sizes)])
+            sizes = [
+                len(statements),
+                sum(len(sql) for sql, _ in statements),
+                sum(size for _, size in statements),
+            ]
+            rows.append(
+                [name, kind, times["insert"], times["outcomes"], *(f"{size:,}" for size in sizes)]
+            )
     print_table(f"{MANY:,} runs that wait for nothing, median (fastest): ms", rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--groups", type=int, default=100, help="that are followed on each database")
+    parser.add_argument(
+        "--groups", type=int, default=100, help="that are followed on each database"
+    )
     parser.add_argument("--before", help="a folder with an older version, to compare with")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,6 @@
-"""Makes docs/terminal.svg: what some commands print in a terminal. Takes two minutes, in which a task fires twice."""
+"""Makes docs/terminal.svg: what some commands print in a terminal. Takes two minutes, in which a
+task fires twice.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def main() -> None:
     console = Console(width=WIDTH, record=True, file=io.StringIO(), color_system="truecolor")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__")
+        )
         (folder / "tasks/hello.py").write_text(task_of_the_readme())
         with service(folder):
             time.sleep(121)
@@ -86,7 +90,9 @@ def printed_by(command: str, folder: Path) -> Text:
     ours, theirs = pty.openpty()
     path = f"{sys.prefix}/bin:{os.environ['PATH']}"
     env = {**os.environ, "COLUMNS": str(WIDTH), "TERM": "xterm-256color", "PATH": path}
-    process = subprocess.Popen(shlex.split(command), cwd=folder, env=env, stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        shlex.split(command), cwd=folder, env=env, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     printed = b""
     with contextlib.suppress(OSError):  # how a terminal on Linux says that the other side has ended

@@ -1,7 +1,8 @@
 """Call an API over HTTP, then save its answer.
 
-No database session is open during the call. An open one would block all other writers on SQLite until the API answers,
-and on PostgreSQL it would hold a connection. The address is a setting of your own, in `.env`:
+No database session is open during the call. An open one would block all other writers on SQLite
+until the API answers, and on PostgreSQL it would hold a connection. The address is a setting of
+your own, in `.env`:
 
     API_URL=https://api.example.com/users
 
@@ -44,7 +45,9 @@ class APITask(BaseTask):
         return added
 
     async def _fetch(self, url: str) -> set[str]:
-        async with httpx.AsyncClient(timeout=10) as client:  # seconds for each step: connect, send, wait for data
+        async with httpx.AsyncClient(
+            timeout=10
+        ) as client:  # seconds for each step: connect, send, wait for data
             response = await client.get(url)
         response.raise_for_status()  # otherwise the body of a 503 would be read as data
         return {person.email for person in people.validate_json(response.content)}

@@ -1,10 +1,12 @@
-"""Process many rows in chunks. Each chunk commits its changes together with the position of the loop.
+"""Process many rows in chunks. Each chunk commits its changes together with the position of the
+loop.
 
-Rows are read by key: "the next 100 after the last key". OFFSET would be wrong, because the loop changes the rows: once
-100 sessions are ended they no longer match, the other rows move up, and OFFSET 100 would skip the next 100.
+Rows are read by key: "the next 100 after the last key". OFFSET would be wrong, because the loop
+changes the rows: once 100 sessions are ended they no longer match, the other rows move up, and
+OFFSET 100 would skip the next 100.
 
-Memory holds one chunk, and SQLite's write lock is free between chunks. A run that is stopped or crashes goes on after
-the last committed chunk.
+Memory holds one chunk, and SQLite's write lock is free between chunks. A run that is stopped or
+crashes goes on after the last committed chunk.
 """
 
 from datetime import datetime, timedelta

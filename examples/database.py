@@ -1,7 +1,8 @@
-"""Work on the application database: read in a read-only session, then write in a short session of its own.
+"""Work on the application database: read in a read-only session, then write in a short session of
+its own.
 
-A read-only session never waits for other sessions. A writing session holds SQLite's only write lock from its first
-statement to its commit, so it is opened as late and closed as early as possible.
+A read-only session never waits for other sessions. A writing session holds SQLite's only write lock
+from its first statement to its commit, so it is opened as late and closed as early as possible.
 """
 
 import secrets
@@ -23,13 +24,18 @@ class DatabaseTask(BaseTask):
     schedule = "0 4 * * *"
 
     async def run(self, slot: datetime) -> int:
-        without = select(User.id).where(~exists().where(Session.user_id == User.id)).order_by(User.id)
+        without = (
+            select(User.id).where(~exists().where(Session.user_id == User.id)).order_by(User.id)
+        )
         async with get_db(readonly=True) as db:
             users = (await db.scalars(without)).all()
 
         end = slot + timedelta(days=1)
         async with get_db() as db:
-            db.add_all(Session(session_id=secrets.token_hex(16), user_id=user, expires_at=end) for user in users)
+            db.add_all(
+                Session(session_id=secrets.token_hex(16), user_id=user, expires_at=end)
+                for user in users
+            )
             await db.commit()  # get_db() never commits by itself
 
         logger.info(f"Created {len(users)} sessions")

@@ -2,8 +2,9 @@
 
     CUSTOM_TASK_CRON="0 7 * * *"
 
-A service reads the property again every few seconds, and `.env` when it changes. With `get_settings().CUSTOM_TASK_CRON`
-instead of `getattr` the setting is required: without it, the file is reported as broken.
+A service reads the property again every few seconds, and `.env` when it changes. With
+`get_settings().CUSTOM_TASK_CRON` instead of `getattr` the setting is required: without it, the file
+is reported as broken.
 """
 
 from service import BaseTask, TaskRegistry, get_logger, get_settings

@@ -1,8 +1,9 @@
-"""A task that does its work once for each day, even if it runs again: by hand, after a crash, or late.
+"""A task that does its work once for each day, even if it runs again: by hand, after a crash, or
+late.
 
-This needs two things. The day is that of the slot, not today: a run that is late, or resumed after midnight, still
-processes the day for which it was due. And the mark that a day was processed is committed together with the work, so
-that one never exists without the other.
+This needs two things. The day is that of the slot, not today: a run that is late, or resumed after
+midnight, still processes the day for which it was due. And the mark that a day was processed is
+committed together with the work, so that one never exists without the other.
 """
 
 from datetime import date, datetime, timedelta
@@ -15,8 +16,9 @@ from service.application.models import Session
 
 logger = get_logger(__name__)
 
-# The first run creates the table, so that this file works by itself. A table of your own belongs into
-# service/application/models.py, and a migration creates it. The primary key lets only one of two runs commit.
+# The first run creates the table, so that this file works by itself. A table of your own belongs
+# into service/application/models.py, and a migration creates it. The primary key lets only one of
+# two runs commit.
 processed_days = Table(
     "processed_days",
     MetaData(),
@@ -46,11 +48,15 @@ class IdempotentTask(BaseTask):
         return count
 
     async def _is_already_processed(self, db: AsyncSession, day: date) -> bool:
-        mark = select(processed_days.c.day).where(processed_days.c.task == self.name, processed_days.c.day == day)
+        mark = select(processed_days.c.day).where(
+            processed_days.c.task == self.name, processed_days.c.day == day
+        )
         return await db.scalar(mark) is not None
 
     async def _process(self, db: AsyncSession, slot: datetime) -> int:
-        """Extend the sessions. If this were done twice for a day, each session would be extended by two days."""
+        """Extend the sessions. If this were done twice for a day, each session would be extended by
+        two days.
+        """
         sessions = (await db.scalars(select(Session).where(Session.expires_at > slot))).all()
         for session in sessions:
             session.expires_at += timedelta(days=1)

@@ -1,9 +1,10 @@
-"""Handle errors inside a task. An error logged with `exc_info` is in the log of the run, and in Sentry if configured.
+"""Handle errors inside a task. An error logged with `exc_info` is in the log of the run, and in
+Sentry if configured.
 
-After a handled error the run has `succeeded`, and it is not tried again. That is right when the next slot does the same
-work anyway. In most tasks it is better not to catch the error: then the run has `failed`, the traceback is in the
-ledger, a Retry policy can try the run again, and Sentry receives the error too. To handle only the errors that you
-expect, leave out the second `except`.
+After a handled error the run has `succeeded`, and it is not tried again. That is right when the
+next slot does the same work anyway. In most tasks it is better not to catch the error: then the run
+has `failed`, the traceback is in the ledger, a Retry policy can try the run again, and Sentry
+receives the error too. To handle only the errors that you expect, leave out the second `except`.
 """
 
 from sqlalchemy import func, select

@@ -2,9 +2,10 @@
 
 Each run has its own log, result and error, so a greeting that fails does not affect the others.
 
-`start()` writes a queued run and returns its id at once; any node with capacity executes the run. It works the same in
-a request handler. If a run with the same key exists already, its id is returned and nothing is started. So this task
-may run again, and look back further than one slot, without greeting a user twice.
+`start()` writes a queued run and returns its id at once; any node with capacity executes the run.
+It works the same in a request handler. If a run with the same key exists already, its id is
+returned and nothing is started. So this task may run again, and look back further than one slot,
+without greeting a user twice.
 """
 
 from datetime import datetime, timedelta
@@ -42,7 +43,9 @@ class GreetNewUsersTask(BaseTask):
     schedule = "0 * * * *"
 
     async def run(self, slot: datetime) -> list[str]:
-        new = select(User.id).where(User.created_at >= slot - timedelta(days=7), User.created_at < slot)
+        new = select(User.id).where(
+            User.created_at >= slot - timedelta(days=7), User.created_at < slot
+        )
         async with get_db(readonly=True) as db:
             users = (await db.scalars(new.order_by(User.id))).all()
         return [await start(GreetUserTask, user_id=user, key=f"user-{user}") for user in users]

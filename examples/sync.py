@@ -1,7 +1,9 @@
-"""A run that is not async executes in a thread of its own, so it may block: for files, and for sync libraries.
+"""A run that is not async executes in a thread of its own, so it may block: for files, and for sync
+libraries.
 
-`call_db` gives it the database: it calls a function with a session, as `async with get_db()` would open it, while the
-thread waits. The function should only query and return; do work that takes long afterwards, in the thread.
+`call_db` gives it the database: it calls a function with a session, as `async with get_db()` would
+open it, while the thread waits. The function should only query and return; do work that takes long
+afterwards, in the thread.
 """
 
 import csv
@@ -35,7 +37,10 @@ class SyncTask(BaseTask):
         return len(rows)
 
     def _rows(self, db: DbSession) -> list[tuple[int, str]]:
-        return [(user, email) for user, email in db.execute(select(User.id, User.email).order_by(User.id))]
+        return [
+            (user, email)
+            for user, email in db.execute(select(User.id, User.email).order_by(User.id))
+        ]
 
 
 TaskRegistry.register(SyncTask)

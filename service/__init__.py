@@ -1,6 +1,7 @@
 """Batch System: what authors of tasks import.
 
-Each name is loaded when it is first asked for, so that `import service` and `batch --help` take no time.
+Each name is loaded when it is first asked for, so that `import service` and `batch --help` take no
+time.
 """
 
 from importlib import import_module

@@ -14,29 +14,45 @@ class AccessSettings(BaseSettings):
     """The settings of access, as a part of all settings."""
 
     BATCH_AUTH: Literal["on", "off"] = Field(
-        "on", description="Whether the API asks for a token or a sign-in. off: only where HOST is a loopback address."
+        "on",
+        description="Whether the API asks for a token or a sign-in. off: only where HOST is a loopback "
+        "address.",
     )
     BATCH_ALLOWED_HOSTS: str = Field(
-        "", description="Names in the Host header that are answered, by commas. Empty: loopback names and HOST. *: all."
+        "",
+        description="Names in the Host header that are answered, by commas. Empty: loopback names and "
+        "HOST. *: all.",
     )
     BATCH_PAGES: Literal["on", "off"] = Field(
         "on", description="Whether the service shows pages for people. off: only the API answers."
     )
     BATCH_AUTH_HEADER: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9-]+$", description="Header in which a trusted proxy names the person. Empty: none."
+        None,
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="Header in which a trusted proxy names the person. Empty: none.",
     )
     BATCH_TRUSTED_PROXIES: str = Field(
-        "", description="Addresses or networks of proxies whose BATCH_AUTH_HEADER is believed, by commas."
+        "",
+        description="Addresses or networks of proxies whose BATCH_AUTH_HEADER is believed, by commas.",
     )
     BATCH_AUTH_ROLES: str = Field(
-        "", description="Roles of the people in that header, such as *@acme.example=viewer,ops@acme.example=operator."
+        "",
+        description="Roles of the people in that header, such as "
+        "*@acme.example=viewer,ops@acme.example=operator.",
     )
     BATCH_REQUESTS_PER_SECOND: int = Field(
-        100, ge=1, le=100_000, description="Requests that one token may make in a second, in one process."
+        100,
+        ge=1,
+        le=100_000,
+        description="Requests that one token may make in a second, in one process.",
     )
     BATCH_FAILED_SIGN_INS: int = Field(
-        20, ge=1, le=100_000, description="Wrong tokens that an address may send in a minute, to one process."
+        20,
+        ge=1,
+        le=100_000,
+        description="Wrong tokens that an address may send in a minute, to one process.",
     )
     BATCH_SECRET_WORDS: str = Field(
-        ",".join(SECRET_WORDS), description="A parameter whose name has one of these words is shown as ***."
+        ",".join(SECRET_WORDS),
+        description="A parameter whose name has one of these words is shown as ***.",
     )

@@ -16,17 +16,23 @@ def now() -> datetime:
 
 
 def monotonic() -> float:
-    """Seconds on a clock for measuring durations, which neither tests nor changes of the system clock move."""
+    """Seconds on a clock for measuring durations, which neither tests nor changes of the system
+    clock move.
+    """
     return time.monotonic()
 
 
 def boottime() -> float:
-    """Seconds since boot, including the time that the machine was suspended, which `monotonic` leaves out."""
+    """Seconds since boot, including the time that the machine was suspended, which `monotonic`
+    leaves out.
+    """
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def unix_ns() -> int:
-    """Nanoseconds of the wall clock since 1970 (UTC), for ids that sort by time. `moved` does not change it."""
+    """Nanoseconds of the wall clock since 1970 (UTC), for ids that sort by time. `moved` does not
+    change it.
+    """
     return time.time_ns()
 
 
@@ -37,7 +43,9 @@ def is_moved() -> bool:
 
 @contextmanager
 def moved(at: datetime) -> Iterator[None]:
-    """For tests: within the block `now()` returns `at` (aware), as `advance` moves it. Raises ValueError if naive."""
+    """For tests: within the block `now()` returns `at` (aware), as `advance` moves it. Raises
+    ValueError if naive.
+    """
     global _moved_to
     if at.utcoffset() is None:
         raise ValueError(f"moved() needs an aware datetime, not {at!r}")
@@ -49,7 +57,9 @@ def moved(at: datetime) -> Iterator[None]:
 
 
 def advance(by: timedelta) -> datetime:
-    """For tests, within `moved`: move the clock forward, and return its new time. Raises RuntimeError elsewhere."""
+    """For tests, within `moved`: move the clock forward, and return its new time. Raises
+    RuntimeError elsewhere.
+    """
     global _moved_to
     if _moved_to is None:
         raise RuntimeError("advance() works inside `with clock.moved(...)` only")

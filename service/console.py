@@ -1,6 +1,8 @@
-"""Prints the output of commands: tables and colours in a terminal, plain columns and text in a pipe, or JSON.
+"""Prints the output of commands: tables and colours in a terminal, plain columns and text in a
+pipe, or JSON.
 
-Commands print only through this module, which escapes control characters from a file, a task or an author's error.
+Commands print only through this module, which escapes control characters from a file, a task or an
+author's error.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from rich.cells import cell_len
 from service.escaping import line, lines, to_json
 
 LAST = 16
-"""The last column of a table is folded to fit the terminal, but is at least this many characters wide."""
+"""The last column of a table is folded to fit the terminal, but is at least this many characters
+wide.
+"""
 
 STYLES = {
     "debug": "dim",
@@ -52,19 +56,25 @@ def warn(text: str, end: str = "\n") -> None:
 
 
 def write(text: str, end: str = "\n", flush: bool = False, to_stderr: bool = False) -> None:
-    """Print text as it is: only text made by `paint`, `line`, `message` or `to_json`, which escape it.
+    """Print text as it is: only text made by `paint`, `line`, `message` or `to_json`, which escape
+    it.
 
-    The text and its end are one write, also where Python buffers nothing: else a line of the log may come in between.
+    The text and its end are one write, also where Python buffers nothing: else a line of the log
+    may come in between.
     """
     print(f"{text}{end}", end="", flush=flush, file=sys.stderr if to_stderr else sys.stdout)
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Print rows: as JSON with all of their keys, or as a table of those `columns` that have a value in any row."""
+    """Print rows: as JSON with all of their keys, or as a table of those `columns` that have a
+    value in any row.
+    """
     if as_json:
         show_json(list(rows))
         return
-    used = [c for c in columns if any(row[c] not in (None, "", False) for row in rows)] or list(columns)
+    used = [c for c in columns if any(row[c] not in (None, "", False) for row in rows)] or list(
+        columns
+    )
     cells = [[_text(row[c]) for c in used] for row in rows]
     if sys.stdout.isatty():
         _table(used, cells)
@@ -72,11 +82,13 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
         _plain(used, cells)
 
 
-def show_fitted(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], first_left_out: Sequence[str]) -> None:
+def show_fitted(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], first_left_out: Sequence[str]
+) -> None:
     """Print rows as a table of these columns, also of empty ones.
 
-    No line is wider than the terminal: columns are left out, in the order of `first_left_out`, until LAST characters of
-    the last column fit, and that is cut. A pipe gets all columns.
+    No line is wider than the terminal: columns are left out, in the order of `first_left_out`,
+    until LAST characters of the last column fit, and that is cut. A pipe gets all columns.
     """
     cells = [[_text(row[column]) for column in columns] for row in rows]
     if not sys.stdout.isatty():
@@ -92,7 +104,12 @@ def show_fitted(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], first
             break
         shown.remove(column)
     places = [columns.index(column) for column in shown]
-    _fitted(shown, [[row[place] for place in places] for row in cells], [widths[each] for each in shown], width)
+    _fitted(
+        shown,
+        [[row[place] for place in places] for row in cells],
+        [widths[each] for each in shown],
+        width,
+    )
 
 
 def _fitted(columns: Sequence[str], cells: list[list[str]], widths: list[int], width: int) -> None:
@@ -102,16 +119,30 @@ def _fitted(columns: Sequence[str], cells: list[list[str]], widths: list[int], w
         left, painted = width, []
         for column, cell, needed in zip(columns, row, widths, strict=True):
             size = min(needed, left)
-            text = cell if cell_len(cell) <= size else set_cell_size(cell, max(size - 1, 0)) + "…" * (size > 0)
-            padding = "" if column == columns[-1] else " " * (size - cell_len(text) + min(2, left - size))
-            kind = "heading" if row[0] == columns[0] and row == [*columns] else cell if column == STATE else ""
+            text = (
+                cell
+                if cell_len(cell) <= size
+                else set_cell_size(cell, max(size - 1, 0)) + "…" * (size > 0)
+            )
+            padding = (
+                "" if column == columns[-1] else " " * (size - cell_len(text) + min(2, left - size))
+            )
+            kind = (
+                "heading"
+                if row[0] == columns[0] and row == [*columns]
+                else cell
+                if column == STATE
+                else ""
+            )
             painted.append(paint(text, kind) + padding)
             left -= min(left, size + 2)
         write("".join(painted).rstrip())
 
 
 def show_json(value: Any) -> None:
-    """Print a value as one line of JSON, with datetimes in ISO 8601, and models as the HTTP API gives them."""
+    """Print a value as one line of JSON, with datetimes in ISO 8601, and models as the HTTP API
+    gives them.
+    """
     write(json_of(value))
 
 
@@ -121,7 +152,9 @@ def json_of(value: Any) -> str:
 
 
 def show_values(values: Mapping[str, Any]) -> None:
-    """Print a line with name and value for each value that is not empty; a list takes a line for each item."""
+    """Print a line with name and value for each value that is not empty; a list takes a line for
+    each item.
+    """
     used = {name: value for name, value in values.items() if value not in (None, "", [])}
     width = max(map(len, used), default=0)
     for name, value in used.items():
@@ -138,7 +171,9 @@ def heading(text: str) -> None:
 
 
 def paint(text: str, kind: str) -> str:
-    """The text, escaped, with the colour of `kind` (a key of STYLES) if stdout is a terminal with colours."""
+    """The text, escaped, with the colour of `kind` (a key of STYLES) if stdout is a terminal with
+    colours.
+    """
     text = line(text)
     if kind not in STYLES or not sys.stdout.isatty() or not _has_colours():
         return text
@@ -167,7 +202,9 @@ def duration(start: datetime | None, end: datetime | None) -> str:
 
 
 def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
-    """Print a table. Only the last column is folded; lines exceed the terminal's width if the others need more."""
+    """Print a table. Only the last column is folded; lines exceed the terminal's width if the
+    others need more.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -177,7 +214,10 @@ def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
     for row in cells:
-        styles = (STYLES.get(cell, "") if column == STATE else "" for column, cell in zip(columns, row, strict=True))
+        styles = (
+            STYLES.get(cell, "") if column == STATE else ""
+            for column, cell in zip(columns, row, strict=True)
+        )
         table.add_row(*map(Text, row, styles))
     *widths, last = _widths(columns, cells)
     needed = sum(widths) + 2 * len(widths) + min(last, LAST)
@@ -187,7 +227,9 @@ def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
 def _plain(columns: Sequence[str], cells: list[list[str]]) -> None:
     widths = _widths(columns, cells)
     for row in (columns, *cells):
-        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        padded = (
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        )
         say("  ".join(padded).rstrip())
 
 

@@ -35,8 +35,9 @@
 
     Interrupted (BaseException) a run stops at a checkpoint as the service stops; `except Exception` does not catch it
 
-A message says what is wrong and where, and what is allowed. Each class has a `kind`, by which a program decides what to
-do: the command line maps kinds to exit codes, and an HTTP API maps them to statuses.
+A message says what is wrong and where, and what is allowed. Each class has a `kind`, by which a
+program decides what to do: the command line maps kinds to exit codes, and an HTTP API maps them to
+statuses.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ErrorKind = Literal["not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden"]
-"""What is wrong with a request: what it names does not exist; the request itself is not allowed; it does not fit the
-present state; a database or a place can't be used now; stored data is damaged; or the caller may not ask for it."""
+"""What is wrong with a request: what it names does not exist; the request itself is not allowed; it
+does not fit the present state; a database or a place can't be used now; stored data is damaged; or
+the caller may not ask for it.
+"""
 
 LONGEST_MESSAGE = 4_000
 """Longest message about data from outside, in characters."""
@@ -80,13 +83,17 @@ class DomainError(BatchError):
 
 
 class RetryAfter(BatchError):
-    """For authors: raise it in a run to retry the run after `seconds` (a number or a timedelta), regardless of `on`.
+    """For authors: raise it in a run to retry the run after `seconds` (a number or a timedelta),
+    regardless of `on`.
 
-    The attempt counts. The task's `retry` limits the number of `attempts`, and the wait to `max_wait`.
+    The attempt counts. The task's `retry` limits the number of `attempts`, and the wait to
+    `max_wait`.
     """
 
     def __init__(self, seconds: float | datetime.timedelta, message: str | None = None) -> None:
-        self.seconds = seconds.total_seconds() if isinstance(seconds, datetime.timedelta) else float(seconds)
+        self.seconds = (
+            seconds.total_seconds() if isinstance(seconds, datetime.timedelta) else float(seconds)
+        )
         super().__init__(message or f"retry after {self.seconds:g} s")
 
     def __reduce__(self) -> tuple[type[RetryAfter], tuple[float, str]]:
@@ -122,7 +129,8 @@ class ProcessDied(BatchError):
 
 
 class MemoryExceeded(ProcessDied, MemoryError):
-    fingerprint = "memory exceeded"  # raised where the run has asked for too much, or by who has ended its process
+    # Raised where the run has asked for too much, or by who has ended its process
+    fingerprint = "memory exceeded"
 
 
 class UnknownTask(BatchError):
@@ -130,11 +138,20 @@ class UnknownTask(BatchError):
 
     @classmethod
     def named(
-        cls, name: str, names: Iterable[str], what: str = "no task is named {}", listed: str = "the tasks are:"
+        cls,
+        name: str,
+        names: Iterable[str],
+        what: str = "no task is named {}",
+        listed: str = "the tasks are:",
     ) -> Self:
-        """The error about a name that no task has. It lists the `names`, and before them one that is similar."""
+        """The error about a name that no task has. It lists the `names`, and before them one that
+        is similar.
+        """
         known = sorted(names)
-        return cls(f"{what.format(echoed(name))}{did_you_mean(name, known)}; {listed} {', '.join(known) or 'none'}")
+        return cls(
+            f"{what.format(echoed(name))}{did_you_mean(name, known)}; {listed} "
+            f"{', '.join(known) or 'none'}"
+        )
 
 
 class UnknownRun(BatchError):
@@ -208,7 +225,9 @@ class LeaseLost(DatabaseError):
 
 
 class BackupError(BatchError):
-    """The message is cut to LONGEST_MESSAGE, because a file from outside may hold any number of names of any length."""
+    """The message is cut to LONGEST_MESSAGE, because a file from outside may hold any number of
+    names of any length.
+    """
 
     kind: ClassVar[ErrorKind] = "conflict"
 

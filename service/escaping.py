@@ -1,7 +1,9 @@
-"""Makes text from outside safe for a terminal, a log or a message: escapes control characters, and limits the length.
+"""Makes text from outside safe for a terminal, a log or a message: escapes control characters, and
+limits the length.
 
-A task's name, an error or the name of a table in a backup may contain control characters that move a terminal's cursor,
-or marks that change the direction of text. All text that is printed is escaped here.
+A task's name, an error or the name of a table in a backup may contain control characters that move
+a terminal's cursor, or marks that change the direction of text. All text that is printed is escaped
+here.
 """
 
 from __future__ import annotations
@@ -15,30 +17,40 @@ from typing import Any
 LONGEST_QUOTE = 80
 """Longest quotation of a value in a message, in characters."""
 MOST_LEVELS = 64
-"""On how many levels the JSON of parameters may be nested. Readers in other languages have limits too."""
+"""On how many levels the JSON of parameters may be nested. Readers in other languages have limits
+too.
+"""
 MOST_ITEMS, LONGEST_ITEM = 50, 200
 
 _NOT_PLAIN = re.compile(r"[^ -~]")
 
 
 def line(text: str) -> str:
-    """The text on one line: line feeds and tabs become spaces, other invisible characters escapes such as `\\x1b`."""
+    """The text on one line: line feeds and tabs become spaces, other invisible characters escapes
+    such as `\\x1b`.
+    """
     return text if text.isprintable() else _NOT_PLAIN.sub(_visible, text)
 
 
 def lines(text: str, indent: str = "") -> str:
-    """The text escaped like `line`, but with its line feeds. The later lines begin with `indent`."""
+    """The text escaped like `line`, but with its line feeds. The later lines begin with
+    `indent`.
+    """
     return f"\n{indent}".join(map(line, text.expandtabs().split("\n")))
 
 
 def to_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON on one line, in which invisible characters are JSON escapes and all others are readable."""
+    """JSON on one line, in which invisible characters are JSON escapes and all others are
+    readable.
+    """
     encoded = json.dumps(value, ensure_ascii=False, default=default)
     return encoded if encoded.isprintable() else _NOT_PLAIN.sub(_in_json, encoded)
 
 
 def echoed(value: object, longest: int = LONGEST_QUOTE) -> str:
-    """A value as its Python literal, for a message; a long one is cut, and its length is added. Never raises."""
+    """A value as its Python literal, for a message; a long one is cut, and its length is added.
+    Never raises.
+    """
     if type(value) is str:
         is_long = len(value) > longest
         return f"{value[:longest]!r}… ({len(value):,} characters)" if is_long else repr(value)
@@ -49,7 +61,9 @@ def echoed(value: object, longest: int = LONGEST_QUOTE) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """The first `longest` characters, followed by the number of all characters if there are more."""
+    """The first `longest` characters, followed by the number of all characters if there are
+    more.
+    """
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
 
@@ -66,12 +80,16 @@ def is_deep(value: object, levels: int = MOST_LEVELS) -> bool:
         if isinstance(each, dict | list | tuple):
             if level == levels:
                 return True
-            left += [(item, level + 1) for item in (each.values() if isinstance(each, dict) else each)]
+            left += [
+                (item, level + 1) for item in (each.values() if isinstance(each, dict) else each)
+            ]
     return False
 
 
 def shortened(value: Any, longest: int) -> Any:
-    """A JSON value for a list of many: of a large one the beginning, as text; of an object that of each value."""
+    """A JSON value for a list of many: of a large one the beginning, as text; of an object that of
+    each value.
+    """
     encoded = json.dumps(value, ensure_ascii=False)
     if len(encoded) <= longest and not is_deep(value):
         return value
@@ -87,7 +105,9 @@ def shortened(value: Any, longest: int) -> Any:
 
 
 def _is_visible(char: str) -> bool:
-    """Whether a character is printable or a space. `isprintable` is false for all spaces but that of ASCII."""
+    """Whether a character is printable or a space. `isprintable` is false for all spaces but that
+    of ASCII.
+    """
     return char.isprintable() or unicodedata.category(char) == "Zs"
 
 

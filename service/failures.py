@@ -1,4 +1,6 @@
-"""Exceptions as bounded text. The text of an author's exception may be very long, and its `__str__` may raise."""
+"""Exceptions as bounded text. The text of an author's exception may be very long, and its `__str__`
+may raise.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def readable(error: BaseException) -> BaseException:
     try:
         str(error), deque(_parts(error), maxlen=0)
     except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
-        return RuntimeError(f"{type(error).__name__}, whose text can't be read").with_traceback(error.__traceback__)
+        return RuntimeError(f"{type(error).__name__}, whose text can't be read").with_traceback(
+            error.__traceback__
+        )
     return error
 
 
@@ -46,7 +50,11 @@ def traceback_of(error: BaseException) -> str:
     size = 0
     try:
         for part in _parts(error):
-            parts.append(part if len(part) <= LONGEST_PART else f"{part[:LONGEST_PART]}… ({len(part):,} characters)\n")
+            parts.append(
+                part
+                if len(part) <= LONGEST_PART
+                else f"{part[:LONGEST_PART]}… ({len(part):,} characters)\n"
+            )
             size += len(parts[-1])
             while size > LONGEST and len(parts) > 1:
                 size -= len(parts.popleft())
@@ -61,19 +69,29 @@ def _parts(error: BaseException) -> Iterator[str]:
 
 def facts_of(error: BaseException) -> dict[str, str]:
     """The error as the ledger stores it: `type`, `message` and `traceback`."""
-    return {"type": type(error).__name__, "message": message_of(error), "traceback": traceback_of(error)}
+    return {
+        "type": type(error).__name__,
+        "message": message_of(error),
+        "traceback": traceback_of(error),
+    }
 
 
 class ReportedError(Exception):
-    """An error that another process has reported by its facts. `traceback`: as that process has printed it."""
+    """An error that another process has reported by its facts. `traceback`: as that process has
+    printed it.
+    """
 
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
         self.traceback = traceback
-        self.add_note(f"as another process has reported it:\n{traceback}")  # for handlers of other libraries
+        self.add_note(
+            f"as another process has reported it:\n{traceback}"
+        )  # for handlers of other libraries
 
 
 def reported(facts: Mapping[str, str]) -> ReportedError:
     """An error with these facts of `facts_of`. The name of its class is the `type`."""
-    kind: type[ReportedError] = type(facts["type"][:LONGEST_LINE], (ReportedError,), {"__module__": "builtins"})
+    kind: type[ReportedError] = type(
+        facts["type"][:LONGEST_LINE], (ReportedError,), {"__module__": "builtins"}
+    )
     return kind(facts["message"][:LONGEST], facts["traceback"][: 2 * LONGEST])

@@ -13,17 +13,23 @@ from urllib.parse import parse_qsl, urlsplit
 from service.escaping import echoed
 
 DEFAULT_POOL = "default"
-"""The pool of a task that names none. Each service executes its runs on the event loop and in threads."""
+"""The pool of a task that names none. Each service executes its runs on the event loop and in
+threads.
+"""
 POOL_NAME = re.compile(r"[a-z0-9_]{1,40}")
 POOL_NAME_ALLOWED = "1 to 40 of a-z 0-9 _"
 PREFIX = "BATCH_POOL_"
 MOST_PROCESSES = 1_000
 DASK_PORT = 8786
 ALLOWED = (
-    f"process, process:N (N from 1 to {MOST_PROCESSES:,}), nodes, dask://HOST:PORT, dask+tls://HOST:PORT, "
+    f"process, process:N (N from 1 to {MOST_PROCESSES:,}), nodes, dask://HOST:PORT, "
+    "dask+tls://HOST:PORT, "
     "or placer:MODULE:CLASS"
 )
-DASK_ALLOWED = "dask://HOST:PORT or dask+tls://HOST:PORT, with ?resources=GPU%3D1 for what its workers must offer"
+DASK_ALLOWED = (
+    "dask://HOST:PORT or dask+tls://HOST:PORT, with ?resources=GPU%3D1 for what its workers must "
+    "offer"
+)
 
 _KIND = re.compile(r"(?P<kind>process|nodes)(:(?P<number>[1-9][0-9]{0,3}))?", re.ASCII)
 _PLACER = re.compile(r"placer:(?P<name>[\w.]+:\w+)")
@@ -36,11 +42,14 @@ class Pool:
     """What serves a pool.
 
     Attributes:
-        kind: "process": each process of the service executes its runs in children; "nodes": only `batch work` does;
-            "dask": the workers of a Dask cluster; "placer": what an own class places runs on.
-        processes: How many children at once on each node, for `kind` "process"; None: one for each core.
+        kind: "process": each process of the service executes its runs in children; "nodes": only
+            `batch work` does; "dask": the workers of a Dask cluster; "placer": what an own class
+            places runs on.
+        processes: How many children at once on each node, for `kind` "process"; None: one for each
+            core.
         address: Of the scheduler, for `kind` "dask".
-        resources: What a worker must offer to a run by Dask's own names, and how much of it, for `kind` "dask".
+        resources: What a worker must offer to a run by Dask's own names, and how much of it, for
+            `kind` "dask".
         placer: "module:Class", for `kind` "placer".
     """
 
@@ -52,26 +61,35 @@ class Pool:
 
     @property
     def is_placed(self) -> bool:
-        """Whether services place tickets for its runs, and the nodes that execute them claim only on a ticket."""
+        """Whether services place tickets for its runs, and the nodes that execute them claim only
+        on a ticket.
+        """
         return self.kind in ("dask", "placer")
 
     def places_of(self, capacity: int) -> int:
         """How many runs of the pool a node executes at once, if it executes this many in all."""
-        return min(capacity, self.processes) if self.kind == "process" and self.processes else capacity
+        return (
+            min(capacity, self.processes) if self.kind == "process" and self.processes else capacity
+        )
 
     @property
     def words(self) -> str:
         """What the setting says, in short."""
         if self.address is not None:
             return self.address.replace("tcp:", "dask:", 1).replace("tls:", "dask+tls:", 1)
-        return f"{self.kind}:{self.processes or self.placer}" if self.processes or self.placer else self.kind
+        return (
+            f"{self.kind}:{self.processes or self.placer}"
+            if self.processes or self.placer
+            else self.kind
+        )
 
 
 NO_POOLS: Mapping[str, Pool] = MappingProxyType({})
 
 
 def pools_of(given: Mapping[str, object]) -> dict[str, Pool]:
-    """The pools that the settings describe, by name. `given`: all settings by name, also those of no field.
+    """The pools that the settings describe, by name. `given`: all settings by name, also those of
+    no field.
 
     Raises ValueError, which names the setting and what is allowed.
     """
@@ -85,10 +103,14 @@ def pools_of(given: Mapping[str, object]) -> dict[str, Pool]:
 def _name_of(setting: str) -> str:
     name = setting.removeprefix(PREFIX).lower()
     if not POOL_NAME.fullmatch(name):
-        raise ValueError(f"setting {echoed(setting)}: after {PREFIX} comes the name of a pool, {POOL_NAME_ALLOWED}")
+        raise ValueError(
+            f"setting {echoed(setting)}: after {PREFIX} comes the name of a pool, "
+            f"{POOL_NAME_ALLOWED}"
+        )
     if name == DEFAULT_POOL:
         raise ValueError(
-            f"setting {setting}: the pool {DEFAULT_POOL!r} is the event loop and the threads of each service; "
+            f"setting {setting}: the pool {DEFAULT_POOL!r} is the event loop and the threads of "
+            "each service; "
             "give the task another pool"
         )
     return name
@@ -116,7 +138,12 @@ def _dask(setting: str, text: str) -> Pool:
         raise ValueError(problem) from None
     if "@" in parts.netloc:
         raise ValueError(f"{problem}, without a user or a password: Dask has none")
-    if parts.scheme not in _SCHEMES or not parts.hostname or parts.path.strip("/") or parts.fragment:
+    if (
+        parts.scheme not in _SCHEMES
+        or not parts.hostname
+        or parts.path.strip("/")
+        or parts.fragment
+    ):
         raise ValueError(problem)
     query = parse_qsl(parts.query, keep_blank_values=True)
     if any(name != "resources" for name, _ in query):
@@ -134,5 +161,8 @@ def _resource(setting: str, text: str) -> tuple[str, float]:
     except ValueError:
         number = math.nan
     if match is None or not 0 < number < math.inf:
-        raise ValueError(f"setting {setting}: resources are NAME=NUMBER, as GPU=1, which is written GPU%3D1 there")
+        raise ValueError(
+            f"setting {setting}: resources are NAME=NUMBER, as GPU=1, which is written GPU%3D1 "
+            "there"
+        )
     return match["name"], number

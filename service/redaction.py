@@ -8,13 +8,16 @@ from typing import Any
 
 MASK = "***"
 ORDINARY_KEYS = {"partition", "primary", "foreign", "sort", "group"}
-"""A `key` after one of these words names a part of the data, such as `partition_key`, and is shown."""
+"""A `key` after one of these words names a part of the data, such as `partition_key`, and is shown.
+"""
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 class Redaction:
-    """Masks values whose names have one of these words, as a whole word: `api_key` and `apiKey`, but not `monkey`."""
+    """Masks values whose names have one of these words, as a whole word: `api_key` and `apiKey`,
+    but not `monkey`.
+    """
 
     def __init__(self, words: Collection[str]) -> None:
         self._words = {word.lower() for word in words}

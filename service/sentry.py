@@ -1,7 +1,8 @@
-"""Sends errors to Sentry: each line logged as an error is an event, and events of a run are tagged with it.
+"""Sends errors to Sentry: each line logged as an error is an event, and events of a run are tagged
+with it.
 
-The logging integration of the SDK makes the events. A failed attempt logs its error, so it is one event too. The SDK
-is imported only if SENTRY_DSN is set, or if the application uses Sentry itself.
+The logging integration of the SDK makes the events. A failed attempt logs its error, so it is one
+event too. The SDK is imported only if SENTRY_DSN is set, or if the application uses Sentry itself.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def _begin(settings: Settings) -> BaseClient | None:
 
 
 def _options(settings: Settings, dsn: str) -> dict[str, Any]:
-    """Options to send errors only, and without values, because local variables and command lines may hold passwords.
+    """Options to send errors only, and without values, because local variables and command lines
+    may hold passwords.
 
     (Personal data is not sent by default, and passing `send_default_pii` is deprecated.)
     """
@@ -73,14 +75,18 @@ def _options(settings: Settings, dsn: str) -> dict[str, Any]:
     try:
         Dsn(dsn)
     except (BadDsn, ValueError):  # the text of the error may contain a part of the key
-        raise InvalidSetting("setting SENTRY_DSN: not a DSN, which looks like https://key@host/1") from None
+        raise InvalidSetting(
+            "setting SENTRY_DSN: not a DSN, which looks like https://key@host/1"
+        ) from None
     return {
         "dsn": dsn,
         "release": getattr(settings, "SENTRY_RELEASE", f"batch-system@{package_version()}"),
         "environment": getattr(settings, "SENTRY_ENVIRONMENT", None),
         "default_integrations": False,
         "auto_enabling_integrations": False,
-        "integrations": [LoggingIntegration(level=None, event_level=logging.ERROR, sentry_logs_level=None)],
+        "integrations": [
+            LoggingIntegration(level=None, event_level=logging.ERROR, sentry_logs_level=None)
+        ],
         "include_local_variables": False,
         "auto_session_tracking": False,
     }
@@ -106,7 +112,9 @@ def flush() -> None:
 
 @cache
 def _tag_events() -> None:
-    """Install the processor once in a process. The SDK can't remove one, and outside of runs it changes nothing."""
+    """Install the processor once in a process. The SDK can't remove one, and outside of runs it
+    changes nothing.
+    """
     from sentry_sdk.scope import add_global_event_processor
 
     add_global_event_processor(_with_run)
@@ -131,7 +139,9 @@ def _with_run(event: Event, hint: Hint) -> Event | None:
 
 
 def _was_sent(hint: Hint, run: CurrentRun) -> bool:
-    """Whether this attempt has already sent this error: a run may log its error and raise it again."""
+    """Whether this attempt has already sent this error: a run may log its error and raise it
+    again.
+    """
     error = hint.get("exc_info", (None, None, None))[1]
     if error is None:
         return False

@@ -1,7 +1,7 @@
 """Spans of OpenTelemetry: one for each attempt, linked to who asked for its run.
 
-OpenTelemetry is used only if the process has imported it, as `opentelemetry-instrument` and applications with traces
-do. Otherwise everything here does nothing, and nothing is imported.
+OpenTelemetry is used only if the process has imported it, as `opentelemetry-instrument` and
+applications with traces do. Otherwise everything here does nothing, and nothing is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ SCOPE = "batch-system"
 """The name under which the spans are exported."""
 
 SUPPRESSED = "suppress_instrumentation"
-"""While this is set in the context of OpenTelemetry, its instrumentation of SQLAlchemy and httpx makes no spans."""
+"""While this is set in the context of OpenTelemetry, its instrumentation of SQLAlchemy and httpx
+makes no spans.
+"""
 
 
 def is_in_use() -> bool:
@@ -28,7 +30,9 @@ def is_in_use() -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether somebody has set a provider of traces in this process, so that a span may be recorded."""
+    """Whether somebody has set a provider of traces in this process, so that a span may be
+    recorded.
+    """
     if not is_in_use():
         return False
     from opentelemetry import trace
@@ -37,7 +41,9 @@ def is_recorded() -> bool:
 
 
 def traceparent() -> str | None:
-    """The span that this code runs in, as the W3C header `traceparent` of 55 characters; None if there is none."""
+    """The span that this code runs in, as the W3C header `traceparent` of 55 characters; None if
+    there is none.
+    """
     if not is_in_use():
         return None
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -47,11 +53,14 @@ def traceparent() -> str | None:
     return headers.get("traceparent")
 
 
-def begin(context: Context, name: str, attributes: Mapping[str, str | int], caller: str | None) -> Span | None:
-    """Begin a span that is the current one in `context`, in a trace of its own. None if no trace is recorded.
+def begin(
+    context: Context, name: str, attributes: Mapping[str, str | int], caller: str | None
+) -> Span | None:
+    """Begin a span that is the current one in `context`, in a trace of its own. None if no trace is
+    recorded.
 
-    `caller`: the `traceparent` of the code that asked for this work, to which the span is linked. The work may begin
-    hours later and several times, so it is no part of the caller's trace.
+    `caller`: the `traceparent` of the code that asked for this work, to which the span is linked.
+    The work may begin hours later and several times, so it is no part of the caller's trace.
     """
     if not is_recorded():
         return None
@@ -93,7 +102,8 @@ def end(span: Span | None, outcome: str, error: str | None) -> None:
 
 @contextmanager
 def suppressed() -> Iterator[None]:
-    """Statements and requests within the block, and in the loops that are started in it, have no spans.
+    """Statements and requests within the block, and in the loops that are started in it, have no
+    spans.
 
     The service reads the ledger each second, and nobody looks for that in a trace.
     """

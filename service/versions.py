@@ -1,4 +1,6 @@
-"""The versions of this package, and of the application that the service runs in, by which deploys are recognised."""
+"""The versions of this package, and of the application that the service runs in, by which deploys
+are recognised.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def package_version() -> str:
 
 
 def application_version(given: str | None, folder: Path, here: Path) -> str:
-    """`given`, or else the commit of the git repository that `here` is in, or a hash of the task files in `folder`.
+    """`given`, or else the commit of the git repository that `here` is in, or a hash of the task
+    files in `folder`.
 
     It reads files, so call it in a thread.
     """
@@ -28,7 +31,9 @@ def application_version(given: str | None, folder: Path, here: Path) -> str:
 
 
 def _commit(here: Path) -> str | None:
-    """The first 12 digits of the commit that is checked out; None without a repository, or if it can't be read."""
+    """The first 12 digits of the commit that is checked out; None without a repository, or if it
+    can't be read.
+    """
     for parent in (here, *here.parents):
         if (parent / ".git").is_dir():
             try:

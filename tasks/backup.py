@@ -2,4 +2,6 @@ from service.shipped import backup
 
 
 class BackupTask(backup.BackupTask):
-    """Back up the application's database, copy the backup elsewhere, and only then delete old backups."""
+    """Back up the application's database, copy the backup elsewhere, and only then delete old
+    backups.
+    """

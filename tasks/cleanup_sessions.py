@@ -1,4 +1,6 @@
-"""Deletes expired sessions every hour, in chunks: it blocks no other writer for long, and a restart resumes it."""
+"""Deletes expired sessions every hour, in chunks: it blocks no other writer for long, and a restart
+resumes it.
+"""
 
 from service import BaseTask, TaskRegistry, get_logger
 from service.application.sessions import SessionService
@@ -14,7 +16,9 @@ class CleanupSessionsTask(BaseTask):
     schedule = "0 * * * *"
 
     async def run(self) -> None:
-        expired = self.chunks(SessionService.expired(), key=SessionService.ORDER, size=200, pause=0.02, total=True)
+        expired = self.chunks(
+            SessionService.expired(), key=SessionService.ORDER, size=200, pause=0.02, total=True
+        )
         async for chunk in expired:
             async with chunk as (db, sessions):
                 await SessionService(db).delete_expired([session_id for _, session_id in sessions])

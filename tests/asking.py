@@ -12,7 +12,9 @@ from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 
 
-def operations_on(ledger: Database, application: Database | None = None, actor: str = "ann") -> Operations:
+def operations_on(
+    ledger: Database, application: Database | None = None, actor: str = "ann"
+) -> Operations:
     """Both databases are migrated; `application`: None where a test asks nothing of it."""
     return Operations(
         ledger,
@@ -25,7 +27,9 @@ def operations_on(ledger: Database, application: Database | None = None, actor: 
 
 
 def access(settings: Settings) -> BackupAccess:
-    """For functions on backups: databases that keep no connection between uses, as commands have them."""
+    """For functions on backups: databases that keep no connection between uses, as commands have
+    them.
+    """
     ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
     application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False)
     return BackupAccess(settings, Databases(ledger, application, settings.LEASE_SECONDS))

@@ -1,4 +1,6 @@
-"""The `batch` command in the test's own process: quicker than a new one, with its output and its exit code."""
+"""The `batch` command in the test's own process: quicker than a new one, with its output and its
+exit code.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ class Done:
 Batch = Callable[..., Done]
 
 
-def in_this_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
-    """For a fixture: `batch(words, SETTING=value)` runs the command as a new process would find things."""
+def in_this_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Batch]:
+    """For a fixture: `batch(words, SETTING=value)` runs the command as a new process would find
+    things.
+    """
 
     def call(*words: str, **settings: str) -> Done:
         for name, value in settings.items():
@@ -49,7 +55,9 @@ def in_this_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
 
 
 def refuses(done: Done, *words: str, code: int = 2) -> None:
-    """One line on stderr that has these words, and nothing on stdout. `code`: 3 where something is out of order."""
+    """One line on stderr that has these words, and nothing on stdout. `code`: 3 where something is
+    out of order.
+    """
     assert done.code == code, done.err
     assert done.out == ""
     assert re.fullmatch(r"batch: .+\n", done.err), done.err

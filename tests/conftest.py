@@ -32,35 +32,102 @@ from tests.kinds import KINDS, leave_half_to_nightly
 from tests.statements import engine_with_compiled_statements
 
 KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
-"""The environment variable by which the workers of one run learn the folder that the first process has made."""
+"""The environment variable by which the workers of one run learn the folder that the first process
+has made.
+"""
 OWN_FOLDER = pytest.StashKey[str]()
 SLOWEST = (
-    *("test_docs_pages", "upgrade/test_states", "testing/test_plugin", "test_reload", "model/test_model"),
-    *("faults/test_faults", "test_servers", "backup/test_forged", "web/test_schema", "test_serve", "test_chunks"),
-    *("batch/test_plans", "test_cli_list", "test_cli_restore", "test_cli_tasks", "test_outages", "test_leases"),
-    *("test_replicas", "test_fence", "test_full_disk", "backup/test_folder", "test_cli_bulk", "foreign/test_alembic"),
-    *("test_cli_watch", "backup/test_new_machine", "test_drain", "test_cli_account", "test_rolling"),
-    *("test_docs_security", "test_deploys", "test_host", "test_chunk_faults", "batch/test_schedule_zones"),
-    *("test_clocks", "web/test_processes", "test_cli_url", "examples/test_folder", "test_overlap_processes"),
-    *("web/test_v1", "web/test_access", "web/test_live", "web/test_workers", "batch/test_firing", "test_rescue"),
-    *("test_sentry", "test_cli_backup", "tasks/test_shipped", "batch/test_cancel", "batch/test_leases"),
+    *(
+        "test_docs_pages",
+        "upgrade/test_states",
+        "testing/test_plugin",
+        "test_reload",
+        "model/test_model",
+    ),
+    *(
+        "faults/test_faults",
+        "test_servers",
+        "backup/test_forged",
+        "web/test_schema",
+        "test_serve",
+        "test_chunks",
+    ),
+    *(
+        "batch/test_plans",
+        "test_cli_list",
+        "test_cli_restore",
+        "test_cli_tasks",
+        "test_outages",
+        "test_leases",
+    ),
+    *(
+        "test_replicas",
+        "test_fence",
+        "test_full_disk",
+        "backup/test_folder",
+        "test_cli_bulk",
+        "foreign/test_alembic",
+    ),
+    *(
+        "test_cli_watch",
+        "backup/test_new_machine",
+        "test_drain",
+        "test_cli_account",
+        "test_rolling",
+    ),
+    *(
+        "test_docs_security",
+        "test_deploys",
+        "test_host",
+        "test_chunk_faults",
+        "batch/test_schedule_zones",
+    ),
+    *(
+        "test_clocks",
+        "web/test_processes",
+        "test_cli_url",
+        "examples/test_folder",
+        "test_overlap_processes",
+    ),
+    *(
+        "web/test_v1",
+        "web/test_access",
+        "web/test_live",
+        "web/test_workers",
+        "batch/test_firing",
+        "test_rescue",
+    ),
+    *(
+        "test_sentry",
+        "test_cli_backup",
+        "tasks/test_shipped",
+        "batch/test_cancel",
+        "batch/test_leases",
+    ),
 )
 pytest_plugins = ["pytester"]
 
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("here")
 
-# A shell ignores SIGINT for what it starts in the background, and the processes of tests would inherit that.
+# A shell ignores SIGINT for what it starts in the background, and the processes of tests would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what `nohup` starts ignores it
 
 
 class _Connection(sqlite_connections._Connection):
-    """It says which test has opened it: if nobody closes it, garbage collection warns of it during some later test."""
+    """It says which test has opened it: if nobody closes it, garbage collection warns of it during
+    some later test.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        frames = (frame.name for frame in traceback.extract_stack() if "site-packages" not in frame.filename)
+        frames = (
+            frame.name
+            for frame in traceback.extract_stack()
+            if "site-packages" not in frame.filename
+        )
         self._opened = f"{os.environ.get('PYTEST_CURRENT_TEST')} by {' > '.join(frames)}"
 
     def __repr__(self) -> str:
@@ -68,13 +135,19 @@ class _Connection(sqlite_connections._Connection):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """All servers of all workers begin with one copy of the files that `initdb` makes. Files of tests are in memory."""
+    """All servers of all workers begin with one copy of the files that `initdb` makes. Files of
+    tests are in memory.
+    """
     if KEPT_CLUSTER not in os.environ:
         os.environ[KEPT_CLUSTER] = tempfile.mkdtemp(prefix="batch-pg-files-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(KEPT_CLUSTER)))
         folder = postgres.folder_for_files(fast=True)
-        if config.option.basetemp is None and folder == postgres.MEMORY:  # the tests' folders are there too
-            config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(prefix="batch-tests-", dir=folder)
+        if (
+            config.option.basetemp is None and folder == postgres.MEMORY
+        ):  # the tests' folders are there too
+            config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(
+                prefix="batch-tests-", dir=folder
+            )
     postgres.kept_cluster = Path(os.environ[KEPT_CLUSTER])
     sqlite_connections._Connection = _Connection  # type: ignore[misc]
     engine.create_async_engine = engine_with_compiled_statements
@@ -88,14 +161,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before those that `-m` does not ask for are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest begin first, so that no worker begins one of them when the others are done."""
+    """The files that take longest begin first, so that no worker begins one of them when the others
+    are done.
+    """
     leave_half_to_nightly(items)
     order = {f"tests/{file}.py": number for number, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.location[0], len(order)))
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays until the end: no collection of garbage has to look at it again."""
+    """What is imported by now stays until the end: no collection of garbage has to look at it
+    again.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -103,7 +180,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """A folder with the two databases of the default settings, empty, as a service's first start makes them."""
+    """A folder with the two databases of the default settings, empty, as a service's first start
+    makes them.
+    """
     folder = tmp_path_factory.mktemp("first")
     for name, histories in (("app.db", APPLICATION_HISTORIES), ("ledger.db", (LEDGER_HISTORY,))):
         wait_for(migrated(url_of(folder / name), *histories))
@@ -112,12 +191,15 @@ def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 
 @pytest.fixture(autouse=True)
 def own_world(
-    request: pytest.FixtureRequest, tmp_path: Path, migrated_files: Path | None, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    migrated_files: Path | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[None]:
     """A working directory with an empty tasks folder, no settings but the defaults, and no tasks.
 
-    It has the empty databases of those settings, so that not each test waits for migrations; the mark `first_start` is
-    for tests that shall find none.
+    It has the empty databases of those settings, so that not each test waits for migrations; the
+    mark `first_start` is for tests that shall find none.
     """
     if migrated_files and request.node.get_closest_marker("first_start") is None:
         shutil.copytree(migrated_files, tmp_path, dirs_exist_ok=True)
@@ -127,7 +209,9 @@ def own_world(
     (tmp_path / "tasks").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where nodes leave their files
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(new_tasks, "IMPORT_SECONDS", 60.0)  # a refresh loads new files on a slow machine too
+    monkeypatch.setattr(
+        new_tasks, "IMPORT_SECONDS", 60.0
+    )  # a refresh loads new files on a slow machine too
     monkeypatch.setattr(schedule_sync, "READ_SECONDS", 60.0)
     config.forget_settings()
     TaskRegistry.clear()
@@ -172,12 +256,16 @@ def postgresql_databases(postgres_server: PostgresServer) -> Iterator[PostgresDa
 
 @pytest.fixture(params=KINDS)
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of an empty database of each kind, or of one with what `application` or `served` would add to it."""
+    """The URL of an empty database of each kind, or of one with what `application` or `served`
+    would add to it.
+    """
     databases = request.getfixturevalue(f"{request.param}_databases")
     histories: tuple[History, ...] = ()
     if {"application", "served"} & set(request.fixturenames):
         histories = APPLICATION_HISTORIES
-    if "served" in request.fixturenames and request.param == "postgresql":  # SQLite's ledger is a file of its own
+    if (
+        "served" in request.fixturenames and request.param == "postgresql"
+    ):  # SQLite's ledger is a file of its own
         histories += (LEDGER_HISTORY,)
     url = await databases.make(tmp_path / "test.db", *histories)
     yield url

@@ -1,4 +1,6 @@
-"""Databases of each kind for the tests. A migrated one is a copy of one that was migrated before: that is faster."""
+"""Databases of each kind for the tests. A migrated one is a copy of one that was migrated before:
+that is faster.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class SQLiteFiles:
         self._folder = folder
 
     async def make(self, file: Path, *histories: History) -> str:
-        """The URL of a new database: of an empty one, whose file is not there yet, or of a migrated one."""
+        """The URL of a new database: of an empty one, whose file is not there yet, or of a migrated
+        one.
+        """
         if histories:
             template = self._folder / f"{histories[-1].version_table}.db"
             if not template.exists():
@@ -40,13 +44,17 @@ class PostgresDatabases:
         self._templates: dict[tuple[History, ...], str] = {}
 
     async def make(self, file: Path, *histories: History) -> str:
-        """The URL of a new database: of an empty one, or of a migrated one. `file` is for the other kind."""
+        """The URL of a new database: of an empty one, or of a migrated one. `file` is for the other
+        kind.
+        """
         if not histories:
             return await self._server.create_database()
         if histories not in self._templates:
             self._templates[histories] = await self._server.create_database()
             await migrated(self._templates[histories], *histories)
-        return await self._server.create_database(template=str(make_url(self._templates[histories]).database))
+        return await self._server.create_database(
+            template=str(make_url(self._templates[histories]).database)
+        )
 
     async def drop(self, url: str) -> None:
         await self._server.drop_database(url)
@@ -57,12 +65,16 @@ class PostgresDatabases:
 
 
 async def application_with_done(ledger: Database, folder: Path) -> str:
-    """The URL of an application's database for this ledger: of a file in `folder`, or the ledger's own on PostgreSQL.
+    """The URL of an application's database for this ledger: of a file in `folder`, or the ledger's
+    own on PostgreSQL.
 
-    It has a table in which tasks note what they have done. The table refuses an item that is there already.
+    It has a table in which tasks note what they have done. The table refuses an item that is there
+    already.
     """
     is_file = ledger.kind == "sqlite"
-    url = url_of(folder / "data.db") if is_file else ledger.url.render_as_string(hide_password=False)
+    url = (
+        url_of(folder / "data.db") if is_file else ledger.url.render_as_string(hide_password=False)
+    )
     await migrated(url, *APPLICATION_HISTORIES)
     async with Database(url, setting="DATABASE_URL", pooled=False).engine.begin() as connection:
         await connection.execute(text("CREATE TABLE done (item INTEGER PRIMARY KEY)"))
@@ -72,7 +84,9 @@ async def application_with_done(ledger: Database, folder: Path) -> str:
 async def items_done(url: str) -> list[int]:
     """The items in the table of `application_with_done`."""
     async with Database(url, setting="DATABASE_URL", pooled=False).engine.connect() as connection:
-        return list((await connection.execute(text("SELECT item FROM done ORDER BY item"))).scalars())
+        return list(
+            (await connection.execute(text("SELECT item FROM done ORDER BY item"))).scalars()
+        )
 
 
 def url_of(file: Path) -> str:

@@ -9,7 +9,8 @@ The HTML comment right above a block says what it is:
 
 A Python block without one is run as a script in the page's folder, with the tables made.
 
-An `http` block is a request and the answer to it, divided by a blank line; tests/test_docs_api.py sends the request.
+An `http` block is a request and the answer to it, divided by a blank line; tests/test_docs_api.py
+sends the request.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Block:
 
 
 def blocks(text: str, language: str | None = None) -> list[Block]:
-    found = re.findall(r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
     return [Block(kind, code, note) for note, kind, code in found if language in (None, kind)]
 
 
@@ -88,7 +91,9 @@ def sessions(blocks: list[Block]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Message:
-    """A request or an answer: its first line, its headers by their names in small letters, and its body."""
+    """A request or an answer: its first line, its headers by their names in small letters, and its
+    body.
+    """
 
     start: str
     headers: dict[str, str]
@@ -100,11 +105,15 @@ class Message:
         headers = re.match(r"(?:[A-Za-z-]+: .*\n)*", rest)
         assert headers is not None
         named = (line.split(": ", 1) for line in headers[0].splitlines())
-        return cls(start, {name.lower(): value for name, value in named}, rest[headers.end() :].strip())
+        return cls(
+            start, {name.lower(): value for name, value in named}, rest[headers.end() :].strip()
+        )
 
 
 def exchanges(text: str) -> Iterator[tuple[Message, Message]]:
-    """Each request of the `http` blocks with the answer that is shown. The answer begins with its status."""
+    """Each request of the `http` blocks with the answer that is shown. The answer begins with its
+    status.
+    """
     for block in blocks(text, "http"):
         request, answer = re.split(r"\n\n(?=\d{3} )", block.code)
         yield Message.of(f"{request}\n"), Message.of(answer)
@@ -113,12 +122,17 @@ def exchanges(text: str) -> Iterator[tuple[Message, Message]]:
 def words_of(command: str) -> list[str]:
     """The words of a `batch` command after that one, up to a pipe or a redirection."""
     words = shlex.split(command, comments=True)[1:]
-    end = next((place for place, word in enumerate(words) if word in {"|", ">", ">>", "&&", "&"}), len(words))
+    end = next(
+        (place for place, word in enumerate(words) if word in {"|", ">", ">>", "&&", "&"}),
+        len(words),
+    )
     return words[:end]
 
 
 def masked(output: str) -> list[str]:
-    """Lines without what differs each time: instants, ids, durations, the port, and so the widths of columns."""
+    """Lines without what differs each time: instants, ids, durations, the port, and so the widths
+    of columns.
+    """
     output = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?", "AT", output)
     output = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", output)
     output = re.sub(r"^[0-9a-f]{8}(?=  )", "SHORT-ID", output, flags=re.MULTILINE)
@@ -131,7 +145,9 @@ def without_code(text: str) -> str:
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The cells of each table row whose first one is a name in backquotes, by that name. The first of a name counts."""
+    """The cells of each table row whose first one is a name in backquotes, by that name. The first
+    of a name counts.
+    """
     listed: dict[str, list[str]] = {}
     for name, cells in re.findall(r"^\| `([^`|]+)` \|(.*)\|$", without_code(text), re.MULTILINE):
         listed.setdefault(name, [cell.strip() for cell in cells.split("|")])
@@ -156,6 +172,8 @@ def broken_links(name: str) -> list[str]:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", without_code(read(name))):
         file, _, anchor = target.partition("#")
         path = (ROOT / name).parent / file if file else ROOT / name
-        if not path.exists() or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
+        if not path.exists() or (
+            anchor and anchor not in anchors(path.read_text(encoding="utf-8"))
+        ):
             wrong.append(target)
     return wrong

@@ -45,7 +45,9 @@ def test_each_task_has_run(batch: Batch) -> None:
 
 
 class Page:
-    """Where its files are written, its commands compared with their output, and its scripts, tasks and tests run."""
+    """Where its files are written, its commands compared with their output, and its scripts, tasks
+    and tests run.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
@@ -54,8 +56,12 @@ class Page:
         self._tables: list[str] | None = None
 
     def play(self) -> None:
-        shutil.copytree(ROOT / "tasks", self._folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-        (self._folder / "pytest.ini").write_text(PYTEST_SETTINGS)  # as a clone has, and `batch new` makes elsewhere
+        shutil.copytree(
+            ROOT / "tasks", self._folder / "tasks", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        (self._folder / "pytest.ini").write_text(
+            PYTEST_SETTINGS
+        )  # as a clone has, and `batch new` makes elsewhere
         for block in blocks(read(self._name)):
             if block.is_run:
                 self._play(block)

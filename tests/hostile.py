@@ -1,4 +1,6 @@
-"""Text that acts in a terminal, or hides in it, and what must not be changed by whoever escapes it."""
+"""Text that acts in a terminal, or hides in it, and what must not be changed by whoever escapes
+it.
+"""
 
 from __future__ import annotations
 

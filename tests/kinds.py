@@ -1,4 +1,5 @@
-"""What has no SQL of its own, such as pages, endpoints and commands, is tested on one kind of database by `make test`.
+"""What has no SQL of its own, such as pages, endpoints and commands, is tested on one kind of
+database by `make test`.
 
 The tests alternate, so each file uses both kinds. `make nightly` runs them on the other one too.
 """
@@ -11,25 +12,41 @@ from collections.abc import Iterable
 import pytest
 
 KINDS = ("sqlite", "postgresql")
-ON_ONE = ("tests/pages/", "tests/web/test_access.py", "tests/web/test_live.py", "tests/web/test_metrics.py")
-ON_ONE += ("tests/web/test_remote.py", "tests/test_cli_access.py", "tests/test_cli_manage.py", "tests/test_cli_runs.py")
+ON_ONE = (
+    "tests/pages/",
+    "tests/web/test_access.py",
+    "tests/web/test_live.py",
+    "tests/web/test_metrics.py",
+)
+ON_ONE += (
+    "tests/web/test_remote.py",
+    "tests/test_cli_access.py",
+    "tests/test_cli_manage.py",
+    "tests/test_cli_runs.py",
+)
 ON_ONE += ("tests/examples/",)
 ON_BOTH = {
     "test_a_page_is_shown_to_its_role_and_to_no_lower_one",
     "test_night_adds_up_and_failures_are_retried_by_a_trial",
 }
-"""Of those files: every page is read on both, and one way through the pages in a browser is taken on both."""
+"""Of those files: every page is read on both, and one way through the pages in a browser is taken
+on both.
+"""
 
 
 def leave_half_to_nightly(items: Iterable[pytest.Item]) -> None:
-    """Give each second of these tests the mark `nightly` for the one kind, and each first for the other."""
+    """Give each second of these tests the mark `nightly` for the one kind, and each first for the
+    other.
+    """
     tests: dict[str, dict[str, dict[str, pytest.Function]]] = defaultdict(lambda: defaultdict(dict))
     for item in items:
         if isinstance(item, pytest.Function) and (kind := _kind_of(item)):
             others = [part for part in item.callspec.id.split("-") if part != kind]
             tests[item.location[0]][f"{item.originalname} {others}"][kind] = item
     for file in tests.values():
-        for number, of_kind in enumerate(of_kind for of_kind in file.values() if len(of_kind) == len(KINDS)):
+        for number, of_kind in enumerate(
+            of_kind for of_kind in file.values() if len(of_kind) == len(KINDS)
+        ):
             of_kind[KINDS[number % 2]].add_marker(pytest.mark.nightly)
 
 

@@ -1,4 +1,6 @@
-"""Lets a test know one migration more than the code has: databases without it are then of an older version."""
+"""Lets a test know one migration more than the code has: databases without it are then of an older
+version.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def upgrade() -> None:
 """
 
 
-def add_migration(monkeypatch: pytest.MonkeyPatch, folder: Path, history: History, sql: str = "SELECT 1") -> str:
+def add_migration(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, history: History, sql: str = "SELECT 1"
+) -> str:
     """Add a migration to a history, until the test is over. `folder`: gets a copy of its files.
 
     Returns the name of the new revision.

@@ -1,4 +1,6 @@
-"""Services whose databases go away and come back, and what they left in ledger, application database and witness."""
+"""Services whose databases go away and come back, and what they left in ledger, application
+database and witness.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +90,16 @@ class Case:
         (self.folder / "tasks").mkdir(parents=True)
         (self.folder / "tasks/all.py").write_text(self.tasks)
         self.began = datetime.now(UTC)
-        self.settings = {"DATABASE_URL": self.application, "LEDGER_URL": self.ledger, **self.settings}
-        wait_for(execute(self.application, "CREATE TABLE witness (run TEXT NOT NULL, fence INTEGER NOT NULL)"))
+        self.settings = {
+            "DATABASE_URL": self.application,
+            "LEDGER_URL": self.ledger,
+            **self.settings,
+        }
+        wait_for(
+            execute(
+                self.application, "CREATE TABLE witness (run TEXT NOT NULL, fence INTEGER NOT NULL)"
+            )
+        )
 
     def readiness(self) -> tuple[int, dict[str, str]]:
         answer = self.service.get("/readyz")
@@ -104,7 +114,9 @@ class Case:
             lines = [line.split() for line in (self.folder / "witness").read_text().splitlines()]
         except FileNotFoundError:
             return []
-        return [(run, int(fence)) for said, name, run, fence in lines if (said, name) == (what, task)]
+        return [
+            (run, int(fence)) for said, name, run, fence in lines if (said, name) == (what, task)
+        ]
 
     @property
     def first(self) -> str:

@@ -1,8 +1,10 @@
-"""Processes that begin with everything imported: a third of a suite of hundreds of them is spent on imports otherwise.
+"""Processes that begin with everything imported: a third of a suite of hundreds of them is spent on
+imports otherwise.
 
-One process imports the service and the libraries, and forks for each that is asked for. What comes of it is as real as
-any: it has its own folder, environment, output, signals and exit code. Where the first lines of a process are what is
-tested, start it with `subprocess`. TESTS_PRELOADED=0 starts each one from nothing, as `make nightly` does.
+One process imports the service and the libraries, and forks for each that is asked for. What comes
+of it is as real as any: it has its own folder, environment, output, signals and exit code. Where
+the first lines of a process are what is tested, start it with `subprocess`. TESTS_PRELOADED=0
+starts each one from nothing, as `make nightly` does.
 """
 
 from __future__ import annotations
@@ -38,13 +40,31 @@ ROOT = str(Path(__file__).parent.parent)
 MODULES = ("service", "uvicorn", "pytest", "tests.faults.wrong_clock")
 """What `python -m` may be asked for. There is `python -c` too, and `-W error` before both."""
 
-LIBRARIES = ("uvicorn.main", "uvicorn.lifespan.on", "uvicorn.loops.auto", "uvicorn.protocols.http.auto")
-LIBRARIES += ("sqlalchemy.dialects.sqlite.aiosqlite", "sqlalchemy.dialects.postgresql.asyncpg", "alembic.command")
+LIBRARIES = (
+    "uvicorn.main",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.auto",
+)
+LIBRARIES += (
+    "sqlalchemy.dialects.sqlite.aiosqlite",
+    "sqlalchemy.dialects.postgresql.asyncpg",
+    "alembic.command",
+)
 LIBRARIES += ("apscheduler.schedulers.asyncio", "rich.table", "rich.live", "rich.console", "pytest")
 """What is imported while a process works, and not with the service."""
 
-READ_AT_START = ("PYTHONUNBUFFERED", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS", "LC_ALL", "LANG")
-"""What an interpreter reads before its first line: a process that differs in one of them is started from nothing."""
+READ_AT_START = (
+    "PYTHONUNBUFFERED",
+    "PYTHONIOENCODING",
+    "PYTHONUTF8",
+    "PYTHONWARNINGS",
+    "LC_ALL",
+    "LANG",
+)
+"""What an interpreter reads before its first line: a process that differs in one of them is started
+from nothing.
+"""
 
 LARGEST_MESSAGE = 1_000_000
 PR_SET_PDEATHSIG = 1
@@ -87,7 +107,9 @@ class Forked:
 
 
 class _Parent:
-    """The process that has everything imported. It ends with this one, and so do those that it forked."""
+    """The process that has everything imported. It ends with this one, and so do those that it
+    forked.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -118,7 +140,11 @@ _making = threading.Lock()
 
 
 def start(
-    command: Sequence[str], folder: Path, env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
+    command: Sequence[str],
+    folder: Path,
+    env: Mapping[str, str],
+    stdout: IO[bytes],
+    stderr: IO[bytes],
 ) -> subprocess.Popen[bytes] | Forked:
     """A process that is killed when this one ends."""
     if not _is_forked(command, folder, env):
@@ -139,9 +165,15 @@ def start(
 
 
 def run(
-    command: Sequence[str], folder: Path, env: Mapping[str, str], within: float, is_one_stream: bool = False
+    command: Sequence[str],
+    folder: Path,
+    env: Mapping[str, str],
+    within: float,
+    is_one_stream: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """The process to its end, which comes `within` so many seconds, with what it printed. One stream: all on stdout."""
+    """The process to its end, which comes `within` so many seconds, with what it printed. One
+    stream: all on stdout.
+    """
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         started = start(command, folder, env, stdout, stdout if is_one_stream else stderr)
         try:
@@ -150,7 +182,10 @@ def run(
             started.kill()
             started.wait()
             raise
-        texts = [os.pread(file.fileno(), file.seek(0, os.SEEK_END), 0).decode() for file in (stdout, stderr)]
+        texts = [
+            os.pread(file.fileno(), file.seek(0, os.SEEK_END), 0).decode()
+            for file in (stdout, stderr)
+        ]
     return subprocess.CompletedProcess(command, code, *texts)
 
 
@@ -225,7 +260,9 @@ def _run(words: list[str]) -> None:
         words = words[2:]
     _forget("tests")  # the folder may have a package of that name
     if words[:2] == ["-m", "pytest"]:
-        _forget("service", "anyio")  # pytest warns where it can't rewrite the assertions of what has its plugins
+        _forget(
+            "service", "anyio"
+        )  # pytest warns where it can't rewrite the assertions of what has its plugins
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

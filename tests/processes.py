@@ -34,7 +34,9 @@ STOP_SECONDS = 10.0
 class Service:
     """A service that is ready. What it prints is in `stdout` and `stderr`."""
 
-    def __init__(self, process: subprocess.Popen[bytes] | preloaded.Forked, folder: Path, number: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | preloaded.Forked, folder: Path, number: int
+    ) -> None:
         self.process = process
         self.folder = folder
         self.url = ""
@@ -49,39 +51,53 @@ class Service:
         return (self.folder / f"{self._number}.stderr").read_text()
 
     def get(self, path: str) -> httpx.Response:
-        """The answer. During a reload it comes from the next process, so it may take as long as one takes to start."""
+        """The answer. During a reload it comes from the next process, so it may take as long as one
+        takes to start.
+        """
         return httpx.get(self.url + path, timeout=START_SECONDS, trust_env=False)
 
     def wait_until_ready(self) -> None:
         self._wait_until(self._is_ready, "is not ready")
 
     def wait_until_said(self, words: str) -> None:
-        """Wait until stderr has these words. What a server says once it is ready comes a moment after that."""
+        """Wait until stderr has these words. What a server says once it is ready comes a moment
+        after that.
+        """
         self._wait_until(lambda: words in self.stderr, f"has not said {words!r}")
 
     def _wait_until(self, condition: Callable[[], bool], problem: str) -> None:
         give_up_at = time.monotonic() + START_SECONDS
         while not condition():
             assert self.process.poll() is None, f"the service ended:\n{self.stdout}\n{self.stderr}"
-            assert time.monotonic() < give_up_at, f"the service {problem}:\n{self.stdout}\n{self.stderr}"
+            assert time.monotonic() < give_up_at, (
+                f"the service {problem}:\n{self.stdout}\n{self.stderr}"
+            )
             time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM, within: float = 10.0) -> float:
-        """Send the signal; returns how many seconds it took to end. Longer than `within` is a failure."""
+        """Send the signal; returns how many seconds it took to end. Longer than `within` is a
+        failure.
+        """
         started_at = time.monotonic()
         self.process.send_signal(number)
         try:
             self.process.wait(within)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running {within} s after signal {number}:\n{self.stderr}") from None
+            raise AssertionError(
+                f"still running {within} s after signal {number}:\n{self.stderr}"
+            ) from None
         return time.monotonic() - started_at
 
     def freeze(self, *urls: str | URL) -> None:
-        """SIGSTOP, where it holds no write lock of a SQLite file: nobody could take that from a stopped process.
+        """SIGSTOP, where it holds no write lock of a SQLite file: nobody could take that from a
+        stopped process.
 
-        Where it does, it goes on for long enough to be given a processor, or its lease would end meanwhile.
+        Where it does, it goes on for long enough to be given a processor, or its lease would end
+        meanwhile.
         """
-        files = [str(url.database) for url in map(make_url, urls) if url.get_backend_name() == "sqlite"]
+        files = [
+            str(url.database) for url in map(make_url, urls) if url.get_backend_name() == "sqlite"
+        ]
         suspend(self.process.pid)
         while any(is_locked(file) for file in files):
             self.process.send_signal(signal.SIGCONT)
@@ -102,13 +118,15 @@ class Service:
 def suspend(pid: int) -> None:
     """SIGSTOP, and wait until no thread of the process runs any more.
 
-    One thread takes the signal and then stops the others. On a busy machine that takes some milliseconds, in which
-    another thread may still take a lock.
+    One thread takes the signal and then stops the others. On a busy machine that takes some
+    milliseconds, in which another thread may still take a lock.
     """
     os.kill(pid, signal.SIGSTOP)
     give_up_at = time.monotonic() + STOP_SECONDS
     while running := {state for state in _states_of_threads(pid) if state not in "TZX"}:
-        assert time.monotonic() < give_up_at, f"threads of the process {pid} still run after SIGSTOP: {running}"
+        assert time.monotonic() < give_up_at, (
+            f"threads of the process {pid} still run after SIGSTOP: {running}"
+        )
         time.sleep(0.001)
 
 
@@ -134,7 +152,9 @@ def is_locked(file: str) -> bool:
 
 
 @contextmanager
-def service(folder: Path, command: Sequence[str] = SERVE, settings: Mapping[str, str] = NOTHING) -> Iterator[Service]:
+def service(
+    folder: Path, command: Sequence[str] = SERVE, settings: Mapping[str, str] = NOTHING
+) -> Iterator[Service]:
     """Starts one in `folder` and waits until it is ready; kills what is left of it at the end."""
     with process(folder, command, settings) as started:
         started.wait_until_ready()
@@ -143,12 +163,22 @@ def service(folder: Path, command: Sequence[str] = SERVE, settings: Mapping[str,
 
 @contextmanager
 def process(
-    folder: Path, command: Sequence[str], settings: Mapping[str, str] = NOTHING, env: Mapping[str, str] | None = None
+    folder: Path,
+    command: Sequence[str],
+    settings: Mapping[str, str] = NOTHING,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Service]:
-    """The same without waiting. It is killed too when the tests are. `env`: in place of this process's environment."""
+    """The same without waiting. It is killed too when the tests are. `env`: in place of this
+    process's environment.
+    """
     number = len(list(folder.glob("*.stdout")))
-    with (folder / f"{number}.stdout").open("wb") as stdout, (folder / f"{number}.stderr").open("wb") as stderr:
-        started = preloaded.start(command, folder, environment(settings) if env is None else env, stdout, stderr)
+    with (
+        (folder / f"{number}.stdout").open("wb") as stdout,
+        (folder / f"{number}.stderr").open("wb") as stderr,
+    ):
+        started = preloaded.start(
+            command, folder, environment(settings) if env is None else env, stdout, stderr
+        )
     try:
         yield Service(started, folder, number)
     finally:
@@ -156,7 +186,9 @@ def process(
         started.wait()
 
 
-def batch(folder: Path, *words: str, settings: Mapping[str, str] = NOTHING) -> subprocess.CompletedProcess[str]:
+def batch(
+    folder: Path, *words: str, settings: Mapping[str, str] = NOTHING
+) -> subprocess.CompletedProcess[str]:
     """The `batch` command in `folder`, to its end."""
     return preloaded.run([*BATCH, *words], folder, environment(settings), within=60)
 
@@ -168,9 +200,11 @@ def environment(settings: Mapping[str, str] = NOTHING) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port for a server that is told to listen on it, as all do that allow the address to be used again.
+    """A port for a server that is told to listen on it, as all do that allow the address to be used
+    again.
 
-    This process keeps a socket with it until it ends, so the system gives the port to nobody who asks for any.
+    This process keeps a socket with it until it ends, so the system gives the port to nobody who
+    asks for any.
     """
     kept = socket.socket()
     kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

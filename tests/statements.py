@@ -1,4 +1,6 @@
-"""Compiled statements for all engines of one process: each test has engines of its own, and compiling takes long."""
+"""Compiled statements for all engines of one process: each test has engines of its own, and
+compiling takes long.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ CAPACITY = 3_000
 
 
 class _Statements(LRUCache[tuple[Any, ...], Any]):
-    """SQLAlchemy's cache, in which the dialects of one class count as one. Here all of them have the same options."""
+    """SQLAlchemy's cache, in which the dialects of one class count as one. Here all of them have
+    the same options.
+    """
 
     def get(self, key: tuple[Any, ...], default: Any = None) -> Any:
         return super().get((type(key[0]), *key[1:]), default)

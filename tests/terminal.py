@@ -24,7 +24,9 @@ ROWS = 40
 
 
 class Screen:
-    """As much of a terminal as our bar asks for: lines that wrap and scroll, the cursor up, erase a line, hide."""
+    """As much of a terminal as our bar asks for: lines that wrap and scroll, the cursor up, erase a
+    line, hide.
+    """
 
     def __init__(self, columns: int) -> None:
         self.has_cursor = True
@@ -75,7 +77,9 @@ class Screen:
 
 
 class Terminal:
-    """`raw` is all that was written to it; `screen` what it shows now; `code` the exit code, at the end."""
+    """`raw` is all that was written to it; `screen` what it shows now; `code` the exit code, at the
+    end.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], ours: int, columns: int) -> None:
         self.process = process
@@ -138,7 +142,13 @@ def terminal(
     for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         env.pop(name, None)
     process = subprocess.Popen(
-        command, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=_hear_ctrl_c
+        command,
+        cwd=folder,
+        env=env,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=_hear_ctrl_c,
     )
     os.close(theirs)
     try:

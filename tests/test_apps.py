@@ -1,4 +1,6 @@
-"""The service in an application of somebody else: the code of docs/apps.md, its routes, and whose the logging is."""
+"""The service in an application of somebody else: the code of docs/apps.md, its routes, and whose
+the logging is.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """A folder with every file that the page shows. The task comes every second, so that no test waits a minute."""
+    """A folder with every file that the page shows. The task comes every second, so that no test
+    waits a minute.
+    """
     for block in (*shown("python"), *shown("ini")):
         assert block.file is not None, block.code
         (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +88,9 @@ def test_the_page_has_both_applications() -> None:
 
 
 @pytest.mark.parametrize("command", commands())
-async def test_an_application_of_the_page_answers_fires_and_drains(page: Path, command: str) -> None:
+async def test_an_application_of_the_page_answers_fires_and_drains(
+    page: Path, command: str
+) -> None:
     words = [sys.executable, "-W", "error", "-m", *command.split(), "--port", "0"]
     with process(page, words) as running:
         assert wait_for(running, "/batch/readyz").json() == {"status": "ready"}
@@ -106,7 +112,9 @@ async def test_an_application_of_the_page_answers_fires_and_drains(page: Path, c
 
 @pytest.fixture
 def package(page: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package `myapp` of the page can be imported. It is forgotten after the test: others have one of that name."""
+    """The package `myapp` of the page can be imported. It is forgotten after the test: others have
+    one of that name.
+    """
     monkeypatch.syspath_prepend(page)
     yield
     for name in [name for name in sys.modules if name.split(".")[0] == "myapp"]:
@@ -136,7 +144,9 @@ async def started(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def answering(app: Any) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://app") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://app"
+    ) as client:
         yield client
 
 
@@ -155,19 +165,31 @@ async def seed_jobs(request: Request) -> JSONResponse:
     ("app", "prefix"),
     [
         (Starlette(routes=[Mount("/batch", create_app())], lifespan=lifespan), "/batch"),
-        (Starlette(routes=[Mount("/a", routes=[Mount("/b", create_app())])], lifespan=lifespan), "/a/b"),
+        (
+            Starlette(routes=[Mount("/a", routes=[Mount("/b", create_app())])], lifespan=lifespan),
+            "/a/b",
+        ),
         (Starlette(routes=[Mount("/batch", routes=routes)], lifespan=lifespan), "/batch"),
         (Starlette(routes=[*routes, Route("/seed", seed_jobs)], lifespan=lifespan), ""),
     ],
     ids=["mounted", "mounted-deeper", "routes-below-a-prefix", "routes-of-its-own"],
 )
-async def test_the_routes_find_the_service_however_they_got_into_the_application(app: Starlette, prefix: str) -> None:
+async def test_the_routes_find_the_service_however_they_got_into_the_application(
+    app: Starlette, prefix: str
+) -> None:
     async with started(app) as client:
-        assert [job["id"] for job in (await client.get(f"{prefix}/scheduler/jobs")).json()] == ["manual"]
+        assert [job["id"] for job in (await client.get(f"{prefix}/scheduler/jobs")).json()] == [
+            "manual"
+        ]
         assert (await client.get(f"{prefix}/readyz")).json() == {"status": "ready"}
         assert (await client.get(f"{prefix}/healthz")).status_code == 200
-        assert (await client.get(f"{prefix}/metrics")).status_code == 401  # as `app`, a name that may be an attacker's
-        assert "batch_running" in (await client.get(f"{prefix}/metrics", headers={"Host": "localhost"})).text
+        assert (
+            await client.get(f"{prefix}/metrics")
+        ).status_code == 401  # as `app`, a name that may be an attacker's
+        assert (
+            "batch_running"
+            in (await client.get(f"{prefix}/metrics", headers={"Host": "localhost"})).text
+        )
         if not prefix:
             assert (await client.get("/seed")).json() == ["manual"]
 
@@ -180,8 +202,12 @@ async def test_routes_can_be_added_to_a_fastapi_application() -> None:
         assert [job["id"] for job in (await client.get("/scheduler/jobs")).json()] == ["manual"]
 
 
-@pytest.mark.parametrize("routing", [[Mount("/batch", create_app())], [Mount("/batch", routes=routes)]])
-async def test_where_nobody_started_the_service_it_is_not_ready_and_says_what_to_do(routing: list[Mount]) -> None:
+@pytest.mark.parametrize(
+    "routing", [[Mount("/batch", create_app())], [Mount("/batch", routes=routes)]]
+)
+async def test_where_nobody_started_the_service_it_is_not_ready_and_says_what_to_do(
+    routing: list[Mount],
+) -> None:
     async with answering(Starlette(routes=routing)) as client:
         answer = await client.get("/batch/readyz")
         assert answer.status_code == 503
@@ -192,7 +218,9 @@ async def test_where_nobody_started_the_service_it_is_not_ready_and_says_what_to
         assert "must enter service.app.lifespan" in jobs.json()["detail"]
 
 
-async def test_an_application_does_not_start_without_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_application_does_not_start_without_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TASKS_DIR", "nowhere")
     app = Starlette(lifespan=lifespan)
     with pytest.raises(InvalidSetting, match="setting TASKS_DIR"):
@@ -285,10 +313,16 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("theirs", [CONFIGURED, ""], ids=["configured", "not-configured"])
-def test_their_logging_stays_and_what_a_run_says_is_in_the_ledger(tmp_path: Path, theirs: str) -> None:
+def test_their_logging_stays_and_what_a_run_says_is_in_the_ledger(
+    tmp_path: Path, theirs: str
+) -> None:
     (tmp_path / "tasks" / "talks.py").write_text(TALKS)
     done = subprocess.run(
-        [sys.executable, "-c", theirs + PROGRAM], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", theirs + PROGRAM],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
@@ -298,7 +332,11 @@ def test_their_logging_stays_and_what_a_run_says_is_in_the_ledger(tmp_path: Path
         ("info", "tasks.talks", "below their level n=1"),
         ("warning", "tasks.talks", "100% of them count=3"),
         ("warning", "library", "5 of them"),
-        *([("info", "apart", "does not propagate"), ("warning", "own", "by their structlog n=2")] if theirs else []),
+        *(
+            [("info", "apart", "does not propagate"), ("warning", "own", "by their structlog n=2")]
+            if theirs
+            else []
+        ),
         ("error", "tasks.talks", "It failed"),
     ]
     assert told["kept"][-1][2].endswith("ZeroDivisionError: division by zero")

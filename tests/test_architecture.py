@@ -1,6 +1,8 @@
-"""The shape of the code: who may import whom, who reads the clock and the environment, how large things are.
+"""The shape of the code: who may import whom, who reads the clock and the environment, how large
+things are.
 
-Each rule is a function from modules to what breaks it. It is tried on the project, and on made-up code that breaks it.
+Each rule is a function from modules to what breaks it. It is tried on the project, and on made-up
+code that breaks it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ PAGE = ROOT / "docs/architecture.md"
 ROOM = re.compile(r"^\| `([\w/]+)` \| (.+) \|$", re.MULTILINE)
 LIST = PAGE.read_text().partition("## Rooms")[2].partition("\n## ")[0]
 ROOMS = {f"service.{place.replace('/', '.')}": knows for place, knows in ROOM.findall(LIST)}
-"""The rooms from the ground up, as the page lists them: a module or a package, and what it knows."""
+"""The rooms from the ground up, as the page lists them: a module or a package, and what it knows.
+"""
 
 DOORS = {
     "service": None,
@@ -37,7 +40,9 @@ DOORS = {
     "service.batch.registry": "service.batch.tasks.registry",
     "service.batch.scheduler": "service.server.by_hand",
 }
-"""Modules of no room. Those with a target name again what people import from there, and have no code of their own."""
+"""Modules of no room. Those with a target name again what people import from there, and have no
+code of their own.
+"""
 
 ONLY = {
     "cronsim": "service.batch.cron.cron",
@@ -51,7 +56,9 @@ ONLY = {
     "distributed": "service.dask",
     "dask": "service.dask",
 }
-"""Libraries that one module or package knows. (apscheduler has a rule of its own: its types are in annotations.)"""
+"""Libraries that one module or package knows. (apscheduler has a rule of its own: its types are in
+annotations.)
+"""
 
 PURE = (
     *(
@@ -79,11 +86,14 @@ BROAD = {
     "service.batch.incidents.watch": 1,  # a background loop
     "service.batch.night.keeper": 1,  # a background loop
     "service.server.digest": 1,  # a background loop
-    "service.alerts.pings": 2,  # a background loop, and a call of an address that httpx may not be able to read
+    # A background loop, and a call of an address that httpx may not be able to read
+    "service.alerts.pings": 2,
     "service.alerts.sender": 2,  # a background loop, and one for each channel
     "service.config": 1,  # the module that SETTINGS names
-    "service.batch.tasks.item_task": 2,  # what an author does with one item, outside and inside the transaction
-    "service.batch.chunks.chunks": 2,  # what a chunk's block, or its beginning, raises; told again unless it is retried
+    # What an author does with one item, outside and inside the transaction
+    "service.batch.tasks.item_task": 2,
+    # What a chunk's block, or its beginning, raises; told again unless it is retried
+    "service.batch.chunks.chunks": 2,
     "service.batch.firing.dispatcher": 1,  # a background loop
     "service.batch.firing.opener": 1,  # a background loop
     "service.batch.execution.local_engine": 1,  # a background loop
@@ -112,7 +122,9 @@ BROAD = {
     "service.logs.structured": 1,  # authors' __str__
     "service.logs.handlers": 1,  # the loop that renders and writes lines
 }
-"""Where Exception, BaseException or everything may be caught, and how often. Who raises it again is not counted."""
+"""Where Exception, BaseException or everything may be caught, and how often. Who raises it again is
+not counted.
+"""
 
 MOST_LINES = 400
 MOST_LINES_OF_STORIES = 700
@@ -142,7 +154,9 @@ class Module:
         return self.name.split(".")[1] if "." in self.name else ""
 
     def imports(self) -> Iterator[tuple[int, str, str | None]]:
-        """Line, module, name (None for `import module`), wherever in the file; relative ones made absolute."""
+        """Line, module, name (None for `import module`), wherever in the file; relative ones made
+        absolute.
+        """
         for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from ((node.lineno, alias.name, None) for alias in node.names)
@@ -179,7 +193,9 @@ def inside(modules: Iterable[Module]) -> list[Module]:
 
 
 def targets(module: Module, known: set[str]) -> Iterator[tuple[int, str]]:
-    """The modules of the project that it imports: `from service.cli import runs` means service.cli.runs."""
+    """The modules of the project that it imports: `from service.cli import runs` means
+    service.cli.runs.
+    """
     for line, base, name in module.imports():
         whole = f"{base}.{name}"
         target = whole if whole in known else base
@@ -196,7 +212,9 @@ def room_of(name: str, rooms: Sequence[str]) -> str | None:
 
 
 def imports_that_point_up(modules: list[Module], rooms: Sequence[str] = tuple(ROOMS)) -> list[str]:
-    """A room imports only rooms below it. What is in no room may be imported by nobody but `service` itself."""
+    """A room imports only rooms below it. What is in no room may be imported by nobody but
+    `service` itself.
+    """
     known = {module.name for module in modules}
     wrong = []
     for module in inside(modules):
@@ -214,16 +232,25 @@ def test_a_door_names_what_is_elsewhere_and_has_no_code_of_its_own(project: list
     for module in project:
         if target := DOORS.get(module.name):
             [_, *statements] = module.tree.body
-            assert statements and all(isinstance(one, ast.ImportFrom) and one.module == target for one in statements)
+            assert statements and all(
+                isinstance(one, ast.ImportFrom) and one.module == target for one in statements
+            )
 
 
 def test_the_page_says_of_each_room_what_its_first_line_says(project: list[Module]) -> None:
-    first_lines = {m.name: (ast.get_docstring(m.tree) or "").split("\n\n")[0].replace("\n", " ") for m in project}
+    first_lines = {
+        m.name: (ast.get_docstring(m.tree) or "").split("\n\n")[0].replace("\n", " ")
+        for m in project
+    }
     assert {room: first_lines[room] for room in ROOMS} == ROOMS
 
 
 def modules_without_a_room(modules: list[Module]) -> list[str]:
-    return [m.name for m in inside(modules) if room_of(m.name, tuple(ROOMS)) is None and m.name not in DOORS]
+    return [
+        m.name
+        for m in inside(modules)
+        if room_of(m.name, tuple(ROOMS)) is None and m.name not in DOORS
+    ]
 
 
 def imports_of_the_root_or_of_tasks(modules: list[Module]) -> list[str]:
@@ -239,9 +266,15 @@ def imports_of_the_root_or_of_tasks(modules: list[Module]) -> list[str]:
 
 
 def cycles(modules: list[Module]) -> list[str]:
-    """Each cycle once, by a depth-first walk. A package's own imports count as they do when it is loaded."""
+    """Each cycle once, by a depth-first walk. A package's own imports count as they do when it is
+    loaded.
+    """
     known = {module.name for module in modules}
-    graph = {m.name: sorted({t for _, t in targets(m, known)} - {m.name}) for m in modules if m.name != "service"}
+    graph = {
+        m.name: sorted({t for _, t in targets(m, known)} - {m.name})
+        for m in modules
+        if m.name != "service"
+    }
     done: set[str] = set()
     found = []
 
@@ -259,13 +292,17 @@ def cycles(modules: list[Module]) -> list[str]:
 
 
 def foreign_apscheduler(modules: list[Module]) -> list[str]:
-    """Only firing/apscheduler.py uses apscheduler. Elsewhere its names may stand in annotations, and nowhere else."""
+    """Only firing/apscheduler.py uses apscheduler. Elsewhere its names may stand in annotations,
+    and nowhere else.
+    """
     wrong = []
     for module in modules:
         if module.name == "service.batch.firing.apscheduler":
             continue
         for line, base, name in module.imports():
-            if base.split(".")[0] == "apscheduler" and (name is None or _is_used(module.tree, name)):
+            if base.split(".")[0] == "apscheduler" and (
+                name is None or _is_used(module.tree, name)
+            ):
                 wrong.append(f"{module.name}:{line} uses {name or base}")
     return wrong
 
@@ -279,7 +316,9 @@ def _is_used(tree: ast.Module, name: str) -> bool:
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             annotations.append(node.returns)
     typed = {id(n) for annotation in annotations if annotation for n in ast.walk(annotation)}
-    return any(isinstance(n, ast.Name) and n.id == name and id(n) not in typed for n in ast.walk(tree))
+    return any(
+        isinstance(n, ast.Name) and n.id == name and id(n) not in typed for n in ast.walk(tree)
+    )
 
 
 def foreign_libraries(modules: list[Module]) -> list[str]:
@@ -292,7 +331,14 @@ def foreign_libraries(modules: list[Module]) -> list[str]:
 
 
 def impure_imports(modules: list[Module]) -> list[str]:
-    dirty = ("sqlalchemy", "asyncio", "threading", "service.clock", "service.database", "service.config")
+    dirty = (
+        "sqlalchemy",
+        "asyncio",
+        "threading",
+        "service.clock",
+        "service.database",
+        "service.config",
+    )
     return [
         f"{module.name}:{line} imports {base}"
         for module in modules
@@ -311,8 +357,16 @@ def clock_reads(modules: list[Module]) -> list[str]:
     for module in modules:
         if module.name == "service.clock":
             continue
-        wrong += [f"{module.name}:{line} imports time" for line, base, _ in module.imports() if base == "time"]
-        wrong += [f"{module.name}:{node.lineno} {ast.unparse(node)}" for node in _calls(module) if _reads_time(node)]
+        wrong += [
+            f"{module.name}:{line} imports time"
+            for line, base, _ in module.imports()
+            if base == "time"
+        ]
+        wrong += [
+            f"{module.name}:{node.lineno} {ast.unparse(node)}"
+            for node in _calls(module)
+            if _reads_time(node)
+        ]
     return wrong
 
 
@@ -344,7 +398,11 @@ def environment_reads(modules: list[Module]) -> list[str]:
             for node in module.nodes
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv")
         ]
-        wrong += [f"{module.name}:{line} {name}" for line, base, name in module.imports() if base == "os" and name]
+        wrong += [
+            f"{module.name}:{line} {name}"
+            for line, base, name in module.imports()
+            if base == "os" and name
+        ]
     return wrong
 
 
@@ -362,7 +420,8 @@ def long_functions(modules: list[Module]) -> list[str]:
         f"{module.name}:{node.lineno} {node.name} has {lines} lines"
         for module in modules
         for node in module.nodes
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := _body_lines(node)) > MOST_BODY_LINES
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := _body_lines(node)) > MOST_BODY_LINES
     ]
 
 
@@ -386,13 +445,17 @@ def _is_broad(node: ast.AST) -> bool:
     if isinstance(node, ast.ExceptHandler):
         return (node.type is None or _names_all(node.type)) and not _flies_on(node)
     return (
-        isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress") and any(map(_names_all, node.args))
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("suppress")
+        and any(map(_names_all, node.args))
     )
 
 
 def _names_all(node: ast.expr) -> bool:
     caught = node.elts if isinstance(node, ast.Tuple) else [node]
-    return any(isinstance(one, ast.Name) and one.id in ("Exception", "BaseException") for one in caught)
+    return any(
+        isinstance(one, ast.Name) and one.id in ("Exception", "BaseException") for one in caught
+    )
 
 
 def _flies_on(handler: ast.ExceptHandler) -> bool:
@@ -411,7 +474,8 @@ def prints(modules: list[Module]) -> list[str]:
         for module in inside(modules)
         if module.name not in PRINTERS
         for node in _calls(module)
-        if ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write", "typer.echo", "typer.secho")
+        if ast.unparse(node.func)
+        in ("print", "sys.stdout.write", "sys.stderr.write", "typer.echo", "typer.secho")
     ]
 
 
@@ -439,26 +503,56 @@ def broken(name: str, text: str, *others: str) -> list[Module]:
 
 
 CASES: list[tuple[Rule, list[Module]]] = [
-    (imports_that_point_up, broken(BATCH, "from service.web import api", "service.web", "service.web.api")),
+    (
+        imports_that_point_up,
+        broken(BATCH, "from service.web import api", "service.web", "service.web.api"),
+    ),
     (imports_that_point_up, broken(BATCH, "from service import cli", CLI)),
     (imports_that_point_up, broken(BATCH, "def f():\n    import service.app", "service.app")),
     (imports_that_point_up, broken(DATABASE, "from service.batch.ledger.runs import get", BATCH)),
     (imports_that_point_up, broken(DATABASE, "from ..batch.ledger import runs", BATCH)),
-    (imports_that_point_up, broken(BATCH, "from service.backup.making import create", "service.backup.making.create")),
-    (imports_that_point_up, broken("service.config", "from service.database import get_db", "service.database")),
+    (
+        imports_that_point_up,
+        broken(BATCH, "from service.backup.making import create", "service.backup.making.create"),
+    ),
+    (
+        imports_that_point_up,
+        broken("service.config", "from service.database import get_db", "service.database"),
+    ),
     (modules_without_a_room, broken("service.helpers", "")),
     (modules_without_a_room, broken("service.batch.helpers", "")),
     (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import BaseTask", "service")),
     (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import *", "service")),
     (imports_of_the_root_or_of_tasks, broken(BATCH, "import service", "service")),
-    (imports_of_the_root_or_of_tasks, broken(BATCH, "from tasks.backup import BackupTask", "tasks.backup")),
-    (cycles, [Module("service.a", "from service import b"), Module("service.b", "import service.a")]),
-    (cycles, [Module("service.a", "import service.b.c"), Module("service.b.c", "def f():\n from service.a import x")]),
+    (
+        imports_of_the_root_or_of_tasks,
+        broken(BATCH, "from tasks.backup import BackupTask", "tasks.backup"),
+    ),
+    (
+        cycles,
+        [Module("service.a", "from service import b"), Module("service.b", "import service.a")],
+    ),
+    (
+        cycles,
+        [
+            Module("service.a", "import service.b.c"),
+            Module("service.b.c", "def f():\n from service.a import x"),
+        ],
+    ),
     (foreign_apscheduler, broken("service.server.batch_service", "import apscheduler")),
-    (foreign_apscheduler, broken("service.server.batch_service", "from apscheduler.x import S\nS()")),
-    (foreign_apscheduler, broken("service.server.batch_service", "from apscheduler.x import S\nclass T(S): ...")),
+    (
+        foreign_apscheduler,
+        broken("service.server.batch_service", "from apscheduler.x import S\nS()"),
+    ),
+    (
+        foreign_apscheduler,
+        broken("service.server.batch_service", "from apscheduler.x import S\nclass T(S): ..."),
+    ),
     (foreign_libraries, broken("service.batch.firing.misfires", "from cronsim import CronSim")),
-    (impure_imports, broken("service.batch.firing.misfires", "from service import clock", "service.clock")),
+    (
+        impure_imports,
+        broken("service.batch.firing.misfires", "from service import clock", "service.clock"),
+    ),
     (impure_imports, broken("service.batch.cron.cron", "from sqlalchemy import select")),
     (clock_reads, broken(BATCH, "import time")),
     (clock_reads, broken(BATCH, "from time import monotonic")),
@@ -503,7 +597,9 @@ def test_a_broad_except_in_a_new_place_is_found(handler: str) -> None:
 
 
 def test_a_suppress_of_everything_counts_as_a_broad_except() -> None:
-    found = broad_excepts([Module("service.batch.ledger.schedules", "with contextlib.suppress(Exception): ...")])
+    found = broad_excepts(
+        [Module("service.batch.ledger.schedules", "with contextlib.suppress(Exception): ...")]
+    )
     assert "service.batch.ledger.schedules: 1, allowed 0" in found
 
 
@@ -516,24 +612,38 @@ def test_one_broad_except_more_in_an_allowed_place_is_found_and_one_less_too() -
 
 
 def test_an_error_that_flies_on_was_not_caught() -> None:
-    module = Module("service.batch.ledger.schedules", "try: ...\nexcept BaseException:\n    close()\n    raise")
+    module = Module(
+        "service.batch.ledger.schedules", "try: ...\nexcept BaseException:\n    close()\n    raise"
+    )
     assert not any(found.startswith(module.name) for found in broad_excepts([module]))
 
 
 ALLOWED: list[tuple[Rule, list[Module]]] = [
     (imports_that_point_up, broken(CLI, "from service.batch.ledger import runs", BATCH)),
-    (imports_that_point_up, broken(BATCH, "from service import clock, logs", "service.clock", "service.logs")),
+    (
+        imports_that_point_up,
+        broken(BATCH, "from service import clock, logs", "service.clock", "service.logs"),
+    ),
     (imports_that_point_up, broken("service.logs", "from service import clock", "service.clock")),
-    (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import clock", "service", "service.clock")),
+    (
+        imports_of_the_root_or_of_tasks,
+        broken(BATCH, "from service import clock", "service", "service.clock"),
+    ),
     (cycles, broken(BATCH, "from service import clock", "service.clock")),
     (
         foreign_apscheduler,
-        broken("service.server.batch_service", "from apscheduler.x import S\ndef f(s: S) -> S | None: ..."),
+        broken(
+            "service.server.batch_service",
+            "from apscheduler.x import S\ndef f(s: S) -> S | None: ...",
+        ),
     ),
     (clock_reads, broken(BATCH, "from service import clock\nclock.now()", "service.clock")),
     (clock_reads, broken(BATCH, "from datetime import time\nwall.time()")),
     (environment_reads, broken(BATCH, "import os\nos.getpid()")),
-    (long_functions, broken(BATCH, 'def f():\n    """' + "\n" * MOST_BODY_LINES + '"""\n    x = 1\n')),
+    (
+        long_functions,
+        broken(BATCH, 'def f():\n    """' + "\n" * MOST_BODY_LINES + '"""\n    x = 1\n'),
+    ),
     (left_for_later, broken(BATCH, "todo = 1")),
 ]
 
@@ -545,19 +655,34 @@ def test_a_module_that_obeys_a_rule_is_not_found(rule: Rule, modules: list[Modul
 
 @pytest.mark.parametrize("code", ["import service", "import service.cli"])
 def test_a_bare_import_and_the_help_load_nothing_heavy(code: str) -> None:
-    heavy = {"alembic", "apscheduler", "prometheus_client", "pydantic", "sqlalchemy", "starlette", "structlog"}
+    heavy = {
+        "alembic",
+        "apscheduler",
+        "prometheus_client",
+        "pydantic",
+        "sqlalchemy",
+        "starlette",
+        "structlog",
+    }
     heavy |= {"uvicorn"}
     shown = f"{code}; import sys; print(sorted({heavy} & sys.modules.keys()))"
-    ran = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, cwd=ROOT, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", shown], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert ran.stdout.strip() == "[]"
 
 
-HEAVY = "alembic apprise apscheduler cryptography distributed httpx mako opentelemetry prometheus_client rich starlette"
+HEAVY = (
+    "alembic apprise apscheduler cryptography distributed httpx mako opentelemetry "
+    "prometheus_client rich starlette"
+)
 
 
 def test_what_a_file_of_tasks_imports_loads_no_library_that_only_the_service_needs() -> None:
     code = "from service import BaseTask, get_db, get_logger; import sys; print(*sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert not set(HEAVY.split()) & set(ran.stdout.split())
 
 
@@ -572,9 +697,23 @@ print(*sys.modules)
 """
 
 
-def test_a_command_that_lists_loads_neither_migrations_nor_the_parts_of_a_service(tmp_path: Path) -> None:
-    heavy = {"alembic", "mako", "apscheduler", "asyncpg", "httpx", "isal", "starlette", "structlog", "uvicorn"}
-    ran = subprocess.run([sys.executable, "-c", LISTS], capture_output=True, text=True, cwd=tmp_path, check=True)
+def test_a_command_that_lists_loads_neither_migrations_nor_the_parts_of_a_service(
+    tmp_path: Path,
+) -> None:
+    heavy = {
+        "alembic",
+        "mako",
+        "apscheduler",
+        "asyncpg",
+        "httpx",
+        "isal",
+        "starlette",
+        "structlog",
+        "uvicorn",
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", LISTS], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert "no runs match" in ran.stderr and not heavy & set(ran.stdout.split())
 
 

@@ -1,4 +1,6 @@
-"""create_scheduler, start_scheduler and stop_scheduler, called by an application without the lifespan."""
+"""create_scheduler, start_scheduler and stop_scheduler, called by an application without the
+lifespan.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,12 @@ class Filed(BaseTask):
 
 
 def register(run: Any, **attributes: Any) -> None:
-    values = {"name": "tick", "description": "Every second", "schedule": "* * * * * *", **attributes}
+    values = {
+        "name": "tick",
+        "description": "Every second",
+        "schedule": "* * * * * *",
+        **attributes,
+    }
     TaskRegistry.register(type("Tick", (BaseTask,), {"__module__": __name__, "run": run, **values}))
 
 
@@ -55,7 +62,9 @@ async def test_jobs_fire_run_tasks_and_stand_in_the_ledger(tmp_path: Path) -> No
     assert [job["id"] for job in describe_jobs(scheduler)] == ["tick"]
     started = start_scheduler(scheduler)
     [job] = describe_jobs(scheduler)
-    assert (job["name"], job["trigger"]) == ("Every second", "cron[* * * * * *] UTC") and job["next_run_time"]
+    assert (job["name"], job["trigger"]) == ("Every second", "cron[* * * * * *] UTC") and job[
+        "next_run_time"
+    ]
     await asyncio.wait_for(started, SECONDS)
     assert {job["id"] for job in describe_jobs(scheduler)} == {"filed", "tick"}
     assert {job.id for job in scheduler.get_jobs()} == {"filed", "tick"}

@@ -1,4 +1,5 @@
-"""Chunks on PostgreSQL whose connection is cut around their commits, and whose process stands still before one.
+"""Chunks on PostgreSQL whose connection is cut around their commits, and whose process stands still
+before one.
 
 CHUNK_KILLS=100 is the long form of the first, see test_chunks.py. About 20 s.
 """
@@ -23,7 +24,9 @@ from tests.test_chunks import ITEMS, KILLS, SEED, SIZE, World, world
 __all__ = ["world"]
 
 SHORT = ("lose", "lose", "drop", "kill", "drop", "cut")
-"""With the run's first fence a chunk that fails ends the attempt, with its second it is handed out again, and so on."""
+"""With the run's first fence a chunk that fails ends the attempt, with its second it is handed out
+again, and so on.
+"""
 
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -61,7 +64,9 @@ def disturb(network: Proxy, running: Service, fault: str, chance: random.Random)
 
 
 @on_postgresql
-def test_cut_off_before_in_and_after_its_commits_each_item_is_done_exactly_once(world: World, network: Proxy) -> None:
+def test_cut_off_before_in_and_after_its_commits_each_item_is_done_exactly_once(
+    world: World, network: Proxy
+) -> None:
     chance, began_at, said = random.Random(SEED), time.monotonic(), ""
     faults = list(SHORT) if len(SHORT) >= KILLS else chance.choices(SHORT, k=KILLS)
     put_between(world, network)
@@ -82,9 +87,14 @@ def test_cut_off_before_in_and_after_its_commits_each_item_is_done_exactly_once(
     told = ("follows in", "is tried again", "resumes after", "already committed")
     seconds = time.monotonic() - began_at
     print(
-        f"seed {SEED}: {len(faults)} faults, {ITEMS // SIZE} chunks, {seconds:.0f} s; attempt {attempt}, fence {fence}"
+        f"seed {SEED}: {len(faults)} faults, {ITEMS // SIZE} chunks, {seconds:.0f} s; attempt "
+        f"{attempt}, fence {fence}"
     )
-    print(dict(Counter(faults)), network.tell("all", "count"), {words: said.count(words) for words in told})
+    print(
+        dict(Counter(faults)),
+        network.tell("all", "count"),
+        {words: said.count(words) for words in told},
+    )
 
 
 @on_postgresql
@@ -97,13 +107,17 @@ def test_frozen_before_its_commit_it_is_refused_when_it_wakes_up(world: World) -
         world.start()
         until(lambda: is_stopped(frozen.process.pid), frozen)
         assert world.seen == 19 * SIZE
-        with service(world.folder, settings={**calm, "HEARTBEAT_SECONDS": "0.3", "LEASE_SECONDS": "2"}) as other:
+        with service(
+            world.folder, settings={**calm, "HEARTBEAT_SECONDS": "0.3", "LEASE_SECONDS": "2"}
+        ) as other:
             world.until_seen(world.seen, other)
             frozen.process.send_signal(signal.SIGCONT)
             assert world.until_over(other)[0] == "succeeded"
             assert "resumes after chunk 19" in other.stderr
             until(lambda: "what it did here is not recorded" in frozen.stderr, frozen)
-    assert "work failed: DBAPIError" in frozen.stderr  # its COMMIT: the one that took over has ended its connections
+    assert (
+        "work failed: DBAPIError" in frozen.stderr
+    )  # its COMMIT: the one that took over has ended its connections
     outcomes = world.query("SELECT fence, outcome FROM batch_attempts ORDER BY fence", ledger=True)
     assert outcomes == [(1, "lost"), (2, "succeeded")]
     world.assert_exactly_once()

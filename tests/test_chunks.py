@@ -1,7 +1,9 @@
-"""Chunks in real processes that are killed, frozen and stopped: a witness says that each item was done exactly once.
+"""Chunks in real processes that are killed, frozen and stopped: a witness says that each item was
+done exactly once.
 
 CHUNK_KILLS=100 is the long form, here and in test_chunk_faults.py; CHUNK_SEED repeats its moments.
-`CHUNK_KILLS=100 pytest -s tests/test_chunks.py tests/test_chunk_faults.py -k "killed or cut"` prints figures.
+`CHUNK_KILLS=100 pytest -s tests/test_chunks.py tests/test_chunk_faults.py -k "killed or cut"`
+prints figures.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ KILLS = int(os.environ.get("CHUNK_KILLS", "4"))
 SEED = int(os.environ.get("CHUNK_SEED", "7"))
 SIZE = 250 if KILLS < 50 else 10
 POINTS = ("before", "in", "after", "at random")
-"""Of a chunk's commit: what was written but not committed, while it commits, and before anybody heard that it did."""
+"""Of a chunk's commit: what was written but not committed, while it commits, and before anybody
+heard that it did.
+"""
 COMMITTED = {"before": False, "after": True}
 
 TASKS = """
@@ -97,7 +101,10 @@ class Work(BaseTask):
 """
 
 SERIAL = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "postgresql": "BIGSERIAL PRIMARY KEY"}
-FILL = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < :n) INSERT INTO items SELECT n FROM s"
+FILL = (
+    "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s "
+    "WHERE n < :n) INSERT INTO items SELECT n FROM s"
+)
 
 
 class World:
@@ -110,13 +117,18 @@ class World:
         (folder / "tasks/work.py").write_text(f"SIZE = {SIZE}\n{TASKS}")
         self.settings = {
             "DATABASE_URL": application,
-            "LEDGER_URL": f"sqlite+aiosqlite:///{folder}/ledger.db" if "sqlite" in application else application,
+            "LEDGER_URL": f"sqlite+aiosqlite:///{folder}/ledger.db"
+            if "sqlite" in application
+            else application,
             "POLL_SECONDS": "0.2",
             "DRAIN_SECONDS": "1",
         }
 
     async def make(self) -> None:
-        for url, histories in ((self.url, APPLICATION_HISTORIES), (self.settings["LEDGER_URL"], (LEDGER_HISTORY,))):
+        for url, histories in (
+            (self.url, APPLICATION_HISTORIES),
+            (self.settings["LEDGER_URL"], (LEDGER_HISTORY,)),
+        ):
             database = Database(url, setting="DATABASE_URL", pooled=False)
             await migrate(database, *histories)
         database = Database(self.url, setting="DATABASE_URL", pooled=False)
@@ -128,7 +140,11 @@ class World:
 
     def query(self, statement: str, ledger: bool = False) -> list[tuple[object, ...]]:
         async def ask() -> list[tuple[object, ...]]:
-            database = Database(self.settings["LEDGER_URL"] if ledger else self.url, setting="LEDGER_URL", pooled=False)
+            database = Database(
+                self.settings["LEDGER_URL"] if ledger else self.url,
+                setting="LEDGER_URL",
+                pooled=False,
+            )
             async with database.reader.connect() as connection:
                 return [tuple(row) for row in await connection.execute(text(statement))]
 
@@ -160,8 +176,12 @@ class World:
 
     @contextmanager
     def striking(self, point: str, chunk: int, what: str = "SIGKILL") -> Iterator[Service]:
-        """A service that sends itself this signal at that point of that chunk. It may not be ready yet."""
-        with process(self.folder, SERVE, {**self.settings, "STRIKE": f"{point},{chunk},{what}"}) as started:
+        """A service that sends itself this signal at that point of that chunk. It may not be ready
+        yet.
+        """
+        with process(
+            self.folder, SERVE, {**self.settings, "STRIKE": f"{point},{chunk},{what}"}
+        ) as started:
             yield started
 
     def until_killed(self, running: Service) -> None:
@@ -184,7 +204,9 @@ class World:
         return row
 
     def let_it_go_on(self) -> None:
-        """A run that loses its node again and again waits, and fails at last. The wait passes; a person retries it."""
+        """A run that loses its node again and again waits, and fails at last. The wait passes; a
+        person retries it.
+        """
         state = self.state()[0]
         if state == "retrying":
             self.write("UPDATE batch_runs SET due_at = created_at WHERE state = 'retrying'")
@@ -200,7 +222,9 @@ class World:
         return row
 
     def assert_exactly_once(self) -> None:
-        [(count, items, runs)] = self.query("SELECT count(*), count(DISTINCT item), count(DISTINCT run) FROM witness")
+        [(count, items, runs)] = self.query(
+            "SELECT count(*), count(DISTINCT item), count(DISTINCT run) FROM witness"
+        )
         assert (count, items, runs) == (ITEMS, ITEMS, 1)
 
 
@@ -211,7 +235,9 @@ def world(database_url: str, tmp_path: Path) -> World:
     return made
 
 
-def test_killed_before_in_and_after_its_commits_each_item_is_done_exactly_once(world: World) -> None:
+def test_killed_before_in_and_after_its_commits_each_item_is_done_exactly_once(
+    world: World,
+) -> None:
     chance, fates, began_at = random.Random(SEED), Counter[tuple[str, str]](), time.monotonic()
     for number in range(KILLS):
         point, before = POINTS[number % len(POINTS)], world.seen
@@ -229,17 +255,24 @@ def test_killed_before_in_and_after_its_commits_each_item_is_done_exactly_once(w
     with service(world.folder, settings=world.settings) as last:
         assert world.until_over(last)[0] == "succeeded"
     world.assert_exactly_once()
-    print(f"seed {SEED}: {KILLS} kills, {ITEMS // SIZE} chunks, {time.monotonic() - began_at:.0f} s; {dict(fates)}")
+    print(
+        f"seed {SEED}: {KILLS} kills, {ITEMS // SIZE} chunks, {time.monotonic() - began_at:.0f} "
+        f"s; {dict(fates)}"
+    )
 
 
-def test_stopped_in_the_middle_it_is_interrupted_and_the_node_beside_it_goes_on(world: World) -> None:
+def test_stopped_in_the_middle_it_is_interrupted_and_the_node_beside_it_goes_on(
+    world: World,
+) -> None:
     with (
         service(world.folder, settings=world.settings) as one,
         service(world.folder, settings=world.settings) as two,
     ):
         world.start("--param", "pause=0.01")
         world.until_seen(500, one)
-        [(pid,)] = world.query("SELECT pid FROM batch_nodes WHERE id IN (SELECT node FROM batch_runs)", ledger=True)
+        [(pid,)] = world.query(
+            "SELECT pid FROM batch_nodes WHERE id IN (SELECT node FROM batch_runs)", ledger=True
+        )
         stopped, other = (one, two) if one.process.pid == pid else (two, one)
         stopped.stop(signal.SIGTERM)
         assert world.until_over(other)[:2] == ("succeeded", 1)
@@ -262,7 +295,9 @@ def test_cancelled_in_a_pause_it_ends_within_two_seconds(world: World) -> None:
     assert world.seen == SIZE
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # PostgreSQL's is in test_chunk_faults.py
+@pytest.mark.parametrize(
+    "database_url", ["sqlite"], indirect=True
+)  # PostgreSQL's is in test_chunk_faults.py
 def test_frozen_beyond_its_lease_it_commits_nothing_that_another_one_does_too(world: World) -> None:
     world.settings |= {"LEASE_SECONDS": "2", "HEARTBEAT_SECONDS": "0.3"}
     with service(world.folder, settings=world.settings) as frozen:

@@ -33,10 +33,43 @@ from service.database.migrate import migrate
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
 
-RUN = ["id", "task", "slot", "origin", "state", "reason", "attempt", "node", "created_at", "started_at", "finished_at"]
-RUN += ["attempt_started_at", "gate", "count", "total", "message", "rate", "progress_at", "eta", "quarantined"]
+RUN = [
+    "id",
+    "task",
+    "slot",
+    "origin",
+    "state",
+    "reason",
+    "attempt",
+    "node",
+    "created_at",
+    "started_at",
+    "finished_at",
+]
+RUN += [
+    "attempt_started_at",
+    "gate",
+    "count",
+    "total",
+    "message",
+    "rate",
+    "progress_at",
+    "eta",
+    "quarantined",
+]
 TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
-TASK += ["served_from", "words", "pool", "memory", "tags", "failure_streak", "last_success_at", "p50", "p95", "error"]
+TASK += [
+    "served_from",
+    "words",
+    "pool",
+    "memory",
+    "tags",
+    "failure_streak",
+    "last_success_at",
+    "p50",
+    "p95",
+    "error",
+]
 HINT = f"batch: {NO_SERVICE}\n"
 
 REPORT = '''
@@ -87,13 +120,25 @@ def test_next_as_json_is_nothing_but_an_array(batch: Batch) -> None:
 
 
 def test_next_is_after_now_and_five_slots_long_by_default(batch: Batch) -> None:
-    found = [datetime.fromisoformat(row["slot"]) for row in batch("next", "* * * * *", "--json").json]
+    found = [
+        datetime.fromisoformat(row["slot"]) for row in batch("next", "* * * * *", "--json").json
+    ]
     assert len(found) == 5
     assert clock.now() - timedelta(seconds=5) < found[0] < clock.now() + timedelta(minutes=1)
 
 
 def test_after_without_an_offset_is_in_the_zone(batch: Batch) -> None:
-    done = batch("next", "0 0 * * *", "--tz", "Asia/Tokyo", "--after", "2026-11-25T23:59", "-n", "1", "--json")
+    done = batch(
+        "next",
+        "0 0 * * *",
+        "--tz",
+        "Asia/Tokyo",
+        "--after",
+        "2026-11-25T23:59",
+        "-n",
+        "1",
+        "--json",
+    )
     assert done.json[0]["local"] == "2026-11-26T00:00:00+09:00"
 
 
@@ -101,7 +146,9 @@ def test_after_without_an_offset_is_in_the_zone(batch: Batch) -> None:
 
 
 @pytest.mark.first_start
-def test_tasks_lists_what_is_there_without_making_a_ledger(batch: Batch, report: None, tmp_path: Path) -> None:
+def test_tasks_lists_what_is_there_without_making_a_ledger(
+    batch: Batch, report: None, tmp_path: Path
+) -> None:
     (row,) = batch("tasks", "--json").json
     assert list(row) == TASK
     following = datetime.fromisoformat(row.pop("next_run_time"))
@@ -130,7 +177,9 @@ def test_tasks_lists_what_is_there_without_making_a_ledger(batch: Batch, report:
 def test_tasks_in_plain_columns(batch: Batch, report: None) -> None:
     heading, row = batch("tasks").out.splitlines()
     assert heading.split() == ["name", "schedule", "timezone", "next_run_time", "source"]
-    assert re.fullmatch(r"report +0 1 \* \* \* +Asia/Tokyo +\d{4}-\d\d-\d\d 16:00:00Z +tasks/report\.py", row)
+    assert re.fullmatch(
+        r"report +0 1 \* \* \* +Asia/Tokyo +\d{4}-\d\d-\d\d 16:00:00Z +tasks/report\.py", row
+    )
 
 
 def test_tasks_has_a_file_that_does_not_import_on_stderr_and_in_json(
@@ -141,7 +190,8 @@ def test_tasks_has_a_file_that_does_not_import_on_stderr_and_in_json(
     assert done.code == 1
     assert len(done.out.splitlines()) == 2
     assert done.err == (
-        "batch: tasks/broken.py can't be used: ModuleNotFoundError in line 1: No module named 'nowhere'\n" + HINT
+        "batch: tasks/broken.py can't be used: ModuleNotFoundError in line 1: No module named "
+        "'nowhere'\n" + HINT
     )
     good, bad = batch("tasks", "--json").json
     assert good["error"] is None and list(bad) == TASK
@@ -149,12 +199,17 @@ def test_tasks_has_a_file_that_does_not_import_on_stderr_and_in_json(
     assert bad["error"] == "ModuleNotFoundError in line 1: No module named 'nowhere'"
 
 
-def test_tasks_says_which_files_have_the_same_name(batch: Batch, report: None, tmp_path: Path) -> None:
+def test_tasks_says_which_files_have_the_same_name(
+    batch: Batch, report: None, tmp_path: Path
+) -> None:
     (tmp_path / "tasks" / "same.py").write_text(REPORT.replace("Report", "Same"))
     done = batch("tasks")
     assert done.code == 1
     told = done.err.removesuffix(HINT)
-    assert re.fullmatch(r"batch: tasks/same\.py can't be used: .*'report'.*tasks/report\.py.*tasks/same\.py.*\n", told)
+    assert re.fullmatch(
+        r"batch: tasks/same\.py can't be used: .*'report'.*tasks/report\.py.*tasks/same\.py.*\n",
+        told,
+    )
     assert "report" in done.out
 
 
@@ -180,9 +235,13 @@ def test_a_paused_task_has_no_next_run_time(batch: Batch, report: None) -> None:
     assert batch("run", "report").code == 0
 
     async def pause() -> None:
-        async with Database("sqlite+aiosqlite:///ledger.db", setting="LEDGER_URL", pooled=False).engine.begin() as c:
+        async with Database(
+            "sqlite+aiosqlite:///ledger.db", setting="LEDGER_URL", pooled=False
+        ).engine.begin() as c:
             loaded = TaskRegistry.tasks()
-            await task_sync.set_schedules(c, {"report": loaded["report"].schedule}, loaded, tables.new_id())
+            await task_sync.set_schedules(
+                c, {"report": loaded["report"].schedule}, loaded, tables.new_id()
+            )
             await task_sync.pause(c, "report", "ann", loaded, tables.new_id())
 
     asyncio.run(pause())
@@ -193,8 +252,18 @@ def test_a_paused_task_has_no_next_run_time(batch: Batch, report: None) -> None:
 # run, and runs
 
 
-def test_run_executes_here_shows_the_log_and_prints_the_result(batch: Batch, report: None, database_url: str) -> None:
-    done = batch("run", "report", "--param", "day=2026-02-03", "--slot", "2026-02-04", LEDGER_URL=database_url)
+def test_run_executes_here_shows_the_log_and_prints_the_result(
+    batch: Batch, report: None, database_url: str
+) -> None:
+    done = batch(
+        "run",
+        "report",
+        "--param",
+        "day=2026-02-03",
+        "--slot",
+        "2026-02-04",
+        LEDGER_URL=database_url,
+    )
     assert done.code == 0
     told, result = done.out.splitlines()
     assert re.fullmatch(r"run [0-9a-f-]{36} succeeded in \d+\.\d\d s", told)
@@ -202,7 +271,12 @@ def test_run_executes_here_shows_the_log_and_prints_the_result(batch: Batch, rep
     assert "counting 2026-02-03" in done.err
     (row,) = batch("runs", "--json").json
     assert list(row) == RUN
-    assert (row["id"], row["task"], row["origin"], row["state"]) == (told.split()[1], "report", "manual", "succeeded")
+    assert (row["id"], row["task"], row["origin"], row["state"]) == (
+        told.split()[1],
+        "report",
+        "manual",
+        "succeeded",
+    )
     assert (row["slot"], row["attempt"], row["reason"]) == ("2026-02-04T00:00:00Z", 1, None)
     assert row["created_at"] <= row["started_at"] <= row["finished_at"]
     assert row["created_at"].endswith("Z")
@@ -212,7 +286,9 @@ def test_run_executes_here_shows_the_log_and_prints_the_result(batch: Batch, rep
 def test_run_refuses_a_task_of_a_pool_of_other_processes(
     batch: Batch, report: None, tmp_path: Path, serves: str
 ) -> None:
-    of_pool = REPORT.replace("name, schedule, timezone =", 'pool = "gpu"\n    name, schedule, timezone =')
+    of_pool = REPORT.replace(
+        "name, schedule, timezone =", 'pool = "gpu"\n    name, schedule, timezone ='
+    )
     (tmp_path / "tasks" / "report.py").write_text(of_pool)
     done = batch("run", "report", BATCH_POOL_GPU=serves)
     refuses(done, "report", "pool gpu", "`batch work --pool gpu`", "`batch run report --queue`")
@@ -220,15 +296,21 @@ def test_run_refuses_a_task_of_a_pool_of_other_processes(
     assert batch("run", "report", "--queue").code == 0
 
 
-def test_run_of_a_failing_task_is_recorded_and_ends_with_code_1(batch: Batch, report: None, database_url: str) -> None:
+def test_run_of_a_failing_task_is_recorded_and_ends_with_code_1(
+    batch: Batch, report: None, database_url: str
+) -> None:
     done = batch("run", "report", "--param", "fail=yes", LEDGER_URL=database_url)
     assert done.code == 1
-    assert re.fullmatch(r"run \S+ failed in \d+\.\d\d s: DomainError: there is nothing to count\n", done.out)
+    assert re.fullmatch(
+        r"run \S+ failed in \d+\.\d\d s: DomainError: there is nothing to count\n", done.out
+    )
     (row,) = batch("runs", "--state", "failed", "--json").json
     assert row["reason"] == "DomainError: there is nothing to count"
 
 
-def test_run_writes_down_who_asked_for_it(batch: Batch, report: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_writes_down_who_asked_for_it(
+    batch: Batch, report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nobody(_: int) -> None:
         raise KeyError("getpwuid(): uid not found")
 
@@ -238,7 +320,10 @@ def test_run_writes_down_who_asked_for_it(batch: Batch, report: None, monkeypatc
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     assert batch("run", "report").code == 0
     with closing(sqlite3.connect("ledger.db")) as ledger:
-        asked = [row[0] for row in ledger.execute("SELECT requested_by FROM batch_runs ORDER BY created_at")]
+        asked = [
+            row[0]
+            for row in ledger.execute("SELECT requested_by FROM batch_runs ORDER BY created_at")
+        ]
     assert asked == ["ann", f"user {os.getuid()}"]
 
 
@@ -266,7 +351,10 @@ async def history(database_url: str) -> str:
         )
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, new)
-        names = [{"name": name, "description": "", "source": "", "policies": {}} for name in ("even", "odd")]
+        names = [
+            {"name": name, "description": "", "source": "", "policies": {}}
+            for name in ("even", "odd")
+        ]
         seen = {"first_seen_at": await database_time.now_of(connection), "last_seen_at": now}
         await connection.execute(tables.tasks.insert(), [{**name, **seen} for name in names])
     await ledger.dispose()
@@ -279,8 +367,12 @@ def test_runs_are_listed_newest_first_and_can_be_narrowed_down(batch: Batch, his
     assert len(created) == 30 and created == sorted(created, reverse=True)
     assert len(batch("runs", "--json", "--limit", "7").json) == 7
     assert batch("runs", "--json", "--limit", "7").json == all_of_them[:7]
-    assert batch("runs", "--json", "--task", "odd").json == [row for row in all_of_them if row["task"] == "odd"]
-    assert batch("runs", "--json", "--state", "failed").json == [r for r in all_of_them if r["state"] == "failed"]
+    assert batch("runs", "--json", "--task", "odd").json == [
+        row for row in all_of_them if row["task"] == "odd"
+    ]
+    assert batch("runs", "--json", "--state", "failed").json == [
+        r for r in all_of_them if r["state"] == "failed"
+    ]
     assert batch("runs", "--json", "--since", "330s").json == all_of_them[:6]
     assert batch("runs", "--json", "--since", created[3]).json == all_of_them[:4]
     assert batch("runs", "--json", "--since", "1d", "--state", "cancelled").json == []
@@ -290,12 +382,16 @@ def test_runs_in_plain_columns(batch: Batch, history: str) -> None:
     done = batch("runs", "--limit", "1", LEDGER_URL=history)
     heading, row = done.out.splitlines()
     assert heading.split() == [*COLUMNS, "reason"]
-    assert re.fullmatch(r"[0-9a-f]{8}  odd   \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  schedule  succeeded  .*", row)
+    assert re.fullmatch(
+        r"[0-9a-f]{8}  odd   \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  schedule  succeeded  .*", row
+    )
     assert done.err == HINT
 
 
 @pytest.mark.first_start
-def test_runs_of_a_folder_without_a_ledger_are_none_and_none_is_made(batch: Batch, tmp_path: Path) -> None:
+def test_runs_of_a_folder_without_a_ledger_are_none_and_none_is_made(
+    batch: Batch, tmp_path: Path
+) -> None:
     assert batch("runs", "--json") == Done(0, "[]\n", "")
     assert not (tmp_path / "ledger.db").exists()
 
@@ -312,7 +408,10 @@ def test_runs_of_a_folder_without_a_ledger_are_none_and_none_is_made(batch: Batc
         (["next", "* * * * *", "--tz", "Mars"], ["'Mars'", "Europe/Berlin"]),
         (["next", "* * * * *", "--after", "soon"], ["--after", "'soon'", "ISO 8601"]),
         (["next", "* * * * *", "--after", ""], ["--after", "''", "ISO 8601"]),
-        (["next", "* * * * *", "--after", "0001-01-01T00:00+14:00"], ["--after", "0001", "ISO 8601"]),
+        (
+            ["next", "* * * * *", "--after", "0001-01-01T00:00+14:00"],
+            ["--after", "0001", "ISO 8601"],
+        ),
         (["next", "* * * * *", "-n", "0"], ["-n", "1"]),
         (["next"], ["expression"]),
         (["runs", "--state", "done"], ["'done'", "queued", "succeeded", "skipped"]),
@@ -327,7 +426,10 @@ def test_runs_of_a_folder_without_a_ledger_are_none_and_none_is_made(batch: Batc
         (["run", "report", "--slot", ""], ["--slot", "''", "ISO 8601"]),
         (["run", "report", "--slot", "9999-12-31T23:59-14:00"], ["--slot", "9999", "ISO 8601"]),
         (["run", "report", "--param", "day"], ["--param", "'day'", "name=value"]),
-        (["run", "report", "--param", "day=2026-01-01", "--param", "day=2026-01-02"], ["day", "twice"]),
+        (
+            ["run", "report", "--param", "day=2026-01-01", "--param", "day=2026-01-02"],
+            ["day", "twice"],
+        ),
         (["run", "report", "--param", "day=soon"], ["report", "day", "'soon'", "date"]),
         (["run", "report", "--param", "days=1"], ["report", "'days'", "day, fail"]),
         (["run", "nope"], ["'nope'", "report"]),
@@ -340,12 +442,17 @@ def test_runs_of_a_folder_without_a_ledger_are_none_and_none_is_made(batch: Batc
         (["work", "--pool", "gpu", "--max-running", "0"], ["--max-running", "from 1"]),
         (["work", "--pool", "gpu", "--host", "127.0.0.1"], ["--host", "--port"]),
         (["work", "--pool", "gpu", "--port", "99999"], ["--port", "65,535"]),
-        (["--url", "http://127.0.0.1:1", "work", "--pool", "gpu"], ["`batch work`", "without --url"]),
+        (
+            ["--url", "http://127.0.0.1:1", "work", "--pool", "gpu"],
+            ["`batch work`", "without --url"],
+        ),
         (["fly"], ["'fly'"]),
     ],
     ids=" ".join,
 )
-def test_bad_words_are_refused_in_one_line(batch: Batch, report: None, words: list[str], named: list[str]) -> None:
+def test_bad_words_are_refused_in_one_line(
+    batch: Batch, report: None, words: list[str], named: list[str]
+) -> None:
     refuses(batch(*words), *named)
 
 
@@ -371,32 +478,47 @@ def test_a_missing_tasks_folder_is_refused_in_one_line(batch: Batch, command: st
 
 
 @pytest.mark.parametrize("command", ["serve", "run report", "runs", "tasks"])
-def test_an_unreachable_ledger_is_named_without_its_password(batch: Batch, report: None, command: str) -> None:
+def test_an_unreachable_ledger_is_named_without_its_password(
+    batch: Batch, report: None, command: str
+) -> None:
     done = batch(*command.split(), LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/shop", PORT="0")
     refuses(done, "bob:***@127.0.0.1:1/shop", "LEDGER_URL", code=3)
     assert "hunter2" not in done.err
 
 
-def test_an_unreachable_ledger_is_named_by_the_setting_that_says_where_it_is(batch: Batch, report: None) -> None:
+def test_an_unreachable_ledger_is_named_by_the_setting_that_says_where_it_is(
+    batch: Batch, report: None
+) -> None:
     done = batch("runs", DATABASE_URL="postgresql://bob@127.0.0.1:1/shop")
     refuses(done, "bob@127.0.0.1:1/shop", "Look at DATABASE_URL", code=3)
     assert "LEDGER_URL" not in done.err
 
 
 @pytest.mark.parametrize("command", ["serve", "run report"])
-def test_an_unreachable_application_database_is_named(batch: Batch, report: None, command: str) -> None:
+def test_an_unreachable_application_database_is_named(
+    batch: Batch, report: None, command: str
+) -> None:
     done = batch(*command.split(), DATABASE_URL="sqlite:////nowhere/app.db", PORT="0")
     refuses(done, "/nowhere/app.db", "DATABASE_URL", code=3)
 
 
 @pytest.mark.parametrize("command", ["serve", "run report"])
-async def test_one_sqlite_file_for_both_is_refused(batch: Batch, report: None, command: str) -> None:
+async def test_one_sqlite_file_for_both_is_refused(
+    batch: Batch, report: None, command: str
+) -> None:
     done = await asyncio.to_thread(batch, *command.split(), LEDGER_URL="sqlite:///app.db", PORT="0")
     refuses(done, "LEDGER_URL", "DATABASE_URL")
 
 
-def test_a_ledger_in_a_folder_that_is_not_there_is_no_empty_ledger(batch: Batch, report: None) -> None:
-    refuses(batch("runs", LEDGER_URL="sqlite:////nowhere/ledger.db"), "/nowhere/ledger.db", "LEDGER_URL", code=3)
+def test_a_ledger_in_a_folder_that_is_not_there_is_no_empty_ledger(
+    batch: Batch, report: None
+) -> None:
+    refuses(
+        batch("runs", LEDGER_URL="sqlite:////nowhere/ledger.db"),
+        "/nowhere/ledger.db",
+        "LEDGER_URL",
+        code=3,
+    )
 
 
 def test_a_file_that_is_no_database_is_named(batch: Batch, report: None, tmp_path: Path) -> None:
@@ -429,7 +551,9 @@ def test_a_newer_database_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("command", ["runs", "tasks"])
-def test_a_list_of_a_newer_ledger_is_refused(batch: Batch, report: None, newer: str, command: str) -> None:
+def test_a_list_of_a_newer_ledger_is_refused(
+    batch: Batch, report: None, newer: str, command: str
+) -> None:
     refuses(batch(command, LEDGER_URL=newer), "LEDGER_URL", "from_the_future", "newer", code=3)
 
 
@@ -465,7 +589,9 @@ def test_a_read_only_file_or_folder_is_named_and_loses_nothing(
     try:
         for words in (["serve"], ["run", "report"]):
             done = without_power(tmp_path, *words)
-            refuses(done, "app.db" if read_only == "." else read_only, "can't be used", "_URL", code=3)
+            refuses(
+                done, "app.db" if read_only == "." else read_only, "can't be used", "_URL", code=3
+            )
     finally:
         place.chmod(mode)
     assert len(batch("runs", "--json").json) == 1
@@ -492,7 +618,12 @@ def test_the_command_without_words_shows_its_help(batch: Batch) -> None:
 def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) -> None:
     many = " ".join([*BATCH, "next", "'* * * * *'", "-n", "10000"])
     done = subprocess.run(
-        ["sh", "-c", f"{many} | head -1"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=30
+        ["sh", "-c", f"{many} | head -1"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.stdout == "Every minute\n"
     assert done.stderr == ""
@@ -512,7 +643,9 @@ class Slow(BaseTask):
 """
 
 
-def test_a_run_by_hand_in_the_background_of_a_script_is_interrupted_by_sigterm(tmp_path: Path) -> None:
+def test_a_run_by_hand_in_the_background_of_a_script_is_interrupted_by_sigterm(
+    tmp_path: Path,
+) -> None:
     """A shell without job control starts `batch run x &` with SIGINT ignored."""
     (tmp_path / "tasks/slow.py").write_text(SLOW)
     started = subprocess.Popen(

@@ -34,7 +34,9 @@ def call(batch: Batch, ledger: Database, ledger_url: str) -> Any:
     return call
 
 
-async def test_the_secret_of_a_token_stands_alone_on_stdout_and_is_valid(ledger: Database, call: Any) -> None:
+async def test_the_secret_of_a_token_stands_alone_on_stdout_and_is_valid(
+    ledger: Database, call: Any
+) -> None:
     done = await call("token", "create", "deploy", "--role", "operator", "--expires", "90d")
     assert done.code == 0 and re.fullmatch(r"bt_\w{12}_[\w-]{43}\n", done.out)
     assert "the token deploy has the role operator, and is valid until " in done.err
@@ -75,16 +77,22 @@ async def test_a_token_that_can_not_be_is_refused(call: Any, words: str, named: 
 
 async def test_a_name_is_given_once(call: Any) -> None:
     assert (await call("token", "create", "deploy", "--role", "viewer")).code == 0
-    refuses(await call("token", "create", "deploy", "--role", "admin"), "a token named 'deploy' already")
+    refuses(
+        await call("token", "create", "deploy", "--role", "admin"), "a token named 'deploy' already"
+    )
 
 
 async def test_no_token_and_no_changes_are_said_in_words(call: Any) -> None:
     assert (await call("token", "list")).err == "batch: there is no token\n"
     assert (await call("changes")).err == "batch: no changes match\n"
-    assert (await call("changes", "--json")).json == (await call("token", "list", "--json")).json == []
+    assert (
+        (await call("changes", "--json")).json == (await call("token", "list", "--json")).json == []
+    )
 
 
-async def test_changes_say_who_did_what_and_can_be_narrowed_down(ledger: Database, call: Any) -> None:
+async def test_changes_say_who_did_what_and_can_be_narrowed_down(
+    ledger: Database, call: Any
+) -> None:
     await know(ledger, make_task("import"), make_task("report"))
     run = new("import", created_at=clock.now())
     await insert(ledger, run)
@@ -104,7 +112,11 @@ async def test_changes_say_who_did_what_and_can_be_narrowed_down(ledger: Databas
     async def actions(*words: str) -> list[str]:
         return [each["action"] for each in (await call("changes", *words, "--json")).json]
 
-    assert await actions("--task", "import") == await actions("--action", "run.cancel") == ["run.cancel"]
+    assert (
+        await actions("--task", "import")
+        == await actions("--action", "run.cancel")
+        == ["run.cancel"]
+    )
     assert await actions("--limit", "1") == ["task.resume"]
     assert len(await actions("--since", "1h")) == 3 and await actions("--since", "2999-01-01") == []
     assert list((await call("changes", "--json")).json[0]) == list(Change.model_fields)

@@ -78,7 +78,9 @@ def last_line(done: Done) -> str:
 
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where a service with a task of every second has been for a while, and has stopped."""
+    """A folder where a service with a task of every second has been for a while, and has
+    stopped.
+    """
     folder = tmp_path_factory.mktemp("lived")
     write(folder)
     run_until(folder, 4)
@@ -87,8 +89,13 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(lived: Path, tmp_path: Path) -> Path:
-    """The same, for one test to spoil. What came due since the service stopped is none of its business."""
-    with closing(sqlite3.connect(lived / "ledger.db")) as old, closing(sqlite3.connect(tmp_path / "ledger.db")) as new:
+    """The same, for one test to spoil. What came due since the service stopped is none of its
+    business.
+    """
+    with (
+        closing(sqlite3.connect(lived / "ledger.db")) as old,
+        closing(sqlite3.connect(tmp_path / "ledger.db")) as new,
+    ):
         old.backup(new)
     write(tmp_path)
     return tmp_path
@@ -113,7 +120,14 @@ def test_a_service_that_lived_leaves_a_complete_account(folder: Path) -> None:
     head, row, end = lines(done)
     number = str(len(sql(folder, "SELECT 1 FROM batch_runs")))
     assert head.split() == ["task", "since", "slots", "runs", "skipped", "missed", "due", "gaps"]
-    assert re.split(r"  +", row)[0] == "tick" and re.split(r"  +", row)[2:] == [number, number, "0", "0", "0", "0"]
+    assert re.split(r"  +", row)[0] == "tick" and re.split(r"  +", row)[2:] == [
+        number,
+        number,
+        "0",
+        "0",
+        "0",
+        "0",
+    ]
     assert re.fullmatch(COMPLETE, end)
 
 
@@ -157,7 +171,9 @@ def test_a_cursor_that_was_moved_by_hand_leaves_a_gap_after_the_next_start(folde
 
 
 def test_two_services_with_different_schedules_leave_a_complete_account(tmp_path: Path) -> None:
-    """A rolling deploy: the new code joins, the old one goes, and a third comes with the first schedule."""
+    """A rolling deploy: the new code joins, the old one goes, and a third comes with the first
+    schedule.
+    """
     write(tmp_path)
     with service(tmp_path) as old:
         until(lambda: sql(tmp_path, "SELECT count(*) FROM batch_runs")[0][0] >= 2)
@@ -192,11 +208,20 @@ def test_json_has_the_accounts_or_with_slots_each_slot(folder: Path) -> None:
     instant = datetime.fromisoformat(slot).replace(tzinfo=UTC).isoformat().replace("+00:00", "Z")
     (found,) = json.loads(account(folder, "--json").stdout)
     text = "no run, no skip, no missed range"
-    assert found["findings"] == [{"kind": "gap", "first": instant, "last": instant, "count": 1, "text": text}]
+    assert found["findings"] == [
+        {"kind": "gap", "first": instant, "last": instant, "count": 1, "text": text}
+    ]
     assert (found["task"], found["gaps"], found["complete"]) == ("tick", 1, False)
     slots = json.loads(account(folder, "--json", "--slots").stdout)
     assert len(slots) == found["slots"]
-    assert slots[1] == {"task": "tick", "slot": instant, "kind": "gap", "run": None, "state": None, "reason": None}
+    assert slots[1] == {
+        "task": "tick",
+        "slot": instant,
+        "kind": "gap",
+        "run": None,
+        "state": None,
+        "reason": None,
+    }
     assert (slots[0]["kind"], slots[0]["state"]) == ("run", "succeeded")
 
 
@@ -214,7 +239,10 @@ def test_a_task_of_another_name_is_refused_and_one_without_slots_has_none(folder
     [
         (["--since", "soon"], "--since is 'soon'; allowed: ISO 8601"),
         (["--until", "soon"], "--until is 'soon'; allowed: ISO 8601"),
-        (["--since", "1h", "--until", "2h"], "--since is '1h'; allowed: an instant before --until 2h"),
+        (
+            ["--since", "1h", "--until", "2h"],
+            "--since is '1h'; allowed: an instant before --until 2h",
+        ),
         (["--since", "9000-01-01"], "--since is '9000-01-01'; allowed: "),
         (["--since", "2999-01-01"], "--since is '2999-01-01'; allowed: an instant before now"),
     ],
@@ -244,7 +272,9 @@ async def test_it_reads_either_database(ledger: Database, tmp_path: Path) -> Non
     now = clock.now()
     async with ledger.engine.begin() as connection:
         an_hour_ago = now - timedelta(hours=1)
-        await connection.execute(update(tables.schedules).values(valid_from=an_hour_ago, fired_until=now))
+        await connection.execute(
+            update(tables.schedules).values(valid_from=an_hour_ago, fired_until=now)
+        )
         await connection.execute(update(tables.tasks).values(accounted_from=an_hour_ago))
     settings = {"LEDGER_URL": ledger.url.render_as_string(hide_password=False)}
     done = await asyncio.to_thread(batch, tmp_path, "account", settings=settings)
@@ -253,7 +283,10 @@ async def test_it_reads_either_database(ledger: Database, tmp_path: Path) -> Non
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
     """`batch account --slots | head -1`, with more slots than a pipe holds."""
-    sql(folder, "UPDATE batch_schedules SET valid_from = datetime(valid_from, '-3 hours') || '.000000'")
+    sql(
+        folder,
+        "UPDATE batch_schedules SET valid_from = datetime(valid_from, '-3 hours') || '.000000'",
+    )
     sql(folder, "UPDATE batch_tasks SET accounted_from = NULL")
     process = subprocess.Popen(
         [*BATCH, "account", "--slots"],

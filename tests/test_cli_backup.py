@@ -82,7 +82,9 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_a_backup_is_made_checked_listed_and_shown(batch: Batch, tmp_path: Path, ledger: Path) -> None:
+def test_a_backup_is_made_checked_listed_and_shown(
+    batch: Batch, tmp_path: Path, ledger: Path
+) -> None:
     made = batch("backup", "create", "--json")
     assert made.code == 0 and made.json["kind"] == "sqlite" and Path(made.json["backup"]).is_file()
     name = made.json["name"]
@@ -90,18 +92,30 @@ def test_a_backup_is_made_checked_listed_and_shown(batch: Batch, tmp_path: Path,
     assert (told.code, told.err) == (0, "") and f"{name}: 2 rows of 7 tables in " in told.out
     assert told.out.endswith("verified (checksums only)\n")
     (row,) = batch("backup", "list", "--json").json
-    assert (row["name"], row["check"], row["where"], row["revision"]) == (name, "checksums only", "folder", "app_0004")
+    assert (row["name"], row["check"], row["where"], row["revision"]) == (
+        name,
+        "checksums only",
+        "folder",
+        "app_0004",
+    )
     shown = batch("backup", "show", name).out
     assert "app.db (sqlite " in shown and "checksums only" in shown and "alembic_version" in shown
-    assert {table["table"]: table["rows"] for table in batch("backup", "show", "latest", "--json").json["tables"]} == {
-        **dict.fromkeys(("batch_checkpoints", "batch_once", "batch_quarantine", "sessions", "users"), 0),
+    assert {
+        table["table"]: table["rows"]
+        for table in batch("backup", "show", "latest", "--json").json["tables"]
+    } == {
+        **dict.fromkeys(
+            ("batch_checkpoints", "batch_once", "batch_quarantine", "sessions", "users"), 0
+        ),
         "alembic_version": 1,
         "batch_data_alembic_version": 1,
     }
 
 
 @pytest.mark.first_start
-def test_without_a_ledger_all_but_a_rescan_works(batch: Batch, folder: Path, tmp_path: Path) -> None:
+def test_without_a_ledger_all_but_a_rescan_works(
+    batch: Batch, folder: Path, tmp_path: Path
+) -> None:
     make_sqlite(tmp_path / "app.db")
     assert batch("backup", "create").code == 0
     rows = batch("backup", "list", "--json").json
@@ -110,14 +124,22 @@ def test_without_a_ledger_all_but_a_rescan_works(batch: Batch, folder: Path, tmp
         assert batch("backup", *words).code == 0
     assert batch("backup", "pin", OLD).out == f"{OLD} is pinned\n"
     with clock.moved(NOW + timedelta(days=900)):
-        batch("backup", "prune", BACKUP_KEEP_LAST="1", BACKUP_RETENTION_DAYS="1", BACKUP_LEAST_SHARE="0")
+        batch(
+            "backup",
+            "prune",
+            BACKUP_KEEP_LAST="1",
+            BACKUP_RETENTION_DAYS="1",
+            BACKUP_LEAST_SHARE="0",
+        )
     assert (folder / OLD).exists() and not (folder / NEW).exists()
     assert batch("backup", "unpin", OLD).out == f"{OLD} is not pinned any more\n"
     refuses(batch("backup", "list", "--rescan"), "there is no ledger yet")
     assert not (tmp_path / "ledger.db").exists()
 
 
-def test_the_list_says_how_each_was_checked_and_why_it_is_kept(batch: Batch, folder: Path, ledger: Path) -> None:
+def test_the_list_says_how_each_was_checked_and_why_it_is_kept(
+    batch: Batch, folder: Path, ledger: Path
+) -> None:
     make_archive(folder / "backup_20200105_020000.backup.gz")
     make_archive(folder / (broken := "backup_20200105_010000.backup.gz"))
     damage(folder / broken)
@@ -125,7 +147,13 @@ def test_the_list_says_how_each_was_checked_and_why_it_is_kept(batch: Batch, fol
     batch("backup", "pin", OLD)
     refuses(batch("backup", "verify", broken), broken, "is damaged", code=3)
     with clock.moved(NOW):
-        listed = batch("backup", "list", BACKUP_KEEP_WEEKLY="9", BACKUP_KEEP_LAST="1", BACKUP_RETENTION_DAYS="1")
+        listed = batch(
+            "backup",
+            "list",
+            BACKUP_KEEP_WEEKLY="9",
+            BACKUP_KEEP_LAST="1",
+            BACKUP_RETENTION_DAYS="1",
+        )
     lines = [line.split("  ") for line in listed.out.splitlines()]
     table = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert table[0] == ["backup", "check", "size", "rows", "kept", "where"]
@@ -139,7 +167,9 @@ def test_the_list_says_how_each_was_checked_and_why_it_is_kept(batch: Batch, fol
     assert "is damaged" in row["failed_check"]
 
 
-def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(batch: Batch, folder: Path, ledger: Path) -> None:
+def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(
+    batch: Batch, folder: Path, ledger: Path
+) -> None:
     batch("backup", "pin", OLD)
     batch("backup", "verify", NEW)
     (folder / NEW).unlink()
@@ -149,7 +179,10 @@ def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(batch: Batc
         (OLD, True, "folder"),
         (moved, False, "folder"),
     ]
-    assert asyncio.run(access(get_settings()).records()).keys() == {("folder", OLD), ("folder", moved)}
+    assert asyncio.run(access(get_settings()).records()).keys() == {
+        ("folder", OLD),
+        ("folder", moved),
+    }
 
 
 def test_a_file_that_is_none_of_ours_but_for_its_name_is_listed_and_spares_the_others(
@@ -174,14 +207,18 @@ def test_a_rescan_that_cannot_look_at_a_place_drops_nothing(
     (folder / NEW).unlink()
     with refusing(403, "AccessDenied") as port:
         refuses(
-            batch("backup", "list", "--rescan", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}"), "may not do that", code=3
+            batch("backup", "list", "--rescan", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}"),
+            "may not do that",
+            code=3,
         )
         listed = batch("backup", "list")
     assert "what is elsewhere is shown as the ledger knows it" in listed.err
     assert NEW in listed.out and "elsewhere" in listed.out
 
 
-def test_a_backup_goes_to_the_bucket_and_comes_back(batch: Batch, folder: Path, ledger: Path, bucket: Bucket) -> None:
+def test_a_backup_goes_to_the_bucket_and_comes_back(
+    batch: Batch, folder: Path, ledger: Path, bucket: Bucket
+) -> None:
     data = (folder / NEW).read_bytes()
     up = batch("backup", "upload")
     assert up.code == 0 and f"{bucket.url}/{NEW}: 6 rows of 2 tables" in up.out
@@ -213,8 +250,14 @@ def test_what_is_there_already_is_not_sent_again_and_never_written_over(
     batch: Batch, folder: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
     bucket.put(f"shop/db/{NEW}", other := make_archive(tmp_path / "other", tables=1).read_bytes())
-    refuses(batch("backup", "upload", NEW), f"{bucket.url}/{NEW} exists and is another backup", "a place of its own")
-    assert bucket.client.get_object(Bucket=bucket.name, Key=f"shop/db/{NEW}")["Body"].read() == other
+    refuses(
+        batch("backup", "upload", NEW),
+        f"{bucket.url}/{NEW} exists and is another backup",
+        "a place of its own",
+    )
+    assert (
+        bucket.client.get_object(Bucket=bucket.name, Key=f"shop/db/{NEW}")["Body"].read() == other
+    )
     for place in (bucket.url, f"file://{tmp_path}/mount"):
         first, again = (batch("backup", "upload", OLD, BACKUP_URL=place) for _ in range(2))
         assert (first.code, first.out) == (0, again.out)
@@ -242,15 +285,23 @@ def test_what_arrives_damaged_gets_no_name(batch: Batch, folder: Path, bucket: B
     assert [path.name for path in folder.iterdir()] == [OLD]
 
 
-@pytest.mark.parametrize("address", [f"s3://AKIATESTS:{SECRET}@bucket/shop/{NEW}", f"s3://bucket/{NEW}?sign={SECRET}"])
+@pytest.mark.parametrize(
+    "address", [f"s3://AKIATESTS:{SECRET}@bucket/shop/{NEW}", f"s3://bucket/{NEW}?sign={SECRET}"]
+)
 def test_keys_in_an_address_are_refused_and_not_shown(batch: Batch, address: str) -> None:
     for command in ("show", "verify", "download", "diff", "restore"):
         done = batch("backup", command, address)
-        refuses(done, "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name", "AWS_ACCESS_KEY_ID")
+        refuses(
+            done,
+            "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name",
+            "AWS_ACCESS_KEY_ID",
+        )
         assert SECRET not in done.err and "AKIA" not in done.err
 
 
-@pytest.mark.parametrize("words", [("upload", NEW), ("download", NEW), ("show", "s3://other/x/y"), ("prune",)])
+@pytest.mark.parametrize(
+    "words", [("upload", NEW), ("download", NEW), ("show", "s3://other/x/y"), ("prune",)]
+)
 def test_a_store_that_refuses_the_keys_is_one_line_without_them(
     batch: Batch, folder: Path, bucket: Bucket, words: tuple[str, ...]
 ) -> None:
@@ -278,10 +329,14 @@ def test_a_prune_says_of_each_why_it_stays_or_goes_in_both_places(
         (OLD, "elsewhere", "deleted", "older than 1 day"),
     ]
     assert dry == [{**row, "then": row["then"].replace("deleted", "would go")} for row in told]
-    assert {path.name for path in folder.iterdir()} == {NEW, "notes.txt"} and bucket.keys() == [f"shop/db/{NEW}"]
+    assert {path.name for path in folder.iterdir()} == {NEW, "notes.txt"} and bucket.keys() == [
+        f"shop/db/{NEW}"
+    ]
 
 
-def test_a_prune_deletes_nothing_when_the_newest_cannot_be_read(batch: Batch, folder: Path, ledger: Path) -> None:
+def test_a_prune_deletes_nothing_when_the_newest_cannot_be_read(
+    batch: Batch, folder: Path, ledger: Path
+) -> None:
     """It was verified when it was whole."""
     for name in (OLD, NEW):
         assert batch("backup", "verify", name).code == 0
@@ -291,13 +346,26 @@ def test_a_prune_deletes_nothing_when_the_newest_cannot_be_read(batch: Batch, fo
         done = batch("backup", "prune", "--json")
     assert f"No old backup is deleted in backups: {NEW} has failed its check" in done.err
     assert {row["then"] for row in done.json} == {"stays"} and (folder / OLD).exists()
-    assert [row["check"] for row in batch("backup", "list", "--json").json] == ["failed", "checksums only"]
+    assert [row["check"] for row in batch("backup", "list", "--json").json] == [
+        "failed",
+        "checksums only",
+    ]
 
 
-def test_a_prune_deletes_nothing_while_the_ledger_with_its_pins_is_away(batch: Batch, folder: Path) -> None:
-    refuses(batch("backup", "prune", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/ledger"), "LEDGER_URL", code=3)
+def test_a_prune_deletes_nothing_while_the_ledger_with_its_pins_is_away(
+    batch: Batch, folder: Path
+) -> None:
+    refuses(
+        batch("backup", "prune", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/ledger"),
+        "LEDGER_URL",
+        code=3,
+    )
     listed = batch("backup", "list")
-    assert listed.code == 0 and NEW in listed.out and "what the ledger knows of backups is not shown" in listed.err
+    assert (
+        listed.code == 0
+        and NEW in listed.out
+        and "what the ledger knows of backups is not shown" in listed.err
+    )
     assert "hunter2" not in listed.err
 
 
@@ -307,13 +375,18 @@ def test_the_work_is_done_and_told_also_while_the_ledger_is_away(
     batch: Batch, folder: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     make_sqlite(tmp_path / "app.db")
-    away = {"LEDGER_URL": "postgresql://bob:hunter2@127.0.0.1:1/ledger", "BACKUP_URL": f"file://{tmp_path}/mount"}
+    away = {
+        "LEDGER_URL": "postgresql://bob:hunter2@127.0.0.1:1/ledger",
+        "BACKUP_URL": f"file://{tmp_path}/mount",
+    }
     done = batch("backup", *words, **away)
     assert done.code == 0 and " row" in done.out
     assert "could not be recorded in the ledger" in done.err and "hunter2" not in done.err
 
 
-def test_a_pin_holds_until_it_is_taken_off(batch: Batch, folder: Path, ledger: Path, keeping_one: None) -> None:
+def test_a_pin_holds_until_it_is_taken_off(
+    batch: Batch, folder: Path, ledger: Path, keeping_one: None
+) -> None:
     assert batch("backup", "pin", OLD).out == f"{OLD} is pinned\n"
     assert batch("backup", "pin", OLD).out == f"{OLD} was pinned already\n"
     with clock.moved(NOW + timedelta(days=900)):
@@ -333,7 +406,9 @@ def test_a_backup_is_deleted_in_each_place_and_no_record_of_it_stays(
     refuses(batch("backup", "delete", OLD), "nothing was deleted", "--yes is needed")
     assert (folder / OLD).exists()
     done = batch("backup", "delete", OLD, "--yes", "--json")
-    assert (done.code, done.json) == (0, {"backup": OLD, "places": ["folder", "elsewhere"]}), done.err
+    assert (done.code, done.json) == (0, {"backup": OLD, "places": ["folder", "elsewhere"]}), (
+        done.err
+    )
     assert {row["name"] for row in batch("backup", "list", "--json").json} == {NEW}
     with closing(sqlite3.connect(ledger)) as connection:
         assert {name for (name,) in connection.execute("SELECT name FROM batch_backups")} == {NEW}
@@ -343,7 +418,9 @@ def test_a_backup_is_deleted_in_each_place_and_no_record_of_it_stays(
 
 def test_a_pinned_backup_is_not_deleted(batch: Batch, folder: Path, ledger: Path) -> None:
     assert batch("backup", "pin", OLD).code == 0
-    refuses(batch("backup", "delete", OLD, "--yes"), f"{OLD} is pinned", f"batch backup unpin {OLD}")
+    refuses(
+        batch("backup", "delete", OLD, "--yes"), f"{OLD} is pinned", f"batch backup unpin {OLD}"
+    )
     assert (folder / OLD).exists()
     assert batch("backup", "unpin", OLD).code == 0
     assert batch("backup", "delete", OLD, "--yes").out == f"{OLD} is deleted (folder)\n"
@@ -356,7 +433,9 @@ def test_only_a_backup_is_deleted_by_its_name(batch: Batch, folder: Path, name: 
     assert len(list(folder.iterdir())) == 2
 
 
-def test_a_pin_can_be_taken_off_what_is_damaged_or_gone(batch: Batch, folder: Path, ledger: Path) -> None:
+def test_a_pin_can_be_taken_off_what_is_damaged_or_gone(
+    batch: Batch, folder: Path, ledger: Path
+) -> None:
     for name in (OLD, NEW):
         assert batch("backup", "pin", name).code == 0
     (folder / NEW).write_bytes(b"cut")
@@ -390,11 +469,15 @@ def test_a_check_of_the_copy_says_nothing_of_the_file_in_the_folder(
         ("folder", "failed"),
         ("elsewhere", "checksums only"),
     ]
-    assert batch("backup", "show", f"{bucket.url}/{NEW}", "--json").json["check"] == "checksums only"
+    assert (
+        batch("backup", "show", f"{bucket.url}/{NEW}", "--json").json["check"] == "checksums only"
+    )
 
 
 def changed(path: Path, tmp_path: Path) -> None:
-    """Another backup in its place, whose checksums all fit, as somebody makes it who can write there."""
+    """Another backup in its place, whose checksums all fit, as somebody makes it who can write
+    there.
+    """
     path.unlink()
     make_archive(tmp_path / "other.gz", tables=3).rename(path)
 
@@ -417,16 +500,25 @@ def test_what_was_changed_since_we_made_it_is_told_though_its_checksums_fit(
         (tmp_path / "backups" / name).unlink()
         refuses(batch("backup", "download", name), *words, code=3)
     told = batch("backup", "restore", str(path), "--dry-run", "--changed")
-    assert "was changed" not in told.err and "is of PostgreSQL" in told.err, "the next thing that is in the way"
+    assert "was changed" not in told.err and "is of PostgreSQL" in told.err, (
+        "the next thing that is in the way"
+    )
 
 
-def test_a_rescan_finds_what_was_changed_since_we_made_it(batch: Batch, tmp_path: Path, ledger: Path) -> None:
+def test_a_rescan_finds_what_was_changed_since_we_made_it(
+    batch: Batch, tmp_path: Path, ledger: Path
+) -> None:
     name = batch("backup", "create", "--json").json["name"]
     changed(tmp_path / "backups" / name, tmp_path)
     (row,) = batch("backup", "list", "--rescan", "--json").json
-    assert row["check"] == "failed" and row["failed_check"].startswith("it was changed since it was made: ")
+    assert row["check"] == "failed" and row["failed_check"].startswith(
+        "it was changed since it was made: "
+    )
     make_archive(tmp_path / "backups" / OLD)
-    assert [row["check"] for row in batch("backup", "list", "--rescan", "--json").json] == ["failed", "not verified"]
+    assert [row["check"] for row in batch("backup", "list", "--rescan", "--json").json] == [
+        "failed",
+        "not verified",
+    ]
 
 
 def test_a_list_waits_for_nobody_and_migrates_nothing(
@@ -444,8 +536,13 @@ def test_a_list_waits_for_nobody_and_migrates_nothing(
         other.execute("COMMIT")
         for words in (("list",), ("show", OLD)):
             done = batch("backup", *words)
-            assert done.code == 0 and "is not shown: the ledger is at an older migration than this code" in done.err
-        assert other.execute("SELECT version_num FROM batch_alembic_version").fetchone() == ("ledger_0005",)
+            assert (
+                done.code == 0
+                and "is not shown: the ledger is at an older migration than this code" in done.err
+            )
+        assert other.execute("SELECT version_num FROM batch_alembic_version").fetchone() == (
+            "ledger_0005",
+        )
 
 
 async def test_only_verified_and_young_ones_wait_for_their_copy(
@@ -477,7 +574,9 @@ def test_an_empty_place_is_told(batch: Batch) -> None:
     refuses(batch("backup", "verify"), "there is no backup in backups (BACKUP_DIR)")
 
 
-def test_piped_progress_is_plain_lines_and_the_result_stands_alone_on_stdout(folder: Path, tmp_path: Path) -> None:
+def test_piped_progress_is_plain_lines_and_the_result_stands_alone_on_stdout(
+    folder: Path, tmp_path: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "service", "backup", "verify", NEW, "--json"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -491,15 +590,25 @@ def test_piped_progress_is_plain_lines_and_the_result_stands_alone_on_stdout(fol
 def subcommands() -> dict[str, set[str]]:
     group: Any = typer.main.get_group(backups)
     commands = {name: group.get_command(None, name) for name in group.list_commands(None)}
-    options = {name: {opt for one in command.params for opt in one.opts} for name, command in commands.items()}
-    return {name: {opt for opt in opts if opt.startswith("--")} - {"--help"} for name, opts in options.items()}
+    options = {
+        name: {opt for one in command.params for opt in one.opts}
+        for name, command in commands.items()
+    }
+    return {
+        name: {opt for opt in opts if opt.startswith("--")} - {"--help"}
+        for name, opts in options.items()
+    }
 
 
 @pytest.mark.parametrize("name", subcommands())
 def test_each_command_stands_in_both_tables_with_its_options_and_no_others(name: str) -> None:
     rows = {
-        "README.md": re.search(rf"^\| (`[^|]*?)?`batch backup {name}\b.*?\|", read("README.md"), re.MULTILINE),
-        "docs/cli.md": re.search(rf"^\| `{name}( .*?)?` \|.*?\|", read("docs/cli.md"), re.MULTILINE),
+        "README.md": re.search(
+            rf"^\| (`[^|]*?)?`batch backup {name}\b.*?\|", read("README.md"), re.MULTILINE
+        ),
+        "docs/cli.md": re.search(
+            rf"^\| `{name}( .*?)?` \|.*?\|", read("docs/cli.md"), re.MULTILINE
+        ),
     }
     for page, row in rows.items():
         assert row is not None, page

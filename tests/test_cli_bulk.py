@@ -1,4 +1,6 @@
-"""`batch cancel` and `batch retry` of all runs that match a filter, and of a run that is given by its task."""
+"""`batch cancel` and `batch retry` of all runs that match a filter, and of a run that is given by
+its task.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,18 @@ def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 async def failures(ledger: Database) -> list[str]:
-    """The ids of three failed runs of `import`, the newest first. `report` has a failed and a queued one."""
+    """The ids of three failed runs of `import`, the newest first. `report` has a failed and a
+    queued one.
+    """
     now = clock.now()
     await know(ledger, make_task("import"), make_task("report"))
     ended = {"state": "failed", "exclusive": None, "finished_at": now}
-    made = [new("import", created_at=now - timedelta(minutes=minutes), **ended) for minutes in range(3)]
-    await insert(ledger, *made, new("report", **ended, created_at=now), new("report", created_at=now))
+    made = [
+        new("import", created_at=now - timedelta(minutes=minutes), **ended) for minutes in range(3)
+    ]
+    await insert(
+        ledger, *made, new("report", **ended, created_at=now), new("report", created_at=now)
+    )
     return [run.id for run in made]
 
 
@@ -65,12 +73,16 @@ async def test_a_retry_of_many_shows_which_and_with_yes_queues_them(
     assert (head, told) == ("retry 3 runs:", "3 runs are queued again")
     assert newest.split()[2] == failures[0][-8:] and oldest.split()[2] == failures[2][-8:]
     assert "no service is running" in done.err
-    assert await states(ledger) == BEFORE - Counter({("import", "failed"): 3}) + Counter({("import", "queued"): 3})
+    assert await states(ledger) == BEFORE - Counter({("import", "failed"): 3}) + Counter(
+        {("import", "queued"): 3}
+    )
     changes = (await call("changes", "--json")).json
     assert [(each["action"], each["actor"]) for each in changes] == [("bulk.retry", "ann")]
 
 
-async def test_a_cancel_of_many_takes_the_active_ones(ledger: Database, failures: list[str], call: Any) -> None:
+async def test_a_cancel_of_many_takes_the_active_ones(
+    ledger: Database, failures: list[str], call: Any
+) -> None:
     done = await call("cancel", "--since", "1h", "--yes", "--json")
     assert done.code == 0 and list(done.json) == list(Bulk.model_fields)
     assert (done.json["count"], done.json["changed"]) == (1, 1)
@@ -81,7 +93,9 @@ async def test_a_cancel_of_many_takes_the_active_ones(ledger: Database, failures
 async def open_failures(ledger: Database, failures: list[str]) -> list[str]:
     """Those of `import`, as a process writes them that has a failed attempt."""
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(runs).where(runs.c.state == "failed").values(fingerprint="1:boom"))
+        await connection.execute(
+            update(runs).where(runs.c.state == "failed").values(fingerprint="1:boom")
+        )
     return failures
 
 
@@ -89,7 +103,10 @@ async def test_failed_runs_are_acknowledged_one_or_many_at_a_time(
     ledger: Database, open_failures: list[str], call: Any
 ) -> None:
     one = await call("ack", "--run", open_failures[0], "--note", "known")
-    assert (one.code, one.out) == (0, f"the failed run {open_failures[0]} of import is acknowledged\n"), one
+    assert (one.code, one.out) == (
+        0,
+        f"the failed run {open_failures[0]} of import is acknowledged\n",
+    ), one
     many = await call("ack", "--task", "import", "--note", "the source is down", "--yes")
     assert many.code == 0, many
     assert (many.out.splitlines()[0], many.out.splitlines()[-1]) == (
@@ -110,13 +127,22 @@ async def test_failed_runs_are_acknowledged_one_or_many_at_a_time(
         (("--task", "import", "--text", "boom"), "--param and --text need --task"),
     ],
 )
-async def test_an_acknowledgement_of_nothing_is_refused(call: Any, words: tuple[str, ...], problem: str) -> None:
+async def test_an_acknowledgement_of_nothing_is_refused(
+    call: Any, words: tuple[str, ...], problem: str
+) -> None:
     refuses(await call("ack", *words, "--note", "known"), problem)
 
 
-@pytest.mark.parametrize(("typed", "code"), [("y\n", 0), ("yes\n", 0), ("n\n", 2), ("\n", 2), ("", 2)])
+@pytest.mark.parametrize(
+    ("typed", "code"), [("y\n", 0), ("yes\n", 0), ("n\n", 2), ("\n", 2), ("", 2)]
+)
 async def test_a_person_is_asked(
-    ledger: Database, failures: list[str], call: Any, monkeypatch: pytest.MonkeyPatch, typed: str, code: int
+    ledger: Database,
+    failures: list[str],
+    call: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+    code: int,
 ) -> None:
     stdin = io.StringIO(typed)
     monkeypatch.setattr(stdin, "isatty", lambda: True, raising=False)
@@ -141,7 +167,10 @@ async def test_where_nobody_can_be_asked_nothing_is_changed_without_yes(
         ("cancel --yes", ["name a RUN"]),
         ("retry import --state failed", ["RUN names one run"]),
         ("retry --again --task import", ["--again needs RUN"]),
-        ("retry --state queued --task report", ["queued", "retry", "allowed: cancelled, failed, skipped"]),
+        (
+            "retry --state queued --task report",
+            ["queued", "retry", "allowed: cancelled, failed, skipped"],
+        ),
         ("cancel --state failed --task report", ["failed", "cancel", "queued"]),
         ("cancel --task reprt", ["'reprt'", "did you mean report?"]),
     ],
@@ -153,16 +182,23 @@ async def test_what_is_not_clear_is_refused(
     assert await states(ledger) == BEFORE
 
 
-async def test_where_none_matches_that_is_said_and_nobody_is_asked(failures: list[str], call: Any) -> None:
+async def test_where_none_matches_that_is_said_and_nobody_is_asked(
+    failures: list[str], call: Any
+) -> None:
     done = await call("retry", "--state", "skipped", "--task", "import")
     assert (done.code, done.out, done.err) == (0, "", "batch: no runs match\n")
-    assert (await call("retry", "--state", "skipped", "--task", "import", "--json")).json["count"] == 0
+    assert (await call("retry", "--state", "skipped", "--task", "import", "--json")).json[
+        "count"
+    ] == 0
 
 
 async def test_more_than_one_transaction_of_runs_is_changed(ledger: Database, call: Any) -> None:
     await know(ledger, make_task("import"))
     at = clock.now()
-    await insert(ledger, *(new("import", state="failed", exclusive=None, created_at=at) for _ in range(2_500)))
+    await insert(
+        ledger,
+        *(new("import", state="failed", exclusive=None, created_at=at) for _ in range(2_500)),
+    )
     done = await call("retry", "--state", "failed", "--yes")
     assert (done.code, done.out.splitlines()[-1]) == (0, "2,500 runs are queued again")
     assert await states(ledger) == Counter({("import", "queued"): 2_500})
@@ -183,17 +219,28 @@ async def test_beside_a_service_each_run_is_changed_once_and_executed(
     (tmp_path / "tasks/all.py").write_text(TASK)
     await know(ledger, make_task("import", None))
     at = clock.now()
-    await insert(ledger, *(new("import", state="failed", exclusive=None, created_at=at) for _ in range(1_200)))
+    await insert(
+        ledger,
+        *(new("import", state="failed", exclusive=None, created_at=at) for _ in range(1_200)),
+    )
 
     def work() -> Any:
         with service(tmp_path, settings={"LEDGER_URL": ledger_url, "POLL_SECONDS": "0.1"}):
-            done = asyncio.run(call("retry", "--task", "import", "--since", "1h", "--yes", "--json"))
-            while batch_runs := asyncio.run(call("runs", "--state", "queued", "--state", "running", "--json")).json:
+            done = asyncio.run(
+                call("retry", "--task", "import", "--since", "1h", "--yes", "--json")
+            )
+            while batch_runs := asyncio.run(
+                call("runs", "--state", "queued", "--state", "running", "--json")
+            ).json:
                 assert len(batch_runs) <= 1_200
         return done
 
     done = await asyncio.to_thread(work)
-    assert (done.json["changed"], done.json["position"], done.json["count"]) == (1_200, 1_200, 1_200), done
+    assert (done.json["changed"], done.json["position"], done.json["count"]) == (
+        1_200,
+        1_200,
+        1_200,
+    ), done
     assert await states(ledger) == Counter({("import", "succeeded"): 1_200})
     assert {row["attempt"] for row in await rows(ledger)} == {1}
 

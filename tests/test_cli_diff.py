@@ -1,4 +1,6 @@
-"""`batch backup diff`: between a backup and the database, and between two backups, on both kinds of databases."""
+"""`batch backup diff`: between a backup and the database, and between two backups, on both kinds of
+databases.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ def test_what_has_changed_since_a_backup_is_shown_by_table(batch: Batch, url: st
         "Rows",
         "table            rows before  rows after  added  changed  removed  note",
         "orders                     3           4     +2        1       -1  -",
-        "notes                      1           2      -        -        -  no usable primary key: some rows differ",
+        "notes                      1           2      -        -        -  no usable primary "
+        "key: some rows differ",
         "alembic_version            1           1     +1        0       -1  -",
         "",
         "3 tables · +3 added · 1 changed · -2 removed · 1 table without a usable key changed",
@@ -77,7 +80,9 @@ def test_what_has_changed_since_a_backup_is_shown_by_table(batch: Batch, url: st
     assert (said["added"], said["changed"], said["removed"]) == (3, 1, 2)
     assert (said["before"]["revision"], said["after"]["revision"]) == ("app_0004", "app_0005")
     orders = said["tables"][0]
-    assert {name: orders[name] for name in ("table", "rows_before", "rows_after", "added", "key")} == {
+    assert {
+        name: orders[name] for name in ("table", "rows_before", "rows_after", "added", "key")
+    } == {
         "table": "orders",
         "rows_before": 3,
         "rows_after": 4,
@@ -86,10 +91,15 @@ def test_what_has_changed_since_a_backup_is_shown_by_table(batch: Batch, url: st
     }
     first = said["before"]["name"].rpartition("/")[2]
     assert batch("backup", "create").code == 0
-    assert batch("backup", "diff", "latest").out.endswith("3 tables · 0 added · 0 changed · 0 removed\n")
+    assert batch("backup", "diff", "latest").out.endswith(
+        "3 tables · 0 added · 0 changed · 0 removed\n"
+    )
     assert batch("backup", "diff", first, "latest", "--json").json["tables"] == said["tables"]
 
 
 def test_what_is_no_backup_is_named(batch: Batch) -> None:
     refuses(batch("backup", "diff", "latest"), "there is no backup in", "BACKUP_DIR")
-    refuses(batch("backup", "diff", "backup_20261125_020000.backup.gz"), "backup_20261125_020000.backup.gz")
+    refuses(
+        batch("backup", "diff", "backup_20261125_020000.backup.gz"),
+        "backup_20261125_020000.backup.gz",
+    )

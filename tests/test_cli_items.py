@@ -1,4 +1,6 @@
-"""`batch quarantine` and `batch redrive`: from a run that set items aside to the one that does them again."""
+"""`batch quarantine` and `batch redrive`: from a run that set items aside to the one that does them
+again.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,24 @@ def id_in(text: str) -> str:
 def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: Path) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)
     assert batch("run", "fill").code == 0
-    refuses(batch("run", "greet"), "first is required", "(it takes redrive, items, slot, first, greeting)")
-    first = batch("run", "greet", "--param", "first=2", "--param", "greeting=hi", "--slot", "2026-03-01T00:00Z")
-    assert first.code == 0 and '{"done": 2, "set_aside": 2}' in first.out.replace("\n", " ").replace("  ", " ")
+    refuses(
+        batch("run", "greet"),
+        "first is required",
+        "(it takes redrive, items, slot, first, greeting)",
+    )
+    first = batch(
+        "run",
+        "greet",
+        "--param",
+        "first=2",
+        "--param",
+        "greeting=hi",
+        "--slot",
+        "2026-03-01T00:00Z",
+    )
+    assert first.code == 0 and '{"done": 2, "set_aside": 2}' in first.out.replace(
+        "\n", " "
+    ).replace("  ", " ")
     run = id_in(first.out)
     listed = batch("quarantine", run)
     assert [line.split()[:3] for line in listed.out.splitlines()[1:]] == [
@@ -66,7 +83,9 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
         ["4", "ValueError:", "even"],
     ]
     found = batch("quarantine", run, "--json").json
-    assert [one["item"] for one in found] == ["2", "4"] and "raise ValueError" in found[0]["error"]["traceback"]
+    assert [one["item"] for one in found] == ["2", "4"] and "raise ValueError" in found[0]["error"][
+        "traceback"
+    ]
     everywhere = batch("quarantine")
     assert [line.split()[:3] for line in everywhere.out.splitlines()[1:]] == [
         [run[-8:], "greet", "4"],
@@ -80,7 +99,9 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     refuses(batch("redrive", run, "--item", "3"), "no such items set aside: 3")
     (tmp_path / "mended").touch()
     queued = batch("redrive", run, "--item", "4", "--note", "mended")
-    assert [each["note"] for each in batch("changes", "--action", "run.redrive", "--json").json] == ["mended"]
+    assert [
+        each["note"] for each in batch("changes", "--action", "run.redrive", "--json").json
+    ] == ["mended"]
     assert (
         queued.code == 0
         and "of greet is queued" in queued.out
@@ -113,7 +134,9 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     assert [one["redriven_by"] for one in batch("quarantine", run, "--json").json] == [None, second]
     assert [one["item"] for one in batch("quarantine", "--json").json] == ["2"]
     refuses(batch("redrive", run, "--item", "4"), f"processed since by run {second}")
-    assert batch("redrive", "greet", "--json").code == 2  # the newest run of the task set nothing aside
+    assert (
+        batch("redrive", "greet", "--json").code == 2
+    )  # the newest run of the task set nothing aside
     assert batch("redrive", run).code == 0
     refuses(batch("redrive", second), "has no such items set aside: none is left")
     assert batch("quarantine", second).err == "batch: no item of this run was set aside\n"

@@ -1,4 +1,6 @@
-"""`batch runs`: which runs it lists, how the list fits a terminal, and what it says when there are none."""
+"""`batch runs`: which runs it lists, how the list fits a terminal, and what it says when there are
+none.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,30 @@ async def fill(ledger: Database) -> list[NewRun]:
     times = [now - timedelta(hours=hours) for hours in (0, 1, 2, 3)]
     made = [
         new("import", created_at=times[0], params={"day": "2026-11-24", "copies": 2}),
-        new("report", created_at=times[1], state="running", started_at=times[1], fence=1, slot=times[1]),
-        new("import", created_at=times[2], state="failed", reason=REASON, finished_at=now, origin="schedule"),
-        new("report", created_at=times[3], state="succeeded", finished_at=times[2], exclusive=None, origin="backfill"),
+        new(
+            "report",
+            created_at=times[1],
+            state="running",
+            started_at=times[1],
+            fence=1,
+            slot=times[1],
+        ),
+        new(
+            "import",
+            created_at=times[2],
+            state="failed",
+            reason=REASON,
+            finished_at=now,
+            origin="schedule",
+        ),
+        new(
+            "report",
+            created_at=times[3],
+            state="succeeded",
+            finished_at=times[2],
+            exclusive=None,
+            origin="backfill",
+        ),
     ]
     await insert(ledger, *made)
     return made
@@ -63,7 +86,9 @@ async def listed(batch: Batch, ledger_url: str, *words: str) -> list[str]:
     return [row["id"] for row in done.json]
 
 
-async def test_each_option_narrows_the_list(ledger: Database, ledger_url: str, batch: Batch) -> None:
+async def test_each_option_narrows_the_list(
+    ledger: Database, ledger_url: str, batch: Batch
+) -> None:
     queued, running, failed, succeeded = [run.id for run in await fill(ledger)]
     for words, expected in {
         "": [queued, running, failed, succeeded],
@@ -88,7 +113,10 @@ async def test_each_option_narrows_the_list(ledger: Database, ledger_url: str, b
     ("words", "named"),
     [
         ("--param day=1", ["--param and --text need --task, and --since or --ended-since"]),
-        ("--text x --task import", ["--param and --text need --task, and --since or --ended-since"]),
+        (
+            "--text x --task import",
+            ["--param and --text need --task, and --since or --ended-since"],
+        ),
         ("--param day --task import --since 1d", ["--param", "'day'", "name=value"]),
         ("--origin moon", ["origin", "'moon'", "'manual'"]),
         ("--state failing", ["'failing'", "failed"]),
@@ -97,7 +125,9 @@ async def test_each_option_narrows_the_list(ledger: Database, ledger_url: str, b
         ("--task imprt", ["'imprt'", "did you mean import?"]),
     ],
 )
-def test_what_can_not_be_looked_for_is_refused(here: list[NewRun], batch: Batch, words: str, named: list[str]) -> None:
+def test_what_can_not_be_looked_for_is_refused(
+    here: list[NewRun], batch: Batch, words: str, named: list[str]
+) -> None:
     refuses(batch("runs", *words.split()), *named)
 
 
@@ -127,7 +157,9 @@ def test_no_runs_are_said_in_words(here: list[NewRun], batch: Batch, words: str)
 
 def test_a_monitor_can_ask_by_the_exit_code(here: list[NewRun], batch: Batch) -> None:
     assert batch("runs", "--state", "failed", "--ended-since", "1h", "--exit-code").code == 1
-    assert batch("runs", "--state", "failed", "--ended-since", "1h", "--exit-code", "--json").code == 1
+    assert (
+        batch("runs", "--state", "failed", "--ended-since", "1h", "--exit-code", "--json").code == 1
+    )
     assert batch("runs", "--state", "skipped", "--ended-since", "1h", "--exit-code").code == 0
     assert batch("runs", "--state", "failed", "--ended-since", "1h").code == 0
 
@@ -135,12 +167,20 @@ def test_a_monitor_can_ask_by_the_exit_code(here: list[NewRun], batch: Batch) ->
 def table(folder: Path, columns: int, **settings: str) -> str:
     shown = in_terminal(folder, [*BATCH, "runs"], columns, **settings)
     return "\n".join(
-        line for line in shown.splitlines() if "no service is running" not in line and "says more" not in line
+        line
+        for line in shown.splitlines()
+        if "no service is running" not in line and "says more" not in line
     )
 
 
 @pytest.mark.parametrize(
-    "columns", [20, 80, 300, *(pytest.param(width, marks=pytest.mark.nightly) for width in (40, 60, 120, 200))]
+    "columns",
+    [
+        20,
+        80,
+        300,
+        *(pytest.param(width, marks=pytest.mark.nightly) for width in (40, 60, 120, 200)),
+    ],
 )
 def test_no_line_is_wider_than_the_terminal_and_each_run_has_one(
     here: list[NewRun], tmp_path: Path, columns: int
@@ -160,7 +200,9 @@ def test_a_reason_that_is_cut_ends_so_that_one_sees_it(here: list[NewRun], tmp_p
     assert re.search(r"ValueError: the.*…$", without_styles(table(tmp_path, 80))[3])
 
 
-def test_states_have_colours_in_a_terminal_that_shows_them(here: list[NewRun], batch: Batch, tmp_path: Path) -> None:
+def test_states_have_colours_in_a_terminal_that_shows_them(
+    here: list[NewRun], batch: Batch, tmp_path: Path
+) -> None:
     coloured = table(tmp_path, 120)
     assert all(state in coloured for state in (RED, BLUE, GREEN))
     assert "\x1b[3" not in table(tmp_path, 120, NO_COLOR="1")

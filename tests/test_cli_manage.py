@@ -1,4 +1,6 @@
-"""`batch pause`, `resume`, `cancel`, `retry`, `backfill`, `prune`, `run --queue`: beside a service, and without one."""
+"""`batch pause`, `resume`, `cancel`, `retry`, `backfill`, `prune`, `run --queue`: beside a service,
+and without one.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,11 @@ def files(tmp_path: Path) -> None:
 
 
 def settings_of(ledger: Database) -> dict[str, str]:
-    return {"LEDGER_URL": ledger.url.render_as_string(hide_password=False), "LOGNAME": "ann", "POLL_SECONDS": "0.2"}
+    return {
+        "LEDGER_URL": ledger.url.render_as_string(hide_password=False),
+        "LOGNAME": "ann",
+        "POLL_SECONDS": "0.2",
+    }
 
 
 def url_of(ledger: Database) -> str:
@@ -101,7 +107,9 @@ async def test_a_run_in_another_process_is_cancelled_within_two_seconds(
     with service(tmp_path, settings=settings_of(ledger)) as running:
         for name in ("long", "sync"):
             took = [await seconds_to_cancel(ledger, batch, name)]
-            while took[-1] >= 2 and len(took) < 3:  # the machine may be busy with something else just then
+            while (
+                took[-1] >= 2 and len(took) < 3
+            ):  # the machine may be busy with something else just then
                 took.append(await seconds_to_cancel(ledger, batch, name))
             assert min(took) < 2
         running.stop()
@@ -119,8 +127,12 @@ async def seconds_to_cancel(ledger: Database, batch: Batch, name: str) -> float:
     return float((row["finished_at"] - row["cancel_at"]).total_seconds())
 
 
-async def test_a_command_that_waits_for_the_lock_of_the_ledger_says_who_holds_it(tmp_path: Path) -> None:
-    ledger = Database(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", setting="LEDGER_URL", pooled=False)
+async def test_a_command_that_waits_for_the_lock_of_the_ledger_says_who_holds_it(
+    tmp_path: Path,
+) -> None:
+    ledger = Database(
+        f"sqlite+aiosqlite:///{tmp_path}/ledger.db", setting="LEDGER_URL", pooled=False
+    )
     await migrate(ledger, LEDGER_HISTORY)
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -147,9 +159,13 @@ async def test_a_queued_run_is_run_by_the_service_and_followed(
         assert "this is manual" in as_json.err
         (row,) = await rows(ledger, id=run)
         assert (row["state"], row["result"], row["requested_by"]) == ("succeeded", "done", "ann")
-        failed = await call(batch, ledger, "run", "tick", "--queue", "--wait", "--param", "fail=true")
+        failed = await call(
+            batch, ledger, "run", "tick", "--queue", "--wait", "--param", "fail=true"
+        )
         assert failed.code == 1
-        assert re.search(r"^run \S+ failed in \d+\.\d\d s: ValueError: as asked for$", failed.out, re.MULTILINE)
+        assert re.search(
+            r"^run \S+ failed in \d+\.\d\d s: ValueError: as asked for$", failed.out, re.MULTILINE
+        )
         lost = ID.findall(failed.out)[0]
         assert (await call(batch, ledger, "retry", lost)).code == 0
         (again,) = await until(lambda: rows(ledger, id=lost, state="failed", attempt=2))
@@ -199,14 +215,27 @@ async def test_pausing_twice_says_who_was_first_and_so_does_resuming(
     ledger: Database, batch: Batch, started: None
 ) -> None:
     assert (await call(batch, ledger, "pause", "tick")).out == "tick is paused by ann\n"
-    assert re.fullmatch(r"tick was paused already, at .*Z by ann\n", (await call(batch, ledger, "pause", "tick")).out)
-    assert re.fullmatch(r"tick fires again; .* by ann\n", (await call(batch, ledger, "resume", "tick")).out)
+    assert re.fullmatch(
+        r"tick was paused already, at .*Z by ann\n",
+        (await call(batch, ledger, "pause", "tick")).out,
+    )
+    assert re.fullmatch(
+        r"tick fires again; .* by ann\n", (await call(batch, ledger, "resume", "tick")).out
+    )
     assert (await call(batch, ledger, "resume", "tick")).out == "tick is not paused\n"
 
 
-async def test_a_pause_has_an_end_if_one_is_given(ledger: Database, batch: Batch, started: None) -> None:
-    refuses(await call(batch, ledger, "pause", "tick", "--until", "2026-01-01"), "an instant after now")
-    refuses(await call(batch, ledger, "pause", "tick", "--until", "2099-01-01", "--for", "2h"), "--for", "--until")
+async def test_a_pause_has_an_end_if_one_is_given(
+    ledger: Database, batch: Batch, started: None
+) -> None:
+    refuses(
+        await call(batch, ledger, "pause", "tick", "--until", "2026-01-01"), "an instant after now"
+    )
+    refuses(
+        await call(batch, ledger, "pause", "tick", "--until", "2099-01-01", "--for", "2h"),
+        "--for",
+        "--until",
+    )
     assert await rows(ledger, tables.tasks, name="tick", paused_at=None)
     done = await call(batch, ledger, "pause", "tick", "--until", "2099-01-01T06:00+01:00")
     assert done.out == "tick is paused by ann, until 2099-01-01 05:00:00Z\n"
@@ -244,8 +273,12 @@ async def test_pausing_runs_no_code_of_an_author_and_fires_nothing_by_a_guess(
     assert found.complete and found.missed == 3
 
 
-async def test_a_pause_by_who_has_the_task_handles_what_is_due_by_its_policies(ledger: Database) -> None:
-    """As the service's API will. At half past: a slot of this minute would be on time, and get a run of its own."""
+async def test_a_pause_by_who_has_the_task_handles_what_is_due_by_its_policies(
+    ledger: Database,
+) -> None:
+    """As the service's API will. At half past: a slot of this minute would be on time, and get a
+    run of its own.
+    """
     with clock.moved(datetime(2026, 3, 10, 12, 30, tzinfo=UTC)):
         loaded = await know(ledger, make_task("tick", "0 * * * *"))
         two_hours_ago = clock.now() - timedelta(hours=2)
@@ -266,11 +299,15 @@ async def test_a_run_that_waits_is_cancelled_and_one_that_is_over_is_not(
     await insert(ledger, run)
     done = await call(batch, ledger, "cancel", run.id.replace("-", "")[:31])
     assert (done.code, done.out) == (0, f"run {run.id} cancelled: cancelled by ann\n")
-    refuses(await call(batch, ledger, "cancel", run.id), run.id, "been cancelled (cancelled by ann)")
+    refuses(
+        await call(batch, ledger, "cancel", run.id), run.id, "been cancelled (cancelled by ann)"
+    )
     refuses(await call(batch, ledger, "cancel", "01a2"), "'01a2'", "6 digits")
 
 
-async def test_a_cancel_that_nobody_hears_says_so(ledger: Database, batch: Batch, started: None) -> None:
+async def test_a_cancel_that_nobody_hears_says_so(
+    ledger: Database, batch: Batch, started: None
+) -> None:
     run = new("tick", state="running", node=tables.new_id(), fence=1)
     await insert(ledger, run)
     done = await call(batch, ledger, "cancel", run.id, "--wait", "0")
@@ -285,7 +322,11 @@ async def test_a_run_that_succeeded_begins_again_only_when_that_is_said(
     refuses(await call(batch, ledger, "retry", run.id), run.id, "has succeeded", "--again")
     done = await call(batch, ledger, "retry", run.id, "--again")
     assert (done.code, done.out) == (0, f"run {run.id} of tick is queued again\n")
-    assert done.err == "batch: no running service has the task tick: its runs wait for the next service that has it\n"
+    assert (
+        done.err
+        == "batch: no running service has the task tick: its runs wait for the next service "
+        "that has it\n"
+    )
     refuses(await call(batch, ledger, "retry", run.id, "--again"), run.id, "is queued")
 
 
@@ -299,7 +340,9 @@ async def test_a_run_from_before_a_pause_is_queued_again_and_who_did_that_is_tol
     assert done.err == "batch: tick is paused by ann: its runs wait until `batch resume tick`\n"
 
 
-async def test_backfill_lists_the_slots_then_makes_their_runs(ledger: Database, batch: Batch, started: None) -> None:
+async def test_backfill_lists_the_slots_then_makes_their_runs(
+    ledger: Database, batch: Batch, started: None
+) -> None:
     words = ("backfill", "tick", "--from", "2026-11-01T00:00", "--to", "2026-11-01T02:00")
     dry = await call(batch, ledger, *words, "--dry-run")
     assert dry.out.splitlines() == [
@@ -308,7 +351,10 @@ async def test_backfill_lists_the_slots_then_makes_their_runs(ledger: Database, 
     ]
     assert await rows(ledger) == []
     made = await call(batch, ledger, *words)
-    assert (made.code, made.out) == (0, "3 slots of tick: 3 got a new run, 0 got a new attempt, 0 did not change\n")
+    assert (made.code, made.out) == (
+        0,
+        "3 slots of tick: 3 got a new run, 0 got a new attempt, 0 did not change\n",
+    )
     assert {run["origin"] for run in await rows(ledger)} == {Origin.BACKFILL}
     assert "3 did not change" in (await call(batch, ledger, *words)).out
     async with ledger.engine.begin() as connection:
@@ -322,7 +368,10 @@ async def test_a_backfill_that_is_larger_than_it_may_have_been_meant_needs_a_yes
 ) -> None:
     words = ("backfill", "often", "--from", "2026-11-01T00:00:01", "--to", "2026-11-01T02:46:41")
     refuses(await call(batch, ledger, *words), "more than 10,000", "--yes")
-    assert "10,001 would get a new run" in (await call(batch, ledger, *words, "--dry-run", "--yes")).out
+    assert (
+        "10,001 would get a new run"
+        in (await call(batch, ledger, *words, "--dry-run", "--yes")).out
+    )
     refuses(await call(batch, ledger, "backfill", "nope", *words[2:]), "'nope'", "often")
     refuses(await call(batch, ledger, "backfill", "long", *words[2:]), "task long", "no schedule")
 
@@ -335,7 +384,10 @@ async def test_prune_says_what_would_go_and_deletes_it(
     for _ in range(2):
         await insert(ledger, new("tick", state="failed", created_at=old, finished_at=old))
     dry = await call(batch, ledger, "prune", "--dry-run")
-    assert dry.out == "tick: 1 run would be deleted\n1 run that ended more than 90 days ago would be deleted\n"
+    assert (
+        dry.out
+        == "tick: 1 run would be deleted\n1 run that ended more than 90 days ago would be deleted\n"
+    )
     assert len(await rows(ledger)) == 2
     assert (await call(batch, ledger, "prune")).out == "deleted 1 runs\n"
     assert (await call(batch, ledger, "prune")).out == "deleted nothing\n"
@@ -348,7 +400,9 @@ def test_wait_goes_with_queue(batch: Batch) -> None:
 
 def test_what_no_service_has_is_not_queued(batch: Batch, files: None, tmp_path: Path) -> None:
     assert batch("run", "tick").code == 0
-    (tmp_path / "tasks/more.py").write_text(TASKS.split("class Sync")[0].replace('"long"', '"late"'))
+    (tmp_path / "tasks/more.py").write_text(
+        TASKS.split("class Sync")[0].replace('"long"', '"late"')
+    )
     refuses(batch("run", "late", "--queue"), "late", "no service has loaded")
     refuses(batch("run", "tick", "--queue", "--param", "slot=1"), "--slot")
     refuses(batch("run", "nope", "--queue"), "'nope'", "tick")

@@ -89,7 +89,9 @@ async def emails(url: str) -> list[str]:
     database = Database(url, setting="DATABASE_URL", pooled=False)
     try:
         async with database.reader.connect() as connection:
-            return list((await connection.execute(text("SELECT email FROM users ORDER BY id"))).scalars())
+            return list(
+                (await connection.execute(text("SELECT email FROM users ORDER BY id"))).scalars()
+            )
     finally:
         await database.dispose()
 
@@ -109,26 +111,46 @@ async def test_an_idle_service_goes_on_working_on_the_restored_rows(
             join("a")
             assert batch("backup", "create", **settings).code == 0
             join("b")
-            refuses(batch("backup", "restore", "latest", "--yes"), "while a service runs: pid ", "--force")
+            refuses(
+                batch("backup", "restore", "latest", "--yes"),
+                "while a service runs: pid ",
+                "--force",
+            )
             tried = batch("backup", "restore", "latest", "--dry-run")
             assert tried.code == 0, tried.err
-            assert "note: a restore would be refused now: nothing is restored while a service runs: pid " in tried.out
+            assert (
+                "note: a restore would be refused now: nothing is restored while a service runs: "
+                "pid " in tried.out
+            )
             assert "would be restored; everything was rolled back" in tried.out
             as_json = batch("backup", "restore", "latest", "--dry-run", "--json").json
-            assert as_json["dry_run"] and "a restore would be refused now" in "".join(as_json["notes"])
-            (counts,) = [line.split() for line in tried.out.splitlines() if re.match(r"(public\.)?users ", line)]
+            assert as_json["dry_run"] and "a restore would be refused now" in "".join(
+                as_json["notes"]
+            )
+            (counts,) = [
+                line.split()
+                for line in tried.out.splitlines()
+                if re.match(r"(public\.)?users ", line)
+            ]
             assert counts[1:] == ["2", "1"]
             assert batch("run", "long", "--queue").code == 0
             while "running" not in batch("runs", "--task", "long").out:
                 time.sleep(0.1)
-            refuses(batch("backup", "restore", "latest", "--yes", "--force"), "runs are active: long ", "(running)")
+            refuses(
+                batch("backup", "restore", "latest", "--yes", "--force"),
+                "runs are active: long ",
+                "(running)",
+            )
             (run,) = batch("runs", "--task", "long", "--json").json
             assert batch("cancel", run["id"]).code == 0
             done = batch("backup", "restore", backups(tmp_path)[0], "--yes", "--force", "--json")
             assert done.code == 0, done.err
             (table,) = [table for table in done.json["tables"] if table["table"].endswith("users")]
             assert (table["before"], table["after"]) == (2, 1)
-            assert len(backups(tmp_path)) == 2 and done.json["safety"] == f"backups/{backups(tmp_path)[1]}"
+            assert (
+                len(backups(tmp_path)) == 2
+                and done.json["safety"] == f"backups/{backups(tmp_path)[1]}"
+            )
             join("c")
             assert running.get("/readyz").status_code == 200
             assert "Traceback" not in running.stderr + running.stdout
@@ -139,7 +161,9 @@ async def test_an_idle_service_goes_on_working_on_the_restored_rows(
     assert await emails(database_url) == ["a@x", "c@x"]
 
 
-def test_without_a_service_it_says_what_it_does_and_did(changed: Path, batch: Batch, tmp_path: Path) -> None:
+def test_without_a_service_it_says_what_it_does_and_did(
+    changed: Path, batch: Batch, tmp_path: Path
+) -> None:
     done = batch("backup", "restore", "latest", "--yes")
     assert done.code == 0, done.err
     assert users(changed) == ["a@example.org"]
@@ -153,9 +177,16 @@ def test_without_a_service_it_says_what_it_does_and_did(changed: Path, batch: Ba
     assert len(backups(tmp_path)) == 2
 
 
-def test_a_dry_run_needs_no_yes_and_changes_nothing(changed: Path, batch: Batch, tmp_path: Path) -> None:
+def test_a_dry_run_needs_no_yes_and_changes_nothing(
+    changed: Path, batch: Batch, tmp_path: Path
+) -> None:
     done = batch("backup", "restore", "latest", "--dry-run", "--json")
-    assert (done.code, done.json["dry_run"], done.json["rows"], done.json["safety"]) == (0, True, 1, None)
+    assert (done.code, done.json["dry_run"], done.json["rows"], done.json["safety"]) == (
+        0,
+        True,
+        1,
+        None,
+    )
     assert users(changed) == [] and len(backups(tmp_path)) == 1
 
 
@@ -177,7 +208,8 @@ def test_a_backup_is_restored_into_another_empty_database_of_the_same_kind(
     refuses_into(f"sqlite:///{tmp_path}/app.db", "is that of DATABASE_URL")
     refuses_into("sqlite:///./ledger.db", "is that of LEDGER_URL")
     refuses_into(
-        "postgresql://bob:hunter2@127.0.0.1:1/x", "is of SQLite, but postgresql+asyncpg://bob:***@127.0.0.1:1/x"
+        "postgresql://bob:hunter2@127.0.0.1:1/x",
+        "is of SQLite, but postgresql+asyncpg://bob:***@127.0.0.1:1/x",
     )
     refuses_into("bob:hunter2", "not a database URL")
 
@@ -190,10 +222,19 @@ async def test_a_backup_of_postgresql_is_restored_into_another_database_beside_a
     settings = {"DATABASE_URL": postgres_database}
 
     def work() -> None:
-        assert command(tmp_path, "run", "join", "--param", "email=a@x", settings=settings).returncode == 0
+        assert (
+            command(tmp_path, "run", "join", "--param", "email=a@x", settings=settings).returncode
+            == 0
+        )
         assert batch("backup", "create", **settings).code == 0
-        assert command(tmp_path, "run", "join", "--param", "email=b@x", settings=settings).returncode == 0
-        refuses(batch("backup", "restore", "latest", "--into", postgres_database), "is that of DATABASE_URL")
+        assert (
+            command(tmp_path, "run", "join", "--param", "email=b@x", settings=settings).returncode
+            == 0
+        )
+        refuses(
+            batch("backup", "restore", "latest", "--into", postgres_database),
+            "is that of DATABASE_URL",
+        )
         with service(tmp_path, settings=settings):
             done = batch("backup", "restore", "latest", "--into", new)
             assert done.code == 0 and " restored (" in done.out, done.err
@@ -227,17 +268,23 @@ def test_the_databases_name_has_to_be_typed(
 
 
 @pytest.mark.parametrize("file", ["latest", "{name}", "backups/{name}", "file://{folder}/latest"])
-def test_a_backup_is_named_in_four_ways(changed: Path, batch: Batch, tmp_path: Path, file: str) -> None:
+def test_a_backup_is_named_in_four_ways(
+    changed: Path, batch: Batch, tmp_path: Path, file: str
+) -> None:
     named = file.format(name=backups(tmp_path)[0], folder=tmp_path / "backups")
     assert batch("backup", "restore", named, "--yes", "--no-safety").code == 0
     assert users(changed) == ["a@example.org"]
 
 
-def test_it_is_restored_straight_from_a_bucket(changed: Path, batch: Batch, tmp_path: Path, bucket: Bucket) -> None:
+def test_it_is_restored_straight_from_a_bucket(
+    changed: Path, batch: Batch, tmp_path: Path, bucket: Bucket
+) -> None:
     name = backups(tmp_path)[0]
     bucket.put(f"shop/db/{name}", (tmp_path / "backups" / name).read_bytes())
     (tmp_path / "backups" / name).unlink()
-    done = batch("backup", "restore", f"{bucket.url}/latest", "--yes", "--no-safety", **bucket.settings)
+    done = batch(
+        "backup", "restore", f"{bucket.url}/latest", "--yes", "--no-safety", **bucket.settings
+    )
     assert done.code == 0 and f"{bucket.url}/{name}" in done.out, done
     assert users(changed) == ["a@example.org"] and backups(tmp_path) == []
     assert SECRET not in done.out + done.err
@@ -246,7 +293,10 @@ def test_it_is_restored_straight_from_a_bucket(changed: Path, batch: Batch, tmp_
 def test_what_is_no_backup_is_refused(changed: Path, batch: Batch, tmp_path: Path) -> None:
     (tmp_path / "cat.gz").write_bytes(b"meow")
     refuses(batch("backup", "restore", "./cat.gz", "--yes"), "cat.gz is not a backup", code=3)
-    refuses(batch("backup", "restore", "backup_20200101_000000.backup.gz", "--yes"), "there is no backup")
+    refuses(
+        batch("backup", "restore", "backup_20200101_000000.backup.gz", "--yes"),
+        "there is no backup",
+    )
     damage(tmp_path / "backups" / backups(tmp_path)[0], lambda name: name == "database.sqlite3")
     assert "is damaged" in batch("backup", "restore", "latest", "--yes").err
     assert users(changed) == []
@@ -254,16 +304,22 @@ def test_what_is_no_backup_is_refused(changed: Path, batch: Batch, tmp_path: Pat
 
 def test_no_password_is_ever_shown(changed: Path, batch: Batch) -> None:
     url = "postgresql://ann:hunter2@127.0.0.1:1/app"
-    done = batch("backup", "restore", "latest", "--yes", DATABASE_URL=url, LEDGER_URL="sqlite:///none.db")
+    done = batch(
+        "backup", "restore", "latest", "--yes", DATABASE_URL=url, LEDGER_URL="sqlite:///none.db"
+    )
     refuses(done, "is of SQLite, but postgresql+asyncpg://ann:***@127.0.0.1:1/app is PostgreSQL")
     assert "hunter2" not in done.err + done.out
 
 
-def test_what_can_not_be_backed_up_before_needs_no_safety(changed: Path, batch: Batch, tmp_path: Path) -> None:
+def test_what_can_not_be_backed_up_before_needs_no_safety(
+    changed: Path, batch: Batch, tmp_path: Path
+) -> None:
     file = str(tmp_path / "backups" / backups(tmp_path)[0])
     (tmp_path / "taken").write_text("")
     done = batch("backup", "restore", file, "--yes", BACKUP_DIR="taken/here")
-    assert done.code == 2 and "could not be backed up first" in done.err and "--no-safety" in done.err
+    assert (
+        done.code == 2 and "could not be backed up first" in done.err and "--no-safety" in done.err
+    )
     done = batch("backup", "restore", file, "--yes", BACKUP_DIR="partly", BACKUP_EXCLUDE="users")
     assert done.code == 2 and "leaves out users" in done.err
     assert users(changed) == []
@@ -275,7 +331,10 @@ async def test_the_ledger_is_never_restored_beneath_a_service(
     postgres_database: str, tmp_path: Path, batch: Batch
 ) -> None:
     await migrated(postgres_database, LEDGER_HISTORY)
-    node = "INSERT INTO batch_nodes VALUES (gen_random_uuid(), 'h', 1, '1', now(), 0, now() + '1 day', false, 0, '[]')"
+    node = (
+        "INSERT INTO batch_nodes VALUES (gen_random_uuid(), 'h', 1, '1', now(), 0, now() + '1 "
+        "day', false, 0, '[]')"
+    )
     await execute(postgres_database, node)
     words, settings = (
         ("backup", "restore", "latest", "--yes"),
@@ -284,7 +343,12 @@ async def test_the_ledger_is_never_restored_beneath_a_service(
 
     def work() -> None:
         assert batch("backup", "create", **settings).code == 0
-        refuses(batch(*words, "--force"), "the backup holds the ledger", "pid 1 on h", "--force does not allow this")
+        refuses(
+            batch(*words, "--force"),
+            "the backup holds the ledger",
+            "pid 1 on h",
+            "--force does not allow this",
+        )
 
     await asyncio.to_thread(work)
     await execute(postgres_database, "UPDATE batch_nodes SET stopped_at = now()")
@@ -292,7 +356,9 @@ async def test_the_ledger_is_never_restored_beneath_a_service(
     assert done.code == 0 and "public.batch_nodes" in done.out, done
 
 
-def test_an_empty_machine_gets_the_database_and_a_service_starts_on_it(tmp_path: Path, batch: Batch) -> None:
+def test_an_empty_machine_gets_the_database_and_a_service_starts_on_it(
+    tmp_path: Path, batch: Batch
+) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)
     assert batch("run", "join", "--param", "email=a@x").code == 0
     assert batch("backup", "create").code == 0
@@ -356,7 +422,12 @@ async def test_what_fails_into_an_empty_postgresql_leaves_it_empty(
     try:
         await asyncio.to_thread(work)
         async with connected(new) as connection:
-            assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+            assert (
+                await connection.fetchval(
+                    "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+                )
+                == 0
+            )
     finally:
         await postgres_server.drop_database(new)
 
@@ -374,9 +445,17 @@ def ledger(batch: Batch, tmp_path: Path) -> Iterator[sqlite3.Connection]:
 @pytest.mark.parametrize(
     ("node", "state", "refused"),
     [
-        ("stopped_at = NULL, seen_at = datetime('now', '+1 day')", "running", "runs are active: join "),
+        (
+            "stopped_at = NULL, seen_at = datetime('now', '+1 day')",
+            "running",
+            "runs are active: join ",
+        ),
         ("stopped_at = NULL, seen_at = datetime('now', '+1 day')", "queued", "(queued)"),
-        ("stopped_at = NULL, seen_at = datetime('now', '+1 day')", "succeeded", "while a service runs: pid "),
+        (
+            "stopped_at = NULL, seen_at = datetime('now', '+1 day')",
+            "succeeded",
+            "while a service runs: pid ",
+        ),
         ("stopped_at = NULL, seen_at = datetime('now', '-1 hour')", "running", None),
         ("seen_at = seen_at", "interrupted", None),
     ],
@@ -429,7 +508,10 @@ def test_after_a_restore_that_failed_it_is_said_what_latest_means_by_now(
         writer.execute("BEGIN IMMEDIATE")
         done = batch("backup", "restore", "latest", "--yes")
     assert done.code == 2 and "has held its write lock" in done.err
-    assert f"`latest` is now backups/{backups(tmp_path)[1]}, the backup made before the restore" in done.err
+    assert (
+        f"`latest` is now backups/{backups(tmp_path)[1]}, the backup made before the restore"
+        in done.err
+    )
 
 
 def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
@@ -443,7 +525,9 @@ def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
         connection.execute("DELETE FROM users")
     done = batch("backup", "restore", "latest", "--yes", "--no-safety")
     assert done.code == 0, done.err
-    assert "could not be recorded in the ledger" in done.err and users(tmp_path / "app.db") == ["a@x"]
+    assert "could not be recorded in the ledger" in done.err and users(tmp_path / "app.db") == [
+        "a@x"
+    ]
 
 
 def test_what_a_run_wrote_after_the_safety_backup_is_not_lost(
@@ -472,7 +556,9 @@ async def test_a_ledger_beside_no_tables_is_backed_up_before_it_is_replaced(
 
     def work() -> None:
         words = ("backup", "restore", "latest", "--yes", "--json")
-        assert batch("backup", "create", DATABASE_URL=postgres_database, BACKUP_LEDGER="1").code == 0
+        assert (
+            batch("backup", "create", DATABASE_URL=postgres_database, BACKUP_LEDGER="1").code == 0
+        )
         done = batch(*words, DATABASE_URL=new, BACKUP_LEDGER="1")
         assert done.code == 0 and done.json["safety"] is not None, done
 
@@ -483,7 +569,9 @@ async def test_a_ledger_beside_no_tables_is_backed_up_before_it_is_replaced(
         await postgres_server.drop_database(new)
 
 
-async def test_of_what_could_not_be_loaded_nothing_is_said(postgres_database: str, batch: Batch) -> None:
+async def test_of_what_could_not_be_loaded_nothing_is_said(
+    postgres_database: str, batch: Batch
+) -> None:
     settings = {"DATABASE_URL": postgres_database}
     await execute(postgres_database, "CREATE TABLE t AS SELECT 1 AS id")
     assert (await asyncio.to_thread(batch, "backup", "create", **settings)).code == 0

@@ -1,4 +1,6 @@
-"""`batch show` and `batch logs`: all about a run or a task, and its log while it is being written."""
+"""`batch show` and `batch logs`: all about a run or a task, and its log while it is being
+written.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,12 @@ def test_show_has_everything_about_a_run(batch: Batch, flaky: None, database_url
     done = batch("show", run)
     assert done.code == 0
     shown = values(done.out)
-    assert (shown["run"], shown["task"], shown["state"], shown["attempt"]) == (run, "flaky", "succeeded", "2")
+    assert (shown["run"], shown["task"], shown["state"], shown["attempt"]) == (
+        run,
+        "flaky",
+        "succeeded",
+        "2",
+    )
     assert shown["origin"] == "manual, requested by ann"
     assert json.loads(shown["params"]) == {"failures": 1, "day": "2026-11-24"}
     assert shown["result"] == '{"tries": 2}'
@@ -105,7 +112,9 @@ def test_show_has_everything_about_a_run(batch: Batch, flaky: None, database_url
     assert "try 1" in log[1] and "try 2" in log[-1]
 
 
-def test_show_of_a_failed_run_has_the_traceback_of_its_last_attempt(batch: Batch, flaky: None) -> None:
+def test_show_of_a_failed_run_has_the_traceback_of_its_last_attempt(
+    batch: Batch, flaky: None
+) -> None:
     run = run_of(batch("run", "flaky", "--param", "failures=9"))
     out = batch("show", run).out
     assert values(out)["state"] == "failed: ValueError: not yet"
@@ -113,11 +122,15 @@ def test_show_of_a_failed_run_has_the_traceback_of_its_last_attempt(batch: Batch
     assert "Traceback" in error and 'raise ValueError("not yet")' in error
 
 
-def test_show_as_json_has_the_whole_row_the_attempts_and_the_log(batch: Batch, flaky: None, database_url: str) -> None:
+def test_show_as_json_has_the_whole_row_the_attempts_and_the_log(
+    batch: Batch, flaky: None, database_url: str
+) -> None:
     run = run_of(batch("run", "flaky", "--param", "failures=1", LEDGER_URL=database_url))
     found = batch("show", run, "--json").json
     assert found["kind"] == "run"
-    assert set(found) == {"kind", "timezone", "attempts", "log", "eta", "chain", "parts"} | set(tables.runs.c.keys())
+    assert set(found) == {"kind", "timezone", "attempts", "log", "eta", "chain", "parts"} | set(
+        tables.runs.c.keys()
+    )
     assert [attempt["outcome"] for attempt in found["attempts"]] == ["failed", "succeeded"]
     assert found["attempts"][0]["error"]["type"] == "ValueError"
     assert found["log"][0]["text"] == "try 1" and found["result"] == {"tries": 2}
@@ -157,7 +170,9 @@ async def show(batch: Batch, *words: str, **settings: str) -> Done:
     return await asyncio.to_thread(batch, "show", *words, **settings)
 
 
-async def test_the_slot_is_shown_in_utc_and_in_the_tasks_zone(batch: Batch, ledger: Database, ledger_url: str) -> None:
+async def test_the_slot_is_shown_in_utc_and_in_the_tasks_zone(
+    batch: Batch, ledger: Database, ledger_url: str
+) -> None:
     await know(ledger, make_task("flaky", "30 2 * * *", timezone="Europe/Berlin"))
     run = await insert(ledger, slot=datetime(2026, 11, 25, 1, 30, tzinfo=UTC))
     shown = values((await show(batch, run, LEDGER_URL=ledger_url)).out)
@@ -165,7 +180,9 @@ async def test_the_slot_is_shown_in_utc_and_in_the_tasks_zone(batch: Batch, ledg
 
 
 async def test_a_running_run_says_how_far_it_is(batch: Batch, prepared: Database) -> None:
-    run = await insert(prepared, started_at=AT, attempt_started_at=clock.now() - timedelta(seconds=90))
+    run = await insert(
+        prepared, started_at=AT, attempt_started_at=clock.now() - timedelta(seconds=90)
+    )
     async with prepared.engine.begin() as connection:
         await connection.execute(update(tables.runs).values(count=1_200, total=5_000))
     shown = values((await show(batch, run)).out)
@@ -184,7 +201,9 @@ async def test_how_fast_a_run_is_and_when_it_ends_is_shown_where_it_runs(
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).values(**said))
     shown = values((await show(batch, run, LEDGER_URL=ledger_url)).out)
-    assert re.fullmatch(r"1,200 of 5,000, 24\.0 %, 10\.0 items/s, 6 min \d\d s left", shown["progress"])
+    assert re.fullmatch(
+        r"1,200 of 5,000, 24\.0 %, 10\.0 items/s, 6 min \d\d s left", shown["progress"]
+    )
     assert shown["message"] == "file 3"
     row = (await show(batch, run, "--json")).json
     [listed] = (await asyncio.to_thread(batch, "runs", "--json")).json
@@ -195,13 +214,18 @@ async def test_how_fast_a_run_is_and_when_it_ends_is_shown_where_it_runs(
         }
         assert datetime.fromisoformat(found["eta"]) == now + timedelta(seconds=380)
     table = (await asyncio.to_thread(batch, "runs")).out.splitlines()
-    assert dict(zip(table[0].split(), re.split(r" {2,}", table[1]), strict=True))["progress"] == "24.0 %"
+    assert (
+        dict(zip(table[0].split(), re.split(r" {2,}", table[1]), strict=True))["progress"]
+        == "24.0 %"
+    )
 
 
 ONE, TWO = "01a212f3-41c9-7d59-930b-0d8b837dd87e", "01a212f3-41ca-7d59-930b-0d8b837dd87e"
 
 
-async def test_the_first_digits_of_an_id_are_enough(batch: Batch, ledger: Database, ledger_url: str) -> None:
+async def test_the_first_digits_of_an_id_are_enough(
+    batch: Batch, ledger: Database, ledger_url: str
+) -> None:
     for id in (ONE, TWO):
         await insert(ledger, id=id)
     for prefix in ("01a212f3-41c9", "01A212F341C9", ONE, ONE.replace("-", "")):
@@ -209,7 +233,9 @@ async def test_the_first_digits_of_an_id_are_enough(batch: Batch, ledger: Databa
         assert (found["kind"], found["id"]) == ("run", ONE)
 
 
-async def test_showing_a_run_runs_no_code_of_an_author(batch: Batch, prepared: Database, tmp_path: Path) -> None:
+async def test_showing_a_run_runs_no_code_of_an_author(
+    batch: Batch, prepared: Database, tmp_path: Path
+) -> None:
     (tmp_path / "tasks" / "loud.py").write_text("open('ran', 'w')\n")
     await insert(prepared, id=ONE)
     for words in ("show", ONE), ("show", ONE[:13]), ("logs", ONE[:13]):
@@ -234,7 +260,9 @@ async def test_of_many_candidates_ten_are_named(batch: Batch, prepared: Database
     assert done.err.count("(flaky, running)") == 10 and ONE[:-2] + "00" not in done.err
 
 
-async def test_a_task_whose_name_looks_like_an_id_is_a_task(batch: Batch, prepared: Database) -> None:
+async def test_a_task_whose_name_looks_like_an_id_is_a_task(
+    batch: Batch, prepared: Database
+) -> None:
     await insert(prepared, id="deadbeef-0000-7000-8000-000000000000")
     await know(prepared, make_task("deadbeef"))
     assert (await show(batch, "deadbeef", "--json")).json["kind"] == "task"
@@ -264,7 +292,9 @@ def test_what_is_neither_a_run_nor_a_task_is_refused(
 
 
 @pytest.mark.first_start
-def test_show_of_a_task_without_a_ledger_has_what_its_file_says(batch: Batch, flaky: None, tmp_path: Path) -> None:
+def test_show_of_a_task_without_a_ledger_has_what_its_file_says(
+    batch: Batch, flaky: None, tmp_path: Path
+) -> None:
     done = batch("show", "flaky")
     assert done.code == 0
     shown = values(done.out)
@@ -310,7 +340,9 @@ async def test_show_of_a_task_has_missed_ranges_the_pause_and_past_schedules(
         loaded = await know(ledger, old)
         await fire(ledger, loaded, clock.advance(timedelta(days=3)))
         async with ledger.engine.begin() as connection:
-            await task_sync.set_schedules(connection, {"hello": schedule("0 3 * * *")}, loaded, tables.new_id())
+            await task_sync.set_schedules(
+                connection, {"hello": schedule("0 3 * * *")}, loaded, tables.new_id()
+            )
             await task_sync.pause(connection, "hello", "ann", loaded, tables.new_id())
         done = await show(batch, "hello", LEDGER_URL=ledger_url)
         found = (await show(batch, "hello", "--json")).json
@@ -323,7 +355,9 @@ async def test_show_of_a_task_has_missed_ranges_the_pause_and_past_schedules(
     assert "no service fired it" in done.out and "Present and past schedules" in done.out
 
 
-async def test_a_task_whose_file_is_gone_is_shown_from_the_ledger(batch: Batch, prepared: Database) -> None:
+async def test_a_task_whose_file_is_gone_is_shown_from_the_ledger(
+    batch: Batch, prepared: Database
+) -> None:
     await know(prepared, make_task("gone", "0 1 * * *", timeout=60))
     done = await show(batch, "gone")
     shown = values(done.out)
@@ -346,7 +380,9 @@ async def test_without_a_tasks_folder_is_shown_what_the_ledger_knows(
     refuses(await asyncio.to_thread(batch, "logs", "nope"), "'nope'", "the tasks are: flaky")
 
 
-@pytest.mark.parametrize("why", ["a person", "its schedule is empty now", "it was removed", "removed in a pause"])
+@pytest.mark.parametrize(
+    "why", ["a person", "its schedule is empty now", "it was removed", "removed in a pause"]
+)
 async def test_what_does_not_fire_has_no_next_times_and_only_a_person_pauses(
     batch: Batch, prepared: Database, tmp_path: Path, why: str
 ) -> None:
@@ -355,13 +391,18 @@ async def test_what_does_not_fire_has_no_next_times_and_only_a_person_pauses(
     async with prepared.engine.begin() as connection:
         if why in ("a person", "removed in a pause"):
             await task_sync.pause(connection, "flaky", "ann", loaded, tables.new_id())
-        if why == "its schedule is empty now":  # for the services: what the file says here does not fire
+        if (
+            why == "its schedule is empty now"
+        ):  # for the services: what the file says here does not fire
             await task_sync.set_schedules(connection, {"flaky": None}, loaded, tables.new_id())
     if "removed" in why:
         (tmp_path / "tasks" / "flaky.py").unlink()
         async with prepared.engine.begin() as connection:
             await task_sync.remove_gone(connection, ["flaky"], nobody)
-    shown, found = values((await show(batch, "flaky")).out), (await show(batch, "flaky", "--json")).json
+    shown, found = (
+        values((await show(batch, "flaky")).out),
+        (await show(batch, "flaky", "--json")).json,
+    )
     assert found["next"] == [] and "next" not in shown
     assert shown.get("paused", "").endswith("by ann") is (why in ("a person", "removed in a pause"))
     assert ("paused" in shown) is (found["paused_at"] is not None)
@@ -380,9 +421,13 @@ def lines(*texts: str, level: str = "info") -> list[LogLine]:
     return [LogLine("2026-11-25T02:00:00.000Z", level, "tasks.flaky", text) for text in texts]
 
 
-async def write(ledger: Database, run: str, fence: int, first_line: int, *texts: str, attempt: int = 1) -> None:
+async def write(
+    ledger: Database, run: str, fence: int, first_line: int, *texts: str, attempt: int = 1
+) -> None:
     async with ledger.engine.begin() as connection:
-        await run_logs.write(connection, run_logs.pack([Block(run, fence, attempt, first_line, lines(*texts))]))
+        await run_logs.write(
+            connection, run_logs.pack([Block(run, fence, attempt, first_line, lines(*texts))])
+        )
 
 
 async def end(ledger: Database, state: str = "succeeded") -> None:
@@ -390,7 +435,9 @@ async def end(ledger: Database, state: str = "succeeded") -> None:
         await connection.execute(update(tables.runs).values(state=state, finished_at=clock.now()))
 
 
-def test_logs_shows_the_lines_of_a_run_with_each_attempt(batch: Batch, flaky: None, database_url: str) -> None:
+def test_logs_shows_the_lines_of_a_run_with_each_attempt(
+    batch: Batch, flaky: None, database_url: str
+) -> None:
     run = run_of(batch("run", "flaky", "--param", "failures=1", LEDGER_URL=database_url))
     done = batch("logs", run)
     assert (done.code, done.err) == (0, "")
@@ -411,7 +458,11 @@ def test_logs_as_json_is_an_object_a_line(batch: Batch, flaky: None) -> None:
     run = run_of(batch("run", "flaky", "--param", "failures=1"))
     found = [json.loads(line) for line in batch("logs", run, "--json").out.splitlines()]
     assert set(found[0]) == {"at", "level", "logger", "text", "attempt"}
-    assert [(line["level"], line["attempt"]) for line in found] == [("warning", 1), ("error", 1), ("warning", 2)]
+    assert [(line["level"], line["attempt"]) for line in found] == [
+        ("warning", 1),
+        ("error", 1),
+        ("warning", 2),
+    ]
 
 
 def test_a_task_without_a_run_has_no_log(batch: Batch, flaky: None) -> None:
@@ -434,7 +485,9 @@ async def test_a_line_of_a_log_does_not_move_the_cursor(batch: Batch, prepared: 
     assert out.splitlines()[1] == "      d"
 
 
-async def test_levels_are_coloured_in_a_terminal_and_plain_in_a_pipe(prepared: Database, tmp_path: Path) -> None:
+async def test_levels_are_coloured_in_a_terminal_and_plain_in_a_pipe(
+    prepared: Database, tmp_path: Path
+) -> None:
     run = await insert(prepared)
     async with prepared.engine.begin() as connection:
         block = Block(run, 1, 2, 0, [*lines("fine"), *lines("bad", level="error")])
@@ -452,7 +505,9 @@ def texts(block: LogBlock | str) -> list[str]:
 
 
 async def everything(reader: Reader, newest: int) -> list[str]:
-    return [line.text async for block in reader.new_blocks(newest) for line in block.unpacked().lines]
+    return [
+        line.text async for block in reader.new_blocks(newest) for line in block.unpacked().lines
+    ]
 
 
 async def test_no_line_is_missed_or_repeated_when_blocks_come_under_a_new_fence(
@@ -496,7 +551,9 @@ async def test_a_long_log_is_read_some_blocks_at_a_time(
             if isinstance(block, LogBlock):
                 seen.append(block)
                 assert unpacked <= len(seen) + run_log.PAGE
-    assert [texts(block) for block in seen] == [[line.text for line in block.lines] for block in blocks]
+    assert [texts(block) for block in seen] == [
+        [line.text for line in block.lines] for block in blocks
+    ]
 
 
 async def test_the_last_lines_are_read_from_the_end(ledger: Database) -> None:
@@ -504,7 +561,13 @@ async def test_the_last_lines_are_read_from_the_end(ledger: Database) -> None:
     for number in range(5):
         await write(ledger, run, 1 + number // 3, 2 * (number % 3), f"{number}a", f"{number}b")
     async with ledger.reader.connect() as connection:
-        assert [line.text for line in await run_logs.tail(connection, run, 5)] == ["2b", "3a", "3b", "4a", "4b"]
+        assert [line.text for line in await run_logs.tail(connection, run, 5)] == [
+            "2b",
+            "3a",
+            "3b",
+            "4a",
+            "4b",
+        ]
         assert len(await run_logs.tail(connection, run, 100)) == 10
         assert await run_logs.tail(connection, tables.new_id(), 5) == []
 
@@ -591,10 +654,14 @@ async def test_following_ends_with_one_line_at_ctrl_c(prepared: Database, tmp_pa
     assert out.count("\n") == 1
 
 
-async def test_a_reader_that_goes_away_ends_logs_quietly(prepared: Database, tmp_path: Path) -> None:
+async def test_a_reader_that_goes_away_ends_logs_quietly(
+    prepared: Database, tmp_path: Path
+) -> None:
     run = await insert(prepared)
     for number in range(30):
-        await write(prepared, run, 1, number * 100, *(f"{number} {n} {'x' * 500}" for n in range(100)))
+        await write(
+            prepared, run, 1, number * 100, *(f"{number} {n} {'x' * 500}" for n in range(100))
+        )
     done = await asyncio.to_thread(
         subprocess.run,
         ["sh", "-c", f"{' '.join(BATCH)} logs {run} | head -1"],

@@ -38,7 +38,9 @@ def test_config_shows_what_is_used_and_where_it_comes_from(batch: Batch, tmp_pat
 
 
 def test_config_shows_no_secret(batch: Batch, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("BATCH_TOKEN=bt_hunter2\nAPI_PASSWORD=hunter2\nMAX_RUNING=hunter2\n")
+    (tmp_path / ".env").write_text(
+        "BATCH_TOKEN=bt_hunter2\nAPI_PASSWORD=hunter2\nMAX_RUNING=hunter2\n"
+    )
     settings = {
         "DATABASE_URL": "postgresql://bob:hunter2@db.example:5432/shop?sslpassword=hunter2",
         "SENTRY_DSN": "https://hunter2@sentry.example/1",
@@ -49,13 +51,20 @@ def test_config_shows_no_secret(batch: Batch, tmp_path: Path) -> None:
         assert done.code == 0 and "hunter2" not in done.out + done.err
     found = {each["name"]: each["value"] for each in batch("config", "--json").json["settings"]}
     assert found["DATABASE_URL"] == "postgresql+asyncpg://bob:***@db.example:5432/shop"
-    assert (found["SENTRY_DSN"], found["BATCH_TOKEN"], found["BACKUP_URL"]) == ("***", "***", "s3://bucket/prefix")
+    assert (found["SENTRY_DSN"], found["BATCH_TOKEN"], found["BACKUP_URL"]) == (
+        "***",
+        "***",
+        "s3://bucket/prefix",
+    )
     assert (found["PORT"], found["LEDGER_URL"], found["BACKUP_LEDGER"]) == (8000, None, False)
 
 
 def test_config_names_further_keys_of_the_file(batch: Batch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MAX_RUNING=5\nMINE=6\n")
-    assert batch("config").out.splitlines()[-1] == "also in .env, and no settings of the service: MAX_RUNING, MINE"
+    assert (
+        batch("config").out.splitlines()[-1]
+        == "also in .env, and no settings of the service: MAX_RUNING, MINE"
+    )
     assert batch("config", "--json").json["others"] == ["MAX_RUNING", "MINE"]
 
 
@@ -67,7 +76,9 @@ def revisions(done: object) -> list[str | None]:
 
 
 @pytest.mark.first_start
-def test_a_check_changes_nothing_and_says_by_its_code_whether_a_migration_is_due(batch: Batch, tmp_path: Path) -> None:
+def test_a_check_changes_nothing_and_says_by_its_code_whether_a_migration_is_due(
+    batch: Batch, tmp_path: Path
+) -> None:
     done = batch("migrate", "--check", "--json")
     assert (done.code, revisions(done)) == (1, [None] * len(HEADS))
     assert [path.name for path in tmp_path.iterdir()] == ["tasks"]
@@ -99,7 +110,9 @@ async def test_a_database_is_migrated_in_steps(
 def test_what_can_not_be_migrated_to_is_refused(batch: Batch) -> None:
     refuses(batch("migrate", "--to", "ledger_9999"), "'ledger_9999'", HEADS[0])
     refuses(batch("migrate", "--to", HEADS[0], "--check"), "--check", "--to")
-    refuses(batch("migrate", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/x"), "LEDGER_URL", code=3)
+    refuses(
+        batch("migrate", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/x"), "LEDGER_URL", code=3
+    )
     refuses(batch("migrate", "--check"), "LEDGER_URL", code=3)
 
 
@@ -108,6 +121,8 @@ def test_what_can_not_be_migrated_to_is_refused(batch: Batch) -> None:
 
 def test_the_version_is_ours_and_if_known_that_of_the_application(batch: Batch) -> None:
     ours = f"batch {version('batch-system')}\n"
-    assert re.fullmatch(rf"{re.escape(ours)}application tasks [0-9a-f]{{12}}\n", batch("--version").out)
+    assert re.fullmatch(
+        rf"{re.escape(ours)}application tasks [0-9a-f]{{12}}\n", batch("--version").out
+    )
     assert batch("--version", BATCH_VERSION="2026.11").out == f"{ours}application 2026.11\n"
     assert batch("--version", PORT="none").out == ours

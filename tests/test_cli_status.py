@@ -1,4 +1,6 @@
-"""`batch status` and `batch nodes`, and the hint of `tasks` and `runs`: whether a service lives, and what is wrong."""
+"""`batch status` and `batch nodes`, and the hint of `tasks` and `runs`: whether a service lives,
+and what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ async def test_a_killed_service_is_told_at_once_and_by_every_list(
             assert batch("nodes").out.splitlines()[1].split()[4] == "running"
             away = """'{"application": "it is \\u001b[2Jaway"}'"""
             wait_for(execute(ledger_url, f"UPDATE batch_nodes SET troubles = {away}"))
-            said = f"process {running.process.pid} on {socket.gethostname()}: application: it is \\x1b[2Jaway"
+            said = (
+                f"process {running.process.pid} on {socket.gethostname()}: application: it is "
+                "\\x1b[2Jaway"
+            )
             assert f"problem: {said}\n" in batch("status").out
             assert batch("nodes").err == f"batch: {said}\n"
             running.stop(signal.SIGKILL)
@@ -66,18 +71,30 @@ async def test_a_killed_service_is_told_at_once_and_by_every_list(
 
 
 @pytest.mark.first_start
-def test_where_no_service_ever_ran_that_is_said_and_no_file_is_made(batch: Batch, tmp_path: Path) -> None:
+def test_where_no_service_ever_ran_that_is_said_and_no_file_is_made(
+    batch: Batch, tmp_path: Path
+) -> None:
     done = batch("status")
-    assert (done.code, done.out.splitlines()[-1]) == (1, "problem: there is no ledger yet: no service has ever run")
+    assert (done.code, done.out.splitlines()[-1]) == (
+        1,
+        "problem: there is no ledger yet: no service has ever run",
+    )
     assert batch("nodes").err == "batch: no service has ever run\n"
     assert batch("nodes", "--json").json == []
     assert [path.name for path in tmp_path.iterdir()] == ["tasks"]
 
 
-async def test_failures_are_told_until_they_are_made_good(ledger: Database, ledger_url: str, batch: Batch) -> None:
+async def test_failures_are_told_until_they_are_made_good(
+    ledger: Database, ledger_url: str, batch: Batch
+) -> None:
     now = clock.now()
     await know(ledger, make_task("import"), make_task("report"))
-    ended = {"state": RunState.FAILED, "exclusive": None, "reason": "OSError: no space", "finished_at": now}
+    ended = {
+        "state": RunState.FAILED,
+        "exclusive": None,
+        "reason": "OSError: no space",
+        "finished_at": now,
+    }
     lost = new("import", created_at=now - timedelta(hours=2), **ended)
     mended = new("report", created_at=now - timedelta(hours=2), **ended)
     await insert(ledger, lost, mended)
@@ -95,7 +112,9 @@ async def test_failures_are_told_until_they_are_made_good(ledger: Database, ledg
     assert (found["failed"], [run["id"] for run in found["failed_runs"]]) == (1, [lost.id])
 
 
-async def test_a_process_that_stopped_is_listed_as_stopped(ledger_url: str, tmp_path: Path, batch: Batch) -> None:
+async def test_a_process_that_stopped_is_listed_as_stopped(
+    ledger_url: str, tmp_path: Path, batch: Batch
+) -> None:
     def work() -> None:
         with service(tmp_path, settings={"LEDGER_URL": ledger_url}) as running:
             running.stop()

@@ -56,7 +56,8 @@ def test_lint_shows_the_next_times_and_marks_a_clock_change(batch: Batch, report
     assert done.out.splitlines() == [
         "report (tasks/report.py)",
         "  At 02:30 every day (Europe/Berlin)",
-        "    2026-10-25 00:30:00Z  2026-10-25 02:30:00+02:00  02:30 comes twice on 2026-10-25: fires the first time",
+        "    2026-10-25 00:30:00Z  2026-10-25 02:30:00+02:00  02:30 comes twice on 2026-10-25: "
+        "fires the first time",
         "    2026-10-26 01:30:00Z  2026-10-26 02:30:00+01:00",
         "",
         "1 task, 0 errors, 0 warnings, 1 note",
@@ -66,19 +67,28 @@ def test_lint_shows_the_next_times_and_marks_a_clock_change(batch: Batch, report
 def test_lint_looks_a_year_ahead_for_a_clock_change(batch: Batch, report: Path) -> None:
     with clock.moved(datetime(2026, 11, 25, tzinfo=UTC)):
         done = batch("lint")
-    assert "  note: 02:30 is skipped by the clock change of 2027-03-28: fires at 03:00" in done.out.splitlines()
+    assert (
+        "  note: 02:30 is skipped by the clock change of 2027-03-28: fires at 03:00"
+        in done.out.splitlines()
+    )
     assert len(re.findall(r"^    2026-1", done.out, re.MULTILINE)) == 5
 
 
-def test_lint_ends_with_code_1_where_there_is_a_warning(batch: Batch, report: Path, database_url: str) -> None:
+def test_lint_ends_with_code_1_where_there_is_a_warning(
+    batch: Batch, report: Path, database_url: str
+) -> None:
     report.write_text(REPORT.replace('"30 2 * * *"', '"* 2 * * *"'))
     done = batch("lint", LEDGER_URL="postgresql://nobody@127.0.0.1:1/x")  # it asks no database
     assert done.code == 1
-    assert "  warning: it fires 60 times in one hour; '0 2 * * *' fires once" in done.out.splitlines()
+    assert (
+        "  warning: it fires 60 times in one hour; '0 2 * * *' fires once" in done.out.splitlines()
+    )
     assert done.out.endswith("1 task, 0 errors, 1 warning, 1 note\n")
 
 
-def test_a_file_that_can_not_be_used_is_an_error(batch: Batch, report: Path, tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_used_is_an_error(
+    batch: Batch, report: Path, tmp_path: Path
+) -> None:
     (tmp_path / "tasks" / "broken.py").write_text("import nowhere\n")
     done = batch("lint")
     assert done.code == 1
@@ -89,9 +99,14 @@ def test_a_file_that_can_not_be_used_is_an_error(batch: Batch, report: Path, tmp
     assert done.out.endswith("1 task, 1 error, 0 warnings, 1 note\n")
 
 
-def test_a_task_that_waits_for_one_that_nobody_knows_is_an_error(batch: Batch, report: Path, tmp_path: Path) -> None:
+def test_a_task_that_waits_for_one_that_nobody_knows_is_an_error(
+    batch: Batch, report: Path, tmp_path: Path
+) -> None:
     """And a task without a schedule of its own shows the next slots of the one that it follows."""
-    text = "from service import BaseTask\nclass Load(BaseTask):\n    name, after = 'load', {}\n    def run(self): ...\n"
+    text = (
+        "from service import BaseTask\nclass Load(BaseTask):\n    name, after = 'load', {}\n    "
+        "def run(self): ...\n"
+    )
     (tmp_path / "tasks" / "load.py").write_text(text.format("('report', 'rates')"))
     done = batch("lint", "load", "-n", "1")
     assert done.code == 1
@@ -104,10 +119,13 @@ def test_tasks_that_wait_for_each_other_are_an_error_with_their_names(
     batch: Batch, report: Path, tmp_path: Path
 ) -> None:
     text = (
-        "from service import BaseTask\nclass {0}(BaseTask):\n    name, after = '{0}', '{1}'\n    def run(self): ...\n"
+        "from service import BaseTask\nclass {0}(BaseTask):\n    name, after = '{0}', '{1}'\n    "
+        "def run(self): ...\n"
     )
     for name, other in (("A", "B"), ("B", "A")):
-        (tmp_path / "tasks" / f"{name.lower()}.py").write_text(text.format(name.lower(), other.lower()))
+        (tmp_path / "tasks" / f"{name.lower()}.py").write_text(
+            text.format(name.lower(), other.lower())
+        )
     for shows in ("lint", "tasks"):
         done = batch(shows)
         assert done.code == 1
@@ -118,7 +136,11 @@ def test_lint_as_json_has_rules_for_programs(batch: Batch, report: Path, tmp_pat
     (tmp_path / "tasks" / "broken.py").write_text("import nowhere\n")
     with clock.moved(OCTOBER):
         good, bad = batch("lint", "--json", "-n", "1").json
-    assert (good["task"], good["source"], good["schedule"]) == ("report", "tasks/report.py", "30 2 * * *")
+    assert (good["task"], good["source"], good["schedule"]) == (
+        "report",
+        "tasks/report.py",
+        "30 2 * * *",
+    )
     assert good["next"] == [
         {
             "slot": "2026-10-25T00:30:00Z",
@@ -127,7 +149,11 @@ def test_lint_as_json_has_rules_for_programs(batch: Batch, report: Path, tmp_pat
         }
     ]
     assert [(f["severity"], f["rule"]) for f in good["findings"]] == [("note", "clock-change")]
-    assert (bad["task"], bad["source"], bad["findings"][0]["rule"]) == (None, "tasks/broken.py", "broken")
+    assert (bad["task"], bad["source"], bad["findings"][0]["rule"]) == (
+        None,
+        "tasks/broken.py",
+        "broken",
+    )
     assert list(good) == list(bad)
 
 
@@ -140,7 +166,9 @@ class Typo(BaseTask):
 """
 
 
-def test_a_class_without_run_is_named_by_lint_and_by_tasks(batch: Batch, report: Path, tmp_path: Path) -> None:
+def test_a_class_without_run_is_named_by_lint_and_by_tasks(
+    batch: Batch, report: Path, tmp_path: Path
+) -> None:
     (tmp_path / "tasks" / "typo.py").write_text(NO_RUN)
     sentence = "class Typo has a name and no run(), so it is no task"
     done = batch("lint")
@@ -152,31 +180,48 @@ def test_a_class_without_run_is_named_by_lint_and_by_tasks(batch: Batch, report:
     assert (typo["name"], typo["source"], typo["error"]) == ("typo", "tasks/typo.py", sentence)
 
 
-def test_a_task_whose_cron_in_the_settings_is_bad_is_listed_with_its_error(batch: Batch, tmp_path: Path) -> None:
+def test_a_task_whose_cron_in_the_settings_is_bad_is_listed_with_its_error(
+    batch: Batch, tmp_path: Path
+) -> None:
     (tmp_path / "tasks" / "backup.py").write_text((ROOT / "tasks" / "backup.py").read_text())
     (tmp_path / ".env").write_text("BACKUP_CRON=61 * * * *\n")
     done = batch("tasks")
     [line] = done.out.splitlines()[1:]
-    assert done.code == 1 and line.startswith("backup ") and "'61 * * * *'" in line and "minute" in line
+    assert (
+        done.code == 1
+        and line.startswith("backup ")
+        and "'61 * * * *'" in line
+        and "minute" in line
+    )
 
 
-def test_other_files_that_are_broken_take_one_line_each_of_a_run(batch: Batch, report: Path, tmp_path: Path) -> None:
+def test_other_files_that_are_broken_take_one_line_each_of_a_run(
+    batch: Batch, report: Path, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         (tmp_path / "tasks" / f"{name}.py").write_text(f"import nowhere_{name}\n")
     done = batch("run", "report")
     assert done.code == 0 and "Traceback" not in done.err
     told = [line for line in done.err.splitlines() if "nowhere" in line]
-    assert [re.findall(r"tasks/\w+\.py", line) for line in told] == [["tasks/one.py"], ["tasks/two.py"]]
+    assert [re.findall(r"tasks/\w+\.py", line) for line in told] == [
+        ["tasks/one.py"],
+        ["tasks/two.py"],
+    ]
 
 
 @pytest.mark.first_start
 @pytest.mark.parametrize("schedule", ['"30 2 * * *"', "None"])
-def test_a_pause_is_shown_where_no_service_ever_ran(batch: Batch, report: Path, schedule: str) -> None:
+def test_a_pause_is_shown_where_no_service_ever_ran(
+    batch: Batch, report: Path, schedule: str
+) -> None:
     report.write_text(REPORT.replace('"30 2 * * *"', schedule))
     assert batch("run", "report").code == 0
     assert batch("pause", "report", "--json").json["is_new"]
     done = batch("tasks")
-    assert done.out.splitlines()[0].split()[-2:] == ["paused", "source"] and " yes " in done.out.splitlines()[1]
+    assert (
+        done.out.splitlines()[0].split()[-2:] == ["paused", "source"]
+        and " yes " in done.out.splitlines()[1]
+    )
     [task] = batch("tasks", "--json").json
     assert (task["paused"], task["next_run_time"]) == (True, None)
     assert batch("resume", "report").code == 0
@@ -186,16 +231,27 @@ def test_a_pause_is_shown_where_no_service_ever_ran(batch: Batch, report: Path, 
 @pytest.mark.parametrize(
     "words",
     [
-        *("run reprot", "run reprot --queue", "pause reprot", "show reprot", "logs reprot", "lint reprot"),
+        *(
+            "run reprot",
+            "run reprot --queue",
+            "pause reprot",
+            "show reprot",
+            "logs reprot",
+            "lint reprot",
+        ),
         *("cancel reprot", "runs --task reprot", "account --task reprot"),
     ],
 )
-def test_a_name_that_is_mistyped_is_answered_with_a_similar_one(batch: Batch, report: Path, words: str) -> None:
+def test_a_name_that_is_mistyped_is_answered_with_a_similar_one(
+    batch: Batch, report: Path, words: str
+) -> None:
     assert batch("run", "report").code == 0
     refuses(batch(*words.split()), "'reprot'", "(did you mean report?)")
 
 
-def test_lint_of_named_tasks_leaves_the_others_out(batch: Batch, report: Path, tmp_path: Path) -> None:
+def test_lint_of_named_tasks_leaves_the_others_out(
+    batch: Batch, report: Path, tmp_path: Path
+) -> None:
     (tmp_path / "tasks" / "broken.py").write_text("import nowhere\n")
     (tmp_path / "tasks" / "other.py").write_text(REPORT.replace('"report", "30', '"other", "*'))
     done = batch("lint", "report", "-n", "0")
@@ -227,7 +283,9 @@ def test_new_writes_a_task_that_can_be_used(batch: Batch, tmp_path: Path) -> Non
     assert batch("lint").out.endswith("1 task, 0 errors, 0 warnings, 0 notes\n")
 
 
-def test_in_an_empty_folder_a_new_task_gets_the_folder_of_tasks_too(batch: Batch, tmp_path: Path) -> None:
+def test_in_an_empty_folder_a_new_task_gets_the_folder_of_tasks_too(
+    batch: Batch, tmp_path: Path
+) -> None:
     (tmp_path / "tasks").rmdir()
     assert batch("new", "first", "--schedule", "none").code == 0
     assert batch("run", "first").code == 0
@@ -255,9 +313,15 @@ def test_new_makes_a_package_of_the_folder_once(batch: Batch, tmp_path: Path) ->
 
 
 def test_new_writes_a_sync_task_without_a_schedule(batch: Batch, tmp_path: Path) -> None:
-    assert batch("new", "by_hand_task", "--sync", "--schedule", "none", "--tests", "checks").code == 0
+    assert (
+        batch("new", "by_hand_task", "--sync", "--schedule", "none", "--tests", "checks").code == 0
+    )
     text = (tmp_path / "tasks" / "by_hand_task.py").read_text()
-    assert "class ByHandTask(BaseTask)" in text and "\n    def run(" in text and "schedule = None" in text
+    assert (
+        "class ByHandTask(BaseTask)" in text
+        and "\n    def run(" in text
+        and "schedule = None" in text
+    )
     assert "fires_on_schedule" not in (tmp_path / "checks" / "test_by_hand_task.py").read_text()
 
 
@@ -281,7 +345,9 @@ def test_new_overwrites_nothing(batch: Batch, tmp_path: Path, there: str) -> Non
         ([], ["NAME"]),
     ],
 )
-def test_new_refuses_what_can_not_be_a_task(batch: Batch, tmp_path: Path, words: list[str], named: list[str]) -> None:
+def test_new_refuses_what_can_not_be_a_task(
+    batch: Batch, tmp_path: Path, words: list[str], named: list[str]
+) -> None:
     refuses(batch("new", *words), *named)
     assert list(tmp_path.rglob("*.py")) == []
 
@@ -309,17 +375,40 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "jobs" / "nightly").mkdir(parents=True)
     strict = 'filterwarnings = ["error"]\nasyncio_default_fixture_loop_scope = "function"'
     (folder / "pyproject.toml").write_text(f"[tool.pytest.ini_options]\n{strict}\n")
-    for words in (["daily"], ["often", "--schedule", "*/5 * * * *"], ["by_hand", "--schedule", "none", "--sync"]):
+    for words in (
+        ["daily"],
+        ["often", "--schedule", "*/5 * * * *"],
+        ["by_hand", "--schedule", "none", "--sync"],
+    ):
         assert command(folder, "new", *words).returncode == 0
-    done = command(folder, "new", "far", "--schedule", "0 0 1 * *", "--sync", settings={"TASKS_DIR": "jobs/nightly"})
+    done = command(
+        folder,
+        "new",
+        "far",
+        "--schedule",
+        "0 0 1 * *",
+        "--sync",
+        settings={"TASKS_DIR": "jobs/nightly"},
+    )
     assert done.returncode == 0
     return folder
 
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
 def test_the_written_tests_pass(written: Path, mode: str) -> None:
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"asyncio_mode={mode}"]
-    tests = [file for file in sorted((written / "tests").iterdir()) if file.name.startswith("test_")]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        f"asyncio_mode={mode}",
+    ]
+    tests = [
+        file for file in sorted((written / "tests").iterdir()) if file.name.startswith("test_")
+    ]
     assert len(tests) == 4
     near = [*words, *(str(file) for file in tests if "far" not in file.name)]
     for call, settings, count in (
@@ -336,7 +425,15 @@ def test_a_written_test_fails_when_its_task_does(written: Path) -> None:
     before = file.read_text()
     file.write_text(before.replace("logger.info", "raise RuntimeError"))
     try:
-        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_daily.py"]
+        words = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/test_daily.py",
+        ]
         done = preloaded.run(words, written, environment(), within=120)
     finally:
         file.write_text(before)
@@ -349,14 +446,17 @@ def test_a_written_test_fails_when_its_task_does(written: Path) -> None:
         ["ruff", "check", "--no-cache", "--select", "E,F,W,I,N,UP,B,PT,RUF,ANN,ASYNC"],
         ["ruff", "format", "--no-cache", "--check"],
         pytest.param(
-            ["mypy", "--strict", "--cache-dir=/dev/null", "--explicit-package-bases"], marks=pytest.mark.types
+            ["mypy", "--strict", "--cache-dir=/dev/null", "--explicit-package-bases"],
+            marks=pytest.mark.types,
         ),
     ],
     ids=" ".join,
 )
 def test_the_written_files_are_clean(written: Path, words: list[str]) -> None:
     call = [sys.executable, "-m", *words, "tasks", "jobs", "tests"]
-    done = subprocess.run(call, cwd=written, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        call, cwd=written, env=environment(), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -375,9 +475,13 @@ def quietly(done: subprocess.CompletedProcess[str]) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("words", [["run"], ["show"], ["logs"], ["lint"], ["runs", "--task"], ["account", "--task"]])
+@pytest.mark.parametrize(
+    "words", [["run"], ["show"], ["logs"], ["lint"], ["runs", "--task"], ["account", "--task"]]
+)
 def test_names_of_tasks_are_completed(report: Path, tmp_path: Path, words: list[str]) -> None:
-    (tmp_path / "tasks" / "two.py").write_text('class A:\n  name: str = "rest"\nclass B:\n  name = "other"\n')
+    (tmp_path / "tasks" / "two.py").write_text(
+        'class A:\n  name: str = "rest"\nclass B:\n  name = "other"\n'
+    )
     (tmp_path / "tasks" / "_base.py").write_text('class A:\n  name = "restless"\n')
     assert quietly(completed(tmp_path, *words, "re")) == ["report", "rest"]
 
@@ -411,15 +515,22 @@ def test_the_script_for_bash_works_in_a_bash(report: Path, tmp_path: Path) -> No
         echo "${COMPREPLY[@]}"
     """
     env = {**environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30
+    )
     assert (done.stdout, done.stderr) == ("report\n", "")
 
 
 @pytest.mark.parametrize(
-    ("shell", "answer"), [("zsh", """_arguments '*: :(("report"))'"""), ("fish", "report"), ("pwsh", "report:::")]
+    ("shell", "answer"),
+    [("zsh", """_arguments '*: :(("report"))'"""), ("fish", "report"), ("pwsh", "report:::")],
 )
-def test_other_shells_are_answered_in_their_own_way(report: Path, tmp_path: Path, shell: str, answer: str) -> None:
-    """What their scripts send; fish's and zsh's were seen to work so, and no PowerShell was there to try."""
+def test_other_shells_are_answered_in_their_own_way(
+    report: Path, tmp_path: Path, shell: str, answer: str
+) -> None:
+    """What their scripts send; fish's and zsh's were seen to work so, and no PowerShell was there
+    to try.
+    """
     asked = {"_TYPER_COMPLETE_ARGS": "batch run re", "_TYPER_COMPLETE_WORD_TO_COMPLETE": "re"}
     asked |= {"_BATCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     done = preloaded.run(BATCH, tmp_path, {**environment(), **asked}, within=30)
@@ -470,7 +581,9 @@ for name in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each command prints for `--help`, from one process."""
-    texts = shown(tmp_path_factory.mktemp("helps"), sys.executable, "-c", EACH_HELP, *EXAMPLES).split("\f")
+    texts = shown(
+        tmp_path_factory.mktemp("helps"), sys.executable, "-c", EACH_HELP, *EXAMPLES
+    ).split("\f")
     return dict(zip(EXAMPLES, texts[:-1], strict=True))
 
 
@@ -480,7 +593,9 @@ def test_every_command_has_examples_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_help_of_a_command_fits_80_columns_and_shows_its_examples(helps: dict[str, str], name: str) -> None:
+def test_the_help_of_a_command_fits_80_columns_and_shows_its_examples(
+    helps: dict[str, str], name: str
+) -> None:
     assert all(len(line) <= 80 for line in helps[name].splitlines())
     for line, what in EXAMPLES[name].items():
         assert f"\n    {line}\n        {what}\n" in helps[name]
@@ -510,7 +625,9 @@ def test_the_examples_of_commands_about_tasks_work(batch: Batch, name: str, tmp_
     for task in ("backup", "daily_report"):
         (folder / f"{task}.py").write_text((ROOT / "tasks" / f"{task}.py").read_text())
     for line in EXAMPLES[name]:
-        words = [word for word in shlex.split(line)[1:] if word != "--wait"]  # no service is here that would take it
+        words = [
+            word for word in shlex.split(line)[1:] if word != "--wait"
+        ]  # no service is here that would take it
         if name == "new":
             os.chdir(_emptied(tmp_path))
             done = batch(*words)
@@ -527,7 +644,9 @@ def _emptied(folder: Path) -> Path:
 
 def test_the_list_of_commands_is_in_groups_with_a_sentence_each(tmp_path: Path) -> None:
     text = shown(tmp_path, *BATCH, "--help")
-    places = [text.index(f"\n{panel}:\n") for panel in ("Service", "Tasks", "Runs", "Backups", "Access")]
+    places = [
+        text.index(f"\n{panel}:\n") for panel in ("Service", "Tasks", "Runs", "Backups", "Access")
+    ]
     assert places == sorted(places)
     listed = re.findall(r"^  (\w+)  +([A-Z].*)$", text, re.MULTILINE)
     assert [name for name, _ in listed] == names()

@@ -1,4 +1,6 @@
-"""`batch --url`: the path of a stranger, from the start of a service to a bulk, from an empty folder."""
+"""`batch --url`: the path of a stranger, from the start of a service to a bulk, from an empty
+folder.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,12 @@ def test_a_stranger_signs_in_and_works_from_an_empty_folder(tmp_path: Path) -> N
         assert "is paused by laptop, until " in ask("pause", "hello", "--for", "2h")
         ask("resume", "hello")
         assert "no clock was ahead" in ask("resume", "--ahead")
-        assert "2 got a new run" in ask("backfill", "hello", "--from", "2026-11-01", "--to", "2026-11-03")
-        assert {change["actor"] for change in asked("changes", "--action", "run.start")} == {"laptop"}
+        assert "2 got a new run" in ask(
+            "backfill", "hello", "--from", "2026-11-01", "--to", "2026-11-03"
+        )
+        assert {change["actor"] for change in asked("changes", "--action", "run.start")} == {
+            "laptop"
+        }
         assert "admin" in ask("token", "list", code=2)
         assert "without --url" in ask("migrate", code=2)
         revoked = batch(home, "token", "revoke", "laptop")

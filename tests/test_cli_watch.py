@@ -1,4 +1,6 @@
-"""`batch watch`, and how far a run is while `batch run` waits for it: a bar in a terminal, lines where it is piped."""
+"""`batch watch`, and how far a run is while `batch run` waits for it: a bar in a terminal, lines
+where it is piped.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +87,24 @@ async def change(ledger: Database, **values: Any) -> None:
 
 def row(**more: Any) -> dict[str, Any]:
     """As `following.looks` has it."""
-    known = {"id": "01a2", "task": "slow", "state": "running", "reason": None, "message": None, "due_at": AT, "now": AT}
-    return {**known, "count": None, "total": None, "rate": None, "eta": None, "attempt_started_at": AT, **more}
+    known = {
+        "id": "01a2",
+        "task": "slow",
+        "state": "running",
+        "reason": None,
+        "message": None,
+        "due_at": AT,
+        "now": AT,
+    }
+    return {
+        **known,
+        "count": None,
+        "total": None,
+        "rate": None,
+        "eta": None,
+        "attempt_started_at": AT,
+        **more,
+    }
 
 
 HALF = {"count": 412_300, "total": 1_000_000, "rate": 8_240.4, "eta": AT + timedelta(seconds=71)}
@@ -96,22 +114,42 @@ HALF = {"count": 412_300, "total": 1_000_000, "rate": 8_240.4, "eta": AT + timed
 
 
 def test_what_is_known_is_said() -> None:
-    assert progress.words(row(**HALF), AT) == ["412,300 of 1,000,000", "41.2 %", "8,240 items/s", "1 min 11 s left"]
+    assert progress.words(row(**HALF), AT) == [
+        "412,300 of 1,000,000",
+        "41.2 %",
+        "8,240 items/s",
+        "1 min 11 s left",
+    ]
     assert progress.words(row(count=7, rate=0.05), AT) == ["7", "3.0 items/min"]
     assert progress.words(row(), AT) == []
 
 
 @pytest.mark.parametrize(
     ("count", "total", "said"),
-    [(0, 5, "0.0 %"), (9_999, 10_000, "99.9 %"), (5, 5, "100 %"), (6, 5, None), (0, 0, None), (5, None, None)],
+    [
+        (0, 5, "0.0 %"),
+        (9_999, 10_000, "99.9 %"),
+        (5, 5, "100 %"),
+        (6, 5, None),
+        (0, 0, None),
+        (5, None, None),
+    ],
 )
-def test_percent_is_cut_and_never_too_early_a_hundred(count: int, total: int | None, said: str | None) -> None:
+def test_percent_is_cut_and_never_too_early_a_hundred(
+    count: int, total: int | None, said: str | None
+) -> None:
     assert progress.percent({"count": count, "total": total}) == said
 
 
 @pytest.mark.parametrize(
     ("per_second", "said"),
-    [(0.0, "0 items/s"), (1.0, "1.0 items/s"), (250.4, "250 items/s"), (0.5, "30.0 items/min"), (1e-4, "0.4 items/h")],
+    [
+        (0.0, "0 items/s"),
+        (1.0, "1.0 items/s"),
+        (250.4, "250 items/s"),
+        (0.5, "30.0 items/min"),
+        (1e-4, "0.4 items/h"),
+    ],
 )
 def test_a_rate_is_said_in_the_unit_that_fits(per_second: float, said: str) -> None:
     assert progress.rate(per_second) == said
@@ -119,7 +157,13 @@ def test_a_rate_is_said_in_the_unit_that_fits(per_second: float, said: str) -> N
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(-3, "0 s"), (59.4, "59 s"), (71, "1 min 11 s"), (7_443, "2 h 04 min"), (3 * 86_400 + 14_500, "3 d 04 h")],
+    [
+        (-3, "0 s"),
+        (59.4, "59 s"),
+        (71, "1 min 11 s"),
+        (7_443, "2 h 04 min"),
+        (3 * 86_400 + 14_500, "3 d 04 h"),
+    ],
 )
 def test_a_duration_has_two_units(seconds: float, said: str) -> None:
     assert progress.duration(seconds) == said
@@ -170,7 +214,14 @@ async def test_piped_it_prints_a_line_when_something_has_changed_and_the_end(
     watching = asyncio.create_task(watch(batch, run[:-1]))
     for number in range(3):
         at = clock.now()
-        await change(prepared, count=number * 10, total=50, rate=10.0, message=f"file {number}", progress_at=at)
+        await change(
+            prepared,
+            count=number * 10,
+            total=50,
+            rate=10.0,
+            message=f"file {number}",
+            progress_at=at,
+        )
         await looks.more(3)
     await change(prepared, state="retrying", reason="OSError: away")
     await looks.more(3)
@@ -203,7 +254,9 @@ def test_a_line_comes_no_more_often_than_every_ten_seconds(monkeypatch: pytest.M
     assert told[3:] == ["slow interrupted: the service stopped"]
 
 
-def test_of_a_run_that_says_nothing_nothing_is_told_beside_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_run_that_says_nothing_nothing_is_told_beside_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bar, "LINE_SECONDS", 0.0)
     told: list[str] = []
     lines = bar.Lines(lambda _, text: told.append(text), states=False)
@@ -226,9 +279,15 @@ def test_a_run_here_logs_how_far_it_is_where_it_is_piped(
     assert told and all(f'"run": "{run}"' in line and " of 120, " in line for line in told)
 
 
-@pytest.mark.parametrize(("state", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1), ("skipped", 1)])
-async def test_the_exit_code_is_how_the_run_ended(batch: Batch, prepared: Database, state: str, code: int) -> None:
-    run = await insert(prepared, state=state, started_at=AT, finished_at=AT + timedelta(seconds=1.5))
+@pytest.mark.parametrize(
+    ("state", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1), ("skipped", 1)]
+)
+async def test_the_exit_code_is_how_the_run_ended(
+    batch: Batch, prepared: Database, state: str, code: int
+) -> None:
+    run = await insert(
+        prepared, state=state, started_at=AT, finished_at=AT + timedelta(seconds=1.5)
+    )
     done = await watch(batch, run)
     assert (done.code, done.out) == (code, f"run {run} {state} in 1.50 s\n")
 
@@ -239,7 +298,9 @@ def test_what_is_not_there_is_refused(batch: Batch, slow: None) -> None:
     refuses(batch("watch", "slow"), "has no run yet")
 
 
-async def test_a_run_that_is_deleted_meanwhile_is_named(batch: Batch, prepared: Database, looks: Looks) -> None:
+async def test_a_run_that_is_deleted_meanwhile_is_named(
+    batch: Batch, prepared: Database, looks: Looks
+) -> None:
     run = await insert(prepared, attempt_started_at=AT)
     watching = asyncio.create_task(watch(batch, run))
     await looks.more(1)
@@ -254,7 +315,9 @@ async def test_a_run_that_is_deleted_meanwhile_is_named(batch: Batch, prepared: 
 
 def drawn(width: int, now: datetime = AT, **more: Any) -> list[str]:
     written = io.StringIO()
-    console = Console(file=written, width=width, force_terminal=True, color_system=None, legacy_windows=False)
+    console = Console(
+        file=written, width=width, force_terminal=True, color_system=None, legacy_windows=False
+    )
     console.print(Group(*bar.view(row(**more), now, width)), end="")
     screen = Screen(width)
     screen.feed(written.getvalue().removesuffix("\n").replace("\n", "\r\n"))
@@ -263,13 +326,22 @@ def drawn(width: int, now: datetime = AT, **more: Any) -> list[str]:
 
 def test_a_wide_terminal_has_it_on_one_line_and_the_message_below() -> None:
     top, message = drawn(120, **HALF, message="file 7")
-    assert top == f"slow running  {'━' * 16}{' ' * 24}  412,300 of 1,000,000  41.2 %  8,240 items/s  1 min 11 s left"
+    assert (
+        top
+        == f"slow running  {'━' * 16}{' ' * 24}  412,300 of 1,000,000  41.2 %  8,240 items/s  1 "
+        "min 11 s left"
+    )
     assert message == "file 7"
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 79, 80])
 def test_nothing_is_wider_than_the_terminal(width: int) -> None:
-    lines = drawn(width, **HALF, message="a message that is long " * 9, task="a_task_with_a_name_that_is_long_too")
+    lines = drawn(
+        width,
+        **HALF,
+        message="a message that is long " * 9,
+        task="a_task_with_a_name_that_is_long_too",
+    )
     assert all(len(line) <= width for line in lines)
     assert lines[0].endswith("…" if width <= 40 else " running")
     told = " ".join(" ".join(lines).split())
@@ -283,7 +355,13 @@ def test_without_a_total_it_has_the_count_and_how_long_it_goes_on() -> None:
 
 
 def test_what_waits_says_why_and_until_when() -> None:
-    top, reason = drawn(80, state="retrying", reason="OSError: away", message="old", due_at=AT + timedelta(seconds=8))
+    top, reason = drawn(
+        80,
+        state="retrying",
+        reason="OSError: away",
+        message="old",
+        due_at=AT + timedelta(seconds=8),
+    )
     assert (top, reason) == ("slow retrying  next attempt in 8 s", "OSError: away")
     assert drawn(80, state="queued") == ["slow queued"]
 
@@ -318,14 +396,22 @@ def test_a_terminal_that_can_not_show_it_has_none(monkeypatch: pytest.MonkeyPatc
     assert isinstance(bar.display(FakeTerminal(), lambda *_: None), bar.Lines)
 
 
-RUNNING = r"slow running  ━*[╸╺]?[━ ]*  [\d,]+ of 1,000  \d+\.\d %  [\d.]+ items/s  (\d+ min )?\d+ s left"
+RUNNING = (
+    r"slow running  ━*[╸╺]?[━ ]*  [\d,]+ of 1,000  \d+\.\d %  [\d.]+ items/s  (\d+ min )?\d+ s left"
+)
 
 
 def has_bar(lines: list[str]) -> bool:
-    return len(lines) > 1 and bool(re.fullmatch(RUNNING, lines[-2])) and lines[-1].startswith("at item")
+    return (
+        len(lines) > 1
+        and bool(re.fullmatch(RUNNING, lines[-2]))
+        and lines[-1].startswith("at item")
+    )
 
 
-async def test_lines_of_the_log_stand_above_the_bar_and_do_not_tear_it(slow: None, tmp_path: Path) -> None:
+async def test_lines_of_the_log_stand_above_the_bar_and_do_not_tear_it(
+    slow: None, tmp_path: Path
+) -> None:
     def see() -> tuple[list[str], int, list[str]]:
         words = [*BATCH, "run", "slow", "--param", "lines=20"]
         with terminal(tmp_path, words, 120, {"NO_COLOR": "1"}) as shown:
@@ -342,9 +428,15 @@ async def test_lines_of_the_log_stand_above_the_bar_and_do_not_tear_it(slow: Non
     logged = "".join(end[:-3]).replace(" ", "")
     for number in range(0, 200, 10):
         assert len(re.findall(rf"\[info\]line{number},(andsoon){{20}}\[slow\]run=", logged)) == 1
-    assert [line for line in end if line.startswith("printed")] == [f"printed {n}" for n in range(0, 200, 10)]
+    assert [line for line in end if line.startswith("printed")] == [
+        f"printed {n}" for n in range(0, 200, 10)
+    ]
     assert "of 1,000" not in "".join(end) and "━" not in "".join(end)
-    assert re.fullmatch(r"run \S+ succeeded in \S+ s", end[-3]) and re.fullmatch(r"\d+", end[-2]) and end[-1] == ""
+    assert (
+        re.fullmatch(r"run \S+ succeeded in \S+ s", end[-3])
+        and re.fullmatch(r"\d+", end[-2])
+        and end[-1] == ""
+    )
     assert sum("━" in line for line in halfway) == 1
 
 
@@ -374,7 +466,9 @@ async def test_a_terminal_that_hangs_does_not_hold_up_the_run(slow: None, tmp_pa
 
     def see() -> None:
         params = ("lines=1000", "long=2000", "prints=false")
-        with terminal(tmp_path, [*BATCH, "run", "slow", *(f"--param={one}" for one in params)], 100) as shown:
+        with terminal(
+            tmp_path, [*BATCH, "run", "slow", *(f"--param={one}" for one in params)], 100
+        ) as shown:
             shown.until(lambda lines: any("line 0" in line for line in lines))
             until(lambda: count(tmp_path) > 100)  # so many lines fit into no terminal's buffer
             (tmp_path / "end").touch()
@@ -386,7 +480,9 @@ async def test_a_terminal_that_hangs_does_not_hold_up_the_run(slow: None, tmp_pa
 
 def count(folder: Path, state: str = "running") -> int:
     with closing(sqlite3.connect(folder / "ledger.db")) as connection:
-        found = connection.execute("SELECT count FROM batch_runs WHERE state = ?", [state]).fetchone()
+        found = connection.execute(
+            "SELECT count FROM batch_runs WHERE state = ?", [state]
+        ).fetchone()
     return found[0] or 0 if found else 0
 
 

@@ -1,8 +1,9 @@
-"""Wall clocks that are wrong, in real processes: stepped while a service runs, and different on nodes of one ledger.
+"""Wall clocks that are wrong, in real processes: stepped while a service runs, and different on
+nodes of one ledger.
 
-All services begin at the same time. About 20 s. On PostgreSQL the ledger's time is the server's; on SQLite it is the
-node's own, so there the steps count. (Nodes on one SQLite file are on one machine, and have one clock. They are set
-apart here all the same.)
+All services begin at the same time. About 20 s. On PostgreSQL the ledger's time is the server's; on
+SQLite it is the node's own, so there the steps count. (Nodes on one SQLite file are on one machine,
+and have one clock. They are set apart here all the same.)
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ SECOND = timedelta(seconds=1)
 WAIT = 120.0
 AHEAD = "the clock was ahead, up to"
 KINDS = ("sqlite", "postgresql")
-SETTINGS = {"POLL_SECONDS": "0.2", "HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": "10", "DRAIN_SECONDS": "0.5"}
+SETTINGS = {
+    "POLL_SECONDS": "0.2",
+    "HEARTBEAT_SECONDS": "0.5",
+    "LEASE_SECONDS": "10",
+    "DRAIN_SECONDS": "0.5",
+}
 
 TASKS = '''
 import asyncio
@@ -97,7 +103,9 @@ def make(kind: str, folder: Path, server: PostgresServer) -> Case:
 
 
 class World:
-    """On each kind of database a service whose clock is stepped, and three nodes whose clocks differ."""
+    """On each kind of database a service whose clock is stepped, and three nodes whose clocks
+    differ.
+    """
 
     def __init__(self, folder: Path, server: PostgresServer, stack: ExitStack) -> None:
         self._stack = stack
@@ -108,13 +116,17 @@ class World:
         self.others: list[Service] = []
         self.behind: tuple[datetime, datetime]
         self.ready: list[tuple[int, dict[str, str]]] = []
-        """What `/readyz` says on SQLite while the clock was ahead, and after the tasks were resumed."""
+        """What `/readyz` says on SQLite while the clock was ahead, and after the tasks were
+        resumed.
+        """
         self.missed: list[dict[str, Any]] = []
         self.waiting: list[dict[str, Any]] = []
         self.status = self.resumed = ""
 
     def start(self, case: Case, wrong: WrongClock) -> Service:
-        return self._stack.enter_context(process(case.folder, SERVE, {**case.settings, **wrong.settings}))
+        return self._stack.enter_context(
+            process(case.folder, SERVE, {**case.settings, **wrong.settings})
+        )
 
     def begin(self) -> None:
         for kind in KINDS:
@@ -125,8 +137,12 @@ class World:
         for case in [*self.stepped.values(), *self.apart.values()]:
             until(lambda case=case: case.witness("began", "patient"), WAIT, "it works")
         for kind in KINDS:
-            self.others += [self.start(self.apart[kind], self.clock_of(kind, by)) for by in (0.0, -MINUTES)]
-        for service in self.others:  # on SQLite those behind say that the clock of the first one is ahead
+            self.others += [
+                self.start(self.apart[kind], self.clock_of(kind, by)) for by in (0.0, -MINUTES)
+            ]
+        for (
+            service
+        ) in self.others:  # on SQLite those behind say that the clock of the first one is ahead
             service.wait_until_said("Scheduler started")
 
     def clock_of(self, kind: str, seconds: float) -> WrongClock:
@@ -140,10 +156,16 @@ class World:
         for wrong in self.clocks.values():
             wrong.set(seconds)
         before = self.ticks()
-        until(lambda: all(self.ticks()[kind] > before[kind] + 2 for kind in kinds), WAIT, f"it fires at {seconds:+g} s")
+        until(
+            lambda: all(self.ticks()[kind] > before[kind] + 2 for kind in kinds),
+            WAIT,
+            f"it fires at {seconds:+g} s",
+        )
 
     def set_right(self) -> None:
-        """After an hour ahead the clocks are right again. On SQLite nothing fires then, until the tasks are resumed."""
+        """After an hour ahead the clocks are right again. On SQLite nothing fires then, until the
+        tasks are resumed.
+        """
         sqlite = self.stepped["sqlite"]
         self.missed = sqlite.rows(tables.missed, task="tick")
         self.waiting = sqlite.rows(task="tick", state="waiting")
@@ -162,17 +184,27 @@ class World:
         return batch(case.folder, *words, settings=case.settings).stdout
 
     def lose_the_one_ahead(self) -> None:
-        """The node that runs PatientTask stops: its run is to be resumed by one of those behind it."""
+        """The node that runs PatientTask stops: its run is to be resumed by one of those behind
+        it.
+        """
         for kind, service in self.ahead.items():
             case = self.apart[kind]
             service.stop(within=30)
-            until(lambda case=case: (case.first, 2) in case.witness("began", "patient"), WAIT, f"{kind} resumes it")
+            until(
+                lambda case=case: (case.first, 2) in case.witness("began", "patient"),
+                WAIT,
+                f"{kind} resumes it",
+            )
 
     def end(self) -> None:
         for case in [*self.stepped.values(), *self.apart.values()]:
             case.go_on()
         for kind, case in self.apart.items():
-            until(lambda case=case: case.rows(id=case.first, state="succeeded"), WAIT, f"{kind} ends it")
+            until(
+                lambda case=case: case.rows(id=case.first, state="succeeded"),
+                WAIT,
+                f"{kind} ends it",
+            )
         for service in [*(case.service for case in self.stepped.values()), *self.others]:
             service.process.send_signal(signal.SIGTERM)
         for service in [*(case.service for case in self.stepped.values()), *self.others]:
@@ -180,7 +212,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer) -> Iterator[World]:
+def world(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer
+) -> Iterator[World]:
     with ExitStack() as stack:
         world = World(tmp_path_factory.mktemp("clocks"), postgres_server, stack)
         world.begin()
@@ -204,9 +238,16 @@ def test_no_slot_is_lost_or_doubled(world: World, name: str, kind: str) -> None:
     case: Case = getattr(world, name)[kind]
     for task in ("tick", "one", "flaky", "patient"):
         (cursor,) = [row["fired_until"] for row in case.rows(tables.schedules, task=task)]
-        ran = [run["slot"] for run in of(case, task) if run["slot"] <= cursor]  # a clock ahead has fired later ones
+        ran = [
+            run["slot"] for run in of(case, task) if run["slot"] <= cursor
+        ]  # a clock ahead has fired later ones
         ranges = case.rows(tables.missed, task=task)
-        inside = [slot for slot in ran for each in ranges if each["first_slot"] <= slot <= each["last_slot"]]
+        inside = [
+            slot
+            for slot in ran
+            for each in ranges
+            if each["first_slot"] <= slot <= each["last_slot"]
+        ]
         number = len(ran) + sum(each["count"] for each in ranges)
         assert len(ran) == len(set(ran)) and inside == [], task
         first, last = min([*ran, *(each["first_slot"] for each in ranges)]), ran[-1]
@@ -222,11 +263,15 @@ def test_no_body_ran_twice(world: World, name: str, kind: str) -> None:
     case: Case = getattr(world, name)[kind]
     ran = Counter(case.witness("ended", "tick"))
     assert set(ran.values()) == {1}
-    assert {run["id"] for run in case.rows(task="tick", state="succeeded")} == {run for run, _ in ran}
+    assert {run["id"] for run in case.rows(task="tick", state="succeeded")} == {
+        run for run, _ in ran
+    }
 
 
 def test_an_hour_forward_is_no_downtime_where_the_ledgers_clock_is_the_nodes(world: World) -> None:
-    """Nobody was down, and what is caught up waits until the clock has been the same for ten minutes."""
+    """Nobody was down, and what is caught up waits until the clock has been the same for ten
+    minutes.
+    """
     case = world.stepped["sqlite"]
     (hour,) = world.missed
     assert hour["reason"].startswith("the clock was set forward, from ")
@@ -235,10 +280,14 @@ def test_an_hour_forward_is_no_downtime_where_the_ledgers_clock_is_the_nodes(wor
     assert caught_up["slot"] == hour["last_slot"] + SECOND
     assert timedelta(minutes=10) < caught_up["due_at"] - caught_up["slot"] < timedelta(minutes=12)
     (incident,) = case.rows(incidents, kind="down")
-    assert incident["text"].startswith("the clock was set forward from "), "and not that no service fired"
+    assert incident["text"].startswith("the clock was set forward from "), (
+        "and not that no service fired"
+    )
 
 
-def test_while_the_clock_was_ahead_the_service_says_so_until_its_tasks_are_resumed(world: World) -> None:
+def test_while_the_clock_was_ahead_the_service_says_so_until_its_tasks_are_resumed(
+    world: World,
+) -> None:
     case = world.stepped["sqlite"]
     (status, reasons), (status_after, _) = world.ready
     assert (status, status_after) == (503, 200)
@@ -255,7 +304,9 @@ def test_on_postgresql_a_nodes_clock_decides_nothing(world: World) -> None:
     for case in (world.stepped["postgresql"], world.apart["postgresql"]):
         assert case.rows(tables.missed) == []
     begin, end = world.behind
-    fired = [run for run in of(world.stepped["postgresql"], "tick") if begin < run["created_at"] < end]
+    fired = [
+        run for run in of(world.stepped["postgresql"], "tick") if begin < run["created_at"] < end
+    ]
     assert statistics.median((run["created_at"] - run["slot"]).total_seconds() for run in fired) < 1
 
 
@@ -278,8 +329,12 @@ def test_a_run_outlives_the_steps(world: World, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_retry_waits_as_long_as_it_should_on_nodes_whose_clocks_differ(world: World, kind: str) -> None:
-    """On SQLite only where one node runs both attempts: a retry is due by the clock of the node that looks."""
+def test_a_retry_waits_as_long_as_it_should_on_nodes_whose_clocks_differ(
+    world: World, kind: str
+) -> None:
+    """On SQLite only where one node runs both attempts: a retry is due by the clock of the node
+    that looks.
+    """
     case = world.apart[kind]
     began: dict[str, dict[int, float]] = {}
     for line in (case.folder / "times").read_text().splitlines():

@@ -16,7 +16,9 @@ ENV = Path(".env")
 
 
 def write(text: str) -> None:
-    """Write `.env` with a new modification time each time, also on a file system with coarse times."""
+    """Write `.env` with a new modification time each time, also on a file system with coarse
+    times.
+    """
     before = ENV.stat().st_mtime if ENV.exists() else 1_000_000_000
     ENV.write_text(text)
     os.utime(ENV, (before + 1, before + 1))
@@ -30,11 +32,17 @@ def refusal() -> str:
 
 def test_without_env_the_defaults_hold() -> None:
     settings = get_settings()
-    assert settings.PORT == 8000 and settings.LOG_FORMAT == "console" and str(settings.TASKS_DIR) == "tasks"
+    assert (
+        settings.PORT == 8000
+        and settings.LOG_FORMAT == "console"
+        and str(settings.TASKS_DIR) == "tasks"
+    )
     assert get_settings() is settings
 
 
-def test_env_file_and_environment_are_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_file_and_environment_are_read_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write('PORT=9000\nBACKUP_CRON="0 3 * * *"  # at night\nHOST=\n')
     monkeypatch.setenv("PORT", "9001")
     settings = get_settings()
@@ -46,11 +54,17 @@ def test_an_authors_own_keys_can_be_read(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("BOTH", "environment")
     monkeypatch.setenv("API_TOKEN2", "t")
     settings = get_settings()
-    assert (settings.CUSTOM_TASK_CRON, settings.BOTH, settings.API_TOKEN2) == ("0 7 * * *", "environment", "t")
+    assert (settings.CUSTOM_TASK_CRON, settings.BOTH, settings.API_TOKEN2) == (
+        "0 7 * * *",
+        "environment",
+        "t",
+    )
 
 
 def test_a_missing_key_is_named_with_the_places_where_it_could_be() -> None:
-    with pytest.raises(AttributeError, match=r"no setting CUSTOM_CRON: neither the environment nor \.env has it"):
+    with pytest.raises(
+        AttributeError, match=r"no setting CUSTOM_CRON: neither the environment nor \.env has it"
+    ):
         _ = get_settings().CUSTOM_CRON
     assert getattr(get_settings(), "CUSTOM_CRON", "default") == "default"
     assert not hasattr(get_settings(), "lower_case")
@@ -97,7 +111,11 @@ def test_an_invalid_value_is_named_with_the_allowed_ones(
 ) -> None:
     monkeypatch.setenv(name, value)
     message = refusal()
-    assert message.startswith(f"setting {name}: ") and allowed in message and f"(it is '{value}')" in message
+    assert (
+        message.startswith(f"setting {name}: ")
+        and allowed in message
+        and f"(it is '{value}')" in message
+    )
     assert refusal() == message
 
 
@@ -129,8 +147,12 @@ def test_a_wrong_database_url_is_named_without_its_password(
     assert "sqlite://" in message
 
 
-@pytest.mark.parametrize("url", ["sekret", "gs://sekret/x", "s3://", "s3://key:sekret@bucket", "file://"])
-def test_a_wrong_place_for_backups_is_named_without_a_possible_key(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["sekret", "gs://sekret/x", "s3://", "s3://key:sekret@bucket", "file://"]
+)
+def test_a_wrong_place_for_backups_is_named_without_a_possible_key(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
     monkeypatch.setenv("BACKUP_URL", url)
     assert refusal().startswith("setting BACKUP_URL: ") and "sekret" not in refusal()
     assert "s3://bucket/prefix" in refusal()
@@ -142,7 +164,8 @@ def test_the_ledger_is_on_sqlite_or_postgresql_only(monkeypatch: pytest.MonkeyPa
     forget_settings()
     monkeypatch.setenv("LEDGER_URL", "mysql+aiomysql://u:sekret@h/d")
     assert refusal().startswith(
-        "setting LEDGER_URL: the ledger can't be in such a database; allowed: postgresql:// or sqlite://"
+        "setting LEDGER_URL: the ledger can't be in such a database; allowed: postgresql:// or "
+        "sqlite://"
     )
     assert "sekret" not in refusal()
 
@@ -201,14 +224,20 @@ def test_a_lease_shorter_than_three_heartbeats_is_refused_without_showing_secret
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://bob:hunter2@db/shop")
     monkeypatch.setenv("LEASE_SECONDS", "14")
-    with pytest.raises(InvalidSetting, match=r"LEASE_SECONDS \(14\).*three times HEARTBEAT_SECONDS \(5\)") as caught:
+    with pytest.raises(
+        InvalidSetting, match=r"LEASE_SECONDS \(14\).*three times HEARTBEAT_SECONDS \(5\)"
+    ) as caught:
         get_settings()
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_limit_below_two_seconds_for_a_blocked_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_below_two_seconds_for_a_blocked_loop_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MAX_LOOP_BLOCK", "0.5")
-    with pytest.raises(InvalidSetting, match=r"MAX_LOOP_BLOCK \(0\.5\) must be 0 \(never\) or at least 2"):
+    with pytest.raises(
+        InvalidSetting, match=r"MAX_LOOP_BLOCK \(0\.5\) must be 0 \(never\) or at least 2"
+    ):
         get_settings()
     for allowed in ("0", "2"):
         monkeypatch.setenv("MAX_LOOP_BLOCK", allowed)
@@ -218,12 +247,17 @@ def test_a_limit_below_two_seconds_for_a_blocked_loop_is_refused(monkeypatch: py
 
 def test_another_role_for_backups_needs_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKUP_DATABASE_URL", "postgresql://bob:hunter2@db/shop")
-    with pytest.raises(InvalidSetting, match=r"BACKUP_DATABASE_URL names another role .* both have to be") as caught:
+    with pytest.raises(
+        InvalidSetting, match=r"BACKUP_DATABASE_URL names another role .* both have to be"
+    ) as caught:
         get_settings()
     assert "hunter2" not in str(caught.value)
     monkeypatch.setenv("DATABASE_URL", "postgresql://shop@db/shop")
     forget_settings()
-    assert get_settings().backup_database == ("BACKUP_DATABASE_URL", "postgresql+asyncpg://bob:hunter2@db/shop")
+    assert get_settings().backup_database == (
+        "BACKUP_DATABASE_URL",
+        "postgresql+asyncpg://bob:hunter2@db/shop",
+    )
     assert "hunter2" not in repr(get_settings())
 
 
@@ -251,7 +285,9 @@ not_a_class = 5
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make a module with settings in the working directory, and return its name, which is new each time."""
+    """Make a module with settings in the working directory, and return its name, which is new each
+    time.
+    """
     monkeypatch.setattr(sys, "path", [*sys.path])
     name = f"own_{len(sys.modules)}"
     (tmp_path / f"{name}.py").write_text(OWN)
@@ -282,7 +318,9 @@ def test_a_class_that_settings_does_not_name_is_refused(own: str) -> None:
         pass
 
     assert get_settings(Settings) is get_settings()
-    with pytest.raises(InvalidSetting, match=r"setting SETTINGS is None; for get_settings\(Other\) it has to be"):
+    with pytest.raises(
+        InvalidSetting, match=r"setting SETTINGS is None; for get_settings\(Other\) it has to be"
+    ):
         get_settings(Other)
 
 
@@ -291,14 +329,23 @@ def test_a_class_that_settings_does_not_name_is_refused(own: str) -> None:
     [
         (
             "nowhere:Own",
-            "setting SETTINGS: nowhere:Own can't be imported: ModuleNotFoundError: No module named 'nowhere'",
+            "setting SETTINGS: nowhere:Own can't be imported: ModuleNotFoundError: No module "
+            "named 'nowhere'",
         ),
-        ("{own}:Missing", "setting SETTINGS: {own}:Missing can't be imported: AttributeError: module"),
-        ("{own}:not_a_class", "{own}:not_a_class is 5; allowed: a subclass of pydantic's BaseSettings"),
+        (
+            "{own}:Missing",
+            "setting SETTINGS: {own}:Missing can't be imported: AttributeError: module",
+        ),
+        (
+            "{own}:not_a_class",
+            "{own}:not_a_class is 5; allowed: a subclass of pydantic's BaseSettings",
+        ),
         ("{own}", "setting SETTINGS: String should match pattern"),
     ],
 )
-def test_an_unusable_name_of_a_settings_class_is_reported(own: str, named: str, message: str) -> None:
+def test_an_unusable_name_of_a_settings_class_is_reported(
+    own: str, named: str, message: str
+) -> None:
     write(f"SETTINGS={named.format(own=own)}\n")
     assert message.format(own=own) in refusal()
 
@@ -311,14 +358,22 @@ def test_the_value_of_an_author_s_own_setting_is_never_shown(own: str) -> None:
 
 
 def test_the_repr_of_settings_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    write("DATABASE_URL=postgresql://me:hunter2@localhost/x\nSENTRY_DSN=https://hunter2@localhost/1\nOWN_KEY=hunter2\n")
+    write(
+        "DATABASE_URL=postgresql://me:hunter2@localhost/x\nSENTRY_DSN=https://hunter2@localhost/1\nOWN_KEY=hunter2\n"
+    )
     shown = f"{get_settings()!r} {get_settings()}"
     assert "hunter2" not in shown and "PORT=8000" in shown and "DATABASE_URL='***'" in shown
 
 
-def test_an_unescaped_at_in_a_password_is_reported_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unescaped_at_in_a_password_is_reported_without_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hun@ter2@localhost/x")
-    assert refusal() == "setting DATABASE_URL: an @ in the password is read as the end of the password: write it as %40"
+    assert (
+        refusal()
+        == "setting DATABASE_URL: an @ in the password is read as the end of the password: "
+        "write it as %40"
+    )
 
 
 def test_an_error_in_a_settings_module_at_import_shows_no_value(tmp_path: Path, own: str) -> None:

@@ -1,4 +1,6 @@
-"""Connections without a request are closed, so that other connections and runs get file descriptors."""
+"""Connections without a request are closed, so that other connections and runs get file
+descriptors.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ ABORTED = b"POST /signin HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n" +
 )
 
 
-def test_half_open_connections_leave_files_for_runs_and_for_other_connections(tmp_path: Path) -> None:
+def test_half_open_connections_leave_files_for_runs_and_for_other_connections(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "tasks/opening.py").write_text(OPENING)
     command = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", *SERVE]
     with service(tmp_path, command) as running, ExitStack() as stack:
@@ -68,7 +72,9 @@ def test_half_open_connections_leave_files_for_runs_and_for_other_connections(tm
             if number % 100 == 99:
                 began_at = time.monotonic()
                 assert running.get("/healthz").status_code == 200
-                assert time.monotonic() < began_at + REQUEST_SECONDS / 2, "a place is free at once, not at a time limit"
+                assert time.monotonic() < began_at + REQUEST_SECONDS / 2, (
+                    "a place is free at once, not at a time limit"
+                )
         (tmp_path / "enough").touch()
         running.stop()
         assert "more than 64 HTTP connections at a time" in running.stderr
@@ -78,13 +84,25 @@ def test_half_open_connections_leave_files_for_runs_and_for_other_connections(tm
 
 
 def limits_after_a_raise(hard: int) -> list[int]:
-    """The soft limit and the result of `raise_file_limit`, in a process that began with the limits 100 and `hard`."""
+    """The soft limit and the result of `raise_file_limit`, in a process that began with the limits
+    100 and `hard`.
+    """
     code = (
         "import resource; from service.server.connections import raise_file_limit; "
         "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
-    command = ["sh", "-c", f'ulimit -n {hard} && ulimit -S -n 100 && exec "$@"', "sh", sys.executable, "-c", code]
-    told = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+    command = [
+        "sh",
+        "-c",
+        f'ulimit -n {hard} && ulimit -S -n 100 && exec "$@"',
+        "sh",
+        sys.executable,
+        "-c",
+        code,
+    ]
+    told = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, check=True
+    ).stdout
     return [int(number) for number in told.split()]
 
 
@@ -92,13 +110,16 @@ def test_a_serving_process_raises_its_limit_of_files_to_the_hard_limit() -> None
     assert limits_after_a_raise(hard=300) == [300, 300]
 
 
-@pytest.mark.parametrize(("files", "connections"), [(10**9, MOST_CONNECTIONS), (1024, 256), (256, 64), (3, 1)])
+@pytest.mark.parametrize(
+    ("files", "connections"), [(10**9, MOST_CONNECTIONS), (1024, 256), (256, 64), (3, 1)]
+)
 def test_connections_have_a_quarter_of_the_files(files: int, connections: int) -> None:
     assert share_of(files) == connections
 
 
 class App:
-    """Answers with the length of the body: `/stream` in two halves, `/early` before it has received the body.
+    """Answers with the length of the body: `/stream` in two halves, `/early` before it has received
+    the body.
 
     `/large` is an answer without end.
     """
@@ -106,7 +127,9 @@ class App:
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
 
-    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+    async def __call__(
+        self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]
+    ) -> None:
         body, more = b"", scope["path"] != "/early"
         while more:
             message = await receive()
@@ -129,10 +152,14 @@ class Site:
     def __init__(self, protocol: type[asyncio.Protocol]) -> None:
         self.app = App()
         self.connections = Connections(limit=4, request_seconds=0.1)
-        config = uvicorn.Config(self.app, http=self.connections.protocol(protocol), ws="none", log_config=None)
+        config = uvicorn.Config(
+            self.app, http=self.connections.protocol(protocol), ws="none", log_config=None
+        )
         config.load()
         state = ServerState()
-        self._make: Any = lambda: config.http_protocol_class(config=config, server_state=state, app_state={})
+        self._make: Any = lambda: config.http_protocol_class(
+            config=config, server_state=state, app_state={}
+        )
 
     async def open(self) -> None:
         self._server = await asyncio.get_running_loop().create_server(self._make, "127.0.0.1", 0)
@@ -160,7 +187,9 @@ class Site:
         return client
 
     async def outlast_the_patience(self) -> None:
-        """Wait until a new silent connection has been closed. All earlier timers have run by then."""
+        """Wait until a new silent connection has been closed. All earlier timers have run by
+        then.
+        """
         await ended(await self.client())
 
 
@@ -198,7 +227,9 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 BODY = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n"
 
 
-@pytest.mark.parametrize("first", [b"", b"G", REQUEST[:-2]], ids=["nothing", "a byte", "half of the headers"])
+@pytest.mark.parametrize(
+    "first", [b"", b"G", REQUEST[:-2]], ids=["nothing", "a byte", "half of the headers"]
+)
 async def test_a_connection_without_a_first_request_is_closed(site: Site, first: bytes) -> None:
     assert await ended(await site.client(first)) == b""
 
@@ -225,12 +256,16 @@ async def test_an_incomplete_further_request_ends_its_connection(site: Site) -> 
 
 
 @pytest.mark.parametrize("is_dripping", [False, True], ids=["stands still", "drips"])
-async def test_a_body_that_does_not_come_to_its_end_ends_its_connection(site: Site, is_dripping: bool) -> None:
+async def test_a_body_that_does_not_come_to_its_end_ends_its_connection(
+    site: Site, is_dripping: bool
+) -> None:
     if is_dripping:
         site.connections.body_seconds = 0.1
     else:
         site.connections.body_pause_seconds = 0.1
-    reader, writer = await site.client(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000\r\n\r\nx")
+    reader, writer = await site.client(
+        b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000\r\n\r\nx"
+    )
     dripping = asyncio.create_task(drip(writer)) if is_dripping else None
     assert await ended((reader, writer)) == b""
     if dripping is not None:
@@ -256,7 +291,11 @@ async def test_beyond_the_limit_the_longest_idle_connection_is_closed(
     site.connections.request_seconds = 60
     stream = await site.client(REQUEST.replace(b"/", b"/stream", 1))
     await until(lambda: not site.connections._idle)
-    half_a_body, silent, kept = await site.client(BODY + b"x"), await site.client(), await site.client(REQUEST)
+    half_a_body, silent, kept = (
+        await site.client(BODY + b"x"),
+        await site.client(),
+        await site.client(REQUEST),
+    )
     assert await answer(kept) == b"   0"  # it is idle from here on, and the other two were before
     for waiting in (half_a_body, silent, kept):
         newest = await site.client(REQUEST)
@@ -301,7 +340,9 @@ async def test_the_unread_rest_of_a_body_is_discarded(site: Site) -> None:
 
 
 @pytest.mark.parametrize("protocol", [HttpToolsProtocol, H11Protocol], ids=["httptools", "h11"])
-async def test_a_client_that_reads_nothing_of_a_large_answer_is_disconnected(protocol: type[asyncio.Protocol]) -> None:
+async def test_a_client_that_reads_nothing_of_a_large_answer_is_disconnected(
+    protocol: type[asyncio.Protocol],
+) -> None:
     site = Site(protocol)
     site.connections.unread_seconds = 0.2
     await site.open()

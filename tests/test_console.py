@@ -33,7 +33,9 @@ def in_terminal(folder: Path, command: list[str], columns: int, **settings: str)
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         env.pop(name, None)
     env |= settings
-    process = subprocess.Popen(command, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        command, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     written = b"".join(iter(lambda: _read(ours), b""))
     os.close(ours)
@@ -54,7 +56,9 @@ def without_styles(text: str) -> list[str]:
     return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
 
 
-def show_in_terminal(folder: Path, rows: list[dict[str, Any]], columns: list[str], width: int) -> list[str]:
+def show_in_terminal(
+    folder: Path, rows: list[dict[str, Any]], columns: list[str], width: int
+) -> list[str]:
     code = f"from service.console import show; show({rows!r}, {columns!r}, False)"
     return without_styles(in_terminal(folder, [sys.executable, "-c", code], width))
 
@@ -64,10 +68,14 @@ def plain(capsys: pytest.CaptureFixture[str], *rows: dict[str, Any]) -> list[str
     return capsys.readouterr().out.splitlines()
 
 
-def test_json_is_an_array_with_every_key_and_instants_in_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_an_array_with_every_key_and_instants_in_iso_8601(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     console.show([{"id": "x", "at": AT, "reason": None, "name": "日次"}], ["id"], as_json=True)
     out = capsys.readouterr().out
-    assert json.loads(out) == [{"id": "x", "at": "2026-11-25T02:00:00.123456Z", "reason": None, "name": "日次"}]
+    assert json.loads(out) == [
+        {"id": "x", "at": "2026-11-25T02:00:00.123456Z", "reason": None, "name": "日次"}
+    ]
     assert "日次" in out
 
 
@@ -76,8 +84,12 @@ def test_json_of_nothing_is_an_empty_array(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "[]\n"
 
 
-def test_piped_columns_line_up_and_carry_no_escape_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plain(capsys, {"name": "a", "schedule": "* * * * *"}, {"name": "longer", "schedule": "@daily"}) == [
+def test_piped_columns_line_up_and_carry_no_escape_codes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert plain(
+        capsys, {"name": "a", "schedule": "* * * * *"}, {"name": "longer", "schedule": "@daily"}
+    ) == [
         "name    schedule",
         "a       * * * * *",
         "longer  @daily",
@@ -85,7 +97,9 @@ def test_piped_columns_line_up_and_carry_no_escape_codes(capsys: pytest.CaptureF
 
 
 def test_wide_characters_line_up_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plain(capsys, {"name": "日次", "state": "failed"}, {"name": "abcd", "state": "failed"})[1:] == [
+    assert plain(capsys, {"name": "日次", "state": "failed"}, {"name": "abcd", "state": "failed"})[
+        1:
+    ] == [
         "日次  failed",
         "abcd  failed",
     ]
@@ -93,16 +107,24 @@ def test_wide_characters_line_up_too(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_each_time_is_shown_with_its_offset(capsys: pytest.CaptureFixture[str]) -> None:
     local = AT.astimezone(timezone(timedelta(hours=9)))
-    assert plain(capsys, {"slot": AT, "local": local})[1:] == ["2026-11-25 02:00:00Z  2026-11-25 11:00:00+09:00"]
+    assert plain(capsys, {"slot": AT, "local": local})[1:] == [
+        "2026-11-25 02:00:00Z  2026-11-25 11:00:00+09:00"
+    ]
 
 
 def test_columns_that_are_empty_throughout_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"id": "1", "reason": None, "paused": False}, {"id": "2", "reason": "", "paused": False}]
+    rows = [
+        {"id": "1", "reason": None, "paused": False},
+        {"id": "2", "reason": "", "paused": False},
+    ]
     assert plain(capsys, *rows) == ["id", "1", "2"]
 
 
 def test_a_missing_value_is_a_dash_and_a_flag_is_a_word(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"id": "1", "reason": "late", "paused": True}, {"id": "2", "reason": None, "paused": False}]
+    rows = [
+        {"id": "1", "reason": "late", "paused": True},
+        {"id": "2", "reason": None, "paused": False},
+    ]
     assert plain(capsys, *rows) == ["id  reason  paused", "1   late    yes", "2   -       no"]
 
 
@@ -111,12 +133,16 @@ def test_a_list_without_rows_has_its_heading(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "id  task\n"
 
 
-def test_control_characters_in_a_message_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_a_message_do_not_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert plain(capsys, {"reason": "one\ntwo\x1b[2J\rthree"})[1:] == ["one two\\x1b[2J\\rthree"]
 
 
 def test_a_terminal_gets_a_bold_heading(tmp_path: Path) -> None:
-    shown = in_terminal(tmp_path, [*BATCH, "next", "0 2 * * *", "--after", "2026-11-24T12:00", "-n", "1"], 80)
+    shown = in_terminal(
+        tmp_path, [*BATCH, "next", "0 2 * * *", "--after", "2026-11-24T12:00", "-n", "1"], 80
+    )
     assert BOLD in shown
     assert without_styles(shown) == [
         "At 02:00 every day",
@@ -127,7 +153,10 @@ def test_a_terminal_gets_a_bold_heading(tmp_path: Path) -> None:
 
 def test_text_in_brackets_is_no_markup_in_a_terminal(tmp_path: Path) -> None:
     row = {"id": "1", "reason": "KeyError: [red] and [/]"}
-    assert show_in_terminal(tmp_path, [row], ["id", "reason"], 80) == ["id  reason", "1   KeyError: [red] and [/]"]
+    assert show_in_terminal(tmp_path, [row], ["id", "reason"], 80) == [
+        "id  reason",
+        "1   KeyError: [red] and [/]",
+    ]
 
 
 def test_only_the_last_column_is_folded_in_a_terminal(tmp_path: Path) -> None:
@@ -147,7 +176,9 @@ def test_a_line_wider_than_the_terminal_is_printed_whole(tmp_path: Path) -> None
     ]
 
 
-def test_values_stand_after_their_names_and_empty_ones_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_stand_after_their_names_and_empty_ones_are_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     console.show_values({"id": "1", "next": [AT, "later"], "reason": None, "progress": 0})
     assert capsys.readouterr().out.splitlines() == [
         "id        1",
@@ -163,7 +194,10 @@ def test_the_lines_of_a_message_are_indented_and_without_control_characters() ->
 
 def painted(folder: Path, **settings: str) -> str:
     given = "; ".join(f"os.environ[{name!r}] = {value!r}" for name, value in settings.items())
-    code = f"import os; {given or 'pass'}; from service.console import paint; print(paint('bad', 'error'))"
+    code = (
+        f"import os; {given or 'pass'}; from service.console import paint; print(paint('bad', "
+        "'error'))"
+    )
     return in_terminal(folder, [sys.executable, "-c", code], 80)
 
 

@@ -1,4 +1,6 @@
-"""What CONTRIBUTING.md promises: the hooks do what CI does, and the files that it names are there."""
+"""What CONTRIBUTING.md promises: the hooks do what CI does, and the files that it names are
+there.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,11 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         **dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "contributor@example.com"),
     }.items():
         monkeypatch.setenv(name, value)
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set where a hook of git runs the tests
+    for name in (
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+    ):  # set where a hook of git runs the tests
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "clone"
     (typed,) = (hook["entry"].partition("--strict ")[2] for hook in hooks() if hook["id"] == "mypy")
@@ -89,7 +95,9 @@ def failed(output: str) -> list[str]:
     return re.findall(r"^- hook id: (.*)$", output, re.MULTILINE)
 
 
-def test_a_commit_is_refused_by_the_hook_that_has_a_reason_and_passes_when_it_is_gone(clone: Path) -> None:
+def test_a_commit_is_refused_by_the_hook_that_has_a_reason_and_passes_when_it_is_gone(
+    clone: Path,
+) -> None:
     git(clone, "add", ".")
     for hook, text in BADLY.items():
         (clone / "tasks/new.py").write_text(text)
@@ -106,7 +114,11 @@ def test_a_commit_is_refused_by_the_hook_that_has_a_reason_and_passes_when_it_is
 
 def test_every_file_that_the_guide_names_is_there() -> None:
     named = re.findall(r"\]\(((?!https?:)[^)]+)\)", GUIDE)
-    named += [name for name in re.findall(r"`([\w./-]+)`", GUIDE) if "/" in name and not name.startswith(".venv")]
+    named += [
+        name
+        for name in re.findall(r"`([\w./-]+)`", GUIDE)
+        if "/" in name and not name.startswith(".venv")
+    ]
     assert len(named) > 20 and [name for name in named if not (ROOT / name).exists()] == []
     modules = re.findall(r"`(\w+\.py)`", GUIDE)
     assert len(modules) > 4 and [m for m in modules if not list((ROOT / "service").rglob(m))] == []
@@ -115,12 +127,18 @@ def test_every_file_that_the_guide_names_is_there() -> None:
 def test_every_target_of_make_that_the_guide_names_is_there() -> None:
     targets = set(re.findall(r"(?:`|\$ )(?:\w+=\S+ )?make (\w+)", GUIDE))
     assert {"tools", "hooks", "dev", "check", "test", "lock"} <= targets
-    assert [t for t in targets if not re.search(rf"^{t}:", (ROOT / "Makefile").read_text(), re.MULTILINE)] == []
+    assert [
+        t
+        for t in targets
+        if not re.search(rf"^{t}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    ] == []
 
 
 def test_every_environment_variable_of_the_tests_is_one_that_they_read() -> None:
     named = re.findall(r"`((?:PG|TEST)_\w+)`", GUIDE)
-    assert len(named) == 2 and all(f'"{name}"' in (ROOT / "service/testing/postgres.py").read_text() for name in named)
+    assert len(named) == 2 and all(
+        f'"{name}"' in (ROOT / "service/testing/postgres.py").read_text() for name in named
+    )
 
 
 @pytest.mark.parametrize("most", ["MOST_LINES = 400", "MOST_BODY_LINES = 40"])

@@ -1,4 +1,6 @@
-"""The files in docs/deployment/: their numbers fit each other, the code, and the page that explains them."""
+"""The files in docs/deployment/: their numbers fit each other, the code, and the page that explains
+them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ from service.batch.execution import local_engine
 from service.batch.nodes import loop_watchdog
 from service.config import Settings, get_settings
 from service.databaseurl import async_url
-from service.operations.backups.restore import HISTORIES, RestoreRequest, check_by_restoring, restore
+from service.operations.backups.restore import (
+    HISTORIES,
+    RestoreRequest,
+    check_by_restoring,
+    restore,
+)
 from service.operations.system.gauges import FRESH_SECONDS, PoolGauges
 from service.testing.postgres import PostgresServer
 from service.web import api, exposition
@@ -53,7 +60,9 @@ class Unit(RawConfigParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__(strict=False, dict_type=dict)
-        self.lines = [line.partition("=") for line in path.read_text().splitlines() if re.match(r"\w+=", line)]
+        self.lines = [
+            line.partition("=") for line in path.read_text().splitlines() if re.match(r"\w+=", line)
+        ]
         self.read(path)
 
     def optionxform(self, optionstr: str) -> str:
@@ -85,7 +94,10 @@ def compose() -> dict[str, Any]:
 
 @cache
 def kubernetes() -> dict[str, dict[str, Any]]:
-    return {document["kind"]: document for document in yaml.safe_load_all((FILES / "kubernetes.yaml").read_text())}
+    return {
+        document["kind"]: document
+        for document in yaml.safe_load_all((FILES / "kubernetes.yaml").read_text())
+    }
 
 
 def pod() -> dict[str, Any]:
@@ -98,7 +110,10 @@ def container() -> dict[str, Any]:
 
 
 def keda() -> dict[str, Any]:
-    return {document["kind"]: document for document in yaml.safe_load_all((FILES / "keda.yaml").read_text())}
+    return {
+        document["kind"]: document
+        for document in yaml.safe_load_all((FILES / "keda.yaml").read_text())
+    }
 
 
 def image_settings() -> dict[str, str]:
@@ -113,7 +128,9 @@ GRACE = {
     "batch.service": lambda: seconds(unit()["Service"]["TimeoutStopSec"]),
     "compose.yaml": lambda: seconds(compose()["services"]["batch"]["stop_grace_period"]),
     "kubernetes.yaml": lambda: pod()["terminationGracePeriodSeconds"],
-    "keda.yaml": lambda: keda()["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"],
+    "keda.yaml": lambda: keda()["Deployment"]["spec"]["template"]["spec"][
+        "terminationGracePeriodSeconds"
+    ],
     "docker run": lambda: int(re.findall(r"--stop-timeout (\d+) --", PAGE)[0]),
 }
 
@@ -141,9 +158,16 @@ def test_the_page_names_the_same_numbers() -> None:
 
 def test_every_line_that_the_page_explains_is_in_a_file() -> None:
     """The first column of the tables below systemd, Docker and Kubernetes."""
-    texts = "\n".join([PAGE.split("\n| line |")[0], *(path.read_text() for path in FILES.iterdir())])
+    texts = "\n".join(
+        [PAGE.split("\n| line |")[0], *(path.read_text() for path in FILES.iterdir())]
+    )
     tables = PAGE.split("| line | why |\n|---|---|\n")[1:]
-    names = [name for table in tables for row in table.split("\n\n")[0].splitlines() for name in shown(row)]
+    names = [
+        name
+        for table in tables
+        for row in table.split("\n\n")[0].splitlines()
+        for name in shown(row)
+    ]
     assert len(tables) == 3 and len(names) > 25
     assert [name for name in names if not all(part in texts for part in name.split("…"))] == []
 
@@ -152,14 +176,20 @@ def shown(row: str) -> list[str]:
     first = row.split(" | ")[0]
     if first.startswith("| no "):
         return []
-    return [name for name in re.findall(r"`([^`]+)`", first) if not name.startswith(("--init", "--stop", "depends_on"))]
+    return [
+        name
+        for name in re.findall(r"`([^`]+)`", first)
+        if not name.startswith(("--init", "--stop", "depends_on"))
+    ]
 
 
 def test_no_file_names_a_registry() -> None:
     """A host has a dot before the first slash of an image's name."""
     images = [*dockerfile()["FROM"], container()["image"]]
     images += [service["image"] for service in compose()["services"].values() if "image" in service]
-    assert len(images) == 3 and not any("." in image.partition("/")[0] for image in images if "/" in image)
+    assert len(images) == 3 and not any(
+        "." in image.partition("/")[0] for image in images if "/" in image
+    )
 
 
 # Settings.
@@ -169,7 +199,9 @@ def settings_of_files() -> list[tuple[str, str, str]]:
     own = {"TMPDIR", "PYTHONUNBUFFERED", "PIP_NO_CACHE_DIR", "PIP_DISABLE_PIP_VERSION_CHECK"}
     found = [("Dockerfile", *pair) for pair in image_settings().items()]
     found += [("batch.service", *line.split("=", 1)) for line in unit().all("Environment")]
-    found += [("compose.yaml", *pair) for pair in compose()["services"]["batch"]["environment"].items()]
+    found += [
+        ("compose.yaml", *pair) for pair in compose()["services"]["batch"]["environment"].items()
+    ]
     found += [("kubernetes.yaml", e["name"], e["value"]) for e in container()["env"]]
     found += [("kubernetes.yaml", *pair) for pair in kubernetes()["Secret"]["stringData"].items()]
     return [(file, name, value) for file, name, value in found if name not in own]
@@ -182,7 +214,11 @@ def test_each_setting_of_a_file_is_one_of_ours_and_its_value_is_allowed(
     assert name in Settings.model_fields
     value = re.sub(r"\$\{.*?\}", "secret", value)
     monkeypatch.setenv(name, value)
-    assert str(getattr(Settings(), name)) in (value, async_url(value) if name.endswith("_URL") else value, f"{value}.0")
+    assert str(getattr(Settings(), name)) in (
+        value,
+        async_url(value) if name.endswith("_URL") else value,
+        f"{value}.0",
+    )
 
 
 def test_what_is_written_to_lies_where_the_service_may_write() -> None:
@@ -196,14 +232,18 @@ def test_what_is_written_to_lies_where_the_service_may_write() -> None:
     (volume,) = dockerfile()["VOLUME"]
     image = image_settings()
     assert image["DATABASE_URL"].startswith(f"sqlite:///{volume}/")
-    assert all(f"{image[name]} " in f"{dockerfile()['RUN'][-1]} " for name in ("BACKUP_DIR", "TMPDIR"))
+    assert all(
+        f"{image[name]} " in f"{dockerfile()['RUN'][-1]} " for name in ("BACKUP_DIR", "TMPDIR")
+    )
     assert image["BACKUP_DIR"].startswith(f"{volume}/") and image["TMPDIR"].startswith(f"{volume}/")
     assert [v.split(":")[1] for v in compose()["services"]["batch"]["volumes"]] == [volume]
 
     mounted = {mount["mountPath"] for mount in container()["volumeMounts"]}
     env = {e["name"]: e["value"] for e in container()["env"]}
     assert mounted == {env["BACKUP_DIR"], env["TMPDIR"]}
-    assert {mount["name"] for mount in container()["volumeMounts"]} == {volume["name"] for volume in pod()["volumes"]}
+    assert {mount["name"] for mount in container()["volumeMounts"]} == {
+        volume["name"] for volume in pod()["volumes"]
+    }
 
 
 def test_only_a_container_listens_on_every_address_and_is_published_to_few() -> None:
@@ -215,11 +255,16 @@ def test_only_a_container_listens_on_every_address_and_is_published_to_few() -> 
 
 
 def test_the_service_answers_to_its_names_in_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = next(e["value"] for e in container()["env"] if e["name"] == "BATCH_ALLOWED_HOSTS").split(",")
+    names = next(
+        e["value"] for e in container()["env"] if e["name"] == "BATCH_ALLOWED_HOSTS"
+    ).split(",")
     service = kubernetes()["Service"]["metadata"]["name"]
     ends = ("", ".default", ".default.svc", ".default.svc.cluster.local")
     assert set(names) == {*(f"{service}{end}" for end in ends), "localhost", "batch.example.com"}
-    assert compose()["services"]["batch"]["environment"]["BATCH_ALLOWED_HOSTS"] == "${BATCH_ALLOWED_HOSTS:-}"
+    assert (
+        compose()["services"]["batch"]["environment"]["BATCH_ALLOWED_HOSTS"]
+        == "${BATCH_ALLOWED_HOSTS:-}"
+    )
     assert "# - { name: BATCH_TRUSTED_PROXIES, value: " in (FILES / "kubernetes.yaml").read_text()
     monkeypatch.setenv("HOST", image_settings()["HOST"])
     monkeypatch.setenv("BATCH_ALLOWED_HOSTS", "")
@@ -230,7 +275,9 @@ def test_the_service_answers_to_its_names_in_each_file(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("file", ["compose.yaml", "kubernetes.yaml"])
 def test_the_command_for_the_first_token_is_that_of_the_page(file: str) -> None:
     [command] = re.findall(
-        r"^#.*?((?:docker|kubectl) .*batch token create .*)$", (FILES / file).read_text(), re.MULTILINE
+        r"^#.*?((?:docker|kubectl) .*batch token create .*)$",
+        (FILES / file).read_text(),
+        re.MULTILINE,
     )
     assert f"| `{command}` |" in PAGE
 
@@ -239,7 +286,9 @@ async def test_a_browser_and_a_program_get_through_the_proxy_of_the_page(served:
     """With the headers that nginx would set."""
     settings = dict(re.findall(r"`(BATCH_\w+)=(\S+)`", PAGE.split("```nginx")[0]))
     values = {"$host": "batch.example.com", "$scheme": "https", "$remote_addr": "203.0.113.5"}
-    sent = {name: values[value] for name, value in re.findall(r"proxy_set_header (\S+) (\S+);", PAGE)}
+    sent = {
+        name: values[value] for name, value in re.findall(r"proxy_set_header (\S+) (\S+);", PAGE)
+    }
     assert settings.keys() == {"BATCH_ALLOWED_HOSTS", "BATCH_TRUSTED_PROXIES"}
     assert sent.keys() == {"Host", "X-Forwarded-Proto", "X-Forwarded-For"}
     client = client_of(with_settings(served, **settings))
@@ -247,14 +296,19 @@ async def test_a_browser_and_a_program_get_through_the_proxy_of_the_page(served:
     origin = {"Origin": "https://batch.example.com", "Sec-Fetch-Site": "same-origin"}
     begun = await client.post("/api/v1/session", json=body, headers={**sent, **origin})
     assert begun.status_code == 201, begun.text
-    assert begun.headers["set-cookie"].startswith("__Host-batch_session=") and "Secure" in begun.headers["set-cookie"]
+    assert (
+        begun.headers["set-cookie"].startswith("__Host-batch_session=")
+        and "Secure" in begun.headers["set-cookie"]
+    )
     cookie, csrf = begun.headers["set-cookie"].split(";")[0], begun.json()["csrf_token"]
     changed = {**sent, **origin, "Cookie": cookie, "X-CSRF-Token": csrf}
     assert (await client.post("/api/v1/tasks/report/pause", headers=changed)).status_code == 200
     with_token = {**sent, "Authorization": f"Bearer {served.secrets['viewer']}"}
     assert (await client.get("/api/v1/tasks", headers=with_token)).status_code == 200
     assert (await client.get("/scheduler/jobs", headers=sent)).status_code == 401
-    changes = (await served.viewer.get("/api/v1/changes?action=task.pause", headers={"Host": "localhost"})).json()
+    changes = (
+        await served.viewer.get("/api/v1/changes?action=task.pause", headers={"Host": "localhost"})
+    ).json()
     assert changes["changes"][0]["address"] == "203.0.113.5"
 
 
@@ -267,11 +321,19 @@ async def test_the_role_of_the_compose_file_is_an_ordinary_one_and_has_what_the_
     (mounted,) = compose()["services"]["database"]["configs"]
     script = (FILES / compose()["configs"][mounted["source"]]["file"]).read_text()
     assert mounted["target"].startswith("/docker-entrypoint-initdb.d/")
-    made, ours = make_url(compose()["services"]["batch"]["environment"]["DATABASE_URL"].replace(":?", "")), "batch_ours"
-    assert (made.username, made.database) == ("batch", "batch") and "ALTER ROLE postgres PASSWORD NULL" in script
+    made, ours = (
+        make_url(compose()["services"]["batch"]["environment"]["DATABASE_URL"].replace(":?", "")),
+        "batch_ours",
+    )
+    assert (made.username, made.database) == (
+        "batch",
+        "batch",
+    ) and "ALTER ROLE postgres PASSWORD NULL" in script
     statements = re.findall(r"^CREATE .*;$", script, re.MULTILINE)
     for statement in statements:
-        await postgres_server._execute(re.sub(r"\bbatch\b", ours, statement.replace(":'password'", "'secret'")))
+        await postgres_server._execute(
+            re.sub(r"\bbatch\b", ours, statement.replace(":'password'", "'secret'"))
+        )
     url = make_url(postgres_server.url).set(username=ours, password="secret", database=ours)
     monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
     make_backups_here(monkeypatch)
@@ -318,15 +380,23 @@ def test_what_is_installed_can_send_to_people_and_compose_passes_on_the_settings
     assert compose()["services"]["batch"]["env_file"] == [{"path": "batch.env", "required": False}]
     assert "docs/deployment/batch.env" in (ROOT / ".gitignore").read_text().splitlines()
     table = PAGE.split("## Settings for production")[1].split("\n\n")[1]
-    assert {"BATCH_ALERT_URLS", "BATCH_PING_URL", "BATCH_PUBLIC_URL"} <= set(re.findall(r"`(BATCH_\w+)`", table))
+    assert {"BATCH_ALERT_URLS", "BATCH_PING_URL", "BATCH_PUBLIC_URL"} <= set(
+        re.findall(r"`(BATCH_\w+)`", table)
+    )
 
 
 def test_one_replica_stays_while_nodes_of_the_cluster_are_drained_or_lost() -> None:
     labels = kubernetes()["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    budget, (spread,) = kubernetes()["PodDisruptionBudget"]["spec"], pod()["topologySpreadConstraints"]
+    budget, (spread,) = (
+        kubernetes()["PodDisruptionBudget"]["spec"],
+        pod()["topologySpreadConstraints"],
+    )
     assert budget["selector"]["matchLabels"] == spread["labelSelector"]["matchLabels"] == labels
     assert budget["maxUnavailable"] < kubernetes()["Deployment"]["spec"]["replicas"]
-    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == (
+        "kubernetes.io/hostname",
+        "ScheduleAnyway",
+    )
 
 
 def test_the_base_image_has_a_python_that_the_project_runs_on() -> None:
@@ -367,7 +437,10 @@ def test_the_probes_ask_what_is_there_and_wait_as_long_as_it_may_take() -> None:
     assert probes["readiness"]["timeoutSeconds"] > api.READY_SECONDS
     assert all(probe["timeoutSeconds"] <= probe["periodSeconds"] for probe in probes.values())
     patience = probes["liveness"]["periodSeconds"] * probes["liveness"]["failureThreshold"]
-    assert patience > Settings().MAX_LOOP_BLOCK and f"`MAX_LOOP_BLOCK` ({Settings().MAX_LOOP_BLOCK:g})" in PAGE
+    assert (
+        patience > Settings().MAX_LOOP_BLOCK
+        and f"`MAX_LOOP_BLOCK` ({Settings().MAX_LOOP_BLOCK:g})" in PAGE
+    )
     assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 300
     check = re.match(r"--interval=(\d+)s --timeout=(\d+)s", dockerfile()["HEALTHCHECK"][0])
     assert check is not None and int(check[2]) > 5
@@ -378,9 +451,19 @@ def test_ports_names_and_labels_of_kubernetes_lead_to_each_other() -> None:
     service, deployment = kubernetes()["Service"]["spec"], kubernetes()["Deployment"]["spec"]
     assert str(port["containerPort"]) == image_settings()["PORT"] == dockerfile()["EXPOSE"][0]
     assert service["ports"][0]["targetPort"] == port["name"]
-    assert service["selector"] == deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"]
-    assert container()["envFrom"] == [{"secretRef": {"name": kubernetes()["Secret"]["metadata"]["name"]}}]
-    claims = [v["persistentVolumeClaim"]["claimName"] for v in pod()["volumes"] if "persistentVolumeClaim" in v]
+    assert (
+        service["selector"]
+        == deployment["selector"]["matchLabels"]
+        == deployment["template"]["metadata"]["labels"]
+    )
+    assert container()["envFrom"] == [
+        {"secretRef": {"name": kubernetes()["Secret"]["metadata"]["name"]}}
+    ]
+    claims = [
+        v["persistentVolumeClaim"]["claimName"]
+        for v in pod()["volumes"]
+        if "persistentVolumeClaim" in v
+    ]
     assert claims == [kubernetes()["PersistentVolumeClaim"]["metadata"]["name"]]
 
 
@@ -407,7 +490,9 @@ def test_links_of_the_page_lead_somewhere() -> None:
     assert len(targets) > 5 and [t for t in targets if not (ROOT / "docs" / t).exists()] == []
 
 
-def test_the_autoscaler_asks_for_a_metric_that_there_is_and_knows_how_many_runs_a_worker_takes() -> None:
+def test_the_autoscaler_asks_for_a_metric_that_there_is_and_knows_how_many_runs_a_worker_takes() -> (
+    None
+):
     (worker,) = keda()["Deployment"]["spec"]["template"]["spec"]["containers"]
     scaled = keda()["ScaledObject"]["spec"]
     (trigger,) = scaled["triggers"]

@@ -27,12 +27,17 @@ class Report(BaseTask):
 @pytest.fixture(autouse=True)
 def place(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("LEDGER_URL", database_url if database_url.startswith("postgresql") else "sqlite:///ledger.db")
+    monkeypatch.setenv(
+        "LEDGER_URL",
+        database_url if database_url.startswith("postgresql") else "sqlite:///ledger.db",
+    )
     (tmp_path / "tasks" / "report.py").write_text(TASK.format("0 3 * * *"))
 
 
 async def start(number: int = 1, **settings: str) -> Sequence[Change]:
-    """Start so many services at once with these settings, stop them, and return all changes, the oldest first."""
+    """Start so many services at once with these settings, stop them, and return all changes, the
+    oldest first.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
@@ -64,12 +69,16 @@ async def test_another_version_is_one_deploy_although_several_processes_start_wi
 
 async def test_a_changed_setting_is_told_with_both_values_and_a_secret_one_without() -> None:
     await start(BATCH_VERSION="1", KEEP_RUNS_DAYS="90", SENTRY_DSN="https://a@sentry.example/1")
-    changes = await start(BATCH_VERSION="1", KEEP_RUNS_DAYS="30", SENTRY_DSN="https://b@sentry.example/1")
+    changes = await start(
+        BATCH_VERSION="1", KEEP_RUNS_DAYS="30", SENTRY_DSN="https://b@sentry.example/1"
+    )
     [(before, after)] = of(changes, "settings.change")
     assert before == {"KEEP_RUNS_DAYS": 90, "SENTRY_DSN": "***"}
     assert after == {"KEEP_RUNS_DAYS": 30, "SENTRY_DSN": "***"}
     assert "sentry.example" not in str(changes)
-    again = await start(BATCH_VERSION="1", KEEP_RUNS_DAYS="30", SENTRY_DSN="https://b@sentry.example/1")
+    again = await start(
+        BATCH_VERSION="1", KEEP_RUNS_DAYS="30", SENTRY_DSN="https://b@sentry.example/1"
+    )
     assert len(of(again, "settings.change")) == 1
 
 

@@ -1,4 +1,6 @@
-"""The docs say what is there, and what they say is true: settings, commands, states, code and its output."""
+"""The docs say what is there, and what they say is true: settings, commands, states, code and its
+output.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,18 @@ from service.config import Settings, get_settings
 from service.database.companions import companions
 from service.server.batch_service import BatchService
 from tests import preloaded
-from tests.docs_blocks import ROOT, Block, anchors, blocks, broken_links, documentation, masked, pages, read, sessions
+from tests.docs_blocks import (
+    ROOT,
+    Block,
+    anchors,
+    blocks,
+    broken_links,
+    documentation,
+    masked,
+    pages,
+    read,
+    sessions,
+)
 from tests.processes import BATCH, environment
 from tests.processes import service as running_service
 
@@ -65,7 +78,9 @@ def test_the_example_has_every_setting_and_no_other() -> None:
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_each_setting_in_the_example_has_a_sentence(name: str) -> None:
     comment = examples(read(".env.example"))[name].comment
-    assert len(comment.split()) > 3 and comment[0].isupper() and comment.rstrip(")").endswith("."), comment
+    assert (
+        len(comment.split()) > 3 and comment[0].isupper() and comment.rstrip(")").endswith(".")
+    ), comment
 
 
 def test_the_example_changes_nothing_as_it_is(tmp_path: Path) -> None:
@@ -80,7 +95,11 @@ def test_the_values_in_the_example_are_the_defaults(tmp_path: Path) -> None:
 
 def test_a_missing_sentence_in_the_example_would_be_seen() -> None:
     found = examples("# One.\n#A=1\n#B=2\n\n# Two.\n\n#C=3\n")
-    assert {name: example.comment for name, example in found.items()} == {"A": "One.", "B": "", "C": ""}
+    assert {name: example.comment for name, example in found.items()} == {
+        "A": "One.",
+        "B": "",
+        "C": "",
+    }
 
 
 # Names: what there is stands in the docs.
@@ -110,7 +129,11 @@ def policy_values() -> list[str]:
 
 
 def supported_attributes() -> list[str]:
-    hints = [name for name, value in vars(BaseTask).items() if not name.startswith("_") and not callable(value)]
+    hints = [
+        name
+        for name, value in vars(BaseTask).items()
+        if not name.startswith("_") and not callable(value)
+    ]
     return sorted({"name", "schedule", *hints})
 
 
@@ -153,7 +176,9 @@ def test_each_attribute_of_a_task_has_a_row(name: str) -> None:
 
 @pytest.mark.parametrize("policy", [Retry, Missed])
 def test_each_field_of_a_policy_is_in_the_readme(policy: type[Retry | Missed]) -> None:
-    assert f"`{policy.__name__}({', '.join(field.name for field in fields(policy))})`" in read("README.md")
+    assert f"`{policy.__name__}({', '.join(field.name for field in fields(policy))})`" in read(
+        "README.md"
+    )
 
 
 @pytest.mark.parametrize("name", [*ledger.tables, *companions.tables])
@@ -173,7 +198,9 @@ PLAIN = {
 
 
 def words_without_a_term(names: Iterable[str]) -> set[str]:
-    """The words of these names, such as `missed_ranges`, that are in no term of the glossary and not plain."""
+    """The words of these names, such as `missed_ranges`, that are in no term of the glossary and
+    not plain.
+    """
     known = {_stem(word) for term in terms() for word in re.findall(r"[a-z]+", term.lower())}
     words = {word for name in names for word in re.findall(r"[a-z]+", name)}
     return {word for word in words - PLAIN if _stem(word) not in known}
@@ -189,7 +216,9 @@ def test_the_glossary_is_in_alphabetical_order() -> None:
 
 
 def test_the_modules_of_batch_and_the_tables_are_named_by_terms_of_the_glossary() -> None:
-    modules = [path.stem for path in (ROOT / "service/batch").glob("*/*.py") if path.stem != "__init__"]
+    modules = [
+        path.stem for path in (ROOT / "service/batch").glob("*/*.py") if path.stem != "__init__"
+    ]
     tables = [name.removeprefix("batch_") for name in (*ledger.tables, *companions.tables)]
     assert words_without_a_term([*modules, *tables]) == set()
     assert words_without_a_term(["gossip", "missed_ranges"]) == {"gossip"}
@@ -212,7 +241,10 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_a_link_that_leads_nowhere_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "# A heading: (of) `mine`\n[a](#a-heading-of-mine) [b](#b) [c](testing.md) [d](no.md) [e](testing.md#no)"
+    text = (
+        "# A heading: (of) `mine`\n[a](#a-heading-of-mine) [b](#b) [c](testing.md) [d](no.md) "
+        "[e](testing.md#no)"
+    )
     monkeypatch.setattr("tests.docs_blocks.read", lambda name: text)
     monkeypatch.setattr("tests.docs_blocks.anchors", lambda of: anchors(text))
     assert broken_links("docs/index.md") == ["#b", "no.md", "testing.md#no"]
@@ -240,11 +272,15 @@ async def test_every_task_file_of_the_readme_can_be_used_and_runs(tmp_path: Path
     await batch.start()
     try:
         assert batch.broken == []
-        assert sorted(batch.tasks) == sorted(path.stem for path in (tmp_path / "tasks").glob("[a-z]*.py"))
+        assert sorted(batch.tasks) == sorted(
+            path.stem for path in (tmp_path / "tasks").glob("[a-z]*.py")
+        )
         async with batch.application.engine.begin() as connection:
             await connection.run_sync(sys.modules.pop("models").Base.metadata.create_all)
         for task in batch.tasks.values():
-            row = await ManualRun(batch.ledger, batch.engine, task, batch.node.id).execute({}, None, "a reader")
+            row = await ManualRun(batch.ledger, batch.engine, task, batch.node.id).execute(
+                {}, None, "a reader"
+            )
             assert (row["state"], row["reason"]) == ("succeeded", None)
     finally:
         await batch.stop()
@@ -266,12 +302,17 @@ def first_steps(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("command", "output"), [pytest.param(c, o, id=c) for c, o in sessions(readme("console")) if c.startswith("batch ")]
+    ("command", "output"),
+    [pytest.param(c, o, id=c) for c, o in sessions(readme("console")) if c.startswith("batch ")],
 )
-def test_a_command_of_the_readme_prints_what_is_shown(first_steps: Path, command: str, output: str) -> None:
+def test_a_command_of_the_readme_prints_what_is_shown(
+    first_steps: Path, command: str, output: str
+) -> None:
     words = re.findall(r'"[^"]*"|\S+', command)[1:]
     printed = call(first_steps, [*BATCH, *(word.strip('"') for word in words)])
-    printed = printed.replace(f"batch: {NO_SERVICE}\n", "")  # a reader has started one in another terminal
+    printed = printed.replace(
+        f"batch: {NO_SERVICE}\n", ""
+    )  # a reader has started one in another terminal
     if "--after" in words:  # then it prints the same at any time
         assert printed == output
     assert masked(printed) == masked(output)
@@ -279,14 +320,20 @@ def test_a_command_of_the_readme_prints_what_is_shown(first_steps: Path, command
 
 def test_make_serve_prints_what_is_shown(first_steps: Path) -> None:
     """The order of the tasks is that of their next runs, which differs over the day."""
-    (shown,) = (output for command, output in sessions(readme("console")) if command == "make serve" and output)
+    (shown,) = (
+        output
+        for command, output in sessions(readme("console"))
+        if command == "make serve" and output
+    )
     with running_service(first_steps) as started:
         assert sorted(masked(started.stdout)) == sorted(masked(shown))
 
 
 def test_the_make_targets_that_are_shown_are_there() -> None:
     targets = [
-        command.removeprefix("make ") for command, _ in sessions(readme("console")) if command.startswith("make ")
+        command.removeprefix("make ")
+        for command, _ in sessions(readme("console"))
+        if command.startswith("make ")
     ]
     assert {"serve", "test", "check", "bench"} <= set(targets)
     assert all(re.search(rf"^{target}:", read("Makefile"), re.MULTILINE) for target in targets)
@@ -302,7 +349,9 @@ def headings(text: str) -> list[str]:
 
 def test_the_japanese_readme_has_the_same_code_and_headings() -> None:
     english, japanese = read("README.md"), read("README.ja.md")
-    assert [(b.language, b.code) for b in blocks(japanese)] == [(b.language, b.code) for b in blocks(english)]
+    assert [(b.language, b.code) for b in blocks(japanese)] == [
+        (b.language, b.code) for b in blocks(english)
+    ]
     assert headings(japanese) == headings(english)
 
 
@@ -317,4 +366,6 @@ def test_the_japanese_readme_has_the_same_names() -> None:
 
 
 def test_every_name_for_authors_is_in_the_docs() -> None:
-    assert [name for name in service.__all__ if not re.search(rf"\b{name}\b", documentation())] == []
+    assert [
+        name for name in service.__all__ if not re.search(rf"\b{name}\b", documentation())
+    ] == []

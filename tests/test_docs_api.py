@@ -1,4 +1,6 @@
-"""The page about the HTTP API: it has every resource, filter and limit, and each example is sent to a service."""
+"""The page about the HTTP API: it has every resource, filter and limit, and each example is sent to
+a service.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +37,27 @@ from tests.web.test_access import NEEDED
 PAGE = read("docs/api.md")
 EXAMPLES = [*exchanges(PAGE)]
 MORE = "…"
-"""In an answer on the page: the key of further fields, the end of a list with further items, or any value."""
+"""In an answer on the page: the key of further fields, the end of a list with further items, or any
+value.
+"""
 
 
 def resources() -> dict[tuple[str, str], list[str]]:
     """The rows of the tables of resources: the role, and what each resource does."""
-    found = re.findall(r"^\| `(GET|POST|DELETE) (/[^`]*)` \| (\w+|–) \| (.+) \|$", PAGE, re.MULTILINE)
+    found = re.findall(
+        r"^\| `(GET|POST|DELETE) (/[^`]*)` \| (\w+|–) \| (.+) \|$", PAGE, re.MULTILINE
+    )
     return {(method, path): cells for method, path, *cells in found}
 
 
 @cache
 def document() -> dict[tuple[str, str], Any]:
     paths = create_app().openapi()["paths"]  # type: ignore[attr-defined]
-    return {(m.upper(), path.removeprefix(requests.V1)): entry for path, ms in paths.items() for m, entry in ms.items()}
+    return {
+        (m.upper(), path.removeprefix(requests.V1)): entry
+        for path, ms in paths.items()
+        for m, entry in ms.items()
+    }
 
 
 def resource_of(request: Message) -> tuple[str, str]:
@@ -65,7 +75,10 @@ def test_the_page_has_every_resource_of_the_document_and_no_other() -> None:
 
 
 def test_each_resource_has_the_role_that_it_needs() -> None:
-    assert {name: cells[0] for name, cells in resources().items()} == {**NEEDED, ("POST", "/session"): "–"}
+    assert {name: cells[0] for name, cells in resources().items()} == {
+        **NEEDED,
+        ("POST", "/session"): "–",
+    }
 
 
 def test_each_resource_has_an_example() -> None:
@@ -87,10 +100,15 @@ def test_the_page_has_the_statuses_and_kinds_of_problems() -> None:
 
 def test_the_page_has_the_roles_and_the_topics() -> None:
     assert list(rows(section("docs/api.md", "### Roles"))) == list(actor.ROLES)
-    topics = [name for name in rows(section("docs/api.md", "## Live events")) if not name.startswith("GET ")]
+    topics = [
+        name
+        for name in rows(section("docs/api.md", "## Live events"))
+        if not name.startswith("GET ")
+    ]
     assert topics == ["runs", "run:ID", "tasks", "nodes"]
     assert all(
-        re.fullmatch(events.TOPIC, topic.replace("ID", "0" * 8 + "-0000" * 3 + "-" + "0" * 12)) for topic in topics
+        re.fullmatch(events.TOPIC, topic.replace("ID", "0" * 8 + "-0000" * 3 + "-" + "0" * 12))
+        for topic in topics
     )
 
 
@@ -105,7 +123,9 @@ LIMITS = {
     "watched runs": live.MOST_RUNS,
     "a key": tasks.LONGEST_KEY,
     "days of a token": rest.LONGEST_DAYS,
-    "lines of a log": next(m.le for m in runs.LogQuery.model_fields["limit"].metadata if hasattr(m, "le")),
+    "lines of a log": next(
+        m.le for m in runs.LogQuery.model_fields["limit"].metadata if hasattr(m, "le")
+    ),
 }
 
 
@@ -121,7 +141,9 @@ SECRETS = re.compile(
     r"b[tls]_[0-9a-f]{12}_[\w-]{43}|(?:\d{16}_)?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b"
     r"|\bbackup_\d{8}_\d{6}\.backup\.gz\b"
 )
-"""What is new each time, and is used by later requests: secrets, ids, cursors, CSRF tokens, names of backups."""
+"""What is new each time, and is used by later requests: secrets, ids, cursors, CSRF tokens, names
+of backups.
+"""
 YOURS = next(secret for secret in SECRETS.findall(PAGE) if secret.startswith("bt_0"))
 """The token that the reader has."""
 SAME = {
@@ -135,7 +157,9 @@ SAME = {
 
 @dataclass
 class Reader:
-    """Sends the requests of the page, with what the service has answered in place of what the page shows."""
+    """Sends the requests of the page, with what the service has answered in place of what the page
+    shows.
+    """
 
     app: Any
     service: BatchService
@@ -158,7 +182,9 @@ class Reader:
         if request.body:
             headers["content-type"] = "application/json"
         client = self.nobody if is_of_nobody else self.admin
-        answer = await client.request(method, path, content=self._with_learned(request.body) or None, headers=headers)
+        answer = await client.request(
+            method, path, content=self._with_learned(request.body) or None, headers=headers
+        )
         self.nobody.cookies.clear()
         return answer
 
@@ -176,10 +202,14 @@ class Reader:
 
     async def _rest(self) -> None:
         """Wait until no run and no bulk is under way."""
-        active = select(func.count()).select_from(tables.runs).where(tables.runs.c.state.in_(ACTIVE))
+        active = (
+            select(func.count()).select_from(tables.runs).where(tables.runs.c.state.in_(ACTIVE))
+        )
 
         async def is_at_rest() -> bool:
-            if await self.service.operations.bulks_under_way():  # asked first: its last step makes runs
+            if (
+                await self.service.operations.bulks_under_way()
+            ):  # asked first: its last step makes runs
                 return False
             async with self.service.ledger.reader.connect() as connection:
                 return bool((await connection.execute(active)).scalar_one() == 0)
@@ -187,7 +217,9 @@ class Reader:
         await until(is_at_rest)
 
     def compare(self, shown: Any, found: Any, place: str) -> None:
-        """The shape of what is shown has to be that of the answer: keys, types, and the lengths of lists."""
+        """The shape of what is shown has to be that of the answer: keys, types, and the lengths of
+        lists.
+        """
         if shown == MORE:
             return
         assert _kind(shown) == _kind(found), f"{place}: {found!r} is shown as {shown!r}"
@@ -195,7 +227,9 @@ class Reader:
             self._compare_object(shown, found, place)
         elif isinstance(shown, list):
             items = [item for item in shown if item != MORE]
-            assert len(found) == len(items) or (len(found) > len(items) and MORE in shown), f"{place}: {found}"
+            assert len(found) == len(items) or (len(found) > len(items) and MORE in shown), (
+                f"{place}: {found}"
+            )
             for number, item in enumerate(items):
                 self.compare(item, found[number], f"{place}.{number}")
         elif isinstance(shown, str):
@@ -261,7 +295,11 @@ class Reader:
 
 def _kind(value: Any) -> str:
     """The type of a JSON value, as JSON Schema names it."""
-    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+    return (
+        "number"
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else type(value).__name__
+    )
 
 
 @pytest.fixture
@@ -269,8 +307,11 @@ async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     for block in blocks(PAGE, "python"):
         if block.file:
             (tmp_path / block.file).write_text(block.code)
-            # A file of this name that another test has loaded would give the module another name, and its logger too.
-            monkeypatch.delitem(sys.modules, block.file.removesuffix(".py").replace("/", "."), raising=False)
+            # A file of this name that another test has loaded would give the module another name,
+            # and its logger too.
+            monkeypatch.delitem(
+                sys.modules, block.file.removesuffix(".py").replace("/", "."), raising=False
+            )
     app = create_app(version="3f0c1d2e4b5a")
     async with app.router.lifespan_context(app):
         service: BatchService = app.state.batch
@@ -305,11 +346,15 @@ async def test_the_application_of_the_page_says_who_asks() -> None:
     async with app.router.lifespan_context(app), client_of(with_middleware) as client:  # type: ignore[arg-type]
         answers = [
             await client.post(
-                "/batch/api/v1/runs/bulk", json={"action": "retry", "filter": {}}, headers={"X-User": user}
+                "/batch/api/v1/runs/bulk",
+                json={"action": "retry", "filter": {}},
+                headers={"X-User": user},
             )
             for user in ("ann", "bob", "eve")
         ]
-        basic = await client.get("/batch/api/v1/session", headers={"X-User": "ann", "Authorization": "Basic YTpi"})
+        basic = await client.get(
+            "/batch/api/v1/session", headers={"X-User": "ann", "Authorization": "Basic YTpi"}
+        )
         assert (await client.get("/batch/signin")).status_code == 401
     assert [answer.status_code for answer in (*answers, basic)] == [200, 403, 401, 401]
 

@@ -22,7 +22,17 @@ from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
 from service.config import Settings, get_settings
 from service.database.engine import Database
 from service.testing import Batch
-from tests.docs_blocks import ELSEWHERE, ROOT, blocks, pages, read, rows, section, sessions, words_of
+from tests.docs_blocks import (
+    ELSEWHERE,
+    ROOT,
+    blocks,
+    pages,
+    read,
+    rows,
+    section,
+    sessions,
+    words_of,
+)
 from tests.docs_pages import Page
 from tests.examples.local_api import LocalAPI
 from tests.kinds import KINDS
@@ -54,8 +64,14 @@ def test_there_is_no_row_of_a_setting_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("name", commands())
 def test_each_command_has_a_section_with_its_options_and_no_others(name: str) -> None:
-    listed = re.findall(r"^\| `(-[\w-]+)`(?:, `(-\w)`)? \|", section("docs/cli.md", f"## batch {name}"), re.MULTILINE)
-    assert sorted(option for option, _ in listed) == sorted(option for of, option in options() if of == name)
+    listed = re.findall(
+        r"^\| `(-[\w-]+)`(?:, `(-\w)`)? \|",
+        section("docs/cli.md", f"## batch {name}"),
+        re.MULTILINE,
+    )
+    assert sorted(option for option, _ in listed) == sorted(
+        option for of, option in options() if of == name
+    )
 
 
 def test_there_is_no_section_of_a_command_that_is_not_there() -> None:
@@ -68,22 +84,31 @@ def test_each_attribute_has_a_row_with_its_default(name: str) -> None:
     cells = rows(read("docs/policies.md"))[name]
     shown = {"retry": "`Retry()`: one attempt", "missed": '`Missed("once")`'}
     needed = {"name": "needed", "schedule": "needed", "description": "first line of the docstring"}
-    expected = {**shown, **needed}.get(name, f"`{default}`" if not isinstance(default, str) else f'`"{default}"`')
+    expected = {**shown, **needed}.get(
+        name, f"`{default}`" if not isinstance(default, str) else f'`"{default}"`'
+    )
     assert cells[1] == expected
 
 
 @pytest.mark.parametrize(
-    ("policy", "name"), [(policy, field.name) for policy in (Retry(), Missed()) for field in fields(policy)]
+    ("policy", "name"),
+    [(policy, field.name) for policy in (Retry(), Missed()) for field in fields(policy)],
 )
-def test_each_field_of_a_policy_has_a_row_with_its_default(policy: Retry | Missed, name: str) -> None:
+def test_each_field_of_a_policy_has_a_row_with_its_default(
+    policy: Retry | Missed, name: str
+) -> None:
     shown = {"on": "`(Exception,)`", "max_age": "one day", "policy": '`"once"`'}
     assert rows(read("docs/policies.md"))[name][1] == shown.get(name, f"`{getattr(policy, name)}`")
 
 
-@pytest.mark.parametrize("code", re.findall(r"^\| `(Retry\(.*?\))` \|", read("docs/policies.md"), re.MULTILINE))
+@pytest.mark.parametrize(
+    "code", re.findall(r"^\| `(Retry\(.*?\))` \|", read("docs/policies.md"), re.MULTILINE)
+)
 def test_the_waits_of_a_retry_are_as_the_table_has_them(code: str) -> None:
     retry = eval(code, {"Retry": Retry})
-    waits = [replace(retry, jitter=0).seconds_before(attempt) for attempt in range(2, retry.attempts + 1)]
+    waits = [
+        replace(retry, jitter=0).seconds_before(attempt) for attempt in range(2, retry.attempts + 1)
+    ]
     cells = [int(cell) for cell in rows(read("docs/policies.md"))[code] if cell]
     assert cells == [*waits, sum(waits)]
 
@@ -100,7 +125,10 @@ def test_the_worked_example_is_what_the_policies_do(code: str, runs: str, said: 
     missed = policy if isinstance(policy, Missed) else Missed(policy)
     ten_past = [datetime(2027, 1, 4, hour, 10, tzinfo=UTC) for hour in (9, 12)]
     made = plan_slots(schedule("*/30 * * * *"), *ten_past, missed)
-    range_ = made.missed and f"{made.missed.first:%H:%M} to {made.missed.last:%H:%M}, {made.missed.count} slots"
+    range_ = (
+        made.missed
+        and f"{made.missed.first:%H:%M} to {made.missed.last:%H:%M}, {made.missed.count} slots"
+    )
     assert (range_ or "nothing") == said
     assert re.findall(r"\d\d:\d\d", runs) == [f"{slot:%H:%M}" for slot in made.catch_up]
 
@@ -131,7 +159,9 @@ def public(names: Iterable[str]) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", sorted(public({*dir(CurrentRun), *(each.name for each in fields(CurrentRun))})))
+@pytest.mark.parametrize(
+    "name", sorted(public({*dir(CurrentRun), *(each.name for each in fields(CurrentRun))}))
+)
 def test_each_thing_that_a_run_knows_of_itself_is_on_a_page(name: str) -> None:
     assert any(row.startswith(name) for row in rows(read("docs/runs.md")))
 
@@ -150,8 +180,12 @@ def test_the_tests_that_hold_the_promises_are_there() -> None:
 
 @pytest.mark.parametrize("name", [name for name in pages() if name not in ELSEWHERE])
 def test_what_a_page_shows_works(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """In its order: files are written, scripts and commands run, outputs compared; then tasks and tests are run."""
-    if any(block.is_run and block.language in ("python", "console") for block in blocks(read(name))):
+    """In its order: files are written, scripts and commands run, outputs compared; then tasks and
+    tests are run.
+    """
+    if any(
+        block.is_run and block.language in ("python", "console") for block in blocks(read(name))
+    ):
         Page(name, tmp_path_factory.mktemp("page")).play()
 
 
@@ -162,7 +196,9 @@ def test_the_code_of_the_other_pages_is_run_by_the_test_that_is_named(name: str)
 
 
 def batch_commands() -> list[str]:
-    everywhere = [block for name in ["README.md", *pages()] for block in blocks(read(name), "console")]
+    everywhere = [
+        block for name in ["README.md", *pages()] for block in blocks(read(name), "console")
+    ]
     return sorted({command for command, _ in sessions(everywhere) if command.startswith("batch ")})
 
 
@@ -177,7 +213,11 @@ def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
 @pytest.fixture
 def profiles_task() -> None:
     """The good example of the page on databases."""
-    [code] = [block.code for block in blocks(read("docs/databases.md")) if block.file == "tasks/profiles.py"]
+    [code] = [
+        block.code
+        for block in blocks(read("docs/databases.md"))
+        if block.file == "tasks/profiles.py"
+    ]
     Path("tasks/profiles.py").write_text(code)
 
 
@@ -199,7 +239,11 @@ async def test_the_good_example_writes_what_the_api_says_and_holds_no_session_me
 
 
 def statements(page: str) -> dict[str, str]:
-    return {block.note.removeprefix("sql: "): block.code for block in blocks(read(page), "sql") if block.is_run}
+    return {
+        block.note.removeprefix("sql: "): block.code
+        for block in blocks(read(page), "sql")
+        if block.is_run
+    }
 
 
 class Flaky(BaseTask):
@@ -232,7 +276,9 @@ async def ledger_of_a_day(request: pytest.FixtureRequest, batch: Batch) -> Async
 
 @pytest.mark.parametrize("batch_database", KINDS)
 async def test_each_query_of_the_page_finds_rows(ledger_of_a_day: Database) -> None:
-    queries = {name: sql for name, sql in statements("docs/runs.md").items() if sql.startswith("SELECT")}
+    queries = {
+        name: sql for name, sql in statements("docs/runs.md").items() if sql.startswith("SELECT")
+    }
     async with ledger_of_a_day.engine.connect() as connection:
         found = {name: (await connection.execute(text(sql))).all() for name, sql in queries.items()}
     assert len(found) > 5 and [name for name, listed in found.items() if not listed] == []

@@ -1,4 +1,6 @@
-"""The page on security: its proxy and its SQL work, and its rows about streams and lost tokens hold."""
+"""The page on security: its proxy and its SQL work, and its rows about streams and lost tokens
+hold.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_each_row_of_a_threat_names_its_tests() -> None:
     table = read(PAGE).split("## Threats")[1].split("\n## ")[0]
     threats = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(threats) > 15
-    assert [line for line in threats if not re.search(r"\| (`tests/[\w/]+\.py`(, )?)+ \|$", line)] == []
+    assert [
+        line for line in threats if not re.search(r"\| (`tests/[\w/]+\.py`(, )?)+ \|$", line)
+    ] == []
 
 
 async def test_the_proxy_of_the_page_names_people_and_no_client_can(served: Served) -> None:
@@ -47,8 +51,12 @@ async def test_the_proxy_of_the_page_names_people_and_no_client_can(served: Serv
     values = {"$host": "batch.example.com", "$scheme": "https", "$remote_addr": "203.0.113.5"}
 
     async def ask(user: str, method: str, path: str, **of_client: str) -> int:
-        """As nginx passes it on: what it sets replaces what the client has sent, and an empty value removes it."""
-        set_by_proxy = {name: {**values, "$remote_user": user}.get(value, "") for name, value in sent.items()}
+        """As nginx passes it on: what it sets replaces what the client has sent, and an empty value
+        removes it.
+        """
+        set_by_proxy = {
+            name: {**values, "$remote_user": user}.get(value, "") for name, value in sent.items()
+        }
         headers = {**of_client, **set_by_proxy}
         passed_on = {name: value for name, value in headers.items() if value}
         return (await client.request(method, f"/api/v1{path}", headers=passed_on)).status_code
@@ -84,7 +92,11 @@ async def test_with_the_privileges_of_the_page_the_service_works_and_can_only_ad
         for statement in re.sub(r"\bbatch_service\b", role, sql).split(";\n"):
             if statement.strip():
                 await connection.execute(text(statement))
-    url = make_url(owner).set(username=role, password="change-me").render_as_string(hide_password=False)
+    url = (
+        make_url(owner)
+        .set(username=role, password="change-me")
+        .render_as_string(hide_password=False)
+    )
     monkeypatch.setenv("BATCH_KEEP_EVENTS_DAYS", "36500")
     try:
         async with _started(monkeypatch, url) as app:
@@ -103,7 +115,10 @@ async def test_with_the_privileges_of_the_page_the_service_works_and_can_only_ad
                 with pytest.raises(DBAPIError, match="permission denied"):
                     async with app.state.batch.ledger.engine.begin() as connection:
                         await connection.execute(text(change))
-            actions = {change["action"] for change in (await client.get("/api/v1/changes")).json()["changes"]}
+            actions = {
+                change["action"]
+                for change in (await client.get("/api/v1/changes")).json()["changes"]
+            }
             assert {"run.start", "task.pause", "token.create", "service.start"} <= actions
     finally:
         await owners.dispose()
@@ -131,7 +146,9 @@ async def _started(monkeypatch: pytest.MonkeyPatch, url: str) -> AsyncIterator[A
 
 
 async def _succeeded(client: Any) -> bool:
-    return [run["state"] for run in (await client.get("/api/v1/runs")).json()["runs"]] == ["succeeded"]
+    return [run["state"] for run in (await client.get("/api/v1/runs")).json()["runs"]] == [
+        "succeeded"
+    ]
 
 
 # Streams.
@@ -140,7 +157,9 @@ async def _succeeded(client: Any) -> bool:
 class Stream:
     """An open stream of events, read in this process."""
 
-    def __init__(self, app: Any, secret: str, topic: str = "tasks", last_id: str | None = None) -> None:
+    def __init__(
+        self, app: Any, secret: str, topic: str = "tasks", last_id: str | None = None
+    ) -> None:
         self.received = bytearray()
         headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {secret}".encode())]
         headers += [(b"last-event-id", last_id.encode())] if last_id is not None else []
@@ -184,7 +203,10 @@ async def test_a_stream_ends_when_its_token_is_revoked_and_when_the_service_stop
 ) -> None:
     monkeypatch.setattr(access, "KNOWN_SECONDS", 0.1)
     made = await served.operations.access.create_token("laptop", "viewer")
-    revoked, stopped = Stream(served.service_app, made.secret), Stream(served.service_app, served.secrets["viewer"])
+    revoked, stopped = (
+        Stream(served.service_app, made.secret),
+        Stream(served.service_app, served.secrets["viewer"]),
+    )
     await revoked.has("retry: ")
     await stopped.has("retry: ")
     await served.operations.access.revoke_token("laptop")
@@ -194,7 +216,9 @@ async def test_a_stream_ends_when_its_token_is_revoked_and_when_the_service_stop
     await asyncio.wait_for(stopped.ending, 10)
 
 
-async def test_a_stream_tells_what_changes_and_continues_after_its_last_event(served: Served) -> None:
+async def test_a_stream_tells_what_changes_and_continues_after_its_last_event(
+    served: Served,
+) -> None:
     secret = served.secrets["viewer"]
     first = Stream(served.service_app, secret)
     await first.has("retry: ")
@@ -219,7 +243,9 @@ async def test_a_stream_tells_what_changes_and_continues_after_its_last_event(se
         await stream.close()
 
 
-async def test_the_number_of_streams_is_limited(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_streams_is_limited(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(live, "MOST_STREAMS_OF_ONE", 1)
     monkeypatch.setattr(events, "PING_SECONDS", 0.5)
     first = Stream(served.service_app, served.secrets["viewer"])

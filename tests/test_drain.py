@@ -1,6 +1,7 @@
 """Stopping under difficulties: the process of each server ends in time, and its runs are resumed.
 
-All processes start at the same time and get their signals at the same time; the tests look at what became of each.
+All processes start at the same time and get their signals at the same time; the tests look at what
+became of each.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ DRAIN_SECONDS = 1.0
 START_SECONDS = 150.0
 END_SECONDS = 40.0
 SLACK = 4.0
-"""Extra time for a busy machine, and for servers that check for signals and ended workers at intervals."""
+"""Extra time for a busy machine, and for servers that check for signals and ended workers at
+intervals.
+"""
 
 APPLICATION = """
 import asyncio
@@ -93,9 +96,13 @@ class Hangs(BaseTask):
 """
 NO_TROUBLE = ""
 SYNC = HANGS.format(define="def", body="time.sleep(1e6)")
-IN_A_THREAD_OF_THE_LOOP = HANGS.format(define="async def", body="await asyncio.to_thread(time.sleep, 1e6)")
+IN_A_THREAD_OF_THE_LOOP = HANGS.format(
+    define="async def", body="await asyncio.to_thread(time.sleep, 1e6)"
+)
 SLEEPS_ON_THE_LOOP = HANGS.format(define="async def", body="time.sleep(1e6)")
-SPINS_ON_THE_LOOP = HANGS.format(define="async def", body="os.nice(10)\n            while True: pass")
+SPINS_ON_THE_LOOP = HANGS.format(
+    define="async def", body="os.nice(10)\n            while True: pass"
+)
 
 SERVERS = {
     "serve": ["service", "serve", "--port", "{port}"],
@@ -116,7 +123,9 @@ class Case:
     settings: Mapping[str, str] = field(default_factory=dict)
     signals: tuple[int, ...] = (signal.SIGTERM,)
     to_workers: bool = False
-    """Whether the workers get the first signal too, as from a supervisor that sends it to all processes."""
+    """Whether the workers get the first signal too, as from a supervisor that sends it to all
+    processes.
+    """
     running: Service = field(init=False)
     port: int = field(init=False)
     reader: socket.socket | None = field(default=None, init=False)
@@ -139,13 +148,17 @@ class Case:
 
     def select(self, statement: str) -> list[tuple[Any, ...]]:
         try:
-            with closing(sqlite3.connect(f"file:{self.folder}/ledger.db?mode=ro", uri=True)) as ledger:
+            with closing(
+                sqlite3.connect(f"file:{self.folder}/ledger.db?mode=ro", uri=True)
+            ) as ledger:
                 return ledger.execute(statement).fetchall()
         except sqlite3.OperationalError:  # there is no such file or table yet
             return []
 
     def states(self, task: str) -> set[str]:
-        return {state for (state,) in self.select(f"SELECT state FROM batch_runs WHERE task = '{task}'")}
+        return {
+            state for (state,) in self.select(f"SELECT state FROM batch_runs WHERE task = '{task}'")
+        }
 
     def outcomes(self, task: str) -> list[tuple[int, str]]:
         found = "SELECT number, outcome FROM batch_attempts a JOIN batch_runs r ON r.id = a.run"
@@ -153,7 +166,11 @@ class Case:
 
     def left(self) -> list[int]:
         """The processes of the server that still exist."""
-        return [pid for (pid,) in self.select("SELECT pid FROM batch_nodes") if Path(f"/proc/{pid}").exists()]
+        return [
+            pid
+            for (pid,) in self.select("SELECT pid FROM batch_nodes")
+            if Path(f"/proc/{pid}").exists()
+        ]
 
     def start(self, stack: ExitStack, folder: Path) -> None:
         (folder / "tasks").mkdir()
@@ -165,7 +182,9 @@ class Case:
         words = [word.format(port=self.port) for word in SERVERS[self.server]]
         workers = [] if self.server == "serve" else ["--workers", str(self.workers)]
         settings = {"DRAIN_SECONDS": str(DRAIN_SECONDS), **self.settings}
-        self.running = stack.enter_context(process(folder, [sys.executable, "-m", *words, *workers], settings))
+        self.running = stack.enter_context(
+            process(folder, [sys.executable, "-m", *words, *workers], settings)
+        )
         stack.callback(self.clean_up)
 
     def clean_up(self) -> None:
@@ -180,7 +199,9 @@ class Case:
         self.until(self.is_ready)
         if "LEDGER_URL" not in self.settings:
             self.until(lambda: len(self.select("SELECT 1 FROM batch_nodes")) == self.workers)
-            self.until(lambda: "running" in self.states("long") and "succeeded" in self.states("tick"))
+            self.until(
+                lambda: "running" in self.states("long") and "succeeded" in self.states("tick")
+            )
         if self.stream:
             self.reader = socket.create_connection(("127.0.0.1", self.port), timeout=30)
             self.reader.sendall(f"GET /{self.stream} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -191,7 +212,12 @@ class Case:
     def is_ready(self) -> bool:
         assert self.running.process.poll() is None, self.said
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=30, trust_env=False).status_code == 200
+            return (
+                httpx.get(
+                    f"http://127.0.0.1:{self.port}/readyz", timeout=30, trust_env=False
+                ).status_code
+                == 200
+            )
         return False
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -215,7 +241,11 @@ def stop_all(cases: list[Case]) -> None:
                     os.kill(pid, case.signals[round])
         for case in cases:
             if len(case.signals) > round + 1:
-                case.until(lambda case=case: "Stopping: " in case.said and case.asked_before(SAME_REQUEST_SECONDS))
+                case.until(
+                    lambda case=case: (
+                        "Stopping: " in case.said and case.asked_before(SAME_REQUEST_SECONDS)
+                    )
+                )
     waiting = list(cases)
     give_up_at = time.monotonic() + END_SECONDS
     while waiting and time.monotonic() < give_up_at:
@@ -233,11 +263,18 @@ CASES = {
     "loop sleeps": Case("hypercorn", trouble=SLEEPS_ON_THE_LOOP),
     "SQLite locked": Case("serve"),
     "PostgreSQL away": Case("hypercorn", trouble=IN_A_THREAD_OF_THE_LOOP),
-    "asked twice": Case("serve", trouble=SYNC, settings=LONG_DRAIN, signals=(signal.SIGTERM, signal.SIGTERM)),
+    "asked twice": Case(
+        "serve", trouble=SYNC, settings=LONG_DRAIN, signals=(signal.SIGTERM, signal.SIGTERM)
+    ),
     "asked by Ctrl-C, then SIGTERM": Case(
         "serve", trouble=SYNC, settings=LONG_DRAIN, signals=(signal.SIGINT, signal.SIGTERM)
     ),
-    "not asked": Case("serve", trouble=SPINS_ON_THE_LOOP, settings={**LONG_DRAIN, "MAX_LOOP_BLOCK": "2"}, signals=()),
+    "not asked": Case(
+        "serve",
+        trouble=SPINS_ON_THE_LOOP,
+        settings={**LONG_DRAIN, "MAX_LOOP_BLOCK": "2"},
+        signals=(),
+    ),
 }
 
 
@@ -260,7 +297,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
         CASES["not asked"].asked_at = time.monotonic()
         assert batch(CASES["asked twice"].folder, "run", "hangs", "--queue").returncode == 0
         server.stop("immediate")
-        with closing(sqlite3.connect(CASES["SQLite locked"].folder / "ledger.db", isolation_level=None)) as ledger:
+        with closing(
+            sqlite3.connect(CASES["SQLite locked"].folder / "ledger.db", isolation_level=None)
+        ) as ledger:
             ledger.execute("BEGIN IMMEDIATE")
             stop_all(list(CASES.values()))
         yield CASES
@@ -285,15 +324,21 @@ CODES = {
     "asked by Ctrl-C, then SIGTERM": -signal.SIGTERM,
     "not asked": EXIT_CODE,
 }
-"""hypercorn, granian and uvicorn with workers have exit codes that do not depend on those of their workers."""
+"""hypercorn, granian and uvicorn with workers have exit codes that do not depend on those of their
+workers.
+"""
 
 
 def test_the_exit_code_is_that_of_the_signal_or_of_unfinished_work(cases: dict[str, Case]) -> None:
     assert {name: case.code for name, case in cases.items()} == CODES
 
 
-@pytest.mark.parametrize("name", sorted(CASES.keys() - {"SQLite locked", "PostgreSQL away", "not asked"}))
-def test_an_active_run_is_interrupted_and_uses_no_attempt(cases: dict[str, Case], name: str) -> None:
+@pytest.mark.parametrize(
+    "name", sorted(CASES.keys() - {"SQLite locked", "PostgreSQL away", "not asked"})
+)
+def test_an_active_run_is_interrupted_and_uses_no_attempt(
+    cases: dict[str, Case], name: str
+) -> None:
     case = cases[name]
     for task in ("long", *["hangs"] * bool(case.trouble)):
         assert "interrupted" in case.states(task) and "running" not in case.states(task)
@@ -303,9 +348,13 @@ def test_an_active_run_is_interrupted_and_uses_no_attempt(cases: dict[str, Case]
 
 @pytest.mark.parametrize("name", ["endless stream", "loop spins", "hung thread"])
 def test_nothing_is_fired_after_the_signal(cases: dict[str, Case], name: str) -> None:
-    """uvicorn ends the lifespan after its connections, and the stream is open until the end of the process."""
+    """uvicorn ends the lifespan after its connections, and the stream is open until the end of the
+    process.
+    """
     ((last,),) = cases[name].select("SELECT max(created_at) FROM batch_runs WHERE task = 'tick'")
-    halfway = cases[name].asked + timedelta(seconds=cases[name].took / 2)  # to the end of the process
+    halfway = cases[name].asked + timedelta(
+        seconds=cases[name].took / 2
+    )  # to the end of the process
     assert datetime.fromisoformat(last).replace(tzinfo=UTC) < halfway
 
 
@@ -319,9 +368,15 @@ def test_a_stream_that_waits_for_the_stop_ends_by_itself(cases: dict[str, Case])
 
 
 @pytest.mark.parametrize("name", ["loop spins", "loop sleeps", "not asked"])
-def test_the_log_says_which_run_blocked_the_loop_and_where(cases: dict[str, Case], name: str) -> None:
+def test_the_log_says_which_run_blocked_the_loop_and_where(
+    cases: dict[str, Case], name: str
+) -> None:
     file = cases[name].folder / "tasks/hangs.py"
-    (line,) = [n for n, text in enumerate(file.read_text().splitlines(), 1) if "while True" in text or "1e6" in text]
+    (line,) = [
+        n
+        for n, text in enumerate(file.read_text().splitlines(), 1)
+        if "while True" in text or "1e6" in text
+    ]
     ((run,),) = cases[name].select(
         "SELECT id FROM batch_runs WHERE task = 'hangs' AND state IN ('running', 'interrupted')"
     )
@@ -334,11 +389,17 @@ def test_a_process_that_is_ended_by_the_watchdog_logs_why(cases: dict[str, Case]
         in cases["not asked"].said
     )
     # So that it counts as a loss when it is rescued, and only for this run.
-    ((reason,),) = cases["not asked"].select("SELECT reason FROM batch_runs WHERE task = 'hangs' AND state = 'running'")
-    assert re.fullmatch(r"it blocked the event loop for [2-9] s, in .*/tasks/hangs\.py line \d+", reason)
+    ((reason,),) = cases["not asked"].select(
+        "SELECT reason FROM batch_runs WHERE task = 'hangs' AND state = 'running'"
+    )
+    assert re.fullmatch(
+        r"it blocked the event loop for [2-9] s, in .*/tasks/hangs\.py line \d+", reason
+    )
 
 
-def test_signals_from_server_and_supervisor_to_a_worker_count_as_one(cases: dict[str, Case]) -> None:
+def test_signals_from_server_and_supervisor_to_a_worker_count_as_one(
+    cases: dict[str, Case],
+) -> None:
     assert "asked again" in cases["asked twice"].said
     assert "asked again" not in cases["hung thread"].said
 
@@ -346,16 +407,26 @@ def test_signals_from_server_and_supervisor_to_a_worker_count_as_one(cases: dict
 def test_an_interrupted_run_is_resumed_first_by_any_process(cases: dict[str, Case]) -> None:
     """It is resumed before a run that was queued earlier."""
     case = cases["asked twice"]
-    queued, interrupted = (f"SELECT id FROM batch_runs WHERE state = '{s}'" for s in ("queued", "interrupted"))
+    queued, interrupted = (
+        f"SELECT id FROM batch_runs WHERE state = '{s}'" for s in ("queued", "interrupted")
+    )
     ((first,),) = case.select(f"{interrupted} AND task = 'hangs'")
     ((second,),) = case.select(queued)
-    both = f"SELECT id, attempt FROM batch_runs WHERE id IN ('{first}', '{second}') AND state = 'succeeded'"
+    both = (
+        f"SELECT id, attempt FROM batch_runs WHERE id IN ('{first}', '{second}') "
+        "AND state = 'succeeded'"
+    )
     (case.folder / "hang").unlink()
     with service(case.folder):
         case.until(lambda: len(case.select(both)) == 2)
         assert case.select(f"{both} ORDER BY started_at, finished_at") == [(first, 1), (second, 1)]
-    tries = case.select(f"SELECT number, outcome, node FROM batch_attempts WHERE run = '{first}' ORDER BY ended_at")
-    assert [(number, outcome) for number, outcome, _ in tries] == [(1, "interrupted"), (1, "succeeded")]
+    tries = case.select(
+        f"SELECT number, outcome, node FROM batch_attempts WHERE run = '{first}' ORDER BY ended_at"
+    )
+    assert [(number, outcome) for number, outcome, _ in tries] == [
+        (1, "interrupted"),
+        (1, "succeeded"),
+    ]
     assert len({node for _, _, node in tries}) == 2
 
 
@@ -375,10 +446,16 @@ async def test_the_drain_begins_at_the_signal_which_is_passed_on_to_the_server(
             assert passed_on == [signal.SIGINT]
             await asyncio.sleep(0)  # one turn of the loop
             answer = await client.get("/readyz")
-            assert (answer.status_code, answer.json()["reasons"]) == (503, {"service": "it is stopping"})
+            assert (answer.status_code, answer.json()["reasons"]) == (
+                503,
+                {"service": "it is stopping"},
+            )
             assert app.state.batch.stopping.is_set() and app.state.batch.engine.capacity.runs == 0
             assert app.state.scheduler.state == STATE_PAUSED
-            assert [job["id"] for job in (await client.get("/scheduler/jobs")).json()] == ["long", "tick"]
+            assert [job["id"] for job in (await client.get("/scheduler/jobs")).json()] == [
+                "long",
+                "tick",
+            ]
         assert app.state.scheduler.state == STATE_STOPPED
         assert signal.getsignal(signal.SIGINT) is server
     finally:

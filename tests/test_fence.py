@@ -1,4 +1,6 @@
-"""A process is stopped in the midst of a run, another one takes that run over, and the first one wakes up."""
+"""A process is stopped in the midst of a run, another one takes that run over, and the first one
+wakes up.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Adds(BaseTask):
             await db.commit()
 """
 PATIENT = {"HEARTBEAT_SECONDS": "20", "LEASE_SECONDS": "60"}
-"""For the one that is stopped: it holds no lock of the ledger then, and PostgreSQL ends no transaction by time."""
+"""For the one that is stopped: it holds no lock of the ledger then, and PostgreSQL ends no
+transaction by time.
+"""
 QUICK = {"HEARTBEAT_SECONDS": "0.3", "LEASE_SECONDS": "4", "POLL_SECONDS": "0.1"}
 
 CASES = [
@@ -70,12 +74,18 @@ async def witness(application: Database, run: str) -> dict[str, int | None]:
     )
     async with application.reader.connect() as connection:
         return dict(
-            zip(("rows", "writes", "fence"), (await connection.execute(statement, {"email": run})).one(), strict=True)
+            zip(
+                ("rows", "writes", "fence"),
+                (await connection.execute(statement, {"email": run})).one(),
+                strict=True,
+            )
         )
 
 
 async def frozen_run(ledger: Database, process: Service) -> str:
-    """Let the task go on once its process has beaten, so that it holds nothing of the ledger; wait until it froze."""
+    """Let the task go on once its process has beaten, so that it holds nothing of the ledger; wait
+    until it froze.
+    """
 
     async def has_beaten() -> bool:
         assert process.process.poll() is None, process.stderr
@@ -98,7 +108,9 @@ async def woken(frozen: Service) -> int:
     return await asyncio.to_thread(frozen.process.wait, 20)
 
 
-@pytest.mark.parametrize(("database_url", "ledger_url", "point"), CASES, indirect=["database_url", "ledger_url"])
+@pytest.mark.parametrize(
+    ("database_url", "ledger_url", "point"), CASES, indirect=["database_url", "ledger_url"]
+)
 async def test_a_process_that_wakes_up_after_its_run_was_taken_over_writes_nothing_twice(
     application: Database, ledger: Database, tmp_path: Path, point: str
 ) -> None:
@@ -111,7 +123,9 @@ async def test_a_process_that_wakes_up_after_its_run_was_taken_over_writes_nothi
     command = (*BATCH, "run", "adds", "--param", f"freeze_at={point}")
     with (
         process(tmp_path, command, {**databases, **PATIENT}) as old,
-        service(tmp_path, settings={**databases, **QUICK}),  # it has to migrate before SQLite's lock is taken for good
+        service(
+            tmp_path, settings={**databases, **QUICK}
+        ),  # it has to migrate before SQLite's lock is taken for good
     ):
         run = await frozen_run(ledger, old)
         if holds_the_file:  # nobody can take the lock from a stopped process: the next one waits
@@ -127,4 +141,6 @@ async def test_a_process_that_wakes_up_after_its_run_was_taken_over_writes_nothi
         assert "what it did here is not recorded" in old.stderr
     lost, done = await rows(ledger, tables.attempts, run=run)
     assert (lost["outcome"], done["outcome"], row["fence"]) == ("lost", "succeeded", 2)
-    assert holds_the_file or done["ended_at"] - done["started_at"] < timedelta(seconds=3)  # it was not held up
+    assert holds_the_file or done["ended_at"] - done["started_at"] < timedelta(
+        seconds=3
+    )  # it was not held up

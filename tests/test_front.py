@@ -1,4 +1,6 @@
-"""`batch serve` answers health checks before the API and the pages are imported; whoever asks for these waits."""
+"""`batch serve` answers health checks before the API and the pages are imported; whoever asks for
+these waits.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,20 @@ sys.modules["service.server.app"] = None
 """
 
 
-def test_health_checks_are_answered_while_the_rest_is_imported_and_other_requests_wait_for_it(tmp_path: Path) -> None:
+def test_health_checks_are_answered_while_the_rest_is_imported_and_other_requests_wait_for_it(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
-    with process(tmp_path, (sys.executable, "-c", LATE + SERVE)) as late, ThreadPoolExecutor() as threads:
+    with (
+        process(tmp_path, (sys.executable, "-c", LATE + SERVE)) as late,
+        ThreadPoolExecutor() as threads,
+    ):
         late.wait_until_ready()
         early = late.get("/healthz")
-        waiting = {path: threads.submit(late.get, path) for path in ("/api/v1/tasks", "/", "/nowhere", "/metrics")}
+        waiting = {
+            path: threads.submit(late.get, path)
+            for path in ("/api/v1/tasks", "/", "/nowhere", "/metrics")
+        }
         posted = threads.submit(httpx.post, late.url + "/healthz", timeout=60, trust_env=False)
         assert late.get("/readyz").json() == {"status": "ready"}
         assert not any(asked.done() for asked in (*waiting.values(), posted))
@@ -69,7 +79,11 @@ async def test_a_service_whose_pages_cannot_be_imported_says_so_and_ends(tmp_pat
     with process(tmp_path, (sys.executable, "-c", BROKEN + SERVE)) as broken:
         assert broken.process.wait(60) == 1
     assert "the API and the pages can't be imported, so the service ends" in broken.stderr
-    assert broken.stderr.rstrip().rpartition("\n")[2].startswith("ModuleNotFoundError: import of service.server.app")
+    assert (
+        broken.stderr.rstrip()
+        .rpartition("\n")[2]
+        .startswith("ModuleNotFoundError: import of service.server.app")
+    )
     async with ledger_in(tmp_path) as ledger, ledger.reader.connect() as connection:
         [node] = await connection.execute(select(tables.nodes))
     assert node.stopped_at is not None

@@ -1,7 +1,8 @@
 """A disk that is full: real processes with their databases on a small one of their own. About 12 s.
 
-A tmpfs in a mount namespace is that disk, so it is gone with the process. Where nobody may have one, the tests that
-need it are skipped; those below in `tests/database/test_full_disk.py` need none.
+A tmpfs in a mount namespace is that disk, so it is gone with the process. Where nobody may have
+one, the tests that need it are skipped; those below in `tests/database/test_full_disk.py` need
+none.
 """
 
 from __future__ import annotations
@@ -27,9 +28,18 @@ from service.testing.postgres import PostgresServer
 from tests.outages import Case, execute, until
 from tests.processes import SERVE, process, suspend
 
-NAMESPACE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+NAMESPACE = (
+    ["unshare", "--mount"]
+    if os.geteuid() == 0
+    else ["unshare", "--user", "--map-root-user", "--mount"]
+)
 MOUNT = "mount -t tmpfs -o size=8m small disk"
-SETTINGS = {"POLL_SECONDS": "0.2", "HEARTBEAT_SECONDS": "1", "LEASE_SECONDS": "120", "BATCH_AUTH": "off"}
+SETTINGS = {
+    "POLL_SECONDS": "0.2",
+    "HEARTBEAT_SECONDS": "1",
+    "LEASE_SECONDS": "120",
+    "BATCH_AUTH": "off",
+}
 FILES = {"ledger": "ledger.db", "application": "app.db"}
 SETTING = {"ledger": "LEDGER_URL", "application": "DATABASE_URL"}
 WAIT = 120.0
@@ -38,14 +48,21 @@ WAIT = 120.0
 @pytest.fixture(scope="module")
 def small_disks() -> None:
     with contextlib.suppress(OSError):
-        if subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "small", "/mnt"], capture_output=True).returncode == 0:
+        if (
+            subprocess.run(
+                [*NAMESPACE, "mount", "-t", "tmpfs", "small", "/mnt"], capture_output=True
+            ).returncode
+            == 0
+        ):
             return
     pytest.skip("nobody may mount a tmpfs here")
 
 
 @pytest.fixture(scope="module")
 def cases(small_disks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
-    """Two services, one with its ledger on a small disk, one with its application's, that were full for a while."""
+    """Two services, one with its ledger on a small disk, one with its application's, that were full
+    for a while.
+    """
     cases = {part: make(part, tmp_path_factory.mktemp("full")) for part in FILES}
     with contextlib.ExitStack() as stack:
         for case in cases.values():
@@ -67,12 +84,23 @@ def cases(small_disks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def work_on_full_disks(ledger: Case, application: Case) -> None:
-    until(lambda: "its disk is full" in str(ledger.readiness()[1].get("ledger")), WAIT, "/readyz says so")
+    until(
+        lambda: "its disk is full" in str(ledger.readiness()[1].get("ledger")),
+        WAIT,
+        "/readyz says so",
+    )
     for case, what in ((ledger, "ledger"), (application, "application's database")):
         status = case.service.get("/api/v1/status").json()
-        assert (status["level"], status["headline"]) == ("alarm", f"The disk of the {what} is full: make room there")
+        assert (status["level"], status["headline"]) == (
+            "alarm",
+            f"The disk of the {what} is full: make room there",
+        )
     until(lambda: ledger.witness("ended", "patient"), WAIT, "what needs no database goes on")
-    until(lambda: application.rows(task="writer", state="retrying"), WAIT, "what needs one is tried again")
+    until(
+        lambda: application.rows(task="writer", state="retrying"),
+        WAIT,
+        "what needs one is tried again",
+    )
 
 
 def come_back(ledger: Case, application: Case) -> None:
@@ -80,12 +108,19 @@ def come_back(ledger: Case, application: Case) -> None:
         until(lambda case=case: case.readiness()[0] == 200, WAIT, "it is ready again")
     written = re.compile(f"patient succeeded .*{ledger.first}")
     until(lambda: written.search(ledger.service.stderr), WAIT, "what waited was written")
-    until(lambda: not application.rows(task="writer", state="retrying"), WAIT, "what was tried again is done")
+    until(
+        lambda: not application.rows(task="writer", state="retrying"),
+        WAIT,
+        "what was tried again is done",
+    )
 
 
 def make(part: str, folder: Path) -> Case:
     files = {name: str(folder / file) for name, file in FILES.items()}
-    case = Case(folder / "service", *(f"sqlite+aiosqlite:///{files[name]}" for name in ("application", "ledger")))
+    case = Case(
+        folder / "service",
+        *(f"sqlite+aiosqlite:///{files[name]}" for name in ("application", "ledger")),
+    )
     (case.folder / "disk").mkdir()
     case.settings |= {**SETTINGS, SETTING[part]: f"sqlite:///disk/{FILES[part]}"}
     return case
@@ -109,7 +144,9 @@ def fill(case: Case) -> None:
 
 
 def keep_a_copy(case: Case) -> None:
-    """The disk goes with its process. That is stopped in the midst of its work, as a crash would stop it."""
+    """The disk goes with its process. That is stopped in the midst of its work, as a crash would
+    stop it.
+    """
     suspend(case.service.process.pid)
     shutil.copytree(disk_of(case), case.folder / "kept")
     case.service.stop(signal.SIGKILL)
@@ -148,13 +185,22 @@ def is_each_slot_one_run(case: Case) -> None:
     assert {run["id"] for run in case.rows(task="tick", state="succeeded")} <= ran.keys()
     written = Counter(case.written())
     assert set(written.values()) == {1}
-    assert {run["id"] for run in case.rows(task="writer", state="succeeded")} <= {run for run, _ in written}
+    assert {run["id"] for run in case.rows(task="writer", state="succeeded")} <= {
+        run for run, _ in written
+    }
 
 
-def test_a_run_that_ended_while_the_ledger_was_full_is_written_when_there_is_room(cases: dict[str, Case]) -> None:
+def test_a_run_that_ended_while_the_ledger_was_full_is_written_when_there_is_room(
+    cases: dict[str, Case],
+) -> None:
     case = cases["ledger"]
     (run,) = case.rows(id=case.first)
-    assert (run["state"], run["result"], run["attempt"], run["fence"]) == ("succeeded", "patience", 1, 1)
+    assert (run["state"], run["result"], run["attempt"], run["fence"]) == (
+        "succeeded",
+        "patience",
+        1,
+        1,
+    )
 
 
 FULL = """
@@ -165,7 +211,9 @@ REFUSE = "CREATE TRIGGER refuse BEFORE INSERT ON batch_runs EXECUTE FUNCTION ref
 ALLOW = "DROP TRIGGER refuse ON batch_runs"
 
 
-def test_a_full_disk_of_postgresql_is_outlived_too(tmp_path: Path, postgres_server: PostgresServer) -> None:
+def test_a_full_disk_of_postgresql_is_outlived_too(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
     """The server refuses to insert, with the error that it has then."""
     url = wait_for(postgres_server.create_database())
     case = Case(tmp_path / "service", url, url, SETTINGS)
@@ -173,7 +221,9 @@ def test_a_full_disk_of_postgresql_is_outlived_too(tmp_path: Path, postgres_serv
         case.service.wait_until_ready()
         for statement in (FULL, REFUSE):
             wait_for(execute(url, statement))
-        said = "(LEDGER_URL): could not extend file: the disk of its server is full; make room there"
+        said = (
+            "(LEDGER_URL): could not extend file: the disk of its server is full; make room there"
+        )
         until(lambda: said in case.service.stderr, WAIT, "the log says so")
         until(lambda: "ledger" in case.readiness()[1], WAIT, "/readyz says so")
         wait_for(execute(url, ALLOW))
@@ -194,5 +244,7 @@ def test_a_service_does_not_start_on_a_full_disk_and_says_why(
     with process(tmp_path, full, {setting: f"sqlite:///disk/{file}"}) as started:
         assert started.process.wait(WAIT) not in (0, None)
         (line,) = [line for line in started.stderr.splitlines() if "full" in line]
-    assert re.search(rf"disk/{file} can't be used: .*its disk is full.* Look at {setting}", line), line
+    assert re.search(rf"disk/{file} can't be used: .*its disk is full.* Look at {setting}", line), (
+        line
+    )
     assert "Traceback" not in started.stderr

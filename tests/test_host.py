@@ -1,4 +1,6 @@
-"""The whole service in this process, on both databases: tasks fire, end, are retried, drained and resumed."""
+"""The whole service in this process, on both databases: tasks fire, end, are retried, drained and
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ async def begin(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 def fire(service: BatchService, name: str) -> None:
-    """Notify the dispatcher as APScheduler does at a slot: it follows the real clock, while ours stands still."""
+    """Notify the dispatcher as APScheduler does at a slot: it follows the real clock, while ours
+    stands still.
+    """
     service.scheduler.get_job(name).func(name)
 
 
@@ -135,7 +139,9 @@ async def at_least(service: BatchService, n: int, state: str = "succeeded") -> b
     return len(await rows(service.ledger, state=state)) >= n
 
 
-async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_recorded(begin: Begin) -> None:
+async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_recorded(
+    begin: Begin,
+) -> None:
     instances: list[object] = []
 
     async def run(self: object) -> str:
@@ -158,12 +164,18 @@ async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_rec
     assert (done["attempt"], done["result"], done["reason"]) == (3, "done", None)
     assert len(set(map(id, instances))) == 3
     attempts = await rows(service.ledger, tables.attempts)
-    assert [(a["number"], a["outcome"]) for a in attempts] == [(1, "failed"), (2, "failed"), (3, "succeeded")]
+    assert [(a["number"], a["outcome"]) for a in attempts] == [
+        (1, "failed"),
+        (2, "failed"),
+        (3, "succeeded"),
+    ]
     assert "ConnectionError: not yet" in attempts[0]["error"]["traceback"]
 
 
 def make_tasks_that_end_in_each_way() -> None:
-    """`stuck` ends by a cancel, `long` when the service stops. Each has one slot, so the real clock fires no more."""
+    """`stuck` ends by a cancel, `long` when the service stops. Each has one slot, so the real clock
+    fires no more.
+    """
 
     async def flaky(self: object) -> None:
         if current_run().attempt == 1:
@@ -182,7 +194,9 @@ def make_tasks_that_end_in_each_way() -> None:
     make_task("long", "1 12 10 3 *", run=waits)
 
 
-async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_fields(begin: Begin) -> None:
+async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_fields(
+    begin: Begin,
+) -> None:
     make_tasks_that_end_in_each_way()
     service = await begin()
     stream = StringIO()
@@ -214,7 +228,11 @@ async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_field
     assert [line["duration"] for line in lines if line["task"] == "stuck"] == [60]
     again = await begin()
     kept = await lines_of(again, stuck["id"])
-    assert len(kept) == 1 and kept[0].startswith("stuck was cancelled: cancelled by") and "duration" not in kept[0]
+    assert (
+        len(kept) == 1
+        and kept[0].startswith("stuck was cancelled: cancelled by")
+        and "duration" not in kept[0]
+    )
 
 
 async def test_an_error_that_is_not_on_the_list_is_not_retried(begin: Begin) -> None:
@@ -241,7 +259,9 @@ async def test_a_run_past_its_timeout_has_failed(begin: Begin) -> None:
     assert (await run_in(service, "failed"))["reason"] == "timed out after 0.05 s"
 
 
-async def test_a_file_that_is_added_while_the_service_runs_is_loaded_and_fires(begin: Begin) -> None:
+async def test_a_file_that_is_added_while_the_service_runs_is_loaded_and_fires(
+    begin: Begin,
+) -> None:
     service = await begin()
     await refresh(service.schedules)
     Path("tasks/dropped.py").write_text(DROPPED)
@@ -326,7 +346,10 @@ async def test_a_file_of_settings_whose_reading_hangs_is_named(
     monkeypatch.setattr(schedule_sync, "refresh_settings", goes_on.wait)
     await refresh(service.schedules)
     goes_on.set()
-    assert "the file of settings takes long to be read: no schedule that is a property is read" in caplog.text
+    assert (
+        "the file of settings takes long to be read: no schedule that is a property is read"
+        in caplog.text
+    )
 
 
 async def told(caplog: pytest.LogCaptureFixture, text: str) -> bool:
@@ -370,7 +393,11 @@ async def test_the_log_of_a_long_run_is_in_the_ledger_before_its_end(begin: Begi
     running = await run_in(service, "running")
     assert await until(lambda: lines_of(service, running["id"])) == ["half way"]
     halfway = await run_in(service, "running", count=5)
-    assert (halfway["total"], halfway["message"], halfway["progress_at"]) == (10, "at five", clock.now())
+    assert (halfway["total"], halfway["message"], halfway["progress_at"]) == (
+        10,
+        "at five",
+        clock.now(),
+    )
     go_on.set()
     done = await run_in(service, "succeeded")
     assert (done["count"], done["message"], done["rate"]) == (6, "at five", None)
@@ -411,7 +438,9 @@ async def is_faster_than(service: BatchService, rate: float) -> bool:
     return (found["rate"] or 0) > rate
 
 
-async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_next_start(begin: Begin) -> None:
+async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_next_start(
+    begin: Begin,
+) -> None:
     starts: list[int] = []
 
     async def run(self: object) -> str:
@@ -464,8 +493,16 @@ async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_the_s
     finally:
         signal.signal(signal.SIGINT, before)
     logs.flush()
-    [told] = [line for line in map(json.loads, stream.getvalue().splitlines()) if "Stopping" in line["event"]]
-    assert told["event"] == "Stopping: 1 running, with 10 s to end" and "run" not in told and "task" not in told
+    [told] = [
+        line
+        for line in map(json.loads, stream.getvalue().splitlines())
+        if "Stopping" in line["event"]
+    ]
+    assert (
+        told["event"] == "Stopping: 1 running, with 10 s to end"
+        and "run" not in told
+        and "task" not in told
+    )
     assert lines == ["the last line of the run"]
 
 
@@ -493,7 +530,9 @@ async def test_a_run_that_ends_within_the_drain_is_not_interrupted(
     assert [run["state"] for run in await rows(again.ledger)] == ["succeeded"]
 
 
-async def test_a_checkpoint_stops_a_draining_run_at_once(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_checkpoint_stops_a_draining_run_at_once(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DRAIN_SECONDS", "10")
     config.forget_settings()
 
@@ -515,7 +554,9 @@ async def test_a_checkpoint_stops_a_draining_run_at_once(begin: Begin, monkeypat
     await again.stop()
 
 
-async def test_an_outcome_whose_fence_is_gone_is_not_recorded(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_outcome_whose_fence_is_gone_is_not_recorded(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
     go_on = asyncio.Event()
 
     async def run(self: object) -> None:
@@ -544,7 +585,14 @@ async def nothing_running(service: BatchService) -> bool:
 async def test_a_run_whose_claim_was_committed_without_a_reply_is_started(begin: Begin) -> None:
     make_task("tick", schedule=None)
     service = await begin()
-    row = {"id": new_id(), "task": "tick", "origin": "manual", "state": "running", "rank": 2, "catch_up": False}
+    row = {
+        "id": new_id(),
+        "task": "tick",
+        "origin": "manual",
+        "state": "running",
+        "rank": 2,
+        "catch_up": False,
+    }
     times = dict.fromkeys(["due_at", "created_at", "started_at", "attempt_started_at"], clock.now())
     async with service.ledger.engine.begin() as connection:
         claim = {"node": service.node.id, "fence": 1, "attempt": 1, "exclusive": "tick"}
@@ -553,7 +601,9 @@ async def test_a_run_whose_claim_was_committed_without_a_reply_is_started(begin:
     assert (await run_in(service, "succeeded"))["id"] == row["id"]
 
 
-async def test_sixty_sync_tasks_due_at_once_all_run_and_leave_the_loops_own_threads_alone(begin: Begin) -> None:
+async def test_sixty_sync_tasks_due_at_once_all_run_and_leave_the_loops_own_threads_alone(
+    begin: Begin,
+) -> None:
     release = threading.Event()
 
     def run(self: object) -> None:
@@ -574,8 +624,12 @@ async def test_sixty_sync_tasks_due_at_once_all_run_and_leave_the_loops_own_thre
     assert {run["state"] for run in await rows(service.ledger)} == {"succeeded"}
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), StopIteration()])
-async def test_an_exception_that_would_end_the_process_ends_only_the_run(begin: Begin, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), StopIteration()]
+)
+async def test_an_exception_that_would_end_the_process_ends_only_the_run(
+    begin: Begin, error: BaseException
+) -> None:
     async def run(self: object) -> None:
         raise error
 
@@ -608,7 +662,10 @@ async def test_a_wall_clock_that_steps_back_fires_no_slot_twice(begin: Begin) ->
     clock.advance(MINUTE)
     fire(service, "tick")
     await until(lambda: at_least(service, 2))
-    assert sorted(run["slot"] for run in await rows(service.ledger)) == [START + 0.5 * MINUTE, START + 1.5 * MINUTE]
+    assert sorted(run["slot"] for run in await rows(service.ledger)) == [
+        START + 0.5 * MINUTE,
+        START + 1.5 * MINUTE,
+    ]
 
 
 async def test_a_group_that_was_committed_without_a_reply_is_written_again_without_harm(
@@ -672,7 +729,9 @@ async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_repl
     assert (done["attempt"], done["fence"]) == (2, 2)
 
 
-async def test_authors_who_use_all_threads_of_the_loop_do_not_delay_the_ledger(begin: Begin) -> None:
+async def test_authors_who_use_all_threads_of_the_loop_do_not_delay_the_ledger(
+    begin: Begin,
+) -> None:
     release = threading.Event()
     hogs = [asyncio.create_task(asyncio.to_thread(release.wait, 20)) for _ in range(40)]
 
@@ -688,7 +747,9 @@ async def test_authors_who_use_all_threads_of_the_loop_do_not_delay_the_ledger(b
     await asyncio.gather(*hogs)
 
 
-async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_it(begin: Begin) -> None:
+async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_it(
+    begin: Begin,
+) -> None:
     make_task("tick")
     service = await begin()
 
@@ -704,10 +765,14 @@ async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_i
     assert service.scheduler.get_job("tick").next_run_time is not None
 
 
-async def test_a_row_that_cannot_be_stored_delays_no_other(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_row_that_cannot_be_stored_delays_no_other(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finish = transitions.finish
 
-    async def choosy(connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any) -> list[Outcome]:
+    async def choosy(
+        connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any
+    ) -> list[Outcome]:
         if any(outcome.result == "poison" for outcome in outcomes):
             refusal = Exception("this database can't hold it")
             refusal.sqlstate = "22P02"  # type: ignore[attr-defined] # as asyncpg's, which has no class of its own
@@ -752,7 +817,10 @@ async def test_a_schedule_from_settings_is_read_again_and_an_invalid_one_is_igno
     env.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
     await refresh(service.schedules)
     assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
-    assert [s["cron"] for s in await rows(service.ledger, tables.schedules)] == ["0 7 * * *", "0 8 * * *"]
+    assert [s["cron"] for s in await rows(service.ledger, tables.schedules)] == [
+        "0 7 * * *",
+        "0 8 * * *",
+    ]
     env.write_text('CUSTOM_TASK_CRON="0 99 * * *"\n')
     await refresh(service.schedules)
     await refresh(service.schedules)
@@ -781,7 +849,9 @@ async def test_a_node_follows_the_ledgers_schedule_even_where_its_own_differs(
     logging.getLogger().addHandler(caplog.handler)
     other = make_task("donor", "0 9 * * *")
     async with service.ledger.engine.begin() as connection:
-        await task_sync.set_schedules(connection, {"tick": other.schedule}, {"tick": task}, new_id())
+        await task_sync.set_schedules(
+            connection, {"tick": other.schedule}, {"tick": task}, new_id()
+        )
     await refresh(service.schedules)
     assert str(service.scheduler.get_job("tick").trigger) == "cron[0 9 * * *] UTC"
     assert "tick fires by another node's schedule (0 9 * * * UTC)" in caplog.text
@@ -805,7 +875,9 @@ async def test_a_paused_task_has_no_next_run_time_and_resumes(begin: Begin) -> N
     assert service.scheduler.get_job("tick").next_run_time is not None
 
 
-async def test_the_ledger_and_the_application_in_one_sqlite_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_ledger_and_the_application_in_one_sqlite_file_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LEDGER_URL", "sqlite:///./app.db")
     config.forget_settings()
     with pytest.raises(InvalidSetting, match=r"LEDGER_URL.*same SQLite file"):
@@ -865,7 +937,9 @@ async def test_an_outage_lasts_until_each_part_that_has_noticed_it_can_work_agai
     assert outage.cause is not None  # a disk that is nearly full works now and then
 
 
-async def test_an_outage_of_the_ledger_delays_slots_and_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outage_of_the_ledger_delays_slots_and_loses_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     go_on = asyncio.Event()
     calls: list[str] = []
 

@@ -1,4 +1,6 @@
-"""Nothing that a command prints acts in a terminal, whoever wrote it: a row, a task's file, a setting, a backup."""
+"""Nothing that a command prints acts in a terminal, whoever wrote it: a row, a task's file, a
+setting, a backup.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def is_harmless(done: Done, code: int | None = 0) -> Done:
     assert code is None or done.code == code, (done.out, done.err)
     for written in (done.out, done.err):
         assert not {char for char in written if acts(char)}, written
-        assert not [line for line in written.splitlines() if line.startswith(("Traceback", "--- attempt 9"))], written
+        assert not [
+            line for line in written.splitlines() if line.startswith(("Traceback", "--- attempt 9"))
+        ], written
     return done
 
 
@@ -61,7 +65,9 @@ def _value(column: Column[Any], kind: TypeEngine[Any]) -> Any:
 
 
 @pytest.fixture
-async def run(tmp_path: Path, sqlite_databases: SQLiteFiles, monkeypatch: pytest.MonkeyPatch) -> str:
+async def run(
+    tmp_path: Path, sqlite_databases: SQLiteFiles, monkeypatch: pytest.MonkeyPatch
+) -> str:
     """A run's id. There is a ledger and an application with a hostile row in each table."""
     run, node = new_id(), new_id()
     given: dict[str, dict[str, Any]] = {
@@ -86,7 +92,9 @@ async def run(tmp_path: Path, sqlite_databases: SQLiteFiles, monkeypatch: pytest
         async with database.engine.begin() as connection:
             for table in metadata.sorted_tables:
                 if table is not tables.log:
-                    await connection.execute(insert(table), hostile_row(table, **given.get(table.name, {})))
+                    await connection.execute(
+                        insert(table), hostile_row(table, **given.get(table.name, {}))
+                    )
             if metadata is tables.ledger:
                 line = LogLine(TEXT, TEXT, TEXT, TEXT)
                 await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, [line, line])]))
@@ -141,12 +149,17 @@ COMMANDS = [
 ]
 
 
-async def test_no_text_of_the_ledger_acts_in_a_terminal(run: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_text_of_the_ledger_acts_in_a_terminal(
+    run: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import asyncio
 
     def all_commands() -> dict[tuple[str, ...], Done]:
         batch = next(calls := in_this_process(capsys, monkeypatch))
-        done = {words: is_harmless(batch(*(run if w == "RUN" else w for w in words)), None) for words in COMMANDS}
+        done = {
+            words: is_harmless(batch(*(run if w == "RUN" else w for w in words)), None)
+            for words in COMMANDS
+        }
         next(calls, None)
         return done
 
@@ -183,12 +196,23 @@ def test_no_text_of_an_author_acts_in_a_terminal(batch: Batch, tmp_path: Path, e
     done = is_harmless(batch("run", "hostile", "--param", f"ends={ends}"), int(ends == "badly"))
     assert SEEN in done.out and SEEN in done.err
     if ends == "well":
-        assert json.loads(done.out.splitlines()[-1])["found"] == TEXT.replace("\0", "\N{SYMBOL FOR NULL}")
-    for words in (("show", "hostile"), ("tasks",), ("logs", "hostile"), ("watch", "hostile"), ("runs",), ("lint",)):
+        assert json.loads(done.out.splitlines()[-1])["found"] == TEXT.replace(
+            "\0", "\N{SYMBOL FOR NULL}"
+        )
+    for words in (
+        ("show", "hostile"),
+        ("tasks",),
+        ("logs", "hostile"),
+        ("watch", "hostile"),
+        ("runs",),
+        ("lint",),
+    ):
         is_harmless(batch(*words), None)
 
 
-def test_no_text_of_a_file_that_cannot_be_used_acts_in_a_terminal(batch: Batch, tmp_path: Path) -> None:
+def test_no_text_of_a_file_that_cannot_be_used_acts_in_a_terminal(
+    batch: Batch, tmp_path: Path
+) -> None:
     (tmp_path / f"tasks/{HOSTILE['ESC']}.py").write_text(
         f"import json\nraise ValueError(json.loads({json.dumps(TEXT)!r}))"
     )
@@ -225,7 +249,10 @@ def test_names_of_tables_in_a_backup_do_not_act(batch: Batch, tmp_path: Path) ->
     with closing(sqlite3.connect(tmp_path / "app.db")) as connection:
         for number, text in enumerate([*HOSTILE.values(), "[red]", f"two\nlines {SEEN}"]):
             if "\0" not in text and "\ud800" not in text:
-                connection.execute(f'CREATE TABLE "{number}{text}" ("id{text}" INTEGER PRIMARY KEY, "v{text}" TEXT)')
+                connection.execute(
+                    f'CREATE TABLE "{number}{text}" ("id{text}" INTEGER PRIMARY KEY, "v{text}" '
+                    "TEXT)"
+                )
     for words in (
         ("backup", "create"),
         ("backup", "show", "latest"),

@@ -1,4 +1,6 @@
-"""Nodes that fall silent, in real processes: frozen, killed on another machine, cut off from the ledger."""
+"""Nodes that fall silent, in real processes: frozen, killed on another machine, cut off from the
+ledger.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def two_machines(ledger: Database, tmp_path: Path) -> Iterator[Any]:
         def start(machine: str) -> Iterator[Service]:
             folder = tmp_path / machine
             folder.mkdir()
-            with service(tmp_path, settings={**SETTINGS, "LEDGER_URL": url, "TMPDIR": str(folder)}) as started:
+            with service(
+                tmp_path, settings={**SETTINGS, "LEDGER_URL": url, "TMPDIR": str(folder)}
+            ) as started:
                 yield started
 
         yield lambda machine: stack.enter_context(start(machine))
@@ -91,13 +95,19 @@ async def test_a_frozen_node_loses_its_run_and_comes_back_without_it(
     await until(has_come_back)
     assert await rows(ledger, id=held["id"]) == [done]
     attempts = await rows(ledger, tables.attempts, run=held["id"])
-    assert [(attempt["fence"], attempt["outcome"]) for attempt in attempts] == [(1, "lost"), (2, "succeeded")]
+    assert [(attempt["fence"], attempt["outcome"]) for attempt in attempts] == [
+        (1, "lost"),
+        (2, "succeeded"),
+    ]
     assert len(starts(tmp_path, held["id"])) == 2
     b.stop()
     before = {run["id"] for run in await rows(ledger, node=held["node"])}
 
     async def runs_further_slots() -> bool:
-        return any(run["id"] not in before for run in await rows(ledger, node=held["node"], state="succeeded"))
+        return any(
+            run["id"] not in before
+            for run in await rows(ledger, node=held["node"], state="succeeded")
+        )
 
     await until(runs_further_slots)
     assert a.stderr.count("registers again") == 1

@@ -86,7 +86,9 @@ def test_a_json_line_has_time_level_logger_and_the_pairs() -> None:
 
 @pytest.mark.parametrize("format", ["json", "console"])
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_an_error_is_logged_with_its_traceback_however_it_is_passed(format: str, is_ours: bool) -> None:
+def test_an_error_is_logged_with_its_traceback_however_it_is_passed(
+    format: str, is_ours: bool
+) -> None:
     lines, log = Lines(format), logger if is_ours else logging.getLogger("library")
     log.error("given", exc_info=failure())
     try:
@@ -95,8 +97,13 @@ def test_an_error_is_logged_with_its_traceback_however_it_is_passed(format: str,
         log.error("true", exc_info=True)
         log.exception("exception")
     log.error("none", exc_info=True)  # noqa: LOG014 - what an author writes
-    assert lines.text.count("ValueError: no good") == 1 and lines.text.count("KeyError: 'handled'") == 2
-    assert lines.text.count("Traceback (most recent call last)") == 3 and "NoneType" not in lines.text
+    assert (
+        lines.text.count("ValueError: no good") == 1
+        and lines.text.count("KeyError: 'handled'") == 2
+    )
+    assert (
+        lines.text.count("Traceback (most recent call last)") == 3 and "NoneType" not in lines.text
+    )
 
 
 def test_every_line_of_a_run_has_task_and_run_also_those_of_other_libraries() -> None:
@@ -127,9 +134,15 @@ def test_the_lines_of_a_run_are_kept_with_pairs_and_tracebacks() -> None:
         logger.error("Failed", exc_info=failure())
         logging.getLogger("library").error("They failed", exc_info=failure())
     kept = run.take_lines()
-    assert (kept[0].level, kept[0].logger, kept[0].text) == ("info", "mine", "Cleaned up count=3 stamp='mine'")
+    assert (kept[0].level, kept[0].logger, kept[0].text) == (
+        "info",
+        "mine",
+        "Cleaned up count=3 stamp='mine'",
+    )
     assert [line.text.split("\n")[0] for line in kept[1:]] == ["Failed", "They failed"]
-    assert all(line.text.endswith("ValueError: no good") and "Traceback" in line.text for line in kept[1:])
+    assert all(
+        line.text.endswith("ValueError: no good") and "Traceback" in line.text for line in kept[1:]
+    )
     assert run.take_lines() == []
 
 
@@ -144,7 +157,9 @@ async def test_concurrent_runs_keep_their_own_lines() -> None:
             await asyncio.sleep(0)
 
     await asyncio.gather(*(body(run, number) for number, run in enumerate(runs)))
-    assert [[line.text for line in run.take_lines()] for run in runs] == [[f"of {n}"] * 3 for n in range(3)]
+    assert [[line.text for line in run.take_lines()] for run in runs] == [
+        [f"of {n}"] * 3 for n in range(3)
+    ]
 
 
 def test_lines_that_come_faster_than_the_ledger_are_counted() -> None:
@@ -223,7 +238,9 @@ except ZeroDivisionError as error: get_logger("shell").error("It failed", exc_in
 
 
 def test_without_a_service_a_line_is_logged_by_stdlib() -> None:
-    done = subprocess.run([sys.executable, "-c", IN_A_SHELL], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_SHELL], capture_output=True, text=True, check=True
+    )
     assert done.stderr.startswith("It failed part=3\nTraceback") and "not shown" not in done.stderr
 
 
@@ -234,9 +251,13 @@ async def test_a_slow_stderr_does_not_block_the_loop_and_loses_no_line() -> None
         logs.set_up(stream=stream)
         for number in range(count):
             logger.info(f"{number} {text}")
-        await asyncio.sleep(0)  # nobody has read anything yet: a loop that waits for the pipe would not get here
+        await asyncio.sleep(
+            0
+        )  # nobody has read anything yet: a loop that waits for the pipe would not get here
         seen: list[bytes] = []
-        reader = threading.Thread(target=lambda: seen.extend(iter(lambda: os.read(reading, 65536), b"")))
+        reader = threading.Thread(
+            target=lambda: seen.extend(iter(lambda: os.read(reading, 65536), b""))
+        )
         reader.start()
         await asyncio.to_thread(logs.flush)
     await asyncio.to_thread(reader.join, 10)
@@ -244,7 +265,9 @@ async def test_a_slow_stderr_does_not_block_the_loop_and_loses_no_line() -> None
     assert b"".join(seen).count(b"\n") == count
 
 
-def test_lines_beyond_what_may_wait_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_beyond_what_may_wait_are_dropped_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(logs.handlers, "MAX_WAITING", 10)
     gate = threading.Event()
 
@@ -264,7 +287,8 @@ def test_lines_beyond_what_may_wait_are_dropped_and_counted(monkeypatch: pytest.
     logs.flush()
     *_, told, last = stream.getvalue().splitlines()
     assert (
-        "lines were dropped, because they were logged faster than they could be written" in told and "the last" in last
+        "lines were dropped, because they were logged faster than they could be written" in told
+        and "the last" in last
     )
 
 
@@ -280,7 +304,9 @@ print("over", flush=True)
 
 
 def test_a_process_ends_although_its_stderr_is_never_read() -> None:
-    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         assert process.wait(timeout=15) == 0
         assert process.stdout is not None and process.stdout.read() == b"over\n"
@@ -290,7 +316,9 @@ def test_a_process_ends_although_its_stderr_is_never_read() -> None:
 
 
 def log_everywhere(text: str) -> None:
-    logger.warning(f"event {text}", text=f"value {text}", bare=text, nested=[text], **{f"key{text}": 1})
+    logger.warning(
+        f"event {text}", text=f"value {text}", bare=text, nested=[text], **{f"key{text}": 1}
+    )
     logging.getLogger(f"library.{text}").warning("theirs %s", text, extra={"own": text})
     try:
         raise ValueError(f"error {text}") from KeyError(text)

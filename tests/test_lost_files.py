@@ -1,4 +1,5 @@
-"""Files of SQLite that are deleted, replaced or damaged under a service: it says so, and ends. About 8 s.
+"""Files of SQLite that are deleted, replaced or damaged under a service: it says so, and ends.
+About 8 s.
 
 Each case is a process of its own, and all of them begin at the same time.
 """
@@ -36,7 +37,9 @@ def delete_the_log(file: Path) -> None:
 
 
 def damage(file: Path) -> None:
-    """Every page but the first one. A page that is still in the log is written again, so call it until it is read."""
+    """Every page but the first one. A page that is still in the log is written again, so call it
+    until it is read.
+    """
     with file.open("r+b") as pages:
         pages.seek(4096)
         pages.write(b"\xff" * (file.stat().st_size - 4096))
@@ -67,7 +70,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
         for name, (file, lose) in LOST.items():
             lose(cases[name].folder.parent / file)
         for name in REPLACED:
-            cases[name].ready["lost"] = until(lambda name=name: unready(cases[name]), WAIT, f"{name}: /readyz says so")
+            cases[name].ready["lost"] = until(
+                lambda name=name: unready(cases[name]), WAIT, f"{name}: /readyz says so"
+            )
         for name in LOST:
             until(lambda name=name: has_ended(cases[name], name), WAIT, f"{name}: it ends")
         yield cases
@@ -96,23 +101,37 @@ def test_a_file_that_was_deleted_or_replaced_makes_the_service_unready_and_end(
     assert (status, reasons["ledger" if file == "ledger.db" else "application"]) == (503, said)
     assert "lease" in reasons, "nothing is fired or started any more"
     assert case.service.process.poll() == EXIT_CODE
-    assert case.service.stderr.count(said) <= 3, "one warning of the heartbeat, and why the process ends"
+    assert case.service.stderr.count(said) <= 3, (
+        "one warning of the heartbeat, and why the process ends"
+    )
 
 
 def test_a_damaged_ledger_ends_the_service_with_one_critical_line(cases: dict[str, Case]) -> None:
     case = cases["the ledger is damaged"]
     assert case.service.process.poll() == EXIT_CODE
-    told = [line for line in case.service.stderr.splitlines() if "critical" in line and "its file is damaged" in line]
+    told = [
+        line
+        for line in case.service.stderr.splitlines()
+        if "critical" in line and "its file is damaged" in line
+    ]
     assert len(told) == 1, case.service.stderr
     assert "ledger.db (LEDGER_URL)" in told[0] and "move" in told[0]
 
 
-def test_a_service_does_not_start_on_a_damaged_file_and_says_what_to_do(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_a_service_does_not_start_on_a_damaged_file_and_says_what_to_do(
+    cases: dict[str, Case], tmp_path: Path
+) -> None:
     ledger = cases["the ledger is damaged"]
-    application = Case(tmp_path / "service", f"sqlite+aiosqlite:///{tmp_path}/app.db", ledger.ledger)
+    application = Case(
+        tmp_path / "service", f"sqlite+aiosqlite:///{tmp_path}/app.db", ledger.ledger
+    )
     (tmp_path / "app.db").write_bytes(b"no database" * 1000)
     (application.folder / "backups").mkdir()
-    for name in ("backup_20261124_020000.backup.gz", "backup_20261125_020000.backup.gz", "notes.txt"):
+    for name in (
+        "backup_20261124_020000.backup.gz",
+        "backup_20261125_020000.backup.gz",
+        "notes.txt",
+    ):
         (application.folder / "backups" / name).touch()
     file = ledger.folder.parent / "ledger.db"
     for log in file.parent.glob("ledger.db-*"):  # the log may have sound copies of the pages
@@ -123,12 +142,19 @@ def test_a_service_does_not_start_on_a_damaged_file_and_says_what_to_do(cases: d
         for case in starts.values():
             case.service = stack.enter_context(process(case.folder, SERVE, case.settings))
         for name, case in starts.items():
-            until(lambda case=case: case.service.process.poll() is not None, WAIT, f"it ends: {name}")
+            until(
+                lambda case=case: case.service.process.poll() is not None, WAIT, f"it ends: {name}"
+            )
     assert {case.service.process.poll() for case in starts.values()} == {OUT_OF_ORDER}
     assert "Traceback" not in ledger.service.stderr + application.service.stderr
     of_ledger, of_application = (case.service.stderr.splitlines()[-1] for case in starts.values())
-    said = "ledger.db can't be used: database disk image is malformed: its file is damaged. Look at LEDGER_URL."
+    said = (
+        "ledger.db can't be used: database disk image is malformed: its file is damaged. Look at "
+        "LEDGER_URL."
+    )
     assert said in of_ledger and "Backups do not include the ledger" in of_ledger
-    said = "app.db can't be used: file is not a database: its file is damaged. Look at DATABASE_URL."
+    said = (
+        "app.db can't be used: file is not a database: its file is damaged. Look at DATABASE_URL."
+    )
     assert said in of_application
     assert of_application.endswith("batch backup restore backup_20261125_020000.backup.gz")

@@ -1,4 +1,6 @@
-"""The files in docs/monitoring/ and the page about them: a running service shows each metric that they name."""
+"""The files in docs/monitoring/ and the page about them: a running service shows each metric that
+they name.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ IN_GRAFANA = {"$__rate_interval": "5m", "$job": "batch"}
 
 @cache
 def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"] for rule in group["rules"]]
+    return [
+        rule
+        for group in yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"]
+        for rule in group["rules"]
+    ]
 
 
 @cache
@@ -80,16 +86,25 @@ def metrics_on_page() -> dict[str, tuple[str, set[str]]]:
     tables = [*rows(section(PAGE, "## Metrics of the process")).items()]
     tables += rows(section(PAGE, "## Gauges of the ledger")).items()
     named = {re.fullmatch(r"(\w+)(?:\{(.+)\})?", name): cells for name, cells in tables}
-    return {found[1]: (cells[0], set((found[2] or "").split(",")) - {""}) for found, cells in named.items() if found}
+    return {
+        found[1]: (cells[0], set((found[2] or "").split(",")) - {""})
+        for found, cells in named.items()
+        if found
+    }
 
 
 async def families(served: Served) -> dict[str, tuple[str, set[str]]]:
-    """The type and the labels of each metric of a real scrape, by its name. One without a sample has no labels here."""
+    """The type and the labels of each metric of a real scrape, by its name. One without a sample
+    has no labels here.
+    """
     text = (await served.nobody.get("/metrics")).text
     found = {}
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        found[name] = (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+        found[name] = (
+            family.type,
+            {label for sample in family.samples for label in sample.labels} - {"le"},
+        )
     return found
 
 
@@ -99,7 +114,9 @@ def series(found: dict[str, tuple[str, set[str]]]) -> set[str]:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_the_page_the_rules_and_the_dashboard_name_the_metrics_of_a_real_scrape(served: Served) -> None:
+async def test_the_page_the_rules_and_the_dashboard_name_the_metrics_of_a_real_scrape(
+    served: Served,
+) -> None:
     run = await served.operations.runs.start("report", {})
 
     async def has_ended() -> bool:
@@ -108,7 +125,9 @@ async def test_the_page_the_rules_and_the_dashboard_name_the_metrics_of_a_real_s
     await until(has_ended)
     found, page = await families(served), metrics_on_page()
     assert found.keys() == page.keys()
-    assert {name: kind for name, (kind, _) in found.items()} == {name: kind for name, (kind, _) in page.items()}
+    assert {name: kind for name, (kind, _) in found.items()} == {
+        name: kind for name, (kind, _) in page.items()
+    }
     labels = {name: labels for name, (_, labels) in found.items() if labels}
     assert labels == {name: page[name][1] for name in labels} and len(labels) > 10
     used = {str(selector.name) for query in queries() for selector in selectors(query)}
@@ -139,15 +158,23 @@ def test_gauges_of_the_ledger_are_never_added_up_over_processes() -> None:
 
 
 def test_a_wrong_query_would_be_seen() -> None:
-    for wrong in ("max by (task batch_runs", "rate(batch_runs_total)", "histogram_quantile(batch_runs)"):
+    for wrong in (
+        "max by (task batch_runs",
+        "rate(batch_runs_total)",
+        "histogram_quantile(batch_runs)",
+    ):
         with pytest.raises(ValueError):  # noqa: PT011 - each has another text
             selectors(wrong)
-    assert [str(found.name) for found in selectors('sum(rate(a_total{x="y"}[5m])) > on (b) max(c)')] == ["a_total", "c"]
+    assert [
+        str(found.name) for found in selectors('sum(rate(a_total{x="y"}[5m])) > on (b) max(c)')
+    ] == ["a_total", "c"]
 
 
 def test_each_rule_says_how_bad_it_is_and_what_it_means() -> None:
     names = [rule["alert"] for rule in rules()]
-    assert len(names) == len(set(names)) > 10 and all(re.fullmatch(r"Batch[A-Za-z]+", name) for name in names)
+    assert len(names) == len(set(names)) > 10 and all(
+        re.fullmatch(r"Batch[A-Za-z]+", name) for name in names
+    )
     for rule in rules():
         assert set(rule) - {"for"} == {"alert", "expr", "labels", "annotations"}
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
@@ -155,12 +182,17 @@ def test_each_rule_says_how_bad_it_is_and_what_it_means() -> None:
         assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
         assert re.fullmatch(r"\d+[ms]", rule.get("for", "1m"))
         templates = re.findall(r"\{\{(.*?)\}\}", " ".join(rule["annotations"].values()))
-        assert all(re.fullmatch(r" \$(value|labels\.\w+)( \| humanizeDuration)? ", each) for each in templates)
+        assert all(
+            re.fullmatch(r" \$(value|labels\.\w+)( \| humanizeDuration)? ", each)
+            for each in templates
+        )
 
 
 def test_the_runbook_has_a_section_of_each_kind_of_incident_and_of_each_rule() -> None:
     page = (FOLDER.parent / "runbook.md").read_text()
-    of_kinds, of_rules = (re.findall(r"^### (\w+)$", part, re.MULTILINE) for part in page.split("\n## Rules\n"))
+    of_kinds, of_rules = (
+        re.findall(r"^### (\w+)$", part, re.MULTILINE) for part in page.split("\n## Rules\n")
+    )
     assert of_kinds == list(IncidentKind)
     assert of_rules == [rule["alert"] for rule in rules()]
 
@@ -186,7 +218,9 @@ PROMTOOL = (
 
 @pytest.mark.nightly
 def test_promtool_agrees_where_it_is_found() -> None:
-    """Prometheus' own tool is not in a Python package. The tests above read the files without it."""
+    """Prometheus' own tool is not in a Python package. The tests above read the files without
+    it.
+    """
     promtool = shutil.which("promtool")
     for command in PROMTOOL if promtool is not None else ():
         ran = subprocess.run([str(promtool), *command], cwd=FOLDER, capture_output=True, text=True)
@@ -230,7 +264,10 @@ def test_the_dashboard_shows_one_ledger_and_most_of_the_metrics() -> None:
 
 def test_the_page_has_each_fate_of_a_slot_and_each_work_on_the_ledger() -> None:
     process = rows(section(PAGE, "## Metrics of the process"))
-    for name, words in (("batch_slots_total{fate}", Fate), ("batch_ledger_seconds{statement}", LedgerWork)):
+    for name, words in (
+        ("batch_slots_total{fate}", Fate),
+        ("batch_ledger_seconds{statement}", LedgerWork),
+    ):
         assert {str(word) for word in words} <= set(re.findall(r"`(\w+)`", process[name][1])), name
 
 

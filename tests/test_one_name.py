@@ -1,4 +1,6 @@
-"""Two files with a task of one name: which one is used, by the commands and by a service that runs."""
+"""Two files with a task of one name: which one is used, by the commands and by a service that
+runs.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ async def listed() -> tuple[list[str], list[str]]:
         async with open_operations(get_settings(), loaded) as operations:
             tasks = await operations.tasks.list()
     assert all(task.served_from == "tasks/early.py" for task in tasks if task.error is None)
-    return [task.source for task in tasks if task.error is None], [task.error for task in tasks if task.error]
+    return [task.source for task in tasks if task.error is None], [
+        task.error for task in tasks if task.error
+    ]
 
 
 def refusal(used: str, other: str) -> str:
@@ -85,18 +89,23 @@ async def service() -> AsyncIterator[BatchService]:
     await service.stop()
 
 
-async def test_a_service_keeps_the_file_it_has_and_the_commands_say_so(service: BatchService) -> None:
+async def test_a_service_keeps_the_file_it_has_and_the_commands_say_so(
+    service: BatchService,
+) -> None:
     assert [file.error for file in service.broken] == [refusal("later", "early")]
     done = await asyncio.to_thread(batch, Path.cwd(), "tasks")
     assert (done.returncode, done.stdout.split()[-1]) == (1, "tasks/early.py")
     assert done.stderr.splitlines() == [
-        "batch: tasks/early.py is not used yet: running services use tasks/later.py for the task same "
+        "batch: tasks/early.py is not used yet: running services use tasks/later.py for the task "
+        "same "
         "until they are restarted",
         f"batch: tasks/later.py can't be used: {refusal('early', 'later')}",
     ]
 
 
-async def test_at_a_start_the_first_by_name_is_used_and_the_commands_agree(service: BatchService) -> None:
+async def test_at_a_start_the_first_by_name_is_used_and_the_commands_agree(
+    service: BatchService,
+) -> None:
     await service.stop()
     service = await restarted()
     await has_loaded(service, "tasks/early.py")

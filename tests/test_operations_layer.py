@@ -1,4 +1,6 @@
-"""The layer of operations: what it may do, what its faces may do, and how errors reach those who asked."""
+"""The layer of operations: what it may do, what its faces may do, and how errors reach those who
+asked.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,14 @@ from service.config import forget_settings, get_settings
 from service.database import engine as engines
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.errors import BatchError, DamagedRow, DatabaseUnreachable, UnknownRun, UnknownTask, WrongState
+from service.errors import (
+    BatchError,
+    DamagedRow,
+    DatabaseUnreachable,
+    UnknownRun,
+    UnknownTask,
+    WrongState,
+)
 from service.operations.context import Loaded
 from service.operations.operations import Operations, open_operations
 from service.operations.people.actor import Actor
@@ -56,7 +65,9 @@ SQL = re.compile(r"\b(SELECT\s.+\sFROM|INSERT\s+INTO|UPDATE\s.+\sSET|DELETE\s+FR
 
 
 def sql_in_faces(modules: list[Module]) -> list[str]:
-    """cli/ and web/ have no SQL, and know neither SQLAlchemy nor the ledger's tables and queries."""
+    """cli/ and web/ have no SQL, and know neither SQLAlchemy nor the ledger's tables and
+    queries.
+    """
     faces = [m for m in modules if m.name.startswith(("service.cli", "service.web"))]
     imported = [
         f"{module.name}:{line} imports {base}.{name}"
@@ -89,7 +100,8 @@ def deeds_of_operations(modules: list[Module]) -> list[str]:
         for module in modules
         if module.name.startswith("service.operations")
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and (name := ast.unparse(node.func).split(".")[-1]) in NOT_IN_OPERATIONS
+        if isinstance(node, ast.Call)
+        and (name := ast.unparse(node.func).split(".")[-1]) in NOT_IN_OPERATIONS
     ]
 
 
@@ -103,7 +115,9 @@ def project() -> list[Module]:
 
 
 @pytest.mark.parametrize("rule", [sql_in_faces, deeds_of_operations])
-def test_the_project_obeys_the_rule(project: list[Module], rule: Callable[[list[Module]], list[str]]) -> None:
+def test_the_project_obeys_the_rule(
+    project: list[Module], rule: Callable[[list[Module]], list[str]]
+) -> None:
     assert rule(project) == []
 
 
@@ -203,7 +217,9 @@ async def ask_all(operations: Operations, number: int) -> None:
 
 def logging_now() -> tuple[Any, ...]:
     root = logging.getLogger()
-    levels = {name: logging.getLogger(name).level for name in ("service", "service.batch", "sqlalchemy")}
+    levels = {
+        name: logging.getLogger(name).level for name in ("service", "service.batch", "sqlalchemy")
+    }
     return list(root.handlers), root.level, levels, logging.raiseExceptions, structlog.get_config()
 
 
@@ -214,10 +230,14 @@ async def test_many_calls_open_no_engine_and_leave_logging_as_it_was(
     made: list[Any] = []
     opened: list[Any] = []
     create = engines.create_async_engine
-    monkeypatch.setattr(engines, "create_async_engine", lambda *a, **k: made.append(a) or create(*a, **k))
+    monkeypatch.setattr(
+        engines, "create_async_engine", lambda *a, **k: made.append(a) or create(*a, **k)
+    )
     for database in (service.ledger, service.application):
         for engine in (database.engine, database.reader):
-            event.listen(engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
+            event.listen(
+                engine.sync_engine, "connect", lambda connection, _: opened.append(connection)
+            )
     before = logging_now()
     for number in range(1, 41):
         await asyncio.gather(*(ask_all(service.operations, 3 * number + more) for more in range(3)))
@@ -249,7 +269,9 @@ async def test_an_actor_is_of_one_call_only(service: BatchService) -> None:
     assert (await service.operations.tasks.pause("hourly")).by == "batch"
 
 
-async def test_an_account_is_computed_in_another_thread(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_account_is_computed_in_another_thread(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads: set[int] = set()
     count = accounting._count
 
@@ -261,7 +283,9 @@ async def test_an_account_is_computed_in_another_thread(ledger: Database, monkey
     began = clock.now() - timedelta(days=3)
     row = {"id": new_id(), "task": "tick", "cron": "* * * * *", "timezone": "UTC", "node": new_id()}
     async with ledger.engine.begin() as connection:
-        await connection.execute(insert_into(schedules), {**row, "valid_from": began, "fired_until": began})
+        await connection.execute(
+            insert_into(schedules), {**row, "valid_from": began, "fired_until": began}
+        )
     operations = operations_on(ledger)
     accounts = await operations.slots.account(clock.now() - timedelta(days=2))
     assert accounts.tasks[0].slots > accounting.CHUNK
@@ -292,7 +316,10 @@ async def test_what_is_not_there_is_not_found(ledger: Database) -> None:
 async def test_what_a_run_s_state_does_not_allow_is_a_conflict(ledger: Database) -> None:
     run = new(state="succeeded")
     await insert(ledger, run)
-    for asked in (operations_on(ledger).runs.cancel(run.id), operations_on(ledger).runs.retry(run.id)):
+    for asked in (
+        operations_on(ledger).runs.cancel(run.id),
+        operations_on(ledger).runs.retry(run.id),
+    ):
         with pytest.raises(WrongState, match="succeeded"):
             await asked
 
@@ -352,7 +379,10 @@ async def test_reads_of_an_older_ledger_migrate_nothing(
 ) -> None:
     add_migration(monkeypatch, tmp_path, LEDGER_HISTORY)
     monkeypatch.setenv("LEDGER_URL", database_url)
-    monkeypatch.setenv("DATABASE_URL", database_url if database_url.startswith("postgresql") else "sqlite:///app.db")
+    monkeypatch.setenv(
+        "DATABASE_URL",
+        database_url if database_url.startswith("postgresql") else "sqlite:///app.db",
+    )
     forget_settings()
     ledger = Database(get_settings().ledger_url, setting="LEDGER_URL", pooled=False)
     older = LEDGER_HISTORY.revisions[-2]
@@ -360,7 +390,11 @@ async def test_reads_of_an_older_ledger_migrate_nothing(
 
     async def revision() -> Any:
         async with ledger.reader.connect() as connection:
-            return (await connection.execute(text(f"SELECT version_num FROM {LEDGER_HISTORY.version_table}"))).scalar()
+            return (
+                await connection.execute(
+                    text(f"SELECT version_num FROM {LEDGER_HISTORY.version_table}")
+                )
+            ).scalar()
 
     async with open_operations(get_settings(), Loaded) as operations:
         for read in reads(operations):
@@ -381,7 +415,14 @@ def test_the_text_of_an_answer_is_bounded_whatever_it_holds() -> None:
 
 
 def test_a_row_that_this_code_has_not_written_is_damaged_and_named() -> None:
-    row = {"number": 1, "run": new_id(), "fence": 1, "node": None, "outcome": "failed", "error": "a text"}
+    row = {
+        "number": 1,
+        "run": new_id(),
+        "fence": 1,
+        "node": None,
+        "outcome": "failed",
+        "error": "a text",
+    }
     with pytest.raises(DamagedRow, match="Attempt, error") as caught:
         Attempt.of({**row, "started_at": clock.now(), "ended_at": clock.now()})
     assert caught.value.kind == "damaged"

@@ -22,17 +22,39 @@ def operations(ledger: Database) -> Operations:
 
 
 async def test_a_pool_says_its_nodes_its_runs_and_what_is_wrong(ledger: Database) -> None:
-    await know(ledger, make_task("risk", None, pool="gpu"), make_task("usual", None), make_task("a", None, pool="cpu"))
+    await know(
+        ledger,
+        make_task("risk", None, pool="gpu"),
+        make_task("usual", None),
+        make_task("a", None, pool="cpu"),
+    )
     await insert(ledger, new("risk"), new("usual"), new("usual", state="running"))
     node = await join(ledger, "gpu", "risk", capacity=8)
     default, cpu, gpu = await operations(ledger).pools.list()
-    assert (default.name, default.served_by, default.running, default.waiting) == ("default", "services", 1, 1)
+    assert (default.name, default.served_by, default.running, default.waiting) == (
+        "default",
+        "services",
+        1,
+        1,
+    )
     assert (cpu.name, cpu.served_by, cpu.nodes, cpu.missing) == ("cpu", None, [], ["a"])
-    assert cpu.problem is not None and cpu.problem.startswith("no node serves pool cpu, which has the task a; start")
-    assert (gpu.nodes, gpu.places, gpu.waiting, gpu.tasks, gpu.problem) == ([node], 8, 1, ["risk"], None)
+    assert cpu.problem is not None and cpu.problem.startswith(
+        "no node serves pool cpu, which has the task a; start"
+    )
+    assert (gpu.nodes, gpu.places, gpu.waiting, gpu.tasks, gpu.problem) == (
+        [node],
+        8,
+        1,
+        ["risk"],
+        None,
+    )
     around = await operations(ledger).nodes.around()
     assert [problem.pool for problem in around.pool_problems] == ["cpu"]
-    assert [each.name for each in (await operations(ledger).status()).pools] == ["default", "cpu", "gpu"]
+    assert [each.name for each in (await operations(ledger).status()).pools] == [
+        "default",
+        "cpu",
+        "gpu",
+    ]
 
 
 async def test_a_pool_of_children_has_as_many_places_as_its_setting_says(ledger: Database) -> None:
@@ -44,7 +66,9 @@ async def test_a_pool_of_children_has_as_many_places_as_its_setting_says(ledger:
     assert (gpu.served_by, gpu.places) == ("process:2", 4)
     now = clock.now()
     async with ledger.reader.connect() as connection:
-        gauges = await _pools(connection, now - timedelta(seconds=10), now, {"gpu": Pool("process", 2)})
+        gauges = await _pools(
+            connection, now - timedelta(seconds=10), now, {"gpu": Pool("process", 2)}
+        )
     assert gauges["gpu"].places == 4
 
 
@@ -53,7 +77,9 @@ async def test_the_gauges_of_a_pool_count_what_runs_and_what_may_start(ledger: D
     await insert(ledger, new("risk"), new("risk", state="running"), new("risk", state="retrying"))
     await join(ledger, "gpu", "risk", capacity=8)
     async with ledger.reader.connect() as connection:
-        gauges = await _pools(connection, clock.now() - clock.now().resolution * 10_000_000, clock.now())
+        gauges = await _pools(
+            connection, clock.now() - clock.now().resolution * 10_000_000, clock.now()
+        )
     assert gauges["gpu"] == (3, 1, 8)
 
 

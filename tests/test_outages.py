@@ -1,7 +1,8 @@
-"""Databases that go away and come back, for services in real processes: nothing is lost, and nothing is doubled.
+"""Databases that go away and come back, for services in real processes: nothing is lost, and
+nothing is doubled.
 
-All services begin at the same time, and have their outages at the same time. About 25 s. OUTAGE_SECONDS makes each
-outage longer: 30 in `make faults`.
+All services begin at the same time, and have their outages at the same time. About 25 s.
+OUTAGE_SECONDS makes each outage longer: 30 in `make faults`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,14 @@ LONG = {"HEARTBEAT_SECONDS": "2", "LEASE_SECONDS": f"{OUTAGE * 4 + 30:g}"}
 SHORT = {"HEARTBEAT_SECONDS": f"{OUTAGE / 6:g}", "LEASE_SECONDS": f"{OUTAGE:g}"}
 QUICK = {"POLL_SECONDS": "0.2", "LOG_LEVEL": "INFO"}
 
-SERVICES = ("both", "files", "only the ledger", "only the application", "both, short lease", "files, short lease")
+SERVICES = (
+    "both",
+    "files",
+    "only the ledger",
+    "only the application",
+    "both, short lease",
+    "files, short lease",
+)
 SHORT_LEASES = [name for name in SERVICES if "short" in name]
 LONG_LEASES = [name for name in SERVICES if "short" not in name]
 
@@ -53,7 +61,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
         for case in cases.values():
             case.service.wait_until_ready()
         for name, case in cases.items():
-            until(lambda case=case: case.witness("began", "patient") and case.written(), CALM, f"{name} works")
+            until(
+                lambda case=case: case.witness("began", "patient") and case.written(),
+                CALM,
+                f"{name} works",
+            )
         take_away_both(cases, server)
         take_away_the_other(cases)
         with ThreadPoolExecutor(len(cases)) as threads:
@@ -66,7 +78,9 @@ def make(name: str, folder: Path, server: OwnServer) -> Case:
     served = [wait_for(server.create_database()) for _ in files]
     application = files[0] if name.startswith("files") or name == "only the ledger" else served[0]
     ledger = files[1] if name.startswith("files") or name == "only the application" else served[1]
-    return Case(folder / "service", application, ledger, {**QUICK, **(SHORT if "short" in name else LONG)})
+    return Case(
+        folder / "service", application, ledger, {**QUICK, **(SHORT if "short" in name else LONG)}
+    )
 
 
 def take_away_both(cases: dict[str, Case], server: OwnServer) -> None:
@@ -79,10 +93,16 @@ def take_away_both(cases: dict[str, Case], server: OwnServer) -> None:
             cases[name].go_on()
         for name in LONG_LEASES:
             until(
-                lambda name=name: cases[name].witness("ended", "patient"), CALM, f"{name}: its run ended in the outage"
+                lambda name=name: cases[name].witness("ended", "patient"),
+                CALM,
+                f"{name}: its run ended in the outage",
             )
         for name in SHORT_LEASES:
-            until(lambda name=name: "lease" in cases[name].readiness()[1], CALM, f"{name} has lost its lease")
+            until(
+                lambda name=name: "lease" in cases[name].readiness()[1],
+                CALM,
+                f"{name} has lost its lease",
+            )
         time.sleep(max(0.0, began_at + OUTAGE - 3 - time.monotonic()))
         see(cases, "away")
     server.start()
@@ -102,7 +122,9 @@ def take_away_the_other(cases: dict[str, Case]) -> None:
 def see(cases: dict[str, Case], moment: str) -> None:
     """All at once, for one that waits in vain takes three seconds to say so."""
     with ThreadPoolExecutor(len(cases)) as threads:
-        for case, seen in zip(cases.values(), threads.map(Case.readiness, cases.values()), strict=True):
+        for case, seen in zip(
+            cases.values(), threads.map(Case.readiness, cases.values()), strict=True
+        ):
             case.ready[moment] = seen
             assert case.service.get("/healthz").status_code == 200
 
@@ -112,7 +134,11 @@ def come_back(cases: dict[str, Case], moment: str) -> None:
         until(lambda case=case: case.readiness()[0] == 200, CALM, f"{name} is ready, {moment}")
     done = {name: len(case.rows(task="tick", state="succeeded")) for name, case in cases.items()}
     for name, case in cases.items():
-        until(lambda c=case, n=name: len(c.rows(task="tick", state="succeeded")) > done[n] + 1, CALM, f"{name} fires")
+        until(
+            lambda c=case, n=name: len(c.rows(task="tick", state="succeeded")) > done[n] + 1,
+            CALM,
+            f"{name} fires",
+        )
     see(cases, moment)
 
 
@@ -137,7 +163,11 @@ def test_it_stays_up_and_says_which_database_is_away(cases: dict[str, Case]) -> 
         "only the application": {"ledger"},
     }
     for case in cases.values():
-        assert {moment: code for moment, (code, wrong) in case.ready.items() if bool(wrong) != (code == 503)} == {}
+        assert {
+            moment: code
+            for moment, (code, wrong) in case.ready.items()
+            if bool(wrong) != (code == 503)
+        } == {}
 
 
 def test_each_slot_of_the_outage_was_fired_late_and_once(case: Case) -> None:
@@ -150,16 +180,27 @@ def test_each_slot_of_the_outage_was_fired_late_and_once(case: Case) -> None:
     assert all(account.is_complete for account in found), found
 
 
-def test_what_needs_no_database_ran_once_and_its_outcome_was_written_later(cases: dict[str, Case]) -> None:
+def test_what_needs_no_database_ran_once_and_its_outcome_was_written_later(
+    cases: dict[str, Case],
+) -> None:
     for name in LONG_LEASES:
         case = cases[name]
         (run,) = case.rows(id=case.first)
-        assert (run["state"], run["result"], run["attempt"], run["fence"]) == ("succeeded", "patience", 1, 1), name
-        assert [line for line in case.witness("began", "patient") if line[0] == case.first] == [(case.first, 1)]
+        assert (run["state"], run["result"], run["attempt"], run["fence"]) == (
+            "succeeded",
+            "patience",
+            1,
+            1,
+        ), name
+        assert [line for line in case.witness("began", "patient") if line[0] == case.first] == [
+            (case.first, 1)
+        ]
         assert "lease" not in case.service.stderr, name
 
 
-def test_a_run_whose_lease_ended_within_the_outage_was_given_up_and_resumed(cases: dict[str, Case]) -> None:
+def test_a_run_whose_lease_ended_within_the_outage_was_given_up_and_resumed(
+    cases: dict[str, Case],
+) -> None:
     for name in SHORT_LEASES:
         case = cases[name]
         (run,) = case.rows(id=case.first)
@@ -175,36 +216,51 @@ def test_no_body_ran_twice_but_for_what_was_given_up(case: Case) -> None:
     ended = Counter(case.witness("ended", "tick"))
     assert set(ended.values()) == {1}
     runs = {run["id"]: run for run in case.rows(task="tick")}
-    assert {run for run, _ in ended} >= {id for id, run in runs.items() if run["state"] == "succeeded"}
+    assert {run for run, _ in ended} >= {
+        id for id, run in runs.items() if run["state"] == "succeeded"
+    }
     given_up = {row["run"] for row in case.rows(tables.attempts, outcome="interrupted")}
     twice = {run for run, number in Counter(run for run, _ in ended).items() if number > 1}
     assert twice <= given_up
 
 
-def test_what_needs_the_application_database_was_tried_again_until_it_was_written_once(case: Case) -> None:
+def test_what_needs_the_application_database_was_tried_again_until_it_was_written_once(
+    case: Case,
+) -> None:
     written = Counter(case.written())
     assert set(written.values()) == {1}
     succeeded = {run["id"] for run in case.rows(task="writer", state="succeeded")}
     assert succeeded <= {run for run, _ in written}
-    assert {run["state"] for run in case.rows(task="writer")} <= {"succeeded", "interrupted", "retrying", "queued"}
+    assert {run["state"] for run in case.rows(task="writer")} <= {
+        "succeeded",
+        "interrupted",
+        "retrying",
+        "queued",
+    }
 
 
 @pytest.fixture
 async def away() -> AsyncIterator[Operations]:
     """What a service uses whose PostgreSQL refuses connections by now."""
-    database = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none", setting="LEDGER_URL", pooled=False)
+    database = Database(
+        "postgresql+asyncpg://nobody@127.0.0.1:1/none", setting="LEDGER_URL", pooled=False
+    )
     yield Operations(database, database, Loaded, Settings(), are_ready=True)
     await database.dispose()
 
 
-async def test_a_server_that_refuses_connections_is_unreachable_for_reading_and_for_changing(away: Operations) -> None:
+async def test_a_server_that_refuses_connections_is_unreachable_for_reading_and_for_changing(
+    away: Operations,
+) -> None:
     with pytest.raises(DatabaseUnreachable):
         await away.tasks.list()
     with pytest.raises(DatabaseUnreachable):
         await away.tasks.pause("report")
 
 
-async def test_start_says_that_the_ledger_refuses_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_says_that_the_ledger_refuses_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Late(BaseTask):
         name, schedule = "late", None
 

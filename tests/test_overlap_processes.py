@@ -1,4 +1,6 @@
-"""Overlap between two processes: the run is active in one, the slot that replaces it or waits for it is the other's."""
+"""Overlap between two processes: the run is active in one, the slot that replaces it or waits for
+it is the other's.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ async def test_a_slot_that_another_process_fires_replaces_a_run_within_two_secon
     ledger: Database, tmp_path: Path
 ) -> None:
     (tmp_path / "tasks/long.py").write_text(TASKS)
-    settings = {"LEDGER_URL": ledger.url.render_as_string(hide_password=False), "POLL_SECONDS": "0.1"}
+    settings = {
+        "LEDGER_URL": ledger.url.render_as_string(hide_password=False),
+        "POLL_SECONDS": "0.1",
+    }
     with ExitStack() as stack:
         services = [stack.enter_context(process(tmp_path, SERVE, settings)) for _ in range(2)]
         for service in services:
@@ -50,9 +55,14 @@ async def test_a_slot_that_another_process_fires_replaces_a_run_within_two_secon
 
         over = await one(ledger, task="replaced", state="cancelled", fence=1)
         new = await one(ledger, id=over["reason"].split()[1])
-        assert over["reason"] == f"run {new['id']} of slot {new['slot']:%Y-%m-%d %H:%M:%S} UTC replaced it"
+        assert (
+            over["reason"]
+            == f"run {new['id']} of slot {new['slot']:%Y-%m-%d %H:%M:%S} UTC replaced it"
+        )
         assert (over["finished_at"] - new["created_at"]).total_seconds() < SECONDS
-        assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts, run=over["id"])] == ["cancelled"]
+        assert [
+            attempt["outcome"] for attempt in await rows(ledger, tables.attempts, run=over["id"])
+        ] == ["cancelled"]
         began = await one(ledger, task="replaced", state="running")
         assert began["started_at"] >= over["finished_at"]
 

@@ -12,7 +12,10 @@ DASK = [
     ("dask://host", Pool("dask", address="tcp://host:8786")),
     ("dask://10.0.0.1:9000/", Pool("dask", address="tcp://10.0.0.1:9000")),
     ("dask+tls://[::1]:8786", Pool("dask", address="tls://[::1]:8786")),
-    ("dask://host?resources=GPU%3D1", Pool("dask", address="tcp://host:8786", resources=(("GPU", 1.0),))),
+    (
+        "dask://host?resources=GPU%3D1",
+        Pool("dask", address="tcp://host:8786", resources=(("GPU", 1.0),)),
+    ),
     (
         "dask://host:1?resources=GPU%3D2,DISK%3D1e9",
         Pool("dask", address="tcp://host:1", resources=(("DISK", 1e9), ("GPU", 2.0))),
@@ -49,9 +52,21 @@ def test_a_pool_says_in_short_what_its_setting_says(text: str, words: str) -> No
 @pytest.mark.parametrize(
     "text",
     [
-        *("dask://", "tcp://host:8786", "dask://host:port", "dask://host:99999", "dask://host/path", "dask://host#x"),
+        *(
+            "dask://",
+            "tcp://host:8786",
+            "dask://host:port",
+            "dask://host:99999",
+            "dask://host/path",
+            "dask://host#x",
+        ),
         *("dask://host?workers=2", "dask://host?resources=GPU", "dask://host?resources=GPU%3D0"),
-        *("dask://host?resources=GPU%3Dnan", "dask://host?resources=GPU%3D1e999", "placer:farm", "placer:farm:"),
+        *(
+            "dask://host?resources=GPU%3Dnan",
+            "dask://host?resources=GPU%3D1e999",
+            "placer:farm",
+            "placer:farm:",
+        ),
         *("threads", "process:0", "nodes:3"),
     ],
 )

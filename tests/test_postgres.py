@@ -69,7 +69,12 @@ async def test_a_database_in_use_can_be_dropped(server: PostgresServer) -> None:
         await server.drop_database(url)
         await connection.invalidate()
     await engine.dispose()
-    assert await fetch(server.url, "SELECT array_agg(datname) FROM pg_database WHERE datname LIKE 'batch%'") is None
+    assert (
+        await fetch(
+            server.url, "SELECT array_agg(datname) FROM pg_database WHERE datname LIKE 'batch%'"
+        )
+        is None
+    )
 
 
 async def test_a_url_serves_asyncpg_itself(database: str) -> None:
@@ -79,13 +84,17 @@ async def test_a_url_serves_asyncpg_itself(database: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_committed_rows_outlive_a_restart(server: PostgresServer, database: str, mode: str) -> None:
+async def test_committed_rows_outlive_a_restart(
+    server: PostgresServer, database: str, mode: str
+) -> None:
     await fetch(database, "CREATE TABLE kept (id int)", "INSERT INTO kept VALUES (7)")
     server.restart(mode)
     assert await fetch(database, "SELECT id FROM kept") == 7
 
 
-async def test_a_stopped_server_refuses_until_it_is_started_again(server: PostgresServer, database: str) -> None:
+async def test_a_stopped_server_refuses_until_it_is_started_again(
+    server: PostgresServer, database: str
+) -> None:
     server.stop()
     with pytest.raises(FileNotFoundError):
         await fetch(database, "SELECT 1")
@@ -101,13 +110,19 @@ async def test_a_server_with_default_settings_writes_durably() -> None:
 
 
 async def test_a_failing_command_shows_the_servers_log(server: OwnServer) -> None:
-    with pytest.raises(RuntimeError, match=r"pg_ctl start failed:(?s:.*)another server might be running"):
+    with pytest.raises(
+        RuntimeError, match=r"pg_ctl start failed:(?s:.*)another server might be running"
+    ):
         server.start()
 
 
 def test_kill_9_of_the_owner_ends_the_server_and_removes_its_directory() -> None:
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with owner:
         assert owner.stdout
@@ -149,7 +164,9 @@ async def test_an_existing_server_is_used_but_never_stopped(
     assert await fetch(server.url, "SELECT 1") == 1
 
 
-def test_finding_no_server_names_every_way_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finding_no_server_names_every_way_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PG_BINDIR", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"PG_BINDIR.*TEST_DATABASE_URL"):
         find_binaries()

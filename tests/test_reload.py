@@ -25,10 +25,20 @@ from service.server import reload
 from tests import processes
 from tests.batch.ledger_world import rows, until
 from tests.processes import ROOT, SERVE, START_SECONDS, Service, process, service, suspend
-from tests.test_serve import BY_HAND, QUICK_DRAIN, TICK, is_running, ledger_in, make_folder, succeeded
+from tests.test_serve import (
+    BY_HAND,
+    QUICK_DRAIN,
+    TICK,
+    is_running,
+    ledger_in,
+    make_folder,
+    succeeded,
+)
 
 RELOAD = (*SERVE, "--reload")
-IN_A_GROUP = "import os, sys; os.setsid(); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+IN_A_GROUP = (
+    "import os, sys; os.setsid(); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 AS_IN_A_TERMINAL = (sys.executable, "-c", IN_A_GROUP, *RELOAD[1:])
 """A process group of its own. A test sends Ctrl-C to every process in it, as a terminal does."""
 
@@ -60,7 +70,9 @@ class Blocks(BaseTask):
 
 def waits(name: str, until: str, check: str = "pass") -> str:
     """A task that runs until the file `until` exists."""
-    return WAITS.format(cls=name.title(), name=name, over=f"pathlib.Path({until!r}).exists()", check=check)
+    return WAITS.format(
+        cls=name.title(), name=name, over=f"pathlib.Path({until!r}).exists()", check=check
+    )
 
 
 def ends_in_the_drain(name: str) -> str:
@@ -76,12 +88,16 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_code(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes run a copy of the service: a file of the real one may be saved while the tests run."""
+    """The processes run a copy of the service: a file of the real one may be saved while the tests
+    run.
+    """
     monkeypatch.setattr(processes, "ROOT", code)
 
 
 def copy_of_the_service(folder: Path) -> Path:
-    shutil.copytree(ROOT / "service", folder / "service", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "service", folder / "service", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return folder
 
 
@@ -118,7 +134,9 @@ async def exists(path: Path) -> None:
 
 @contextmanager
 def stopped(running: Service) -> Iterator[None]:
-    """Stop the watching process during a change of several files, or it could see a part of them on a busy machine."""
+    """Stop the watching process during a change of several files, or it could see a part of them on
+    a busy machine.
+    """
     suspend(running.process.pid)
     try:
         yield
@@ -131,7 +149,9 @@ def is_refused(url: str) -> bool:
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5).close()
     except ConnectionRefusedError:
         return True
-    except ConnectionResetError:  # the port was closed while the connection was made: the next one is refused
+    except (
+        ConnectionResetError
+    ):  # the port was closed while the connection was made: the next one is refused
         return False
     return False
 
@@ -146,12 +166,16 @@ async def refused(url: str, seconds: float = 10) -> None:
 # What makes it reload.
 
 
-async def test_several_files_that_change_together_are_one_reload_on_the_same_port(tmp_path: Path) -> None:
+async def test_several_files_that_change_together_are_one_reload_on_the_same_port(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
     with service(tmp_path, RELOAD) as running:
         with stopped(running):
             for number in range(5):
-                make_folder(tmp_path, **{f"new_{number}": BY_HAND.replace("by_hand", f"new_{number}")})
+                make_folder(
+                    tmp_path, **{f"new_{number}": BY_HAND.replace("by_hand", f"new_{number}")}
+                )
         await started(running, 2)
         assert sorted(job["id"] for job in running.get("/scheduler/jobs").json()) == [
             "by_hand",
@@ -159,14 +183,19 @@ async def test_several_files_that_change_together_are_one_reload_on_the_same_por
         ]
         (tmp_path / "tasks/new_0.py").unlink()
         await started(running, 3)
-        assert reloads(running) == [", ".join(f"tasks/new_{n}.py" for n in range(5)), "tasks/new_0.py"]
+        assert reloads(running) == [
+            ", ".join(f"tasks/new_{n}.py" for n in range(5)),
+            "tasks/new_0.py",
+        ]
         first, second, third = running.stdout.split("Batch System on ")[1:]
         assert first.split()[0] == second.split()[0] == third.split()[0] == running.url
         assert "  1 task," in first and "  6 tasks," in second and "  5 tasks," in third
 
 
 @pytest.mark.nightly
-async def test_a_change_of_env_reloads_and_its_tasks_dir_is_watched_from_then_on(tmp_path: Path) -> None:
+async def test_a_change_of_env_reloads_and_its_tasks_dir_is_watched_from_then_on(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
     (tmp_path / "others").mkdir()
     with service(tmp_path, RELOAD) as running:
@@ -209,12 +238,24 @@ def test_a_reload_waits_until_no_more_files_change(monkeypatch: pytest.MonkeyPat
     reloader._seen = reload.sources(reloader._folder)
     files = [Path(f"tasks/{name}.py") for name in "abc"]
     left = iter(files)
-    monkeypatch.setattr(reloader, "_sleep", lambda seconds: [path.touch() for path in itertools.islice(left, 1)])
+    monkeypatch.setattr(
+        reloader, "_sleep", lambda seconds: [path.touch() for path in itertools.islice(left, 1)]
+    )
     assert reloader._wait_for_changes() == ", ".join(map(str, files))
 
 
 def test_caches_hidden_files_and_data_are_no_sources(tmp_path: Path) -> None:
-    for name in ("a.py", "inner/b.py", "__pycache__/a.py", ".venv/c.py", ".d.py", "e.pyc", "f.db", "g.log", "h.json"):
+    for name in (
+        "a.py",
+        "inner/b.py",
+        "__pycache__/a.py",
+        ".venv/c.py",
+        ".d.py",
+        "e.pyc",
+        "f.db",
+        "g.log",
+        "h.json",
+    ):
         path = tmp_path / "tasks" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -241,14 +282,19 @@ async def test_a_syntax_error_in_a_task_file_is_reported_and_the_others_run(tmp_
 
 
 @pytest.mark.nightly
-async def test_an_error_in_the_service_or_its_settings_waits_for_the_next_change(tmp_path: Path) -> None:
+async def test_an_error_in_the_service_or_its_settings_waits_for_the_next_change(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
     copy_of_the_service(tmp_path)  # the working directory is the first place that Python looks in
     broken = tmp_path / "service/server/app.py"
     good = broken.read_text()
     with service(tmp_path, RELOAD) as running:
         broken.write_text(f"{good}\ndef (")
-        await says(lambda: running.stderr, "the service has ended (exit code 1); it starts again when a file changes")
+        await says(
+            lambda: running.stderr,
+            "the service has ended (exit code 1); it starts again when a file changes",
+        )
         assert "SyntaxError" in running.stderr
         assert not is_refused(running.url)
         broken.write_text(good)
@@ -260,7 +306,12 @@ async def test_an_error_in_the_service_or_its_settings_waits_for_the_next_change
         (tmp_path / ".env").write_text("MAX_RUNNING=7\n")
         await started(running, 3)
         assert running.process.poll() is None
-        assert reloads(running) == ["service/server/app.py", "service/server/app.py", ".env", ".env"]
+        assert reloads(running) == [
+            "service/server/app.py",
+            "service/server/app.py",
+            ".env",
+            ".env",
+        ]
 
 
 # What becomes of runs.
@@ -270,14 +321,18 @@ async def resumed_as_one_row(ledger: Any, run: dict[str, Any]) -> None:
     (end,) = await until(lambda: rows(ledger, id=run["id"], state="succeeded"), 20)
     tries = await rows(ledger, tables.attempts, run=run["id"])
     assert (end["attempt"], end["slot"]) == (1, run["slot"])
-    assert [(row["number"], row["outcome"]) for row in tries] == [(1, "interrupted"), (1, "succeeded")]
+    assert [(row["number"], row["outcome"]) for row in tries] == [
+        (1, "interrupted"),
+        (1, "succeeded"),
+    ]
     assert len(await rows(ledger, task=run["task"], slot=run["slot"])) == 1
 
 
 async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the_next_process_resumes(
     tmp_path: Path,
 ) -> None:
-    """The long run sleeps through DRAIN_SECONDS, one stops at its checkpoint, and the short one ends in the drain.
+    """The long run sleeps through DRAIN_SECONDS, one stops at its checkpoint, and the short one
+    ends in the drain.
 
     A request that comes in between is answered by the next process.
     """
@@ -286,7 +341,9 @@ async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the
     make_folder(tmp_path, short=ends_in_the_drain("short"), long=long, stops=stops)
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, RELOAD, {"DRAIN_SECONDS": "2"}) as running:
-            await asyncio.gather(*(exists(tmp_path / f"{name}.begun") for name in ("short", "long", "stops")))
+            await asyncio.gather(
+                *(exists(tmp_path / f"{name}.begun") for name in ("short", "long", "stops"))
+            )
             before = {run["task"]: run for run in await rows(ledger, state="running")}
             make_folder(tmp_path, by_hand=BY_HAND)
             await says(lambda: running.stderr, "Stopping: 3 running, with 2 s to end")
@@ -295,13 +352,18 @@ async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the
             (tmp_path / "after").touch()
             (short,) = await rows(ledger, id=before["short"]["id"])
             tries = await rows(ledger, tables.attempts, run=short["id"])
-            assert (short["state"], [row["outcome"] for row in tries]) == ("succeeded", ["succeeded"])
+            assert (short["state"], [row["outcome"] for row in tries]) == (
+                "succeeded",
+                ["succeeded"],
+            )
             await resumed_as_one_row(ledger, before["long"])
             await resumed_as_one_row(ledger, before["stops"])
 
 
 async def knows(running: Service, task: str) -> bool:
-    """Whether the process that answers has this task. The one that drains answers until it closes its socket."""
+    """Whether the process that answers has this task. The one that drains answers until it closes
+    its socket.
+    """
     with contextlib.suppress(httpx.TransportError):  # it has closed its connections just then
         jobs = await asyncio.to_thread(running.get, "/scheduler/jobs")
         return task in {job["id"] for job in jobs.json()}
@@ -316,14 +378,19 @@ GIVES_UP_SOON = (
 )
 
 
-async def test_a_task_that_blocks_the_event_loop_does_not_keep_the_reload_waiting(tmp_path: Path) -> None:
+async def test_a_task_that_blocks_the_event_loop_does_not_keep_the_reload_waiting(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, blocks=BLOCKS)
     async with ledger_in(tmp_path) as ledger:
         with process(tmp_path, GIVES_UP_SOON, QUICK_DRAIN) as running:
             await says(lambda: running.stdout, "Batch System on ", seconds=START_SECONDS)
             await exists(tmp_path / "blocks.begun")
             make_folder(tmp_path, by_hand=BY_HAND)
-            await says(lambda: running.stderr, "the service does not end, because a task blocks the event loop")
+            await says(
+                lambda: running.stderr,
+                "the service does not end, because a task blocks the event loop",
+            )
             (tmp_path / "go").touch()
             await started(running, 2)
             (lost,) = await until(lambda: rows(ledger, tables.attempts, outcome="lost"), 20)
@@ -334,7 +401,9 @@ async def test_a_task_that_blocks_the_event_loop_does_not_keep_the_reload_waitin
 
 
 @pytest.mark.parametrize(
-    ("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"]
+    ("send", "number"),
+    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)],
+    ids=["Ctrl-C", "SIGTERM"],
 )
 async def test_one_signal_ends_both_processes_after_the_drain(
     tmp_path: Path, send: Callable[[int, int], None], number: int
@@ -342,7 +411,9 @@ async def test_one_signal_ends_both_processes_after_the_drain(
     make_folder(tmp_path, short=ends_in_the_drain("short"), long=waits("long", until="never"))
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, AS_IN_A_TERMINAL, {"DRAIN_SECONDS": "1"}) as running:
-            await asyncio.gather(*(exists(tmp_path / f"{name}.begun") for name in ("short", "long")))
+            await asyncio.gather(
+                *(exists(tmp_path / f"{name}.begun") for name in ("short", "long"))
+            )
             send(running.process.pid, number)
             await says(lambda: running.stderr, "Stopping: 2 running, with 1 s to end")
             assert await asyncio.to_thread(running.process.wait, 30) == 0
@@ -356,8 +427,12 @@ async def test_one_signal_ends_both_processes_after_the_drain(
         assert not await is_running(ledger, "long")
 
 
-async def test_ctrl_c_while_a_reload_drains_ends_it_after_the_drain_and_starts_nothing(tmp_path: Path) -> None:
-    """The serving process has not begun to drain when Ctrl-C comes, because its task blocks the event loop."""
+async def test_ctrl_c_while_a_reload_drains_ends_it_after_the_drain_and_starts_nothing(
+    tmp_path: Path,
+) -> None:
+    """The serving process has not begun to drain when Ctrl-C comes, because its task blocks the
+    event loop.
+    """
     make_folder(tmp_path, blocks=BLOCKS)
     async with ledger_in(tmp_path) as ledger:
         with process(tmp_path, AS_IN_A_TERMINAL, {"DRAIN_SECONDS": "20"}) as running:
@@ -385,7 +460,9 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> No
         assert is_refused(running.url)
 
 
-async def test_when_the_reloader_is_killed_its_child_drains_and_frees_the_port(tmp_path: Path) -> None:
+async def test_when_the_reloader_is_killed_its_child_drains_and_frees_the_port(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, long=waits("long", until="never"))
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, RELOAD, QUICK_DRAIN) as running:
@@ -404,5 +481,6 @@ async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
             assert await asyncio.to_thread(running.process.wait, 20) == 2
             assert (
                 running.stderr
-                == f"batch: port {port} on 127.0.0.1 is in use: stop the process that listens there, or change PORT\n"
+                == f"batch: port {port} on 127.0.0.1 is in use: stop the process that listens "
+                "there, or change PORT\n"
             )

@@ -61,7 +61,9 @@ def start(folder: Path, url: str) -> subprocess.Popen[bytes]:
     ]
     env = {**os.environ, "LEDGER_URL": url, "LOG_LEVEL": "WARNING", "DRAIN_SECONDS": "5"}
     with (folder / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def end(service: subprocess.Popen[bytes]) -> None:
@@ -72,8 +74,12 @@ def end(service: subprocess.Popen[bytes]) -> None:
             os.killpg(service.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("ledger_url", [pytest.param("sqlite", marks=pytest.mark.nightly), "postgresql"], indirect=True)
-async def test_two_processes_of_several_workers_give_each_slot_one_run(ledger: Database, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ledger_url", [pytest.param("sqlite", marks=pytest.mark.nightly), "postgresql"], indirect=True
+)
+async def test_two_processes_of_several_workers_give_each_slot_one_run(
+    ledger: Database, tmp_path: Path
+) -> None:
     (tmp_path / "tasks" / "witness.py").write_text(TASKS)
     url = ledger.url.render_as_string(hide_password=False)
     services = [start(tmp_path, url) for _ in range(2)]
@@ -92,7 +98,9 @@ async def test_two_processes_of_several_workers_give_each_slot_one_run(ledger: D
     assert set(slots.values()) == {1}
     for name in ("async", "sync", "overlapping"):
         of_task = sorted(slot for task, slot in slots if task == name)
-        assert len(of_task) == (of_task[-1] - of_task[0]) / timedelta(seconds=1) + 1, "a slot has no row"
+        assert len(of_task) == (of_task[-1] - of_task[0]) / timedelta(seconds=1) + 1, (
+            "a slot has no row"
+        )
     assert {run["state"] for run in found} <= {"succeeded", "skipped", "interrupted", "queued"}
     executed = [line.split() for line in (tmp_path / "witness").read_text().splitlines()]
     runs = Counter(run for _, _, run, _ in executed)

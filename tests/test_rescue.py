@@ -1,4 +1,6 @@
-"""kill -9: what the process was running is resumed, by the next one or by one that runs beside it."""
+"""kill -9: what the process was running is resumed, by the next one or by one that runs beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ async def kill(victim: Service) -> None:
     await asyncio.to_thread(victim.process.wait)
 
 
-async def test_the_next_start_resumes_what_was_running_at_a_kill(ledger: Database, tmp_path: Path) -> None:
+async def test_the_next_start_resumes_what_was_running_at_a_kill(
+    ledger: Database, tmp_path: Path
+) -> None:
     (tmp_path / "tasks/long.py").write_text(TASK)
     with service(tmp_path, settings=settings_for(ledger)) as victim:
         lost = await running(ledger, tmp_path)
@@ -73,7 +77,9 @@ async def test_the_next_start_resumes_what_was_running_at_a_kill(ledger: Databas
     assert [(a["number"], a["outcome"]) for a in attempts] == [(1, "lost"), (1, "succeeded")]
 
 
-async def test_a_node_beside_it_resumes_what_was_running_at_a_kill(ledger: Database, tmp_path: Path) -> None:
+async def test_a_node_beside_it_resumes_what_was_running_at_a_kill(
+    ledger: Database, tmp_path: Path
+) -> None:
     (tmp_path / "tasks/long.py").write_text(TASK)
     with service(tmp_path, settings=settings_for(ledger)) as victim:
         lost = await running(ledger, tmp_path)
@@ -117,7 +123,9 @@ async def test_a_forked_child_that_lives_on_does_not_hide_that_its_node_is_dead(
     async def rescued() -> list[str]:
         """Not at once where it was killed in a heartbeat, which PostgreSQL has yet to end."""
         async with ledger.engine.begin() as connection:
-            return await rescue(connection, await gone(connection, ledger), await now_of(connection))
+            return await rescue(
+                connection, await gone(connection, ledger), await now_of(connection)
+            )
 
     try:
         assert len(await until(rescued)) == 1
@@ -152,11 +160,16 @@ for number in range(300):
 async def test_a_process_that_is_frozen_with_the_lock_of_the_ledger_stops_the_others_for_a_lease(
     ledger: Database, tmp_path: Path
 ) -> None:
-    """It is killed then. Most likely it holds the lock for slots of one instant, which it makes before they are due."""
+    """It is killed then. Most likely it holds the lock for slots of one instant, which it makes
+    before they are due.
+    """
     (tmp_path / "tasks/many.py").write_text(MANY)
     settings = settings_for(ledger) | {"LEASE_SECONDS": "2"}
     file = ledger.url.database or ""
-    with service(tmp_path, settings=settings) as victim, service(tmp_path, settings=settings) as other:
+    with (
+        service(tmp_path, settings=settings) as victim,
+        service(tmp_path, settings=settings) as other,
+    ):
         give_up_at = clock.monotonic() + 60
         suspend(victim.process.pid)
         while lock_holder.of_write_lock(file) != victim.process.pid:
@@ -170,7 +183,9 @@ async def test_a_process_that_is_frozen_with_the_lock_of_the_ledger_stops_the_ot
         other.wait_until_said(f"the process {victim.process.pid} of node ")
 
         async def fires() -> bool:
-            return any(run["created_at"] > frozen_at for run in await rows(ledger, state="succeeded"))
+            return any(
+                run["created_at"] > frozen_at for run in await rows(ledger, state="succeeded")
+            )
 
         await until(fires, 15)
 
@@ -180,7 +195,14 @@ async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None
     node = new_id()
     async with ledger.engine.begin() as connection:
         now = await now_of(connection)
-        row = {"id": node, "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": []}
+        row = {
+            "id": node,
+            "host": "elsewhere",
+            "pid": 1,
+            "version": "1",
+            "draining": False,
+            "tasks": [],
+        }
         await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
         await rescue(connection, await gone(connection, ledger), now)
     assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
@@ -189,7 +211,9 @@ async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None
 async def gone(connection: AsyncConnection, ledger: Database) -> dict[str, int]:
     """The nodes whose files say that their process is dead, with their counters."""
     found = (await ledger_poll.read(connection, new_id())).others
-    return {node.id: node.beats for node in found if process_lock.is_gone(folder_of(ledger), node.id)}
+    return {
+        node.id: node.beats for node in found if process_lock.is_gone(folder_of(ledger), node.id)
+    }
 
 
 def folder_of(ledger: Database) -> Path:

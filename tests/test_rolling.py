@@ -1,7 +1,8 @@
-"""A rolling deployment and the way back, in real processes: old, old and new, new, new and old, old.
+"""A rolling deployment and the way back, in real processes: old, old and new, new, new and old,
+old.
 
-The two versions have another schedule and another overlap policy for a task, each has a task that the other has not,
-and one is renamed. Both kinds of database at the same time; about 20 s.
+The two versions have another schedule and another overlap policy for a task, each has a task that
+the other has not, and one is renamed. Both kinds of database at the same time; about 20 s.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from tests.processes import SERVE, Service, process
 WAIT = 120.0
 SECOND = timedelta(seconds=1)
 KINDS = ("sqlite", "postgresql")
-SETTINGS = {"POLL_SECONDS": "0.2", "HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": "5", "DRAIN_SECONDS": "0.3"}
+SETTINGS = {
+    "POLL_SECONDS": "0.2",
+    "HEARTBEAT_SECONDS": "0.5",
+    "LEASE_SECONDS": "5",
+    "DRAIN_SECONDS": "0.3",
+}
 
 TASKS = '''
 import asyncio
@@ -113,7 +119,8 @@ def deployments(
 ) -> Iterator[dict[str, Deployment]]:
     with ExitStack() as stack:
         made = {
-            kind: Deployment(make(kind, tmp_path_factory.mktemp("rolling"), postgres_server), stack) for kind in KINDS
+            kind: Deployment(make(kind, tmp_path_factory.mktemp("rolling"), postgres_server), stack)
+            for kind in KINDS
         }
         both = list(made.values())
         start(both, "old")
@@ -127,7 +134,11 @@ def deployments(
 
 
 def make(kind: str, folder: Path, server: PostgresServer) -> Case:
-    application = f"sqlite+aiosqlite:///{folder}/app.db" if kind == "sqlite" else wait_for(server.create_database())
+    application = (
+        f"sqlite+aiosqlite:///{folder}/app.db"
+        if kind == "sqlite"
+        else wait_for(server.create_database())
+    )
     ledger = f"sqlite+aiosqlite:///{folder}/ledger.db" if kind == "sqlite" else application
     case = Case(folder / "service", application, ledger, dict(SETTINGS), "")
     for version, words in VERSIONS.items():
@@ -147,8 +158,14 @@ def start(both: list[Deployment], version: str, beside: str | None = None) -> No
     for deployment in both:
         for task, one in wanted:
             enough = before[id(deployment), task] + 2
-            until(lambda d=deployment, t=task, o=one, n=enough: d.ran(t, o) >= n, WAIT, f"{task} runs")
-        until(lambda d=deployment: d.case.witness(f"began.{version}", f"long.{version}"), WAIT, "the long task begins")
+            until(
+                lambda d=deployment, t=task, o=one, n=enough: d.ran(t, o) >= n, WAIT, f"{task} runs"
+            )
+        until(
+            lambda d=deployment: d.case.witness(f"began.{version}", f"long.{version}"),
+            WAIT,
+            "the long task begins",
+        )
 
 
 def replace(both: list[Deployment], version: str) -> None:
@@ -156,7 +173,9 @@ def replace(both: list[Deployment], version: str) -> None:
     for deployment in both:
         deployment.stop(version)
     for deployment in both:
-        until(lambda d=deployment: not d.is_open(f"only.{version}"), WAIT, f"only.{version} is closed")
+        until(
+            lambda d=deployment: not d.is_open(f"only.{version}"), WAIT, f"only.{version} is closed"
+        )
 
 
 @pytest.fixture(params=KINDS)
@@ -174,7 +193,9 @@ def test_each_slot_is_accounted_for_once(case: Case) -> None:
         assert len(ran) == len(set(ran)), task
         for each in case.rows(tables.missed, task=task):
             assert each["reason"] == "its file is gone"
-            assert not [slot for slot in ran if each["first_slot"] <= slot <= each["last_slot"]], task
+            assert not [slot for slot in ran if each["first_slot"] <= slot <= each["last_slot"]], (
+                task
+            )
     assert all(account.is_complete for account in case.accounts()), case.accounts()
 
 
@@ -189,13 +210,19 @@ def test_no_node_runs_what_it_has_not_loaded_and_no_body_ran_twice(case: Case) -
         succeeded = {run["id"] for run in case.rows(task=task, state="succeeded")}
         assert succeeded <= {run for run, _ in bodies}
         interrupted = {row["run"] for row in case.rows(tables.attempts, outcome="interrupted")}
-        assert {run for run, number in Counter(run for run, _ in bodies).items() if number > 1} <= interrupted
+        assert {
+            run for run, number in Counter(run for run, _ in bodies).items() if number > 1
+        } <= interrupted
 
 
-def test_a_schedule_is_in_force_from_the_start_of_the_version_that_brings_it_and_for_all(case: Case) -> None:
+def test_a_schedule_is_in_force_from_the_start_of_the_version_that_brings_it_and_for_all(
+    case: Case,
+) -> None:
     history = sorted(case.rows(tables.schedules, task="shared"), key=lambda row: row["valid_from"])
     assert [row["cron"] for row in history] == ["* * * * * *", "*/2 * * * * *", "* * * * * *"]
-    assert [row["valid_until"] for row in history[:-1]] == [row["valid_from"] for row in history[1:]]
+    assert [row["valid_until"] for row in history[:-1]] == [
+        row["valid_from"] for row in history[1:]
+    ]
     ran = slots(case, "shared")
     between = [slot for slot in ran if history[1]["valid_from"] < slot <= history[1]["valid_until"]]
     assert between
@@ -204,7 +231,9 @@ def test_a_schedule_is_in_force_from_the_start_of_the_version_that_brings_it_and
 
 
 def test_a_run_of_a_task_that_only_one_version_has_waits_until_that_is_back(case: Case) -> None:
-    long = {version: case.witness(f"began.{version}", f"long.{version}")[0][0] for version in VERSIONS}
+    long = {
+        version: case.witness(f"began.{version}", f"long.{version}")[0][0] for version in VERSIONS
+    }
     (old,), (new,) = case.rows(id=long["old"]), case.rows(id=long["new"])
     assert (old["state"], old["attempt"], old["fence"]) == ("succeeded", 1, 2)
     assert (long["old"], 2) in case.witness("ended.old", "long.old")
@@ -212,7 +241,9 @@ def test_a_run_of_a_task_that_only_one_version_has_waits_until_that_is_back(case
 
 
 def test_a_task_that_is_gone_and_comes_back_counts_from_then(case: Case) -> None:
-    first, second = sorted(case.rows(tables.schedules, task="only.old"), key=lambda row: row["valid_from"])
+    first, second = sorted(
+        case.rows(tables.schedules, task="only.old"), key=lambda row: row["valid_from"]
+    )
     assert first["valid_until"] <= second["valid_from"]
     accounted = slots(case, "only.old")
     missed = sum(row["count"] for row in case.rows(tables.missed, task="only.old"))

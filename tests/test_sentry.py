@@ -1,4 +1,6 @@
-"""Errors sent to Sentry: which of them a real listener gets, and that nothing waits for a slow one."""
+"""Errors sent to Sentry: which of them a real listener gets, and that nothing waits for a slow
+one.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,9 @@ class GoodTask(BaseTask):
 
 
 class Listener:
-    """Accepts envelopes like Sentry's server. With `answers=False` it accepts requests and never answers them."""
+    """Accepts envelopes like Sentry's server. With `answers=False` it accepts requests and never
+    answers them.
+    """
 
     def __init__(self, answers: bool = True) -> None:
         self.events: list[dict[str, Any]] = []
@@ -139,7 +143,9 @@ class Listener:
 
     def wait_for(self, number: int) -> list[dict[str, Any]]:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.events) >= number, timeout=20), self.events
+            assert self._changed.wait_for(lambda: len(self.events) >= number, timeout=20), (
+                self.events
+            )
         return self.events
 
     def event(self) -> dict[str, Any]:
@@ -187,13 +193,17 @@ class Listener:
 
 
 def events_in(envelope: bytes) -> Iterator[dict[str, Any]]:
-    """Parse an envelope: a line of JSON, then items, each a line of JSON and a payload of the length given there."""
+    """Parse an envelope: a line of JSON, then items, each a line of JSON and a payload of the
+    length given there.
+    """
     _, _, rest = envelope.partition(b"\n")
     while rest:
         header, _, rest = rest.partition(b"\n")
         described = json.loads(header)
         payload, rest = rest[: described["length"]], rest[described["length"] :].removeprefix(b"\n")
-        assert described["type"] in ("event", "client_report"), described  # the latter: how many were dropped
+        assert described["type"] in ("event", "client_report"), (
+            described
+        )  # the latter: how many were dropped
         if described["type"] == "event":
             yield json.loads(payload)
 
@@ -219,7 +229,9 @@ def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (tmp_path / "tasks/all.py").write_text(TASKS)
     # A service of another test has tagged events too, since this module has imported the SDK.
-    before = [processor for processor in global_event_processors if processor is not sentry._with_run]
+    before = [
+        processor for processor in global_event_processors if processor is not sentry._with_run
+    ]
     forget_processors(before)
     yield
     assert not sentry_sdk.is_initialized()
@@ -261,10 +273,17 @@ def functions_of(event: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["async", "sync"])
-async def test_a_failed_attempt_is_one_event_with_its_run_as_tags(listener: Listener, name: str) -> None:
+async def test_a_failed_attempt_is_one_event_with_its_run_as_tags(
+    listener: Listener, name: str
+) -> None:
     row = await run(name, slot=datetime(2026, 11, 25, 2, 30, tzinfo=UTC))
     event = listener.event()
-    assert event["tags"] == {"task": name, "run": row["id"], "slot": "2026-11-25T02:30:00Z", "attempt": "1"}
+    assert event["tags"] == {
+        "task": name,
+        "run": row["id"],
+        "slot": "2026-11-25T02:30:00Z",
+        "attempt": "1",
+    }
     assert error_of(event) == ("ConnectionError", "the door is shut")
     assert functions_of(event)[-2:] == ["run", "connect"]
     assert (event["level"], event["logger"]) == ("error", "service.batch")
@@ -294,7 +313,11 @@ class SecretiveTask(BaseTask):
 
 @pytest.mark.parametrize("shows", ["0", "1"])
 async def test_the_parameters_of_a_statement_are_shown_only_if_the_setting_says_so(
-    tmp_path: Path, listener: Listener, database_url: str, monkeypatch: pytest.MonkeyPatch, shows: str
+    tmp_path: Path,
+    listener: Listener,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    shows: str,
 ) -> None:
     (tmp_path / "tasks/secretive.py").write_text(SECRETIVE)
     monkeypatch.setenv("BATCH_SHOW_SQL_PARAMETERS", shows)
@@ -314,7 +337,11 @@ async def test_the_parameters_of_a_statement_are_shown_only_if_the_setting_says_
         "Sentry": b"".join(listener.bodies).decode(),
     }
     assert (row["state"], len(shown.attempts), len(listener.events)) == ("failed", 1, 2)
-    assert all("INSERT INTO users" in text for text in everywhere.values() if text is not everywhere["the ledger"])
+    assert all(
+        "INSERT INTO users" in text
+        for text in everywhere.values()
+        if text is not everywhere["the ledger"]
+    )
     found = {where for where, text in everywhere.items() if "topsecretvalue" in text}
     assert found == (set() if shows == "0" else found | {"stderr", "batch show", "Sentry"})
 
@@ -324,7 +351,9 @@ async def test_an_error_that_a_task_swallows_and_logs_arrives(
     tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     if where == "a service of its own":
-        assert batch(tmp_path, "run", "robust", settings={"SENTRY_DSN": listener.dsn}).returncode == 0
+        assert (
+            batch(tmp_path, "run", "robust", settings={"SENTRY_DSN": listener.dsn}).returncode == 0
+        )
     else:
         monkeypatch.setattr(mode, "is_set_up", False)
         assert (await run("robust"))["state"] == "succeeded"
@@ -348,11 +377,17 @@ async def test_an_error_that_is_logged_and_raised_again_is_one_event(listener: L
     assert listener.event()["logentry"]["message"] == "It failed"
 
 
-async def test_each_failed_attempt_is_an_event_and_only_the_last_is_an_error(listener: Listener) -> None:
+async def test_each_failed_attempt_is_an_event_and_only_the_last_is_an_error(
+    listener: Listener,
+) -> None:
     row = await run("flaky", good=4)
     assert row["state"] == "failed"
     found = [(e["tags"]["attempt"], e["level"], error_of(e)[1]) for e in listener.events]
-    assert found == [("1", "warning", "down at 1"), ("2", "warning", "down at 2"), ("3", "error", "down at 3")]
+    assert found == [
+        ("1", "warning", "down at 1"),
+        ("2", "warning", "down at 2"),
+        ("3", "error", "down at 3"),
+    ]
     assert {event["tags"]["run"] for event in listener.events} == {row["id"]}
 
 
@@ -368,7 +403,9 @@ async def test_a_timeout_is_an_event_and_groups_by_task(listener: Listener) -> N
     assert (event["level"], event["fingerprint"]) == ("error", ["{{ default }}", "slow"])
 
 
-async def test_an_error_of_the_service_itself_has_no_tags(listener: Listener, tmp_path: Path) -> None:
+async def test_an_error_of_the_service_itself_has_no_tags(
+    listener: Listener, tmp_path: Path
+) -> None:
     (tmp_path / "tasks/broken.py").write_text("1 / 0\n")
     async with started(roles=None):
         pass
@@ -404,7 +441,9 @@ async def test_a_run_that_succeeds_or_is_stopped_is_no_event(
 
 
 @pytest.mark.parametrize("name", ["async", "sync"])
-def test_no_value_of_a_variable_and_no_line_of_the_log_is_sent(tmp_path: Path, listener: Listener, name: str) -> None:
+def test_no_value_of_a_variable_and_no_line_of_the_log_is_sent(
+    tmp_path: Path, listener: Listener, name: str
+) -> None:
     words = ("run", name, "--param", "note=5ecret")
     done = batch(tmp_path, *words, settings={"SENTRY_DSN": listener.dsn})
     assert "stays here, 5ecret" in done.stderr
@@ -436,27 +475,42 @@ def test_nothing_of_sentry_is_imported_without_the_setting(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "dsn",
-    ["nonsense-5ecret", "https://5ecret@host", "https://key@host/5ecret", "http://key@h:5ecret/1", "5ecret://k@h/1"],
+    [
+        "nonsense-5ecret",
+        "https://5ecret@host",
+        "https://key@host/5ecret",
+        "http://key@h:5ecret/1",
+        "5ecret://k@h/1",
+    ],
 )
-async def test_an_invalid_dsn_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+async def test_an_invalid_dsn_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
     monkeypatch.setenv("SENTRY_DSN", dsn)
     with pytest.raises(InvalidSetting) as refused:
         await BatchService(get_settings()).start()
-    assert refused.value.message == "setting SENTRY_DSN: not a DSN, which looks like https://key@host/1"
+    assert (
+        refused.value.message
+        == "setting SENTRY_DSN: not a DSN, which looks like https://key@host/1"
+    )
     assert "5ecret" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_a_command_reports_an_invalid_dsn_in_one_line(tmp_path: Path) -> None:
     done = batch(tmp_path, "run", "good", settings={"SENTRY_DSN": "5ecret"})
     assert done.returncode == 2
-    assert done.stderr == "batch: setting SENTRY_DSN: not a DSN, which looks like https://key@host/1\n"
+    assert (
+        done.stderr == "batch: setting SENTRY_DSN: not a DSN, which looks like https://key@host/1\n"
+    )
 
 
 def test_without_the_extra_the_setting_is_refused_with_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "without/sentry_sdk").mkdir(parents=True)
     (tmp_path / "without/sentry_sdk/__init__.py").write_text("raise ImportError('not there')")
     path = f"{tmp_path / 'without'}:{ROOT}"
-    done = batch(tmp_path, "run", "good", settings={"SENTRY_DSN": "http://5ecret@h/1", "PYTHONPATH": path})
+    done = batch(
+        tmp_path, "run", "good", settings={"SENTRY_DSN": "http://5ecret@h/1", "PYTHONPATH": path}
+    )
     assert done.returncode == 2
     assert done.stderr == (
         "batch: setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
@@ -464,7 +518,9 @@ def test_without_the_extra_the_setting_is_refused_with_what_to_install(tmp_path:
     )
 
 
-async def test_reporting_ends_if_the_service_can_not_start(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reporting_ends_if_the_service_can_not_start(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "sqlite:///:memory:")
     with pytest.raises(InvalidSetting, match="DATABASE_URL"):
         await BatchService(get_settings()).start()
@@ -478,7 +534,12 @@ async def test_reporting_ends_if_the_service_can_not_start(listener: Listener, m
 def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     """The listener of an application that has called sentry_sdk.init()."""
     with Listener() as made:
-        sentry_sdk.init(made.dsn, release="theirs@1", default_integrations=False, integrations=[LoggingIntegration()])
+        sentry_sdk.init(
+            made.dsn,
+            release="theirs@1",
+            default_integrations=False,
+            integrations=[LoggingIntegration()],
+        )
         client = sentry_sdk.get_client()
         yield made
         assert sentry_sdk.get_client() is client and client.is_active()
@@ -543,7 +604,10 @@ def test_a_scheduled_run_of_a_service_is_reported_with_its_slot(
 
 def test_a_sentry_server_that_hangs_delays_the_end_by_two_seconds_at_most(tmp_path: Path) -> None:
     (tmp_path / "tasks/often.py").write_text(OFTEN)
-    with Listener(answers=False) as hanging, running_service(tmp_path, settings={"SENTRY_DSN": hanging.dsn}) as service:
+    with (
+        Listener(answers=False) as hanging,
+        running_service(tmp_path, settings={"SENTRY_DSN": hanging.dsn}) as service,
+    ):
         hanging.wait_for(1)
         assert 1.5 < service.stop() < 4
 
@@ -554,7 +618,9 @@ async def test_a_sentry_server_that_is_down_delays_nothing(monkeypatch: pytest.M
     took = []
     for _ in range(3):  # the machine may be busy with something else just then
         async with started() as service:
-            manual = ManualRun(service.ledger, service.engine, service.tasks["sync"], service.node.id)
+            manual = ManualRun(
+                service.ledger, service.engine, service.tasks["sync"], service.node.id
+            )
             assert (await manual.execute({}, None, None))["state"] == "failed"
             before = time.monotonic()
         took.append(time.monotonic() - before)
@@ -563,7 +629,9 @@ async def test_a_sentry_server_that_is_down_delays_nothing(monkeypatch: pytest.M
     assert min(took) < 1.5
 
 
-async def test_the_event_loop_goes_on_while_the_last_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_event_loop_goes_on_while_the_last_events_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -574,7 +642,9 @@ async def test_the_event_loop_goes_on_while_the_last_events_are_sent(monkeypatch
 
     with set_up_listener(monkeypatch, answers=False):
         async with started() as service:
-            manual = ManualRun(service.ledger, service.engine, service.tasks["sync"], service.node.id)
+            manual = ManualRun(
+                service.ledger, service.engine, service.tasks["sync"], service.node.id
+            )
             await manual.execute({}, None, None)
             ticking = asyncio.create_task(tick())
             before = time.monotonic()

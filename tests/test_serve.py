@@ -1,4 +1,6 @@
-"""Services in processes of their own: what they fire and print, how they stop, and what their ledgers hold then."""
+"""Services in processes of their own: what they fire and print, how they stop, and what their
+ledgers hold then.
+"""
 
 from __future__ import annotations
 
@@ -137,10 +139,17 @@ def gaps(runs: Sequence[dict[str, Any]]) -> list[datetime]:
 
 
 def assert_all_are_over(runs: Sequence[dict[str, Any]]) -> None:
-    """But for a slot that was fired while the drain began: it is left to the next service, and is the newest."""
+    """But for a slot that was fired while the drain began: it is left to the next service, and is
+    the newest.
+    """
     newest = max(run["slot"] for run in runs)
     assert {run["state"] for run in runs if run["slot"] < newest} <= {"succeeded", "skipped"}
-    assert {run["state"] for run in runs if run["slot"] == newest} <= {"succeeded", "skipped", "interrupted", "queued"}
+    assert {run["state"] for run in runs if run["slot"] == newest} <= {
+        "succeeded",
+        "skipped",
+        "interrupted",
+        "queued",
+    }
 
 
 # Application and ledger on each kind of database.
@@ -192,7 +201,10 @@ async def test_each_mix_of_databases_fires_every_slot_once_and_keeps_what_the_ta
     mixes: dict[tuple[str, str], Mixed], mix: tuple[str, str]
 ) -> None:
     mixed = mixes[mix]
-    async with opened(mixed.url("LEDGER_URL")) as ledger, opened(mixed.url("DATABASE_URL")) as application:
+    async with (
+        opened(mixed.url("LEDGER_URL")) as ledger,
+        opened(mixed.url("DATABASE_URL")) as application,
+    ):
         assert (application.kind, ledger.kind) == mix
         await succeeded(ledger, "tick", at_least=3)
         mixed.running.stop(signal.SIGTERM)
@@ -213,7 +225,9 @@ async def test_each_mix_of_databases_fires_every_slot_once_and_keeps_what_the_ta
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with an every-second task, one by hand, and a file that doesn't import."""
-    folder = make_folder(tmp_path_factory.mktemp("shared"), tick=TICK, by_hand=BY_HAND, broken="import nowhere")
+    folder = make_folder(
+        tmp_path_factory.mktemp("shared"), tick=TICK, by_hand=BY_HAND, broken="import nowhere"
+    )
     with service(folder) as running:
         yield running
 
@@ -226,19 +240,26 @@ def test_serve_prints_its_address_its_databases_and_when_each_task_fires(shared:
         r"  2 tasks, times in UTC:\n"
         r"    tick     next \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n"
         r"    by_hand  by hand\n"
-        r"  can't be used: tasks/broken\.py: ModuleNotFoundError in line 1: No module named 'nowhere'\n",
+        r"  can't be used: tasks/broken\.py: ModuleNotFoundError in line 1: No module named "
+        r"'nowhere'\n",
         shared.stdout,
     )
 
 
-def test_serve_lists_the_twenty_tasks_that_are_due_next_and_says_how_many_more_there_are(tmp_path: Path) -> None:
+def test_serve_lists_the_twenty_tasks_that_are_due_next_and_says_how_many_more_there_are(
+    tmp_path: Path,
+) -> None:
     minutes = "from service import BaseTask\n" + "".join(
-        f"class At{at}(BaseTask):\n    name, schedule = 'at_{at}', '{at} 0 1 1 *'\n    async def run(self): pass\n"
+        f"class At{at}(BaseTask):\n    name, schedule = 'at_{at}', '{at} 0 1 1 *'\n    async def "
+        "run(self): pass\n"
         for at in range(23)
     )
     with service(make_folder(tmp_path, minutes=minutes, by_hand=BY_HAND)) as running:
         lines = running.stdout.splitlines()
-    assert lines[3] == "  24 tasks, times in UTC:" and lines[-1] == "    ... and 4 more: `batch tasks` lists all"
+    assert (
+        lines[3] == "  24 tasks, times in UTC:"
+        and lines[-1] == "    ... and 4 more: `batch tasks` lists all"
+    )
     assert [line.split()[0] for line in lines[4:-1]] == [f"at_{at}" for at in range(20)]
 
 
@@ -252,7 +273,11 @@ def test_the_jobs_of_a_real_service_are_listed_over_http(shared: Service) -> Non
     jobs = {job["id"]: job for job in shared.get("/scheduler/jobs").json()}
     assert set(jobs) == {"tick", "by_hand"}
     assert jobs["by_hand"]["next_run_time"] is None
-    assert before < datetime.fromisoformat(jobs["tick"]["next_run_time"]) < before + timedelta(seconds=5)
+    assert (
+        before
+        < datetime.fromisoformat(jobs["tick"]["next_run_time"])
+        < before + timedelta(seconds=5)
+    )
 
 
 def test_batch_serve_collects_garbage_less_often(tmp_path: Path) -> None:
@@ -293,7 +318,12 @@ async def test_a_second_service_on_the_same_files_starts_in_three_seconds(tmp_pa
 
 @pytest.mark.parametrize(
     ("command", "number"),
-    [(SERVE, signal.SIGTERM), (SERVE, signal.SIGHUP), (UVICORN, signal.SIGINT), (UVICORN, signal.SIGHUP)],
+    [
+        (SERVE, signal.SIGTERM),
+        (SERVE, signal.SIGHUP),
+        (UVICORN, signal.SIGINT),
+        (UVICORN, signal.SIGHUP),
+    ],
     ids=["serve-SIGTERM", "serve-SIGHUP", "uvicorn-SIGINT", "uvicorn-SIGHUP"],
 )
 async def test_a_signal_ends_the_service_in_time_and_an_interrupted_run_resumes_in_the_same_attempt(
@@ -319,7 +349,10 @@ async def test_a_signal_ends_the_service_in_time_and_an_interrupted_run_resumes_
         (resumed,) = await rows(ledger, id=cut["id"])
         tries = await rows(ledger, tables.attempts, run=cut["id"])
         assert resumed["attempt"] == 1
-        assert [(row["number"], row["outcome"]) for row in tries] == [(1, "interrupted"), (1, "succeeded")]
+        assert [(row["number"], row["outcome"]) for row in tries] == [
+            (1, "interrupted"),
+            (1, "succeeded"),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +379,11 @@ def test_enter_in_the_terminal_prints_another_link_until_there_is_a_token(tmp_pa
 
     with terminal(tmp_path, SERVE, 200) as shown:
         for number in (1, 2):
-            shown.until(lambda _, number=number: len(links(shown.raw)) == number and "another link" in shown.raw)
+            shown.until(
+                lambda _, number=number: (
+                    len(links(shown.raw)) == number and "another link" in shown.raw
+                )
+            )
             os.write(shown._ours, b"\n")
         (url, first), (_, second) = links(shown.raw)[:2]
         for secret in (first, second):
@@ -373,7 +410,9 @@ class Forks(BaseTask):
 """
 
 
-async def test_a_forked_child_that_outlives_its_service_does_not_keep_the_port(tmp_path: Path) -> None:
+async def test_a_forked_child_that_outlives_its_service_does_not_keep_the_port(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, forks=FORKS)
     child = tmp_path / "child.pid"
 
@@ -397,7 +436,9 @@ async def test_a_forked_child_that_outlives_its_service_does_not_keep_the_port(t
 
 
 async def test_a_run_that_ends_within_drain_seconds_is_not_interrupted(tmp_path: Path) -> None:
-    drains = "while 'Stopping: ' not in pathlib.Path('0.stderr').read_text(): await asyncio.sleep(0.02)"
+    drains = (
+        "while 'Stopping: ' not in pathlib.Path('0.stderr').read_text(): await asyncio.sleep(0.02)"
+    )
     make_folder(tmp_path, long=LONG.replace("await asyncio.Event().wait()", drains))
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, settings={"DRAIN_SECONDS": "10"}) as running:
@@ -454,14 +495,29 @@ class OneAtATime(BaseTask):
 async def test_a_run_by_hand_beside_a_service_claims_no_other_run(tmp_path: Path) -> None:
     make_folder(tmp_path, one=ONE_AT_A_TIME, by_hand=BY_HAND)
     async with ledger_in(tmp_path) as ledger:
-        with service(tmp_path, settings={"POLL_SECONDS": "60"}):  # the service will not see it either
+        with service(
+            tmp_path, settings={"POLL_SECONDS": "60"}
+        ):  # the service will not see it either
             await until(lambda: rows(ledger, tables.nodes))
             queued = tables.new_id()
             async with ledger.engine.begin() as connection:
                 now = await database_time.now_of(connection)
                 name = "one_at_a_time"
-                other = NewRun(queued, name, None, "manual", "queued", Rank.MANUAL, False, now, now, exclusive=name)
-                await connection.execute(insert(tables.runs).values(**asdict(other)))  # which tells the service nothing
+                other = NewRun(
+                    queued,
+                    name,
+                    None,
+                    "manual",
+                    "queued",
+                    Rank.MANUAL,
+                    False,
+                    now,
+                    now,
+                    exclusive=name,
+                )
+                await connection.execute(
+                    insert(tables.runs).values(**asdict(other))
+                )  # which tells the service nothing
             done = batch(tmp_path, "run", "by_hand", settings={"POLL_SECONDS": "0.05"})
             assert done.returncode == 0
             found = {run["task"]: run for run in await rows(ledger)}
@@ -476,7 +532,12 @@ async def test_a_run_by_hand_waits_for_the_one_that_is_active(tmp_path: Path) ->
         with service(tmp_path), process(tmp_path, [*word, "--param", "until=go"]) as first:
             await until(lambda: is_running(ledger, "one_at_a_time"), 20)
             with process(tmp_path, word) as second:
-                await until(lambda: _says(second, "another run of one_at_a_time is active; waiting for its end"), 20)
+                await until(
+                    lambda: _says(
+                        second, "another run of one_at_a_time is active; waiting for its end"
+                    ),
+                    20,
+                )
                 assert len(await rows(ledger)) == 1
                 (tmp_path / "go").touch()
                 assert (first.process.wait(20), second.process.wait(20)) == (0, 0)
@@ -489,13 +550,15 @@ async def test_a_run_by_hand_that_gets_a_signal_is_interrupted_and_resumed_by_a_
     tmp_path: Path, number: int
 ) -> None:
     make_folder(tmp_path, one=ONE_AT_A_TIME)
-    with process(tmp_path, [*BATCH, "run", "one_at_a_time", "--param", "until=go"], QUICK_DRAIN) as by_hand:
+    with process(
+        tmp_path, [*BATCH, "run", "one_at_a_time", "--param", "until=go"], QUICK_DRAIN
+    ) as by_hand:
         await until(lambda: _says(by_hand, "began with 'go'"), 20)
         by_hand.stop(number, within=5)
         assert by_hand.process.returncode == 128 + number
         assert (
-            "stopping: if the run does not end within 0.2 s, it is interrupted, and a service resumes it"
-            in by_hand.stderr
+            "stopping: if the run does not end within 0.2 s, it is interrupted, and a service "
+            "resumes it" in by_hand.stderr
         )
         assert "Traceback" not in by_hand.stderr
     async with ledger_in(tmp_path) as ledger:

@@ -1,4 +1,6 @@
-"""A stranger's path: a clean clone, what the README says, a task that fires, its log, its test, its account."""
+"""A stranger's path: a clean clone, what the README says, a task that fires, its log, its test, its
+account.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ OURS = {"make test", "make check", "make bench"}
 """They are what runs this test, and would run it again: here they are only looked at (make -n)."""
 
 BLOCK = re.compile(
-    r"^(?:<!-- (?P<mark>file|not run): (?P<what>.*?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    r"^(?:<!-- (?P<mark>file|not run): (?P<what>.*?) "
+    r"-->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -56,8 +59,19 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
+        listed = [
+            "git",
+            "-C",
+            str(ROOT),
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ]
+        for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split(
+            "\0"
+        ):
             if name and (ROOT / name).exists():  # or it was deleted just now
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
@@ -72,7 +86,12 @@ class Clone:
         words = shlex.split(command)
         words = ["make", "-n", *words[1:]] if command in OURS else words
         done = subprocess.run(
-            words, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=seconds
+            words,
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
         )
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -120,7 +139,9 @@ def wait_until_it_serves(service: Service) -> None:
 
 
 def the_tests_pass(clone: Clone) -> bool:
-    """The README's and those of a new task, with the packages of this process: `make tools` installs the same there."""
+    """The README's and those of a new task, with the packages of this process: `make tools`
+    installs the same there.
+    """
     clone.run('batch new greeting --schedule "30 6 * * *"')
     written = [step.file for step in steps() if step.file and step.file.startswith("tests/")]
     tested = clone.run(f"{sys.executable} -m pytest -q tests/test_greeting.py {' '.join(written)}")

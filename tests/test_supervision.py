@@ -1,4 +1,6 @@
-"""Background loops that end, or don't go on: that is logged, shown and counted, and the process ends with 70."""
+"""Background loops that end, or don't go on: that is logged, shown and counted, and the process
+ends with 70.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,25 @@ from service.server.batch_service import BatchService
 from tests.processes import SERVE, service
 
 LOOPS = {
-    *("localengine", "opener", "dispatcher", "schedulesync", "upkeep", "bulkworker", "watch", "sender", "tallykeeper"),
+    *(
+        "localengine",
+        "opener",
+        "dispatcher",
+        "schedulesync",
+        "upkeep",
+        "bulkworker",
+        "watch",
+        "sender",
+        "tallykeeper",
+    ),
     *("pings", "digest"),
 }
 
 
 class Defect(BaseException):
-    """What no loop expects. It is thrown where the loop waits; its task then finds its coroutine ended."""
+    """What no loop expects. It is thrown where the loop waits; its task then finds its coroutine
+    ended.
+    """
 
 
 TASKS = """
@@ -87,7 +101,9 @@ async def test_each_loop_that_ends_with_an_error_is_named_logged_shown_and_count
             loop = next(each for each in node.supervisor._loops if each.name == name)
             assert isinstance(loop, Background)
             await asyncio.sleep(0.01)  # it begins
-            while any(pool.checkedout() for pool in (node.ledger.engine.pool, node.ledger.reader.pool)):
+            while any(
+                pool.checkedout() for pool in (node.ledger.engine.pool, node.ledger.reader.pool)
+            ):
                 await asyncio.sleep(0.01)  # not while a connection waits for an answer
             with pytest.raises(Defect):
                 loop.work.get_coro().throw(Defect())  # type: ignore[union-attr]
@@ -123,7 +139,10 @@ def test_a_process_of_which_a_loop_has_ended_says_so_and_ends_with_70_when_its_r
         assert "watch" in started.get("/readyz").json()["reasons"]
         assert 'batch_failed_parts_total{part="watch"} 1.0' in started.get("/metrics").text
         assert started.process.wait(30) == EXIT_CODE
-    assert "watch: it has ended: RuntimeError; this process ends with the exit code 70" in started.stderr
+    assert (
+        "watch: it has ended: RuntimeError; this process ends with the exit code 70"
+        in started.stderr
+    )
     assert "RuntimeError: cannot reuse already awaited coroutine" in started.stderr
 
 
@@ -143,7 +162,9 @@ async def test_a_turn_that_is_not_ended_by_its_limit_is_a_failure_but_no_blocked
                 while True:
                     try:
                         await asyncio.sleep(60)
-                    except asyncio.CancelledError:  # what waits for an answer in a rollback does the same
+                    except (
+                        asyncio.CancelledError
+                    ):  # what waits for an answer in a rollback does the same
                         if self._is_asked_to_end:
                             raise
 
@@ -160,7 +181,9 @@ async def test_a_turn_that_is_not_ended_by_its_limit_is_a_failure_but_no_blocked
     await stuck.stop()
 
 
-async def test_what_a_limited_block_holds_is_cut_off_at_its_limit_and_what_it_has_begun_is_not() -> None:
+async def test_what_a_limited_block_holds_is_cut_off_at_its_limit_and_what_it_has_begun_is_not() -> (
+    None
+):
     cut: list[str] = []
 
     async def begun() -> None:
@@ -183,7 +206,9 @@ async def test_what_a_limited_block_holds_is_cut_off_at_its_limit_and_what_it_ha
 
 
 def test_on_uvloop_a_task_is_fired_again_after_less_than_half_a_millisecond_too() -> None:
-    """Its call_later gives a handle without when() then, which ended the dispatcher's loop for good."""
+    """Its call_later gives a handle without when() then, which ended the dispatcher's loop for
+    good.
+    """
 
     async def work() -> None:
         dispatcher = object.__new__(Dispatcher)

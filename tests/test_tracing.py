@@ -1,4 +1,6 @@
-"""Traces: a real process under `opentelemetry-instrument`, and a real receiver of what it exports."""
+"""Traces: a real process under `opentelemetry-instrument`, and a real receiver of what it
+exports.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ from service.app import app
 UVICORN = (sys.executable, "-m", "uvicorn", "traced:app", "--port", "0")
 
 
-def settings_for(folder: Path, ledger: Database, url: str, receiver: HttpReceiver) -> dict[str, str]:
+def settings_for(
+    folder: Path, ledger: Database, url: str, receiver: HttpReceiver
+) -> dict[str, str]:
     collector = receiver.url.removesuffix("/hook")
     return {
         **({"DATABASE_URL": url} if ledger.kind == "postgresql" else {}),
@@ -83,15 +87,24 @@ def spans_of(receiver: HttpReceiver) -> list[Span]:
     for request in receiver.requests:
         if request.path == "/v1/traces":
             resources = ExportTraceServiceRequest.FromString(request.body).resource_spans
-            spans.extend(span for resource in resources for scope in resource.scope_spans for span in scope.spans)
+            spans.extend(
+                span
+                for resource in resources
+                for scope in resource.scope_spans
+                for span in scope.spans
+            )
     return spans
 
 
 def attributes_of(span: Span) -> dict[str, Any]:
-    return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
+    return {
+        item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes
+    }
 
 
-@pytest.mark.parametrize("ledger_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.nightly)], indirect=True)
+@pytest.mark.parametrize(
+    "ledger_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.nightly)], indirect=True
+)
 async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
     ledger: Database, ledger_url: str, tmp_path: Path
 ) -> None:
@@ -133,7 +146,9 @@ async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
         "batch.outcome": "succeeded",
     }
     assert run["traceparent"].startswith(f"00-{caller.trace_id.hex()}-{caller.span_id.hex()}-")
-    assert [(link.trace_id, link.span_id) for link in called_.links] == [(caller.trace_id, caller.span_id)]
+    assert [(link.trace_id, link.span_id) for link in called_.links] == [
+        (caller.trace_id, caller.span_id)
+    ]
     assert len({span.trace_id for span in (caller, called_, broken)}) == 3
     assert not any(span.parent_span_id for span in (caller, called_, broken))
 
@@ -149,7 +164,9 @@ async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
     assert "SELECT 7" in {attributes_of(span).get("db.statement") for span in inside}
     (shop,) = [request for request in receiver.requests if request.path == "/shop"]
     (request,) = [span for span in inside if span.name == "GET"]
-    assert shop.headers["traceparent"].startswith(f"00-{request.trace_id.hex()}-{request.span_id.hex()}-")
+    assert shop.headers["traceparent"].startswith(
+        f"00-{request.trace_id.hex()}-{request.span_id.hex()}-"
+    )
 
     # What the service itself does in the background is not.
     runs = {span.trace_id for span in (caller, called_, broken)}
@@ -161,5 +178,7 @@ async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
 def test_the_engine_does_not_import_opentelemetry() -> None:
     imported = "[name for name in sys.modules if name.startswith('opentelemetry')]"
     program = f"import sys, service.batch.execution.local_engine; print({imported})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

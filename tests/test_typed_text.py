@@ -1,4 +1,6 @@
-"""What a person types: numbers, instants, zones, names, settings. What is odd is refused, and a long one is cut."""
+"""What a person types: numbers, instants, zones, names, settings. What is odd is refused, and a
+long one is cut.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,26 @@ def test_an_odd_number_or_instant_is_refused(batch: Batch, words: tuple[str, ...
 @pytest.mark.parametrize(
     "zone",
     [
-        *("localtime", "posixrules", "Factory", "right/UTC", "posix/Europe/Berlin", "posix/UTC", "", "/", "../UTC"),
-        *("Europe", "Europe//Berlin", "tzdata.zi", "Europe/Berlin\n", "ＵＴＣ", "UTC\0", "x" * LONG),
+        *(
+            "localtime",
+            "posixrules",
+            "Factory",
+            "right/UTC",
+            "posix/Europe/Berlin",
+            "posix/UTC",
+            "",
+            "/",
+            "../UTC",
+        ),
+        *(
+            "Europe",
+            "Europe//Berlin",
+            "tzdata.zi",
+            "Europe/Berlin\n",
+            "ＵＴＣ",
+            "UTC\0",
+            "x" * LONG,
+        ),
     ],
 )
 def test_what_is_no_zone_of_iana_is_refused(batch: Batch, zone: str) -> None:
@@ -76,8 +96,21 @@ def test_a_zone_of_iana_is_taken(zone: str) -> None:
 @pytest.mark.parametrize(
     "cron",
     [
-        *("٥ * * * *", "*/٥ * * * *", "٥-٥/٢ * * * *", "0　2 * * *", "0\x1f2 * * *", "０ ２ * * *", "0 2 * * ＭＯＮ"),
-        *("@wee\u212aly", f"{','.join(['1'] * LONG)} * * * *", "9" * 5_000 + " * * * *", "1 " * LONG),
+        *(
+            "٥ * * * *",
+            "*/٥ * * * *",
+            "٥-٥/٢ * * * *",
+            "0　2 * * *",
+            "0\x1f2 * * *",
+            "０ ２ * * *",
+            "0 2 * * ＭＯＮ",
+        ),
+        *(
+            "@wee\u212aly",
+            f"{','.join(['1'] * LONG)} * * * *",
+            "9" * 5_000 + " * * * *",
+            "1 " * LONG,
+        ),
     ],
 )
 def test_a_cron_expression_is_ascii_and_short(cron: str) -> None:

@@ -1,4 +1,6 @@
-"""Real processes of which one queues or cancels what another one executes. A look at the queue is due in 30 seconds."""
+"""Real processes of which one queues or cancels what another one executes. A look at the queue is
+due in 30 seconds.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,12 @@ async def test_what_one_process_asks_for_another_one_does_long_before_its_next_l
 ) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)
     url = ledger.url.render_as_string(hide_password=False)
-    settings = {"LEDGER_URL": url, "POLL_SECONDS": f"{POLL:g}", "BATCH_POOL_GPU": "nodes", "DRAIN_SECONDS": "0"}
+    settings = {
+        "LEDGER_URL": url,
+        "POLL_SECONDS": f"{POLL:g}",
+        "BATCH_POOL_GPU": "nodes",
+        "DRAIN_SECONDS": "0",
+    }
     with ExitStack() as stack:
         stack.enter_context(service(tmp_path, SERVE, settings))
         stack.enter_context(process(tmp_path, [*BATCH, "work", "--pool", "gpu"], settings))

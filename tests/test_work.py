@@ -73,7 +73,12 @@ class Place:
         self._held = folder / "witness.hold"
         folder.mkdir()
         url = ledger.url.render_as_string(hide_password=False)
-        self.settings = {**SETTINGS, "LEDGER_URL": url, "DATABASE_URL": application, "WITNESS": str(self.witness)}
+        self.settings = {
+            **SETTINGS,
+            "LEDGER_URL": url,
+            "DATABASE_URL": application,
+            "WITNESS": str(self.witness),
+        }
 
     def folder(self, name: str, schedule: str = NEVER) -> Path:
         """The folder of a process, with its own files of tasks."""
@@ -86,7 +91,9 @@ class Place:
         folder = self.folder("service", schedule)
         return self._stack.enter_context(service(folder, settings={**self.settings, **settings}))
 
-    def work(self, *words: str, name: str = "worker", pool: str = "cpu", **settings: str) -> Service:
+    def work(
+        self, *words: str, name: str = "worker", pool: str = "cpu", **settings: str
+    ) -> Service:
         """A worker that has begun."""
         command = (*BATCH, "work", "--pool", pool, *words)
         folder = self.folder(name)
@@ -105,14 +112,18 @@ class Place:
         return dict(found[0])
 
     def hold(self) -> None:
-        """Let runs of the task `long` go no further than to their middle, whatever a test has to wait for meanwhile."""
+        """Let runs of the task `long` go no further than to their middle, whatever a test has to
+        wait for meanwhile.
+        """
         self._held.touch()
 
     def go_on(self) -> None:
         self._held.unlink()
 
     async def done(self) -> list[int]:
-        """The items that runs of the task `long` have committed. The table refuses an item that is there already."""
+        """The items that runs of the task `long` have committed. The table refuses an item that is
+        there already.
+        """
         return await items_done(self.settings["DATABASE_URL"])
 
 
@@ -122,8 +133,13 @@ async def place(ledger: Database, tmp_path: Path) -> Any:
     seen = {"first_seen_at": NOW, "last_seen_at": NOW}
     pools = {"usual": "default", "heavy": "cpu", "long": "cpu", "stubborn": "cpu"}
     async with ledger.engine.begin() as connection:
-        about = [{"name": name, "pool": pool, "source": "tasks/all.py", **seen} for name, pool in pools.items()]
-        await connection.execute(tables.tasks.insert(), [{"policies": {}, "description": "", **row} for row in about])
+        about = [
+            {"name": name, "pool": pool, "source": "tasks/all.py", **seen}
+            for name, pool in pools.items()
+        ]
+        await connection.execute(
+            tables.tasks.insert(), [{"policies": {}, "description": "", **row} for row in about]
+        )
     with ExitStack() as stack:
         yield Place(tmp_path / "places", ledger, application, stack)
 
@@ -131,7 +147,10 @@ async def place(ledger: Database, tmp_path: Path) -> Any:
 async def test_a_service_fires_and_a_worker_executes_the_runs_of_its_pool(place: Place) -> None:
     served, worker = place.serve(EACH_SECOND), place.work("--max-running", "7")
     assert worker.stdout.splitlines()[0] == "Worker of the pool cpu"
-    assert worker.stdout.splitlines()[3:] == ["  3 tasks: heavy, long, stubborn", "  1 task of other pools"]
+    assert worker.stdout.splitlines()[3:] == [
+        "  3 tasks: heavy, long, stubborn",
+        "  1 task of other pools",
+    ]
     own = await place.node(worker)
     assert (own["fires"], own["pools"], own["capacity"]) == (False, ["cpu"], 7)
     assert own["tasks"] == ["heavy", "long", "stubborn", "usual"]
@@ -158,10 +177,16 @@ async def test_a_draining_worker_leaves_its_run_to_another_one(place: Place) -> 
     assert (await place.run_of("long", "interrupted"))["reason"] == "the service stops"
     second = place.work(name="second")
     run = await place.run_of("long", "succeeded")
-    assert (run["result"], run["attempt"], await place.done()) == (second.process.pid, 1, list(range(40)))
+    assert (run["result"], run["attempt"], await place.done()) == (
+        second.process.pid,
+        1,
+        list(range(40)),
+    )
 
 
-async def test_the_run_of_a_killed_worker_is_rescued_by_a_service_and_resumed_by_another_worker(place: Place) -> None:
+async def test_the_run_of_a_killed_worker_is_rescued_by_a_service_and_resumed_by_another_worker(
+    place: Place,
+) -> None:
     place.serve()
     first = place.work()
     place.hold()
@@ -173,7 +198,11 @@ async def test_the_run_of_a_killed_worker_is_rescued_by_a_service_and_resumed_by
     first.process.kill()
     place.go_on()
     run = await place.run_of("long", "succeeded")
-    assert (run["result"], run["fence"], await place.done()) == (second.process.pid, 2, list(range(40)))
+    assert (run["result"], run["fence"], await place.done()) == (
+        second.process.pid,
+        2,
+        list(range(40)),
+    )
     (lost,) = await rows(place.ledger, tables.nodes, id=node)
     assert lost["lost_at"] is not None
 
@@ -187,7 +216,9 @@ async def test_only_a_service_rescues_the_runs_of_a_dead_worker(place: Place) ->
     first.process.kill()
     first.process.wait()
     await insert(place.ledger, new("long"))
-    await place.run_of("long", "succeeded")  # after two seconds: a service has looked at all nodes by then
+    await place.run_of(
+        "long", "succeeded"
+    )  # after two seconds: a service has looked at all nodes by then
     await place.run_of("stubborn", "running", node)
     place.serve()
     await place.run_of("stubborn", "running", (await place.node(second))["id"])
@@ -254,7 +285,9 @@ async def test_a_worker_with_other_files_changes_no_task_of_the_services(place: 
     assert await known() == before
 
 
-async def test_a_second_ctrl_c_ends_a_worker_at_once_and_its_run_is_interrupted(place: Place) -> None:
+async def test_a_second_ctrl_c_ends_a_worker_at_once_and_its_run_is_interrupted(
+    place: Place,
+) -> None:
     worker = place.work(DRAIN_SECONDS="60")
     await insert(place.ledger, new("stubborn"))
     await place.run_of("stubborn", "running")
@@ -276,7 +309,15 @@ async def test_a_worker_opens_no_port_unless_it_is_told_to(place: Place) -> None
     assert worker.stdout.splitlines()[0] == f"Worker of the pool cpu on {worker.url}"
     for path in ("/healthz", "/readyz", "/metrics"):
         assert worker.get(path).status_code == 200, path
-    for path in ("/", "/signin", "/scheduler/jobs", "/api/v1/tasks", "/api/openapi.json", "/docs", "/openapi.json"):
+    for path in (
+        "/",
+        "/signin",
+        "/scheduler/jobs",
+        "/api/v1/tasks",
+        "/api/openapi.json",
+        "/docs",
+        "/openapi.json",
+    ):
         assert worker.get(path).status_code == 404, path
     forged = httpx.get(f"{worker.url}/metrics", headers={"Host": "evil.example"}, trust_env=False)
     assert forged.status_code == 401
@@ -291,21 +332,31 @@ def listening(pid: int) -> int:
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # it was closed just now
             links.append(os.readlink(link))
-    open_sockets = {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:[")}
+    open_sockets = {
+        link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:[")
+    }
     lines = [
-        line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+        line.split()
+        for kind in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
     ]
     return sum(fields[3] == "0A" and fields[9] in open_sockets for fields in lines)
 
 
-async def test_a_worker_without_a_task_of_its_pool_starts_and_says_which_pools_its_tasks_have(place: Place) -> None:
+async def test_a_worker_without_a_task_of_its_pool_starts_and_says_which_pools_its_tasks_have(
+    place: Place,
+) -> None:
     worker = place.work(pool="gpu")
-    worker.wait_until_said("this worker has no task of the pool gpu: its tasks are of the pools cpu, default")
+    worker.wait_until_said(
+        "this worker has no task of the pool gpu: its tasks are of the pools cpu, default"
+    )
     worker.wait_until_said("no service is running: until one is, nothing fires")
     assert worker.stdout.splitlines()[3:] == ["  0 tasks", "  4 tasks of other pools"]
 
 
-async def test_a_worker_neither_makes_nor_migrates_a_database(database_url: str, tmp_path: Path) -> None:
+async def test_a_worker_neither_makes_nor_migrates_a_database(
+    database_url: str, tmp_path: Path
+) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS.format(schedule=NEVER))
     application = url_of(tmp_path / "data.db")
     settings = {"LEDGER_URL": database_url, "DATABASE_URL": application}
@@ -316,7 +367,9 @@ async def test_a_worker_neither_makes_nor_migrates_a_database(database_url: str,
         return done.stderr
 
     assert (
-        "there is no ledger yet" in (said := refused()) and "LEDGER_URL" in said and "start the service first" in said
+        "there is no ledger yet" in (said := refused())
+        and "LEDGER_URL" in said
+        and "start the service first" in said
     )
     assert ("A file of SQLite" in said) == database_url.startswith("sqlite")
     await migrated(database_url, LEDGER_HISTORY)

@@ -1,7 +1,9 @@
-"""Two users of one machine. Where the tests run as root both are real; elsewhere one user plays both.
+"""Two users of one machine. Where the tests run as root both are real; elsewhere one user plays
+both.
 
-What only a second user can show, such as a file that is somebody else's, is not shown then: the tests' ids say which of
-the two it was. Everything else (links, FIFOs, names that are taken) is the same for one user.
+What only a second user can show, such as a file that is somebody else's, is not shown then: the
+tests' ids say which of the two it was. Everything else (links, FIFOs, names that are taken) is the
+same for one user.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ OWN, OTHER = (1, 65534) if ARE_TWO else (os.geteuid(), os.geteuid())
 
 @contextmanager
 def user(uid: int) -> Iterator[None]:
-    """What this process does inside, it does as that user. Its threads do so too, so let none of them run meanwhile."""
+    """What this process does inside, it does as that user. Its threads do so too, so let none of
+    them run meanwhile.
+    """
     if not ARE_TWO:
         yield
         return
@@ -37,7 +41,9 @@ def user(uid: int) -> Iterator[None]:
 
 @contextmanager
 def shared_folder() -> Iterator[Path]:
-    """A folder that every user may write to, as /tmp is. That of a test is not: its parents are closed to others."""
+    """A folder that every user may write to, as /tmp is. That of a test is not: its parents are
+    closed to others.
+    """
     folder = Path(tempfile.mkdtemp(prefix="batch-tests-", dir="/tmp"))
     folder.chmod(0o1777)
     try:

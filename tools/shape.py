@@ -1,10 +1,12 @@
-"""Measures the shape of the code: how large it is, how it is cut, and how much one slot passes through.
+"""Measures the shape of the code: how large it is, how it is cut, and how much one slot passes
+through.
 
     python tools/shape.py
 
-A module is a file of `service/`. Its importers are the other modules of `service/` that import it, anywhere in their
-text. The walk is that of one slot on SQLite, from the moment it is due until its outcome is in the ledger: every
-function of `service/` that Python calls in the process, and the files that these functions are in.
+A module is a file of `service/`. Its importers are the other modules of `service/` that import it,
+anywhere in their text. The walk is that of one slot on SQLite, from the moment it is due until its
+outcome is in the ledger: every function of `service/` that Python calls in the process, and the
+files that these functions are in.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "service"
 SHORT = 80
-"""A module with fewer lines and one importer, in its own folder, is a candidate to be merged with that importer."""
+"""A module with fewer lines and one importer, in its own folder, is a candidate to be merged with
+that importer.
+"""
 WIDEST = 100
 DOORS = ("cli", "web", "pages", "operations/remote", "alerts")
 
@@ -35,7 +39,9 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "__pycache__" not in path.parts}
+FILES = {
+    name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "__pycache__" not in path.parts
+}
 TEXTS = {name: path.read_text() for name, path in FILES.items()}
 TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
 
@@ -59,7 +65,9 @@ def folder_of(name: str) -> str:
     return name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
 
 
-ARROWS = {(folder_of(name), folder_of(other)) for name, others in IMPORTS.items() for other in others}
+ARROWS = {
+    (folder_of(name), folder_of(other)) for name, others in IMPORTS.items() for other in others
+}
 """Which folder imports which other one."""
 
 
@@ -91,12 +99,16 @@ def files_with_state() -> list[str]:
         name
         for name, tree in TREES.items()
         if name.startswith(doors)
-        and any(isinstance(node, ast.Constant) and node.value == "failed" for node in ast.walk(tree))
+        and any(
+            isinstance(node, ast.Constant) and node.value == "failed" for node in ast.walk(tree)
+        )
     ]
 
 
 def hands_over(path: Path, name: str, line: int) -> bool:
-    """Whether the function at this line is one statement: a call of another one, or an await of that."""
+    """Whether the function at this line is one statement: a call of another one, or an await of
+    that.
+    """
     tree = TREES.get(name_of(path))
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
@@ -127,19 +139,27 @@ class Each(BaseTask):
 
 
 class Walk:
-    """The functions of `service/` that Python calls while it is followed, by file, name and line."""
+    """The functions of `service/` that Python calls while it is followed, by file, name and
+    line.
+    """
 
     def __init__(self) -> None:
         self.functions: set[tuple[str, str, int]] = set()
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(str(PACKAGE)) and not code.co_name.startswith("<"):
+        if (
+            event == "call"
+            and code.co_filename.startswith(str(PACKAGE))
+            and not code.co_name.startswith("<")
+        ):
             self.functions.add((code.co_filename, code.co_name, code.co_firstlineno))
 
 
 async def walk_of_a_slot() -> Walk:
-    """Follow a service for one slot, after the first ones, in which modules are imported and caches are filled."""
+    """Follow a service for one slot, after the first ones, in which modules are imported and caches
+    are filled.
+    """
     from service.batch.tasks.discovery import load_tasks
     from service.config import get_settings
     from service.server.batch_service import BatchService
@@ -183,7 +203,10 @@ def main() -> None:
         for file, name, line in walk.functions
         if hands_over(Path(file), name, line)
     )
-    print(f"modules: {len(FILES)}, lines: {sum(lines.values()):,}, median: {sorted(lines.values())[len(lines) // 2]}")
+    print(
+        f"modules: {len(FILES)}, lines: {sum(lines.values()):,}, median: "
+        f"{sorted(lines.values())[len(lines) // 2]}"
+    )
     print(f"modules over 400 lines: {[name for name, count in lines.items() if count > 400]}")
     print(f"two folders that import each other: {len(pairs)}")
     for pair in pairs:
@@ -197,7 +220,10 @@ def main() -> None:
     print(f"lines over {WIDEST} columns: {wide:,} ({wide / sum(lines.values()):.1%})")
     print(f"modules of the doors with the text `failed`: {len(files_with_state())}")
     files = {file for file, _, _ in walk.functions}
-    print(f"a slot passes {len(files)} files and {len(walk.functions)} functions, of which only hand over: {len(hops)}")
+    print(
+        f"a slot passes {len(files)} files and {len(walk.functions)} functions, of which only "
+        f"hand over: {len(hops)}"
+    )
     for hop in hops:
         print("   ", hop)
 

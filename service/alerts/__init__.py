@@ -1,1 +1,3 @@
-"""Sends what the outbox holds, by Apprise and to a webhook, and calls dead man's switches. Knows no incidents."""
+"""Sends what the outbox holds, by Apprise and to a webhook, and calls dead man's switches. Knows no
+incidents.
+"""

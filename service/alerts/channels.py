@@ -1,4 +1,6 @@
-"""The channels that messages go to, as the settings have them. Each address is a channel of its own."""
+"""The channels that messages go to, as the settings have them. Each address is a channel of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ APPRISE = "apprise>=2.3"
 
 @dataclass(frozen=True)
 class Channel:
-    """One address. `name`: "all/1" for the first URL for all tasks, "payments/1" for one of a name, or "webhook".
+    """One address. `name`: "all/1" for the first URL for all tasks, "payments/1" for one of a name,
+    or "webhook".
 
     `url` may have a password, so it is shown nowhere.
     """
@@ -30,7 +33,9 @@ class Channel:
 
     @property
     def keeps_incidents(self) -> bool:
-        """Whether the service behind it keeps incidents itself: each is told by itself, with our id, and resolved."""
+        """Whether the service behind it keeps incidents itself: each is told by itself, with our
+        id, and resolved.
+        """
         return self.url.startswith("pagerduty://")
 
     def __repr__(self) -> str:
@@ -45,24 +50,33 @@ class Channels:
 
     @classmethod
     def of(cls, settings: Settings, checked: bool = True) -> Channels:
-        """The channels that the settings have. `checked`: raise InvalidSetting if one can't be used."""
+        """The channels that the settings have. `checked`: raise InvalidSetting if one can't be
+        used.
+        """
         taken = settings.alert_urls.keys() & {FOR_ALL, DIGEST, WEBHOOK}
         if checked and taken:
-            raise InvalidSetting(f"setting BATCH_ALERT_URL_{min(taken).upper()}: this name is taken; use another one")
-        urls = {name or FOR_ALL: urls for name, urls in settings.alert_urls.items() if name not in taken}
+            raise InvalidSetting(
+                f"setting BATCH_ALERT_URL_{min(taken).upper()}: this name is taken; use another one"
+            )
+        urls = {
+            name or FOR_ALL: urls for name, urls in settings.alert_urls.items() if name not in taken
+        }
         digest = settings.BATCH_DIGEST_URLS
         urls[DIGEST] = digest.get_secret_value().split() if digest is not None else []
         if checked and any(urls.values()):
             _check_apprise(urls)
         channels = [
-            Channel(f"{name}/{number}", url) for name, its in urls.items() for number, url in enumerate(its, start=1)
+            Channel(f"{name}/{number}", url)
+            for name, its in urls.items()
+            for number, url in enumerate(its, start=1)
         ]
         if settings.BATCH_ALERT_WEBHOOK is not None:
             channels.append(Channel(WEBHOOK, settings.BATCH_ALERT_WEBHOOK.get_secret_value()))
         return cls({channel.name: channel for channel in channels})
 
     def named(self, to: Sequence[str]) -> list[str]:
-        """The names of the channels for a task with `Alerts(to=…)`. The webhook, which is for programs, gets all.
+        """The names of the channels for a task with `Alerts(to=…)`. The webhook, which is for
+        programs, gets all.
 
         Names that no setting has are those for all tasks, so that no message is lost.
         """
@@ -74,8 +88,14 @@ class Channels:
         return self._of(DIGEST)
 
     def followers(self) -> list[str]:
-        """The names of the channels that follow incidents to their end, also if a person ends them."""
-        return [name for name, channel in self.by_name.items() if name == WEBHOOK or channel.keeps_incidents]
+        """The names of the channels that follow incidents to their end, also if a person ends
+        them.
+        """
+        return [
+            name
+            for name, channel in self.by_name.items()
+            if name == WEBHOOK or channel.keeps_incidents
+        ]
 
     def _of(self, name: str) -> list[str]:
         return [channel for channel in self.by_name if channel.rpartition("/")[0] == name]
@@ -88,15 +108,18 @@ def _check_apprise(urls: Mapping[str, Sequence[str]]) -> None:
     except ImportError:
         setting = _setting_of(next(name for name, its in urls.items() if its))
         raise InvalidSetting(
-            f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is the extra `alerts`): "
+            f"setting {setting}: Apprise, which sends to these addresses, is not installed (it "
+            "is the extra `alerts`): "
             f"pip install '{APPRISE}'"
         ) from None
     for name, its in urls.items():
         for number, url in enumerate(its, start=1):
             if Apprise.instantiate(url, suppress_exceptions=True) is None:
                 raise InvalidSetting(
-                    f"setting {_setting_of(name)}: its URL number {number} can't be used: Apprise knows no such "
-                    "address; an example is mailto://user:password@mail.example.com?to=you@example.com"
+                    f"setting {_setting_of(name)}: its URL number {number} can't be used: "
+                    "Apprise knows no such "
+                    "address; an example is "
+                    "mailto://user:password@mail.example.com?to=you@example.com"
                 )
 
 

@@ -1,4 +1,6 @@
-"""Messages for people, made from what the outbox holds: what happened, since when, how often, what can be done."""
+"""Messages for people, made from what the outbox holds: what happened, since when, how often, what
+can be done.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ def message_of(
     link: Callable[[Content], str | None],
     last_lines: dict[str, str],
 ) -> Message:
-    """The message that says all of `notes`, each its kind and its content. `last_lines`: by the id of the run.
+    """The message that says all of `notes`, each its kind and its content. `last_lines`: by the id
+    of the run.
 
     What several tasks say with one error is said once.
     """
@@ -76,19 +79,29 @@ def message_of(
 
 
 def problems_of(rows: Sequence[Row[Any]]) -> Iterator[tuple[Row[Any], dict[str, Any] | None]]:
-    """Rows of the outbox, each with the problem that it is one of: the first incident of that, and how many tasks.
+    """Rows of the outbox, each with the problem that it is one of: the first incident of that, and
+    how many tasks.
 
     None: it stands alone.
     """
     for problem in one_error.groups(rows, lambda row: _error_of((row.kind, row.content))):
         first = problem[0].content
-        shown = {"first": first["id"], "tasks": len(problem), "error": first["text"]} if len(problem) > 1 else None
+        shown = (
+            {"first": first["id"], "tasks": len(problem), "error": first["text"]}
+            if len(problem) > 1
+            else None
+        )
         yield from ((row, shown) for row in problem)
 
 
 def still_news(notes: Sequence[tuple[str, Content]]) -> list[tuple[str, Content]]:
-    """Without the incidents that have begun and ended within what is sent together: they are over already."""
-    ids = {kind: {content.get("id") for other, content in notes if other == kind} for kind in ("opened", "closed")}
+    """Without the incidents that have begun and ended within what is sent together: they are over
+    already.
+    """
+    ids = {
+        kind: {content.get("id") for other, content in notes if other == kind}
+        for kind in ("opened", "closed")
+    }
     over = ids["opened"] & ids["closed"] - {None}
     return [(kind, content) for kind, content in notes if content.get("id") not in over]
 
@@ -108,7 +121,9 @@ def _title(problems: Sequence[Sequence[tuple[str, Content]]]) -> str:
     if not opened:
         return f"{len(problems)} incidents are over"
     names = [
-        f"{len(problem):,} tasks" if len(problem) > 1 else str(problem[0][1].get("task") or problem[0][1]["kind"])
+        f"{len(problem):,} tasks"
+        if len(problem) > 1
+        else str(problem[0][1].get("task") or problem[0][1]["kind"])
         for problem in opened
     ]
     different = list(dict.fromkeys(names))
@@ -123,7 +138,9 @@ def _heading_of_many(problem: Sequence[tuple[str, Content]]) -> str:
 
 
 def _block_of_many(problem: Sequence[tuple[str, Content]], link: str | None) -> str:
-    """What several tasks say that failed with one error: once, with their names, and one command for all of them."""
+    """What several tasks say that failed with one error: once, with their names, and one command
+    for all of them.
+    """
     contents = [content for _, content in problem]
     lines = [escaping.line(escaping.brief(_heading_of_many(problem), LONGEST_LINE))]
     if problem[0][0] != "closed":
@@ -147,7 +164,9 @@ def _heading(kind: str, content: Content) -> str:
         return "a test message of Batch System"
     if kind == "digest":
         return str(content["title"])
-    title = _TITLES.get(content["kind"], "{task}: " + content["kind"]).format(task=content.get("task") or "")
+    title = _TITLES.get(content["kind"], "{task}: " + content["kind"]).format(
+        task=content.get("task") or ""
+    )
     if kind == "closed":
         return f"over: {title}, after {_age(content['opened_at'], content['closed_at'])}"
     if content["kind"] == "failed" and content["count"] > 1:
@@ -166,10 +185,16 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
         if content["kind"] != "down":  # its text has the begin, and it was noticed at the end
             lines.append(f"Since {_instant(content['opened_at'])}.")
         if last := last_lines.get(content.get("run") or ""):
-            lines.append(f"Last line of its log: {escaping.line(escaping.brief(last, LONGEST_LINE))}")
+            lines.append(
+                f"Last line of its log: {escaping.line(escaping.brief(last, LONGEST_LINE))}"
+            )
         if keeps := in_words([KeptBack(**each) for each in content.get("keeps_back") or ()]):
             lines.append(f"Keeps back {escaping.line(keeps)}.")
-        lines += [f"{name.title()}: {escaping.line(content[name])}" for name in ("owner", "runbook") if content[name]]
+        lines += [
+            f"{name.title()}: {escaping.line(content[name])}"
+            for name in ("owner", "runbook")
+            if content[name]
+        ]
         if content["kind"] == "failed" and content["run"]:
             is_poison = content["text"].startswith(POISON)
             when = "Do not retry it before that is mended. Then" if is_poison else "Retry it"
@@ -184,7 +209,9 @@ def _instant(at: str) -> str:
 
 
 def _age(begin: str, end: str) -> str:
-    seconds = max(0, round((datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()))
+    seconds = max(
+        0, round((datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds())
+    )
     for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"

@@ -1,4 +1,5 @@
-"""Calls dead man's switches: each minute for the service while it does its work, and for runs of tasks that have one.
+"""Calls dead man's switches: each minute for the service while it does its work, and for runs of
+tasks that have one.
 
 An address that hangs or fails delays nothing, and is not called again for the same event.
 """
@@ -26,7 +27,9 @@ AT_ONCE = 8
 
 
 class Pings(Background):
-    """`url`: of the service; None: none. `is_working`: whether the service fires, and its heartbeat writes."""
+    """`url`: of the service; None: none. `is_working`: whether the service fires, and its heartbeat
+    writes.
+    """
 
     def __init__(self, url: str | None, is_working: Callable[[], bool]) -> None:
         self._url, self._is_working = url, is_working
@@ -44,7 +47,9 @@ class Pings(Background):
             self._is_full = False
         except asyncio.QueueFull:
             if not self._is_full:
-                logger.warning(f"calls to dead man's switches are dropped: {MOST_WAITING:,} wait already")
+                logger.warning(
+                    f"calls to dead man's switches are dropped: {MOST_WAITING:,} wait already"
+                )
             self._is_full = True
 
     async def _loop(self) -> None:
@@ -52,14 +57,21 @@ class Pings(Background):
         while True:
             try:
                 await self._call_all()
-            except Exception:  # the background loop's boundary, such as a file of certificates that is missing
-                logger.exception("dead man's switches can't be called, which is tried again in a minute")
+            except (
+                Exception
+            ):  # the background loop's boundary, such as a file of certificates that is missing
+                logger.exception(
+                    "dead man's switches can't be called, which is tried again in a minute"
+                )
             await asyncio.sleep(EVERY_SECONDS)
 
     async def _call_all(self) -> None:
         async with await sending.open_client(TIMEOUT) as client:
             # Not a TaskGroup: an error of one call would end all of them.
-            workers = [asyncio.create_task(self._work_off(client), name=f"batch-ping {n}") for n in range(AT_ONCE)]
+            workers = [
+                asyncio.create_task(self._work_off(client), name=f"batch-ping {n}")
+                for n in range(AT_ONCE)
+            ]
             try:
                 while True:
                     if self._url is not None and self._is_working():

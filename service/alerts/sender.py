@@ -1,7 +1,8 @@
-"""Sends the messages of the outbox, each channel by itself, on the one node that has the duty of the watch.
+"""Sends the messages of the outbox, each channel by itself, on the one node that has the duty of
+the watch.
 
-A message may be sent twice only where that node ends between the answer of the receiver and the mark in the ledger. It
-has the same id then.
+A message may be sent twice only where that node ends between the answer of the receiver and the
+mark in the ledger. It has the same id then.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ LOOK_SECONDS = 1.0
 LINES = 20
 """The line that is sent is one of this many last lines of a log."""
 FIRST_WAIT, LONGEST_WAIT = 10.0, 3_600.0
-"""Seconds until a message that could not be sent is tried again: from ten seconds, doubled each time, up to an hour."""
+"""Seconds until a message that could not be sent is tried again: from ten seconds, doubled each
+time, up to an hour.
+"""
 GIVE_UP_AFTER = timedelta(days=1)
 
 
 class Sender(Background):
-    """`holds`: whether this node has the duty of the watch. `public_url`: of this service, for links; None: none."""
+    """`holds`: whether this node has the duty of the watch. `public_url`: of this service, for
+    links; None: none.
+    """
 
     def __init__(
         self,
@@ -85,7 +90,10 @@ class Sender(Background):
                 async with self.limited_turn():
                     await self._look()
             except (DBAPIError, DatabaseError, OSError) as error:
-                logger.warning(f"messages can't be read from the ledger, which is repeated: {self._ledger.why(error)}")
+                logger.warning(
+                    "messages can't be read from the ledger, which is repeated: "
+                    f"{self._ledger.why(error)}"
+                )
                 await asyncio.sleep(FIRST_WAIT)
             except Exception:  # the background loop's boundary
                 logger.exception("messages can't be read from the ledger, which is repeated")
@@ -101,21 +109,29 @@ class Sender(Background):
             self._woken.clear()
             async with self._ledger.reader.connect() as connection:
                 due_at = await outbox.next_due(connection)
-            self._next = {name: due for name, due in due_at.items() if name in self._channels.by_name}
+            self._next = {
+                name: due for name, due in due_at.items() if name in self._channels.by_name
+            }
             if due_at.keys() - self._next.keys():
                 await self._give_up_unknown(due_at.keys() - self._next.keys())
         now = await self._now() if self._next else None
         for name, due in self._next.items():
             if now is not None and due <= now and name not in self._sending:
-                task = asyncio.create_task(self._send_all(self._channels.by_name[name]), name=f"batch-sender {name}")
+                task = asyncio.create_task(
+                    self._send_all(self._channels.by_name[name]), name=f"batch-sender {name}"
+                )
                 self._sending[name] = task
                 task.add_done_callback(partial(self._done, name))
 
     async def _give_up_unknown(self, names: Collection[str]) -> None:
-        """Give up messages to channels that the settings no longer have, when they are a day old."""
+        """Give up messages to channels that the settings no longer have, when they are a day
+        old.
+        """
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
-            await outbox.give_up(connection, names, now - GIVE_UP_AFTER, "the settings have no such channel", now)
+            await outbox.give_up(
+                connection, names, now - GIVE_UP_AFTER, "the settings have no such channel", now
+            )
 
     def _done(self, name: str, _: asyncio.Task[None]) -> None:
         self._sending.pop(name, None)
@@ -130,18 +146,24 @@ class Sender(Background):
             while await self._send_next(channel):
                 pass
         except (DBAPIError, DatabaseError, OSError) as error:
-            logger.warning(f"sending to the channel {channel.name} is repeated: {self._ledger.why(error)}")
+            logger.warning(
+                f"sending to the channel {channel.name} is repeated: {self._ledger.why(error)}"
+            )
             await asyncio.sleep(FIRST_WAIT)
         except Exception:  # the background loop's boundary
             logger.exception(f"sending to the channel {channel.name} failed, and is repeated")
             await asyncio.sleep(FIRST_WAIT)
 
     async def _send_next(self, channel: Channel) -> bool:
-        """Send the next message to this channel. Returns whether it was sent, so that there may be another one."""
+        """Send the next message to this channel. Returns whether it was sent, so that there may be
+        another one.
+        """
         async with limited(TURN_SECONDS), self._ledger.engine.begin() as connection:
             if not await duties.hold(connection, WATCH, self._node):
                 return False
-            rows = await outbox.take(connection, channel.name, await database_time.now_of(connection))
+            rows = await outbox.take(
+                connection, channel.name, await database_time.now_of(connection)
+            )
             lines = await self._last_lines(connection, rows)
         if not rows:
             return False
@@ -155,7 +177,9 @@ class Sender(Background):
         self._metrics.notifications[channel.name, "sent"] += 1
         return True
 
-    async def _send(self, channel: Channel, rows: Sequence[Row[Any]], lines: dict[str, str]) -> None:
+    async def _send(
+        self, channel: Channel, rows: Sequence[Row[Any]], lines: dict[str, str]
+    ) -> None:
         message = rows[0].message
         if channel.name == WEBHOOK:
             events = [
@@ -169,7 +193,9 @@ class Sender(Background):
             for row in rows:
                 alone = message_of(message, [(row.kind, row.content)], self._link, lines)
                 incident = row.incident or row.id
-                await self._threads.run(sending.notify, channel, alone, row.kind == "closed", incident)
+                await self._threads.run(
+                    sending.notify, channel, alone, row.kind == "closed", incident
+                )
             return
         notes = still_news([(row.kind, row.content) for row in rows])
         if not notes:
@@ -191,12 +217,15 @@ class Sender(Background):
             await outbox.failed(connection, rows, error.reason, now + timedelta(seconds=wait))
         self._metrics.notifications[channel.name, "failed"] += 1
         logger.warning(
-            f"a message to the channel {channel.name} could not be sent, again in {wait:g} s: {error.reason}"
+            f"a message to the channel {channel.name} could not be sent, again in {wait:g} s: "
+            f"{error.reason}"
         )
 
     async def _last_lines(self, connection: Any, rows: Sequence[Row[Any]]) -> dict[str, str]:
         """The last line of the logs of the runs that are told of, by the id of the run."""
-        told = [row.content for row in rows if row.kind != "closed" and not row.content.get("is_secret")]
+        told = [
+            row.content for row in rows if row.kind != "closed" and not row.content.get("is_secret")
+        ]
         runs = {content.get("run") for content in told} - {None}
         tails = {run: await run_logs.tail(connection, run, LINES) for run in sorted(runs)[:20]}
         lines = {run: run_logs.telling_line(tail) for run, tail in tails.items()}

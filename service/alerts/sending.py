@@ -1,4 +1,6 @@
-"""Sends one message to one channel. What could not be sent raises NotSent, which says whether to try again."""
+"""Sends one message to one channel. What could not be sent raises NotSent, which says whether to
+try again.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from service.alerts.channels import Channel
 from service.alerts.messages import Message
 from service.concurrency.offload import offload
 
-if TYPE_CHECKING:  # it is imported in a thread when something is sent: it takes long, and many services send nothing
+# It is imported in a thread when something is sent: it takes long, and many services send nothing
+if TYPE_CHECKING:
     import httpx
 
 Timeout = float | tuple[float, float, float, float]
@@ -30,7 +33,9 @@ LONGEST_RETRY_AFTER = 3_600.0
 
 
 class _HidesAddresses(logging.Filter):
-    """Leaves out httpx's line about each call of a webhook or a ping, and hides their addresses, which have secrets."""
+    """Leaves out httpx's line about each call of a webhook or a ping, and hides their addresses,
+    which have secrets.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +43,9 @@ class _HidesAddresses(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
-            if record.levelno <= logging.INFO and any(str(arg) in self.addresses for arg in record.args):
+            if record.levelno <= logging.INFO and any(
+                str(arg) in self.addresses for arg in record.args
+            ):
                 return False
             record.args = tuple("***" if str(arg) in self.addresses else arg for arg in record.args)
         return True
@@ -49,7 +56,9 @@ logging.getLogger("httpx").addFilter(_hides)
 
 
 async def open_client(timeout: Timeout) -> httpx.AsyncClient:
-    """A client that follows no redirect. The authorities it trusts are read once a process, in a thread."""
+    """A client that follows no redirect. The authorities it trusts are read once a process, in a
+    thread.
+    """
     return await offload(_client, timeout)
 
 
@@ -74,17 +83,24 @@ def hide(address: str) -> None:
 
 
 class NotSent(Exception):
-    """A message could not be sent. `wait`: seconds after which the receiver asks to be tried again; None: not said."""
+    """A message could not be sent. `wait`: seconds after which the receiver asks to be tried again;
+    None: not said.
+    """
 
     def __init__(self, reason: str, wait: float | None = None, is_final: bool = False) -> None:
         super().__init__(reason)
         self.reason, self.wait, self.is_final = reason, wait, is_final
 
 
-async def post(channel: Channel, secret: str | None, message: str, notes: Sequence[dict[str, Any]]) -> None:
+async def post(
+    channel: Channel, secret: str | None, message: str, notes: Sequence[dict[str, Any]]
+) -> None:
     """Post notes as JSON to the webhook, signed as Standard Webhooks does it. Raises NotSent."""
     body = json.dumps({"id": message, "events": list(notes)}, ensure_ascii=False).encode()
-    headers = {"content-type": "application/json", **signature(secret, message, int(clock.now().timestamp()), body)}
+    headers = {
+        "content-type": "application/json",
+        **signature(secret, message, int(clock.now().timestamp()), body),
+    }
     async with await open_client(TIMEOUT) as client:
         from httpx import HTTPError
 
@@ -98,11 +114,14 @@ async def post(channel: Channel, secret: str | None, message: str, notes: Sequen
         except (HTTPError, TimeoutError) as error:
             raise NotSent(f"no answer ({type(error).__name__})") from None
     if not 200 <= status < 300:
-        raise NotSent(f"the answer was {status}", wait=_seconds(retry_after), is_final=status == 410)
+        raise NotSent(
+            f"the answer was {status}", wait=_seconds(retry_after), is_final=status == 410
+        )
 
 
 def signature(secret: str | None, message: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of Standard Webhooks: HMAC-SHA256 over the id, the time and the body. Without a secret no signature.
+    """The headers of Standard Webhooks: HMAC-SHA256 over the id, the time and the body. Without a
+    secret no signature.
 
     `secret`: `whsec_` and base64, or any other text, whose UTF-8 is the key.
     """
@@ -131,7 +150,9 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _with(url: str, incident: str | None, is_good: bool) -> str:
-    """The URL for a message about one incident: the service behind it finds it by our id, and resolves it."""
+    """The URL for a message about one incident: the service behind it finds it by our id, and
+    resolves it.
+    """
     if incident is None:
         return url
     action = "&action=resolve" if is_good else ""
@@ -151,5 +172,7 @@ def notify(channel: Channel, message: Message, is_good: bool, incident: str | No
     if not apprise.add(_with(channel.url, incident, is_good)):
         raise NotSent("Apprise can't read the URL", is_final=True)
     kind = NotifyType.SUCCESS if is_good else NotifyType.FAILURE
-    if not apprise.notify(message.body, title=message.title, notify_type=kind, body_format=NotifyFormat.TEXT):
+    if not apprise.notify(
+        message.body, title=message.title, notify_type=kind, body_format=NotifyFormat.TEXT
+    ):
         raise NotSent("Apprise could not send it: the receiver did not answer, or has refused it")

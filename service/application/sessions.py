@@ -15,7 +15,9 @@ from service.application.models import Session
 
 class SessionService:
     ORDER = (Session.expires_at, Session.session_id)
-    """Those that expired first come first: the index on `expires_at` has them so, and reads no others."""
+    """Those that expired first come first: the index on `expires_at` has them so, and reads no
+    others.
+    """
 
     def __init__(self, db: AsyncSession) -> None:
         self.db = db
@@ -23,7 +25,8 @@ class SessionService:
     async def cleanup_expired_sessions(self) -> int:
         """Delete and commit the sessions whose `expires_at` has passed; returns how many.
 
-        One statement for all: where they are many, `expired()` and `delete_expired()` in chunks hold up nobody.
+        One statement for all: where they are many, `expired()` and `delete_expired()` in chunks
+        hold up nobody.
         """
         count = await self._delete(_expired(clock.now()))
         await self.db.commit()
@@ -35,7 +38,9 @@ class SessionService:
         return select(*SessionService.ORDER).where(Session.expires_at <= clock.now())
 
     async def delete_expired(self, ids: Sequence[str]) -> int:
-        """Delete these, but for those that were prolonged meanwhile; returns how many. The caller commits."""
+        """Delete these, but for those that were prolonged meanwhile; returns how many. The caller
+        commits.
+        """
         return await self._delete(_expired(clock.now()).where(Session.session_id.in_(ids)))
 
     async def _delete(self, statement: Delete) -> int:

@@ -1,6 +1,7 @@
 """`batch …`, also `python -m service`: parses, calls, prints.
 
-A command imports what it needs when it runs, so that `batch --help` and a shell's completion answer at once.
+A command imports what it needs when it runs, so that `batch --help` and a shell's completion answer
+at once.
 """
 
 from __future__ import annotations
@@ -137,13 +138,17 @@ PANELS: dict[str, dict[str, Any]] = {
         "changes": changes.changes,
     },
 }
-"""The functions of the commands, under the headings that `--help` shows. `backup`, `token` and `alerts` are groups."""
+"""The functions of the commands, under the headings that `--help` shows. `backup`, `token` and
+`alerts` are groups.
+"""
 
 
 class Group(TyperGroup):
-    """A group that lists its commands under headings. It does not use rich, because importing rich takes very long.
+    """A group that lists its commands under headings. It does not use rich, because importing rich
+    takes very long.
 
-    A command is built when it is called, because building all of them takes as long as running most of them.
+    A command is built when it is called, because building all of them takes as long as running most
+    of them.
     """
 
     panels: ClassVar[dict[str, dict[str, Any]]] = PANELS
@@ -161,8 +166,11 @@ class Group(TyperGroup):
         return [name for panel in self.panels.values() for name in panel]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        functions = {name: function for panel in self.panels.values() for name, function in panel.items()}
-        # If the name is unknown, all commands are built, because typer suggests a name that is similar.
+        functions = {
+            name: function for panel in self.panels.values() for name, function in panel.items()
+        }
+        # If the name is unknown, all commands are built, because typer suggests a name that is
+        # similar.
         for name in [cmd_name] if cmd_name in functions else functions:
             if name not in self.commands:
                 self.commands[name] = _command(f"{self.prefix}{name}", functions[name])
@@ -173,7 +181,9 @@ class Group(TyperGroup):
         for panel, commands in self.panels.items():
             with formatter.section(panel):
                 rows = commands.items()
-                formatter.write_dl([(name.ljust(widest), _paragraphs(name, command)[0]) for name, command in rows])
+                formatter.write_dl(
+                    [(name.ljust(widest), _paragraphs(name, command)[0]) for name, command in rows]
+                )
 
 
 class BackupGroup(Group):
@@ -212,7 +222,8 @@ cli = typer.Typer(
     cls=Group,
     rich_markup_mode=None,
     name="batch",
-    epilog="`batch COMMAND --help` shows examples. Commands read the settings from the environment and from `.env`.",
+    epilog="`batch COMMAND --help` shows examples. Commands read the settings from the environment "
+    "and from `.env`.",
     pretty_exceptions_enable=False,
 )
 backups = typer.Typer(
@@ -220,7 +231,8 @@ backups = typer.Typer(
     rich_markup_mode=None,
     name="backup",
     help=ABOUT["backup"],
-    epilog="`batch backup COMMAND --help` shows examples. FILE is a path, a name, `latest`, or s3://bucket/prefix/name.",
+    epilog="`batch backup COMMAND --help` shows examples. FILE is a path, a name, `latest`, or "
+    "s3://bucket/prefix/name.",
 )
 tokens = typer.Typer(
     cls=TokenGroup,
@@ -252,24 +264,37 @@ def about(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version, and that of your application."
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version, and that of your application.",
         ),
     ] = False,
     url: Annotated[
         str | None,
-        typer.Option(help="Ask the service at this URL over its HTTP API, instead of the ledger. Also BATCH_URL."),
+        typer.Option(
+            help="Ask the service at this URL over its HTTP API, instead of the ledger. Also "
+            "BATCH_URL."
+        ),
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A file that holds the token for --url, and nothing else. Also BATCH_TOKEN."),
+        typer.Option(
+            metavar="FILE",
+            help="A file that holds the token for --url, and nothing else. Also BATCH_TOKEN.",
+        ),
     ] = None,
 ) -> None:
-    """Batch System runs tasks on a schedule, and accounts for every slot: each instant at which a task is due."""
+    """Batch System runs tasks on a schedule, and accounts for every slot: each instant at which a
+    task is due.
+    """
     opening.ask_service(url, token_file)
 
 
 def main() -> None:
-    """The entry point of `batch`. An error is one line on stderr, and its kind decides the exit code."""
+    """The entry point of `batch`. An error is one line on stderr, and its kind decides the exit
+    code.
+    """
     if sys.stdout is None:  # the shell has closed it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal can't show is escaped

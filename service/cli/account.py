@@ -21,24 +21,33 @@ if TYPE_CHECKING:
 
 def account(
     since: Annotated[
-        str, typer.Option(help="The beginning of the interval, in ISO 8601, or an age such as 2h or 7d.")
+        str,
+        typer.Option(
+            help="The beginning of the interval, in ISO 8601, or an age such as 2h or 7d."
+        ),
     ] = "24h",
-    until: Annotated[str | None, typer.Option(help="The end of the interval, in the same form; default: now.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="The end of the interval, in the same form; default: now.")
+    ] = None,
     task: OfTask = None,
-    slots: Annotated[bool, typer.Option("--slots", help="List every slot, with its run or missed range.")] = False,
+    slots: Annotated[
+        bool, typer.Option("--slots", help="List every slot, with its run or missed range.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check that every slot of an interval has a run, was skipped, or was recorded as missed.
 
-    A slot is an instant at which a task was due. The slots are computed again from the schedules that the tasks had at
-    the time. The exit code is 1 if a slot is not accounted for.
+    A slot is an instant at which a task was due. The slots are computed again from the schedules
+    that the tasks had at the time. The exit code is 1 if a slot is not accounted for.
     """
     from service import console
 
     begin, end = _interval(since, until)
     listed = _SlotList(as_json)
     on_slot = listed.print_slot if slots else None
-    accounts = ask(lambda operations: operations.slots.account(begin, end, task, on_slot), log_level="WARNING")
+    accounts = ask(
+        lambda operations: operations.slots.account(begin, end, task, on_slot), log_level="WARNING"
+    )
     if as_json and slots:
         listed.end()
     elif as_json:
@@ -110,13 +119,24 @@ def _show(accounts: Accounts, since: datetime, until: datetime) -> None:
 
 
 def _row(account: TaskAccount, since: datetime) -> dict[str, Any]:
-    """The cells of a task. Numbers are text, because a table leaves out a column whose values are all empty or 0."""
-    numbers = {name: str(getattr(account, name)) for name in ("slots", "runs", "skipped", "missed", "due", "gaps")}
-    return {"task": account.task, "since": account.since if account.since > since else None, **numbers}
+    """The cells of a task. Numbers are text, because a table leaves out a column whose values are
+    all empty or 0.
+    """
+    numbers = {
+        name: str(getattr(account, name))
+        for name in ("slots", "runs", "skipped", "missed", "due", "gaps")
+    }
+    return {
+        "task": account.task,
+        "since": account.since if account.since > since else None,
+        **numbers,
+    }
 
 
 def _sentence(finding: SlotFinding) -> str:
-    when = _shown(finding.first) + (f" to {_shown(finding.last)}" if finding.last != finding.first else "")
+    when = _shown(finding.first) + (
+        f" to {_shown(finding.last)}" if finding.last != finding.first else ""
+    )
     number = f"{finding.count} slots: " if finding.count > 1 else ""
     return f"{when}: {number}{finding.text}"
 
@@ -125,7 +145,11 @@ def _conclusion(accounts: Accounts, since: datetime, until: datetime) -> str:
     between = f"between {_shown(since)} and {_shown(until)}"
     problems = [
         _count(accounts.unaccounted, "slot is not accounted for", "slots are not accounted for"),
-        _count(accounts.wrong_ranges, "missed range has a wrong count", "missed ranges have a wrong count"),
+        _count(
+            accounts.wrong_ranges,
+            "missed range has a wrong count",
+            "missed ranges have a wrong count",
+        ),
         _count(accounts.unreadable, "schedule can't be read", "schedules can't be read"),
     ]
     if not accounts.tasks:

@@ -19,24 +19,34 @@ if TYPE_CHECKING:
     from service.operations.operations import Operations
 
 MOST_SHOWN, MOST_NAMED, LONGEST_SHOWN = 1_000, 20, 200
-"""The most tables in a list, names in a line, and characters of a name. A file from elsewhere may have any number."""
+"""The most tables in a list, names in a line, and characters of a name. A file from elsewhere may
+have any number.
+"""
 
 LOGGED = "WARNING"
-"""The log level of these commands. They log, for example, that a record was not written to the ledger."""
+"""The log level of these commands. They log, for example, that a record was not written to the
+ledger.
+"""
 
 File = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name.", show_default=False),
+    typer.Argument(
+        metavar="FILE",
+        help="A path, a name, `latest`, or s3://bucket/prefix/name.",
+        show_default=False,
+    ),
 ]
 FileOrLatest = Annotated[
-    str, typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name.")
+    str,
+    typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name."),
 ]
 
 
 def create(as_json: AsJson = False) -> None:
     """Back up the application's database into BACKUP_DIR, and read the backup back to verify it.
 
-    The command deletes no old backup, and copies nothing to BACKUP_URL. `batch run backup` does these things too.
+    The command deletes no old backup, and copies nothing to BACKUP_URL. `batch run backup` does
+    these things too.
     """
     with _progress("backup") as on_progress:
         backup = ask(lambda operations: operations.backups.create(on_progress), log_level=LOGGED)
@@ -45,17 +55,20 @@ def create(as_json: AsJson = False) -> None:
 
 def list_(
     rescan: Annotated[
-        bool, typer.Option("--rescan", help="Read every file, and rewrite the ledger's records of backups.")
+        bool,
+        typer.Option(
+            "--rescan", help="Read every file, and rewrite the ledger's records of backups."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the backups in BACKUP_DIR and at BACKUP_URL, newest first.
 
-    The column `check` has the last check of each backup. `checksums only` means that every byte is as it was written,
-    and `restored` means that the rows were also loaded into a database.
+    The column `check` has the last check of each backup. `checksums only` means that every byte is
+    as it was written, and `restored` means that the rows were also loaded into a database.
 
-    --rescan keeps the records of checks, deletes the records of backups whose files do not exist any more, and finds
-    backups that were changed since they were made.
+    --rescan keeps the records of checks, deletes the records of backups whose files do not exist
+    any more, and finds backups that were changed since they were made.
     """
     from service import console
 
@@ -91,7 +104,9 @@ def _row(summary: BackupSummary) -> dict[str, Any]:
 
 
 def show(file: File, as_json: AsJson = False) -> None:
-    """Show the tables of a backup with their numbers of rows, and what the ledger has recorded about the backup."""
+    """Show the tables of a backup with their numbers of rows, and what the ledger has recorded
+    about the backup.
+    """
     from service import console
     from service.cli.meter import size
 
@@ -99,18 +114,45 @@ def show(file: File, as_json: AsJson = False) -> None:
     values = details.model_dump(by_alias=True)
     if as_json:
         listed = [
-            {"table": str(table), "rows": table.rows, "bytes": table.bytes, "columns": table.columns, "key": table.key}
+            {
+                "table": str(table),
+                "rows": table.rows,
+                "bytes": table.bytes,
+                "columns": table.columns,
+                "key": table.key,
+            }
             for table in within(tables, lambda table: [str(table), *table.columns, *table.key])
         ]
         left_out = within(values["left out"], lambda name: [name])
-        console.show_json({**values, "left out": left_out, "tables": listed, "more tables": len(tables) - len(listed)})
+        console.show_json(
+            {
+                **values,
+                "left out": left_out,
+                "tables": listed,
+                "more tables": len(tables) - len(listed),
+            }
+        )
         return
-    values |= {name: values[name] and brief(values[name], LONGEST_SHOWN) for name in ("of", "migration", "made by")}
+    values |= {
+        name: values[name] and brief(values[name], LONGEST_SHOWN)
+        for name in ("of", "migration", "made by")
+    }
     left_out = first_of([brief(name, LONGEST_SHOWN) for name in values["left out"]], MOST_NAMED)
-    console.show_values({**values, "size": size(values["size"]), "rows": _number(values["rows"]), "left out": left_out})
+    console.show_values(
+        {
+            **values,
+            "size": size(values["size"]),
+            "rows": _number(values["rows"]),
+            "left out": left_out,
+        }
+    )
     console.heading("tables")
     rows = [
-        {"table": brief(str(table), LONGEST_SHOWN), "rows": f"{table.rows:,}", "size": size(table.bytes or None)}
+        {
+            "table": brief(str(table), LONGEST_SHOWN),
+            "rows": f"{table.rows:,}",
+            "size": size(table.bytes or None),
+        }
         for table in tables[:MOST_SHOWN]
     ]
     console.show(rows, ("table", "rows", "size"), False)
@@ -121,64 +163,95 @@ def show(file: File, as_json: AsJson = False) -> None:
 def verify(
     file: FileOrLatest = "latest",
     restore: Annotated[
-        bool, typer.Option("--restore", help="Also restore the backup into a scratch database, and compare the rows.")
+        bool,
+        typer.Option(
+            "--restore",
+            help="Also restore the backup into a scratch database, and compare the rows.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read a whole backup, and compare every byte with its checksums.
 
-    This does not prove that the rows can be loaded into a database; --restore proves it. The ledger records which
-    check was made, and `batch backup list` shows it.
+    This does not prove that the rows can be loaded into a database; --restore proves it. The ledger
+    records which check was made, and `batch backup list` shows it.
     """
     with _progress("verify") as on_progress:
 
         async def work(operations: Operations) -> BackupResult:
             verified = await operations.backups.verify(file, on_progress)
             if restore:
-                for note in (await operations.backups.verify_by_restoring(verified.path, on_progress)).notes:
+                for note in (
+                    await operations.backups.verify_by_restoring(verified.path, on_progress)
+                ).notes:
                     _warn(note)
             return verified
 
         verified = ask(work, log_level=LOGGED)
     check = "restored" if restore else "checksums only"
-    _print_result(verified, as_json, f"{verified.path}: {_counts(verified)}, verified ({check})", verified=check)
+    _print_result(
+        verified,
+        as_json,
+        f"{verified.path}: {_counts(verified)}, verified ({check})",
+        verified=check,
+    )
 
 
 def upload(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Verify a backup in BACKUP_DIR, copy it to BACKUP_URL, and compare the copy with it."""
     with _progress("upload") as on_progress:
-        copied = ask(lambda operations: operations.backups.upload(file, on_progress), log_level=LOGGED)
+        copied = ask(
+            lambda operations: operations.backups.upload(file, on_progress), log_level=LOGGED
+        )
     _print_result(copied, as_json, f"{copied.url}: {_counts(copied)}, compared with {copied.path}")
 
 
 def download(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
-    """Copy a backup from BACKUP_URL, or from the address FILE, into BACKUP_DIR, and verify the copy."""
+    """Copy a backup from BACKUP_URL, or from the address FILE, into BACKUP_DIR, and verify the
+    copy.
+    """
     with _progress("download") as on_progress:
-        copied = ask(lambda operations: operations.backups.download(file, on_progress), log_level=LOGGED)
+        copied = ask(
+            lambda operations: operations.backups.download(file, on_progress), log_level=LOGGED
+        )
     _print_result(copied, as_json, f"{copied.path}: {_counts(copied)}, verified (checksums only)")
 
 
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted, and delete nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be deleted, and delete nothing.")
+    ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Delete also if this is more than half of the backups in a place.")
+        bool,
+        typer.Option(
+            "--yes", help="Delete also if this is more than half of the backups in a place."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old backups in BACKUP_DIR and at BACKUP_URL, as the task `backup` does after each new backup.
+    """Delete old backups in BACKUP_DIR and at BACKUP_URL, as the task `backup` does after each new
+    backup.
 
-    These backups are kept: the newest BACKUP_KEEP_LAST backups; those that are younger than BACKUP_RETENTION_DAYS; the
-    newest one of each of the last BACKUP_KEEP_WEEKLY weeks and BACKUP_KEEP_MONTHLY months; pinned ones; and the last
-    verified one.
+    These backups are kept: the newest BACKUP_KEEP_LAST backups; those that are younger than
+    BACKUP_RETENTION_DAYS; the newest one of each of the last BACKUP_KEEP_WEEKLY weeks and
+    BACKUP_KEEP_MONTHLY months; pinned ones; and the last verified one.
 
-    Nothing is deleted if the newest backup has failed its check, or has far fewer rows than the one before it. Without
-    --yes, nothing is deleted in a place where more than half of the backups would be deleted.
+    Nothing is deleted if the newest backup has failed its check, or has far fewer rows than the one
+    before it. Without --yes, nothing is deleted in a place where more than half of the backups
+    would be deleted.
     """
     from service import console
 
-    pruned = ask(lambda operations: operations.backups.prune(_warn, dry_run=dry_run, allow_many=yes), log_level=LOGGED)
+    pruned = ask(
+        lambda operations: operations.backups.prune(_warn, dry_run=dry_run, allow_many=yes),
+        log_level=LOGGED,
+    )
     if as_json or pruned:
-        console.show([row.model_dump(mode="json") for row in pruned], ("backup", "where", "then", "why"), as_json)
+        console.show(
+            [row.model_dump(mode="json") for row in pruned],
+            ("backup", "where", "then", "why"),
+            as_json,
+        )
     else:
         console.say(f"there is no backup in {_settings().BACKUP_DIR}")
 
@@ -201,7 +274,12 @@ def unpin(file: File, as_json: AsJson = False) -> None:
 
 
 def delete(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a backup, as `batch backup list` shows it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="The name of a backup, as `batch backup list` shows it."
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Delete it without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -239,11 +317,22 @@ def _number(number: int | None) -> str | None:
 def _counts(result: BackupResult) -> str:
     from service.cli.meter import counted, size
 
-    return f"{counted(result.facts.rows or 0, result.facts.tables or 0)} in {size(result.facts.size)}"
+    return (
+        f"{counted(result.facts.rows or 0, result.facts.tables or 0)} in {size(result.facts.size)}"
+    )
 
 
 def _print_result(result: BackupResult, as_json: bool, text: str, **more: Any) -> None:
-    _print(text, as_json, {"backup": result.path, "url": result.url, **result.model_dump(mode="json")["facts"], **more})
+    _print(
+        text,
+        as_json,
+        {
+            "backup": result.path,
+            "url": result.url,
+            **result.model_dump(mode="json")["facts"],
+            **more,
+        },
+    )
 
 
 def _print(text: str, as_json: bool, facts: Any) -> None:

@@ -1,4 +1,6 @@
-"""Shows the progress of a run: as a bar in a terminal, and otherwise as a line when something has changed."""
+"""Shows the progress of a run: as a bar in a terminal, and otherwise as a line when something has
+changed.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +25,32 @@ LINE_SECONDS = 10.0
 """The shortest time between two lines about the progress of a run."""
 DRAWS_PER_SECOND = 8
 NARROWEST, WIDEST = 10, 40
-"""The limits of the bar's width, in columns, beside its text. If there is less room, the bar has a line of its own."""
+"""The limits of the bar's width, in columns, beside its text. If there is less room, the bar has a
+line of its own.
+"""
 STATES = {"waiting": "blue", "running": "cyan", "retrying": "yellow", "interrupted": "magenta"}
 
 PrintLine = Callable[[Row, str], None]
 """A function that prints a line of text about the run in this row."""
 
 
-def display(stream: TextIO, print_line: PrintLine, states: bool = True, after: float = 0.0) -> Bar | Lines:
-    """A bar if `stream` is a terminal that can show one. Otherwise lines, which are printed by `print_line`.
+def display(
+    stream: TextIO, print_line: PrintLine, states: bool = True, after: float = 0.0
+) -> Bar | Lines:
+    """A bar if `stream` is a terminal that can show one. Otherwise lines, which are printed by
+    `print_line`.
 
-    `states`: whether lines are printed about other states than `running`. `after`: seconds until the bar is drawn.
+    `states`: whether lines are printed about other states than `running`. `after`: seconds until
+    the bar is drawn.
     """
     terminal = terminal_with_cursor(stream)
     return Bar(terminal, after) if terminal is not None else Lines(print_line, states)
 
 
 def terminal_with_cursor(stream: TextIO) -> Console | None:
-    """The terminal of `stream`. None if it is no terminal that can move its cursor and show the characters of a bar."""
+    """The terminal of `stream`. None if it is no terminal that can move its cursor and show the
+    characters of a bar.
+    """
     if not stream.isatty():
         return None
     terminal = Console(file=stream)
@@ -103,7 +113,9 @@ class Bar(Progress):
         )
 
     def write(self, text: str) -> None:
-        """Write a text to stdout. If stdout is the terminal of the bar, the text is written above the bar."""
+        """Write a text to stdout. If stdout is the terminal of the bar, the text is written above
+        the bar.
+        """
         if self._has_stdout:
             self.write_above(text)
         else:
@@ -123,7 +135,9 @@ class Bar(Progress):
 
 
 class _LogStream(io.TextIOBase):
-    """A stream that writes log lines above the bar. It has no file descriptor by which the bar could be overwritten."""
+    """A stream that writes log lines above the bar. It has no file descriptor by which the bar
+    could be overwritten.
+    """
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
@@ -137,9 +151,13 @@ class _LogStream(io.TextIOBase):
 
 
 def view(run: Row, now: datetime, width: int) -> Iterator[RenderableType]:
-    """The display of a run: one line, or several lines if `width` has too little room. The message is below them."""
+    """The display of a run: one line, or several lines if `width` has too little room. The message
+    is below them.
+    """
     task, state = escaping.line(run["task"]), escaping.line(run["state"])
-    name = Text.assemble((task, "bold"), " ", (state, STATES.get(state, "")), no_wrap=True, overflow="ellipsis")
+    name = Text.assemble(
+        (task, "bold"), " ", (state, STATES.get(state, "")), no_wrap=True, overflow="ellipsis"
+    )
     words = progress.words(run, now) + _times(run, now)
     numbers = Text("  ".join(words))
     bar = _bar(run)
@@ -156,19 +174,25 @@ def view(run: Row, now: datetime, width: int) -> Iterator[RenderableType]:
             line.add_row(bar)
             yield line
         yield Columns(words, padding=(0, 2))
-    if note := escaping.line((run["message"] if run["state"] == "running" else run["reason"]) or ""):
+    if note := escaping.line(
+        (run["message"] if run["state"] == "running" else run["reason"]) or ""
+    ):
         yield Text(note, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def _bar(run: Row) -> ProgressBar | None:
-    """A bar with the completed share. Without a total: a pulsing bar for a running run, and None for others."""
+    """A bar with the completed share. Without a total: a pulsing bar for a running run, and None
+    for others.
+    """
     if run["count"] is not None and run["total"]:
         return ProgressBar(total=run["total"], completed=run["count"])
     return ProgressBar(total=None, pulse=True) if run["state"] == "running" else None
 
 
 def _times(run: Row, now: datetime) -> list[str]:
-    """The time until the next attempt, or, if the remaining time is unknown, how long this attempt has run."""
+    """The time until the next attempt, or, if the remaining time is unknown, how long this attempt
+    has run.
+    """
     if run["state"] == "retrying":
         return [f"next attempt in {progress.duration((run['due_at'] - now).total_seconds())}"]
     if run["state"] == "running" and run["eta"] is None:

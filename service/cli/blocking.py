@@ -7,13 +7,25 @@ from typing import TYPE_CHECKING
 from service.cli.options import short, utc
 
 if TYPE_CHECKING:
-    from service.operations.runs.waiting import Awaited, Blocker, Chain, InTheWay, Link, Step, Waiting
+    from service.operations.runs.waiting import (
+        Awaited,
+        Blocker,
+        Chain,
+        InTheWay,
+        Link,
+        Step,
+        Waiting,
+    )
 
 
 def brief(blocker: Blocker) -> str:
-    """For a cell of a table: "import (failed) a1b2c3d4", or a word for the kind of the blocker and its run."""
+    """For a cell of a table: "import (failed) a1b2c3d4", or a word for the kind of the blocker and
+    its run.
+    """
     if blocker.kind != "slot":
-        return " ".join(filter(None, (blocker.kind, blocker.by, blocker.run and short(blocker.run))))
+        return " ".join(
+            filter(None, (blocker.kind, blocker.by, blocker.run and short(blocker.run)))
+        )
     state = blocker.state or blocker.reason or "not fired yet"
     run = f" {short(blocker.run)}" if blocker.run else ""
     cause = f", because of {in_the_way(blocker.cause)}" if blocker.cause is not None else ""
@@ -41,7 +53,9 @@ def sentence(it: Awaited) -> str:
 
 
 def in_brief(it: Awaited) -> str:
-    """One thing that a waiting run waits for, for a cell of a table: "extract (running)", or an instant."""
+    """One thing that a waiting run waits for, for a cell of a table: "extract (running)", or an
+    instant.
+    """
     if it.kind == "instant":
         return utc(it.at) if it.at is not None else "an instant"
     if it.kind == "group":

@@ -20,20 +20,34 @@ if TYPE_CHECKING:
     from service.operations.runs.bulk import Bulk, BulkAction, Preview, PreviewedRun
     from service.operations.runs.run_list import RunFilter
 
-Again = Annotated[bool, typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded.")]
+Again = Annotated[
+    bool,
+    typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded."),
+]
 AndAfter = Annotated[
-    bool, typer.Option("--and-after", help="With --again: also run again what has waited for the run, after it.")
+    bool,
+    typer.Option(
+        "--and-after", help="With --again: also run again what has waited for the run, after it."
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Change all runs that match, without asking.")]
 PROGRESS_SECONDS = 0.5
-_DONE = {"retry": "queued again", "cancel": "cancelled, or asked to stop", "acknowledge": "acknowledged"}
+_DONE = {
+    "retry": "queued again",
+    "cancel": "cancelled, or asked to stop",
+    "acknowledge": "acknowledged",
+}
 
 
 def cancel(
     run: RunOrNone = None,
     wait: Annotated[
         float,
-        typer.Option(parser=seconds, metavar="SECONDS", help="The number of seconds to wait for the end of the run."),
+        typer.Option(
+            parser=seconds,
+            metavar="SECONDS",
+            help="The number of seconds to wait for the end of the run.",
+        ),
     ] = 10.0,
     task: filters.OfTask = None,
     tag: filters.Tag = None,
@@ -50,9 +64,10 @@ def cancel(
 ) -> None:
     """Cancel a run in any process, on any machine, or all active runs that match a filter.
 
-    A waiting run is cancelled at once. A running one gets the request to stop within two seconds: an async run gets a
-    CancelledError; a sync run can read current_run().cancelled, and stops at its next checkpoint(). The exit code is 1
-    if the run has ended in another state, or has not ended yet.
+    A waiting run is cancelled at once. A running one gets the request to stop within two seconds:
+    an async run gets a CancelledError; a sync run can read current_run().cancelled, and stops at
+    its next checkpoint(). The exit code is 1 if the run has ended in another state, or has not
+    ended yet.
 
     Without RUN, the options say which runs are cancelled. The command shows their number, and asks.
     """
@@ -79,7 +94,11 @@ def cancel(
         console.show_json(cancelled)
     else:
         reason = f": {cancelled.reason}" if cancelled.reason else ""
-        state_now = f"{cancelled.state}{reason}" if cancelled.finished_at else "is still running, and is asked to stop"
+        state_now = (
+            f"{cancelled.state}{reason}"
+            if cancelled.finished_at
+            else "is still running, and is asked to stop"
+        )
         console.say(f"run {cancelled.id} {state_now}")
     raise SystemExit(0 if cancelled.state == "cancelled" else 1)
 
@@ -102,15 +121,16 @@ def retry(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give a new attempt to a run that has failed, or was cancelled or skipped, or to all that match a filter.
+    """Give a new attempt to a run that has failed, or was cancelled or skipped, or to all that
+    match a filter.
 
-    A running service executes it. The run continues after its last checkpoint; with --again, from the beginning.
-    With --and-after, the runs that have waited for it are run again too, in whichever depth: the command shows how
-    many, and asks. They wait until it has succeeded.
+    A running service executes it. The run continues after its last checkpoint; with --again, from
+    the beginning. With --and-after, the runs that have waited for it are run again too, in
+    whichever depth: the command shows how many, and asks. They wait until it has succeeded.
 
-    Without RUN, the options say which runs get a new attempt, or --error names an incident: then it is the failed runs
-    of that, and of the other tasks that have failed together with the same error. The command shows their number, and
-    asks.
+    Without RUN, the options say which runs get a new attempt, or --error names an incident: then it
+    is the failed runs of that, and of the other tasks that have failed together with the same
+    error. The command shows their number, and asks.
     """
     wanted = filters.filter_of(
         task=task,
@@ -131,20 +151,26 @@ def retry(
         _refuse_both(wanted)
         _retry_one(run, again, and_after, yes, as_json, note)
     elif again or and_after:
-        raise InvalidParameters("--again needs RUN: runs are begun from the beginning one at a time")
+        raise InvalidParameters(
+            "--again needs RUN: runs are begun from the beginning one at a time"
+        )
     else:
         _refuse_none(wanted)
         change_all("retry", wanted, yes, as_json, note)
 
 
-def _retry_one(run: str, again: bool, and_after: bool, yes: bool, as_json: bool, note: str | None) -> None:
+def _retry_one(
+    run: str, again: bool, and_after: bool, yes: bool, as_json: bool, note: str | None
+) -> None:
     from service import console
 
     if and_after and again and not yes:
         _confirm_after(run, as_json)
 
     async def work(operations: Operations) -> tuple[RunNow, str | None]:
-        retried = await operations.runs.retry(run, from_the_beginning=again, and_after=and_after, note=note)
+        retried = await operations.runs.retry(
+            run, from_the_beginning=again, and_after=and_after, note=note
+        )
         return retried, await hint_if_held(operations, retried.task)
 
     retried, hint = ask(work)
@@ -179,7 +205,9 @@ def _refuse_none(wanted: RunFilter) -> None:
         raise InvalidParameters(f"name a RUN, or select runs by an option: {options}")
 
 
-def change_all(action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool, note: str | None = None) -> None:
+def change_all(
+    action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool, note: str | None = None
+) -> None:
     """Show what would be changed in the runs that match, ask, and change it."""
     _change(lambda operations: operations.bulks.preview(action, wanted), yes, as_json, note)
 
@@ -189,7 +217,10 @@ async def _of_error(operations: Operations, incident: str) -> Preview:
 
 
 def _change(
-    plan: Callable[[Operations], Awaitable[Preview]], yes: bool, as_json: bool, note: str | None = None
+    plan: Callable[[Operations], Awaitable[Preview]],
+    yes: bool,
+    as_json: bool,
+    note: str | None = None,
 ) -> None:
     from service import console
 
@@ -213,7 +244,10 @@ def _change(
     else:
         others = bulk.count - bulk.changed
         unchanged = f"; {_number(others)} had another state by then" if others else ""
-        console.say(f"{_number(bulk.changed)} {'is' if bulk.changed == 1 else 'are'} {_DONE[action]}{unchanged}")
+        console.say(
+            f"{_number(bulk.changed)} {'is' if bulk.changed == 1 else 'are'} "
+            f"{_DONE[action]}{unchanged}"
+        )
     warn(hint)
 
 
@@ -233,7 +267,9 @@ def _print_preview(preview: Preview) -> None:
     if len(preview.tasks) > 1:
         rest = preview.count - sum(preview.tasks.values())
         others = f", and {rest:,} of other tasks" if rest else ""
-        console.say(f"  {', '.join(f'{number:,} of {task}' for task, number in preview.tasks.items())}{others}")
+        console.say(
+            f"  {', '.join(f'{number:,} of {task}' for task, number in preview.tasks.items())}{others}"
+        )
     if preview.first is not None and preview.last is not None:
         console.say(f"  the newest  {_named(preview.first)}")
         console.say(f"  the oldest  {_named(preview.last)}")
@@ -244,7 +280,9 @@ def _named(run: PreviewedRun) -> str:
 
 
 async def _carried_out(operations: Operations, preview: Preview, note: str | None) -> Bulk:
-    """Begin the bulk, and carry it out. If another process does that at the same time, wait for it."""
+    """Begin the bulk, and carry it out. If another process does that at the same time, wait for
+    it.
+    """
     import asyncio
 
     bulk = await operations.bulks.begin(preview.id, "bulk", note)

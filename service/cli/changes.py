@@ -20,14 +20,24 @@ COLUMNS = ["at", "actor", "source", "action", "task", "run", "target", "note"]
 def changes(
     since: Annotated[
         str | None,
-        typer.Option(help="Only changes since this instant (ISO 8601), or within an age such as 2h or 7d."),
+        typer.Option(
+            help="Only changes since this instant (ISO 8601), or within an age such as 2h or 7d."
+        ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Only changes of this task.", autocompletion=complete.task_names)
+        str | None,
+        typer.Option(help="Only changes of this task.", autocompletion=complete.task_names),
     ] = None,
-    action: Annotated[str | None, typer.Option(help="Only changes of this kind, such as run.cancel.")] = None,
+    action: Annotated[
+        str | None, typer.Option(help="Only changes of this kind, such as run.cancel.")
+    ] = None,
     limit: Annotated[
-        int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of changes to show.")
+        int,
+        typer.Option(
+            parser=whole(1, 100_000),
+            metavar="NUMBER",
+            help="The largest number of changes to show.",
+        ),
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +53,9 @@ def changes(
         changes: list[Change] = []
         after: str | None = None
         while len(changes) < limit:
-            page = await operations.changes.list(limit - len(changes), after, since=at, task=task, action=action)
+            page = await operations.changes.list(
+                limit - len(changes), after, since=at, task=task, action=action
+            )
             changes += page.changes
             after = page.after
             if after is None:
@@ -54,7 +66,9 @@ def changes(
     if as_json:
         console.show_json(listed)
     elif listed:
-        console.show_fitted([_row(change) for change in listed], COLUMNS, ["source", "target", "run", "note"])
+        console.show_fitted(
+            [_row(change) for change in listed], COLUMNS, ["source", "target", "run", "note"]
+        )
     else:
         console.warn("batch: no changes match")
 

@@ -1,4 +1,6 @@
-"""Names of tasks and states for shell completion. Errors are not reported, because a shell would print them."""
+"""Names of tasks and states for shell completion. Errors are not reported, because a shell would
+print them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from service.errors import BatchError
 def task_names(incomplete: str) -> list[str]:
     """The names of tasks that begin with `incomplete`.
 
-    The files in TASKS_DIR are parsed and not imported, because that is fast, and because the Tab key must run nothing.
+    The files in TASKS_DIR are parsed and not imported, because that is fast, and because the Tab
+    key must run nothing.
     """
     from service.batch.tasks.discovery import folder_of
     from service.config import get_settings
@@ -47,12 +50,20 @@ def _names(file: Path) -> Iterator[str]:
 
 def _values_of_name(statement: ast.stmt) -> Iterator[str]:
     """The constant that the statement assigns to `name`, if it does."""
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    targets = (
+        statement.targets
+        if isinstance(statement, ast.Assign)
+        else [getattr(statement, "target", None)]
+    )
     value = getattr(statement, "value", None)
     for target in targets:
         pairs = [(target, value)]
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
             pairs = list(zip(target.elts, value.elts, strict=False))
         for variable, assigned in pairs:
-            if isinstance(variable, ast.Name) and variable.id == "name" and isinstance(assigned, ast.Constant):
+            if (
+                isinstance(variable, ast.Name)
+                and variable.id == "name"
+                and isinstance(assigned, ast.Constant)
+            ):
                 yield escaping.line(str(assigned.value))

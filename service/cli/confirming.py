@@ -8,14 +8,17 @@ from service.errors import InvalidParameters
 
 
 def confirm(question: str, outcome: str) -> None:
-    """Let a person answer yes. Raises InvalidParameters for another answer, or if nobody can be asked.
+    """Let a person answer yes. Raises InvalidParameters for another answer, or if nobody can be
+    asked.
 
     `outcome`: what the error says first, such as "nothing was deleted".
     """
     from service import console
 
     if not sys.stdin.isatty():
-        raise InvalidParameters(f"{outcome}: stdin is no terminal, so --yes is needed to confirm it")
+        raise InvalidParameters(
+            f"{outcome}: stdin is no terminal, so --yes is needed to confirm it"
+        )
     console.warn(f"{question} [y/N] ", end="")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise InvalidParameters(f"{outcome}: the answer was not yes")

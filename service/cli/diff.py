@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from service.backup.comparing.differences import Difference, Side, TableDifference
 
 Other = Annotated[
-    str | None, typer.Argument(metavar="[FILE]", help="The later backup; default: the database as it is now.")
+    str | None,
+    typer.Argument(metavar="[FILE]", help="The later backup; default: the database as it is now."),
 ]
 FIGURES = ("rows before", "rows after", "added", "changed", "removed")
 
@@ -23,11 +24,12 @@ FIGURES = ("rows before", "rows after", "added", "changed", "removed")
 def diff(file: File, other: Other = None, as_json: AsJson = False) -> None:
     """Compare a backup with the database as it is now, or with a later backup.
 
-    The output has, for each table, the number of rows before and after, and how many rows were added, changed and
-    removed. It also shows differences of tables and columns, and the migration of both sides. Values are not shown.
+    The output has, for each table, the number of rows before and after, and how many rows were
+    added, changed and removed. It also shows differences of tables and columns, and the migration
+    of both sides. Values are not shown.
 
-    Rows are matched by the primary key. For a table without a primary key, the output only says whether rows differ.
-    Nothing is changed.
+    Rows are matched by the primary key. For a table without a primary key, the output only says
+    whether rows differ. Nothing is changed.
     """
     difference = ask(lambda operations: operations.backups.diff(file, other), log_level=LOGGED)
     if as_json:
@@ -57,7 +59,9 @@ def _show(difference: Difference) -> None:
     console.say()
     console.say(_total(difference))
     if difference.left_out:
-        names = ", ".join(first_of([brief(name, LONGEST_SHOWN) for name in difference.left_out], MOST_NAMED))
+        names = ", ".join(
+            first_of([brief(name, LONGEST_SHOWN) for name in difference.left_out], MOST_NAMED)
+        )
         console.say(f"not compared, because one side leaves them out: {names}")
 
 
@@ -89,7 +93,9 @@ def _row(table: TableDifference) -> dict[str, Any]:
 
 def _note(table: TableDifference) -> str:
     if table.added is None:
-        return f"no usable primary key: {'all rows are equal' if table.same else 'some rows differ'}"
+        return (
+            f"no usable primary key: {'all rows are equal' if table.same else 'some rows differ'}"
+        )
     return ""
 
 
@@ -106,7 +112,9 @@ def _total(difference: Difference) -> str:
     uncounted = sum(table.added is None and not table.same for table in difference.tables)
     if not uncounted:
         return total
-    return f"{total} · {uncounted} table{'s' if uncounted != 1 else ''} without a usable key changed"
+    return (
+        f"{total} · {uncounted} table{'s' if uncounted != 1 else ''} without a usable key changed"
+    )
 
 
 def _facts(difference: Difference) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The examples at the end of the help of each command: command lines, each with a sentence that says what it does."""
+"""The examples at the end of the help of each command: command lines, each with a sentence that
+says what it does.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "work": {
         "batch work --pool cpu": "Execute the runs of the pool cpu on this machine.",
-        "batch work --pool cpu --pool gpu --max-running 8": "Execute the runs of two pools, at most eight at once.",
+        "batch work --pool cpu --pool gpu --max-running "
+        "8": "Execute the runs of two pools, at most eight at once.",
         "batch work --pool cpu --port 8001": "Answer health checks and a monitor on this port.",
     },
     "night": {
@@ -41,16 +44,21 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "incidents": {
         "batch incidents": "Show what needs a person.",
-        "batch incidents --state all --task load": "Show all incidents of a task, also those that are over.",
+        "batch incidents --state all --task "
+        "load": "Show all incidents of a task, also those that are over.",
         "batch incidents --json": "Print the list as JSON for a program.",
     },
     "ack": {
-        'batch ack 9f2c41d0 --note "the bank is down, we wait"': "Say that somebody takes care of an incident.",
-        'batch ack 9f2c41d0 --note "fixed in 2.15" --quiet 2d': "Let the same error open no incident for two days.",
+        'batch ack 9f2c41d0 --note "the bank is down, we '
+        'wait"': "Say that somebody takes care of an incident.",
+        'batch ack 9f2c41d0 --note "fixed in 2.15" --quiet '
+        "2d": "Let the same error open no incident for two days.",
     },
     "mute": {
-        'batch mute load --for 2h --note "database upgrade"': "Send nothing about a task for two hours.",
-        "batch mute load --until 2026-12-01T06:00+01:00": "Send nothing about it until this instant.",
+        'batch mute load --for 2h --note "database '
+        'upgrade"': "Send nothing about a task for two hours.",
+        "batch mute load --until "
+        "2026-12-01T06:00+01:00": "Send nothing about it until this instant.",
     },
     "unmute": {
         "batch unmute load": "Send messages about the task again.",
@@ -61,8 +69,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "new": {
         "batch new daily_sales": "Write a task that fires every day at 02:00.",
-        'batch new daily_sales --schedule "15 6 * * 1-5"': "Write a task that fires on weekdays at 06:15.",
-        "batch new import_files --sync --schedule none": "Write a task that is started by hand and runs in a thread.",
+        'batch new daily_sales --schedule "15 6 * * '
+        '1-5"': "Write a task that fires on weekdays at 06:15.",
+        "batch new import_files --sync --schedule "
+        "none": "Write a task that is started by hand and runs in a thread.",
     },
     "tasks": {
         "batch tasks": "List the tasks.",
@@ -70,7 +80,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "next": {
         'batch next "0 2 * * *"': "Show the next five times.",
-        'batch next "30 2 * * *" --tz Europe/Berlin -n 10': "Show the next ten times in this time zone.",
+        'batch next "30 2 * * *" --tz Europe/Berlin -n '
+        "10": "Show the next ten times in this time zone.",
         "batch next @weekly --after 2027-01-01": "Show times after the beginning of 2027.",
     },
     "lint": {
@@ -80,22 +91,27 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "pause": {
         "batch pause backup": "Make no more backups until the task is resumed.",
-        'batch pause load --for 2h --note "database upgrade"': "Fire a task again by itself after two hours.",
+        'batch pause load --for 2h --note "database '
+        'upgrade"': "Fire a task again by itself after two hours.",
     },
     "resume": {"batch resume backup": "Make backups again from now on."},
     "run": {
         "batch run backup": "Run the task now, in this process.",
         "batch run daily_report --param day=2026-11-24": "Run the task with a parameter.",
         "batch run daily_report --slot 2026-11-25T01:00": "Run the task for a slot of the past.",
-        "batch run backup --queue --wait": "Run the task in the running service, and show its log here.",
+        "batch run backup --queue "
+        "--wait": "Run the task in the running service, and show its log here.",
         "batch run backup --json": "Print the run as JSON for a program, and the log on stderr.",
     },
     "runs": {
         "batch runs --limit 10": "List the newest ten runs.",
         "batch runs --task backup --state failed": "List the failed runs of one task.",
-        "batch runs --state failed --ended-since 1h --exit-code": "Exit with code 1 if a run failed in the last hour.",
-        "batch runs --task daily_report --since 7d --param day=2026-11-24": "List the runs with this parameter.",
-        "batch runs --since 2h --json": "Print the runs of the last two hours as JSON for a program.",
+        "batch runs --state failed --ended-since 1h "
+        "--exit-code": "Exit with code 1 if a run failed in the last hour.",
+        "batch runs --task daily_report --since 7d --param "
+        "day=2026-11-24": "List the runs with this parameter.",
+        "batch runs --since 2h "
+        "--json": "Print the runs of the last two hours as JSON for a program.",
     },
     "show": {
         "batch show 8b837dd8": "Show the run whose id ends in these digits, or begins with them.",
@@ -104,23 +120,27 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "logs": {
         "batch logs 8b837dd8": "Show the log of the run whose id ends in these digits.",
-        "batch logs backup --follow": "Show the log of the newest run of a task, until the run ends.",
+        "batch logs backup "
+        "--follow": "Show the log of the newest run of a task, until the run ends.",
         "batch logs backup --json | jq .text": "Give the log lines as JSON to another program.",
     },
     "watch": {
         "batch watch 8b837dd8": "Follow the run whose id ends in these digits.",
         "batch watch backup": "Follow the newest run of a task.",
-        "batch watch backup | tee watched.txt": "Print lines instead of a bar, and save them in a file.",
+        "batch watch backup | tee "
+        "watched.txt": "Print lines instead of a bar, and save them in a file.",
     },
     "cancel": {
         "batch cancel 8b837dd8": "Cancel the run whose id ends in these digits.",
         "batch cancel 8b837dd8 --wait 0": "Cancel the run, and do not wait for its end.",
-        "batch cancel --task import --state queued": "Cancel all queued runs of a task, after you have said yes.",
+        "batch cancel --task import --state "
+        "queued": "Cancel all queued runs of a task, after you have said yes.",
     },
     "quarantine": {
         "batch quarantine": "List all items that wait in quarantine.",
         "batch quarantine 8b837dd8": "List the items that the run has set aside.",
-        "batch quarantine 8b837dd8 --json": "Print the items with tracebacks, as JSON for a program.",
+        "batch quarantine 8b837dd8 "
+        "--json": "Print the items with tracebacks, as JSON for a program.",
     },
     "redrive": {
         "batch redrive 8b837dd8": "Process all items that the run has set aside.",
@@ -129,17 +149,23 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "retry": {
         "batch retry 8b837dd8": "Continue the run after its last checkpoint.",
         "batch retry 8b837dd8 --again": "Begin the run from the beginning, even if it succeeded.",
-        "batch retry --state failed --ended-since 2h": "Retry what failed in two hours, after you have said yes.",
-        "batch retry --task import --since 1d --yes": "Retry all runs of a task of one day, and do not ask.",
+        "batch retry --state failed --ended-since "
+        "2h": "Retry what failed in two hours, after you have said yes.",
+        "batch retry --task import --since 1d "
+        "--yes": "Retry all runs of a task of one day, and do not ask.",
     },
     "backfill": {
-        "batch backfill daily_report --from 2026-11-01 --to 2026-11-07 --dry-run": "Show what the command would do.",
-        "batch backfill daily_report --from 2026-11-01 --to 2026-11-07": "Create runs for the slots that have none.",
-        "batch backfill daily_report --from 2026-11-01 --to 2026-11-07 --again": "Also repeat runs that are over.",
+        "batch backfill daily_report --from 2026-11-01 --to 2026-11-07 "
+        "--dry-run": "Show what the command would do.",
+        "batch backfill daily_report --from 2026-11-01 --to "
+        "2026-11-07": "Create runs for the slots that have none.",
+        "batch backfill daily_report --from 2026-11-01 --to 2026-11-07 "
+        "--again": "Also repeat runs that are over.",
     },
     "account": {
         "batch account": "Check all slots of the last 24 hours.",
-        "batch account --since 7d --task backup": "Check the slots of one task in the last seven days.",
+        "batch account --since 7d --task "
+        "backup": "Check the slots of one task in the last seven days.",
         "batch account --since 2h --slots": "List each slot of the last two hours, with its run.",
     },
     "prune": {
@@ -153,46 +179,59 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "backup show": {
         "batch backup show latest": "Show the tables and the history of the latest backup.",
-        "batch backup show backup_20261125_020000.backup.gz --json": "Print a backup's details as JSON for a program.",
+        "batch backup show backup_20261125_020000.backup.gz "
+        "--json": "Print a backup's details as JSON for a program.",
     },
     "backup diff": {
         "batch backup diff latest": "Compare the latest backup with the database as it is now.",
-        "batch backup diff backup_20261124_020000.backup.gz latest": "Compare an older backup with the latest one.",
+        "batch backup diff backup_20261124_020000.backup.gz "
+        "latest": "Compare an older backup with the latest one.",
         "batch backup diff latest --json": "Print the differences as JSON for a program.",
     },
     "backup create": {"batch backup create": "Make a backup now. The service may be running."},
     "backup verify": {
         "batch backup verify": "Check that every byte of the latest backup is as it was written.",
         "batch backup verify --restore": "Also check that its rows can be loaded into a database.",
-        "batch backup verify s3://bucket/shop/backup_20261125_020000.backup.gz": "Check a backup in a bucket.",
+        "batch backup verify "
+        "s3://bucket/shop/backup_20261125_020000.backup.gz": "Check a backup in a bucket.",
     },
     "backup restore": {
         "batch backup restore latest --dry-run": "Try the restore, and roll it back.",
         "batch backup restore latest": "Restore, after you have typed the database's name.",
-        "batch backup restore s3://bucket/shop/latest --yes": "Restore from a bucket, and do not ask.",
+        "batch backup restore s3://bucket/shop/latest "
+        "--yes": "Restore from a bucket, and do not ask.",
         "batch backup restore latest --into sqlite:///./copy.db": "Restore into another database.",
     },
     "backup upload": {"batch backup upload": "Copy the latest backup to BACKUP_URL."},
     "backup download": {
         "batch backup download": "Copy the latest backup from BACKUP_URL.",
-        "batch backup download s3://bucket/shop/backup_20261125_020000.backup.gz": "Copy a backup from another bucket.",
+        "batch backup download "
+        "s3://bucket/shop/backup_20261125_020000.backup.gz": "Copy a backup from another bucket.",
     },
     "backup prune": {
-        "batch backup prune --dry-run": "Show which backups would be deleted, and why others are kept.",
+        "batch backup prune "
+        "--dry-run": "Show which backups would be deleted, and why others are kept.",
         "batch backup prune": "Delete old backups now.",
-        "batch backup prune --yes": "Delete old backups, even if they are more than half of all backups.",
+        "batch backup prune "
+        "--yes": "Delete old backups, even if they are more than half of all backups.",
     },
-    "backup pin": {"batch backup pin latest": "Keep the latest backup, for example before a risky change."},
+    "backup pin": {
+        "batch backup pin latest": "Keep the latest backup, for example before a risky change."
+    },
     "backup unpin": {
-        "batch backup unpin backup_20261125_020000.backup.gz": "Allow this backup to be deleted when it is old."
+        "batch backup unpin "
+        "backup_20261125_020000.backup.gz": "Allow this backup to be deleted when it is old."
     },
     "backup delete": {
-        "batch backup delete backup_20261125_020000.backup.gz": "Delete this backup, after you have said yes.",
-        "batch backup delete backup_20261125_020000.backup.gz --yes": "Delete this backup, and do not ask.",
+        "batch backup delete "
+        "backup_20261125_020000.backup.gz": "Delete this backup, after you have said yes.",
+        "batch backup delete backup_20261125_020000.backup.gz "
+        "--yes": "Delete this backup, and do not ask.",
     },
     "token create": {
         "batch token create grafana --role viewer": "Make a token that only reads.",
-        "batch token create deploy --role operator > deploy.token": "Save it; after `umask 077` only you can read it.",
+        "batch token create deploy --role operator > "
+        "deploy.token": "Save it; after `umask 077` only you can read it.",
     },
     "token list": {
         "batch token list": "List the tokens.",
@@ -201,7 +240,9 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "token revoke": {"batch token revoke deploy": "Let the token be refused from now on."},
     "changes": {
         "batch changes": "Show the newest changes.",
-        "batch changes --since 1d --task import": "Show who has changed something about a task in one day.",
-        "batch changes --action run.cancel --json": "Print who has cancelled runs, as JSON for a program.",
+        "batch changes --since 1d --task "
+        "import": "Show who has changed something about a task in one day.",
+        "batch changes --action run.cancel "
+        "--json": "Print who has cancelled runs, as JSON for a program.",
     },
 }

@@ -14,24 +14,36 @@ if TYPE_CHECKING:
     from service.operations.runs.run_list import RunFilter
 
 OfTask = Annotated[
-    str | None, typer.Option("--task", help="Only runs of this task.", autocompletion=complete.task_names)
+    str | None,
+    typer.Option("--task", help="Only runs of this task.", autocompletion=complete.task_names),
 ]
 Tag = Annotated[str | None, typer.Option("--tag", help="Only runs of tasks that have this tag.")]
 OfPool = Annotated[str | None, typer.Option("--pool", help="Only runs of tasks of this pool.")]
 States = Annotated[
     list[str] | None,
-    typer.Option("--state", help="Only runs in this state; may be repeated.", autocompletion=complete.states),
+    typer.Option(
+        "--state", help="Only runs in this state; may be repeated.", autocompletion=complete.states
+    ),
 ]
 Origins = Annotated[
     list[str] | None,
-    typer.Option("--origin", help="Only runs of this origin (schedule, manual, backfill, part); may be repeated."),
+    typer.Option(
+        "--origin",
+        help="Only runs of this origin (schedule, manual, backfill, part); may be repeated.",
+    ),
 ]
 Since = Annotated[
     str | None,
-    typer.Option("--since", help="Only runs created since this instant (ISO 8601), or within an age such as 2h or 7d."),
+    typer.Option(
+        "--since",
+        help="Only runs created since this instant (ISO 8601), or within an age such as 2h or 7d.",
+    ),
 ]
 EndedSince = Annotated[
-    str | None, typer.Option("--ended-since", help="Only runs that ended since this instant, or within an age.")
+    str | None,
+    typer.Option(
+        "--ended-since", help="Only runs that ended since this instant, or within an age."
+    ),
 ]
 Parameters = Annotated[
     list[str] | None,
@@ -43,10 +55,14 @@ Parameters = Annotated[
 ]
 Error = Annotated[
     str | None,
-    typer.Option(metavar="INCIDENT", help="The failed runs of this incident, and of other tasks with its error."),
+    typer.Option(
+        metavar="INCIDENT",
+        help="The failed runs of this incident, and of other tasks with its error.",
+    ),
 ]
 Text = Annotated[
-    str | None, typer.Option("--text", help="Only runs whose reason has this text. Needs --task and --since.")
+    str | None,
+    typer.Option("--text", help="Only runs whose reason has this text. Needs --task and --since."),
 ]
 
 
@@ -75,7 +91,9 @@ def filter_of(
         state=state or [],
         origin=origin or [],
         created_since=instant_or_age(since, "--since") if since is not None else None,
-        ended_since=instant_or_age(ended_since, "--ended-since") if ended_since is not None else None,
+        ended_since=instant_or_age(ended_since, "--ended-since")
+        if ended_since is not None
+        else None,
         param=param or [],
         text=text,
     )

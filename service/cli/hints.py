@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from service.operations.operations import Operations
 
-NO_SERVICE = "no service is running, so no task fires and no queued run begins; `batch status` says more"
+NO_SERVICE = (
+    "no service is running, so no task fires and no queued run begins; `batch status` says more"
+)
 
 
 async def hint_if_held(operations: Operations, task: str) -> str | None:
-    """The reason why a run does not begin now: its task is paused, or no running service has the task. Else None."""
+    """The reason why a run does not begin now: its task is paused, or no running service has the
+    task. Else None.
+    """
     if (pause := await operations.tasks.pause_of(task)) is not None:
         return f"{task} is paused by {pause.by}: its runs wait until `batch resume {task}`"
     return await hint_if_unserved(operations, task)
@@ -20,7 +24,9 @@ async def hint_if_held(operations: Operations, task: str) -> str | None:
 async def hint_if_unserved(operations: Operations, task: str) -> str | None:
     """A hint for a user who waits for a run, if no running service has the task. Else None."""
     if await operations.nodes.has(task):
-        return next((pool.problem for pool in await operations.pools.list() if task in pool.missing), None)
+        return next(
+            (pool.problem for pool in await operations.pools.list() if task in pool.missing), None
+        )
     return f"no running service has the task {task}: its runs wait for the next service that has it"
 
 

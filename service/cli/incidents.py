@@ -20,28 +20,48 @@ if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.runs.run_list import RunFilter
 
-COLUMNS = ["opened_at", "kind", "task", "count", "open", "text", "acknowledged_by", "closed_at", "id"]
+COLUMNS = [
+    "opened_at",
+    "kind",
+    "task",
+    "count",
+    "open",
+    "text",
+    "acknowledged_by",
+    "closed_at",
+    "id",
+]
 STATES = ("open", "closed", "all")
 
 IncidentId = Annotated[
-    str | None, typer.Argument(help="The id of the incident, or its last digits, as `batch incidents` shows.")
+    str | None,
+    typer.Argument(help="The id of the incident, or its last digits, as `batch incidents` shows."),
 ]
 
 
 def incidents(
     state: Annotated[str, typer.Option(help="open, closed or all.")] = "open",
-    kind: Annotated[str | None, typer.Option(help="Only incidents of this kind, such as failed or missed.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only incidents of this kind, such as failed or missed.")
+    ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Only incidents of this task.", autocompletion=complete.task_names)
+        str | None,
+        typer.Option(help="Only incidents of this task.", autocompletion=complete.task_names),
     ] = None,
     limit: Annotated[
-        int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of incidents to show.")
+        int,
+        typer.Option(
+            parser=whole(1, 100_000),
+            metavar="NUMBER",
+            help="The largest number of incidents to show.",
+        ),
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Show what needs a person, the newest first.
 
-    An incident lasts from its first failure, or whatever else it is about, until that is made good or acknowledged.
+    An incident lasts from its first failure, or whatever else it is about, until that is made good
+    or acknowledged.
     """
     from service import console
     from service.batch.incidents import problem as one_error
@@ -53,7 +73,9 @@ def incidents(
         listed: list[Incident] = []
         after: str | None = None
         while len(listed) < limit:
-            page = await operations.incidents.list(state, _kind(kind), task, limit - len(listed), after)  # type: ignore[arg-type]
+            page = await operations.incidents.list(
+                state, _kind(kind), task, limit - len(listed), after
+            )  # type: ignore[arg-type]
             listed += page.incidents
             after = page.after
             if after is None:
@@ -62,26 +84,34 @@ def incidents(
 
     listed = ask(work, needs_tasks=False)
     if len(listed) == limit:
-        console.warn(f"batch: these are the newest {limit:,}; there may be more: --limit shows them")
+        console.warn(
+            f"batch: these are the newest {limit:,}; there may be more: --limit shows them"
+        )
     if as_json:
         console.show_json(listed)
     elif listed:
         rows = [_row(problem) for problem in one_error.groups(listed, _error_of)]
         console.show_fitted(rows, _columns(listed), ["text", "task"])
     else:
-        console.warn("batch: no incident is open" if state == "open" else "batch: no incidents match")
+        console.warn(
+            "batch: no incident is open" if state == "open" else "batch: no incidents match"
+        )
 
 
 def ack(
     incident: IncidentId = None,
     *,
     note: Annotated[
-        str, typer.Option(help="What you do about it, or why nothing has to be done; 3 to 500 characters.")
+        str,
+        typer.Option(
+            help="What you do about it, or why nothing has to be done; 3 to 500 characters."
+        ),
     ],
     quiet: Annotated[
         str | None,
         typer.Option(
-            metavar="AGE", help="For how long the same error opens no other incident, such as 2h; at most 7d."
+            metavar="AGE",
+            help="For how long the same error opens no other incident, such as 2h; at most 7d.",
         ),
     ] = None,
     run: Annotated[str | None, typer.Option(help="Acknowledge this failed run only.")] = None,
@@ -97,11 +127,12 @@ def ack(
 ) -> None:
     """Acknowledge an incident, or failed runs: a person takes care of it.
 
-    Failed runs that are acknowledged no longer count as open, but are not made good. If the error comes again, another
-    incident is opened, unless --quiet says otherwise.
+    Failed runs that are acknowledged no longer count as open, but are not made good. If the error
+    comes again, another incident is opened, unless --quiet says otherwise.
 
-    Without INCIDENT, the options say which failed runs are acknowledged. The command shows their number, and asks.
-    --error names an incident: it is acknowledged with those of other tasks that have failed together with its error.
+    Without INCIDENT, the options say which failed runs are acknowledged. The command shows their
+    number, and asks. --error names an incident: it is acknowledged with those of other tasks that
+    have failed together with its error.
     """
     wanted = filters.filter_of(
         task=task,
@@ -115,7 +146,9 @@ def ack(
         text=text,
     )
     if sum((incident is not None, run is not None, error is not None, not wanted.is_empty)) > 1:
-        raise InvalidParameters("give INCIDENT, or --run, or --error, or options that select failed runs")
+        raise InvalidParameters(
+            "give INCIDENT, or --run, or --error, or options that select failed runs"
+        )
     if quiet is not None and incident is None and error is None:
         raise InvalidParameters("--quiet needs INCIDENT")
     if error is not None:
@@ -140,7 +173,10 @@ def _acknowledge(incident: str, note: str, quiet: str | None, as_json: bool) -> 
     from service import console
 
     until = clock.now() + age(quiet, "--quiet") if quiet is not None else None
-    done = ask(lambda operations: operations.incidents.acknowledge(incident, note, until), needs_tasks=False)
+    done = ask(
+        lambda operations: operations.incidents.acknowledge(incident, note, until),
+        needs_tasks=False,
+    )
     if as_json:
         console.show_json(done)
         return
@@ -165,7 +201,8 @@ def _acknowledge_error(incident: str, note: str, quiet: str | None, as_json: boo
         return
     runs, number = sum(each.runs for each in done), len(done)
     console.say(
-        f"{number:,} incident{' is' if number == 1 else 's are'} acknowledged by {done[0].incident.acknowledged_by}, "
+        f"{number:,} incident{' is' if number == 1 else 's are'} acknowledged by "
+        f"{done[0].incident.acknowledged_by}, "
         f"with {runs:,} failed run{'' if runs == 1 else 's'}"
     )
 
@@ -183,9 +220,12 @@ def _acknowledge_run(run: str, note: str, as_json: bool) -> None:
 def mute(
     name: TaskName,
     for_: Annotated[
-        str | None, typer.Option("--for", metavar="AGE", help="For how long, such as 2h or 3d; at most 31d.")
+        str | None,
+        typer.Option("--for", metavar="AGE", help="For how long, such as 2h or 3d; at most 31d."),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Until when (ISO 8601), instead of --for.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Until when (ISO 8601), instead of --for.")
+    ] = None,
     note: Note = None,
     as_json: AsJson = False,
 ) -> None:
@@ -213,13 +253,17 @@ def unmute(name: TaskName, as_json: AsJson = False) -> None:
     if as_json:
         console.show_json({"task": name, "was_muted": was_muted})
     else:
-        console.say(f"messages about {name} are sent again" if was_muted else f"{name} is not muted")
+        console.say(
+            f"messages about {name} are sent again" if was_muted else f"{name} is not muted"
+        )
 
 
 def send_test(
     to: Annotated[
         list[str] | None,
-        typer.Option(help="Only to the channels of this name, such as payments or webhook. May be repeated."),
+        typer.Option(
+            help="Only to the channels of this name, such as payments or webhook. May be repeated."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -233,7 +277,9 @@ def send_test(
     if as_json:
         console.show_json(sent)
     else:
-        console.say(f"a test message is written for {', '.join(sent.channels)}; a running service sends it")
+        console.say(
+            f"a test message is written for {', '.join(sent.channels)}; a running service sends it"
+        )
 
 
 def _kind(name: str | None) -> Any:
@@ -248,7 +294,9 @@ def _kind(name: str | None) -> Any:
 
 def _columns(listed: list[Incident]) -> list[str]:
     """The columns that have a value in some row."""
-    return [name for name in COLUMNS if any(getattr(incident, name) is not None for incident in listed)]
+    return [
+        name for name in COLUMNS if any(getattr(incident, name) is not None for incident in listed)
+    ]
 
 
 def _error_of(incident: Incident) -> tuple[str | None, datetime]:

@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 
 Items = Annotated[
     list[str] | None,
-    typer.Option("--item", help="Only this item, written as `batch quarantine` shows it. May be given several times."),
+    typer.Option(
+        "--item",
+        help="Only this item, written as `batch quarantine` shows it. May be given several times.",
+    ),
 ]
 
 
 def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
-    """List the items that failed and were set aside: all that wait for a redrive, or those of one run.
+    """List the items that failed and were set aside: all that wait for a redrive, or those of one
+    run.
 
-    `redriven_by` is the run that has processed the item again. With --json, each item also has its traceback.
+    `redriven_by` is the run that has processed the item again. With --json, each item also has its
+    traceback.
     """
     from service import console
 
@@ -44,10 +49,13 @@ def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
     if not rows:
         is_task = run is not None and re.fullmatch(r"[0-9a-f-]{6,36}", run) is None
         of_task = (
-            "; it is the newest run of the task, and `batch quarantine` lists the items of all runs" if is_task else ""
+            "; it is the newest run of the task, and `batch quarantine` lists the items of all runs"
+            if is_task
+            else ""
         )
         console.warn(
-            f"batch: no item {'waits in quarantine' if run is None else f'of this run was set aside{of_task}'}"
+            "batch: no item "
+            f"{'waits in quarantine' if run is None else f'of this run was set aside{of_task}'}"
         )
     elif run is None:
         console.show_fitted(rows, ["run", "task", "item", "times", "at", "error"], ["times", "at"])

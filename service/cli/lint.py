@@ -19,19 +19,26 @@ if TYPE_CHECKING:
 def lint(
     name: Annotated[
         list[str] | None,
-        typer.Argument(help="The tasks to check; default: all.", autocompletion=complete.task_names),
+        typer.Argument(
+            help="The tasks to check; default: all.", autocompletion=complete.task_names
+        ),
     ] = None,
     n: Annotated[
-        int, typer.Option("-n", parser=whole(0, 1_000), metavar="NUMBER", help="The number of next slots to show.")
+        int,
+        typer.Option(
+            "-n", parser=whole(0, 1_000), metavar="NUMBER", help="The number of next slots to show."
+        ),
     ] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Check the tasks for likely mistakes, and show when they fire and how clock changes affect them.
+    """Check the tasks for likely mistakes, and show when they fire and how clock changes affect
+    them.
 
-    An error is a file that can't be used, or a task that waits for one that does not exist. A warning is something to
-    change. A note is something to know. The exit code is 1 if there is an error or a warning, so that CI can use it.
-    The ledger is read only for awaited tasks that are not in TASKS_DIR, and for the nodes of pools of which the
-    settings say nothing; it may be out of reach.
+    An error is a file that can't be used, or a task that waits for one that does not exist. A
+    warning is something to change. A note is something to know. The exit code is 1 if there is an
+    error or a warning, so that CI can use it. The ledger is read only for awaited tasks that are
+    not in TASKS_DIR, and for the nodes of pools of which the settings say nothing; it may be out of
+    reach.
     """
     from service import console
 
@@ -60,7 +67,10 @@ def _print(tasks: Sequence[LintedTask]) -> None:
         marks = {slot.mark for slot in task.next}
         for finding in task.findings:
             if finding.message not in marks:
-                console.write(f"  {console.paint(finding.severity, finding.severity)}: {line(finding.message)}")
+                console.write(
+                    f"  {console.paint(finding.severity, finding.severity)}: "
+                    f"{line(finding.message)}"
+                )
         console.say()
     console.say(_summary(tasks))
 
@@ -75,5 +85,8 @@ def _print_slot(slot: LintSlot) -> None:
 
 def _summary(tasks: Sequence[LintedTask]) -> str:
     usable = sum(task.task is not None for task in tasks)
-    counts = [(usable, "task"), *((_count(tasks, severity), severity) for severity in ("error", "warning", "note"))]
+    counts = [
+        (usable, "task"),
+        *((_count(tasks, severity), severity) for severity in ("error", "warning", "note")),
+    ]
     return ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)

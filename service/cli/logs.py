@@ -19,20 +19,29 @@ if TYPE_CHECKING:
 
 def logs(
     run: RunOrTask,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run has ended.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each line as a JSON object.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the run has ended.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each line as a JSON object.")
+    ] = False,
 ) -> None:
     """Show what a run has logged.
 
-    RUN is the id of a run, at least 6 digits of its beginning or end, or the name of a task, which stands for its
-    newest run. With --follow, the exit code is 0 if the run succeeded, and 1 if it did not.
+    RUN is the id of a run, at least 6 digits of its beginning or end, or the name of a task, which
+    stands for its newest run. With --follow, the exit code is 0 if the run succeeded, and 1 if it
+    did not.
     """
-    state = ask(lambda operations: print_log(operations.runs.log(run, follow), as_json), needs_tasks=False)
+    state = ask(
+        lambda operations: print_log(operations.runs.log(run, follow), as_json), needs_tasks=False
+    )
     raise SystemExit(1 if follow and state != "succeeded" else 0)
 
 
 async def print_log(
-    blocks: AsyncGenerator[LogBlock | str], as_json: bool = False, write: Callable[[str], None] = print
+    blocks: AsyncGenerator[LogBlock | str],
+    as_json: bool = False,
+    write: Callable[[str], None] = print,
 ) -> str:
     """Print the log lines in the blocks, and return the run's state, which is the last block.
 
@@ -82,4 +91,7 @@ def text(at: str, level: str, logger: str, message: str) -> str:
 
     first_line, newline, other_lines = console.message(message).partition("\n")
     painted_level = console.paint(f"[{level:<8}]", level)
-    return f"{escaping.line(at)} {painted_level} {first_line} [{escaping.line(logger)}]{newline}{other_lines}"
+    return (
+        f"{escaping.line(at)} {painted_level} {first_line} "
+        f"[{escaping.line(logger)}]{newline}{other_lines}"
+    )

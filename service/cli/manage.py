@@ -1,4 +1,6 @@
-"""Commands that change what services do. They write to the ledger, and running services react to that."""
+"""Commands that change what services do. They write to the ledger, and running services react to
+that.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,32 @@ if TYPE_CHECKING:
 
 def pause(
     name: TaskName,
-    for_: Annotated[str | None, typer.Option("--for", metavar="AGE", help="For how long, such as 2h or 3d.")] = None,
-    until: Annotated[str | None, typer.Option(help="Until when (ISO 8601), instead of --for.")] = None,
+    for_: Annotated[
+        str | None, typer.Option("--for", metavar="AGE", help="For how long, such as 2h or 3d.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Until when (ISO 8601), instead of --for.")
+    ] = None,
     note: Note = None,
     as_json: AsJson = False,
 ) -> None:
     """Stop firing a task, until `batch resume`, or for a while: then a running service resumes it.
 
-    Active runs of the task stop at their next checkpoint, and continue after the pause. Slots during the pause are
-    recorded as missed, and never caught up. If the task is paused already, --for and --until change the end.
+    Active runs of the task stop at their next checkpoint, and continue after the pause. Slots
+    during the pause are recorded as missed, and never caught up. If the task is paused already,
+    --for and --until change the end.
     """
     from service import console
 
     if for_ is not None and until is not None:
         raise InvalidParameters("give --for or --until, not both")
-    end = clock.now() + age(for_, "--for") if for_ is not None else instant(until, "--until") if until else None
+    end = (
+        clock.now() + age(for_, "--for")
+        if for_ is not None
+        else instant(until, "--until")
+        if until
+        else None
+    )
     paused = ask(lambda operations: operations.tasks.pause(name, note, end))
     ends = f", until {utc(paused.until)}" if paused.until is not None else ""
     if as_json:
@@ -47,15 +60,19 @@ def pause(
 def resume(
     name: OptionalTaskName = None,
     ahead: Annotated[
-        bool, typer.Option("--ahead", help="Instead of NAME: all tasks that don't fire because a clock was ahead.")
+        bool,
+        typer.Option(
+            "--ahead", help="Instead of NAME: all tasks that don't fire because a clock was ahead."
+        ),
     ] = False,
     note: Note = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fire a task again, from now on: one that is paused, or that does not fire because a clock was ahead.
+    """Fire a task again, from now on: one that is paused, or that does not fire because a clock was
+    ahead.
 
-    The runs that the pause has stopped continue. A clock that was ahead has fired slots before their time; those that
-    have a run get no other one.
+    The runs that the pause has stopped continue. A clock that was ahead has fired slots before
+    their time; those that have a run get no other one.
     """
     from service import console
 
@@ -76,7 +93,9 @@ def resume(
         console.show_json(found)
         return
     if found.ended is not None:
-        console.say(f"{name} fires again; it was paused at {utc(found.ended.at)} by {found.ended.by}")
+        console.say(
+            f"{name} fires again; it was paused at {utc(found.ended.at)} by {found.ended.by}"
+        )
     if found.ahead_until is not None:
         console.say(f"{name} fires again; a clock was ahead, up to {utc(found.ahead_until)}")
     if found.ended is None and found.ahead_until is None:
@@ -86,23 +105,34 @@ def resume(
 def backfill(
     name: TaskName,
     from_: Annotated[str, typer.Option("--from", help="The beginning of the interval (ISO 8601).")],
-    to: Annotated[str, typer.Option("--to", help="The end of the interval. Future slots are left out.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the slots, and change nothing.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also give a new attempt to runs that are over.")] = False,
+    to: Annotated[
+        str, typer.Option("--to", help="The end of the interval. Future slots are left out.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the slots, and change nothing.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also give a new attempt to runs that are over.")
+    ] = False,
     and_after: Annotated[
-        bool, typer.Option("--and-after", help="Do the same with the slots of the tasks that come after.")
+        bool,
+        typer.Option(
+            "--and-after", help="Do the same with the slots of the tasks that come after."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Allow more than 10,000 slots.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Create runs for past slots that have none.
 
-    A slot is an instant at which the task is due. The slots are those of the present schedule of the task, and both
-    ends of the interval are included. The new runs wait behind runs that are on time or were started by hand.
+    A slot is an instant at which the task is due. The slots are those of the present schedule of
+    the task, and both ends of the interval are included. The new runs wait behind runs that are on
+    time or were started by hand.
 
-    A slot that has a run in any state gets no other run. With --again, a run that is over gets a new attempt, which
-    begins from the beginning. With --and-after, the same is done with the slots of the tasks that wait for these slots,
-    in whichever depth: their runs wait until what they come after has succeeded.
+    A slot that has a run in any state gets no other run. With --again, a run that is over gets a
+    new attempt, which begins from the beginning. With --and-after, the same is done with the slots
+    of the tasks that wait for these slots, in whichever depth: their runs wait until what they come
+    after has succeeded.
     """
     from service import console
     from service.operations.slots.backfill import BackfillRequest
@@ -120,7 +150,9 @@ def backfill(
         return counts, await hint_if_unserved(operations, name) if changes else None
 
     slots: list[BackfillSlot] = []
-    request = BackfillRequest(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run, and_after)
+    request = BackfillRequest(
+        name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run, and_after
+    )
     counts, hint = ask(work)
     if as_json:
         console.show_json({"counts": counts, "slots": slots} if dry_run else counts)
@@ -134,7 +166,8 @@ def backfill(
     )
     if counts.pruned:
         console.warn(
-            f"{counts.pruned:,} of the new runs would be skipped at once: there are no runs any more of the slots that "
+            f"{counts.pruned:,} of the new runs would be skipped at once: there are no runs any "
+            "more of the slots that "
             "they wait for; backfill those first"
         )
     for task, after in counts.after.items():
@@ -147,13 +180,15 @@ def backfill(
 
 def prune(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show how many runs would be deleted, and delete nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show how many runs would be deleted, and delete nothing."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete runs that ended more than KEEP_RUNS_DAYS ago, with their attempts and logs.
 
-    The newest KEEP_RUNS_PER_TASK runs of each task are always kept. A running service does the same every hour.
+    The newest KEEP_RUNS_PER_TASK runs of each task are always kept. A running service does the same
+    every hour.
     """
     from service import console
     from service.config import get_settings
@@ -163,7 +198,10 @@ def prune(
         if as_json:
             console.show_json(dict(deleted))
             return
-        console.say("deleted " + (", ".join(f"{count:,} {kind}" for kind, count in deleted.items()) or "nothing"))
+        console.say(
+            "deleted "
+            + (", ".join(f"{count:,} {kind}" for kind, count in deleted.items()) or "nothing")
+        )
         return
     prunable = ask(lambda operations: operations.runs.count_prunable())
     if as_json:
@@ -172,7 +210,9 @@ def prune(
     for task, count in sorted(prunable.items()):
         console.say(f"{task}: {_number(count, 'run')} would be deleted")
     days, total = get_settings().KEEP_RUNS_DAYS, sum(prunable.values())
-    console.say(f"{_number(total, 'run')} that ended more than {_number(days, 'day')} ago would be deleted")
+    console.say(
+        f"{_number(total, 'run')} that ended more than {_number(days, 'day')} ago would be deleted"
+    )
 
 
 def _number(count: int, noun: str) -> str:

@@ -1,4 +1,6 @@
-"""Shows the progress of a command's own work on stderr: as a bar in a terminal, and otherwise as occasional lines."""
+"""Shows the progress of a command's own work on stderr: as a bar in a terminal, and otherwise as
+occasional lines.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ WIDTH_OF_MESSAGES = 70
 def metered(work: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show the progress of `work` in the block, which gets the function that reports it.
 
-    The function takes the number of bytes that are done, the total (0: not known), and the name of the stage. Any
-    thread may call it.
+    The function takes the number of bytes that are done, the total (0: not known), and the name of
+    the stage. Any thread may call it.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
@@ -51,7 +53,9 @@ def metered(work: str) -> Iterator[Callable[[int, int, str], None]]:
         def report(done: int, total: int, stage: str) -> None:
             is_long = clock.monotonic() >= started_at + BAR_AFTER_SECONDS
             stage = escaping.line(stage)
-            progress.update(task, completed=done, total=max(total, done) or None, stage=stage, visible=is_long)
+            progress.update(
+                task, completed=done, total=max(total, done) or None, stage=stage, visible=is_long
+            )
 
         yield report
 
@@ -74,7 +78,8 @@ def _report_in_lines(work: str) -> Callable[[int, int, str], None]:
 def counted(rows: int, tables: int) -> str:
     """The two numbers as text, such as `3 rows of 2 tables`."""
     return " of ".join(
-        f"{number:,} {noun}{'' if number == 1 else 's'}" for number, noun in ((rows, "row"), (tables, "table"))
+        f"{number:,} {noun}{'' if number == 1 else 's'}"
+        for number, noun in ((rows, "row"), (tables, "table"))
     )
 
 

@@ -25,7 +25,9 @@ NO_SCHEDULE = "none"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 """The instant at which the clock of a test begins.
 
-It is repeated here, because the module that defines it imports pytest, which may not be installed on a server."""
+It is repeated here, because the module that defines it imports pytest, which may not be installed
+on a server.
+"""
 
 TASK = Template('''\
 from service import BaseTask, get_logger
@@ -82,24 +84,32 @@ PYTEST_SECTIONS = {
     "tox.ini": "[pytest]",
     "setup.cfg": "[tool:pytest]",
 }
-"""Where pytest looks for its settings, and what such a file has to contain so that they are there."""
+"""Where pytest looks for its settings, and what such a file has to contain so that they are there.
+"""
 
 
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The task's name: a-z 0-9 _ . -")],
     schedule: Annotated[
-        str, typer.Option(help="A cron expression in quotes, or `none` for a task that is started by hand.")
+        str,
+        typer.Option(
+            help="A cron expression in quotes, or `none` for a task that is started by hand."
+        ),
     ] = "0 2 * * *",
     sync: Annotated[
-        bool, typer.Option("--sync", help="Write a run() that may block, because it is executed in a thread.")
+        bool,
+        typer.Option(
+            "--sync", help="Write a run() that may block, because it is executed in a thread."
+        ),
     ] = False,
     tests: Annotated[Path, typer.Option(help="The folder for the test.")] = Path("tests"),
     as_json: AsJson = False,
 ) -> None:
     """Write the file of a new task, and its test.
 
-    The file is written to TASKS_DIR. If this setting is not set, the folder is `tasks`, which is created if necessary.
-    If pytest has no settings here yet, pytest.ini is written too. No file is overwritten.
+    The file is written to TASKS_DIR. If this setting is not set, the folder is `tasks`, which is
+    created if necessary. If pytest has no settings here yet, pytest.ini is written too. No file is
+    overwritten.
     """
     refuse_service("`batch new`")
     from service import console
@@ -126,7 +136,9 @@ def new(
     }
     test_text = TEST.substitute(values) + (_test_of(cron, values) if cron else "")
     files = {task: TASK.substitute(values), test: test_text}
-    if not (init := folder / "__init__.py").exists():  # without it, Python may import another package named `tasks`
+    if not (
+        init := folder / "__init__.py"
+    ).exists():  # without it, Python may import another package named `tasks`
         files[init] = '"""The tasks of this service, one file each."""\n'
     if not _has_pytest_settings():
         files[PYTEST_INI] = PYTEST_SETTINGS
@@ -135,15 +147,27 @@ def new(
         console.show_json({"task": name, "files": [path.as_posix() for path in files]})
         return
     when = cron.words if cron else "Started by hand"
-    lines = [f"{task}  the task {name}: {when[0].lower()}{when[1:]}", f"{test}  its test", "", "Write its run(), then:"]
+    lines = [
+        f"{task}  the task {name}: {when[0].lower()}{when[1:]}",
+        f"{test}  its test",
+        "",
+        "Write its run(), then:",
+    ]
     if PYTEST_INI in files:
         lines.insert(2, f"{PYTEST_INI}  the settings of pytest")
-    for line in (*lines, f"  python -m pytest {test}", f"  batch lint {name}", f"  batch run {name}"):
+    for line in (
+        *lines,
+        f"  python -m pytest {test}",
+        f"  batch lint {name}",
+        f"  batch run {name}",
+    ):
         console.say(line)
 
 
 def _module(name: str) -> str:
-    """The name of the file without `.py`. Dots and dashes become underscores, because Python can't import them."""
+    """The name of the file without `.py`. Dots and dashes become underscores, because Python can't
+    import them.
+    """
     from service.batch.tasks.policies import NAME
 
     if not NAME.fullmatch(name):
@@ -151,7 +175,8 @@ def _module(name: str) -> str:
     module = re.sub(r"[.-]", "_", name)
     if not module[0].isalpha() or keyword.iskeyword(module):
         raise InvalidParameters(
-            f"the name is {echoed(name)}, and Python can't import a file that is called {module}.py; allowed here: a "
+            f"the name is {echoed(name)}, and Python can't import a file that is called "
+            f"{module}.py; allowed here: a "
             "name that begins with a letter, and is no keyword of Python"
         )
     return module
@@ -162,20 +187,24 @@ def _class(module: str) -> str:
 
 
 def _package(folder: Path, module: str) -> str:
-    """The dotted name by which a test imports the module, from the working directory or the parent of `folder`."""
+    """The dotted name by which a test imports the module, from the working directory or the parent
+    of `folder`.
+    """
     if not folder.is_dir():  # the name of a package
         return f"{folder}.{module}"
     path = folder.resolve()
     parts = path.relative_to(Path.cwd()).parts if path.is_relative_to(Path.cwd()) else (path.name,)
     if not all(part.isidentifier() for part in parts):
         raise InvalidSetting(
-            f"setting TASKS_DIR is {echoed(str(folder))}, which a test can't import; allowed: names of a-z 0-9 _"
+            f"setting TASKS_DIR is {echoed(str(folder))}, which a test can't import; allowed: "
+            "names of a-z 0-9 _"
         )
     return ".".join((*parts, module))
 
 
 def _blank_lines() -> dict[str, str]:
-    """The blank lines before and after the import of this package, so that the imports of the test are sorted.
+    """The blank lines before and after the import of this package, so that the imports of the test
+    are sorted.
 
     In a clone of the service it is sorted with the tasks, and in other projects with pytest.
     """
@@ -215,7 +244,9 @@ def _utc(at: datetime) -> str:
 def _write(files: dict[Path, str]) -> None:
     existing = [str(file) for file in files if file.exists()]
     if existing:
-        raise InvalidParameters(f"nothing was written, because these files exist already: {', '.join(existing)}")
+        raise InvalidParameters(
+            f"nothing was written, because these files exist already: {', '.join(existing)}"
+        )
     for file, text in files.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

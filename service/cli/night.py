@@ -23,19 +23,23 @@ def night(
     since: Annotated[
         str | None,
         typer.Option(
-            help="The begin: an instant (ISO 8601) or an age such as 12h or 7d. Default: 18:00 of the day before."
+            help="The begin: an instant (ISO 8601) or an age such as 12h or 7d. Default: 18:00 of "
+            "the day before."
         ),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="The end, if the window is over (ISO 8601).")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="The end, if the window is over (ISO 8601).")
+    ] = None,
     zone: Annotated[
-        str, typer.Option(help="The time zone of the default and of the text, such as Europe/Berlin.")
+        str,
+        typer.Option(help="The time zone of the default and of the text, such as Europe/Berlin."),
     ] = "UTC",
     as_json: AsJson = False,
 ) -> None:
     """Say what happened last night, and what needs a person.
 
-    Each slot that was due is counted, by what became of it. The exit code is 1 if something needs a person, otherwise
-    it is 0.
+    Each slot that was due is counted, by what became of it. The exit code is 1 if something needs a
+    person, otherwise it is 0.
     """
     from service import console
 
@@ -53,21 +57,34 @@ def _show(answer: Night) -> None:
     from service import console
     from service.escaping import line
 
-    console.write(console.paint(line(answer.headline), "error" if answer.level in NEEDS_A_PERSON else "success"))
+    console.write(
+        console.paint(
+            line(answer.headline), "error" if answer.level in NEEDS_A_PERSON else "success"
+        )
+    )
     console.write(line(answer.sentence))
     if answer.beside.runs:
         runs = answer.beside
-        states = {name: getattr(runs, name) for name in ("succeeded", "failed", "cancelled", "active")}
+        states = {
+            name: getattr(runs, name) for name in ("succeeded", "failed", "cancelled", "active")
+        }
         shown = ", ".join(f"{number:,} {name}" for name, number in states.items() if number)
         console.write(f"Beside them {runs.runs:,} by hand or by code: {shown}.")
     if answer.accounted_from is not None:
         console.write(
-            f"Accounted from {answer.accounted_from:%Y-%m-%d %H:%M} UTC: earlier slots are still being counted."
+            f"Accounted from {answer.accounted_from:%Y-%m-%d %H:%M} UTC: earlier slots are still "
+            "being counted."
         )
     _table("Needs a person", [_need(need) for need in answer.needs])
     _table("Late or slow now", [_late(run) for run in answer.late])
     _table("Did not run, and why", [_cause(each) for each in answer.did_not_run])
-    _table("Dealt with", [each.model_dump(include={"at", "task", "how", "by", "runs"}) for each in answer.dealt_with])
+    _table(
+        "Dealt with",
+        [
+            each.model_dump(include={"at", "task", "how", "by", "runs"})
+            for each in answer.dealt_with
+        ],
+    )
 
 
 def _table(heading: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -110,7 +127,9 @@ def _late(run: LateRun) -> dict[str, Any]:
 
 
 def _cause(each: DidNotRun) -> dict[str, Any]:
-    tasks = each.task or ", ".join(f"{name} {number}" for name, number in list(each.tasks.items())[:5])
+    tasks = each.task or ", ".join(
+        f"{name} {number}" for name, number in list(each.tasks.items())[:5]
+    )
     return {
         "cause": each.cause,
         "slots": each.slots,

@@ -31,7 +31,9 @@ EXIT_CODES: dict[ErrorKind, int] = {
     "unavailable": OUT_OF_ORDER,
     "damaged": OUT_OF_ORDER,
 }
-"""The exit code of a command by the kind of its error. A failed run is not such an error; its exit code is FAILED."""
+"""The exit code of a command by the kind of its error. A failed run is not such an error; its exit
+code is FAILED.
+"""
 
 
 def ask(
@@ -42,8 +44,9 @@ def ask(
 ) -> T:
     """Call `work` with the operations of the user who has typed the command, and return its result.
 
-    `needs_tasks`: whether a missing folder of tasks is an error, which is raised when a task is needed. Otherwise the
-    command has no tasks then, so that it can show what is in the ledger on a machine without the folder.
+    `needs_tasks`: whether a missing folder of tasks is an error, which is raised when a task is
+    needed. Otherwise the command has no tasks then, so that it can show what is in the ledger on a
+    machine without the folder.
     """
     from service import logs
 
@@ -52,11 +55,15 @@ def ask(
 
 
 _service: tuple[str, str | None] | None = None
-"""The URL of the service that is asked, and the token, as the options --url and --token-file give them."""
+"""The URL of the service that is asked, and the token, as the options --url and --token-file give
+them.
+"""
 
 
 def ask_service(url: str | None, token_file: Path | None) -> None:
-    """Let the command ask the service at this URL instead of the ledger. Raises InvalidParameters."""
+    """Let the command ask the service at this URL instead of the ledger. Raises
+    InvalidParameters.
+    """
     global _service
     if url is None and token_file is not None:
         raise InvalidParameters("--token-file needs --url")
@@ -64,7 +71,9 @@ def ask_service(url: str | None, token_file: Path | None) -> None:
 
 
 def refuse_service(what: str) -> None:
-    """Raises InvalidParameters if the user has given --url to a command that works on this machine."""
+    """Raises InvalidParameters if the user has given --url to a command that works on this
+    machine.
+    """
     if _service is not None:
         raise InvalidParameters(f"{what} works on this machine: call it there, without --url")
 
@@ -74,11 +83,17 @@ def _read_token(file: Path) -> str:
         with file.open(encoding="utf-8") as opened:
             token = opened.read(LONGEST_TOKEN + 1).strip()
     except (OSError, UnicodeError) as error:
-        raise InvalidParameters(f"--token-file {echoed(str(file))} can't be read: {error}") from None
+        raise InvalidParameters(
+            f"--token-file {echoed(str(file))} can't be read: {error}"
+        ) from None
     if not token:
-        raise InvalidParameters(f"--token-file {echoed(str(file))} is empty; `batch token create` prints a token")
+        raise InvalidParameters(
+            f"--token-file {echoed(str(file))} is empty; `batch token create` prints a token"
+        )
     if len(token) > LONGEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise InvalidParameters(f"--token-file {echoed(str(file))}: it has to hold one token, and nothing else")
+        raise InvalidParameters(
+            f"--token-file {echoed(str(file))}: it has to hold one token, and nothing else"
+        )
     return token
 
 
@@ -111,7 +126,10 @@ def _warn_of_clear_text(url: str) -> None:
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme == "http" and host not in ("localhost", "::1") and not host.startswith("127."):
-        console.warn(f"batch: the token is sent to {host} readably, because the URL begins with http: use https")
+        console.warn(
+            f"batch: the token is sent to {host} readably, because the URL begins with http: use "
+            "https"
+        )
 
 
 def _tell_locked(holder: str) -> None:

@@ -1,4 +1,6 @@
-"""What the commands share: options, functions that read their values, and waiting for async work."""
+"""What the commands share: options, functions that read their values, and waiting for async
+work.
+"""
 
 from __future__ import annotations
 
@@ -23,31 +25,49 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LONGEST_LIST, ITEM_CHARACTERS = 8_000_000, 100
-"""The most characters of a list in JSON, and roughly those of an item without its texts. A file may have any number."""
+"""The most characters of a list in JSON, and roughly those of an item without its texts. A file may
+have any number.
+"""
 SHORT_DIGITS = 8
-"""The digits of an id that lists show: the last ones, because ids of one time begin with the same digits."""
+"""The digits of an id that lists show: the last ones, because ids of one time begin with the same
+digits.
+"""
 MOST_DIGITS = 15
-"""The most digits of a number in an option. They must be ASCII digits, although int() also accepts other scripts."""
+"""The most digits of a number in an option. They must be ASCII digits, although int() also accepts
+other scripts.
+"""
 
-TaskName = Annotated[str, typer.Argument(help="The task's name.", autocompletion=complete.task_names)]
+TaskName = Annotated[
+    str, typer.Argument(help="The task's name.", autocompletion=complete.task_names)
+]
 OptionalTaskName = Annotated[
-    str | None, typer.Argument(help="The task's name.", metavar="NAME", autocompletion=complete.task_names)
+    str | None,
+    typer.Argument(help="The task's name.", metavar="NAME", autocompletion=complete.task_names),
 ]
 OfTask = Annotated[
-    str | None, typer.Option(help="Show only runs and slots of this task.", autocompletion=complete.task_names)
+    str | None,
+    typer.Option(help="Show only runs and slots of this task.", autocompletion=complete.task_names),
 ]
-ABOUT_RUN = "The id of a run, at least 6 digits of its beginning or end, or a task's name: its newest run."
-RunOrTask = Annotated[str, typer.Argument(metavar="RUN", help=ABOUT_RUN, autocompletion=complete.task_names)]
+ABOUT_RUN = (
+    "The id of a run, at least 6 digits of its beginning or end, or a task's name: its newest run."
+)
+RunOrTask = Annotated[
+    str, typer.Argument(metavar="RUN", help=ABOUT_RUN, autocompletion=complete.task_names)
+]
 RunOrNone = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help=ABOUT_RUN, autocompletion=complete.task_names, show_default=False),
+    typer.Argument(
+        metavar="[RUN]", help=ABOUT_RUN, autocompletion=complete.task_names, show_default=False
+    ),
 ]
 Note = Annotated[str | None, typer.Option(help="Why; it is kept in the audit.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` on a new event loop, and return its result. Errors of the driver become a DatabaseError."""
+    """Run `work` on a new event loop, and return its result. Errors of the driver become a
+    DatabaseError.
+    """
     import asyncio
 
     from service.operations.databases import errors_explained
@@ -82,7 +102,9 @@ def first_of(texts: Sequence[str], most: int) -> list[str]:
 
 
 def within(items: Sequence[T], texts: Callable[[T], Sequence[str]]) -> list[T]:
-    """As many of the first items as fit into LONGEST_LIST characters. `texts` returns the texts of an item."""
+    """As many of the first items as fit into LONGEST_LIST characters. `texts` returns the texts of
+    an item.
+    """
     space, fitting = LONGEST_LIST, []
     for item in items:
         space -= sum(map(len, texts(item))) + ITEM_CHARACTERS
@@ -98,7 +120,9 @@ def whole(least: int, most: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         text = str(value)
         if not re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}", text) or not least <= int(text) <= most:
-            raise typer.BadParameter(f"it is {echoed(text)}; allowed: a whole number from {least:,} to {most:,}")
+            raise typer.BadParameter(
+                f"it is {echoed(text)}; allowed: a whole number from {least:,} to {most:,}"
+            )
         return int(text)
 
     return read
@@ -108,7 +132,9 @@ def seconds(value: Any) -> float:
     """The parser of an option that takes seconds."""
     text = str(value)
     if not re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}(\.[0-9]{{1,{MOST_DIGITS}}})?", text):
-        raise typer.BadParameter(f"it is {echoed(text)}; allowed: seconds from 0, such as 10 or 0.5")
+        raise typer.BadParameter(
+            f"it is {echoed(text)}; allowed: seconds from 0, such as 10 or 0.5"
+        )
     return float(text)
 
 
@@ -130,7 +156,9 @@ def pairs(options: list[str]) -> dict[str, str]:
         if not equals:
             raise InvalidParameters(f"--param is {echoed(pair)}; allowed: name=value")
         if name in parameters:
-            raise InvalidParameters(f"--param has the name {echoed(name)} twice; allowed: one value for each name")
+            raise InvalidParameters(
+                f"--param has the name {echoed(name)} twice; allowed: one value for each name"
+            )
         parameters[name] = value
     return parameters
 
@@ -153,7 +181,8 @@ def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "")
         return at
     except (ValueError, OverflowError):
         raise InvalidParameters(
-            f"{option} is {echoed(text)}; allowed: ISO 8601, such as 2026-11-25T02:00 or 2026-11-25T02:00+09:00{age}"
+            f"{option} is {echoed(text)}; allowed: ISO 8601, such as 2026-11-25T02:00 or "
+            f"2026-11-25T02:00+09:00{age}"
         ) from None
 
 
@@ -165,7 +194,9 @@ def age(text: str, option: str) -> timedelta:
 
 
 def instant_or_age(text: str, option: str) -> datetime:
-    """Read an instant in ISO 8601, or an age such as `90s`, `30m`, `2h`, `7d`. Raises InvalidParameters."""
+    """Read an instant in ISO 8601, or an age such as `90s`, `30m`, `2h`, `7d`. Raises
+    InvalidParameters.
+    """
     age = re.fullmatch(r"([0-9]+)([smhd])", text)
     if age is None:
         return instant(text, option, age=", or an age such as 2h or 7d")
@@ -176,5 +207,6 @@ def instant_or_age(text: str, option: str) -> datetime:
         return clock.now() - timedelta(**{unit: int(age[1])})
     except OverflowError:
         raise InvalidParameters(
-            f"{option} is {echoed(text)}; allowed: an age that does not reach back before the year 1"
+            f"{option} is {echoed(text)}; allowed: an age that does not reach back before the "
+            "year 1"
         ) from None

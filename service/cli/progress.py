@@ -15,11 +15,17 @@ RATES = {"s": 1, "min": 60, "h": 3600}
 
 
 def words(run: Row, now: datetime) -> list[str]:
-    """The known numbers of a run: done of total, percent, rate, time left. `now`: the ledger's time."""
+    """The known numbers of a run: done of total, percent, rate, time left. `now`: the ledger's
+    time.
+    """
     count, total = run["count"], run["total"]
     if count is None:
         return []
-    numbers = [f"{count:,}" if total is None else f"{count:,} of {total:,}", percent(run), rate(run["rate"])]
+    numbers = [
+        f"{count:,}" if total is None else f"{count:,} of {total:,}",
+        percent(run),
+        rate(run["rate"]),
+    ]
     if run["eta"] is not None:
         numbers.append(f"{duration((run['eta'] - now).total_seconds())} left")
     return [number for number in numbers if number]

@@ -1,4 +1,6 @@
-"""`batch backup restore`: shows what it will do, asks for confirmation, restores, and shows what it has done."""
+"""`batch backup restore`: shows what it will do, asks for confirmation, restores, and shows what it
+has done.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from service.backup.restoring.plan import RestorePlan
     from service.operations.backups.restore import RestoreRequest, RestoreResult
 
-FILE = typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name.", show_default=False)
+FILE = typer.Argument(
+    metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name.", show_default=False
+)
 
 
 def restore(
@@ -23,30 +27,41 @@ def restore(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Restore, count the rows, and roll everything back.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Restore without asking for confirmation.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Restore even while a service is running, if it has no active run.")
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Restore without asking for confirmation.")
     ] = False,
-    no_safety: Annotated[bool, typer.Option("--no-safety", help="Make no backup of the present rows.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Restore even while a service is running, if it has no active run."
+        ),
+    ] = False,
+    no_safety: Annotated[
+        bool, typer.Option("--no-safety", help="Make no backup of the present rows.")
+    ] = False,
     changed: Annotated[
         bool,
         typer.Option(
-            "--changed", help="Restore even if the ledger shows that the backup was changed after it was made."
+            "--changed",
+            help="Restore even if the ledger shows that the backup was changed after it was made.",
         ),
     ] = False,
     into: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Restore into this other, empty database of the same kind."),
+        typer.Option(
+            metavar="URL", help="Restore into this other, empty database of the same kind."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replace the present rows of the application's database with the rows of a backup.
 
-    The present rows are backed up first. The restore is one transaction, so it happens completely or not at all. Tables
-    that are not in the backup are not changed.
+    The present rows are backed up first. The restore is one transaction, so it happens completely
+    or not at all. Tables that are not in the backup are not changed.
 
-    Stop the service before the restore. While a service is running, --force is needed. While a run is active, a restore
-    is not possible. --dry-run and --into work at any time: they change nothing in the application's database.
+    Stop the service before the restore. While a service is running, --force is needed. While a run
+    is active, a restore is not possible. --dry-run and --into work at any time: they change nothing
+    in the application's database.
     """
     from dataclasses import replace
 
@@ -54,7 +69,9 @@ def restore(
 
     request = RestoreRequest(file, dry_run, force, not no_safety, changed, into)
     plan = ask(lambda operations: operations.backups.plan_restore(request), log_level=LOGGED)
-    request = replace(request, backup=plan.backup)  # after the answer, `latest` may be another backup
+    request = replace(
+        request, backup=plan.backup
+    )  # after the answer, `latest` may be another backup
     if not as_json:
         _print_plan(plan)
     if not (yes or dry_run or into is not None):
@@ -90,13 +107,18 @@ def _present_rows(plan: RestorePlan) -> int:
 
 
 def _confirm(plan: RestorePlan) -> None:
-    """Let the user type the name of the database. Raises BackupError if there is no terminal, or for another name."""
+    """Let the user type the name of the database. Raises BackupError if there is no terminal, or
+    for another name.
+    """
     from service import console
     from service.errors import BackupError
 
     name = plan.name
     if not sys.stdin.isatty():
-        raise BackupError(f"nothing was restored into {name}: stdin is no terminal, so --yes is needed to confirm it")
+        raise BackupError(
+            f"nothing was restored into {name}: stdin is no terminal, so --yes is needed to "
+            "confirm it"
+        )
     console.warn(f"Type the database's name ({name}) to replace its rows: ", end="")
     if sys.stdin.readline().strip() != name:
         raise BackupError(f"nothing was restored: the name that was typed is not {name}")
@@ -106,7 +128,9 @@ def _restore(request: RestoreRequest) -> RestoreResult:
     from service.cli.meter import metered
 
     with metered("restore") as on_progress:
-        return ask(lambda operations: operations.backups.restore(request, on_progress), log_level=LOGGED)
+        return ask(
+            lambda operations: operations.backups.restore(request, on_progress), log_level=LOGGED
+        )
 
 
 def _print_result(result: RestoreResult) -> None:
@@ -115,7 +139,9 @@ def _print_result(result: RestoreResult) -> None:
 
     report = result.report
     if result.safety is not None:
-        console.say(f"the rows from before the restore are in {result.safety}, which is `latest` now")
+        console.say(
+            f"the rows from before the restore are in {result.safety}, which is `latest` now"
+        )
     rows = [
         {
             "table": table.table,
@@ -136,5 +162,10 @@ def _print_json(result: RestoreResult, plan: RestorePlan) -> None:
 
     report = result.report
     notes = [*plan.notes, *(note for note in report.notes if note not in plan.notes)]
-    facts: dict[str, Any] = {**asdict(report), "safety": result.safety, "revision": plan.revision, "notes": notes}
+    facts: dict[str, Any] = {
+        **asdict(report),
+        "safety": result.safety,
+        "revision": plan.revision,
+        "notes": notes,
+    }
     console.show_json({**facts, "rows": report.rows})

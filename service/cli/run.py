@@ -31,28 +31,38 @@ def run(
     name: TaskName,
     param: Annotated[
         list[str] | None,
-        typer.Option("--param", help="A parameter of run(), as name=value. May be given several times."),
+        typer.Option(
+            "--param", help="A parameter of run(), as name=value. May be given several times."
+        ),
     ] = None,
     slot: Annotated[
-        str | None, typer.Option(help="The slot of the run: the instant for which it runs (ISO 8601); default: now.")
+        str | None,
+        typer.Option(
+            help="The slot of the run: the instant for which it runs (ISO 8601); default: now."
+        ),
     ] = None,
     queue: Annotated[
         bool, typer.Option("--queue", help="Queue the run for a running service, and print its id.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a task now in this process, record the run, and show its log.
 
-    The exit code is 1 if the run does not succeed. The command works whether a service is running or not. With --queue
-    the task does not run in this process: a running service executes it, after the waiting runs of the task, or a
-    worker of its pool does. With --json the run is printed as JSON, and its log goes to stderr.
+    The exit code is 1 if the run does not succeed. The command works whether a service is running
+    or not. With --queue the task does not run in this process: a running service executes it, after
+    the waiting runs of the task, or a worker of its pool does. With --json the run is printed as
+    JSON, and its log goes to stderr.
     """
     at = instant(slot, "--slot") if slot is not None else None
     if queue:
         _queue(name, pairs(param or []), at, wait, as_json)
     elif wait:
-        raise InvalidParameters("--wait needs --queue; without --queue, the command always waits for the run")
+        raise InvalidParameters(
+            "--wait needs --queue; without --queue, the command always waits for the run"
+        )
     else:
         refuse_service("`batch run` without --queue")
         _execute(name, pairs(param or []), at, as_json)
@@ -76,7 +86,9 @@ def _execute(name: str, parameters: dict[str, str], slot: datetime | None, as_js
     raise SystemExit(0 if now.state == "succeeded" else 1)
 
 
-def _queue(name: str, parameters: dict[str, str], slot: datetime | None, wait: bool, as_json: bool) -> None:
+def _queue(
+    name: str, parameters: dict[str, str], slot: datetime | None, wait: bool, as_json: bool
+) -> None:
     from service import console
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
@@ -93,7 +105,9 @@ def _queue(name: str, parameters: dict[str, str], slot: datetime | None, wait: b
         watch.with_log(started.id, as_json)
 
 
-async def _run(name: str, parameters: dict[str, str], slot: datetime | None, display: Bar | Lines) -> RunNow:
+async def _run(
+    name: str, parameters: dict[str, str], slot: datetime | None, display: Bar | Lines
+) -> RunNow:
     import asyncio
 
     from service import logs as logging
@@ -119,7 +133,10 @@ async def _run(name: str, parameters: dict[str, str], slot: datetime | None, dis
         if task.pool in batch.child_pools.by_name:
             batch.child_pools.start_one(task.pool)
         manual = ManualRun(batch.ledger, batch.engine, task, batch.node.id)
-        async with watch.displayed(batch.operations, manual.id, display), _drained(batch, settings.DRAIN_SECONDS):
+        async with (
+            watch.displayed(batch.operations, manual.id, display),
+            _drained(batch, settings.DRAIN_SECONDS),
+        ):
             row = await manual.execute(parameters, slot, requested_by=user())
         return RunNow.at({**row, "now": clock.now()}, clock.now())
     finally:
@@ -129,7 +146,9 @@ async def _run(name: str, parameters: dict[str, str], slot: datetime | None, dis
 
 @asynccontextmanager
 async def _drained(batch: BatchService, seconds: float) -> AsyncIterator[None]:
-    """If the block is cancelled, wait at most this many seconds for the end of the run, which is still displayed."""
+    """If the block is cancelled, wait at most this many seconds for the end of the run, which is
+    still displayed.
+    """
     import asyncio
 
     from service import logs
@@ -139,7 +158,8 @@ async def _drained(batch: BatchService, seconds: float) -> AsyncIterator[None]:
     except asyncio.CancelledError:
         if batch.engine.running:
             text = (
-                f"stopping: if the run does not end within {seconds:g} s, it is interrupted, and a service resumes it"
+                f"stopping: if the run does not end within {seconds:g} s, it is interrupted, and "
+                "a service resumes it"
             )
             logs.get_logger("service.batch").info(text)
         await batch.drain()

@@ -18,8 +18,28 @@ if TYPE_CHECKING:
     from service.operations.runs.run_list import RunFilter
     from service.operations.runs.waiting import Awaited
 
-COLUMNS = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "quarantined"]
-FIRST_LEFT_OUT = ["attempt", "origin", "finished_at", "quarantined", "progress", "slot", "started_at", "reason"]
+COLUMNS = [
+    "id",
+    "task",
+    "slot",
+    "origin",
+    "state",
+    "attempt",
+    "started_at",
+    "finished_at",
+    "progress",
+    "quarantined",
+]
+FIRST_LEFT_OUT = [
+    "attempt",
+    "origin",
+    "finished_at",
+    "quarantined",
+    "progress",
+    "slot",
+    "started_at",
+    "reason",
+]
 """The columns that a narrow terminal does not show, in this order."""
 MOST_NAMED = 3
 """So many of the things that a run waits for are named."""
@@ -35,25 +55,32 @@ def runs(
     state: filters.States = None,
     origin: filters.Origins = None,
     parent: Annotated[
-        str | None, typer.Option("--parent", metavar="RUN", help="Only the parts of this run, by its id.")
+        str | None,
+        typer.Option("--parent", metavar="RUN", help="Only the parts of this run, by its id."),
     ] = None,
     since: filters.Since = None,
     ended_since: filters.EndedSince = None,
     param: filters.Parameters = None,
     text: filters.Text = None,
     limit: Annotated[
-        int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of runs to show.")
+        int,
+        typer.Option(
+            parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of runs to show."
+        ),
     ] = 50,
     exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with code 1 if any run is listed, for monitoring.")
+        bool,
+        typer.Option("--exit-code", help="Exit with code 1 if any run is listed, for monitoring."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, newest first. Parts of partitioned runs are listed only with --parent, or with --origin part.
+    """List runs, newest first. Parts of partitioned runs are listed only with --parent, or with
+    --origin part.
 
-    `id` has the last 8 digits of the id of a run, which all commands accept; --json has the whole id. `quarantined` is
-    the number of items that wait in quarantine. If some of the runs are in the state `waiting`, `waits for` says what
-    they wait for. `batch show ID` shows everything about a run.
+    `id` has the last 8 digits of the id of a run, which all commands accept; --json has the whole
+    id. `quarantined` is the number of items that wait in quarantine. If some of the runs are in the
+    state `waiting`, `waits for` says what they wait for. `batch show ID` shows everything about a
+    run.
     """
     from service import console
 
@@ -78,7 +105,9 @@ def runs(
 
     listed, awaits, hint = ask(work)
     if as_json:
-        console.show_json([{**run.model_dump(mode="json"), **_awaits_of(run, awaits)} for run in listed])
+        console.show_json(
+            [{**run.model_dump(mode="json"), **_awaits_of(run, awaits)} for run in listed]
+        )
     elif listed:
         rows = [_row(run, awaits.get(run.id, ())) for run in listed]
         waits = ["waits for"] if awaits else []
@@ -90,16 +119,29 @@ def runs(
 
 
 def _awaits_of(run: RunSummary, awaits: Awaits) -> dict[str, Any]:
-    return {"awaits": [each.model_dump(mode="json") for each in awaits[run.id]]} if run.id in awaits else {}
+    return (
+        {"awaits": [each.model_dump(mode="json") for each in awaits[run.id]]}
+        if run.id in awaits
+        else {}
+    )
 
 
 def _row(run: RunSummary, awaits: Sequence[Awaited]) -> dict[str, Any]:
     row = run.model_dump()
-    row |= {"id": short(run.id), "progress": progress.brief(row), "quarantined": run.quarantined or None}
-    return {**row, "waits for": "; ".join(blocking.in_brief(each) for each in awaits[:MOST_NAMED]) or None}
+    row |= {
+        "id": short(run.id),
+        "progress": progress.brief(row),
+        "quarantined": run.quarantined or None,
+    }
+    return {
+        **row,
+        "waits for": "; ".join(blocking.in_brief(each) for each in awaits[:MOST_NAMED]) or None,
+    }
 
 
-async def _listed(operations: Operations, wanted: RunFilter, limit: int) -> tuple[list[RunSummary], Awaits]:
+async def _listed(
+    operations: Operations, wanted: RunFilter, limit: int
+) -> tuple[list[RunSummary], Awaits]:
     """At most `limit` runs, page by page, and what those that wait are waiting for."""
     runs: list[RunSummary] = []
     awaits: Awaits = {}

@@ -12,20 +12,30 @@ from service.cli.options import whole
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="The address to listen on; default: the setting HOST.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on; default: the setting HOST.")
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(
-            parser=whole(0, 65535), metavar="NUMBER", help="The port to listen on; default: the setting PORT."
+            parser=whole(0, 65535),
+            metavar="NUMBER",
+            help="The port to listen on; default: the setting PORT.",
         ),
     ] = None,
     reload: Annotated[
-        bool, typer.Option("--reload", help="For development: restart when a source file or `.env` changes.")
+        bool,
+        typer.Option(
+            "--reload", help="For development: restart when a source file or `.env` changes."
+        ),
     ] = False,
 ) -> None:
-    """Run the service, which fires the tasks in TASKS_DIR and answers HTTP requests, until SIGTERM or Ctrl-C."""
+    """Run the service, which fires the tasks in TASKS_DIR and answers HTTP requests, until SIGTERM
+    or Ctrl-C.
+    """
     refuse_service("`batch serve`")
-    gc.disable()  # hardly anything of what is imported is ever garbage, and it would be looked at again and again
+    # Hardly anything of what is imported is ever garbage, and it would be looked at again and again
+    gc.disable()
     from service.config import get_settings
     from service.server import reload as reloading
     from service.server import uvicorn as server

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def config(as_json: AsJson = False) -> None:
     """Show the settings as they are used, and where each one comes from.
 
-    Secrets are shown as ***, and URLs without their passwords. Further keys in `.env` are named without their values:
-    they are your own settings, or mistyped.
+    Secrets are shown as ***, and URLs without their passwords. Further keys in `.env` are named
+    without their values: they are your own settings, or mistyped.
     """
     from service import console
 
@@ -38,16 +38,22 @@ def config(as_json: AsJson = False) -> None:
 
 def migrate(
     to: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Migrate only the tables of this revision, and no further.")
+        str | None,
+        typer.Option(
+            metavar="REVISION", help="Migrate only the tables of this revision, and no further."
+        ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; the exit code is 1 if a migration is due.")
+        bool,
+        typer.Option("--check", help="Change nothing; the exit code is 1 if a migration is due."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the tables of both databases to the revisions of this code, and make the databases if they are missing.
+    """Bring the tables of both databases to the revisions of this code, and make the databases if
+    they are missing.
 
-    A service does the same when it starts. The command is refused while a service of an older version is running.
+    A service does the same when it starts. The command is refused while a service of an older
+    version is running.
     """
     from service import console
 
@@ -62,7 +68,11 @@ def migrate(
     if as_json:
         console.show_json(list(after))
     else:
-        console.show([_row(*states) for states in zip(before, after, strict=True)], list(COLUMNS), as_json=False)
+        console.show(
+            [_row(*states) for states in zip(before, after, strict=True)],
+            list(COLUMNS),
+            as_json=False,
+        )
     raise SystemExit(FAILED if check and any(state.is_due for state in after) else 0)
 
 

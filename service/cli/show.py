@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from service.operations.tasks.results import TaskAfter, TaskDetails
 
 Waits = dict[str, Any]
-"""What a run waits for, if it does (`waiting`: a Waiting), and the chain that it is in (`chain`: a Chain)."""
+"""What a run waits for, if it does (`waiting`: a Waiting), and the chain that it is in (`chain`: a
+Chain).
+"""
 
 MOST_PARTS = 20
 """How many parts of a run are shown, at most."""
@@ -31,9 +33,10 @@ MOST_PARTS = 20
 def show(run: RunOrTask, as_json: AsJson = False) -> None:
     """Show everything about a run, or about a task.
 
-    If RUN is the id of a run, or at least 6 digits of its beginning or end, the command shows the times, attempts and
-    error of the run, and the last lines of its log. If RUN is the name of a task, the command shows the schedule,
-    policies, parameters, last runs and missed slots of the task.
+    If RUN is the id of a run, or at least 6 digits of its beginning or end, the command shows the
+    times, attempts and error of the run, and the last lines of its log. If RUN is the name of a
+    task, the command shows the schedule, policies, parameters, last runs and missed slots of the
+    task.
     """
     from service import console
     from service.operations.run_details import RunDetails
@@ -47,7 +50,11 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
 
     kind, details, waits = ask(work, needs_tasks=False)
     if as_json:
-        more = {name: value.model_dump(mode="json") for name, value in (waits or {}).items() if value is not None}
+        more = {
+            name: value.model_dump(mode="json")
+            for name, value in (waits or {}).items()
+            if value is not None
+        }
         console.show_json({"kind": kind, **details.model_dump(mode="json"), **more})
     elif isinstance(details, RunDetails):
         _show_run(details, waits or {})
@@ -77,7 +84,8 @@ def _show_run(run: RunDetails, waits: Waits) -> None:
             "keeps back": in_words(chain.keeps_back) or None if chain is not None else None,
             "chain": blocking.line_of(chain, run.task, run.state) if chain is not None else None,
             "slot": _in_utc_and_zone(run.slot, run.timezone),
-            "origin": run.origin + (f", requested by {run.requested_by}" if run.requested_by else ""),
+            "origin": run.origin
+            + (f", requested by {run.requested_by}" if run.requested_by else ""),
             "parent": run.parent,
             "part": run.part,
             "params": _json(run.params),
@@ -106,13 +114,25 @@ def _show_parts(run: str, parts: PartsOfRun) -> None:
     from service import console
 
     states = ", ".join(f"{number:,} {state}" for state, number in sorted(parts.states.items()))
-    shows = f"; the first are those that failed, and the slowest ones; `batch runs --parent {run}` shows all"
-    console.heading(f"Parts ({parts.number:,}: {states}{shows if parts.number > MOST_PARTS else ''})")
+    shows = (
+        f"; the first are those that failed, and the slowest ones; `batch runs --parent {run}` "
+        "shows all"
+    )
+    console.heading(
+        f"Parts ({parts.number:,}: {states}{shows if parts.number > MOST_PARTS else ''})"
+    )
     rows = [
-        {**part.model_dump(), "id": short(part.id), "took": _took(part), "progress": progress.brief(part.model_dump())}
+        {
+            **part.model_dump(),
+            "id": short(part.id),
+            "took": _took(part),
+            "progress": progress.brief(part.model_dump()),
+        }
         for part in parts.parts[:MOST_PARTS]
     ]
-    console.show(rows, ["part", "id", "state", "attempt", "took", "progress", "reason"], as_json=False)
+    console.show(
+        rows, ["part", "id", "state", "attempt", "took", "progress", "reason"], as_json=False
+    )
 
 
 def _took(part: PartShort) -> str | None:
@@ -127,7 +147,11 @@ def _show_attempts(attempts: Sequence[Attempt]) -> None:
         return
     console.heading("Attempts")
     rows = [
-        {**attempt.model_dump(), "took": _seconds(attempt.started_at, attempt.ended_at), "error": _error(attempt.error)}
+        {
+            **attempt.model_dump(),
+            "took": _seconds(attempt.started_at, attempt.ended_at),
+            "error": _error(attempt.error),
+        }
         for attempt in attempts
     ]
     console.show(rows, ["number", "outcome", "started_at", "took", "error"], as_json=False)
@@ -142,9 +166,13 @@ def _show_task(task: TaskDetails) -> None:
     from service.operations.tasks.results import memory_in_words
 
     problem = (
-        f"its file has been gone since {utc(task.removed_at)}" if task.removed_at else "its file can't be used here"
+        f"its file has been gone since {utc(task.removed_at)}"
+        if task.removed_at
+        else "its file can't be used here"
     )
-    policies = {name: value for name, value in task.policies.items() if name not in ("pool", "memory")}
+    policies = {
+        name: value for name, value in task.policies.items() if name not in ("pool", "memory")
+    }
     console.show_values(
         {
             "task": task.name,
@@ -152,10 +180,13 @@ def _show_task(task: TaskDetails) -> None:
             "source": task.source + ("" if task.is_loaded else f" ({problem})"),
             "schedule": f"{task.schedule}: {task.words}" if task.schedule else _no_schedule(task),
             "after": _after_in_words(task.after) if task.after else None,
-            "chain": blocking.line_of(task.chain, task.name, task.runs[0].state if task.runs else None),
+            "chain": blocking.line_of(
+                task.chain, task.name, task.runs[0].state if task.runs else None
+            ),
             "paused": _pause(task),
             "next": [_in_utc_and_zone(slot.slot, task.timezone) for slot in task.next],
-            "policies": [f"{name} = {value}" for name, value in policies.items()] or "all have their defaults",
+            "policies": [f"{name} = {value}" for name, value in policies.items()]
+            or "all have their defaults",
             "pool": task.pool if task.pool != DEFAULT_POOL else None,
             "memory": memory_in_words(task.memory),
             "owner": task.owner,
@@ -171,12 +202,20 @@ def _show_task(task: TaskDetails) -> None:
     )
     upcoming = [each.model_dump() for each in task.upcoming]
     _show_list("Upcoming", upcoming, ["at", "id", "requested_by"])
-    runs = [{**run.model_dump(), "took": _seconds(run.started_at, run.finished_at)} for run in task.runs]
-    _show_list("Last runs", runs, ["id", "slot", "origin", "state", "attempt", "started_at", "took", "reason"])
+    runs = [
+        {**run.model_dump(), "took": _seconds(run.started_at, run.finished_at)} for run in task.runs
+    ]
+    _show_list(
+        "Last runs",
+        runs,
+        ["id", "slot", "origin", "state", "attempt", "started_at", "took", "reason"],
+    )
     missed = [missed.model_dump() for missed in task.missed]
     _show_list("Missed", missed, ["first_slot", "last_slot", "count", "reason"])
     schedules = [span.model_dump() for span in task.schedules]
-    _show_list("Present and past schedules", schedules, ["cron", "timezone", "valid_from", "valid_until"])
+    _show_list(
+        "Present and past schedules", schedules, ["cron", "timezone", "valid_from", "valid_until"]
+    )
 
 
 def _show_list(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
@@ -223,7 +262,9 @@ def _node(node: Node | None) -> str | None:
 
 
 def _after(at: datetime | None, before: datetime | None, verb: str) -> str | None:
-    """An instant, and the time since the instant `before`, such as `2026-11-25 16:18:45Z, waited 0.00 s`."""
+    """An instant, and the time since the instant `before`, such as `2026-11-25 16:18:45Z, waited
+    0.00 s`.
+    """
     if at is None:
         return None
     return utc(at) + (f", {verb} {_seconds(before, at)}" if before else "")
@@ -240,7 +281,9 @@ def _streak(failures: int) -> str | None:
 def _usual_duration(p50: float | None, p95: float | None) -> str | None:
     """How long the runs of a task usually take; None if no run has succeeded yet."""
     return (
-        f"usually {p50:.2f} s, and 95 of 100 runs at most {p95:.2f} s" if p50 is not None and p95 is not None else None
+        f"usually {p50:.2f} s, and 95 of 100 runs at most {p95:.2f} s"
+        if p50 is not None and p95 is not None
+        else None
     )
 
 

@@ -23,8 +23,8 @@ MOST_FAILED = 10
 def status(as_json: AsJson = False) -> None:
     """Say whether something is wrong with the service, and what.
 
-    It says the same as `batch night`, and names the services and the newest backup. The exit code is 1 if something
-    needs a person, otherwise it is 0.
+    It says the same as `batch night`, and names the services and the newest backup. The exit code
+    is 1 if something needs a person, otherwise it is 0.
     """
     from service import console
 
@@ -43,7 +43,9 @@ def _show(found: Status) -> None:
     console.show_values(
         {
             "services": [_named(node) for node in found.nodes if node.fires] or "none",
-            "workers": [f"{_named(node)}, of {_of_pools(node)}" for node in found.nodes if not node.fires],
+            "workers": [
+                f"{_named(node)}, of {_of_pools(node)}" for node in found.nodes if not node.fires
+            ],
             "pools": [_pool_in_words(pool) for pool in found.pools if pool.name != DEFAULT_POOL],
             "last beat": found.last_beat,
             "running": f"{found.running:,}",
@@ -74,7 +76,9 @@ def _show_failed(failed: Sequence[RunSummary], number: int) -> None:
         return
     console.heading("Failed runs, the newest first")
     rows = [{**run.model_dump(), "id": short(run.id)} for run in failed[:MOST_FAILED]]
-    console.show_fitted(rows, ["id", "task", "slot", "finished_at", "reason"], ["slot", "finished_at"])
+    console.show_fitted(
+        rows, ["id", "task", "slot", "finished_at", "reason"], ["slot", "finished_at"]
+    )
     if number > MOST_FAILED:
         console.say(f"and {number - MOST_FAILED:,} more: `batch runs --state failed` lists them")
 
@@ -95,8 +99,8 @@ def _pool_in_words(pool: PoolState) -> str:
 def pools(as_json: AsJson = False) -> None:
     """List the pools: what serves each of them, and how many of its runs are running and waiting.
 
-    `served by` is what the settings here say: a setting such as BATCH_POOL_CPU. Why the runs of a pool wait in vain is
-    said on stderr. The exit code is 0.
+    `served by` is what the settings here say: a setting such as BATCH_POOL_CPU. Why the runs of a
+    pool wait in vain is said on stderr. The exit code is 0.
     """
     from service import console
 
@@ -124,9 +128,10 @@ def pools(as_json: AsJson = False) -> None:
 def nodes(as_json: AsJson = False) -> None:
     """List the processes of the service, newest first, also those that have stopped.
 
-    `state` is running, draining (it stops, and its runs have time to end), stopped, silent (it did not stop, but it has
-    shown no sign of life within LEASE_SECONDS, or its process is gone), or lost (other nodes have found it gone).
-    What is wrong with those that live, as their `/readyz` says it, is said on stderr before the table.
+    `state` is running, draining (it stops, and its runs have time to end), stopped, silent (it did
+    not stop, but it has shown no sign of life within LEASE_SECONDS, or its process is gone), or
+    lost (other nodes have found it gone). What is wrong with those that live, as their `/readyz`
+    says it, is said on stderr before the table.
     """
     from service import console
 

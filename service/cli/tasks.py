@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 def tasks(as_json: AsJson = False) -> None:
     """List the tasks, and the time at which each one fires next.
 
-    Files that can't be used are listed on stderr, and the exit code is then 1. If the name of their task is known, the
-    list has the task too, with the error.
+    Files that can't be used are listed on stderr, and the exit code is then 1. If the name of their
+    task is known, the list has the task too, with the error.
     """
     from service import console
 
     async def work(operations: Operations) -> tuple[Sequence[TaskSummary], str | None]:
-        return await operations.tasks.list(), None if as_json else await hint_without_service(operations)
+        return await operations.tasks.list(), None if as_json else await hint_without_service(
+            operations
+        )
 
     tasks, hint = ask(work)
     broken = [task for task in tasks if task.error]
@@ -35,13 +37,26 @@ def tasks(as_json: AsJson = False) -> None:
     if as_json:
         console.show_json(list(tasks))
     elif named:
-        columns = ["name", "schedule", "timezone", "next_run_time", "paused", "pool", "memory", "source", "error"]
+        columns = [
+            "name",
+            "schedule",
+            "timezone",
+            "next_run_time",
+            "paused",
+            "pool",
+            "memory",
+            "source",
+            "error",
+        ]
         console.show([_row(task) for task in named], columns, as_json=False)
     elif not broken:
         console.warn("batch: there is no task in TASKS_DIR")
     for task in tasks:
         if task.served_from and Path(task.served_from).name != Path(task.source).name:
-            reason = f"running services use {task.served_from} for the task {task.name} until they are restarted"
+            reason = (
+                f"running services use {task.served_from} for the task {task.name} until they "
+                "are restarted"
+            )
             console.warn(f"batch: {task.source} is not used yet: {reason}")
     for file in broken:
         console.warn(f"batch: {file.source} can't be used: {file.error}")
@@ -65,21 +80,27 @@ def next_(
         str | None, typer.Option(help="Show the times after this instant (ISO 8601); default: now.")
     ] = None,
     n: Annotated[
-        int, typer.Option("-n", parser=whole(1, 10_000), metavar="NUMBER", help="The number of times to show.")
+        int,
+        typer.Option(
+            "-n", parser=whole(1, 10_000), metavar="NUMBER", help="The number of times to show."
+        ),
     ] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Show the times at which a cron expression fires.
 
-    The expression has five fields, as in cron: minute, hour, day of month, month, day of week. With six fields, the
-    first one is the second. Names such as @daily and @weekly are allowed too.
+    The expression has five fields, as in cron: minute, hour, day of month, month, day of week. With
+    six fields, the first one is the second. Names such as @daily and @weekly are allowed too.
     """
     from service import console
     from service.batch.cron.cron import schedule as schedule_of
 
     schedule = schedule_of(expression, tz)
     at = instant(after, "--after", schedule.zone) if after is not None else clock.now()
-    rows = [{"slot": slot, "local": slot.astimezone(schedule.zone)} for slot in schedule.following(at, n)]
+    rows = [
+        {"slot": slot, "local": slot.astimezone(schedule.zone)}
+        for slot in schedule.following(at, n)
+    ]
     if not as_json:
         console.say(schedule.words)
     console.show(rows, ["slot", "local"], as_json)

@@ -1,4 +1,6 @@
-"""`batch token …`: makes, lists and revokes tokens, by which programs and people use the HTTP API."""
+"""`batch token …`: makes, lists and revokes tokens, by which programs and people use the HTTP
+API.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ def create(
     role: Annotated[
         str,
         typer.Option(
-            help="viewer (reads), operator (also changes runs and tasks), or admin (also manages tokens and backups)."
+            help="viewer (reads), operator (also changes runs and tasks), or admin (also manages "
+            "tokens and backups)."
         ),
     ],
     expires: Annotated[
         str | None,
-        typer.Option(metavar="AGE", help="How long the token is valid, such as 12h or 90d; default: for ever."),
+        typer.Option(
+            metavar="AGE",
+            help="How long the token is valid, such as 12h or 90d; default: for ever.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -33,12 +39,16 @@ def create(
     from service import console
 
     valid_for = age(expires, "--expires") if expires is not None else None
-    token = ask(lambda operations: operations.access.create_token(name, role, valid_for), needs_tasks=False)
+    token = ask(
+        lambda operations: operations.access.create_token(name, role, valid_for), needs_tasks=False
+    )
     if as_json:
         console.show_json(token)
         return
     validity = f"until {utc(token.expires_at)}" if token.expires_at else "until it is revoked"
-    console.warn(f"the token {token.name} has the role {token.role}, and is valid {validity}. Its secret:")
+    console.warn(
+        f"the token {token.name} has the role {token.role}, and is valid {validity}. Its secret:"
+    )
     console.say(token.secret)
 
 
@@ -51,16 +61,29 @@ def list_(as_json: AsJson = False) -> None:
         console.show_json(list(tokens))
     elif tokens:
         rows = [token.model_dump() for token in tokens]
-        columns = ["name", "role", "id", "created_at", "created_by", "expires_at", "used_at", "used_from", "revoked_at"]
+        columns = [
+            "name",
+            "role",
+            "id",
+            "created_at",
+            "created_by",
+            "expires_at",
+            "used_at",
+            "used_from",
+            "revoked_at",
+        ]
         console.show(rows, columns, as_json=False)
     else:
         console.warn("batch: there is no token")
 
 
 def revoke(
-    name: Annotated[str, typer.Argument(help="The name or the id of the token.")], as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="The name or the id of the token.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Revoke a token, and end the sessions that were begun with it. Services refuse it within two seconds."""
+    """Revoke a token, and end the sessions that were begun with it. Services refuse it within two
+    seconds.
+    """
     from service import console
 
     token = ask(lambda operations: operations.access.revoke_token(name), needs_tasks=False)

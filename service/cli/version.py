@@ -6,7 +6,9 @@ from pathlib import Path
 
 
 def print_version() -> None:
-    """Print the version of the package, and that of the application, as a service records it at its start."""
+    """Print the version of the package, and that of the application, as a service records it at its
+    start.
+    """
     from service import console
     from service.config import get_settings
     from service.errors import BatchError

@@ -25,12 +25,12 @@ T = TypeVar("T")
 def watch(run: RunOrTask, as_json: AsJson = False) -> None:
     """Follow a run to its end, and show its progress, its rate and the remaining time.
 
-    RUN is the id of a run, at least 6 digits of its beginning or end, or the name of a task, which stands for its
-    newest run. With --json, each line is the run as a JSON object.
+    RUN is the id of a run, at least 6 digits of its beginning or end, or the name of a task, which
+    stands for its newest run. With --json, each line is the run as a JSON object.
 
-    In a terminal, the command shows a bar. Otherwise it prints a line at each change of state, and at most every 10
-    seconds after other changes. The exit code is 0 if the run succeeded, and 1 if it did not. Ctrl-C ends the command,
-    but not the run.
+    In a terminal, the command shows a bar. Otherwise it prints a line at each change of state, and
+    at most every 10 seconds after other changes. The exit code is 0 if the run succeeded, and 1 if
+    it did not. Ctrl-C ends the command, but not the run.
     """
     from service import console
     from service.cli import bar
@@ -51,11 +51,12 @@ def watch(run: RunOrTask, as_json: AsJson = False) -> None:
 
 
 def with_log(run: str, as_json: bool) -> NoReturn:
-    """Print the log of a run on stdout and its progress on stderr, until the run ends; and then how it has ended.
+    """Print the log of a run on stdout and its progress on stderr, until the run ends; and then how
+    it has ended.
 
-    With `as_json` the log goes to stderr too, and stdout gets the run as JSON. The bar is shown only if stdout is a
-    terminal too, because a program that reads stdout from a pipe may write to the same terminal, and that would damage
-    the bar.
+    With `as_json` the log goes to stderr too, and stdout gets the run as JSON. The bar is shown
+    only if stdout is a terminal too, because a program that reads stdout from a pipe may write to
+    the same terminal, and that would damage the bar.
     """
     import asyncio
 
@@ -78,7 +79,11 @@ def with_log(run: str, as_json: bool) -> NoReturn:
             await _end(showing)
 
     lines = bar.Lines(print_line, states=False)
-    with bar.display(sys.stderr, print_line) if sys.stdout.isatty() and not as_json else lines as display:
+    with (
+        bar.display(sys.stderr, print_line)
+        if sys.stdout.isatty() and not as_json
+        else lines as display
+    ):
         now = _wait_for(follow, display)
     progress.print_end(now, as_json)
     raise SystemExit(0 if now.state == "succeeded" else 1)
@@ -86,7 +91,9 @@ def with_log(run: str, as_json: bool) -> NoReturn:
 
 @asynccontextmanager
 async def displayed(operations: Operations, run: str, display: Bar | Lines) -> AsyncIterator[None]:
-    """Display a run of this process in the block. While the ledger can't be reached, the display does not change."""
+    """Display a run of this process in the block. While the ledger can't be reached, the display
+    does not change.
+    """
     import asyncio
 
     showing = asyncio.create_task(_show_run_here(operations, run, display))
@@ -129,7 +136,9 @@ async def _end(showing: asyncio.Task[Any]) -> None:
 
 
 def _wait_for(work: Callable[[Operations], Awaitable[T]], display: Bar | Lines) -> T:
-    """Call `work` and return its result. After Ctrl-C, say how to follow the run again, and exit with code 130."""
+    """Call `work` and return its result. After Ctrl-C, say how to follow the run again, and exit
+    with code 130.
+    """
     from service import console
 
     try:

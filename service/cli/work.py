@@ -16,7 +16,11 @@ from service.poolsettings import POOL_NAME, POOL_NAME_ALLOWED
 def work(
     pool: Annotated[
         list[str] | None,
-        typer.Option("--pool", metavar="NAME", help="A pool whose runs are executed here. Several times: several."),
+        typer.Option(
+            "--pool",
+            metavar="NAME",
+            help="A pool whose runs are executed here. Several times: several.",
+        ),
     ] = None,
     max_running: Annotated[
         int | None,
@@ -35,28 +39,38 @@ def work(
         ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="With --port: the address to listen on; default: the setting HOST.")
+        str | None,
+        typer.Option(help="With --port: the address to listen on; default: the setting HOST."),
     ] = None,
     ticket: Annotated[
         list[str] | None,
         typer.Option(
-            "--ticket", metavar="TASK", help="Execute the runs of this task until there is none, and end. For placers."
+            "--ticket",
+            metavar="TASK",
+            help="Execute the runs of this task until there is none, and end. For placers.",
         ),
     ] = None,
     dask: Annotated[
-        bool, typer.Option("--dask", help="Run a Dask scheduler and its workers on this machine instead.")
+        bool,
+        typer.Option(
+            "--dask", help="Run a Dask scheduler and its workers on this machine instead."
+        ),
     ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1, 1_000), metavar="NUMBER", help="With --dask: how many; default: one for each core."
+            parser=whole(1, 1_000),
+            metavar="NUMBER",
+            help="With --dask: how many; default: one for each core.",
         ),
     ] = None,
 ) -> None:
-    """Execute the runs of some pools on this machine until SIGTERM or Ctrl-C, beside the services on the same ledger.
+    """Execute the runs of some pools on this machine until SIGTERM or Ctrl-C, beside the services
+    on the same ledger.
 
-    A worker fires nothing. It needs the files of the tasks in TASKS_DIR, and reaches the ledger and the application
-    database of the service by DATABASE_URL and LEDGER_URL. A ledger on SQLite is for processes of one machine.
+    A worker fires nothing. It needs the files of the tasks in TASKS_DIR, and reaches the ledger and
+    the application database of the service by DATABASE_URL and LEDGER_URL. A ledger on SQLite is
+    for processes of one machine.
     """
     refuse_service("`batch work`")
     pools = frozenset(pool or ())

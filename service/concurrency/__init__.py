@@ -1,1 +1,3 @@
-"""Threads and background loops of the service's own, the limits of their waits, and what looks at all loops."""
+"""Threads and background loops of the service's own, the limits of their waits, and what looks at
+all loops.
+"""

@@ -1,7 +1,8 @@
 """Limits: a block of code that waits for a database or another process ends when its time is over.
 
-A cancel alone does not end such a wait: a connection whose other side acknowledges and forgets is first rolled back,
-which waits for an answer as well. So what is waited for registers how it is cut off, and at the limit it is.
+A cancel alone does not end such a wait: a connection whose other side acknowledges and forgets is
+first rolled back, which waits for an answer as well. So what is waited for registers how it is cut
+off, and at the limit it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ Cut = Callable[[], None]
 Block = tuple["asyncio.Task[Any] | None", dict[int, Cut]]
 
 _blocks: ContextVar[tuple[Block, ...]] = ContextVar("batch_limits", default=())
-"""The limited blocks around this code: the asyncio task of each, and how what it holds is cut off, by its id."""
+"""The limited blocks around this code: the asyncio task of each, and how what it holds is cut off,
+by its id.
+"""
 
 
 class LimitReached(TimeoutError):
@@ -26,7 +29,9 @@ class LimitReached(TimeoutError):
 
 @asynccontextmanager
 async def limited(seconds: float) -> AsyncIterator[None]:
-    """Let the block take at most this many seconds. Then what it holds is cut off, and LimitReached is raised."""
+    """Let the block take at most this many seconds. Then what it holds is cut off, and LimitReached
+    is raised.
+    """
     held: dict[int, Cut] = {}
     outer = _blocks.get()
     _blocks.set((*outer, (asyncio.current_task(), held)))
@@ -40,11 +45,14 @@ async def limited(seconds: float) -> AsyncIterator[None]:
         raise
     finally:
         timer.cancel()
-        _blocks.set(outer)  # not `reset`, which fails where a generator around the block is ended in another context
+        _blocks.set(
+            outer
+        )  # not `reset`, which fails where a generator around the block is ended in another context
 
 
 def hold(thing: object, cut: Cut) -> None:
-    """Have `cut` called when the time of a limited block around this code is over. It must not raise.
+    """Have `cut` called when the time of a limited block around this code is over. It must not
+    raise.
 
     Tasks that were begun in the block, such as runs that a turn has started, are not limited by it.
     """

@@ -1,4 +1,6 @@
-"""Runs short blocking calls of the service in threads of its own. Authors use the default threads of the event loop."""
+"""Runs short blocking calls of the service in threads of its own. Authors use the default threads
+of the event loop.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,26 @@ _threads = ThreadPool(4)
 
 
 async def offload(call: Callable[..., T], *args: object) -> T:
-    """Await `call(*args)` in one of four threads that all callers share, so the call must be short."""
+    """Await `call(*args)` in one of four threads that all callers share, so the call must be
+    short.
+    """
     result: T = await _threads.run(call, *args)
     return result
 
 
 class SlowCall(Generic[T]):
-    """Calls a function of an author again and again in such a thread. One that hangs must not hold up the caller."""
+    """Calls a function of an author again and again in such a thread. One that hangs must not hold
+    up the caller.
+    """
 
     def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
         self._going_on: asyncio.Task[T] | None = None
 
     async def within(self, seconds: float) -> T | None:
-        """What the function returns; None if that takes longer. Then a later call takes it up, and does not wait."""
+        """What the function returns; None if that takes longer. Then a later call takes it up, and
+        does not wait.
+        """
         if self._going_on is not None:
             seconds = 0
         else:

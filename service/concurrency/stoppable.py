@@ -58,14 +58,18 @@ class Stop:
 
 
 def in_own_loop(work: Coroutine[Any, Any, T], stop: Stop) -> T:
-    """Run `work` on a new event loop in this thread. When a stop is requested, cancel it and raise Stopped."""
+    """Run `work` on a new event loop in this thread. When a stop is requested, cancel it and raise
+    Stopped.
+    """
     return asyncio.run(_until_stopped(work, stop))
 
 
 async def _until_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
     task, is_cancelled = asyncio.ensure_future(work), False
     while not task.done():
-        if stop.is_requested() and not is_cancelled:  # a second cancel would interrupt the clean-up of the task
+        if (
+            stop.is_requested() and not is_cancelled
+        ):  # a second cancel would interrupt the clean-up of the task
             is_cancelled = task.cancel()
         await asyncio.wait([task], timeout=CHECK_EVERY_SECONDS)
     if task.cancelled():
@@ -74,7 +78,9 @@ async def _until_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
 
 
 async def in_thread(work: Callable[[Stop], T]) -> T:
-    """Await `work` in a new thread. When cancelled, raise CancelledError only after the thread has ended."""
+    """Await `work` in a new thread. When cancelled, raise CancelledError only after the thread has
+    ended.
+    """
     stop = Stop()
     executor = ThreadPoolExecutor(1, thread_name_prefix="backup")
     future = asyncio.get_running_loop().run_in_executor(executor, work, stop)

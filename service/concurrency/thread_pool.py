@@ -1,4 +1,6 @@
-"""A pool of daemon threads: a call that hangs in one of them does not keep the process from ending."""
+"""A pool of daemon threads: a call that hangs in one of them does not keep the process from
+ending.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ Work = tuple["Future[Any]", Callable[[], Any]]
 class ThreadPool:
     """Runs at most `limit` calls at once; further calls wait.
 
-    A call that does not end after its cancellation is abandoned, and a new thread replaces the one that it blocks.
-    At most `limit` calls are abandoned at a time; beyond that, the threads that they block are not replaced.
+    A call that does not end after its cancellation is abandoned, and a new thread replaces the one
+    that it blocks. At most `limit` calls are abandoned at a time; beyond that, the threads that
+    they block are not replaced.
     """
 
     def __init__(self, limit: int) -> None:
@@ -47,14 +50,18 @@ class ThreadPool:
         return future
 
     async def run(self, call: Callable[..., Any], *args: Any, patience: float = 0.0) -> Any:
-        """Await `call` in a thread. When cancelled, wait up to `patience` seconds for its end, then abandon it."""
+        """Await `call` in a thread. When cancelled, wait up to `patience` seconds for its end, then
+        abandon it.
+        """
         future = self.submit(call, *args)
         waiting = asyncio.wrap_future(_shielded(future))
         waiting.add_done_callback(_retrieve_exception)
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            if not future.cancel():  # the call has begun, and may check whether it was asked to stop
+            if (
+                not future.cancel()
+            ):  # the call has begun, and may check whether it was asked to stop
                 await asyncio.wait([waiting], timeout=patience)
             raise
         finally:
@@ -64,7 +71,9 @@ class ThreadPool:
     def _grow(self, calls: int) -> None:
         """Start one more thread if this number of calls at once needs it."""
         if self._threads < min(calls, self._limit):
-            threading.Thread(target=self._serve, name=f"batch-run-{self._threads + 1}", daemon=True).start()
+            threading.Thread(
+                target=self._serve, name=f"batch-run-{self._threads + 1}", daemon=True
+            ).start()
             self._threads += 1
 
     def _abandon(self, future: Future[Any]) -> None:
@@ -75,7 +84,9 @@ class ThreadPool:
                 self._abandoned.add(future)
                 self._busy -= 1
                 self._threads -= 1
-                with contextlib.suppress(RuntimeError):  # the operating system refuses another thread
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the operating system refuses another thread
                     self._grow(self._busy)
 
     def _serve(self) -> None:

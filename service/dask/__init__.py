@@ -1,1 +1,3 @@
-"""Dask: places tickets on its clusters, and hosts nodes in their workers. The only room that knows distributed."""
+"""Dask: places tickets on its clusters, and hosts nodes in their workers. The only room that knows
+distributed.
+"""

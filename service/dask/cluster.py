@@ -1,4 +1,6 @@
-"""The connection of one service to one Dask cluster, which comes again by itself when the scheduler does."""
+"""The connection of one service to one Dask cluster, which comes again by itself when the scheduler
+does.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,20 @@ Ticket = Future[Any]
 class Cluster:
     """A cluster, by the address of its scheduler. Its workers get a node that serves `pools`."""
 
-    def __init__(self, address: str, pools: Collection[str], host: str, on_change: Callable[[], None]) -> None:
-        """`host`: the module whose `plugin(pools)` and `use(task, seconds, by)` are called in the workers.
+    def __init__(
+        self, address: str, pools: Collection[str], host: str, on_change: Callable[[], None]
+    ) -> None:
+        """`host`: the module whose `plugin(pools)` and `use(task, seconds, by)` are called in the
+        workers.
 
         `on_change`: called when the cluster was reached.
         """
-        self.address, self._pools, self._host, self._on_change = address, sorted(pools), host, on_change
+        self.address, self._pools, self._host, self._on_change = (
+            address,
+            sorted(pools),
+            host,
+            on_change,
+        )
         self._client: Any = None  # the methods of distributed.Client have no types
         self._scheduler: str | None = None
         self._workers: Workers = {}
@@ -59,7 +69,9 @@ class Cluster:
         self._is_closed = False
 
     async def workers(self) -> Workers:
-        """The workers, as the scheduler knew them a second ago at most; none while it can't be reached."""
+        """The workers, as the scheduler knew them a second ago at most; none while it can't be
+        reached.
+        """
         client = self._client
         if client is None or client.status in ("closing", "closed"):
             self._connect()
@@ -79,9 +91,17 @@ class Cluster:
         return self._workers
 
     def submit(
-        self, task: str, tickets: int, seconds: float, by: str, takes: Mapping[str, float], priority: int
+        self,
+        task: str,
+        tickets: int,
+        seconds: float,
+        by: str,
+        takes: Mapping[str, float],
+        priority: int,
     ) -> list[Ticket]:
-        """Have the cluster use this many tickets. `takes`: the resources that each of them takes of its worker."""
+        """Have the cluster use this many tickets. `takes`: the resources that each of them takes of
+        its worker.
+        """
         if self._client is None or self._client.status != "running":
             return []
         text = expression(self._host, "use", task, seconds, by)
@@ -101,7 +121,9 @@ class Cluster:
 
     def _connect(self) -> None:
         if not self._is_closed and (self._connecting is None or self._connecting.done()):
-            self._connecting = asyncio.create_task(self._keep_connecting(), name="batch-dask-connecting")
+            self._connecting = asyncio.create_task(
+                self._keep_connecting(), name="batch-dask-connecting"
+            )
 
     async def _keep_connecting(self) -> None:
         """Connect, and try again until that has succeeded."""
@@ -112,7 +134,9 @@ class Cluster:
             try:
                 async with asyncio.timeout(2 * CONNECT_SECONDS):
                     await client
-                    await self._register(client, (await client.scheduler.identity(n_workers=0))["id"])
+                    await self._register(
+                        client, (await client.scheduler.identity(n_workers=0))["id"]
+                    )
                 break
             except Exception as error:  # noqa: BLE001 - the boundary of a background loop: the next try may succeed
                 self._lost(error)
@@ -127,7 +151,9 @@ class Cluster:
         self._on_change()
 
     async def _register(self, client: Any, scheduler: str) -> None:
-        """Give the workers of this scheduler, and those that come later, a node. Another service may have done so."""
+        """Give the workers of this scheduler, and those that come later, a node. Another service
+        may have done so.
+        """
         if scheduler != self._scheduler:
             client.subscribe_topic(TOPIC, self._told)
             plugin = PluginByName(self._host, "plugin", self._pools)
@@ -136,13 +162,19 @@ class Cluster:
             if (await asyncio.wait([self._registering], timeout=REGISTER_SECONDS))[0]:
                 self._registering.result()
             else:  # the scheduler has the plugin, and each worker that answers has it soon
-                self._registering.add_done_callback(lambda done: done.cancelled() or done.exception())
-                asyncio.get_running_loop().call_later(SILENT_SECONDS, self._tell_silent, self._registering)
+                self._registering.add_done_callback(
+                    lambda done: done.cancelled() or done.exception()
+                )
+                asyncio.get_running_loop().call_later(
+                    SILENT_SECONDS, self._tell_silent, self._registering
+                )
             self._scheduler = scheduler
 
     def _tell_silent(self, registering: asyncio.Future[Any]) -> None:
         if not registering.done():
-            logger.warning(f"a worker of the Dask scheduler {self.address} does not answer, and gets no node")
+            logger.warning(
+                f"a worker of the Dask scheduler {self.address} does not answer, and gets no node"
+            )
 
     def _reached(self) -> None:
         if self._trouble is not None:
@@ -153,13 +185,19 @@ class Cluster:
         self._workers, self._scheduler = {}, None
         text = brief(str(error).split("\n")[0], MOST_TOLD) or type(error).__name__
         if self._trouble is None and not self._is_closed:
-            logger.warning(f"the Dask scheduler {self.address} can't be reached, so runs of its pools wait: {text}")
+            logger.warning(
+                f"the Dask scheduler {self.address} can't be reached, so runs of its pools wait: "
+                f"{text}"
+            )
         self._trouble = text
 
     def _told(self, event: Any) -> None:
         """A worker tells why it has no node."""
         _, message = event
-        logger.warning(f"a worker of the Dask scheduler {self.address} has no node: {brief(str(message), MOST_TOLD)}")
+        logger.warning(
+            f"a worker of the Dask scheduler {self.address} has no node: "
+            f"{brief(str(message), MOST_TOLD)}"
+        )
 
     async def _drop(self) -> None:
         client, self._client = self._client, None
@@ -172,7 +210,9 @@ class Cluster:
 
 def _new_client(address: str) -> Any:
     new: Any = Client
-    return new(address, asynchronous=True, set_as_default=False, timeout=CONNECT_SECONDS, name="batch")
+    return new(
+        address, asynchronous=True, set_as_default=False, timeout=CONNECT_SECONDS, name="batch"
+    )
 
 
 async def _close(client: Any) -> None:

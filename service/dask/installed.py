@@ -6,9 +6,11 @@ from service.errors import InvalidSetting
 
 
 def load(setting: str) -> None:
-    """Import distributed, which takes about a second. Raises InvalidSetting, which names the setting that needs it.
+    """Import distributed, which takes about a second. Raises InvalidSetting, which names the
+    setting that needs it.
 
-    Its own set-up of logging, which happens at the import, is left out: its lines go where those of the process go.
+    Its own set-up of logging, which happens at the import, is left out: its lines go where those of
+    the process go.
     """
     try:
         import dask
@@ -17,11 +19,14 @@ def load(setting: str) -> None:
             f"setting {setting}: Dask needs the extra `dask` (batch-system[dask]): "
             "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[dask]'"
         ) from None
-    with dask.config.set({"logging": {"version": 1, "disable_existing_loggers": False, "incremental": True}}):
+    with dask.config.set(
+        {"logging": {"version": 1, "disable_existing_loggers": False, "incremental": True}}
+    ):
         try:
             import distributed as distributed
         except ImportError as error:
             raise InvalidSetting(
-                f"setting {setting}: Dask needs the extra `dask` (batch-system[dask]), and {error.name} is missing: "
+                f"setting {setting}: Dask needs the extra `dask` (batch-system[dask]), and "
+                f"{error.name} is missing: "
                 "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[dask]'"
             ) from None

@@ -16,13 +16,17 @@ from service.errors import InvalidParameters
 
 DASHBOARD_PORT = 8787
 KEEPS_NANNIES = {"distributed.deploy.lost-worker-timeout": "24 h"}
-"""The cluster ends the nanny of a worker that has been lost for this time. With Dask's 15 seconds, a nanny that starts
-its killed worker again on a busy machine is ended meanwhile, and the cluster has a worker less from then on."""
+"""The cluster ends the nanny of a worker that has been lost for this time. With Dask's 15 seconds,
+a nanny that starts its killed worker again on a busy machine is ended meanwhile, and the cluster
+has a worker less from then on.
+"""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A cluster of one machine. `places`: how many runs each worker executes at once. `port` 0: a free one."""
+    """A cluster of one machine. `places`: how many runs each worker executes at once. `port` 0: a
+    free one.
+    """
 
     host: str
     port: int
@@ -31,10 +35,12 @@ class Shape:
 
 
 def run(shape: Shape, on_ready: Callable[[str, str | None], None]) -> None:
-    """Run the cluster until SIGTERM, SIGINT or SIGHUP (unless nohup has it ignored), which drains its workers.
+    """Run the cluster until SIGTERM, SIGINT or SIGHUP (unless nohup has it ignored), which drains
+    its workers.
 
-    `on_ready` is called with the address of the scheduler and that of its dashboard; None: bokeh, which the dashboard
-    needs, is not installed. Raises InvalidParameters if the port is taken or the host is not this machine.
+    `on_ready` is called with the address of the scheduler and that of its dashboard; None: bokeh,
+    which the dashboard needs, is not installed. Raises InvalidParameters if the port is taken or
+    the host is not this machine.
     """
     asked = threading.Event()
     is_hang_up_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -63,5 +69,6 @@ def _started(shape: Shape) -> Any:
     except (OSError, RuntimeError) as error:
         cause = error.__cause__ or error
         raise InvalidParameters(
-            f"no Dask scheduler can listen on {shape.host}:{shape.port}: {str(cause).splitlines()[0]}"
+            f"no Dask scheduler can listen on {shape.host}:{shape.port}: "
+            f"{str(cause).splitlines()[0]}"
         ) from error

@@ -17,7 +17,9 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 TICKET_SECONDS = 0.5
-"""After this time a ticket claims no further run, so that the scheduler can give its place to another."""
+"""After this time a ticket claims no further run, so that the scheduler can give its place to
+another.
+"""
 
 
 class DaskPlacer:
@@ -32,9 +34,11 @@ class DaskPlacer:
         wake: Callable[[], None],
         lease: float,
     ) -> None:
-        """`node`: the id of this service. `wake`: called when a ticket has ended, and another one may be needed.
+        """`node`: the id of this service. `wake`: called when a ticket has ended, and another one
+        may be needed.
 
-        `lease`: LEASE_SECONDS. After it a run of a worker that is frozen may be executed by another one.
+        `lease`: LEASE_SECONDS. After it a run of a worker that is frozen may be executed by another
+        one.
         """
         self._pool, self._further, self._cluster = pool, further, cluster
         self._node, self._wake, self._lease = node, wake, lease
@@ -50,7 +54,10 @@ class DaskPlacer:
     async def places(self) -> int:
         """See Placer."""
         workers = await self._cluster.workers()
-        return sum(resources.places(worker["resources"], self._pool, self._further) for worker in workers.values())
+        return sum(
+            resources.places(worker["resources"], self._pool, self._further)
+            for worker in workers.values()
+        )
 
     async def place(self, task: str, tickets: int, needs: Needs) -> None:
         """See Placer."""
@@ -58,14 +65,24 @@ class DaskPlacer:
             for future in self._open.pop(task, {}):
                 _release(future)
             return
-        still_open = {future: at for future, at in self._open.get(task, {}).items() if future.status == "pending"}
+        still_open = {
+            future: at
+            for future, at in self._open.get(task, {}).items()
+            if future.status == "pending"
+        }
         self._open[task] = still_open
-        missing = tickets - len(still_open) + min(self._stuck(still_open, needs.running), await self.places())
+        missing = (
+            tickets
+            - len(still_open)
+            + min(self._stuck(still_open, needs.running), await self.places())
+        )
         takes = resources.required(task, needs, self._further)
         if missing < 1 or not self._can_be_executed(task, takes, await self._cluster.workers()):
             return
         now = clock.monotonic()
-        for future in self._cluster.submit(task, missing, TICKET_SECONDS, self._node, takes, needs.priority):
+        for future in self._cluster.submit(
+            task, missing, TICKET_SECONDS, self._node, takes, needs.priority
+        ):
             still_open[future] = now
             _when_done(future, lambda ended: self._on_done(task, ended, now))
 
@@ -75,10 +92,11 @@ class DaskPlacer:
         await self._cluster.close()
 
     def _stuck(self, tickets: Mapping[Ticket, float], running: int) -> int:
-        """How many of these open tickets seem to have been lost, such as those in a worker that is frozen.
+        """How many of these open tickets seem to have been lost, such as those in a worker that is
+        frozen.
 
-        They are not let go, which would make room for others in that worker. Those that wait behind other work of the
-        cluster count too, so `place` adds at most one ticket for each place.
+        They are not let go, which would make room for others in that worker. Those that wait behind
+        other work of the cluster count too, so `place` adds at most one ticket for each place.
         """
         long_ago = clock.monotonic() - self._lease
         return max(0, sum(at < long_ago for at in tickets.values()) - running)
@@ -88,16 +106,26 @@ class DaskPlacer:
             self._warning = ""
             return True
         offers = [worker["resources"] for worker in workers.values()]
-        lacks = [name for name in takes if not any(offer.get(name, 0.0) >= takes[name] for offer in offers)]
+        lacks = [
+            name
+            for name in takes
+            if not any(offer.get(name, 0.0) >= takes[name] for offer in offers)
+        ]
         if workers:
-            self._warn_once(_without(self._pool, task, {name: takes[name] for name in lacks or takes}))
+            self._warn_once(
+                _without(self._pool, task, {name: takes[name] for name in lacks or takes})
+            )
         return False
 
     def _on_done(self, task: str, future: Ticket, placed_at: float) -> None:
-        """A ticket that has ended before its time has found no run, so the next look is soon enough."""
+        """A ticket that has ended before its time has found no run, so the next look is soon
+        enough.
+        """
         self._open.get(task, {}).pop(future, None)
         if future.status == "error":
-            self._warn_once(f"a ticket of task {task} has failed in a worker of Dask: {_text_of(future)}")
+            self._warn_once(
+                f"a ticket of task {task} has failed in a worker of Dask: {_text_of(future)}"
+            )
         _release(future)
         if clock.monotonic() - placed_at >= TICKET_SECONDS:
             self._wake()
@@ -111,9 +139,15 @@ class DaskPlacer:
 def _without(pool: str, task: str, lacks: dict[str, float]) -> str:
     """In words, that no worker has room for a ticket of this task."""
     if resources.of_task(pool, task) in lacks:
-        return f"no worker of pool {pool} has task {task}: its runs wait until one has the file of the task"
+        return (
+            f"no worker of pool {pool} has task {task}: its runs wait until one has the file of "
+            "the task"
+        )
     if resources.MEMORY in lacks:
-        return f"no worker of pool {pool} has the memory of task {task}, {lacks[resources.MEMORY]:,.0f} bytes"
+        return (
+            f"no worker of pool {pool} has the memory of task {task}, "
+            f"{lacks[resources.MEMORY]:,.0f} bytes"
+        )
     named = ", ".join(f"{name}={number:g}" for name, number in lacks.items())
     return f"no worker of pool {pool} offers what task {task} takes: {named}"
 
@@ -124,7 +158,9 @@ def _release(future: Any) -> None:
 
 
 def _when_done(future: Any, call: Callable[[Ticket], None]) -> None:
-    """Call `call` on this event loop when the ticket has ended. distributed calls back in a thread of its own."""
+    """Call `call` on this event loop when the ticket has ended. distributed calls back in a thread
+    of its own.
+    """
     loop = asyncio.get_running_loop()
 
     def call_on_loop(ended: Ticket) -> None:

@@ -1,4 +1,6 @@
-"""The plugin of a Dask worker: it hosts a node in the worker's process, and offers resources for its tickets."""
+"""The plugin of a Dask worker: it hosts a node in the worker's process, and offers resources for
+its tickets.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,15 @@ class Node(Protocol):
 
 
 Make = Callable[[int, bool, Callable[[dict[str, list[str]]], None]], Node]
-"""Makes a node with this many places. True: its process is killed some seconds after it is asked to end. It calls the
-function, in any thread, with the names of its tasks by pool."""
+"""Makes a node with this many places. True: its process is killed some seconds after it is asked to
+end. It calls the function, in any thread, with the names of its tasks by pool.
+"""
 
 
 class NodePlugin(WorkerPlugin):
-    """Hosts a node as long as the worker lives. It is started again if it can't start, or has ended."""
+    """Hosts a node as long as the worker lives. It is started again if it can't start, or has
+    ended.
+    """
 
     def __init__(self, make: Make) -> None:
         self._make = make
@@ -55,7 +60,9 @@ class NodePlugin(WorkerPlugin):
     async def _live(self) -> None:
         pause = 1.0
         while True:
-            node = self._make(self._worker.state.nthreads, self._worker.nanny is not None, self._on_tasks)
+            node = self._make(
+                self._worker.state.nthreads, self._worker.nanny is not None, self._on_tasks
+            )
             self._node = node
             try:
                 await node.start()
@@ -63,7 +70,9 @@ class NodePlugin(WorkerPlugin):
                 self._tell("it has ended, and is started again")
             except BatchError as error:
                 self._tell(error.message)
-            except Exception as error:  # the boundary of a background loop: the next start may succeed
+            except (
+                Exception
+            ) as error:  # the boundary of a background loop: the next start may succeed
                 logger.exception("a node in a worker of Dask can't start")
                 self._tell(f"{type(error).__name__}: {error}")
             self._node = None

@@ -1,7 +1,8 @@
 """What is sent to a cluster: expressions that the workers evaluate.
 
-A scheduler unpickles what it passes on, and so does each worker. An expression needs nothing but Python there, so a
-cluster may have workers without this package, or with an older one: these do other work, and no ticket reaches them.
+A scheduler unpickles what it passes on, and so does each worker. An expression needs nothing but
+Python there, so a cluster may have workers without this package, or with an older one: these do
+other work, and no ticket reaches them.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ def only_with(module: str, text: str, otherwise: str) -> str:
 
 
 class PluginByName(WorkerPlugin):
-    """Becomes the plugin that a function of this module returns, or one that does nothing where it is missing."""
+    """Becomes the plugin that a function of this module returns, or one that does nothing where it
+    is missing.
+    """
 
     idempotent = True
-    """A second service that registers it does not replace it in the workers, which would end their nodes."""
+    """A second service that registers it does not replace it in the workers, which would end their
+    nodes.
+    """
 
     def __init__(self, module: str, function: str, pools: list[str]) -> None:
         self._module, self._text = module, expression(module, function, pools)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return eval, (only_with(self._module, self._text, "__import__('distributed').WorkerPlugin()"),)
+        return eval, (
+            only_with(self._module, self._text, "__import__('distributed').WorkerPlugin()"),
+        )

@@ -1,4 +1,6 @@
-"""The resources by which Dask finds a worker for a ticket: the pool and the task of its node, and its memory."""
+"""The resources by which Dask finds a worker for a ticket: the pool and the task of its node, and
+its memory.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,18 @@ def of_task(pool: str, task: str) -> str:
     return f"batch-task-{pool}-{task}"
 
 
-def offered(pools: Mapping[str, Iterable[str]], places: int, memory: int | None) -> dict[str, float]:
-    """What a worker offers whose node has these tasks by pool. `places`: how many runs it executes at once."""
+def offered(
+    pools: Mapping[str, Iterable[str]], places: int, memory: int | None
+) -> dict[str, float]:
+    """What a worker offers whose node has these tasks by pool. `places`: how many runs it executes
+    at once.
+    """
     tasks = {of_task(pool, task): float(places) for pool, names in pools.items() for task in names}
-    return {of_pool(pool): float(places) for pool in pools} | tasks | ({MEMORY: float(memory)} if memory else {})
+    return (
+        {of_pool(pool): float(places) for pool in pools}
+        | tasks
+        | ({MEMORY: float(memory)} if memory else {})
+    )
 
 
 def required(task: str, needs: Needs, further: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -31,11 +41,18 @@ def required(task: str, needs: Needs, further: Iterable[tuple[str, float]]) -> d
 
 
 def places(offers: Mapping[str, float], pool: str, further: Iterable[tuple[str, float]]) -> int:
-    """How many tickets of the pool, which take `further`, a worker with these resources has room for."""
-    rooms = [offers.get(of_pool(pool), 0.0), *(offers.get(name, 0.0) // number for name, number in further)]
+    """How many tickets of the pool, which take `further`, a worker with these resources has room
+    for.
+    """
+    rooms = [
+        offers.get(of_pool(pool), 0.0),
+        *(offers.get(name, 0.0) // number for name, number in further),
+    ]
     return int(min(rooms))
 
 
 def has_room(offers: Mapping[str, float], takes: Mapping[str, float]) -> bool:
-    """Whether a worker with these resources could execute such a ticket if it had nothing else to do."""
+    """Whether a worker with these resources could execute such a ticket if it had nothing else to
+    do.
+    """
     return all(offers.get(name, 0.0) >= number for name, number in takes.items())

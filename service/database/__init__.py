@@ -1,4 +1,6 @@
-"""Databases: `get_db()` for authors, `Database` for the service, our tables beside the authors' data."""
+"""Databases: `get_db()` for authors, `Database` for the service, our tables beside the authors'
+data.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ __all__ = ["Database", "get_db", "include_object"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name on first use: the process that makes a backup needs the names of our tables, but no SQLAlchemy."""
+    """Import a name on first use: the process that makes a backup needs the names of our tables,
+    but no SQLAlchemy.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

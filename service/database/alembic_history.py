@@ -1,4 +1,6 @@
-"""Executes migrations with Alembic. Imported only where one has to be executed, because Alembic is slow to import."""
+"""Executes migrations with Alembic. Imported only where one has to be executed, because Alembic is
+slow to import.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def script_directory(folder: Path) -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-def upgrade(connection: Connection, folder: Path, version_table: str, to: str, schema: str | None = None) -> None:
+def upgrade(
+    connection: Connection, folder: Path, version_table: str, to: str, schema: str | None = None
+) -> None:
     """Execute the migrations that the database lacks, up to the revision `to` or to `head`.
 
     `schema`: of PostgreSQL, where the version table is; else it is looked for by the search path.
@@ -30,6 +34,8 @@ def upgrade(connection: Connection, folder: Path, version_table: str, to: str, s
         return scripts._upgrade_revs(to, revision)
 
     with EnvironmentContext(Config(), scripts, fn=steps) as environment:
-        environment.configure(connection=connection, version_table=version_table, version_table_schema=schema)
+        environment.configure(
+            connection=connection, version_table=version_table, version_table_schema=schema
+        )
         with environment.begin_transaction():
             environment.run_migrations()

@@ -1,4 +1,6 @@
-"""Changes of a run's session that were neither committed nor rolled back. To know them costs no statement."""
+"""Changes of a run's session that were neither committed nor rolled back. To know them costs no
+statement.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ _WRITES = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE)\b", re.IGNORECASE
 
 @dataclass
 class _Changes:
-    """Whether the statements of a transaction have changed rows, and whether they had when each savepoint began.
+    """Whether the statements of a transaction have changed rows, and whether they had when each
+    savepoint began.
 
     `count`: SQLite's number of all rows that this connection has changed.
     """
@@ -40,16 +43,22 @@ def track(engine: Engine) -> None:
 
 
 def has_changes(session: Session) -> bool:
-    """Whether the session has objects that are not flushed, or has changed rows in a transaction that is still open."""
+    """Whether the session has objects that are not flushed, or has changed rows in a transaction
+    that is still open.
+    """
     if session.new or session.deleted or any(map(session.is_modified, session.dirty)):
         return True
     changes: _Changes | None = session.info.get(KEY)
     return changes is not None and changes.are_made
 
 
-def _after_statement(connection: Connection, cursor: Any, statement: str, _: Any, context: Any, __: bool) -> None:
+def _after_statement(
+    connection: Connection, cursor: Any, statement: str, _: Any, context: Any, __: bool
+) -> None:
     changes: _Changes | None = connection.info.get(KEY)
-    if changes is None or not (context.isinsert or context.isupdate or context.isdelete or _WRITES.match(statement)):
+    if changes is None or not (
+        context.isinsert or context.isupdate or context.isdelete or _WRITES.match(statement)
+    ):
         return
     if connection.dialect.name == "sqlite":  # it has no rowcount with RETURNING
         before, changes.count = changes.count, _count(connection)

@@ -1,4 +1,6 @@
-"""Checkpoints of SQLite's write-ahead log in the background, so that commits need not wait for them."""
+"""Checkpoints of SQLite's write-ahead log in the background, so that commits need not wait for
+them.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,22 @@ logger = get_logger("service.database")
 CHECKPOINT_SECONDS = 2.0
 """A checkpoint follows this long after a transaction."""
 MOST_PAGES = 16_000
-"""From this size of the log on (66 MB) commits make checkpoints too: it grows while there are always writers."""
+"""From this size of the log on (66 MB) commits make checkpoints too: it grows while there are
+always writers.
+"""
 PAGE_BYTES = 4_096 + 24
 """The size of a page in the log."""
 AUTOCHECKPOINT = f"PRAGMA wal_autocheckpoint = {MOST_PAGES}"
 
 
 class Checkpoints(Background):
-    """Copies what the writers of this process have committed from SQLite's log into its file, in a reader's thread.
+    """Copies what the writers of this process have committed from SQLite's log into its file, in a
+    reader's thread.
 
-    SQLite itself does that within the commit that finds 1,000 pages in the log: it takes ten milliseconds, and after
-    the commit of many slots a tenth of a second, in which none of their runs can start. A checkpoint in the background
-    disturbs neither readers nor writers, and also writes the log to the disk, which no commit does.
+    SQLite itself does that within the commit that finds 1,000 pages in the log: it takes ten
+    milliseconds, and after the commit of many slots a tenth of a second, in which none of their
+    runs can start. A checkpoint in the background disturbs neither readers nor writers, and also
+    writes the log to the disk, which no commit does.
     """
 
     def __init__(self, database: Database) -> None:
@@ -39,7 +45,9 @@ class Checkpoints(Background):
         self._has_written = asyncio.Event()
         self._warning = ""
         self._told_pages = 0
-        """The size of the log, in pages, at which it was last said that it can't be copied; 0: it can."""
+        """The size of the log, in pages, at which it was last said that it can't be copied; 0: it
+        can.
+        """
 
     def start(self, on_end: OnEnd | None = None) -> None:
         event.listen(self._database.engine.sync_engine, "connect", self._leave_checkpoints)
@@ -61,7 +69,9 @@ class Checkpoints(Background):
                     await self.checkpoint()
                 self._warning = ""
             except (DBAPIError, BatchError, TimeoutError) as error:
-                self._warn_once(f"the write-ahead log is not copied now: {troubles.cause_of(error, 'sqlite')}")
+                self._warn_once(
+                    f"the write-ahead log is not copied now: {troubles.cause_of(error, 'sqlite')}"
+                )
                 await asyncio.sleep(CHECKPOINT_SECONDS)
 
     async def checkpoint(self) -> None:
@@ -76,13 +86,16 @@ class Checkpoints(Background):
             await self._tell_growth(pages, copied)
 
     async def _tell_growth(self, pages: int, copied: int) -> None:
-        """Nothing that was committed after the beginning of a transaction that reads can be copied before it ends."""
+        """Nothing that was committed after the beginning of a transaction that reads can be copied
+        before it ends.
+        """
         file = self._database.url.database or ""
         readers = await offload(lock_holder.readers, file)
         by = f" (these processes read now: {', '.join(map(str, readers))})" if readers else ""
         logger.warning(
             f"the write-ahead log of {file} has {pages * PAGE_BYTES / 1e6:,.0f} MB, and "
-            f"{(pages - copied) * PAGE_BYTES / 1e6:,.0f} MB of it can't be copied into the file, because a transaction "
+            f"{(pages - copied) * PAGE_BYTES / 1e6:,.0f} MB of it can't be copied into the file, "
+            "because a transaction "
             f"that reads has been open for long{by}: the log grows until that transaction ends"
         )
 
@@ -90,7 +103,9 @@ class Checkpoints(Background):
         execute_once(connection, AUTOCHECKPOINT)
 
     def _on_return(self, *_: Any) -> None:
-        """A writer has given its connection back. SQLAlchemy's event `commit` comes before the commit."""
+        """A writer has given its connection back. SQLAlchemy's event `commit` comes before the
+        commit.
+        """
         self._has_written.set()
 
     def _warn_once(self, message: str) -> None:

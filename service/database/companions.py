@@ -1,4 +1,6 @@
-"""Our tables beside the authors' data, in the application's database: they commit with that data."""
+"""Our tables beside the authors' data, in the application's database: they commit with that
+data.
+"""
 
 from __future__ import annotations
 

@@ -37,35 +37,46 @@ PAGE_ROWS = 500
 """How many rows of a large result are in memory at a time."""
 
 SEVERED_SECONDS = 5.0
-"""A statement that fails within this time after the connections were cut off may have failed because of that."""
+"""A statement that fails within this time after the connections were cut off may have failed
+because of that.
+"""
 LOCK_SECONDS, IDLE_SECONDS = 2, 30
 BRIEF_WAITS = {
     "lock_timeout": f"{LOCK_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
-    "tcp_keepalives_idle": "10",  # as postgresql_connections.TCP_OPTIONS at the other end of the connection
+    # As postgresql_connections.TCP_OPTIONS at the other end of the connection
+    "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25000",
 }
-"""Settings of PostgreSQL with which no lock is waited for long, and none is held by a client that is gone."""
+"""Settings of PostgreSQL with which no lock is waited for long, and none is held by a client that
+is gone.
+"""
 
 PLAN_ONCE = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off"
-"""With these, PostgreSQL plans a statement once for a connection, and by indexes whatever the size of the tables is."""
-PLAN_ANEW = "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true)"
+"""With these, PostgreSQL plans a statement once for a connection, and by indexes whatever the size
+of the tables is.
+"""
+PLAN_ANEW = (
+    "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), "
+    "set_config('enable_seqscan', 'on', true)"
+)
 
 
 class Database:
     """One database on one event loop: `engine` for writing, `reader` for reading only.
 
-    On SQLite a writing transaction takes the write lock at its start (BEGIN IMMEDIATE). The writers of this process
-    queue for a pool of one connection, and readers have another pool. `setting` is the name of the setting with the
-    URL, for messages. `client` names the connections to PostgreSQL. With `pooled=False` no connection is kept between
-    uses, for code outside of a service. With `shows_values` its errors show the parameters of statements, which may be
-    secret. With `plans_once` PostgreSQL plans each statement once for a connection, and only by indexes: for few
-    statements that are sent often, and whose plan takes longer than their execution. With `waits_briefly` PostgreSQL
-    ends what waits for a lock for two seconds, and the transaction of a client that says nothing for half a minute or
-    whose machine is gone: for the ledger, where nothing takes longer. Raises DatabaseUnreachable if the driver is not
-    installed.
+    On SQLite a writing transaction takes the write lock at its start (BEGIN IMMEDIATE). The writers
+    of this process queue for a pool of one connection, and readers have another pool. `setting` is
+    the name of the setting with the URL, for messages. `client` names the connections to
+    PostgreSQL. With `pooled=False` no connection is kept between uses, for code outside of a
+    service. With `shows_values` its errors show the parameters of statements, which may be secret.
+    With `plans_once` PostgreSQL plans each statement once for a connection, and only by indexes:
+    for few statements that are sent often, and whose plan takes longer than their execution. With
+    `waits_briefly` PostgreSQL ends what waits for a lock for two seconds, and the transaction of a
+    client that says nothing for half a minute or whose machine is gone: for the ledger, where
+    nothing takes longer. Raises DatabaseUnreachable if the driver is not installed.
     """
 
     def __init__(
@@ -87,16 +98,25 @@ class Database:
         self.on_damage: Callable[[str], None] = lambda _: None
         """Called with the cause whenever SQLite finds that the file is damaged."""
         self.on_locked: Callable[[str], None] = lambda _: None
-        """Called once in each wait for SQLite's write lock that takes LONG_WAIT_SECONDS, with the holder in words."""
+        """Called once in each wait for SQLite's write lock that takes LONG_WAIT_SECONDS, with the
+        holder in words.
+        """
         try:
             self._make_engines(pool_size, pooled, client, shows_values, plans_once, waits_briefly)
         except ModuleNotFoundError as error:
             raise DatabaseUnreachable(
-                f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look at {setting}."
+                f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look "
+                f"at {setting}."
             ) from None
 
     def _make_engines(
-        self, pool_size: int, pooled: bool, client: str, shows_values: bool, plans_once: bool, waits_briefly: bool
+        self,
+        pool_size: int,
+        pooled: bool,
+        client: str,
+        shows_values: bool,
+        plans_once: bool,
+        waits_briefly: bool,
     ) -> None:
         self._is_disposed = False
         self._open: WeakSet[Any] = WeakSet()
@@ -107,26 +127,42 @@ class Database:
             self.engine = _sqlite_engine(self.url, 1, pooled, options)
             self.reader = _sqlite_engine(self.url, 5, pooled, options)
             event.listen(self.engine.sync_engine, "begin", self._begin_immediate)
-            event.listen(self.reader.sync_engine, "connect", lambda c, _: execute_once(c, "PRAGMA query_only = ON"))
+            event.listen(
+                self.reader.sync_engine,
+                "connect",
+                lambda c, _: execute_once(c, "PRAGMA query_only = ON"),
+            )
             event.listen(self.reader.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         else:
             waiting = BRIEF_WAITS if waits_briefly else {}
-            self.engine = _server_engine(self.url, pool_size, pooled, client, plans_once, waiting, options)
+            self.engine = _server_engine(
+                self.url, pool_size, pooled, client, plans_once, waiting, options
+            )
             self.reader = self.engine.execution_options(postgresql_readonly=True)
         where = f"{self.safe_url} ({self.setting})"
         for engine in (self.engine, self.reader) if self.kind == "sqlite" else (self.engine,):
             if not shows_values:
                 event.listen(engine.sync_engine, "handle_error", troubles.hide_values)
-            event.listen(engine.sync_engine, "handle_error", partial(troubles.on_error, where=where))
-            event.listen(engine.sync_engine, "handle_error", lambda context: self._look(context.original_exception))
+            event.listen(
+                engine.sync_engine, "handle_error", partial(troubles.on_error, where=where)
+            )
+            event.listen(
+                engine.sync_engine,
+                "handle_error",
+                lambda context: self._look(context.original_exception),
+            )
             event.listen(engine.sync_engine, "do_connect", self._refuse_if_disposed)
             event.listen(engine.sync_engine, "checkout", self._on_checkout)
-            event.listen(engine.sync_engine, "checkin", lambda connection, _: limits.release(connection))
+            event.listen(
+                engine.sync_engine, "checkin", lambda connection, _: limits.release(connection)
+            )
 
     def before_begin(self, listener: Callable[[Connection], None]) -> None:
-        """Call `listener` before each transaction of `engine` begins. On SQLite it then still has to wait for the lock.
+        """Call `listener` before each transaction of `engine` begins. On SQLite it then still has
+        to wait for the lock.
 
-        SQLAlchemy ignores `insert=True` for its event `begin`, so its listeners would be called after the wait.
+        SQLAlchemy ignores `insert=True` for its event `begin`, so its listeners would be called
+        after the wait.
         """
         if self.kind == "sqlite":
             self._before_begin.append(listener)
@@ -138,9 +174,15 @@ class Database:
             listener(connection)
         try:
             _until_unlocked(connection.connection, "BEGIN IMMEDIATE", self._tell_locked)
-            if connection.invalidated:  # SQLAlchemy would open another one, and execute what follows in no transaction
-                raise sqlite3.OperationalError("connection closed while it waited for the write lock")
-        except sqlite3.Error as error:  # SQLAlchemy wraps the errors of drivers, but not in its events
+            if (
+                connection.invalidated
+            ):  # SQLAlchemy would open another one, and execute what follows in no transaction
+                raise sqlite3.OperationalError(
+                    "connection closed while it waited for the write lock"
+                )
+        except (
+            sqlite3.Error
+        ) as error:  # SQLAlchemy wraps the errors of drivers, but not in its events
             self._look(error)
             raise OperationalError("BEGIN IMMEDIATE", None, error) from error
 
@@ -153,15 +195,21 @@ class Database:
             self.on_damage(self.why(error))
 
     def session(self, readonly: bool = False) -> AsyncSession:
-        """A session whose objects stay usable after a commit. On SQLite a writing one may raise SecondWriter."""
+        """A session whose objects stay usable after a commit. On SQLite a writing one may raise
+        SecondWriter.
+        """
         if readonly:
             return AsyncSession(self.reader, expire_on_commit=False)
         if self.kind != "sqlite":
-            return AsyncSession(self.engine, sync_session_class=TrackedSession, expire_on_commit=False)
+            return AsyncSession(
+                self.engine, sync_session_class=TrackedSession, expire_on_commit=False
+            )
         return self.guard.session(self.engine)
 
     async def check(self) -> None:
-        """Connect once. Raises DatabaseUnreachable with the cause and the name of the setting, without a password."""
+        """Connect once. Raises DatabaseUnreachable with the cause and the name of the setting,
+        without a password.
+        """
         try:
             async with self.reader.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -174,7 +222,8 @@ class Database:
             raise self.unreachable(error) from None
 
     async def answer(self) -> None:
-        """Execute a query, and on SQLite take the write lock too, unless a session of this process holds it.
+        """Execute a query, and on SQLite take the write lock too, unless a session of this process
+        holds it.
 
         Raises the driver's errors. It may wait for a lock, so call it with a timeout.
         """
@@ -204,21 +253,27 @@ class Database:
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     def sever(self) -> None:
-        """Cut off all connections to a server at once, without a word to it. Whoever uses one gets an error.
+        """Cut off all connections to a server at once, without a word to it. Whoever uses one gets
+        an error.
 
-        A connection that a proxy or a firewall has forgotten would not say so by itself. SQLite has no server.
+        A connection that a proxy or a firewall has forgotten would not say so by itself. SQLite has
+        no server.
         """
         self._severed_at = clock.monotonic()
         for connection in list(self._open):
             connection.terminate()
 
     def has_severed(self, error: BaseException) -> bool:
-        """Whether a connection that was in use has failed because of `sever`, and not because of the server."""
+        """Whether a connection that was in use has failed because of `sever`, and not because of
+        the server.
+        """
         is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
         return is_lost and clock.monotonic() < self._severed_at + SEVERED_SECONDS
 
     def _on_checkout(self, connection: Any, *_: Any) -> None:
-        """A connection is used from now on: let it be cut off when the time of a limited block is over."""
+        """A connection is used from now on: let it be cut off when the time of a limited block is
+        over.
+        """
         driver = connection.driver_connection
         if self.kind == "sqlite":
             limits.hold(connection, partial(sqlite_connections.interrupt, driver))
@@ -227,7 +282,9 @@ class Database:
             limits.hold(connection, driver.terminate)
 
     async def dispose(self) -> None:
-        """Close all connections. If the caller is cancelled, they are closed before CancelledError is raised."""
+        """Close all connections. If the caller is cancelled, they are closed before CancelledError
+        is raised.
+        """
         disposing = asyncio.create_task(self._dispose())
         try:
             await asyncio.shield(disposing)
@@ -237,7 +294,9 @@ class Database:
     def _refuse_if_disposed(self, *_: Any) -> None:
         """A connection that is opened after the others were closed would never be closed."""
         if self._is_disposed:
-            raise DatabaseUnreachable(f"the database {self.safe_url} was closed, because the service has stopped")
+            raise DatabaseUnreachable(
+                f"the database {self.safe_url} was closed, because the service has stopped"
+            )
 
     async def _dispose(self) -> None:
         self._is_disposed = True
@@ -259,7 +318,8 @@ def _server_engine(
     if pooled:
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
     if url.drivername == "postgresql+asyncpg":
-        # Generic plans live long, and became quadratic on tables that had just been emptied; custom plans did not.
+        # Generic plans live long, and became quadratic on tables that had just been emptied; custom
+        # plans did not.
         url, given_settings = split_options(url)
         settings = {
             **waiting,
@@ -267,9 +327,13 @@ def _server_engine(
             "application_name": client[:63],
             "timezone": "UTC",
             "plan_cache_mode": "force_custom_plan",
-            "jit": "off",  # compiling took a hundred times as long as the look at what waits, which it was to speed up
+            # Compiling took a hundred times as long as the look at what waits, which it was to
+            # speed up
+            "jit": "off",
         }
-        from service.database import postgresql_connections  # where SQLite is used, asyncpg is not needed
+        from service.database import (
+            postgresql_connections,
+        )  # where SQLite is used, asyncpg is not needed
 
         connecting = {"connection_class": postgresql_connections.Connection, "timeout": 10}
         options["connect_args"] = {"server_settings": settings, **connecting}
@@ -287,13 +351,17 @@ def _plan_once(connection: Any, *_: Any) -> None:
 
 
 async def plan_anew(connection: AsyncConnection) -> None:
-    """Within its transaction, let a connection of a database that `plans_once` plan each statement for its values."""
+    """Within its transaction, let a connection of a database that `plans_once` plan each statement
+    for its values.
+    """
     if connection.dialect.name == "postgresql":
         await connection.exec_driver_sql(PLAN_ANEW)
 
 
 def _refuse_closed(connection: Any, *_: Any) -> None:
-    """Discard a lost connection, which asyncpg knows of. A pre-ping would take a transaction for each checkout."""
+    """Discard a lost connection, which asyncpg knows of. A pre-ping would take a transaction for
+    each checkout.
+    """
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
@@ -301,7 +369,12 @@ def _refuse_closed(connection: Any, *_: Any) -> None:
 def _sqlite_engine(url: URL, pool_size: int, pooled: bool, given: dict[str, Any]) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
-        options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_timeout": None}
+        options = {
+            "poolclass": AsyncAdaptedQueuePool,
+            "pool_size": pool_size,
+            "max_overflow": 0,
+            "pool_timeout": None,
+        }
     driver = {"isolation_level": None, "timeout": BUSY_MS / 1000}
     connect = {**driver, "async_creator_fn": sqlite_connections.open_file}
     engine = create_async_engine(url, connect_args=connect, **options, **given)
@@ -310,7 +383,9 @@ def _sqlite_engine(url: URL, pool_size: int, pooled: bool, given: dict[str, Any]
 
 
 def execute_once(connection: Any, statement: str) -> Any:
-    """Execute a statement on a connection of the driver, such as a PRAGMA. Returns its first row, or None."""
+    """Execute a statement on a connection of the driver, such as a PRAGMA. Returns its first row,
+    or None.
+    """
     cursor = connection.cursor()
     try:
         cursor.execute(statement)
@@ -321,7 +396,8 @@ def execute_once(connection: Any, statement: str) -> Any:
 
 @asynccontextmanager
 async def whole_tables(connection: AsyncConnection) -> AsyncIterator[None]:
-    """Within the block SQLite caches little of the file: whole tables that may be large are read or written, once.
+    """Within the block SQLite caches little of the file: whole tables that may be large are read or
+    written, once.
 
     What it had cached it would keep for as long as the connection is open.
     """
@@ -333,10 +409,13 @@ async def whole_tables(connection: AsyncConnection) -> AsyncIterator[None]:
         await connection.exec_driver_sql(CACHE.format(CACHE_KILOBYTES))
 
 
-async def in_pages(connection: AsyncConnection, query: Select[Any]) -> AsyncIterator[Sequence[Row[Any]]]:
+async def in_pages(
+    connection: AsyncConnection, query: Select[Any]
+) -> AsyncIterator[Sequence[Row[Any]]]:
     """The rows of a query that may have very many, some at a time.
 
-    Memory for all of them at once would be kept by the process, because it is given back only in large pieces.
+    Memory for all of them at once would be kept by the process, because it is given back only in
+    large pieces.
     """
     async with connection.stream(query, execution_options={"yield_per": PAGE_ROWS}) as rows:
         async for page in rows.partitions():
@@ -351,8 +430,11 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     execute_once(connection, "PRAGMA foreign_keys = ON")
 
 
-def _until_unlocked(connection: Any, statement: str, tell: Callable[[], None] = lambda: None) -> None:
-    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long wait delays a drain.
+def _until_unlocked(
+    connection: Any, statement: str, tell: Callable[[], None] = lambda: None
+) -> None:
+    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long
+    wait delays a drain.
 
     `tell`: called once if it waits for LONG_WAIT_SECONDS.
     """
@@ -371,6 +453,7 @@ def _until_unlocked(connection: Any, statement: str, tell: Callable[[], None] = 
             if clock.monotonic() > give_up_at:
                 _, _, file = execute_once(connection, "PRAGMA database_list")
                 raise DatabaseBusy(
-                    f"another connection has held the write lock of {file} for {BUSY_GIVE_UP_SECONDS:g} s: "
+                    f"another connection has held the write lock of {file} for "
+                    f"{BUSY_GIVE_UP_SECONDS:g} s: "
                     "SQLite has one writer, so that connection has to commit or close first"
                 ) from error

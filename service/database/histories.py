@@ -1,4 +1,6 @@
-"""The histories of migrations of the application's database. (That of the ledger is the ledger's own.)"""
+"""The histories of migrations of the application's database. (That of the ledger is the ledger's
+own.)
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,13 @@ _CLONES = _HERE.parent / "application" / "migrations"
 DATA_HISTORY = History(_HERE / "migrations", "batch_data_alembic_version")
 """Our tables beside the authors' data."""
 
-APPLICATION_HISTORIES = (*([History(_CLONES, "alembic_version")] if _CLONES.is_dir() else []), DATA_HISTORY)
+APPLICATION_HISTORIES = (
+    *([History(_CLONES, "alembic_version")] if _CLONES.is_dir() else []),
+    DATA_HISTORY,
+)
 """All migrations of the application's database that are executed here.
 
-A clone has an application of its own (service/application), whose migrations come first. The installed package has
-none: there `alembic_version` belongs to the application that the package is installed into.
+A clone has an application of its own (service/application), whose migrations come first. The
+installed package has none: there `alembic_version` belongs to the application that the package is
+installed into.
 """

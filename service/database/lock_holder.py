@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 LOCKS = Path("/proc/locks")
 WRITER, READERS = range(120, 121), range(123, 128)
-"""The bytes of the file `-shm` that who writes or reads has locked, as SQLite's documentation of its files says."""
+"""The bytes of the file `-shm` that who writes or reads has locked, as SQLite's documentation of
+its files says.
+"""
 
 
 class _Lock(NamedTuple):
@@ -24,25 +26,42 @@ class _Lock(NamedTuple):
 
 
 def of_write_lock(database: str) -> int | None:
-    """The id of the process that holds the write lock of this file of SQLite; None if nobody does or it isn't known."""
+    """The id of the process that holds the write lock of this file of SQLite; None if nobody does
+    or it isn't known.
+    """
     held = _held(f"{os.path.realpath(database)}-shm")
-    return next((lock.process for lock in held if lock.mode == "WRITE" and lock.overlaps(WRITER)), None)
+    return next(
+        (lock.process for lock in held if lock.mode == "WRITE" and lock.overlaps(WRITER)), None
+    )
 
 
 def readers(database: str) -> list[int]:
     """The ids of the processes that read this file of SQLite now, as far as they are known."""
-    return sorted({lock.process for lock in _held(f"{os.path.realpath(database)}-shm") if lock.overlaps(READERS)})
+    return sorted(
+        {
+            lock.process
+            for lock in _held(f"{os.path.realpath(database)}-shm")
+            if lock.overlaps(READERS)
+        }
+    )
 
 
 def of_file(path: Path) -> int | None:
-    """The id of the process that has locked the whole file by flock(); None if nobody has or it isn't known."""
-    return next((lock.process for lock in _held(path) if lock.kind == "FLOCK" and lock.mode == "WRITE"), None)
+    """The id of the process that has locked the whole file by flock(); None if nobody has or it
+    isn't known.
+    """
+    return next(
+        (lock.process for lock in _held(path) if lock.kind == "FLOCK" and lock.mode == "WRITE"),
+        None,
+    )
 
 
 def _held(path: str | Path) -> Iterator[_Lock]:
-    """The locks on a file. A process of another container has no id here, so its locks are left out.
+    """The locks on a file. A process of another container has no id here, so its locks are left
+    out.
 
-    A line of /proc/locks is as `1: POSIX  ADVISORY  WRITE 4711 00:1b:229 120 120`, or has an arrow if it only waits.
+    A line of /proc/locks is as `1: POSIX  ADVISORY  WRITE 4711 00:1b:229 120 120`, or has an arrow
+    if it only waits.
     """
     try:
         status, lines = os.stat(path), LOCKS.read_text().splitlines()

@@ -1,4 +1,6 @@
-"""Brings a database up to its histories of migrations. Several processes may start at once: a lock lets one do it."""
+"""Brings a database up to its histories of migrations. Several processes may start at once: a lock
+lets one do it.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,14 @@ from service.database.engine import Database
 from service.errors import DatabaseTooNew, DatabaseTooOld
 
 LAST_BEFORE_RELEASE = "6255c2400067"
-"""The last commit that has the migrations which were made before version 0.1.0. Its tables are those of the first."""
+"""The last commit that has the migrations which were made before version 0.1.0. Its tables are
+those of the first.
+"""
 
 ALEMBIC_VERSION = "alembic_version"
-"""The version table that Alembic takes by default: of this clone's application, or of somebody else's."""
+"""The version table that Alembic takes by default: of this clone's application, or of somebody
+else's.
+"""
 
 Before = Callable[[AsyncConnection], Awaitable[None]]
 
@@ -32,9 +38,11 @@ class History:
 
     @property
     def revisions(self) -> list[str]:
-        """Oldest first, by their whole names: Alembic itself also takes `head`, `+1` and the beginning of a name.
+        """Oldest first, by their whole names: Alembic itself also takes `head`, `+1` and the
+        beginning of a name.
 
-        The name of a migration's file begins with its revision: data_0003_tables.py has `data_0003`.
+        The name of a migration's file begins with its revision: data_0003_tables.py has
+        `data_0003`.
         """
         files = sorted((self.folder / "versions").glob("*_[0-9]*_*.py"))
         return ["_".join(file.stem.split("_")[:2]) for file in files]
@@ -45,12 +53,14 @@ class History:
         return zlib.crc32(self.version_table.encode())
 
 
-async def migrate(database: Database, *histories: History, to: str = "head", before: Before | None = None) -> None:
+async def migrate(
+    database: Database, *histories: History, to: str = "head", before: Before | None = None
+) -> None:
     """Bring `database` up to the newest revision of each of `histories`, or to the revision `to`.
 
-    `before` is awaited in the transaction of the migration, where an older revision of the tables is there already; by
-    raising it prevents the migration. Raises DatabaseTooNew, and DatabaseTooOld (see `refuse_unknown`), and
-    DatabaseUnreachable.
+    `before` is awaited in the transaction of the migration, where an older revision of the tables
+    is there already; by raising it prevents the migration. Raises DatabaseTooNew, and
+    DatabaseTooOld (see `refuse_unknown`), and DatabaseUnreachable.
     """
     try:
         for history in histories:
@@ -65,8 +75,12 @@ async def _migrate(database: Database, history: History, to: str, before: Before
             return
     async with database.engine.begin() as connection:
         if database.kind == "postgresql":
-            await connection.execute(text("SET LOCAL lock_timeout = 0"))  # the second process waits for the first
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": history.lock})
+            await connection.execute(
+                text("SET LOCAL lock_timeout = 0")
+            )  # the second process waits for the first
+            await connection.execute(
+                text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": history.lock}
+            )
         await connection.run_sync(refuse_unknown, history, database)
         current = await connection.run_sync(_current, history)
         if before is not None and current and current != history.revisions[-1:]:
@@ -74,10 +88,13 @@ async def _migrate(database: Database, history: History, to: str, before: Before
         await connection.run_sync(_upgrade, history, to)
 
 
-async def make_tables(connection: AsyncConnection, history: History, revision: str, schema: str | None = None) -> None:
+async def make_tables(
+    connection: AsyncConnection, history: History, revision: str, schema: str | None = None
+) -> None:
     """Make the tables of this revision where there are none, in the transaction of this connection.
 
-    `schema`: of PostgreSQL, the first of the search path; only there it is looked whether they are there already.
+    `schema`: of PostgreSQL, the first of the search path; only there it is looked whether they are
+    there already.
     """
     from service.database.alembic_history import upgrade
 
@@ -85,7 +102,8 @@ async def make_tables(connection: AsyncConnection, history: History, revision: s
 
 
 _OF_ANOTHER = (
-    ". If `alembic_version` is that of your own application, install the package without the application of its clone: "
+    ". If `alembic_version` is that of your own application, install the package without the "
+    "application of its clone: "
     "`pip install PATH_OF_THE_CLONE`, not `pip install -e`"
 )
 
@@ -102,18 +120,22 @@ def refuse_unknown(connection: Connection, history: History, database: Database)
         at = f"the database {database.safe_url} ({database.setting}) is at migration {revision}"
         if _is_before(revision, known[0]):
             raise DatabaseTooOld(
-                f"{at}, which was made before version 0.1.0: start commit {LAST_BEFORE_RELEASE} of this project once "
+                f"{at}, which was made before version 0.1.0: start commit {LAST_BEFORE_RELEASE} "
+                "of this project once "
                 "with it, and then this version"
             )
         hint = _OF_ANOTHER if history.version_table == ALEMBIC_VERSION else ""
         raise DatabaseTooNew(
-            f"{at}, but this code knows migrations up to {known[-1]}: start the newer version of the code, "
+            f"{at}, but this code knows migrations up to {known[-1]}: start the newer version of "
+            "the code, "
             f"or point the setting at another database{hint}"
         )
 
 
 def _is_before(revision: str, first: str) -> bool:
-    """Whether the revision has the name of the first one that this code knows, and a smaller number."""
+    """Whether the revision has the name of the first one that this code knows, and a smaller
+    number.
+    """
     prefix = first.rpartition("_")[0] + "_"
     return revision.startswith(prefix) and revision < first
 
@@ -146,4 +168,6 @@ def _current(connection: Connection, history: History) -> list[str]:
     """What the version table says; nothing where it is missing."""
     if not inspect(connection).has_table(history.version_table):
         return []
-    return list(connection.execute(text(f"SELECT version_num FROM {history.version_table}")).scalars())  # noqa: S608
+    return list(
+        connection.execute(text(f"SELECT version_num FROM {history.version_table}")).scalars()  # noqa: S608
+    )

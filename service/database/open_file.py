@@ -12,20 +12,25 @@ from sqlalchemy.engine import URL
 class OpenFile:
     """Knows which file, and which write-ahead log beside it, a process has opened under a path.
 
-    A file that was deleted can still be read and written by whoever has it open, so no statement ever fails. The
-    connection here is kept, because SQLite deletes the log when the last connection is closed: another log under the
-    same path is then always somebody else's work. It blocks, so make it in a thread.
+    A file that was deleted can still be read and written by whoever has it open, so no statement
+    ever fails. The connection here is kept, because SQLite deletes the log when the last connection
+    is closed: another log under the same path is then always somebody else's work. It blocks, so
+    make it in a thread.
     """
 
     def __init__(self, path: str) -> None:
         """Raises sqlite3.Error and OSError."""
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # which opens the log
+        self._connection.execute(
+            "SELECT count(*) FROM sqlite_master"
+        ).fetchone()  # which opens the log
         self._files = {name: _identity(name) for name in (path, f"{os.path.realpath(path)}-wal")}
 
     @property
     def trouble(self) -> str | None:
-        """What has happened to the file or to its log, and what to do about it; None while both are the same."""
+        """What has happened to the file or to its log, and what to do about it; None while both are
+        the same.
+        """
         for path, identity in self._files.items():
             with suppress(PermissionError):  # it can't be looked at now
                 if _identity(path) != identity:
@@ -37,14 +42,18 @@ class OpenFile:
 
 
 def of(url: URL) -> OpenFile | None:
-    """The file of a database; None if it is not SQLite, or is opened in a way of the author's own."""
+    """The file of a database; None if it is not SQLite, or is opened in a way of the author's
+    own.
+    """
     if url.get_backend_name() != "sqlite" or not url.database or url.query.get("uri"):
         return None
     return OpenFile(url.database)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """The device and the inode; None if there is no such file. It is not opened: to close it would drop its locks."""
+    """The device and the inode; None if there is no such file. It is not opened: to close it would
+    drop its locks.
+    """
     try:
         status = os.stat(path)
     except FileNotFoundError:

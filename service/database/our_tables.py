@@ -32,14 +32,21 @@ LEDGER_TABLES = frozenset(
         "waits",
     )
 )
-DATA_TABLES = frozenset(f"batch_{name}" for name in ("checkpoints", "data_alembic_version", "once", "quarantine"))
+DATA_TABLES = frozenset(
+    f"batch_{name}" for name in ("checkpoints", "data_alembic_version", "once", "quarantine")
+)
 """They stand in the application's database, because they commit with the authors' data."""
 OUR_TABLES = LEDGER_TABLES | DATA_TABLES
-"""All of them. Not every name that begins with `batch_`: the authors' own tables may be named so too."""
+"""All of them. Not every name that begins with `batch_`: the authors' own tables may be named so
+too.
+"""
 
 
-def include_object(object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
-    """Whether Alembic's autogenerate may look at this object: False for our tables. For `context.configure(…)`.
+def include_object(
+    object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any
+) -> bool:
+    """Whether Alembic's autogenerate may look at this object: False for our tables. For
+    `context.configure(…)`.
 
     A table that the application's own metadata declares is the application's, whatever its name.
     """

@@ -1,7 +1,9 @@
-"""Connections to PostgreSQL for SQLAlchemy, by asyncpg: a setting of a transaction is sent together with its BEGIN.
+"""Connections to PostgreSQL for SQLAlchemy, by asyncpg: a setting of a transaction is sent together
+with its BEGIN.
 
-A machine that was replaced, or a firewall that has forgotten a connection, never says that the connection is over. Who
-waits for a reply would wait for ever, so the kernel asks the other machine from time to time whether it is still there.
+A machine that was replaced, or a firewall that has forgotten a connection, never says that the
+connection is over. Who waits for a reply would wait for ever, so the kernel asks the other machine
+from time to time whether it is still there.
 """
 
 from __future__ import annotations
@@ -16,17 +18,22 @@ TCP_OPTIONS = {
     "TCP_KEEPIDLE": 10,  # seconds without a word after which the kernel asks,
     "TCP_KEEPINTVL": 5,  # seconds until it asks again,
     "TCP_KEEPCNT": 3,  # and how often it asks in vain: after 25 seconds the connection is over
-    "TCP_USER_TIMEOUT": 25_000,  # milliseconds after which it is over if what was sent is not acknowledged
+    # Milliseconds after which it is over if what was sent is not acknowledged
+    "TCP_USER_TIMEOUT": 25_000,
 }
-"""That is less than a lease of 30 seconds, after which other nodes take over. Some systems lack some of the options."""
+"""That is less than a lease of 30 seconds, after which other nodes take over. Some systems lack
+some of the options.
+"""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection that notices when the machine of its server is gone, and whose transactions may begin with one more
+    """A connection that notices when the machine of its server is gone, and whose transactions may
+    begin with one more
     statement, which takes no round trip of its own.
 
     Attributes:
-        first_statement: What each transaction from now on executes first; None: nothing. It has no parameters.
+        first_statement: What each transaction from now on executes first; None: nothing. It has no
+            parameters.
     """
 
     first_statement: str | None = None
@@ -36,7 +43,9 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
         _ask_now_and_then(transport.get_extra_info("socket"))
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        if self.first_statement is not None and query.startswith("BEGIN") and not args:  # of asyncpg's Transaction
+        if (
+            self.first_statement is not None and query.startswith("BEGIN") and not args
+        ):  # of asyncpg's Transaction
             query = f"{query} {self.first_statement};"
         status: str = await super().execute(query, *args, timeout=timeout)
         return status

@@ -23,13 +23,16 @@ Prepare = Callable[[Database], None]
 
 
 class _Origin(NamedTuple):
-    """How to open the application's database outside of a service: its URL, and a function that prepares it."""
+    """How to open the application's database outside of a service: its URL, and a function that
+    prepares it.
+    """
 
     url: str
     prepare: Prepare | None
 
 
-# Connections belong to an event loop, so each loop has databases of its own: those of its services, or a new one.
+# Connections belong to an event loop, so each loop has databases of its own: those of its services,
+# or a new one.
 _services: WeakKeyDictionary[Loop, dict[Database, _Origin]] = WeakKeyDictionary()
 _opened: WeakKeyDictionary[Loop, tuple[_Origin, Database]] = WeakKeyDictionary()
 
@@ -38,25 +41,31 @@ _origin: ContextVar[_Origin | None] = ContextVar("origin", default=None)
 
 @asynccontextmanager
 async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
-    """Open a session on the application's database: `async with get_db() as db: …; await db.commit()`.
+    """Open a session on the application's database: `async with get_db() as db: …; await
+    db.commit()`.
 
-    It never commits by itself. Uncommitted changes are rolled back when the block ends or raises. On SQLite a writing
-    session takes the file's write lock at its first statement: open it late, commit early, and use `readonly=True` for
-    reading. A second writing session within one run raises SecondWriter. If a session of a run ends with changes that
-    were not committed, and neither an error nor a rollback() explains that, the log of the run names its line.
+    It never commits by itself. Uncommitted changes are rolled back when the block ends or raises.
+    On SQLite a writing session takes the file's write lock at its first statement: open it late,
+    commit early, and use `readonly=True` for reading. A second writing session within one run
+    raises SecondWriter. If a session of a run ends with changes that were not committed, and
+    neither an error nor a rollback() explains that, the log of the run names its line.
     """
     async with application_database().session(readonly) as session:
         yield session
         if not readonly and run_log.get() is not None and has_changes(session.sync_session):
             logger.warning(
-                f"the session that {session_place.get() or caller()} has opened ended with changes that were not "
-                "committed, so they are lost: call `commit()` before the end of its block, or `rollback()` if they are "
+                f"the session that {session_place.get() or caller()} has opened ended with "
+                "changes that were not "
+                "committed, so they are lost: call `commit()` before the end of its block, or "
+                "`rollback()` if they are "
                 "not wanted"
             )
 
 
 def application_database() -> Database:
-    """The application's database on this event loop. Outside of a service it keeps no connection between uses."""
+    """The application's database on this event loop. Outside of a service it keeps no connection
+    between uses.
+    """
     from service.config import get_settings
 
     loop = asyncio.get_running_loop()
@@ -79,9 +88,11 @@ def application_database() -> Database:
 
 
 def use_application_database(database: Database, prepare: Prepare | None = None) -> None:
-    """Make `get_db()` on this event loop use a service's database, until `leave_application_database`.
+    """Make `get_db()` on this event loop use a service's database, until
+    `leave_application_database`.
 
-    `prepare` is called with this database, and with each one that is opened in a context after `bind_to_service`.
+    `prepare` is called with this database, and with each one that is opened in a context after
+    `bind_to_service`.
     """
     loop = asyncio.get_running_loop()
     track(database.engine.sync_engine)
@@ -92,12 +103,16 @@ def use_application_database(database: Database, prepare: Prepare | None = None)
 
 
 def leave_application_database(database: Database) -> None:
-    """End the effect of `use_application_database` for this database. Other services on this loop keep theirs."""
+    """End the effect of `use_application_database` for this database. Other services on this loop
+    keep theirs.
+    """
     del _services[asyncio.get_running_loop()][database]
 
 
 def bind_to_service() -> None:
-    """Make this context open the application's database like the service of this loop, where no service runs: on event
-    loops of other threads, and on this one after the end of the service."""
+    """Make this context open the application's database like the service of this loop, where no
+    service runs: on event
+    loops of other threads, and on this one after the end of the service.
+    """
     if services := _services.get(asyncio.get_running_loop()):
         _origin.set(next(reversed(services.values())))

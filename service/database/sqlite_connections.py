@@ -15,25 +15,31 @@ import aiosqlite
 from aiosqlite.context import contextmanager
 
 FIRST_ROWS = 50
-"""How many rows are read together with the statement. A streamed result keeps at most this many in advance."""
+"""How many rows are read together with the statement. A streamed result keeps at most this many in
+advance.
+"""
 
 
 class _FileConnection(sqlite3.Connection):
     """A connection whose close() ends its transaction and never raises.
 
-    SQLite keeps a closed connection and its locks alive as long as Python has a cursor of it whose rows were
-    not read. A cancel between a statement and its rows leaves such a cursor until the garbage collector frees it.
+    SQLite keeps a closed connection and its locks alive as long as Python has a cursor of it whose
+    rows were not read. A cancel between a statement and its rows leaves such a cursor until the
+    garbage collector frees it.
     """
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):  # such as a disk error; aiosqlite's thread does not end if close() raises
+        with suppress(
+            sqlite3.Error
+        ):  # such as a disk error; aiosqlite's thread does not end if close() raises
             if self.in_transaction:
                 self.rollback()
         super().close()
 
 
 class _Cursor(aiosqlite.Cursor):
-    """A cursor that visits the thread once for a statement, and not also to be made, to read its rows and to close.
+    """A cursor that visits the thread once for a statement, and not also to be made, to read its
+    rows and to close.
 
     A visit takes about a tenth of a millisecond, which is longer than many statements take.
     """
@@ -41,7 +47,8 @@ class _Cursor(aiosqlite.Cursor):
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._conn, self.iter_chunk_size = connection, connection._iter_chunk_size
         self._rows: list[Any] = []
-        self._is_open = False  # from a statement until the thread has read all its rows, or has closed the cursor
+        # From a statement until the thread has read all its rows, or has closed the cursor
+        self._is_open = False
 
     async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> aiosqlite.Cursor:
         await self._execute(self._run, "execute", sql, () if parameters is None else parameters)
@@ -81,13 +88,17 @@ class _Cursor(aiosqlite.Cursor):
         self._cursor, self._rows, self._is_open = self._conn._conn.cursor(), [], True
         try:
             getattr(self._cursor, method)(sql, parameters)
-        except BaseException:  # the error may be kept for long, and with it the cursor, the connection and its files
+        except (
+            BaseException
+        ):  # the error may be kept for long, and with it the cursor, the connection and its files
             self._close()
             raise
         self._read(FIRST_ROWS)
 
     def _read(self, count: int | None = None) -> None:
-        """Read this many further rows, or all. After the last one, and after an error, the cursor is closed."""
+        """Read this many further rows, or all. After the last one, and after an error, the cursor
+        is closed.
+        """
         try:
             rows = self._cursor.fetchall() if count is None else self._cursor.fetchmany(count)
         except BaseException:
@@ -103,11 +114,13 @@ class _Cursor(aiosqlite.Cursor):
 
 
 class _Connection(aiosqlite.Connection):
-    """A connection whose cursors visit its thread once. It stops the thread only once, and closes what that has opened.
+    """A connection whose cursors visit its thread once. It stops the thread only once, and closes
+    what that has opened.
 
-    If a task is cancelled a second time while its connection is being closed, stop() is called twice. The second call
-    would return a future that is never completed, because the thread has ended. If a task is cancelled while its
-    connection is being opened, aiosqlite does not know the connection that its thread opens.
+    If a task is cancelled a second time while its connection is being closed, stop() is called
+    twice. The second call would return a future that is never completed, because the thread has
+    ended. If a task is cancelled while its connection is being opened, aiosqlite does not know the
+    connection that its thread opens.
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], iter_chunk_size: int) -> None:
@@ -136,7 +149,9 @@ class _Connection(aiosqlite.Connection):
 
 
 def _work_off(calls: Any) -> None:
-    """What aiosqlite's thread does; also after the event loop was closed that waits for a call, such as for a lock."""
+    """What aiosqlite's thread does; also after the event loop was closed that waits for a call,
+    such as for a lock.
+    """
     while True:
         try:
             return aiosqlite.core._connection_worker_thread(calls)  # type: ignore[no-any-return]
@@ -148,9 +163,12 @@ async def open_file(name: str, **options: Any) -> aiosqlite.Connection:
     """Open the database in this file. `options`: those of sqlite3.connect."""
     if not options.get("uri") and name != ":memory:":
         _make_private(name)
-    connection = _Connection(partial(sqlite3.connect, name, factory=_FileConnection, **options), iter_chunk_size=64)
+    connection = _Connection(
+        partial(sqlite3.connect, name, factory=_FileConnection, **options), iter_chunk_size=64
+    )
     async with AsyncExitStack() as stack:
-        # If this fails, aiosqlite's thread still calls the event loop once: wait for it, since the loop may close soon.
+        # If this fails, aiosqlite's thread still calls the event loop once: wait for it, since the
+        # loop may close soon.
         stack.push_async_callback(asyncio.to_thread, connection._thread.join)
         await connection
         stack.pop_all()
@@ -158,7 +176,9 @@ async def open_file(name: str, **options: Any) -> aiosqlite.Connection:
 
 
 def interrupt(connection: aiosqlite.Connection) -> None:
-    """End the statement that a connection is executing, if it is, with an error. Any thread may call it."""
+    """End the statement that a connection is executing, if it is, with an error. Any thread may
+    call it.
+    """
     opened = connection._opened if isinstance(connection, _Connection) else None
     if opened is not None:
         with suppress(sqlite3.ProgrammingError):  # it was closed just now
@@ -166,6 +186,8 @@ def interrupt(connection: aiosqlite.Connection) -> None:
 
 
 def _make_private(name: str) -> None:
-    """Create the file so that only this user can read it. SQLite copies its permissions to the files beside it."""
+    """Create the file so that only this user can read it. SQLite copies its permissions to the
+    files beside it.
+    """
     with suppress(OSError):  # the file exists, or SQLite reports the error
         os.close(os.open(os.path.realpath(name), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

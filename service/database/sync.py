@@ -1,4 +1,6 @@
-"""Database access for sync runs: the thread passes the work to the event loop and waits for the result."""
+"""Database access for sync runs: the thread passes the work to the event loop and waits for the
+result.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,10 @@ home_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("home_loop"
 def call_db(work: Callable[[Session], T], readonly: bool = False) -> T:
     """For sync runs: `call_db(lambda db: db.scalar(select(func.count(User.id))), readonly=True)`.
 
-    `work` gets a session on the application's database as from `get_db()`: changes that it does not commit are rolled
-    back. It runs on the event loop, so it should only use the database and not compute for long. Returns the result of
-    `work`, and raises what it raises. Raises BatchError on an event loop: use `async with get_db()` there.
+    `work` gets a session on the application's database as from `get_db()`: changes that it does not
+    commit are rolled back. It runs on the event loop, so it should only use the database and not
+    compute for long. Returns the result of `work`, and raises what it raises. Raises BatchError on
+    an event loop: use `async with get_db()` there.
     """
     place = caller()
 
@@ -37,9 +40,11 @@ def call_db(work: Callable[[Session], T], readonly: bool = False) -> T:
 
 
 def call_async(work: Coroutine[Any, Any, T]) -> T:
-    """For sync runs: run a coroutine on the run's event loop, and wait for it: `call_async(start(OtherTask))`.
+    """For sync runs: run a coroutine on the run's event loop, and wait for it:
+    `call_async(start(OtherTask))`.
 
-    Outside of a service the coroutine gets an event loop of its own. Raises BatchError on an event loop.
+    Outside of a service the coroutine gets an event loop of its own. Raises BatchError on an event
+    loop.
     """
     try:
         asyncio.get_running_loop()
@@ -47,4 +52,7 @@ def call_async(work: Coroutine[Any, Any, T]) -> T:
         loop = home_loop.get()
         return asyncio.run_coroutine_threadsafe(work, loop).result() if loop else asyncio.run(work)
     work.close()
-    raise BatchError("call_db() and call_async() are for sync runs, and would block the event loop here: use await")
+    raise BatchError(
+        "call_db() and call_async() are for sync runs, and would block the event loop here: use "
+        "await"
+    )

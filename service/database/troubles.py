@@ -1,6 +1,8 @@
-"""Errors of databases: what an SQLSTATE means, the cause in words, and errors without the values of statements.
+"""Errors of databases: what an SQLSTATE means, the cause in words, and errors without the values of
+statements.
 
-Errors end up in logs, in the ledger and at Sentry, so by default they do not show the parameters of a statement.
+Errors end up in logs, in the ledger and at Sentry, so by default they do not show the parameters of
+a statement.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ LOCKED = "55P03"
 CONFLICTS = {SERIALIZATION_FAILURE, "40P01", "55P03"}
 """SQLSTATEs of a serialization failure, a deadlock, and a lock that could not be had."""
 UNREACHABLE = {"08", "53", "57"}
-"""Classes of SQLSTATE for a lost connection, for missing resources, and for a server that stops or starts."""
+"""Classes of SQLSTATE for a lost connection, for missing resources, and for a server that stops or
+starts.
+"""
 DATA_EXCEPTION = "22"
 REFUSED = {DATA_EXCEPTION, "23", "54"}
 """Classes of SQLSTATE for wrong data, for a broken constraint, and for a limit of the server."""
@@ -34,26 +38,34 @@ DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 DAMAGED = "its file is damaged"
 
 SHORTEST = 4
-"""A text parameter of at least this many characters is removed from messages. A shorter one may be part of a word."""
+"""A text parameter of at least this many characters is removed from messages. A shorter one may be
+part of a word.
+"""
 
 MOST_VALUES = 10_000
 """At most this many parameters of a statement are looked for in the messages of its error."""
 
 _DETAIL = re.compile(r"\nDETAIL: .*?(?=\nHINT: |\Z)", re.DOTALL)
 _ARGUMENT = re.compile(
-    r"(invalid input for query argument \$\d+(?: in element #\d+ of executemany\(\) sequence)?): .*", re.DOTALL
+    r"(invalid input for query argument \$\d+(?: in element #\d+ of executemany\(\) sequence)?): "
+    r".*",
+    re.DOTALL,
 )
 _IN_QUOTES = re.compile(r'"[^"]*"')
 
 
 def sqlstate_of(error: BaseException | None) -> str:
-    """The SQLSTATE of a driver's error, or of the one that SQLAlchemy has wrapped; empty if it has none."""
+    """The SQLSTATE of a driver's error, or of the one that SQLAlchemy has wrapped; empty if it has
+    none.
+    """
     original = getattr(error, "orig", None) or error
     return str(getattr(original, "sqlstate", None) or "")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same transaction may succeed later: after a conflict, a lock, or a lost connection."""
+    """Whether the same transaction may succeed later: after a conflict, a lock, or a lost
+    connection.
+    """
     if isinstance(error, DBAPIError):
         sqlstate = sqlstate_of(error)
         return (
@@ -67,11 +79,16 @@ def is_transient(error: BaseException) -> bool:
 
 def is_unreachable(error: DBAPIError | OSError) -> bool:
     """Whether the connection failed or was cut, so that the statement itself is not the cause."""
-    return isinstance(error, OSError) or error.connection_invalidated or sqlstate_of(error)[:2] in UNREACHABLE
+    return (
+        isinstance(error, OSError)
+        or error.connection_invalidated
+        or sqlstate_of(error)[:2] in UNREACHABLE
+    )
 
 
 def is_busy(error: BaseException, kind: str) -> bool:
-    """Whether the database is there, and is only locked or too slow, so that a run of this process may be the cause.
+    """Whether the database is there, and is only locked or too slow, so that a run of this process
+    may be the cause.
 
     `kind`: "sqlite" or "postgresql". A server that does not answer in time may be gone.
     """
@@ -83,14 +100,20 @@ def is_busy(error: BaseException, kind: str) -> bool:
 
 
 def is_refused(error: DBAPIError) -> bool:
-    """Whether the database refuses the values of a statement, now and later. Some of asyncpg's have no SQLSTATE."""
+    """Whether the database refuses the values of a statement, now and later. Some of asyncpg's have
+    no SQLSTATE.
+    """
     return isinstance(error, IntegrityError | DataError) or sqlstate_of(error)[:2] in REFUSED
 
 
 def cause_of(error: BaseException, kind: str) -> str:
-    """The cause in one line for a log, with advice if there is any. `kind`: "sqlite" or "postgresql"."""
+    """The cause in one line for a log, with advice if there is any. `kind`: "sqlite" or
+    "postgresql".
+    """
     if isinstance(error, TimeoutError):
-        return "no answer in time" + ("; another process may hold its write lock" if kind == "sqlite" else "")
+        return "no answer in time" + (
+            "; another process may hold its write lock" if kind == "sqlite" else ""
+        )
     original = getattr(error, "orig", None) or error
     cause = (failures.message_of(original) or type(original).__name__).splitlines()[0]
     if not isinstance(error, DBAPIError | sqlite3.Error | BatchError | OSError):
@@ -100,13 +123,19 @@ def cause_of(error: BaseException, kind: str) -> str:
 
 
 def is_damage(error: BaseException | None) -> bool:
-    """Whether SQLite has read something from the file that it never writes: no later try will find it mended."""
+    """Whether SQLite has read something from the file that it never writes: no later try will find
+    it mended.
+    """
     error = getattr(error, "orig", None) or error
-    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & PRIMARY in DAMAGE
+    return (
+        isinstance(error, sqlite3.Error)
+        and getattr(error, "sqlite_errorcode", 0) & PRIMARY in DAMAGE
+    )
 
 
 def advice_on(error: BaseException | None) -> str | None:
-    """What the error means and what helps, where its text does not say so: a full disk, a damaged file, a lock, a
+    """What the error means and what helps, where its text does not say so: a full disk, a damaged
+    file, a lock, a
     server that is only read from. None for any other error.
     """
     error = getattr(error, "orig", None) or error
@@ -129,47 +158,69 @@ def advice_on(error: BaseException | None) -> str | None:
 
 
 def on_error(context: ExceptionContext, where: str) -> None:
-    """A listener for the engine's event `handle_error`. `where`: the database, and the setting that names it.
+    """A listener for the engine's event `handle_error`. `where`: the database, and the setting that
+    names it.
 
-    The error of a full disk or a damaged file gets the database and the advice in its message, and keeps its class for
-    authors' code.
+    The error of a full disk or a damaged file gets the database and the advice in its message, and
+    keeps its class for authors' code.
     """
     error, advice = context.sqlalchemy_exception, advice_on(context.original_exception)
     if isinstance(error, DBAPIError) and advice:
         error.args = (f"{error.args[0]}: {where}: {advice}", *error.args[1:])
     if is_read_only(context.original_exception) and not _reads_only(context):
-        context.is_disconnect = True  # so that all connections of the pool are opened anew, to the server that writes
+        context.is_disconnect = (
+            True  # so that all connections of the pool are opened anew, to the server that writes
+        )
     if context.statement is not None and _has_ended(context):
-        context.is_disconnect = True  # so that the session refuses further statements until it is rolled back
+        context.is_disconnect = (
+            True  # so that the session refuses further statements until it is rolled back
+        )
 
 
 def is_read_only(error: BaseException | None) -> bool:
-    """Whether a server has refused a write because it only reads: another one may have taken over from it."""
+    """Whether a server has refused a write because it only reads: another one may have taken over
+    from it.
+    """
     return sqlstate_of(error) == READ_ONLY
 
 
 def _reads_only(context: ExceptionContext) -> bool:
-    """Whether the transaction was begun to read only, so that a write in it is a mistake of its author."""
+    """Whether the transaction was begun to read only, so that a write in it is a mistake of its
+    author.
+    """
     connection = context.connection
-    return connection is not None and bool(connection.get_execution_options().get("postgresql_readonly"))
+    return connection is not None and bool(
+        connection.get_execution_options().get("postgresql_readonly")
+    )
 
 
 def _has_ended(context: ExceptionContext) -> bool:
-    """Whether SQLite has ended the transaction, as it does on a full disk. Later statements would each commit."""
+    """Whether SQLite has ended the transaction, as it does on a full disk. Later statements would
+    each commit.
+    """
     original, connection = context.original_exception, context.connection
-    if not isinstance(original, sqlite3.Error) or connection is None or not connection.in_transaction():
+    if (
+        not isinstance(original, sqlite3.Error)
+        or connection is None
+        or not connection.in_transaction()
+    ):
         return False
     driver = connection.connection.driver_connection
     return driver is not None and not driver.in_transaction
 
 
 def hide_values(context: ExceptionContext) -> None:
-    """A listener for the engine's event `handle_error` that removes the statement's parameters from the messages.
+    """A listener for the engine's event `handle_error` that removes the statement's parameters from
+    the messages.
 
-    SQLAlchemy's `hide_parameters` is not enough: the DETAIL of a server's error has the values of a key or of a row,
-    and errors about data quote the wrong value, both those of a server (class 22) and those of asyncpg.
+    SQLAlchemy's `hide_parameters` is not enough: the DETAIL of a server's error has the values of a
+    key or of a row, and errors about data quote the wrong value, both those of a server (class 22)
+    and those of asyncpg.
     """
-    values, errors = list(_texts(context.parameters)), _chain(context.sqlalchemy_exception, context.original_exception)
+    values, errors = (
+        list(_texts(context.parameters)),
+        _chain(context.sqlalchemy_exception, context.original_exception),
+    )
     quotes_data = any(map(_quotes_data, errors))
     for error in errors:
         if error.args and isinstance(error.args[0], str):

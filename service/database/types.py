@@ -15,7 +15,9 @@ Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresq
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An instant. Takes aware datetimes in any zone and returns them in UTC. Raises ValueError for a naive one."""
+    """An instant. Takes aware datetimes in any zone and returns them in UTC. Raises ValueError for
+    a naive one.
+    """
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -28,7 +30,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[Any], datetime | None]:
         """What makes an instant of what the driver gives. It is called for very many values."""
         return _from_sqlite if dialect.name == "sqlite" else _in_utc
 
@@ -49,9 +53,15 @@ def _in_utc(value: datetime | None) -> datetime | None:
 
 
 def stamp(value: datetime | None, kind: str) -> str | None:
-    """An instant (aware) as text for a JSON parameter, in the form that a database of this kind stores."""
+    """An instant (aware) as text for a JSON parameter, in the form that a database of this kind
+    stores.
+    """
     if value is None:
         return None
     if value.tzinfo is not UTC:
         value = value.astimezone(UTC)
-    return value.isoformat(" ", "microseconds").removesuffix("+00:00") if kind == "sqlite" else value.isoformat()
+    return (
+        value.isoformat(" ", "microseconds").removesuffix("+00:00")
+        if kind == "sqlite"
+        else value.isoformat()
+    )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy.engine import URL
 
-ONLY_SQLALCHEMYS = ("async_creator_fn", "prepared_statement_cache_size", "prepared_statement_name_func")
+ONLY_SQLALCHEMYS = (
+    "async_creator_fn",
+    "prepared_statement_cache_size",
+    "prepared_statement_name_func",
+)
 
 
 def safe_url(url: URL) -> str:
@@ -13,9 +17,11 @@ def safe_url(url: URL) -> str:
 
 
 def split_options(url: URL) -> tuple[URL, dict[str, str]]:
-    """The URL without libpq's `options` (`?options=-csearch_path=shop`), and what a server is given for them.
+    """The URL without libpq's `options` (`?options=-csearch_path=shop`), and what a server is given
+    for them.
 
-    asyncpg has no parameter of that name. The server takes the text as it is, when the connection begins.
+    asyncpg has no parameter of that name. The server takes the text as it is, when the connection
+    begins.
     """
     if url.drivername != "postgresql+asyncpg" or not (given := url.query.get("options")):
         return url, {}
@@ -24,7 +30,9 @@ def split_options(url: URL) -> tuple[URL, dict[str, str]]:
 
 
 def connect_arguments(url: URL) -> dict[str, object]:
-    """The arguments for asyncpg that SQLAlchemy would pass: hosts, sockets, ssl and the rest of the query."""
+    """The arguments for asyncpg that SQLAlchemy would pass: hosts, sockets, ssl and the rest of the
+    query.
+    """
     bare, settings = split_options(url)
     _, arguments = bare.get_dialect()().create_connect_args(bare)
     kept = {name: value for name, value in arguments.items() if name not in ONLY_SQLALCHEMYS}

@@ -1,4 +1,6 @@
-"""Tracks the writing session of an SQLite file, which can have one writer, and refuses a second one of the same run."""
+"""Tracks the writing session of an SQLite file, which can have one writer, and refuses a second one
+of the same run.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,15 @@ logger = get_logger(__name__)
 
 LONG_SECONDS = 1.0
 COMMIT_FIRST = "commit before you wait for anything else"
-"""How the lock is held for less time. Code that commits for its author puts another advice into `Session.info`."""
+"""How the lock is held for less time. Code that commits for its author puts another advice into
+`Session.info`.
+"""
 IN_BETWEEN = ("service.database", "service.batch.chunks", "contextlib")
 
 session_owner: ContextVar[object | None] = ContextVar("session_owner", default=None)
-"""The owner of the sessions that are opened here: the current run, or None; then it is the asyncio task."""
+"""The owner of the sessions that are opened here: the current run, or None; then it is the asyncio
+task.
+"""
 
 session_place: ContextVar[str | None] = ContextVar("session_place", default=None)
 """The file and line where the author's code opened the session, if it did so in another thread."""
@@ -40,7 +46,9 @@ class _Holder:
 
 
 class _GuardedSession(TrackedSession):
-    """A session that asks the guard before each statement, and thus before it waits for the write lock."""
+    """A session that asks the guard before each statement, and thus before it waits for the write
+    lock.
+    """
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Any:
         self.info["guard"].check(self)
@@ -54,13 +62,17 @@ class WriterGuard:
         self._holder: _Holder | None = None
 
     def session(self, engine: AsyncEngine) -> AsyncSession:
-        """A guarded session. Its statements raise SecondWriter if its owner has another writing session."""
+        """A guarded session. Its statements raise SecondWriter if its owner has another writing
+        session.
+        """
         info = {
             "guard": self,
             "place": session_place.get() or caller(),
             "owner": session_owner.get() or asyncio.current_task(),
         }
-        return AsyncSession(engine, sync_session_class=_GuardedSession, expire_on_commit=False, info=info)
+        return AsyncSession(
+            engine, sync_session_class=_GuardedSession, expire_on_commit=False, info=info
+        )
 
     def check(self, session: Session) -> None:
         """Raise SecondWriter if another session of the same owner holds the write lock."""
@@ -68,8 +80,10 @@ class WriterGuard:
         if holder is None or holder.session is session or holder.owner is not session.info["owner"]:
             return
         raise SecondWriter(
-            f"a writing session is already open, from {holder.place}, and SQLite has one writer: this one, "
-            f"from {session.info['place']}, would wait for ever. Use one session, commit the first one before, "
+            f"a writing session is already open, from {holder.place}, and SQLite has one writer: "
+            "this one, "
+            f"from {session.info['place']}, would wait for ever. Use one session, commit the "
+            "first one before, "
             "or open one of them with get_db(readonly=True)"
         )
 
@@ -80,10 +94,14 @@ class WriterGuard:
 
     def taken(self, session: Session) -> None:
         """Record that a session has taken the write lock."""
-        self._holder = _Holder(session, session.info["owner"], session.info["place"], clock.monotonic())
+        self._holder = _Holder(
+            session, session.info["owner"], session.info["place"], clock.monotonic()
+        )
 
     def released(self, session: Session) -> None:
-        """Record that a session has released the write lock, and log a warning if it held the lock for long."""
+        """Record that a session has released the write lock, and log a warning if it held the lock
+        for long.
+        """
         holder = self._holder
         if holder is None or holder.session is not session:
             return
@@ -108,7 +126,9 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 
 def caller() -> str:
-    """The file:line of the author's code that opened the session: the first frame outside of IN_BETWEEN."""
+    """The file:line of the author's code that opened the session: the first frame outside of
+    IN_BETWEEN.
+    """
     frame = sys._getframe(1)
     while frame.f_back and (frame.f_globals.get("__name__", "").startswith(IN_BETWEEN)):
         frame = frame.f_back

@@ -1,4 +1,5 @@
-"""Logs: structlog over stdlib logging. Within a run each line has the run's context and is kept for the ledger.
+"""Logs: structlog over stdlib logging. Within a run each line has the run's context and is kept for
+the ledger.
 
 A thread renders and writes the lines, so that a slow terminal or pipe never blocks the event loop.
 """
@@ -31,7 +32,9 @@ FLUSH_SECONDS = 5.0
 
 
 class RunLogHandler(logging.Handler):
-    """Adds the time and the context of the run to each record, and passes the line to the run. Knows no database."""
+    """Adds the time and the context of the run to each record, and passes the line to the run.
+    Knows no database.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         run = run_log.get()
@@ -58,13 +61,17 @@ class _Waiting(queue.SimpleQueue[logging.LogRecord]):
 
 
 class _Queue(logging.handlers.QueueHandler):
-    """Passes copies of records to the writing thread. Drops them while the queue is full, and then logs how many."""
+    """Passes copies of records to the writing thread. Drops them while the queue is full, and then
+    logs how many.
+    """
 
     queue: _Waiting
     _lost = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        copied = logging.LogRecord.__new__(logging.LogRecord)  # its constructor looks up what is overwritten here
+        copied = logging.LogRecord.__new__(
+            logging.LogRecord
+        )  # its constructor looks up what is overwritten here
         vars(copied).update(vars(record))  # the handlers after this one may write on the original
         return copied
 
@@ -73,7 +80,10 @@ class _Queue(logging.handlers.QueueHandler):
             self._lost += 1
             return
         if self._lost:
-            text = f"{self._lost:,} lines were dropped, because they were logged faster than they could be written"
+            text = (
+                f"{self._lost:,} lines were dropped, because they were logged faster than they "
+                "could be written"
+            )
             warning = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
             warning.batch_stamp = (record.batch_stamp[0], {})  # type: ignore[attr-defined]
             self._lost = 0
@@ -88,7 +98,9 @@ class _Queue(logging.handlers.QueueHandler):
 
 
 class _Writer(logging.handlers.QueueListener):
-    """Renders and writes lines in a thread. While a write hangs, it holds no lock that the end of the process needs."""
+    """Renders and writes lines in a thread. While a write hangs, it holds no lock that the end of
+    the process needs.
+    """
 
     queue: _Waiting
 
@@ -108,8 +120,12 @@ class _Writer(logging.handlers.QueueListener):
         try:
             text = self._formatter.format(record)
         except Exception as error:  # noqa: BLE001 - the background loop's boundary: later lines must be written
-            text = escaping.line(f"a line of the logger {record.name} can't be rendered: {type(error).__name__}")
-        with contextlib.suppress(OSError, ValueError):  # the pipe has no reader, or the stream is closed
+            text = escaping.line(
+                f"a line of the logger {record.name} can't be rendered: {type(error).__name__}"
+            )
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # the pipe has no reader, or the stream is closed
             self._write(f"{text}\n")
         self.queue.taken += record.batch_size  # type: ignore[attr-defined]
 
@@ -124,7 +140,9 @@ class _Writer(logging.handlers.QueueListener):
             data = data[os.write(descriptor, data) :]
 
     def finish(self, seconds: float) -> None:
-        """Stop the thread after it has written the queued lines. Returns after `seconds` at the latest."""
+        """Stop the thread after it has written the queued lines. Returns after `seconds` at the
+        latest.
+        """
         self.enqueue_sentinel()
         if self._thread is not None:
             self._thread.join(seconds)
@@ -139,13 +157,21 @@ class _Writer(logging.handlers.QueueListener):
 _writer: _Writer | None = None
 
 
-def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None = None, *, lazily: bool = False) -> None:
-    """Write all logging of this process to `stream` (default: stderr), as `console` or `json` lines.
+def set_up(
+    level: str = "INFO",
+    format: str = "console",
+    stream: TextIO | None = None,
+    *,
+    lazily: bool = False,
+) -> None:
+    """Write all logging of this process to `stream` (default: stderr), as `console` or `json`
+    lines.
 
     It may be called again, and replaces the handlers of the root logger.
 
 
-    `lazily`: import structlog, which takes long, when the first line is logged. Most commands log none.
+    `lazily`: import structlog, which takes long, when the first line is logged. Most commands log
+    none.
     """
     global _writer
     flush()
@@ -166,18 +192,20 @@ def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None =
 
 @contextlib.contextmanager
 def keep_run_lines(level: str = "INFO") -> Iterator[None]:
-    """Keep the lines of runs for the ledger in an application with logging of its own, which is not changed.
+    """Keep the lines of runs for the ledger in an application with logging of its own, which is not
+    changed.
 
-    Lines of `get_logger` are kept from `level` on. Lines of other loggers are kept if the application's own levels let
-    them through. After `set_up` this does nothing, because its handlers keep the lines.
+    Lines of `get_logger` are kept from `level` on. Lines of other loggers are kept if the
+    application's own levels let them through. After `set_up` this does nothing, because its
+    handlers keep the lines.
     """
     if mode.is_set_up:
         yield
         return
     make_record = logging.getLogRecordFactory()
 
-    # A handler would not do: it would not get the records of loggers that don't propagate, and in an application
-    # without handlers Python would no longer print warnings to stderr.
+    # A handler would not do: it would not get the records of loggers that don't propagate, and in
+    # an application without handlers Python would no longer print warnings to stderr.
     def make_and_keep(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make_record(*args, **kwargs)
         if record.name and (run := run_log.get()):
@@ -206,7 +234,8 @@ def _keep_copy(record: logging.LogRecord, run: RunLog) -> None:
 
 
 def flush() -> None:
-    """Write the queued lines and stop. Lines that come later are lost until `set_up` is called again.
+    """Write the queued lines and stop. Lines that come later are lost until `set_up` is called
+    again.
 
     It is called at exit. Lines that can't be written within FLUSH_SECONDS are lost.
     """

@@ -1,7 +1,8 @@
-"""Log lines as text: logged values are copied and cut to a bounded size at once, before they are rendered.
+"""Log lines as text: logged values are copied and cut to a bounded size at once, before they are
+rendered.
 
-A thread renders a line later, while the code that logged it may change its objects. Many thousands of lines may wait
-for a slow stderr, or for a ledger that can't be reached.
+A thread renders a line later, while the code that logged it may change its objects. Many thousands
+of lines may wait for a slow stderr, or for a ledger that can't be reached.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 from service import failures
 
 LONGEST = 64_000
-"""Longest message or value, in bytes of UTF-8. A longer one is cut, and ends with the number of characters cut."""
+"""Longest message or value, in bytes of UTF-8. A longer one is cut, and ends with the number of
+characters cut.
+"""
 
 LONGEST_LINE = 100_000
 """Longest line, in bytes, with its values and its traceback."""
@@ -33,10 +36,17 @@ _MORE = "…"
 
 _SIZED = {str, list, dict}
 
-_RECORD_KEYS = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName", "batch_stamp"}
+_RECORD_KEYS = vars(logging.makeLogRecord({})).keys() | {
+    "message",
+    "asctime",
+    "taskName",
+    "batch_stamp",
+}
 
 FIELDS = "batch_fields"
-"""The key of a dict of values that only JSON lines have, each as a field. The text of the message has them already."""
+"""The key of a dict of values that only JSON lines have, each as a field. The text of the message
+has them already.
+"""
 
 _OWN_KEYS = {"event", "level", "logger", "exc_info", "stack", FIELDS}
 
@@ -49,7 +59,9 @@ def line(settled: Mapping[str, Any]) -> str:
 
 
 def failure(exc_info: Any) -> BaseException | None:
-    """The exception that `exc_info=` means: itself, that of stdlib's tuple, or for True the one being handled."""
+    """The exception that `exc_info=` means: itself, that of stdlib's tuple, or for True the one
+    being handled.
+    """
     if exc_info and not isinstance(exc_info, BaseException | tuple):
         exc_info = sys.exc_info()
     if isinstance(exc_info, tuple):
@@ -58,22 +70,34 @@ def failure(exc_info: Any) -> BaseException | None:
 
 
 def bounded(text: str, longest: int = LONGEST) -> str:
-    """The text cut to `longest` bytes of UTF-8, with the number of characters cut. Does not copy all of a long text."""
+    """The text cut to `longest` bytes of UTF-8, with the number of characters cut. Does not copy
+    all of a long text.
+    """
     if len(text) <= longest // 4 or (text.isascii() and len(text) <= longest):
         return text
     kept = text[:longest].encode("utf-8", "replace")[:longest].decode("utf-8", "ignore")
-    return kept if len(kept) == len(text) else f"{kept}... (cut: {len(text) - len(kept):,} more characters)"
+    return (
+        kept
+        if len(kept) == len(text)
+        else f"{kept}... (cut: {len(text) - len(kept):,} more characters)"
+    )
 
 
 def plain(value: Any) -> Any:
-    """A bounded copy of a value, of types that JSON has. The author's code may change the value afterwards."""
+    """A bounded copy of a value, of types that JSON has. The author's code may change the value
+    afterwards.
+    """
     kind = type(value)
     if value is None or kind is bool or (kind is float and math.isfinite(value)):
         return value
     if kind is str:
         return bounded(value)
     if kind is int:
-        return value if value.bit_length() < 3 * MOST_DIGITS else f"<a number of {value.bit_length():,} bits>"
+        return (
+            value
+            if value.bit_length() < 3 * MOST_DIGITS
+            else f"<a number of {value.bit_length():,} bits>"
+        )
     return _Copy().of(value)
 
 
@@ -91,8 +115,12 @@ class _Copy:
                 return {self._text(key): self.of(item, depth - 1) for key, item in pairs}
             if depth and isinstance(value, list | tuple | set | frozenset):
                 return [self.of(item, depth - 1) for item in self._first(value, _MORE)]
-            if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):  # an IntEnum, say
-                return plain(int.__int__(value) if isinstance(value, int) else float.__float__(value))
+            if isinstance(value, int) or (
+                isinstance(value, float) and math.isfinite(value)
+            ):  # an IntEnum, say
+                return plain(
+                    int.__int__(value) if isinstance(value, int) else float.__float__(value)
+                )
             return None if value is None else self._text(value)
         except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
             return f"<{type(value).__name__} without a text>"
@@ -136,7 +164,8 @@ def settle(record: logging.LogRecord) -> None:
         record.msg = bounded(record.getMessage())
     except Exception as error:  # noqa: BLE001 - stdlib does not raise it either
         record.msg = (
-            f"{plain(record.msg)} {plain(record.args)} ({type(error).__name__}: the arguments don't fit the text)"
+            f"{plain(record.msg)} {plain(record.args)} ({type(error).__name__}: the arguments "
+            "don't fit the text)"
         )
     if record.stack_info:
         record.msg, record.stack_info = f"{record.msg}\n{record.stack_info}", None

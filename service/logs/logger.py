@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 
 
 def get_logger(name: str | None = None) -> BoundLogger:
-    """A logger named `name`, by default like the calling module: `info("text", key=value, exc_info=error)`."""
+    """A logger named `name`, by default like the calling module: `info("text", key=value,
+    exc_info=error)`.
+    """
     return cast("BoundLogger", _Logger(name or sys._getframe(1).f_globals.get("__name__", "?")))
 
 
 class _Logger:
-    """Makes the structlog logger on first use, because importing structlog takes half as long as SQLAlchemy."""
+    """Makes the structlog logger on first use, because importing structlog takes half as long as
+    SQLAlchemy.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -1,4 +1,6 @@
-"""The state that logging uses: the run that a line belongs to, and how this process handles lines."""
+"""The state that logging uses: the run that a line belongs to, and how this process handles
+lines.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from service import clock
 
 
 class RunLog(Protocol):
-    """The part of a run that logging uses: the context for its lines, and a method that keeps them."""
+    """The part of a run that logging uses: the context for its lines, and a method that keeps
+    them.
+    """
 
     @property
     def log_context(self) -> dict[str, Any]: ...
@@ -19,7 +23,9 @@ class RunLog(Protocol):
 
 
 TOLD_AT = "batch_told_at"
-"""The attribute of a record that another process has told, with the instant at which it was logged there."""
+"""The attribute of a record that another process has told, with the instant at which it was logged
+there.
+"""
 
 run_log: ContextVar[RunLog | None] = ContextVar("run_log", default=None)
 
@@ -30,8 +36,8 @@ class Mode:
 
     Attributes:
         is_set_up: Whether `set_up` was called, so that lines go to our own handlers.
-        kept_level: In an application with logging of its own, the lowest level of lines that are kept for the
-            ledger; None if none are.
+        kept_level: In an application with logging of its own, the lowest level of lines that are
+            kept for the ledger; None if none are.
     """
 
     is_set_up: bool = False

@@ -11,7 +11,9 @@ from service.logs import log_lines
 from service.logs.mode import TOLD_AT, mode, run_log, stamp_now
 
 Line = dict[str, Any]
-"""A line as JSON values: `at`, `level`, `logger`, `event` (a text, or the values of structlog), `error` or None."""
+"""A line as JSON values: `at`, `level`, `logger`, `event` (a text, or the values of structlog),
+`error` or None.
+"""
 
 
 class _Teller(logging.Handler):
@@ -31,11 +33,21 @@ class _Teller(logging.Handler):
         else:
             error = log_lines.failure(record.exc_info)
         facts = failures.facts_of(error) if error else None
-        self._tell({"at": at, "level": record.levelname.lower(), "logger": record.name, "event": event, "error": facts})
+        self._tell(
+            {
+                "at": at,
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "event": event,
+                "error": facts,
+            }
+        )
 
 
 def tell_lines(tell: Callable[[Line], None], level: str) -> None:
-    """Pass all lines of this process from `level` on to `tell`, in the thread that logs them, and write none."""
+    """Pass all lines of this process from `level` on to `tell`, in the thread that logs them, and
+    write none.
+    """
     from service.logs import structured
 
     mode.is_set_up = True
@@ -53,7 +65,8 @@ def told(at: str, level: str, logger: str, text: str) -> Line:
 
 
 def write(line: Mapping[str, Any]) -> None:
-    """Log a line of another process here: it is kept for the run of this context, and written to the log, each once.
+    """Log a line of another process here: it is kept for the run of this context, and written to
+    the log, each once.
 
     Raises KeyError, TypeError and ValueError if it is no Line.
     """
@@ -63,7 +76,8 @@ def write(line: Mapping[str, Any]) -> None:
         if not logger.disabled:
             logger.handle(record)
         return
-    # An application with logging of its own. It gets the text, as from a line that was logged in this process.
+    # An application with logging of its own. It gets the text, as from a line that was logged in
+    # this process.
     log_lines.settle(record)
     if run := run_log.get():
         run.keep_line(line["at"], record.levelname.lower(), record.name, log_lines.text(record))
@@ -76,7 +90,9 @@ def write(line: Mapping[str, Any]) -> None:
 
 
 def _record_of(line: Mapping[str, Any]) -> logging.LogRecord:
-    """A record as a logger of this process would have made it. It is not made by the factory, which may keep it."""
+    """A record as a logger of this process would have made it. It is not made by the factory, which
+    may keep it.
+    """
     name, event, facts = str(line["logger"]), line["event"], line["error"]
     number = logging.getLevelNamesMapping().get(str(line["level"]).upper(), logging.INFO)
     error = failures.reported(facts) if facts is not None else None

@@ -12,7 +12,9 @@ from service import escaping, failures
 from service.logs.log_lines import FIELDS
 
 INDENT = "    "
-"""Indents the later lines of a message in the console format, so that they can't look like a line of their own."""
+"""Indents the later lines of a message in the console format, so that they can't look like a line
+of their own.
+"""
 
 SHARED: list[Processor] = [
     structlog.stdlib.add_log_level,
@@ -22,11 +24,20 @@ SHARED: list[Processor] = [
 
 
 def formatter(format: str, colors: bool) -> logging.Formatter:
-    """A formatter for settled records; `format` is `console` or `json`, and `colors` is for the console."""
+    """A formatter for settled records; `format` is `console` or `json`, and `colors` is for the
+    console.
+    """
     tail: list[Processor] = [_stamp, structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if format == "json":
-        as_text = structlog.processors.ExceptionRenderer(lambda exc_info: failures.traceback_of(exc_info[1]))
-        tail += [_with_fields, as_text, structlog.processors.JSONRenderer(default=str), _without_delete]
+        as_text = structlog.processors.ExceptionRenderer(
+            lambda exc_info: failures.traceback_of(exc_info[1])
+        )
+        tail += [
+            _with_fields,
+            as_text,
+            structlog.processors.JSONRenderer(default=str),
+            _without_delete,
+        ]
     else:
         console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_write_traceback)
         tail += [_without_fields, _escaped, console, _indented]
@@ -70,8 +81,13 @@ class _AsWritten:
 
 
 def _escaped(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Escape control characters before colours are added, so that only the colours act in a terminal."""
-    return {key if key.isprintable() else escaping.line(key): _escape_value(key, value) for key, value in event.items()}
+    """Escape control characters before colours are added, so that only the colours act in a
+    terminal.
+    """
+    return {
+        key if key.isprintable() else escaping.line(key): _escape_value(key, value)
+        for key, value in event.items()
+    }
 
 
 def _escape_value(key: str, value: Any) -> Any:

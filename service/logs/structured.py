@@ -48,12 +48,20 @@ def _is_shown(logger: logging.Logger, method: str) -> bool:
 
 
 def _is_kept(method: str) -> bool:
-    """Whether the ledger gets the line of a run by LOG_LEVEL, in an application whose loggers have their own levels."""
-    return mode.kept_level is not None and run_log.get() is not None and NAME_TO_LEVEL[method] >= mode.kept_level
+    """Whether the ledger gets the line of a run by LOG_LEVEL, in an application whose loggers have
+    their own levels.
+    """
+    return (
+        mode.kept_level is not None
+        and run_log.get() is not None
+        and NAME_TO_LEVEL[method] >= mode.kept_level
+    )
 
 
 def _positional(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Format `info("%s of %s", 1, 2)`. As in stdlib, arguments that do not fit the text do not raise."""
+    """Format `info("%s of %s", 1, 2)`. As in stdlib, arguments that do not fit the text do not
+    raise.
+    """
     args = event.pop("positional_args", ())
     try:
         return _FORMAT(logger, method, {**event, "positional_args": args})
@@ -65,7 +73,9 @@ _FORMAT = structlog.stdlib.PositionalArgumentsFormatter()
 
 
 def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
-    """Pass the line to the handlers of `set_up`, or to stdlib logging if that was not called, as in an application."""
+    """Pass the line to the handlers of `set_up`, or to stdlib logging if that was not called, as in
+    an application.
+    """
     if mode.is_set_up:
         return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, event)
     failure = log_lines.failure(event.pop("exc_info", None))
@@ -73,7 +83,9 @@ def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
     if _is_shown(logger, method):
         return (text,), {"exc_info": failure}
     if run := run_log.get():
-        run.keep_line(stamp_now(), event["level"], logger.name, log_lines.with_traceback(text, failure))
+        run.keep_line(
+            stamp_now(), event["level"], logger.name, log_lines.with_traceback(text, failure)
+        )
     raise structlog.DropEvent
 
 

@@ -1,1 +1,3 @@
-"""What a service has counted and measured since it started, as plain numbers in memory. Knows no database."""
+"""What a service has counted and measured since it started, as plain numbers in memory. Knows no
+database.
+"""

@@ -9,11 +9,15 @@ BOUNDS = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
     *(60.0, 300.0, 900.0, 1_800.0, 3_600.0, 7_200.0, 21_600.0),
 )
-"""The upper bounds of the buckets in seconds, from 0.01 seconds to 6 hours. One more bucket has what is longer."""
+"""The upper bounds of the buckets in seconds, from 0.01 seconds to 6 hours. One more bucket has
+what is longer.
+"""
 
 
 class Buckets(NamedTuple):
-    """What a histogram had at one instant. `counts`: of each bucket by itself. `total`: the sum in seconds."""
+    """What a histogram had at one instant. `counts`: of each bucket by itself. `total`: the sum in
+    seconds.
+    """
 
     counts: tuple[int, ...]
     total: float
@@ -29,7 +33,9 @@ class Histogram:
         self._total = 0.0
 
     def add(self, seconds: float) -> None:
-        """Add a duration. A negative one, which a clock that was set back makes, counts as none at all."""
+        """Add a duration. A negative one, which a clock that was set back makes, counts as none at
+        all.
+        """
         seconds = max(0.0, seconds)
         self._counts[bisect_left(BOUNDS, seconds)] += 1
         self._total += seconds

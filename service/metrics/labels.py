@@ -1,4 +1,6 @@
-"""The names of tasks as labels: a bounded number of them, so that no number of tasks makes the metrics large."""
+"""The names of tasks as labels: a bounded number of them, so that no number of tasks makes the
+metrics large.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,27 @@ OTHER = "other"
 
 
 class TaskLabels:
-    """Gives each of the first MOST_TASKS tasks its name as a label, which it keeps while the service lives."""
+    """Gives each of the first MOST_TASKS tasks its name as a label, which it keeps while the
+    service lives.
+    """
 
     def __init__(self, most: int = MOST_TASKS) -> None:
         self._most = most
         self._named: set[str] = set()
 
     def admit(self, tasks: Iterable[str]) -> None:
-        """Give labels to these tasks, in the order of their names, as long as there are any left."""
+        """Give labels to these tasks, in the order of their names, as long as there are any
+        left.
+        """
         for task in sorted(set(tasks) - self._named):
             if len(self._named) >= self._most:
                 return
             self._named.add(task)
 
     def of(self, task: str) -> str:
-        """The label of a task: its name, or OTHER. A task that was not admitted yet gets a label if one is left."""
+        """The label of a task: its name, or OTHER. A task that was not admitted yet gets a label if
+        one is left.
+        """
         if task not in self._named and len(self._named) < self._most:
             self._named.add(task)
         return task if task in self._named else OTHER

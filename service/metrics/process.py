@@ -1,6 +1,8 @@
-"""The metrics of one service in this process since its start: its parts write them, and `/metrics` shows them.
+"""The metrics of one service in this process since its start: its parts write them, and `/metrics`
+shows them.
 
-They are written where outcomes are handled in groups, so a run that goes well costs a few additions in memory.
+They are written where outcomes are handled in groups, so a run that goes well costs a few additions
+in memory.
 """
 
 from __future__ import annotations
@@ -36,11 +38,12 @@ _ENDED = {Fate.SKIPPED: "skipped", Fate.REPLACED: "cancelled"}
 
 
 class LedgerWork(StrEnum):
-    """What is asked of the ledger again and again, each with one or a few statements in one transaction.
+    """What is asked of the ledger again and again, each with one or a few statements in one
+    transaction.
 
-    `fire` turns due slots into runs. `look` asks whether a run may start. `write` writes a group of outcomes, log lines
-    and progress, and claims runs. `poll` reads what may concern this node. `beat` is a heartbeat with a poll. `gauges`
-    reads what `/metrics` shows of the ledger.
+    `fire` turns due slots into runs. `look` asks whether a run may start. `write` writes a group of
+    outcomes, log lines and progress, and claims runs. `poll` reads what may concern this node.
+    `beat` is a heartbeat with a poll. `gauges` reads what `/metrics` shows of the ledger.
     """
 
     FIRE = "fire"
@@ -63,13 +66,17 @@ class _Timed:
         self._began_at = clock.monotonic()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._histogram.add(clock.monotonic() - self._began_at)
 
 
 class ProcessMetrics:
-    """What a service has counted since it started. Everything is written on its event loop, unless it says otherwise.
+    """What a service has counted since it started. Everything is written on its event loop, unless
+    it says otherwise.
 
     Attributes:
         runs: Runs that have ended here, by task, final state and origin. Parts are not among them.
@@ -78,13 +85,16 @@ class ProcessMetrics:
         slots: Slots that were fired here, by fate.
         notifications: Tries to send a message, by channel and outcome.
         items: Items in chunks that were committed, by task, of attempts that have ended.
-        dropped_lines: Log lines of ended attempts that were dropped, because they came faster than they were written.
+        dropped_lines: Log lines of ended attempts that were dropped, because they came faster than
+            they were written.
         durations: How long attempts took, by outcome, without those of parts.
         part_durations: How long attempts of parts took, by outcome.
         start_delay: From a slot that was fired on time to the first line of its run.
-        ledger: How long the work on the ledger took. One thread does each kind of work: the heartbeat's or the loop's.
+        ledger: How long the work on the ledger took. One thread does each kind of work: the
+            heartbeat's or the loop's.
         failed_parts: Parts of the process that can't go on, by name: then the process ends.
-        last_tick: When the event loop last got what the heartbeat had read from the ledger; database time.
+        last_tick: When the event loop last got what the heartbeat had read from the ledger;
+            database time.
     """
 
     def __init__(self) -> None:
@@ -106,18 +116,27 @@ class ProcessMetrics:
         self._lock = threading.Lock()
 
     def timed(self, work: LedgerWork) -> _Timed:
-        """Measure an `async with` block that does this work on the ledger. It includes the wait for a connection."""
+        """Measure an `async with` block that does this work on the ledger. It includes the wait for
+        a connection.
+        """
         return _Timed(self.ledger[work])
 
     def announce(self, channels: Iterable[str]) -> None:
-        """Show these channels with zero messages, before the first one: monitors see a rise only from a number."""
+        """Show these channels with zero messages, before the first one: monitors see a rise only
+        from a number.
+        """
         for channel in channels:
-            self.notifications.update({(channel, outcome): 0 for outcome in ("sent", "failed", "given_up")})
+            self.notifications.update(
+                {(channel, outcome): 0 for outcome in ("sent", "failed", "given_up")}
+            )
 
-    def count_attempt(self, task: str, outcome: str, seconds: float, state: str | None, origin: str) -> None:
+    def count_attempt(
+        self, task: str, outcome: str, seconds: float, state: str | None, origin: str
+    ) -> None:
         """Count an attempt that has ended, and its run if that has ended with it.
 
-        `outcome`: as in the row of the attempt. `state`: the final state of the run; None if the run goes on.
+        `outcome`: as in the row of the attempt. `state`: the final state of the run; None if the
+        run goes on.
         """
         label = self.labels.of(task)
         self.attempts[label, outcome] += 1
@@ -137,14 +156,18 @@ class ProcessMetrics:
             self.runs[label, state, origin] += 1
 
     def count_slots(self, slots: Mapping[tuple[str, Fate], int]) -> None:
-        """Count slots that were fired, by task and fate. Runs that were skipped or replaced have ended thereby."""
+        """Count slots that were fired, by task and fate. Runs that were skipped or replaced have
+        ended thereby.
+        """
         for (task, fate), number in slots.items():
             self.slots[fate] += number
             if (state := _ENDED.get(fate)) is not None:
                 self.runs[self.labels.of(task), state, "schedule"] += number
 
     def count_work(self, task: str, items: int, dropped_lines: int) -> None:
-        """Count what an attempt that has ended has done: items in committed chunks, and log lines that were dropped."""
+        """Count what an attempt that has ended has done: items in committed chunks, and log lines
+        that were dropped.
+        """
         if items:
             self.items[self.labels.of(task)] += items
         self.dropped_lines += dropped_lines
@@ -155,7 +178,9 @@ class ProcessMetrics:
             self.failed_parts[part] += 1
 
     def count_refused(self) -> None:
-        """Count a write of a run that was refused, because another node may hold the run. Any thread may call it."""
+        """Count a write of a run that was refused, because another node may hold the run. Any
+        thread may call it.
+        """
         with self._lock:
             self._refused += 1
 
@@ -167,10 +192,12 @@ class ProcessMetrics:
 
 @dataclass(frozen=True)
 class ProcessSnapshot:
-    """The metrics of this process at one instant, for another thread. The names are those of ProcessMetrics.
+    """The metrics of this process at one instant, for another thread. The names are those of
+    ProcessMetrics.
 
-    `running`: attempts that go on, or whose outcome is not written yet. `leases_lost`: how often the node has lost its
-    lease. `loop_lag`: how many seconds a callback last waited on the event loop.
+    `running`: attempts that go on, or whose outcome is not written yet. `leases_lost`: how often
+    the node has lost its lease. `loop_lag`: how many seconds a callback last waited on the event
+    loop.
     """
 
     runs: Mapping[tuple[str, str, str], int]
@@ -202,7 +229,9 @@ class ProcessSnapshot:
         leases_lost: int,
         loop_lag: float,
     ) -> ProcessSnapshot:
-        """`running_items`, `running_dropped`: items by task, and dropped lines, of attempts that have not ended."""
+        """`running_items`, `running_dropped`: items by task, and dropped lines, of attempts that
+        have not ended.
+        """
         items = Counter(metrics.items)
         for task, number in running_items.items():
             items[metrics.labels.of(task)] += number

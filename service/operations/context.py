@@ -1,4 +1,6 @@
-"""What every facet of the operations needs: the databases, the loaded tasks, and the name of the caller."""
+"""What every facet of the operations needs: the databases, the loaded tasks, and the name of the
+caller.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,16 @@ class Context:
     """The context of all facets.
 
     Attributes:
-        loaded: Returns the loaded tasks. It is called only when they are needed, because the first call may import
-            them.
+        loaded: Returns the loaded tasks. It is called only when they are needed, because the first
+            call may import them.
         actor: Who asks. The name is recorded in the ledger.
         lease_seconds: A process counts as alive for this many seconds after its last sign of life.
         keep: Which runs pruning keeps.
         wake: Called after a run was queued, so that a service in this process claims it at once.
         wake_bulks: Called after a bulk was begun, so that a service in this process carries it out.
         node: The id of the service's node in this process; empty outside a service.
-        troubles: Returns what is wrong with that node now, by part, which it may not be able to write to the ledger.
+        troubles: Returns what is wrong with that node now, by part, which it may not be able to
+            write to the ledger.
         redaction: Masks values that are secret by their names.
         followers: Returns the channels that are told when a person has closed an incident.
     """

@@ -1,9 +1,16 @@
-"""Opens, migrates and checks the ledger and the application's database, for services and for operations."""
+"""Opens, migrates and checks the ledger and the application's database, for services and for
+operations.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +36,14 @@ def errors_explained() -> Iterator[None]:
         yield
     except DBAPIError as error:
         cause = str(error.orig).splitlines()[0]
-        raise DatabaseError(f"a statement in the database (DATABASE_URL or LEDGER_URL) failed: {cause}") from error
+        raise DatabaseError(
+            f"a statement in the database (DATABASE_URL or LEDGER_URL) failed: {cause}"
+        ) from error
 
 
 OPERATION_SECONDS = 60.0
-"""How long an operation in a service may use a connection. Whoever has called a command can end it."""
+"""How long an operation in a service may use a connection. Whoever has called a command can end it.
+"""
 
 
 @asynccontextmanager
@@ -59,15 +69,21 @@ async def _opened(
         raise database.unreachable(error) from error
 
 
-async def open_databases(settings: Settings, client: str = "batch", migrates: bool = True) -> tuple[Database, Database]:
+async def open_databases(
+    settings: Settings, client: str = "batch", migrates: bool = True
+) -> tuple[Database, Database]:
     """Open and migrate both databases. Returns the application's database and the ledger.
 
-    `client`: the name by which PostgreSQL lists the connections. `migrates=False`: a database that does not exist, or
-    is of an older version, is an error. Raises DatabaseError and InvalidSetting.
+    `client`: the name by which PostgreSQL lists the connections. `migrates=False`: a database that
+    does not exist, or is of an older version, is an error. Raises DatabaseError and InvalidSetting.
     """
     shows, pool_size = settings.BATCH_SHOW_SQL_PARAMETERS, settings.DATABASE_POOL_SIZE
     application = Database(
-        settings.DATABASE_URL, setting="DATABASE_URL", pool_size=pool_size, client=client, shows_values=shows
+        settings.DATABASE_URL,
+        setting="DATABASE_URL",
+        pool_size=pool_size,
+        client=client,
+        shows_values=shows,
     )
     ledger = Database(
         settings.ledger_url,
@@ -94,12 +110,16 @@ async def _prepare(application: Database, ledger: Database, lease_seconds: float
     _refuse_one_file(application, ledger)
     for database in (application, ledger):
         await database.check()
-    await migrate_ledger(ledger, lease_seconds)  # first: it is refused while processes of an older version live
+    await migrate_ledger(
+        ledger, lease_seconds
+    )  # first: it is refused while processes of an older version live
     await migrate(application, *APPLICATION_HISTORIES)
 
 
 async def _refuse_unprepared(application: Database, ledger: Database) -> None:
-    """Raises DatabaseError if a service of this version has not made both databases, and changes nothing."""
+    """Raises DatabaseError if a service of this version has not made both databases, and changes
+    nothing.
+    """
     _refuse_memory(application, ledger)
     _refuse_one_file(application, ledger)
     await _refuse_unmigrated(ledger, "ledger", LEDGER_HISTORY)
@@ -118,14 +138,17 @@ async def _refuse_unmigrated(database: Database, what: str, *histories: History)
         if revision is None:
             of_sqlite = ". A file of SQLite can only be used on the machine of the service"
             raise DatabaseUnreachable(
-                f"there is no {what} yet at {database.safe_url} ({database.setting}), and a worker makes none: start "
+                f"there is no {what} yet at {database.safe_url} ({database.setting}), and a "
+                "worker makes none: start "
                 f"the service first, or let the setting name the {what} that the service uses"
                 f"{of_sqlite if database.kind == 'sqlite' else ''}"
             )
         if revision != history.revisions[-1]:
             raise DatabaseError(
-                f"the {what} {database.safe_url} ({database.setting}) is of an older version ({revision}, and this "
-                f"code has {history.revisions[-1]}), and a worker migrates nothing: start the service of this version "
+                f"the {what} {database.safe_url} ({database.setting}) is of an older version "
+                f"({revision}, and this "
+                f"code has {history.revisions[-1]}), and a worker migrates nothing: start the "
+                "service of this version "
                 "first"
             )
 
@@ -144,15 +167,21 @@ def _refuse_memory(*databases: Database) -> None:
     for database in databases:
         if database.kind == "sqlite" and database.url.database in (None, "", ":memory:"):
             raise InvalidSetting(
-                f"setting {database.setting}: a database in memory is lost with its connection; name a file"
+                f"setting {database.setting}: a database in memory is lost with its connection; "
+                "name a file"
             )
 
 
 def _refuse_one_file(application: Database, ledger: Database) -> None:
-    if application.kind == ledger.kind == "sqlite" and _file_of(application).resolve() == _file_of(ledger).resolve():
+    if (
+        application.kind == ledger.kind == "sqlite"
+        and _file_of(application).resolve() == _file_of(ledger).resolve()
+    ):
         raise InvalidSetting(
-            "setting LEDGER_URL: it names the same SQLite file as DATABASE_URL. A file allows one writer, so a task "
-            "with an open session would stop the service: name another file, or leave the setting empty"
+            "setting LEDGER_URL: it names the same SQLite file as DATABASE_URL. A file allows "
+            "one writer, so a task "
+            "with an open session would stop the service: name another file, or leave the "
+            "setting empty"
         )
 
 
@@ -162,22 +191,33 @@ def _file_of(database: Database) -> Path:
 
 def is_missing_file(database: Database) -> bool:
     """Whether the database is an SQLite file that does not exist yet, in a folder that exists."""
-    return database.kind == "sqlite" and _file_of(database).parent.is_dir() and not _file_of(database).exists()
+    return (
+        database.kind == "sqlite"
+        and _file_of(database).parent.is_dir()
+        and not _file_of(database).exists()
+    )
 
 
 class Databases:
     """Gives operations access to the two databases.
 
-    Reading creates no file and migrates nothing. The first change checks that the databases can be reached, and
-    migrates them, unless a service has done so already (`are_ready`).
+    Reading creates no file and migrates nothing. The first change checks that the databases can be
+    reached, and migrates them, unless a service has done so already (`are_ready`).
     """
 
     def __init__(
-        self, ledger: Database, application: Database, lease_seconds: float, *, are_ready: bool = False
+        self,
+        ledger: Database,
+        application: Database,
+        lease_seconds: float,
+        *,
+        are_ready: bool = False,
     ) -> None:
-        """`lease_seconds`: how long after its last sign of life a process counts as alive (LEASE_SECONDS).
+        """`lease_seconds`: how long after its last sign of life a process counts as alive
+        (LEASE_SECONDS).
 
-        `is_migrated` says whether this process knows that the ledger has the migrations of this code.
+        `is_migrated` says whether this process knows that the ledger has the migrations of this
+        code.
         """
         self._lease_seconds = lease_seconds
         self.ledger = ledger
@@ -191,7 +231,8 @@ class Databases:
     async def reading(self) -> AsyncIterator[AsyncConnection | None]:
         """A connection that reads the ledger; None if there is no ledger yet.
 
-        Raises DatabaseUnreachable, and DatabaseTooNew if a newer version of the code has migrated the ledger.
+        Raises DatabaseUnreachable, and DatabaseTooNew if a newer version of the code has migrated
+        the ledger.
         """
         if not self._is_readable:
             self._is_readable = await self._can_read()
@@ -202,7 +243,9 @@ class Databases:
             yield connection
 
     async def _can_read(self) -> bool:
-        """Whether there is a ledger that this code can read. Raises DatabaseUnreachable, DatabaseTooNew."""
+        """Whether there is a ledger that this code can read. Raises DatabaseUnreachable,
+        DatabaseTooNew.
+        """
         if not await self.has_ledger():
             return False
         try:
@@ -221,19 +264,25 @@ class Databases:
         await self.ledger.check()
         try:
             async with self.ledger.reader.connect() as connection:
-                return await connection.run_sync(lambda sync: inspect(sync).has_table(tables.runs.name))
+                return await connection.run_sync(
+                    lambda sync: inspect(sync).has_table(tables.runs.name)
+                )
         except (DBAPIError, OSError) as error:
             raise self.ledger.unreachable(error) from error
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that changes the ledger. Raises DatabaseUnreachable, also if there is no ledger yet."""
+        """A transaction that changes the ledger. Raises DatabaseUnreachable, also if there is no
+        ledger yet.
+        """
         await self.migrate_ledger()
         async with _opened(self.ledger, self.ledger.engine.begin(), self._limit) as connection:
             yield connection
 
     async def migrate_ledger(self) -> None:
-        """Migrate the ledger, once. Raises DatabaseUnreachable if there is no ledger that could be changed."""
+        """Migrate the ledger, once. Raises DatabaseUnreachable if there is no ledger that could be
+        changed.
+        """
         if self.is_migrated:
             return
         if self.ledger.kind == "sqlite" and not _file_of(self.ledger).exists():
@@ -252,6 +301,8 @@ class Databases:
             await self.make_both()
 
     async def make_both(self) -> None:
-        """Make both databases, if they are missing, and migrate them. Raises DatabaseError, InvalidSetting."""
+        """Make both databases, if they are missing, and migrate them. Raises DatabaseError,
+        InvalidSetting.
+        """
         await _prepare(self.application, self.ledger, self._lease_seconds)
         self.is_migrated = self._is_readable = self._are_both_migrated = True

@@ -1,4 +1,6 @@
-"""Gives tasks and other code the operations of the service on their event loop, or opens operations."""
+"""Gives tasks and other code the operations of the service on their event loop, or opens
+operations.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def use_no_operations() -> None:
 
 @asynccontextmanager
 async def operations_here(settings: Settings) -> AsyncIterator[Operations]:
-    """The operations of the service on the running event loop; without a service they are opened by the settings.
+    """The operations of the service on the running event loop; without a service they are opened by
+    the settings.
 
     `settings`: the settings of backups; they also apply to the operations of the service.
     """

@@ -45,14 +45,15 @@ SERVICE = Actor("batch", source="service")
 
 
 class Operations:
-    """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`, `nodes`, `pools`,
+    """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`,
+    `nodes`, `pools`,
     `backups`, `named_backups`, `incidents`, `changes`, `access` and `migrations`.
 
-    It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a serving process may
-    use it for each request. It belongs to the event loop of its databases.
+    It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a
+    serving process may use it for each request. It belongs to the event loop of its databases.
 
-    A facet is imported on first use, because a command needs only one, and importing all takes longer than most
-    commands.
+    A facet is imported on first use, because a command needs only one, and importing all takes
+    longer than most commands.
     """
 
     def __init__(
@@ -69,15 +70,31 @@ class Operations:
         troubles: Callable[[], Mapping[str, str]] = dict,
         are_ready: bool = False,
     ) -> None:
-        """`are_ready`: both databases are migrated already. Context explains the other arguments."""
+        """`are_ready`: both databases are migrated already. Context explains the other
+        arguments.
+        """
         databases = Databases(ledger, application, settings.LEASE_SECONDS, are_ready=are_ready)
-        keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
+        keep = Keep(
+            settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS
+        )
         self._settings = settings
         redaction = Redaction.of(settings.BATCH_SECRET_WORDS)
         lease = settings.LEASE_SECONDS
         followers = partial(_followers, settings)
         self._context = Context(
-            *(databases, loaded, actor, lease, keep, wake, wake_bulks, node, troubles, redaction, followers)
+            *(
+                databases,
+                loaded,
+                actor,
+                lease,
+                keep,
+                wake,
+                wake_bulks,
+                node,
+                troubles,
+                redaction,
+                followers,
+            )
         )
 
     def by(self, actor: Actor) -> Operations:
@@ -85,7 +102,9 @@ class Operations:
         return self._with(self._settings, replace(self._context, actor=actor))
 
     def under(self, settings: Settings) -> Operations:
-        """The same operations with other settings of backups, which may have changed since the service started."""
+        """The same operations with other settings of backups, which may have changed since the
+        service started.
+        """
         return self._with(settings, self._context)
 
     def _with(self, settings: Settings, context: Context) -> Operations:
@@ -99,18 +118,24 @@ class Operations:
         return self._context.actor
 
     async def bulks_under_way(self) -> list[str]:
-        """The ids of the bulks that have begun and not ended, the oldest first. A service asks it when it starts."""
+        """The ids of the bulks that have begun and not ended, the oldest first. A service asks it
+        when it starts.
+        """
         async with self._context.databases.reading() as connection:
             return await previews.under_way(connection) if connection is not None else []
 
     async def look(self, topics: Collection[str], run_ids: Collection[str]) -> Look:
-        """What of runs, tasks and nodes is shown live. Raises DatabaseError if the ledger can't be read."""
+        """What of runs, tasks and nodes is shown live. Raises DatabaseError if the ledger can't be
+        read.
+        """
         from service.operations.system.live import look
 
         return await look(self._context, topics, run_ids)
 
     async def status(self) -> Status:
-        """Whether something is wrong, and what. Raises DatabaseError if the ledger can't be read."""
+        """Whether something is wrong, and what. Raises DatabaseError if the ledger can't be
+        read.
+        """
         from service.operations.system.status import status
 
         return await status(self._context, self._settings)
@@ -118,23 +143,28 @@ class Operations:
     async def night(
         self, since: datetime | None = None, until: datetime | None = None, zone: str | None = None
     ) -> Night:
-        """What happened from `since` (aware; default: 18:00 of the day before, in the zone) to now, or `until`.
+        """What happened from `since` (aware; default: 18:00 of the day before, in the zone) to now,
+        or `until`.
 
-        `zone`: an IANA name; default: UTC. Raises NoLedger, InvalidParameters, InvalidSchedule for a zone that does not
-        exist, and DatabaseError if the ledger can't be read.
+        `zone`: an IANA name; default: UTC. Raises NoLedger, InvalidParameters, InvalidSchedule for
+        a zone that does not exist, and DatabaseError if the ledger can't be read.
         """
         from service.operations.night.night import night
 
         return await night(self._context, self._settings, since, until, zone)
 
-    async def night_page(self, since: datetime | None, until: datetime | None, zone: str) -> NightPage:
+    async def night_page(
+        self, since: datetime | None, until: datetime | None, zone: str
+    ) -> NightPage:
         """The same, with what the page of the night draws."""
         from service.operations.night.page import night_page
 
         return await night_page(self._context, self._settings, since, until, zone)
 
     def gauges(self, metrics: ProcessMetrics) -> GaugeReader:
-        """A reader of what monitoring shows of the ledger. `metrics`: it is measured there how long a reading takes."""
+        """A reader of what monitoring shows of the ledger. `metrics`: it is measured there how long
+        a reading takes.
+        """
         from service.operations.system.gauges import GaugeReader
 
         return GaugeReader(self._context, metrics, self._settings.pools)
@@ -242,14 +272,21 @@ async def open_operations(
 ) -> AsyncIterator[Operations]:
     """The operations of a process that is not a service, such as a command.
 
-    Its databases connect on first use, and keep no connection between uses. `loaded` is called when tasks are needed.
-    `on_locked`: called, with the holder in words, when a change waits for the lock of a ledger of SQLite.
+    Its databases connect on first use, and keep no connection between uses. `loaded` is called when
+    tasks are needed. `on_locked`: called, with the holder in words, when a change waits for the
+    lock of a ledger of SQLite.
     """
     shows = settings.BATCH_SHOW_SQL_PARAMETERS
     ledger = Database(
-        settings.ledger_url, setting=settings.ledger_setting, pooled=False, shows_values=shows, waits_briefly=True
+        settings.ledger_url,
+        setting=settings.ledger_setting,
+        pooled=False,
+        shows_values=shows,
+        waits_briefly=True,
     )
-    application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False, shows_values=shows)
+    application = Database(
+        settings.DATABASE_URL, setting="DATABASE_URL", pooled=False, shows_values=shows
+    )
     async with AsyncExitStack() as stack:  # both are disposed of, also if that of one is cancelled
         for database in (ledger, application):
             stack.push_async_callback(database.dispose)

@@ -1,4 +1,5 @@
-"""The results of operations: frozen models, whose fields are the keys of `--json` and of the HTTP API.
+"""The results of operations: frozen models, whose fields are the keys of `--json` and of the HTTP
+API.
 
 Instants are aware and in UTC, unless the docstring of a model says otherwise.
 """
@@ -29,7 +30,9 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, defer_build=True)  # a command uses few models
 
     def __repr__(self) -> str:
-        """A short text, because asyncio makes the text of a task's result at the end of a loop, and it may be large."""
+        """A short text, because asyncio makes the text of a task's result at the end of a loop, and
+        it may be large.
+        """
         fields = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in self)
         return f"{type(self).__name__}({fields})"
 
@@ -45,7 +48,9 @@ class Result(BaseModel):
             return cls.model_validate({**row, **fields})
         except ValidationError as error:
             names = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
-            raise DamagedRow(f"the ledger has a row that can't be read: {cls.__name__}, {names}") from None
+            raise DamagedRow(
+                f"the ledger has a row that can't be read: {cls.__name__}, {names}"
+            ) from None
 
 
 class Slot(Result):
@@ -56,13 +61,15 @@ class Slot(Result):
 
 
 class Node(Result):
-    """A process of the service, which may have stopped. `loop_lag`: how many seconds a callback waited on its loop.
+    """A process of the service, which may have stopped. `loop_lag`: how many seconds a callback
+    waited on its loop.
 
-    `lost_at`: when other nodes found that it had ended without saying so; then it is `stopped_at` as well. `version`:
-    of this package. `application`: the version of the application around it. `fires`: whether it is a service, which
-    fires schedules; others only execute runs. `pools`: whose runs it claims; none for a process such as `batch run`.
-    `capacity`: how many runs it executes at once; None: not known. `troubles`: why it is not ready, or what holds up
-    its runs, by part, as its `/readyz` says it.
+    `lost_at`: when other nodes found that it had ended without saying so; then it is `stopped_at`
+    as well. `version`: of this package. `application`: the version of the application around it.
+    `fires`: whether it is a service, which fires schedules; others only execute runs. `pools`:
+    whose runs it claims; none for a process such as `batch run`. `capacity`: how many runs it
+    executes at once; None: not known. `troubles`: why it is not ready, or what holds up its runs,
+    by part, as its `/readyz` says it.
     """
 
     id: str
@@ -84,7 +91,9 @@ class Node(Result):
     troubles: dict[str, str] = {}
 
     def state(self, is_alive: bool) -> str:
-        """In one word what became of it. `is_alive`: it was seen within its lease, and its process is there."""
+        """In one word what became of it. `is_alive`: it was seen within its lease, and its process
+        is there.
+        """
         if self.stopped_at is not None:
             return "lost" if self.lost_at is not None else "stopped"
         if is_alive:
@@ -94,21 +103,31 @@ class Node(Result):
     @field_validator("tasks", "pools", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        """A value that is no list, which somebody else must have written, counts as an empty list."""
+        """A value that is no list, which somebody else must have written, counts as an empty
+        list.
+        """
         return value if isinstance(value, list) else []
 
     @field_validator("troubles", mode="before")
     @classmethod
     def _texts(cls, value: Any) -> Any:
-        """A value that is no object, such as NULL in the row of an older node, counts as an empty one."""
-        return {str(part): str(value[part]) for part in sorted(value)} if isinstance(value, Mapping) else {}
+        """A value that is no object, such as NULL in the row of an older node, counts as an empty
+        one.
+        """
+        return (
+            {str(part): str(value[part]) for part in sorted(value)}
+            if isinstance(value, Mapping)
+            else {}
+        )
 
 
 class RunShort(Result, Generic[N]):
-    """The short form of a run. `rate`: items a second. `eta`: when the run will be done at that rate.
+    """The short form of a run. `rate`: items a second. `eta`: when the run will be done at that
+    rate.
 
-    Both are None if they are not known. `gate`: which end of what it waits for opens it (`success` or `end`); of a run
-    that was split `parts` or `fail_fast`. A run that what it waited for has closed keeps its `gate`.
+    Both are None if they are not known. `gate`: which end of what it waits for opens it (`success`
+    or `end`); of a run that was split `parts` or `fail_fast`. A run that what it waited for has
+    closed keeps its `gate`.
     """
 
     id: str
@@ -138,12 +157,16 @@ class RunShort(Result, Generic[N]):
 
     @property
     def began_at(self) -> datetime | None:
-        """When its last attempt began. Of a run that was split it is the first one: the last one is its join."""
+        """When its last attempt began. Of a run that was split it is the first one: the last one is
+        its join.
+        """
         return self.started_at if self.is_split else self.attempt_started_at
 
     @classmethod
     def at(cls, row: Mapping[Any, Any], now: datetime) -> Self:
-        """Make the result from the row of a run; `now`: the ledger's time, for `rate` and `eta`. Raises DamagedRow."""
+        """Make the result from the row of a run; `now`: the ledger's time, for `rate` and `eta`.
+        Raises DamagedRow.
+        """
         rate, eta = pace(row, now)
         return cls.of(row, rate=rate, eta=eta)
 
@@ -160,11 +183,12 @@ class RunSummary(RunShort[str | None]):
 class RunRow(RunShort[N], Generic[N]):
     """All columns of a run in the ledger.
 
-    `fingerprint`: what is wrong with the run, as a class of errors. `noticed_at`: when the watch has seen its end.
-    `acknowledged`: the incident with which a person has acknowledged it. `made_good_by`: the run whose success made it
-    good, which may be the run itself. `traceparent`: the span that asked for the run, as the W3C header of this name.
-    `part`: the number of a part, from 1. `awaited_by`: the run that waits for this one.
-    `wait_until`: when it has waited long enough.
+    `fingerprint`: what is wrong with the run, as a class of errors. `noticed_at`: when the watch
+    has seen its end. `acknowledged`: the incident with which a person has acknowledged it.
+    `made_good_by`: the run whose success made it good, which may be the run itself. `traceparent`:
+    the span that asked for the run, as the W3C header of this name. `part`: the number of a part,
+    from 1. `awaited_by`: the run that waits for this one. `wait_until`: when it has waited long
+    enough.
     """
 
     params: dict[str, Any] | None
@@ -211,7 +235,8 @@ class RunsAfter(Result):
 
 
 class KeptBack(Result):
-    """Runs of a task that failed runs keep back: how many `slots`, and how many `runs` without a slot.
+    """Runs of a task that failed runs keep back: how many `slots`, and how many `runs` without a
+    slot.
 
     `at_least`: there may be more, because only this many are counted.
     """
@@ -274,7 +299,9 @@ class MissedRange(Result):
 
 
 class ScheduleSpan(Result):
-    """A schedule that a task has or had, with the interval of its validity. Slots up to `fired_until` were handled."""
+    """A schedule that a task has or had, with the interval of its validity. Slots up to
+    `fired_until` were handled.
+    """
 
     id: str
     task: str
@@ -287,7 +314,9 @@ class ScheduleSpan(Result):
 
 
 class Paused(Result):
-    """The pause of a task. `is_new`: this request has begun or ended it. `until`: when it ends by itself."""
+    """The pause of a task. `is_new`: this request has begun or ended it. `until`: when it ends by
+    itself.
+    """
 
     at: datetime
     by: str
@@ -306,13 +335,16 @@ class Resumed(Result):
 
 
 class ResumedAhead(Result):
-    """Tasks that fire again. `tasks`: up to which instant a clock that was ahead had fired each of them, by name."""
+    """Tasks that fire again. `tasks`: up to which instant a clock that was ahead had fired each of
+    them, by name.
+    """
 
     tasks: dict[str, datetime]
 
 
 class Quarantined(Result):
-    """An item that a run set aside. `item`: its key as JSON text. `error` has `type`, `message` and `traceback`.
+    """An item that a run set aside. `item`: its key as JSON text. `error` has `type`, `message` and
+    `traceback`.
 
     `times`: how often it was tried. `redriven_by`: the id of the run that has processed it again.
     """

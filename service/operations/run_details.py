@@ -22,11 +22,12 @@ class PartShort(Result):
 
 
 class PartsOfRun(Result):
-    """The parts of a run. `states`: how many of them there are in each state. `count` and `total`: the sums of theirs.
+    """The parts of a run. `states`: how many of them there are in each state. `count` and `total`:
+    the sums of theirs.
 
-    `order`: the states in the order of the parts, at most 200; of more parts, each is the worst one of several that
-    follow one another. `parts`: at most 200 of them: those that did not succeed first, then running ones, then the
-    slowest ones.
+    `order`: the states in the order of the parts, at most 200; of more parts, each is the worst one
+    of several that follow one another. `parts`: at most 200 of them: those that did not succeed
+    first, then running ones, then the slowest ones.
     """
 
     number: int
@@ -38,7 +39,8 @@ class PartsOfRun(Result):
 
 
 class RunDetails(RunRow[Node | None]):
-    """The details of a run. `timezone`: of the schedule of its task. `log`: the last lines of its log.
+    """The details of a run. `timezone`: of the schedule of its task. `log`: the last lines of its
+    log.
 
     `parts`: of a run that was split; None for others.
     """

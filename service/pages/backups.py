@@ -1,4 +1,6 @@
-"""The backups: which there are, what was checked, what differs between two of them, and one as a file."""
+"""The backups: which there are, what was checked, what differs between two of them, and one as a
+file.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ SHORT = 10.0
 
 @dataclass(frozen=True)
 class Mark:
-    """A backup in the strip. `x`: in percent. `shape`: bar, pin or cross. `css`: as of a state of runs."""
+    """A backup in the strip. `x`: in percent. `shape`: bar, pin or cross. `css`: as of a state of
+    runs.
+    """
 
     x: float
     height: float
@@ -59,7 +63,9 @@ async def show_backups(request: Request, viewer: Viewer) -> str:
 
 
 async def _listed(viewer: Viewer) -> tuple[list[BackupSummary], list[str]]:
-    """What there is, and what could not be read. The warnings of the listing have addresses, which are not shown."""
+    """What there is, and what could not be read. The warnings of the listing have addresses, which
+    are not shown.
+    """
     warnings: list[str] = []
     found = await viewer.operations.named_backups.list(warnings.append)
     words = "A place of backups, or the ledger, could not be read: the log of the service says why."
@@ -76,7 +82,9 @@ def _marks(backups: Sequence[BackupSummary], now: datetime) -> list[Mark]:
         return []
     begin = min(each.taken_at for each in backups)
     length = max((now - begin).total_seconds(), 1.0)
-    return [_mark(each, (each.taken_at - begin).total_seconds() / length) for each in reversed(backups)]
+    return [
+        _mark(each, (each.taken_at - begin).total_seconds() / length) for each in reversed(backups)
+    ]
 
 
 def _mark(backup: BackupSummary, share: float) -> Mark:
@@ -87,7 +95,13 @@ def _mark(backup: BackupSummary, share: float) -> Mark:
     else:
         shape, css = "bar", "succeeded" if _is_good(backup) else "queued"
     x = round(1 + 98 * min(max(share, 0.0), 1.0), 2)
-    return Mark(x, HEIGHTS.get(backup.kept, SHORT), shape, css, f"{backup.name}: {backup.check}, {backup.kept}")
+    return Mark(
+        x,
+        HEIGHTS.get(backup.kept, SHORT),
+        shape,
+        css,
+        f"{backup.name}: {backup.check}, {backup.kept}",
+    )
 
 
 def _name_in(request: Request) -> str:
@@ -96,7 +110,9 @@ def _name_in(request: Request) -> str:
 
 def _checked(name: str) -> str:
     if NAME.fullmatch(name) is None:
-        raise Refused(404, "there is no backup of this name: allowed is a name that the page Backups shows")
+        raise Refused(
+            404, "there is no backup of this name: allowed is a name that the page Backups shows"
+        )
     return name
 
 
@@ -104,10 +120,14 @@ async def ask_to_verify(request: Request, viewer: Viewer) -> str:
     """Say what verifying does."""
     name = _name_in(request)
     words = [
-        "Every byte is read and compared with the checksums in the backup, and the outcome is recorded.",
-        "It takes as long as reading the file. `batch backup verify --restore` also restores it into a scratch place.",
+        "Every byte is read and compared with the checksums in the backup, and the outcome is "
+        "recorded.",
+        "It takes as long as reading the file. `batch backup verify --restore` also restores it "
+        "into a scratch place.",
     ]
-    return await confirm(viewer, "backups", Confirm(f"Verify {name}?", words, "Verify", "Leave it", "/backups"))
+    return await confirm(
+        viewer, "backups", Confirm(f"Verify {name}?", words, "Verify", "Leave it", "/backups")
+    )
 
 
 async def verify(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
@@ -135,12 +155,16 @@ async def download(request: Request, viewer: Viewer) -> Response:
 
 
 async def show_differences(request: Request, viewer: Viewer) -> str:
-    """What differs from one backup to another, or to the database as it is. `?from=NAME&to=NAME`."""
+    """What differs from one backup to another, or to the database as it is.
+    `?from=NAME&to=NAME`.
+    """
     found, warnings = await _listed(viewer)
     before, after = request.query_params.get("from", ""), request.query_params.get("to", "")
     difference = None
     if before:
-        difference = await viewer.operations.named_backups.diff(_checked(before), _checked(after) if after else None)
+        difference = await viewer.operations.named_backups.diff(
+            _checked(before), _checked(after) if after else None
+        )
     return await render(
         "differences.html",
         **await shell_of(viewer, "backups", "Differences between backups"),
@@ -157,6 +181,12 @@ async def show_differences(request: Request, viewer: Viewer) -> str:
 
 def _bars(difference: Difference) -> dict[str, float]:
     """The length of each table's bar, in percent: how many rows differ, on a logarithmic scale."""
-    numbers = {each.table: (each.added or 0) + (each.changed or 0) + (each.removed or 0) for each in difference.tables}
+    numbers = {
+        each.table: (each.added or 0) + (each.changed or 0) + (each.removed or 0)
+        for each in difference.tables
+    }
     most = max(numbers.values(), default=0)
-    return {table: round(100 * math.log1p(n) / math.log1p(most), 1) if n else 0.0 for table, n in numbers.items()}
+    return {
+        table: round(100 * math.log1p(n) / math.log1p(most), 1) if n else 0.0
+        for table, n in numbers.items()
+    }

@@ -1,4 +1,6 @@
-"""`/live`: the stream by which an open page stays up to date. Its messages are parts of the page, as HTML."""
+"""`/live`: the stream by which an open page stays up to date. Its messages are parts of the page,
+as HTML.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ _ROW = re.compile(r'<tr id="([^"]+)".*?</tr>', re.DOTALL)
 
 
 class Source(NamedTuple):
-    """A page with live parts. `parts`: blocks of its template. `feeds`: the topics that tell that it may have changed.
+    """A page with live parts. `parts`: blocks of its template. `feeds`: the topics that tell that
+    it may have changed.
 
     `query`: the names that its address may have; others change nothing.
     `has_rows`: not its blocks are sent, but the rows of the tables in them.
@@ -86,7 +89,9 @@ SOURCES = {
 
 
 class Kind(NamedTuple):
-    """Viewers who get the same bytes: they look at the same page in the same zone, with the same role."""
+    """Viewers who get the same bytes: they look at the same page in the same zone, with the same
+    role.
+    """
 
     topic: str
     query: str
@@ -135,14 +140,25 @@ def _watch_of(operations: Operations, kind: Kind) -> Watch:
     if kind.topic == "nodes":
         return Watch(partial(_strip, operations, kind), STRIP_SECONDS)
     source = SOURCES[kind.topic.partition(":")[0]]
-    return Watch(partial(_page, operations, kind, source, {}), source.rest_seconds, source.slow, ("new-rows",))
+    return Watch(
+        partial(_page, operations, kind, source, {}),
+        source.rest_seconds,
+        source.slow,
+        ("new-rows",),
+    )
 
 
-def _viewer(operations: Operations, kind: Kind, here: str, parts: tuple[str, ...] = ()) -> LiveViewer:
-    """Somebody who has what all who share the bytes have, and nothing that belongs to one of them."""
+def _viewer(
+    operations: Operations, kind: Kind, here: str, parts: tuple[str, ...] = ()
+) -> LiveViewer:
+    """Somebody who has what all who share the bytes have, and nothing that belongs to one of
+    them.
+    """
     actor = Actor("", kind.role, "page")
     now, zone = clock.now(), ZoneInfo(kind.zone)
-    return LiveViewer(actor, operations.by(actor), zone, "auto", None, kind.root, here, "", now, parts=parts)
+    return LiveViewer(
+        actor, operations.by(actor), zone, "auto", None, kind.root, here, "", now, parts=parts
+    )
 
 
 async def _strip(operations: Operations, kind: Kind) -> Sequence[Part]:
@@ -152,12 +168,22 @@ async def _strip(operations: Operations, kind: Kind) -> Sequence[Part]:
     return [Part("nodes", "innerMorph", html)]
 
 
-async def _page(operations: Operations, kind: Kind, source: Source, kept: dict[str, tuple[str, str]]) -> Sequence[Part]:
-    """`kept`: each block as it could be rendered last, and when, for a block that can't be rendered."""
+async def _page(
+    operations: Operations, kind: Kind, source: Source, kept: dict[str, tuple[str, str]]
+) -> Sequence[Part]:
+    """`kept`: each block as it could be rendered last, and when, for a block that can't be
+    rendered.
+    """
     run = kind.topic.partition(":")[2]
     path = f"{source.path}/{run}" if run else source.path
     viewer = _viewer(operations, kind, f"{path}?{kind.query}" if kind.query else path, source.parts)
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "root_path": kind.root, "headers": []}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "root_path": kind.root,
+        "headers": [],
+    }
     scope |= {"query_string": kind.query.encode(), "path_params": {"run": run} if run else {}}
     html = await source.show(Request(scope), viewer)
     if source.has_rows:
@@ -169,15 +195,21 @@ async def _page(operations: Operations, kind: Kind, source: Source, kept: dict[s
         if not text.startswith(FAILED):
             kept[name] = text, formatting.clock(viewer.now, viewer.zone, True)
         elif name in kept:
-            blocks[name] = noted(kept[name][0], await render(NOTE, viewer=viewer, name=name, at=kept[name][1]))
+            blocks[name] = noted(
+                kept[name][0], await render(NOTE, viewer=viewer, name=name, at=kept[name][1])
+            )
     return [Part(f"p-{name}", "innerMorph", text) for name, text in blocks.items()]
 
 
 def _hint(rows: Sequence[Part]) -> Part:
-    """What is said where other rows belong into the table now: rows do not move while somebody reads them."""
+    """What is said where other rows belong into the table now: rows do not move while somebody
+    reads them.
+    """
     key = hash(tuple(row.target for row in rows)) & 0xFFFFFFFF
     return Part(
-        "new-rows", "innerHTML", f'<button class="btn s" data-reload="{key}">The list has changed: show</button>'
+        "new-rows",
+        "innerHTML",
+        f'<button class="btn s" data-reload="{key}">The list has changed: show</button>',
     )
 
 
@@ -187,14 +219,22 @@ async def _lines(operations: Operations, kind: Kind, place: str, most: int) -> t
     found = await viewer.operations.runs.log_after(run, place, most)
     if not found.lines:
         return "", found.after
-    shown = {"lines": found.lines, "numbers": found.numbers, "run": run, "root": kind.root, "text": ""}
+    shown = {
+        "lines": found.lines,
+        "numbers": found.numbers,
+        "run": run,
+        "root": kind.root,
+        "text": "",
+    }
     return await render("log_lines.html", viewer=viewer, **shown), found.after
 
 
 class PageStream(EventStream):
     """Sends the parts of a page that have changed, and the strip of nodes that is on each page."""
 
-    def __init__(self, request: Request, viewer: Viewer, watches: Watches, topic: str, query: str, place: str) -> None:
+    def __init__(
+        self, request: Request, viewer: Viewer, watches: Watches, topic: str, query: str, place: str
+    ) -> None:
         kind = Kind(topic, query, str(viewer.zone), viewer.root, viewer.actor.role)
         self._strip = watches.page(kind._replace(topic="nodes", query=""))[1]
         self._page = self._tail = None
@@ -215,7 +255,9 @@ class PageStream(EventStream):
             self._tail = watches.tail(kind)
         source = SOURCES.get(topic.partition(":")[0])
         feeds: Collection[str] = (
-            (*source.feeds, topic) if topic.startswith("run:") and source else (source or NIGHT).feeds
+            (*source.feeds, topic)
+            if topic.startswith("run:") and source
+            else (source or NIGHT).feeds
         )
         topics = frozenset(feeds if self._page is not None else ()) | {"nodes"}
         super().__init__(request, topics, viewer.actor.token or viewer.actor.name, None)
@@ -243,9 +285,15 @@ class PageStream(EventStream):
         return texts
 
     def ping(self) -> bytes:
-        """The time of the service. Without fresh data there is none, so that the page says that it is old."""
+        """The time of the service. Without fresh data there is none, so that the page says that it
+        is old.
+        """
         is_fresh = self._strip.is_fresh and (self._page is None or self._page.is_fresh)
-        return f"event: beat\ndata: {clock.now().isoformat()}\n\n".encode() if is_fresh else b": ping\n\n"
+        return (
+            f"event: beat\ndata: {clock.now().isoformat()}\n\n".encode()
+            if is_fresh
+            else b": ping\n\n"
+        )
 
 
 async def _live(request: Request) -> Response:
@@ -256,14 +304,23 @@ async def _live(request: Request) -> Response:
     topic = request.query_params.get("topic", "nodes")
     place = request.query_params.get("after_line", "")
     query = _query_of(topic, request.query_params.multi_items())
-    if TOPIC.fullmatch(topic) is None or len(query) > LONGEST_QUERY or (place and PLACE.fullmatch(place) is None):
-        raise Refused(422, "allowed is what a page of this service asks for: topic, after_line, and its own query")
+    if (
+        TOPIC.fullmatch(topic) is None
+        or len(query) > LONGEST_QUERY
+        or (place and PLACE.fullmatch(place) is None)
+    ):
+        raise Refused(
+            422,
+            "allowed is what a page of this service asks for: topic, after_line, and its own query",
+        )
     watches = _all_watches.setdefault(guard.feed, Watches(guard.operations))
     return PageStream(request, viewer, watches, topic, query, place)
 
 
 def _query_of(topic: str, given: Sequence[tuple[str, str]]) -> str:
-    """What of the query says what the page shows. Other names would only make more pages to watch."""
+    """What of the query says what the page shows. Other names would only make more pages to
+    watch.
+    """
     source = SOURCES.get(topic.partition(":")[0])
     known = source.query if source is not None else ()
     return urlencode(sorted((name, value) for name, value in given if name in known))

@@ -29,7 +29,11 @@ async def _static(request: Request) -> Response:
         raise Refused(404, "there is no such file")
     headers = {"Cache-Control": FOR_EVER, "Vary": "Accept-Encoding"}
     if asset.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
-        return Response(asset.packed, media_type=asset.media_type, headers={**headers, "Content-Encoding": "gzip"})
+        return Response(
+            asset.packed,
+            media_type=asset.media_type,
+            headers={**headers, "Content-Encoding": "gzip"},
+        )
     return Response(asset.content, media_type=asset.media_type, headers=headers)
 
 
@@ -58,7 +62,9 @@ routes = [
     *asked("/runs/{run}/retry", run_actions.ask_to_retry, run_actions.retry),
     *asked("/runs/{run}/acknowledge", run_actions.ask_to_acknowledge, run_actions.acknowledge),
     *asked("/incidents/{incident}/retry", incidents.ask_to_retry, incidents.retry),
-    *asked("/incidents/{incident}/acknowledge", incidents.ask_to_acknowledge, incidents.acknowledge),
+    *asked(
+        "/incidents/{incident}/acknowledge", incidents.ask_to_acknowledge, incidents.acknowledge
+    ),
     page("/incidents/{incident}", incidents.show_incident),
     action("/incidents/{incident}/reopen", incidents.reopen),
     *asked("/slots/leave", left_slots.ask_to_leave, left_slots.leave),

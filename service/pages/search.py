@@ -1,4 +1,6 @@
-"""Search: tasks by a part of the name, runs by digits of their id, by a parameter, and by the text of an error."""
+"""Search: tasks by a part of the name, runs by digits of their id, by a parameter, and by the text
+of an error.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,26 @@ async def show_search(request: Request, viewer: Viewer) -> str:
 
 
 async def _tasks(viewer: Viewer, wanted: str) -> Sequence[TaskSummary]:
-    """The tasks with this in their name, those whose name begins with it first; then those that have it as a tag."""
+    """The tasks with this in their name, those whose name begins with it first; then those that
+    have it as a tag.
+    """
     text = wanted.lower()
     listed = await viewer.operations.tasks.list(with_others=True)
-    found = {task.name: task for task in reversed(listed) if task.name}  # a loaded one counts more than a broken file
-    named = [task for task in found.values() if text in (task.name or "").lower() or text in task.tags]
-    return sorted(named, key=lambda task: (not (task.name or "").lower().startswith(text), task.name))
+    found = {
+        task.name: task for task in reversed(listed) if task.name
+    }  # a loaded one counts more than a broken file
+    named = [
+        task for task in found.values() if text in (task.name or "").lower() or text in task.tags
+    ]
+    return sorted(
+        named, key=lambda task: (not (task.name or "").lower().startswith(text), task.name)
+    )
 
 
 async def _run(viewer: Viewer, wanted: str) -> tuple[RunNow | None, str]:
-    """The run whose id begins with these digits or ends in them. If there are several, words that name them."""
+    """The run whose id begins with these digits or ends in them. If there are several, words that
+    name them.
+    """
     if DIGITS.fullmatch(wanted.lower().replace("-", "")) is None:
         return None, ""
     try:
@@ -64,8 +76,12 @@ async def _run(viewer: Viewer, wanted: str) -> tuple[RunNow | None, str]:
 
 
 async def _failed(viewer: Viewer, wanted: str) -> list[RunSummary]:
-    """The newest runs of the last days with this in the text of their reason, or with this parameter."""
-    condition: dict[str, Any] = {"param": [wanted]} if PARAMETER.fullmatch(wanted) else {"text": wanted}
+    """The newest runs of the last days with this in the text of their reason, or with this
+    parameter.
+    """
+    condition: dict[str, Any] = (
+        {"param": [wanted]} if PARAMETER.fullmatch(wanted) else {"text": wanted}
+    )
     try:
         like_this = RunFilter.of(**condition, created_since=viewer.now - LATELY)
         return (await viewer.operations.runs.list(like_this, MOST_RUNS)).runs

@@ -23,7 +23,8 @@ from service.web.problems import Refused
 from service.web.sign_in import begin_session, end_session, refuse_sign_in
 
 WRONG = (
-    "This token or link is not valid: it is unknown, expired, revoked, or was used already. A link signs in once, "
+    "This token or link is not valid: it is unknown, expired, revoked, or was used already. A "
+    "link signs in once, "
     "within five minutes; Enter in the terminal of `batch serve` prints another one."
 )
 LONGEST_SECRET = 200
@@ -38,7 +39,9 @@ async def show_sign_in(request: Request) -> Response:
 
 
 async def sign_in(request: Request) -> Response:
-    """Begin a session, whose cookie the answer sets. A wrong secret shows the form again, with the cause."""
+    """Begin a session, whose cookie the answer sets. A wrong secret shows the form again, with the
+    cause.
+    """
     root = request.scope.get("root_path", "")
     try:
         refuse_sign_in(request)
@@ -48,7 +51,9 @@ async def sign_in(request: Request) -> Response:
         secret = fields.get("secret", "").strip()[:LONGEST_SECRET]
         after = RedirectResponse(root + local_path(fields.get("next")), 303)
         if await begin_session(request, after, guard, secret) is None:
-            return HTMLResponse(await _form(request, fields.get("next"), await _cause(request, guard, secret)), 401)
+            return HTMLResponse(
+                await _form(request, fields.get("next"), await _cause(request, guard, secret)), 401
+            )
         return after
     except Refused as refused:
         return await error_page(request, refused.status, refused.detail, refused.headers)
@@ -57,12 +62,17 @@ async def sign_in(request: Request) -> Response:
 
 
 async def _cause(request: Request, guard: Guard, secret: str) -> str:
-    """Why a secret is not valid. Only the holder of a token that was valid once learns more than that."""
+    """Why a secret is not valid. Only the holder of a token that was valid once learns more than
+    that.
+    """
     at = await guard.operations.access.expired_at(secret)
     if at is None:
         return WRONG
     zone = zone_in(request)
-    return f"This token has expired on {formatting.day(at, zone, clock.now())}: an admin can make another one."
+    return (
+        f"This token has expired on {formatting.day(at, zone, clock.now())}: an admin can make "
+        "another one."
+    )
 
 
 async def _form(request: Request, after: str | None, problem: str) -> str:

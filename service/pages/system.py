@@ -24,10 +24,14 @@ LONGEST_FILTER = 100
 
 
 async def show_nodes(request: Request, viewer: Viewer) -> str:
-    """The pools, and the processes of the service: those that live, and those that have stopped, the newest first."""
+    """The pools, and the processes of the service: those that live, and those that have stopped,
+    the newest first.
+    """
     alive = {node.id: node for node in await viewer.operations.nodes.living(with_workers=True)}
     living = set(alive)
-    nodes = [alive.get(node.id, node) for node in list(await viewer.operations.nodes.list())[:MOST_NODES]]
+    nodes = [
+        alive.get(node.id, node) for node in list(await viewer.operations.nodes.list())[:MOST_NODES]
+    ]
     return await render(
         "nodes.html",
         **await shell_of(viewer, "nodes", "Nodes and pools"),
@@ -39,7 +43,10 @@ async def show_nodes(request: Request, viewer: Viewer) -> str:
         all_nodes=sorted(nodes, key=lambda node: node.id not in living),
         troubles=troubles_of(alive.values()),
         states={node.id: _state(node, living) for node in nodes},
-        ages={node.id: ((node.stopped_at or viewer.now) - node.started_at).total_seconds() for node in nodes},
+        ages={
+            node.id: ((node.stopped_at or viewer.now) - node.started_at).total_seconds()
+            for node in nodes
+        },
     )
 
 
@@ -66,19 +73,27 @@ def _served_by(pool: PoolState) -> str:
     if kind == "services":
         return "the event loop and the threads of each service"
     if kind == "process":
-        children = f"up to {number} child processes" if number else "a child process for each run, one for each core,"
+        children = (
+            f"up to {number} child processes"
+            if number
+            else "a child process for each run, one for each core,"
+        )
         return f"{children} on each node"
     return "its nodes: batch work"
 
 
 async def show_changes(request: Request, viewer: Viewer) -> str:
     """The audit: who did what, the newest first."""
-    given = {name: value for name in FILTERS if (value := request.query_params.get(name, "").strip())}
+    given = {
+        name: value for name in FILTERS if (value := request.query_params.get(name, "").strip())
+    }
     if any(len(value) > LONGEST_FILTER for value in given.values()):
         raise InvalidParameters(f"a filter has {LONGEST_FILTER} characters at most")
     after = request.query_params.get("after")
     conditions: dict[str, Any] = dict(given)
-    found = await viewer.operations.changes.list(PAGE, after, viewer.now - timedelta(days=3_650), **conditions)
+    found = await viewer.operations.changes.list(
+        PAGE, after, viewer.now - timedelta(days=3_650), **conditions
+    )
     return await render(
         "changes.html",
         **await shell_of(viewer, "you", "Changes"),

@@ -17,7 +17,9 @@ from service.web.application import Api
 
 
 class Application(Api):
-    """Our application, served by itself or mounted in another one. If mounted it uses that application's state."""
+    """Our application, served by itself or mounted in another one. If mounted it uses that
+    application's state.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -26,7 +28,9 @@ class Application(Api):
         await super().__call__(scope, receive, send)
 
     def _with_short_failure(self, send: Send) -> Send:
-        """A `send` that reports in one line why the application can't start. Starlette would send a traceback."""
+        """A `send` that reports in one line why the application can't start. Starlette would send a
+        traceback.
+        """
 
         async def send_short(message: Message) -> None:
             failure = getattr(self.state, "failure", None)
@@ -38,17 +42,23 @@ class Application(Api):
 
 
 def create_app(
-    *, authorize: Authorize | None = None, sign_in_url: str | None = None, version: str | None = None
+    *,
+    authorize: Authorize | None = None,
+    sign_in_url: str | None = None,
+    version: str | None = None,
 ) -> Starlette:
     """An application with the service's endpoints, to be served by itself or mounted in yours.
 
-    `authorize`: a function, which may be async, from a request to the Actor that makes it, or None for nobody; so the
-    users of your application are users of this one. Tokens of the service are valid beside it, for programs; nobody
-    signs in to the service itself then. `sign_in_url`: where your application signs people in, to which the pages send
-    a browser of which `authorize` knows nobody; default: such a browser gets the answer 401. `version`: of your
-    application, which the audit records; default: the setting BATCH_VERSION.
+    `authorize`: a function, which may be async, from a request to the Actor that makes it, or None
+    for nobody; so the users of your application are users of this one. Tokens of the service are
+    valid beside it, for programs; nobody signs in to the service itself then. `sign_in_url`: where
+    your application signs people in, to which the pages send a browser of which `authorize` knows
+    nobody; default: such a browser gets the answer 401. `version`: of your application, which the
+    audit records; default: the setting BATCH_VERSION.
     """
-    app = Application(authorize=authorize, sign_in_url=sign_in_url, pages=pages, lifespan=lifespan_with_logs)
+    app = Application(
+        authorize=authorize, sign_in_url=sign_in_url, pages=pages, lifespan=lifespan_with_logs
+    )
     app.add_exception_handler(404, not_found)
     app.state.version = version
     return app

@@ -1,4 +1,6 @@
-"""BatchService: makes all parts of the service in one process, and starts and stops them in order."""
+"""BatchService: makes all parts of the service in one process, and starts and stops them in
+order.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ logger = get_logger("service.batch")
 class BatchService:
     """The batch service of one process, on the running event loop.
 
-    What it does is said by its roles: a service fires schedules, and a worker only executes the runs of some pools.
+    What it does is said by its roles: a service fires schedules, and a worker only executes the
+    runs of some pools.
     """
 
     engine: LocalEngine
@@ -76,10 +79,14 @@ class BatchService:
     tasks: dict[str, Task]
     operations: Operations
 
-    def __init__(self, settings: Settings, roles: Roles | None = None, version: str | None = None) -> None:
-        """`roles`: what it does; None: it is a service that claims the runs of all pools that are not left to others.
+    def __init__(
+        self, settings: Settings, roles: Roles | None = None, version: str | None = None
+    ) -> None:
+        """`roles`: what it does; None: it is a service that claims the runs of all pools that are
+        not left to others.
 
-        `version`: of the application around the service; None: that of the setting, of git, or of its files.
+        `version`: of the application around the service; None: that of the setting, of git, or of
+        its files.
         """
         self._version = version or settings.BATCH_VERSION
         self.settings = self._settings = settings
@@ -100,7 +107,9 @@ class BatchService:
         )
         self.tickets = Tickets() if self.roles.on_tickets else None
         self.stopping = asyncio.Event()
-        """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""
+        """Set when the service begins to stop. Streaming responses end then, because a server waits
+        for them.
+        """
         self._drain: asyncio.Task[None] | None = None
         self._parts: list[Background] = []
         self._waking = Waking(self.roles)
@@ -110,7 +119,8 @@ class BatchService:
         self._sign_off = SignOff(self.node, settings)
 
     async def start(self) -> None:
-        """Migrate the databases, load the tasks, register this node, and begin to fire. A worker migrates nothing.
+        """Migrate the databases, load the tasks, register this node, and begin to fire. A worker
+        migrates nothing.
 
         If a part can't start, the parts that were started are stopped. Raises BatchError.
         """
@@ -135,9 +145,11 @@ class BatchService:
             self._stack = stack.pop_all()
 
     def drain(self) -> asyncio.Task[None]:
-        """Stop firing and claiming now, wait DRAIN_SECONDS for active runs to end, and interrupt the others.
+        """Stop firing and claiming now, wait DRAIN_SECONDS for active runs to end, and interrupt
+        the others.
 
-        The returned task ends when no run is active. The databases stay open until `stop` is called.
+        The returned task ends when no run is active. The databases stay open until `stop` is
+        called.
         """
         if self._drain is None:
             self.stopping.set()
@@ -145,7 +157,9 @@ class BatchService:
             if self._is_firing and self.scheduler.running:
                 self.scheduler.pause()  # not shut down, so that its jobs can still be listed
             seconds = self._settings.DRAIN_SECONDS
-            self._drain = asyncio.create_task(end_work(self.ledger, self.node, self.engine, self._parts, seconds))
+            self._drain = asyncio.create_task(
+                end_work(self.ledger, self.node, self.engine, self._parts, seconds)
+            )
         return self._drain
 
     async def stop(self) -> None:
@@ -158,11 +172,15 @@ class BatchService:
         self._stack.push_async_callback(end)
 
     def leave_at_once(self) -> None:
-        """Sign this node off from another thread, right before the process is ended: its runs are interrupted."""
+        """Sign this node off from another thread, right before the process is ended: its runs are
+        interrupted.
+        """
         self._sign_off.at_once()
 
     def accuse(self, run: str, what: str) -> None:
-        """Note from another thread what this run does, right before the process is ended because of that."""
+        """Note from another thread what this run does, right before the process is ended because of
+        that.
+        """
         self._sign_off.accuse(run, what)
 
     @property
@@ -186,7 +204,9 @@ class BatchService:
         files = await offload(self._open_files, stack)
         self.ledger.on_damage = self._on_damage
         self.node.watch_files(files, self.supervisor.fail, self._on_damage)
-        use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
+        use_application_database(
+            self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS)
+        )
         stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=bool(self.roles.pools))
         self.tasks = self.folder.load()
@@ -207,8 +227,12 @@ class BatchService:
         return files
 
     def _on_damage(self, cause: str) -> None:
-        """Called in any thread: a later try can't succeed, and the log would be full of the same error."""
-        self.supervisor.fail("ledger", f"{cause}. {after_damage(self._settings, self.ledger.url.database or '')}")
+        """Called in any thread: a later try can't succeed, and the log would be full of the same
+        error.
+        """
+        self.supervisor.fail(
+            "ledger", f"{cause}. {after_damage(self._settings, self.ledger.url.database or '')}"
+        )
 
     async def _join(self, stack: AsyncExitStack) -> None:
         """Register this process as a node, and start its engine."""
@@ -218,7 +242,9 @@ class BatchService:
         self.child_pools = ChildPools(settings, self.tasks, self.node)
         stack.push_async_callback(self.child_pools.stop)
         on_closed = partial(closing.tell, self.metrics, self.tasks)
-        self.opener = Opener(self.ledger, self.tasks if self._fires else {}, self.wake, self.node.outage, on_closed)
+        self.opener = Opener(
+            self.ledger, self.tasks if self._fires else {}, self.wake, self.node.outage, on_closed
+        )
         self.engine = LocalEngine(
             self.ledger,
             self.tasks,
@@ -238,7 +264,11 @@ class BatchService:
         stack.callback(wakes.use_no_engine, self.ledger.engine)
         self.node.be_supervised(self.supervisor)
         self.node.start(
-            self._on_loss, self._on_rescue, self._hand_out, self._waking.on_queued, on_replaced=self._on_replaced
+            self._on_loss,
+            self._on_rescue,
+            self._hand_out,
+            self._waking.on_queued,
+            on_replaced=self._on_replaced,
         )
         stack.push_async_callback(self.node.stop)
         self._on_changes.append(self.engine.on_changes)
@@ -273,7 +303,16 @@ class BatchService:
     async def _fire(self, stack: AsyncExitStack) -> None:
         lease, outage = self._settings.LEASE_SECONDS, self.node.outage
         self.dispatcher = Dispatcher(
-            *(self.ledger, self.tasks, self.node.id, self.engine, outage, self.metrics, self.opener.wake, lease),
+            *(
+                self.ledger,
+                self.tasks,
+                self.node.id,
+                self.engine,
+                outage,
+                self.metrics,
+                self.opener.wake,
+                lease,
+            ),
             steps=(steps := ClockSteps()),
         )
         self._on_changes.append(steps.on_changes)
@@ -283,17 +322,32 @@ class BatchService:
         stack.callback(apscheduler.stop, self.scheduler)
         apscheduler.add_jobs(self.scheduler, self.tasks.values(), self.notify)
         self.schedules = ScheduleSync(
-            self.ledger, self.new_tasks, self.tasks, self.node.id, self.scheduler, self.notify, lease, outage
+            self.ledger,
+            self.new_tasks,
+            self.tasks,
+            self.node.id,
+            self.scheduler,
+            self.notify,
+            lease,
+            outage,
         )
         self.dispatcher.on_fired = self.schedules.on_fired
         await self.schedules.open()
         await self.schedules.update_jobs()
         self._on_changes += [self.schedules.on_changes, self.dispatcher.on_changes]
-        keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
+        keep = Keep(
+            settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS
+        )
         upkeep = Upkeep(self.ledger, self.tasks, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
         watching = Watching(
-            settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
+            settings,
+            self._channels,
+            self.ledger,
+            self.application,
+            self.node,
+            self.metrics,
+            self.operations,
         )
         watching.watch.unfired = lambda: self.schedules.unfired.found
         self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
@@ -312,19 +366,27 @@ class BatchService:
         self._parts += parts
 
     def _is_working(self) -> bool:
-        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher, self.schedules)
+        return (
+            self._is_firing
+            and not self.is_stopping
+            and is_working(self.node, self.dispatcher, self.schedules)
+        )
 
     def _wake_bulks(self) -> None:
         if self._is_firing:
             self._bulks.wake()
 
     def _on_loss(self, lost: LostLease | None) -> None:
-        """This node has lost its lease. What still waits for the ledger on a connection of before never ends."""
+        """This node has lost its lease. What still waits for the ledger on a connection of before
+        never ends.
+        """
         self.engine.give_up(lost)
         self.ledger.sever()
 
     def _on_replaced(self) -> None:
-        """The server takes no writes any more: all connections are opened anew, to the one that has taken over."""
+        """The server takes no writes any more: all connections are opened anew, to the one that has
+        taken over.
+        """
         self.ledger.sever()
         self.application.sever()
 
@@ -334,7 +396,9 @@ class BatchService:
         self._wake_bulks()
 
     def notify(self, name: str, slot: datetime | None = None) -> None:
-        """A slot of this task is due now, or at `slot`. Before the start it is not needed: what is due fires then."""
+        """A slot of this task is due now, or at `slot`. Before the start it is not needed: what is
+        due fires then.
+        """
         if self._is_firing:
             self.dispatcher.notify(name, slot)
 
@@ -357,4 +421,6 @@ class BatchService:
         if self.is_stopping:
             return await reasons_while_stopping(self.application, self.ledger) | failures
         firing = (self.dispatcher, self.schedules) if self._fires else None
-        return await reasons(self.application, self.ledger, self.node, self.engine, firing) | failures
+        return (
+            await reasons(self.application, self.ledger, self.node, self.engine, firing) | failures
+        )

@@ -1,4 +1,6 @@
-"""Carries out bulks in a service: those that were begun here, and those of a process that has died."""
+"""Carries out bulks in a service: those that were begun here, and those of a process that has
+died.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ RETRY_SECONDS = 10.0
 
 
 class BulkWorker(Background):
-    """Looks for bulks when the service starts, when it is woken, and as long as some are under way."""
+    """Looks for bulks when the service starts, when it is woken, and as long as some are under
+    way.
+    """
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
@@ -36,7 +40,9 @@ class BulkWorker(Background):
                 self._woken.set()
 
     async def _carry_out_all(self) -> bool:
-        """Carry out what is under way. Returns whether something is left that has to be looked at again."""
+        """Carry out what is under way. Returns whether something is left that has to be looked at
+        again.
+        """
         try:
             for bulk in await self._operations.bulks_under_way():
                 await self._operations.bulks.carry_out(bulk)

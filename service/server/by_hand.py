@@ -60,22 +60,30 @@ class _ServiceTask:
             await asyncio.wait([self._task])
 
     def _report_failure(self, task: asyncio.Task[None]) -> None:
-        """Raise the failure where the start is awaited, and log it too, because the start need not be awaited."""
+        """Raise the failure where the start is awaited, and log it too, because the start need not
+        be awaited.
+        """
         error = None if task.cancelled() else task.exception()
         if not self._started.done():
-            self._started.set_exception(error or BatchError("the batch service was stopped before it had started"))
-            self._started.exception()  # so that asyncio does not warn that the exception was never retrieved
+            self._started.set_exception(
+                error or BatchError("the batch service was stopped before it had started")
+            )
+            # So that asyncio does not warn that the exception was never retrieved
+            self._started.exception()
         if error is not None:
             apscheduler.stop(self.scheduler)
             is_known = isinstance(error, BatchError)
-            logger.error(f"the batch service has ended: {error}", exc_info=None if is_known else error)
+            logger.error(
+                f"the batch service has ended: {error}", exc_info=None if is_known else error
+            )
 
 
 def create_scheduler() -> AsyncIOScheduler:
-    """The scheduler of a new batch service, with a job for each registered task: id = name, name = description.
+    """The scheduler of a new batch service, with a job for each registered task: id = name, name =
+    description.
 
-    The service takes its settings from the environment. When it starts, it also loads the tasks in TASKS_DIR.
-    Raises InvalidSetting.
+    The service takes its settings from the environment. When it starts, it also loads the tasks in
+    TASKS_DIR. Raises InvalidSetting.
     """
     service_task = _ServiceTask()
     service_task.scheduler.batch = service_task
@@ -85,22 +93,27 @@ def create_scheduler() -> AsyncIOScheduler:
 def start_scheduler(scheduler: AsyncIOScheduler) -> asyncio.Future[None]:
     """Start the service of a scheduler from create_scheduler() on the running event loop.
 
-    The jobs have their next run times at once. Await the returned future to wait until the service has started: it
-    raises BatchError if the service can't start. Raises BatchError if no event loop runs, or on a second start.
+    The jobs have their next run times at once. Await the returned future to wait until the service
+    has started: it raises BatchError if the service can't start. Raises BatchError if no event loop
+    runs, or on a second start.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        raise BatchError("start_scheduler() needs a running event loop: call it in an `async def`") from None
+        raise BatchError(
+            "start_scheduler() needs a running event loop: call it in an `async def`"
+        ) from None
     if scheduler.batch.is_started:
-        raise BatchError("this scheduler was started before: make another one with create_scheduler()")
+        raise BatchError(
+            "this scheduler was started before: make another one with create_scheduler()"
+        )
     return scheduler.batch.start()  # type: ignore[no-any-return] # APScheduler 3 has no types
 
 
 def stop_scheduler(scheduler: AsyncIOScheduler) -> asyncio.Future[None]:
     """Stop firing at once, and stop the service.
 
-    Await the returned future to wait for the stop. Runs that do not end within DRAIN_SECONDS are interrupted, and the
-    next service on the ledger resumes them.
+    Await the returned future to wait for the stop. Runs that do not end within DRAIN_SECONDS are
+    interrupted, and the next service on the ledger resumes them.
     """
     return scheduler.batch.stop()  # type: ignore[no-any-return] # APScheduler 3 has no types

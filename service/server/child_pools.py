@@ -13,14 +13,16 @@ from service.config import Settings
 
 
 class ChildPools:
-    """A ProcessPool for each pool that a setting describes as `process`. It has a nursery once a task needs it.
+    """A ProcessPool for each pool that a setting describes as `process`. It has a nursery once a
+    task needs it.
 
     Attributes:
         by_name: The pools by their names.
     """
 
     def __init__(self, settings: Settings, tasks: Mapping[str, Task], node: Node) -> None:
-        """`tasks`: those of this process, by name; more may be added. It serves the pools that `node` claims from.
+        """`tasks`: those of this process, by name; more may be added. It serves the pools that
+        `node` claims from.
 
         A node that claims nothing serves all of them, for the run that it is given.
         """
@@ -34,7 +36,9 @@ class ChildPools:
         }
 
     def serve(self, new_tasks: NewTasks) -> None:
-        """Start the pools that a task needs, now and when tasks were added, unless the node claims nothing."""
+        """Start the pools that a task needs, now and when tasks were added, unless the node claims
+        nothing.
+        """
         if self._claims:
             self._start()
             new_tasks.on_added.append(self._start)

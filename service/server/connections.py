@@ -1,7 +1,9 @@
-"""Limits the number of open connections of the HTTP server, and the time that a connection waits for its client.
+"""Limits the number of open connections of the HTTP server, and the time that a connection waits
+for its client.
 
-Each connection takes a file descriptor, and runs need file descriptors too. uvicorn counts a connection only after it
-has read a request, and waits without a limit for the request, and for a client that does not read the answer.
+Each connection takes a file descriptor, and runs need file descriptors too. uvicorn counts a
+connection only after it has read a request, and waits without a limit for the request, and for a
+client that does not read the answer.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 REQUEST_SECONDS = 10.0
-"""Longest time from the connection, or from the end of the last response, to the end of a request's headers."""
+"""Longest time from the connection, or from the end of the last response, to the end of a request's
+headers.
+"""
 BODY_PAUSE_SECONDS = 10.0
 """Longest time between two parts of a request's body."""
 BODY_SECONDS = 30.0
 """Longest time from the end of a request's headers to the end of its body."""
 LAST_BODY_SECONDS = 2.0
-"""Longest time from the stop of the server to the end of a request's body: the server waits for all open requests."""
+"""Longest time from the stop of the server to the end of a request's body: the server waits for all
+open requests.
+"""
 UNREAD_SECONDS = 30.0
 """Longest time that a full buffer waits until the client has read some of it."""
 MOST_HEADER_BYTES = 65_536
@@ -36,12 +42,16 @@ WARN_SECONDS = 60.0
 
 
 def raise_file_limit() -> int:
-    """Raise this process's limit of open files to its hard limit (at most MOST_FILES), and return the limit."""
+    """Raise this process's limit of open files to its hard limit (at most MOST_FILES), and return
+    the limit.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = [MOST_FILES if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard)]
     raised = min(allowed[1], MOST_FILES)
     if raised > allowed[0]:
-        with contextlib.suppress(ValueError, OSError):  # some systems allow less than the hard limit that they report
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # some systems allow less than the hard limit that they report
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             return raised
     return allowed[0]
@@ -55,11 +65,12 @@ def share_of(files: int) -> int:
 class Connections:
     """The open connections, at most `limit`.
 
-    When another one is opened, the connection that has been idle for the longest time is closed, or the new one if none
-    is idle. A connection is idle if it has no complete request to answer: none was sent yet, its headers or its body
-    are not complete, or the last one was answered. A request's headers have to arrive within `request_seconds`, and its
-    body within `body_seconds`, with at most `body_pause_seconds` between two parts. If an answer fills the buffer, the
-    client has to read some of it within `unread_seconds`.
+    When another one is opened, the connection that has been idle for the longest time is closed, or
+    the new one if none is idle. A connection is idle if it has no complete request to answer: none
+    was sent yet, its headers or its body are not complete, or the last one was answered. A
+    request's headers have to arrive within `request_seconds`, and its body within `body_seconds`,
+    with at most `body_pause_seconds` between two parts. If an answer fills the buffer, the client
+    has to read some of it within `unread_seconds`.
     """
 
     def __init__(
@@ -80,7 +91,9 @@ class Connections:
         self._warned_at = -WARN_SECONDS
 
     def protocol(self, of: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-        """A subclass of uvicorn's protocol class `of` whose connections are limited by this object."""
+        """A subclass of uvicorn's protocol class `of` whose connections are limited by this
+        object.
+        """
         return type("LimitedProtocol", (LimitedProtocol, of), {"_all": self})
 
     def add(self, connection: LimitedProtocol) -> None:
@@ -111,13 +124,16 @@ class Connections:
         if clock.monotonic() - self._warned_at >= WARN_SECONDS:
             self._warned_at = clock.monotonic()
             logger.warning(
-                f"more than {self.limit} HTTP connections at a time: those idle for the longest time are closed, so "
+                f"more than {self.limit} HTTP connections at a time: those idle for the longest "
+                "time are closed, so "
                 "that runs can open files. A higher limit of open files (`ulimit -n`) allows more"
             )
 
 
 class LimitedProtocol(asyncio.Protocol):
-    """A mixin for uvicorn's HTTP protocols that closes a connection whose request does not arrive in time."""
+    """A mixin for uvicorn's HTTP protocols that closes a connection whose request does not arrive
+    in time.
+    """
 
     _all: Connections
     transport: Any
@@ -180,7 +196,9 @@ class LimitedProtocol(asyncio.Protocol):
         self._all.idle(self, self._is_idle)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing: the request is answered without an upgrade, and uvicorn would log how to install WebSockets."""
+        """Log nothing: the request is answered without an upgrade, and uvicorn would log how to
+        install WebSockets.
+        """
 
     @property
     def _is_idle(self) -> bool:
@@ -188,7 +206,9 @@ class LimitedProtocol(asyncio.Protocol):
 
     @property
     def _is_answered(self) -> bool:
-        """Whether there is no request whose headers have come and whose response is not complete."""
+        """Whether there is no request whose headers have come and whose response is not
+        complete.
+        """
         return self.cycle is None or bool(self.cycle.response_complete)
 
     @property
@@ -222,9 +242,14 @@ class LimitedProtocol(asyncio.Protocol):
     def _check_body(self) -> None:
         """End the connection if the body is late, and otherwise look again when it would be."""
         now = clock.monotonic()
-        if self.flow.read_paused:  # the application does not take what has come, so the client can send no more
+        if (
+            self.flow.read_paused
+        ):  # the application does not take what has come, so the client can send no more
             self._body_began_at = self._body_moved_at = now
-        late_at = min(self._body_moved_at + self._all.body_pause_seconds, self._body_began_at + self._all.body_seconds)
+        late_at = min(
+            self._body_moved_at + self._all.body_pause_seconds,
+            self._body_began_at + self._all.body_seconds,
+        )
         if now >= late_at:
             self._give_up()
         else:

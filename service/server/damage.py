@@ -16,11 +16,15 @@ from service.errors import DatabaseDamaged
 
 @contextmanager
 def damage_explained(settings: Settings) -> Iterator[None]:
-    """Add to the error of a damaged file what to do about it. Blocks then: it lists the folder of the backups."""
+    """Add to the error of a damaged file what to do about it. Blocks then: it lists the folder of
+    the backups.
+    """
     try:
         yield
     except DatabaseDamaged as error:
-        raise DatabaseDamaged(f"{error.message} {after_damage(settings, error.file)}", error.file) from error
+        raise DatabaseDamaged(
+            f"{error.message} {after_damage(settings, error.file)}", error.file
+        ) from error
 
 
 def after_damage(settings: Settings, file: str) -> str:
@@ -28,10 +32,16 @@ def after_damage(settings: Settings, file: str) -> str:
     moved = f"Stop all services, and move {file} and the files beside it away"
     if file == make_url(settings.ledger_url).database:
         return (
-            f"{moved}: a service then begins with a new ledger, so tasks fire from then on, and their history is lost. "
+            f"{moved}: a service then begins with a new ledger, so tasks fire from then on, and "
+            "their history is lost. "
             "Backups do not include the ledger; `sqlite3 FILE .recover` saves what can be read"
         )
-    names = [name for name in Places.of(settings).folder.listed() if taken_at(Path(name)) is not None]
+    names = [
+        name for name in Places.of(settings).folder.listed() if taken_at(Path(name)) is not None
+    ]
     if not names:
-        return f"{moved}. There is no backup in {settings.BACKUP_DIR} (BACKUP_DIR) that could be restored"
+        return (
+            f"{moved}. There is no backup in {settings.BACKUP_DIR} (BACKUP_DIR) that could be "
+            "restored"
+        )
     return f"{moved}; then restore the newest backup: batch backup restore {max(names)}"

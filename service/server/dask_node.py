@@ -1,7 +1,8 @@
-"""What the workers of a Dask cluster call: `plugin` makes the plugin that hosts a node there, and `use` takes a ticket.
+"""What the workers of a Dask cluster call: `plugin` makes the plugin that hosts a node there, and
+`use` takes a ticket.
 
-Services name these two functions to the cluster (service/dask/remote.py), so a worker with an older package has to
-understand their arguments.
+Services name these two functions to the cluster (service/dask/remote.py), so a worker with an older
+package has to understand their arguments.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from service.dask.plugin import NodePlugin
 
 NANNY_SECONDS = 1.5
-"""How long a drain lasts in a worker with a nanny. That kills the process four seconds after it has asked it to end."""
+"""How long a drain lasts in a worker with a nanny. That kills the process four seconds after it has
+asked it to end.
+"""
 
 _nodes: list[HostedNode] = []
 """The node of this process. While one is replaced by another, the last one counts."""
@@ -25,7 +28,9 @@ def plugin(pools: list[str]) -> NodePlugin:
     """The plugin that hosts a node of these pools."""
     from service.dask.plugin import NodePlugin
 
-    def make(places: int, has_nanny: bool, on_tasks: Callable[[dict[str, list[str]]], None]) -> HostedNode:
+    def make(
+        places: int, has_nanny: bool, on_tasks: Callable[[dict[str, list[str]]], None]
+    ) -> HostedNode:
         node = HostedNode(frozenset(pools), places, on_tasks, NANNY_SECONDS if has_nanny else None)
         _nodes[:] = [node]
         return node
@@ -34,5 +39,7 @@ def plugin(pools: list[str]) -> NodePlugin:
 
 
 def use(task: str, seconds: float, by: str) -> bool:
-    """Use a ticket, in a thread of the worker. Returns whether more runs of the task may be able to start."""
+    """Use a ticket, in a thread of the worker. Returns whether more runs of the task may be able to
+    start.
+    """
     return _nodes[-1].use(task, seconds, by) if _nodes else False

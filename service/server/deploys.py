@@ -1,4 +1,6 @@
-"""Writes to the audit that this process starts or stops, and what has changed since the last start."""
+"""Writes to the audit that this process starts or stops, and what has changed since the last
+start.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ START, STOP, DEPLOY, SETTINGS = "service.start", "service.stop", "service.deploy
 
 
 async def record_start(
-    connection: AsyncConnection, node: str, settings: Settings, versions: Mapping[str, str], now: datetime
+    connection: AsyncConnection,
+    node: str,
+    settings: Settings,
+    versions: Mapping[str, str],
+    now: datetime,
 ) -> None:
     """Record the start of the service. `versions`: `package` and `application`."""
     by = this_process()
@@ -33,7 +39,13 @@ async def record_start(
         if before.get("versions") != after["versions"]:
             key = f"{DEPLOY} {_hash_of(versions)} {last['id']}"
             await audit.record(
-                connection, by, DEPLOY, now, before=before.get("versions"), after=after["versions"], key=key
+                connection,
+                by,
+                DEPLOY,
+                now,
+                before=before.get("versions"),
+                after=after["versions"],
+                key=key,
             )
         await _record_settings(connection, by, before.get("settings"), shown, str(last["id"]), now)
     await audit.record(connection, by, START, now, target=node, after=after)
@@ -50,26 +62,39 @@ def this_process() -> By:
 
 
 async def _record_settings(
-    connection: AsyncConnection, by: By, before: Any, after: Mapping[str, Any], last: str, now: datetime
+    connection: AsyncConnection,
+    by: By,
+    before: Any,
+    after: Mapping[str, Any],
+    last: str,
+    now: datetime,
 ) -> None:
     if not isinstance(before, Mapping):
         return
-    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    names = sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
     if not names:
         return
     old, new = ({name: _shown(values.get(name)) for name in names} for values in (before, after))
     key = f"{SETTINGS} {_hash_of(after)} {last}"
-    await audit.record(connection, by, SETTINGS, now, target=", ".join(names)[:500], before=old, after=new, key=key)
+    await audit.record(
+        connection, by, SETTINGS, now, target=", ".join(names)[:500], before=old, after=new, key=key
+    )
 
 
 def _settings(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON. Of one that may be secret only a mark is stored, by which a change is recognised."""
+    """The settings as JSON. Of one that may be secret only a mark is stored, by which a change is
+    recognised.
+    """
     redaction = Redaction.of(settings.BATCH_SECRET_WORDS)
     values = settings.model_dump(mode="json", include=set(Settings.model_fields))
     ordinary = {"BATCH_SECRET_WORDS"}
     return {
         name: f"{MASK} {_hash_of([name, str(getattr(settings, name))])}"
-        if value is not None and name not in ordinary and (name.endswith(SECRET) or redaction.is_secret(name))
+        if value is not None
+        and name not in ordinary
+        and (name.endswith(SECRET) or redaction.is_secret(name))
         else value
         for name, value in values.items()
     }

@@ -1,4 +1,6 @@
-"""The digest: a summary of the night, which is written once for each slot of BATCH_DIGEST_CRON and then sent."""
+"""The digest: a summary of the night, which is written once for each slot of BATCH_DIGEST_CRON and
+then sent.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ AGAIN = timedelta(minutes=1)
 
 
 class Digest(Background):
-    """Works on the node that has the duty of the watch. `cron` is in UTC. `channels`: the names of its channels."""
+    """Works on the node that has the duty of the watch. `cron` is in UTC. `channels`: the names of
+    its channels.
+    """
 
     turn_seconds = 60.0
 
@@ -79,10 +83,15 @@ class Digest(Background):
                     await self._write(self._due)
                 self._due = None
             except BatchError as error:
-                logger.warning(f"the digest could not be written, and is tried again in a minute: {error.message}")
+                logger.warning(
+                    "the digest could not be written, and is tried again in a minute: "
+                    f"{error.message}"
+                )
             except (DBAPIError, OSError) as error:
                 why = self._ledger.why(error)
-                logger.warning(f"the digest could not be written, and is tried again in a minute: {why}")
+                logger.warning(
+                    f"the digest could not be written, and is tried again in a minute: {why}"
+                )
             except Exception:  # the background loop's boundary
                 logger.exception("the digest could not be written, and is tried again in a minute")
 
@@ -102,11 +111,15 @@ def text_of(night: Night) -> str:
     for need in night.needs[:MOST_ROWS]:
         owner = f" ({need.owner})" if need.owner else ""
         keeps = f"; keeps back {in_words(need.keeps_back)}" if need.keeps_back else ""
-        lines.append(f"- {need.task or need.subject or need.kind}{owner}: {need.error or HIDDEN}{keeps}")
+        lines.append(
+            f"- {need.task or need.subject or need.kind}{owner}: {need.error or HIDDEN}{keeps}"
+        )
     if (rest := len(night.needs) - MOST_ROWS) > 0:
         lines.append(f"- and {rest:,} more")
     if night.late:
-        lines.append("Late or slow: " + ", ".join(sorted({run.task for run in night.late})[:MOST_ROWS]))
+        lines.append(
+            "Late or slow: " + ", ".join(sorted({run.task for run in night.late})[:MOST_ROWS])
+        )
     lines += [
         f"Did not run: {each.slots:,} slots, {each.cause}"
         + (f" by {each.by}" if each.by else f" {each.after.task}" if each.after else "")

@@ -1,4 +1,6 @@
-"""The end of the work of a service: its runs end or are interrupted, and its row in the ledger says that it drains."""
+"""The end of the work of a service: its runs end or are interrupted, and its row in the ledger says
+that it drains.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from service.database.engine import Database
 from service.server.probes import write_if_reachable
 
 DRAIN_NOTE_SECONDS = 1.0
-"""After its drain a service waits this long at most until the begin of the drain is written to the ledger."""
+"""After its drain a service waits this long at most until the begin of the drain is written to the
+ledger.
+"""
 
 
 async def end_work(

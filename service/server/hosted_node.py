@@ -1,7 +1,7 @@
 """A node on tickets that lives in a process of somebody else, such as a worker of Dask.
 
-It has a thread and an event loop of its own: what blocks the loop of a run does not block that of the process, by which
-others see that the process lives.
+It has a thread and an event loop of its own: what blocks the loop of a run does not block that of
+the process, by which others see that the process lives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ MOST_KNOWN = 1_000
 
 
 class HostedNode:
-    """A node that claims runs of these pools on tickets, at most `places` at once. Its settings are the process's.
+    """A node that claims runs of these pools on tickets, at most `places` at once. Its settings are
+    the process's.
 
     `start`, `until_ended` and `stop` may be awaited on any event loop but its own.
     """
@@ -43,17 +44,24 @@ class HostedNode:
         on_tasks: Callable[[dict[str, list[str]]], None],
         drain_seconds: float | None = None,
     ) -> None:
-        """`on_tasks`: called in the node's thread with the names of its tasks by pool, and again when there are more.
+        """`on_tasks`: called in the node's thread with the names of its tasks by pool, and again
+        when there are more.
 
         `drain_seconds`: a drain takes no longer, whatever DRAIN_SECONDS says.
         """
-        self._pools, self._places, self._on_tasks, self._drain_seconds = pools, places, on_tasks, drain_seconds
+        self._pools, self._places, self._on_tasks, self._drain_seconds = (
+            pools,
+            places,
+            on_tasks,
+            drain_seconds,
+        )
         self._known: set[str] = set()
         self._mistake: DatabaseError | None = None
         self._started: Future[None] = Future()
         self._ended: Future[None] = Future()
         for future in (self._started, self._ended):
-            future.set_running_or_notify_cancel()  # who waits for them may be cancelled, and they may not
+            # Who waits for them may be cancelled, and they may not
+            future.set_running_or_notify_cancel()
 
     async def start(self) -> None:
         """Start the node, and return when it can claim. Raises BatchError if it can't start."""
@@ -61,7 +69,9 @@ class HostedNode:
         await asyncio.wrap_future(self._started)
 
     async def until_ended(self) -> None:
-        """Return when the node has ended. Raises DatabaseError if its ledger is not that of the services."""
+        """Return when the node has ended. Raises DatabaseError if its ledger is not that of the
+        services.
+        """
         await asyncio.wrap_future(self._ended)
         if self._mistake is not None:
             raise self._mistake
@@ -94,7 +104,9 @@ class HostedNode:
     def _run(self) -> None:
         try:
             asyncio.run(self._live())
-        except Exception as error:  # the thread's boundary: it is raised again where the start is awaited
+        except (
+            Exception
+        ) as error:  # the thread's boundary: it is raised again where the start is awaited
             if self._started.done():
                 logger.exception("a hosted node has ended")
             else:
@@ -105,7 +117,9 @@ class HostedNode:
     async def _live(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         settings = self._settings()
-        batch = self._batch = BatchService(settings, Roles(fires=False, pools=self._pools, on_tickets=True))
+        batch = self._batch = BatchService(
+            settings, Roles(fires=False, pools=self._pools, on_tickets=True)
+        )
         with logs.keep_run_lines(settings.LOG_LEVEL):
             async with serving(batch, settings, is_guest=True):
                 self._tell_tasks()
@@ -117,11 +131,15 @@ class HostedNode:
         settings = get_settings()
         drain = settings.DRAIN_SECONDS if self._drain_seconds is None else self._drain_seconds
         changed = {"MAX_RUNNING": self._places, "MAX_THREADS": self._places}
-        return settings.model_copy(update=changed | {"DRAIN_SECONDS": min(drain, settings.DRAIN_SECONDS)})
+        return settings.model_copy(
+            update=changed | {"DRAIN_SECONDS": min(drain, settings.DRAIN_SECONDS)}
+        )
 
     def _tell_tasks(self) -> None:
         tasks = self._batch.tasks
-        self._on_tasks({pool: [name for name in tasks if tasks[name].pool == pool] for pool in self._pools})
+        self._on_tasks(
+            {pool: [name for name in tasks if tasks[name].pool == pool] for pool in self._pools}
+        )
 
     async def _use(self, task: str, seconds: float, by: str) -> bool:
         await self._check(by)
@@ -129,15 +147,20 @@ class HostedNode:
         return await self._batch.tickets.use(task, seconds)
 
     async def _check(self, service: str) -> None:
-        """Raises DatabaseError, and ends the node, if its ledger is not the one that this service has."""
+        """Raises DatabaseError, and ends the node, if its ledger is not the one that this service
+        has.
+        """
         if service in self._known:
             return
         ledger = self._batch.ledger
         async with ledger.reader.connect() as connection:
-            found = (await connection.execute(select(nodes.c.id).where(nodes.c.id == service))).first()
+            found = (
+                await connection.execute(select(nodes.c.id).where(nodes.c.id == service))
+            ).first()
         if found is None:
             self._mistake = DatabaseError(
-                f"the ledger of this worker, {ledger.safe_url}, is not that of the service which has placed a ticket: "
+                f"the ledger of this worker, {ledger.safe_url}, is not that of the service which "
+                "has placed a ticket: "
                 f"let {ledger.setting} name the database that the service uses"
             )
             self._stopping.set()

@@ -1,4 +1,6 @@
-"""The lifespan that runs the batch service in your application, and the one of an application of ours."""
+"""The lifespan that runs the batch service in your application, and the one of an application of
+ours.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,20 @@ from service.web.access import check_settings
 
 
 class App(Protocol):
-    """An application such as Starlette's or FastAPI's. The lifespan only sets attributes of its `state`."""
+    """An application such as Starlette's or FastAPI's. The lifespan only sets attributes of its
+    `state`.
+    """
 
     state: Any
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: App) -> AsyncIterator[None]:
-    """Start the batch service with your application, and stop it with it. Your logging is not changed.
+    """Start the batch service with your application, and stop it with it. Your logging is not
+    changed.
 
-    Sets `app.state.batch` (the service) and `app.state.scheduler` (APScheduler). Raises BatchError if the service can't
-    start.
+    Sets `app.state.batch` (the service) and `app.state.scheduler` (APScheduler). Raises BatchError
+    if the service can't start.
     """
     settings = get_settings()
     check_settings(settings)
@@ -38,7 +43,9 @@ async def lifespan(app: App) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
-    """The lifespan of our own application, with logging. `app.state.failure` is the error if it can't start."""
+    """The lifespan of our own application, with logging. `app.state.failure` is the error if it
+    can't start.
+    """
     async with contextlib.AsyncExitStack() as stack:
         try:
             settings = get_settings()
@@ -46,7 +53,9 @@ async def lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
             logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
             stack.callback(logs.catch_up)
             batch = BatchService(settings, version=getattr(app.state, "version", None))
-            _set_state(app, await stack.enter_async_context(serving(batch, settings, is_guest=False)))
+            _set_state(
+                app, await stack.enter_async_context(serving(batch, settings, is_guest=False))
+            )
         except BaseException as error:
             app.state.failure = error
             raise

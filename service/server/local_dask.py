@@ -15,10 +15,13 @@ PLACES = 4
 """How many runs each worker executes at once, unless `--max-running` says it."""
 
 
-def run(settings: Settings, pools: Collection[str], workers: int | None, places: int | None) -> None:
+def run(
+    settings: Settings, pools: Collection[str], workers: int | None, places: int | None
+) -> None:
     """Run a cluster until SIGTERM, SIGINT or SIGHUP. Raises BatchError if it can't start.
 
-    `pools`: whose setting names its address; empty: all pools on Dask. `workers`: None: one for each core.
+    `pools`: whose setting names its address; empty: all pools on Dask. `workers`: None: one for
+    each core.
     """
     from service.dask import installed
 
@@ -30,7 +33,9 @@ def run(settings: Settings, pools: Collection[str], workers: int | None, places:
     shape = local_cluster.Shape(host, port, workers or os.cpu_count() or 1, places or PLACES)
 
     def on_ready(address: str, dashboard: str | None) -> None:
-        console.say(f"Dask on this machine: {shape.workers} workers, {shape.places} places each", flush=True)
+        console.say(
+            f"Dask on this machine: {shape.workers} workers, {shape.places} places each", flush=True
+        )
         console.say(f"  scheduler  {address.replace('tcp:', 'dask:', 1)}", flush=True)
         shown = dashboard or "none: it needs bokeh (pip install 'bokeh>=3.1')"
         console.say(f"  dashboard  {shown}", flush=True)
@@ -45,7 +50,9 @@ def run(settings: Settings, pools: Collection[str], workers: int | None, places:
 
 
 def _address(settings: Settings, pools: Collection[str]) -> tuple[list[str], tuple[str, int]]:
-    """The pools that the settings put on Dask, and the one address that they name, or the default one."""
+    """The pools that the settings put on Dask, and the one address that they name, or the default
+    one.
+    """
     on_dask = {
         name: pool.address
         for name, pool in sorted(settings.pools.items())
@@ -59,6 +66,8 @@ def _address(settings: Settings, pools: Collection[str]) -> tuple[list[str], tup
     for address in on_dask.values():
         parts = urlsplit(address)
         if parts.scheme == "tls":
-            raise InvalidParameters("--dask runs a cluster without TLS; docs/dask.md says how to start one with it")
+            raise InvalidParameters(
+                "--dask runs a cluster without TLS; docs/dask.md says how to start one with it"
+            )
         return list(on_dask), (parts.hostname or "127.0.0.1", parts.port or DASK_PORT)
     return [], ("127.0.0.1", DASK_PORT)

@@ -13,7 +13,9 @@ from service.operations.operations import Operations
 class Monitoring:
     """Answers what monitors ask of one service. It belongs to the event loop of the service."""
 
-    def __init__(self, metrics: ProcessMetrics, engine: LocalEngine, node: Node, operations: Operations) -> None:
+    def __init__(
+        self, metrics: ProcessMetrics, engine: LocalEngine, node: Node, operations: Operations
+    ) -> None:
         self.metrics = metrics
         self.gauges = operations.gauges(metrics)
         """Reads the gauges of the ledger. Call its `stop` before the databases are closed."""

@@ -22,8 +22,12 @@ HOST = "service.server.dask_node"
 """The module that the workers of a Dask cluster call."""
 
 
-async def placing_of(settings: Settings, ledger: Database, node: Node, tasks: Mapping[str, Task]) -> Placing | None:
-    """The loop that places tickets for all pools of this kind; None if there is none. Raises InvalidSetting."""
+async def placing_of(
+    settings: Settings, ledger: Database, node: Node, tasks: Mapping[str, Task]
+) -> Placing | None:
+    """The loop that places tickets for all pools of this kind; None if there is none. Raises
+    InvalidSetting.
+    """
     placed = {name: pool for name, pool in settings.pools.items() if pool.is_placed}
     if not placed:
         return None
@@ -42,7 +46,9 @@ async def placing_of(settings: Settings, ledger: Database, node: Node, tasks: Ma
     return placing[0]
 
 
-async def _on_dask(pools: Mapping[str, Pool], node: Node, wake: Callable[[], None], lease: float) -> dict[str, Placer]:
+async def _on_dask(
+    pools: Mapping[str, Pool], node: Node, wake: Callable[[], None], lease: float
+) -> dict[str, Placer]:
     """One connection to each cluster, whose workers serve all pools that are on it."""
     if not pools:
         return {}
@@ -55,7 +61,9 @@ async def _on_dask(pools: Mapping[str, Pool], node: Node, wake: Callable[[], Non
     by_address: dict[str, list[str]] = {}
     for name, pool in pools.items():
         by_address.setdefault(str(pool.address), []).append(name)
-    clusters = {address: Cluster(address, names, HOST, wake) for address, names in by_address.items()}
+    clusters = {
+        address: Cluster(address, names, HOST, wake) for address, names in by_address.items()
+    }
     return {
         name: DaskPlacer(name, pool.resources, clusters[str(pool.address)], node.id, wake, lease)
         for name, pool in pools.items()
@@ -71,8 +79,14 @@ def _own(pool: str, named: str) -> Placer:
     try:
         placer = getattr(import_module(module), name)(pool)
     except Exception as error:  # an author's module may raise anything
-        raise InvalidSetting(f"{setting}: the placer {named} can't be made: {failures.line_of(error)}") from error
-    lacks = [name for name in ("places", "place", "close") if not callable(getattr(placer, name, None))]
+        raise InvalidSetting(
+            f"{setting}: the placer {named} can't be made: {failures.line_of(error)}"
+        ) from error
+    lacks = [
+        name for name in ("places", "place", "close") if not callable(getattr(placer, name, None))
+    ]
     if lacks:
-        raise InvalidSetting(f"{setting}: the placer {named} has no {', '.join(lacks)}; docs/pools.md shows one")
+        raise InvalidSetting(
+            f"{setting}: the placer {named} has no {', '.join(lacks)}; docs/pools.md shows one"
+        )
     return placer  # type: ignore[no-any-return]

@@ -28,8 +28,12 @@ async def trouble_with(database: Database) -> str | None:
     return None
 
 
-async def write_if_reachable(ledger: Database, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
-    """Call `write` in a transaction of the ledger. Returns False if the ledger can't be reached, which is logged."""
+async def write_if_reachable(
+    ledger: Database, write: Callable[[AsyncConnection], Awaitable[None]]
+) -> bool:
+    """Call `write` in a transaction of the ledger. Returns False if the ledger can't be reached,
+    which is logged.
+    """
     try:
         async with limited(ANSWER_SECONDS), ledger.engine.begin() as connection:
             await write(connection)

@@ -1,4 +1,6 @@
-"""Why this process is not ready: which of its parts can't do their work now. `/readyz` and the ledger say it."""
+"""Why this process is not ready: which of its parts can't do their work now. `/readyz` and the
+ledger say it.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ NO_ANSWER = "no answer within {:g} s"
 
 
 class Troubles(Background):
-    """Has the heartbeat write to the ledger what is wrong with this node, so that it is said wherever somebody asks.
+    """Has the heartbeat write to the ledger what is wrong with this node, so that it is said
+    wherever somebody asks.
 
-    It is told what was wrong at two looks in a row: a database that was busy for a moment is no trouble.
+    It is told what was wrong at two looks in a row: a database that was busy for a moment is no
+    trouble.
     """
 
     def __init__(self, node: Node, look: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
@@ -40,7 +44,9 @@ class Troubles(Background):
             except TimeoutError:
                 now = {"databases": NO_ANSWER.format(self.turn_seconds)}
             except Exception:  # the boundary of a background loop: the next look may succeed
-                logger.exception("what is wrong with this process could not be found out, which is tried again")
+                logger.exception(
+                    "what is wrong with this process could not be found out, which is tried again"
+                )
                 now = before
             self._node.tell({part: reason for part, reason in now.items() if part in before})
             before = now
@@ -65,7 +71,9 @@ async def reasons(
     engine: LocalEngine,
     firing: tuple[Dispatcher, ScheduleSync] | None,
 ) -> dict[str, str]:
-    """The parts that are not ready, each with the reason. `firing`: None for a process that fires nothing."""
+    """The parts that are not ready, each with the reason. `firing`: None for a process that fires
+    nothing.
+    """
     unready = await _of_databases(application, ledger)
     if (outage := node.outage.in_words) is not None:
         unready["ledger"] = outage
@@ -75,9 +83,13 @@ async def reasons(
     if engine.locked is not None:
         unready.setdefault("ledger", engine.locked)
     if engine.is_recheck_due:
-        unready.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
+        unready.setdefault(
+            "ledger", "writing to it failed and is repeated; see the log for the error"
+        )
     if firing is not None and firing[0].trouble is not None:
-        unready.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")
+        unready.setdefault(
+            "ledger", "slots can't be fired, which is repeated; see the log for the error"
+        )
     if firing is not None and (unfired := firing[1].unfired.found) is not None:
         unready["firing"] = unfired.in_words
     if firing is not None and (ahead := firing[1].ahead):
@@ -89,4 +101,8 @@ async def reasons(
 
 async def _of_databases(application: Database, ledger: Database) -> dict[str, str]:
     troubles = await asyncio.gather(trouble_with(application), trouble_with(ledger))
-    return {name: trouble for name, trouble in zip(("application", "ledger"), troubles, strict=True) if trouble}
+    return {
+        name: trouble
+        for name, trouble in zip(("application", "ledger"), troubles, strict=True)
+        if trouble
+    }

@@ -1,8 +1,9 @@
-"""`batch serve --reload`: a reloader that starts the service as a child process, and restarts it on source changes.
+"""`batch serve --reload`: a reloader that starts the service as a child process, and restarts it on
+source changes.
 
-The reloader keeps the listening socket, so that the port stays the same and no connection is refused during a restart.
-It does not import the watched files. A file that can't be imported ends the child, and the reloader waits for the next
-change.
+The reloader keeps the listening socket, so that the port stays the same and no connection is
+refused during a restart. It does not import the watched files. A file that can't be imported ends
+the child, and the reloader waits for the next change.
 """
 
 from __future__ import annotations
@@ -30,14 +31,19 @@ SUFFIXES = (".py", ".sql", ".html", ".css", ".js")
 """The suffixes of source files. Files with other suffixes may be written by tasks."""
 
 LOOK_SECONDS = 0.25
-"""Time between two scans of the files. Scanning takes 2 ms, and works in containers and on network drives too."""
+"""Time between two scans of the files. Scanning takes 2 ms, and works in containers and on network
+drives too.
+"""
 
 GIVE_UP_SECONDS = 10.0
-"""A child that has not ended this long after DRAIN_SECONDS is killed, because a task blocks its event loop."""
+"""A child that has not ended this long after DRAIN_SECONDS is killed, because a task blocks its
+event loop.
+"""
 
 
 def serve(settings: Settings, host: str | None = None, port: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT in a child process, which is restarted if a source file or `.env` changes.
+    """Serve until SIGTERM or SIGINT in a child process, which is restarted if a source file or
+    `.env` changes.
 
     HOST and PORT are read once. Raises BatchError if the address can't be used.
     """
@@ -91,20 +97,23 @@ class _Reloader:
         self._seen = sources(self._folder)
         self._is_ended = False
         inherited = (self._listening.fileno(), self._watched)
-        # A terminal sends Ctrl-C, and its end, to all of its processes, and this one passes both on as SIGTERM. The
-        # child would take the second signal for a request to end at once. It inherits the mask, which holds from its
-        # very start.
+        # A terminal sends Ctrl-C, and its end, to all of its processes, and this one passes both on
+        # as SIGTERM. The child would take the second signal for a request to end at once. It
+        # inherits the mask, which holds from its very start.
         from_terminal = {signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, from_terminal)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.server.reload", *map(str, inherited)], pass_fds=inherited
+                [sys.executable, "-m", "service.server.reload", *map(str, inherited)],
+                pass_fds=inherited,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, from_terminal)
 
     def _wait_for_changes(self) -> str:
-        """Scan once. Returns the names of changed files when no more files change, or an empty string."""
+        """Scan once. Returns the names of changed files when no more files change, or an empty
+        string.
+        """
         self._sleep(LOOK_SECONDS)
         self._log_end_of_child()
         current = sources(self._folder)
@@ -112,23 +121,32 @@ class _Reloader:
             self._sleep(LOOK_SECONDS)
             previous, current = current, sources(self._folder)
             if current == previous:
-                return ", ".join(sorted({os.path.relpath(path) for path, _ in current.items() ^ self._seen.items()}))
+                return ", ".join(
+                    sorted(
+                        {os.path.relpath(path) for path, _ in current.items() ^ self._seen.items()}
+                    )
+                )
         return ""
 
     def _log_end_of_child(self) -> None:
         if not self._is_ended and self._process.poll() is not None:
             self._is_ended = True
             code = self._process.returncode
-            logger.error(f"the service has ended (exit code {code}); it starts again when a file changes")
+            logger.error(
+                f"the service has ended (exit code {code}); it starts again when a file changes"
+            )
 
     def _end(self) -> None:
-        """Let the child drain, and wait for its end. Kill it on a second Ctrl-C, or if it does not end in time."""
+        """Let the child drain, and wait for its end. Kill it on a second Ctrl-C, or if it does not
+        end in time.
+        """
         self._process.terminate()
         give_up_at = clock.monotonic() + self._settings.DRAIN_SECONDS + GIVE_UP_SECONDS
         while self._process.poll() is None and not self._is_impatient:
             if clock.monotonic() > give_up_at:
                 logger.error(
-                    "the service does not end, because a task blocks the event loop; it is killed, its runs are resumed"
+                    "the service does not end, because a task blocks the event loop; it is "
+                    "killed, its runs are resumed"
                 )
                 break
             self._sleep(0.02)
@@ -137,7 +155,9 @@ class _Reloader:
 
 
 def _newest(settings: Settings) -> Settings:
-    """The settings of the current `.env`, or the old ones if it is invalid: the child reports the error."""
+    """The settings of the current `.env`, or the old ones if it is invalid: the child reports the
+    error.
+    """
     try:
         return refresh_settings()
     except InvalidSetting:
@@ -145,7 +165,9 @@ def _newest(settings: Settings) -> Settings:
 
 
 def _folder(place: Path) -> Path:
-    """The folder of the tasks, or `place` if it does not exist yet: the child reports that, and it is watched."""
+    """The folder of the tasks, or `place` if it does not exist yet: the child reports that, and it
+    is watched.
+    """
     try:
         return folder_of(place)
     except InvalidSetting:
@@ -153,7 +175,9 @@ def _folder(place: Path) -> Path:
 
 
 def sources(folder: Path) -> dict[Path, int]:
-    """The source files in `folder` and in this package, and `.env`, each with its modification time in nanoseconds."""
+    """The source files in `folder` and in this package, and `.env`, each with its modification time
+    in nanoseconds.
+    """
     times = {}
     for path in (ENV_FILE, *_files(folder), *_files(Path(__file__).parents[1])):
         with contextlib.suppress(OSError):  # the file does not exist, or was just deleted
@@ -164,11 +188,17 @@ def sources(folder: Path) -> dict[Path, int]:
 def _files(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
-        yield from (Path(place, name) for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
+        yield from (
+            Path(place, name)
+            for name in names
+            if name.endswith(SUFFIXES) and not name.startswith(".")
+        )
 
 
 def main() -> None:
-    """Serve in this process: `python -m service.server.reload SOCKET PIPE`, with two inherited file descriptors."""
+    """Serve in this process: `python -m service.server.reload SOCKET PIPE`, with two inherited file
+    descriptors.
+    """
     listening, alive = map(int, sys.argv[1:])
     threading.Thread(target=_end_with_the_reloader, args=(alive,), daemon=True).start()
     try:
@@ -179,7 +209,9 @@ def main() -> None:
 
 
 def _end_with_the_reloader(alive: int) -> None:
-    """End this process, which would keep the port, when the reloader has ended in any way: that closes the pipe."""
+    """End this process, which would keep the port, when the reloader has ended in any way: that
+    closes the pipe.
+    """
     os.read(alive, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 

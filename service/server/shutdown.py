@@ -1,7 +1,9 @@
-"""Stops the service when its process has to stop: the drain begins at the signal, not at the end of the lifespan.
+"""Stops the service when its process has to stop: the drain begins at the signal, not at the end of
+the lifespan.
 
-A server ends the lifespan only after its open connections, and a blocked event loop never ends it. So the signal
-handlers here run before the server's own, which they call, and they also inform the watchdog, which has a thread.
+A server ends the lifespan only after its open connections, and a blocked event loop never ends it.
+So the signal handlers here run before the server's own, which they call, and they also inform the
+watchdog, which has a thread.
 """
 
 from __future__ import annotations
@@ -24,12 +26,18 @@ from service.server.batch_service import BatchService
 logger = logs.get_logger("service.batch")
 
 SAME_REQUEST_SECONDS = 0.5
-"""Two kinds of signals within this time are one request: a terminal or systemd sends one, and a parent another one."""
+"""Two kinds of signals within this time are one request: a terminal or systemd sends one, and a
+parent another one.
+"""
 
 
 @contextlib.asynccontextmanager
-async def serving(batch: BatchService, settings: Settings, is_guest: bool) -> AsyncIterator[BatchService]:
-    """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process is somebody else's."""
+async def serving(
+    batch: BatchService, settings: Settings, is_guest: bool
+) -> AsyncIterator[BatchService]:
+    """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process is
+    somebody else's.
+    """
     with _hang_up_as_termination():
         await batch.start()
         stopping = Stopping(batch, settings, is_guest)
@@ -42,7 +50,9 @@ async def serving(batch: BatchService, settings: Settings, is_guest: bool) -> As
 
 @contextlib.contextmanager
 def _hang_up_as_termination() -> Iterator[None]:
-    """Take SIGHUP, the end of a terminal or of a session of ssh, as SIGTERM, unless it is handled or ignored."""
+    """Take SIGHUP, the end of a terminal or of a session of ssh, as SIGTERM, unless it is handled
+    or ignored.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
         yield
@@ -63,12 +73,16 @@ class Stopping:
     """Stops the service once, on a signal or when the server ends the lifespan."""
 
     def __init__(self, batch: BatchService, settings: Settings, is_guest: bool) -> None:
-        """`is_guest`: the service runs in another application, whose process may go on after the lifespan."""
+        """`is_guest`: the service runs in another application, whose process may go on after the
+        lifespan.
+        """
         self._batch = batch
         self._is_guest = is_guest
         self._drain_seconds = settings.DRAIN_SECONDS
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._look, batch.accuse)
+        self._watchdog = Watchdog(
+            settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._look, batch.accuse
+        )
         batch.supervisor.on_failure = self._on_failure
         self._has_server_request = _server_event()
         self._replaced: dict[int, Any] = {}
@@ -79,7 +93,9 @@ class Stopping:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Handle signals and watch the event loop. If the process has to end, the watchdog goes on until then."""
+        """Handle signals and watch the event loop. If the process has to end, the watchdog goes on
+        until then.
+        """
         self._watchdog.start()
         self._replace_handlers()
         try:
@@ -118,9 +134,10 @@ class Stopping:
     def _request_stop(self, call: Callable[[], object], is_final: bool = True) -> None:
         """Request a stop, which `call` performs on the event loop.
 
-        It is called by a signal handler between any two lines of the main thread, or in the watchdog's thread. With
-        `is_final` the process has to end too, unlike on Ctrl-C in a Python shell or under pytest. `call` gets
-        an empty context: a handler has that of the run that it interrupts, whose log would get the service's lines.
+        It is called by a signal handler between any two lines of the main thread, or in the
+        watchdog's thread. With `is_final` the process has to end too, unlike on Ctrl-C in a Python
+        shell or under pytest. `call` gets an empty context: a handler has that of the run that it
+        interrupts, whose log would get the service's lines.
         """
         self._is_requested, self._is_final = True, self._is_final or is_final
         self._watchdog.end_after(self._drain_seconds)
@@ -128,7 +145,9 @@ class Stopping:
             self._loop.call_soon_threadsafe(call, context=contextvars.Context())
 
     def _on_failure(self) -> None:
-        """A part of the service can't go on: have the runs end, and then the process. Any thread may call it."""
+        """A part of the service can't go on: have the runs end, and then the process. Any thread
+        may call it.
+        """
         self._watchdog.has_failed = True
         self._request_stop(self._begin)
 
@@ -171,10 +190,10 @@ class Stopping:
     def _is_second_request(self, number: int) -> bool:
         """Whether this signal asks for an immediate end, because it is the second one.
 
-        SIGINT counts after any first signal, because a parent process may pass on SIGINT as SIGTERM. Others count
-        after one of their own kind, and after another one that is not of the same request; but not in a worker
-        process, because servers may send their workers SIGTERM at any time, as hypercorn does when another worker has
-        ended.
+        SIGINT counts after any first signal, because a parent process may pass on SIGINT as
+        SIGTERM. Others count after one of their own kind, and after another one that is not of the
+        same request; but not in a worker process, because servers may send their workers SIGTERM at
+        any time, as hypercorn does when another worker has ended.
         """
         if not self._received:
             return False
@@ -191,9 +210,11 @@ class Stopping:
 
 
 def _server_event() -> Callable[[], bool]:
-    """A function that returns whether hypercorn has asked this worker to end, which it does by an event.
+    """A function that returns whether hypercorn has asked this worker to end, which it does by an
+    event.
 
-    The worker's own code checks the event on the event loop, and ends the lifespan only after open connections.
+    The worker's own code checks the event on the event loop, and ends the lifespan only after open
+    connections.
     """
     arguments = getattr(multiprocessing.current_process(), "_kwargs", {})
     event = arguments.get("shutdown_event")

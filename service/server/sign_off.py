@@ -36,17 +36,31 @@ class SignOff:
             self._node.unlock_at_once()
 
     def accuse(self, run: str, what: str) -> None:
-        """Write from another thread what this run does to this node, right before the process is ended."""
-        asyncio.run(self._through_a_connection_of_its_own(lambda c: orphans.accuse(c, self._node.id, run, what)))
+        """Write from another thread what this run does to this node, right before the process is
+        ended.
+        """
+        asyncio.run(
+            self._through_a_connection_of_its_own(
+                lambda c: orphans.accuse(c, self._node.id, run, what)
+            )
+        )
 
     async def _write(self, connection: AsyncConnection) -> None:
         await self._node.leave(connection)
         if self._node.roles.fires:
-            await deploys.record_stop(connection, self._node.id, await database_time.now_of(connection))
+            await deploys.record_stop(
+                connection, self._node.id, await database_time.now_of(connection)
+            )
 
-    async def _through_a_connection_of_its_own(self, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
+    async def _through_a_connection_of_its_own(
+        self, write: Callable[[AsyncConnection], Awaitable[None]]
+    ) -> bool:
         settings, client = self._settings, f"batch/{self._node.id}"
         ledger = Database(
-            settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=client, waits_briefly=True
+            settings.ledger_url,
+            setting=settings.ledger_setting,
+            pooled=False,
+            client=client,
+            waits_briefly=True,
         )
         return await write_if_reachable(ledger, write)

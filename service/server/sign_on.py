@@ -1,4 +1,6 @@
-"""Signing on: a node that starts says so in the ledger, and a service says which tasks there are."""
+"""Signing on: a node that starts says so in the ledger, and a service says which tasks there
+are.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ async def sign_on(
     settings: Settings,
     version: str | None,
 ) -> None:
-    """Write the node to the ledger, with what it has loaded. `version`: of the application, if it is known."""
+    """Write the node to the ledger, with what it has loaded. `version`: of the application, if it
+    is known.
+    """
     folder = folder_of(settings.TASKS_DIR)
     node.application = await offload(application_version, version, folder, Path.cwd())
     versions = {"package": package_version(), "application": node.application}
@@ -41,10 +45,14 @@ async def sign_on(
             await deploys.record_start(connection, node.id, settings, versions, now)
 
 
-async def _to_record(connection: AsyncConnection, node: Node, tasks: Mapping[str, Task]) -> Mapping[str, Task]:
-    """The tasks about which this node says what it knows: a process by hand only what no service has.
+async def _to_record(
+    connection: AsyncConnection, node: Node, tasks: Mapping[str, Task]
+) -> Mapping[str, Task]:
+    """The tasks about which this node says what it knows: a process by hand only what no service
+    has.
 
-    It may have other code than the services: if that names another pool, no node would claim the runs of the task.
+    It may have other code than the services: if that names another pool, no node would claim the
+    runs of the task.
     """
     if node.roles.fires:
         return tasks

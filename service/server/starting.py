@@ -1,4 +1,6 @@
-"""What a process does when it has started: it prints a short summary, and collects garbage less often from then on."""
+"""What a process does when it has started: it prints a short summary, and collects garbage less
+often from then on.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,11 @@ def collect_no_garbage_yet() -> None:
 
 
 def collect_garbage_less_often() -> None:
-    """A full garbage collection during 10,000 runs would stop the event loop for a third of a second (measured).
+    """A full garbage collection during 10,000 runs would stop the event loop for a third of a
+    second (measured).
 
-    The collection of young objects stays frequent: each statement of SQLAlchemy leaves cycles, about 1 MB a minute with
-    60 tasks each second, which are memory until then.
+    The collection of young objects stays frequent: each statement of SQLAlchemy leaves cycles,
+    about 1 MB a minute with 60 tasks each second, which are memory until then.
     """
     gc.collect()
     gc.freeze()
@@ -38,7 +41,9 @@ def collect_garbage_less_often() -> None:
 
 
 def print_summary(batch: BatchService, where: str) -> None:
-    """Print what a service or a worker is, and what it has loaded. `where`: " on " and its address, or nothing."""
+    """Print what a service or a worker is, and what it has loaded. `where`: " on " and its address,
+    or nothing.
+    """
     is_worker = batch.roles.is_worker
     lines = [
         f"Worker of {_named(batch.roles.pools)}{where}" if is_worker else f"Batch System{where}",
@@ -58,11 +63,19 @@ def _tasks(batch: BatchService) -> Iterator[str]:
         return
     yield f"  {number:,} task{'s' if number > 1 else ''}, times in UTC:"
     times = next_run_times(batch.scheduler)
-    shown = heapq.nsmallest(MOST_LISTED, batch.tasks, key=lambda n: (times.get(n) is None, times.get(n), n))
+    shown = heapq.nsmallest(
+        MOST_LISTED, batch.tasks, key=lambda n: (times.get(n) is None, times.get(n), n)
+    )
     width = max(map(len, shown))
     for name in shown:
         at = times.get(name)
-        when = f"next {at:%Y-%m-%d %H:%M:%S}" if at else "paused" if batch.tasks[name].schedule else "by hand"
+        when = (
+            f"next {at:%Y-%m-%d %H:%M:%S}"
+            if at
+            else "paused"
+            if batch.tasks[name].schedule
+            else "by hand"
+        )
         yield f"    {name:<{width}}  {when}"
     if number > len(shown):
         yield f"    ... and {number - len(shown):,} more: `batch tasks` lists all"
@@ -72,7 +85,9 @@ def _tasks_of_pools(batch: BatchService) -> Iterator[str]:
     """The tasks whose runs a worker executes, and how many others it has."""
     own = sorted(name for name, task in batch.tasks.items() if task.pool in batch.roles.pools)
     others = len(batch.tasks) - len(own)
-    shown = ", ".join(own[:MOST_NAMED]) + (f" and {len(own) - MOST_NAMED:,} more" if len(own) > MOST_NAMED else "")
+    shown = ", ".join(own[:MOST_NAMED]) + (
+        f" and {len(own) - MOST_NAMED:,} more" if len(own) > MOST_NAMED else ""
+    )
     yield f"  {len(own):,} task{'' if len(own) == 1 else 's'}{': ' if own else ''}{shown}"
     if others:
         yield f"  {others:,} task{'' if others == 1 else 's'} of other pools"
@@ -83,7 +98,11 @@ def warnings_of_worker(batch: BatchService) -> Iterator[str]:
     pools = {task.pool for task in batch.tasks.values()}
     without = batch.roles.pools - pools
     if without:
-        known = f"its tasks are of {_named(pools)}" if pools else f"it has no tasks in {batch.settings.TASKS_DIR}"
+        known = (
+            f"its tasks are of {_named(pools)}"
+            if pools
+            else f"it has no tasks in {batch.settings.TASKS_DIR}"
+        )
         yield f"this worker has no task of {_named(without)}: {known}"
 
 

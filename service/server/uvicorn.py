@@ -23,7 +23,11 @@ from service.escaping import echoed
 from service.server.batch_service import BatchService
 from service.server.connections import Connections, raise_file_limit, share_of
 from service.server.front import Front
-from service.server.starting import collect_garbage_less_often, collect_no_garbage_yet, print_summary
+from service.server.starting import (
+    collect_garbage_less_often,
+    collect_no_garbage_yet,
+    print_summary,
+)
 from service.web.access import is_loopback
 
 BACKLOG = 2048
@@ -34,7 +38,9 @@ uvicorn_log = logging.getLogger("uvicorn.error")
 
 
 def serve(settings: Settings, host: str | None = None, port: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, by default on HOST and PORT. Raises BatchError if the service can't start."""
+    """Serve until SIGTERM or SIGINT, by default on HOST and PORT. Raises BatchError if the service
+    can't start.
+    """
     with listen(settings, host, port) as listening:
         serve_on(listening, settings)
 
@@ -60,8 +66,8 @@ Welcome = Callable[[BatchService, str], Awaitable[None]]
 def run(app: Starlette | Front, listening: socket.socket, welcome: Welcome) -> None:
     """Serve this application until SIGTERM or SIGINT.
 
-    Its lifespan sets `app.state.batch`, or the error `app.state.failure`, which is raised here. An error
-    `app.state.import_error` that comes later stops the service, and is raised too.
+    Its lifespan sets `app.state.batch`, or the error `app.state.failure`, which is raised here. An
+    error `app.state.import_error` that comes later stops the service, and is raised too.
     """
     uvicorn_log.setLevel("CRITICAL")
     os.register_at_fork(after_in_child=partial(_close_copy, listening))
@@ -73,7 +79,8 @@ def run(app: Starlette | Front, listening: socket.socket, welcome: Welcome) -> N
         backlog=ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # the application itself believes the proxies in BATCH_TRUSTED_PROXIES, and no others
+        # The application itself believes the proxies in BATCH_TRUSTED_PROXIES, and no others
+        proxy_headers=False,
         lifespan="on",
     )
     with contextlib.suppress(KeyboardInterrupt):
@@ -94,11 +101,14 @@ def _close_copy(listening: socket.socket) -> None:
 
 
 def listen(settings: Settings, host: str | None = None, port: int | None = None) -> socket.socket:
-    """A socket on `host` and `port` (default: HOST and PORT). Raises InvalidSetting if the address can't be used."""
+    """A socket on `host` and `port` (default: HOST and PORT). Raises InvalidSetting if the address
+    can't be used.
+    """
     host, port = host or settings.HOST, settings.PORT if port is None else port
     if settings.BATCH_AUTH == "off" and not is_loopback(host):
         raise InvalidSetting(
-            f"setting BATCH_AUTH: off is only allowed where HOST is a loopback address, and it is {echoed(host)}"
+            "setting BATCH_AUTH: off is only allowed where HOST is a loopback address, and it "
+            f"is {echoed(host)}"
         )
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -106,7 +116,8 @@ def listen(settings: Settings, host: str | None = None, port: int | None = None)
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise InvalidSetting(
-                f"port {port} on {host} is in use: stop the process that listens there, or change PORT"
+                f"port {port} on {host} is in use: stop the process that listens there, or "
+                "change PORT"
             ) from None
         cause = getattr(error, "strerror", None) or error
         raise InvalidSetting(f"can't listen on {host} port {port} (HOST, PORT): {cause}") from None
@@ -143,10 +154,11 @@ def _url_of(listening: socket.socket) -> str:
 
 
 async def offer_sign_in(batch: BatchService, url: str, settings: Settings) -> None:
-    """As long as there is no token: print in a terminal a link that signs in once, and elsewhere how a token is made.
+    """As long as there is no token: print in a terminal a link that signs in once, and elsewhere
+    how a token is made.
 
-    The secret stands behind the #, so that no server, proxy or log sees it when a browser opens the link. The service
-    has started, so it goes on if the ledger can't be asked just now.
+    The secret stands behind the #, so that no server, proxy or log sees it when a browser opens the
+    link. The service has started, so it goes on if the ledger can't be asked just now.
     """
     try:
         if settings.BATCH_AUTH == "off" or await batch.operations.access.has_token():
@@ -177,7 +189,10 @@ def _print_more_on_enter(batch: BatchService, url: str) -> None:
         with contextlib.suppress(DatabaseError):
             if await batch.operations.access.has_token():
                 loop.remove_reader(terminal)
-                console.warn("  there is a token by now: sign in with it, or make another one by `batch token create`")
+                console.warn(
+                    "  there is a token by now: sign in with it, or make another one by `batch "
+                    "token create`"
+                )
             else:
                 await _print_link(batch, url)
 
@@ -192,7 +207,9 @@ def _print_more_on_enter(batch: BatchService, url: str) -> None:
 
 
 def _may_read(terminal: int) -> bool:
-    """Whether what is typed is for this process. If it is in the background of a shell, a read would stop it."""
+    """Whether what is typed is for this process. If it is in the background of a shell, a read
+    would stop it.
+    """
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
     except OSError:  # this terminal does not control this process

@@ -33,7 +33,8 @@ class Waking:
             self.placing.wake()
 
     def takes(self, tasks: Mapping[str, Task], queued: Mapping[str, int]) -> bool:
-        """Whether the engine takes this many runs of each task by itself, so that no other node has to know of them.
+        """Whether the engine takes this many runs of each task by itself, so that no other node has
+        to know of them.
 
         `tasks`: those that the service has loaded, by name.
         """

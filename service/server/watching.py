@@ -1,4 +1,6 @@
-"""The parts of a service that notice what goes wrong and tell people: watch, sender, tally, digest and pings."""
+"""The parts of a service that notice what goes wrong and tell people: watch, sender, tally, digest
+and pings.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from service.server.digest import Digest
 
 
 class Watching:
-    """`watch` is the watch of this process. `parts` are all of them, to be started and stopped with the service."""
+    """`watch` is the watch of this process. `parts` are all of them, to be started and stopped with
+    the service.
+    """
 
     def __init__(
         self,
@@ -60,7 +64,9 @@ class Watching:
         self.parts: list[Background] = [self.watch, sender, keeper]
         self._digest: Digest | None = None
         if settings.BATCH_DIGEST_CRON is not None and channels.digest():
-            self._digest = Digest(operations, ledger, settings.BATCH_DIGEST_CRON, channels.digest(), self._holds)
+            self._digest = Digest(
+                operations, ledger, settings.BATCH_DIGEST_CRON, channels.digest(), self._holds
+            )
             self.parts.append(self._digest)
 
     def on_changes(self, changes: LedgerChanges) -> None:

@@ -1,4 +1,6 @@
-"""`batch work`: a node that executes the runs of some pools, beside the services, and fires nothing."""
+"""`batch work`: a node that executes the runs of some pools, beside the services, and fires
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,13 @@ LOOK_SECONDS = 5.0
 """Seconds between two looks for the first service, while none is running."""
 
 
-def work(settings: Settings, pools: frozenset[str], host: str | None = None, port: int | None = None) -> None:
+def work(
+    settings: Settings, pools: frozenset[str], host: str | None = None, port: int | None = None
+) -> None:
     """Execute runs of these pools until SIGTERM or SIGINT.
 
-    `port`: where health checks and metrics are answered, at the address `host` (default: the setting HOST); None: no
-    port is opened. Raises BatchError if the worker can't start.
+    `port`: where health checks and metrics are answered, at the address `host` (default: the
+    setting HOST); None: no port is opened. Raises BatchError if the worker can't start.
     """
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     collect_no_garbage_yet()
@@ -57,14 +61,17 @@ def _work_without_port(settings: Settings, pools: frozenset[str], tasks: Sequenc
 def use_tickets(settings: Settings, pools: frozenset[str], tasks: Sequence[str]) -> None:
     """Execute the runs of these tasks, each one after another, until there are none, and return.
 
-    A task that is named twice has two runs at a time. SIGTERM and SIGINT drain. Raises BatchError if it can't start.
+    A task that is named twice has two runs at a time. SIGTERM and SIGINT drain. Raises BatchError
+    if it can't start.
     """
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     _work_without_port(settings, pools, tasks)
 
 
 async def _until_cancelled(settings: Settings, pools: frozenset[str], tasks: Sequence[str]) -> None:
-    """Work until this asyncio task is cancelled, which both signals do; asyncio.run() does it for SIGINT."""
+    """Work until this asyncio task is cancelled, which both signals do; asyncio.run() does it for
+    SIGINT.
+    """
     loop, work = asyncio.get_running_loop(), asyncio.current_task()
     assert work is not None
 
@@ -72,7 +79,9 @@ async def _until_cancelled(settings: Settings, pools: frozenset[str], tasks: Seq
         loop.call_soon_threadsafe(work.cancel)
 
     signal.signal(signal.SIGTERM, on_signal)
-    async with serving(_new(settings, pools, on_tickets=bool(tasks)), settings, is_guest=False) as batch:
+    async with serving(
+        _new(settings, pools, on_tickets=bool(tasks)), settings, is_guest=False
+    ) as batch:
         collect_garbage_less_often()
         if batch.tickets is not None:
             await asyncio.gather(*(batch.tickets.use(task, MOST_SECONDS) for task in tasks))
@@ -115,15 +124,21 @@ async def _welcome(batch: BatchService, where: str) -> None:
     print_summary(batch, where)
     for warning in warnings_of_worker(batch):
         console.warn(f"  {warning}")
-    with contextlib.suppress(DatabaseError):  # the worker has started, so it goes on if the ledger can't be asked now
+    with contextlib.suppress(
+        DatabaseError
+    ):  # the worker has started, so it goes on if the ledger can't be asked now
         await warn_of_services(batch)
 
 
 async def warn_of_services(batch: BatchService) -> None:
-    """Warn if no service lives, until one does, or if one on another machine uses the same SQLite file."""
+    """Warn if no service lives, until one does, or if one on another machine uses the same SQLite
+    file.
+    """
     services = await batch.operations.nodes.living()
     if not services:
-        console.warn("  no service is running: until one is, nothing fires, and the runs of lost nodes wait")
+        console.warn(
+            "  no service is running: until one is, nothing fires, and the runs of lost nodes wait"
+        )
         looking = asyncio.create_task(_say_when_a_service_runs(batch), name="batch-first-service")
 
         async def end() -> None:
@@ -134,8 +149,10 @@ async def warn_of_services(batch: BatchService) -> None:
     others = {node.host for node in services} - {socket.gethostname()}
     if batch.ledger.kind == "sqlite" and others:
         console.warn(
-            f"  the ledger is a file of SQLite, and a service on the host {min(others)} uses it: unless that is a "
-            "container on this machine, the file will be damaged; processes of several machines need PostgreSQL"
+            f"  the ledger is a file of SQLite, and a service on the host {min(others)} uses it: "
+            "unless that is a "
+            "container on this machine, the file will be damaged; processes of several machines "
+            "need PostgreSQL"
         )
 
 

@@ -1,4 +1,6 @@
-"""Backs up the application's database, copies the backup elsewhere, and only then deletes old backups."""
+"""Backs up the application's database, copies the backup elsewhere, and only then deletes old
+backups.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ logger = get_logger(__name__)
 
 
 class BackupTask(BaseTask):
-    """Make a backup by the settings BACKUP_…, at BACKUP_CRON. After a BackupError no old backup is deleted."""
+    """Make a backup by the settings BACKUP_…, at BACKUP_CRON. After a BackupError no old backup is
+    deleted.
+    """
 
     name = "backup"
     description = "Create a backup of the database"
@@ -29,6 +33,10 @@ class BackupTask(BaseTask):
             logger.info(f"Backup created: {backup.path}")
             if settings.BACKUP_URL:
                 for name in dict.fromkeys([backup.facts.name, *await backups.waiting()]):
-                    copy = await backups.upload(name, on_progress, is_checked=name == backup.facts.name)
+                    copy = await backups.upload(
+                        name, on_progress, is_checked=name == backup.facts.name
+                    )
                     logger.info(f"Backup uploaded: {copy.url}")
-            await backups.prune(logger.warning, on_delete=lambda path: logger.info(f"Deleted old backup: {path}"))
+            await backups.prune(
+                logger.warning, on_delete=lambda path: logger.info(f"Deleted old backup: {path}")
+            )

@@ -12,7 +12,8 @@ logger = get_logger(__name__)
 
 
 class RestoreDrillTask(BaseTask):
-    """Prove that the latest backup can be restored. Without RESTORE_DRILL_CRON it only runs when it is started.
+    """Prove that the latest backup can be restored. Without RESTORE_DRILL_CRON it only runs when it
+    is started.
 
     Raises BackupError if the backup is damaged or can't be tried out.
     """
@@ -30,6 +31,7 @@ class RestoreDrillTask(BaseTask):
         for note in report.notes:
             logger.warning(note)
         logger.info(
-            f"{report.backup} restored into {report.where}: {report.rows:,} rows of {len(report.tables)} tables"
+            f"{report.backup} restored into {report.where}: {report.rows:,} rows of "
+            f"{len(report.tables)} tables"
         )
         return {"backup": report.backup, "tables": len(report.tables), "rows": report.rows}

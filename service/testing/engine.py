@@ -1,4 +1,6 @@
-"""The engine that executes runs, without its background loop: it executes runs only when a test calls it."""
+"""The engine that executes runs, without its background loop: it executes runs only when a test
+calls it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,14 @@ async def nothing() -> None:
 class DrivenEngine(LocalEngine):
     """A LocalEngine that claims and executes runs only while `settle` is awaited.
 
-    `start` begins the background loop, so it is called only at the end, when the engine is drained and stopped.
+    `start` begins the background loop, so it is called only at the end, when the engine is drained
+    and stopped.
     """
 
     async def settle(self, after_each: Callable[[], Awaitable[None]] = nothing) -> None:
-        """Claim and execute runs until no run is active and none can be claimed. `after_each`: after each turn."""
+        """Claim and execute runs until no run is active and none can be claimed. `after_each`:
+        after each turn.
+        """
         await self._turn()
         while self._attempts:
             await self._until_needed()

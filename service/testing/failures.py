@@ -1,4 +1,6 @@
-"""The errors that `fail_next` has set up: the next attempts of a task raise them instead of calling `run()`."""
+"""The errors that `fail_next` has set up: the next attempts of a task raise them instead of calling
+`run()`.
+"""
 
 from __future__ import annotations
 

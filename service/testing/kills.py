@@ -1,4 +1,6 @@
-"""Kills: from a commit of a chunk, or an end of a part on, no code of active runs is executed, not even a `finally`."""
+"""Kills: from a commit of a chunk, or an end of a part on, no code of active runs is executed, not
+even a `finally`.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,14 @@ class Kill:
     """
 
     def __init__(
-        self, run: str, after_chunk: int | None, on_kill: Callable[[], None], after_part: int | None = None
+        self,
+        run: str,
+        after_chunk: int | None,
+        on_kill: Callable[[], None],
+        after_part: int | None = None,
     ) -> None:
-        """`after_chunk`, `after_part`: after how many of these the run is killed. `on_kill` is called during the commit
+        """`after_chunk`, `after_part`: after how many of these the run is killed. `on_kill` is
+        called during the commit
         of a chunk, or after that of a part, and must not block.
         """
         self.chunks = self.parts = 0
@@ -38,14 +45,18 @@ class Kill:
         self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
 
     def committed(self, run: str) -> None:
-        """Count a chunk that `run` has committed, and kill the run if this is chunk `after_chunk`."""
+        """Count a chunk that `run` has committed, and kill the run if this is chunk
+        `after_chunk`.
+        """
         if run != self._run or self.is_done:
             return
         self.chunks += 1
         self._kill_if(self.chunks == self._after_chunk)
 
     def part_succeeded(self) -> None:
-        """Count a part that has succeeded, and kill the run if this is the one after which it is to be killed."""
+        """Count a part that has succeeded, and kill the run if this is the one after which it is to
+        be killed.
+        """
         if not self.is_done:
             self.parts += 1
             self._kill_if(self.parts == self._after_part)
@@ -100,7 +111,9 @@ class Kill:
             loop.set_task_factory(previous_factory)
 
     def end_frozen_tasks(self) -> None:
-        """End the asyncio tasks of the frozen coroutines. No more code of the coroutines is executed by that."""
+        """End the asyncio tasks of the frozen coroutines. No more code of the coroutines is
+        executed by that.
+        """
         for coroutine in self._coroutines:
             coroutine.prevent_closing()
         for task in list(self._tasks):
@@ -113,7 +126,9 @@ class Kill:
 
 
 class FreezableCoroutine(Coroutine[Any, Any, Any]):
-    """Wraps a coroutine. After the kill, the coroutine is never continued from the `await` at which it waits."""
+    """Wraps a coroutine. After the kill, the coroutine is never continued from the `await` at which
+    it waits.
+    """
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], kill: Kill) -> None:
         self._coroutine = coroutine
@@ -136,7 +151,8 @@ class FreezableCoroutine(Coroutine[Any, Any, Any]):
     def prevent_closing(self) -> None:
         """Keep one reference to the coroutine for ever, so that Python never frees it.
 
-        Before Python frees a coroutine, also at the end of the process, it executes each `finally` in it.
+        Before Python frees a coroutine, also at the end of the process, it executes each `finally`
+        in it.
         """
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._coroutine))
 
@@ -150,9 +166,13 @@ class FreezableCoroutine(Coroutine[Any, Any, Any]):
         return self.send(None)
 
     def __getattr__(self, name: str) -> Any:
-        """The attributes of the wrapped coroutine. Libraries and debuggers read some: cr_frame, cr_running, …"""
+        """The attributes of the wrapped coroutine. Libraries and debuggers read some: cr_frame,
+        cr_running, …
+        """
         return getattr(self._coroutine, name)
 
 
-def _create_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+def _create_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
+) -> asyncio.Task[Any]:
     return asyncio.Task(coroutine, loop=loop, **options)

@@ -1,4 +1,6 @@
-"""The class of the fixture `batch`, which runs tasks on real databases, with a clock that the test moves."""
+"""The class of the fixture `batch`, which runs tasks on real databases, with a clock that the test
+moves.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,14 @@ class Batch:
     """Runs the tasks of TASKS_DIR. The clock stands still, and only calls of this object move it.
 
     Attributes:
-        patience: Seconds of real time that the runs of one call may take. After that the call raises TimeoutError.
+        patience: Seconds of real time that the runs of one call may take. After that the call
+            raises TimeoutError.
     """
 
     def __init__(self, root: Path) -> None:
-        """`root`: the folder to which TASKS_DIR is relative, if it is not found from the current folder."""
+        """`root`: the folder to which TASKS_DIR is relative, if it is not found from the current
+        folder.
+        """
         self.patience = PATIENCE
         self._failures = Failures()
         self._recorder = Recorder()
@@ -72,15 +77,21 @@ class Batch:
         return clock.now()
 
     def set_time(self, at: datetime) -> None:
-        """Set the clock to `at` (aware), forward or back. Raises BatchError after the first run or missed slot."""
+        """Set the clock to `at` (aware), forward or back. Raises BatchError after the first run or
+        missed slot.
+        """
         if at.utcoffset() is None:
             raise ValueError(f"set_time() was given {at!r}; allowed: an aware datetime")
         if self.runs() or self.missed():
-            raise BatchError("set_time() works only before the first run or missed slot; later, call advance()")
+            raise BatchError(
+                "set_time() works only before the first run or missed slot; later, call advance()"
+            )
         clock.advance(at - clock.now())
 
     def add(self, *tasks: type[BaseTask]) -> None:
-        """Register tasks that are not in TASKS_DIR. Their slots from now on are fired. Raises InvalidTask."""
+        """Register tasks that are not in TASKS_DIR. Their slots from now on are fired. Raises
+        InvalidTask.
+        """
         for task in tasks:
             TaskRegistry.of(task)
 
@@ -89,12 +100,26 @@ class Batch:
         self._only = {self._known(task).name for task in tasks}
 
     def fail_next(
-        self, task: TaskOrName, error: BaseException | None = None, times: int = 1, part: int | None = None
+        self,
+        task: TaskOrName,
+        error: BaseException | None = None,
+        times: int = 1,
+        part: int | None = None,
     ) -> None:
-        """Make the next attempts of `task`, or of its `part`, raise `error` (default: a RuntimeError)."""
+        """Make the next attempts of `task`, or of its `part`, raise `error` (default: a
+        RuntimeError).
+        """
         if error is not None and not isinstance(error, BaseException):
-            raise TypeError(f"fail_next() was given {error!r}; allowed: an exception, such as OSError('no network')")
-        self._failures.add(self._known(task).name, error or RuntimeError("made to fail by fail_next()"), times, part)
+            raise TypeError(
+                f"fail_next() was given {error!r}; allowed: an exception, such as OSError('no "
+                "network')"
+            )
+        self._failures.add(
+            self._known(task).name,
+            error or RuntimeError("made to fail by fail_next()"),
+            times,
+            part,
+        )
 
     async def run(
         self,
@@ -106,27 +131,32 @@ class Batch:
         upstream: Given | None = None,
         **params: Any,
     ) -> RunRecord:
-        """Run `task` with the parameters `params` to its end. If the run is retried, the clock moves to each retry.
+        """Run `task` with the parameters `params` to its end. If the run is retried, the clock
+        moves to each retry.
 
-        Runs that it starts with `start()` are executed in the same call, unless they begin later (`at`, `delay`).
-        `upstream`: what its parameter with the annotation Upstream gets: the results by the names of the tasks that it
-        waits for, or for a follow-up a list with the results of the members of its group.
-        `kill_after_chunk`: when the run has committed this many chunks, in all its loops together, it is killed, as if
-        its process had died. It is returned in the state `running`, and `resume()` continues it. Raises AssertionError
-        if the run ends with fewer chunks.
-        `kill_after_part`: the same when this many parts of a partitioned task have succeeded. It is returned `waiting`.
-        A failed run is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
+        Runs that it starts with `start()` are executed in the same call, unless they begin later
+        (`at`, `delay`). `upstream`: what its parameter with the annotation Upstream gets: the
+        results by the names of the tasks that it waits for, or for a follow-up a list with the
+        results of the members of its group. `kill_after_chunk`: when the run has committed this
+        many chunks, in all its loops together, it is killed, as if its process had died. It is
+        returned in the state `running`, and `resume()` continues it. Raises AssertionError if the
+        run ends with fewer chunks. `kill_after_part`: the same when this many parts of a
+        partitioned task have succeeded. It is returned `waiting`. A failed run is returned too: see
+        its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = self._known(task)
         _check(kill_after_chunk)
         _check(kill_after_part, "kill_after_part")
         if upstream is not None and not known.parameters.takes_upstream:
             if "upstream" not in known.parameters.names:
-                raise InvalidParameters(f"run() of task {known.name} has no parameter with the annotation Upstream")
+                raise InvalidParameters(
+                    f"run() of task {known.name} has no parameter with the annotation Upstream"
+                )
             params, upstream = {**params, "upstream": upstream}, None
         if (kill_after_chunk or kill_after_part) and self._killed is not None:
             raise BatchError(
-                f"run {self._killed[0]} was killed before; call `batch.resume()` before another run can be killed"
+                f"run {self._killed[0]} was killed before; call `batch.resume()` before another "
+                "run can be killed"
             )
         async with self._service() as service:
             started = await service.operations.runs.start(known.name, params, slot)
@@ -138,10 +168,13 @@ class Batch:
     async def retry(self, run: RunOrTask, *, from_the_beginning: bool = False) -> RunRecord:
         """Give a run in a final state a new attempt, like `batch retry`, and run it to its end.
 
-        Raises WrongState if the run is not over, or if it has succeeded and `from_the_beginning` is False.
+        Raises WrongState if the run is not over, or if it has succeeded and `from_the_beginning` is
+        False.
         """
         async with self._service() as service:
-            retried = await service.operations.runs.retry(self._id(run), from_the_beginning=from_the_beginning)
+            retried = await service.operations.runs.retry(
+                self._id(run), from_the_beginning=from_the_beginning
+            )
             await self._finish(service, retried.id, None)
         return self._record(retried.id)
 
@@ -157,9 +190,11 @@ class Batch:
             return await service.operations.quarantine.list(self._id(run))
 
     async def redrive(self, run: RunOrTask, items: Sequence[str] | None = None) -> RunRecord:
-        """Process the items that a run has set aside once more, in a new run, and return the new run when it has ended.
+        """Process the items that a run has set aside once more, in a new run, and return the new
+        run when it has ended.
 
-        `items`: only these, as `quarantine` returns them. Raises WrongState if none of them is in quarantine any more.
+        `items`: only these, as `quarantine` returns them. Raises WrongState if none of them is in
+        quarantine any more.
         """
         async with self._service() as service:
             started = await service.operations.quarantine.redrive(self._id(run), items)
@@ -167,7 +202,9 @@ class Batch:
         return self._record(started.id)
 
     async def pause(self, task: TaskOrName) -> None:
-        """Stop firing a task, like `batch pause`. Slots that come due before `unpause` are missed."""
+        """Stop firing a task, like `batch pause`. Slots that come due before `unpause` are
+        missed.
+        """
         name = self._known(task).name
         async with self._service() as service:
             await service.operations.tasks.pause(name)
@@ -181,12 +218,15 @@ class Batch:
     async def resume(self, *, kill_after_chunk: int | None = None) -> RunRecord:
         """Take over the run that a kill has ended, as another process would, and run it to its end.
 
-        It continues after its last committed chunk, in the same attempt. `kill_after_chunk` kills it once more; only
-        chunks that are committed from now on are counted. Raises BatchError if no run was killed.
+        It continues after its last committed chunk, in the same attempt. `kill_after_chunk` kills
+        it once more; only chunks that are committed from now on are counted. Raises BatchError if
+        no run was killed.
         """
         _check(kill_after_chunk)
         if self._killed is None:
-            raise BatchError("there is no run to resume: call `batch.run(…, kill_after_chunk=…)` first")
+            raise BatchError(
+                "there is no run to resume: call `batch.run(…, kill_after_chunk=…)` first"
+            )
         run_id, node = self._killed
         async with self._service() as service:
             await service.rescue(node)
@@ -197,10 +237,12 @@ class Batch:
     async def advance(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> list[RunRecord]:
-        """Move the clock forward by this time, from slot to slot, and run what is due at each slot to its end.
+        """Move the clock forward by this time, from slot to slot, and run what is due at each slot
+        to its end.
 
-        Runs that wait are opened when it is time: those that were started with `at` or `delay`, follow-ups, and slots
-        of tasks with `after`. Returns the runs that have ended during this call, including skipped ones, oldest first.
+        Runs that wait are opened when it is time: those that were started with `at` or `delay`,
+        follow-ups, and slots of tasks with `after`. Returns the runs that have ended during this
+        call, including skipped ones, oldest first.
         """
         until = _after(days, hours, minutes, seconds)
         return await self._while_ending(lambda service: service.advance(until))
@@ -208,7 +250,8 @@ class Batch:
     async def down(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> list[RunRecord]:
-        """Move the clock as if the service had been down for this time: the missed policies decide what runs now.
+        """Move the clock as if the service had been down for this time: the missed policies decide
+        what runs now.
 
         Returns the runs that have ended during this call, oldest first.
         """
@@ -216,7 +259,9 @@ class Batch:
         return await self._while_ending(lambda service: service.jump(until))
 
     async def settle(self) -> list[RunRecord]:
-        """Execute the runs that `start()` has queued, without moving the clock, and return those that have ended."""
+        """Execute the runs that `start()` has queued, without moving the clock, and return those
+        that have ended.
+        """
         return await self._while_ending(lambda service: service.settle())
 
     def runs(self, task: TaskOrName | None = None) -> list[RunRecord]:
@@ -233,7 +278,11 @@ class Batch:
         return missed_ranges(self._known(task).name if task is not None else None)
 
     async def _finish(
-        self, service: DrivenService, run_id: str, after_chunk: int | None, after_part: int | None = None
+        self,
+        service: DrivenService,
+        run_id: str,
+        after_chunk: int | None,
+        after_part: int | None = None,
     ) -> None:
         if after_chunk is None and after_part is None:
             await service.finish(run_id)
@@ -253,10 +302,14 @@ class Batch:
             return TaskRegistry.get(task)
         except UnknownTask as error:
             folders = " and ".join(dict.fromkeys(map(str, (Path.cwd(), self._root))))
-            raise UnknownTask(f"{error.message} (TASKS_DIR is {get_settings().TASKS_DIR}, in {folders})") from None
+            raise UnknownTask(
+                f"{error.message} (TASKS_DIR is {get_settings().TASKS_DIR}, in {folders})"
+            ) from None
 
     def _id(self, run: RunOrTask) -> str:
-        """The id of a run; of a task, that of its newest run. Raises UnknownRun if the task has none."""
+        """The id of a run; of a task, that of its newest run. Raises UnknownRun if the task has
+        none.
+        """
         if isinstance(run, RunRecord):
             return run.id
         if isinstance(run, str) and run not in TaskRegistry.tasks():
@@ -269,25 +322,38 @@ class Batch:
         [record] = run_records(self._recorder.chunks, id=run_id)
         return record
 
-    async def _while_ending(self, work: Callable[[DrivenService], Awaitable[None]]) -> list[RunRecord]:
+    async def _while_ending(
+        self, work: Callable[[DrivenService], Awaitable[None]]
+    ) -> list[RunRecord]:
         before = ended_ids()
         async with self._service() as service:
             await work(service)
-        return [record for record in self.runs() if record.state in FINAL and record.id not in before]
+        return [
+            record for record in self.runs() if record.state in FINAL and record.id not in before
+        ]
 
     @asynccontextmanager
     async def _service(self) -> AsyncIterator[DrivenService]:
         if self._is_busy:
-            raise BatchError("another call of `batch` is not over; await it first, because all calls share one clock")
+            raise BatchError(
+                "another call of `batch` is not over; await it first, because all calls share "
+                "one clock"
+            )
         self._broken += followers.settle()
         if self._broken and self._only is None:
-            problems = "; ".join(f"{file.source} can't be used: {file.error}" for file in self._broken)
-            raise BatchError(f"{problems}. If a test needs only some tasks, batch.only(…) ignores such files")
+            problems = "; ".join(
+                f"{file.source} can't be used: {file.error}" for file in self._broken
+            )
+            raise BatchError(
+                f"{problems}. If a test needs only some tasks, batch.only(…) ignores such files"
+            )
         self._is_busy = True
         try:
             tasks = TaskRegistry.tasks()
             prepare = (self._failures.prepare, self._upstreams.prepare)
-            async with DrivenService(tasks, self._only, prepare, self._recorder, self.patience) as service:
+            async with DrivenService(
+                tasks, self._only, prepare, self._recorder, self.patience
+            ) as service:
                 yield service
         finally:
             self._is_busy = False

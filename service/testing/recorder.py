@@ -1,4 +1,6 @@
-"""Records the chunks that runs commit, and reports them to the kill if the test has asked for one."""
+"""Records the chunks that runs commit, and reports them to the kill if the test has asked for
+one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from service.testing.records import CommittedChunk
 
 
 class RecordedLoops(Loops):
-    """The loops of an attempt, which call `on_commit` with a loop's name, a chunk's number and its items."""
+    """The loops of an attempt, which call `on_commit` with a loop's name, a chunk's number and its
+    items.
+    """
 
     def __init__(self, on_commit: Callable[[str, int, list[Any]], None]) -> None:
         super().__init__()
@@ -42,7 +46,9 @@ class Recorder:
         self.kill: Kill | None = None
 
     def prepare(self, task: Task, instance: BaseTask) -> None:
-        """Let the attempt that has just created `instance` record its chunks, and let a kill freeze its `run()`."""
+        """Let the attempt that has just created `instance` record its chunks, and let a kill freeze
+        its `run()`.
+        """
         run = current_run()
         state_of(run).loops = RecordedLoops(partial(self._committed, run.id))
         if self.kill is not None:
@@ -52,7 +58,9 @@ class Recorder:
     def killing(
         self, run: str, after_chunk: int | None, after_part: int | None, on_kill: Callable[[], None]
     ) -> Iterator[Kill]:
-        """Within this block, kill `run` when it has come so far (see Kill), and call `on_kill` then."""
+        """Within this block, kill `run` when it has come so far (see Kill), and call `on_kill`
+        then.
+        """
         self.kill = Kill(run, after_chunk, on_kill, after_part)
         try:
             with self.kill.freezing_tasks():
@@ -63,7 +71,11 @@ class Recorder:
     def ended(self, outcomes: Sequence[Outcome]) -> None:
         """Tell the kill which parts have succeeded."""
         for outcome in outcomes:
-            if self.kill is not None and outcome.part is not None and outcome.state == RunState.SUCCEEDED:
+            if (
+                self.kill is not None
+                and outcome.part is not None
+                and outcome.state == RunState.SUCCEEDED
+            ):
                 self.kill.part_succeeded()
 
     def _committed(self, run: str, loop: str, number: int, items: list[Any]) -> None:

@@ -43,12 +43,14 @@ class RunRecord:
     """The row of a run in the ledger. Instants are aware, in UTC.
 
     Attributes:
-        slot: The instant at which it was due; None for a manual run that was started without a slot.
+        slot: The instant at which it was due; None for a manual run that was started without a
+            slot.
         state: `succeeded`, `failed`, `skipped`, … (see the states in the docs).
         reason: Why it is not `succeeded`, as text for a person.
         result: The value that `run()` returned, as it is read back from JSON.
         attempt: How many attempts have begun.
-        error: The error of its last failed attempt: `type`, `message`, `traceback`. None: no attempt has failed.
+        error: The error of its last failed attempt: `type`, `message`, `traceback`. None: no
+            attempt has failed.
         logs: The lines that it has logged, oldest first: `text`, `level`, `logger`, `at`.
         chunks: The chunks that all its attempts have committed, in the order of their commits.
     """
@@ -82,7 +84,9 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class MissedRange:
-    """Consecutive slots of a task that did not run: how many, from which to which, and for which reason."""
+    """Consecutive slots of a task that did not run: how many, from which to which, and for which
+    reason.
+    """
 
     task: str
     first_slot: datetime
@@ -96,7 +100,9 @@ Committed = Mapping[str, list[CommittedChunk]]
 
 
 def run_records(chunks: Committed, **values: str | None) -> list[RunRecord]:
-    """The runs whose columns have these values, oldest first. A column with the value None may have any value."""
+    """The runs whose columns have these values, oldest first. A column with the value None may have
+    any value.
+    """
     return wait_for(_with_ledger(lambda connection: _run_records(connection, chunks, values)))
 
 
@@ -114,7 +120,9 @@ def missed_ranges(task: str | None) -> list[MissedRange]:
 async def _with_ledger(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     settings = get_settings()
     ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False)
-    async with Databases(ledger, ledger, settings.LEASE_SECONDS, are_ready=True).reading() as connection:
+    async with Databases(
+        ledger, ledger, settings.LEASE_SECONDS, are_ready=True
+    ).reading() as connection:
         assert connection is not None, "the fixture `batch` has created the tables of the ledger"
         return await work(connection)
 
@@ -130,10 +138,16 @@ async def _run_records(
     names = [each.name for each in fields(RunRecord) if each.name in runs.c]
     statement = select(*(runs.c[name] for name in names)).where(*conditions).order_by(runs.c.id)
     ids = select(runs.c.id).where(*conditions)
-    failed = select(attempts.c.run, attempts.c.error).where(attempts.c.error.is_not(None), attempts.c.run.in_(ids))
+    failed = select(attempts.c.run, attempts.c.error).where(
+        attempts.c.error.is_not(None), attempts.c.run.in_(ids)
+    )
     errors = dict(map(tuple, await connection.execute(failed.order_by(attempts.c.fence))))
     blocks: dict[str, list[bytes]] = {}
-    logged = select(log.c.run, log.c.block).where(log.c.run.in_(ids)).order_by(log.c.fence, log.c.first_line)
+    logged = (
+        select(log.c.run, log.c.block)
+        .where(log.c.run.in_(ids))
+        .order_by(log.c.fence, log.c.first_line)
+    )
     for run, block in await connection.execute(logged):
         blocks.setdefault(run, []).append(block)
     rows = (await connection.execute(statement)).mappings()

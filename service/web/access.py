@@ -1,4 +1,6 @@
-"""Who asks: the actor of each request, by a token, a session, a trusted proxy, or the application around this one."""
+"""Who asks: the actor of each request, by a token, a session, a trusted proxy, or the application
+around this one.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ ReadCsrf = Callable[[], Awaitable[str]]
 Ask = Callable[[str, str | None], Coroutine[None, None, Actor | None]]
 
 KNOWN_SECONDS = 1.0
-"""For how long an answer of the ledger about a secret is believed. A revoked token is refused after that."""
+"""For how long an answer of the ledger about a secret is believed. A revoked token is refused after
+that.
+"""
 MOST_KNOWN = 1_000
 TOKEN, SESSION = "token", "session"
 """Kinds of secrets: one of a kind is never taken for one of another."""
@@ -53,10 +57,16 @@ class _WrongToken(Refused):
 
 
 class Guard:
-    """Finds the actor of a request, and refuses requests that nobody may make. There is one for each service."""
+    """Finds the actor of a request, and refuses requests that nobody may make. There is one for
+    each service.
+    """
 
     def __init__(
-        self, settings: Settings, operations: Operations, feed: Feed, authorize: Authorize | None = None
+        self,
+        settings: Settings,
+        operations: Operations,
+        feed: Feed,
+        authorize: Authorize | None = None,
     ) -> None:
         """`feed`: the live events of the process. Raises InvalidSetting."""
         self.operations = operations
@@ -79,11 +89,15 @@ class Guard:
         self.limits = Limits(settings.BATCH_REQUESTS_PER_SECOND, settings.BATCH_FAILED_SIGN_INS)
         self.feed = feed
 
-    async def actor(self, request: Request, csrf: ReadCsrf | None = None, *, may_be_anonymous: bool = True) -> Actor:
-        """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too many.
+    async def actor(
+        self, request: Request, csrf: ReadCsrf | None = None, *, may_be_anonymous: bool = True
+    ) -> Actor:
+        """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too
+        many.
 
-        `csrf`: reads the CSRF token in the body of a form; None: the token is in the header X-CSRF-Token.
-        `may_be_anonymous`: whether BATCH_AUTH=off lets in a request of this machine without a token.
+        `csrf`: reads the CSRF token in the body of a form; None: the token is in the header
+        X-CSRF-Token. `may_be_anonymous`: whether BATCH_AUTH=off lets in a request of this machine
+        without a token.
         """
         address = address_of(request)
         try:
@@ -101,7 +115,9 @@ class Guard:
         return actor
 
     async def still(self, request: Request) -> bool:
-        """Whether the caller of a request that is being answered may still ask. This is no use of its token."""
+        """Whether the caller of a request that is being answered may still ask. This is no use of
+        its token.
+        """
         try:
             return await self._actor(request, address_of(request)) is not None
         except (BatchError, Refused):
@@ -117,7 +133,11 @@ class Guard:
         await self.feed.stop()
 
     async def _actor(
-        self, request: Request, address: str | None, csrf: ReadCsrf | None = None, may_be_anonymous: bool = True
+        self,
+        request: Request,
+        address: str | None,
+        csrf: ReadCsrf | None = None,
+        may_be_anonymous: bool = True,
     ) -> Actor | None:
         given = request.headers.get("authorization")
         if given is not None:
@@ -127,7 +147,9 @@ class Guard:
             actor = await answer if inspect.isawaitable(answer) else answer
             if actor is not None:
                 refuse_foreign(request)
-            return actor  # no session and no setting lets in anybody else: the application around this one decides
+            # No session and no setting lets in anybody else: the application around this one
+            # decides
+            return actor
         if cookie := request.cookies.get(cookie_name(request)):
             actor = await self._remembered(SESSION, cookie, self.operations.access.session, address)
             if actor is not None:
@@ -160,10 +182,14 @@ class Guard:
             self._failures[address or "this machine"] += 1
         self._note_soon()
 
-    async def _remembered(self, kind: str, secret: str, ask: Ask, address: str | None) -> Actor | None:
-        """What the ledger says about a secret, at most KNOWN_SECONDS old. Requests at the same time ask it once.
+    async def _remembered(
+        self, kind: str, secret: str, ask: Ask, address: str | None
+    ) -> Actor | None:
+        """What the ledger says about a secret, at most KNOWN_SECONDS old. Requests at the same time
+        ask it once.
 
-        An address that has sent many wrong ones may ask about few others, but always about those that were valid.
+        An address that has sent many wrong ones may ask about few others, but always about those
+        that were valid.
         """
         key = f"{kind} {hash_of(secret)}"
         known = self._known.get(key)
@@ -173,8 +199,12 @@ class Guard:
             if key not in self._asking:
                 if key not in self._proved:
                     self.limits.count_look(address)
-                self._asking[key] = asyncio.get_running_loop().create_task(self._ask(key, ask(secret, None)))
-                self._asking[key].add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+                self._asking[key] = asyncio.get_running_loop().create_task(
+                    self._ask(key, ask(secret, None))
+                )
+                self._asking[key].add_done_callback(
+                    lambda asked: asked.cancelled() or asked.exception()
+                )
             actor = await asyncio.shield(self._asking[key])
             if actor is not None:
                 self._prove(key)
@@ -205,7 +235,9 @@ class Guard:
         self._revocations += 1
 
     def revocations(self) -> int:
-        """Another number after a secret was revoked: here, or elsewhere since the last look of the live events."""
+        """Another number after a secret was revoked: here, or elsewhere since the last look of the
+        live events.
+        """
         if self.feed.revoked != self._revoked_before:
             self._revoked_before = self.feed.revoked
             self.forget()
@@ -232,7 +264,8 @@ class Guard:
     async def _note(self) -> None:
         """Write what is a hint for people: an error loses it, and the next use is noted again.
 
-        Requests without a valid token must not take SQLite's writer, so they are noted once a minute.
+        Requests without a valid token must not take SQLite's writer, so they are noted once a
+        minute.
         """
         await asyncio.sleep(NOTE_SECONDS)
         uses, self._uses = self._uses, {}
@@ -256,8 +289,12 @@ def address_of(request: Request) -> str | None:
 
 
 def is_local(request: Request) -> bool:
-    """Whether a request comes from this machine itself. What came by a proxy does not, wherever the proxy is."""
-    return is_loopback(address_of(request)) and not any(name in request.headers for name in OF_PROXIES)
+    """Whether a request comes from this machine itself. What came by a proxy does not, wherever the
+    proxy is.
+    """
+    return is_loopback(address_of(request)) and not any(
+        name in request.headers for name in OF_PROXIES
+    )
 
 
 def is_loopback(address: str | None) -> bool:
@@ -280,7 +317,9 @@ def is_address(host: str) -> bool:
 
 
 def cookie_name(request: Request) -> str:
-    """The name of the session's cookie. The browser binds a name with __Host- to this host, which needs https."""
+    """The name of the session's cookie. The browser binds a name with __Host- to this host, which
+    needs https.
+    """
     return "__Host-batch_session" if request.url.scheme == "https" else "batch_session"
 
 
@@ -291,14 +330,17 @@ def needs(actor: Actor, role: Role) -> None:
 
 
 def _hosts(settings: Settings) -> frozenset[str] | None:
-    names = [name.strip().lower() for name in settings.BATCH_ALLOWED_HOSTS.split(",") if name.strip()]
+    names = [
+        name.strip().lower() for name in settings.BATCH_ALLOWED_HOSTS.split(",") if name.strip()
+    ]
     if "*" in names:
         return None
     return frozenset(names or (*LOOPBACK, settings.HOST.lower()))
 
 
 def _roles(setting: str) -> list[tuple[str, Role]]:
-    """The patterns and roles of a setting such as `*@acme.example=viewer,ops@acme.example=operator`.
+    """The patterns and roles of a setting such as
+    `*@acme.example=viewer,ops@acme.example=operator`.
 
     The last pattern that fits a name decides, so they are returned last first.
     """
@@ -308,7 +350,8 @@ def _roles(setting: str) -> list[tuple[str, Role]]:
         role = next((each for each in ROLES if each == given.strip()), None)
         if role is None or not pattern.strip():
             raise InvalidSetting(
-                f"setting BATCH_AUTH_ROLES: {echoed(part)}; allowed: PATTERN=ROLE, with the roles {', '.join(ROLES)}"
+                f"setting BATCH_AUTH_ROLES: {echoed(part)}; allowed: PATTERN=ROLE, with the "
+                f"roles {', '.join(ROLES)}"
             )
         roles.insert(0, (pattern.strip(), role))
     return roles

@@ -20,7 +20,10 @@ READY_SECONDS = 5.0
 """A database that does not answer for this long can't be reached."""
 
 
-NOT_STARTED = "the batch service is not started: the lifespan of this application must enter service.app.lifespan"
+NOT_STARTED = (
+    "the batch service is not started: the lifespan of this application must enter "
+    "service.app.lifespan"
+)
 
 
 async def scheduler_jobs(request: Request) -> JSONResponse:
@@ -31,7 +34,9 @@ async def scheduler_jobs(request: Request) -> JSONResponse:
     if not is_local(request):
         guard = getattr(request.app, "guard", None)
         if guard is None:  # these routes stand in another application, which knows no tokens
-            return problem(401, "these jobs are shown on this machine only: mount service.app.create_app()")
+            return problem(
+                401, "these jobs are shown on this machine only: mount service.app.create_app()"
+            )
         await guard.actor(request)
     try:
         return JSONResponse(describe_jobs(_started(request, "scheduler")))
@@ -48,7 +53,9 @@ async def metrics(request: Request) -> Response:
     has_own_name = _is_called_by_own_name(request, guard)
     if not (is_local(request) and has_own_name):
         if guard is None:  # these routes stand in another application, which knows no tokens
-            detail = "these metrics are shown on this machine only, to who asks localhost or its address"
+            detail = (
+                "these metrics are shown on this machine only, to who asks localhost or its address"
+            )
             return problem(401, f"{detail}: mount service.app.create_app()")
         await guard.actor(request, may_be_anonymous=has_own_name)
     try:
@@ -56,12 +63,16 @@ async def metrics(request: Request) -> Response:
     except BatchError as error:
         return problem(503, error.message)
     gauges = await monitoring.gauges.read()
-    content, media_type = await offload(_exposed, monitoring.snapshot(), gauges, monitoring.metrics.labels)
+    content, media_type = await offload(
+        _exposed, monitoring.snapshot(), gauges, monitoring.metrics.labels
+    )
     return Response(content, media_type=media_type)
 
 
 def _exposed(*given: Any) -> tuple[bytes, str]:
-    """In a thread, because the library takes long to be imported, and some milliseconds to write the text."""
+    """In a thread, because the library takes long to be imported, and some milliseconds to write
+    the text.
+    """
     from service.web import exposition
 
     return exposition.render(*given), exposition.CONTENT_TYPE
@@ -70,8 +81,9 @@ def _exposed(*given: Any) -> tuple[bytes, str]:
 def _is_called_by_own_name(request: Request, guard: Any) -> bool:
     """Whether the Host header has an address, or a name that is allowed.
 
-    The path is answered for any Host, for monitors come by address. But a page of an attacker that has let its name
-    lead to this machine comes from here too, by that name, and must not read anything without a token.
+    The path is answered for any Host, for monitors come by address. But a page of an attacker that
+    has let its name lead to this machine comes from here too, by that name, and must not read
+    anything without a token.
     """
     host = host_name(request.headers.get("host", ""))
     allowed = LOOPBACK if guard is None else guard.hosts
@@ -79,7 +91,9 @@ def _is_called_by_own_name(request: Request, guard: Any) -> bool:
 
 
 async def healthz(request: Request) -> JSONResponse:
-    """Answer 200: the process is alive, and can do its work. 503 with the reason if it is about to end instead."""
+    """Answer 200: the process is alive, and can do its work. 503 with the reason if it is about to
+    end instead.
+    """
     batch = getattr(request.app.state, "batch", None)
     if batch is not None and (failures := batch.supervisor.failures):
         return JSONResponse({"status": "failed", "reasons": failures}, status_code=503)
@@ -87,7 +101,9 @@ async def healthz(request: Request) -> JSONResponse:
 
 
 async def readyz(request: Request) -> JSONResponse:
-    """Answer 200 if the service is ready, otherwise 503 with the reasons by part. `warnings`: what holds up runs."""
+    """Answer 200 if the service is ready, otherwise 503 with the reasons by part. `warnings`: what
+    holds up runs.
+    """
     warnings: dict[str, str] = {}
     try:
         batch = _started(request, "batch")

@@ -25,10 +25,11 @@ DOCUMENT = "/api/openapi.json"
 
 
 class Guarded(FastAPI):
-    """Answers by these routes, and guards them: by the Host header, by trusted proxies, and by tokens.
+    """Answers by these routes, and guards them: by the Host header, by trusted proxies, and by
+    tokens.
 
-    `authorize`: who makes a request, as the application around this one knows it. `sign_in_url`: where that one signs
-    people in.
+    `authorize`: who makes a request, as the application around this one knows it. `sign_in_url`:
+    where that one signs people in.
     """
 
     def __init__(
@@ -40,7 +41,12 @@ class Guarded(FastAPI):
         **options: Any,
     ) -> None:
         super().__init__(
-            openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, routes=[*routes], **options
+            openapi_url=None,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+            routes=[*routes],
+            **options,
         )
         self._authorize = authorize
         self.sign_in_url = sign_in_url
@@ -92,9 +98,13 @@ class Guarded(FastAPI):
 
 
 class Api(Guarded):
-    """The endpoints of the service. `pages`: the routes of what people look at, beside those of programs."""
+    """The endpoints of the service. `pages`: the routes of what people look at, beside those of
+    programs.
+    """
 
-    def __init__(self, *, authorize: Authorize | None = None, pages: Sequence[BaseRoute] = (), **options: Any) -> None:
+    def __init__(
+        self, *, authorize: Authorize | None = None, pages: Sequence[BaseRoute] = (), **options: Any
+    ) -> None:
         super().__init__(
             title="Batch System",
             version="1",
@@ -120,7 +130,10 @@ class Api(Guarded):
         """The document of the API, OpenAPI 3.1."""
         if self.openapi_schema is None:
             document = get_openapi(
-                title=self.title, version=self.version, description=self.description, routes=self.routes
+                title=self.title,
+                version=self.version,
+                description=self.description,
+                routes=self.routes,
             )
             schemas = document["components"]["schemas"]
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")

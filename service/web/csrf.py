@@ -19,7 +19,9 @@ def csrf_of(cookie: str) -> str:
 
 
 def masked(csrf: str) -> str:
-    """The CSRF token for a form, another one each time, so that the size of a packed page says nothing about it."""
+    """The CSRF token for a form, another one each time, so that the size of a packed page says
+    nothing about it.
+    """
     nonce = secrets.token_hex(16)
     return nonce + hmac.new(csrf.encode(), nonce.encode(), hashlib.sha256).hexdigest()
 
@@ -32,7 +34,9 @@ def _unmasked(given: str, csrf: str) -> str:
 
 
 def refuse_foreign(request: Request) -> None:
-    """Refuse a change that a page of another site makes with a browser's cookies. Raises Refused."""
+    """Refuse a change that a page of another site makes with a browser's cookies. Raises
+    Refused.
+    """
     if request.method not in CHANGES:
         return
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
@@ -43,9 +47,13 @@ def refuse_foreign(request: Request) -> None:
 
 
 def refuse_foreign_read(request: Request) -> None:
-    """Refuse what a page of another site reads or embeds; a link to a page of ours is followed. Raises Refused."""
+    """Refuse what a page of another site reads or embeds; a link to a page of ours is followed.
+    Raises Refused.
+    """
     site, mode = (request.headers.get(f"sec-fetch-{name}") for name in ("site", "mode"))
-    if site not in (None, "same-origin", "none") and not (mode == "navigate" and request.method == "GET"):
+    if site not in (None, "same-origin", "none") and not (
+        mode == "navigate" and request.method == "GET"
+    ):
         raise Refused(403, "a page of another site may not read this")
 
 

@@ -48,7 +48,9 @@ async def _of_validation(request: Request, error: Exception) -> Response:
 
 def _field_error(error: Any) -> FieldError:
     place = ".".join(str(part) for part in error["loc"])
-    return FieldError(field=brief(place, 200), message=brief(error["msg"].removeprefix("Value error, "), 300))
+    return FieldError(
+        field=brief(place, 200), message=brief(error["msg"].removeprefix("Value error, "), 300)
+    )
 
 
 async def _of_http(request: Request, error: Exception) -> Response:
@@ -57,14 +59,20 @@ async def _of_http(request: Request, error: Exception) -> Response:
         return problem(404, "there is nothing at this address", "not_found")
     if error.status_code == 405:
         allowed = ", ".join(_methods(request)) or (error.headers or {}).get("Allow", "")
-        return problem(405, f"{request.method} is not allowed here; allowed: {allowed}", headers={"Allow": allowed})
+        return problem(
+            405,
+            f"{request.method} is not allowed here; allowed: {allowed}",
+            headers={"Allow": allowed},
+        )
     return problem(error.status_code, str(error.detail), headers=error.headers)
 
 
 def _methods(request: Request) -> list[str]:
     """The methods that the document of the API has for this path."""
     path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-    paths: dict[str, Any] = request.app.openapi()["paths"] if isinstance(request.app, FastAPI) else {}
+    paths: dict[str, Any] = (
+        request.app.openapi()["paths"] if isinstance(request.app, FastAPI) else {}
+    )
     matching = [template for template in paths if compile_path(template)[0].match(path)]
     literal = min(matching, key=lambda template: template.count("{"), default=None)
     return sorted(method.upper() for method in paths[literal]) if literal is not None else []

@@ -1,7 +1,8 @@
-"""The metrics as the text that Prometheus reads. Only this module knows prometheus_client, whose import takes long.
+"""The metrics as the text that Prometheus reads. Only this module knows prometheus_client, whose
+import takes long.
 
-The names, types and labels of all metrics stand here. Values that come from authors or from rows never become labels,
-except for the names of at most 1,000 tasks.
+The names, types and labels of all metrics stand here. Values that come from authors or from rows
+never become labels, except for the names of at most 1,000 tasks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from service.metrics.histogram import BOUNDS, Buckets
@@ -22,19 +28,27 @@ from service.metrics.process import ProcessSnapshot
 from service.operations.system.gauges import Gauges, PoolGauges, TaskGauges
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""The text format of Prometheus. OpenMetrics is not offered: it has no counter and gauge of one name (`batch_runs`)."""
+"""The text format of Prometheus. OpenMetrics is not offered: it has no counter and gauge of one
+name (`batch_runs`).
+"""
 
 _BOUNDS = tuple(map(str, BOUNDS))
 
 
 def render(process: ProcessSnapshot, gauges: Gauges | None, labels: TaskLabels) -> bytes:
-    """The text for one scrape. It takes some milliseconds, so call it in a thread. `gauges`: None if not known."""
-    return _text(_of_process(process)) + (_text_of_ledger(gauges, labels) if gauges is not None else b"")
+    """The text for one scrape. It takes some milliseconds, so call it in a thread. `gauges`: None
+    if not known.
+    """
+    return _text(_of_process(process)) + (
+        _text_of_ledger(gauges, labels) if gauges is not None else b""
+    )
 
 
 @lru_cache(maxsize=4)
 def _text_of_ledger(gauges: Gauges, labels: TaskLabels) -> bytes:
-    """The gauges of the ledger are most of the text, and the same for all scrapes until they are read again."""
+    """The gauges of the ledger are most of the text, and the same for all scrapes until they are
+    read again.
+    """
     return _text([*_ledger_gauges(gauges), *_task_gauges(gauges.tasks, labels)])
 
 
@@ -76,9 +90,21 @@ def _counters(process: ProcessSnapshot) -> Iterator[Metric]:
         ("task", "outcome", "origin"),
         process.runs,
     )
-    yield _counter("batch_parts", "Parts of runs that have ended in this process.", ("task", "outcome"), process.parts)
-    yield _counter("batch_attempts", "Attempts that have ended in this process.", ("task", "outcome"), process.attempts)
-    yield _counter("batch_slots", "Slots that were fired by this process.", ("fate",), _by_one(process.slots))
+    yield _counter(
+        "batch_parts",
+        "Parts of runs that have ended in this process.",
+        ("task", "outcome"),
+        process.parts,
+    )
+    yield _counter(
+        "batch_attempts",
+        "Attempts that have ended in this process.",
+        ("task", "outcome"),
+        process.attempts,
+    )
+    yield _counter(
+        "batch_slots", "Slots that were fired by this process.", ("fate",), _by_one(process.slots)
+    )
     yield _counter(
         "batch_items",
         "Items in chunks that runs in this process have committed.",
@@ -96,7 +122,10 @@ def _counters(process: ProcessSnapshot) -> Iterator[Metric]:
 
 def _troubles(process: ProcessSnapshot) -> Iterator[Metric]:
     yield _single(
-        CounterMetricFamily, "batch_leases_lost", "How often this process has lost its lease.", process.leases_lost
+        CounterMetricFamily,
+        "batch_leases_lost",
+        "How often this process has lost its lease.",
+        process.leases_lost,
     )
     yield _counter(
         "batch_failed_parts",
@@ -113,7 +142,8 @@ def _troubles(process: ProcessSnapshot) -> Iterator[Metric]:
     yield _single(
         CounterMetricFamily,
         "batch_log_lines_dropped",
-        "Log lines of runs that are not in the ledger, because they came faster than it takes them.",
+        "Log lines of runs that are not in the ledger, because they came faster than it takes "
+        "them.",
         process.dropped_lines,
     )
 
@@ -147,8 +177,15 @@ def _histograms(process: ProcessSnapshot) -> Iterator[Metric]:
 
 def _process_gauges(process: ProcessSnapshot) -> Iterator[Metric]:
     gauge = GaugeMetricFamily
-    yield _single(gauge, "batch_running", "Attempts that this process executes now.", process.running)
-    yield _single(gauge, "batch_loop_lag_seconds", "How long a callback last waited on the loop.", process.loop_lag)
+    yield _single(
+        gauge, "batch_running", "Attempts that this process executes now.", process.running
+    )
+    yield _single(
+        gauge,
+        "batch_loop_lag_seconds",
+        "How long a callback last waited on the loop.",
+        process.loop_lag,
+    )
     text = "When the event loop last got what the heartbeat had read from the ledger (Unix time)."
     yield _single(gauge, "batch_last_tick_timestamp_seconds", text, _timestamp(process.last_tick))
 
@@ -158,36 +195,62 @@ def _process_gauges(process: ProcessSnapshot) -> Iterator[Metric]:
 
 def _ledger_gauges(gauges: Gauges) -> Iterator[Metric]:
     gauge = GaugeMetricFamily
-    yield _gauge("batch_runs", "Active runs by state, each counted up to 10,000.", "state", gauges.runs)
-    yield _gauge("batch_parts", "Active parts of runs by state, each counted up to 10,000.", "state", gauges.parts)
+    yield _gauge(
+        "batch_runs", "Active runs by state, each counted up to 10,000.", "state", gauges.runs
+    )
+    yield _gauge(
+        "batch_parts",
+        "Active parts of runs by state, each counted up to 10,000.",
+        "state",
+        gauges.parts,
+    )
     text = "How long the run waits that could have started first of all; 0 if none waits."
     yield _single(gauge, "batch_oldest_waiting_seconds", text, gauges.oldest_waiting)
     yield _gauge("batch_incidents_open", "Open incidents.", "kind", gauges.incidents)
-    text = "Slots that no process has handled for more than a minute, and slots without run, skip and missed range."
+    text = (
+        "Slots that no process has handled for more than a minute, and slots without run, skip "
+        "and missed range."
+    )
     yield _single(gauge, "batch_unaccounted_slots", text, gauges.unaccounted)
     yield from _pool_gauges(gauges.pools)
     yield _gauge("batch_nodes", "Processes that fire schedules, by state.", "state", gauges.nodes)
-    text, verified_at = "When the newest verified backup was taken (Unix time).", _timestamp(gauges.verified_backup_at)
+    text, verified_at = (
+        "When the newest verified backup was taken (Unix time).",
+        _timestamp(gauges.verified_backup_at),
+    )
     yield _single(gauge, "batch_backup_last_verified_timestamp_seconds", text, verified_at)
 
 
 def _pool_gauges(pools: Mapping[str, PoolGauges]) -> Iterator[Metric]:
-    text = "Runs of the pool that are going on or may start now; those that wait are counted up to 1,000 of each task."
-    yield _gauge("batch_pool_wanted", text, "pool", {name: pool.wanted for name, pool in pools.items()})
+    text = (
+        "Runs of the pool that are going on or may start now; those that wait are counted up to "
+        "1,000 of each task."
+    )
+    yield _gauge(
+        "batch_pool_wanted", text, "pool", {name: pool.wanted for name, pool in pools.items()}
+    )
     text = "Runs of the pool that are going on."
-    yield _gauge("batch_pool_running", text, "pool", {name: pool.running for name, pool in pools.items()})
+    yield _gauge(
+        "batch_pool_running", text, "pool", {name: pool.running for name, pool in pools.items()}
+    )
     text = "How many runs the living nodes that claim the pool execute at once, at most."
-    yield _gauge("batch_pool_places", text, "pool", {name: pool.places for name, pool in pools.items()})
+    yield _gauge(
+        "batch_pool_places", text, "pool", {name: pool.places for name, pool in pools.items()}
+    )
 
 
 Fold = Callable[[float, float], float]
 
 
 def _task_gauges(tasks: Mapping[str, TaskGauges], labels: TaskLabels) -> Iterator[Metric]:
-    """The gauges of each task. What many tasks without a label of their own have in common is the worst of them."""
+    """The gauges of each task. What many tasks without a label of their own have in common is the
+    worst of them.
+    """
     by_label = [(labels.of(name), task) for name, task in tasks.items()]
 
-    def of_tasks(name: str, text: str, value: Callable[[TaskGauges], float | None], fold: Fold) -> Metric:
+    def of_tasks(
+        name: str, text: str, value: Callable[[TaskGauges], float | None], fold: Fold
+    ) -> Metric:
         values: dict[str, float] = {}
         for label, task in by_label:
             if (number := value(task)) is not None:
@@ -209,7 +272,10 @@ def _task_gauges(tasks: Mapping[str, TaskGauges], labels: TaskLabels) -> Iterato
     text = "Failed runs since the last success, among the 100 newest runs."
     yield of_tasks("batch_failure_streak", text, lambda task: task.failure_streak, max)
     yield of_tasks(
-        "batch_task_paused", "1 if the task is paused, otherwise 0.", lambda task: float(task.is_paused), max
+        "batch_task_paused",
+        "1 if the task is paused, otherwise 0.",
+        lambda task: float(task.is_paused),
+        max,
     )
     text = "Items in quarantine that wait for a redrive, among the 10,000 that were set aside last."
     yield of_tasks("batch_quarantined_items", text, lambda task: task.quarantined, operator.add)
@@ -237,7 +303,10 @@ def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Met
 
 
 def _single(
-    kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float | None
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    name: str,
+    text: str,
+    value: float | None,
 ) -> Metric:
     """A metric with one value and without labels. `value`: None if there is none now."""
     return kind(name, text, value=value)

@@ -1,4 +1,6 @@
-"""What every answer of the HTTP server has to have, and what no request may have: hosts, sizes and headers."""
+"""What every answer of the HTTP server has to have, and what no request may have: hosts, sizes and
+headers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ PROBES = {"/healthz", "/readyz", "/metrics"}
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
+    "'none'",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
@@ -103,7 +106,9 @@ class _TooLarge(Exception):
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    """The connection stays open, and the server discards the rest: a close would take the answer from the client."""
+    """The connection stays open, and the server discards the rest: a close would take the answer
+    from the client.
+    """
     answer = problem(413, f"the body of a request may have at most {LARGEST_BODY:,} bytes")
     await answer(scope, receive, send)
 

@@ -1,4 +1,6 @@
-"""Limits of requests: how many one token may make in a second, and how often an address may guess a token."""
+"""Limits of requests: how many one token may make in a second, and how often an address may guess a
+token.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,15 @@ FAILURE_SECONDS = 60.0
 LOOKS = 10
 """How many unknown secrets of an address that guesses are looked up in a second."""
 MOST_COUNTED = 10_000
-"""How many tokens or addresses are counted at most; the one that was counted first is forgotten first."""
+"""How many tokens or addresses are counted at most; the one that was counted first is forgotten
+first.
+"""
 
 
 class Limits:
-    """Counts in this process. `requests`: of one token in a second. `failures`: of one address in a minute."""
+    """Counts in this process. `requests`: of one token in a second. `failures`: of one address in a
+    minute.
+    """
 
     def __init__(self, requests: int, failures: int) -> None:
         self._requests = _Windows(1.0, requests)
@@ -33,7 +39,9 @@ class Limits:
         self._failures.add(address or "")
 
     def count_look(self, address: str | None) -> None:
-        """Count that a secret of this address is looked up. Raises Refused, 429, if the address guesses fast."""
+        """Count that a secret of this address is looked up. Raises Refused, 429, if the address
+        guesses fast.
+        """
         wait = self._failures.full(address or "")
         if wait is not None and self._looks.add(address or "") is not None:
             raise Refused(429, "too many tokens that are not valid", _after(wait))
@@ -50,7 +58,9 @@ def _after(seconds: float) -> dict[str, str]:
 
 
 class _Windows:
-    """For each key how often something happened since its window began. A window ends after `seconds`."""
+    """For each key how often something happened since its window began. A window ends after
+    `seconds`.
+    """
 
     def __init__(self, seconds: float, most: int) -> None:
         self._seconds, self._most = seconds, most

@@ -1,8 +1,9 @@
 """Live events: one reader of the ledger in each process, for any number of streams.
 
-It reads once a second while somebody watches, compares with what it has read before, and gives each stream what has
-changed in its topics. Ids of events are `process.number`: a stream that comes back gets what it has missed, if its
-topics were watched all the time and the events are kept, and otherwise one event `reload`.
+It reads once a second while somebody watches, compares with what it has read before, and gives each
+stream what has changed in its topics. Ids of events are `process.number`: a stream that comes back
+gets what it has missed, if its topics were watched all the time and the events are kept, and
+otherwise one event `reload`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ logger = get_logger("service.batch")
 
 LOOK_SECONDS = 1.0
 LINGER_SECONDS = 10.0
-"""A topic is watched for this time after its last stream, so that a client that comes back has missed nothing."""
+"""A topic is watched for this time after its last stream, so that a client that comes back has
+missed nothing.
+"""
 KEPT_SECONDS = 60.0
 MOST_KEPT_BYTES = 2_000_000
 MOST_STREAMS = 1_000
@@ -33,7 +36,9 @@ MOST_STREAMS_OF_ONE = 50
 MOST_RUNS = 200
 """How many single runs are watched in one process at most."""
 MOST_FOLLOWED = 2_000
-"""How many unfinished runs are followed to their end at most after they have left the list of the newest ones."""
+"""How many unfinished runs are followed to their end at most after they have left the list of the
+newest ones.
+"""
 
 
 class TooManyStreams(BatchError):
@@ -43,10 +48,11 @@ class TooManyStreams(BatchError):
 
 
 class Feed:
-    """The events of one process. `stopping`: is set when the service begins to stop, which ends all streams.
+    """The events of one process. `stopping`: is set when the service begins to stop, which ends all
+    streams.
 
-    `revoked`: is another value after a token or a session was revoked, in whichever process. It is read while streams
-    are open.
+    `revoked`: is another value after a token or a session was revoked, in whichever process. It is
+    read while streams are open.
     """
 
     def __init__(self, operations: Operations, process: str, stopping: asyncio.Event) -> None:
@@ -63,13 +69,21 @@ class Feed:
         self._lingering: dict[str, float] = {}
         self._reader: asyncio.Task[None] | None = None
         self._last: dict[str, dict[str, Any]] = {}
-        self._since: dict[str, int] = {}  # the number from which on a topic was watched without a gap
+        self._since: dict[
+            str, int
+        ] = {}  # the number from which on a topic was watched without a gap
 
     def open(self, topics: frozenset[str], owner: str, last_id: str | None) -> Stream:
-        """Begin a stream. `last_id`: the last event that the client has got. Raises TooManyStreams."""
+        """Begin a stream. `last_id`: the last event that the client has got. Raises
+        TooManyStreams.
+        """
         owners = Counter(stream.owner for stream in self._streams)
         runs = {topic for topic in (*topics, *self._topics()) if topic.startswith("run:")}
-        if owners[owner] >= MOST_STREAMS_OF_ONE or len(self._streams) >= MOST_STREAMS or len(runs) > MOST_RUNS:
+        if (
+            owners[owner] >= MOST_STREAMS_OF_ONE
+            or len(self._streams) >= MOST_STREAMS
+            or len(runs) > MOST_RUNS
+        ):
             raise TooManyStreams("too many streams are open: close some, or watch fewer runs")
         if self._reader is None or self._reader.done():
             self._last.clear()
@@ -104,7 +118,8 @@ class Feed:
     async def turn(self) -> None:
         """Let one stream after the other go on, and what is due on the event loop between them.
 
-        Otherwise all of them would send at once what has woken them, and nothing else would run meanwhile.
+        Otherwise all of them would send at once what has woken them, and nothing else would run
+        meanwhile.
         """
         async with self._turns:
             await asyncio.sleep(0)
@@ -118,7 +133,9 @@ class Feed:
         return self.event("", "reload")
 
     def _begin(self, stream: Stream) -> None:
-        """Begin a stream if all of its topics have been read: what the client reads from now on is not older."""
+        """Begin a stream if all of its topics have been read: what the client reads from now on is
+        not older.
+        """
         if stream.topics <= self._since.keys():
             start = self.event("", "start")
             stream.begin([start] if stream.is_new else [self.reload()])
@@ -157,11 +174,19 @@ class Feed:
             await asyncio.sleep(max(0.0, LOOK_SECONDS - (clock.monotonic() - began)))
 
     def _followed(self) -> set[str]:
-        """The runs of the list that have not ended, which may leave the list of the newest ones before they do."""
-        return {run for run, fields in self._last.get("runs", {}).items() if fields["state"] not in FINAL_STATES}
+        """The runs of the list that have not ended, which may leave the list of the newest ones
+        before they do.
+        """
+        return {
+            run
+            for run, fields in self._last.get("runs", {}).items()
+            if fields["state"] not in FINAL_STATES
+        }
 
     def _compare(self, look: Look, topics: set[str], runs: set[str]) -> None:
-        """Publish what is different from the last look, and begin the streams whose topics have been read now."""
+        """Publish what is different from the last look, and begin the streams whose topics have
+        been read now.
+        """
         if "runs" in topics:
             self._list_of_runs(look)
         for run in runs:
@@ -182,11 +207,21 @@ class Feed:
 
     def _list_of_runs(self, look: Look) -> None:
         before = self._last.get("runs")
-        listed = {*look.newest, *(run for run, row in look.runs.items() if row.state == "running"), *(before or ())}
+        listed = {
+            *look.newest,
+            *(run for run, row in look.runs.items() if row.state == "running"),
+            *(before or ()),
+        }
         rows = {run: row for run, row in look.runs.items() if run in listed}
-        is_overrun = len(look.newest) >= NEWEST and not any(run in (before or ()) for run in look.newest)
+        is_overrun = len(look.newest) >= NEWEST and not any(
+            run in (before or ()) for run in look.newest
+        )
         if before is not None and (is_overrun or len(rows) > MOST_FOLLOWED):
-            kept = {run: row for run, row in rows.items() if run in look.newest or row.state == "running"}
+            kept = {
+                run: row
+                for run, row in rows.items()
+                if run in look.newest or row.state == "running"
+            }
             self._last["runs"] = {run: _significant(row) for run, row in kept.items()}
             self._publish("runs", "reload")
         else:

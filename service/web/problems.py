@@ -36,7 +36,14 @@ TITLES = {
     500: "Something is wrong in the service",
     503: "The service can't answer now",
 }
-KINDS = {400: "invalid", 401: "forbidden", 405: "invalid", 413: "invalid", 421: "forbidden", 429: "unavailable"}
+KINDS = {
+    400: "invalid",
+    401: "forbidden",
+    405: "invalid",
+    413: "invalid",
+    421: "forbidden",
+    429: "unavailable",
+}
 
 
 class FieldError(BaseModel):
@@ -47,9 +54,13 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 describes it. `kind` says what a program can do about it; `detail` is for people."""
+    """An error, as RFC 9457 describes it. `kind` says what a program can do about it; `detail` is
+    for people.
+    """
 
-    type: str = Field(description="`urn:batch-system:problem:` and the kind, which docs/api.md explains.")
+    type: str = Field(
+        description="`urn:batch-system:problem:` and the kind, which docs/api.md explains."
+    )
     title: str
     status: int
     detail: str
@@ -65,7 +76,11 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The response for an error."""
-    kind = kind or KINDS.get(status) or next((k for k, s in STATUSES.items() if s == status), "invalid")
+    kind = (
+        kind
+        or KINDS.get(status)
+        or next((k for k, s in STATUSES.items() if s == status), "invalid")
+    )
     body = Problem(
         type=f"urn:batch-system:problem:{kind}",
         title=TITLES.get(status, "The request failed"),
@@ -83,7 +98,9 @@ def problem(
 
 
 class Refused(Exception):
-    """A request that is answered with a problem, raised where the request is not yet known to be allowed."""
+    """A request that is answered with a problem, raised where the request is not yet known to be
+    allowed.
+    """
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)

@@ -1,4 +1,6 @@
-"""Reverse proxies: what they say of the client is believed only if their own address is in BATCH_TRUSTED_PROXIES."""
+"""Reverse proxies: what they say of the client is believed only if their own address is in
+BATCH_TRUSTED_PROXIES.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,17 @@ from service.errors import InvalidSetting
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PEER = "batch.peer"
-"""The key of the scope for the address that the connection comes from, which may be that of a proxy."""
-OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""The key of the scope for the address that the connection comes from, which may be that of a
+proxy.
+"""
+OF_PROXIES = (
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+)
 """Headers that proxies add to a request."""
 UNKNOWN = "unknown"
 """The address of a client of a trusted proxy that does not say it in a form that can be read."""
@@ -26,7 +37,9 @@ def networks_of(setting: str) -> list[Network]:
     try:
         return [ipaddress.ip_network(part.strip()) for part in setting.split(",") if part.strip()]
     except ValueError as error:
-        raise InvalidSetting(f"setting BATCH_TRUSTED_PROXIES: {error}; allowed: addresses or networks") from None
+        raise InvalidSetting(
+            f"setting BATCH_TRUSTED_PROXIES: {error}; allowed: addresses or networks"
+        ) from None
 
 
 def is_in(address: str | None, networks: Sequence[Network]) -> bool:
@@ -39,7 +52,9 @@ def is_in(address: str | None, networks: Sequence[Network]) -> bool:
 
 
 class Forwarded:
-    """Takes the client's address and scheme from X-Forwarded-For and X-Forwarded-Proto of a trusted proxy."""
+    """Takes the client's address and scheme from X-Forwarded-For and X-Forwarded-Proto of a trusted
+    proxy.
+    """
 
     def __init__(self, app: ASGIApp, networks: Callable[[], Sequence[Network]]) -> None:
         self._app = app
@@ -72,8 +87,12 @@ def _of_client(headers: Headers, networks: Sequence[Network]) -> dict[str, objec
 
 
 def _address_in(hop: str) -> str | None:
-    """The address in a part of X-Forwarded-For, which may have a port: `192.0.2.1:4711`, `[2001:db8::1]:4711`."""
-    plain = re.fullmatch(r"\[([^]]*)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+)(?::\d+)?|(.*)", hop.strip(), re.DOTALL)
+    """The address in a part of X-Forwarded-For, which may have a port: `192.0.2.1:4711`,
+    `[2001:db8::1]:4711`.
+    """
+    plain = re.fullmatch(
+        r"\[([^]]*)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+)(?::\d+)?|(.*)", hop.strip(), re.DOTALL
+    )
     assert plain is not None
     try:
         return str(ipaddress.ip_address(next(filter(None, plain.groups()), "")))

@@ -26,7 +26,9 @@ class SignIn(Body):
 
 
 class Session(Result):
-    """Who asks. `csrf_token`: what changes have to send as X-CSRF-Token if they are made with the cookie."""
+    """Who asks. `csrf_token`: what changes have to send as X-CSRF-Token if they are made with the
+    cookie.
+    """
 
     name: str
     role: Role
@@ -36,27 +38,43 @@ class Session(Result):
 
 @sessions.post("/session", status_code=201)
 async def sign_in(request: Request, response: Response, body: SignIn) -> Session:
-    """Sign in with a token or a link, which is good once. The answer sets the cookie of the session."""
+    """Sign in with a token or a link, which is good once. The answer sets the cookie of the
+    session.
+    """
     refuse_unknown_query(request)
     refuse_sign_in(request)
     guard = guard_of(request)
     refuse_foreign(request)
     begun = await begin_session(request, response, guard, body.secret)
     if begun is None:
-        raise Refused(401, "this token or link is not valid: it is unknown, expired, revoked, or was used already")
-    return Session(name=begun.name, role=begun.role, csrf_token=csrf_of(begun.secret), expires_at=begun.expires_at)
+        raise Refused(
+            401,
+            "this token or link is not valid: it is unknown, expired, revoked, or was used already",
+        )
+    return Session(
+        name=begun.name,
+        role=begun.role,
+        csrf_token=csrf_of(begun.secret),
+        expires_at=begun.expires_at,
+    )
 
 
 def refuse_sign_in(request: Request) -> None:
     """Raises Refused, 403, if people sign in to the application around this one."""
     if not request.app.signs_in:
-        raise Refused(403, "nobody signs in here: the application that contains this service says who asks")
+        raise Refused(
+            403, "nobody signs in here: the application that contains this service says who asks"
+        )
 
 
-async def begin_session(request: Request, response: Response, guard: Guard, secret: str) -> NewSession | None:
-    """Begin a session with a token or a link. The response sets its cookie. None: the secret is not valid.
+async def begin_session(
+    request: Request, response: Response, guard: Guard, secret: str
+) -> NewSession | None:
+    """Begin a session with a token or a link. The response sets its cookie. None: the secret is not
+    valid.
 
-    A session that this browser had before is ended. Raises Refused, 429, if too many from this address were not valid.
+    A session that this browser had before is ended. Raises Refused, 429, if too many from this
+    address were not valid.
     """
     address = address_of(request)
     guard.limits.count_look(address)
@@ -95,7 +113,10 @@ async def show_session(request: Request) -> Session:
     actor = await guard_of(request).actor(request)
     cookie = request.cookies.get(cookie_name(request)) if actor.source == "page" else None
     return Session(
-        name=actor.name, role=actor.role, csrf_token=csrf_of(cookie) if cookie else None, expires_at=actor.until
+        name=actor.name,
+        role=actor.role,
+        csrf_token=csrf_of(cookie) if cookie else None,
+        expires_at=actor.until,
     )
 
 
@@ -109,11 +130,19 @@ async def sign_out(request: Request) -> Response:
     response = Response(status_code=204)
     is_secure = request.url.scheme == "https"
     response.delete_cookie(
-        cookie_name(request), path=_cookie_path(request), secure=is_secure, httponly=True, samesite="lax"
+        cookie_name(request),
+        path=_cookie_path(request),
+        secure=is_secure,
+        httponly=True,
+        samesite="lax",
     )
     return response
 
 
 def _cookie_path(request: Request) -> str:
-    """Where the browser sends the cookie: to this application only. With https the cookie's name needs all paths."""
-    return "/" if cookie_name(request).startswith("__Host-") else request.scope.get("root_path") or "/"
+    """Where the browser sends the cookie: to this application only. With https the cookie's name
+    needs all paths.
+    """
+    return (
+        "/" if cookie_name(request).startswith("__Host-") else request.scope.get("root_path") or "/"
+    )

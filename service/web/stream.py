@@ -13,9 +13,11 @@ MOST_WAITING_BYTES = 500_000
 
 
 class Event(NamedTuple):
-    """An event, as it is sent in `text`. `topic`: runs, tasks, nodes or run:ID. `at`: on the monotonic clock.
+    """An event, as it is sent in `text`. `topic`: runs, tasks, nodes or run:ID. `at`: on the
+    monotonic clock.
 
-    It is "run", "task", "node" or "reload"; or "start", which only tells the client the id that it begins with.
+    It is "run", "task", "node" or "reload"; or "start", which only tells the client the id that it
+    begins with.
     """
 
     number: int
@@ -36,7 +38,9 @@ class Event(NamedTuple):
 
 
 class Stream:
-    """What one client watches. `topics`: as in Event. `is_new`: the client has got no event before."""
+    """What one client watches. `topics`: as in Event. `is_new`: the client has got no event
+    before.
+    """
 
     def __init__(self, topics: frozenset[str], owner: str, is_new: bool) -> None:
         self.topics, self.owner, self.is_new = topics, owner, is_new
@@ -70,7 +74,9 @@ class Stream:
         self._wake.set()
 
     async def next(self, reload: Callable[[], Event], seconds: float) -> list[Event]:
-        """The events that wait; after `seconds` without one: none. `reload`: makes what a slow client gets instead."""
+        """The events that wait; after `seconds` without one: none. `reload`: makes what a slow
+        client gets instead.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()

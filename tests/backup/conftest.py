@@ -13,7 +13,9 @@ from tests.backup.here import make_backups_here
 
 @pytest.fixture(autouse=True)
 def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make backups in a thread, which is faster. Tests about the process use the fixture `in_a_process`."""
+    """Make backups in a thread, which is faster. Tests about the process use the fixture
+    `in_a_process`.
+    """
     make_backups_here(monkeypatch)
 
 

@@ -22,7 +22,13 @@ from sqlalchemy import make_url
 from service.backup.file.format import TAR_END, Trailer, padding
 from service.backup.file.writer import Archive
 
-HEADER = {"database": "app", "server_version": "18", "revision": None, "revisions": {}, "tool": "batch-system 1"}
+HEADER = {
+    "database": "app",
+    "server_version": "18",
+    "revision": None,
+    "revisions": {},
+    "tool": "batch-system 1",
+}
 
 
 def members(backup: Path) -> dict[str, bytes]:
@@ -64,11 +70,15 @@ def make_sqlite(path: Path, megabytes: int = 0) -> None:
         connection.execute("CREATE TABLE filler (data BLOB)")
         with connection:
             connection.execute("BEGIN")
-            connection.executemany("INSERT INTO filler VALUES (randomblob(100000))", [()] * (10 * megabytes))
+            connection.executemany(
+                "INSERT INTO filler VALUES (randomblob(100000))", [()] * (10 * megabytes)
+            )
 
 
 async def connect(url: str) -> Any:
-    return await asyncpg.connect(**make_url(url).get_dialect()().create_connect_args(make_url(url))[1])
+    return await asyncpg.connect(
+        **make_url(url).get_dialect()().create_connect_args(make_url(url))[1]
+    )
 
 
 @asynccontextmanager
@@ -87,7 +97,9 @@ async def execute(url: str, *statements: str) -> None:
 
 
 async def restore(backup: Path, url: str) -> None:
-    """Load every table of the backup by COPY into a database that has the same tables without rows."""
+    """Load every table of the backup by COPY into a database that has the same tables without
+    rows.
+    """
     rows = copies(backup)
     async with connected(url) as connection:
         for table in manifest(backup)["tables"]:
@@ -106,7 +118,9 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 def is_written(folder: Path, pattern: str) -> bool:
-    """Whether there is something in a file of this pattern yet. Those that are made for a moment may be gone by now."""
+    """Whether there is something in a file of this pattern yet. Those that are made for a moment
+    may be gone by now.
+    """
     for path in folder.glob(pattern):
         with suppress(FileNotFoundError):
             if path.stat().st_size:
@@ -132,7 +146,10 @@ def make_archive(path: Path, tables: int = 2, parts: int = 3) -> Path:
         archive.add_header("postgresql", **HEADER)
         described = []
         for number in range(1, tables + 1):
-            folder, rows = f"data/{number:04}-public.t{number}", [f"{number}\t{n}\n".encode() for n in range(parts)]
+            folder, rows = (
+                f"data/{number:04}-public.t{number}",
+                [f"{number}\t{n}\n".encode() for n in range(parts)],
+            )
             for part, row in enumerate(rows, 1):
                 for future in archive.add_rows(f"{folder}/{part:04}.copy", [row]):
                     future.result()
@@ -153,22 +170,46 @@ def make_archive(path: Path, tables: int = 2, parts: int = 3) -> Path:
 
 
 def forge(path: Path, files: list[tuple[str, bytes]], **changes: Any) -> Path:
-    """Write a backup with these gzip members (name, content), and a manifest that describes them, with changes."""
+    """Write a backup with these gzip members (name, content), and a manifest that describes them,
+    with changes.
+    """
     packed, listed = [], []
     for name, content in files:
         info = tarfile.TarInfo(name)
         info.size = len(content)
-        data = gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + content + padding(len(content)), 1, mtime=0)
+        data = gzip.compress(
+            info.tobuf(tarfile.GNU_FORMAT) + content + padding(len(content)), 1, mtime=0
+        )
         digest = hashlib.sha256(data).hexdigest()
-        place = {"name": name, "offset": sum(map(len, packed)), "packed": len(data), "sha256": digest}
-        listed.append({**place, "bytes": len(content), "rows": content.count(b"\n") if "copy" in name else None})
+        place = {
+            "name": name,
+            "offset": sum(map(len, packed)),
+            "packed": len(data),
+            "sha256": digest,
+        }
+        listed.append(
+            {
+                **place,
+                "bytes": len(content),
+                "rows": content.count(b"\n") if "copy" in name else None,
+            }
+        )
         packed.append(data)
     header = json.loads(files[0][1])
-    contents = {"header": header, "tables": [], "sequences": [], "left_out": [], "members": listed, **changes}
+    contents = {
+        "header": header,
+        "tables": [],
+        "sequences": [],
+        "left_out": [],
+        "members": listed,
+        **changes,
+    }
     manifest = json.dumps(contents).encode()
     info = tarfile.TarInfo("manifest.json")
     info.size = len(manifest)
-    last = gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + manifest + padding(len(manifest)) + TAR_END, 1, mtime=0)
+    last = gzip.compress(
+        info.tobuf(tarfile.GNU_FORMAT) + manifest + padding(len(manifest)) + TAR_END, 1, mtime=0
+    )
     trailer = Trailer(sum(map(len, packed)), len(last), hashlib.sha256(last).digest())
     path.write_bytes(b"".join([*packed, last, trailer.pack()]))
     return path

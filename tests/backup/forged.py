@@ -1,7 +1,8 @@
 """Makes forged backups: files whose checksums and trailers are right, and whose content is hostile.
 
-Not bytes that were changed, which the checksums tell, but what somebody writes who knows the format: each field of the
-manifest with each value of a list, members that don't fit to it, and small files that become large.
+Not bytes that were changed, which the checksums tell, but what somebody writes who knows the
+format: each field of the manifest with each value of a list, members that don't fit to it, and
+small files that become large.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ AT = "2026-03-29T12:00:00+00:00"
 CANARY = "forged_canary"
 INJECTION = f'x"; CREATE TABLE {CANARY} (a int); DROP TABLE users; --'
 AFTER_COMMENT = f"\n); COMMIT; CREATE TABLE public.{CANARY} (a int); --"
-"""As the name that follows a type which ends with a comment: what stands between them is a part of that."""
+"""As the name that follows a type which ends with a comment: what stands between them is a part of
+that.
+"""
 TYPE_INJECTION = f"integer --\n); CREATE TABLE {CANARY} (a int); --"
 MEGABYTE = 1024 * 1024
 
@@ -74,11 +77,17 @@ INSTANTS: dict[str, str] = {
 
 PATHS: dict[str, tuple[tuple[str | int, ...], ...]] = {
     "postgresql": (
-        *(("header", name) for name in ("format", "kind", "taken_at", "database", "server_version", "tool", "rows")),
+        *(
+            ("header", name)
+            for name in ("format", "kind", "taken_at", "database", "server_version", "tool", "rows")
+        ),
         *(("header", name) for name in ("revision", "revisions")),
         ("header", "revisions", "public.alembic_version"),
         *((name,) for name in ("header", "tables", "sequences", "left_out", "members")),
-        *(("tables", 0, name) for name in ("schema", "name", "folder", "columns", "types", "key", "rows", "bytes")),
+        *(
+            ("tables", 0, name)
+            for name in ("schema", "name", "folder", "columns", "types", "key", "rows", "bytes")
+        ),
         *(("tables", 0, name, 0) for name in ("columns", "types", "key")),
         *(("sequences", 0, name) for name in ("schema", "name", "last_value", "is_called")),
         *(("members", 1, name) for name in ("name", "offset", "packed", "sha256", "bytes", "rows")),
@@ -101,7 +110,9 @@ class Forged:
 
 
 def field_by_value(kind: str, database: Path) -> Iterator[Forged]:
-    """Backups with each hostile value in each field of the manifest. (The first member has those of the header too.)"""
+    """Backups with each hostile value in each field of the manifest. (The first member has those of
+    the header too.)
+    """
     for path in PATHS[kind]:
         values = VALUES | (INSTANTS if path[-1] == "taken_at" else {})
         for name, value in values.items():
@@ -127,14 +138,22 @@ def shapes(kind: str, database: Path) -> Iterator[Forged]:
         "a type that ends with a comment": {
             "tables": [{**table, "columns": ["id", AFTER_COMMENT], "types": ["integer --", "text"]}]
         },
-        "a sequence twice": {"sequences": manifest["sequences"] * 2 or [{"schema": "public", "name": "s"}] * 2},
-        "a table of the other kind": {"tables": [{**table, "schema": None if table["schema"] else "public"}]},
-        "rows beyond all numbers": {"tables": [{**other, "name": name, "rows": 2**63 - 1} for name in "ab"]},
+        "a sequence twice": {
+            "sequences": manifest["sequences"] * 2 or [{"schema": "public", "name": "s"}] * 2
+        },
+        "a table of the other kind": {
+            "tables": [{**table, "schema": None if table["schema"] else "public"}]
+        },
+        "rows beyond all numbers": {
+            "tables": [{**other, "name": name, "rows": 2**63 - 1} for name in "ab"]
+        },
         "no tables": {"tables": []},
         "no members": {"members": []},
         "another header": {"header": {**manifest["header"], "database": "another"}},
         "another count of rows": {"header": {**manifest["header"], "rows": 7}},
-        "5,000 tables": {"tables": [{**other, "name": f"t{n}", "folder": _folder(kind, n)} for n in range(5_000)]},
+        "5,000 tables": {
+            "tables": [{**other, "name": f"t{n}", "folder": _folder(kind, n)} for n in range(5_000)]
+        },
     }
     for what, change in changes.items():
         yield Forged(what, lambda file, change=change: _changed(file, kind, database, change))  # type: ignore[misc]
@@ -147,7 +166,9 @@ def shapes(kind: str, database: Path) -> Iterator[Forged]:
         yield Forged("rows with too few columns", lambda file: _rows(file, b"1\n2\n"))
         yield Forged("rows with too many columns", lambda file: _rows(file, b"1\ta\tb\tc\n"))
         yield Forged("rows that are no rows", lambda file: _rows(file, b"\\.\n\\.\n\xff\xfe\x00\n"))
-        yield Forged("rows that end a COPY", lambda file: _rows(file, f"\\.\n{INJECTION}\n".encode()))
+        yield Forged(
+            "rows that end a COPY", lambda file: _rows(file, f"\\.\n{INJECTION}\n".encode())
+        )
     else:
         for what, content in databases(database).items():
             yield Forged(what, lambda file, content=content: _sqlite_file(file, database, content))  # type: ignore[misc]
@@ -172,9 +193,13 @@ def _hostile_database() -> bytes:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT)")
         connection.execute("INSERT INTO users VALUES (1, 'a@example.org')")
-        connection.execute(f"CREATE TRIGGER t AFTER INSERT ON users BEGIN DELETE FROM users; END /* {CANARY} */")
+        connection.execute(
+            f"CREATE TRIGGER t AFTER INSERT ON users BEGIN DELETE FROM users; END /* {CANARY} */"
+        )
         name = INJECTION.replace('"', '""')
-        connection.execute(f'CREATE TABLE "{name}" (a "{TYPE_INJECTION}", "b\n--" DEFAULT (abs(1)))')
+        connection.execute(
+            f'CREATE TABLE "{name}" (a "{TYPE_INJECTION}", "b\n--" DEFAULT (abs(1)))'
+        )
         connection.execute("CREATE VIEW v AS SELECT * FROM users")
         return connection.serialize()
 
@@ -196,28 +221,47 @@ def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
 
         def of(number: int) -> dict[str, Any]:
             texts = [f"{number}_{column:x}" for column in range(columns)]
-            more = {"name": f"t{number}", "folder": _folder(kind, number), "columns": texts, "types": texts}
+            more = {
+                "name": f"t{number}",
+                "folder": _folder(kind, number),
+                "columns": texts,
+                "types": texts,
+            }
             return {**empty, **more, "key": []}
 
-        return lambda file: _changed(file, kind, database, {"tables": [table, *map(of, range(2, count))]})
+        return lambda file: _changed(
+            file, kind, database, {"tables": [table, *map(of, range(2, count))]}
+        )
 
     found = {
         "60 MB of objects": list_of("{}", 60_000_000),
         "60 MB of objects with a key": list_of('{"":0}', 60_000_000, "padding"),
         "60 MB of lists as members": list_of("[0]", 60_000_000, "members"),
         "60 MB of names": list_of('"ab"', 60_000_000, "left_out"),
-        "60 MB in one element": lambda file: _with(file, kind, database, ("tables",), f'["{"a" * 60_000_000}"]'),
+        "60 MB in one element": lambda file: _with(
+            file, kind, database, ("tables",), f'["{"a" * 60_000_000}"]'
+        ),
         "60 MB of wide characters": lambda file: _with(
-            file, kind, database, ("left_out",), json.dumps(["😀" + "a" * 9_000] * 6_000, ensure_ascii=False)
+            file,
+            kind,
+            database,
+            ("left_out",),
+            json.dumps(["😀" + "a" * 9_000] * 6_000, ensure_ascii=False),
         ),
         "4 MB of revisions": lambda file: _with(
-            file, kind, database, ("header", "revisions"), json.dumps({f"{n:x}": "" for n in range(300_000)})
+            file,
+            kind,
+            database,
+            ("header", "revisions"),
+            json.dumps({f"{n:x}": "" for n in range(300_000)}),
         ),
         "100,000 tables": tables(100_000),
         "23 tables with 32,000 columns": tables(23, 32_000),
         "200 tables with 32,000 columns": tables(200, 32_000),
         "290,000 members": lambda file: _many_members(file, kind, database),
-        "100 MB packed, of nothing": lambda file: file.write_bytes(gzip.compress(bytes(100 * MEGABYTE), 9)),
+        "100 MB packed, of nothing": lambda file: file.write_bytes(
+            gzip.compress(bytes(100 * MEGABYTE), 9)
+        ),
     }
     if kind == "postgresql":
         found["1 GB in pieces of one part"] = lambda file: _pieces_of_one_part(file, 250)
@@ -226,7 +270,9 @@ def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
         )
     else:
         found["2 GB of a database of zeros"] = lambda file: _zeros(file, database, 500, b"")
-        found["2 GB of a database that begins as one"] = lambda file: _zeros(file, database, 500, database.read_bytes())
+        found["2 GB of a database that begins as one"] = lambda file: _zeros(
+            file, database, 500, database.read_bytes()
+        )
     return found
 
 
@@ -234,7 +280,9 @@ def strange_files(folder: Path, name: Callable[[], str], outside: Path) -> list[
     """Make FIFOs, links and a folder with the names of backups."""
     made = [folder / name() for _ in range(7)]
     os.mkfifo(made[0])
-    for path, target in zip(made[1:6], (outside, Path("/dev/zero"), folder / "nowhere", folder, made[0]), strict=True):
+    for path, target in zip(
+        made[1:6], (outside, Path("/dev/zero"), folder / "nowhere", folder, made[0]), strict=True
+    ):
         path.symlink_to(target)
     made[6].mkdir()
     return made
@@ -249,7 +297,9 @@ def sound(file: Path, kind: str, database: Path) -> Path:
 def make_database(path: Path) -> Path:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT)")
-        connection.executemany("INSERT INTO users VALUES (?, ?)", [(n, f"{n}@example.org") for n in range(3)])
+        connection.executemany(
+            "INSERT INTO users VALUES (?, ?)", [(n, f"{n}@example.org") for n in range(3)]
+        )
         connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
         connection.execute("INSERT INTO alembic_version VALUES (?)", (REVISION,))
     return path
@@ -274,7 +324,11 @@ def _manifest(kind: str, database: Path) -> tuple[dict[str, Any], Files]:
         "sequences": [] if is_sqlite else [sequence],
         "left_out": ["batch_runs"],
     }
-    content = ("database.sqlite3", database.read_bytes()) if is_sqlite else ("data/0001-public.users/0001.copy", ROWS)
+    content = (
+        ("database.sqlite3", database.read_bytes())
+        if is_sqlite
+        else ("data/0001-public.users/0001.copy", ROWS)
+    )
     return manifest, [("header.json", json.dumps(header).encode()), content]
 
 
@@ -303,8 +357,12 @@ def _with(file: Path, kind: str, database: Path, path: tuple[str | int, ...], va
     text = json.dumps(_set(whole, path, PLACE), ensure_ascii=False).replace(f'"{PLACE}"', value)
     if path[0] == "header" and len(path) > 1:
         header = json.loads(files[0][1])
-        first = json.dumps(_set(header, path[1:], PLACE), ensure_ascii=False).replace(f'"{PLACE}"', value)
-        packed, members = _packed([("header.json", first.encode("utf-8", "surrogatepass")), *files[1:]])
+        first = json.dumps(_set(header, path[1:], PLACE), ensure_ascii=False).replace(
+            f'"{PLACE}"', value
+        )
+        packed, members = _packed(
+            [("header.json", first.encode("utf-8", "surrogatepass")), *files[1:]]
+        )
         whole = {**manifest, "members": members}
         text = json.dumps(_set(whole, path, PLACE), ensure_ascii=False).replace(f'"{PLACE}"', value)
     _finish(file, packed, text)
@@ -323,7 +381,13 @@ def _changed(file: Path, kind: str, database: Path, changes: dict[str, Any]) -> 
     manifest, files = _manifest(kind, database)
     packed, members = _packed(files)
     header = {**manifest["header"], "rows": None}
-    _finish(file, packed, json.dumps({**manifest, "header": header, "members": members, **changes}, ensure_ascii=False))
+    _finish(
+        file,
+        packed,
+        json.dumps(
+            {**manifest, "header": header, "members": members, **changes}, ensure_ascii=False
+        ),
+    )
 
 
 def _written(file: Path, kind: str, database: Path, text: str) -> None:
@@ -347,7 +411,13 @@ def _overlapping(file: Path, kind: str, database: Path) -> None:
 def _parts_with_one_number(file: Path) -> None:
     manifest, files = _manifest("postgresql", Path())
     name, rows = files[1]
-    _all(file, manifest, [*files, (name.replace("0001.copy", "00001.copy"), rows)], rows=6, size=2 * len(rows))
+    _all(
+        file,
+        manifest,
+        [*files, (name.replace("0001.copy", "00001.copy"), rows)],
+        rows=6,
+        size=2 * len(rows),
+    )
 
 
 def _rows(file: Path, rows: bytes) -> None:
@@ -358,7 +428,10 @@ def _rows(file: Path, rows: bytes) -> None:
     if len(rows) > 4 * MEGABYTE:
         lines = rows.splitlines(keepends=True)
         parts = [
-            (name.replace("0001.copy", f"{number:04}.copy"), b"".join(lines[start : start + 200_000]))
+            (
+                name.replace("0001.copy", f"{number:04}.copy"),
+                b"".join(lines[start : start + 200_000]),
+            )
             for number, start in enumerate(range(0, len(lines), 200_000), 1)
         ]
     _all(file, manifest, [files[0], *parts], rows=rows.count(b"\n"), size=len(rows))
@@ -368,7 +441,11 @@ def _all(file: Path, manifest: dict[str, Any], files: Files, rows: int, size: in
     packed, members = _packed(files)
     tables = [{**manifest["tables"][0], "rows": rows, "bytes": size}]
     header = {**manifest["header"], "rows": rows}
-    _finish(file, packed, json.dumps({**manifest, "header": header, "tables": tables, "members": members}))
+    _finish(
+        file,
+        packed,
+        json.dumps({**manifest, "header": header, "tables": tables, "members": members}),
+    )
 
 
 def _sqlite_file(file: Path, database: Path, content: bytes) -> None:
@@ -393,18 +470,30 @@ def _zeros(file: Path, database: Path, count: int, start: bytes) -> None:
     _pieces(file, manifest, files[0], pieces, {})
 
 
-def _repeated(name: str, size: int, count: int, byte: bytes, last: bytes, start: bytes = b"") -> list[bytes]:
+def _repeated(
+    name: str, size: int, count: int, byte: bytes, last: bytes, start: bytes = b""
+) -> list[bytes]:
     """The packed pieces of one file. All but the first and the last piece are equal."""
     first = _tar_header(name, size * count) + start + byte * (size - len(start))
     inner = gzip.compress(byte * size, 1, mtime=0)
     end = byte * (size - 1) + last + padding(size * count)
-    return [gzip.compress(first, 1, mtime=0), *[inner] * (count - 2), gzip.compress(end, 1, mtime=0)]
+    return [
+        gzip.compress(first, 1, mtime=0),
+        *[inner] * (count - 2),
+        gzip.compress(end, 1, mtime=0),
+    ]
 
 
 def _pieces(
-    file: Path, manifest: dict[str, Any], header: tuple[str, bytes], pieces: list[bytes], more: dict[str, int]
+    file: Path,
+    manifest: dict[str, Any],
+    header: tuple[str, bytes],
+    pieces: list[bytes],
+    more: dict[str, int],
 ) -> None:
-    """Write a backup of one file in these pieces, of four megabytes each. `more`: fields of its table."""
+    """Write a backup of one file in these pieces, of four megabytes each. `more`: fields of its
+    table.
+    """
     packed, members = _packed([header])
     name = "data/0001-public.users/0001.copy" if more else "database.sqlite3"
     place = len(packed)
@@ -417,17 +506,27 @@ def _pieces(
         )  # fmt: skip
         place += len(piece)
     tables = [{**manifest["tables"][0], **more}]
-    whole = {**manifest, "header": {**manifest["header"], "rows": tables[0]["rows"]}, "tables": tables}
+    whole = {
+        **manifest,
+        "header": {**manifest["header"], "rows": tables[0]["rows"]},
+        "tables": tables,
+    }
     _finish(file, packed + b"".join(pieces), json.dumps({**whole, "members": members}))
 
 
 def _many_members(file: Path, kind: str, database: Path) -> None:
-    """Write a backup with many members of one byte, with different names if the kind of database allows it."""
+    """Write a backup with many members of one byte, with different names if the kind of database
+    allows it.
+    """
     manifest, files = _manifest(kind, database)
     packed, members = _packed(files)
     place = len(packed)
     for number in range(290_000):
-        name = "database.sqlite3" if kind == "sqlite" else f"data/0001-public.users/{number + 2:04}.copy"
+        name = (
+            "database.sqlite3"
+            if kind == "sqlite"
+            else f"data/0001-public.users/{number + 2:04}.copy"
+        )
         members.append(
             {"name": name, "offset": place, "packed": 1, "sha256": f"{number:064x}", "bytes": 0,
              "rows": None if kind == "sqlite" else 0}
@@ -441,8 +540,15 @@ def _packed(files: Files) -> tuple[bytes, list[dict[str, Any]]]:
     """The gzip members of these files, and their entries in the manifest."""
     packed, members = b"", list[dict[str, Any]]()
     for name, content in files:
-        data = gzip.compress(_tar_header(name, len(content)) + content + padding(len(content)), 1, mtime=0)
-        place = {"name": name, "offset": len(packed), "packed": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        data = gzip.compress(
+            _tar_header(name, len(content)) + content + padding(len(content)), 1, mtime=0
+        )
+        place = {
+            "name": name,
+            "offset": len(packed),
+            "packed": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
         rows = content.count(b"\n") if name.endswith(".copy") else None
         members.append({**place, "bytes": len(content), "rows": rows})
         packed += data

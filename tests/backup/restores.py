@@ -1,4 +1,6 @@
-"""A PostgreSQL database with something of everything, and all that can be told of one before and after a restore."""
+"""A PostgreSQL database with something of everything, and all that can be told of one before and
+after a restore.
+"""
 
 from __future__ import annotations
 
@@ -86,24 +88,33 @@ WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') 
 """
 SHAPE = (
     "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), convalidated,"
-    " obj_description(oid, 'pg_constraint') FROM pg_constraint WHERE connamespace <> 'pg_catalog'::regnamespace"
+    " obj_description(oid, 'pg_constraint') FROM pg_constraint "
+    "WHERE connamespace <> 'pg_catalog'::regnamespace"
     " AND connamespace <> 'information_schema'::regnamespace ORDER BY 1, 2",
-    "SELECT tgrelid::regclass::text, tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2",
-    "SELECT attrelid::regclass::text, attname, atttypid, attnotnull, attidentity, attgenerated FROM pg_attribute"
-    " JOIN pg_class c ON c.oid = attrelid WHERE relkind IN ('r', 'p') AND c.oid > 16000 AND attnum > 0 ORDER BY 1, 2",
-    "SELECT oid::regclass::text, relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid > 16000"
+    "SELECT tgrelid::regclass::text, tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal "
+    "ORDER BY 1, 2",
+    "SELECT attrelid::regclass::text, attname, atttypid, attnotnull, attidentity, attgenerated "
+    "FROM pg_attribute"
+    " JOIN pg_class c ON c.oid = attrelid WHERE relkind IN ('r', 'p') AND c.oid > 16000 "
+    "AND attnum > 0 ORDER BY 1, 2",
+    "SELECT oid::regclass::text, relrowsecurity, relforcerowsecurity FROM pg_class "
+    "WHERE oid > 16000"
     " AND relkind IN ('r', 'p') ORDER BY 1",
-    "SELECT schemaname, tablename, indexdef FROM pg_indexes WHERE schemaname <> 'pg_catalog' ORDER BY 1, 2, 3",
+    "SELECT schemaname, tablename, indexdef FROM pg_indexes WHERE schemaname <> 'pg_catalog' "
+    "ORDER BY 1, 2, 3",
 )
 SEQUENCES = "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'S' ORDER BY 1"
 
 
 async def everything(url: str) -> dict[str, Any]:
-    """A hash of each table's rows, the schema, and the values of sequences. `url`: that of a superuser."""
+    """A hash of each table's rows, the schema, and the values of sequences. `url`: that of a
+    superuser.
+    """
     async with connected(url) as connection:
         hashes = {
             table: await connection.fetchval(
-                f"SELECT count(*) || coalesce(md5(string_agg(t::text, '|' ORDER BY t::text)), '') FROM ONLY {table} t"
+                "SELECT count(*) || coalesce(md5(string_agg(t::text, '|' "
+                f"ORDER BY t::text)), '') FROM ONLY {table} t"
             )
             for (table,) in await connection.fetch(TABLES)
         }
@@ -140,7 +151,9 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
     info.size = len(data)
     with path.open("r+b") as file:
         file.seek(said["members"][-1]["offset"] + said["members"][-1]["packed"])
-        last = gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + data + padding(len(data)) + TAR_END, 1, mtime=0)
+        last = gzip.compress(
+            info.tobuf(tarfile.GNU_FORMAT) + data + padding(len(data)) + TAR_END, 1, mtime=0
+        )
         trailer = Trailer(file.tell(), len(last), hashlib.sha256(last).digest())
         file.write(last + trailer.pack())
         file.truncate()
@@ -169,7 +182,13 @@ asyncio.run(restore(source, sys.argv[2]))
 async def killed_in_the_middle(path: Path, url: str, code: str = HANGING) -> None:
     """Restore in a process that is killed by SIGKILL when it has loaded all but the last member."""
     started = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, str(path), url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+        sys.executable,
+        "-c",
+        code,
+        str(path),
+        url,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
     )
     assert started.stdout is not None
     assert await started.stdout.readline() == b"in the middle\n"

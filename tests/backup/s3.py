@@ -1,4 +1,6 @@
-"""An S3 server for tests: moto's, in a thread of this process; and a network before it that can be cut."""
+"""An S3 server for tests: moto's, in a thread of this process; and a network before it that can be
+cut.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _numbers = count(1)
 
 @dataclass(frozen=True)
 class Bucket:
-    """An empty bucket. `settings`: environment variables for access to it; `url`: a prefix in it."""
+    """An empty bucket. `settings`: environment variables for access to it; `url`: a prefix in
+    it.
+    """
 
     name: str
     port: int
@@ -36,11 +40,17 @@ class Bucket:
         return {**keys(f"http://127.0.0.1:{self.port}"), "BACKUP_URL": self.url}
 
     def keys(self) -> list[str]:
-        return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", [])]
+        return [
+            found["Key"]
+            for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        ]
 
     def uploads(self) -> list[str]:
         """The keys of multipart uploads that have begun and have not ended."""
-        return [found["Key"] for found in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])]
+        return [
+            found["Key"]
+            for found in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])
+        ]
 
     def put(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=key, Body=data)
@@ -84,7 +94,9 @@ def bucket(s3_server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> Bu
 
 
 class Network:
-    """Forwards bytes to a port until it is cut, by the test or after a number of bytes from the client."""
+    """Forwards bytes to a port until it is cut, by the test or after a number of bytes from the
+    client.
+    """
 
     def __init__(self, port: int, cut_after: int) -> None:
         self._to, self._left = port, cut_after
@@ -108,8 +120,12 @@ class Network:
                     client.close()
                     continue
                 server = socket.create_connection(("127.0.0.1", self._to))
-                threading.Thread(target=self._pass, args=(client, server, True), daemon=True).start()
-                threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
+                threading.Thread(
+                    target=self._pass, args=(client, server, True), daemon=True
+                ).start()
+                threading.Thread(
+                    target=self._pass, args=(server, client, False), daemon=True
+                ).start()
 
     def _pass(self, source: socket.socket, target: socket.socket, is_counted: bool) -> None:
         with suppress(OSError):
@@ -142,7 +158,10 @@ REFUSAL = """<?xml version="1.0" encoding="UTF-8"?>
 def refusing(status: int, code: str) -> Iterator[int]:
     """The port of a server that answers every request with this error, which contains secrets."""
     body = REFUSAL.format(code=code, message=f"not with {KEY}", key=KEY, secret=SECRET).encode()
-    answer = b"HTTP/1.1 %d No\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+    answer = (
+        b"HTTP/1.1 %d No\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: "
+        b"close\r\n\r\n"
+    )
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

@@ -24,7 +24,9 @@ OWNERS = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
 
 
 def as_role(url: str, name: str) -> str:
-    return make_url(url).set(username=name, password="hunter2").render_as_string(hide_password=False)
+    return (
+        make_url(url).set(username=name, password="hunter2").render_as_string(hide_password=False)
+    )
 
 
 @pytest.fixture
@@ -36,9 +38,14 @@ async def empty(postgres_server: PostgresServer) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def application(
-    postgres_database: str, empty: str, settings: Callable[..., None], postgres_server: PostgresServer
+    postgres_database: str,
+    empty: str,
+    settings: Callable[..., None],
+    postgres_server: PostgresServer,
 ) -> AsyncIterator[str]:
-    """The URL of an ordinary role, which owns the tables of two databases, but is not shown all rows of one table."""
+    """The URL of an ordinary role, which owns the tables of two databases, but is not shown all
+    rows of one table.
+    """
     await execute(
         postgres_database,
         f"CREATE ROLE {APPLICATION} LOGIN",
@@ -50,7 +57,8 @@ async def application(
     await migrated(url, *APPLICATION_HISTORIES)
     await execute(
         url,
-        "INSERT INTO users (email, created_at) VALUES ('a@example.org', now()), ('b@example.org', now())",
+        "INSERT INTO users (email, created_at) "
+        "VALUES ('a@example.org', now()), ('b@example.org', now())",
         "ALTER TABLE users ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
         "CREATE POLICY few ON users USING (id < 2) WITH CHECK (true)",
     )
@@ -67,7 +75,9 @@ async def test_the_backup_role_backs_up_compares_tries_out_and_restores_rows_hid
 ) -> None:
     other = get_settings().BACKUP_DATABASE_URL
     settings(BACKUP_DATABASE_URL="")
-    with pytest.raises(BackupError, match=r"row-level security.* BYPASSRLS \(BACKUP_DATABASE_URL\)"):
+    with pytest.raises(
+        BackupError, match=r"row-level security.* BYPASSRLS \(BACKUP_DATABASE_URL\)"
+    ):
         await create_backup(tmp_path / "backups")
     settings(BACKUP_DATABASE_URL=str(other))
     path = str(await create_backup(tmp_path / "backups"))
@@ -75,7 +85,9 @@ async def test_the_backup_role_backs_up_compares_tries_out_and_restores_rows_hid
     await execute(postgres_database, "DELETE FROM users WHERE id = 2")
     (users,) = [one for one in (await diff(get_settings(), path)).tables if one.table == "users"]
     assert users.removed == 1
-    assert (await restore(access(get_settings()), RestoreRequest(path, safety=False))).report.rows == 2
+    assert (
+        await restore(access(get_settings()), RestoreRequest(path, safety=False))
+    ).report.rows == 2
     async with connected(postgres_database) as connection:
         assert await connection.fetchval("SELECT count(*) FROM users") == 2
         assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]

@@ -1,4 +1,6 @@
-"""Backups in a process of their own. A lock on a table holds that process where a test wants to look at it."""
+"""Backups in a process of their own. A lock on a table holds that process where a test wants to
+look at it.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,11 @@ def workers(parent: int | None = None) -> list[int]:
         listed = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except FileNotFoundError:
         return []
-    return [int(child) for child in " ".join(listed).split() if "service.backup.making.worker" in command(int(child))]
+    return [
+        int(child)
+        for child in " ".join(listed).split()
+        if "service.backup.making.worker" in command(int(child))
+    ]
 
 
 def command(pid: int) -> str:
@@ -81,7 +87,9 @@ async def held(database: str) -> AsyncIterator[None]:
 async def it_waits(database: str) -> None:
     async def waits() -> bool:
         async with connected(database) as connection:
-            return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+            return bool(
+                await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            )
 
     await until(waits)
 
@@ -95,7 +103,9 @@ async def table(database: str) -> str:
 async def test_a_backup_is_made_by_a_process_of_low_priority_whose_command_has_no_password(
     database: str, table: str, tmp_path: Path, use_database: Callable[[str], None]
 ) -> None:
-    use_database(make_url(database).set(password="very-secret").render_as_string(hide_password=False))
+    use_database(
+        make_url(database).set(password="very-secret").render_as_string(hide_password=False)
+    )
     async with held(table):
         backup = asyncio.create_task(create_backup(tmp_path / "backups"))
         await it_waits(table)
@@ -109,12 +119,18 @@ async def test_a_backup_is_made_by_a_process_of_low_priority_whose_command_has_n
         assert verify(file, Stop()).rows == 1
 
 
-async def test_a_sqlite_backup_by_a_process_tells_its_progress(app_db: Path, tmp_path: Path) -> None:
+async def test_a_sqlite_backup_by_a_process_tells_its_progress(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db, megabytes=1)
     seen: list[BackupProgress] = []
     backup = await create_backup(tmp_path / "backups", on_progress=seen.append)
     await asyncio.sleep(0)
-    assert list(dict.fromkeys(progress.stage for progress in seen)) == ["copying", "packing", "verifying"]
+    assert list(dict.fromkeys(progress.stage for progress in seen)) == [
+        "copying",
+        "packing",
+        "verifying",
+    ]
     with opened(backup) as copy:
         assert copy.execute("SELECT count(*) FROM users").fetchone() == (1,)
 
@@ -137,7 +153,10 @@ async def test_an_error_of_the_other_process_arrives_as_it_was_raised(
     make_backups_here(monkeypatch)
     with pytest.raises(BackupError) as here:
         await create_backup(tmp_path / "backups")
-    assert there.value.message == here.value.message and "there is no database at" in here.value.message
+    assert (
+        there.value.message == here.value.message
+        and "there is no database at" in here.value.message
+    )
     assert list((tmp_path / "backups").iterdir()) == []
 
 
@@ -158,7 +177,8 @@ async def test_a_file_that_cannot_be_read_back_never_becomes_a_backup(
     make_sqlite(app_db, megabytes=1)
     monkeypatch.setattr(worker, "Archive", Faulty)
     with pytest.raises(
-        BackupError, match=r"no backup was made in .* the new file could not be verified .*The disk may be faulty"
+        BackupError,
+        match=r"no backup was made in .* the new file could not be verified .*The disk may be faulty",
     ):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []
@@ -169,7 +189,9 @@ async def test_a_folder_that_cannot_be_written_is_noticed_before_a_process_is_st
 ) -> None:
     make_sqlite(app_db)
     monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit('it was started')"))
-    with pytest.raises(BackupError, match=r"no backup was made in /proc/self: .*BACKUP_DIR to another"):
+    with pytest.raises(
+        BackupError, match=r"no backup was made in /proc/self: .*BACKUP_DIR to another"
+    ):
         await create_backup(Path("/proc/self"))
 
 
@@ -215,17 +237,24 @@ async def test_a_stop_signal_to_the_whole_service_does_not_end_a_backup_that_may
     assert copies(await backup) == {"public.t": b"1\n"}
 
 
-async def test_a_process_that_is_killed_leaves_nothing_and_the_error_says_so(table: str, tmp_path: Path) -> None:
+async def test_a_process_that_is_killed_leaves_nothing_and_the_error_says_so(
+    table: str, tmp_path: Path
+) -> None:
     async with held(table):
         backup = asyncio.create_task(create_backup(tmp_path / "backups"))
         await it_waits(table)
         os.kill(workers()[0], signal.SIGKILL)
-        with pytest.raises(BackupError, match=r"no backup was made in .*backups: its process was killed \(SIGKILL\)"):
+        with pytest.raises(
+            BackupError,
+            match=r"no backup was made in .*backups: its process was killed \(SIGKILL\)",
+        ):
             await backup
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_a_process_that_is_killed_leaves_no_copy_of_a_sqlite_database(app_db: Path, tmp_path: Path) -> None:
+async def test_a_process_that_is_killed_leaves_no_copy_of_a_sqlite_database(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db, megabytes=40)
     backup = asyncio.create_task(create_backup(tmp_path / "backups"))
 
@@ -243,7 +272,9 @@ async def test_a_process_that_ends_without_a_result_made_no_backup(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit(3)"))
-    with pytest.raises(BackupError, match=r"its process ended with status 3: look at its output on stderr"):
+    with pytest.raises(
+        BackupError, match=r"its process ended with status 3: look at its output on stderr"
+    ):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []
 
@@ -261,11 +292,15 @@ async def test_a_process_that_ends_before_it_reads_its_request_is_not_reported_a
         return started
 
     monkeypatch.setattr(process, "_start", ended)
-    with pytest.raises(BackupError, match=r"its process ended with status 3: look at its output on stderr"):
+    with pytest.raises(
+        BackupError, match=r"its process ended with status 3: look at its output on stderr"
+    ):
         await create_backup(tmp_path / "backups")
 
 
-async def test_when_the_caller_is_killed_the_worker_removes_its_files(table: str, app_db: Path, tmp_path: Path) -> None:
+async def test_when_the_caller_is_killed_the_worker_removes_its_files(
+    table: str, app_db: Path, tmp_path: Path
+) -> None:
     async with held(table):
         ordering = subprocess.Popen([sys.executable, "-c", SYNC], env=environment())
         await it_waits(table)
@@ -297,7 +332,9 @@ async def test_a_worker_that_reads_its_request_after_the_death_of_its_caller_rem
         assert not list(tmp_path.glob(".backup_*"))
 
 
-async def test_the_files_of_a_killed_caller_and_worker_are_removed_a_day_later(table: str, tmp_path: Path) -> None:
+async def test_the_files_of_a_killed_caller_and_worker_are_removed_a_day_later(
+    table: str, tmp_path: Path
+) -> None:
     async with held(table):
         ordering = subprocess.Popen([sys.executable, "-c", SYNC], env=environment())
         await it_waits(table)
@@ -317,7 +354,10 @@ async def test_the_files_of_a_killed_caller_and_worker_are_removed_a_day_later(t
 def test_a_script_needs_no_event_loop(app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SYNC], env=environment(), capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", SYNC],
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert not done.stderr
     with opened(Path(done.stdout.strip())) as copy:
@@ -325,8 +365,13 @@ def test_a_script_needs_no_event_loop(app_db: Path, tmp_path: Path) -> None:
 
 
 def test_the_worker_imports_no_module_of_the_service_that_it_does_not_need() -> None:
-    code = "import sys, service.backup.making.worker; print(sorted({'sqlalchemy', 'starlette'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    code = (
+        "import sys, service.backup.making.worker; print(sorted({'sqlalchemy', 'starlette'} & "
+        "set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"
 
 

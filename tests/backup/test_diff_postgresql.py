@@ -112,7 +112,11 @@ async def test_rows_tables_and_columns_that_differ_are_found_now_and_in_a_later_
     await execute(database, SCHEMA, ROWS)
     before = await made(tmp_path)
     nothing = await diff(get_settings(), before)
-    assert all(table.same for table in nothing.tables) and len(nothing.tables) == 9 and not nothing.schema
+    assert (
+        all(table.same for table in nothing.tables)
+        and len(nothing.tables) == 9
+        and not nothing.schema
+    )
     await execute(database, CHANGES)
     now = await diff(get_settings(), before)
     later = await diff(get_settings(), before, await made(tmp_path))
@@ -127,10 +131,14 @@ async def test_rows_tables_and_columns_that_differ_are_found_now_and_in_a_later_
     assert sizes == sorted(sizes, key=lambda pair: -max(one or 0 for one in pair))
 
 
-async def test_a_key_with_a_generated_column_does_not_tell_rows_apart(database: str, tmp_path: Path) -> None:
+async def test_a_key_with_a_generated_column_does_not_tell_rows_apart(
+    database: str, tmp_path: Path
+) -> None:
     """Generated columns are not in a backup."""
     await execute(
-        database, "CREATE TABLE t (id int, day int GENERATED ALWAYS AS (id / 10) STORED, v int, PRIMARY KEY (day, id))"
+        database,
+        "CREATE TABLE t (id int, day int GENERATED ALWAYS AS (id / 10) STORED, v int, PRIMARY "
+        "KEY (day, id))",
     )
     await execute(database, "INSERT INTO t (id, v) VALUES (1, 1), (2, 2)")
     before = await made(tmp_path)
@@ -138,11 +146,19 @@ async def test_a_key_with_a_generated_column_does_not_tell_rows_apart(database: 
     await execute(database, "UPDATE t SET v = 3 WHERE id = 2")
     now = await diff(get_settings(), before)
     later = await diff(get_settings(), before, await made(tmp_path))
-    assert rows(by_name(now)["t"]) == (None, None, None) and not by_name(now)["t"].same and now.tables == later.tables
+    assert (
+        rows(by_name(now)["t"]) == (None, None, None)
+        and not by_name(now)["t"].same
+        and now.tables == later.tables
+    )
 
 
-async def test_a_table_without_a_key_is_the_same_whatever_the_order_of_its_rows(database: str, tmp_path: Path) -> None:
-    await execute(database, "CREATE TABLE notes AS SELECT n % 7 AS v FROM generate_series(1, 100) n")
+async def test_a_table_without_a_key_is_the_same_whatever_the_order_of_its_rows(
+    database: str, tmp_path: Path
+) -> None:
+    await execute(
+        database, "CREATE TABLE notes AS SELECT n % 7 AS v FROM generate_series(1, 100) n"
+    )
     before = await made(tmp_path)
     await execute(
         database, "CREATE TABLE other AS SELECT v FROM notes ORDER BY 1", "TRUNCATE notes",
@@ -153,8 +169,12 @@ async def test_a_table_without_a_key_is_the_same_whatever_the_order_of_its_rows(
     assert not by_name(await diff(get_settings(), before))["notes"].same
 
 
-async def test_the_settings_of_a_role_do_not_make_rows_differ(database: str, tmp_path: Path) -> None:
-    await execute(database, "CREATE TABLE t (id int PRIMARY KEY, at timestamptz, f float8, b bytea)")
+async def test_the_settings_of_a_role_do_not_make_rows_differ(
+    database: str, tmp_path: Path
+) -> None:
+    await execute(
+        database, "CREATE TABLE t (id int PRIMARY KEY, at timestamptz, f float8, b bytea)"
+    )
     await execute(database, r"INSERT INTO t VALUES (1, '2026-03-04 05:06:07+00', 0.1, '\x00')")
     before = await made(tmp_path)
     name = database.rpartition("/")[2].partition("?")[0]
@@ -166,7 +186,9 @@ async def test_the_settings_of_a_role_do_not_make_rows_differ(database: str, tmp
 async def test_one_instant_is_compared_while_others_write(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await execute(database, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE z (id int PRIMARY KEY)")
+    await execute(
+        database, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE z (id int PRIMARY KEY)"
+    )
     before = await made(tmp_path)
     count = postgresql_rows._count
 
@@ -185,19 +207,27 @@ async def test_tables_that_one_side_leaves_out_are_named_and_not_compared(
 ) -> None:
     tables = ("batch_alembic_version", "batch_runs", "users", "scratch")
     await execute(database, *(f"CREATE TABLE {name} (id int PRIMARY KEY)" for name in tables))
-    assert {"batch_alembic_version", "batch_runs"} - {"batch_alembic_version"} <= ledger.tables.keys()
+    assert {"batch_alembic_version", "batch_runs"} - {
+        "batch_alembic_version"
+    } <= ledger.tables.keys()
     before = await made(tmp_path)
     found = await diff(get_settings(), before)
     assert [table.table for table in found.tables] == ["scratch", "users"] and found.left_out == ()
     monkeypatch.setenv("BACKUP_EXCLUDE", "scratch")
     forget_settings()
     found = await diff(get_settings(), before)
-    assert [table.table for table in found.tables] == ["users"] and found.left_out == ("public.scratch",)
+    assert [table.table for table in found.tables] == ["users"] and found.left_out == (
+        "public.scratch",
+    )
     monkeypatch.setenv("BACKUP_LEDGER", "1")
     forget_settings()
     with_ledger = await made(tmp_path)
     found = await diff(get_settings(), with_ledger)
-    assert [table.table for table in found.tables] == ["batch_alembic_version", "batch_runs", "users"]
+    assert [table.table for table in found.tables] == [
+        "batch_alembic_version",
+        "batch_runs",
+        "users",
+    ]
     assert (await diff(get_settings(), before, with_ledger)).left_out == (
         "public.batch_alembic_version",
         "public.batch_runs",
@@ -205,10 +235,15 @@ async def test_tables_that_one_side_leaves_out_are_named_and_not_compared(
     )
 
 
-async def test_a_cancel_ends_a_comparison_that_waits_for_a_table(database: str, tmp_path: Path) -> None:
+async def test_a_cancel_ends_a_comparison_that_waits_for_a_table(
+    database: str, tmp_path: Path
+) -> None:
     await execute(database, "CREATE TABLE t (id int PRIMARY KEY)")
     before = await made(tmp_path)
-    waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    waits = (
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+        "AND datname = current_database()"
+    )
     async with connected(database) as connection, connected(database) as watching:
         async with connection.transaction():
             await connection.execute("LOCK TABLE t")
@@ -230,10 +265,13 @@ async def test_two_kinds_of_databases_can_not_be_compared(
     forget_settings()
     of_sqlite = await made(tmp_path)
     with pytest.raises(
-        BackupError, match=r"backup of PostgreSQL, but the database .*app\.db.* is of SQLite: both must"
+        BackupError,
+        match=r"backup of PostgreSQL, but the database .*app\.db.* is of SQLite: both must",
     ):
         await diff(get_settings(), of_postgresql)
-    with pytest.raises(BackupError, match=f"of SQLite, but {of_postgresql} is of PostgreSQL: both must be"):
+    with pytest.raises(
+        BackupError, match=f"of SQLite, but {of_postgresql} is of PostgreSQL: both must be"
+    ):
         await diff(get_settings(), of_sqlite, of_postgresql)
 
 
@@ -249,7 +287,9 @@ async def test_no_password_is_shown_when_the_server_can_not_be_reached(
     assert "hunter2" not in refused.value.message and "127.0.0.1" in refused.value.message
 
 
-async def test_a_comparison_does_not_wait_for_ever_for_a_locked_table(database: str, tmp_path: Path) -> None:
+async def test_a_comparison_does_not_wait_for_ever_for_a_locked_table(
+    database: str, tmp_path: Path
+) -> None:
     await execute(database, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
     before = await made(tmp_path)
     async with connected(database) as connection:
@@ -295,7 +335,13 @@ async def test_memory_does_not_grow_with_the_table(database: str, tmp_path: Path
         command = [sys.executable, "-c", MEMORY, before]
         settings = environment({"DATABASE_URL": database})
         ran = await asyncio.to_thread(
-            subprocess.run, command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True
+            subprocess.run,
+            command,
+            cwd=ROOT,
+            env=settings,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         changed, found[size] = map(int, ran.stdout.split())
         assert changed == size

@@ -76,7 +76,10 @@ async def test_a_backup_that_was_just_made_differs_in_nothing(file: Path, tmp_pa
 CHANGES = {
     'UPDATE "Größe; DROP" SET "select" = \'\' WHERE "Key" = \'日本\'': ("Größe; DROP", (0, 1, 0)),
     'UPDATE "Größe; DROP" SET "Key" = \'É\' WHERE "Key" = \'é\'': ("Größe; DROP", (1, 0, 1)),
-    "INSERT INTO pairs (a, b) VALUES (2, 'y'); DELETE FROM pairs WHERE b = 'x'": ("pairs", (1, 0, 2)),
+    "INSERT INTO pairs (a, b) VALUES (2, 'y'); DELETE FROM pairs WHERE b = 'x'": (
+        "pairs",
+        (1, 0, 2),
+    ),
     "UPDATE pairs SET v = '1' WHERE b = 'z'": ("pairs", (0, 1, 0)),
     "UPDATE pairs SET v = NULL WHERE v = ''": ("pairs", (0, 1, 0)),
     "UPDATE blobs SET id = x'0000' WHERE v = 2": ("blobs", (1, 0, 1)),
@@ -101,7 +104,10 @@ async def test_each_change_is_counted_once(file: Path, tmp_path: Path, statement
 
 
 WITHOUT_A_KEY = {
-    "UPDATE notes SET v = 2 WHERE rowid = 1; UPDATE notes SET v = 1 WHERE rowid = 1": ("notes", True),
+    "UPDATE notes SET v = 2 WHERE rowid = 1; UPDATE notes SET v = 1 WHERE rowid = 1": (
+        "notes",
+        True,
+    ),
     "DELETE FROM notes WHERE rowid = 1; INSERT INTO notes VALUES (1)": ("notes", True),
     "DELETE FROM notes WHERE rowid = 1; INSERT INTO notes VALUES (1.0)": ("notes", False),
     "DELETE FROM notes WHERE rowid = 1; INSERT INTO notes VALUES (NULL)": ("notes", False),
@@ -125,21 +131,29 @@ async def test_without_a_key_a_comparison_only_tells_whether_rows_differ(
 
 
 async def test_a_dot_in_a_tables_name_is_no_schema(file: Path, tmp_path: Path) -> None:
-    execute(file, 'CREATE TABLE "public.plain" (id INTEGER PRIMARY KEY, v); INSERT INTO "public.plain" VALUES (1, 1)')
+    execute(
+        file,
+        'CREATE TABLE "public.plain" (id INTEGER PRIMARY KEY, v); INSERT INTO "public.plain" '
+        "VALUES (1, 1)",
+    )
     before = await made(tmp_path)
     execute(file, 'UPDATE "public.plain" SET v = 2')
-    assert {name: rows(table) for name, table in (await after(before)).items() if not table.same} == {
-        "public.plain": (0, 1, 0)
-    }
+    assert {
+        name: rows(table) for name, table in (await after(before)).items() if not table.same
+    } == {"public.plain": (0, 1, 0)}
 
 
-async def test_differences_in_the_definitions_of_tables_are_reported(file: Path, tmp_path: Path) -> None:
+async def test_differences_in_the_definitions_of_tables_are_reported(
+    file: Path, tmp_path: Path
+) -> None:
     before = await made(tmp_path)
     execute(
         file,
-        "DROP TABLE holes; CREATE TABLE fresh (id INTEGER PRIMARY KEY); INSERT INTO fresh VALUES (1), (2);"
+        "DROP TABLE holes; CREATE TABLE fresh (id INTEGER PRIMARY KEY); INSERT INTO fresh "
+        "VALUES (1), (2);"
         "ALTER TABLE plain ADD COLUMN more TEXT; UPDATE plain SET more = 'x', v = 7 WHERE id < 3;"
-        "DROP TABLE blobs; CREATE TABLE blobs (id TEXT PRIMARY KEY, v); INSERT INTO blobs VALUES ('', 1);"
+        "DROP TABLE blobs; CREATE TABLE blobs (id TEXT PRIMARY KEY, v); INSERT INTO blobs "
+        "VALUES ('', 1);"
         "DROP TABLE cases; CREATE TABLE cases (name TEXT, v PRIMARY KEY)",
     )
     found = await diff(get_settings(), before)
@@ -152,15 +166,31 @@ async def test_differences_in_the_definitions_of_tables_are_reported(file: Path,
     ]
     tables = {table.table: table for table in found.tables}
     assert rows(tables["plain"]) == (0, 2, 0), "the columns that both have are compared"
-    assert rows(tables["blobs"]) == rows(tables["cases"]) == (None, None, None), "their keys can't be compared"
-    assert (tables["fresh"].rows_before, tables["fresh"].rows_after, tables["fresh"].added) == (None, 2, 2)
-    assert (tables["holes"].rows_before, tables["holes"].rows_after, tables["holes"].removed) == (3, None, 3)
+    assert rows(tables["blobs"]) == rows(tables["cases"]) == (None, None, None), (
+        "their keys can't be compared"
+    )
+    assert (tables["fresh"].rows_before, tables["fresh"].rows_after, tables["fresh"].added) == (
+        None,
+        2,
+        2,
+    )
+    assert (tables["holes"].rows_before, tables["holes"].rows_after, tables["holes"].removed) == (
+        3,
+        None,
+        3,
+    )
     assert (found.added, found.changed, found.removed) == (2, 2, 3)
 
 
-async def test_keys_that_compare_differently_do_not_tell_rows_apart(file: Path, tmp_path: Path) -> None:
+async def test_keys_that_compare_differently_do_not_tell_rows_apart(
+    file: Path, tmp_path: Path
+) -> None:
     before = await made(tmp_path)
-    execute(file, "DROP TABLE cases; CREATE TABLE cases (name TEXT PRIMARY KEY, v); INSERT INTO cases VALUES ('A', 1)")
+    execute(
+        file,
+        "DROP TABLE cases; CREATE TABLE cases (name TEXT PRIMARY KEY, v); INSERT INTO cases "
+        "VALUES ('A', 1)",
+    )
     assert rows((await after(before))["cases"]) == (None, None, None)
 
 
@@ -190,19 +220,28 @@ async def test_one_instant_is_compared_while_others_write(
     assert all(table.same for table in (await after(before)).values())
 
 
-async def test_a_comparison_leaves_no_files_and_does_not_change_the_database(file: Path, tmp_path: Path) -> None:
+async def test_a_comparison_leaves_no_files_and_does_not_change_the_database(
+    file: Path, tmp_path: Path
+) -> None:
     before = await made(tmp_path)
     was = sorted(tmp_path.rglob("*")), file.read_bytes()
     await diff(get_settings(), before)
     await diff(get_settings(), before, before)
-    assert (sorted(path for path in tmp_path.rglob("*") if not path.name.startswith("app.db-")), file.read_bytes()) == (
+    assert (
+        sorted(path for path in tmp_path.rglob("*") if not path.name.startswith("app.db-")),
+        file.read_bytes(),
+    ) == (
         [path for path in was[0] if not path.name.startswith("app.db-")],
         was[1],
     )
 
 
 async def test_the_migrations_of_both_are_named(file: Path, tmp_path: Path) -> None:
-    execute(file, "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('app_0004')")
+    execute(
+        file,
+        "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version "
+        "VALUES ('app_0004')",
+    )
     before = await made(tmp_path)
     execute(file, "UPDATE alembic_version SET version_num = 'app_0005'")
     found = await diff(get_settings(), before)
@@ -214,7 +253,9 @@ async def test_a_missing_or_invalid_database_is_named(
 ) -> None:
     before = await made(tmp_path)
     use_database(f"sqlite:///{tmp_path}/missing.db")
-    with pytest.raises(BackupError, match=r"there is no database at .*missing\.db: look at DATABASE_URL"):
+    with pytest.raises(
+        BackupError, match=r"there is no database at .*missing\.db: look at DATABASE_URL"
+    ):
         await diff(get_settings(), before)
     (tmp_path / "text.db").write_text("no database " * 100)
     use_database(f"sqlite:///{tmp_path}/text.db")
@@ -243,12 +284,16 @@ KEYED = [
 
 
 @pytest.mark.parametrize("columns", KEYED)
-def test_rows_are_looked_up_by_the_keys_index_and_not_by_going_over_the_table(tmp_path: Path, columns: str) -> None:
+def test_rows_are_looked_up_by_the_keys_index_and_not_by_going_over_the_table(
+    tmp_path: Path, columns: str
+) -> None:
     paths = [tmp_path / name for name in ("a", "b")]
     for path in paths:
         execute(path, f"CREATE TABLE t {columns}")
     statements: list[str] = []
-    with sqlite_rows.attached(*(sqlite_rows.uri(path, is_ours=False) for path in paths), Stop()) as connection:
+    with sqlite_rows.attached(
+        *(sqlite_rows.uri(path, is_ours=False) for path in paths), Stop()
+    ) as connection:
         connection.set_trace_callback(statements.append)
         _compare(connection)
         [joining] = [statement for statement in statements if " JOIN " in statement]
@@ -256,7 +301,9 @@ def test_rows_are_looked_up_by_the_keys_index_and_not_by_going_over_the_table(tm
     assert len(steps) == 2 and steps[1].startswith("SEARCH a "), steps
 
 
-VALUES = st.one_of(st.none(), st.integers(-2, 2), st.sampled_from([0.0, 1.0, 0.5, "1", "", "é", b"", b"1"]))
+VALUES = st.one_of(
+    st.none(), st.integers(-2, 2), st.sampled_from([0.0, 1.0, 0.5, "1", "", "é", b"", b"1"])
+)
 KEYS = st.tuples(st.integers(0, 3), st.sampled_from(["", "a", "A", "日"]))
 TABLES = st.dictionaries(KEYS, st.tuples(VALUES, VALUES), max_size=8)
 
@@ -275,20 +322,25 @@ def two_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[sqlite3
 
 def compared(files: list[sqlite3.Connection]) -> Difference:
     paths = [Path(connection.execute("PRAGMA database_list").fetchone()[2]) for connection in files]
-    with sqlite_rows.attached(*(sqlite_rows.uri(path, is_ours=False) for path in paths), Stop()) as connection:
+    with sqlite_rows.attached(
+        *(sqlite_rows.uri(path, is_ours=False) for path in paths), Stop()
+    ) as connection:
         return _compare(connection)
 
 
 def _compare(connection: sqlite3.Connection) -> Difference:
     before, after = (
-        Side("a side", now(), "sqlite", "", None, {}, sqlite_rows.tables(connection, side)) for side in (BEFORE, AFTER)
+        Side("a side", now(), "sqlite", "", None, {}, sqlite_rows.tables(connection, side))
+        for side in (BEFORE, AFTER)
     )
     return sqlite_rows.compare(connection, before, after, Stop())
 
 
 @given(TABLES, TABLES)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_counts_are_those_of_a_plain_dict(two_files: list[sqlite3.Connection], before: Any, after: Any) -> None:
+def test_the_counts_are_those_of_a_plain_dict(
+    two_files: list[sqlite3.Connection], before: Any, after: Any
+) -> None:
     after = {**after, **{key: before[key] for key in list(before)[::2]}}
     for connection, side in zip(two_files, (before, after), strict=True):
         connection.execute("DELETE FROM t")

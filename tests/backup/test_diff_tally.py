@@ -14,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.backup.comparing import tally
-from service.backup.comparing.tally import AFTER, BEFORE, Counts, Keyed, Keyless, Pace, UnfitRow, cut, lines, whole_rows
+from service.backup.comparing.tally import (
+    AFTER,
+    BEFORE,
+    Counts,
+    Keyed,
+    Keyless,
+    Pace,
+    UnfitRow,
+    cut,
+    lines,
+    whole_rows,
+)
 from service.concurrency.stoppable import Stop, Stopped
 from tests.docs_blocks import ROOT
 
@@ -38,7 +49,9 @@ def in_parts(rows: Sequence[bytes], sizes: list[int]) -> Iterator[list[bytes]]:
         at, turn = at + size, turn + 1
 
 
-def counted(before: Sequence[bytes], after: Sequence[bytes], sizes: list[int], key: tuple[int, ...]) -> Counts:
+def counted(
+    before: Sequence[bytes], after: Sequence[bytes], sizes: list[int], key: tuple[int, ...]
+) -> Counts:
     with closing(Keyed(key, Stop()) if key else Keyless()) as made:
         pace = Pace(made, in_parts(before, sizes), Stop())
         for part in in_parts(after, sizes):
@@ -138,7 +151,9 @@ def test_memory_does_not_grow_with_the_rows_that_differ() -> None:
     assert found[75_000] < found[25_000] + 8, found
 
 
-@given(st.binary(max_size=60).map(lambda data: data + b"\n"), st.lists(st.integers(1, 9), min_size=1))
+@given(
+    st.binary(max_size=60).map(lambda data: data + b"\n"), st.lists(st.integers(1, 9), min_size=1)
+)
 def test_rows_are_whole_however_the_pieces_are_cut(data: bytes, sizes: list[int]) -> None:
     pieces, at = [], 0
     while at < len(data):

@@ -12,7 +12,11 @@ from tests.processes import ROOT, UVICORN, batch, process
 async def test_a_drain_ends_the_backup_without_a_file_and_the_next_service_makes_it(
     postgres_database: str, tmp_path: Path
 ) -> None:
-    settings = {"DATABASE_URL": postgres_database, "TASKS_DIR": str(ROOT / "tasks"), "DRAIN_SECONDS": "0.5"}
+    settings = {
+        "DATABASE_URL": postgres_database,
+        "TASKS_DIR": str(ROOT / "tasks"),
+        "DRAIN_SECONDS": "0.5",
+    }
     folder = tmp_path / "backups"
 
     async def has_begun() -> bool:
@@ -22,14 +26,20 @@ async def test_a_drain_ends_the_backup_without_a_file_and_the_next_service_makes
         return not any(folder.iterdir())
 
     async def is_made() -> bool:
-        """Whether the backup is complete: for a moment, the file has both its final and its partial name."""
+        """Whether the backup is complete: for a moment, the file has both its final and its partial
+        name.
+        """
         return any(folder.glob("backup_*.backup.gz")) and not await has_begun()
 
     with process(tmp_path, UVICORN, settings) as running:
         await asyncio.to_thread(running.wait_until_ready)
         async with connected(postgres_database) as holder, holder.transaction():
-            await holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")  # the backup waits for this lock
-            queued = await asyncio.to_thread(batch, tmp_path, "run", "backup", "--queue", settings=settings)
+            await holder.execute(
+                "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"
+            )  # the backup waits for this lock
+            queued = await asyncio.to_thread(
+                batch, tmp_path, "run", "backup", "--queue", settings=settings
+            )
             assert queued.returncode == 0, queued.stderr
             await until(has_begun)
             await asyncio.to_thread(running.stop)

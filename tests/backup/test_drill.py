@@ -25,7 +25,10 @@ from tests.databases import migrated
 
 @pytest.fixture
 async def url(
-    database_url: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    database_url: str,
+    use_database: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> str:
     """The URL of the application's database, with a ledger and a backup."""
     make_backups_here(monkeypatch)
@@ -40,13 +43,19 @@ async def url(
     return database_url
 
 
-async def test_the_latest_backup_is_restored_and_that_is_recorded(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_latest_backup_is_restored_and_that_is_recorded(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("INFO"):
         told = await RestoreDrillTask().run()
     (row,) = (await access(get_settings()).records()).values()
-    assert backups.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
+    assert backups.state(row) == "restored" and row["restored_at"] is None, (
+        "nothing of the application's was restored"
+    )
     assert row["verified_at"] <= clock.now()
-    versions = 0 if url.startswith("sqlite") else 2  # what says at which migration a database is, is never restored
+    versions = (
+        0 if url.startswith("sqlite") else 2
+    )  # what says at which migration a database is, is never restored
     assert told["backup"] == f"backups/{row['name']}" and told["tables"] == row["tables"] - versions
     assert "a temporary file" in caplog.text or "a scratch schema in postgresql" in caplog.text
 
@@ -85,7 +94,10 @@ async def test_a_drill_runs_in_the_database_of_its_own_setting(
         monkeypatch.setenv("RESTORE_DRILL_URL", drill)
         use_database(postgres_database)
         await migrated(postgres_database, *APPLICATION_HISTORIES)
-        await execute(postgres_database, "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())")
+        await execute(
+            postgres_database,
+            "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())",
+        )
         await create_backup(get_settings().BACKUP_DIR)
         with caplog.at_level("INFO"):
             assert (await RestoreDrillTask().run())["rows"] == 1

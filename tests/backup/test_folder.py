@@ -60,9 +60,13 @@ print(peak() - before)
 
 
 def script(text: str) -> subprocess.Popen[str]:
-    """Run Python code in a process, in the current directory and with the environment of the fixtures."""
+    """Run Python code in a process, in the current directory and with the environment of the
+    fixtures.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -78,7 +82,9 @@ def old_backup(tmp_path: Path) -> Path:
     return folder
 
 
-async def test_a_backup_is_named_after_the_time_in_utc_and_its_folder_is_made(app_db: Path, tmp_path: Path) -> None:
+async def test_a_backup_is_named_after_the_time_in_utc_and_its_folder_is_made(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db)
     with clock.moved(NOON):
         backup = await create_backup(tmp_path / "made" / "backups")
@@ -86,11 +92,15 @@ async def test_a_backup_is_named_after_the_time_in_utc_and_its_folder_is_made(ap
     assert taken_at(backup) == NOON.replace(microsecond=0)
 
 
-async def test_backups_of_the_same_second_each_get_a_second_of_their_own(app_db: Path, tmp_path: Path) -> None:
+async def test_backups_of_the_same_second_each_get_a_second_of_their_own(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db)
     with clock.moved(NOON):
         made = await asyncio.gather(*(create_backup(tmp_path / "backups") for _ in range(5)))
-    assert sorted(path.name for path in made) == [f"backup_20260329_12000{n}.backup.gz" for n in range(5)]
+    assert sorted(path.name for path in made) == [
+        f"backup_20260329_12000{n}.backup.gz" for n in range(5)
+    ]
     assert names(tmp_path / "backups") == sorted(path.name for path in made)
     assert all(manifest(path) for path in made)
 
@@ -103,10 +113,14 @@ def test_two_processes_at_once_never_overwrite_each_other(app_db: Path, tmp_path
     assert names(tmp_path / "backups") == sorted(printed)
 
 
-def test_a_partial_file_that_another_process_made_after_publishing_is_not_removed(tmp_path: Path) -> None:
+def test_a_partial_file_that_another_process_made_after_publishing_is_not_removed(
+    tmp_path: Path,
+) -> None:
     with reserve(tmp_path, NOON) as place:
         place.publish()
-        place.partial.write_text("another process has just taken the name, and is about to see that it is used")
+        place.partial.write_text(
+            "another process has just taken the name, and is about to see that it is used"
+        )
     assert place.partial.exists()
 
 
@@ -132,22 +146,32 @@ async def test_a_name_that_is_taken_is_never_written_to(app_db: Path, old_backup
     assert (old_backup / "backup_20200101_000000.backup.gz").read_bytes() == b"old"
 
 
-async def test_a_file_with_the_name_of_the_folder_is_an_error_with_advice(app_db: Path, tmp_path: Path) -> None:
+async def test_a_file_with_the_name_of_the_folder_is_an_error_with_advice(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db)
     (tmp_path / "backups").write_text("a file")
-    with pytest.raises(BackupError, match=r"no backup was made in .*backups: File exists. A file stands where"):
+    with pytest.raises(
+        BackupError, match=r"no backup was made in .*backups: File exists. A file stands where"
+    ):
         await create_backup(tmp_path / "backups")
-    with pytest.raises(BackupError, match=r"no backup was made in .*deeper: Not a directory. A file stands where"):
+    with pytest.raises(
+        BackupError, match=r"no backup was made in .*deeper: Not a directory. A file stands where"
+    ):
         await create_backup(tmp_path / "backups" / "deeper")
 
 
 async def test_a_folder_that_cannot_be_written_is_an_error_with_advice(app_db: Path) -> None:
     make_sqlite(app_db)
-    with pytest.raises(BackupError, match=r"no backup was made in /proc/self: .*BACKUP_DIR to another"):
+    with pytest.raises(
+        BackupError, match=r"no backup was made in /proc/self: .*BACKUP_DIR to another"
+    ):
         await create_backup(Path("/proc/self"))
 
 
-def test_a_sqlite_backup_that_finds_the_disk_full_leaves_nothing(app_db: Path, old_backup: Path) -> None:
+def test_a_sqlite_backup_that_finds_the_disk_full_leaves_nothing(
+    app_db: Path, old_backup: Path
+) -> None:
     make_sqlite(app_db, megabytes=3)
     printed, _ = script(SMALL_DISK).communicate()
     assert re.search("could not be copied into backups: .*(larger disk|another folder)", printed)
@@ -179,7 +203,9 @@ async def test_rows_of_ten_megabytes_take_little_memory(database: str) -> None:
     async with connected(database) as connection:
         await connection.execute("CREATE TABLE large (data bytea)")
         for _ in range(4):
-            await connection.execute("INSERT INTO large SELECT decode(repeat('00ff5c0a', 2621440), 'hex')")
+            await connection.execute(
+                "INSERT INTO large SELECT decode(repeat('00ff5c0a', 2621440), 'hex')"
+            )
     printed, _ = script(GROWTH).communicate()
     assert int(printed) < 75
 
@@ -188,7 +214,8 @@ async def fill(database: str, rows: int) -> None:
     """Insert this number of rows of 1.2 KB that do not compress well."""
     async with connected(database) as connection:
         await connection.execute(
-            "CREATE TABLE filler AS SELECT (SELECT string_agg(md5((n * i)::text), '') FROM generate_series(1, 37) i)"
+            "CREATE TABLE filler AS SELECT (SELECT string_agg(md5((n * i)::text), '') "
+            "FROM generate_series(1, 37) i)"
             f" AS text FROM generate_series(1, {rows}) n"
         )
 
@@ -208,9 +235,14 @@ async def test_a_cancel_leaves_nothing(app_db: Path, old_backup: Path, phase: st
     assert names(old_backup) == ["backup_20200101_000000.backup.gz"]
 
 
-async def test_the_files_of_a_killed_process_are_removed_a_day_later(app_db: Path, old_backup: Path) -> None:
+async def test_the_files_of_a_killed_process_are_removed_a_day_later(
+    app_db: Path, old_backup: Path
+) -> None:
     make_sqlite(app_db)
-    left = [old_backup / f".backup_20260301_120000.{suffix}" for suffix in ("partial", "copy", "copy-wal")]
+    left = [
+        old_backup / f".backup_20260301_120000.{suffix}"
+        for suffix in ("partial", "copy", "copy-wal")
+    ]
     for path in left:
         path.touch()
     await create_backup(old_backup)
@@ -231,10 +263,16 @@ async def test_links_and_files_of_others_are_neither_written_through_nor_removed
     precious.write_text("of somebody else")
     soon = [(clock.now() + timedelta(seconds=n)).strftime("%Y%m%d_%H%M%S") for n in range(60)]
     links = [old_backup / f".backup_{stamp}.copy" for stamp in soon]
-    links += [old_backup / ".backup_20260301_120000.partial", old_backup / ".backup_20260301_120000.copy"]
+    links += [
+        old_backup / ".backup_20260301_120000.partial",
+        old_backup / ".backup_20260301_120000.copy",
+    ]
     for link in links:
         link.symlink_to(precious)
-    others = [old_backup / ".backup_20260302_120000.copy", old_backup / ".backup_20260303_120000.partial"]
+    others = [
+        old_backup / ".backup_20260302_120000.copy",
+        old_backup / ".backup_20260303_120000.partial",
+    ]
     others[0].mkdir()
     others[1].touch()
     if os.geteuid() == 0:  # only root can give a file to another user

@@ -1,4 +1,6 @@
-"""Forged backups: every command, and the tasks, on each. What is in a file from elsewhere is data, and nothing else."""
+"""Forged backups: every command, and the tasks, on each. What is in a file from elsewhere is data,
+and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,10 @@ LOUD = ("an end of a line", "control characters")
 HOSTILE = (*LOUD, "a statement", "a comment", "quotes")
 MOST_MEGABYTES = 300
 ALL = os.environ.get("FORGED") == "all"
-"""Takes all bombs, and each command on each file, as `make nightly` does. Else each kind of database has one quarter of
-the files: all commands are done on those that open and are hostile, and one command on every fourth of the others."""
+"""Takes all bombs, and each command on each file, as `make nightly` does. Else each kind of
+database has one quarter of the files: all commands are done on those that open and are hostile, and
+one command on every fourth of the others.
+"""
 SOME_BOMBS = {
     "sqlite": ("2 GB of a database of zeros",),
     "postgresql": ("60 MB of wide characters",),
@@ -95,7 +99,10 @@ class World:
 
 @pytest.fixture(params=KINDS)
 async def world(
-    request: pytest.FixtureRequest, tmp_path: Path, settings: Callable[..., None], postgres_server: PostgresServer
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    settings: Callable[..., None],
+    postgres_server: PostgresServer,
 ) -> Any:
     kind = request.param
     saved = forged.make_database(tmp_path / "saved.db")
@@ -132,14 +139,18 @@ def all_of(world: World) -> Iterator[Forged]:
 
 
 def share_of(world: World) -> Iterator[Forged]:
-    """All forged backups, or a quarter of them that depends on the kind of database. (Lists read all of them.)"""
+    """All forged backups, or a quarter of them that depends on the kind of database. (Lists read
+    all of them.)
+    """
     for number, one in enumerate(all_of(world)):
         if ALL or number % 4 == KINDS.index(world.kind):
             yield one
 
 
 async def refused(what: str, work: Awaitable[Any]) -> str | None:
-    """The error of a command; None if it succeeded. Errors that are no BackupError fail the test."""
+    """The error of a command; None if it succeeded. Errors that are no BackupError fail the
+    test.
+    """
     try:
         await work
     except BackupError as error:
@@ -157,8 +168,11 @@ def warn(text: str) -> None:
 
 
 async def test_each_command_refuses_a_forged_backup_or_treats_it_as_data(world: World) -> None:
-    """Those that are refused are so by one sentence, before anything is written. What is in the others is not executed:
-    the database has the same rows, tables, keys and sequences afterwards, and nothing is left in any folder."""
+    """Those that are refused are so by one sentence, before anything is written. What is in the
+    others is not executed:
+    the database has the same rows, tables, keys and sequences afterwards, and nothing is left in
+    any folder.
+    """
     before, files = await world.contents(), world.files()
     sound, path = str(world.folder / LATEST), world.folder / FORGED
     counts = {"opened": 0, "refused": 0}
@@ -175,7 +189,9 @@ async def test_each_command_refuses_a_forged_backup_or_treats_it_as_data(world: 
     assert min(counts.values()) > 50
 
 
-def of_each_command(settings: Settings, path: str, sound: str) -> list[Callable[[], Awaitable[Any]]]:
+def of_each_command(
+    settings: Settings, path: str, sound: str
+) -> list[Callable[[], Awaitable[Any]]]:
     return [
         lambda: describe_backup(access(settings), path, warn),
         lambda: check(access(settings), path),
@@ -199,8 +215,14 @@ async def pinned(settings: Settings, path: str) -> None:
 async def test_a_list_reports_forged_backups_and_shows_the_others_as_before(
     world: World, settings: Callable[..., None], postgres_server: PostgresServer
 ) -> None:
-    """The ledger is in the same kind of database, whose text allows no NUL and no lone surrogates."""
-    url = await postgres_server.create_database() if world.kind == "postgresql" else url_of(world.root / "ledger.db")
+    """The ledger is in the same kind of database, whose text allows no NUL and no lone
+    surrogates.
+    """
+    url = (
+        await postgres_server.create_database()
+        if world.kind == "postgresql"
+        else url_of(world.root / "ledger.db")
+    )
     await migrated(url, LEDGER_HISTORY)
     settings(LEDGER_URL=url)
     names = {}
@@ -213,7 +235,11 @@ async def test_a_list_reports_forged_backups_and_shows_the_others_as_before(
         found = {summary.name: summary for summary in summaries}
         assert found.keys() == {*names, LATEST}
         assert found[LATEST].check == "not verified" and found[LATEST].database == "app"
-    wrong = [names[name] for name, damaged in is_damaged.items() if (found[name].check == "failed") != damaged]
+    wrong = [
+        names[name]
+        for name, damaged in is_damaged.items()
+        if (found[name].check == "failed") != damaged
+    ]
     assert not wrong
     assert all(found[name].failed_check for name, damaged in is_damaged.items() if damaged)
     assert found[LATEST].rows == 3
@@ -273,7 +299,9 @@ def verified(path: Path) -> None:
         verify(source, Stop())
 
 
-def test_the_output_about_forged_backups_is_short_and_has_no_control_characters(world: World, batch: Batch) -> None:
+def test_the_output_about_forged_backups_is_short_and_has_no_control_characters(
+    world: World, batch: Batch
+) -> None:
     """Names in a backup that can be opened may hold any text that a database allows."""
     path, sound = world.folder / FORGED, str(world.folder / LATEST)
     for one in share_of(world):
@@ -288,31 +316,51 @@ def test_the_output_about_forged_backups_is_short_and_has_no_control_characters(
             assert re.fullmatch(r"(batch: .+\n)?", done.err), (one.what, words, done.err)
             assert done.code in ((2, 3) if done.err else (0,)), (one.what, words)
             assert len(done.out) < 400_000 and len(done.err) < 4_100, (one.what, words)
-            assert all(char.isprintable() or char == "\n" for char in done.out + done.err), (one.what, words)
+            assert all(char.isprintable() or char == "\n" for char in done.out + done.err), (
+                one.what,
+                words,
+            )
 
 
 async def test_a_file_that_is_not_regular_is_no_backup_whatever_its_name(
     world: World, batch: Batch, tmp_path: Path
 ) -> None:
-    """No command waits for a FIFO, or follows a link in the folder, which may lead to a file of another user."""
+    """No command waits for a FIFO, or follows a link in the folder, which may lead to a file of
+    another user.
+    """
     number = iter(range(20))
     outside = forged.sound(tmp_path / "outside.gz", world.kind, world.database)
-    strange = forged.strange_files(world.folder, lambda: f"backup_20260330_1200{next(number):02}.backup.gz", outside)
-    assert [summary.name for summary in await list_backups(access(get_settings()), warn)] == [LATEST]
+    strange = forged.strange_files(
+        world.folder, lambda: f"backup_20260330_1200{next(number):02}.backup.gz", outside
+    )
+    assert [summary.name for summary in await list_backups(access(get_settings()), warn)] == [
+        LATEST
+    ]
     for path in strange:
         for text in (path.name, str(path)):
             follows = text == str(path) and path.is_symlink() and path.resolve() == outside
             done = await refused(text, describe_backup(access(get_settings()), text, warn))
             assert (done is None) == follows, (text, done)
-            assert follows or "regular file" in str(done) or "can't be read" in str(done) or "no backup" in str(done)
-    assert [summary.name for summary in await list_backups(access(get_settings()), warn)] == [LATEST]
+            assert (
+                follows
+                or "regular file" in str(done)
+                or "can't be read" in str(done)
+                or "no backup" in str(done)
+            )
+    assert [summary.name for summary in await list_backups(access(get_settings()), warn)] == [
+        LATEST
+    ]
 
 
 def test_an_invalid_file_name_is_refused_with_the_reason(world: World, batch: Batch) -> None:
     for text in ("x" * 5_000, f"/tmp/{'x' * 5_000}", f"./{'y/' * 3_000}z", "s3://" + "b" * 5_000):
         for command in ("show", "verify", "diff", "download"):
             done = batch("backup", command, text)
-            assert done.code in (2, 3) and re.fullmatch(r"batch: .+\n", done.err), (text[:20], command, done.err)
+            assert done.code in (2, 3) and re.fullmatch(r"batch: .+\n", done.err), (
+                text[:20],
+                command,
+                done.err,
+            )
             assert len(done.err) < 700 and "output" not in done.err, (text[:20], command, done.err)
 
 
@@ -339,11 +387,17 @@ def bombs_of(kind: str) -> list[tuple[str, str]]:
     return [(kind, what) for what in forged.bombs(kind, Path()) if ALL or what in SOME_BOMBS[kind]]
 
 
-@pytest.mark.parametrize(("world", "what"), [*bombs_of("sqlite"), *bombs_of("postgresql")], indirect=["world"])
-def test_a_small_forged_file_fills_neither_memory_nor_the_disk_nor_the_screen(world: World, what: str) -> None:
-    """One process executes every command on it. The memory and disk space of each command are measured.
+@pytest.mark.parametrize(
+    ("world", "what"), [*bombs_of("sqlite"), *bombs_of("postgresql")], indirect=["world"]
+)
+def test_a_small_forged_file_fills_neither_memory_nor_the_disk_nor_the_screen(
+    world: World, what: str
+) -> None:
+    """One process executes every command on it. The memory and disk space of each command are
+    measured.
 
-    The comparison of the file with itself takes most, and is the last one, because the process keeps some of that.
+    The comparison of the file with itself takes most, and is the last one, because the process
+    keeps some of that.
     """
     path, sound = world.root / "forged" / FORGED, world.folder / LATEST
     path.parent.mkdir()
@@ -365,7 +419,13 @@ def test_a_small_forged_file_fills_neither_memory_nor_the_disk_nor_the_screen(wo
     assert len(figures) == len(commands), done.stderr.decode()[-2_000:]
     if ALL:
         print(f"\n{path.stat().st_size:,} bytes; printed {len(done.stdout):,}")
-        print("\n".join(f"  {peak:4} MB  {code or 0}  {' '.join(words)}" for words, code, peak in figures))
-    assert max(peak for _, _, peak in figures) < MOST_MEGABYTES, [(w[0], c, p) for w, c, p in figures]
+        print(
+            "\n".join(
+                f"  {peak:4} MB  {code or 0}  {' '.join(words)}" for words, code, peak in figures
+            )
+        )
+    assert max(peak for _, _, peak in figures) < MOST_MEGABYTES, [
+        (w[0], c, p) for w, c, p in figures
+    ]
     assert len(done.stdout) < 25_000_000
     assert len(done.stderr.splitlines()) - len(told) <= len(commands), done.stderr.decode()

@@ -15,7 +15,9 @@ from service.backup.file.json_reader import JsonReader
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -30,7 +32,10 @@ def in_pieces(text: str, sizes: list[int]) -> Iterator[str]:
 
 def read(text: str, sizes: list[int]) -> dict[str, Any]:
     reader = JsonReader(in_pieces(text, sizes))
-    return {key: list(reader.items()) if reader.is_array() else reader.value() for key in reader.fields()}
+    return {
+        key: list(reader.items()) if reader.is_array() else reader.value()
+        for key in reader.fields()
+    }
 
 
 @given(

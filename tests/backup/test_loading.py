@@ -1,4 +1,6 @@
-"""Values that a server would repeat in an error are bounded, wherever the parts of a row are cut."""
+"""Values that a server would repeat in an error are bounded, wherever the parts of a row are
+cut.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def test_a_value_that_is_too_large_is_refused_in_columns_whose_errors_repeat_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "LARGEST_ECHO", 8)
         if any(first > 8 for first, _ in rows):
-            with pytest.raises(BackupError, match=r"public.t is larger than .* type bigint.*by hand"):
+            with pytest.raises(
+                BackupError, match=r"public.t is larger than .* type bigint.*by hand"
+            ):
                 list(map(sizes.add, parts))
         else:
             list(map(sizes.add, parts))

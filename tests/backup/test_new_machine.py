@@ -1,4 +1,6 @@
-"""The machine is gone: its backups are restored on a new one, which then makes backups by its own schedule."""
+"""The machine is gone: its backups are restored on a new one, which then makes backups by its own
+schedule.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ async def in_places() -> list[set[str]]:
 
 
 @pytest.fixture
-async def new_database(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+async def new_database(
+    database_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[str]:
     """The URL of an empty database of the same kind, on the new machine."""
     if database_url.startswith("sqlite"):
         (tmp_path / "new").mkdir()
@@ -76,10 +80,15 @@ async def new_database(database_url: str, tmp_path: Path, request: pytest.Fixtur
 
 @pytest.fixture
 async def lost_machine(database_url: str, bucket: Bucket, settings: Callable[..., None]) -> str:
-    """Has made three backups, pinned the first, and is gone for ten days; only the bucket is left. Returns what was
-    pinned."""
+    """Has made three backups, pinned the first, and is gone for ten days; only the bucket is left.
+    Returns what was
+    pinned.
+    """
     settings(DATABASE_URL=database_url, BACKUP_DIR="lost")
-    for histories, url in ((APPLICATION_HISTORIES, database_url), ((LEDGER_HISTORY,), get_settings().ledger_url)):
+    for histories, url in (
+        (APPLICATION_HISTORIES, database_url),
+        ((LEDGER_HISTORY,), get_settings().ledger_url),
+    ):
         await migrated(url, *histories)
     database = Database(database_url, setting="DATABASE_URL", pooled=False)
     async with database.engine.begin() as connection:
@@ -95,20 +104,31 @@ async def lost_machine(database_url: str, bucket: Bucket, settings: Callable[...
 
 
 async def test_after_a_restore_on_a_new_machine_no_backup_is_lost(
-    lost_machine: str, new_database: str, bucket: Bucket, settings: Callable[..., None], tmp_path: Path
+    lost_machine: str,
+    new_database: str,
+    bucket: Bucket,
+    settings: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     pinned = lost_machine
     settings(DATABASE_URL=new_database, BACKUP_DIR=str(tmp_path / "new" / "backups"))
     with clock.moved(FIRST - DAY / 2):
         done = await restore(access(get_settings()), RestoreRequest("latest"))
-    assert done.report.backup == f"{bucket.url}/{named(LOST[-1])}" and await people(new_database) == ["ann@x"]
-    for histories, url in ((APPLICATION_HISTORIES, new_database), ((LEDGER_HISTORY,), get_settings().ledger_url)):
+    assert done.report.backup == f"{bucket.url}/{named(LOST[-1])}" and await people(
+        new_database
+    ) == ["ann@x"]
+    for histories, url in (
+        (APPLICATION_HISTORIES, new_database),
+        ((LEDGER_HISTORY,), get_settings().ledger_url),
+    ):
         await migrated(url, *histories)  # a service migrates when it starts
 
     await backed_up(0)
     assert await in_places() == [{named(0)}, {named(night) for night in (*LOST, 0)}]
     rows = await access(get_settings()).records()
-    assert {name for (_, name), row in rows.items() if row["verified_at"]} == {named(0)}, "the others were only read"
+    assert {name for (_, name), row in rows.items() if row["verified_at"]} == {named(0)}, (
+        "the others were only read"
+    )
 
     for night in range(1, 7):
         await backed_up(night)

@@ -1,4 +1,6 @@
-"""A restored SQLite file: its tables come from the live file or the migrations, its rows from the backup."""
+"""A restored SQLite file: its tables come from the live file or the migrations, its rows from the
+backup.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,8 @@ DELETE FROM own;
 DELETE FROM boxes WHERE id = 1;
 """
 QUESTIONS = (
-    "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT GLOB 'sqlite_stat*' ORDER BY 1, 2",
+    "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT GLOB 'sqlite_stat*' "
+    "ORDER BY 1, 2",
     "SELECT id, name, boss, loud, long FROM people ORDER BY id",
     "SELECT _rowid_, * FROM notes ORDER BY 1",
     "SELECT * FROM pairs",
@@ -146,9 +149,18 @@ async def test_a_restore_brings_back_rows_indexes_views_triggers_and_virtual_tab
     report = await restored(backup, url)
     assert asked(app_db, *QUESTIONS) == before
     assert "words" not in {table.table for table in report.tables}, "it has no rows of its own"
-    execute(app_db, "INSERT INTO texts (id, body) VALUES (40, 'a vixen'); INSERT INTO own VALUES ('x', 'one more run')")
-    execute(app_db, "INSERT INTO bosses VALUES ('zoe'); INSERT INTO found (found) VALUES ('integrity-check')")
-    assert asked(app_db, "SELECT rowid FROM found WHERE found MATCH 'vixen'", "SELECT max(id) FROM people") == [
+    execute(
+        app_db,
+        "INSERT INTO texts (id, body) VALUES (40, 'a vixen'); INSERT INTO own "
+        "VALUES ('x', 'one more run')",
+    )
+    execute(
+        app_db,
+        "INSERT INTO bosses VALUES ('zoe'); INSERT INTO found (found) VALUES ('integrity-check')",
+    )
+    assert asked(
+        app_db, "SELECT rowid FROM found WHERE found MATCH 'vixen'", "SELECT max(id) FROM people"
+    ) == [
         [(40,)],
         [(4,)],
     ]
@@ -160,11 +172,15 @@ async def test_tables_of_any_kind_that_are_not_restored_keep_their_rows_and_rowi
     exclude("notes, pairs, texts, own, found, boxes, words")
     backup = await create_backup(tmp_path / "backups")
     execute(app_db, CHANGES)
-    kept = [question for question in QUESTIONS if "people" not in question and "typed" not in question]
+    kept = [
+        question for question in QUESTIONS if "people" not in question and "typed" not in question
+    ]
     kept = [question for question in kept if "bosses" not in question]
     before = asked(app_db, *kept)
     await restored(backup, url)
-    assert asked(app_db, *kept) == before, "with people's last number, to which what stays may refer"
+    assert asked(app_db, *kept) == before, (
+        "with people's last number, to which what stays may refer"
+    )
     assert asked(app_db, "SELECT name FROM people ORDER BY 1", "SELECT n FROM typed") == [
         [("ann",), ("bob",)],
         [(1,), (2,)],
@@ -172,7 +188,9 @@ async def test_tables_of_any_kind_that_are_not_restored_keep_their_rows_and_rowi
 
 
 def after_filling(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -> None:
-    """Another connection commits this when the new file has the rows of the backup, before the restore locks."""
+    """Another connection commits this when the new file has the rows of the backup, before the
+    restore locks.
+    """
     fill = NewFile.fill
 
     def filled(*given: Any) -> dict[str, int]:
@@ -184,11 +202,19 @@ def after_filling(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -> N
 
 
 async def test_commits_before_the_lock_to_tables_that_are_not_restored_are_not_lost(
-    app_db: Path, url: str, tmp_path: Path, exclude: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    app_db: Path,
+    url: str,
+    tmp_path: Path,
+    exclude: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     exclude("notes")
     backup = await create_backup(tmp_path / "backups")
-    after_filling(monkeypatch, app_db, "INSERT INTO notes (body) VALUES ('late'); DELETE FROM notes WHERE _rowid_ = 7")
+    after_filling(
+        monkeypatch,
+        app_db,
+        "INSERT INTO notes (body) VALUES ('late'); DELETE FROM notes WHERE _rowid_ = 7",
+    )
     await restored(backup, url)
     assert asked(app_db, "SELECT _rowid_ FROM notes ORDER BY 1") == [[(12,), (90,), (91,)]]
 
@@ -206,12 +232,23 @@ async def test_tables_that_somebody_changes_meanwhile_are_not_overwritten(
 @pytest.mark.parametrize(
     ("left_out", "change", "child", "parent"),
     [
-        ("sessions", "INSERT INTO users (id, email, created_at) VALUES (9, 'b', 0)", "sessions", "users"),
+        (
+            "sessions",
+            "INSERT INTO users (id, email, created_at) VALUES (9, 'b', 0)",
+            "sessions",
+            "users",
+        ),
         ("users", "", "sessions", "users"),
     ],
 )
 async def test_rows_that_would_refer_to_missing_rows_are_refused_whichever_table_is_restored(
-    ours: Path, tmp_path: Path, exclude: Callable[[str], None], left_out: str, change: str, child: str, parent: str
+    ours: Path,
+    tmp_path: Path,
+    exclude: Callable[[str], None],
+    left_out: str,
+    change: str,
+    child: str,
+    parent: str,
 ) -> None:
     exclude(left_out)
     backup = await create_backup(tmp_path / "backups")
@@ -220,7 +257,9 @@ async def test_rows_that_would_refer_to_missing_rows_are_refused_whichever_table
     else:
         execute(ours, "DELETE FROM users")
     before = asked(ours, "SELECT id FROM users", "SELECT session_id FROM sessions")
-    with pytest.raises(BackupError, match=f"rows of {child} would refer to rows of {parent} that are not there"):
+    with pytest.raises(
+        BackupError, match=f"rows of {child} would refer to rows of {parent} that are not there"
+    ):
         await restored(backup, url_of(ours))
     assert asked(ours, "SELECT id FROM users", "SELECT session_id FROM sessions") == before
 
@@ -229,15 +268,28 @@ async def test_on_an_empty_machine_the_migrations_make_the_tables_that_the_backu
     ours: Path, tmp_path: Path, exclude: Callable[[str], None]
 ) -> None:
     exclude("sessions")
-    execute(ours, "PRAGMA journal_mode = DELETE; PRAGMA page_size = 1024; VACUUM; PRAGMA user_version = 3")
+    execute(
+        ours,
+        "PRAGMA journal_mode = DELETE; PRAGMA page_size = 1024; VACUUM; PRAGMA user_version = 3",
+    )
     schema = "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2"
-    facts = (schema, "SELECT * FROM users", "SELECT * FROM alembic_version", "PRAGMA page_size", "PRAGMA user_version")
+    facts = (
+        schema,
+        "SELECT * FROM users",
+        "SELECT * FROM alembic_version",
+        "PRAGMA page_size",
+        "PRAGMA user_version",
+    )
     before = asked(ours, *facts)
     backup = await create_backup(tmp_path / "backups")
     lost(ours)
     with LocalFile(backup) as source:
         plan = await planned(source, url_of(ours), histories=HISTORIES)
-    assert plan.is_new and plan.problems == () and "made as of migration app_0004" in " ".join(plan.notes)
+    assert (
+        plan.is_new
+        and plan.problems == ()
+        and "made as of migration app_0004" in " ".join(plan.notes)
+    )
     assert not ours.exists()
     dry = await restored(backup, url_of(ours), histories=HISTORIES, dry_run=True)
     assert not ours.exists()
@@ -251,12 +303,16 @@ async def test_on_an_empty_machine_the_migrations_make_the_tables_that_the_backu
 async def test_a_table_that_the_backup_leaves_out_and_no_migration_makes_is_named(
     ours: Path, tmp_path: Path, exclude: Callable[[str], None]
 ) -> None:
-    """Otherwise it would be missing for ever in a database that is recorded as being at the newest migration."""
+    """Otherwise it would be missing for ever in a database that is recorded as being at the newest
+    migration.
+    """
     execute(ours, "CREATE TABLE orders (id INT); CREATE TABLE cache (id INT)")
     exclude("cache")
     backup = await create_backup(tmp_path / "backups")
     lost(ours)
-    with pytest.raises(BackupError, match=r"the tables orders, cache are missing .* let the application make them"):
+    with pytest.raises(
+        BackupError, match=r"the tables orders, cache are missing .* let the application make them"
+    ):
         await restored(backup, url_of(ours), histories=HISTORIES)
     assert not ours.exists()
     execute(ours, "CREATE TABLE orders (id INT); CREATE TABLE cache (id INT)")
@@ -267,7 +323,9 @@ async def test_a_table_that_the_backup_leaves_out_and_no_migration_makes_is_name
     ], "the application has made its own tables by then, and ours are made beside them"
 
 
-async def test_a_table_that_was_dropped_by_mistake_is_made_by_its_migration(ours: Path, tmp_path: Path) -> None:
+async def test_a_table_that_was_dropped_by_mistake_is_made_by_its_migration(
+    ours: Path, tmp_path: Path
+) -> None:
     schema = "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2"
     before = asked(ours, schema, "SELECT * FROM sessions")
     backup = await create_backup(tmp_path / "backups")
@@ -283,7 +341,8 @@ async def test_the_ledger_in_the_same_file_stays_or_is_made_with_the_rest(
 ) -> None:
     await migrated(url_of(ours), LEDGER_HISTORY)
     missed = (
-        "INSERT INTO batch_missed (id, task, first_slot, last_slot, count, reason, created_at, cause, unnoticed) "
+        "INSERT INTO batch_missed (id, task, first_slot, last_slot, count, reason, created_at, "
+        "cause, unnoticed) "
         "VALUES (hex(randomblob(16)), 't', 0, 0, 3, 'down', 0, 'down', 3);"
     )
     execute(ours, missed)
@@ -297,7 +356,11 @@ async def test_the_ledger_in_the_same_file_stays_or_is_made_with_the_rest(
     assert asked(ours, *counts) == [[(2,)], [(1,)]]
     lost(ours)
     await restored(whole, url_of(ours), histories=HISTORIES)
-    assert asked(ours, *counts, "SELECT count(*) FROM batch_alembic_version") == [[(1,)], [(1,)], [(1,)]]
+    assert asked(ours, *counts, "SELECT count(*) FROM batch_alembic_version") == [
+        [(1,)],
+        [(1,)],
+        [(1,)],
+    ]
     lost(ours)
     await restored(without, url_of(ours), histories=HISTORIES)
     assert asked(ours, "SELECT count(*) FROM sqlite_master WHERE name = 'batch_runs'") == [[(0,)]]
@@ -316,11 +379,18 @@ async def test_a_drill_is_the_same_restore_into_a_temporary_file(
     report = await tried(backup, url, room)
     assert {table.table: table.after for table in report.tables}["own"] == 2
     assert list(room.iterdir()) == [] and app_db.read_bytes() == before
-    execute(app_db, "DROP TABLE typed; CREATE TABLE typed (n INT NOT NULL CHECK (n > 1), day TEXT) STRICT")
-    with pytest.raises(DamagedBackup, match=r"the rows of typed in the backup .* can't be loaded.*CHECK constraint"):
+    execute(
+        app_db,
+        "DROP TABLE typed; CREATE TABLE typed (n INT NOT NULL CHECK (n > 1), day TEXT) STRICT",
+    )
+    with pytest.raises(
+        DamagedBackup, match=r"the rows of typed in the backup .* can't be loaded.*CHECK constraint"
+    ):
         await tried(backup, url, room)
     execute(app_db, "DROP TABLE typed")
-    with pytest.raises(BackupError, match=r"into a temporary file.*the table typed is missing") as raised:
+    with pytest.raises(
+        BackupError, match=r"into a temporary file.*the table typed is missing"
+    ) as raised:
         await tried(backup, url, room)
     assert not isinstance(raised.value, DamagedBackup), "that says nothing of the backup"
     assert list(room.iterdir()) == []
@@ -336,7 +406,11 @@ async def test_a_drill_of_an_older_migration_makes_its_tables_as_they_were(
     for history in APPLICATION_HISTORIES:
         add_migration(monkeypatch, tmp_path, history, "DROP TABLE IF EXISTS batch_once")
     await migrated(url_of(path), *APPLICATION_HISTORIES)
-    for place in (url_of(path), url_of(tmp_path / "none.db"), "postgresql+asyncpg://nobody@127.0.0.1:1/none"):
+    for place in (
+        url_of(path),
+        url_of(tmp_path / "none.db"),
+        "postgresql+asyncpg://nobody@127.0.0.1:1/none",
+    ):
         report = await tried(backup, place, tmp_path / "room")
         assert {table.table for table in report.tables} == {
             *("alembic_version", "batch_data_alembic_version"),

@@ -32,7 +32,9 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts as small as S3 allows, and short waits before a retry."""
     monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
     quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50)}
-    monkeypatch.setattr(s3, "RETRY", {"max_retries": 2, "retry_timeout": timedelta(seconds=5), "backoff": quick})
+    monkeypatch.setattr(
+        s3, "RETRY", {"max_retries": 2, "retry_timeout": timedelta(seconds=5), "backoff": quick}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +54,16 @@ def put(storage: Objects, path: Path, stop: Stop | None = None) -> None:
         storage.put(source, path.name, stop or Stop(), nothing)
 
 
-def test_a_large_file_goes_up_in_parts_and_comes_back_by_ranges(bucket: Bucket, large: Path) -> None:
+def test_a_large_file_goes_up_in_parts_and_comes_back_by_ranges(
+    bucket: Bucket, large: Path
+) -> None:
     storage, told = store(bucket), []
     with LocalFile(large) as source:
         storage.put(source, NAME, Stop(), told.append)
     assert bucket.keys() == [f"shop/db/{NAME}"] and bucket.uploads() == []
-    assert bucket.client.head_object(Bucket=bucket.name, Key=f"shop/db/{NAME}")["ETag"].endswith('-3"')
+    assert bucket.client.head_object(Bucket=bucket.name, Key=f"shop/db/{NAME}")["ETag"].endswith(
+        '-3"'
+    )
     assert told == sorted(told) and told[-1] == large.stat().st_size
     assert storage.listed() == {NAME: large.stat().st_size}
     data = large.read_bytes()
@@ -92,10 +98,14 @@ def test_an_object_whose_etag_is_no_checksum_is_read_back(
 def test_an_object_that_differs_from_the_upload_is_removed_and_reported(
     bucket: Bucket, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checksums of the upload are of other bytes than the stored object, as if the file changed meanwhile."""
+    """The checksums of the upload are of other bytes than the stored object, as if the file changed
+    meanwhile.
+    """
     monkeypatch.setattr(s3._Upload, "etag", lambda self: "other")
     monkeypatch.setattr(s3._Upload, "sha256", lambda self: hashlib.sha256(b"other").hexdigest())
-    with pytest.raises(BackupError, match=rf"{bucket.url}/{NAME} is not what was sent, so it was removed again"):
+    with pytest.raises(
+        BackupError, match=rf"{bucket.url}/{NAME} is not what was sent, so it was removed again"
+    ):
         put(store(bucket), large)
     assert bucket.keys() == []
 
@@ -104,7 +114,9 @@ def test_an_upload_that_loses_its_connection_leaves_no_object_and_the_next_one_s
     bucket: Bucket, large: Path
 ) -> None:
     with network(bucket.port, cut_after=6 * MIB) as between:
-        with pytest.raises(BackupError, match=rf"^{bucket.url}/{NAME}: .* the connection was cut") as caught:
+        with pytest.raises(
+            BackupError, match=rf"^{bucket.url}/{NAME}: .* the connection was cut"
+        ) as caught:
             put(store(bucket, between.port), large)
         assert between.is_cut
     assert SECRET not in str(caught.value) and "127.0.0.1" not in str(caught.value)
@@ -114,7 +126,9 @@ def test_an_upload_that_loses_its_connection_leaves_no_object_and_the_next_one_s
     assert bucket.keys() == [f"shop/db/{NAME}"]
 
 
-def test_an_upload_that_is_stopped_leaves_neither_an_object_nor_parts(bucket: Bucket, large: Path) -> None:
+def test_an_upload_that_is_stopped_leaves_neither_an_object_nor_parts(
+    bucket: Bucket, large: Path
+) -> None:
     stop = Stop()
 
     def tell(done: int) -> None:
@@ -146,7 +160,9 @@ s3.Objects(sys.argv[2], settings).put(LocalFile(path), path.name, Stop(), tell)
 """
 
 
-def test_an_upload_that_is_killed_leaves_no_object_and_the_next_one_is_whole(bucket: Bucket, large: Path) -> None:
+def test_an_upload_that_is_killed_leaves_no_object_and_the_next_one_is_whole(
+    bucket: Bucket, large: Path
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", UPLOAD, str(large), bucket.url],
         env={**os.environ, **bucket.settings, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -163,7 +179,11 @@ def test_an_upload_that_is_killed_leaves_no_object_and_the_next_one_is_whole(buc
 @pytest.mark.parametrize(
     ("status", "code", "told"),
     [
-        (403, "InvalidAccessKeyId", "refuses the keys (InvalidAccessKeyId). Look at AWS_ACCESS_KEY_ID"),
+        (
+            403,
+            "InvalidAccessKeyId",
+            "refuses the keys (InvalidAccessKeyId). Look at AWS_ACCESS_KEY_ID",
+        ),
         (403, "SignatureDoesNotMatch", "refuses the keys (SignatureDoesNotMatch)"),
         (403, "AccessDenied", "these keys may not do that"),
         (301, "PermanentRedirect", "another region. Look at AWS_REGION"),
@@ -174,7 +194,10 @@ def test_an_error_of_the_store_is_reported_without_the_text_of_its_answer(
     bucket: Bucket, large: Path, status: int, code: str, told: str
 ) -> None:
     with refusing(status, code) as port:
-        for attempt in (lambda: put(store(bucket, port), large), lambda: store(bucket, port).listed()):
+        for attempt in (
+            lambda: put(store(bucket, port), large),
+            lambda: store(bucket, port).listed(),
+        ):
             with pytest.raises(BackupError) as caught:
                 attempt()
             message = str(caught.value)
@@ -186,7 +209,8 @@ def test_a_missing_bucket_is_named(bucket: Bucket, large: Path) -> None:
     storage = Objects("s3://never-made/shop", keys(f"http://127.0.0.1:{bucket.port}"))
     for attempt in (lambda: put(storage, large), storage.listed, lambda: storage.open(NAME)):
         with pytest.raises(
-            BackupError, match=r"s3://never-made/shop.*: there is no such bucket\. Make it, or look at BAC"
+            BackupError,
+            match=r"s3://never-made/shop.*: there is no such bucket\. Make it, or look at BAC",
         ):
             attempt()
     with pytest.raises(BackupError, match=rf"{bucket.url}/{NAME}: there is no such backup"):
@@ -196,7 +220,9 @@ def test_a_missing_bucket_is_named(bucket: Bucket, large: Path) -> None:
 def test_a_refused_connection_is_reported(bucket: Bucket, large: Path) -> None:
     with network(bucket.port, cut_after=0) as between:
         port = between.port
-    with pytest.raises(BackupError, match=r"the connection was refused\. Look at the network, AWS_ENDPOINT_URL"):
+    with pytest.raises(
+        BackupError, match=r"the connection was refused\. Look at the network, AWS_ENDPOINT_URL"
+    ):
         store(bucket, port).listed()
 
 
@@ -208,9 +234,21 @@ def test_a_refused_connection_is_reported(bucket: Bucket, large: Path) -> None:
             "minio:9000",
             "AWS_ENDPOINT_URL is not the endpoint of a store; allowed: https:",
         ),
-        ("AWS_ENDPOINT_URL", f"http://bob:{SECRET}@host", "AWS_ENDPOINT_URL is not the endpoint of a store"),
-        ("AWS_ACCESS_KEY_ID", f"{SECRET}\n", "AWS_ACCESS_KEY_ID has a space or a control character in it"),
-        ("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", SECRET, "one of the variables AWS_… has a value that is not allowed"),
+        (
+            "AWS_ENDPOINT_URL",
+            f"http://bob:{SECRET}@host",
+            "AWS_ENDPOINT_URL is not the endpoint of a store",
+        ),
+        (
+            "AWS_ACCESS_KEY_ID",
+            f"{SECRET}\n",
+            "AWS_ACCESS_KEY_ID has a space or a control character in it",
+        ),
+        (
+            "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+            SECRET,
+            "one of the variables AWS_… has a value that is not allowed",
+        ),
     ],
 )
 def test_an_invalid_variable_is_named_without_its_value(name: str, value: str, told: str) -> None:
@@ -224,7 +262,8 @@ def test_several_threads_may_read_one_object(bucket: Bucket, large: Path) -> Non
     found: dict[int, bytes] = {}
     with store(bucket).open(NAME) as source:
         threads = [
-            threading.Thread(target=lambda at=at: found.update({at: source.read(at * MIB, MIB)})) for at in range(11)
+            threading.Thread(target=lambda at=at: found.update({at: source.read(at * MIB, MIB)}))
+            for at in range(11)
         ]
         for thread in threads:
             thread.start()

@@ -1,4 +1,6 @@
-"""Backups in folders that other users write to: files of other users stop no backup, and are not changed."""
+"""Backups in folders that other users write to: files of other users stop no backup, and are not
+changed.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ BESIDE = ("", "-journal", "-wal")
 
 
 class Shared:
-    """A folder that all users may write to, in which this user has a folder with a file that must not be changed."""
+    """A folder that all users may write to, in which this user has a folder with a file that must
+    not be changed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,11 +61,15 @@ class Shared:
         with user(OTHER):
             for name in names:
                 SQUATS[kind](self.folder / name)
-                os.utime(self.folder / name, (at.timestamp(), at.timestamp()), follow_symlinks=False)
+                os.utime(
+                    self.folder / name, (at.timestamp(), at.timestamp()), follow_symlinks=False
+                )
         os.utime(self.precious, (at.timestamp(), at.timestamp()))
 
     def assert_untouched(self, before: dict[str, Seen], but: Path | None = None) -> None:
-        """If one user plays both roles, a file that looks abandoned is one of its own, and may be removed."""
+        """If one user plays both roles, a file that looks abandoned is one of its own, and may be
+        removed.
+        """
         after = self.seen()
         if but is not None:
             after.pop(but.name)
@@ -72,7 +80,9 @@ class Shared:
 
     def seen(self) -> dict[str, Seen]:
         """The files of another user in the folder: kind and mode, owner, and size of each."""
-        paths = [path for path in self.folder.iterdir() if not path.name.startswith(("own", "app.db"))]
+        paths = [
+            path for path in self.folder.iterdir() if not path.name.startswith(("own", "app.db"))
+        ]
         found = {path.name: path.lstat() for path in paths}
         return {name: (seen.st_mode, seen.st_uid, seen.st_size) for name, seen in found.items()}
 
@@ -89,7 +99,9 @@ class Shared:
             assert not waited.result()
 
     def _release(self, over: threading.Event) -> bool:
-        """Open the other end of a FIFO for a process that waits for it. Returns whether one was waiting."""
+        """Open the other end of a FIFO for a process that waits for it. Returns whether one was
+        waiting.
+        """
         if over.wait(PATIENCE_SECONDS):
             return False
         while not over.wait(0.05):
@@ -100,12 +112,16 @@ class Shared:
 
 
 @pytest.fixture(params=[WHO])
-def shared(monkeypatch: pytest.MonkeyPatch, use_database: Callable[[str], None]) -> Iterator[Shared]:
+def shared(
+    monkeypatch: pytest.MonkeyPatch, use_database: Callable[[str], None]
+) -> Iterator[Shared]:
     with shared_folder() as folder, clock.moved(NOON):
         shared = Shared(folder)
         make_sqlite(folder / "app.db")
         use_database(f"sqlite:///{folder}/app.db")
-        create_backup_sync(folder / "own/first")  # import everything first: this user may not read the Python files
+        create_backup_sync(
+            folder / "own/first"
+        )  # import everything first: this user may not read the Python files
         for path in folder.glob("app.db*"):
             os.chown(path, OWN, -1)
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -125,7 +141,9 @@ squat = pytest.mark.parametrize("kind", SQUATS)
 
 
 @squat
-def test_a_backup_is_made_whatever_files_another_user_has_put_into_its_folder(shared: Shared, kind: str) -> None:
+def test_a_backup_is_made_whatever_files_another_user_has_put_into_its_folder(
+    shared: Shared, kind: str
+) -> None:
     first, *later = [names_at(NOON + timedelta(seconds=second)) for second in range(3)]
     shared.squat(kind, *first, *(name for names in later for name in names if ".copy" in name))
     before = shared.seen()
@@ -138,7 +156,9 @@ def test_a_backup_is_made_whatever_files_another_user_has_put_into_its_folder(sh
 
 
 @squat
-def test_abandoned_files_of_another_user_are_kept_and_stop_no_backup(shared: Shared, kind: str) -> None:
+def test_abandoned_files_of_another_user_are_kept_and_stop_no_backup(
+    shared: Shared, kind: str
+) -> None:
     shared.squat(kind, *ABANDONED, at=LONG_AGO)
     before = shared.seen()
     with user(OWN), shared.nothing_waits():
@@ -155,7 +175,11 @@ def test_a_copy_is_made_beside_abandoned_files_of_another_user(shared: Shared, k
         with LocalFile(made) as file:
             Folder(shared.folder).put(file, made.name, Stop(), nothing)
     copy = (shared.folder / made.name).stat()
-    assert (stat.S_IMODE(copy.st_mode), copy.st_uid, copy.st_size) == (0o600, OWN, made.stat().st_size)
+    assert (stat.S_IMODE(copy.st_mode), copy.st_uid, copy.st_size) == (
+        0o600,
+        OWN,
+        made.stat().st_size,
+    )
     shared.assert_untouched(before, but=made)
 
 
@@ -164,6 +188,12 @@ def test_a_backup_is_tried_out_beside_the_files_of_another_user(shared: Shared, 
     names = [f".20260329_120000_{os.getpid() + number}.restore" for number in range(1, 3)]
     shared.squat(kind, *names, ".restore_20260218_120000_abcdefgh", at=LONG_AGO)
     before = shared.seen()
-    with user(OWN), shared.nothing_waits(), LocalFile(create_backup_sync(shared.folder / "own")) as file:
-        assert asyncio.run(restore_into_scratch(file, f"sqlite+aiosqlite:///{shared.folder}/app.db")).rows
+    with (
+        user(OWN),
+        shared.nothing_waits(),
+        LocalFile(create_backup_sync(shared.folder / "own")) as file,
+    ):
+        assert asyncio.run(
+            restore_into_scratch(file, f"sqlite+aiosqlite:///{shared.folder}/app.db")
+        ).rows
     shared.assert_untouched(before)

@@ -46,7 +46,9 @@ def folder(tmp_path: Path, settings: Callable[..., None]) -> Path:
 
 @pytest.fixture
 def in_ledger(ledger_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty ledger, of each kind of database, separate from the application's database."""
+    """The URL of an empty ledger, of each kind of database, separate from the application's
+    database.
+    """
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     forget_settings()
     return ledger_url
@@ -55,7 +57,9 @@ def in_ledger(ledger_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 async def pruned() -> list[str]:
     settings = get_settings()
     with clock.moved(NOW):
-        return [one async for one in delete_old(access(settings), await prune_plans(access(settings)))]
+        return [
+            one async for one in delete_old(access(settings), await prune_plans(access(settings)))
+        ]
 
 
 def pins_in(bucket: Bucket) -> set[str]:
@@ -70,7 +74,9 @@ async def test_a_pin_is_written_beside_the_backup_in_each_place_and_removed_from
         assert await pin(access(get_settings()), OLD, "ann") == PinChange(backup=OLD, changed=True)
         assert await pin(access(get_settings()), OLD, "bob") == PinChange(backup=OLD, changed=False)
     told = json.loads((folder / f"{OLD}.pin").read_text())
-    assert told == {"by": "ann", "at": "2025-11-26T02:00:00+00:00"} and pins_in(bucket) == {f"{OLD}.pin"}
+    assert told == {"by": "ann", "at": "2025-11-26T02:00:00+00:00"} and pins_in(bucket) == {
+        f"{OLD}.pin"
+    }
     assert (folder / f"{OLD}.pin").stat().st_mode & 0o777 == 0o600
     assert await pruned() == []
     assert await unpin(access(get_settings()), OLD) == PinChange(backup=OLD, changed=True)
@@ -100,9 +106,14 @@ async def test_an_unreachable_place_is_reported_and_the_backup_in_the_other_plac
     with refusing(403, "AccessDenied") as port, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         forget_settings()
-        with pytest.raises(BackupError, match=rf"{OLD} is pinned in one place only: .*refuses the keys.*do it again"):
+        with pytest.raises(
+            BackupError,
+            match=rf"{OLD} is pinned in one place only: .*refuses the keys.*do it again",
+        ):
             await pin(access(get_settings()), OLD, "ann")
-        with pytest.raises(BackupError, match=rf"{OLD} is unpinned in one place only: .*refuses the keys"):
+        with pytest.raises(
+            BackupError, match=rf"{OLD} is unpinned in one place only: .*refuses the keys"
+        ):
             await unpin(access(get_settings()), OLD)
     forget_settings()
     pins.put(Folder(folder), OLD, Pin())
@@ -118,7 +129,9 @@ async def test_a_backup_that_is_pinned_just_before_its_deletion_is_kept(
         planned = await prune_plans(access(settings))
         assert [plan.decision.going for plan in planned] == [[OLD]]
         pins.put(Folder(folder), OLD, Pin("ann", NOW))
-        assert [one async for one in delete_old(access(settings), planned)] == [] and (folder / OLD).exists()
+        assert [one async for one in delete_old(access(settings), planned)] == [] and (
+            folder / OLD
+        ).exists()
 
 
 async def test_a_backup_that_is_deleted_while_it_is_pinned_is_not_reported_as_pinned(
@@ -131,7 +144,9 @@ async def test_a_backup_that_is_deleted_while_it_is_pinned_is_not_reported_as_pi
         return write(self, name, data)
 
     monkeypatch.setattr(Folder, "write", and_it_goes)
-    with pytest.raises(BackupError, match=f"{OLD} is not pinned: backups/{OLD} was deleted meanwhile"):
+    with pytest.raises(
+        BackupError, match=f"{OLD} is not pinned: backups/{OLD} was deleted meanwhile"
+    ):
         await pin(access(get_settings()), OLD, "ann")
 
 
@@ -148,7 +163,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
-async def test_a_pin_pins_whatever_it_holds_and_its_content_is_only_displayed(folder: Path, content: bytes) -> None:
+async def test_a_pin_pins_whatever_it_holds_and_its_content_is_only_displayed(
+    folder: Path, content: bytes
+) -> None:
     (folder / f"{OLD}.pin").write_bytes(content)
     assert pins.read(Folder(folder), OLD) == Pin()
     about, _ = await describe_backup(access(get_settings()), OLD, print)
@@ -164,7 +181,13 @@ async def test_only_the_printable_characters_of_a_name_in_a_pin_are_displayed(fo
 
 
 @pytest.mark.parametrize(
-    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path), lambda path: os.symlink("no", path)]
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        lambda path: os.symlink("/etc/passwd", path),
+        lambda path: os.symlink("no", path),
+    ],
 )
 async def test_a_pin_of_any_file_type_pins(folder: Path, make: Callable[[Path], None]) -> None:
     make(folder / f"{OLD}.pin")
@@ -180,14 +203,18 @@ async def test_a_pin_in_a_bucket_is_read_up_to_a_bound(folder: Path, bucket: Buc
     assert await pruned() == []
 
 
-async def test_a_pin_whose_backup_is_gone_is_removed_a_day_later(folder: Path, bucket: Bucket) -> None:
+async def test_a_pin_whose_backup_is_gone_is_removed_a_day_later(
+    folder: Path, bucket: Bucket
+) -> None:
     lost, others = "backup_20250101_000000.backup.gz.pin", "notes.pin"
     for name in (lost, others):
         (folder / name).touch()
         bucket.put(f"shop/db/{name}", b"")
     for age, left in ((timedelta(hours=23), {lost, others}), (timedelta(hours=25), {others})):
         with clock.moved(datetime.now(UTC) + age):
-            async for _ in delete_old(access(get_settings()), await prune_plans(access(get_settings()))):
+            async for _ in delete_old(
+                access(get_settings()), await prune_plans(access(get_settings()))
+            ):
                 pass
         assert {path.name for path in folder.glob("*.pin")} == left
         assert pins_in(bucket) == left
@@ -221,11 +248,16 @@ async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before
         assert [one async for one in delete_old(access(settings), planned)] == []
 
 
-async def test_a_backup_of_a_newer_format_is_kept_and_not_recorded(in_ledger: str, folder: Path) -> None:
+async def test_a_backup_of_a_newer_format_is_kept_and_not_recorded(
+    in_ledger: str, folder: Path
+) -> None:
     """A newer version made the backup, and then this version was installed again."""
     header = {**HEADER, "format": 2, "kind": "postgresql", "taken_at": "2025-11-01T02:00:00+00:00"}
     forge(folder / OLD, [("header.json", json.dumps(header).encode())])
     with clock.moved(NOW):
         (plan,) = await prune_plans(access(get_settings()))
-    assert {one.name: one.why for one in plan.decision.verdicts} == {NEW: "the newest", OLD: "can't be read"}
+    assert {one.name: one.why for one in plan.decision.verdicts} == {
+        NEW: "the newest",
+        OLD: "can't be read",
+    }
     assert (FOLDER, OLD) not in await access(get_settings()).records()

@@ -1,4 +1,6 @@
-"""A SQLite backup from elsewhere holds a whole database file, whose bytes and schema may be hostile."""
+"""A SQLite backup from elsewhere holds a whole database file, whose bytes and schema may be
+hostile.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from tests.backup.contents import HEADER
 from tests.backup.restores import restored
 from tests.databases import url_of
 
-LIVE = "CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, data); INSERT INTO t VALUES (1, 'live')"
+LIVE = (
+    "CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, data); INSERT INTO t VALUES (1, 'live')"
+)
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,7 +48,9 @@ def execute(path: Path, script: str) -> None:
         connection.executescript(script)
 
 
-def table(name: str = "t", columns: tuple[str, ...] = ("id", "data"), rows: int = 1) -> dict[str, Any]:
+def table(
+    name: str = "t", columns: tuple[str, ...] = ("id", "data"), rows: int = 1
+) -> dict[str, Any]:
     types = ["INTEGER" if column == "id" else "" for column in columns]
     facts = {"schema": None, "folder": None, "key": [], "bytes": 0, "types": types}
     return {**facts, "name": name, "columns": list(columns), "rows": rows}
@@ -68,7 +74,9 @@ def forged(path: Path, database: Path, *tables: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Callable[..., Path]:
-    """A forged backup of a database that a script makes; then statements of `schema` change its schema directly."""
+    """A forged backup of a database that a script makes; then statements of `schema` change its
+    schema directly.
+    """
 
     def make(script: str, *tables: dict[str, Any], schema: tuple[str, ...] = ()) -> Path:
         database = tmp_path / "hostile.sqlite3"
@@ -91,13 +99,20 @@ def contents(path: Path) -> Any:
     with closing(sqlite3.connect(path)) as connection:
         return (
             connection.execute("SELECT * FROM t ORDER BY 1").fetchall(),
-            connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2").fetchall(),
+            connection.execute(
+                "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2"
+            ).fetchall(),
         )
 
 
 def with_header(page_size: int, pages: int) -> bytes:
     """The first bytes of a SQLite file with this page size and number of pages."""
-    head = b"SQLite format 3\0" + (page_size % 65535).to_bytes(2, "big") + bytes(6) + (1).to_bytes(4, "big")
+    head = (
+        b"SQLite format 3\0"
+        + (page_size % 65535).to_bytes(2, "big")
+        + bytes(6)
+        + (1).to_bytes(4, "big")
+    )
     return (head + pages.to_bytes(4, "big")).ljust(92, b"\0") + (1).to_bytes(4, "big") + bytes(4)
 
 
@@ -112,7 +127,12 @@ def with_header(page_size: int, pages: int) -> bytes:
     ],
 )
 async def test_a_file_that_is_not_a_database_is_refused_before_a_byte_is_written(
-    app_db: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bytes, words: str
+    app_db: Path,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begins: bytes,
+    words: str,
 ) -> None:
     bomb = tmp_path / "bomb"
     bomb.write_bytes(begins)
@@ -127,13 +147,19 @@ async def test_a_file_that_is_not_a_database_is_refused_before_a_byte_is_written
 
 
 async def test_a_disk_without_room_is_reported_before_a_byte_is_written(
-    app_db: Path, url: str, tmp_path: Path, hostile: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    app_db: Path,
+    url: str,
+    tmp_path: Path,
+    hostile: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backup = hostile(LIVE)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(20_000))
     monkeypatch.setattr(plain_file, "create", lambda path: pytest.fail("something was written"))
-    with pytest.raises(BackupError, match=f"needs 24,576 bytes in {tmp_path}, where 20,000 are free") as raised:
+    with pytest.raises(
+        BackupError, match=f"needs 24,576 bytes in {tmp_path}, where 20,000 are free"
+    ) as raised:
         await restored(backup, url)
     assert not isinstance(raised.value, DamagedBackup)
 
@@ -142,9 +168,15 @@ HOSTILE_SCHEMAS = {
     "a view": ("CREATE VIEW t AS SELECT 1 AS id, 2 AS data", ()),
     "a table that is called a view": (
         "CREATE TABLE t (id INTEGER, data); INSERT INTO t VALUES (1, 2)",
-        ("UPDATE sqlite_master SET sql = 'CREATE VIEW t AS SELECT 1 AS id, 2 AS data', rootpage = 0",),
+        (
+            "UPDATE sqlite_master SET sql = 'CREATE VIEW t AS "
+            "SELECT 1 AS id, 2 AS data', rootpage = 0",
+        ),
     ),
-    "a virtual table": ("CREATE VIRTUAL TABLE t USING fts5 (id, data); INSERT INTO t VALUES (1, 2)", ()),
+    "a virtual table": (
+        "CREATE VIRTUAL TABLE t USING fts5 (id, data); INSERT INTO t VALUES (1, 2)",
+        (),
+    ),
     "other columns": ("CREATE TABLE t (id INTEGER, data AS (1)); INSERT INTO t VALUES (1)", ()),
     "no table": ("CREATE TABLE u (id INTEGER, data)", ()),
     "a root page that is none": (
@@ -158,7 +190,8 @@ HOSTILE_SCHEMAS = {
     "numbers that are a view": (
         "CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, data); INSERT INTO t VALUES (1, 2)",
         (
-            "UPDATE sqlite_master SET sql = 'CREATE VIEW sqlite_sequence AS SELECT ''t'' AS name, 9 AS seq',"
+            "UPDATE sqlite_master SET sql = 'CREATE VIEW sqlite_sequence AS "
+            "SELECT ''t'' AS name, 9 AS seq',"
             " rootpage = 0 WHERE name = 'sqlite_sequence'",
         ),
     ),
@@ -172,7 +205,9 @@ async def test_a_schema_that_contradicts_its_manifest_is_damage_and_changes_noth
     script, schema = HOSTILE_SCHEMAS[what]
     backup, before = hostile(script, schema=schema), contents(app_db)
     for trying in (restored, tried):
-        with pytest.raises(DamagedBackup, match=r"is damaged, and nothing was changed|can't be loaded"):
+        with pytest.raises(
+            DamagedBackup, match=r"is damaged, and nothing was changed|can't be loaded"
+        ):
             await trying(backup, url)
     assert contents(app_db) == before
 
@@ -203,11 +238,13 @@ async def test_an_index_of_the_file_that_contradicts_its_table_is_not_used(
 ) -> None:
     """The index has all columns, so SQLite would otherwise read it instead of the table."""
     backup = hostile(
-        "CREATE TABLE t (id INTEGER PRIMARY KEY, data); CREATE TABLE u (id INTEGER PRIMARY KEY, data);"
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, data); CREATE TABLE u (id INTEGER PRIMARY KEY, "
+        "data);"
         "INSERT INTO t VALUES (1, 'right'); INSERT INTO u VALUES (1, 'wrong');"
         "CREATE INDEX of_t ON t (data); CREATE INDEX of_u ON u (data);",
         schema=(
-            "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'of_u')"
+            "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master "
+            "WHERE name = 'of_u')"
             " WHERE name = 'of_t'",
             "DELETE FROM sqlite_master WHERE name = 'of_u'",
         ),
@@ -220,7 +257,10 @@ async def test_an_index_of_the_file_that_contradicts_its_table_is_not_used(
 async def test_autoincrement_values_of_the_file_that_are_not_numbers_are_ignored(
     app_db: Path, url: str, hostile: Callable[..., Path], number: str
 ) -> None:
-    backup = hostile(LIVE + f"; UPDATE sqlite_sequence SET seq = {number}; INSERT INTO sqlite_sequence VALUES ('t', 7)")
+    backup = hostile(
+        LIVE + f"; UPDATE sqlite_sequence SET seq = {number}; INSERT INTO sqlite_sequence "
+        "VALUES ('t', 7)"
+    )
     await restored(backup, url)
     with closing(sqlite3.connect(app_db)) as connection:
         assert connection.execute("SELECT * FROM sqlite_sequence").fetchall() == [("t", 7)]
@@ -233,18 +273,26 @@ def many_tables(count: int, columns: str) -> str:
     """A statement that adds this number of tables to a schema, all with the same root page."""
     return (
         f"INSERT INTO sqlite_master {NUMBERS.format(count)} SELECT 'table', 't' || n, 't' || n,"
-        f" (SELECT max(rootpage) FROM sqlite_master), 'CREATE TABLE t' || n || ' ({columns})' FROM n"
+        f" (SELECT max(rootpage) FROM sqlite_master), 'CREATE TABLE t' || n || ' ({columns})' "
+        "FROM n"
     )
 
 
-@pytest.mark.parametrize(("count", "columns"), [(20_000, "x"), (90, "x" * 50_000), (1, "x" * 5_000_000)])
+@pytest.mark.parametrize(
+    ("count", "columns"), [(20_000, "x"), (90, "x" * 50_000), (1, "x" * 5_000_000)]
+)
 async def test_a_schema_that_takes_too_much_memory_is_refused_before_sqlite_reads_it(
-    url: str, hostile: Callable[..., Path], count: int, columns: str, monkeypatch: pytest.MonkeyPatch
+    url: str,
+    hostile: Callable[..., Path],
+    count: int,
+    columns: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backup = hostile(LIVE, schema=(many_tables(count, columns),))
     monkeypatch.setattr(plain_file, "guard", lambda *_: pytest.fail("SQLite was to open it"))
     with pytest.raises(
-        DamagedBackup, match=r"its schema has more than 20,000 tables, .* or their text .* 4,194,304 bytes"
+        DamagedBackup,
+        match=r"its schema has more than 20,000 tables, .* or their text .* 4,194,304 bytes",
     ):
         await restored(backup, url)
 
@@ -271,7 +319,11 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 def peak(backup: Path, url: str) -> tuple[str, int]:
     """The output of a restore in a process of its own, and its peak of memory in megabytes."""
     ran = subprocess.run(
-        [sys.executable, "-c", PEAK, backup, url], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", PEAK, backup, url],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
     )
     said, megabytes = ran.stdout.strip().rsplit("\n", 1)
     return said, int(megabytes)
@@ -283,11 +335,17 @@ WIDE = ", ".join(f"c{number}" for number in range(1999))
 @pytest.mark.parametrize(
     ("script", "schema", "rows", "words"),
     [
-        ("CREATE TABLE t (id, data); INSERT INTO t VALUES (1, zeroblob(400000000))", "", 1, "A value is larger than"),
+        (
+            "CREATE TABLE t (id, data); INSERT INTO t VALUES (1, zeroblob(400000000))",
+            "",
+            1,
+            "A value is larger than",
+        ),
         (LIVE, many_tables(370, WIDE), 1, "1"),
         (LIVE, many_tables(19_000, "x"), 1, "1"),
         (
-            f"CREATE TABLE t (id, data); INSERT INTO t {NUMBERS.format(60_000)} SELECT n, hex(randomblob(500)) FROM n",
+            f"CREATE TABLE t (id, data); INSERT INTO t {NUMBERS.format(60_000)} "
+            "SELECT n, hex(randomblob(500)) FROM n",
             *("", 60_000, "60000"),
         ),
     ],
@@ -305,7 +363,10 @@ def test_only_this_user_may_enter_the_folder_where_a_file_is_unpacked(tmp_path: 
     before = os.umask(0)
     try:
         with workplace(tmp_path / "made" / "here") as place:
-            assert stat.S_IMODE(place.stat().st_mode) == 0o700 and place.parent == tmp_path / "made" / "here"
+            assert (
+                stat.S_IMODE(place.stat().st_mode) == 0o700
+                and place.parent == tmp_path / "made" / "here"
+            )
             (place / "file").touch()
             with workplace(place.parent) as other:
                 assert other != place and (place / "file").exists(), "who is at work is left alone"
@@ -321,7 +382,9 @@ def test_a_guarded_connection_executes_no_view_and_trusts_no_schema(tmp_path: Pa
         for name, value in (("trusted_schema", 0), ("cell_size_check", 1)):
             assert connection.execute(f"PRAGMA {name}").fetchone() == (value,)
         assert connection.execute("SELECT data FROM t").fetchone() == ("live",)
-        with pytest.raises(sqlite3.DatabaseError, match=r"access to t.id is prohibited|not authorized"):
+        with pytest.raises(
+            sqlite3.DatabaseError, match=r"access to t.id is prohibited|not authorized"
+        ):
             connection.execute("SELECT * FROM v")
         with pytest.raises(sqlite3.DataError, match="too big"):
             connection.execute("SELECT zeroblob(100000000)")

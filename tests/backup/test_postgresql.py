@@ -51,7 +51,9 @@ async def fresh_database(beside: str) -> AsyncIterator[str]:
 async def test_transfers_between_tables_are_in_the_backup_whole(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_bytes: int
 ) -> None:
-    """The sum over four tables is constant. Each connection of the backup copies some tables or pages."""
+    """The sum over four tables is constant. Each connection of the backup copies some tables or
+    pages.
+    """
     monkeypatch.setattr(unloading, "RANGE_BYTES", range_bytes)
     tables = "abcd"
     for name in tables:
@@ -96,12 +98,20 @@ async def test_transfers_between_tables_are_in_the_backup_whole(
             await connection.execute(f"CREATE TABLE {name} (n int, moves int)")
         await restored(backups[-1], other)
         for name, saved in copies(backups[-1]).items():
-            there = [b"%d\t%d" % (n, count) for n, count in await connection.fetch(f"SELECT * FROM {name}")]
+            there = [
+                b"%d\t%d" % (n, count)
+                for n, count in await connection.fetch(f"SELECT * FROM {name}")
+            ]
             assert sorted(there) == sorted(saved.splitlines())
 
 
-async def test_a_backup_is_a_tar_of_whole_rows_with_a_manifest_that_counts_them(database: str, tmp_path: Path) -> None:
-    await execute(database, "CREATE TABLE t AS SELECT n, repeat(md5(n::text), 10) FROM generate_series(1, 20000) n")
+async def test_a_backup_is_a_tar_of_whole_rows_with_a_manifest_that_counts_them(
+    database: str, tmp_path: Path
+) -> None:
+    await execute(
+        database,
+        "CREATE TABLE t AS SELECT n, repeat(md5(n::text), 10) FROM generate_series(1, 20000) n",
+    )
     backup = await create_backup(tmp_path / "backups")
     files = members(backup)
     header = json.loads(files["header.json"])
@@ -139,7 +149,9 @@ async def test_each_row_of_a_large_table_is_there_once_whatever_pages_it_is_on(
         read = b"".join(opened.parts(opened.tables[0])).splitlines()
     async with connected(database) as connection:
         in_pages = await connection.fetch('SELECT "n\'" FROM t ORDER BY ctid')
-    assert [int(row.split(b"\t")[0]) for row in read] == [number for (number,) in in_pages], "as the pages have them"
+    assert [int(row.split(b"\t")[0]) for row in read] == [number for (number,) in in_pages], (
+        "as the pages have them"
+    )
 
 
 async def test_values_of_every_kind_come_back_as_they_were(database: str, tmp_path: Path) -> None:
@@ -155,7 +167,9 @@ async def test_values_of_every_kind_come_back_as_they_were(database: str, tmp_pa
             assert await restored.fetchval("SELECT count(*) FROM nothing") == 0
 
 
-async def test_the_settings_of_a_role_do_not_change_how_values_are_written(database: str, tmp_path: Path) -> None:
+async def test_the_settings_of_a_role_do_not_change_how_values_are_written(
+    database: str, tmp_path: Path
+) -> None:
     name = make_url(database).database
     await execute(
         database,
@@ -202,7 +216,8 @@ async def test_names_of_every_kind_are_kept_apart(database: str, tmp_path: Path)
 async def test_generated_columns_are_left_out(database: str, tmp_path: Path) -> None:
     await execute(
         database,
-        "CREATE TABLE t (id int, dropped int, twice int GENERATED ALWAYS AS (id * 2) STORED, name text)",
+        "CREATE TABLE t (id int, dropped int, twice int GENERATED ALWAYS AS (id * 2) STORED, "
+        "name text)",
         "ALTER TABLE t DROP COLUMN dropped",
         "INSERT INTO t VALUES (4, DEFAULT, 'four')",
         "CREATE TABLE only_generated (one int GENERATED ALWAYS AS (1) STORED)",
@@ -214,11 +229,14 @@ async def test_generated_columns_are_left_out(database: str, tmp_path: Path) -> 
     assert copies(backup) == {"public.t": b"4\tfour\n", "public.only_generated": b"\n"}
 
 
-async def test_each_row_of_a_partitioned_or_inherited_table_is_there_once(database: str, tmp_path: Path) -> None:
+async def test_each_row_of_a_partitioned_or_inherited_table_is_there_once(
+    database: str, tmp_path: Path
+) -> None:
     await execute(
         database,
         "CREATE TABLE events (id int, day date) PARTITION BY RANGE (id)",
-        "CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (day)",
+        "CREATE TABLE events_1 PARTITION OF events FOR VALUES "
+        "FROM (0) TO (10) PARTITION BY RANGE (day)",
         "CREATE TABLE events_1_all PARTITION OF events_1 DEFAULT",
         "CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM (10) TO (20)",
         "INSERT INTO events VALUES (1, '2026-01-01'), (11, '2026-01-02')",
@@ -235,11 +253,14 @@ async def test_each_row_of_a_partitioned_or_inherited_table_is_there_once(databa
     }
 
 
-async def test_the_manifest_has_the_types_and_the_key_of_each_table(database: str, tmp_path: Path) -> None:
+async def test_the_manifest_has_the_types_and_the_key_of_each_table(
+    database: str, tmp_path: Path
+) -> None:
     await execute(
         database,
         "CREATE TYPE mood AS ENUM ('fine')",
-        'CREATE TABLE t (b int, "A" varchar(7), mood mood, price numeric(10,2)[], PRIMARY KEY ("A", b))',
+        'CREATE TABLE t (b int, "A" varchar(7), mood mood, price numeric(10,2)[], PRIMARY KEY '
+        '("A", b))',
         "CREATE TABLE without (n int UNIQUE)",
     )
     with LocalFile(await create_backup(tmp_path / "backups")) as file:
@@ -249,13 +270,20 @@ async def test_the_manifest_has_the_types_and_the_key_of_each_table(database: st
     assert t.key == ("A", "b") and without.key == ()
 
 
-async def test_the_header_has_the_revision_of_every_alembic_history(database: str, tmp_path: Path) -> None:
+async def test_the_header_has_the_revision_of_every_alembic_history(
+    database: str, tmp_path: Path
+) -> None:
     await execute(
         database,
         "CREATE SCHEMA other",
         *(
             f"CREATE TABLE {name} (version_num varchar(32) PRIMARY KEY)"
-            for name in ("alembic_version", "other.of_a_plugin", "batch_alembic_version", "other.empty_version")
+            for name in (
+                "alembic_version",
+                "other.of_a_plugin",
+                "batch_alembic_version",
+                "other.empty_version",
+            )
         ),
         "INSERT INTO alembic_version VALUES ('app_0001')",
         "INSERT INTO other.of_a_plugin VALUES ('two'), ('heads')",
@@ -272,15 +300,21 @@ async def test_the_header_has_the_revision_of_every_alembic_history(database: st
     }
 
 
-async def test_cyclic_and_composite_foreign_keys_do_not_hinder_a_backup(database: str, tmp_path: Path) -> None:
+async def test_cyclic_and_composite_foreign_keys_do_not_hinder_a_backup(
+    database: str, tmp_path: Path
+) -> None:
     await execute(
         database,
-        "CREATE TABLE a (x int, y int, b int, PRIMARY KEY (x, y)); CREATE TABLE b (id int PRIMARY KEY, x int, y int)",
+        "CREATE TABLE a (x int, y int, b int, PRIMARY KEY (x, y)); CREATE TABLE b (id int "
+        "PRIMARY KEY, x int, y int)",
         "ALTER TABLE b ADD FOREIGN KEY (x, y) REFERENCES a DEFERRABLE INITIALLY DEFERRED",
         "ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES b DEFERRABLE INITIALLY DEFERRED",
         "BEGIN; INSERT INTO a VALUES (1, 2, 3); INSERT INTO b VALUES (3, 1, 2); COMMIT",
     )
-    assert copies(await create_backup(tmp_path / "backups")) == {"public.a": b"1\t2\t3\n", "public.b": b"3\t1\t2\n"}
+    assert copies(await create_backup(tmp_path / "backups")) == {
+        "public.a": b"1\t2\t3\n",
+        "public.b": b"3\t1\t2\n",
+    }
 
 
 async def test_a_field_of_ten_megabytes_is_whole_and_goes_over_members_of_the_usual_size(
@@ -300,18 +334,30 @@ async def test_a_field_of_ten_megabytes_is_whole_and_goes_over_members_of_the_us
         whole = b"".join(opened.parts(table))
         assert max(member.bytes for member in opened.members_of(table)) <= 3 * 1024 * 1024
     first, second = whole.splitlines()
-    assert bytes.fromhex(first.removeprefix(b"1\t\\\\x").decode()) == b"\x00\xff\x5c\x0a\x0d" * 2 * 1024 * 1024
+    assert (
+        bytes.fromhex(first.removeprefix(b"1\t\\\\x").decode())
+        == b"\x00\xff\x5c\x0a\x0d" * 2 * 1024 * 1024
+    )
     assert second == b"2\t\\\\x736d616c6c"
 
 
 async def test_progress_rises_to_all_of_the_rows(database: str, tmp_path: Path) -> None:
-    await execute(database, "CREATE TABLE t AS SELECT n, repeat(md5(n::text), 9) FROM generate_series(1, 30000) n")
+    await execute(
+        database,
+        "CREATE TABLE t AS SELECT n, repeat(md5(n::text), 9) FROM generate_series(1, 30000) n",
+    )
     await execute(database, "ANALYZE t")
     seen: list[BackupProgress] = []
     await create_backup(tmp_path / "backups", on_progress=seen.append)
     await asyncio.sleep(0)
-    assert [stage for stage, _ in groupby(progress.stage for progress in seen)] == ["copying", "verifying"]
-    assert seen[0] == BackupProgress(0, 0, seen[0].estimate, "copying") and 8_000_000 < seen[0].estimate < 12_000_000
+    assert [stage for stage, _ in groupby(progress.stage for progress in seen)] == [
+        "copying",
+        "verifying",
+    ]
+    assert (
+        seen[0] == BackupProgress(0, 0, seen[0].estimate, "copying")
+        and 8_000_000 < seen[0].estimate < 12_000_000
+    )
     assert seen[-1].rows == 30_000 and seen[-1].estimate > 0
 
 
@@ -327,10 +373,17 @@ async def test_the_ledgers_tables_are_left_out_and_named(database: str, tmp_path
 async def test_a_setting_includes_the_ledger_in_the_backup(
     database: str, tmp_path: Path, settings: Callable[..., None]
 ) -> None:
-    await execute(database, *(f"CREATE TABLE {name} (id int)" for name in ("batch_alembic_version", "batch_runs", "t")))
+    await execute(
+        database,
+        *(f"CREATE TABLE {name} (id int)" for name in ("batch_alembic_version", "batch_runs", "t")),
+    )
     settings(BACKUP_LEDGER="1")
     backup = await create_backup(tmp_path / "backups")
-    assert [table["name"] for table in manifest(backup)["tables"]] == ["batch_alembic_version", "batch_runs", "t"]
+    assert [table["name"] for table in manifest(backup)["tables"]] == [
+        "batch_alembic_version",
+        "batch_runs",
+        "t",
+    ]
     assert manifest(backup)["left_out"] == []
 
 
@@ -341,32 +394,54 @@ async def test_a_setting_includes_the_ledger_in_the_backup(
         ({"BACKUP_EXCLUDE": "logs events"}, ["other.Users", "public.users"]),
         ({"BACKUP_EXCLUDE": "Users logs events"}, ["public.users"]),
         ({"BACKUP_EXCLUDE": "public.*"}, ["other.Users", "other.logs"]),
-        ({"BACKUP_INCLUDE": "public.*", "BACKUP_EXCLUDE": "events_?"}, ["public.logs", "public.users"]),
+        (
+            {"BACKUP_INCLUDE": "public.*", "BACKUP_EXCLUDE": "events_?"},
+            ["public.logs", "public.users"],
+        ),
         ({"BACKUP_INCLUDE": "events"}, ["public.events_1", "public.events_2"]),
     ],
 )
 async def test_patterns_choose_the_tables_and_the_rest_is_named(
-    database: str, tmp_path: Path, settings: Callable[..., None], chosen: dict[str, str], expected: list[str]
+    database: str,
+    tmp_path: Path,
+    settings: Callable[..., None],
+    chosen: dict[str, str],
+    expected: list[str],
 ) -> None:
     await execute(
         database,
         "CREATE SCHEMA other",
-        'CREATE TABLE users (id serial); CREATE TABLE other."Users" (id int GENERATED ALWAYS AS IDENTITY)',
+        'CREATE TABLE users (id serial); CREATE TABLE other."Users" (id int GENERATED ALWAYS AS '
+        "IDENTITY)",
         "CREATE TABLE logs (id serial); CREATE TABLE other.logs (id serial)",
         "CREATE TABLE events (id int) PARTITION BY RANGE (id)",
-        *(f"CREATE TABLE events_{n} PARTITION OF events FOR VALUES FROM ({n}) TO ({n + 1})" for n in (1, 2)),
+        *(
+            f"CREATE TABLE events_{n} PARTITION OF events FOR VALUES FROM ({n}) TO ({n + 1})"
+            for n in (1, 2)
+        ),
     )
     settings(**chosen)
     with LocalFile(await create_backup(tmp_path / "backups")) as file:
         backup = Backup.open(file)
-    everything = ["other.Users", "other.logs", "public.events_1", "public.events_2", "public.logs", "public.users"]
+    everything = [
+        "other.Users",
+        "other.logs",
+        "public.events_1",
+        "public.events_2",
+        "public.logs",
+        "public.users",
+    ]
     assert [str(table) for table in backup.tables] == expected
     assert list(backup.left_out) == [name for name in everything if name not in expected]
     with_ids = [name for name in expected if "events" not in name]
-    assert [str(sequence) for sequence in backup.sequences] == [f"{name}_id_seq" for name in with_ids]
+    assert [str(sequence) for sequence in backup.sequences] == [
+        f"{name}_id_seq" for name in with_ids
+    ]
 
 
-async def test_in_a_schema_without_a_ledger_an_authors_table_may_have_any_name(database: str, tmp_path: Path) -> None:
+async def test_in_a_schema_without_a_ledger_an_authors_table_may_have_any_name(
+    database: str, tmp_path: Path
+) -> None:
     await execute(database, "CREATE TABLE batch_orders AS SELECT 1 AS id")
     assert copies(await create_backup(tmp_path / "backups")) == {"public.batch_orders": b"1\n"}
 
@@ -381,7 +456,9 @@ async def test_an_authors_table_beside_the_ledger_may_have_a_name_like_those_of_
     assert [str(table) for table in backup.tables] == [
         f"public.batch_{name}" for name in ("checkpoints", "orders", "run")
     ]
-    assert {f"public.batch_{name}_id_seq" for name in ("orders", "run")} <= {str(one) for one in backup.sequences}
+    assert {f"public.batch_{name}_id_seq" for name in ("orders", "run")} <= {
+        str(one) for one in backup.sequences
+    }
     assert backup.left_out == ("public.batch_alembic_version", "public.batch_runs")
 
 

@@ -43,7 +43,9 @@ async def template(postgres_server: PostgresServer) -> AsyncIterator[str]:
     """A database with every kind of table and object, owned by an ordinary role."""
     url = await postgres_server.create_database()
     only = make_url(url).database
-    await execute(url, f"CREATE ROLE {OWNER} LOGIN PASSWORD 'secret'; GRANT ALL ON SCHEMA public TO {OWNER}")
+    await execute(
+        url, f"CREATE ROLE {OWNER} LOGIN PASSWORD 'secret'; GRANT ALL ON SCHEMA public TO {OWNER}"
+    )
     await execute(url, f'GRANT CREATE ON DATABASE "{only}" TO {OWNER}')
     await execute(as_owner(url), SCHEMA, ROWS, TRIGGERS)
     yield url
@@ -83,7 +85,9 @@ def owner(database: str) -> str:
 
 
 @pytest.fixture
-def empty(postgres_database: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
+def empty(
+    postgres_database: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> str:
     """The URL of an empty database, which is set as the application's."""
     make_backups_here(monkeypatch)
     use_database(postgres_database)
@@ -91,7 +95,9 @@ def empty(postgres_database: str, use_database: Callable[[str], None], monkeypat
 
 
 def as_owner(url: str) -> str:
-    return make_url(url).set(username=OWNER, password="secret").render_as_string(hide_password=False)
+    return (
+        make_url(url).set(username=OWNER, password="secret").render_as_string(hide_password=False)
+    )
 
 
 async def refusal(path: Path, url: str) -> str:
@@ -103,23 +109,33 @@ async def refusal(path: Path, url: str) -> str:
     return caught.value.message
 
 
-async def test_the_owner_restores_a_database_that_equals_the_snapshot(database: str, owner: str, backup: Path) -> None:
+async def test_the_owner_restores_a_database_that_equals_the_snapshot(
+    database: str, owner: str, backup: Path
+) -> None:
     before = await everything(database)
     await execute(owner, CHANGES)
     assert await everything(database) != before
     report = await restored(backup, owner)
     assert await everything(database) == before
-    assert TableCounts("public.authors", 4, 2) in report.tables and TableCounts("public.strays", 2, 1) in report.tables
+    assert (
+        TableCounts("public.authors", 4, 2) in report.tables
+        and TableCounts("public.strays", 2, 1) in report.tables
+    )
     assert report.rows == sum(table.after for table in report.tables) == 11
     async with connected(owner) as connection:
         assert await connection.fetchval("SELECT nextval('books_number_seq')") == 90
         await connection.execute('ALTER TABLE authors DISABLE TRIGGER "Nie"')
-        assert await connection.fetchval("INSERT INTO authors (name) VALUES ('next') RETURNING id") == 3
+        assert (
+            await connection.fetchval("INSERT INTO authors (name) VALUES ('next') RETURNING id")
+            == 3
+        )
         with pytest.raises(Exception, match="a trigger fired"):
             await connection.execute("INSERT INTO books (author) VALUES (1)")
 
 
-async def test_a_dry_run_counts_and_changes_nothing(database: str, owner: str, backup: Path) -> None:
+async def test_a_dry_run_counts_and_changes_nothing(
+    database: str, owner: str, backup: Path
+) -> None:
     await execute(owner, CHANGES)
     before = await everything(database)
     report = await restored(backup, owner, dry_run=True)
@@ -127,7 +143,9 @@ async def test_a_dry_run_counts_and_changes_nothing(database: str, owner: str, b
     assert await everything(database) == before
 
 
-async def test_kill_9_in_the_middle_leaves_rows_keys_and_triggers(database: str, owner: str, backup: Path) -> None:
+async def test_kill_9_in_the_middle_leaves_rows_keys_and_triggers(
+    database: str, owner: str, backup: Path
+) -> None:
     await execute(owner, CHANGES)
     before = await everything(database)
     await killed_in_the_middle(backup, owner)
@@ -135,7 +153,9 @@ async def test_kill_9_in_the_middle_leaves_rows_keys_and_triggers(database: str,
     await restored(backup, owner)
 
 
-async def test_a_cancelled_restore_leaves_everything_and_no_lock(database: str, owner: str, backup: Path) -> None:
+async def test_a_cancelled_restore_leaves_everything_and_no_lock(
+    database: str, owner: str, backup: Path
+) -> None:
     before = await everything(database)
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -165,7 +185,9 @@ async def test_the_last_check_is_made_when_nobody_else_can_write(owner: str, bac
         await restored(backup, owner, last_check=last_check)
 
 
-async def test_a_backup_that_is_damaged_halfway_is_rolled_back(database: str, owner: str, backup: Path) -> None:
+async def test_a_backup_that_is_damaged_halfway_is_rolled_back(
+    database: str, owner: str, backup: Path
+) -> None:
     await execute(owner, CHANGES)
     damage(backup, lambda name: name.startswith("data/"))
     assert "is damaged" in await refusal(backup, database)
@@ -187,7 +209,8 @@ async def test_rows_of_ten_megabytes_come_back(empty: str, tmp_path: Path) -> No
     await execute(
         empty,
         "CREATE TABLE t (id int, data text, more bytea)",
-        "INSERT INTO t SELECT 1, repeat(md5('x'), 330000), decode(repeat('00ff0a5c', 100000), 'hex')",
+        "INSERT INTO t SELECT 1, repeat(md5('x'), 330000), decode(repeat('00ff0a5c', 100000), "
+        "'hex')",
         "INSERT INTO t SELECT n, repeat('y', 100), NULL FROM generate_series(2, 60000) n",
     )
     before = await everything(empty)
@@ -201,13 +224,26 @@ async def test_rows_of_ten_megabytes_come_back(empty: str, tmp_path: Path) -> No
     ("change", "words"),
     [
         ("DROP TABLE nothing", "the table public.nothing is missing in the database"),
-        ("DROP TABLE nothing; CREATE VIEW nothing AS SELECT 1", "public.nothing is a view in the database"),
-        ("ALTER TABLE nothing DROP id", "the column id of public.nothing is missing in the database"),
-        ("ALTER TABLE nothing ADD more int NOT NULL", "the column more of public.nothing is not in the backup"),
-        ("ALTER TABLE nothing ALTER id TYPE bigint", "has the type bigint, but integer in the backup"),
+        (
+            "DROP TABLE nothing; CREATE VIEW nothing AS SELECT 1",
+            "public.nothing is a view in the database",
+        ),
+        (
+            "ALTER TABLE nothing DROP id",
+            "the column id of public.nothing is missing in the database",
+        ),
+        (
+            "ALTER TABLE nothing ADD more int NOT NULL",
+            "the column more of public.nothing is not in the backup",
+        ),
+        (
+            "ALTER TABLE nothing ALTER id TYPE bigint",
+            "has the type bigint, but integer in the backup",
+        ),
         ("ALTER TYPE mood RENAME TO moods", "the type public.moods, but public.mood in the backup"),
         (
-            "ALTER TABLE nothing DROP id; ALTER TABLE nothing ADD id int GENERATED ALWAYS AS (1) STORED",
+            "ALTER TABLE nothing DROP id; ALTER TABLE nothing ADD id int GENERATED ALWAYS AS (1) "
+            "STORED",
             "the column id of public.nothing is a generated column in the database",
         ),
         (
@@ -216,7 +252,8 @@ async def test_rows_of_ten_megabytes_come_back(empty: str, tmp_path: Path) -> No
         ),
         ("SELECT lo_from_bytea(0, 'large')", "holds large objects"),
         (
-            "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('b')",
+            "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version "
+            "VALUES ('b')",
             "has none, the database b",
         ),
         ("DROP OWNED BY CURRENT_USER", "let the service make them"),
@@ -233,20 +270,33 @@ async def test_a_database_that_has_another_shape_is_refused(
 async def test_all_problems_are_reported_at_once(database: str, owner: str, backup: Path) -> None:
     await execute(owner, "DROP TABLE nothing", "ALTER TABLE strays DROP id")
     message = await refusal(backup, database)
-    assert "public.nothing is missing" in message and "column id of public.strays is missing" in message
+    assert (
+        "public.nothing is missing" in message
+        and "column id of public.strays is missing" in message
+    )
 
 
 async def test_another_revision_is_refused_with_advice(empty: str, tmp_path: Path) -> None:
-    await execute(empty, "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num", "CREATE TABLE t (id int)")
+    await execute(
+        empty,
+        "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num",
+        "CREATE TABLE t (id int)",
+    )
     path = await create_backup(tmp_path / "backups")
-    await execute(empty, "UPDATE alembic_version SET version_num = 'new'", "INSERT INTO t VALUES (1)")
+    await execute(
+        empty, "UPDATE alembic_version SET version_num = 'new'", "INSERT INTO t VALUES (1)"
+    )
     message = await refusal(path, empty)
     assert "(public.alembic_version): the backup has old, the database new" in message
     assert "Make an empty database with the code that made the backup" in message
 
 
 async def test_the_version_table_is_never_restored(empty: str, tmp_path: Path) -> None:
-    await execute(empty, "CREATE TABLE alembic_version AS SELECT 'one'::text AS version_num", "CREATE TABLE t (id int)")
+    await execute(
+        empty,
+        "CREATE TABLE alembic_version AS SELECT 'one'::text AS version_num",
+        "CREATE TABLE t (id int)",
+    )
     path = await create_backup(tmp_path / "backups")
     async with connected(empty) as connection:
         row = "SELECT xmin, ctid FROM alembic_version"
@@ -256,14 +306,18 @@ async def test_the_version_table_is_never_restored(empty: str, tmp_path: Path) -
     assert [table.table for table in report.tables] == ["public.t"]
 
 
-async def test_a_table_of_another_role_is_refused_by_its_name(database: str, owner: str, backup: Path) -> None:
+async def test_a_table_of_another_role_is_refused_by_its_name(
+    database: str, owner: str, backup: Path
+) -> None:
     await execute(database, "ALTER TABLE strays OWNER TO postgres")
     with pytest.raises(BackupError, match=r"public.strays belongs to postgres: only its owner"):
         await restored(backup, owner)
 
 
 async def test_a_backup_of_another_kind_is_refused(backup: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackupError, match=r"is of PostgreSQL, but .* is SQLite: a backup can only be restored into"):
+    with pytest.raises(
+        BackupError, match=r"is of PostgreSQL, but .* is SQLite: a backup can only be restored into"
+    ):
         await restored(backup, f"sqlite+aiosqlite:///{tmp_path}/app.db")
 
 
@@ -272,8 +326,12 @@ async def test_the_session_that_holds_a_table_is_named(
 ) -> None:
     monkeypatch.setitem(server.SETTINGS, "lock_timeout", "50ms")
     async with connected(database) as connection:
-        await connection.execute("SET application_name = 'psql of Ann'; BEGIN; INSERT INTO nothing SELECT WHERE false")
-        with pytest.raises(BackupError, match=r"nothing is in use by psql of Ann of postgres \(pid \d+\)") as caught:
+        await connection.execute(
+            "SET application_name = 'psql of Ann'; BEGIN; INSERT INTO nothing SELECT WHERE false"
+        )
+        with pytest.raises(
+            BackupError, match=r"nothing is in use by psql of Ann of postgres \(pid \d+\)"
+        ) as caught:
             await restored(backup, owner)
         await connection.execute("ROLLBACK")
     assert "secret" not in caught.value.message
@@ -292,15 +350,20 @@ async def test_a_table_that_is_not_in_the_backup_is_kept_and_its_foreign_keys_ar
     with LocalFile(backup) as source:
         notes = " ".join((await planned(source, owner)).notes)
     assert "public.apart is not in the backup and stays as it is" in notes
-    assert "public.reviews is not in the backup and stays as it is; it refers to public.books" in notes
+    assert (
+        "public.reviews is not in the backup and stays as it is; it refers to public.books" in notes
+    )
     await restored(backup, owner)
     async with connected(owner) as connection:
         assert await connection.fetchval("SELECT book FROM reviews") == 2
         await connection.execute(
-            "ALTER TABLE books DISABLE TRIGGER always; INSERT INTO books (id, author) VALUES (9, 1);"
+            "ALTER TABLE books DISABLE TRIGGER always; INSERT INTO books (id, author) "
+            "VALUES (9, 1);"
             "INSERT INTO reviews VALUES (2, 9)"
         )
-    assert "rows of public.reviews would refer to rows that do not exist" in await refusal(backup, database)
+    assert "rows of public.reviews would refer to rows that do not exist" in await refusal(
+        backup, database
+    )
 
 
 async def test_values_past_a_sequence_move_it_on(empty: str, tmp_path: Path) -> None:
@@ -309,7 +372,8 @@ async def test_values_past_a_sequence_move_it_on(empty: str, tmp_path: Path) -> 
         "CREATE TABLE t (id serial)",
         "INSERT INTO t VALUES (7)",
         "CREATE SEQUENCE alone",
-        "CREATE TABLE named (id text DEFAULT 'n' || nextval('alone')); ALTER SEQUENCE alone OWNED BY named.id",
+        "CREATE TABLE named (id text DEFAULT 'n' || nextval('alone')); ALTER SEQUENCE alone "
+        "OWNED BY named.id",
         "INSERT INTO named VALUES ('n')",
         "SELECT nextval('alone')",
     )
@@ -330,7 +394,9 @@ async def test_writers_wait_and_then_find_the_restored_rows(empty: str, tmp_path
 
     async def waiting() -> bool:
         async with connected(empty) as connection:
-            return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+            return bool(
+                await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            )
 
     def begin() -> None:
         nonlocal writer
@@ -347,7 +413,9 @@ async def test_writers_wait_and_then_find_the_restored_rows(empty: str, tmp_path
         assert await connection.fetchval("SELECT n FROM t") == 2
 
 
-async def test_a_transaction_with_an_older_snapshot_finds_no_rows_as_documented(empty: str, tmp_path: Path) -> None:
+async def test_a_transaction_with_an_older_snapshot_finds_no_rows_as_documented(
+    empty: str, tmp_path: Path
+) -> None:
     await execute(empty, "CREATE TABLE t AS SELECT 1 AS n")
     path = await create_backup(tmp_path / "backups")
     async with connected(empty) as connection:
@@ -397,7 +465,10 @@ async def test_the_ledger_is_restored_without_its_records_of_backups(
     await execute(empty, row, "CREATE TABLE mine (id int)")
     before = await everything(empty)
     path = await create_backup(tmp_path / "backups")
-    known = "INSERT INTO batch_backups (name, place, taken_at, created_at) VALUES ('b', 'folder', now(), now())"
+    known = (
+        "INSERT INTO batch_backups (name, place, taken_at, created_at) "
+        "VALUES ('b', 'folder', now(), now())"
+    )
     await execute(empty, row, known)
     report = await restored(path, empty)
     after = await everything(empty)
@@ -409,10 +480,16 @@ async def test_the_ledger_is_restored_without_its_records_of_backups(
 async def test_a_migration_that_ends_just_before_the_locks_is_noticed_at_every_isolation_level(
     empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await execute(empty, "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num", "CREATE TABLE t (id int)")
+    await execute(
+        empty,
+        "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num",
+        "CREATE TABLE t (id int)",
+    )
     path = await create_backup(tmp_path / "backups")
     only = make_url(empty).database
-    await execute(empty, f"ALTER DATABASE \"{only}\" SET default_transaction_isolation = 'repeatable read'")
+    await execute(
+        empty, f"ALTER DATABASE \"{only}\" SET default_transaction_isolation = 'repeatable read'"
+    )
     lock = server.lock
 
     async def late(*given: Any) -> None:
@@ -447,10 +524,15 @@ async def test_the_plan_names_the_owner_of_a_table_that_it_may_not_read(
     await execute(database, "ALTER TABLE strays OWNER TO postgres")
     with LocalFile(backup) as source:
         plan = await planned(source, owner)
-    assert "the table public.strays belongs to postgres: only its owner can restore it" in plan.problems
+    assert (
+        "the table public.strays belongs to postgres: only its owner can restore it"
+        in plan.problems
+    )
 
 
-async def test_an_option_unknown_to_the_driver_is_reported_without_the_password(empty: str, tmp_path: Path) -> None:
+async def test_an_option_unknown_to_the_driver_is_reported_without_the_password(
+    empty: str, tmp_path: Path
+) -> None:
     await execute(empty, "CREATE TABLE t (id int)")
     path = await create_backup(tmp_path / "backups")
     url = make_url(empty).set(password="hunter2").update_query_dict({"oops": "1"})
@@ -460,7 +542,9 @@ async def test_an_option_unknown_to_the_driver_is_reported_without_the_password(
 
 
 async def test_an_unreachable_server_is_reported_without_the_password(backup: Path) -> None:
-    with pytest.raises(BackupError, match=r"nothing was restored into .*//ann:\*\*\*@127.0.0.1:1/app") as caught:
+    with pytest.raises(
+        BackupError, match=r"nothing was restored into .*//ann:\*\*\*@127.0.0.1:1/app"
+    ) as caught:
         await restored(backup, "postgresql+asyncpg://ann:hunter2@127.0.0.1:1/app?ssl=disable")
     assert "hunter2" not in str(caught.value)
 
@@ -474,7 +558,9 @@ async def test_a_session_that_holds_one_table_and_waits_for_another_goes_first(
 
     async def waits() -> bool:
         async with connected(empty) as connection:
-            return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+            return bool(
+                await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            )
 
     async with connected(empty) as writer:
         await writer.execute("SET deadlock_timeout = '60s'; BEGIN; UPDATE u SET n = 2")

@@ -70,7 +70,13 @@ async def backup(url: str, tmp_path: Path) -> Path:
 @pytest.fixture
 def leaves_nothing_beside(tmp_path: Path) -> Iterator[None]:
     yield
-    assert {path.name for path in tmp_path.iterdir()} <= {"app.db", "app.db-wal", "app.db-shm", "backups", "tasks"}
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "app.db",
+        "app.db-wal",
+        "app.db-shm",
+        "backups",
+        "tasks",
+    }
 
 
 def execute(path: Path, script: str) -> None:
@@ -80,10 +86,14 @@ def execute(path: Path, script: str) -> None:
 
 def everything(path: Path) -> dict[str, Any]:
     with closing(sqlite3.connect(path)) as connection:
-        schema = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
+        schema = connection.execute(
+            "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2"
+        ).fetchall()
         names = [name for kind, name, _ in schema if kind == "table"]
         found = {
-            name: sorted(map(repr, connection.execute('SELECT * FROM "' + name.replace('"', '""') + '"')))
+            name: sorted(
+                map(repr, connection.execute('SELECT * FROM "' + name.replace('"', '""') + '"'))
+            )
             for name in names
         }
         rowids = connection.execute("SELECT rowid FROM plain").fetchall()
@@ -97,9 +107,14 @@ async def test_a_restored_file_equals_the_snapshot(app_db: Path, url: str, backu
     execute(app_db, CHANGES)
     report = await restored(backup, url)
     assert everything(app_db) == before
-    assert TableCounts("authors", 4, 2) in report.tables and TableCounts("blank", 0, 0) in report.tables
+    assert (
+        TableCounts("authors", 4, 2) in report.tables
+        and TableCounts("blank", 0, 0) in report.tables
+    )
     with closing(sqlite3.connect(app_db)) as connection:
-        assert connection.execute("INSERT INTO authors (name) VALUES ('next') RETURNING id").fetchone() == (3,)
+        assert connection.execute(
+            "INSERT INTO authors (name) VALUES ('next') RETURNING id"
+        ).fetchone() == (3,)
 
 
 async def test_readers_see_the_old_rows_to_their_end_and_the_new_ones_then(
@@ -151,7 +166,9 @@ async def test_kill_9_in_the_middle_leaves_the_old_rows_and_the_next_one_cleans_
     before = everything(app_db)
     await killed_in_the_middle(backup, url, KILLED)
     assert list(tmp_path.glob(".restore_*"))
-    assert (tmp_path / "app.db-wal").stat().st_size > 1_000_000, "it had written most of the new pages"
+    assert (tmp_path / "app.db-wal").stat().st_size > 1_000_000, (
+        "it had written most of the new pages"
+    )
     assert everything(app_db) == before
     await restored(backup, url)
     assert everything(app_db) == snapshot
@@ -183,7 +200,9 @@ async def test_a_writer_that_does_not_end_is_reported(
     execute(app_db, "CREATE TABLE apart (id INT)" if is_partial else "")
     with closing(sqlite3.connect(app_db, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
-        with pytest.raises(BackupError, match=r"restored into .*app.db: another program has held its write lock"):
+        with pytest.raises(
+            BackupError, match=r"restored into .*app.db: another program has held its write lock"
+        ):
             await restored(backup, url)
 
 
@@ -218,7 +237,10 @@ async def test_a_file_keeps_its_page_size_and_rows_keep_their_rowids(
     app_db: Path, url: str, backup: Path, size: int
 ) -> None:
     before = everything(app_db)
-    rebuild = f"PRAGMA journal_mode = DELETE; PRAGMA page_size = {size}; VACUUM; PRAGMA journal_mode = WAL;"
+    rebuild = (
+        f"PRAGMA journal_mode = DELETE; PRAGMA page_size = {size}; VACUUM; PRAGMA journal_mode = "
+        "WAL;"
+    )
     execute(app_db, rebuild + CHANGES)
     await restored(backup, url)
     assert everything(app_db) == before
@@ -228,14 +250,18 @@ async def test_a_file_keeps_its_page_size_and_rows_keep_their_rowids(
 
 
 @pytest.mark.usefixtures("leaves_nothing_beside")
-async def test_tables_without_trusted_sql_are_named_and_nothing_is_made(app_db: Path, url: str, backup: Path) -> None:
+async def test_tables_without_trusted_sql_are_named_and_nothing_is_made(
+    app_db: Path, url: str, backup: Path
+) -> None:
     """No migration makes them, and there is no live file. The SQL in the backup is never used."""
     for path in app_db.parent.glob("app.db*"):
         path.unlink()
     with LocalFile(backup) as source:
         plan = await planned(source, url)
     assert plan.is_new and len(plan.problems) == 1
-    with pytest.raises(BackupError, match=r'the tables Größe "x" y, authors, .* let the application make them'):
+    with pytest.raises(
+        BackupError, match=r'the tables Größe "x" y, authors, .* let the application make them'
+    ):
         await restored(backup, url)
     assert not app_db.exists()
 
@@ -258,7 +284,9 @@ async def test_tables_that_are_not_in_the_backup_are_kept(
     after = everything(app_db)
     assert after["rows"].pop("blank") == ["(7,)"] and before["rows"].pop("blank") == []
     before["rows"].pop("sqlite_sequence")
-    assert after["rows"].pop("sqlite_sequence") == ["('authors', 4)"], "numbers that were given are not given again"
+    assert after["rows"].pop("sqlite_sequence") == ["('authors', 4)"], (
+        "numbers that were given are not given again"
+    )
     assert after == before
     assert report.tables == dry.tables and TableCounts("books", 0, 2) in report.tables
 
@@ -266,9 +294,15 @@ async def test_tables_that_are_not_in_the_backup_are_kept(
 async def test_a_restore_that_would_break_the_foreign_keys_of_another_table_is_refused(
     app_db: Path, url: str, backup: Path
 ) -> None:
-    execute(app_db, CHANGES + "CREATE TABLE reviews (author INT REFERENCES authors); INSERT INTO reviews VALUES (4)")
+    execute(
+        app_db,
+        CHANGES
+        + "CREATE TABLE reviews (author INT REFERENCES authors); INSERT INTO reviews VALUES (4)",
+    )
     before = everything(app_db)
-    with pytest.raises(BackupError, match="rows of reviews would refer to rows of authors that are not there"):
+    with pytest.raises(
+        BackupError, match="rows of reviews would refer to rows of authors that are not there"
+    ):
         await restored(backup, url)
     assert everything(app_db) == before
 
@@ -283,7 +317,10 @@ async def test_a_restore_that_would_break_the_foreign_keys_of_another_table_is_r
             "DROP TABLE blank; CREATE TABLE blank (id INT, more INT NOT NULL)",
             "the column more of blank is not in",
         ),
-        ("DROP TABLE blank; CREATE TABLE blank (id TEXT)", "has the type TEXT, but INT in the backup"),
+        (
+            "DROP TABLE blank; CREATE TABLE blank (id TEXT)",
+            "has the type TEXT, but INT in the backup",
+        ),
         ("CREATE TABLE alembic_version AS SELECT 'b' AS version_num", "has none, the database b"),
     ],
 )
@@ -309,11 +346,15 @@ async def test_another_revision_goes_into_a_new_file_only(
     for history in APPLICATION_HISTORIES:
         add_migration(monkeypatch, tmp_path, history)
     await migrated(url_of(old), *APPLICATION_HISTORIES)
-    with pytest.raises(BackupError, match=r"the backup has app_0004, the database app_0005. Restore it into a new"):
+    with pytest.raises(
+        BackupError, match=r"the backup has app_0004, the database app_0005. Restore it into a new"
+    ):
         await restored(backup, url_of(old), histories=APPLICATION_HISTORIES)
     await restored(backup, url_of(new), histories=APPLICATION_HISTORIES)
     with closing(sqlite3.connect(new)) as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("app_0004",)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            ("app_0004",)
+        ]
 
 
 @pytest.mark.usefixtures("leaves_nothing_beside")
@@ -329,14 +370,20 @@ async def test_a_damaged_backup_changes_nothing(app_db: Path, url: str, backup: 
     ("place", "words"),
     [(":memory:", "must name a file"), ("/nowhere/at/all.db", "make its folder first")],
 )
-async def test_a_path_where_no_file_can_be_made_is_refused(url: str, backup: Path, place: str, words: str) -> None:
+async def test_a_path_where_no_file_can_be_made_is_refused(
+    url: str, backup: Path, place: str, words: str
+) -> None:
     with pytest.raises(BackupError, match=words):
         await restored(backup, f"sqlite+aiosqlite:///{place}")
 
 
-async def test_a_target_that_is_not_a_database_is_refused(tmp_path: Path, url: str, backup: Path) -> None:
+async def test_a_target_that_is_not_a_database_is_refused(
+    tmp_path: Path, url: str, backup: Path
+) -> None:
     (tmp_path / "cat.db").write_bytes(b"meow" * 1000)
-    with pytest.raises(BackupError, match=r"cat.db: file is not a database. Check that it is a SQLite database"):
+    with pytest.raises(
+        BackupError, match=r"cat.db: file is not a database. Check that it is a SQLite database"
+    ):
         await restored(backup, f"sqlite+aiosqlite:///{tmp_path}/cat.db")
     assert (tmp_path / "cat.db").read_bytes() == b"meow" * 1000
 
@@ -367,7 +414,11 @@ async def test_writers_go_on_after_the_restore(app_db: Path, url: str, backup: P
 async def test_rows_that_a_present_constraint_drops_are_noticed_before_the_commit(
     app_db: Path, url: str, backup: Path
 ) -> None:
-    execute(app_db, "DROP TABLE plain; CREATE TABLE plain (data NOT NULL ON CONFLICT IGNORE); CREATE TABLE apart (id)")
+    execute(
+        app_db,
+        "DROP TABLE plain; CREATE TABLE plain (data NOT NULL "
+        "ON CONFLICT IGNORE); CREATE TABLE apart (id)",
+    )
     execute(app_db, "INSERT INTO plain VALUES ('present')")
     before = everything(app_db)
     with pytest.raises(BackupError, match="plain has 2 rows after the restore, but the backup"):
@@ -378,8 +429,13 @@ async def test_rows_that_a_present_constraint_drops_are_noticed_before_the_commi
 async def test_a_row_that_a_present_constraint_refuses_is_reported_with_the_reason(
     app_db: Path, url: str, backup: Path
 ) -> None:
-    execute(app_db, "DROP TABLE plain; CREATE TABLE plain (data CHECK (data > 1)); CREATE TABLE apart (id)")
-    with pytest.raises(BackupError, match=r"CHECK constraint failed: .* The table refuses a row of the backup"):
+    execute(
+        app_db,
+        "DROP TABLE plain; CREATE TABLE plain (data CHECK (data > 1)); CREATE TABLE apart (id)",
+    )
+    with pytest.raises(
+        BackupError, match=r"CHECK constraint failed: .* The table refuses a row of the backup"
+    ):
         await restored(backup, url)
 
 
@@ -390,18 +446,25 @@ async def test_the_ledger_in_the_same_file_is_restored_without_its_records_of_ba
     monkeypatch.setenv("BACKUP_LEDGER", "1")
     forget_settings()
     row = (
-        "INSERT INTO batch_missed (id, task, first_slot, last_slot, count, reason, created_at, cause, unnoticed) "
+        "INSERT INTO batch_missed (id, task, first_slot, last_slot, count, reason, created_at, "
+        "cause, unnoticed) "
         "VALUES (hex(randomblob(16)), 't', 0, 0, 3, 'down', 0, 'down', 3);"
     )
     execute(app_db, row)
     before, backup = everything(app_db), await create_backup(tmp_path / "backups")
-    execute(app_db, row + "INSERT INTO batch_backups (name, place, taken_at, created_at) VALUES ('b', 'folder', 0, 0)")
+    execute(
+        app_db,
+        row + "INSERT INTO batch_backups (name, place, taken_at, created_at) "
+        "VALUES ('b', 'folder', 0, 0)",
+    )
     with LocalFile(backup) as source:
         assert (await planned(source, url)).holds_ledger
     report = await restored(backup, url)
     after = everything(app_db)
     assert TableCounts("batch_missed", 2, 1) in report.tables
-    assert [name for name, rows in after["rows"].items() if rows != before["rows"][name]] == ["batch_backups"]
+    assert [name for name, rows in after["rows"].items() if rows != before["rows"][name]] == [
+        "batch_backups"
+    ]
 
 
 async def test_an_error_after_the_commit_is_not_a_failed_restore(
@@ -422,8 +485,14 @@ async def test_an_error_after_the_commit_is_not_a_failed_restore(
     assert everything(app_db) == before
 
 
-async def test_only_the_files_of_a_killed_restore_are_removed(url: str, backup: Path, tmp_path: Path) -> None:
-    folder, left, elsewhere = tmp_path / "room", ".restore_20260101_000000_abcdefgh", tmp_path / "elsewhere"
+async def test_only_the_files_of_a_killed_restore_are_removed(
+    url: str, backup: Path, tmp_path: Path
+) -> None:
+    folder, left, elsewhere = (
+        tmp_path / "room",
+        ".restore_20260101_000000_abcdefgh",
+        tmp_path / "elsewhere",
+    )
     for name in (".restore_mine", left):
         (folder / name).mkdir(parents=True)
         (folder / name / "new.sqlite3").write_text("left")
@@ -449,7 +518,8 @@ async def test_an_index_that_needs_a_function_of_the_applications_is_named_and_n
         backup = await create_backup(tmp_path / "backups")
         connection.execute("DELETE FROM plain")
         with pytest.raises(
-            BackupError, match=r"the index by_mine of plain can't be made here \(no such function: mine"
+            BackupError,
+            match=r"the index by_mine of plain can't be made here \(no such function: mine",
         ):
             await restored(backup, url)
         assert connection.execute("SELECT count(*) FROM plain").fetchone() == (0,)
@@ -469,7 +539,10 @@ async def test_a_disk_that_is_full_in_the_middle_changes_nothing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Backup, "pieces", pieces)
-    words = f"can't be unpacked in {re.escape(str(app_db.parent))}, and nothing was changed: {os.strerror(number)}"
+    words = (
+        f"can't be unpacked in {re.escape(str(app_db.parent))}, and nothing was changed: "
+        f"{os.strerror(number)}"
+    )
     with pytest.raises(BackupError, match=words):
         await restored(backup, url)
     assert everything(app_db) == before

@@ -23,17 +23,25 @@ def why(decision: Decision) -> dict[str, str]:
 
 def test_backups_older_than_the_days_are_deleted_the_oldest_first() -> None:
     decision = decide(daily(10), Rules(days=7), NOW)
-    assert decision.going == ["b009", "b008"] and decision.doubt is None and decision.too_many is None
+    assert (
+        decision.going == ["b009", "b008"] and decision.doubt is None and decision.too_many is None
+    )
     assert why(decision) == {"b000": "the newest", **{f"b00{age}": "daily" for age in range(1, 8)}}
-    assert {verdict.why for verdict in decision.verdicts if not verdict.stays} == {"older than 7 days"}
+    assert {verdict.why for verdict in decision.verdicts if not verdict.stays} == {
+        "older than 7 days"
+    }
 
 
 def test_the_newest_backup_of_each_of_the_last_weeks_and_months_is_kept() -> None:
-    """2026-03-29 is a Sunday, the last day of its ISO week; weeks end on the 22nd, the 15th and so on."""
+    """2026-03-29 is a Sunday, the last day of its ISO week; weeks end on the 22nd, the 15th and so
+    on.
+    """
     decision = decide(daily(120), Rules(days=3, weekly=3, monthly=3), NOW)
     kept = why(decision)
     assert [name for name, reason in kept.items() if reason == "weekly"] == ["b007", "b014"]
-    months = [NOW - timedelta(days=int(name[1:])) for name, reason in kept.items() if reason == "monthly"]
+    months = [
+        NOW - timedelta(days=int(name[1:])) for name, reason in kept.items() if reason == "monthly"
+    ]
     assert [f"{at:%m-%d}" for at in months] == ["02-28", "01-31"]
     assert len(decision.going) == 120 - len(kept) and len(kept) == 4 + 2 + 2
 
@@ -77,14 +85,22 @@ def test_the_newest_backup_is_kept_however_old() -> None:
 
 
 def test_the_last_backups_are_kept_however_old_and_failed_ones_do_not_count() -> None:
-    hourly = [Candidate(f"b{age:02}", NOW - age * DAY * 3, 1, True, failed=age == 2) for age in range(12)]
+    hourly = [
+        Candidate(f"b{age:02}", NOW - age * DAY * 3, 1, True, failed=age == 2) for age in range(12)
+    ]
     kept = why(decide(hourly, Rules(days=1, last=5), NOW))
-    assert list(kept) == ["b00", "b01", "b02", "b03", "b04", "b05"] and kept["b05"] == "of the last 5"
+    assert (
+        list(kept) == ["b00", "b01", "b02", "b03", "b04", "b05"] and kept["b05"] == "of the last 5"
+    )
 
 
 @pytest.mark.parametrize("silence", [1, 8, 400, 9000])
-def test_after_days_without_backups_or_a_clock_jump_no_more_is_deleted_than_a_day_later(silence: int) -> None:
-    """If the last backups are old, it is not known whether time has passed or the clock has jumped."""
+def test_after_days_without_backups_or_a_clock_jump_no_more_is_deleted_than_a_day_later(
+    silence: int,
+) -> None:
+    """If the last backups are old, it is not known whether time has passed or the clock has
+    jumped.
+    """
     before = [Candidate(f"b{age:03}", NOW - (age + silence) * DAY, 100, True) for age in range(8)]
     assert decide([Candidate("new", NOW, 100, True), *before], Rules(days=7), NOW).going == ["b007"]
 
@@ -131,7 +147,10 @@ def test_nothing_is_deleted_if_the_newest_backup_is_in_doubt(newest: Candidate, 
 
 
 def test_an_empty_newest_backup_prevents_deletion_on_the_second_day_too() -> None:
-    found = [*(Candidate(f"empty{age}", NOW - age * DAY, 0, True) for age in range(3)), *daily(20)[3:]]
+    found = [
+        *(Candidate(f"empty{age}", NOW - age * DAY, 0, True) for age in range(3)),
+        *daily(20)[3:],
+    ]
     decision = decide(found, Rules(days=7), NOW)
     assert decision.going == [] and decision.doubt == "empty0 has no rows, and b003 had 100"
     always = [Candidate(f"empty{age}", NOW - age * DAY, 0, True) for age in range(10)]
@@ -170,15 +189,30 @@ def test_the_newest_backup_is_compared_with_the_last_sound_one_whose_rows_are_kn
 
 def test_of_a_month_whose_backups_have_all_failed_one_is_kept_and_does_not_count() -> None:
     """A check fails in one place. The copy with the same name in the other place may be sound."""
-    failed = [Candidate(f"feb{day}", datetime(2026, 2, day, tzinfo=UTC), 1, failed=True) for day in (3, 1)]
+    failed = [
+        Candidate(f"feb{day}", datetime(2026, 2, day, tzinfo=UTC), 1, failed=True) for day in (3, 1)
+    ]
     sound = [Candidate("jan", NOW - 70 * DAY, 1, True), Candidate("dec", NOW - 100 * DAY, 1, True)]
     found = [*daily(2), *failed, *sound]
-    kept = {"b000": "the newest", "b001": "daily", "feb3": "monthly", "jan": "monthly", "dec": "monthly"}
+    kept = {
+        "b000": "the newest",
+        "b001": "daily",
+        "feb3": "monthly",
+        "jan": "monthly",
+        "dec": "monthly",
+    }
     assert why(decide(found, Rules(days=1, monthly=3), NOW)) == kept
     assert decide(found, Rules(days=1, monthly=1), NOW).going == ["dec", "jan", "feb1", "feb3"]
 
 
 def test_a_failed_backup_is_not_the_one_kept_for_its_week() -> None:
-    found = [*daily(2), *(Candidate(name, NOW - age * DAY, 1, True) for name, age in (("bad", 30), ("good", 31)))]
+    found = [
+        *daily(2),
+        *(Candidate(name, NOW - age * DAY, 1, True) for name, age in (("bad", 30), ("good", 31))),
+    ]
     found[2] = Candidate("bad", found[2].taken_at, 1, failed=True)
-    assert why(decide(found, Rules(days=1, weekly=9), NOW)) == {"b000": "the newest", "b001": "daily", "good": "weekly"}
+    assert why(decide(found, Rules(days=1, weekly=9), NOW)) == {
+        "b000": "the newest",
+        "b001": "daily",
+        "good": "weekly",
+    }

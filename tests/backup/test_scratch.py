@@ -38,7 +38,8 @@ from tests.databases import migrated
 from tests.migrations import add_migration
 
 SESSIONS = (
-    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'batch/restore' AND datname = current_database()"
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'batch/restore' "
+    "AND datname = current_database()"
 )
 SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'batch%'"
 
@@ -64,18 +65,26 @@ async def drill(postgres_server: PostgresServer) -> AsyncIterator[str]:
     await postgres_server.drop_database(url)
 
 
-async def tried(path: Path, url: str, drill: str | None = None, histories: Sequence[History] = ()) -> RestoreReport:
+async def tried(
+    path: Path, url: str, drill: str | None = None, histories: Sequence[History] = ()
+) -> RestoreReport:
     with LocalFile(path) as source:
         return await restore_into_scratch(source, url, drill_url=drill, histories=histories)
 
 
-async def test_every_row_is_loaded_beside_the_application_and_nothing_is_left(database: str, backup: Path) -> None:
+async def test_every_row_is_loaded_beside_the_application_and_nothing_is_left(
+    database: str, backup: Path
+) -> None:
     await execute(database, CHANGES)
     before = await everything(database)
     report = await tried(backup, database)
-    assert {TableCounts("public.authors", None, 2), TableCounts("Größe.x.Zeilen", None, 2)} <= set(report.tables)
+    assert {TableCounts("public.authors", None, 2), TableCounts("Größe.x.Zeilen", None, 2)} <= set(
+        report.tables
+    )
     assert report.rows == 11 and "a scratch schema in postgresql" in report.where
-    assert report.notes == ("the foreign key Zeilen_Tag_Teil_fkey of Größe.x.Zeilen was not checked",), "partitioned"
+    assert report.notes == (
+        "the foreign key Zeilen_Tag_Teil_fkey of Größe.x.Zeilen was not checked",
+    ), "partitioned"
     assert await everything(database) == before
     async with connected(database) as connection:
         assert await connection.fetchval(SCHEMAS) == 0
@@ -84,7 +93,10 @@ async def test_every_row_is_loaded_beside_the_application_and_nothing_is_left(da
 async def test_tables_that_no_migration_makes_are_like_those_of_the_drills_database(
     database: str, backup: Path, drill: str
 ) -> None:
-    with pytest.raises(BackupError, match=r"no table for the rows of Größe.x.Zeilen, public.authors, .* and 3 more. "):
+    with pytest.raises(
+        BackupError,
+        match=r"no table for the rows of Größe.x.Zeilen, public.authors, .* and 3 more. ",
+    ):
         await tried(backup, database, drill)
     await execute(drill, SCHEMA)
     before = await everything(drill)
@@ -95,9 +107,15 @@ async def test_tables_that_no_migration_makes_are_like_those_of_the_drills_datab
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ("DROP TABLE nothing", "no table for the rows of public.nothing. Neither the service's migrations nor"),
+        (
+            "DROP TABLE nothing",
+            "no table for the rows of public.nothing. Neither the service's migrations nor",
+        ),
         ("ALTER TABLE strays DROP author", "the column author of public.strays is missing"),
-        ("ALTER TABLE strays ALTER id TYPE text", "id of public.strays has the type text, but integer in the backup"),
+        (
+            "ALTER TABLE strays ALTER id TYPE text",
+            "id of public.strays has the type text, but integer in the backup",
+        ),
         (
             "DELETE FROM strays; ALTER TABLE strays ADD more int NOT NULL",
             "the column more of public.strays is not in the backup",
@@ -111,19 +129,33 @@ async def test_nothing_is_concluded_about_a_backup_that_could_not_be_loaded_comp
     await execute(database, change)
     with pytest.raises(BackupError) as caught:
         await tried(backup, database)
-    assert why in caught.value.message and not isinstance(caught.value, DamagedBackup), "it may be good"
+    assert why in caught.value.message and not isinstance(caught.value, DamagedBackup), (
+        "it may be good"
+    )
 
 
 @pytest.mark.parametrize("is_beside", [True, False])
-async def test_rows_that_refer_to_nothing_are_found(database: str, drill: str, tmp_path: Path, is_beside: bool) -> None:
+async def test_rows_that_refer_to_nothing_are_found(
+    database: str, drill: str, tmp_path: Path, is_beside: bool
+) -> None:
     """The foreign key was created after the backup, so the rows were no violation then."""
-    await execute(database, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (a int)", "INSERT INTO b VALUES (1)")
+    await execute(
+        database,
+        "CREATE TABLE a (id int PRIMARY KEY)",
+        "CREATE TABLE b (a int)",
+        "INSERT INTO b VALUES (1)",
+    )
     path = await create_backup(tmp_path / "backups")
-    await execute(database, "INSERT INTO a VALUES (1)", "ALTER TABLE b ADD FOREIGN KEY (a) REFERENCES a")
-    await execute(drill, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (a int REFERENCES a)")
+    await execute(
+        database, "INSERT INTO a VALUES (1)", "ALTER TABLE b ADD FOREIGN KEY (a) REFERENCES a"
+    )
+    await execute(
+        drill, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (a int REFERENCES a)"
+    )
     with pytest.raises(
         DamagedBackup,
-        match=r"rows of public.b in the backup .* refer to rows of public.a that the backup does not have",
+        match=r"rows of public.b in the backup .* refer to rows of public.a that the backup does "
+        r"not have",
     ):
         await tried(path, database, None if is_beside else drill)
 
@@ -142,8 +174,12 @@ async def test_damage_is_found(database: str, backup: Path) -> None:
         await tried(backup, database)
 
 
-async def test_text_in_a_backup_is_never_executed_as_sql(database: str, drill: str, tmp_path: Path) -> None:
-    """A column type that ends with the beginning of a comment, and a column name that continues after it."""
+async def test_text_in_a_backup_is_never_executed_as_sql(
+    database: str, drill: str, tmp_path: Path
+) -> None:
+    """A column type that ends with the beginning of a comment, and a column name that continues
+    after it.
+    """
     await execute(database, "CREATE TABLE t AS SELECT 1 AS id, 2 AS other")
     path = await create_backup(tmp_path / "backups")
     begun = "\n); COMMIT; CREATE TABLE stolen AS SELECT 1 AS id --"
@@ -163,7 +199,9 @@ async def test_text_in_a_backup_is_never_executed_as_sql(database: str, drill: s
 
 
 async def test_names_in_a_backup_are_only_compared(database: str, tmp_path: Path) -> None:
-    """Names of schemas, tables, columns, types, sequences and revisions, and invalid values of sequences."""
+    """Names of schemas, tables, columns, types, sequences and revisions, and invalid values of
+    sequences.
+    """
     await execute(database, "CREATE TABLE t (id serial PRIMARY KEY)", "INSERT INTO t VALUES (1)")
     original = await create_backup(tmp_path / "backups")
     before, text = await everything(database), 'x"; DROP TABLE t --\n\0\ud800'
@@ -196,16 +234,23 @@ async def test_names_in_a_backup_are_only_compared(database: str, tmp_path: Path
     assert await everything(database) == before
 
 
-async def test_all_problems_are_reported_in_one_message_of_bounded_length(database: str, tmp_path: Path) -> None:
+async def test_all_problems_are_reported_in_one_message_of_bounded_length(
+    database: str, tmp_path: Path
+) -> None:
     await execute(database, "CREATE TABLE t AS SELECT 1 AS id")
     path = await create_backup(tmp_path / "backups")
 
     def change(said: Any) -> None:
         like, numbers = {**said["tables"][0], "rows": 0, "bytes": 0}, range(2, 20_002)
-        said["tables"] += [{**like, "name": f"t{n}", "folder": f"data/{n:04}-t{n}"} for n in numbers]
+        said["tables"] += [
+            {**like, "name": f"t{n}", "folder": f"data/{n:04}-t{n}"} for n in numbers
+        ]
 
     rewrite(path, change)
-    for doing in (tried(path, database, histories=HISTORIES), restored(path, database, histories=HISTORIES)):
+    for doing in (
+        tried(path, database, histories=HISTORIES),
+        restored(path, database, histories=HISTORIES),
+    ):
         with pytest.raises(BackupError, match=r"and 19,9\d\d more") as caught:
             await doing
         assert len(caught.value.message) < 5_000
@@ -216,7 +261,8 @@ async def test_a_role_that_may_not_create_a_schema_gets_advice(database: str, ba
     try:
         poor = make_url(database).set(username="batch_poor").render_as_string(hide_password=False)
         with pytest.raises(
-            BackupError, match=r"may not make a schema .* GRANT CREATE ON DATABASE .* RESTORE_DRILL_URL"
+            BackupError,
+            match=r"may not make a schema .* GRANT CREATE ON DATABASE .* RESTORE_DRILL_URL",
         ):
             await tried(backup, poor)
     finally:
@@ -228,7 +274,9 @@ async def test_a_drill_refuses_the_applications_own_database(database: str, back
         await tried(backup, database, database)
 
 
-async def test_a_cancel_in_the_middle_ends_the_servers_work_too(database: str, backup: Path) -> None:
+async def test_a_cancel_in_the_middle_ends_the_servers_work_too(
+    database: str, backup: Path
+) -> None:
     begun, loop, goes_on = asyncio.Event(), asyncio.get_running_loop(), threading.Event()
 
     class Slow(LocalFile):
@@ -279,7 +327,10 @@ async def test_kill_9_in_the_middle_leaves_nothing(database: str, backup: Path) 
 
 
 async def test_a_sqlite_backup_is_tried_in_a_temporary_file(
-    app_db: Path, tmp_path: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    app_db: Path,
+    tmp_path: Path,
+    use_database: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make_backups_here(monkeypatch)
     url = f"sqlite+aiosqlite:///{app_db}"
@@ -301,7 +352,9 @@ async def test_a_drill_refuses_tables_of_another_migration(database: str, tmp_pa
     await execute(database, version, "CREATE TABLE t AS SELECT 1 AS id")
     path = await create_backup(tmp_path / "backups")
     await execute(database, "UPDATE alembic_version SET version_num = 'new'")
-    with pytest.raises(BackupError, match=r"another migration revision .* the backup has old, the database new"):
+    with pytest.raises(
+        BackupError, match=r"another migration revision .* the backup has old, the database new"
+    ):
         await tried(path, database)
 
 
@@ -317,29 +370,44 @@ async def test_a_key_over_periods_is_checked_too(database: str, tmp_path: Path) 
         database,
         "CREATE EXTENSION btree_gist",
         "CREATE TABLE a (id int, days daterange, PRIMARY KEY (id, days WITHOUT OVERLAPS))",
-        "CREATE TABLE b (id int, days daterange, FOREIGN KEY (id, PERIOD days) REFERENCES a (id, PERIOD days))",
-        "INSERT INTO a VALUES (1, '[2026-01-01,2027-01-01)'); INSERT INTO b VALUES (1, '[2026-02-01,2026-03-01)')",
+        "CREATE TABLE b (id int, days daterange, FOREIGN KEY (id, PERIOD days) REFERENCES a (id, "
+        "PERIOD days))",
+        "INSERT INTO a VALUES (1, '[2026-01-01,2027-01-01)'); INSERT INTO b "
+        "VALUES (1, '[2026-02-01,2026-03-01)')",
     )
     path = await create_backup(tmp_path / "backups")
     assert (await tried(path, database)).notes == ()
-    await execute(database, "DELETE FROM b; ALTER TABLE b DROP CONSTRAINT b_id_days_fkey; UPDATE a SET id = 2")
+    await execute(
+        database, "DELETE FROM b; ALTER TABLE b DROP CONSTRAINT b_id_days_fkey; UPDATE a SET id = 2"
+    )
     await execute(database, "INSERT INTO b VALUES (1, '[2026-02-01,2026-03-01)')")
     path = await create_backup(tmp_path / "backups")
-    await execute(database, "DELETE FROM b; ALTER TABLE b ADD FOREIGN KEY (id, PERIOD days) REFERENCES a")
-    with pytest.raises(DamagedBackup, match=r"rows of public.b in the backup .* refer to rows of public.a"):
+    await execute(
+        database, "DELETE FROM b; ALTER TABLE b ADD FOREIGN KEY (id, PERIOD days) REFERENCES a"
+    )
+    with pytest.raises(
+        DamagedBackup, match=r"rows of public.b in the backup .* refer to rows of public.a"
+    ):
         await tried(path, database)
 
 
 async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_revision(
-    database: str, drill: str, tmp_path: Path, settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    database: str,
+    drill: str,
+    tmp_path: Path,
+    settings: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The present tables don't matter for them; an author's own table beside them is made like the present one."""
+    """The present tables don't matter for them; an author's own table beside them is made like the
+    present one.
+    """
     await migrated(database, *APPLICATION_HISTORIES)
     await migrated(database, LEDGER_HISTORY)
     await execute(
         database,
         "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())",
-        "CREATE TABLE mine (id serial PRIMARY KEY, joined int REFERENCES users); INSERT INTO mine (joined) VALUES (1)",
+        "CREATE TABLE mine (id serial PRIMARY KEY, joined int REFERENCES users); INSERT INTO "
+        "mine (joined) VALUES (1)",
     )
     settings(BACKUP_LEDGER="1")
     path = await create_backup(tmp_path / "backups")
@@ -349,13 +417,17 @@ async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_rev
     await execute(database, "ALTER TABLE batch_once DROP at; DELETE FROM mine; DELETE FROM users")
     before = await everything(database)
     report = await tried(path, database, histories=HISTORIES)
-    assert {TableCounts("public.users", None, 1), TableCounts("public.mine", None, 1)} <= set(report.tables)
+    assert {TableCounts("public.users", None, 1), TableCounts("public.mine", None, 1)} <= set(
+        report.tables
+    )
     assert "public.batch_runs" in {one.table for one in report.tables} and report.notes == ()
     assert await everything(database) == before
     with pytest.raises(BackupError, match=r"no table for the rows of public.mine. "):
         await tried(path, database, drill, histories=HISTORIES)
     await execute(database, "ALTER TABLE mine ADD CHECK (id > 1)")
-    with pytest.raises(DamagedBackup, match=r"the rows of public.mine in the backup .* can't be loaded"):
+    with pytest.raises(
+        DamagedBackup, match=r"the rows of public.mine in the backup .* can't be loaded"
+    ):
         await tried(path, database, histories=HISTORIES)
 
 
@@ -371,7 +443,9 @@ async def test_keys_to_tables_that_the_backup_leaves_out_are_not_checked_and_tha
     settings(BACKUP_EXCLUDE="users")
     path = await create_backup(tmp_path / "backups")
     report = await tried(path, database, drill, histories=HISTORIES)
-    assert report.notes == ("the foreign key sessions_user_id_fkey of public.sessions was not checked",)
+    assert report.notes == (
+        "the foreign key sessions_user_id_fkey of public.sessions was not checked",
+    )
 
 
 MIGRATION = """
@@ -415,13 +489,16 @@ async def test_migrations_that_change_present_tables_are_rolled_back(
         file.write('    op.execute("CREATE TABLE IF NOT EXISTS public.more (id int)")\n')
         file.write('    op.execute("ALTER TABLE public.more ADD x int")\n')
     await execute(database, "CREATE TABLE more (id int)")
-    with pytest.raises(BackupError, match=r"the migrations up to own_1 change public\.more.* set RESTORE_DRILL_URL"):
+    with pytest.raises(
+        BackupError, match=r"the migrations up to own_1 change public\.more.* set RESTORE_DRILL_URL"
+    ):
         await tried(path, database, histories=[own_history])
     assert (await tried(path, database, drill, histories=[own_history])).rows == 0
     with (own_history.folder / "versions/own_1_moods.py").open("a") as file:
         file.write('    op.execute("ALTER TABLE missing ADD x int")\n')
     with pytest.raises(
-        BackupError, match=r"the tables of migration own_1 can't be made.* relation \"missing\" does not"
+        BackupError,
+        match=r"the tables of migration own_1 can't be made.* relation \"missing\" does not",
     ):
         await tried(path, database, histories=[own_history])
     async with connected(database) as connection:

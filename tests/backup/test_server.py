@@ -25,7 +25,8 @@ INSERT INTO parent VALUES ('ada@example.org');
         ),
         (
             "INSERT INTO parent VALUES ('ada@example.org')",
-            'duplicate key value violates unique constraint "parent_pkey" (Key (email) already exists.)',
+            'duplicate key value violates unique constraint "parent_pkey" (Key (email) already '
+            "exists.)",
         ),
         (
             "INSERT INTO child VALUES ('ada@example.org', -1)",
@@ -34,7 +35,9 @@ INSERT INTO parent VALUES ('ada@example.org');
         ("INSERT INTO child VALUES (NULL, 'secret')", 'invalid input syntax for type integer: "…"'),
     ],
 )
-async def test_an_error_about_rows_has_none_of_their_values(postgres_database: str, statement: str, said: str) -> None:
+async def test_an_error_about_rows_has_none_of_their_values(
+    postgres_database: str, statement: str, said: str
+) -> None:
     async with connected(postgres_database) as connection:
         await connection.execute(TABLES)
         with pytest.raises(asyncpg.PostgresError) as caught:

@@ -27,7 +27,9 @@ from tests.backup.contents import make_sqlite, manifest, members, opened
 
 @pytest.fixture
 def writer(app_db: Path) -> Iterator[list[int]]:
-    """A thread that transfers money and counts the transfers as fast as it can. All its commits stay in the WAL."""
+    """A thread that transfers money and counts the transfers as fast as it can. All its commits
+    stay in the WAL.
+    """
     make_sqlite(app_db, megabytes=20)
     moves, stop, started = [0], threading.Event(), threading.Event()
 
@@ -90,7 +92,9 @@ class CommitsAtEachStep(Stop):
 def test_commits_during_the_copy_never_restart_it(
     app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a read transaction each commit would restart the copy, so beside a busy writer it would never end."""
+    """Without a read transaction each commit would restart the copy, so beside a busy writer it
+    would never end.
+    """
     make_sqlite(app_db, megabytes=4)
     monkeypatch.setattr(sqlite, "STEP_PAGES", 100)
     stop = CommitsAtEachStep(app_db)
@@ -101,10 +105,14 @@ def test_commits_during_the_copy_never_restart_it(
         sqlite.write(request, archive, BackupMeter(None), stop)
     assert 10 < stop.commits < 30
     with opened(backup) as copy:
-        assert copy.execute("SELECT email FROM users").fetchone() == ("a@example.org",), "the instant of its start"
+        assert copy.execute("SELECT email FROM users").fetchone() == ("a@example.org",), (
+            "the instant of its start"
+        )
 
 
-async def test_rows_that_are_only_in_the_wal_are_in_the_backup(app_db: Path, tmp_path: Path) -> None:
+async def test_rows_that_are_only_in_the_wal_are_in_the_backup(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db)
     with closing(sqlite3.connect(app_db)) as connection:
         connection.execute("INSERT INTO users VALUES (2, 'only-in-the-wal@example.org')")
@@ -115,7 +123,9 @@ async def test_rows_that_are_only_in_the_wal_are_in_the_backup(app_db: Path, tmp
         assert copy.execute("SELECT count(*) FROM users").fetchone() == (2,)
 
 
-async def test_a_backup_is_a_tar_with_a_header_the_database_and_a_manifest(app_db: Path, tmp_path: Path) -> None:
+async def test_a_backup_is_a_tar_with_a_header_the_database_and_a_manifest(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db, megabytes=5)
     backup = await create_backup(tmp_path / "backups")
     assert list(members(backup)) == ["header.json", "database.sqlite3", "manifest.json"]
@@ -136,7 +146,9 @@ async def test_a_database_without_wal_is_backed_up_too(app_db: Path, tmp_path: P
 
 
 async def test_a_missing_database_is_an_error_and_is_not_made(app_db: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackupError, match=r"there is no database at .*app.db: look at DATABASE_URL"):
+    with pytest.raises(
+        BackupError, match=r"there is no database at .*app.db: look at DATABASE_URL"
+    ):
         await create_backup(tmp_path / "backups")
     assert not app_db.exists()
     assert list((tmp_path / "backups").iterdir()) == []
@@ -148,8 +160,12 @@ async def test_an_empty_file_is_not_taken_for_a_database(app_db: Path, tmp_path:
         await create_backup(tmp_path / "backups")
 
 
-@pytest.mark.parametrize(("offset", "message"), [(0, "not a database"), (4096 * 3, "is damaged|malformed")])
-async def test_a_damaged_database_is_an_error(app_db: Path, tmp_path: Path, offset: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("offset", "message"), [(0, "not a database"), (4096 * 3, "is damaged|malformed")]
+)
+async def test_a_damaged_database_is_an_error(
+    app_db: Path, tmp_path: Path, offset: int, message: str
+) -> None:
     make_sqlite(app_db, megabytes=1)
     with app_db.open("r+b") as file:
         file.seek(offset)
@@ -166,8 +182,14 @@ async def test_an_index_that_lacks_rows_is_an_error_because_no_restore_would_acc
     with closing(sqlite3.connect(app_db, isolation_level=None)) as connection:
         connection.execute("CREATE INDEX emails ON users (email)")
         connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("UPDATE sqlite_master SET sql = 'CREATE INDEX emails ON users (id)' WHERE name = 'emails'")
-    with pytest.raises(BackupError, match=r"is damaged, so it was not backed up: row 1 .* index emails\. .* REINDEX"):
+        connection.execute(
+            "UPDATE sqlite_master SET sql = 'CREATE INDEX emails ON users (id)' "
+            "WHERE name = 'emails'"
+        )
+    with pytest.raises(
+        BackupError,
+        match=r"is damaged, so it was not backed up: row 1 .* index emails\. .* REINDEX",
+    ):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []
 
@@ -181,7 +203,8 @@ async def test_tables_that_need_a_function_or_collation_of_the_application_are_b
         connection.create_collation("backwards", lambda a, b: (a < b) - (a > b))
         connection.executescript(
             "CREATE TABLE checked (v CHECK (v REGEXP 'x')); INSERT INTO checked VALUES ('x');"
-            "CREATE TABLE sorted (v TEXT PRIMARY KEY COLLATE backwards); INSERT INTO sorted VALUES ('a'), ('b');"
+            "CREATE TABLE sorted (v TEXT PRIMARY KEY COLLATE backwards); INSERT INTO sorted "
+            "VALUES ('a'), ('b');"
         )
     with LocalFile(await create_backup(tmp_path / "backups")) as file:
         assert [(str(t), t.rows) for t in Backup.open(file).tables if t.rows] == [
@@ -190,8 +213,13 @@ async def test_tables_that_need_a_function_or_collation_of_the_application_are_b
     with closing(sqlite3.connect(app_db, isolation_level=None)) as connection:
         connection.execute("CREATE INDEX emails ON users (email)")
         connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("UPDATE sqlite_master SET sql = 'CREATE INDEX emails ON users (id)' WHERE name = 'emails'")
-    with pytest.raises(BackupError, match=r"is damaged, so it was not backed up: row 1 .* index emails"):
+        connection.execute(
+            "UPDATE sqlite_master SET sql = 'CREATE INDEX emails ON users (id)' "
+            "WHERE name = 'emails'"
+        )
+    with pytest.raises(
+        BackupError, match=r"is damaged, so it was not backed up: row 1 .* index emails"
+    ):
         await create_backup(tmp_path / "backups")
 
 
@@ -208,7 +236,10 @@ async def test_another_kind_of_database_is_an_error_that_says_what_is_supported(
     use_database: Callable[[str], None], tmp_path: Path
 ) -> None:
     use_database("mysql+aiomysql://root:secret@localhost/app")
-    with pytest.raises(BackupError, match=r"can't back up mysql\+aiomysql: .* sqlite\+aiosqlite, postgresql\+asyncpg$"):
+    with pytest.raises(
+        BackupError,
+        match=r"can't back up mysql\+aiomysql: .* sqlite\+aiosqlite, postgresql\+asyncpg$",
+    ):
         await create_backup(tmp_path / "backups")
 
 
@@ -224,50 +255,76 @@ INSERT INTO words VALUES ('a cat on a mat'), ('a dog');
 """
 
 
-async def test_everything_that_a_database_can_hold_is_in_its_backup(app_db: Path, tmp_path: Path) -> None:
+async def test_everything_that_a_database_can_hold_is_in_its_backup(
+    app_db: Path, tmp_path: Path
+) -> None:
     with closing(sqlite3.connect(app_db)) as connection:
         connection.executescript(ODD)
         before = list(connection.iterdump())
         backup = await create_backup(tmp_path / "backups")
     with opened(backup) as copy:
         assert list(copy.iterdump()) == before
-        assert copy.execute("SELECT * FROM words WHERE words MATCH 'cat'").fetchall() == [("a cat on a mat",)]
+        assert copy.execute("SELECT * FROM words WHERE words MATCH 'cat'").fetchall() == [
+            ("a cat on a mat",)
+        ]
         copy.execute("INSERT INTO plain DEFAULT VALUES")
         assert copy.execute("SELECT count(*), max(a) FROM pairs").fetchone() == (4, 4)
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-async def test_the_manifest_has_each_tables_rows_columns_types_and_key(app_db: Path, tmp_path: Path) -> None:
+async def test_the_manifest_has_each_tables_rows_columns_types_and_key(
+    app_db: Path, tmp_path: Path
+) -> None:
     with closing(sqlite3.connect(app_db)) as connection:
         connection.executescript(ODD)
     with LocalFile(await create_backup(tmp_path / "backups")) as file:
         backup = Backup.open(file)
-    assert [(str(table), table.rows, table.columns, table.types, table.key) for table in backup.tables] == [
+    assert [
+        (str(table), table.rows, table.columns, table.types, table.key) for table in backup.tables
+    ] == [
         ('a b"c', 0, ("n",), ("REAL",), ()),
         ("pairs", 3, ("b", "a", "v"), ("TEXT", "INT", "BLOB"), ("a", "b")),
         ("plain", 3, ("id", "Größe"), ("INTEGER", "REAL"), ("id",)),
         ("words", 2, ("text",), ("",), ()),
     ]
-    assert backup.header.rows == 8 and backup.sequences == () and backup.members_of(backup.tables[0]) == ()
+    assert (
+        backup.header.rows == 8
+        and backup.sequences == ()
+        and backup.members_of(backup.tables[0]) == ()
+    )
 
 
-async def test_the_header_has_the_revision_of_every_alembic_history(app_db: Path, tmp_path: Path) -> None:
+async def test_the_header_has_the_revision_of_every_alembic_history(
+    app_db: Path, tmp_path: Path
+) -> None:
     with closing(sqlite3.connect(app_db)) as connection:
         connection.executescript(
-            "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('app_0001');"
+            "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version "
+            "VALUES ('app_0001');"
             "CREATE TABLE of_a_plugin (version_num TEXT);"
         )
     header = read_header(await create_backup(tmp_path / "backups"))
-    assert (header.revision, header.revisions) == ("app_0001", {"alembic_version": "app_0001", "of_a_plugin": ""})
+    assert (header.revision, header.revisions) == (
+        "app_0001",
+        {"alembic_version": "app_0001", "of_a_plugin": ""},
+    )
     assert (header.kind, header.database) == ("sqlite", "app.db")
 
 
 def make_ledger(app_db: Path) -> None:
     with closing(sqlite3.connect(app_db)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        for name in ("users", "batch_alembic_version", "batch_runs", "batch_once", "batch_checkpoints"):
+        for name in (
+            "users",
+            "batch_alembic_version",
+            "batch_runs",
+            "batch_once",
+            "batch_checkpoints",
+        ):
             connection.execute(f"CREATE TABLE {name} (text UNIQUE)")
-            connection.executemany(f"INSERT INTO {name} VALUES (?)", [(f"{name}'s own {n}",) for n in range(200)])
+            connection.executemany(
+                f"INSERT INTO {name} VALUES (?)", [(f"{name}'s own {n}",) for n in range(200)]
+            )
         connection.execute("CREATE VIEW seen AS SELECT * FROM batch_runs")
         connection.commit()
 
@@ -277,11 +334,18 @@ async def test_the_ledgers_tables_in_the_same_file_are_dropped_from_the_copy_and
 ) -> None:
     make_ledger(app_db)
     backup = await create_backup(tmp_path / "backups")
-    assert [table["name"] for table in manifest(backup)["tables"]] == ["batch_checkpoints", "batch_once", "users"]
+    assert [table["name"] for table in manifest(backup)["tables"]] == [
+        "batch_checkpoints",
+        "batch_once",
+        "users",
+    ]
     assert manifest(backup)["left_out"] == ["batch_alembic_version", "batch_runs"]
     file = members(backup)["database.sqlite3"]
     assert file.count(b"users's own") > 100 and b"batch_runs's own" not in file
-    with opened(backup) as copy, pytest.raises(sqlite3.OperationalError, match="no such table: batch_runs"):
+    with (
+        opened(backup) as copy,
+        pytest.raises(sqlite3.OperationalError, match="no such table: batch_runs"),
+    ):
         copy.execute("SELECT * FROM batch_runs")
     with closing(sqlite3.connect(app_db)) as connection:
         assert connection.execute("SELECT count(*) FROM batch_runs").fetchone() == (200,)
@@ -312,10 +376,17 @@ async def test_a_setting_includes_the_ledger_in_the_backup(
 
 @pytest.mark.parametrize(
     ("chosen", "left_out"),
-    [({"BACKUP_EXCLUDE": "p*"}, ["pairs", "plain"]), ({"BACKUP_INCLUDE": "p*"}, ['a b"c', "words"])],
+    [
+        ({"BACKUP_EXCLUDE": "p*"}, ["pairs", "plain"]),
+        ({"BACKUP_INCLUDE": "p*"}, ['a b"c', "words"]),
+    ],
 )
 async def test_patterns_choose_the_tables(
-    app_db: Path, tmp_path: Path, settings: Callable[..., None], chosen: dict[str, str], left_out: list[str]
+    app_db: Path,
+    tmp_path: Path,
+    settings: Callable[..., None],
+    chosen: dict[str, str],
+    left_out: list[str],
 ) -> None:
     with closing(sqlite3.connect(app_db)) as connection:
         connection.executescript(ODD)
@@ -324,7 +395,9 @@ async def test_patterns_choose_the_tables(
     assert manifest(backup)["left_out"] == left_out
     with opened(backup) as copy:
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        names = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        names = {
+            name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
         assert names.isdisjoint(left_out) and not (("words" in left_out) and "words_data" in names)
     settings(BACKUP_EXCLUDE="plane")
     with pytest.raises(BackupError, match="BACKUP_EXCLUDE has 'plane', which matches no table"):
@@ -336,13 +409,19 @@ async def test_progress_tells_each_stage(app_db: Path, tmp_path: Path) -> None:
     seen: list[BackupProgress] = []
     await create_backup(tmp_path / "backups", on_progress=seen.append)
     await asyncio.sleep(0)
-    assert list(dict.fromkeys(progress.stage for progress in seen)) == ["copying", "packing", "verifying"]
+    assert list(dict.fromkeys(progress.stage for progress in seen)) == [
+        "copying",
+        "packing",
+        "verifying",
+    ]
     assert all(progress.estimate > 5_000_000 for progress in seen)
 
 
 @pytest.fixture
 def ticks() -> Iterator[list[int]]:
-    """A thread that counts to 100 in a second. On a machine that stands still, it stands still too."""
+    """A thread that counts to 100 in a second. On a machine that stands still, it stands still
+    too.
+    """
     count, stop = [0], threading.Event()
 
     def tick() -> None:

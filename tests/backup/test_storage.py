@@ -69,7 +69,9 @@ def refused(text: str) -> str:
         ("elsewhere.gz", "elsewhere.gz"),
     ],
 )
-def test_a_backup_is_found_by_its_path_its_name_or_as_the_latest(folder: Path, text: str, means: str) -> None:
+def test_a_backup_is_found_by_its_path_its_name_or_as_the_latest(
+    folder: Path, text: str, means: str
+) -> None:
     make_archive(Path("elsewhere.gz"))
     assert found(text) == means
 
@@ -77,10 +79,14 @@ def test_a_backup_is_found_by_its_path_its_name_or_as_the_latest(folder: Path, t
 def test_a_missing_backup_is_reported_with_the_newest_one(folder: Path) -> None:
     told = refused("backup_20200101_000000.backup.gz")
     assert told.startswith(
-        "there is no backup backup_20200101_000000.backup.gz in backups (BACKUP_DIR); the newest there"
+        "there is no backup backup_20200101_000000.backup.gz in backups (BACKUP_DIR); the newest "
+        "there"
     )
     assert NEW in told and told.endswith("Allowed: a path, a name, latest, s3://bucket/prefix/name")
-    assert refused(f"backups/{FAR}") == f"the backup backups/{FAR} can't be read: No such file or directory"
+    assert (
+        refused(f"backups/{FAR}")
+        == f"the backup backups/{FAR} can't be read: No such file or directory"
+    )
     assert refused("gs://key:secret@bucket/x") == (
         "a backup can't be at gs://…; allowed: s3://bucket/prefix, file:///folder"
     )
@@ -90,12 +96,19 @@ def test_latest_is_an_error_if_there_is_no_backup(tmp_path: Path) -> None:
     assert refused("latest") == "there is no backup in backups (BACKUP_DIR)"
 
 
-def test_the_bucket_is_searched_if_the_folder_has_no_such_backup(bucket: Bucket, folder: Path) -> None:
+def test_the_bucket_is_searched_if_the_folder_has_no_such_backup(
+    bucket: Bucket, folder: Path
+) -> None:
     bucket.put(f"shop/db/{FAR}", (folder / NEW).read_bytes())
     bucket.put(f"shop/db/{OLD}", b"")
     bucket.put("shop/db/notes.txt", b"")
     assert found(OLD) == f"backups/{OLD}"
-    assert found(FAR) == found(f"{bucket.url}/latest") == found(f"{bucket.url}/{FAR}") == f"{bucket.url}/{FAR}"
+    assert (
+        found(FAR)
+        == found(f"{bucket.url}/latest")
+        == found(f"{bucket.url}/{FAR}")
+        == f"{bucket.url}/{FAR}"
+    )
     with find(FAR) as source:
         assert sum(table.rows for table in Backup.open(source).tables) == 6
 
@@ -110,12 +123,21 @@ def test_the_latest_is_the_newest_of_both_places(bucket: Bucket, folder: Path) -
 def test_a_backup_with_a_name_in_the_future_is_not_the_latest_and_is_named(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    in_two_days, in_half_an_hour = "backup_20251127_020000.backup.gz", "backup_20251125_123000.backup.gz"
+    in_two_days, in_half_an_hour = (
+        "backup_20251127_020000.backup.gz",
+        "backup_20251125_123000.backup.gz",
+    )
     with clock.moved(datetime(2025, 11, 25, 12, tzinfo=UTC)):
         make_archive(folder / "backup_20300101_000000.backup.gz")
         make_archive(folder / in_two_days)
-        assert found("latest") == found(f"file://{folder}/latest").removeprefix(f"{folder.parent}/") == f"backups/{NEW}"
-        told = "backup_20251127_020000.backup.gz, backup_20300101_000000.backup.gz are in the future"
+        assert (
+            found("latest")
+            == found(f"file://{folder}/latest").removeprefix(f"{folder.parent}/")
+            == f"backups/{NEW}"
+        )
+        told = (
+            "backup_20251127_020000.backup.gz, backup_20300101_000000.backup.gz are in the future"
+        )
         assert told in caplog.text
         make_archive(folder / in_half_an_hour)
         assert found("latest") == f"backups/{in_half_an_hour}", "clocks differ by so much"
@@ -125,35 +147,49 @@ def test_latest_is_an_error_if_one_place_cannot_be_listed(bucket: Bucket, folder
     with refusing(403, "AccessDenied") as port, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         told = refused("latest")
-        assert "may not do that" in told and told.endswith("So which backup is the latest is not known: give its name")
+        assert "may not do that" in told and told.endswith(
+            "So which backup is the latest is not known: give its name"
+        )
         assert found(NEW) == f"backups/{NEW}"
 
 
 @pytest.mark.parametrize("name", ["m%20t", "m%C3%A4%3F%23", "100%"])
-def test_a_file_url_is_decoded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_file_url_is_decoded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     (mount := tmp_path / unquote(name)).mkdir()
     make_archive(mount / FAR)
     monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/{name}")
     assert found(FAR) == found(f"file://{tmp_path}/{name}/{FAR}") == f"{mount}/{FAR}"
 
 
-@pytest.mark.parametrize("url", ["file://backups", "file://host/mnt", "file:///a?b", "file:///a#b", "file:///a%00b"])
-def test_a_file_url_without_an_absolute_path_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["file://backups", "file://host/mnt", "file:///a?b", "file:///a#b", "file:///a%00b"]
+)
+def test_a_file_url_without_an_absolute_path_is_refused(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
     monkeypatch.setenv("BACKUP_URL", url)
     forget_settings()
-    with pytest.raises(InvalidSetting, match=r"^setting BACKUP_URL: not the URL of a folder.*allowed: file:///"):
+    with pytest.raises(
+        InvalidSetting, match=r"^setting BACKUP_URL: not the URL of a folder.*allowed: file:///"
+    ):
         get_settings()
     monkeypatch.delenv("BACKUP_URL")
     assert "not the URL of a folder" in refused(f"{url}/{FAR}")
 
 
-def test_the_other_place_is_not_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_place_is_not_the_folder_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "backups").mkdir()
     (tmp_path / "link").symlink_to("backups")
     for same in ("backups", "link", "backups/../backups/", "b%61ckups"):
         monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/{same}")
         forget_settings()
-        with pytest.raises(InvalidSetting, match=r"setting BACKUP_URL: it is the folder of BACKUP_DIR \(backups\)"):
+        with pytest.raises(
+            InvalidSetting, match=r"setting BACKUP_URL: it is the folder of BACKUP_DIR \(backups\)"
+        ):
             get_settings()
     monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/other")
     forget_settings()
@@ -163,27 +199,37 @@ def test_the_other_place_is_not_the_folder_itself(tmp_path: Path, monkeypatch: p
         Places.of(settings).all()
 
 
-def test_a_file_url_is_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_url_is_a_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mount").mkdir()
     make_archive(tmp_path / "mount" / FAR)
     monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/mount")
     assert found(FAR) == found(f"file://{tmp_path}/mount/{FAR}") == f"{tmp_path}/mount/{FAR}"
 
 
-def test_without_the_library_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_extra_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BACKUP_URL", "s3://bucket/prefix")
-    for name in [name for name in sys.modules if name.startswith("obstore")] + ["service.backup.places.s3"]:
+    for name in [name for name in sys.modules if name.startswith("obstore")] + [
+        "service.backup.places.s3"
+    ]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
     assert refused(FAR).endswith("pip install 'PATH_OF_THE_CLONE_OR_WHEEL[s3]'")
     assert found(NEW) == f"backups/{NEW}"
 
 
-def test_the_env_file_may_hold_the_keys(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_env_file_may_hold_the_keys(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket.put(f"shop/db/{FAR}", b"x")
     for name in bucket.settings:
         monkeypatch.delenv(name)
-    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in bucket.settings.items()))
+    (tmp_path / ".env").write_text(
+        "".join(f"{name}={value}\n" for name, value in bucket.settings.items())
+    )
     assert found(FAR) == f"{bucket.url}/{FAR}"
 
 
@@ -220,22 +266,31 @@ def test_a_copy_has_its_name_only_when_it_is_whole(folder: Path, tmp_path: Path)
     assert copy.read_bytes() == (folder / NEW).read_bytes() and copy.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_copy_never_overwrites_a_file_that_appeared_meanwhile(folder: Path, tmp_path: Path) -> None:
+def test_a_copy_never_overwrites_a_file_that_appeared_meanwhile(
+    folder: Path, tmp_path: Path
+) -> None:
     target = Folder(tmp_path / "copies")
 
     def somebody_else(_: int) -> None:
         (tmp_path / "copies" / FAR).write_bytes(b"another backup")
 
-    with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=f"{FAR} exists already"):
+    with (
+        LocalFile(folder / NEW) as source,
+        pytest.raises(BackupError, match=f"{FAR} exists already"),
+    ):
         target.put(source, FAR, Stop(), somebody_else)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "copies").iterdir()} == {FAR: b"another backup"}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copies").iterdir()} == {
+        FAR: b"another backup"
+    }
 
 
 @pytest.mark.parametrize("knows_links", [True, False])
 def test_a_copy_with_its_final_name_survives_a_power_failure(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows_links: bool
 ) -> None:
-    """The folder is synchronized after the rename. A file system without hard links overwrites no file either."""
+    """The folder is synchronized after the rename. A file system without hard links overwrites no
+    file either.
+    """
     events: list[str] = []
     target, fsync = Folder(tmp_path / "copies"), os.fsync
 
@@ -279,7 +334,9 @@ def test_a_disk_that_becomes_full_during_a_copy_keeps_only_the_earlier_files(fol
     with LocalFile(folder / NEW) as source:
         resource.setrlimit(resource.RLIMIT_FSIZE, (source.size - 1, limits[1]))
         try:
-            with pytest.raises(BackupError, match=r"backups: File too large\. Free some space there"):
+            with pytest.raises(
+                BackupError, match=r"backups: File too large\. Free some space there"
+            ):
                 Folder(folder).put(source, FAR, Stop(), nothing)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -288,15 +345,22 @@ def test_a_disk_that_becomes_full_during_a_copy_keeps_only_the_earlier_files(fol
 
 def test_a_folder_that_cannot_be_written_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=r"file.*A file stands where a folder"):
+    with (
+        LocalFile(folder / NEW) as source,
+        pytest.raises(BackupError, match=r"file.*A file stands where a folder"),
+    ):
         Folder(tmp_path / "file").put(source, FAR, Stop(), nothing)
     os.mkdir(folder / FAR)
-    with pytest.raises(BackupError, match=rf"the old backup .*{FAR} can't be deleted: .* Delete it by hand"):
+    with pytest.raises(
+        BackupError, match=rf"the old backup .*{FAR} can't be deleted: .* Delete it by hand"
+    ):
         Folder(folder).delete(FAR)
 
 
 def test_an_invalid_place_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKUP_URL", "gs://bucket")
     forget_settings()
-    with pytest.raises(InvalidSetting, match=r"setting BACKUP_URL: .*allowed: s3://bucket/prefix or file:///folder"):
+    with pytest.raises(
+        InvalidSetting, match=r"setting BACKUP_URL: .*allowed: s3://bucket/prefix or file:///folder"
+    ):
         found("latest")

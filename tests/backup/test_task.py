@@ -65,7 +65,11 @@ async def test_old_backups_are_deleted_after_a_new_one_is_complete(
     make_sqlite(app_db)
     with clock.moved(NOW), caplog.at_level("INFO"):
         await BackupTask().run()
-    assert names(folder) == {"backup_20260329_120000.backup.gz", YOUNG, "backup_of_the_cat.backup.gz"}
+    assert names(folder) == {
+        "backup_20260329_120000.backup.gz",
+        YOUNG,
+        "backup_of_the_cat.backup.gz",
+    }
     created = caplog.text.index("Backup created: backups/backup_20260329_120000.backup.gz")
     assert created < caplog.text.index(f"Deleted old backup: backups/{OLD}")
 
@@ -102,7 +106,9 @@ async def test_the_bucket_gets_a_copy_and_keeps_by_the_same_rules(
     with clock.moved(NOW), caplog.at_level("INFO"):
         await BackupTask().run()
     new = "backup_20260329_120000.backup.gz"
-    assert sorted(bucket.keys()) == [f"shop/db/{n}" for n in (YOUNG, new, "deeper/" + OLD, "notes.txt")]
+    assert sorted(bucket.keys()) == [
+        f"shop/db/{n}" for n in (YOUNG, new, "deeper/" + OLD, "notes.txt")
+    ]
     uploaded = caplog.text.index(f"Backup uploaded: {bucket.url}/{new}")
     assert uploaded < caplog.text.index(f"Deleted old backup: {bucket.url}/{OLD}")
 
@@ -136,10 +142,12 @@ def test_a_run_records_its_backup_and_the_next_run_uploads_those_that_an_outage_
     assert done.code == 0, done.err
     rows = list(asyncio.run(access(get_settings()).records()).values())
     near, far = ([row for row in rows if row["place"] == place] for place in ("folder", bucket.url))
-    assert len(far) == 2 and sorted(bucket.keys()) == sorted(f"shop/db/{row['name']}" for row in far)
-    assert {row["verified_how"] for row in rows} == {"checksums"} and {row["name"] for row in near} == {
-        row["name"] for row in far
-    }
+    assert len(far) == 2 and sorted(bucket.keys()) == sorted(
+        f"shop/db/{row['name']}" for row in far
+    )
+    assert {row["verified_how"] for row in rows} == {"checksums"} and {
+        row["name"] for row in near
+    } == {row["name"] for row in far}
     run_ids = [run["id"] for run in batch("runs", "--json").json]
     assert [row["taken_by_run"] for row in near] == run_ids
 
@@ -152,7 +160,9 @@ async def test_a_much_smaller_backup_deletes_nothing_and_says_why(
     with clock.moved(NOW), caplog.at_level("WARNING"):
         await BackupTask().run()
     assert OLD in names(folder)
-    assert "No old backup is deleted in backups: backup_20260329_120000.backup.gz has" in caplog.text
+    assert (
+        "No old backup is deleted in backups: backup_20260329_120000.backup.gz has" in caplog.text
+    )
     assert "(BACKUP_LEAST_SHARE)" in caplog.text
 
 
@@ -169,12 +179,17 @@ async def test_a_backup_that_has_failed_its_check_deletes_nothing(
         return path
 
     monkeypatch.setattr("service.operations.backups.make.create_backup", damaged)
-    with clock.moved(NOW), pytest.raises(BackupError, match=r"backups/backup_20260329_120000.* is damaged"):
+    with (
+        clock.moved(NOW),
+        pytest.raises(BackupError, match=r"backups/backup_20260329_120000.* is damaged"),
+    ):
         await BackupTask().run()
     assert OLD in names(folder)
 
 
-def test_the_schedule_comes_from_the_settings(app_db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schedule_comes_from_the_settings(
+    app_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BACKUP_CRON", "30 4 * * 0")
     forget_settings()
     assert BackupTask().schedule == "30 4 * * 0"
@@ -183,7 +198,9 @@ def test_the_schedule_comes_from_the_settings(app_db: Path, monkeypatch: pytest.
 def test_the_task_runs_by_hand_in_a_plain_interpreter(app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db)
     code = "import asyncio; from tasks.backup import BackupTask; asyncio.run(BackupTask().run())"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True
+    )
     assert len(list((tmp_path / "backups").glob("backup_*.backup.gz"))) == 1
 
 
@@ -220,11 +237,15 @@ def test_a_prune_that_is_killed_has_deleted_whole_files_and_the_next_goes_on(
     (tmp_path / "backups").mkdir()
     for name in made:
         make_archive(tmp_path / "backups" / name)
-    killed = subprocess.run([sys.executable, "-c", PRUNE], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", PRUNE], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
     assert killed.returncode == -signal.SIGKILL
     assert names(tmp_path / "backups") == set(made[3:])
     refused = batch("backup", "prune", "--json")
-    assert "6 of 7 would go at once, more than half" in refused.err and names(tmp_path / "backups") == set(made[3:])
+    assert "6 of 7 would go at once, more than half" in refused.err and names(
+        tmp_path / "backups"
+    ) == set(made[3:])
     assert {row["why"] for row in refused.json} == {"the newest", "more than half would go"}
     done = batch("backup", "prune", "--yes", "--json")
     assert [row["backup"] for row in done.json if row["then"] == "deleted"] == made[3:-1][::-1]

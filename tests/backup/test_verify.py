@@ -26,7 +26,9 @@ from tests.backup.contents import HEADER, forge, gzip_members, make_archive
 EXAMPLES = int(os.environ.get("BACKUP_EXAMPLES", "100"))
 HEADER_FILE = (
     "header.json",
-    json.dumps({"format": 1, "kind": "postgresql", "taken_at": "2026-03-29T12:00:00+00:00", **HEADER}).encode(),
+    json.dumps(
+        {"format": 1, "kind": "postgresql", "taken_at": "2026-03-29T12:00:00+00:00", **HEADER}
+    ).encode(),
 )
 PART = "data/0001-public.t/0001.copy"
 TABLE: dict[str, Any] = {
@@ -94,7 +96,9 @@ class Crossed(LocalFile):
         return super().read(offset, length)
 
 
-def test_the_first_wrong_member_is_named_even_if_a_later_one_was_noticed_earlier(backup: Path) -> None:
+def test_the_first_wrong_member_is_named_even_if_a_later_one_was_noticed_earlier(
+    backup: Path,
+) -> None:
     members = gzip_members(backup)
     for number in (3, 5):
         members[number] = members[number][:-1] + b"\xff"
@@ -166,7 +170,9 @@ def test_moved_members_are_noticed_though_gzip_notices_nothing(
     refused(backup, "is damaged|is not a backup of this service")
 
 
-def test_a_truncated_backup_is_distinguished_from_a_file_that_never_was_a_backup(backup: Path) -> None:
+def test_a_truncated_backup_is_distinguished_from_a_file_that_never_was_a_backup(
+    backup: Path,
+) -> None:
     backup.write_bytes(backup.read_bytes()[:-1])
     refused(backup, r"is damaged: it does not end with a trailer")
     latin = tarfile.TarInfo("Größe").tobuf(tarfile.GNU_FORMAT, "latin-1") + bytes(1024)
@@ -187,7 +193,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @st.composite
 def changed(draw: st.DrawFn, data: bytes) -> bytes:
-    """The bytes with one flipped bit, with a part removed, inserted, doubled, moved or overwritten, or truncated."""
+    """The bytes with one flipped bit, with a part removed, inserted, doubled, moved or overwritten,
+    or truncated.
+    """
     start = draw(st.integers(0, len(data) - 1))
     end = draw(st.integers(start, min(len(data), start + 2000)))
     there = draw(st.integers(0, len(data)))
@@ -222,7 +230,9 @@ def test_every_change_of_the_bytes_is_noticed(whole: Path, data: st.DataObject) 
 
 
 def test_a_change_of_any_bit_in_gzips_own_fields_is_noticed(backup: Path) -> None:
-    """The bits that gunzip ignores: time, flags and system in each header, and the whole trailer."""
+    """The bits that gunzip ignores: time, flags and system in each header, and the whole
+    trailer.
+    """
     original = backup.read_bytes()
     starts = [sum(map(len, gzip_members(backup)[:number])) for number in (0, 1, 7)]
     places = [start + place for start in starts for place in range(10)]
@@ -238,7 +248,10 @@ def test_a_newer_format_is_named_even_if_its_end_differs(path: Path) -> None:
     forge(path, [("header.json", json.dumps(newer).encode())])
     for content in (path.read_bytes(), path.read_bytes()[:-20]):
         path.write_bytes(content)
-        refused(path, r"made by a newer version of this service: it has format 2, .* knows formats up to 1")
+        refused(
+            path,
+            r"made by a newer version of this service: it has format 2, .* knows formats up to 1",
+        )
         with pytest.raises(BackupError, match="has format 2"):
             read_header(path)
 
@@ -256,7 +269,11 @@ def test_two_members_with_one_name_are_refused(path: Path) -> None:
     other = "data/0001-public.t/0002.copy"
     forge(path, [HEADER_FILE, (PART, b"1\n"), (other, b"2\n"), (PART, b"3\n")], tables=[TABLE])
     refused(path, "is not allowed there")
-    forge(path, [HEADER_FILE, (PART, b"1\n"), (PART, b"2\n")], tables=[{**TABLE, "rows": 2, "bytes": 4}])
+    forge(
+        path,
+        [HEADER_FILE, (PART, b"1\n"), (PART, b"2\n")],
+        tables=[{**TABLE, "rows": 2, "bytes": 4}],
+    )
     refused(path, "0001.copy holds more or less than its manifest says")
 
 
@@ -270,7 +287,10 @@ def test_bytes_between_two_members_are_refused(path: Path) -> None:
 
 
 def test_rows_of_no_table_are_refused(path: Path) -> None:
-    refused(forge(path, [HEADER_FILE, (PART, b"1\n")]), "holds rows of no table of its manifest: data/0001-public.t")
+    refused(
+        forge(path, [HEADER_FILE, (PART, b"1\n")]),
+        "holds rows of no table of its manifest: data/0001-public.t",
+    )
 
 
 def test_contradicting_counts_are_refused(path: Path) -> None:
@@ -278,7 +298,12 @@ def test_contradicting_counts_are_refused(path: Path) -> None:
     refused(path, "the members of t hold other rows than the table")
     forge(path, [HEADER_FILE, (PART, b"12")], tables=[TABLE])
     member = listed(path)[1]
-    forge(path, [HEADER_FILE, (PART, b"12")], tables=[TABLE], members=[listed(path)[0], {**member, "rows": 1}])
+    forge(
+        path,
+        [HEADER_FILE, (PART, b"12")],
+        tables=[TABLE],
+        members=[listed(path)[0], {**member, "rows": 1}],
+    )
     refused(path, "does not have the number of rows that its manifest says")
 
 
@@ -291,7 +316,10 @@ def listed(path: Path) -> list[dict[str, Any]]:
 
 def test_a_header_that_the_manifest_does_not_repeat_is_refused(path: Path) -> None:
     other = {**json.loads(HEADER_FILE[1]), "database": "another"}
-    refused(forge(path, [HEADER_FILE], header=other), "its header is not the one that its manifest repeats")
+    refused(
+        forge(path, [HEADER_FILE], header=other),
+        "its header is not the one that its manifest repeats",
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,12 +334,22 @@ def test_a_header_that_the_manifest_does_not_repeat_is_refused(path: Path) -> No
         {"tables": [{**TABLE, "rows": -1}]},
         {"tables": [{**TABLE, "rows": 1.5}]},
         {"tables": [{**TABLE, "folder": None, "types": []}]},
-        {"sequences": [{"schema": "public", "name": "s", "last_value": "1; DROP", "is_called": True}]},
-        {"members": [{"name": 1, "offset": True, "packed": 2, "sha256": None, "bytes": 1e9, "rows": "2"}]},
+        {
+            "sequences": [
+                {"schema": "public", "name": "s", "last_value": "1; DROP", "is_called": True}
+            ]
+        },
+        {
+            "members": [
+                {"name": 1, "offset": True, "packed": 2, "sha256": None, "bytes": 1e9, "rows": "2"}
+            ]
+        },
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(path: Path, changes: dict[str, Any]) -> None:
-    refused(forge(path, [HEADER_FILE], **changes), "its manifest is not one that this service writes")
+    refused(
+        forge(path, [HEADER_FILE], **changes), "its manifest is not one that this service writes"
+    )
 
 
 def test_deep_or_broken_json_is_refused(path: Path) -> None:
@@ -334,7 +372,9 @@ def tar_file(name: str, content: bytes) -> bytes:
         ("the manifest", 90_000_000, 80_000_000),
     ],
 )
-def test_a_decompression_bomb_takes_no_memory(path: Path, where: str, size: int, allowed: int) -> None:
+def test_a_decompression_bomb_takes_no_memory(
+    path: Path, where: str, size: int, allowed: int
+) -> None:
     """The manifest gives a small size, and no more than that is unpacked."""
     if where == "a member":
         forge(path, [HEADER_FILE, (PART, bytes(size))], tables=[TABLE])
@@ -356,10 +396,20 @@ def test_a_decompression_bomb_takes_no_memory(path: Path, where: str, size: int,
 
 
 def with_second(path: Path, second: bytes, members: list[dict[str, Any]]) -> None:
-    """Write a backup with these bytes after the header's member, and with a matching manifest and trailer."""
+    """Write a backup with these bytes after the header's member, and with a matching manifest and
+    trailer.
+    """
     first = gzip_members(path)[0]
-    manifest = {"header": json.loads(HEADER_FILE[1]), "tables": [TABLE], "sequences": [], "left_out": []}
-    last = gzip.compress(tar_file("manifest.json", json.dumps({**manifest, "members": members}).encode()) + bytes(1024))
+    manifest = {
+        "header": json.loads(HEADER_FILE[1]),
+        "tables": [TABLE],
+        "sequences": [],
+        "left_out": [],
+    }
+    last = gzip.compress(
+        tar_file("manifest.json", json.dumps({**manifest, "members": members}).encode())
+        + bytes(1024)
+    )
     trailer = Trailer(len(first) + len(second), len(last), hashlib.sha256(last).digest())
     path.write_bytes(first + second + last + trailer.pack())
 
@@ -378,7 +428,12 @@ def test_reading_checks_a_backup_as_verifying_does(backup: Path) -> None:
 
 def test_a_trailer_that_points_elsewhere_is_refused(backup: Path) -> None:
     whole = backup.read_bytes()
-    for offset, packed in ((0, 2**63), (2**63, 0), (len(whole), len(whole)), (0, len(whole) - TRAILER_BYTES)):
+    for offset, packed in (
+        (0, 2**63),
+        (2**63, 0),
+        (len(whole), len(whole)),
+        (0, len(whole) - TRAILER_BYTES),
+    ):
         at = len(whole) - TRAILER_BYTES + 16
         backup.write_bytes(whole[:at] + struct.pack("<QQ", offset, packed) + whole[at + 16 :])
         refused(backup, "is damaged")

@@ -26,14 +26,21 @@ class Quick(BaseTask):
 
 
 def made(run: Any, **attributes: Any) -> type[BaseTask]:
-    return TaskRegistry.register(type("Made", (Quick,), {"__module__": __name__, "run": run, **attributes}))
+    return TaskRegistry.register(
+        type("Made", (Quick,), {"__module__": __name__, "run": run, **attributes})
+    )
 
 
 class Begun:
     """An attempt that was started, its run, and its ending."""
 
     def __init__(
-        self, run: Any, number: int = 1, params: dict[str, Any] | None = None, id: str = "run-1", **attributes: Any
+        self,
+        run: Any,
+        number: int = 1,
+        params: dict[str, Any] | None = None,
+        id: str = "run-1",
+        **attributes: Any,
     ) -> None:
         task = TaskRegistry.get(made(run, **attributes)().name)
         claimed = Claimed(id, task.name, SLOT, Origin.SCHEDULE, params, number, 1, SLOT, SLOT)
@@ -55,7 +62,9 @@ class Begun:
 
 
 async def until_in_its_thread(has_begun: threading.Event) -> None:
-    """Hold the event loop until a sync body that was just started has begun, so that its timeout comes after that."""
+    """Hold the event loop until a sync body that was just started has begun, so that its timeout
+    comes after that.
+    """
     await asyncio.sleep(0)  # the attempt hands its body to a thread
     assert has_begun.wait(SECONDS)
 

@@ -1,11 +1,14 @@
-"""A simple model of Debian's cron: one step of its main loop for every minute (or second) of a clock.
+"""A simple model of Debian's cron: one step of its main loop for every minute (or second) of a
+clock.
 
-It follows cron.c of Debian's 3.0pl1: `virtual` is its virtualTime, `running` its timeRunning, both in local time.
+It follows cron.c of Debian's 3.0pl1: `virtual` is its virtualTime, `running` its timeRunning, both
+in local time.
 
 Two differences are deliberate:
 - For a change of three hours or more Debian only sets its time; here every change is treated alike.
-- For a jump ahead of up to five minutes Debian also runs wildcard jobs for the skipped minutes, because it treats the
-  jump as a late wake-up. No zone jumps by so little today; here a skipped minute is skipped.
+- For a jump ahead of up to five minutes Debian also runs wildcard jobs for the skipped minutes,
+  because it treats the jump as a late wake-up. No zone jumps by so little today; here a skipped
+  minute is skipped.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ class Job:
 
     def matches_day(self, day: date) -> bool:
         of_month, of_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
-        return day.month in self.months and (of_month and of_week if self.both_days else of_month or of_week)
+        return day.month in self.months and (
+            of_month and of_week if self.both_days else of_month or of_week
+        )
 
 
 def values(part: str, low: int, high: int) -> set[int]:
@@ -54,7 +59,9 @@ def values(part: str, low: int, high: int) -> set[int]:
 
 
 def clock(zone: str, start: datetime, end: datetime, step: int = 60) -> Clock:
-    """What the zone's clock shows, every `step` seconds from `start` to `end`: (instant, local), both since 1970."""
+    """What the zone's clock shows, every `step` seconds from `start` to `end`: (instant, local),
+    both since 1970.
+    """
     info = ZoneInfo(zone)
     return [(at, at + offset(info, at)) for at in range(seconds(start), seconds(end) + 1, step)]
 
@@ -67,7 +74,9 @@ def offset(zone: ZoneInfo, at: int) -> int:
 
 
 def run(cron: str, clock: Clock) -> list[datetime]:
-    """When cron runs the job while its clock shows `clock`; an instant at which it would run twice counts once."""
+    """When cron runs the job while its clock shows `clock`; an instant at which it would run twice
+    counts once.
+    """
     job = Job(cron)
     step = clock[1][0] - clock[0][0]
     virtual = clock[0][1] - step
@@ -85,7 +94,9 @@ def run(cron: str, clock: Clock) -> list[datetime]:
 
 
 def expression(rng: random.Random, hours: Iterable[int], six: bool = False) -> str:
-    """A random expression that Job reads, fixed or wildcard, more often than not at one of `hours`."""
+    """A random expression that Job reads, fixed or wildcard, more often than not at one of
+    `hours`.
+    """
     near = [hour % 24 for hour in hours]
     hour = str(rng.choice(near)) if rng.random() < 0.5 else part(rng, 0, 23)
     day = part(rng, 1, 31) if rng.random() < 0.15 else "*"
@@ -98,7 +109,15 @@ def part(rng: random.Random, low: int, high: int) -> str:
     first, last = sorted(rng.choices(range(low, high + 1), k=2))
     step = rng.randint(1, (high - low) // 2)
     some = ",".join(str(rng.randint(low, high)) for _ in range(rng.randint(2, 4)))
-    forms = ["*", f"*/{step}", str(first), str(first), some, f"{first}-{last}", f"{first}-{last}/{step}"]
+    forms = [
+        "*",
+        f"*/{step}",
+        str(first),
+        str(first),
+        some,
+        f"{first}-{last}",
+        f"{first}-{last}/{step}",
+    ]
     return rng.choice(forms)
 
 

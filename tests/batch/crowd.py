@@ -1,8 +1,10 @@
-"""A ledger in which much stands that is none of a node's business, made by the database itself: a million runs take
-seconds. The plans of queries are tested on it, and bench/growth.py measures on it.
+"""A ledger in which much stands that is none of a node's business, made by the database itself: a
+million runs take seconds. The plans of queries are tested on it, and bench/growth.py measures on
+it.
 
-A quarter of the runs is over; a quarter is queued for tasks that nobody here has loaded; a quarter for tasks that are
-paused; a quarter is retried tomorrow. Half of each is in a queue, half may run at once. All are older than a day.
+A quarter of the runs is over; a quarter is queued for tasks that nobody here has loaded; a quarter
+for tasks that are paused; a quarter is retried tomorrow. Half of each is in a queue, half may run
+at once. All are older than a day.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ OF_A_KIND = 10
 """Tasks."""
 
 _RUNS = (
-    "INSERT INTO batch_runs (id, task, origin, state, rank, catch_up, exclusive, due_at, attempt, fence, created_at, "
+    "INSERT INTO batch_runs (id, task, origin, state, rank, catch_up, exclusive, due_at, "
+    "attempt, fence, created_at, "
     "started_at, attempt_started_at, finished_at) "
 )
 _ATTEMPTS = (
@@ -49,8 +52,12 @@ def words(database: Database) -> dict[str, str]:
     return _SQLITE if database.kind == "sqlite" else _POSTGRESQL
 
 
-async def crowd(database: Database, runs: int, tasks: int = 0, nodes: int = 0, analyze: bool = True) -> None:
-    """Put so many other runs into a ledger, and `tasks` more with a schedule, and `nodes` more that live."""
+async def crowd(
+    database: Database, runs: int, tasks: int = 0, nodes: int = 0, analyze: bool = True
+) -> None:
+    """Put so many other runs into a ledger, and `tasks` more with a schedule, and `nodes` more that
+    live.
+    """
     async with database.engine.begin() as connection:
         await _fill_tasks(database, connection, tasks)
         await _fill_nodes(database, connection, nodes)
@@ -64,29 +71,57 @@ async def crowd(database: Database, runs: int, tasks: int = 0, nodes: int = 0, a
 
 async def _fill_runs(database: Database, connection: AsyncConnection, count: int) -> None:
     say = words(database)
-    task = "CASE i % 4 " + " ".join(f"WHEN {n} THEN '{kind}-'" for n, kind in enumerate(KINDS)) + " END"
+    task = (
+        "CASE i % 4 "
+        + " ".join(f"WHEN {n} THEN '{kind}-'" for n, kind in enumerate(KINDS))
+        + " END"
+    )
     task += " || " + say["number"].format(f"i / 8 % {OF_A_KIND}")
     over = f"CASE WHEN i % 4 = 0 THEN {say['at'].format('-2 days')} END"
     values = [
-        *(say["id"], task, "'manual'", "CASE i % 4 WHEN 0 THEN 'succeeded' WHEN 3 THEN 'retrying' ELSE 'queued' END"),
+        *(
+            say["id"],
+            task,
+            "'manual'",
+            "CASE i % 4 WHEN 0 THEN 'succeeded' WHEN 3 THEN 'retrying' ELSE 'queued' END",
+        ),
         *("2", "false", f"CASE WHEN i / 4 % 2 = 0 THEN {task} END"),
-        f"CASE WHEN i % 4 = 3 THEN {say['at'].format('+1 days')} ELSE {say['at'].format('-2 days')} END",
-        *("CASE WHEN i % 4 IN (1, 2) THEN 0 ELSE 1 END", "1", say["at"].format("-2 days"), over, over, over),
+        f"CASE WHEN i % 4 = 3 THEN {say['at'].format('+1 days')} ELSE "
+        f"{say['at'].format('-2 days')} END",
+        *(
+            "CASE WHEN i % 4 IN (1, 2) THEN 0 ELSE 1 END",
+            "1",
+            say["at"].format("-2 days"),
+            over,
+            over,
+            over,
+        ),
     ]
     statement = f"{say['series']} {_RUNS} SELECT {', '.join(values)} {say['from']}"
     if database.kind == "sqlite":
-        statement = f"{_RUNS} SELECT * FROM ({say['series']} SELECT {', '.join(values)} {say['from']})"
+        statement = (
+            f"{_RUNS} SELECT * FROM ({say['series']} SELECT {', '.join(values)} {say['from']})"
+        )
     await connection.execute(text(statement), {"count": count})
     await connection.execute(text(_ATTEMPTS))
 
 
 async def _fill_tasks(database: Database, connection: AsyncConnection, count: int) -> None:
-    """Those of the other runs, and so many with a schedule, fired up to now: `many-0`, `many-1` and so on."""
-    now = text("SELECT strftime('%Y-%m-%d %H:%M:%f000', 'now')" if database.kind == "sqlite" else "SELECT now()")
+    """Those of the other runs, and so many with a schedule, fired up to now: `many-0`, `many-1` and
+    so on.
+    """
+    now = text(
+        "SELECT strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+        if database.kind == "sqlite"
+        else "SELECT now()"
+    )
     at = (await connection.execute(now)).scalar_one()
-    names = [f"{kind}-{n}" for kind in KINDS for n in range(OF_A_KIND)] + [f"many-{n}" for n in range(count)]
+    names = [f"{kind}-{n}" for kind in KINDS for n in range(OF_A_KIND)] + [
+        f"many-{n}" for n in range(count)
+    ]
     task = text(
-        "INSERT INTO batch_tasks (name, description, source, policies, first_seen_at, last_seen_at, paused_at, "
+        "INSERT INTO batch_tasks (name, description, source, policies, first_seen_at, "
+        "last_seen_at, paused_at, "
         "paused_by) VALUES (:name, '', 'tasks/many.py', '{}', :at, :at, :paused_at, :paused_by)"
     )
     paused: dict[bool, dict[str, Any]] = {
@@ -100,14 +135,17 @@ async def _fill_tasks(database: Database, connection: AsyncConnection, count: in
         "VALUES (:id, :task, '0 0 1 1 *', 'UTC', :at, :node, :at)"
     )
     if count:
-        owned = [{"id": new_id(), "task": f"many-{n}", "at": at, "node": new_id()} for n in range(count)]
+        owned = [
+            {"id": new_id(), "task": f"many-{n}", "at": at, "node": new_id()} for n in range(count)
+        ]
         await connection.execute(schedule, owned)
 
 
 async def _fill_nodes(database: Database, connection: AsyncConnection, count: int) -> None:
     now = "strftime('%Y-%m-%d %H:%M:%f000', 'now')" if database.kind == "sqlite" else "now()"
     node = text(
-        "INSERT INTO batch_nodes (id, host, pid, version, started_at, seen_at, draining, tasks, fires) "
+        "INSERT INTO batch_nodes (id, host, pid, version, started_at, seen_at, draining, tasks, "
+        "fires) "
         f"VALUES (:id, 'elsewhere', 1, '1', {now}, {now}, false, '[]', true)"
     )
     if count:

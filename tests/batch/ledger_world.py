@@ -31,13 +31,19 @@ from service.database.engine import Database
 NODE = new_id()
 
 
-def make_task(name: str, schedule: str | None = "* * * * *", run: Any = None, **attributes: Any) -> Task:
+def make_task(
+    name: str, schedule: str | None = "* * * * *", run: Any = None, **attributes: Any
+) -> Task:
     """A registered task; its `run` does nothing unless one is given."""
 
     async def nothing(self: BaseTask) -> None:
         pass
 
-    cls = type(name.title(), (BaseTask,), {"name": name, "schedule": schedule, "run": run or nothing, **attributes})
+    cls = type(
+        name.title(),
+        (BaseTask,),
+        {"name": name, "schedule": schedule, "run": run or nothing, **attributes},
+    )
     TaskRegistry.register(cls)
     return TaskRegistry.get(name)
 
@@ -52,14 +58,20 @@ async def know(ledger: Database, *tasks: Task, node: str = NODE) -> dict[str, Ta
 
 
 async def fire(
-    ledger: Database, loaded: dict[str, Task], now: datetime, capacity: Capacity | None = None, node: str = NODE
+    ledger: Database,
+    loaded: dict[str, Task],
+    now: datetime,
+    capacity: Capacity | None = None,
+    node: str = NODE,
 ) -> Fired:
     """Fire until nothing that is due at `now` is left."""
     first: Fired | None = None
     again = set(loaded)
     while again:
         async with ledger.engine.begin() as connection:
-            fired = await firing.fire(connection, again, loaded, node, capacity or Capacity(0, 0), now)
+            fired = await firing.fire(
+                connection, again, loaded, node, capacity or Capacity(0, 0), now
+            )
         first = first or fired
         again = {name for name, at in fired.again_at.items() if at <= now}
     assert first is not None
@@ -67,8 +79,12 @@ async def fire(
 
 
 @asynccontextmanager
-async def heart_of(engine: LocalEngine, ledger: Database, node: str = NODE) -> AsyncIterator[Heartbeat]:
-    """The heartbeat of the node that the engine works for; it hands to it what it reads, as in a service."""
+async def heart_of(
+    engine: LocalEngine, ledger: Database, node: str = NODE
+) -> AsyncIterator[Heartbeat]:
+    """The heartbeat of the node that the engine works for; it hands to it what it reads, as in a
+    service.
+    """
     row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
@@ -91,7 +107,9 @@ async def rows(ledger: Database, table: Table = runs, **equal: Any) -> list[dict
 
 
 async def until(condition: Any, seconds: float = 30.0) -> Any:
-    """Wait until `await condition()` is true, and return what it gave; fail after so many seconds."""
+    """Wait until `await condition()` is true, and return what it gave; fail after so many
+    seconds.
+    """
     async with asyncio.timeout(seconds):
         while not (found := await condition()):
             await asyncio.sleep(0.02)
@@ -99,9 +117,12 @@ async def until(condition: Any, seconds: float = 30.0) -> Any:
 
 
 async def until_waiting(ledger: Database, number: int, seconds: float = 30.0) -> None:
-    """On PostgreSQL: wait until this number of transactions wait for locks of other transactions."""
+    """On PostgreSQL: wait until this number of transactions wait for locks of other
+    transactions.
+    """
     waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock'"
     )
 
     async def are_there() -> bool:
@@ -112,7 +133,9 @@ async def until_waiting(ledger: Database, number: int, seconds: float = 30.0) ->
 
 
 async def until_counted() -> None:
-    """In a run: until its loop knows how many items there are. It counts them beside the work, which may end first."""
+    """In a run: until its loop knows how many items there are. It counts them beside the work,
+    which may end first.
+    """
     meter = state_of(current_run()).meter
 
     async def counted() -> bool:
@@ -122,7 +145,10 @@ async def until_counted() -> None:
 
 
 def schedule_sync_of(
-    ledger: Database, loaded: dict[str, Task], node: str, notify: Notify = lambda name, slot=None: None
+    ledger: Database,
+    loaded: dict[str, Task],
+    node: str,
+    notify: Notify = lambda name, slot=None: None,
 ) -> ScheduleSync:
     """A schedule sync with a scheduler of its own, whose refreshes the test starts."""
     new_tasks = NewTasks(ledger, TasksFolder(Path("tasks")), loaded, node)

@@ -1,10 +1,12 @@
-"""Sees in which order transactions lock rows of the ledger: two that do it in different orders can deadlock.
+"""Sees in which order transactions lock rows of the ledger: two that do it in different orders can
+deadlock.
 
-A statement that skips locked rows waits for nobody, so it may come in any place. What it has locked is locked all the
-same: a statement that waits for rows of an earlier table must not come after it.
+A statement that skips locked rows waits for nobody, so it may come in any place. What it has locked
+is locked all the same: a statement that waits for rows of an earlier table must not come after it.
 
-The order of rows within one table can't be seen from the statements. Who locks several runs locks them by id in one
-statement; an opening, which has locked waiting runs, waits for none after that. See tests/waiting/test_deadlocks.py.
+The order of rows within one table can't be seen from the statements. Who locks several runs locks
+them by id in one statement; an opening, which has locked waiting runs, waits for none after that.
+See tests/waiting/test_deadlocks.py.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ ONE_ROW = re.compile(r"WHERE batch_tasks\.name = ")
 
 
 def watch(database: Database) -> list[str]:
-    """The statements of this database, from now on, that lock in another order than the one that all have to keep."""
+    """The statements of this database, from now on, that lock in another order than the one that
+    all have to keep.
+    """
     wrong: list[str] = []
 
     def begin(connection: Connection) -> None:
@@ -34,7 +38,11 @@ def watch(database: Database) -> list[str]:
             return
         locked = connection.info.setdefault("locked", set())
         waits = "SKIP LOCKED" not in statement
-        if waits and table not in locked and any(ORDER.index(other) > ORDER.index(table) for other in locked):
+        if (
+            waits
+            and table not in locked
+            and any(ORDER.index(other) > ORDER.index(table) for other in locked)
+        ):
             wrong.append(f"{statement!r} locks {table} after {sorted(locked)}")
         is_sorted = "ORDER BY" in statement or ONE_ROW.search(statement) is not None
         if table == "batch_tasks" and table not in locked and not is_sorted:

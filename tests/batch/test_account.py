@@ -1,4 +1,6 @@
-"""The account: whatever happens to a task, each of its slots is a run, a skip or missed; any other slot is reported."""
+"""The account: whatever happens to a task, each of its slots is a run, a skip or missed; any other
+slot is reported.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ SECOND = timedelta(seconds=1)
 Loaded = dict[str, Task]
 
 on_sqlite = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-"""For tests of code that is the same on both databases. Tests without this mark run the account's queries on both."""
+"""For tests of code that is the same on both databases. Tests without this mark run the account's
+queries on both.
+"""
 
 
 def minutes(n: float) -> datetime:
@@ -53,7 +57,9 @@ def tick(schedule: str = "* * * * *", **attributes: Any) -> Task:
     return make_task("tick", schedule, **{"overlap": "allow", **attributes})
 
 
-async def account_all(ledger: Database, since: datetime = START, **options: Any) -> dict[str, Account]:
+async def account_all(
+    ledger: Database, since: datetime = START, **options: Any
+) -> dict[str, Account]:
     async with ledger.reader.connect() as connection:
         return {each.task: each async for each in accounting.accounts(connection, since, **options)}
 
@@ -78,7 +84,9 @@ async def change(ledger: Database, statement: Any) -> None:
         await connection.execute(statement)
 
 
-async def fire_at(ledger: Database, loaded: Loaded, at: datetime, capacity: Capacity | None = None) -> None:
+async def fire_at(
+    ledger: Database, loaded: Loaded, at: datetime, capacity: Capacity | None = None
+) -> None:
     go_to(at)
     await fire(ledger, loaded, at, capacity)
 
@@ -101,7 +109,12 @@ async def resume(ledger: Database, loaded: Loaded, name: str = "tick") -> None:
 
 
 async def set_schedule(
-    ledger: Database, loaded: Loaded, cron: str | None, zone: str = "UTC", node: str = NODE, name: str = "tick"
+    ledger: Database,
+    loaded: Loaded,
+    cron: str | None,
+    zone: str = "UTC",
+    node: str = NODE,
+    name: str = "tick",
 ) -> None:
     wanted = {name: Schedule(cron, zone) if cron else None}
     async with ledger.engine.begin() as connection:
@@ -118,7 +131,14 @@ async def remove(ledger: Database, *names: str) -> None:
 
 async def register_node(ledger: Database, *names: str, **values: Any) -> None:
     now = clock.now()
-    row = {"id": new_id(), "host": "h", "pid": 1, "version": "1", "draining": False, "tasks": list(names)}
+    row = {
+        "id": new_id(),
+        "host": "h",
+        "pid": 1,
+        "version": "1",
+        "draining": False,
+        "tasks": list(names),
+    }
     await change(ledger, insert(nodes).values({**row, "started_at": now, "seen_at": now, **values}))
 
 
@@ -141,8 +161,12 @@ async def test_a_fired_slot_is_a_run_and_an_overlapping_one_a_skip(ledger: Datab
 
 
 @on_sqlite
-@pytest.mark.parametrize(("policy", "run", "missed"), [("all", 10, 0), ("once", 2, 8), ("skip", 1, 9)])
-async def test_a_downtime_is_complete_under_each_policy(ledger: Database, policy: Any, run: int, missed: int) -> None:
+@pytest.mark.parametrize(
+    ("policy", "run", "missed"), [("all", 10, 0), ("once", 2, 8), ("skip", 1, 9)]
+)
+async def test_a_downtime_is_complete_under_each_policy(
+    ledger: Database, policy: Any, run: int, missed: int
+) -> None:
     loaded = await know(ledger, tick(missed=Missed(policy)))
     await fire_at(ledger, loaded, minutes(10))
     found = await account(ledger)
@@ -151,13 +175,19 @@ async def test_a_downtime_is_complete_under_each_policy(ledger: Database, policy
 
 
 async def test_a_catch_up_that_is_cut_by_age_and_number_is_complete(ledger: Database) -> None:
-    loaded = await know(ledger, tick(missed=Missed("all", max_age=timedelta(minutes=30), max_count=5)))
+    loaded = await know(
+        ledger, tick(missed=Missed("all", max_age=timedelta(minutes=30), max_count=5))
+    )
     await fire_at(ledger, loaded, minutes(100))
     assert counted(await account(ledger)) == {"run": 6, "missed": 94}
 
 
-async def test_a_downtime_of_more_slots_than_one_transaction_handles_is_complete(ledger: Database) -> None:
-    loaded = await know(ledger, tick("* * * * * *", missed=Missed("all", max_age=timedelta(hours=2))))
+async def test_a_downtime_of_more_slots_than_one_transaction_handles_is_complete(
+    ledger: Database,
+) -> None:
+    loaded = await know(
+        ledger, tick("* * * * * *", missed=Missed("all", max_age=timedelta(hours=2)))
+    )
     await fire_at(ledger, loaded, START + timedelta(hours=4))
     found = await account(ledger)
     assert counted(found) == {"run": 7200, "missed": 7200}
@@ -191,7 +221,9 @@ async def test_pausing_and_resuming_at_the_instant_of_a_slot_is_complete(ledger:
     go_to(minutes(4.5))
     await resume(ledger, loaded)
     await fire_each_minute(ledger, loaded, minutes(6))
-    assert [(r["slot"]) for r in await rows(ledger) if not r["catch_up"]] == [minutes(n) for n in (2.5, 5.5)]
+    assert [(r["slot"]) for r in await rows(ledger) if not r["catch_up"]] == [
+        minutes(n) for n in (2.5, 5.5)
+    ]
     found = await account(ledger)
     assert (found.slots, found.is_complete, found.findings) == (6, True, [])
 
@@ -203,7 +235,11 @@ async def test_a_schedule_that_changes_during_a_downtime_is_complete(ledger: Dat
     await set_schedule(ledger, loaded, "*/7 * * * *", "Europe/Berlin")
     await fire_each_minute(ledger, loaded, minutes(90))
     found = await account(ledger)
-    assert (found.slots, found.counts[Kind.RUN], found.counts[Kind.MISSED]) == (63 + 4, 3 + 2 + 4, 58)
+    assert (found.slots, found.counts[Kind.RUN], found.counts[Kind.MISSED]) == (
+        63 + 4,
+        3 + 2 + 4,
+        58,
+    )
     assert found.is_complete and found.findings == []
 
 
@@ -281,15 +317,22 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
     await a.open()  # it restarts with the old code: its schedule is in force again
     await fire_at(ledger, new, minutes(10))
     found = await account(ledger)
-    history = [row["cron"] for row in sorted(await rows(ledger, schedules), key=lambda row: row["valid_from"])]
+    history = [
+        row["cron"]
+        for row in sorted(await rows(ledger, schedules), key=lambda row: row["valid_from"])
+    ]
     assert history == ["* * * * *", "*/2 * * * *", "* * * * *"]
     assert (found.slots, found.is_complete, found.findings) == (3 + 3 + 2, True, [])
 
 
 @on_sqlite
 @pytest.mark.parametrize("cron", ["30 2 * * *", "*/20 * * * *", "0 */2 * * *", "15,45 1-3 * * *"])
-@pytest.mark.parametrize("night", [datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)])
-async def test_the_nights_of_a_clock_change_are_complete(ledger: Database, cron: str, night: datetime) -> None:
+@pytest.mark.parametrize(
+    "night", [datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)]
+)
+async def test_the_nights_of_a_clock_change_are_complete(
+    ledger: Database, cron: str, night: datetime
+) -> None:
     go_to(night - timedelta(hours=12))
     loaded = await know(ledger, tick(cron, timezone="Europe/Berlin", missed="all"))
     for hours in range(-12, 24, 3):
@@ -313,11 +356,15 @@ async def test_only_the_slots_of_the_interval_count_its_ends_included(ledger: Da
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(10))
     assert counted(await account(ledger, minutes(2.5), until=minutes(4.5))) == {"run": 3}
-    assert counted(await account(ledger, minutes(2.5) + SECOND, until=minutes(4.5) - SECOND)) == {"run": 1}
+    assert counted(await account(ledger, minutes(2.5) + SECOND, until=minutes(4.5) - SECOND)) == {
+        "run": 1
+    }
     assert (await account(ledger, until=minutes(99))).until == minutes(10)
 
 
-async def test_a_schedule_in_an_unreadable_zone_is_reported_and_not_complete(ledger: Database) -> None:
+async def test_a_schedule_in_an_unreadable_zone_is_reported_and_not_complete(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(3))
     await change(ledger, update(schedules).values(timezone="US/Gone"))
@@ -339,7 +386,10 @@ async def test_schedules_that_overlap_have_each_slot_once(ledger: Database) -> N
     await fire_each_minute(ledger, loaded, minutes(3))
     await set_schedule(ledger, loaded, "*/2 * * * *")
     await fire_each_minute(ledger, loaded, minutes(6))
-    await change(ledger, update(schedules).where(schedules.c.cron == "*/2 * * * *").values(valid_from=minutes(0.2)))
+    await change(
+        ledger,
+        update(schedules).where(schedules.c.cron == "*/2 * * * *").values(valid_from=minutes(0.2)),
+    )
     found = await account(ledger)
     assert (counted(found), found.findings) == ({"run": 5}, [])
 
@@ -368,7 +418,10 @@ async def test_a_slot_that_a_running_service_has_not_handled_for_a_minute_is_lat
     go_to(minutes(10))
     await register_node(ledger, "tick")
     found = await account(ledger)
-    assert told(found) == [("late", minutes(2.5), minutes(8.5), 7), ("due", minutes(9.5), minutes(9.5), 1)]
+    assert told(found) == [
+        ("late", minutes(2.5), minutes(8.5), 7),
+        ("due", minutes(9.5), minutes(9.5), 1),
+    ]
     assert not found.is_complete
 
 
@@ -385,7 +438,9 @@ async def test_a_slot_whose_row_was_deleted_by_hand_is_found(ledger: Database) -
     assert found["tick"].is_complete and found["tick"].findings == []
 
 
-async def test_a_manual_run_for_the_instant_of_a_slot_does_not_fill_its_gap(ledger: Database) -> None:
+async def test_a_manual_run_for_the_instant_of_a_slot_does_not_fill_its_gap(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(2))
     await change(ledger, update(runs).where(runs.c.slot == minutes(0.5)).values(origin="manual"))
@@ -412,7 +467,9 @@ async def test_a_cursor_moved_on_by_hand_over_slots_is_found(ledger: Database, t
     assert not found.is_complete
 
 
-async def test_a_cursor_moved_into_the_future_by_hand_is_found_as_time_goes_by(ledger: Database) -> None:
+async def test_a_cursor_moved_into_the_future_by_hand_is_found_as_time_goes_by(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, tick())
     await change(ledger, update(schedules).values(fired_until=minutes(60)))
     await fire_each_minute(ledger, loaded, minutes(3))
@@ -432,16 +489,23 @@ async def test_a_cursor_moved_back_by_hand_is_harmless(ledger: Database, policy:
     assert found.findings == []
 
 
-async def test_a_shortened_missed_range_leaves_gaps_and_its_count_is_wrong(ledger: Database) -> None:
+async def test_a_shortened_missed_range_leaves_gaps_and_its_count_is_wrong(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, tick(missed="skip"))
     await fire_at(ledger, loaded, minutes(10))
     await change(ledger, update(missed).values(last_slot=minutes(6.5)))
     found = await account(ledger)
-    assert told(found) == [("gap", minutes(7.5), minutes(8.5), 2), ("range", minutes(0.5), minutes(6.5), 1)]
+    assert told(found) == [
+        ("gap", minutes(7.5), minutes(8.5), 2),
+        ("range", minutes(0.5), minutes(6.5), 1),
+    ]
     assert found.findings[-1].text.endswith(" counts 9 slots, but the schedules have 7 there")
 
 
-async def test_a_missed_range_that_was_stretched_over_slots_it_did_not_count_is_found(ledger: Database) -> None:
+async def test_a_missed_range_that_was_stretched_over_slots_it_did_not_count_is_found(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, tick(missed="skip"))
     await fire_at(ledger, loaded, minutes(10))
     await fire_each_minute(ledger, loaded, minutes(12))
@@ -451,14 +515,18 @@ async def test_a_missed_range_that_was_stretched_over_slots_it_did_not_count_is_
     assert (counted(found), found.is_complete) == ({"missed": 12, "range": 1}, False)
 
 
-async def test_the_count_of_a_range_that_is_partly_outside_the_interval_is_not_checked(ledger: Database) -> None:
+async def test_the_count_of_a_range_that_is_partly_outside_the_interval_is_not_checked(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, tick(missed="skip"))
     await fire_at(ledger, loaded, minutes(10))
     found = await account(ledger, minutes(4.5), until=minutes(6.5))
     assert (counted(found), found.findings) == ({"missed": 3}, [])
 
 
-async def test_a_scheduled_run_without_a_schedule_is_reported_and_hides_no_gap(ledger: Database) -> None:
+async def test_a_scheduled_run_without_a_schedule_is_reported_and_hides_no_gap(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(3))
     odd = minutes(1.5) + SECOND
@@ -486,7 +554,9 @@ async def test_all_accounts_are_read_from_one_snapshot(ledger: Database) -> None
 
 
 async def test_a_missed_range_does_not_grow_across_a_change_of_schedule(ledger: Database) -> None:
-    """By the new schedule the slot before 13:00 is 12:00, which was missed; by the old one 12:10 came after it."""
+    """By the new schedule the slot before 13:00 is 12:00, which was missed; by the old one 12:10
+    came after it.
+    """
     go_to(minutes(-1))
     loaded = await know(ledger, tick("0,10 * * * *", missed="skip"))
     await fire_at(ledger, loaded, minutes(5))
@@ -533,7 +603,9 @@ class Story:
             # Often to the very minute: at the instant of a slot.
             go_to((clock.now() + self.chance.choice([1, 1, 2, 5, 40]) * MINUTE).replace(second=0))
             clock.advance(self.chance.choice([0, 0, 1, 30]) * SECOND)
-            happens = self.chance.choice([self.fires, self.fires, self.fires, self.pauses, self.changes, self.goes])
+            happens = self.chance.choice(
+                [self.fires, self.fires, self.fires, self.pauses, self.changes, self.goes]
+            )
             await happens()
 
     async def fires(self) -> None:
@@ -553,11 +625,17 @@ class Story:
 
 
 @pytest.mark.parametrize(
-    ("ledger_url", "seed"), [*(("sqlite", seed) for seed in range(8)), ("postgresql", 8)], indirect=["ledger_url"]
+    ("ledger_url", "seed"),
+    [*(("sqlite", seed) for seed in range(8)), ("postgresql", 8)],
+    indirect=["ledger_url"],
 )
-async def test_whatever_happens_to_a_task_its_account_is_complete(ledger: Database, seed: int) -> None:
+async def test_whatever_happens_to_a_task_its_account_is_complete(
+    ledger: Database, seed: int
+) -> None:
     await Story(ledger, seed).tell(30)
     found = await account(ledger)
-    recorded = len(await rows(ledger)) + sum(row["count"] for row in await rows(ledger, tables.missed))
+    recorded = len(await rows(ledger)) + sum(
+        row["count"] for row in await rows(ledger, tables.missed)
+    )
     assert {f.kind for f in found.findings} <= {Kind.DUE}
     assert found.slots == recorded + found.counts[Kind.DUE]

@@ -45,7 +45,9 @@ async def interval(ledger: Database, since: datetime = FROM, until: datetime = N
 
 
 def filling(ledger: Database, task: Task) -> Backfill:
-    return Backfill(ledger, ledger, Startable.of(task), "ann")  # the application's database is needed for `redo` only
+    return Backfill(
+        ledger, ledger, Startable.of(task), "ann"
+    )  # the application's database is needed for `redo` only
 
 
 async def account_of(ledger: Database) -> Account:
@@ -82,38 +84,58 @@ async def test_without_redo_a_slot_that_has_a_run_is_left_alone(ledger: Database
     states = dict(zip(slots, ("succeeded", "skipped", "running"), strict=True))
     async with ledger.engine.begin() as connection:
         for slot, state in states.items():
-            await connection.execute(update(tables.runs).where(tables.runs.c.slot == slot).values(state=state))
+            await connection.execute(
+                update(tables.runs).where(tables.runs.c.slot == slot).values(state=state)
+            )
     wanted = await interval(ledger, FROM, FROM + 3 * HOUR)
     assert await filling(ledger, task).make(wanted) == {SlotAction.NEW: 1, SlotAction.LEFT: 3}
-    assert {run["slot"]: run["state"] for run in await rows(ledger)} == {**states, FROM + 3 * HOUR: "queued"}
+    assert {run["slot"]: run["state"] for run in await rows(ledger)} == {
+        **states,
+        FROM + 3 * HOUR: "queued",
+    }
 
 
-async def test_with_redo_a_run_in_a_final_state_gets_a_new_attempt(ledger: Database, application: Database) -> None:
+async def test_with_redo_a_run_in_a_final_state_gets_a_new_attempt(
+    ledger: Database, application: Database
+) -> None:
     task = await known(ledger, missed=Missed("all"))
     await fire(ledger, {"tick": task}, FROM + HOUR + HOUR / 2)
     first, second = await rows(ledger)
     async with ledger.engine.begin() as connection:
         await connection.execute(
-            update(tables.runs).where(tables.runs.c.id == first["id"]).values(state="failed", attempt=1, fence=1)
+            update(tables.runs)
+            .where(tables.runs.c.id == first["id"])
+            .values(state="failed", attempt=1, fence=1)
         )
     wanted = await interval(ledger, FROM, FROM + HOUR)
-    assert await Backfill(ledger, application, Startable.of(task), "ann", redo=True).look(wanted) == {
+    assert await Backfill(ledger, application, Startable.of(task), "ann", redo=True).look(
+        wanted
+    ) == {
         SlotAction.AGAIN: 1,
         SlotAction.LEFT: 1,
     }
     seen: list[SlotDecision] = []
-    counts = await Backfill(ledger, application, Startable.of(task), "ann", redo=True).make(wanted, seen.append)
+    counts = await Backfill(ledger, application, Startable.of(task), "ann", redo=True).make(
+        wanted, seen.append
+    )
     assert counts == {SlotAction.AGAIN: 1, SlotAction.LEFT: 1}
     assert seen[0] == SlotDecision(FROM, SlotAction.AGAIN, first["id"], "failed")
     again, active = await rows(ledger)
-    assert (again["state"], again["origin"], again["fence"], again["rank"]) == ("queued", "schedule", 1, Rank.CATCH_UP)
+    assert (again["state"], again["origin"], again["fence"], again["rank"]) == (
+        "queued",
+        "schedule",
+        1,
+        Rank.CATCH_UP,
+    )
     assert active == second
 
 
 async def test_a_dry_run_lists_the_slots_and_changes_nothing(ledger: Database) -> None:
     task = await known(ledger)
     seen: list[SlotDecision] = []
-    counts = await filling(ledger, task).look(await interval(ledger, FROM, FROM + HOUR), seen.append)
+    counts = await filling(ledger, task).look(
+        await interval(ledger, FROM, FROM + HOUR), seen.append
+    )
     assert counts == {SlotAction.NEW: 2}
     assert seen == [SlotDecision(FROM, SlotAction.NEW), SlotDecision(FROM + HOUR, SlotAction.NEW)]
     assert await rows(ledger) == []
@@ -121,7 +143,9 @@ async def test_a_dry_run_lists_the_slots_and_changes_nothing(ledger: Database) -
 
 async def test_future_slots_are_left_out(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await known(ledger)
-    monkeypatch.setattr("service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW))
+    monkeypatch.setattr(
+        "service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW)
+    )
     wanted = await interval(ledger, NOW - HOUR, NOW + 24 * HOUR)
     assert list(wanted.slots()) == [NOW - HOUR / 2]
     assert await (await interval(ledger)).count(5) == 6  # more than were asked for
@@ -130,18 +154,26 @@ async def test_future_slots_are_left_out(ledger: Database, monkeypatch: pytest.M
 async def test_a_slot_that_a_service_may_still_fire_on_time_is_left_out(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the backfill made its run, the overlap policy would skip or replace other runs in favour of that run."""
+    """If the backfill made its run, the overlap policy would skip or replace other runs in favour
+    of that run.
+    """
     task = await known(ledger, schedule="0,30 * * * * *")
-    monkeypatch.setattr("service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW))
+    monkeypatch.setattr(
+        "service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW)
+    )
     late = [NOW - timedelta(seconds=s) for s in (90, 60, 30, 0)]
     assert list((await interval(ledger, late[0], NOW)).slots()) == late[:2]
     await fire(ledger, {"tick": task}, NOW - timedelta(seconds=10))
     assert list((await interval(ledger, late[0], NOW)).slots()) == late[:3]
 
 
-async def test_a_backfill_without_a_schedule_or_with_an_empty_interval_is_refused(ledger: Database) -> None:
+async def test_a_backfill_without_a_schedule_or_with_an_empty_interval_is_refused(
+    ledger: Database,
+) -> None:
     await known(ledger)
-    with pytest.raises(InvalidParameters, match="no slots from 2026-03-10 12:30:00 to 2026-03-10 00:00:00 UTC"):
+    with pytest.raises(
+        InvalidParameters, match="no slots from 2026-03-10 12:30:00 to 2026-03-10 00:00:00 UTC"
+    ):
         await interval(ledger, NOW, FROM)
     async with ledger.engine.begin() as connection:
         await task_sync.set_schedules(connection, {"tick": None}, {}, tables.new_id())
@@ -149,7 +181,9 @@ async def test_a_backfill_without_a_schedule_or_with_an_empty_interval_is_refuse
         await interval(ledger)
 
 
-async def test_a_missed_range_that_is_backfilled_stays_accounted_for_and_counts_once(ledger: Database) -> None:
+async def test_a_missed_range_that_is_backfilled_stays_accounted_for_and_counts_once(
+    ledger: Database,
+) -> None:
     task = await known(ledger, missed="skip")
     await fire(ledger, {"tick": task}, NOW)
     before = await account_of(ledger)
@@ -160,7 +194,9 @@ async def test_a_missed_range_that_is_backfilled_stays_accounted_for_and_counts_
     assert after.is_complete and after.findings == []
 
 
-async def test_slots_that_are_backfilled_before_they_were_handled_do_not_run_twice(ledger: Database) -> None:
+async def test_slots_that_are_backfilled_before_they_were_handled_do_not_run_twice(
+    ledger: Database,
+) -> None:
     """The backfill runs while no service does; the service that starts next finds the slots due."""
     task = await known(ledger, missed=Missed("all"))
     await filling(ledger, task).make(await interval(ledger))
@@ -170,7 +206,9 @@ async def test_slots_that_are_backfilled_before_they_were_handled_do_not_run_twi
     assert (account.counts[Kind.RUN], account.is_complete) == (13, True)
 
 
-async def test_runs_for_slots_before_the_schedule_began_are_not_counted_as_surplus(ledger: Database) -> None:
+async def test_runs_for_slots_before_the_schedule_began_are_not_counted_as_surplus(
+    ledger: Database,
+) -> None:
     task = await known(ledger, missed="skip")
     await fire(ledger, {"tick": task}, NOW)
     async with ledger.engine.begin() as connection:

@@ -58,12 +58,18 @@ async def test_a_run_that_waits_is_cancelled_at_once(ledger: Database, state: Ru
     await insert(ledger, run)
     assert await ask(ledger, run.id) == RunState.CANCELLED
     found = await only(ledger)
-    assert (found["state"], found["reason"], found["cancel_by"]) == ("cancelled", "cancelled by ann", "ann")
+    assert (found["state"], found["reason"], found["cancel_by"]) == (
+        "cancelled",
+        "cancelled by ann",
+        "ann",
+    )
     assert found["finished_at"] is not None
     assert await claim(ledger, "t") == []
 
 
-async def test_a_run_that_is_running_gets_a_request_and_the_first_one_counts(ledger: Database) -> None:
+async def test_a_run_that_is_running_gets_a_request_and_the_first_one_counts(
+    ledger: Database,
+) -> None:
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
     assert [await ask(ledger, claimed.id, by) for by in ("ann", "bob")] == [RunState.RUNNING] * 2
@@ -75,7 +81,9 @@ async def test_a_run_that_is_running_gets_a_request_and_the_first_one_counts(led
 
 
 @pytest.mark.parametrize("state", FINAL)
-async def test_a_cancel_does_not_change_a_run_that_has_ended(ledger: Database, state: RunState) -> None:
+async def test_a_cancel_does_not_change_a_run_that_has_ended(
+    ledger: Database, state: RunState
+) -> None:
     run = new(state=state, reason="so it was", finished_at=NOW)
     await insert(ledger, run)
     before = await only(ledger)
@@ -91,7 +99,9 @@ async def test_cancelling_an_unknown_run_returns_none(ledger: Database) -> None:
 
 
 @pytest.mark.parametrize("state", [RunState.RETRYING, RunState.INTERRUPTED])
-async def test_a_run_with_a_request_neither_retries_nor_resumes(ledger: Database, state: RunState) -> None:
+async def test_a_run_with_a_request_neither_retries_nor_resumes(
+    ledger: Database, state: RunState
+) -> None:
     """This holds if its node, a drain, or the rescue of a dead node writes the outcome."""
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
@@ -131,7 +141,9 @@ async def test_a_request_during_the_write_of_a_retry_is_not_lost(ledger: Databas
 
 
 MOST_POLLS = 3
-"""A node polls once a second. One poll may be under way, and another may happen while the end is written."""
+"""A node polls once a second. One poll may be under way, and another may happen while the end is
+written.
+"""
 
 
 class World:
@@ -145,7 +157,9 @@ class World:
         self.engine.on_changes = lambda changes: self.polls.append(changes) or on_changes(changes)
 
     async def cancelled(self) -> tuple[dict[str, Any], int]:
-        """Start the run and request its cancel. Returns the row of the ended run, and how many polls that took."""
+        """Start the run and request its cancel. Returns the row of the ended run, and how many
+        polls that took.
+        """
         await insert(self.ledger, new("tick"))
         self.engine.wake()
         await until(lambda: rows(self.ledger, state="running"))
@@ -176,7 +190,9 @@ async def worlds(ledger: Database) -> AsyncIterator[Any]:
         yield make
 
 
-async def test_an_async_run_is_cancelled_by_a_cancelled_error(ledger: Database, worlds: Any) -> None:
+async def test_an_async_run_is_cancelled_by_a_cancelled_error(
+    ledger: Database, worlds: Any
+) -> None:
     seen: list[BaseException] = []
 
     async def run(self: Any) -> None:
@@ -206,9 +222,15 @@ def calls_checkpoint(self: Any) -> None:
 
 
 @pytest.mark.parametrize("run", [looks_at_cancelled, calls_checkpoint])
-async def test_a_sync_run_sees_the_request_and_stops(ledger: Database, worlds: Any, run: Any) -> None:
+async def test_a_sync_run_sees_the_request_and_stops(
+    ledger: Database, worlds: Any, run: Any
+) -> None:
     ended, polls = await (await worlds(run)).cancelled()
-    assert (ended["state"], ended["reason"], ended["result"]) == ("cancelled", "cancelled by ann", None)
+    assert (ended["state"], ended["reason"], ended["result"]) == (
+        "cancelled",
+        "cancelled by ann",
+        None,
+    )
     assert polls <= MOST_POLLS
 
 
@@ -248,17 +270,36 @@ async def test_a_request_for_another_fence_is_ignored(ledger: Database, worlds: 
 
 
 @pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED])
-async def test_retry_queues_an_ended_run_for_a_new_attempt(ledger: Database, state: RunState) -> None:
+async def test_retry_queues_an_ended_run_for_a_new_attempt(
+    ledger: Database, state: RunState
+) -> None:
     await insert(
         ledger,
-        new(state=state, reason="so it was", attempt=2, fence=3, finished_at=NOW, started_at=NOW, origin="schedule"),
+        new(
+            state=state,
+            reason="so it was",
+            attempt=2,
+            fence=3,
+            finished_at=NOW,
+            started_at=NOW,
+            origin="schedule",
+        ),
     )
     run = await only(ledger)
     async with ledger.engine.begin() as connection:
         await retry(connection, run["id"], "ann")
     queued = await only(ledger)
-    assert (queued["state"], queued["rank"], queued["requested_by"]) == ("queued", Rank.MANUAL, "ann")
-    assert (queued["reason"], queued["finished_at"], queued["attempt"], queued["fence"]) == (None, None, 2, 3)
+    assert (queued["state"], queued["rank"], queued["requested_by"]) == (
+        "queued",
+        Rank.MANUAL,
+        "ann",
+    )
+    assert (queued["reason"], queued["finished_at"], queued["attempt"], queued["fence"]) == (
+        None,
+        None,
+        2,
+        3,
+    )
     async with ledger.engine.begin() as connection:
         (claimed,) = await claims_at(connection, run["id"])
     assert (claimed.attempt, claimed.fence) == (3, 4)
@@ -282,9 +323,15 @@ async def test_a_cancelled_run_that_is_retried_is_not_cancelled_again(ledger: Da
 
 
 @pytest.mark.parametrize(
-    ("state", "word"), [(RunState.SUCCEEDED, "--again"), *((s, "not ended") for s in ("queued", "running", "retrying"))]
+    ("state", "word"),
+    [
+        (RunState.SUCCEEDED, "--again"),
+        *((s, "not ended") for s in ("queued", "running", "retrying")),
+    ],
 )
-async def test_a_refused_retry_names_the_state_of_the_run(ledger: Database, state: str, word: str) -> None:
+async def test_a_refused_retry_names_the_state_of_the_run(
+    ledger: Database, state: str, word: str
+) -> None:
     run = new(state=state)
     await insert(ledger, run)
     async with ledger.engine.connect() as connection:
@@ -295,11 +342,15 @@ async def test_a_refused_retry_names_the_state_of_the_run(ledger: Database, stat
     assert (await only(ledger))["state"] == state
 
 
-async def test_a_retried_run_of_an_old_slot_does_not_block_the_current_slot(ledger: Database) -> None:
+async def test_a_retried_run_of_an_old_slot_does_not_block_the_current_slot(
+    ledger: Database,
+) -> None:
     """The overlap policy considers only runs on time, and a retried run is not on time any more."""
     loaded = await know(ledger, make_task("tick", "0 * * * *"))
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.schedules).values(fired_until=NOW - timedelta(minutes=30)))
+        await connection.execute(
+            update(tables.schedules).values(fired_until=NOW - timedelta(minutes=30))
+        )
     await fire(ledger, loaded, NOW)
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).values(state="failed", finished_at=NOW))
@@ -310,19 +361,29 @@ async def test_a_retried_run_of_an_old_slot_does_not_block_the_current_slot(ledg
     assert [run["state"] for run in await rows(ledger)] == ["queued", "queued"]
 
 
-async def test_again_deletes_the_checkpoints_and_keeps_the_fence(ledger: Database, application: Database) -> None:
+async def test_again_deletes_the_checkpoints_and_keeps_the_fence(
+    ledger: Database, application: Database
+) -> None:
     over, active = new(state="succeeded", origin=Origin.MANUAL), new(state="running", attempt=1)
     await insert(ledger, over, active)
     async with application.engine.begin() as connection:
-        made = [{"run": run.id, "name": name, "fence": 1} for run in (over, active) for name in ("", "users")]
+        made = [
+            {"run": run.id, "name": name, "fence": 1}
+            for run in (over, active)
+            for name in ("", "users")
+        ]
         await connection.execute(insert_into(companions.checkpoints), made)
-    assert await again.again(ledger, application, [over.id, active.id], Rank.CATCH_UP, "ann") == {over.id}
+    assert await again.again(ledger, application, [over.id, active.id], Rank.CATCH_UP, "ann") == {
+        over.id
+    }
     left = {(row["run"], row["name"]) for row in await rows(application, companions.checkpoints)}
     assert left == {(over.id, ""), (active.id, ""), (active.id, "users")}
     assert [run["state"] for run in await rows(ledger)] == ["queued", "running"]
 
 
-async def test_again_leaves_runs_that_have_not_ended_as_they_are(ledger: Database, application: Database) -> None:
+async def test_again_leaves_runs_that_have_not_ended_as_they_are(
+    ledger: Database, application: Database
+) -> None:
     run = new(state="running")
     await insert(ledger, run)
     with pytest.raises(InvalidParameters, match="is running"):
@@ -339,7 +400,9 @@ async def test_a_run_that_used_up_its_attempts_has_all_of_them_again_after_a_ret
     async def run(self: object) -> None:
         raise ConnectionError("not yet")
 
-    loaded = await know(ledger, make_task("t", None, run=run, retry=Retry(attempts=3, wait=60, factor=2, jitter=0)))
+    loaded = await know(
+        ledger, make_task("t", None, run=run, retry=Retry(attempts=3, wait=60, factor=2, jitter=0))
+    )
     engine = DrivenEngine(ledger, loaded, NODE)
     with clock.moved(NOW):
         await insert(ledger, new())

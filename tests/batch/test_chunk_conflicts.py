@@ -1,4 +1,5 @@
-"""Chunks that a real database refuses: deadlocks, serialization failures, lost connections, an older attempt.
+"""Chunks that a real database refuses: deadlocks, serialization failures, lost connections, an
+older attempt.
 
 About 8 s, half of it for PostgreSQL's start.
 """
@@ -47,7 +48,9 @@ async def somebody_else(does: Callable[[AsyncConnection], Awaitable[Any]]) -> No
 
 async def somebody_waits() -> bool:
     async with application_database().reader.connect() as connection:
-        return bool(await connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+        return bool(
+            await connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        )
 
 
 async def deadlock(db: AsyncSession) -> None:
@@ -94,7 +97,9 @@ async def a_lost_connection(db: AsyncSession) -> None:
 
 
 class Second:
-    """A loop in whose second chunk `meets` is called once. `tries`: the numbers of the chunks that were begun."""
+    """A loop in whose second chunk `meets` is called once. `tries`: the numbers of the chunks that
+    were begun.
+    """
 
     def __init__(self, meets: Meets) -> None:
         self.meets = meets
@@ -125,7 +130,10 @@ async def test_chunks_that_postgresql_refuses_are_retried_in_the_attempt_or_in_t
     world: Database, meets: Meets, isolation: str, sqlstate: str, retry_chunk: bool
 ) -> None:
     async with world.engine.begin() as connection:
-        statement = f"ALTER DATABASE \"{world.url.database}\" SET default_transaction_isolation = '{isolation}'"
+        statement = (
+            f'ALTER DATABASE "{world.url.database}" SET default_transaction_isolation = '
+            f"'{isolation}'"
+        )
         await connection.execute(text(statement))
     await world.engine.dispose()  # new connections use the setting
     first, second = Attempt(), Second(meets)
@@ -151,8 +159,12 @@ async def test_chunks_that_postgresql_refuses_are_retried_in_the_attempt_or_in_t
     ],  # on SQLite an open chunk would block the other attempt
     indirect=["database_url"],
 )
-async def test_an_older_attempt_commits_no_chunk_once_a_newer_one_has(world: Database, inside: bool) -> None:
-    """The first attempt is stopped before or in its second chunk, while the next one commits two more chunks."""
+async def test_an_older_attempt_commits_no_chunk_once_a_newer_one_has(
+    world: Database, inside: bool
+) -> None:
+    """The first attempt is stopped before or in its second chunk, while the next one commits two
+    more chunks.
+    """
     first = Attempt()
     later = Attempt(first)
 
@@ -177,7 +189,9 @@ async def test_an_older_attempt_commits_no_chunk_once_a_newer_one_has(world: Dat
 async def test_a_locking_select_holds_the_rows_of_a_chunk_and_no_others(world: Database) -> None:
     async def free() -> list[int]:
         async with world.engine.connect() as connection:
-            return list((await connection.scalars(select(Item.id).with_for_update(skip_locked=True))).all())
+            return list(
+                (await connection.scalars(select(Item.id).with_for_update(skip_locked=True))).all()
+            )
 
     async def body() -> list[list[int]]:
         free_ids = []
@@ -195,7 +209,9 @@ async def test_a_locking_select_holds_the_rows_of_a_chunk_and_no_others(world: D
 
 @on_postgresql
 @pytest.mark.parametrize("commits", [True, False])
-async def test_once_is_true_for_one_of_two_concurrent_transactions(world: Database, commits: bool) -> None:
+async def test_once_is_true_for_one_of_two_concurrent_transactions(
+    world: Database, commits: bool
+) -> None:
     async def asks(has_asked: asyncio.Event, may_go_on: asyncio.Event, commits: bool) -> bool:
         async with get_db() as db:
             is_first = await once(db, "invoice-1")

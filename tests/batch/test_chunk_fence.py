@@ -1,4 +1,6 @@
-"""One statement writes the position and the fence of a chunk. It refuses an older holder of the run."""
+"""One statement writes the position and the fence of a chunk. It refuses an older holder of the
+run.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ from service.database.companions import checkpoints as table
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
-from service.database.session import application_database, leave_application_database, use_application_database
+from service.database.session import (
+    application_database,
+    leave_application_database,
+    use_application_database,
+)
 from service.errors import LeaseLost
 from tests.batch.test_chunks import Attempt, task
 
@@ -110,7 +116,10 @@ async def test_a_chunk_of_an_older_holder_is_refused(fenced: Database, has_gone_
         db.add(User(email="z"))
         await db.commit()
     place = {NAME: (2, 2)} if has_gone_on else {}
-    assert await stored() == ([*(["new1", "new2"] if has_gone_on else []), "z"], {"": (2, None), **place})
+    assert await stored() == (
+        [*(["new1", "new2"] if has_gone_on else []), "z"],
+        {"": (2, None), **place},
+    )
 
 
 @pytest.mark.parametrize("items", [0, 1])
@@ -118,7 +127,9 @@ async def test_a_chunk_of_an_older_holder_is_refused(fenced: Database, has_gone_
 async def test_a_chunk_committed_without_a_reply_is_not_committed_again_even_if_it_was_empty(
     fenced: Database, items: int, is_fenced: bool
 ) -> None:
-    """The COMMIT takes effect after the loop has read its position, and rows it as it was before."""
+    """The COMMIT takes effect after the loop has read its position, and rows it as it was
+    before.
+    """
     attempt = Attempt()
     attempt.state.is_fenced = is_fenced
     positions = [LoopPosition(), LoopPosition("a", 3, 1), LoopPosition("b", 3 + items, 2)]
@@ -146,7 +157,9 @@ async def test_a_lease_that_ends_during_the_statement_refuses_the_commit(fenced:
     assert await stored() == ([], {})
 
 
-async def test_the_fence_is_checked_again_for_each_transaction_of_a_session(fenced: Database) -> None:
+async def test_the_fence_is_checked_again_for_each_transaction_of_a_session(
+    fenced: Database,
+) -> None:
     old = Attempt()
     new = Attempt(old)
 

@@ -1,7 +1,8 @@
-"""Loops over all kinds of keys visit each row once: interrupted anywhere, with rows deleted, updated and inserted.
+"""Loops over all kinds of keys visit each row once: interrupted anywhere, with rows deleted,
+updated and inserted.
 
-The order of texts and UUIDs is that of the database. CHUNK_EXAMPLES sets the number of examples for a longer run:
-`CHUNK_EXAMPLES=2000 pytest tests/batch/test_chunk_keys.py`. About 8 s.
+The order of texts and UUIDs is that of the database. CHUNK_EXAMPLES sets the number of examples for
+a longer run: `CHUNK_EXAMPLES=2000 pytest tests/batch/test_chunk_keys.py`. About 8 s.
 """
 
 from __future__ import annotations
@@ -73,7 +74,11 @@ KINDS: dict[str, tuple[Any, list[Any], st.SearchStrategy[Any]]] = {
     "whole": (BigInteger(), [-(2**63), -2, -1, 0, 2**53, 2**53 + 1, 2**63 - 1], BIG),
     "text": (String(), ["", " ", "a", "B", "b", "ä", "z", "ｚ", "\U0001f40d", "'"], TEXTS),
     "folded": (String(), ["", "a", "B", "c", "ä", "Ä", "_", "[", "a b", "ab"], TEXTS),
-    "uuid": (Uuid(), [UUID(int=0), UUID(int=1), UUID(int=2**127), UUID(int=2**128 - 1)], st.uuids()),
+    "uuid": (
+        Uuid(),
+        [UUID(int=0), UUID(int=1), UUID(int=2**127), UUID(int=2**128 - 1)],
+        st.uuids(),
+    ),
     "aware": (
         UtcDateTime(),
         [
@@ -92,7 +97,20 @@ KINDS: dict[str, tuple[Any, list[Any], st.SearchStrategy[Any]]] = {
     "hour": (Time(), [time.min, time(9), time(9, 0, 0, 1), time(10), time.max], st.times()),
     "price": (
         Numeric(12, 4),
-        [Decimal(text) for text in ("-0.0002", "-0.0001", "0", "0.1", "0.2999", "0.3", "9", "10", "99999999.9999")],
+        [
+            Decimal(text)
+            for text in (
+                "-0.0002",
+                "-0.0001",
+                "0",
+                "0.1",
+                "0.2999",
+                "0.3",
+                "9",
+                "10",
+                "99999999.9999",
+            )
+        ],
         st.decimals(-(10**7), 10**7, places=4),
     ),
     "real": (
@@ -103,17 +121,20 @@ KINDS: dict[str, tuple[Any, list[Any], st.SearchStrategy[Any]]] = {
     "flag": (Boolean(), [False, True], st.booleans()),
     "data": (LargeBinary(), [b"", b"\0", b"\0\0", b"a", b"\xff"], st.binary(max_size=4)),
 }
-"""By name: a column's type, values close to each other or to the ends of its range, and a strategy for any values."""
+"""By name: a column's type, values close to each other or to the ends of its range, and a strategy
+for any values.
+"""
 
 
 @dataclass(frozen=True)
 class Case:
     """A table, a loop over it, and what happens during the loop.
 
-    `key`: the names of columns, and whether their order is descending. `rows`: an id and the values of the columns of
-    `kinds`. `start`, `stop`: the indexes in `rows` of the bounds of the loop. `spare`: rows that a body inserts.
-    `acts`: what the bodies of the chunks do, one after another. `stops`: the numbers of the chunks at which the loop is
-    interrupted, and whether that happens inside the block.
+    `key`: the names of columns, and whether their order is descending. `rows`: an id and the values
+    of the columns of `kinds`. `start`, `stop`: the indexes in `rows` of the bounds of the loop.
+    `spare`: rows that a body inserts. `acts`: what the bodies of the chunks do, one after another.
+    `stops`: the numbers of the chunks at which the loop is interrupted, and whether that happens
+    inside the block.
     """
 
     kinds: list[str]
@@ -132,7 +153,9 @@ def cases(draw: st.DrawFn) -> Case:
     kinds = draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3, unique=True))
     has_id = draw(st.booleans())
     names = draw(st.permutations([*kinds, *["id"] * has_id]))
-    least, most = (6, 14) if len(names) == 1 else (1, 4)  # few values, so that parts of composite keys are equal
+    least, most = (
+        (6, 14) if len(names) == 1 else (1, 4)
+    )  # few values, so that parts of composite keys are equal
     pools = [draw(st.lists(_values(kind), min_size=least, max_size=most)) for kind in kinds]
     values = st.tuples(BIG, *(st.sampled_from(pool) for pool in pools))
     unique = [_id] if has_id else [_id, _folded]
@@ -181,13 +204,25 @@ class Walk:
 
     def __init__(self, case: Case, collation: str) -> None:
         self.case = case
-        types = {kind: KINDS[kind][0] for kind in case.kinds} | {"folded": String(collation=collation)}
+        types = {kind: KINDS[kind][0] for kind in case.kinds} | {
+            "folded": String(collation=collation)
+        }
         columns = [Column(kind, types[kind], nullable=False) for kind in case.kinds]
-        unique = [] if ("id", False) in case.key or ("id", True) in case.key else [UniqueConstraint(*case.kinds)]
-        own = (Column("id", BigInteger, primary_key=True, autoincrement=False), Column("done", Integer, default=0))
+        unique = (
+            []
+            if ("id", False) in case.key or ("id", True) in case.key
+            else [UniqueConstraint(*case.kinds)]
+        )
+        own = (
+            Column("id", BigInteger, primary_key=True, autoincrement=False),
+            Column("done", Integer, default=0),
+        )
         # A new name for each case, since PostgreSQL's driver caches prepared statements.
         self.table = Table(f"keyed_{next(NUMBERS)}", MetaData(), *own, *columns, *unique)
-        self.order = [self.table.c[name].desc() if descends else self.table.c[name] for name, descends in case.key]
+        self.order = [
+            self.table.c[name].desc() if descends else self.table.c[name]
+            for name, descends in case.key
+        ]
         self.visited: list[int] = []
         self.must: set[int] = set()
         self.spare = list(case.spare)
@@ -198,7 +233,9 @@ class Walk:
         async with database.engine.begin() as connection:
             await connection.run_sync(self.table.metadata.create_all)
             if self.case.rows:
-                await connection.execute(insert(self.table), [self._values(row) for row in self.case.rows])
+                await connection.execute(
+                    insert(self.table), [self._values(row) for row in self.case.rows]
+                )
         async with database.session(readonly=True) as db:
             self.must = set(self._within(await self._ordered(db)))
         attempt = Attempt()
@@ -215,7 +252,9 @@ class Walk:
     async def loop(self) -> None:
         source = select(self.table).where(self.table.c.done == 0)
         bounds = {name: self._bound(getattr(self.case, name)) for name in ("start", "stop")}
-        async for chunk in task.chunks(source, key=tuple(self.order), size=self.case.size, **bounds):
+        async for chunk in task.chunks(
+            source, key=tuple(self.order), size=self.case.size, **bounds
+        ):
             assert self.chunks < MOST_CHUNKS
             stops = self.stops.pop(self.chunks + 1, None)
             async with chunk as (db, items):
@@ -234,7 +273,9 @@ class Walk:
     async def _act(
         self, db: AsyncSession, ids: list[int], ordered: list[int]
     ) -> tuple[set[int], list[tuple[Any, ...]]]:
-        """Change the table as a body does. Returns the ids that must be visited then, and the rows left to insert."""
+        """Change the table as a body does. Returns the ids that must be visited then, and the rows
+        left to insert.
+        """
         act = dict(enumerate(self.case.acts)).get(self.chunks, "")
         kept = {self._row(index) for index in (self.case.start, self.case.stop)}
         mine = self.table.c.id.in_([id_ for id_ in ids if id_ not in kept])
@@ -282,7 +323,9 @@ async def collation(application: Database) -> str:
     if application.kind == "sqlite":
         return "NOCASE"
     async with application.reader.connect() as connection:
-        found = await connection.execute(text("SELECT collname FROM pg_collation WHERE collprovider IN ('c', 'i')"))
+        found = await connection.execute(
+            text("SELECT collname FROM pg_collation WHERE collprovider IN ('c', 'i')")
+        )
         for name in found.scalars():
             with contextlib.suppress(DBAPIError):  # this server was built without the collation
                 async with connection.begin_nested():
@@ -295,7 +338,9 @@ without_decimals = pytest.mark.filterwarnings("ignore:Dialect sqlite.* does .not
 
 
 @without_decimals
-async def test_a_position_keeps_each_kind_of_key_exactly(application: Database, collation: str) -> None:
+async def test_a_position_keeps_each_kind_of_key_exactly(
+    application: Database, collation: str
+) -> None:
     for kind, (_, values, _) in KINDS.items():
         rows = [(number, value) for number, value in enumerate(values)]
         for descends in (False, True):
@@ -306,7 +351,9 @@ async def test_a_position_keeps_each_kind_of_key_exactly(application: Database, 
 @without_decimals
 @SETTINGS
 @given(case=cases())
-async def test_each_row_is_visited_once_whatever_the_key(application: Database, collation: str, case: Case) -> None:
+async def test_each_row_is_visited_once_whatever_the_key(
+    application: Database, collation: str, case: Case
+) -> None:
     await Walk(case, collation).over(application)
 
 
@@ -317,16 +364,27 @@ async def test_each_row_is_visited_once_whatever_the_key(application: Database, 
 async def test_a_key_in_another_format_made_by_sqlite_is_refused(
     application: Database, column: str, descends: bool
 ) -> None:
-    """SQLite compares these values as text or floats, so the next page would not begin after the last row."""
+    """SQLite compares these values as text or floats, so the next page would not begin after the
+    last row.
+    """
     use_application_database(application, partial(fencing.guard, idle_seconds=30))
-    columns = [Column("at", DateTime, nullable=False), Column("price", Numeric(12, 2), nullable=False)]
-    table = Table(f"made_{next(NUMBERS)}", MetaData(), Column("id", Integer, primary_key=True), *columns)
+    columns = [
+        Column("at", DateTime, nullable=False),
+        Column("price", Numeric(12, 2), nullable=False),
+    ]
+    table = Table(
+        f"made_{next(NUMBERS)}", MetaData(), Column("id", Integer, primary_key=True), *columns
+    )
     async with application.engine.begin() as connection:
         await connection.run_sync(table.create)
         made = "VALUES (1, CURRENT_TIMESTAMP, 1.111), (2, CURRENT_TIMESTAMP, 2.222)"
         await connection.execute(text(f"INSERT INTO {table.name} (id, at, price) {made}"))
-    key = tuple(column_.desc() if descends else column_ for column_ in (table.c[column], table.c.id))
-    with pytest.raises(ChunkError, match=rf"key=made_\d+\.{column}, made_\d+\.id in another format"):
+    key = tuple(
+        column_.desc() if descends else column_ for column_ in (table.c[column], table.c.id)
+    )
+    with pytest.raises(
+        ChunkError, match=rf"key=made_\d+\.{column}, made_\d+\.id in another format"
+    ):
         await walk(table, key)
 
 
@@ -335,7 +393,9 @@ async def test_a_key_may_be_an_infinite_float(application: Database) -> None:
     table = Table(f"made_{next(NUMBERS)}", MetaData(), Column("x", Double, primary_key=True))
     async with application.engine.begin() as connection:
         await connection.run_sync(table.create)
-        await connection.execute(insert(table), [{"x": x} for x in (float("-inf"), 0.5, float("inf"))])
+        await connection.execute(
+            insert(table), [{"x": x} for x in (float("-inf"), 0.5, float("inf"))]
+        )
 
     found = await Attempt().does(partial(walk, table, table.c.x))
     assert found == [float("-inf"), 0.5, float("inf")]

@@ -65,7 +65,9 @@ async def test_a_later_attempt_skips_the_done_items_of_an_iterable(world: Databa
     assert await resumed(lambda: range(10)) == list(range(10))
 
 
-async def test_a_later_attempt_skips_the_done_items_of_a_generator_and_an_async_generator(world: Database) -> None:
+async def test_a_later_attempt_skips_the_done_items_of_a_generator_and_an_async_generator(
+    world: Database,
+) -> None:
     assert await resumed(lambda: (number for number in range(10))) == list(range(10))
     async with get_db() as db:
         for row in (await db.scalars(select(Seen))).all():
@@ -99,12 +101,16 @@ async def test_a_file_that_has_changed_is_refused(world: Database, tmp_path: Pat
         await first.does(partial(body, 2))
     before = path.read_text()
     path.write_text("0\n" + before)
-    with pytest.raises(ChunkError, match=r"numbers\.csv has changed since 3 of its items were done"):
+    with pytest.raises(
+        ChunkError, match=r"numbers\.csv has changed since 3 of its items were done"
+    ):
         await Attempt(first).does(body)
     assert await seen() == [0, 1, 2]
 
 
-async def test_an_open_file_as_the_source_is_checked_without_file(world: Database, tmp_path: Path) -> None:
+async def test_an_open_file_as_the_source_is_checked_without_file(
+    world: Database, tmp_path: Path
+) -> None:
     path = tmp_path / "numbers.txt"
     path.write_text("1\n2\n3\n4\n")
 
@@ -133,7 +139,9 @@ async def test_a_source_with_fewer_items_than_are_done_is_refused(world: Databas
 
 
 async def test_items_that_are_no_rows_can_be_read_before_the_block(world: Database) -> None:
-    """With that a loop inside a loop works on SQLite, which has one writer, and an unfinished inner loop is resumed."""
+    """With that a loop inside a loop works on SQLite, which has one writer, and an unfinished inner
+    loop is resumed.
+    """
 
     async def body(fails: bool) -> None:
         async for chunk in task.chunks(["a", "b"], size=1):
@@ -165,7 +173,9 @@ async def test_items_that_are_no_rows_can_be_read_before_the_block(world: Databa
         (select(Item), {"key": Item.id, "size": 0}, "size=0; allowed: an int from 1"),
     ],
 )
-async def test_an_object_that_is_no_source_is_refused(world: Database, source: Any, options: Any, message: str) -> None:
+async def test_an_object_that_is_no_source_is_refused(
+    world: Database, source: Any, options: Any, message: str
+) -> None:
     with pytest.raises(ChunkError, match=message):
         task.chunks(source, **options)
 
@@ -193,7 +203,10 @@ async def test_a_step_that_is_done_is_not_repeated_and_has_its_result(world: Dat
     assert await Attempt(first).does(partial(body, False)) == {"pair": [1, 2]}
     assert calls == ["first", "second", "second"]
     assert await seen() == [1, 2]
-    assert {row.name: row.result for row in await rows()} == {"step:first": {"pair": [1, 2]}, "step:second": None}
+    assert {row.name: row.result for row in await rows()} == {
+        "step:first": {"pair": [1, 2]},
+        "step:second": None,
+    }
 
 
 async def test_wrong_use_of_a_step_is_refused(world: Database) -> None:
@@ -253,7 +266,17 @@ async def test_an_idempotency_key_is_the_same_in_each_attempt(world: Database) -
     later, other = Attempt(first), Attempt()
     key = first.run.idempotency_key(7)
     assert key == later.run.idempotency_key(7)
-    assert len({key, first.run.idempotency_key(8), first.run.idempotency_key("7"), other.run.idempotency_key(7)}) == 4
+    assert (
+        len(
+            {
+                key,
+                first.run.idempotency_key(8),
+                first.run.idempotency_key("7"),
+                other.run.idempotency_key(7),
+            }
+        )
+        == 4
+    )
     assert first.run.idempotency_key(Item(id=7)) == first.run.idempotency_key(Item(id=7, kind="b"))
     with pytest.raises(BatchError, match="idempotency_key"):
         first.run.idempotency_key(object())

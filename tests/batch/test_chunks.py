@@ -61,7 +61,9 @@ async def world(application: Database) -> Database:
     use_application_database(application, partial(fencing.guard, idle_seconds=30))
     async with application.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-        await connection.execute(insert(Item), [{"id": n, "kind": "ab"[n % 2], "done": 0} for n in range(1, 26)])
+        await connection.execute(
+            insert(Item), [{"id": n, "kind": "ab"[n % 2], "done": 0} for n in range(1, 26)]
+        )
     return application
 
 
@@ -109,7 +111,9 @@ def see(db: AsyncSession, items: list[Any], chunk: int = 0) -> None:
 async def whole(size: int = 10, **options: Any) -> list[list[int]]:
     """Loop over the items, and return the items of each chunk."""
     held = []
-    async for chunk in task.chunks(select(Item), key=options.pop("key", Item.id), size=size, **options):
+    async for chunk in task.chunks(
+        select(Item), key=options.pop("key", Item.id), size=size, **options
+    ):
         async with chunk as (db, items):
             see(db, items, chunk.number)
             held.append([item.id for item in items])
@@ -191,7 +195,9 @@ LEFT = {"end": 25, "break": 20, "return": 20, "break outside": 20, "error": 10, 
 
 
 @pytest.mark.parametrize("leave", LEFT)
-async def test_a_writing_session_can_be_opened_after_a_loop_however_it_was_left(world: Database, leave: str) -> None:
+async def test_a_writing_session_can_be_opened_after_a_loop_however_it_was_left(
+    world: Database, leave: str
+) -> None:
     async def loop() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
             with contextlib.suppress(ValueError, TimeoutError):
@@ -274,7 +280,9 @@ async def test_a_chunk_whose_error_is_caught_each_time_fails_after_five_tries(
                 async with chunk:
                     raise ValueError("bad")
 
-    with pytest.raises(ChunkError, match=r"chunk 1 was rolled back 5 times in a row.*can't skip it"):
+    with pytest.raises(
+        ChunkError, match=r"chunk 1 was rolled back 5 times in a row.*can't skip it"
+    ):
         await Attempt().does(body)
     assert await seen() == []
 
@@ -301,14 +309,18 @@ async def test_a_timeout_that_is_caught_rolls_back_only_its_chunk(world: Databas
     assert await seen() == [*range(1, 26), 100]
 
 
-async def test_rows_that_the_body_changes_are_neither_skipped_nor_processed_twice(world: Database) -> None:
+async def test_rows_that_the_body_changes_are_neither_skipped_nor_processed_twice(
+    world: Database,
+) -> None:
     async def body() -> None:
         async for chunk in task.chunks(select(Item).where(Item.done == 0), key=Item.id, size=4):
             async with chunk as (db, items):
                 see(db, items)
                 for item in items:
                     item.done = 1
-                await db.execute(delete(Item).where(Item.id.in_([i.id for i in items if i.id % 3 == 0])))
+                await db.execute(
+                    delete(Item).where(Item.id.in_([i.id for i in items if i.id % 3 == 0]))
+                )
                 if chunk.number == 1:
                     db.add(Item(id=0, kind="a", done=0))  # before the position
                 if chunk.number == 7:
@@ -343,7 +355,9 @@ async def test_start_is_included_and_stop_is_excluded(world: Database) -> None:
 
 async def test_a_select_may_have_columns_or_one_column_or_for_update(world: Database) -> None:
     rows = []
-    async for chunk in task.chunks(select(Item.id, Item.kind).with_for_update(), key=Item.id, size=20):
+    async for chunk in task.chunks(
+        select(Item.id, Item.kind).with_for_update(), key=Item.id, size=20
+    ):
         async with chunk as (_, items):
             rows += [tuple(row) for row in items]
     assert rows[:2] == [(1, "b"), (2, "a")] and len(rows) == 25
@@ -380,7 +394,9 @@ REFUSED: list[tuple[Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("statement", "key", "message"), REFUSED, ids=[message[:12] for _, _, message in REFUSED])
+@pytest.mark.parametrize(
+    ("statement", "key", "message"), REFUSED, ids=[message[:12] for _, _, message in REFUSED]
+)
 async def test_selects_and_keys_that_would_lose_rows_are_refused(
     world: Database, statement: Any, key: Any, message: str
 ) -> None:
@@ -514,7 +530,9 @@ async def test_a_loop_inside_a_loop_needs_a_name(world: Database) -> None:
             async with chunk as (_, [outer]):
                 pass
             inner = select(Item).where(Item.kind == outer.kind)
-            async for part in task.chunks(inner, key=Item.id, size=5, name=f"of-{outer.id}" if named else None):
+            async for part in task.chunks(
+                inner, key=Item.id, size=5, name=f"of-{outer.id}" if named else None
+            ):
                 async with part as (db, items):
                     see(db, items)
 
@@ -561,7 +579,9 @@ async def test_a_stop_request_ends_a_pause_between_chunks(world: Database) -> No
         async for chunk in task.chunks(select(Item), key=Item.id, size=10, pause=30):
             async with chunk as (db, items):
                 see(db, items)
-            asyncio.get_running_loop().call_later(0.05, attempt.state.ask_to_stop, "the service stops")
+            asyncio.get_running_loop().call_later(
+                0.05, attempt.state.ask_to_stop, "the service stops"
+            )
 
     with pytest.raises(Interrupted):
         async with asyncio.timeout(10):
@@ -573,7 +593,9 @@ class Deadlock(Exception):
     sqlstate = "40P01"
 
 
-async def test_with_retry_chunk_a_chunk_that_the_database_refused_is_returned_again(world: Database) -> None:
+async def test_with_retry_chunk_a_chunk_that_the_database_refused_is_returned_again(
+    world: Database,
+) -> None:
     tries: list[int] = []
 
     async def body(**options: Any) -> None:
@@ -614,7 +636,9 @@ async def test_a_chunk_that_the_database_refuses_each_time_fails_the_attempt(
     assert tries == [1, *[2] * chunk_loop.TRIES]
 
 
-async def test_leaving_a_loop_whose_last_chunk_was_refused_fails_the_attempt(world: Database) -> None:
+async def test_leaving_a_loop_whose_last_chunk_was_refused_fails_the_attempt(
+    world: Database,
+) -> None:
     async def body() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10, retry_chunk=True):
             async with chunk as (db, items):
@@ -661,7 +685,9 @@ async def test_a_chunk_whose_commit_lost_its_reply_is_not_processed_again(
         await commit(self)
         if not lost:
             lost.append(1)
-            error = DBAPIError("COMMIT", {}, OSError("connection was closed"), connection_invalidated=True)
+            error = DBAPIError(
+                "COMMIT", {}, OSError("connection was closed"), connection_invalidated=True
+            )
             raise error
 
     monkeypatch.setattr(AsyncSession, "commit", without_reply)
@@ -686,7 +712,9 @@ async def test_progress_is_the_number_of_committed_items_and_of_all_items(world:
     assert [each.done for each in progress] == [10, 20, 25]
 
 
-async def test_rows_are_counted_only_with_total(world: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_are_counted_only_with_total(
+    world: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempt, counts = Attempt(), []
 
     async def count(*_: Any) -> int:
@@ -715,7 +743,9 @@ async def test_a_finished_loop_knows_its_total_without_a_count(world: Database) 
     assert last is not None and (last.done, last.total) == (25, 25)
 
 
-async def test_only_the_numbers_of_items_are_kept_of_inner_loops_that_have_ended(world: Database) -> None:
+async def test_only_the_numbers_of_items_are_kept_of_inner_loops_that_have_ended(
+    world: Database,
+) -> None:
     attempt, alive = Attempt(), weakref.WeakSet[Any]()
 
     async def body() -> tuple[int, int]:
@@ -743,7 +773,12 @@ async def test_only_the_numbers_of_items_are_kept_of_inner_loops_that_have_ended
 async def test_the_total_is_right_even_if_rows_are_deleted_during_the_count(
     world: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempt, count, is_counting, may_count = Attempt(), Pages.count, asyncio.Event(), asyncio.Event()
+    attempt, count, is_counting, may_count = (
+        Attempt(),
+        Pages.count,
+        asyncio.Event(),
+        asyncio.Event(),
+    )
 
     async def slowly(self: Pages[Any], *given: Any) -> int | None:
         is_counting.set()
@@ -782,4 +817,7 @@ async def test_items_of_earlier_attempts_are_counted_apart(world: Database) -> N
     second = Attempt(first)
     await second.does(partial(both, 3))
     progress = [attempt.state.meter.latest() for attempt in (first, second)]
-    assert [(each.done, each.before) for each in progress if each] == [(12 + 4, 0), (12 + 12, 12 + 4)]
+    assert [(each.done, each.before) for each in progress if each] == [
+        (12 + 4, 0),
+        (12 + 12, 12 + 4),
+    ]

@@ -33,9 +33,21 @@ CASES = [
         "02:30 comes twice on 2026-10-25: fires both times",
         "02:30 is skipped by the clock change of 2027-03-28: does not fire",
     ),
-    ("0 0 * * 0", "America/Santiago", "00:00 is skipped by the clock change of 2026-09-06: fires at 01:00"),
-    ("15,45 2 * * *", "Australia/Lord_Howe", "02:15 is skipped by the clock change of 2026-10-04: fires at 02:30"),
-    ("5 30 2 28 3 *", "Europe/Berlin", "02:30:05 is skipped by the clock change of 2027-03-28: fires at 03:00"),
+    (
+        "0 0 * * 0",
+        "America/Santiago",
+        "00:00 is skipped by the clock change of 2026-09-06: fires at 01:00",
+    ),
+    (
+        "15,45 2 * * *",
+        "Australia/Lord_Howe",
+        "02:15 is skipped by the clock change of 2026-10-04: fires at 02:30",
+    ),
+    (
+        "5 30 2 28 3 *",
+        "Europe/Berlin",
+        "02:30:05 is skipped by the clock change of 2027-03-28: fires at 03:00",
+    ),
     # No effect: the rhythm continues, the time is on another day, or the clock never changes.
     ("0 * * * *", "Europe/Berlin"),
     ("* * * * *", "Australia/Lord_Howe"),
@@ -47,18 +59,26 @@ CASES = [
 
 
 @pytest.mark.parametrize(("cron", "zone", "words"), [(c, z, list(words)) for c, z, *words in CASES])
-def test_a_clock_change_is_described_only_if_it_affects_a_slot(cron: str, zone: str, words: list[str]) -> None:
+def test_a_clock_change_is_described_only_if_it_affects_a_slot(
+    cron: str, zone: str, words: list[str]
+) -> None:
     assert [effect.words for effect in effects(schedule(cron, zone), AFTER, UNTIL)] == words
 
 
 @pytest.mark.parametrize(("cron", "zone"), [(c, z) for c, z, *words in CASES if words])
-def test_the_slots_that_an_effect_touches_are_as_many_as_its_words_say(cron: str, zone: str) -> None:
+def test_the_slots_that_an_effect_touches_are_as_many_as_its_words_say(
+    cron: str, zone: str
+) -> None:
     """The schedule's slots within the effect are compared with the numbers in its words."""
     of = schedule(cron, zone)
     for effect in effects(of, AFTER, UNTIL):
         around = of.between(effect.at - timedelta(days=2), effect.at + timedelta(days=8))
         touched = [slot for slot in around if effect.touches(slot)]
-        named = int(effect.words.split("(")[1].split(" ")[0]) if "(" in effect.words else effect.words.count(":") - 1
+        named = (
+            int(effect.words.split("(")[1].split(" ")[0])
+            if "(" in effect.words
+            else effect.words.count(":") - 1
+        )
         if "both times" in effect.words:
             assert len(touched) == 2 * max(named, 1)
         elif "the first time" in effect.words:
@@ -66,7 +86,9 @@ def test_the_slots_that_an_effect_touches_are_as_many_as_its_words_say(cron: str
         else:
             assert len(touched) == 1
         if "fires at" in effect.words or "once at" in effect.words:
-            assert touched[0].astimezone(of.zone).strftime("%H:%M") == effect.words.rsplit(" ", 1)[1]
+            assert (
+                touched[0].astimezone(of.zone).strftime("%H:%M") == effect.words.rsplit(" ", 1)[1]
+            )
 
 
 def test_a_zone_that_skips_a_whole_day_is_described() -> None:

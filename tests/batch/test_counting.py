@@ -1,4 +1,6 @@
-"""Slots are counted by whole days, hours and minutes, and the count equals the number of slots listed one by one."""
+"""Slots are counted by whole days, hours and minutes, and the count equals the number of slots
+listed one by one.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,45 @@ from service.batch.cron.counting import AROUND, count
 from service.batch.cron.cron import Schedule, schedule
 
 CRONS = (
-    *("* * * * *", "*/7 3-9 * * *", "0 * * * *", "30 2 * * *", "0 0 * * *", "59 23 * * *", "15 3 * * 1"),
-    *("*/20 * * * * *", "5,50 1-59/2 * * * *", "0 2 1 * *", "0 12 29 2 *", "* 0-2 * 3,10 *", "0 0 L * *"),
+    *(
+        "* * * * *",
+        "*/7 3-9 * * *",
+        "0 * * * *",
+        "30 2 * * *",
+        "0 0 * * *",
+        "59 23 * * *",
+        "15 3 * * 1",
+    ),
+    *(
+        "*/20 * * * * *",
+        "5,50 1-59/2 * * * *",
+        "0 2 1 * *",
+        "0 12 29 2 *",
+        "* 0-2 * 3,10 *",
+        "0 0 L * *",
+    ),
 )
 ZONES = (
-    *("UTC", "Europe/Berlin", "America/New_York", "America/Santiago", "Australia/Lord_Howe", "Asia/Kathmandu"),
+    *(
+        "UTC",
+        "Europe/Berlin",
+        "America/New_York",
+        "America/Santiago",
+        "Australia/Lord_Howe",
+        "Asia/Kathmandu",
+    ),
     *("Africa/Casablanca", "Pacific/Apia"),
 )
 MOMENTS = (
-    *("2026-03-28", "2026-10-24", "2026-03-07", "2026-10-31", "2026-04-04", "2026-09-05", "2026-02-14"),
+    *(
+        "2026-03-28",
+        "2026-10-24",
+        "2026-03-07",
+        "2026-10-31",
+        "2026-04-04",
+        "2026-09-05",
+        "2026-02-14",
+    ),
     *("2011-12-29", "2024-02-27"),
 )
 
@@ -39,14 +71,20 @@ def test_the_count_equals_the_number_of_listed_slots(
     cron: str, zone: str, moment: str, shift: int, length: int, part: int
 ) -> None:
     timetable = schedule(cron, zone)
-    after = datetime.fromisoformat(moment).replace(tzinfo=UTC) + timedelta(seconds=shift, microseconds=part)
+    after = datetime.fromisoformat(moment).replace(tzinfo=UTC) + timedelta(
+        seconds=shift, microseconds=part
+    )
     until = after + timedelta(seconds=length)
     assert count(timetable, after, until) == len(list(timetable.between(after, until)))
 
 
 @pytest.mark.parametrize("microseconds", [0, 1, 500_000, 999_999, 1_000_001, 1_999_999])
-def test_an_interval_that_ends_within_a_second_of_a_clock_change_is_counted(microseconds: int) -> None:
-    """Clock changes are searched for up to `AROUND` after the end of the interval, which is any instant."""
+def test_an_interval_that_ends_within_a_second_of_a_clock_change_is_counted(
+    microseconds: int,
+) -> None:
+    """Clock changes are searched for up to `AROUND` after the end of the interval, which is any
+    instant.
+    """
     change = datetime(2026, 3, 29, 1, tzinfo=UTC)
     end = change + timedelta(microseconds=microseconds)
     assert utc_offsets.change(ZoneInfo("Europe/Berlin"), change - timedelta(days=3), end) == change
@@ -55,7 +93,9 @@ def test_an_interval_that_ends_within_a_second_of_a_clock_change_is_counted(micr
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
-def test_ten_years_of_seconds_take_some_thousand_steps(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_years_of_seconds_take_some_thousand_steps(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = 0
     following = Schedule.next
 

@@ -1,4 +1,6 @@
-"""Many slots of one instant are fired in a transaction that begins before it and is committed at it."""
+"""Many slots of one instant are fired in a transaction that begins before it and is committed at
+it.
+"""
 
 from __future__ import annotations
 
@@ -74,11 +76,18 @@ class Held(Dispatcher):
 
 
 @asynccontextmanager
-async def open_early(ledger: Database, tasks: dict[str, Task]) -> AsyncIterator[tuple[Held, asyncio.Task[None]]]:
-    """A dispatcher that has fired the slots of these tasks before they are due, and has not committed yet."""
+async def open_early(
+    ledger: Database, tasks: dict[str, Task]
+) -> AsyncIterator[tuple[Held, asyncio.Task[None]]]:
+    """A dispatcher that has fired the slots of these tasks before they are due, and has not
+    committed yet.
+    """
     dispatcher = Held(ledger, tasks)
     turn = asyncio.create_task(dispatcher._turn(set(tasks), SLOT))
-    await asyncio.wait([turn, waiting := asyncio.create_task(dispatcher.is_open.wait())], return_when="FIRST_COMPLETED")
+    await asyncio.wait(
+        [turn, waiting := asyncio.create_task(dispatcher.is_open.wait())],
+        return_when="FIRST_COMPLETED",
+    )
     waiting.cancel()
     assert not turn.done() or turn.exception() is None
     yield dispatcher, turn
@@ -122,13 +131,15 @@ async def test_nothing_is_seen_or_launched_before_the_slot_and_all_at_it(ledger:
         await turn
         assert dispatcher.recording.launched == dict.fromkeys(tasks, SLOT)
     runs = await rows(ledger)
-    assert {(run["slot"], run["created_at"], run["attempt_started_at"], run["state"]) for run in runs} == {
-        (SLOT, SLOT, SLOT, RunState.RUNNING)
-    }
+    assert {
+        (run["slot"], run["created_at"], run["attempt_started_at"], run["state"]) for run in runs
+    } == {(SLOT, SLOT, SLOT, RunState.RUNNING)}
     assert {row["fired_until"] for row in await rows(ledger, tables.schedules)} == {SLOT}
 
 
-async def test_a_pause_waits_for_the_commit_and_then_counts_from_after_the_slot(ledger: Database) -> None:
+async def test_a_pause_waits_for_the_commit_and_then_counts_from_after_the_slot(
+    ledger: Database,
+) -> None:
     tasks = await known(ledger, make_task("a"), make_task("b"))
     async with open_early(ledger, tasks) as (dispatcher, turn):
 
@@ -155,11 +166,15 @@ async def test_what_was_paused_before_makes_no_run(ledger: Database) -> None:
         await turn
         await dispatcher._turn(dispatcher._due | {"a"})
     assert [run["task"] for run in await rows(ledger)] == ["b"]
-    assert [(row["task"], row["reason"]) for row in await rows(ledger, tables.missed)] == [("a", "paused by ada")]
+    assert [(row["task"], row["reason"]) for row in await rows(ledger, tables.missed)] == [
+        ("a", "paused by ada")
+    ]
 
 
 async def test_whether_a_run_is_still_active_is_decided_at_the_slot(ledger: Database) -> None:
-    """The run of the slot before ends while the early transaction is open, so the slot is not skipped."""
+    """The run of the slot before ends while the early transaction is open, so the slot is not
+    skipped.
+    """
     clock.advance(-timedelta(minutes=1))
     tasks = await know(ledger, make_task("a"), make_task("b", "1 * * * *"))
     clock.advance(BEFORE - clock.now())
@@ -170,9 +185,13 @@ async def test_whether_a_run_is_still_active_is_decided_at_the_slot(ledger: Data
     assert sorted(run["task"] for run in await rows(ledger) if run["slot"] == SLOT) == ["b"]
     await until(lambda: _true(dispatcher._due == {"a"}))
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.task == "a").values(state="succeeded"))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.task == "a").values(state="succeeded")
+        )
     await dispatcher._turn({"a"})
-    assert [run["state"] for run in await rows(ledger) if (run["task"], run["slot"]) == ("a", SLOT)] == ["running"]
+    assert [
+        run["state"] for run in await rows(ledger) if (run["task"], run["slot"]) == ("a", SLOT)
+    ] == ["running"]
 
 
 async def test_after_a_failure_the_slots_are_fired_when_they_are_due(ledger: Database) -> None:
@@ -210,7 +229,9 @@ def add_many(coming: coming_slots.ComingSlots) -> None:
 
 
 async def until_planned() -> None:
-    """Until it is decided when the work for the slots that were added begins, and what is due by then has begun."""
+    """Until it is decided when the work for the slots that were added begins, and what is due by
+    then has begun.
+    """
     await asyncio.sleep(0)
     await asyncio.sleep(0)
 
@@ -273,8 +294,12 @@ async def test_a_slot_that_is_to_come_is_fired_soon_after_the_clock_was_set_forw
         await until(lambda: _true(begun == [None]), seconds=10)
 
 
-async def clocks_differ(ledger: Database, monkeypatch: pytest.MonkeyPatch, behind: timedelta) -> Held:
-    """A dispatcher that has tried to fire two tasks early. `behind`: how far the ledger's clock is behind its own."""
+async def clocks_differ(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch, behind: timedelta
+) -> Held:
+    """A dispatcher that has tried to fire two tasks early. `behind`: how far the ledger's clock is
+    behind its own.
+    """
     tasks, now_of = await known(ledger, make_task("a"), make_task("b")), database_time.now_of
 
     async def now_of_ledger(connection: AsyncConnection) -> datetime:
@@ -310,10 +335,14 @@ async def test_with_a_clock_that_is_behind_slots_that_are_due_by_the_ledger_are_
 async def test_a_pause_that_the_lock_did_not_see_counts(
     postgres_ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On PostgreSQL it may be committed between what the statement that locks sees, and its lock."""
+    """On PostgreSQL it may be committed between what the statement that locks sees, and its
+    lock.
+    """
     tasks, lock = await known(postgres_ledger, make_task("a"), make_task("b")), schedules.lock
 
-    async def lock_before(connection: AsyncConnection, names: Collection[str], wait: bool = False) -> list[Any]:
+    async def lock_before(
+        connection: AsyncConnection, names: Collection[str], wait: bool = False
+    ) -> list[Any]:
         return [replace(row, paused_by=None) for row in await lock(connection, names, wait)]
 
     async with postgres_ledger.engine.begin() as connection:
@@ -325,7 +354,9 @@ async def test_a_pause_that_the_lock_did_not_see_counts(
     assert [run["task"] for run in await rows(postgres_ledger)] == ["b"]
 
 
-async def test_room_for_what_is_committed_at_the_slot_is_kept_until_it_fails(ledger: Database) -> None:
+async def test_room_for_what_is_committed_at_the_slot_is_kept_until_it_fails(
+    ledger: Database,
+) -> None:
     tasks = await known(ledger, make_task("a"), make_task("b"))
     dispatcher = Held(ledger, tasks)
     turn = asyncio.create_task(dispatcher._turn(set(tasks), SLOT))

@@ -1,4 +1,6 @@
-"""The fence in the application database: which attempts may commit, and what follows when a commit is refused."""
+"""The fence in the application database: which attempts may commit, and what follows when a commit
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ class Holder:
 
 async def by_execute() -> None:
     async with get_db() as db:
-        await db.execute(text("INSERT INTO users (email, created_at) VALUES ('a', '2026-01-01 00:00:00+00:00')"))
+        await db.execute(
+            text("INSERT INTO users (email, created_at) VALUES ('a', '2026-01-01 00:00:00+00:00')")
+        )
         await db.commit()
 
 
@@ -187,12 +191,16 @@ async def emails(database: Database) -> list[str]:
 
 async def fences(database: Database) -> dict[str, int]:
     async with database.reader.connect() as connection:
-        found = await connection.execute(select(checkpoints.c.run, checkpoints.c.fence).where(checkpoints.c.name == ""))
+        found = await connection.execute(
+            select(checkpoints.c.run, checkpoints.c.fence).where(checkpoints.c.name == "")
+        )
         return {row.run: row.fence for row in found}
 
 
 @way_of_writing
-async def test_each_way_of_writing_is_fenced_by_one_statement(fenced: Database, write: Work) -> None:
+async def test_each_way_of_writing_is_fenced_by_one_statement(
+    fenced: Database, write: Work
+) -> None:
     holder = Holder(1)
     with fence_statements(fenced) as seen:
         await holder.does(write)
@@ -277,8 +285,12 @@ async def test_outside_of_runs_nothing_is_fenced(fenced: Database) -> None:
     assert seen == []
 
 
-async def test_nothing_is_committed_after_the_end_of_the_lease_even_before_it_is_noticed(fenced: Database) -> None:
-    """There is no other holder and no report of the heartbeat: only the clock shows that the lease has ended."""
+async def test_nothing_is_committed_after_the_end_of_the_lease_even_before_it_is_noticed(
+    fenced: Database,
+) -> None:
+    """There is no other holder and no report of the heartbeat: only the clock shows that the lease
+    has ended.
+    """
     holder, is_held = Holder(1), [True]
     holder.state.holds_lease = lambda: is_held[0]
 
@@ -289,9 +301,13 @@ async def test_nothing_is_committed_after_the_end_of_the_lease_even_before_it_is
             is_held[0] = False
             await db.commit()
 
-    with pytest.raises(LeaseLost, match="the lease of this node is over, so another one may hold run"):
+    with pytest.raises(
+        LeaseLost, match="the lease of this node is over, so another one may hold run"
+    ):
         await holder.does(frozen)
-    is_held[0] = True  # a beat got through: what this attempt has done is not all there all the same
+    is_held[0] = (
+        True  # a beat got through: what this attempt has done is not all there all the same
+    )
     for write in (by_core, by_engine_begin, in_a_thread):
         with pytest.raises(LeaseLost):
             await holder.does(write)
@@ -299,7 +315,9 @@ async def test_nothing_is_committed_after_the_end_of_the_lease_even_before_it_is
     assert (await emails(fenced), await fences(fenced)) == (["a"], {})
 
 
-async def test_a_lease_that_ends_within_the_fence_statement_refuses_the_commit(fenced: Database) -> None:
+async def test_a_lease_that_ends_within_the_fence_statement_refuses_the_commit(
+    fenced: Database,
+) -> None:
     holder, looks = Holder(1), iter((True, True, False))
     holder.state.holds_lease = lambda: next(looks)
     with pytest.raises(LeaseLost):
@@ -333,7 +351,12 @@ async def test_a_run_whose_commit_was_refused_is_resumed_even_if_it_catches_the_
     is_held[0] = True
     await engine.settle()
     (done,) = await rows(ledger)
-    assert (done["state"], done["result"], done["fence"], done["attempt"]) == ("succeeded", "written", 2, 1)
+    assert (done["state"], done["result"], done["fence"], done["attempt"]) == (
+        "succeeded",
+        "written",
+        2,
+        1,
+    )
     assert (await emails(fenced), await fences(fenced)) == (["a"], {done["id"]: 2})
 
 
@@ -416,11 +439,25 @@ async def test_taking_over_ends_the_connections_of_the_lost_node(
     """The connections of a node that lives again are kept."""
     lost, holder = new_id(), Holder(2)
     async with ledger.engine.begin() as connection:
-        row = {"id": lost, "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": []}
-        node = {**row, "started_at": SLOT, "seen_at": SLOT, "stopped_at": None if has_come_back else SLOT}
+        row = {
+            "id": lost,
+            "host": "elsewhere",
+            "pid": 1,
+            "version": "1",
+            "draining": False,
+            "tasks": [],
+        }
+        node = {
+            **row,
+            "started_at": SLOT,
+            "seen_at": SLOT,
+            "stopped_at": None if has_come_back else SLOT,
+        }
         await connection.execute(nodes.insert().values(node))
         attempt = {"run": holder.run.id, "fence": 1, "number": 1, "node": lost, "outcome": "lost"}
-        await connection.execute(attempts.insert().values(**attempt, started_at=SLOT, ended_at=SLOT))
+        await connection.execute(
+            attempts.insert().values(**attempt, started_at=SLOT, ended_at=SLOT)
+        )
     url = postgres_application.url.render_as_string(hide_password=False)
     old = Database(url, setting="DATABASE_URL", client=f"batch/{lost}")
     other = Database(url, setting="DATABASE_URL", client=f"batch/{new_id()}")
@@ -446,7 +483,9 @@ async def test_taking_over_waits_for_a_stopped_process_that_holds_the_sqlite_loc
     new = Holder(2)
     stopped = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
     stopped.execute("BEGIN IMMEDIATE")
-    stopped.execute("INSERT INTO batch_checkpoints (run, name, fence) VALUES (?, '', 1)", (new.run.id,))
+    stopped.execute(
+        "INSERT INTO batch_checkpoints (run, name, fence) VALUES (?, '', 1)", (new.run.id,)
+    )
     taking = asyncio.create_task(new.does(partial(fencing.take_over, database, new.state)))
     await until(lambda: _true("waits to take over" in caplog.text))
     assert not taking.done()
@@ -462,14 +501,19 @@ async def test_taking_over_waits_for_a_stopped_process_that_holds_the_sqlite_loc
 async def test_a_resumed_run_waits_while_the_application_database_can_not_be_reached(
     ledger: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run neither fails nor times out, since its body may not even need that database, and its progress says so."""
+    """The run neither fails nor times out, since its body may not even need that database, and its
+    progress says so.
+    """
     away = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", setting="DATABASE_URL")
     use_application_database(away, partial(fencing.guard, idle_seconds=LEASE))
     task = make_task("made", None, timeout=0.01)
     run = new_id()
     engine = DrivenEngine(ledger, {"made": task}, new_id())
     engine.launch([Claimed(run, "made", SLOT, "manual", None, 1, 2, SLOT, SLOT)])
-    waits = f"made waits to take over run {run}: postgresql+asyncpg://nobody@127.0.0.1:1/nothing (DATABASE_URL): "
+    waits = (
+        f"made waits to take over run {run}: postgresql+asyncpg://nobody@127.0.0.1:1/nothing "
+        "(DATABASE_URL): "
+    )
     await until(lambda: _true(waits in caplog.text))
     await asyncio.sleep(0.05)  # longer than the timeout
     assert engine.running == 1
@@ -504,7 +548,9 @@ async def test_the_log_of_a_resumed_run_that_has_waited_says_when_the_applicatio
         await database.dispose()
 
 
-async def test_the_timeout_of_an_attempt_runs_once_it_has_taken_over_its_run(impatient: None) -> None:
+async def test_the_timeout_of_an_attempt_runs_once_it_has_taken_over_its_run(
+    impatient: None,
+) -> None:
     took_over, began = asyncio.Event(), asyncio.Event()
 
     async def run(self: object) -> None:
@@ -515,7 +561,9 @@ async def test_the_timeout_of_an_attempt_runs_once_it_has_taken_over_its_run(imp
     claimed = Claimed(new_id(), "made", SLOT, Origin.SCHEDULE, None, 1, 2, SLOT, SLOT)
     task = make_task("made", None, run, timeout=0.02)
     threads = ThreadPool(1)
-    Attempt(claimed, task, threads, lambda _, end: ending.set_result(end), lambda _: took_over.wait()).start()
+    Attempt(
+        claimed, task, threads, lambda _, end: ending.set_result(end), lambda _: took_over.wait()
+    ).start()
     await asyncio.sleep(0.05)
     assert not began.is_set() and not ending.done()
     took_over.set()
@@ -524,7 +572,9 @@ async def test_the_timeout_of_an_attempt_runs_once_it_has_taken_over_its_run(imp
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-async def test_taking_over_does_not_wait_for_a_missing_table(ledger: Database, fenced: Database) -> None:
+async def test_taking_over_does_not_wait_for_a_missing_table(
+    ledger: Database, fenced: Database
+) -> None:
     async with fenced.engine.begin() as connection:
         await connection.execute(text("DROP TABLE batch_checkpoints"))
     new = Holder(2)
@@ -543,7 +593,9 @@ class Started:
         task = make_task("made", None, run, **attributes)
         claimed = Claimed(new_id(), "made", SLOT, Origin.SCHEDULE, None, 1, number, SLOT, SLOT)
         self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self.attempt = Attempt(claimed, task, ThreadPool(2), lambda _, ending: self.ending.set_result(ending))
+        self.attempt = Attempt(
+            claimed, task, ThreadPool(2), lambda _, ending: self.ending.set_result(ending)
+        )
         self.attempt.start()
 
 
@@ -552,7 +604,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.1)
 
 
-async def test_a_coroutine_that_was_given_up_can_not_commit(fenced: Database, impatient: None) -> None:
+async def test_a_coroutine_that_was_given_up_can_not_commit(
+    fenced: Database, impatient: None
+) -> None:
     go_on = asyncio.Event()
     tried: list[BaseException] = []
 
@@ -625,7 +679,9 @@ async def test_giving_up_an_attempt_rolls_back_its_transactions(
         await by_flush()
 
 
-async def test_an_attempt_that_was_given_up_neither_waits_for_the_sqlite_lock_nor_gets_it(tmp_path: Path) -> None:
+async def test_an_attempt_that_was_given_up_neither_waits_for_the_sqlite_lock_nor_gets_it(
+    tmp_path: Path,
+) -> None:
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/app.db", setting="DATABASE_URL")
     await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
@@ -652,7 +708,9 @@ async def test_an_attempt_that_was_given_up_neither_waits_for_the_sqlite_lock_no
     await database.dispose()
 
 
-async def test_a_hung_thread_that_was_given_up_can_not_commit(fenced: Database, impatient: None) -> None:
+async def test_a_hung_thread_that_was_given_up_can_not_commit(
+    fenced: Database, impatient: None
+) -> None:
     has_begun, go_on = threading.Event(), threading.Event()
     tried: list[BaseException] = []
 
@@ -713,7 +771,9 @@ async def test_an_attempt_raises_the_fence_before_its_body_unless_it_is_the_firs
     task = make_task("made", None, run, overlap="allow")
     engine = DrivenEngine(ledger, {"made": task}, new_id())
     numbers = {new_id(): number for number in (1, 2, 7)}
-    engine.launch([Claimed(run, "made", SLOT, "manual", None, 1, n, SLOT, SLOT) for run, n in numbers.items()])
+    engine.launch(
+        [Claimed(run, "made", SLOT, "manual", None, 1, n, SLOT, SLOT) for run, n in numbers.items()]
+    )
     await engine.settle()
     assert len(seen) == 3
     assert await fences(fenced) == {run: number for run, number in numbers.items() if number > 1}

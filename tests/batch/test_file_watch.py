@@ -1,4 +1,6 @@
-"""The watch on an SQLite file: it hears what others have committed, and rests while nobody writes."""
+"""The watch on an SQLite file: it hears what others have committed, and rests while nobody
+writes.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ from tests.batch.ledger_world import until
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
-TOLD = f"INSERT INTO batch_catalog VALUES ({CATALOG}, 1) ON CONFLICT (id) DO UPDATE SET version = version + 1"
+TOLD = (
+    f"INSERT INTO batch_catalog VALUES ({CATALOG}, 1) ON CONFLICT (id) DO UPDATE "
+    "SET version = version + 1"
+)
 MUCH = (
-    "INSERT INTO filled WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) "
+    "INSERT INTO filled WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
+    "WHERE i < 500) "
     "SELECT hex(randomblob(500)) FROM n"
 )
 
@@ -67,11 +73,15 @@ async def watched(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     assert not watched.watch._thread.is_alive()
 
 
-async def test_it_rests_while_nobody_writes_and_hears_a_commit_long_after_its_first_writes(watched: Watched) -> None:
+async def test_it_rests_while_nobody_writes_and_hears_a_commit_long_after_its_first_writes(
+    watched: Watched,
+) -> None:
     assert await watched.hears() == Wake(None)
     assert await watched.rests()
     with closing(sqlite3.connect(watched.file, isolation_level=None)) as other:
-        other.execute("PRAGMA cache_size = 1")  # so that SQLite writes to the file before the commit
+        other.execute(
+            "PRAGMA cache_size = 1"
+        )  # so that SQLite writes to the file before the commit
         other.execute("CREATE TABLE filled (x)")
         other.execute("BEGIN IMMEDIATE")
         other.execute(MUCH)

@@ -75,13 +75,20 @@ async def test_a_slot_that_already_has_a_run_is_left_alone(ledger: Database) -> 
     assert [run["state"] for run in await rows(ledger)] == ["queued"]
 
 
-async def test_with_capacity_a_run_is_inserted_as_running_with_its_first_fence(ledger: Database) -> None:
+async def test_with_capacity_a_run_is_inserted_as_running_with_its_first_fence(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("a"), make_task("b"))
     fired = await fire(ledger, loaded, minutes(0.6), Capacity(1, 0))
     assert len(fired.claimed) == 1
     found = {run["state"]: run for run in await rows(ledger)}
     running = found["running"]
-    assert (running["node"], running["fence"], running["attempt"], running["started_at"]) == (NODE, 1, 1, minutes(0.6))
+    assert (running["node"], running["fence"], running["attempt"], running["started_at"]) == (
+        NODE,
+        1,
+        1,
+        minutes(0.6),
+    )
     assert (found["queued"]["node"], found["queued"]["fence"]) == (None, 0)
     assert fired.claimed[0].id == running["id"]
 
@@ -93,13 +100,17 @@ async def test_a_sync_task_needs_a_thread_to_start_at_once(ledger: Database) -> 
     assert (await fire(ledger, loaded, minutes(0.6), Capacity(5, 0))).claimed == []
 
 
-async def test_while_a_run_is_active_the_next_slot_is_skipped_with_the_reason(ledger: Database) -> None:
+async def test_while_a_run_is_active_the_next_slot_is_skipped_with_the_reason(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("tick"))
     await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     first, second = sorted(await rows(ledger), key=lambda run: run["slot"])
     assert (first["state"], second["state"]) == ("running", "skipped")
-    assert second["reason"] == f"run {first['id']} of slot 2026-03-10 12:01:00 UTC was still running"
+    assert (
+        second["reason"] == f"run {first['id']} of slot 2026-03-10 12:01:00 UTC was still running"
+    )
     assert second["finished_at"] == minutes(1.6)
 
 
@@ -110,8 +121,12 @@ async def test_allow_runs_overlapping_slots(ledger: Database) -> None:
     assert [run["state"] for run in await rows(ledger)] == ["running", "running"]
 
 
-@pytest.mark.parametrize(("policy", "ran", "missed"), [("skip", 0, 9), ("once", 1, 8), ("all", 9, 0)])
-async def test_downtime_follows_the_missed_policy(ledger: Database, policy: str, ran: int, missed: int) -> None:
+@pytest.mark.parametrize(
+    ("policy", "ran", "missed"), [("skip", 0, 9), ("once", 1, 8), ("all", 9, 0)]
+)
+async def test_downtime_follows_the_missed_policy(
+    ledger: Database, policy: str, ran: int, missed: int
+) -> None:
     loaded = await know(ledger, make_task("tick", missed=Missed(policy)))
     await fire(ledger, loaded, minutes(10))
     caught_up = [run for run in await rows(ledger) if run["catch_up"]]
@@ -127,7 +142,9 @@ async def test_a_catch_up_does_not_block_a_slot_on_time(ledger: Database) -> Non
     await fire(ledger, loaded, minutes(10.6))
     states = {run["slot"]: run["state"] for run in await rows(ledger) if not run["catch_up"]}
     assert states[minutes(9.5)] == "queued"
-    assert states[minutes(10.5)] == "skipped"  # because of the run on time, not of the catch-up before it
+    assert (
+        states[minutes(10.5)] == "skipped"
+    )  # because of the run on time, not of the catch-up before it
 
 
 async def test_the_firings_after_a_long_downtime_extend_one_missed_range(ledger: Database) -> None:
@@ -142,7 +159,9 @@ async def test_the_firings_after_a_long_downtime_extend_one_missed_range(ledger:
     assert len(await rows(ledger)) == 60
 
 
-async def test_the_slots_of_a_pause_are_one_missed_range_and_are_never_caught_up(ledger: Database) -> None:
+async def test_the_slots_of_a_pause_are_one_missed_range_and_are_never_caught_up(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("tick", missed="all"))
     with clock.moved(minutes(0.6)):
         async with ledger.engine.begin() as connection:
@@ -150,7 +169,11 @@ async def test_the_slots_of_a_pause_are_one_missed_range_and_are_never_caught_up
     await fire(ledger, loaded, minutes(5))
     await fire(ledger, loaded, minutes(9))
     (found,) = await rows(ledger, tables.missed)
-    assert (found["count"], found["reason"], found["first_slot"]) == (8, "paused by ann", minutes(1.5))
+    assert (found["count"], found["reason"], found["first_slot"]) == (
+        8,
+        "paused by ann",
+        minutes(1.5),
+    )
     with clock.moved(minutes(9.6)):
         async with ledger.engine.begin() as connection:
             await task_sync.resume(connection, "tick")
@@ -177,27 +200,51 @@ async def test_what_each_task_declares_stands_in_its_row(ledger: Database) -> No
     assert stored.keys() == {task.name for task in loaded}
     for task in loaded:
         row = stored[task.name]
-        assert (row["source"], row["pool"], row["tags"]) == (task.source, task.pool, list(task.tags))
-        declared = [task.policies.as_json(), task.monitoring.as_json(), task.parameters.json_schema()]
-        assert [row["policies"], row["monitoring"], row["parameters"]] == json.loads(json.dumps(declared))
+        assert (row["source"], row["pool"], row["tags"]) == (
+            task.source,
+            task.pool,
+            list(task.tags),
+        )
+        declared = [
+            task.policies.as_json(),
+            task.monitoring.as_json(),
+            task.parameters.json_schema(),
+        ]
+        assert [row["policies"], row["monitoring"], row["parameters"]] == json.loads(
+            json.dumps(declared)
+        )
 
 
-async def test_before_a_schedule_changes_the_due_slots_of_the_old_one_are_handled(ledger: Database) -> None:
+async def test_before_a_schedule_changes_the_due_slots_of_the_old_one_are_handled(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("tick", missed="all"))
     with clock.moved(minutes(3)):
-        changed = {"tick": replace(loaded["tick"], schedule=make_task("other", "0 * * * *").schedule)}
+        changed = {
+            "tick": replace(loaded["tick"], schedule=make_task("other", "0 * * * *").schedule)
+        }
         async with ledger.engine.begin() as connection:
-            await task_sync.set_schedules(connection, {"tick": changed["tick"].schedule}, changed, NODE)
+            await task_sync.set_schedules(
+                connection, {"tick": changed["tick"].schedule}, changed, NODE
+            )
     assert [run["slot"] for run in await rows(ledger)] == [minutes(n) for n in (0.5, 1.5, 2.5)]
     async with ledger.engine.connect() as connection:
         old, new = await slots.history(connection, "tick")
-    assert (old["cron"], old["valid_until"], old["fired_until"]) == ("* * * * *", minutes(3), minutes(3))
+    assert (old["cron"], old["valid_until"], old["fired_until"]) == (
+        "* * * * *",
+        minutes(3),
+        minutes(3),
+    )
     assert (new["cron"], new["valid_from"], new["valid_until"]) == ("0 * * * *", minutes(3), None)
 
 
 @pytest.mark.parametrize("how", ["changed", "gone"])
-async def test_a_new_schedule_begins_where_a_clock_ahead_had_fired_the_old_one_to(ledger: Database, how: str) -> None:
-    """Otherwise slots that the clock ahead recorded as missed would run, and slots that ran could be missed."""
+async def test_a_new_schedule_begins_where_a_clock_ahead_had_fired_the_old_one_to(
+    ledger: Database, how: str
+) -> None:
+    """Otherwise slots that the clock ahead recorded as missed would run, and slots that ran could
+    be missed.
+    """
     loaded = await know(ledger, make_task("tick", missed="skip"))
     await fire(ledger, loaded, minutes(60.6))
     every_second = make_task("other", "*/2 * * * *").schedule
@@ -208,11 +255,21 @@ async def test_a_new_schedule_begins_where_a_clock_ahead_had_fired_the_old_one_t
             await task_sync.set_schedules(connection, {"tick": every_second}, loaded, NODE)
     async with ledger.engine.connect() as connection:
         old, new = await slots.history(connection, "tick")
-    assert old["valid_until"] == old["fired_until"] == new["valid_from"] == new["fired_until"] == minutes(60.6)
+    assert (
+        old["valid_until"]
+        == old["fired_until"]
+        == new["valid_from"]
+        == new["fired_until"]
+        == minutes(60.6)
+    )
     await fire(ledger, loaded, minutes(30))
     await fire(ledger, loaded, minutes(62))
     (missed,) = await rows(ledger, tables.missed)
-    assert (missed["first_slot"], missed["last_slot"], missed["count"]) == (minutes(0.5), minutes(59.5), 60)
+    assert (missed["first_slot"], missed["last_slot"], missed["count"]) == (
+        minutes(0.5),
+        minutes(59.5),
+        60,
+    )
     assert [run["slot"] for run in await rows(ledger)] == [minutes(60.5), minutes(61.5)]
 
 
@@ -232,7 +289,9 @@ async def test_thousands_of_tasks_fire_in_one_transaction(ledger: Database) -> N
     assert len(await rows(ledger, state="running")) == 3_000
 
 
-async def test_two_dispatchers_in_opposite_order_never_deadlock(ledger: Database, ledger_url: str) -> None:
+async def test_two_dispatchers_in_opposite_order_never_deadlock(
+    ledger: Database, ledger_url: str
+) -> None:
     tasks = [make_task(f"t{i}") for i in range(40)]
     loaded = await know(ledger, *tasks)
     backwards = dict(reversed(loaded.items()))
@@ -240,15 +299,20 @@ async def test_two_dispatchers_in_opposite_order_never_deadlock(ledger: Database
     for n in range(100):
         now = minutes(n + 0.6)
         await asyncio.gather(fire(ledger, loaded, now), fire(other, backwards, now, node=new_id()))
-        # Schedules that one skipped because the other had locked them are still due, and no longer locked.
+        # Schedules that one skipped because the other had locked them are still due, and no longer
+        # locked.
         await fire(ledger, loaded, now)
     await other.dispose()
     found = await rows(ledger)
     assert len({(run["task"], run["slot"]) for run in found}) == len(found) == 40 * 100
 
 
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite's one writer waits instead
-async def test_a_schedule_that_another_node_is_firing_is_tried_again(ledger: Database, ledger_url: str) -> None:
+@pytest.mark.parametrize(
+    "ledger_url", ["postgresql"], indirect=True
+)  # SQLite's one writer waits instead
+async def test_a_schedule_that_another_node_is_firing_is_tried_again(
+    ledger: Database, ledger_url: str
+) -> None:
     loaded = await know(ledger, make_task("tick"))
     other = Database(ledger_url, setting="LEDGER_URL")
     async with other.engine.begin() as holding:
@@ -275,10 +339,14 @@ async def remove_gone(ledger: Database, live: set[str]) -> list[str]:
 
     async with ledger.engine.begin() as connection:
         known = await task_sync.known(connection)
-        return await task_sync.remove_gone(connection, [n for n, is_removed in known.items() if not is_removed], seen)
+        return await task_sync.remove_gone(
+            connection, [n for n, is_removed in known.items() if not is_removed], seen
+        )
 
 
-async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_history(ledger: Database) -> None:
+async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_history(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("gone"), make_task("kept"))
     await fire(ledger, loaded, minutes(0.6))
     with clock.moved(minutes(5)):
@@ -298,7 +366,9 @@ async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_hi
 
 
 @pytest.mark.parametrize(("before", "after"), [("allow", "skip"), ("skip", "allow")])
-async def test_a_run_outlives_a_change_of_its_tasks_overlap_policy(ledger: Database, before: str, after: str) -> None:
+async def test_a_run_outlives_a_change_of_its_tasks_overlap_policy(
+    ledger: Database, before: str, after: str
+) -> None:
     loaded = await know(ledger, make_task("tick", overlap=before))
     await fire(ledger, loaded, minutes(0.6))
     TaskRegistry.clear()
@@ -309,7 +379,9 @@ async def test_a_run_outlives_a_change_of_its_tasks_overlap_policy(ledger: Datab
     assert claimed.slot == minutes(0.5)
 
 
-async def test_a_schedule_that_can_no_longer_be_read_is_replaced_and_the_others_fire(ledger: Database) -> None:
+async def test_a_schedule_that_can_no_longer_be_read_is_replaced_and_the_others_fire(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("bad"), make_task("good"))
     async with ledger.engine.begin() as connection:
         where = tables.schedules.c.task == "bad"
@@ -328,7 +400,9 @@ async def test_a_schedule_that_can_no_longer_be_read_is_replaced_and_the_others_
 async def test_missed_slots_are_planned_outside_of_transactions_and_do_not_delay_slots_on_time(
     ledger: Database,
 ) -> None:
-    old = [make_task(f"old{minute}", f"{minute} * * * *", missed=Missed("once")) for minute in range(3)]
+    old = [
+        make_task(f"old{minute}", f"{minute} * * * *", missed=Missed("once")) for minute in range(3)
+    ]
     loaded = await know(ledger, *old, make_task("today", "* * * * *"))
     async with ledger.engine.begin() as connection:
         opened = await slots.lock(connection, ["today"])
@@ -340,7 +414,9 @@ async def test_missed_slots_are_planned_outside_of_transactions_and_do_not_delay
     assert {row.task for row in fired.behind} == {"old0", "old1", "old2"} == fired.again_at.keys()
     ahead = await firing.plan_ahead(fired.behind, loaded, now)
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, fired.again_at, loaded, NODE, Capacity(0, 0), now, ahead=ahead)
+        fired = await firing.fire(
+            connection, fired.again_at, loaded, NODE, Capacity(0, 0), now, ahead=ahead
+        )
     assert (fired.behind, fired.again_at) == ([], {})
     missed = await rows(ledger, tables.missed)
     assert [row["count"] for row in missed] == [479, 479, 479]
@@ -350,13 +426,17 @@ async def test_missed_slots_are_planned_outside_of_transactions_and_do_not_delay
 async def test_a_plan_for_a_cursor_that_has_moved_since_is_dropped(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", missed=Missed("all")))
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, loaded, loaded, NODE, Capacity(0, 0), minutes(30), ahead={})
+        fired = await firing.fire(
+            connection, loaded, loaded, NODE, Capacity(0, 0), minutes(30), ahead={}
+        )
     ahead = await firing.plan_ahead(fired.behind, loaded, minutes(30))
     async with ledger.engine.begin() as connection:
         opened = await slots.lock(connection, ["tick"])
         await slots.move_cursors(connection, [opened[0].id], minutes(10))
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, loaded, loaded, NODE, Capacity(0, 0), minutes(30), ahead=ahead)
+        fired = await firing.fire(
+            connection, loaded, loaded, NODE, Capacity(0, 0), minutes(30), ahead=ahead
+        )
     assert [row.fired_until for row in fired.behind] == [minutes(10)]
     assert await rows(ledger) == []
 
@@ -368,14 +448,18 @@ async def test_each_transaction_catches_up_a_bounded_number_of_slots_and_each_sl
     monkeypatch.setattr(misfires, "BUDGET", 20)
     monkeypatch.setattr(firing, "LEAST_SHARE", 4)
     policy = Missed("all", max_age=timedelta(days=30))
-    loaded = await know(ledger, *[make_task(f"t{n}", f"{n}-59 * * * *", missed=policy) for n in range(schedules)])
+    loaded = await know(
+        ledger, *[make_task(f"t{n}", f"{n}-59 * * * *", missed=policy) for n in range(schedules)]
+    )
     now, again, turns = minutes(21), set(loaded), 0
     ahead: SlotPlans = {}
     advanced = set()
     while again:
         before = len(await rows(ledger, catch_up=True))
         async with ledger.engine.begin() as connection:
-            fired = await firing.fire(connection, again, loaded, NODE, Capacity(0, 0), now, ahead=ahead)
+            fired = await firing.fire(
+                connection, again, loaded, NODE, Capacity(0, 0), now, ahead=ahead
+            )
         made = await rows(ledger, catch_up=True)
         assert len(made) - before <= 20
         if turns in (1, 2):

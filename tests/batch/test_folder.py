@@ -78,7 +78,9 @@ def test_a_changed_file_is_logged_once_and_its_old_version_stays(
     for _ in range(4):
         assert folder.load_new() == {}
     [told] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert told.startswith("tasks/first.py has changed, but this process goes on with the old version")
+    assert told.startswith(
+        "tasks/first.py has changed, but this process goes on with the old version"
+    )
     write("first", schedule="31 * * * *")
     folder.load_new()
     folder.load_new()
@@ -120,7 +122,9 @@ def test_a_file_whose_class_was_refused_can_be_corrected(folder: TasksFolder) ->
     assert list(folder.load_new()) == ["second"] and folder.broken == []
 
 
-def test_a_file_that_failed_is_tried_again_when_another_file_changes_or_is_added(folder: TasksFolder) -> None:
+def test_a_file_that_failed_is_tried_again_when_another_file_changes_or_is_added(
+    folder: TasksFolder,
+) -> None:
     write("second", "from tasks._helper import NAME\n" + TASK)
     folder.load_new()
     assert folder.load_new() == {} and "_helper" in folder.broken[0].error
@@ -142,7 +146,9 @@ def test_a_file_with_a_good_and_a_bad_class_needs_a_restart(
     write("second", both.replace("61", "1"))
     folder.load_new()
     folder.load_new()
-    assert "tasks/second.py has changed, but this process goes on with the old version" in caplog.text
+    assert (
+        "tasks/second.py has changed, but this process goes on with the old version" in caplog.text
+    )
 
 
 def test_a_removed_file_is_logged_once_and_is_no_longer_broken(

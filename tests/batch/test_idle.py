@@ -1,4 +1,6 @@
-"""What a service asks the ledger while nothing is due, on a boot-time clock that the test moves; and what it hears."""
+"""What a service asks the ledger while nothing is due, on a boot-time clock that the test moves;
+and what it hears.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,11 @@ class Asked:
     @property
     def others(self) -> list[str]:
         """All but looks and beats."""
-        return [one for one in self.statements if " AS kind" not in one and not one.startswith("UPDATE batch_nodes")]
+        return [
+            one
+            for one in self.statements
+            if " AS kind" not in one and not one.startswith("UPDATE batch_nodes")
+        ]
 
 
 @pytest.fixture
@@ -91,14 +97,18 @@ def asked() -> Any:
 
 
 class Services:
-    """Services in this process, on one ledger. Their timers are short, so they wait only for the boot-time clock."""
+    """Services in this process, on one ledger. Their timers are short, so they wait only for the
+    boot-time clock.
+    """
 
     def __init__(self, boot_time: Seconds) -> None:
         self._boot_time = boot_time
         self.all: list[BatchService] = []
         self._heard: Counter[int] = Counter()
 
-    async def start(self, stack: AsyncExitStack, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(
+        self, stack: AsyncExitStack, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         config.forget_settings()
@@ -118,11 +128,15 @@ class Services:
 
     def _is_watched(self) -> bool:
         """Whether the watch of one service has ended its first look at everything."""
-        watches = [part for service in self.all for part in service._parts if isinstance(part, Watch)]
+        watches = [
+            part for service in self.all for part in service._parts if isinstance(part, Watch)
+        ]
         return any(watch._last_check > datetime.min.replace(tzinfo=UTC) for watch in watches)
 
     async def settled(self) -> None:
-        """Until what services do at their start is over: two seconds without a statement but their looks."""
+        """Until what services do at their start is over: two seconds without a statement but their
+        looks.
+        """
         asked, quiet = Asked(), 0
         event.listen(Engine, "before_cursor_execute", asked.add_statement)
         for _ in range(10):
@@ -134,11 +148,15 @@ class Services:
             if quiet == 2:
                 break
         event.remove(Engine, "before_cursor_execute", asked.add_statement)
-        await until(lambda: asyncio.sleep(0, not any(one.schedules._is_outdated() for one in self.all)))
+        await until(
+            lambda: asyncio.sleep(0, not any(one.schedules._is_outdated() for one in self.all))
+        )
 
 
 @pytest.fixture
-async def start(ledger_url: str, monkeypatch: pytest.MonkeyPatch, boot_time: Seconds) -> AsyncIterator[Any]:
+async def start(
+    ledger_url: str, monkeypatch: pytest.MonkeyPatch, boot_time: Seconds
+) -> AsyncIterator[Any]:
     monkeypatch.setattr(schedule_sync, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(local_engine, "FLUSH_SECONDS", 0.01)
     logs.set_up("INFO")
@@ -147,7 +165,9 @@ async def start(ledger_url: str, monkeypatch: pytest.MonkeyPatch, boot_time: Sec
 
         async def start(number: int = 1, settles: bool = True) -> Services:
             for _ in range(number):
-                await services.start(stack, {"LEDGER_URL": ledger_url, "DRAIN_SECONDS": "0"}, monkeypatch)
+                await services.start(
+                    stack, {"LEDGER_URL": ledger_url, "DRAIN_SECONDS": "0"}, monkeypatch
+                )
             if settles:
                 await services.settled()
             return services
@@ -217,7 +237,9 @@ async def test_a_run_that_reports_nothing_costs_no_further_statements(
     assert asked.transactions == 5
 
 
-async def test_a_run_that_waits_for_another_causes_no_writes(start: Any, asked: Asked, ledger: Database) -> None:
+async def test_a_run_that_waits_for_another_causes_no_writes(
+    start: Any, asked: Asked, ledger: Database
+) -> None:
     make_task("tick", None)
     services = await start()
     other = await put_node(ledger)
@@ -233,7 +255,9 @@ async def test_a_run_that_waits_for_another_causes_no_writes(start: Any, asked: 
     assert asked.transactions <= 8
     assert writes == [] or ledger.kind == "postgresql"  # which reads by the same connections
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.node == other).values(state="succeeded"))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.node == other).values(state="succeeded")
+        )
     await services.second()
     await until(lambda: ledger_world.rows(ledger, state="succeeded", node=services.all[0].node.id))
 
@@ -273,7 +297,11 @@ async def read(ledger: Database, node: str = NODE) -> LedgerChanges:
 
 async def test_a_poll_reports_that_a_run_may_start_once_it_is_due(ledger: Database) -> None:
     assert not (await read(ledger)).is_claimable
-    await insert(ledger, new(state="retrying", due_at=START + MINUTE), new(state="succeeded", finished_at=START))
+    await insert(
+        ledger,
+        new(state="retrying", due_at=START + MINUTE),
+        new(state="succeeded", finished_at=START),
+    )
     for at, is_claimable in ((START, False), (START + MINUTE, True)):
         with clock.moved(at):
             found = await read(ledger)
@@ -299,12 +327,18 @@ async def test_a_poll_names_the_runs_that_this_node_is_asked_to_cancel(ledger: D
     assert (await read(ledger)).requests == []
     async with ledger.engine.begin() as connection:
         await cancel.request_cancel(connection, held.id, "cancelled by ann", "ann")
-    assert (await read(ledger)).requests == [cancel.StopRequest(held.id, held.fence, "cancelled by ann")]
+    assert (await read(ledger)).requests == [
+        cancel.StopRequest(held.id, held.fence, "cancelled by ann")
+    ]
     assert (await read(ledger, new_id())).requests == []
 
 
 async def test_the_firing_state_changes_with_schedules_tasks_and_nodes(ledger: Database) -> None:
-    tick, other, manual = make_task("tick", "0 7 * * *"), make_task("other", "0 9 * * *"), make_task("manual", None)
+    tick, other, manual = (
+        make_task("tick", "0 7 * * *"),
+        make_task("other", "0 9 * * *"),
+        make_task("manual", None),
+    )
     await know(ledger, tick, manual)
     node = await put_node(ledger)
 
@@ -322,11 +356,17 @@ async def test_the_firing_state_changes_with_schedules_tasks_and_nodes(ledger: D
         await task_sync.set_schedules(connection, {"manual": None}, {"manual": manual}, NODE)
 
     assert not await differ_after(lambda c: nodes.beat(c, node, 0.0))
-    assert not await differ_after(lambda c: c.execute(update(tables.schedules).values(fired_until=START)))
+    assert not await differ_after(
+        lambda c: c.execute(update(tables.schedules).values(fired_until=START))
+    )
     assert await differ_after(lambda c: task_sync.pause(c, "tick", "ann", {"tick": tick}))
     assert await differ_after(lambda c: task_sync.resume(c, "tick"))
-    assert await differ_after(lambda c: task_sync.set_schedules(c, {"tick": other.schedule}, {"tick": tick}, NODE))
-    assert await differ_after(lambda c: task_sync.set_schedules(c, {"tick": None}, {"tick": tick}, NODE))
+    assert await differ_after(
+        lambda c: task_sync.set_schedules(c, {"tick": other.schedule}, {"tick": tick}, NODE)
+    )
+    assert await differ_after(
+        lambda c: task_sync.set_schedules(c, {"tick": None}, {"tick": tick}, NODE)
+    )
     assert await differ_after(lambda c: task_sync.remove_gone(c, ["manual"], nobody))
     assert await differ_after(restore)
     assert await differ_after(lambda c: c.execute(update(tables.nodes).values(stopped_at=START)))
@@ -340,8 +380,12 @@ async def test_a_firing_changes_nothing_that_other_nodes_have_to_read(ledger: Da
         assert (await read(ledger)).firing_state == before
 
 
-async def test_a_change_locks_the_version_of_the_catalog_last(ledger: Database, asked: Asked) -> None:
-    """All nodes share this one row: a transaction that locks it first and other rows later could deadlock."""
+async def test_a_change_locks_the_version_of_the_catalog_last(
+    ledger: Database, asked: Asked
+) -> None:
+    """All nodes share this one row: a transaction that locks it first and other rows later could
+    deadlock.
+    """
     tick = make_task("tick")
     loaded = await know(ledger, tick)
 
@@ -359,12 +403,16 @@ async def test_a_change_locks_the_version_of_the_catalog_last(ledger: Database, 
         asked.clear()
         async with ledger.engine.begin() as connection:
             await change(connection)
-        locking = [one for one in asked.statements if "pg_notify" not in one]  # which locks at the commit
+        locking = [
+            one for one in asked.statements if "pg_notify" not in one
+        ]  # which locks at the commit
         of_the_catalog = [one.startswith("INSERT INTO batch_catalog") for one in locking]
         assert (of_the_catalog[-1], sum(of_the_catalog)) == (True, 1)
 
 
-@pytest.mark.parametrize("roles", [BY_HAND, Roles(False, frozenset({"default", "gpu"}))], ids=["by hand", "worker"])
+@pytest.mark.parametrize(
+    "roles", [BY_HAND, Roles(False, frozenset({"default", "gpu"}))], ids=["by hand", "worker"]
+)
 async def test_a_node_that_does_not_fire_neither_watches_others_nor_counts_as_a_service(
     ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch, roles: Roles
 ) -> None:
@@ -417,8 +465,12 @@ async def test_claimable_runs_are_reported_once_in_poll_seconds_and_other_change
     await insert(ledger, new())
     heard: list[bool] = []
     url = ledger.url.render_as_string(hide_password=False)
-    heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30, poll_seconds=3)
-    heart.start(lambda: None, lambda: None, on_changes=lambda found: heard.append(found.is_claimable))
+    heart = Heartbeat(
+        url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30, poll_seconds=3
+    )
+    heart.start(
+        lambda: None, lambda: None, on_changes=lambda found: heard.append(found.is_claimable)
+    )
     for second in range(8):
         await until(lambda second=second: asyncio.sleep(0, len(heard) == second + 1))
         boot_time.now += 1
@@ -442,7 +494,9 @@ async def test_polls_that_succeed_do_not_hide_beats_that_fail(
     heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30)
     heart.start(lambda: None, lambda: None, on_changes=heard.append)
     for second in range(3):
-        await until(lambda second=second: asyncio.sleep(0, len(fails) == second + 1 and heart.trouble))
+        await until(
+            lambda second=second: asyncio.sleep(0, len(fails) == second + 1 and heart.trouble)
+        )
         boot_time.now += 1
     await asyncio.to_thread(heart.stop)
     assert heard == []
@@ -466,7 +520,9 @@ async def test_a_dead_node_is_rescued_while_the_event_loop_is_blocked(ledger: Da
     await asyncio.to_thread(heart.stop)
 
 
-async def test_a_pause_on_another_node_takes_effect_with_the_next_poll(start: Any, ledger: Database) -> None:
+async def test_a_pause_on_another_node_takes_effect_with_the_next_poll(
+    start: Any, ledger: Database
+) -> None:
     task = make_task("tick")
     services = await start()
     job = services.all[0].scheduler.get_job("tick")
@@ -480,7 +536,9 @@ async def test_a_pause_on_another_node_takes_effect_with_the_next_poll(start: An
 async def test_a_slot_that_is_due_by_database_time_fires_even_if_apscheduler_is_wrong(
     start: Any, ledger: Database
 ) -> None:
-    """The clock of a node may be minutes behind. Here the clock of APScheduler is behind, since only ours is moved."""
+    """The clock of a node may be minutes behind. Here the clock of APScheduler is behind, since
+    only ours is moved.
+    """
     with clock.moved(START):
         make_task("tick")
         services = await start()

@@ -1,4 +1,6 @@
-"""ItemTask on both databases: items are fetched outside of transactions, saved in savepoints, or set aside."""
+"""ItemTask on both databases: items are fetched outside of transactions, saved in savepoints, or
+set aside.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def make(**attributes: Any) -> type[_Made]:
 
 
 async def aside(run: str) -> list[tuple[str, str, int]]:
-    return [(row.item, row.error["message"], row.times) for row in await quarantine.listed(application_database(), run)]
+    return [
+        (row.item, row.error["message"], row.times)
+        for row in await quarantine.listed(application_database(), run)
+    ]
 
 
 async def test_each_item_is_saved_once(world: Database) -> None:
@@ -66,10 +71,15 @@ class Unreadable(ValueError):
         raise ZeroDivisionError
 
 
-async def test_an_item_whose_error_can_t_be_formatted_or_stored_is_set_aside_too(world: Database) -> None:
+async def test_an_item_whose_error_can_t_be_formatted_or_stored_is_set_aside_too(
+    world: Database,
+) -> None:
     attempt = Attempt()
     bad = {3: Unreadable(), 4: ValueError("a\0b"), 5: ValueError("x" * 1_000_000)}
-    assert await attempt.does(make(bad=bad, skip=Skip(limit=3))().run) == {"done": 22, "set_aside": 3}
+    assert await attempt.does(make(bad=bad, skip=Skip(limit=3))().run) == {
+        "done": 22,
+        "set_aside": 3,
+    }
     third, fourth, fifth = await aside(attempt.run.id)
     assert third == ("3", "its text can't be read", 1)
     assert fourth[1] == "a\N{SYMBOL FOR NULL}b"
@@ -82,9 +92,14 @@ async def test_without_skip_an_item_that_always_fails_fails_the_run(world: Datab
     assert await seen() == list(range(1, 11))
 
 
-async def test_bad_items_are_set_aside_with_the_error_and_their_changes_are_rolled_back(world: Database) -> None:
+async def test_bad_items_are_set_aside_with_the_error_and_their_changes_are_rolled_back(
+    world: Database,
+) -> None:
     attempt = Attempt()
-    own = make(bad={3: ValueError("bad"), 13: KeyError("gone")}, skip=Skip(limit=2, on=(ValueError, KeyError)))
+    own = make(
+        bad={3: ValueError("bad"), 13: KeyError("gone")},
+        skip=Skip(limit=2, on=(ValueError, KeyError)),
+    )
     assert await attempt.does(own().run) == {"done": 23, "set_aside": 2}
     assert await seen() == [n for n in range(1, 26) if n not in (3, 13)]
     assert await aside(attempt.run.id) == [("3", "bad", 1), ("13", "'gone'", 1)]
@@ -96,14 +111,20 @@ async def test_bad_items_are_set_aside_with_the_error_and_their_changes_are_roll
 
 async def test_an_error_that_skip_does_not_include_fails_the_run(world: Database) -> None:
     with pytest.raises(TypeError, match="worse"):
-        await Attempt().does(make(bad={3: TypeError("worse")}, skip=Skip(limit=2, on=ValueError))().run)
+        await Attempt().does(
+            make(bad={3: TypeError("worse")}, skip=Skip(limit=2, on=ValueError))().run
+        )
 
 
-async def test_beyond_the_limit_each_attempt_of_the_run_fails_with_that_reason(world: Database) -> None:
+async def test_beyond_the_limit_each_attempt_of_the_run_fails_with_that_reason(
+    world: Database,
+) -> None:
     first = Attempt()
     own = make(bad=dict.fromkeys((1, 2, 11), ValueError("bad")), skip=Skip(limit=2))
     for attempt in (first, Attempt(first)):
-        with pytest.raises(ChunkError, match=r"item 11 failed too \(ValueError: bad\), and 2 are set aside already"):
+        with pytest.raises(
+            ChunkError, match=r"item 11 failed too \(ValueError: bad\), and 2 are set aside already"
+        ):
             await attempt.does(own().run)
     assert await seen() == list(range(3, 11))
     assert len(await aside(first.run.id)) == 2
@@ -111,7 +132,11 @@ async def test_beyond_the_limit_each_attempt_of_the_run_fails_with_that_reason(w
 
 async def test_a_temporary_error_is_retried_for_the_item_alone(world: Database) -> None:
     own = make(
-        bad={3: lambda tries: ConnectionError() if tries < 3 else None, 4: ConnectionError("never")}, skip=Skip(9)
+        bad={
+            3: lambda tries: ConnectionError() if tries < 3 else None,
+            4: ConnectionError("never"),
+        },
+        skip=Skip(9),
     )
     attempt = Attempt()
     assert await attempt.does(own().run) == {"done": 24, "set_aside": 1}
@@ -127,14 +152,18 @@ async def test_after_a_deadlock_the_whole_chunk_is_saved_again(world: Database) 
     assert await seen() == list(range(1, 26))
 
 
-async def test_concurrency_items_are_fetched_at_a_time_while_no_transaction_is_open(world: Database) -> None:
+async def test_concurrency_items_are_fetched_at_a_time_while_no_transaction_is_open(
+    world: Database,
+) -> None:
     waiting, most = 0, 0
 
     async def fetch(self: Any, item: Item) -> str:
         nonlocal waiting, most
         waiting += 1
         most = max(most, waiting)
-        async with get_db() as db:  # on SQLite this would wait for ever for the session of an open chunk
+        async with (
+            get_db() as db
+        ):  # on SQLite this would wait for ever for the session of an open chunk
             see(db, [-item.id])
             await db.commit()
         await asyncio.sleep(0.01)
@@ -163,7 +192,9 @@ async def test_an_item_whose_fetch_raises_is_retried_and_then_set_aside(world: D
             raise ValueError("not there")
         if item.id == 4 and tries[4] == 1:
             response = httpx.Response(429, headers={"Retry-After": "0"})
-            raise httpx.HTTPStatusError("busy", request=httpx.Request("GET", "http://x"), response=response)
+            raise httpx.HTTPStatusError(
+                "busy", request=httpx.Request("GET", "http://x"), response=response
+            )
         return item.id
 
     attempt = Attempt()
@@ -178,7 +209,9 @@ async def test_a_row_inserted_during_the_fetches_is_not_skipped(world: Database)
         if item.id == 5:
             async with get_db() as db:
                 await db.delete(await db.get_one(Item, 6))
-                db.add(Item(id=0, kind="a", done=0))  # its key is before those fetched, and nothing is committed yet
+                db.add(
+                    Item(id=0, kind="a", done=0)
+                )  # its key is before those fetched, and nothing is committed yet
                 await db.commit()
 
     own = make(fetch=fetch)
@@ -209,7 +242,10 @@ async def test_a_redrive_processes_only_the_items_set_aside_and_marks_them(world
     await first.does(own().run)
     del own.bad[3], own.bad[13]
     second = Attempt()
-    assert await second.does(partial(own().run, redrive=first.run.id, items=["3", "14"])) == {"done": 1, "set_aside": 1}
+    assert await second.does(partial(own().run, redrive=first.run.id, items=["3", "14"])) == {
+        "done": 1,
+        "set_aside": 1,
+    }
     assert (await seen())[-1] == 3
     assert await aside(second.run.id) == [("14", "bad", 1)]
     third = Attempt()
@@ -287,7 +323,8 @@ def test_the_parameters_of_items_are_parameters_of_its_runs() -> None:
     assert (declared.names, declared.required) == (("redrive", "items", "kind", "note"), ("kind",))
     assert declared.to_json({"kind": "a", "redrive": "x"}) == {"kind": "a", "redrive": "x"}
     with pytest.raises(
-        InvalidParameters, match=r"there is no parameter 'colour' \(it takes redrive, items, kind, note"
+        InvalidParameters,
+        match=r"there is no parameter 'colour' \(it takes redrive, items, kind, note",
     ):
         declared.to_json({"kind": "a", "colour": "red"})
     assert TaskRegistry.of(_made_plain()).parameters.names == ("redrive", "items")
@@ -297,14 +334,21 @@ def _made_plain() -> type[_Made]:
     return type("Plain", (_Made,), {"name": "plain"})
 
 
-async def test_items_gets_the_parameters_and_the_other_methods_see_what_it_keeps(world: Database) -> None:
+async def test_items_gets_the_parameters_and_the_other_methods_see_what_it_keeps(
+    world: Database,
+) -> None:
     own = type("Own", (_OfKind,), {"tries": Counter(), "bad": {}})
-    assert await Attempt().does(partial(own().run, kind="a", note="mine")) == {"done": 12, "set_aside": 0}
+    assert await Attempt().does(partial(own().run, kind="a", note="mine")) == {
+        "done": 12,
+        "set_aside": 0,
+    }
     assert await notes() == {"a": {"mine"}, "b": {None}}
 
 
 class _WithItsOwnRun(_OfKind):
-    async def run(self, redrive: str | None = None, items: list[str] | None = None, note: int = 0) -> Any:
+    async def run(
+        self, redrive: str | None = None, items: list[str] | None = None, note: int = 0
+    ) -> Any:
         return await super().run(redrive, items, kind="a", note=f"note {note}")
 
 
@@ -321,7 +365,10 @@ def test_a_parameter_of_items_that_run_has_already_is_refused() -> None:
         def items(self, redrive: int = 0) -> Select[Item]:
             return select(Item)
 
-    with pytest.raises(InvalidTask, match=r"items\(\) has the parameter redrive, which run\(\) has already: rename it"):
+    with pytest.raises(
+        InvalidTask,
+        match=r"items\(\) has the parameter redrive, which run\(\) has already: rename it",
+    ):
         TaskRegistry.of(Own)
 
 
@@ -334,14 +381,18 @@ def test_annotations_of_items_without_parameters_are_for_type_checkers_only() ->
 
 
 @pytest.mark.parametrize("ends", ["well", "with an error"])
-async def test_resources_are_opened_once_for_all_items_and_closed_at_the_end(world: Database, ends: str) -> None:
+async def test_resources_are_opened_once_for_all_items_and_closed_at_the_end(
+    world: Database, ends: str
+) -> None:
     told: list[str] = []
 
     class Own(_OfKind):
         @asynccontextmanager
         async def resources(self) -> AsyncIterator[None]:
             told.append(f"opened for {self.note}")
-            async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as self.client:
+            async with httpx.AsyncClient(
+                transport=httpx.MockTransport(lambda _: httpx.Response(200))
+            ) as self.client:
                 yield
             told.append("closed")
 
@@ -371,7 +422,10 @@ async def yields(self: object) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("resources", [opens, yields])
 def test_resources_without_the_decorator_are_refused_with_what_to_write(resources: Any) -> None:
-    with pytest.raises(InvalidTask, match=r"Own\.resources\(\) is no async context manager; allowed: .*asynccontextm"):
+    with pytest.raises(
+        InvalidTask,
+        match=r"Own\.resources\(\) is no async context manager; allowed: .*asynccontextm",
+    ):
         make(resources=resources)
 
 
@@ -390,7 +444,9 @@ class _Typed(ItemTask[Item, str]):
         item.note = fetched[-10:]
 
 
-async def test_a_task_may_name_the_types_of_its_items_and_of_what_it_fetches(world: Database) -> None:
+async def test_a_task_may_name_the_types_of_its_items_and_of_what_it_fetches(
+    world: Database,
+) -> None:
     assert TaskRegistry.of(_Typed).parameters.names == ("redrive", "items")
     assert await Attempt().does(_Typed().run) == {"done": 25, "set_aside": 0}
     assert ItemTask[Item] and inspect.isabstract(ItemTask[Item, str].__origin__)

@@ -1,4 +1,6 @@
-"""Leases on a boot-time clock that the tests move: who is silent, who is rescued, and what a node without one does."""
+"""Leases on a boot-time clock that the tests move: who is silent, who is rescued, and what a node
+without one does.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def boot_time(monkeypatch: pytest.MonkeyPatch) -> BootTime:
 
 
 class TestObserver:
-    def test_a_node_is_silent_after_a_whole_lease_with_the_same_counter(self, boot_time: BootTime) -> None:
+    def test_a_node_is_silent_after_a_whole_lease_with_the_same_counter(
+        self, boot_time: BootTime
+    ) -> None:
         observer = Observer(lease_seconds=30)
         for _ in range(5):
             assert observer.silent({"a": 1}) == set()
@@ -84,7 +88,9 @@ class TestObserver:
             boot_time.ahead += 11
 
 
-def test_a_lease_counts_from_the_sending_of_the_beat_and_ends_before_others_see_its_end(boot_time: BootTime) -> None:
+def test_a_lease_counts_from_the_sending_of_the_beat_and_ends_before_others_see_its_end(
+    boot_time: BootTime,
+) -> None:
     lease = Lease(30)
     assert not lease.is_held
     sent_at = clock.boottime()
@@ -124,10 +130,19 @@ async def test_a_heartbeat_that_fails_is_logged_and_begins_again(
 
 
 async def put_node(ledger: Database, **more: Any) -> str:
-    row = {"id": new_id(), "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": ["theirs"]}
+    row = {
+        "id": new_id(),
+        "host": "elsewhere",
+        "pid": 1,
+        "version": "1",
+        "draining": False,
+        "tasks": ["theirs"],
+    }
     async with ledger.engine.begin() as connection:
         now = await now_of(connection)
-        await connection.execute(tables.nodes.insert().values({**row, "started_at": now, "seen_at": now, **more}))
+        await connection.execute(
+            tables.nodes.insert().values({**row, "started_at": now, "seen_at": now, **more})
+        )
     return str(row["id"])
 
 
@@ -135,8 +150,22 @@ async def put_run(ledger: Database, node: str, task: str = "theirs") -> str:
     run = new_id()
     async with ledger.engine.begin() as connection:
         now = await now_of(connection)
-        new = {"id": run, "task": task, "origin": "manual", "rank": 2, "catch_up": False, "attempt": 1, "fence": 1}
-        held = {"state": "running", "node": node, "due_at": now, "created_at": now, "attempt_started_at": now}
+        new = {
+            "id": run,
+            "task": task,
+            "origin": "manual",
+            "rank": 2,
+            "catch_up": False,
+            "attempt": 1,
+            "fence": 1,
+        }
+        held = {
+            "state": "running",
+            "node": node,
+            "due_at": now,
+            "created_at": now,
+            "attempt_started_at": now,
+        }
         await connection.execute(tables.runs.insert().values(**new, **held))
     return run
 
@@ -152,7 +181,9 @@ async def test_a_dead_node_is_marked_as_stopped_and_its_run_interrupted(ledger: 
     assert await rescue_now(ledger, {node: 0}) == [node]
     assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
     assert (await rows(ledger, id=theirs))[0]["state"] == "running"
-    stopped = {row["id"] for row in await rows(ledger, tables.nodes) if row["stopped_at"] is not None}
+    stopped = {
+        row["id"] for row in await rows(ledger, tables.nodes) if row["stopped_at"] is not None
+    }
     assert stopped == {node}
     async with ledger.reader.connect() as connection:
         assert await nodes.live_tasks(connection) == {"theirs"}
@@ -161,7 +192,9 @@ async def test_a_dead_node_is_marked_as_stopped_and_its_run_interrupted(ledger: 
         assert await nodes.live_tasks(connection) == set()
 
 
-async def test_a_node_that_beats_during_the_rescue_is_not_marked_as_stopped(ledger: Database) -> None:
+async def test_a_node_that_beats_during_the_rescue_is_not_marked_as_stopped(
+    ledger: Database,
+) -> None:
     node = await put_node(ledger)
     run = await put_run(ledger, node)
     async with ledger.engine.begin() as connection:
@@ -171,8 +204,12 @@ async def test_a_node_that_beats_during_the_rescue_is_not_marked_as_stopped(ledg
     assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
 
 
-async def test_a_run_claimed_after_its_node_was_marked_as_stopped_is_rescued(ledger: Database) -> None:
-    """A process may be frozen between the check of its lease and the COMMIT of its claim, and die after that."""
+async def test_a_run_claimed_after_its_node_was_marked_as_stopped_is_rescued(
+    ledger: Database,
+) -> None:
+    """A process may be frozen between the check of its lease and the COMMIT of its claim, and die
+    after that.
+    """
     node = await put_node(ledger)
     await rescue_now(ledger, {node: 0})
     async with ledger.reader.connect() as connection:
@@ -206,8 +243,12 @@ async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_data
         await ledger.dispose()
 
 
-async def test_a_node_whose_own_row_a_frozen_node_has_locked_ends_that_lock(postgres_database: str) -> None:
-    """A node that can't beat still sees who is silent, and relieves it. Else one frozen process would stop all."""
+async def test_a_node_whose_own_row_a_frozen_node_has_locked_ends_that_lock(
+    postgres_database: str,
+) -> None:
+    """A node that can't beat still sees who is silent, and relieves it. Else one frozen process
+    would stop all.
+    """
     await migrated(postgres_database, LEDGER_HISTORY)
     ledger = Database(postgres_database, setting="LEDGER_URL")
     own, other = await put_node(ledger), await put_node(ledger)
@@ -230,7 +271,9 @@ async def test_a_node_whose_own_row_a_frozen_node_has_locked_ends_that_lock(post
         await ledger.dispose()
 
 
-async def test_connections_of_a_node_that_has_beaten_again_are_not_ended(postgres_database: str) -> None:
+async def test_connections_of_a_node_that_has_beaten_again_are_not_ended(
+    postgres_database: str,
+) -> None:
     await migrated(postgres_database, LEDGER_HISTORY)
     ledger = Database(postgres_database, setting="LEDGER_URL")
     back, frozen, own = [await put_node(ledger) for _ in range(3)]
@@ -242,7 +285,10 @@ async def test_connections_of_a_node_that_has_beaten_again_are_not_ended(postgre
     heart = Heartbeat(postgres_database, own, Lease(30), beat_seconds=5, lease_seconds=30)
     heart._lag.loop, heart._on_rescue = asyncio.get_running_loop(), lambda: None
     try:
-        async with theirs[back].engine.connect() as working, theirs[frozen].engine.connect() as stopped:
+        async with (
+            theirs[back].engine.connect() as working,
+            theirs[frozen].engine.connect() as stopped,
+        ):
             async with ledger.engine.begin() as connection:
                 await nodes.beat(connection, back, 0.0)
             await working.execute(select(1))
@@ -274,13 +320,24 @@ NOTHING = None
 LOSSES = {
     "says nothing": ([NOTHING] * 5, "irrrf"),
     "commits chunks in each attempt": ([(100, 0), (200, 100), (300, 200), (400, 300)], "iiii"),
-    "commits chunks of other loops, which are fewer": ([(5005, 0), (3008, 5), (2005, 8), (1004, 9)], "iiii"),
+    "commits chunks of other loops, which are fewer": (
+        [(5005, 0), (3008, 5), (2005, 8), (1004, 9)],
+        "iiii",
+    ),
     "finds its place and commits nothing": ([(100, 0), *[(100, 100)] * 4], "irrrf"),
-    "counts from the beginning and ends where it ended before": ([(500, 0), (500, 0), (480, 0)], "irr"),
-    "counts by itself and gets further each time": ([(100, 0), (200, 0), (300, 0), (400, 0)], "iiii"),
+    "counts from the beginning and ends where it ended before": (
+        [(500, 0), (500, 0), (480, 0)],
+        "irr",
+    ),
+    "counts by itself and gets further each time": (
+        [(100, 0), (200, 0), (300, 0), (400, 0)],
+        "iiii",
+    ),
     "gets on in its third attempt only": ([NOTHING, NOTHING, (10, 0), *[NOTHING] * 4], "irirrrf"),
 }
-"""Of each attempt its count when its node was lost, and how much of that earlier ones had done; then the states."""
+"""Of each attempt its count when its node was lost, and how much of that earlier ones had done;
+then the states.
+"""
 STATES = {"i": "interrupted", "r": "retrying", "f": "failed"}
 POISON = "5 times without progress; do not retry it before that is mended"
 
@@ -296,13 +353,20 @@ async def test_a_run_that_is_lost_again_and_again_waits_longer_each_time_and_fai
             assert await lose(ledger, run, progress) == STATES[state]
             (found,) = await rows(ledger)
             waits += [(found["due_at"] - clock.now()).total_seconds()] if state in "ir" else []
-        assert waits == [0 if state == "i" else 30 * 2.0**waited for state, waited in _waited(states)]
-        assert found["attempt"] - found["attempts_before"] == 1 - (state == "r"), "no loss uses up an attempt"
+        assert waits == [
+            0 if state == "i" else 30 * 2.0**waited for state, waited in _waited(states)
+        ]
+        assert found["attempt"] - found["attempts_before"] == 1 - (state == "r"), (
+            "no loss uses up an attempt"
+        )
         if states[-1] == "f":
             assert found["reason"] == f"poison: the node was lost while it ran, {POISON}"
             async with ledger.engine.begin() as connection:
                 await retry(connection, run, "ann")
-            assert [await lose(ledger, run, NOTHING) for _ in range(2)] == ["interrupted", "retrying"]
+            assert [await lose(ledger, run, NOTHING) for _ in range(2)] == [
+                "interrupted",
+                "retrying",
+            ]
 
 
 def _waited(states: str) -> Iterator[tuple[str, int]]:
@@ -313,31 +377,46 @@ def _waited(states: str) -> Iterator[tuple[str, int]]:
         yield state, waited - 1
 
 
-async def test_a_run_that_has_blocked_the_event_loop_pays_and_others_of_its_node_do_not(ledger: Database) -> None:
+async def test_a_run_that_has_blocked_the_event_loop_pays_and_others_of_its_node_do_not(
+    ledger: Database,
+) -> None:
     """The process notes it in the row of the run before it ends."""
     node = await put_node(ledger)
     ran = [await put_run(ledger, node) for _ in range(2)]
     with clock.moved(clock.now()):
         for _ in range(5):
             async with ledger.engine.begin() as connection:
-                await orphans.accuse(connection, node, ran[0], "it blocked the event loop for 25 s, in ops.py line 96")
+                await orphans.accuse(
+                    connection,
+                    node,
+                    ran[0],
+                    "it blocked the event loop for 25 s, in ops.py line 96",
+                )
             await rescue_now(ledger, {node: 0})
             last = {run["id"]: run for run in await rows(ledger)}
             node = await put_node(ledger)
             clock.advance(timedelta(seconds=1))
             async with ledger.engine.begin() as connection:
-                again = update(tables.runs).where(tables.runs.c.state.in_(("interrupted", "retrying")))
+                again = update(tables.runs).where(
+                    tables.runs.c.state.in_(("interrupted", "retrying"))
+                )
                 await connection.execute(again.values(state="running", node=node, reason=None))
     blocker, other = (last[run] for run in ran)
     poison = f"poison: it blocked the event loop for 25 s, in ops.py line 96, {POISON}"
     assert (blocker["state"], blocker["reason"]) == ("failed", poison)
-    assert (other["state"], other["losses"], other["reason"]) == ("interrupted", 0, "the node was lost while it ran")
+    assert (other["state"], other["losses"], other["reason"]) == (
+        "interrupted",
+        0,
+        "the node was lost while it ran",
+    )
 
 
 async def test_a_run_with_which_the_ledger_does_not_answer_any_more_pays_and_an_outage_costs_nothing(
     ledger: Database,
 ) -> None:
-    """Nor does it cost a run anything that had gone on for five minutes when the ledger stopped to answer."""
+    """Nor does it cost a run anything that had gone on for five minutes when the ledger stopped to
+    answer.
+    """
 
     async def run(self: object) -> None:
         await asyncio.Event().wait()
@@ -349,7 +428,16 @@ async def test_a_run_with_which_the_ledger_does_not_answer_any_more_pays_and_an_
     harms = LostLease("its node could not reach the ledger while it ran", clock.boottime())
     ends = []
     with clock.moved(clock.now()):
-        for how in (None, replace(harms, since=harms.since + 600), harms, None, harms, harms, harms, harms):
+        for how in (
+            None,
+            replace(harms, since=harms.since + 600),
+            harms,
+            None,
+            harms,
+            harms,
+            harms,
+            harms,
+        ):
             engine._is_claiming = True
             await engine._turn()
             assert engine.running == 1
@@ -367,9 +455,11 @@ async def test_a_run_with_which_the_ledger_does_not_answer_any_more_pays_and_an_
 async def test_a_lease_is_lost_by_what_runs_only_where_the_ledger_was_there(
     ledger: Database, boot_time: BootTime
 ) -> None:
-    """A lock that is held on it may be by a run of this node; a server that refuses connections is not.
+    """A lock that is held on it may be by a run of this node; a server that refuses connections is
+    not.
 
-    Nor is a server that does not answer in time, and PostgreSQL says that something is locked only after two seconds.
+    Nor is a server that does not answer in time, and PostgreSQL says that something is locked only
+    after two seconds.
     """
     url = ledger.url.render_as_string(hide_password=False)
     cases = {url: ledger.kind == "sqlite", "postgresql+asyncpg://nobody@127.0.0.1:1/nothing": False}
@@ -380,7 +470,9 @@ async def test_a_lease_is_lost_by_what_runs_only_where_the_ledger_was_there(
         lost: list[LostLease | None] = []
         heart = Heartbeat(place, node, lease, beat_seconds=0.1, lease_seconds=1)
         async with ledger.engine.begin() as connection:
-            await connection.execute(update(tables.nodes).where(tables.nodes.c.id == node).values(beats=1))
+            await connection.execute(
+                update(tables.nodes).where(tables.nodes.c.id == node).values(beats=1)
+            )
             began_at = clock.boottime()
             heart.start(lost.append, lambda: None)
             await until(lambda lost=lost: asyncio.sleep(0, lost))
@@ -389,7 +481,9 @@ async def test_a_lease_is_lost_by_what_runs_only_where_the_ledger_was_there(
             assert lost[0] is None
         else:
             assert lost[0] is not None and began_at - 0.1 < lost[0].since < began_at + 1
-            assert lost[0].is_proven == (ledger.kind == "sqlite"), "there the kernel says who has the lock"
+            assert lost[0].is_proven == (ledger.kind == "sqlite"), (
+                "there the kernel says who has the lock"
+            )
     boot_time.ahead = 3600
     assert heart._how_lost() is None, "the machine has slept"
 
@@ -399,19 +493,31 @@ async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> 
     node = await put_node(ledger)
     clock.advance(timedelta(seconds=1))
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.state == "running").values(state="queued"))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.state == "running").values(state="queued")
+        )
         (claimed,) = await transitions.claim(connection, [run], node, clock.now())
     clock.advance(timedelta(seconds=1))
     if progress is not None:
         count, before = progress
-        told = {"count": count, "count_before": before, "total": None, "message": None, "progress_at": clock.now()}
+        told = {
+            "count": count,
+            "count_before": before,
+            "total": None,
+            "message": None,
+            "progress_at": clock.now(),
+        }
         async with ledger.engine.begin() as connection:
-            await run_progress.mirror(connection, [{"id": run, "fence": claimed.fence, "rate": None, **told}])
+            await run_progress.mirror(
+                connection, [{"id": run, "fence": claimed.fence, "rate": None, **told}]
+            )
     await rescue_now(ledger, {node: 0})
     return str((await rows(ledger, id=run))[0]["state"])
 
 
-async def test_an_attempt_that_may_not_be_repeated_fails_if_the_service_stops_after_its_begin() -> None:
+async def test_an_attempt_that_may_not_be_repeated_fails_if_the_service_stops_after_its_begin() -> (
+    None
+):
     async def run(self: object) -> None:
         await asyncio.Event().wait()
 
@@ -420,7 +526,9 @@ async def test_an_attempt_that_may_not_be_repeated_fails_if_the_service_stops_af
     begun.attempt.interrupt("the service stopped")
     ending = await begun.ending()
     assert (ending.state, ending.outcome) == ("failed", "interrupted")
-    assert ending.reason == "the service stopped while it ran, and it is not run again (rerun = False)"
+    assert (
+        ending.reason == "the service stopped while it ran, and it is not run again (rerun = False)"
+    )
 
 
 async def test_an_attempt_that_may_not_be_repeated_is_resumed_if_it_had_not_begun() -> None:
@@ -429,7 +537,9 @@ async def test_an_attempt_that_may_not_be_repeated_is_resumed_if_it_had_not_begu
     assert (await begun.ending()).state == "interrupted"
 
 
-async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_lease(ledger: Database) -> None:
+async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_lease(
+    ledger: Database,
+) -> None:
     """The node has no locked file here, so only its counter shows that it is dead."""
     node = await put_node(ledger)
     run = await put_run(ledger, node)
@@ -511,7 +621,12 @@ class World:
 
 @pytest.fixture
 async def world(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    settings = {"HEARTBEAT_SECONDS": "0.2", "LEASE_SECONDS": "30", "POLL_SECONDS": "0.05", "DRAIN_SECONDS": "0"}
+    settings = {
+        "HEARTBEAT_SECONDS": "0.2",
+        "LEASE_SECONDS": "30",
+        "POLL_SECONDS": "0.05",
+        "DRAIN_SECONDS": "0",
+    }
     settings["LEDGER_URL"] = ledger.url.render_as_string(hide_password=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -539,7 +654,9 @@ async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     boot_time.stands_at = beaten_at + 25.1  # others wait until 30
     await until(world.has_no_lease)
     lost_at = clock.now()
-    assert (await world.service.readiness())["lease"] == "it could not be renewed, so no run is started until it is"
+    assert (await world.service.readiness())[
+        "lease"
+    ] == "it could not be renewed, so no run is started until it is"
     world.service.engine.recheck_claims()  # whatever the ledger says this node holds
     await asyncio.sleep(1.3)  # a slot comes due, and is left to others
     assert world.calls == 1
@@ -565,8 +682,13 @@ async def test_a_machine_that_wakes_up_gives_up_its_runs_even_if_no_node_took_th
 async def take_for_dead(world: World, then: Callable[[], None] = lambda: None) -> None:
     async def taken() -> bool:
         async with world.ledger.engine.begin() as connection:
-            beats = {node.id: node.beats for node in (await ledger_poll.read(connection, new_id())).others}
-            gone = await rescue(connection, beats, await now_of(connection))  # none if it beats between the two
+            beats = {
+                node.id: node.beats
+                for node in (await ledger_poll.read(connection, new_id())).others
+            }
+            gone = await rescue(
+                connection, beats, await now_of(connection)
+            )  # none if it beats between the two
             if gone:
                 then()
             return gone == [world.service.node.id]
@@ -617,7 +739,9 @@ async def test_a_node_whose_row_was_deleted_registers_again(world: World) -> Non
     assert (node["id"], node["tasks"]) == (world.service.node.id, ["long"])
 
 
-async def test_a_run_claimed_by_a_frozen_process_is_not_begun(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_claimed_by_a_frozen_process_is_not_begun(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await world.running()
     engine = world.service.engine
     run = await put_run(world.ledger, world.service.node.id, "long-too")
@@ -633,7 +757,9 @@ async def test_a_run_claimed_by_a_frozen_process_is_not_begun(world: World, monk
 async def test_a_run_claimed_across_a_loss_of_the_lease_is_not_begun(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reply to the COMMIT of a claim came late: another node took the run, and this node has a lease again."""
+    """The reply to the COMMIT of a claim came late: another node took the run, and this node has a
+    lease again.
+    """
     calls: list[int] = []
 
     async def run(self: object) -> None:
@@ -652,7 +778,10 @@ async def test_a_run_claimed_across_a_loss_of_the_lease_is_not_begun(
 
     monkeypatch.setattr(claiming, "take", loses_its_lease)
     await engine.settle()
-    assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts)] == ["interrupted", "succeeded"]
+    assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts)] == [
+        "interrupted",
+        "succeeded",
+    ]
     assert calls == [2]
 
 
@@ -679,13 +808,19 @@ async def test_a_run_claimed_while_the_drain_begins_is_interrupted_before_its_bo
         patch.setattr(claiming, "take", just_before_the_signal)
         await stopping.settle()
     [run_row] = await rows(ledger)
-    assert (calls, run_row["state"], run_row["reason"]) == ([], "interrupted", "the service stopped")
+    assert (calls, run_row["state"], run_row["reason"]) == (
+        [],
+        "interrupted",
+        "the service stopped",
+    )
     await DrivenEngine(ledger, {"made": task}, new_id()).settle()
     [run_row] = await rows(ledger)
     assert (calls, run_row["state"], run_row["attempt"]) == ([run_row["id"]], "succeeded", 1)
 
 
-async def test_a_heartbeat_tries_no_more_often_during_an_outage_than_it_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_heartbeat_tries_no_more_often_during_an_outage_than_it_polls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tries: list[float] = []
 
     async def refuse(*_: Any) -> None:

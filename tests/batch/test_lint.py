@@ -1,4 +1,6 @@
-"""Lint finds likely mistakes in a task, and no others: each rule is tested with a similar task without the mistake."""
+"""Lint finds likely mistakes in a task, and no others: each rule is tested with a similar task
+without the mistake.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,15 @@ NOW = datetime(2026, 6, 1, 12, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-def found(cron: str | None = "0 2 * * *", /, run: Any = None, **attributes: Any) -> list[LintFinding]:
+def found(
+    cron: str | None = "0 2 * * *", /, run: Any = None, **attributes: Any
+) -> list[LintFinding]:
     return findings(make_task("report", cron, run, **attributes), NOW)
 
 
-def rules(cron: str | None = "0 2 * * *", /, run: Any = None, **attributes: Any) -> list[tuple[str, str]]:
+def rules(
+    cron: str | None = "0 2 * * *", /, run: Any = None, **attributes: Any
+) -> list[tuple[str, str]]:
     return [(finding.severity, finding.rule) for finding in found(cron, run, **attributes)]
 
 
@@ -55,8 +61,18 @@ WRONG: list[tuple[str, str, str | None, dict[str, Any]]] = [
     ("warning", "timeout-beyond-interval", "0 * * * *", {"timeout": 10801, "max_running": 3}),
     ("warning", "timeout-beyond-interval", "0 * * * *", {"timeout": 7201, "overlap": "wait"}),
     ("warning", "timeout-beyond-interval", "0 * * * *", {"timeout": 3601, "overlap": "replace"}),
-    ("warning", "retry-beyond-interval", "0 * * * *", {"retry": Retry(2, 7201, max_wait=9999), "overlap": "wait"}),
-    ("warning", "missed-never", "0 * * * *", {"missed": Missed("once", max_age=timedelta(minutes=1))}),
+    (
+        "warning",
+        "retry-beyond-interval",
+        "0 * * * *",
+        {"retry": Retry(2, 7201, max_wait=9999), "overlap": "wait"},
+    ),
+    (
+        "warning",
+        "missed-never",
+        "0 * * * *",
+        {"missed": Missed("once", max_age=timedelta(minutes=1))},
+    ),
     ("note", "missed-max-age", "0 0 * * 0", {}),
     ("warning", "missed-all-unbounded", "* * * * *", {"missed": "all"}),
     ("warning", "every-minute", "* 2 * * *", {}),
@@ -97,35 +113,58 @@ FINE: list[tuple[str | None, dict[str, Any]]] = [
     ("30 3 * * *", {"timezone": "Europe/Berlin"}),
     ("0 2 * * *", {"run": sync}),
     ("0 2 * * *", {"run": careful, "timeout": 60}),
-    ("0 2 * * *", {"names": ["a"], "table": "users", "retry_after": 3, "description": "Says it", "_retries": 1}),
+    (
+        "0 2 * * *",
+        {
+            "names": ["a"],
+            "table": "users",
+            "retry_after": 3,
+            "description": "Says it",
+            "_retries": 1,
+        },
+    ),
     ("0 2 * * *", {"cron": "something of the author's"}),
     (None, {"timeout": 60, "retry": Retry(attempts=9, wait=3600)}),
 ]
 
 
 @pytest.mark.parametrize(("severity", "rule", "cron", "attributes"), WRONG)
-def test_a_likely_mistake_is_found(severity: str, rule: str, cron: str | None, attributes: dict[str, Any]) -> None:
+def test_a_likely_mistake_is_found(
+    severity: str, rule: str, cron: str | None, attributes: dict[str, Any]
+) -> None:
     assert rules(cron, **attributes) == [(severity, rule)]
 
 
 @pytest.mark.parametrize(("cron", "attributes"), FINE)
-def test_a_declaration_without_a_likely_mistake_has_no_finding(cron: str | None, attributes: dict[str, Any]) -> None:
+def test_a_declaration_without_a_likely_mistake_has_no_finding(
+    cron: str | None, attributes: dict[str, Any]
+) -> None:
     assert found(cron, **attributes) == []
 
 
 def test_warnings_come_before_notes() -> None:
-    severities = [severity for severity, _ in rules("* 2 * * *", timezone="Europe/Berlin", missed="all")]
+    severities = [
+        severity for severity, _ in rules("* 2 * * *", timezone="Europe/Berlin", missed="all")
+    ]
     assert severities == ["warning", "warning", "note"]
 
 
 @pytest.mark.parametrize(
     ("cron", "attributes", "words"),
     [
-        ("0 * * * *", {"timeout": 5400}, ["timeout = 1 h 30 min", "after 1 h:", 'overlap = "skip"']),
+        (
+            "0 * * * *",
+            {"timeout": 5400},
+            ["timeout = 1 h 30 min", "after 1 h:", 'overlap = "skip"'],
+        ),
         (
             "0 * * * *",
             {"timeout": 7201, "overlap": "wait"},
-            ["the slot that is 2 later can come after 2 h", '"wait" and max_waiting = 1 the slots', "are skipped"],
+            [
+                "the slot that is 2 later can come after 2 h",
+                '"wait" and max_waiting = 1 the slots',
+                "are skipped",
+            ],
         ),
         (
             "0 * * * *",
@@ -136,12 +175,18 @@ def test_warnings_come_before_notes() -> None:
         ("* 2 * * *", {}, ["60 times in one hour", "'0 2 * * *'"]),
         ("* * 2 * * *", {}, ["3,600 times in one hour", "'0 0 2 * * *'"]),
         ("* 30 2 * * *", {}, ["60 times in one minute", "'0 30 2 * * *'"]),
-        ("0 2 * * *", {"run": blocking}, ["time.sleep() in line", ", sleep() in line", "subprocess.run() in line"]),
+        (
+            "0 2 * * *",
+            {"run": blocking},
+            ["time.sleep() in line", ", sleep() in line", "subprocess.run() in line"],
+        ),
         ("0 2 * * *", {"retries": 3}, ["retries", "is retry meant?"]),
         ("0 0 31 * *", {"missed": "skip"}, ["31", "L is the last day"]),
     ],
 )
-def test_a_message_names_what_is_wrong(cron: str, attributes: dict[str, Any], words: list[str]) -> None:
+def test_a_message_names_what_is_wrong(
+    cron: str, attributes: dict[str, Any], words: list[str]
+) -> None:
     [finding] = found(cron, **attributes)
     assert [word for word in words if word not in finding.message] == []
 
@@ -202,7 +247,14 @@ def test_the_shortest_interval_of_a_schedule(cron: str, interval: timedelta) -> 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.5, "0.5 s"), (60, "1 min"), (90, "1 min 30 s"), (5400, "1 h 30 min"), (90_061, "1 d 1 h"), (86_400, "1 d")],
+    [
+        (0.5, "0.5 s"),
+        (60, "1 min"),
+        (90, "1 min 30 s"),
+        (5400, "1 h 30 min"),
+        (90_061, "1 d 1 h"),
+        (86_400, "1 d"),
+    ],
 )
 def test_a_span_in_words(seconds: float, words: str) -> None:
     assert span(seconds) == words

@@ -19,7 +19,10 @@ HEAD = "from service import BaseTask, Retry, TaskRegistry, get_settings\n"
 
 
 def task(name: str, cls: str = "Made", body: str = "") -> str:
-    return f"class {cls}(BaseTask):\n    name = {name!r}\n    schedule = None\n    def run(self): {body or 'pass'}\n"
+    return (
+        f"class {cls}(BaseTask):\n    name = {name!r}\n    schedule = None\n    def run(self): "
+        f"{body or 'pass'}\n"
+    )
 
 
 def write(**files: str) -> None:
@@ -45,7 +48,8 @@ class Unreadable(Exception):
 
 def test_a_file_whose_error_can_t_be_formatted_is_reported_and_the_others_run() -> None:
     write(
-        good="from service import BaseTask\nclass Good(BaseTask):\n name, schedule = 'good', None\n def run(self): ...",
+        good="from service import BaseTask\nclass Good(BaseTask):\n name, schedule = 'good', "
+        "None\n def run(self): ...",
         raising=f"{UNREADABLE}raise Unreadable",
         endless="raise ValueError('x' * 10_000_000)",
         property=f"{UNREADABLE}class Odd(BaseTask):\n name = 'odd'\n def run(self): ...\n"
@@ -119,7 +123,10 @@ def test_a_traceback_shows_the_lines_that_were_executed_though_the_file_has_chan
 def test_an_imported_task_belongs_to_the_file_that_defines_it() -> None:
     write(a="from tasks.order_b import Made\n" + task("a", "Own"), order_b=task("b"))
     assert load() == []
-    assert {t.name: t.source for t in TaskRegistry.tasks().values()} == {"a": "tasks/a.py", "b": "tasks/order_b.py"}
+    assert {t.name: t.source for t in TaskRegistry.tasks().values()} == {
+        "a": "tasks/a.py",
+        "b": "tasks/order_b.py",
+    }
 
 
 @pytest.mark.parametrize(
@@ -150,7 +157,10 @@ def test_a_broken_file_is_logged_with_its_traceback_and_without_the_import_machi
     write(bad="def broken():\n    1 / 0\nbroken()")
     load()
     logs.flush()
-    assert "tasks/bad.py can't be used: ZeroDivisionError in line 3: division by zero" in stream.getvalue()
+    assert (
+        "tasks/bad.py can't be used: ZeroDivisionError in line 3: division by zero"
+        in stream.getvalue()
+    )
     assert "in broken\n        1 / 0" in stream.getvalue() and "importlib" not in stream.getvalue()
 
 
@@ -183,7 +193,8 @@ def test_an_invalid_class_does_not_prevent_the_others_of_its_file() -> None:
 
 def test_two_files_that_import_each_other_see_the_same_classes() -> None:
     write(
-        twin_a=task("a", "A"), twin_b="from tasks import twin_a\nfrom .twin_a import A\n" + task("b", "B", "return A")
+        twin_a=task("a", "A"),
+        twin_b="from tasks import twin_a\nfrom .twin_a import A\n" + task("b", "B", "return A"),
     )
     assert load() == []
     assert TaskRegistry.get("b").cls().run() is TaskRegistry.get("a").cls
@@ -212,22 +223,30 @@ print(load_tasks(Path("tasks")), [t.cls().run() for t in TaskRegistry.tasks().va
 
 
 @pytest.mark.parametrize("init", [None, "HERE = 1\n"])
-def test_the_files_of_the_folder_are_found_although_another_package_tasks_is_installed(init: str | None) -> None:
-    """In a process of its own, as `batch` starts: with this project's tasks/ on the path, and not the folder."""
+def test_the_files_of_the_folder_are_found_although_another_package_tasks_is_installed(
+    init: str | None,
+) -> None:
+    """In a process of its own, as `batch` starts: with this project's tasks/ on the path, and not
+    the folder.
+    """
     if init is not None:
         Path("tasks/__init__.py").write_text(init)
     Path("tasks/_shared.py").write_text("VALUE = 'mine'\n")
     write(one="from tasks._shared import VALUE\n" + task("one", body="return VALUE"))
     write(two="from ._shared import VALUE\n" + task("two", body="return VALUE"))
     path = f"import sys; sys.path[:1] = [{str(Path(__file__).parents[2])!r}]\n"
-    done = subprocess.run([sys.executable, "-c", path + SEVERAL], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", path + SEVERAL], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[] ['mine', 'mine']\n"
 
 
 # In a package, and by the name of one.
 
 MODELS = "class Customer:\n    title = 'a customer'\n"
-IN_PACKAGE = HEAD + "from ..models import Customer\n" + task("relative", "Relative", "return Customer.title")
+IN_PACKAGE = (
+    HEAD + "from ..models import Customer\n" + task("relative", "Relative", "return Customer.title")
+)
 BESIDE = HEAD + "from myapp.tasks.a import Relative\n" + task("beside", "Beside", "return Relative")
 
 
@@ -260,7 +279,9 @@ def run_of(name: str) -> Any:
 
 @pytest.mark.parametrize("is_absolute", [True, False])
 @pytest.mark.parametrize("has_init", [True, False])
-def test_a_folder_in_a_package_is_imported_once(myapp: Path, is_absolute: bool, has_init: bool) -> None:
+def test_a_folder_in_a_package_is_imported_once(
+    myapp: Path, is_absolute: bool, has_init: bool
+) -> None:
     if not has_init:
         (myapp / "tasks" / "__init__.py").unlink()
     assert load_tasks(myapp / "tasks" if is_absolute else Path("src/myapp/tasks")) == []
@@ -326,7 +347,9 @@ def test_the_working_directory_is_no_package_even_with_an_init(imports: None) ->
     assert TaskRegistry.get("one").cls.__module__.startswith("tasks.one")
 
 
-def test_an_error_in_a_package_around_the_tasks_is_reported_and_tasks_that_do_not_need_it_run(myapp: Path) -> None:
+def test_an_error_in_a_package_around_the_tasks_is_reported_and_tasks_that_do_not_need_it_run(
+    myapp: Path,
+) -> None:
     (myapp / "__init__.py").write_text("\n1 / 0\n")
     (myapp / "tasks" / "c.py").write_text(HEAD + task("apart"))
     broken = {file.source: file.error for file in load_tasks(Path("src/myapp/tasks"))}
@@ -341,7 +364,11 @@ def test_an_error_in_a_package_around_the_tasks_is_reported_and_tasks_that_do_no
         ("json", "there is no folder 'json' in "),
         ("no.such", "there is neither a folder 'no.such' in "),
         ("myapp.jobs", "there is neither a folder 'myapp.jobs' in "),
-        ("myapp.models", "'myapp.models' is a module (src/myapp/models.py); allowed: a package, which is a folder"),
+        (
+            "myapp.models",
+            "'myapp.models' is a module (src/myapp/models.py); allowed: a package, which is a "
+            "folder",
+        ),
         ("myapp.models.x", "there is neither a folder 'myapp.models.x' in "),
         ("src/myapp/models.py", "'src/myapp/models.py' is a file; allowed: a folder"),
         ("src/jobs", "there is no folder 'src/jobs' in "),

@@ -53,13 +53,17 @@ async def commit_a_claim(ledger: Database, exclusive: str | None = "t") -> runs.
     return runs.claimed_from(made)
 
 
-@pytest.mark.parametrize(("owner", "await_of_the_turn"), [(Claims, "may_start"), (LocalEngine, "_write")])
+@pytest.mark.parametrize(
+    ("owner", "await_of_the_turn"), [(Claims, "may_start"), (LocalEngine, "_write")]
+)
 async def test_a_recheck_requested_during_a_turn_starts_no_run_twice(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, owner: type, await_of_the_turn: str
 ) -> None:
-    """A recheck holds `claiming` all the time, so that it does not see runs that are about to be launched.
+    """A recheck holds `claiming` all the time, so that it does not see runs that are about to be
+    launched.
 
-    Two firings follow each other: the COMMIT of the first gets no reply, the runs of the second are being launched.
+    Two firings follow each other: the COMMIT of the first gets no reply, the runs of the second are
+    being launched.
     """
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
@@ -124,7 +128,9 @@ async def test_many_runs_are_started_in_steps_and_count_for_the_capacity_from_th
 async def test_runs_that_are_claimed_are_started_although_the_start_is_cancelled(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The dispatcher may be stopped between two steps. The runs are running in the ledger, and nobody else has them."""
+    """The dispatcher may be stopped between two steps. The runs are running in the ledger, and
+    nobody else has them.
+    """
     counted, engine, launching = await launch_five(ledger, monkeypatch)
     await asyncio.sleep(0)
     launching.cancel()
@@ -165,7 +171,9 @@ async def test_groups_that_were_prepared_ahead_are_written_after_a_failure_and_i
         monkeypatch.setattr(f"service.batch.execution.{module}.GROUP_LIMIT", 3)
     finish, written = transitions.finish, list[list[str]]()
 
-    async def fail_once(connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any) -> list[Outcome]:
+    async def fail_once(
+        connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any
+    ) -> list[Outcome]:
         written.append([outcome.id for outcome in outcomes])
         bounced = await finish(connection, outcomes, *given)
         if len(written) == 2:
@@ -202,8 +210,12 @@ async def test_room_is_kept_for_runs_whose_claim_is_not_committed_yet(ledger: Da
     assert (engine.running, engine.capacity.runs, engine.capacity.threads) == (0, 6, threads)
 
 
-async def test_a_run_that_was_lost_and_claimed_again_has_an_attempt_with_its_new_fence(ledger: Database) -> None:
-    """Its first claim was committed although it seemed to fail, and another node has interrupted it after that."""
+async def test_a_run_that_was_lost_and_claimed_again_has_an_attempt_with_its_new_fence(
+    ledger: Database,
+) -> None:
+    """Its first claim was committed although it seemed to fail, and another node has interrupted it
+    after that.
+    """
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
     first = await commit_a_claim(ledger)
@@ -216,7 +228,9 @@ async def test_a_run_that_was_lost_and_claimed_again_has_an_attempt_with_its_new
     assert [(row["state"], row["fence"]) for row in await rows(ledger)] == [("succeeded", 2)]
 
 
-async def test_outcomes_are_written_while_a_recheck_waits_for_a_transaction_that_claims(ledger: Database) -> None:
+async def test_outcomes_are_written_while_a_recheck_waits_for_a_transaction_that_claims(
+    ledger: Database,
+) -> None:
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
     engine.launch([await commit_a_claim(ledger)], engine.losses)
@@ -236,17 +250,25 @@ async def test_outcomes_are_written_while_a_recheck_waits_for_a_transaction_that
 async def test_a_run_that_the_database_refuses_again_and_again_keeps_the_node_from_no_other(
     ledger: Database, on_tickets: bool
 ) -> None:
-    """A ledger as nobody should leave it: a run is the first of its queue, and another one has the lane."""
+    """A ledger as nobody should leave it: a run is the first of its queue, and another one has the
+    lane.
+    """
     loaded = await know(ledger, make_task("stuck", None), make_task("other", None))
     joining = new("stuck", rank=Rank.JOINING, attempt=1)
-    first = replace(joining, id=new_id(), state=RunState.RETRYING, due_at=joining.due_at - timedelta(hours=1))
+    first = replace(
+        joining, id=new_id(), state=RunState.RETRYING, due_at=joining.due_at - timedelta(hours=1)
+    )
     other = new("other")
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [joining, first, other])
     tickets = Tickets() if on_tickets else None
     engine = LocalEngine(ledger, loaded, NODE, tickets=tickets)
     engine.start()
-    used = [asyncio.create_task(tickets.use(name, 5.0)) for name in loaded] if tickets is not None else []
+    used = (
+        [asyncio.create_task(tickets.use(name, 5.0)) for name in loaded]
+        if tickets is not None
+        else []
+    )
     engine.wake()
     await until(lambda: rows(ledger, id=other.id, state="succeeded"), 10)
     await asyncio.gather(*used)

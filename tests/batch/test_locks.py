@@ -1,4 +1,6 @@
-"""Transactions that lock several rows lock them in one order. Only on PostgreSQL, since SQLite has one writer."""
+"""Transactions that lock several rows lock them in one order. Only on PostgreSQL, since SQLite has
+one writer.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,14 @@ async def test_recording_a_task_while_another_transaction_changes_it_does_not_de
 async def make_old(connection: AsyncConnection) -> None:
     """Write an old missed range, for which pruning has to move the beginning of all accounts."""
     await connection.execute(update(tables.tasks).values(accounted_from=OLD))
-    row = {"task": "a", "first_slot": OLD, "last_slot": OLD, "count": 1, "reason": "it was down", "created_at": OLD}
+    row = {
+        "task": "a",
+        "first_slot": OLD,
+        "last_slot": OLD,
+        "count": 1,
+        "reason": "it was down",
+        "created_at": OLD,
+    }
     await connection.execute(insert(tables.missed).values(id=new_id(), **row))
 
 
@@ -100,7 +109,9 @@ def recording(*names: str) -> Callable[[Database], Awaitable[object]]:
 async def test_two_transactions_that_lock_several_tasks_do_not_deadlock(
     ledger: Database, first: Callable[[Database], Awaitable[object]]
 ) -> None:
-    """A third transaction stops both halfway, when each has locked rows that the other one needs next."""
+    """A third transaction stops both halfway, when each has locked rows that the other one needs
+    next.
+    """
     for name in ("z", "m", "n", "a"):  # so they lie in the table, too
         await recording(name)(ledger)
     await write(ledger, make_old)
@@ -119,7 +130,9 @@ async def test_each_transaction_on_tasks_locks_them_first_and_by_name(ledger: Da
     await write(ledger, make_old)
     wrong = watch(ledger)
     await know(ledger, *loaded.values())
-    await insert_runs(ledger, *(of_slot(OLD - timedelta(hours=n)) for n in range(3)), over(clock.now()))
+    await insert_runs(
+        ledger, *(of_slot(OLD - timedelta(hours=n)) for n in range(3)), over(clock.now())
+    )
     await prune(ledger)
     await fire(ledger, loaded, clock.now() + timedelta(hours=2))
     await write(ledger, lambda c: task_sync.pause(c, "tick", "ann", loaded, NODE))
@@ -135,7 +148,9 @@ async def test_the_check_finds_an_order_of_locks_that_can_deadlock(ledger: Datab
     await know(ledger, make_task("tick"), make_task("tock"))
     async with ledger.engine.begin() as connection:
         await schedules.lock(connection, ["tick"])
-        await connection.execute(update(tables.tasks).where(tables.tasks.c.name == "tick").values(paused_by="ann"))
+        await connection.execute(
+            update(tables.tasks).where(tables.tasks.c.name == "tick").values(paused_by="ann")
+        )
     await write(ledger, lambda c: c.execute(update(tables.tasks).values(paused_by="ann")))
     assert [one.partition(" locks ")[2] for one in wrong] == [
         "batch_tasks after ['batch_schedules']",

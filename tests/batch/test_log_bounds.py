@@ -1,4 +1,6 @@
-"""The log of a run is bounded in bytes: each line, the lines that wait for the ledger, and the blocks that are read."""
+"""The log of a run is bounded in bytes: each line, the lines that wait for the ledger, and the
+blocks that are read.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def inside_a_run() -> Iterator[LogBuffer]:
 
 @pytest.mark.parametrize("character", ["x", "é", "日", "😀"])
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_a_long_line_is_cut_and_says_how_much_of_it_is_missing(character: str, is_ours: bool) -> None:
+def test_a_long_line_is_cut_and_says_how_much_of_it_is_missing(
+    character: str, is_ours: bool
+) -> None:
     with inside_a_run() as run:
         (logger if is_ours else logging.getLogger("library")).info(character * 1_000_000)
     [line] = run.take_lines()
@@ -109,7 +113,10 @@ def test_long_lines_that_come_faster_than_the_ledger_are_bounded_in_bytes_and_co
             logger.info("x" * KILOBYTES_100)
         lines = run.take_lines()
         assert sum(len(line.text.encode()) for line in lines) <= 4_000_000 + LONGEST + SAID
-        assert lines[-1].text == f"{801 - len(lines)} lines were dropped: they came faster than the ledger takes them"
+        assert (
+            lines[-1].text
+            == f"{801 - len(lines)} lines were dropped: they came faster than the ledger takes them"
+        )
         logger.info("after that")
     assert [line.text for line in run.take_lines()] == ["after that"]
 
@@ -155,7 +162,9 @@ async def test_running_attempts_keep_their_lines_while_the_write_buffer_is_full(
     assert sum(seen) == 300 and seen[:2] != [300, 0]
 
 
-async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(ledger: Database) -> None:
+async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(
+    ledger: Database,
+) -> None:
     lines = [LogLine("now", "info", "mine", f"{number} " + "日" * 1_000) for number in range(1_000)]
     run, number, blocks = new_id(), 0, []
     for part in run_logs.split(lines):
@@ -165,7 +174,9 @@ async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(ledg
     async with ledger.engine.begin() as connection:
         await run_logs.write(connection, run_logs.pack(blocks))
     reader = Reader(Databases(ledger, ledger, 30.0, are_ready=True), run)
-    assert [line async for block in reader.new_blocks(1) for line in block.unpacked().lines] == lines
+    assert [
+        line async for block in reader.new_blocks(1) for line in block.unpacked().lines
+    ] == lines
     async with ledger.reader.connect() as connection:
         assert await run_logs.tail(connection, run, 20) == lines[-20:]
 
@@ -195,7 +206,10 @@ def test_what_waits_for_a_slow_stderr_is_bounded_in_bytes(monkeypatch: pytest.Mo
     logger.info("the last")
     logs.flush()
     assert len(stream.getvalue()) < 1_200_000
-    assert "lines were dropped, because they were logged faster than they could be written" in stream.getvalue()
+    assert (
+        "lines were dropped, because they were logged faster than they could be written"
+        in stream.getvalue()
+    )
     assert "the last" in stream.getvalue()
 
 

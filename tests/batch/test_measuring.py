@@ -28,7 +28,9 @@ START = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 async def test_each_slot_has_one_fate(ledger: Database) -> None:
     with clock.moved(START):
         loaded = await know(
-            ledger, make_task("skips", missed=Missed("once")), make_task("replaces", overlap="replace", missed="skip")
+            ledger,
+            make_task("skips", missed=Missed("once")),
+            make_task("replaces", overlap="replace", missed="skip"),
         )
     first = await fire(ledger, loaded, START + timedelta(minutes=9, seconds=30), Capacity(9, 9))
     late = await fire(ledger, loaded, START + timedelta(minutes=10, seconds=30), Capacity(9, 9))
@@ -44,14 +46,18 @@ async def test_each_slot_has_one_fate(ledger: Database) -> None:
     assert late.slots == Counter({("skips", Fate.SKIPPED): 1, ("replaces", Fate.ON_TIME): 1})
 
 
-async def test_an_outcome_that_another_node_makes_void_is_counted_as_refused_and_not_as_a_run(ledger: Database) -> None:
+async def test_an_outcome_that_another_node_makes_void_is_counted_as_refused_and_not_as_a_run(
+    ledger: Database,
+) -> None:
     metrics = ProcessMetrics()
     may_end = asyncio.Event()
 
     async def run(_: object) -> None:
         await may_end.wait()
 
-    engine = DrivenEngine(ledger, await know(ledger, make_task("t", None, run=run)), NODE, metrics=metrics)
+    engine = DrivenEngine(
+        ledger, await know(ledger, make_task("t", None, run=run)), NODE, metrics=metrics
+    )
     await insert(ledger, new())
     await engine._turn()
     async with ledger.engine.begin() as connection:
@@ -77,13 +83,17 @@ async def test_a_retry_is_one_run_of_two_attempts(ledger: Database) -> None:
     assert [row["state"] for row in await rows(ledger)] == ["succeeded"]
     assert metrics.runs == {("t", "succeeded", "manual"): 1}
     assert metrics.attempts == {("t", "failed"): 1, ("t", "succeeded"): 1}
-    assert {outcome: sum(found.buckets().counts) for outcome, found in metrics.durations.items()} == {
+    assert {
+        outcome: sum(found.buckets().counts) for outcome, found in metrics.durations.items()
+    } == {
         "failed": 1,
         "succeeded": 1,
     }
 
 
-async def test_the_start_delay_is_that_of_first_attempts_at_slots_on_time_only(ledger: Database) -> None:
+async def test_the_start_delay_is_that_of_first_attempts_at_slots_on_time_only(
+    ledger: Database,
+) -> None:
     metrics = ProcessMetrics()
     engine = DrivenEngine(ledger, await know(ledger, make_task("t", None)), NODE, metrics=metrics)
     now = clock.now()
@@ -91,12 +101,20 @@ async def test_the_start_delay_is_that_of_first_attempts_at_slots_on_time_only(l
     of_slots = [
         new(slot=now - timedelta(seconds=30), **on_time),
         new(slot=now - timedelta(hours=2), **(on_time | {"rank": Rank.CATCH_UP})),
-        new(slot=now - timedelta(seconds=20), state=RunState.INTERRUPTED, fence=1, attempt=1, **on_time),
+        new(
+            slot=now - timedelta(seconds=20),
+            state=RunState.INTERRUPTED,
+            fence=1,
+            attempt=1,
+            **on_time,
+        ),
     ]
     await insert(ledger, *of_slots, new())
     for _ in range(4):
         await engine.settle()
-    assert sum(number for (_, state, _), number in metrics.runs.items() if state == "succeeded") == 4
+    assert (
+        sum(number for (_, state, _), number in metrics.runs.items() if state == "succeeded") == 4
+    )
     counts, total = metrics.start_delay.buckets()
     assert sum(counts) == 1 and 30 <= total < 60
 

@@ -1,4 +1,6 @@
-"""The overlap policies skip, wait, allow and replace, and max_running: slots that are due while runs are active."""
+"""The overlap policies skip, wait, allow and replace, and max_running: slots that are due while
+runs are active.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,20 @@ async def claim(
 ) -> list[Claimed]:
     """Claim runs as a node does."""
     async with ledger.engine.begin() as connection:
-        heads = await claiming.heads(connection, list(loaded), now, limit, concurrency.rules(loaded.values()))
+        heads = await claiming.heads(
+            connection, list(loaded), now, limit, concurrency.rules(loaded.values())
+        )
         others = {head.id: head.lane for head in heads if head.lane > 1}
         return await transitions.claim(connection, [head.id for head in heads], node, now, others)
 
 
-async def end(ledger: Database, run: str, now: datetime, state: RunState = RunState.SUCCEEDED, **changes: Any) -> None:
+async def end(
+    ledger: Database, run: str, now: datetime, state: RunState = RunState.SUCCEEDED, **changes: Any
+) -> None:
     (row,) = await rows(ledger, id=run)
-    outcome = Outcome(run, row["fence"], state, state, row["attempt"], NODE, row["task"], now, now, **changes)
+    outcome = Outcome(
+        run, row["fence"], state, state, row["attempt"], NODE, row["task"], now, now, **changes
+    )
     async with ledger.engine.begin() as connection:
         assert await transitions.finish(connection, [outcome]) == []
 
@@ -97,7 +105,9 @@ async def test_one_slot_waits_and_the_next_ones_are_skipped(ledger: Database) ->
         await fire(ledger, loaded, minutes(n + 0.6), Capacity(5, 5))
     _, waiting, *skipped = await by_slot(ledger)
     assert await states(ledger) == ["running", "queued", "skipped", "skipped"]
-    assert {run["reason"] for run in skipped} == {f"{of_slot(waiting)} was already waiting for its turn"}
+    assert {run["reason"] for run in skipped} == {
+        f"{of_slot(waiting)} was already waiting for its turn"
+    }
     assert skipped[0]["finished_at"] == minutes(2.6)
 
 
@@ -144,7 +154,9 @@ async def test_a_slot_waits_for_the_retries_of_the_previous_slot_and_a_manual_ru
 
 
 async def test_a_waiting_slot_does_not_delay_other_tasks(ledger: Database) -> None:
-    loaded = await know(ledger, make_task("tick", overlap="wait", priority=100), make_task("other", None))
+    loaded = await know(
+        ledger, make_task("tick", overlap="wait", priority=100), make_task("other", None)
+    )
     await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     async with ledger.engine.begin() as connection:
@@ -158,7 +170,9 @@ async def test_with_several_lanes_a_run_between_two_attempts_keeps_its_place_bef
     loaded = await know(ledger, make_task("tick", overlap="wait", max_running=2, max_waiting=2))
     between = {"state": "retrying", "due_at": minutes(9), "attempt": 1}
     at = [minutes(n + 0.5) for n in range(3)]
-    slots = [new("tick", origin="schedule", slot=slot, rank=Rank.ON_TIME, due_at=slot) for slot in at]
+    slots = [
+        new("tick", origin="schedule", slot=slot, rank=Rank.ON_TIME, due_at=slot) for slot in at
+    ]
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [replace(slots[0], **between), *slots[1:]])
     assert [run.slot for run in await claim(ledger, loaded, minutes(3))] == [at[1]]
@@ -176,7 +190,9 @@ async def test_a_queue_with_lanes_starts_runs_that_a_clock_ahead_has_made(ledger
 
 
 @pytest.mark.parametrize("overlap", ["skip", "wait", "allow", "replace"])
-async def test_max_running_limits_concurrent_runs_with_each_overlap_policy(ledger: Database, overlap: str) -> None:
+async def test_max_running_limits_concurrent_runs_with_each_overlap_policy(
+    ledger: Database, overlap: str
+) -> None:
     loaded = await know(ledger, make_task("tick", overlap=overlap, max_running=2))
     for n in range(5):
         await fire(ledger, loaded, minutes(n + 0.6), Capacity(9, 9))
@@ -199,7 +215,9 @@ async def test_the_reason_names_a_run_when_several_are_in_the_way(ledger: Databa
     assert skipped["reason"] == f"{of_slot(first)} (and 1 more) was still running"
 
 
-async def test_a_run_takes_any_empty_lane_and_its_retry_may_take_another_one(ledger: Database) -> None:
+async def test_a_run_takes_any_empty_lane_and_its_retry_may_take_another_one(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("many", None, overlap="allow", max_running=3))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("many", due_at=START) for _ in range(6)])
@@ -233,7 +251,9 @@ async def test_the_database_refuses_a_lane_that_another_node_has_taken(ledger: D
     assert len(await rows(ledger, state="running")) == 1
 
 
-async def test_two_nodes_together_never_run_more_than_max_running(ledger: Database, ledger_url: str) -> None:
+async def test_two_nodes_together_never_run_more_than_max_running(
+    ledger: Database, ledger_url: str
+) -> None:
     loaded = await know(ledger, make_task("many", None, max_running=3))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("many", due_at=START) for _ in range(40)])
@@ -241,7 +261,10 @@ async def test_two_nodes_together_never_run_more_than_max_running(ledger: Databa
     most = 0
     while len(await rows(ledger, state="succeeded")) < 40:
         await asyncio.gather(
-            *(claim(database, loaded, minutes(1), node=node) for database, node in ((ledger, NODE), (other, OTHER))),
+            *(
+                claim(database, loaded, minutes(1), node=node)
+                for database, node in ((ledger, NODE), (other, OTHER))
+            ),
             return_exceptions=True,
         )
         held = await rows(ledger, state="running")
@@ -275,7 +298,9 @@ async def test_max_running_may_change_while_runs_are_going_on(
 async def test_a_firing_starts_runs_only_in_empty_lanes(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", max_running=2))
     async with ledger.engine.begin() as connection:
-        by_hand = [new("tick", state="running", node=OTHER, attempt=1, lane=lane) for lane in (1, 2)]
+        by_hand = [
+            new("tick", state="running", node=OTHER, attempt=1, lane=lane) for lane in (1, 2)
+        ]
         await runs.insert(connection, by_hand)
     assert (await fire(ledger, loaded, minutes(0.6), Capacity(9, 9))).claimed == []
     await end(ledger, by_hand[0].id, minutes(1))
@@ -285,7 +310,9 @@ async def test_a_firing_starts_runs_only_in_empty_lanes(ledger: Database) -> Non
 # replace
 
 
-async def test_replace_requests_the_end_of_the_active_run_and_the_new_slot_waits_for_it(ledger: Database) -> None:
+async def test_replace_requests_the_end_of_the_active_run_and_the_new_slot_waits_for_it(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
     await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
@@ -317,12 +344,17 @@ async def test_a_run_between_two_attempts_is_replaced(ledger: Database) -> None:
     assert await states(ledger) == ["cancelled", "running"]
 
 
-async def test_of_slots_fired_late_in_one_transaction_the_newest_replaces_the_others(ledger: Database) -> None:
+async def test_of_slots_fired_late_in_one_transaction_the_newest_replaces_the_others(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("tick", "*/10 * * * * *", overlap="replace"))
     fired = await fire(ledger, loaded, START + timedelta(seconds=30), Capacity(5, 5))
     assert await states(ledger) == ["cancelled", "cancelled", "running"]
     first, second, third = await by_slot(ledger)
-    assert (first["reason"], second["reason"]) == (f"{of_slot(second)} replaced it", f"{of_slot(third)} replaced it")
+    assert (first["reason"], second["reason"]) == (
+        f"{of_slot(second)} replaced it",
+        f"{of_slot(third)} replaced it",
+    )
     assert [run.id for run in fired.claimed] == [third["id"]]
 
 
@@ -354,7 +386,9 @@ async def test_a_manual_run_is_not_replaced(ledger: Database) -> None:
 async def test_the_node_of_a_replaced_run_notices_it_within_two_ledger_polls(
     ledger: Database, is_sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It polls once a second. (One poll may be under way, and another may happen while the end is written.)"""
+    """It polls once a second. (One poll may be under way, and another may happen while the end is
+    written.)
+    """
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -370,7 +404,9 @@ async def test_the_node_of_a_replaced_run_notices_it_within_two_ledger_polls(
     loaded = await know(ledger, make_task("tick", overlap="replace", run=sync if is_sync else run))
     engine = LocalEngine(ledger, loaded, NODE)
     looks, on_changes = [], engine.on_changes
-    monkeypatch.setattr(engine, "on_changes", lambda changes: looks.append(changes) or on_changes(changes))
+    monkeypatch.setattr(
+        engine, "on_changes", lambda changes: looks.append(changes) or on_changes(changes)
+    )
     fired = await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     engine.launch(fired.claimed)
     engine.start()
@@ -406,7 +442,9 @@ async def test_a_run_by_hand_takes_an_empty_lane_or_waits_for_one(ledger: Databa
     assert (row["state"], row["lane"]) == ("succeeded", 2)
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("many", state="running", node=OTHER, attempt=1, lane=2)])
-    waiting = asyncio.create_task(ManualRun(ledger, engine, loaded["many"], NODE).execute({}, None, None))
+    waiting = asyncio.create_task(
+        ManualRun(ledger, engine, loaded["many"], NODE).execute({}, None, None)
+    )
     await asyncio.sleep(0.1)
     assert len(await rows(ledger, state="running")) == 2
     await end(ledger, held.id, minutes(1))
@@ -415,14 +453,18 @@ async def test_a_run_by_hand_takes_an_empty_lane_or_waits_for_one(ledger: Databa
     await engine.stop()
 
 
-async def test_the_retry_of_a_run_by_hand_waits_while_another_run_of_the_task_is_running(ledger: Database) -> None:
+async def test_the_retry_of_a_run_by_hand_waits_while_another_run_of_the_task_is_running(
+    ledger: Database,
+) -> None:
     in_the_way = new("tick", state="running", node=OTHER, attempt=1)
 
     async def run(self: Any) -> None:
         if current_run().attempt == 1:
             raise ValueError("once")
 
-    loaded = await know(ledger, make_task("tick", None, run=run, retry=Retry(attempts=2, wait=0.3, jitter=0)))
+    loaded = await know(
+        ledger, make_task("tick", None, run=run, retry=Retry(attempts=2, wait=0.3, jitter=0))
+    )
     engine = LocalEngine(ledger, loaded, NODE, pools=())
     engine.start()
     by_hand = ManualRun(ledger, engine, loaded["tick"], NODE)
@@ -451,7 +493,9 @@ async def test_a_catch_up_of_ten_thousand_slots_neither_delays_nor_skips_a_slot_
     ledger: Database, overlap: str
 ) -> None:
     loaded = await know(
-        ledger, make_task("tick", missed=Missed("all", max_age=timedelta(days=30)), overlap=overlap), make_task("other")
+        ledger,
+        make_task("tick", missed=Missed("all", max_age=timedelta(days=30)), overlap=overlap),
+        make_task("other"),
     )
     days = timedelta(minutes=10_000)
     await fire(ledger, loaded, START + days, Capacity(0, 0))
@@ -467,13 +511,18 @@ async def test_a_catch_up_of_ten_thousand_slots_neither_delays_nor_skips_a_slot_
     (row,) = await rows(ledger, task="tick", slot=today + MINUTE)
     assert (row["state"], row["rank"]) == ("queued", Rank.ON_TIME)
     await end(ledger, old.id, START + days + MINUTE)
-    (claimed,) = [run for run in await claim(ledger, loaded, START + days + MINUTE) if run.task == "tick"]
+    (claimed,) = [
+        run for run in await claim(ledger, loaded, START + days + MINUTE) if run.task == "tick"
+    ]
     assert claimed.slot == today + MINUTE
 
 
 async def test_a_firing_does_not_read_queued_runs_of_a_catch_up(ledger: Database) -> None:
     make_task("tick")
-    backlog = [new("tick", origin="schedule", slot=minutes(-n), rank=Rank.CATCH_UP, catch_up=True) for n in range(50)]
+    backlog = [
+        new("tick", origin="schedule", slot=minutes(-n), rank=Rank.CATCH_UP, catch_up=True)
+        for n in range(50)
+    ]
     on_time = new("tick", origin="schedule", slot=minutes(1), rank=Rank.ON_TIME)
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [*backlog, on_time])
@@ -494,10 +543,14 @@ async def test_claiming_tasks_without_limits_takes_two_statements(ledger: Databa
     assert len(statements) == 2
 
 
-async def test_a_run_of_another_lane_takes_the_first_lane_when_there_is_only_one(ledger: Database) -> None:
+async def test_a_run_of_another_lane_takes_the_first_lane_when_there_is_only_one(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("tick", None))
     async with ledger.engine.begin() as connection:
-        await runs.insert(connection, [new("tick", due_at=START, lane=3), new("tick", due_at=START, lane=2)])
+        await runs.insert(
+            connection, [new("tick", due_at=START, lane=3), new("tick", due_at=START, lane=2)]
+        )
     assert len(await claim(ledger, loaded, minutes(1))) == 1
     (row,) = await rows(ledger, state="running")
     assert row["lane"] == 1

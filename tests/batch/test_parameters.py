@@ -56,11 +56,18 @@ def at_slot(slot: datetime, n: int = 1) -> None: ...
 
 def test_the_signature_names_the_parameters_and_the_required_ones() -> None:
     parameters = Parameters("job", report)
-    assert (parameters.names, parameters.required, parameters.takes_slot) == (("day", "dry_run"), ("day",), False)
+    assert (parameters.names, parameters.required, parameters.takes_slot) == (
+        ("day", "dry_run"),
+        ("day",),
+        False,
+    )
 
 
 def test_a_text_is_converted_to_the_annotated_type() -> None:
-    assert called(report, day="2026-11-24", dry_run="true") == {"day": date(2026, 11, 24), "dry_run": True}
+    assert called(report, day="2026-11-24", dry_run="true") == {
+        "day": date(2026, 11, 24),
+        "dry_run": True,
+    }
 
 
 def test_defaults_are_not_stored() -> None:
@@ -102,12 +109,18 @@ def test_an_unknown_parameter_is_refused_with_the_known_names() -> None:
     assert refusal(report, day="2026-01-01", date="2026-01-01") == (
         "parameters of task job: there is no parameter 'date' (it takes day, dry_run)"
     )
-    assert refusal(lambda: None, x=1) == "parameters of task job: there is no parameter 'x' (it takes none)"
+    assert (
+        refusal(lambda: None, x=1)
+        == "parameters of task job: there is no parameter 'x' (it takes none)"
+    )
 
 
 def test_a_missing_and_a_wrong_parameter_are_named_together() -> None:
     message = refusal(report, dry_run="maybe")
-    assert "day is required" in message and "dry_run is 'maybe': Input should be a valid boolean" in message
+    assert (
+        "day is required" in message
+        and "dry_run is 'maybe': Input should be a valid boolean" in message
+    )
 
 
 def test_limits_in_the_annotation_are_checked() -> None:
@@ -131,7 +144,9 @@ def test_parameters_are_nested_on_64_levels_at_most() -> None:
     for level in range(64):
         nested = [nested] if level % 2 else {"in": nested}
     assert Parameters("job", run).to_json({"thing": nested}) == {"thing": nested}
-    assert "thing: lists and objects may be nested on 64 levels at most" in refusal(run, thing=[nested])
+    assert "thing: lists and objects may be nested on 64 levels at most" in refusal(
+        run, thing=[nested]
+    )
 
 
 def test_a_value_that_json_can_not_hold_is_refused() -> None:
@@ -140,7 +155,9 @@ def test_a_value_that_json_can_not_hold_is_refused() -> None:
     assert "the ledger can't store them" in refusal(run, thing=object())
 
 
-@pytest.mark.parametrize("name", ["copy", "json", "schema", "model_config", "model_dump", "_private", "given", "cls"])
+@pytest.mark.parametrize(
+    "name", ["copy", "json", "schema", "model_config", "model_dump", "_private", "given", "cls"]
+)
 def test_a_parameter_may_have_any_name(name: str) -> None:
     run = eval(f"lambda {name}=1: None")
     assert Parameters("job", run).names == (name,)
@@ -163,7 +180,9 @@ def test_other_parameters_beside_slot_are_checked_and_stored() -> None:
 
 
 def test_a_given_slot_replaces_that_of_the_run_and_needs_an_offset() -> None:
-    assert called(at_slot, slot="2026-01-01T00:00+09:00") == {"slot": datetime(2026, 1, 1, tzinfo=JAPAN)}
+    assert called(at_slot, slot="2026-01-01T00:00+09:00") == {
+        "slot": datetime(2026, 1, 1, tzinfo=JAPAN)
+    }
     assert "slot is '2026-01-01': it needs an offset" in refusal(at_slot, slot="2026-01-01")
 
 
@@ -172,7 +191,10 @@ def test_a_parameter_slot_whose_type_is_no_datetime_is_refused(kind: type[Any]) 
     def run(slot: Any) -> None: ...
 
     run.__annotations__["slot"] = kind
-    assert not_a_task(run) == "the parameter slot of run() is filled with a datetime: write `slot: datetime`"
+    assert (
+        not_a_task(run)
+        == "the parameter slot of run() is filled with a datetime: write `slot: datetime`"
+    )
 
 
 @pytest.mark.parametrize("kind", [datetime, datetime | None, Any, object])
@@ -200,16 +222,28 @@ def test_a_signature_without_a_schema_is_refused() -> None:
     def unknown(a: NoSuchType) -> None: ...  # type: ignore[name-defined] # noqa: F821
     def misspelled(a: date.Date) -> None: ...  # type: ignore[name-defined]
 
-    assert not_a_task(positional) == "run() takes 'a' by position only; parameters are passed by name: remove the `/`"
+    assert (
+        not_a_task(positional)
+        == "run() takes 'a' by position only; parameters are passed by name: remove the `/`"
+    )
     refused = not_a_task(foreign)
-    assert "the parameters of run() can't be checked: " in refused and "types that pydantic reads" in refused
+    assert (
+        "the parameters of run() can't be checked: " in refused
+        and "types that pydantic reads" in refused
+    )
     assert "arbitrary_types_allowed" not in refused
-    assert "the signature of run() can't be read: name 'NoSuchType' is not defined" in not_a_task(unknown)
+    assert "the signature of run() can't be read: name 'NoSuchType' is not defined" in not_a_task(
+        unknown
+    )
     assert "the signature of run() can't be read: " in not_a_task(misspelled)
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(["a", "b", "c"]), st.text() | st.integers() | st.none() | st.booleans()))
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "c"]), st.text() | st.integers() | st.none() | st.booleans()
+    )
+)
 def test_bad_values_only_ever_raise_invalid_parameters(values: dict[str, Any]) -> None:
     def run(a: int = 1, b: date | None = None) -> None: ...
 
@@ -223,6 +257,8 @@ def test_bad_values_only_ever_raise_invalid_parameters(values: dict[str, Any]) -
 def test_a_secret_parameter_is_never_stored() -> None:
     def run(key: SecretStr) -> None: ...
 
-    with pytest.raises(InvalidParameters, match=r"key is a secret.*give the name of a setting") as refused:
+    with pytest.raises(
+        InvalidParameters, match=r"key is a secret.*give the name of a setting"
+    ) as refused:
         Parameters("pays", run).to_json({"key": "hush"})
     assert "hush" not in str(refused.value)

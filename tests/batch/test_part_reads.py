@@ -1,7 +1,9 @@
-"""Lists, gauges, Night and the pages of tasks read no parts of runs, however many the newest runs were split into.
+"""Lists, gauges, Night and the pages of tasks read no parts of runs, however many the newest runs
+were split into.
 
-What a statement reads is measured: on PostgreSQL the rows of batch_runs, by EXPLAIN ANALYZE; on SQLite, which can't
-tell, the steps of its virtual machine. Each part that is read takes several of them.
+What a statement reads is measured: on PostgreSQL the rows of batch_runs, by EXPLAIN ANALYZE; on
+SQLite, which can't tell, the steps of its virtual machine. Each part that is read takes several of
+them.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ SPLIT, PARTS = 3, 2_000
 WITHOUT = 300
 """Runs without parts."""
 MOST = {"postgresql": 1_500, "sqlite": 15_000}
-"""Rows of batch_runs, or steps, that a statement may take: fewer than the parts, and than three steps for each part."""
+"""Rows of batch_runs, or steps, that a statement may take: fewer than the parts, and than three
+steps for each part.
+"""
 
 STATES = ("succeeded", "failed", "cancelled", "running", "queued")
 
@@ -52,19 +56,40 @@ async def fill(ledger: Database) -> Key:
     now = clock.now()
     ended = {"started_at": now, "attempt_started_at": now, "finished_at": now, "exclusive": None}
     some = [
-        new("plain" if n % 2 else "split", state="succeeded", created_at=now - timedelta(hours=2, minutes=n), **ended)
+        new(
+            "plain" if n % 2 else "split",
+            state="succeeded",
+            created_at=now - timedelta(hours=2, minutes=n),
+            **ended,
+        )
         for n in range(WITHOUT)
     ]
-    slots = [new("split", origin="schedule", slot=now - timedelta(days=9, hours=n), created_at=now) for n in range(20)]
-    parents = [new("split", state="waiting", gate="parts", exclusive=None, created_at=now) for _ in range(SPLIT)]
+    slots = [
+        new("split", origin="schedule", slot=now - timedelta(days=9, hours=n), created_at=now)
+        for n in range(20)
+    ]
+    parents = [
+        new("split", state="waiting", gate="parts", exclusive=None, created_at=now)
+        for _ in range(SPLIT)
+    ]
     ids: list[str] = []
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [*some, *slots, *parents])
         for parent in parents:
-            # All but ten parts have ended, because queues and lists of running runs have indexes of their own.
+            # All but ten parts have ended, because queues and lists of running runs have indexes of
+            # their own.
             rows = [
-                {**vars(new("split", created_at=now, **ended)), "origin": "part", "part": n, "awaited_by": parent.id}
-                | {"state": STATES[n % 3] if n > 10 else STATES[n % 5], "parent": parent.id, "noticed_at": now}
+                {
+                    **vars(new("split", created_at=now, **ended)),
+                    "origin": "part",
+                    "part": n,
+                    "awaited_by": parent.id,
+                }
+                | {
+                    "state": STATES[n % 3] if n > 10 else STATES[n % 5],
+                    "parent": parent.id,
+                    "noticed_at": now,
+                }
                 for n in range(PARTS)
             ]
             await json_rows.insert(connection, runs.runs, rows)
@@ -78,9 +103,22 @@ async def fill(ledger: Database) -> Key:
 def lists() -> Iterator[Mapping[str, Any]]:
     now = clock.now()
     few = frozenset({"failed", "cancelled"})
-    yield from ({}, {"task": "split"}, {"states": few}, {"states": frozenset({"succeeded"})}, {"text": "x"})
-    yield from ({"states": frozenset(RunState)}, {"created_since": now - timedelta(hours=1)}, {"task": "plain"})
-    yield from ({"task": "split", "by_slot": True}, {"origins": frozenset({"manual"}), "states": few})
+    yield from (
+        {},
+        {"task": "split"},
+        {"states": few},
+        {"states": frozenset({"succeeded"})},
+        {"text": "x"},
+    )
+    yield from (
+        {"states": frozenset(RunState)},
+        {"created_since": now - timedelta(hours=1)},
+        {"task": "plain"},
+    )
+    yield from (
+        {"task": "split", "by_slot": True},
+        {"origins": frozenset({"manual"}), "states": few},
+    )
 
 
 async def read_lists(connection: AsyncConnection, _: Key) -> None:
@@ -93,7 +131,10 @@ async def read_lists(connection: AsyncConnection, _: Key) -> None:
 async def read_parts(connection: AsyncConnection, key: Key) -> None:
     """Parts are read here, but not more than are shown."""
     for conditions in (
-        *({"origins": frozenset({"part"})}, {"origins": frozenset({"part"}), "states": frozenset({"failed"})}),
+        *(
+            {"origins": frozenset({"part"})},
+            {"origins": frozenset({"part"}), "states": frozenset({"failed"})},
+        ),
         {"origins": frozenset({"part"}), "created_since": clock.now() - timedelta(hours=1)},
     ):
         assert len((await run_query.page(connection, RunQuery(**conditions), 10)).rows) == 10
@@ -115,7 +156,14 @@ async def read_tasks(connection: AsyncConnection, _: Key) -> None:
     await made_good.successes_since(connection, "split", now, 10)
     await made_good.successes_around(connection, [("split", "f", now, now)])
     await lanes._beside(connection, "split", now - timedelta(hours=1), now)
-    failed = SlotCounts(**{**dict.fromkeys(SlotCounts.model_fields, 0), "due": 1, "failed": 1, "recounted_until": now})
+    failed = SlotCounts(
+        **{
+            **dict.fromkeys(SlotCounts.model_fields, 0),
+            "due": 1,
+            "failed": 1,
+            "recounted_until": now,
+        }
+    )
     await outcomes.failed_slots(connection, failed, now - timedelta(hours=1), now)
 
 
@@ -181,7 +229,9 @@ async def test_no_parts_are_read(ledger: Database, name: str) -> None:
     assert await too_much(ledger, plans) == []
 
 
-async def test_night_and_the_pages_of_tasks_read_no_parts(ledger: Database, application: Database) -> None:
+async def test_night_and_the_pages_of_tasks_read_no_parts(
+    ledger: Database, application: Database
+) -> None:
     await fill(ledger)
     plans = Plans(ledger)
     operations = Operations(ledger, application, Loaded, Settings())
@@ -205,12 +255,18 @@ async def test_many_parts_do_not_hide_runs_from_the_gauges_nor_from_the_search_f
 ) -> None:
     """Ten thousand of each state are counted at most: of the runs, and of the parts."""
     at = clock.now() - timedelta(hours=1)
-    run, parent = new("t", exclusive=None), new("t", state="waiting", gate="parts", created_at=at, exclusive=None)
+    run, parent = (
+        new("t", exclusive=None),
+        new("t", state="waiting", gate="parts", created_at=at, exclusive=None),
+    )
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [run, parent])
         own = {"origin": "part", "awaited_by": parent.id, "parent": parent.id}
         number = gauges.MOST_COUNTED + 1
-        rows = [vars(new("t", created_at=at, exclusive="t/parts")) | own | {"part": n} for n in range(number)]
+        rows = [
+            vars(new("t", created_at=at, exclusive="t/parts")) | own | {"part": n}
+            for n in range(number)
+        ]
         await json_rows.insert(connection, runs.runs, rows)
         monkeypatch.setattr(run_ids, "MOST_SEARCHED", 100)
         totals = await gauges.totals(connection)
@@ -226,7 +282,9 @@ async def test_many_parts_do_not_hide_runs_from_the_gauges_nor_from_the_search_f
 async def test_lists_have_the_parts_that_were_asked_for_and_no_others(ledger: Database) -> None:
     at = clock.now() - timedelta(hours=1)
     parent = new("t", state="waiting", gate="parts", exclusive=None, created_at=at)
-    other = new("u", state="failed", exclusive=None, created_at=at + timedelta(minutes=1), finished_at=at)
+    other = new(
+        "u", state="failed", exclusive=None, created_at=at + timedelta(minutes=1), finished_at=at
+    )
     own = {"origin": "part", "awaited_by": parent.id, "parent": parent.id}
     parts = [
         vars(new("t", created_at=at, exclusive="t/parts", state=state)) | own | {"part": n}
@@ -241,7 +299,9 @@ async def test_lists_have_the_parts_that_were_asked_for_and_no_others(ledger: Da
             found, before = [], None
             while True:
                 query = RunQuery(**conditions)
-                page = await run_query.page(connection, query, 2, before, columns=("id", "task", "part"))
+                page = await run_query.page(
+                    connection, query, 2, before, columns=("id", "task", "part")
+                )
                 found += [row["part"] or row["task"] for row in page.rows]
                 if (before := page.after) is None:
                     return found
@@ -250,7 +310,9 @@ async def test_lists_have_the_parts_that_were_asked_for_and_no_others(ledger: Da
         both = {"origins": frozenset({"part", "manual"})}
         assert await listed() == ["u", "t"]
         assert sorted(await listed(**only)) == [1, 2, 3, 4]
-        assert await listed(**only) == await listed(parent=parent.id) == await listed(**only, task="t")
+        assert (
+            await listed(**only) == await listed(parent=parent.id) == await listed(**only, task="t")
+        )
         assert await listed(**only, task="u") == await listed(**only, task="t", by_slot=True) == []
         assert sorted(await listed(**only, **failed)) == [3, 4]
         assert await listed(parent=parent.id, **failed) == await listed(**only, **failed)

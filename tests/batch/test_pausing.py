@@ -1,4 +1,6 @@
-"""A pause holds existing runs: running ones stop at their next checkpoint, and queued ones stay queued."""
+"""A pause holds existing runs: running ones stop at their next checkpoint, and queued ones stay
+queued.
+"""
 
 from __future__ import annotations
 
@@ -80,11 +82,18 @@ async def test_a_running_run_stops_at_its_next_checkpoint_and_goes_on_after_the_
     assert not await is_claimable(ledger)
     await resume(ledger)
     (done,) = await until(lambda: rows(ledger, state="succeeded"))
-    assert (done["id"], done["attempt"], done["fence"], done["result"]) == (held["id"], 1, 2, "done")
+    assert (done["id"], done["attempt"], done["fence"], done["result"]) == (
+        held["id"],
+        1,
+        2,
+        "done",
+    )
     assert fences == [1, 2]
 
 
-async def test_a_run_that_may_not_be_rerun_goes_on_to_its_end(ledger: Database, start: Start) -> None:
+async def test_a_run_that_may_not_be_rerun_goes_on_to_its_end(
+    ledger: Database, start: Start
+) -> None:
     may_end: list[bool] = []
 
     def run(self: Any) -> str:

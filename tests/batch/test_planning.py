@@ -27,7 +27,9 @@ def at(hour: int) -> datetime:
     return NOW.replace(hour=hour, minute=0, second=0)
 
 
-def plan_until_complete(schedule: Schedule, fired_until: datetime, now: datetime, policy: Missed) -> list[SlotPlan]:
+def plan_until_complete(
+    schedule: Schedule, fired_until: datetime, now: datetime, policy: Missed
+) -> list[SlotPlan]:
     plans = [plan_slots(schedule, fired_until, now, policy)]
     while not plans[-1].is_complete:
         assert len(plans) < 1_000
@@ -50,20 +52,27 @@ def test_each_slot_less_than_a_minute_late_runs_as_on_time() -> None:
     assert plan.missed is None
 
 
-def test_of_slots_that_are_fired_together_a_task_that_wants_all_catches_up_all_but_the_newest() -> None:
+def test_of_slots_that_are_fired_together_a_task_that_wants_all_catches_up_all_but_the_newest() -> (
+    None
+):
     """Its overlap policy would skip them: the last minute of each outage."""
     begin = NOW - timedelta(seconds=90)
     plan = plan_slots(SECONDLY, begin, NOW, Missed("all"))
     assert (plan.on_time, plan.missed) == ([NOW], None)
     assert plan.catch_up == [begin + timedelta(seconds=n) for n in range(1, 90)]
     late = plan_slots(SECONDLY, NOW - timedelta(seconds=3), NOW, Missed("all"))
-    assert (late.catch_up, late.on_time) == ([NOW - timedelta(seconds=2), NOW - timedelta(seconds=1)], [NOW])
+    assert (late.catch_up, late.on_time) == (
+        [NOW - timedelta(seconds=2), NOW - timedelta(seconds=1)],
+        [NOW],
+    )
 
 
 def test_a_slot_exactly_a_minute_late_was_missed() -> None:
     now = at(12) + ON_TIME
     assert plan_slots(HOURLY, at(11), now, Missed("skip")).on_time == []
-    assert plan_slots(HOURLY, at(11), now - timedelta(microseconds=1), Missed("skip")).on_time == [at(12)]
+    assert plan_slots(HOURLY, at(11), now - timedelta(microseconds=1), Missed("skip")).on_time == [
+        at(12)
+    ]
 
 
 def test_skip_runs_none_of_the_missed_slots_and_records_one_range() -> None:
@@ -87,7 +96,9 @@ def test_once_with_one_missed_slot_leaves_no_range() -> None:
 
 
 def test_once_does_not_run_a_slot_older_than_its_age_limit() -> None:
-    plan = plan_slots(schedule("0 1 * * *"), hours_ago(20), NOW, Missed("once", max_age=timedelta(hours=6)))
+    plan = plan_slots(
+        schedule("0 1 * * *"), hours_ago(20), NOW, Missed("once", max_age=timedelta(hours=6))
+    )
     assert plan.catch_up == []
     assert plan.missed is not None
     assert plan.missed.count == 1
@@ -95,11 +106,17 @@ def test_once_does_not_run_a_slot_older_than_its_age_limit() -> None:
 
 def test_all_runs_each_missed_slot_oldest_first() -> None:
     plan = plan_slots(HOURLY, hours_ago(5), NOW, Missed("all"))
-    assert (plan.catch_up, plan.on_time, plan.missed) == ([at(8), at(9), at(10), at(11)], [at(12)], None)
+    assert (plan.catch_up, plan.on_time, plan.missed) == (
+        [at(8), at(9), at(10), at(11)],
+        [at(12)],
+        None,
+    )
 
 
 def test_all_with_max_age_runs_the_younger_slots_and_records_the_older_ones_as_missed() -> None:
-    plan = plan_slots(HOURLY, hours_ago(5), NOW, Missed("all", max_age=timedelta(hours=2, minutes=30)))
+    plan = plan_slots(
+        HOURLY, hours_ago(5), NOW, Missed("all", max_age=timedelta(hours=2, minutes=30))
+    )
     assert plan.catch_up == [at(10), at(11)]
     assert plan.missed is not None
     assert (plan.missed.first, plan.missed.last, plan.missed.count) == (at(8), at(9), 2)
@@ -125,7 +142,9 @@ def test_the_missed_slots_of_a_month_are_one_range() -> None:
     assert (plan.missed.count, len(plan.on_time)) == (30 * 86_400 - 60, 60)
 
 
-def test_a_plan_catches_up_no_more_slots_than_its_budget_and_the_first_plan_records_the_slots_over_max_age() -> None:
+def test_a_plan_catches_up_no_more_slots_than_its_budget_and_the_first_plan_records_the_slots_over_max_age() -> (
+    None
+):
     policy = Missed("all", max_age=timedelta(hours=3, minutes=30))
     first = plan_slots(HOURLY, hours_ago(6), NOW, policy, budget=2)
     assert (first.catch_up, first.on_time, first.is_complete) == ([at(9), at(10)], [], False)
@@ -139,10 +158,22 @@ def test_a_paused_schedule_runs_no_slot_not_even_on_time() -> None:
     plan = plan_all_missed(HOURLY, hours_ago(2), NOW, "paused by ann", Cause.PAUSED)
     assert (plan.on_time, plan.catch_up, plan.fired_until) == ([], [], NOW)
     assert plan.missed is not None
-    assert (plan.missed.count, plan.missed.reason, plan.missed.cause) == (2, "paused by ann", Cause.PAUSED)
+    assert (plan.missed.count, plan.missed.reason, plan.missed.cause) == (
+        2,
+        "paused by ann",
+        Cause.PAUSED,
+    )
 
 
-CRONS = ("* * * * *", "*/7 * * * *", "0 * * * *", "30 2 * * *", "15 3 * * 1", "*/20 * * * * *", "0 2 1 * *")
+CRONS = (
+    "* * * * *",
+    "*/7 * * * *",
+    "0 * * * *",
+    "30 2 * * *",
+    "15 3 * * 1",
+    "*/20 * * * * *",
+    "0 2 1 * *",
+)
 ZONES = ("UTC", "Europe/Berlin", "America/New_York")
 POLICIES = st.builds(
     Missed,
@@ -169,7 +200,10 @@ def test_every_due_slot_is_accounted_for_exactly_once(
     plans = plan_until_complete(timetable, cursor, now, policy)
     run = [slot for p in plans for slot in (*p.catch_up, *p.on_time)]
     missed = [
-        slot for p in plans if p.missed for slot in timetable.between(p.missed.first - DAYS / 86400, p.missed.last)
+        slot
+        for p in plans
+        if p.missed
+        for slot in timetable.between(p.missed.first - DAYS / 86400, p.missed.last)
     ]
     assert sorted(run + missed) == due
     assert sum(p.missed.count for p in plans if p.missed) == len(missed)

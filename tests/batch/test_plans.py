@@ -1,7 +1,7 @@
 """The plans of the statements that are executed often: each uses an index, and none reads all runs.
 
-The statements are recorded while the functions execute them, on a ledger with many rows that they do not need. An index
-that no plan here uses is superfluous.
+The statements are recorded while the functions execute them, on a ledger with many rows that they
+do not need. An index that no plan here uses is superfluous.
 """
 
 from __future__ import annotations
@@ -98,12 +98,15 @@ ONCE_AN_HOUR = {"prune", "unserved"}
 
 IN_ORDER = {
     "audit": r"USING INDEX ix_batch_events",
-    "gauges": r"batch_tasks t$|^SCAN t$|INDEX (uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$"
+    "gauges": r"batch_tasks t$|^SCAN t$|INDEX "
+    r"(uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
     "list": r"USING INDEX ix_batch_runs",
     "list of parts and runs": r"USING INDEX ix_batch_runs",
-    "a run by the end of its id": r"USING (COVERING )?INDEX (ix_batch_runs_created|sqlite_autoindex_batch_runs_1)$",
-    "look": r"USING (COVERING )?INDEX (ix_batch_nodes_live$|ix_batch_\w+_(unnoticed|unsent)|ix_batch_runs_held)",
+    "a run by the end of its "
+    "id": r"USING (COVERING )?INDEX (ix_batch_runs_created|sqlite_autoindex_batch_runs_1)$",
+    "look": r"USING (COVERING )?INDEX "
+    r"(ix_batch_nodes_live$|ix_batch_\w+_(unnoticed|unsent)|ix_batch_runs_held)",
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
     r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_previews",
@@ -119,58 +122,119 @@ IN_ORDER = {
     "strip": r"USING INDEX ix_batch_nodes_live$",
     "tickets": r"USING (COVERING )?INDEX ix_batch_runs_held",
 }
-"""Scans that are allowed: a list stops after a page, and a search after 100,000 ids, and so do the count of items in
-quarantine and the search for the newest processes; the indexes of nodes and incidents have only living and open ones;
-monitoring and the page of tasks show each task; cursors are looked through when a clock was set back; PostgreSQL
-scans the few previews of a day, and the tally while it is as small as here."""
+"""Scans that are allowed: a list stops after a page, and a search after 100,000 ids, and so do the
+count of items in quarantine and the search for the newest processes; the indexes of nodes and
+incidents have only living and open ones; monitoring and the page of tasks show each task; cursors
+are looked through when a clock was set back; PostgreSQL scans the few previews of a day, and the
+tally while it is as small as here.
+"""
 
 PLANS = {
     "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},
     "claim": {
-        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_retry_due", "ix_batch_runs_retry_queue"),
+        *(
+            "ix_batch_runs_waiting",
+            "ix_batch_runs_queue",
+            "ix_batch_runs_retry_due",
+            "ix_batch_runs_retry_queue",
+        ),
         "uq_batch_runs_exclusive",
     },
     "claim retries": {
-        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_retry_due", "ix_batch_runs_retry_queue"),
+        *(
+            "ix_batch_runs_waiting",
+            "ix_batch_runs_queue",
+            "ix_batch_runs_retry_due",
+            "ix_batch_runs_retry_queue",
+        ),
         *("ix_batch_runs_retrying", "uq_batch_runs_exclusive"),
     },
     "gauges": {
-        *("ix_batch_runs_state_created", "ix_batch_runs_task_created", "ix_batch_runs_waiting", "ix_batch_runs_queue"),
+        *(
+            "ix_batch_runs_state_created",
+            "ix_batch_runs_task_created",
+            "ix_batch_runs_waiting",
+            "ix_batch_runs_queue",
+        ),
         *("uq_batch_incidents_open", "ix_batch_nodes_live", "ix_batch_runs_parts"),
     },
     "look": {
-        *("ix_batch_runs_waiting", "ix_batch_runs_retry_due", "ix_batch_runs_retrying", "ix_batch_runs_held"),
-        *("ix_batch_nodes_live", "ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed"),
+        *(
+            "ix_batch_runs_waiting",
+            "ix_batch_runs_retry_due",
+            "ix_batch_runs_retrying",
+            "ix_batch_runs_held",
+        ),
+        *(
+            "ix_batch_nodes_live",
+            "ix_batch_runs_unnoticed",
+            "ix_batch_missed_unnoticed",
+            "ix_batch_nodes_unnoticed",
+        ),
         *("ix_batch_outbox_unsent", "ix_batch_runs_waits"),
     },
     "strip": {"ix_batch_nodes_live", "ix_batch_runs_held"},
     "notice": {
-        *("ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed", "ix_batch_runs_left"),
+        *(
+            "ix_batch_runs_unnoticed",
+            "ix_batch_missed_unnoticed",
+            "ix_batch_nodes_unnoticed",
+            "ix_batch_runs_left",
+        ),
         *("ix_batch_incidents_opened", "ix_batch_incidents_quiet"),
     },
     "check": {
-        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_held", "ix_batch_runs_left"),
+        *(
+            "ix_batch_runs_waiting",
+            "ix_batch_runs_queue",
+            "ix_batch_runs_held",
+            "ix_batch_runs_left",
+        ),
         *("ix_batch_runs_open_failures", "ix_batch_runs_task_created", "uq_batch_schedules_open"),
-        *("ix_batch_outbox_due", "ix_batch_runs_retrying", "ix_batch_runs_retry_queue", "ix_batch_waits_slot"),
+        *(
+            "ix_batch_outbox_due",
+            "ix_batch_runs_retrying",
+            "ix_batch_runs_retry_queue",
+            "ix_batch_waits_slot",
+        ),
     },
     "send": {"ix_batch_outbox_unsent"},
     "incidents": {
         *("ix_batch_incidents_open", "ix_batch_incidents_opened", "ix_batch_incidents_closed"),
         *("ix_batch_runs_open_failures", "ix_batch_runs_acknowledged", "ix_batch_outbox_created"),
     },
-    "tally": {"ix_batch_buckets_dirty", "ix_batch_tally_unaccounted", "ix_batch_tally_not_all_good"},
+    "tally": {
+        "ix_batch_buckets_dirty",
+        "ix_batch_tally_unaccounted",
+        "ix_batch_tally_not_all_good",
+    },
     "night": {
         *("ix_batch_runs_retrying", "ix_batch_runs_retry_queue"),
-        *("ix_batch_runs_held", "ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_open_failures"),
+        *(
+            "ix_batch_runs_held",
+            "ix_batch_runs_waiting",
+            "ix_batch_runs_queue",
+            "ix_batch_runs_open_failures",
+        ),
         *("ix_batch_runs_skipped", "ix_batch_incidents_closed", "ix_batch_runs_task_created"),
         *("ix_batch_runs_retry_due", "ix_batch_incidents_opened", "ix_batch_runs_by_hand"),
-        *("ix_batch_tally_not_all_good", "ix_batch_events_at", "ix_batch_waits_slot", "ix_batch_runs_waits"),
+        *(
+            "ix_batch_tally_not_all_good",
+            "ix_batch_events_at",
+            "ix_batch_waits_slot",
+            "ix_batch_runs_waits",
+        ),
         *("ix_batch_runs_state_created", "ix_batch_runs_parts"),
     },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
     "tickets": {
-        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_retry_due", "ix_batch_runs_retry_queue"),
+        *(
+            "ix_batch_runs_waiting",
+            "ix_batch_runs_queue",
+            "ix_batch_runs_retry_due",
+            "ix_batch_runs_retry_queue",
+        ),
         *("uq_batch_runs_exclusive", "ix_batch_runs_held", "ix_batch_runs_retrying"),
     },
     "write": set(),
@@ -182,17 +246,31 @@ PLANS = {
     "chunk": set(),
     "list": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_state_created"},
     "list of parts": {"ix_batch_runs_parts"},
-    "list of parts and runs": {"ix_batch_runs_parts", "ix_batch_runs_created", "ix_batch_runs_task_created"},
+    "list of parts and runs": {
+        "ix_batch_runs_parts",
+        "ix_batch_runs_created",
+        "ix_batch_runs_task_created",
+    },
     "list of the parts of a run": {"ix_batch_runs_members"},
     "a run by the end of its id": {"ix_batch_runs_created"},
     "overview": {
-        *("ix_batch_runs_held", "ix_batch_runs_task_created", "ix_batch_runs_waiting", "ix_batch_runs_queue"),
+        *(
+            "ix_batch_runs_held",
+            "ix_batch_runs_task_created",
+            "ix_batch_runs_waiting",
+            "ix_batch_runs_queue",
+        ),
         *("ix_batch_runs_state_created", "ix_batch_runs_parts", "ix_batch_tally_not_all_good"),
         "ix_batch_runs_open_failures",
     },
     "show": {"ix_batch_runs_task_created", "ix_batch_missed_task", "ix_batch_runs_parent"},
     "prune": {
-        *("ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_held", "ix_batch_runs_members"),
+        *(
+            "ix_batch_runs_created",
+            "ix_batch_runs_task_created",
+            "ix_batch_runs_held",
+            "ix_batch_runs_members",
+        ),
         *("ix_batch_sessions_expires", "ix_batch_previews_expires", "ix_batch_events_at"),
         *("ix_batch_incidents_closed", "ix_batch_outbox_created"),
     },
@@ -204,7 +282,12 @@ PLANS = {
     "blocked runs": {"ix_batch_runs_waits", "ix_batch_runs_members", "uq_batch_schedules_open"},
     "a chain": {"ix_batch_waits_slot", "ix_batch_runs_members", "ix_batch_runs_waits"},
     "retry what others wait for": {"ix_batch_waits_slot", "ix_batch_runs_members"},
-    "parts": {"ix_batch_runs_waits", "ix_batch_runs_members", "ix_batch_waits_slot", "uq_batch_schedules_open"},
+    "parts": {
+        "ix_batch_runs_waits",
+        "ix_batch_runs_members",
+        "ix_batch_waits_slot",
+        "uq_batch_schedules_open",
+    },
     "cancel a group": {"ix_batch_runs_members"},
     "resume what waits": {"ix_batch_runs_waits"},
     "pause": {"uq_batch_schedules_open", "ix_batch_runs_waits"},
@@ -212,10 +295,20 @@ PLANS = {
 }
 """The indexes that each function uses, besides primary keys. It must use no others."""
 
-HARMLESS = {"uq_batch_runs_task_slot", "uq_batch_runs_task_key", "uq_batch_runs_exclusive", "ix_batch_nodes_live"}
+HARMLESS = {
+    "uq_batch_runs_task_slot",
+    "uq_batch_runs_task_key",
+    "uq_batch_runs_exclusive",
+    "ix_batch_nodes_live",
+}
 HARMLESS |= {"ix_batch_missed_task", "uq_batch_events_key", "uq_batch_outbox_key"}
-HARMLESS |= {"uq_batch_incidents_open", "ix_batch_incidents_open"}  # both have the open incidents, and no others
-"""PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one row."""
+HARMLESS |= {
+    "uq_batch_incidents_open",
+    "ix_batch_incidents_open",
+}  # both have the open incidents, and no others
+"""PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one
+row.
+"""
 
 
 BY_KIND = {
@@ -226,7 +319,9 @@ BY_KIND = {
     "check": {"ix_batch_incidents_closed"},
     "prune": {"ix_batch_waits_slot"},
 }
-"""Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are few rows here."""
+"""Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are
+few rows here.
+"""
 
 
 class Plans:
@@ -241,7 +336,9 @@ class Plans:
 
     def _keeper(self, database: Database) -> Any:
         def keep(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-            if self._name and statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
+            if self._name and statement.startswith(
+                ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
+            ):
                 self.sent.setdefault(self._name, {}).setdefault(statement, (database, parameters))
 
         return keep
@@ -257,7 +354,11 @@ class Plans:
         found: dict[str, list[tuple[str, list[str]]]] = {}
         for name, statements in self.sent.items():
             for statement, (database, parameters) in statements.items():
-                prefix = "EXPLAIN (COSTS OFF) " if database.kind == "postgresql" else "EXPLAIN QUERY PLAN "
+                prefix = (
+                    "EXPLAIN (COSTS OFF) "
+                    if database.kind == "postgresql"
+                    else "EXPLAIN QUERY PLAN "
+                )
                 async with database.engine.connect() as connection:
                     lines = await connection.exec_driver_sql(prefix + statement, parameters)
                     found.setdefault(name, []).append((statement, [str(row[-1]) for row in lines]))
@@ -268,7 +369,10 @@ class Plans:
 async def plans(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[dict[str, list[tuple[str, list[str]]]]]:
-    databases, folder = request.getfixturevalue(f"{request.param}_databases"), tmp_path_factory.mktemp("plans")
+    databases, folder = (
+        request.getfixturevalue(f"{request.param}_databases"),
+        tmp_path_factory.mktemp("plans"),
+    )
     urls = [
         await databases.make(folder / f"{n}.db", *histories)
         for n, histories in enumerate(((LEDGER_HISTORY,), APPLICATION_HISTORIES))
@@ -296,7 +400,13 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
         with plans.of("claim"):
             await claiming.take(connection, loaded, NODE, Capacity(3, 3))
     late = [new(name, state="retrying", exclusive=task.exclusive) for name, task in loaded.items()]
-    dead = new("plain.dead", state="running", node=await _node(ledger), attempt=1, attempt_started_at=clock.now())
+    dead = new(
+        "plain.dead",
+        state="running",
+        node=await _node(ledger),
+        attempt=1,
+        attempt_started_at=clock.now(),
+    )
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [*late, dead])
         with plans.of("claim retries"):
@@ -326,11 +436,32 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             held = await claiming.held_by(connection, NODE, [])
         with plans.of("write"):
             one = held[0]
-            progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}
+            progress = {
+                "count": 1,
+                "total": None,
+                "count_before": 0,
+                "message": "",
+                "progress_at": None,
+                "rate": 1.0,
+            }
             await run_progress.mirror(connection, [{"id": one.id, "fence": one.fence, **progress}])
-            ends = (one.id, one.fence, RunState.FAILED, "failed", 1, NODE, one.task, one.attempt_started_at)
-            for _ in range(2):  # the second time the ledger is asked whose ends were not written before
-                assert await transitions.finish(connection, [Outcome(*ends, ended_at=clock.now())]) == []
+            ends = (
+                one.id,
+                one.fence,
+                RunState.FAILED,
+                "failed",
+                1,
+                NODE,
+                one.task,
+                one.attempt_started_at,
+            )
+            for _ in range(
+                2
+            ):  # the second time the ledger is asked whose ends were not written before
+                assert (
+                    await transitions.finish(connection, [Outcome(*ends, ended_at=clock.now())])
+                    == []
+                )
         with plans.of("rescue"):
             assert await orphans.rescue(connection, {str(dead.node): 0}, clock.now())
         with plans.of("retry"):
@@ -350,7 +481,14 @@ async def _send_what_a_chunk_sends(plans: Plans, application: Database) -> None:
         first = await pages.load(db, None)
         with plans.of("chunk"):
             await pages.load(db, first.cursor)
-            values = {"run": new_id(), "name": "chunks:1", "fence": 1, "cursor": {}, "count": 1, "before": 0}
+            values = {
+                "run": new_id(),
+                "name": "chunks:1",
+                "fence": 1,
+                "cursor": {},
+                "count": 1,
+                "before": 0,
+            }
             await db.execute(UPSERT_WITH_FENCE, {**values, "finished": False, "at": clock.now()})
         await db.commit()
 
@@ -361,7 +499,9 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
     watched = make_task("watched", "* * * * *", expect_every=1, deadline=timedelta(seconds=30))
     await know(ledger, watched)
     failed = [new("watched", state="failed", finished_at=now) for _ in range(3)]
-    checks = Checks(ledger, application, Thresholds(late_after=0.001, least_slow=0.001), lambda _: ["all/1"])
+    checks = Checks(
+        ledger, application, Thresholds(late_after=0.001, least_slow=0.001), lambda _: ["all/1"]
+    )
     async with ledger.engine.begin() as connection:
         seen = await watched_tasks(connection)
         await runs.insert(connection, failed)
@@ -374,15 +514,24 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         with plans.of("check"):
             findings = await checks.look(connection, seen, [failed[0].id], now + later)
             await checks.write(connection, findings, now + later)
-            await telling.repeat(connection, findings.watched, lambda _: ["all/1"], later, now + 2 * later)
+            await telling.repeat(
+                connection, findings.watched, lambda _: ["all/1"], later, now + 2 * later
+            )
         with plans.of("send"):
             rows = await outbox.take(connection, "all/1", now + 3 * later)
             await outbox.failed(connection, rows, "no", now)
-            await outbox.sent(connection, await outbox.take(connection, "all/1", now + 3 * later), now)
+            await outbox.sent(
+                connection, await outbox.take(connection, "all/1", now + 3 * later), now
+            )
             await outbox.next_due(connection)
         with plans.of("incidents"):
             (opened, *_) = await incidents.are_open(connection)
-            for conditions in ({}, {"is_open": True}, {"before": (now, new_id())}, {"closed_since": now}):
+            for conditions in (
+                {},
+                {"is_open": True},
+                {"before": (now, new_id())},
+                {"closed_since": now},
+            ):
                 await connection.execute(incidents.listing(10, **conditions))
             await acknowledging.acknowledge(connection, opened.id, "ann", "seen", now + later, now)
             await acknowledging.undo(connection, opened.id, now)
@@ -404,10 +553,14 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             not_run = {"watched": Counter(missed=1, skipped=1)}
             await did_not_run.by_cause(connection, not_run, now - later, now, frozenset())
             for is_left in (True, False):
-                unchosen = missed_ranges.unchosen(["watched"], now - later, now, ledger.kind, is_left=is_left)
+                unchosen = missed_ranges.unchosen(
+                    ["watched"], now - later, now, ledger.kind, is_left=is_left
+                )
                 await connection.execute(unchosen)
             await missed_ranges.leave(connection, [new_id()], "ann", "seen", now)
-            failed_slots = SlotCounts(due=1, recounted_until=now, **{**dict.fromkeys(CLASSES, 0), "failed": 1})
+            failed_slots = SlotCounts(
+                due=1, recounted_until=now, **{**dict.fromkeys(CLASSES, 0), "failed": 1}
+            )
             await outcomes.failed_slots(connection, failed_slots, now - later, now)
             await outcomes.beside(connection, now - later, now)
             await schedules.in_use(connection)
@@ -423,23 +576,39 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             at = clock.now()
             few, all_states = frozenset({"failed", "queued"}), frozenset(RunState)
             for conditions in (
-                *({}, {"task": "over-1"}, {"states": few}, {"states": all_states}, {"created_since": at}),
-                *({"task": "over-1", "states": few, "text": "x", "params": {"a": "1"}}, {"node": NODE, "text": "x"}),
+                *(
+                    {},
+                    {"task": "over-1"},
+                    {"states": few},
+                    {"states": all_states},
+                    {"created_since": at},
+                ),
+                *(
+                    {"task": "over-1", "states": few, "text": "x", "params": {"a": "1"}},
+                    {"node": NODE, "text": "x"},
+                ),
                 {"task": "over-1", "by_slot": True},
             ):
                 await run_query.page(connection, run_query.RunQuery(**conditions), 10)
-                await run_query.page(connection, run_query.RunQuery(**conditions), 10, (at, new_id()))
+                await run_query.page(
+                    connection, run_query.RunQuery(**conditions), 10, (at, new_id())
+                )
         for name, conditions in (
             ("list of parts", {"origins": frozenset({"part"})}),
             ("list of parts", {"origins": frozenset({"part"}), "states": few, "task": "over-1"}),
             ("list of parts and runs", {"origins": frozenset({"part", "manual"})}),
-            ("list of parts and runs", {"origins": frozenset({"part", "manual"}), "task": "over-1"}),
+            (
+                "list of parts and runs",
+                {"origins": frozenset({"part", "manual"}), "task": "over-1"},
+            ),
             ("list of the parts of a run", {"parent": new_id()}),
             ("list of the parts of a run", {"parent": new_id(), "states": few}),
         ):
             with plans.of(name):
                 await run_query.page(connection, run_query.RunQuery(**conditions), 10)
-                await run_query.page(connection, run_query.RunQuery(**conditions), 10, (at, new_id()))
+                await run_query.page(
+                    connection, run_query.RunQuery(**conditions), 10, (at, new_id())
+                )
         with plans.of("a run by the end of its id"):
             await run_ids.end_in(connection, "0000", 2)
         with plans.of("show"):
@@ -454,16 +623,33 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
         with plans.of("start"):
             await enqueue.enqueue(
-                connection, enqueue.Startable.of(make_task("many-2", None)), None, None, "ann", key="a"
+                connection,
+                enqueue.Startable.of(make_task("many-2", None)),
+                None,
+                None,
+                "ann",
+                key="a",
             )
             await enqueue.enqueue(
-                connection, enqueue.Startable.of(make_task("many-3", None)), None, None, "ann", key="a"
+                connection,
+                enqueue.Startable.of(make_task("many-3", None)),
+                None,
+                None,
+                "ann",
+                key="a",
             )
         with plans.of("audit"):
             at = clock.now()
-            for conditions in ({}, {"task": "over-1"}, {"action": "run.retry"}, {"before": (at, new_id())}):
+            for conditions in (
+                {},
+                {"task": "over-1"},
+                {"action": "run.retry"},
+                {"before": (at, new_id())},
+            ):
                 await connection.execute(audit.listing(10, **conditions))
-            await audit.record(connection, audit.By("ann"), "run.retry", at, task="over-1", key="once")
+            await audit.record(
+                connection, audit.By("ann"), "run.retry", at, task="over-1", key="once"
+            )
         with plans.of("bulk"):
             await previews.under_way(connection)
             await previews.move(connection, new_id(), 0, to=1, changed=1, finished_at=None)
@@ -479,14 +665,25 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
 
 
 async def _node(ledger: Database) -> str:
-    row = {"id": new_id(), "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": []}
+    row = {
+        "id": new_id(),
+        "host": "elsewhere",
+        "pid": 1,
+        "version": "1",
+        "draining": False,
+        "tasks": [],
+    }
     async with ledger.engine.begin() as connection:
-        await connection.execute(tables.nodes.insert().values(**row, started_at=clock.now(), seen_at=clock.now()))
+        await connection.execute(
+            tables.nodes.insert().values(**row, started_at=clock.now(), seen_at=clock.now())
+        )
     return str(row["id"])
 
 
 async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
-    """Fill the ledger: many other rows; four tasks of this node, each with a due slot, a missed slot and a run."""
+    """Fill the ledger: many other rows; four tasks of this node, each with a due slot, a missed
+    slot and a run.
+    """
     ruled = {"free": "allow", "waits": "wait"}
     loaded = await know(
         ledger,
@@ -495,7 +692,14 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         make_task("lanes", "* * * * *", max_running=2),
     )
     await crowd(ledger, RUNS, tasks=2_000, nodes=20, analyze=False)
-    ended = {"host": "here", "pid": 1, "version": "1", "draining": True, "tasks": [], "fires": False}
+    ended = {
+        "host": "here",
+        "pid": 1,
+        "version": "1",
+        "draining": True,
+        "tasks": [],
+        "fires": False,
+    }
     now, later = clock.now(), timedelta(minutes=5)
     instants = dict.fromkeys(("started_at", "seen_at", "stopped_at", "noticed_at"), now)
     stopped = [{"id": new_id(), **ended, **instants} for _ in range(3_000)]
@@ -509,11 +713,18 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         await connection.execute(tables.nodes.insert(), stopped)
         await connection.execute(tables.missed.insert(), missed)
         await connection.execute(
-            update(tables.schedules).where(tables.schedules.c.task.in_(loaded)).values(fired_until=now - later)
+            update(tables.schedules)
+            .where(tables.schedules.c.task.in_(loaded))
+            .values(fired_until=now - later)
         )
         await runs.insert(connection, running)
-        await runs.insert(connection, [new(name, exclusive=task.exclusive) for name, task in loaded.items()])
-        waited = [{"run": new_id(), "task": f"over-{n % 10}", "slot": long_ago} for n in range(len(stopped))]
+        await runs.insert(
+            connection, [new(name, exclusive=task.exclusive) for name, task in loaded.items()]
+        )
+        waited = [
+            {"run": new_id(), "task": f"over-{n % 10}", "slot": long_ago}
+            for n in range(len(stopped))
+        ]
         await connection.execute(waits.waits.insert(), waited)
         await _fill_requests(connection, now, len(stopped))
         await _fill_incidents(connection, now, len(stopped))
@@ -521,13 +732,17 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         fences = [{"run": new_id(), "name": "", "fence": 1} for _ in stopped]
         await connection.execute(companions.checkpoints.insert(), fences)
         await connection.execute(
-            companions.once.insert(), [{"key": new_id(), "run": new_id(), "at": now} for _ in stopped]
+            companions.once.insert(),
+            [{"key": new_id(), "run": new_id(), "at": now} for _ in stopped],
         )
         aside = {"item": "1", "error": {}, "times": 1, "at": now, "task": "over-1"}
         await connection.execute(
-            companions.quarantine.insert(), [{"id": new_id(), "run": new_id(), **aside} for _ in stopped]
+            companions.quarantine.insert(),
+            [{"id": new_id(), "run": new_id(), **aside} for _ in stopped],
         )
-        await connection.execute(insert(User), [{"email": f"{n}@example.org"} for n in range(len(stopped))])
+        await connection.execute(
+            insert(User), [{"email": f"{n}@example.org"} for n in range(len(stopped))]
+        )
     for database in (ledger, application):
         if database.kind == "postgresql":
             async with database.engine.begin() as connection:
@@ -540,15 +755,32 @@ async def _fill_requests(connection: AsyncConnection, now: datetime, number: int
     later, by = now + timedelta(days=1), {"actor": "ann", "source": "api"}
     for n in range(number // 1_000):
         rows = range(n * 1_000, (n + 1) * 1_000)
-        events = [{"id": new_id(), "at": now, **by, "action": f"act.{n}", "task": f"over-{n % 10}"} for n in rows]
+        events = [
+            {"id": new_id(), "at": now, **by, "action": f"act.{n}", "task": f"over-{n % 10}"}
+            for n in rows
+        ]
         await connection.execute(access_tables.events.insert(), events)
-        shown = {"action": "retry", "actor": "ann", "request": {}, "created_at": now, "expires_at": later}
+        shown = {
+            "action": "retry",
+            "actor": "ann",
+            "request": {},
+            "created_at": now,
+            "expires_at": later,
+        }
         ended = {"started_at": now, "finished_at": now}
-        await connection.execute(access_tables.previews.insert(), [{"id": new_id(), **shown, **ended} for _ in rows])
+        await connection.execute(
+            access_tables.previews.insert(), [{"id": new_id(), **shown, **ended} for _ in rows]
+        )
         person = {"name": "ann", "role": "viewer", "created_at": now, "expires_at": later}
         sessions = [{"id": f"s{n}", "token": f"t{n}", **person} for n in rows]
         await connection.execute(access_tables.sessions.insert(), sessions)
-        made = {"kind": "token", "role": "viewer", "hash": "x", "created_at": now, "created_by": "ann"}
+        made = {
+            "kind": "token",
+            "role": "viewer",
+            "hash": "x",
+            "created_at": now,
+            "created_by": "ann",
+        }
         await connection.execute(
             access_tables.tokens.insert(), [{"id": f"t{n}", "name": f"t{n}", **made} for n in rows]
         )
@@ -557,12 +789,22 @@ async def _fill_requests(connection: AsyncConnection, now: datetime, number: int
 async def _fill_incidents(connection: AsyncConnection, now: datetime, number: int) -> None:
     """Incidents that are over, and messages that were sent: `number` of each."""
     ago = [now - timedelta(minutes=10 * n) for n in range(1, number + 1)]
-    over = {"kind": "failed", "text": "boom", "closed_at": now, "closed_why": "made_good", "told_at": now}
-    rows = [{"id": new_id(), "task": f"over-{n % 10}", "opened_at": at, "last_at": at} for n, at in enumerate(ago)]
+    over = {
+        "kind": "failed",
+        "text": "boom",
+        "closed_at": now,
+        "closed_why": "made_good",
+        "told_at": now,
+    }
+    rows = [
+        {"id": new_id(), "task": f"over-{n % 10}", "opened_at": at, "last_at": at}
+        for n, at in enumerate(ago)
+    ]
     await connection.execute(incident_tables.incidents.insert(), [{**row, **over} for row in rows])
     sent = {"channel": "all/1", "kind": "opened", "content": {}, "sent_at": now}
     await connection.execute(
-        incident_tables.outbox.insert(), [{"id": new_id(), "created_at": at, "due_at": at, **sent} for at in ago]
+        incident_tables.outbox.insert(),
+        [{"id": new_id(), "created_at": at, "due_at": at, **sent} for at in ago],
     )
     seen = {"first_seen_at": now, "error": "boom"}
     await connection.execute(
@@ -570,11 +812,15 @@ async def _fill_incidents(connection: AsyncConnection, now: datetime, number: in
         [{"task": f"over-{n}", "fingerprint": "1:boom", **seen} for n in range(number)],
     )
     took = {"runs": 1, "computed_at": now}
-    await connection.execute(incident_tables.durations.insert(), [{"task": f"over-{n}", **took} for n in range(number)])
+    await connection.execute(
+        incident_tables.durations.insert(), [{"task": f"over-{n}", **took} for n in range(number)]
+    )
     good = {"fingerprint": "1:boom", "noticed_at": now, "made_good_at": now}
     bad = [new(f"over-{n % 10}", state="failed", finished_at=now) for n in range(number)]
     await runs.insert(connection, bad)
-    await connection.execute(update(tables.runs).where(tables.runs.c.state == "failed").values(good))
+    await connection.execute(
+        update(tables.runs).where(tables.runs.c.state == "failed").values(good)
+    )
 
 
 async def _fill_tally(ledger: Database, now: datetime, number: int) -> None:
@@ -582,7 +828,9 @@ async def _fill_tally(ledger: Database, now: datetime, number: int) -> None:
     at = [buckets.bucket_of(now - timedelta(days=2, minutes=10 * n)) for n in range(number)]
     counts = dict.fromkeys(night_tables.CLASSES, 0)
     async with ledger.engine.begin() as connection:
-        await connection.execute(night_tables.buckets.insert(), [{"bucket": one, "counted_at": now} for one in at])
+        await connection.execute(
+            night_tables.buckets.insert(), [{"bucket": one, "counted_at": now} for one in at]
+        )
         rows = [{"bucket": one, "task": "over-1", **counts} for one in at]
         await connection.execute(night_tables.tally.insert(), rows)
     if ledger.kind == "postgresql":
@@ -604,7 +852,9 @@ def scanned(name: str, statement: str, plan: list[str]) -> list[str]:
     large = {"batch_runs"} if name in ONCE_AN_HOUR else LARGE
     aliases = re.findall(rf"\b(?:{'|'.join(large)})(?: AS)? ([a-z]\w*)", statement)
     through = [(line, re.search(r"Seq Scan on (\w+)|^SCAN (\w+)", line)) for line in plan]
-    lines = [line for line, found in through if found and (found[1] or found[2]) in {*large, *aliases}]
+    lines = [
+        line for line, found in through if found and (found[1] or found[2]) in {*large, *aliases}
+    ]
     return [line for line in lines if name not in IN_ORDER or not re.search(IN_ORDER[name], line)]
 
 
@@ -630,15 +880,21 @@ def test_runs_are_found_by_the_indexes_meant_for_that(plans: Found, name: str) -
 
 
 async def test_only_the_first_runs_of_a_queue_are_read(ledger: Database) -> None:
-    """A bitmap scan of PostgreSQL would read all of them. SQLite has none, and would sort in a temporary B-tree."""
+    """A bitmap scan of PostgreSQL would read all of them. SQLite has none, and would sort in a
+    temporary B-tree.
+    """
     loaded = await know(ledger, *(make_task(f"free-{n}", None, overlap="allow") for n in range(10)))
     plans = Plans(ledger)
     async with ledger.engine.begin() as connection:
-        await runs.insert(connection, [new(name, exclusive=None) for _ in range(2_000) for name in loaded])
+        await runs.insert(
+            connection, [new(name, exclusive=None) for _ in range(2_000) for name in loaded]
+        )
         if ledger.kind == "postgresql":
             await connection.execute(text("ANALYZE batch_runs"))
         with plans.of("claim"):
-            now, found = await claiming.startable(connection, loaded, Capacity(100, 100), locks=True)
+            now, found = await claiming.startable(
+                connection, loaded, Capacity(100, 100), locks=True
+            )
             await claiming.heads(connection, [*loaded], now or clock.now(), 100, retries=True)
     assert len(found) == 100
     heads = [plan for statement, plan in (await plans.read())["claim"] if " AS heads" in statement]
@@ -653,8 +909,17 @@ async def test_outcomes_are_joined_by_ids_although_no_run_was_running_when_stati
 ) -> None:
     """PostgreSQL would expect one such run, and compare each row of the table with each outcome."""
     await know(ledger, make_task("many", None, overlap="allow"))
-    over = [new("many", exclusive=None, state="succeeded", finished_at=clock.now()) for _ in range(1_000)]
-    held = {"state": "running", "node": NODE, "attempt": 1, "attempt_started_at": clock.now(), "exclusive": None}
+    over = [
+        new("many", exclusive=None, state="succeeded", finished_at=clock.now())
+        for _ in range(1_000)
+    ]
+    held = {
+        "state": "running",
+        "node": NODE,
+        "attempt": 1,
+        "attempt_started_at": clock.now(),
+        "exclusive": None,
+    }
     running = [new("many", **held) for _ in range(3_000)]
     plans = Plans(ledger)
     async with ledger.engine.begin() as connection:
@@ -664,11 +929,24 @@ async def test_outcomes_are_joined_by_ids_although_no_run_was_running_when_stati
         await runs.insert(connection, running)
         ends = (RunState.SUCCEEDED, "succeeded", 1, NODE, "many", clock.now())
         outcomes = [Outcome(run.id, run.fence, *ends, ended_at=clock.now()) for run in running]
-        progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}
+        progress = {
+            "count": 1,
+            "total": None,
+            "count_before": 0,
+            "message": "",
+            "progress_at": None,
+            "rate": 1.0,
+        }
         with plans.of("write"):
-            await run_progress.mirror(connection, [{"id": run.id, "fence": run.fence, **progress} for run in running])
+            await run_progress.mirror(
+                connection, [{"id": run.id, "fence": run.fence, **progress} for run in running]
+            )
             assert await transitions.finish(connection, outcomes) == []
-    joined = [plan for statement, plan in (await plans.read())["write"] if statement.startswith("UPDATE batch_runs")]
+    joined = [
+        plan
+        for statement, plan in (await plans.read())["write"]
+        if statement.startswith("UPDATE batch_runs")
+    ]
     assert len(joined) == 2
     by_id = (
         "Hash Cond: ((batch_runs.id = v.id)",

@@ -1,4 +1,6 @@
-"""The poll is planned once for a connection to PostgreSQL, and that plan stays right when the tables grow."""
+"""The poll is planned once for a connection to PostgreSQL, and that plan stays right when the
+tables grow.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from tests.batch.ledger_world import NODE
 from tests.databases import migrated
 
 RUNS = 20_000
-READ = "SELECT sum(seq_tup_read) AS scanned, sum(idx_tup_fetch) AS fetched FROM pg_stat_xact_user_tables"
+READ = (
+    "SELECT sum(seq_tup_read) AS scanned, sum(idx_tup_fetch) AS fetched "
+    "FROM pg_stat_xact_user_tables"
+)
 
 
 @pytest.fixture
@@ -39,7 +44,9 @@ async def rows_of_a_poll(connection: AsyncConnection) -> tuple[int, int]:
     return after.scanned - before.scanned, after.fetched - before.fetched
 
 
-async def test_a_poll_that_was_planned_on_an_empty_ledger_scans_nothing_when_it_is_full(database: Database) -> None:
+async def test_a_poll_that_was_planned_on_an_empty_ledger_scans_nothing_when_it_is_full(
+    database: Database,
+) -> None:
     async with database.engine.begin() as connection:
         await ledger_poll.read(connection, NODE)
     await crowd(database, RUNS, tasks=500, nodes=20, analyze=False)
@@ -57,7 +64,9 @@ async def options(connection: AsyncConnection) -> Row[tuple[str, str]]:
     return (await connection.execute(text(f"SELECT {names}"))).one()
 
 
-async def test_a_rescue_is_planned_for_what_it_finds(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rescue_is_planned_for_what_it_finds(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
 
     async def rescue(connection: AsyncConnection, *_: object) -> list[str]:

@@ -24,10 +24,14 @@ def refusal(**attributes: Any) -> str:
 
 
 def test_a_task_without_policies_has_the_defaults() -> None:
-    assert policies() == Policies(None, Retry(attempts=1), "skip", Missed("once", timedelta(days=1)), 0)
+    assert policies() == Policies(
+        None, Retry(attempts=1), "skip", Missed("once", timedelta(days=1)), 0
+    )
 
 
-@pytest.mark.parametrize(("given", "seconds"), [(5, 5), (0.5, 0.5), (timedelta(minutes=2), 120), (None, None)])
+@pytest.mark.parametrize(
+    ("given", "seconds"), [(5, 5), (0.5, 0.5), (timedelta(minutes=2), 120), (None, None)]
+)
 def test_a_timeout_is_seconds_or_a_timedelta(given: Any, seconds: float | None) -> None:
     assert policies(timeout=given).timeout == seconds
 
@@ -62,7 +66,9 @@ def test_a_timeout_is_seconds_or_a_timedelta(given: Any, seconds: float | None) 
         ("fenced", None, "True or False"),
     ],
 )
-def test_an_invalid_value_is_refused_with_the_allowed_values(attribute: str, value: Any, allowed: str) -> None:
+def test_an_invalid_value_is_refused_with_the_allowed_values(
+    attribute: str, value: Any, allowed: str
+) -> None:
     message = refusal(**{attribute: value})
     assert attribute in message.lower() and repr(value) in message and allowed in message
 
@@ -94,11 +100,15 @@ def test_a_missed_policy_may_be_given_by_its_name() -> None:
         ({"wait": "1m"}, "Retry(wait) is '1m'"),
         ({"factor": 0.5}, "Retry(factor) is 0.5; allowed: a number from 1"),
         ({"max_wait": float("inf")}, "Retry(max_wait) is inf"),
-        ({"max_wait": 1e12}, "Retry(max_wait) is 1000000000000.0; allowed: seconds from 0, up to 100 years"),
+        (
+            {"max_wait": 1e12},
+            "Retry(max_wait) is 1000000000000.0; allowed: seconds from 0, up to 100 years",
+        ),
         ({"jitter": 2}, "Retry(jitter) is 2; allowed: a share from 0 to 1"),
         (
             {"on": "ValueError"},
-            "Retry(on) is 'ValueError'; allowed: an exception class, or a tuple of exception classes",
+            "Retry(on) is 'ValueError'; allowed: an exception class, or a tuple of exception "
+            "classes",
         ),
         ({"on": (int,)}, "Retry(on) is (<class 'int'>,)"),
         ({"on": 5}, "Retry(on) is 5"),
@@ -129,7 +139,9 @@ def test_an_invalid_argument_of_missed_is_named(arguments: dict[str, Any], named
 
 @pytest.mark.parametrize("on", [OSError, (OSError,), [OSError]])
 def test_the_exceptions_to_retry_on_may_be_one_or_several(on: Any) -> None:
-    assert isinstance(ConnectionError(), Retry(on=on).on) and not isinstance(ValueError(), Retry(on=on).on)
+    assert isinstance(ConnectionError(), Retry(on=on).on) and not isinstance(
+        ValueError(), Retry(on=on).on
+    )
 
 
 def test_the_wait_grows_by_the_factor_up_to_its_limit() -> None:
@@ -149,13 +161,17 @@ def test_jitter_spreads_the_wait_by_its_share() -> None:
     st.floats(1, 3e9) | st.integers(1, 10**9),
     st.floats(0, 3e9) | st.integers(0, 10**9),
 )
-def test_the_wait_before_any_attempt_is_finite(attempt: int, wait: float, factor: float, max_wait: float) -> None:
+def test_the_wait_before_any_attempt_is_finite(
+    attempt: int, wait: float, factor: float, max_wait: float
+) -> None:
     seconds = Retry(wait=wait, factor=factor, max_wait=max_wait, jitter=0).seconds_before(attempt)
     assert min(wait, max_wait) <= seconds <= max_wait
 
 
 def test_policies_fit_into_the_ledgers_json() -> None:
-    made = policies(timeout=timedelta(minutes=1), retry=Retry(3, on=(OSError,)), missed="all", overlap="allow")
+    made = policies(
+        timeout=timedelta(minutes=1), retry=Retry(3, on=(OSError,)), missed="all", overlap="allow"
+    )
     shown = json.loads(json.dumps(made.as_json()))
     assert (shown["timeout"], shown["overlap"], shown["priority"]) == (60, "allow", 0)
     assert (shown["retry"]["attempts"], shown["retry"]["on"]) == (3, ["OSError"])

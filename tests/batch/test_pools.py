@@ -38,7 +38,13 @@ from tests.batch.test_leases import put_node, put_run
 from tests.batch.test_runs import NOW, insert, new
 
 OTHERS = 100_000
-TOLD = {"description": "", "source": "tasks/dropped.py", "policies": {}, "first_seen_at": NOW, "last_seen_at": NOW}
+TOLD = {
+    "description": "",
+    "source": "tasks/dropped.py",
+    "policies": {},
+    "first_seen_at": NOW,
+    "last_seen_at": NOW,
+}
 GPU = Roles(fires=False, pools=frozenset({"gpu"}))
 
 
@@ -46,7 +52,9 @@ def capacity_of(*pools: str) -> Capacity:
     return Capacity(10, 10, dict.fromkeys(pools))
 
 
-async def take(ledger: Database, tasks: dict[str, Task], *pools: str, node: str = NODE) -> list[Claimed]:
+async def take(
+    ledger: Database, tasks: dict[str, Task], *pools: str, node: str = NODE
+) -> list[Claimed]:
     async with ledger.engine.begin() as connection:
         return (await claiming.take(connection, tasks, node, capacity_of(*pools)))[0]
 
@@ -90,7 +98,9 @@ async def test_a_changed_pool_moves_what_is_queued_and_nothing_that_runs(ledger:
     assert await rows(ledger, id=first.id) == [held]
 
 
-async def test_only_a_node_whose_code_has_the_pool_of_the_ledger_claims_a_run(ledger: Database) -> None:
+async def test_only_a_node_whose_code_has_the_pool_of_the_ledger_claims_a_run(
+    ledger: Database,
+) -> None:
     """While a deployment moves a task, older processes leave its runs to the newer ones."""
     older = {"moved": make_task("moved", None)}
     TaskRegistry.clear()
@@ -103,12 +113,17 @@ async def test_only_a_node_whose_code_has_the_pool_of_the_ledger_claims_a_run(le
 async def test_a_process_by_hand_with_other_code_changes_nothing_of_the_tasks_that_a_service_has(
     ledger: Database, ledger_url: str
 ) -> None:
-    """Else no node would claim the runs of a task that is in another pool in that code, until a service starts."""
+    """Else no node would claim the runs of a task that is in another pool in that code, until a
+    service starts.
+    """
     loaded = await know(ledger, make_task("theirs", None))
     await put_node(ledger, fires=True)
     await insert(ledger, new("theirs"))
     TaskRegistry.clear()
-    other = {task.name: task for task in (make_task("theirs", None, pool="gpu"), make_task("fresh", None))}
+    other = {
+        task.name: task
+        for task in (make_task("theirs", None, pool="gpu"), make_task("fresh", None))
+    }
     node = Node(ledger_url, 5, 30, roles=BY_HAND)
     await sign_on(ledger, node, other, [], get_settings(), None)
     await node.unlock()
@@ -116,7 +131,9 @@ async def test_a_process_by_hand_with_other_code_changes_nothing_of_the_tasks_th
     assert [row["name"] for row in await rows(ledger, tables.tasks)] == ["fresh", "theirs"]
 
 
-async def test_the_service_that_started_last_takes_a_task_back_into_the_pool_of_its_code(ledger: Database) -> None:
+async def test_the_service_that_started_last_takes_a_task_back_into_the_pool_of_its_code(
+    ledger: Database,
+) -> None:
     """A process with older code that has started after it, and has ended, had moved the task."""
     newer = {"theirs": make_task("theirs", None)}
     node = await put_node(ledger, fires=True)
@@ -128,12 +145,16 @@ async def test_the_service_that_started_last_takes_a_task_back_into_the_pool_of_
     await refresh(sync)
     assert await take(ledger, newer, "default") == []
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.nodes).where(tables.nodes.c.id == last).values(stopped_at=clock.now()))
+        await connection.execute(
+            update(tables.nodes).where(tables.nodes.c.id == last).values(stopped_at=clock.now())
+        )
     await refresh(sync)
     assert [run.task for run in await take(ledger, newer, "default")] == ["theirs"]
 
 
-async def test_two_services_that_start_at_once_after_an_outage_both_know_of_it(ledger: Database) -> None:
+async def test_two_services_that_start_at_once_after_an_outage_both_know_of_it(
+    ledger: Database,
+) -> None:
     now = clock.now()
     stopped = now - timedelta(minutes=10)
     await put_node(ledger, started_at=stopped - timedelta(hours=1), stopped_at=stopped)
@@ -141,7 +162,10 @@ async def test_two_services_that_start_at_once_after_an_outage_both_know_of_it(l
     second = await put_node(ledger, started_at=now)
     async with ledger.engine.connect() as connection:
         for node in (first, second):
-            assert await outages.before_node(connection, node) == (stopped, now - timedelta(seconds=2))
+            assert await outages.before_node(connection, node) == (
+                stopped,
+                now - timedelta(seconds=2),
+            )
 
 
 # A worker is no service.
@@ -156,13 +180,19 @@ async def test_a_worker_that_lives_does_not_hide_that_no_service_did(ledger: Dat
         outage = await outages.before_node(connection, service)
         assert outage is not None and outage[0] == stopped
         assert await nodes.live_tasks(connection) == {"theirs"}
-        await connection.execute(update(tables.nodes).where(tables.nodes.c.fires).values(stopped_at=clock.now()))
+        await connection.execute(
+            update(tables.nodes).where(tables.nodes.c.fires).values(stopped_at=clock.now())
+        )
         assert (
-            await nodes.live_tasks(connection) == await accounting.tasks_of_running_nodes(connection, stopped) == set()
+            await nodes.live_tasks(connection)
+            == await accounting.tasks_of_running_nodes(connection, stopped)
+            == set()
         )
 
 
-async def test_a_lost_worker_is_an_incident_if_nobody_goes_on_with_its_runs(ledger: Database) -> None:
+async def test_a_lost_worker_is_an_incident_if_nobody_goes_on_with_its_runs(
+    ledger: Database,
+) -> None:
     await know(ledger, make_task("theirs", None, pool="gpu"))
     worker = await put_node(ledger, fires=False, pools=["gpu"])
     run = await put_run(ledger, worker)
@@ -171,12 +201,21 @@ async def test_a_lost_worker_is_an_incident_if_nobody_goes_on_with_its_runs(ledg
         assert await noticing.notice_nodes(connection, clock.now(), timedelta(0)) == 1
     assert [row["id"] for row in await rows(ledger, state="interrupted")] == [run]
     (incident,) = await rows(ledger, incident_tables.incidents)
-    assert (incident["kind"], "elsewhere" in incident["text"], "theirs" in incident["text"]) == ("node", True, True)
+    assert (incident["kind"], "elsewhere" in incident["text"], "theirs" in incident["text"]) == (
+        "node",
+        True,
+        True,
+    )
 
 
-async def test_the_files_that_a_worker_cannot_use_are_an_incident_until_they_are_mended(ledger: Database) -> None:
+async def test_the_files_that_a_worker_cannot_use_are_an_incident_until_they_are_mended(
+    ledger: Database,
+) -> None:
     worker = await put_node(ledger, fires=False, pools=["gpu"])
-    for broken, is_closed in (([{"source": "tasks/a.py", "error": "SyntaxError", "task": None}], False), ([], True)):
+    for broken, is_closed in (
+        ([{"source": "tasks/a.py", "error": "SyntaxError", "task": None}], False),
+        ([], True),
+    ):
         async with ledger.engine.begin() as connection:
             await nodes.record_broken(connection, worker, broken)
             assert await noticing.notice_nodes(connection, clock.now(), timedelta(0)) == 1
@@ -185,8 +224,14 @@ async def test_the_files_that_a_worker_cannot_use_are_an_incident_until_they_are
 
 
 @pytest.fixture
-async def worker(ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BatchService]:
-    for name, value in {"LEDGER_URL": ledger_url, "DRAIN_SECONDS": "0", "POLL_SECONDS": "0.05"}.items():
+async def worker(
+    ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[BatchService]:
+    for name, value in {
+        "LEDGER_URL": ledger_url,
+        "DRAIN_SECONDS": "0",
+        "POLL_SECONDS": "0.05",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(new_tasks, "LOOK_SECONDS", 0.02)
     config.forget_settings()
@@ -231,7 +276,10 @@ async def test_a_worker_takes_up_new_files_and_tells_the_ledger_which_it_cannot_
 
 
 async def test_a_worker_warns_if_a_service_of_another_machine_uses_its_sqlite_file(
-    worker: BatchService, ledger: Database, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    worker: BatchService,
+    ledger: Database,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.server.worker.LOOK_SECONDS", 0.02)
     await warn_of_services(worker)
@@ -244,14 +292,20 @@ async def test_a_worker_warns_if_a_service_of_another_machine_uses_its_sqlite_fi
     assert await until(said_later) == "  a service is running now, on the host elsewhere\n"
     await warn_of_services(worker)
     said = capsys.readouterr().err
-    assert ("a service on the host elsewhere uses it" in said) == (ledger.kind == "sqlite") == bool(said)
+    assert (
+        ("a service on the host elsewhere uses it" in said)
+        == (ledger.kind == "sqlite")
+        == bool(said)
+    )
 
 
 # What the runs of other pools cost.
 
 
 class Cost:
-    """How much the database does for the statements of a node: rows on PostgreSQL, steps of its machine on SQLite."""
+    """How much the database does for the statements of a node: rows on PostgreSQL, steps of its
+    machine on SQLite.
+    """
 
     def __init__(self, ledger: Database) -> None:
         self._ledger = ledger
@@ -271,7 +325,13 @@ class Cost:
             await claiming.startable(connection, loaded, capacity_of(*roles.pools), locks=False)
         self.keeps = False
         assert len(self.sent) >= 2
-        return sum([await self.measured(*sent) for sent in self.sent if sent[0].startswith(("SELECT", "WITH"))])
+        return sum(
+            [
+                await self.measured(*sent)
+                for sent in self.sent
+                if sent[0].startswith(("SELECT", "WITH"))
+            ]
+        )
 
     async def measured(self, statement: str, parameters: Any) -> int:
         if self._ledger.kind == "sqlite":
@@ -304,14 +364,18 @@ def _read_rows(plan: dict[str, Any]) -> int:
 
 async def fill(ledger: Database, task: str, state: str, number: int = OTHERS) -> None:
     by = words(ledger)
-    columns = "(id, task, origin, state, rank, catch_up, exclusive, due_at, attempt, fence, created_at)"
+    columns = (
+        "(id, task, origin, state, rank, catch_up, exclusive, due_at, attempt, fence, created_at)"
+    )
     at = by["at"].format("-1 day")
     values = f"{by['id']}, '{task}', 'manual', '{state}', 2, false, NULL, {at}, 0, 0, {at}"
     async with ledger.engine.begin() as connection:
         await connection.execute(
             text(f"{by['series']} INSERT INTO batch_runs {columns} SELECT {values} {by['from']}")
             if ledger.kind == "postgresql"
-            else text(f"INSERT INTO batch_runs {columns} {by['series']} SELECT {values} {by['from']}"),
+            else text(
+                f"INSERT INTO batch_runs {columns} {by['series']} SELECT {values} {by['from']}"
+            ),
             {"count": number},
         )
         if ledger.kind == "postgresql":
@@ -319,13 +383,22 @@ async def fill(ledger: Database, task: str, state: str, number: int = OTHERS) ->
 
 
 @pytest.mark.parametrize("state", ["queued", "retrying"])
-async def test_a_hundred_thousand_runs_of_another_pool_cost_a_node_nothing(ledger: Database, state: str) -> None:
+async def test_a_hundred_thousand_runs_of_another_pool_cost_a_node_nothing(
+    ledger: Database, state: str
+) -> None:
     loaded = await know(ledger, make_task("usual", None), make_task("heavy", None, pool="gpu"))
     await insert(ledger, *(new("usual", state=state, due_at=clock.now()) for _ in range(20)))
     await insert(ledger, new("heavy", state=state))
     cost = Cost(ledger)
-    before = [await cost.of_a_node(loaded, roles) for roles in (SERVICE, Roles(False, SERVICE.pools))]
+    before = [
+        await cost.of_a_node(loaded, roles) for roles in (SERVICE, Roles(False, SERVICE.pools))
+    ]
     await fill(ledger, "heavy", state)
-    after = [await cost.of_a_node(loaded, roles) for roles in (SERVICE, Roles(False, SERVICE.pools))]
+    after = [
+        await cost.of_a_node(loaded, roles) for roles in (SERVICE, Roles(False, SERVICE.pools))
+    ]
     assert await cost.measured("SELECT count(due_at) FROM batch_runs", ()) > OTHERS
-    assert all(now <= 1.2 * then + 50 for then, now in zip(before, after, strict=True)), (before, after)
+    assert all(now <= 1.2 * then + 50 for then, now in zip(before, after, strict=True)), (
+        before,
+        after,
+    )

@@ -52,7 +52,9 @@ def node_of(path: Path) -> str:
 
 SQUATS: dict[str, Put] = {
     "folder": lambda path: path.mkdir(mode=0o755),
-    "link to a folder": lambda path: path.symlink_to(path.parent / "elsewhere", target_is_directory=True),
+    "link to a folder": lambda path: path.symlink_to(
+        path.parent / "elsewhere", target_is_directory=True
+    ),
     "link to nothing": lambda path: path.symlink_to(path.parent / "nothing"),
     "file": lambda path: path.write_text("mine"),
     "FIFO": lambda path: os.mkfifo(path, 0o666),
@@ -106,7 +108,9 @@ HOSTILE: dict[str, Put] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_foreign_file_with_the_name_of_a_node_is_ignored_and_kept(shared: Path, what: str) -> None:
+def test_a_foreign_file_with_the_name_of_a_node_is_ignored_and_kept(
+    shared: Path, what: str
+) -> None:
     path = file_of(shared, new_id())
     with user(OWN):
         (shared / "somebody's").write_text(node_of(path))
@@ -116,7 +120,9 @@ def test_a_foreign_file_with_the_name_of_a_node_is_ignored_and_kept(shared: Path
         aged(path)
     before = sorted(shared.iterdir())
     with user(OWN):
-        if ARE_TWO or what != "a file that names it":  # one user's file that names a node is that node's
+        if (
+            ARE_TWO or what != "a file that names it"
+        ):  # one user's file that names a node is that node's
             assert not is_gone(shared, node_of(path))
             ProcessLock(shared, new_id()).remove()
     assert sorted(shared.iterdir()) == before
@@ -156,7 +162,9 @@ def test_without_a_locked_file_only_the_lease_decides_about_a_node(
         monkeypatch.setattr(fcntl, "flock", no_locks)
     with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
         own = ProcessLock(folder, node)
-    assert f"can't have a locked file in the folder {folder}" in caplog.text and "lease" in caplog.text
+    assert (
+        f"can't have a locked file in the folder {folder}" in caplog.text and "lease" in caplog.text
+    )
     own.remove()
     left = list(folder.iterdir()) if folder.exists() else []
     assert left == ([file_of(folder, node)] if way == "taken name" else [])
@@ -166,7 +174,9 @@ def no_locks(file: int, operation: int) -> None:
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
-def test_a_node_starts_without_a_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_starts_without_a_folder_for_temporary_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def none() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 

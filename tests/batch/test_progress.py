@@ -1,4 +1,6 @@
-"""The progress of a run: what its code reports, what is written to the ledger, the rate and the expected end."""
+"""The progress of a run: what its code reports, what is written to the ledger, the rate and the
+expected end.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,11 @@ def test_the_rate_stays_while_a_chunk_takes_no_longer_than_the_last_one(wait: Wa
         wait(5)
         told.append(meter.take())
     assert told == [None] * 18
-    late = [one.rate for one in (wait(5) or meter.take() for _ in range(4)) if one and one.rate is not None]
+    late = [
+        one.rate
+        for one in (wait(5) or meter.take() for _ in range(4))
+        if one and one.rate is not None
+    ]
     assert late == sorted(late, reverse=True) and 0.08 < late[-1] < late[0] < 0.1
 
 
@@ -153,7 +159,10 @@ def test_a_message_may_be_given_alone_and_stays_until_the_next(wait: Wait) -> No
 
 def test_a_message_becomes_one_line_of_a_bounded_length() -> None:
     meter = ProgressMeter()
-    for given, kept in [("a\nb\t\x1b[31mc ", "a b [31mc"), ("x" * 500, "x" * (LONGEST_MESSAGE - 1) + "…")]:
+    for given, kept in [
+        ("a\nb\t\x1b[31mc ", "a b [31mc"),
+        ("x" * 500, "x" * (LONGEST_MESSAGE - 1) + "…"),
+    ]:
         meter.report(1, None, given)
         taken = meter.latest()
         assert taken is not None and taken.message == kept
@@ -171,7 +180,9 @@ def test_a_message_becomes_one_line_of_a_bounded_length() -> None:
         ((None, 5, "x"), "was given no done"),
     ],
 )
-def test_invalid_progress_is_refused_and_changes_nothing(given: tuple[Any, Any, Any], says: str) -> None:
+def test_invalid_progress_is_refused_and_changes_nothing(
+    given: tuple[Any, Any, Any], says: str
+) -> None:
     meter = ProgressMeter()
     meter.report(1, 2, "one")
     with pytest.raises(ValueError, match=says):
@@ -206,7 +217,9 @@ def test_the_expected_end_is_computed_from_the_count_and_the_rate() -> None:
         ({"count": 1_000}, 20),
     ],
 )
-def test_without_a_total_or_a_rate_the_expected_end_is_not_known(more: dict[str, Any], rate: float | None) -> None:
+def test_without_a_total_or_a_rate_the_expected_end_is_not_known(
+    more: dict[str, Any], rate: float | None
+) -> None:
     assert pace(row(**more), AT + timedelta(seconds=2)) == (rate, None)
 
 
@@ -238,19 +251,32 @@ async def running(ledger: Database) -> str:
 
 async def mirror(ledger: Database, run: str, fence: int = 3, **more: Any) -> dict[str, Any]:
     async with ledger.engine.begin() as connection:
-        await run_progress.mirror(connection, [{"id": run, "fence": fence, "count_before": 0, **more}])
+        await run_progress.mirror(
+            connection, [{"id": run, "fence": fence, "count_before": 0, **more}]
+        )
     [found] = await rows(ledger, id=run)
     return {name: found[name] for name in (*run_progress.PROGRESS_COLUMNS, "rate")}
 
 
 async def test_all_values_are_mirrored_and_missing_ones_are_kept(ledger: Database) -> None:
     run = await running(ledger)
-    whole = {"count": 5, "total": 10, "count_before": 2, "message": "five", "rate": 1.5, "progress_at": AT}
+    whole = {
+        "count": 5,
+        "total": 10,
+        "count_before": 2,
+        "message": "five",
+        "rate": 1.5,
+        "progress_at": AT,
+    }
     assert await mirror(ledger, run, **whole) == whole
     only_a_message = await mirror(ledger, run, count_before=0, message="six")
     assert only_a_message == {**whole, "count_before": 0, "message": "six", "rate": None}
     without_a_total = await mirror(ledger, run, count=6, progress_at=AT + timedelta(seconds=1))
-    assert (without_a_total["count"], without_a_total["total"], without_a_total["message"]) == (6, None, None)
+    assert (without_a_total["count"], without_a_total["total"], without_a_total["message"]) == (
+        6,
+        None,
+        None,
+    )
 
 
 async def test_a_node_that_lost_the_run_mirrors_nothing(ledger: Database) -> None:
@@ -263,7 +289,9 @@ async def test_a_node_that_lost_the_run_mirrors_nothing(ledger: Database) -> Non
 async def test_an_ended_run_keeps_its_numbers_and_has_no_rate(ledger: Database, said: bool) -> None:
     run = await running(ledger)
     await mirror(ledger, run, count=5, total=10, message="five", rate=1.5, progress_at=AT)
-    last: dict[str, Any] = {"count": 9, "total": 10, "count_before": 0, "progress_at": AT} if said else {}
+    last: dict[str, Any] = (
+        {"count": 9, "total": 10, "count_before": 0, "progress_at": AT} if said else {}
+    )
     outcome = Outcome(run, 3, RunState.SUCCEEDED, "succeeded", 1, NODE, "made", AT, AT, **last)
     async with ledger.engine.begin() as connection:
         await transitions.finish(connection, [outcome])
@@ -279,7 +307,9 @@ async def test_a_run_that_begins_again_from_the_beginning_has_no_progress(
     run = await running(ledger)
     await mirror(ledger, run, count=5, total=10, message="five", progress_at=AT)
     async with ledger.engine.begin() as connection:
-        await transitions.finish(connection, [Outcome(run, 3, RunState.FAILED, "failed", 1, NODE, "made", AT, AT)])
+        await transitions.finish(
+            connection, [Outcome(run, 3, RunState.FAILED, "failed", 1, NODE, "made", AT, AT)]
+        )
         if not anew:
             await retry.retry(connection, run, "ann")
     if anew:

@@ -32,7 +32,9 @@ class Plain(BaseTask):
 
 def made(**attributes: Any) -> type[BaseTask]:
     """A task class like Plain but for these attributes."""
-    return type("Made", (Plain,), {"__doc__": None, "__module__": __name__, "name": "made", **attributes})
+    return type(
+        "Made", (Plain,), {"__doc__": None, "__module__": __name__, "name": "made", **attributes}
+    )
 
 
 def refusal(cls: Any) -> str:
@@ -69,12 +71,16 @@ def test_tasks_are_kept_in_the_order_of_their_registration() -> None:
 def test_two_classes_with_one_name_are_an_error_that_names_both_files(tmp_path: Path) -> None:
     for stem in ("one", "two"):
         text = (
-            "from service import BaseTask\nclass {}(BaseTask):\n name = 'same'\n schedule = None\n def run(self): ..."
+            "from service import BaseTask\nclass {}(BaseTask):\n name = 'same'\n schedule = "
+            "None\n def run(self): ..."
         )
         (tmp_path / "tasks" / f"{stem}.py").write_text(text.format(stem.title()))
     [broken] = load_tasks(Path("tasks"))
     assert broken.source == "tasks/two.py"
-    assert "two tasks are named 'same': One in tasks/one.py is used, and Two in tasks/two.py is not" in broken.error
+    assert (
+        "two tasks are named 'same': One in tasks/one.py is used, and Two in tasks/two.py is not"
+        in broken.error
+    )
     assert TaskRegistry.get("same").source == "tasks/one.py"
 
 
@@ -82,7 +88,9 @@ def test_two_classes_with_one_name_are_an_error_that_names_both_files(tmp_path: 
 def test_an_invalid_name_is_refused_with_the_allowed_characters(name: Any) -> None:
     message = refusal(made(name=name))
     shown = "missing" if name is None else echoed(name)
-    assert message.startswith(f"task class Made in {Path(__file__)}: name is {shown}; allowed: 1 to 100 of a-z 0-9 _ .")
+    assert message.startswith(
+        f"task class Made in {Path(__file__)}: name is {shown}; allowed: 1 to 100 of a-z 0-9 _ ."
+    )
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a_b.c-d", "a" * 100])
@@ -125,12 +133,16 @@ def test_an_init_that_raises_is_refused_with_its_error() -> None:
     def init(_: Any) -> None:
         raise KeyError("TOKEN")
 
-    assert refusal(made(__init__=init)).endswith("can't be instantiated without arguments: KeyError: 'TOKEN'")
+    assert refusal(made(__init__=init)).endswith(
+        "can't be instantiated without arguments: KeyError: 'TOKEN'"
+    )
 
 
 @pytest.mark.parametrize("attribute", ["name", "description", "schedule", "timezone"])
 @pytest.mark.parametrize("error", [ZeroDivisionError("oh"), AttributeError("oh"), SystemExit("oh")])
-def test_a_property_that_raises_is_refused_with_its_error(attribute: str, error: BaseException) -> None:
+def test_a_property_that_raises_is_refused_with_its_error(
+    attribute: str, error: BaseException
+) -> None:
     message = refusal(made(**{attribute: raises(error)}))
     assert message.endswith(f"{attribute} can't be read: {type(error).__name__}: oh")
 
@@ -141,32 +153,53 @@ def test_the_message_of_a_batch_error_in_a_property_is_kept() -> None:
 
 
 def test_attributes_may_be_properties() -> None:
-    values = {"name": "prop", "description": "By property", "schedule": "5 4 * * *", "timezone": "Asia/Tokyo"}
-    TaskRegistry.register(made(**{key: property(lambda _, v=value: v) for key, value in values.items()}))
+    values = {
+        "name": "prop",
+        "description": "By property",
+        "schedule": "5 4 * * *",
+        "timezone": "Asia/Tokyo",
+    }
+    TaskRegistry.register(
+        made(**{key: property(lambda _, v=value: v) for key, value in values.items()})
+    )
     task = TaskRegistry.get("prop")
     assert task.schedule is not None
-    assert (task.description, task.schedule.cron, task.schedule.timezone) == ("By property", "5 4 * * *", "Asia/Tokyo")
+    assert (task.description, task.schedule.cron, task.schedule.timezone) == (
+        "By property",
+        "5 4 * * *",
+        "Asia/Tokyo",
+    )
     assert task.may_change and not TaskRegistry.get(TaskRegistry.register(Plain)().name).may_change
 
 
 def test_a_property_is_read_again_from_a_new_instance() -> None:
     crons = iter(["0 1 * * *"] * 5 + ["0 2 * * *"] * 5)
     TaskRegistry.register(made(schedule=property(lambda _: next(crons))))
-    seen = {schedule.cron for _ in range(6) if (schedule := TaskRegistry.get("made").read_schedule())}
+    seen = {
+        schedule.cron for _ in range(6) if (schedule := TaskRegistry.get("made").read_schedule())
+    }
     assert seen == {"0 1 * * *", "0 2 * * *"}
 
 
 def test_the_default_description_is_the_first_line_of_the_docstring() -> None:
     for cls in (Plain, made(name="bare"), made(name="own", __doc__="No.", description="Yes")):
         TaskRegistry.register(cls)
-    assert [task.description for task in TaskRegistry.tasks().values()] == ["Do the plain thing.", "", "Yes"]
+    assert [task.description for task in TaskRegistry.tasks().values()] == [
+        "Do the plain thing.",
+        "",
+        "Yes",
+    ]
     assert "description is 5; allowed: a string" in refusal(made(description=5))
 
 
 @pytest.mark.parametrize("cron", ["61 * * * *", "* * *", "nonsense", ""])
 def test_an_invalid_cron_expression_is_refused_naming_class_and_file(cron: str) -> None:
     message = refusal(made(schedule=cron))
-    assert message.startswith(f"task class Made in {__file__}: ") and repr(cron) in message and "allowed" in message
+    assert (
+        message.startswith(f"task class Made in {__file__}: ")
+        and repr(cron) in message
+        and "allowed" in message
+    )
 
 
 def test_an_unknown_time_zone_is_refused() -> None:
@@ -181,7 +214,9 @@ def test_a_missing_schedule_is_refused_and_none_is_not() -> None:
         def run(self) -> None: ...
 
     assert "schedule is missing; allowed: a cron expression, or None" in refusal(Timeless)
-    assert "schedule is 5; allowed: a cron expression such as '0 2 * * *', or None" in refusal(made(schedule=5))
+    assert "schedule is 5; allowed: a cron expression such as '0 2 * * *', or None" in refusal(
+        made(schedule=5)
+    )
     TaskRegistry.register(made(schedule=None))
     assert TaskRegistry.get("made").schedule is None
 
@@ -198,13 +233,24 @@ def test_tasks_that_declare_the_same_share_what_was_read() -> None:
     def run(self: Any, slot: datetime, day: str = "monday") -> None: ...
 
     plain = [TaskRegistry.of(made(name=name, timeout=None)) for name in ("one", "two")]
-    alike = [TaskRegistry.of(made(name=name, timeout=1000, owner="me", run=run)) for name in ("three", "four")]
+    alike = [
+        TaskRegistry.of(made(name=name, timeout=1000, owner="me", run=run))
+        for name in ("three", "four")
+    ]
     other = TaskRegistry.of(made(name="five", timeout=2000, owner="you"))
     for first, second in (plain, alike):
         assert first.policies is second.policies and first.monitoring is second.monitoring
         assert first.parameters.json_schema() is second.parameters.json_schema()
-    assert (alike[0].policies.timeout, other.policies.timeout, plain[0].policies.timeout) == (1000, 2000, None)
-    assert (alike[0].monitoring.owner, other.monitoring.owner, plain[0].monitoring.owner) == ("me", "you", None)
+    assert (alike[0].policies.timeout, other.policies.timeout, plain[0].policies.timeout) == (
+        1000,
+        2000,
+        None,
+    )
+    assert (alike[0].monitoring.owner, other.monitoring.owner, plain[0].monitoring.owner) == (
+        "me",
+        "you",
+        None,
+    )
     assert alike[0].monitoring.each_slot_counts and not plain[0].monitoring.each_slot_counts
 
 
@@ -229,7 +275,9 @@ def test_a_policy_on_the_instance_is_refused() -> None:
     def init(self: Any) -> None:
         self.timeout = 5
 
-    assert "timeout is set on the instance; allowed: a class attribute" in refusal(made(__init__=init))
+    assert "timeout is set on the instance; allowed: a class attribute" in refusal(
+        made(__init__=init)
+    )
 
 
 def behind_a_plain_decorator(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -243,7 +291,11 @@ def behind_a_plain_decorator(function: Callable[..., Any]) -> Callable[..., Any]
 def test_only_a_coroutine_function_runs_on_the_loop() -> None:
     async def run(self: Any, n: int = 1) -> None: ...
 
-    for name, function in (("async", run), ("sync", Plain.run), ("decorated", behind_a_plain_decorator(run))):
+    for name, function in (
+        ("async", run),
+        ("sync", Plain.run),
+        ("decorated", behind_a_plain_decorator(run)),
+    ):
         TaskRegistry.register(made(name=name, run=function))
     assert [task.on_loop for task in TaskRegistry.tasks().values()] == [True, False, False]
     assert TaskRegistry.get("decorated").parameters.names == ("n",)
@@ -251,7 +303,10 @@ def test_only_a_coroutine_function_runs_on_the_loop() -> None:
 
 def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
     TaskRegistry.register(Plain)
-    with pytest.raises(UnknownTask, match=r"no task is named 'plane' \(did you mean plain\?\); the tasks are: plain"):
+    with pytest.raises(
+        UnknownTask,
+        match=r"no task is named 'plane' \(did you mean plain\?\); the tasks are: plain",
+    ):
         TaskRegistry.get("plane")
 
 
@@ -312,6 +367,16 @@ async def main() -> int:
 @pytest.mark.types
 def test_authors_code_passes_mypy_strict(tmp_path: Path) -> None:
     (tmp_path / "author.py").write_text(AUTHOR)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", ROOT / ".mypy_cache"]
-    checked = subprocess.run([*command, tmp_path / "author.py"], capture_output=True, text=True, cwd=ROOT, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--no-error-summary",
+        "--cache-dir",
+        ROOT / ".mypy_cache",
+    ]
+    checked = subprocess.run(
+        [*command, tmp_path / "author.py"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert (checked.returncode, checked.stdout) == (0, "")

@@ -1,4 +1,6 @@
-"""When a failed run is retried: the waits of the policy, RetryAfter, and the Retry-After header of a response."""
+"""When a failed run is retried: the waits of the policy, RetryAfter, and the Retry-After header of
+a response.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ RETRY = Retry(attempts=3, wait=10, jitter=0, max_wait=100)
 
 
 def answered(status: int, header: str | None = None) -> httpx.HTTPStatusError:
-    """The error that raise_for_status() raises for a response with this status and Retry-After header."""
+    """The error that raise_for_status() raises for a response with this status and Retry-After
+    header.
+    """
     request = httpx.Request("GET", "https://prices.example/")
     headers = {} if header is None else {"Retry-After": header.encode("latin-1")}
     response = httpx.Response(status, headers=headers, request=request)
@@ -54,14 +58,20 @@ async def failed_with(error: BaseException, retry: Retry = RETRY, number: int = 
         ("Tuesday, 10-Mar-26 12:01:30 GMT", 60),
     ],
 )
-async def test_the_wait_that_a_response_asks_for_replaces_that_of_the_policy(header: str, seconds: float) -> None:
+async def test_the_wait_that_a_response_asks_for_replaces_that_of_the_policy(
+    header: str, seconds: float
+) -> None:
     with clock.moved(NOW):
         ending = await failed_with(answered(429, header))
     assert (ending.state, ending.wait) == (RunState.RETRYING, seconds)
 
 
-@pytest.mark.parametrize("header", [None, "", "soon", "-5", "1.5", "²", "Tue, 99 Mar 2026 12:01:30 GMT", "1e9"])
-async def test_a_header_that_can_not_be_read_keeps_the_wait_of_the_policy(header: str | None) -> None:
+@pytest.mark.parametrize(
+    "header", [None, "", "soon", "-5", "1.5", "²", "Tue, 99 Mar 2026 12:01:30 GMT", "1e9"]
+)
+async def test_a_header_that_can_not_be_read_keeps_the_wait_of_the_policy(
+    header: str | None,
+) -> None:
     assert (await failed_with(answered(503, header))).wait == 10
 
 
@@ -91,7 +101,9 @@ async def test_a_response_only_counts_if_its_error_is_retried() -> None:
 
 
 async def test_a_raised_retry_after_is_retried_whatever_on_says() -> None:
-    ending = await failed_with(RetryAfter(7, "the report is not ready"), Retry(attempts=3, on=OSError))
+    ending = await failed_with(
+        RetryAfter(7, "the report is not ready"), Retry(attempts=3, on=OSError)
+    )
     assert (ending.state, ending.outcome, ending.wait) == (RunState.RETRYING, "failed", 7)
     assert ending.reason == "RetryAfter: the report is not ready"
 
@@ -135,7 +147,9 @@ def test_reading_an_error_does_not_import_httpx() -> None:
 
 
 @pytest.mark.parametrize("is_sync", [False, True])
-async def test_a_run_that_swallows_its_cancellation_and_then_returns_has_timed_out(is_sync: bool) -> None:
+async def test_a_run_that_swallows_its_cancellation_and_then_returns_has_timed_out(
+    is_sync: bool,
+) -> None:
     async def stubborn(self: Any) -> str:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
@@ -172,7 +186,9 @@ async def test_the_end_of_a_run_that_did_not_stop_is_logged_once(
     await asyncio.sleep(0.02)
     assert (ending.state, ending.outcome, len(begun.ended)) == (RunState.FAILED, "timed out", 1)
     told = [record for record in caplog.records if "was given up" in record.getMessage()]
-    assert len(told) == 1 and not any("too late" in record.getMessage() for record in caplog.records)
+    assert len(told) == 1 and not any(
+        "too late" in record.getMessage() for record in caplog.records
+    )
 
 
 async def test_an_http_date_is_read() -> None:

@@ -68,7 +68,9 @@ def returning_super(self: Any) -> Any:
         (lambda self: "sync", "sync"),
     ],
 )
-async def test_the_body_of_run_is_executed_in_every_way_it_may_be_written(run: Any, result: Any) -> None:
+async def test_the_body_of_run_is_executed_in_every_way_it_may_be_written(
+    run: Any, result: Any
+) -> None:
     ending = await ending_of(run)
     assert (ending.state, ending.result, ending.error) == (RunState.SUCCEEDED, result, None)
 
@@ -122,7 +124,9 @@ UNSHOWABLE.lineno, UNSHOWABLE.text = 1, 5  # type: ignore[assignment] # it can't
         (UNSHOWABLE, "RuntimeError: SyntaxError, whose text can't be read"),
     ],
 )
-async def test_every_error_of_a_body_fails_only_its_own_run(is_async: bool, error: BaseException, reason: str) -> None:
+async def test_every_error_of_a_body_fails_only_its_own_run(
+    is_async: bool, error: BaseException, reason: str
+) -> None:
     ending = await ending_of(raising(error, is_async))
     assert (ending.state, ending.outcome) == (RunState.FAILED, "failed")
     assert (ending.reason or "").startswith(reason) and traceback.format_exception(ending.error)
@@ -133,13 +137,17 @@ async def test_the_traceback_begins_with_the_authors_code(is_async: bool) -> Non
     ending = await ending_of(raising(ValueError("no good"), is_async))
     assert ending.error is not None
     frames = traceback.extract_tb(ending.error.__traceback__)
-    assert [(frame.filename, frame.name) for frame in frames] == [(__file__, "run_async" if is_async else "run")]
+    assert [(frame.filename, frame.name) for frame in frames] == [
+        (__file__, "run_async" if is_async else "run")
+    ]
 
 
 async def test_an_error_outside_the_authors_code_keeps_its_text() -> None:
     ending = await ending_of(lambda self: items())
     assert ending.error is not None
-    assert "".join(traceback.format_exception(ending.error)).startswith("TypeError: run() returned <generator")
+    assert "".join(traceback.format_exception(ending.error)).startswith(
+        "TypeError: run() returned <generator"
+    )
 
 
 async def test_every_attempt_has_a_fresh_instance() -> None:
@@ -159,7 +167,9 @@ async def test_stored_parameters_and_the_slot_reach_run() -> None:
 
 async def test_parameters_that_no_longer_fit_fail_the_run_without_a_retry() -> None:
     ending = await ending_of(answer, params={"gone": 1}, retry=Retry(attempts=5))
-    assert ending.state == RunState.FAILED and "there is no parameter 'gone'" in (ending.reason or "")
+    assert ending.state == RunState.FAILED and "there is no parameter 'gone'" in (
+        ending.reason or ""
+    )
 
 
 @pytest.mark.parametrize("result", [object(), float("nan"), {"a": {1}}, b"\xff", "x" * 10, [SLOT]])
@@ -244,18 +254,31 @@ async def test_a_run_succeeds_even_if_its_result_can_not_be_kept(make: Any, is_a
 async def test_a_result_that_is_no_json_is_described() -> None:
     ending = await ending_of(lambda self: [Raising(ZeroDivisionError)])
     told = "a result of type list that can't be kept as JSON (PydanticSerializationError: "
-    assert ending.result.startswith(told) and ending.result.endswith("ZeroDivisionError: no): <list without a text>")
+    assert ending.result.startswith(told) and ending.result.endswith(
+        "ZeroDivisionError: no): <list without a text>"
+    )
 
 
 @pytest.mark.parametrize(
-    "result", ["x" * 2_000_000, ["x" * 1_000] * 2_000, [1] * 2_000_000, {"a": [["x" * 2_000_000]]}, b"x" * 2_000_000]
+    "result",
+    [
+        "x" * 2_000_000,
+        ["x" * 1_000] * 2_000,
+        [1] * 2_000_000,
+        {"a": [["x" * 2_000_000]]},
+        b"x" * 2_000_000,
+    ],
 )
 async def test_the_beginning_of_a_result_that_is_too_large_is_kept(result: Any) -> None:
     logs.set_up()
     begun = Begun(lambda self: result)
     ending = await begun.ending()
     assert ending.state == RunState.SUCCEEDED
-    assert isinstance(ending.result, str) and 100 < len(ending.result) <= 1_001 and ending.result.endswith("…")
+    assert (
+        isinstance(ending.result, str)
+        and 100 < len(ending.result) <= 1_001
+        and ending.result.endswith("…")
+    )
     [line] = begun.attempt.state.log.take_lines()
     assert line.text == "the result has more than 1,000,000 bytes: only its beginning is kept"
 
@@ -313,7 +336,9 @@ async def test_the_ending_of_a_failure_that_is_retried_says_when() -> None:
 
 
 async def test_a_run_that_is_too_long_times_out() -> None:
-    """A plain function has returned what takes too long. Its timeout comes while that is awaited."""
+    """A plain function has returned what takes too long. Its timeout comes while that is
+    awaited.
+    """
     is_awaited = asyncio.Event()
 
     async def run(self: Any) -> None:
@@ -325,11 +350,17 @@ async def test_a_run_that_is_too_long_times_out() -> None:
     [timer] = begun.attempt._timers
     timer._run()
     ending = await begun.ending()
-    assert (ending.state, ending.outcome, ending.reason) == (RunState.FAILED, "timed out", "timed out after 600 s")
+    assert (ending.state, ending.outcome, ending.reason) == (
+        RunState.FAILED,
+        "timed out",
+        "timed out after 600 s",
+    )
     assert isinstance(ending.error, TimeoutError)
 
 
-async def test_a_run_that_swallows_its_cancellation_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_swallows_its_cancellation_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(attempt, "ABANDON_SECONDS", 0.1)
     let_go = asyncio.Event()
 
@@ -408,7 +439,9 @@ async def test_the_lines_of_a_run_are_kept_with_its_failure() -> None:
     first, second, last = begun.attempt.state.log.take_lines()
     assert (first.logger, first.level, first.text) == ("mine", "info", "working n=1")
     assert (second.logger, second.level, second.text) == ("library", "warning", "careful: hot")
-    assert last.level == "error" and last.text.startswith("quick failed: ValueError: no good\nTraceback")
+    assert last.level == "error" and last.text.startswith(
+        "quick failed: ValueError: no good\nTraceback"
+    )
 
 
 async def test_a_task_without_a_schedule_has_its_slot_in_its_own_zone() -> None:

@@ -1,4 +1,6 @@
-"""Claiming and finishing runs: each is one statement, which names the states that a run may change from."""
+"""Claiming and finishing runs: each is one statement, which names the states that a run may change
+from.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,17 @@ async def insert(ledger: Database, *many: NewRun) -> set[str]:
 async def claim(ledger: Database, *names: str, limit: int = 10, node: str = NODE) -> list[Claimed]:
     async with ledger.engine.begin() as connection:
         due = (await claiming.due(connection)).names
-        heads = await claiming.heads(connection, [name for name in names if name in due], NOW, limit)
+        heads = await claiming.heads(
+            connection, [name for name in names if name in due], NOW, limit
+        )
         return await transitions.claim(connection, [head.id for head in heads], node, NOW)
 
 
 def ending(claimed: Claimed, state: RunState = RunState.SUCCEEDED, **changes: object) -> Outcome:
     at = NOW + timedelta(seconds=5)
-    outcome = Outcome(claimed.id, claimed.fence, state, state, claimed.attempt, NODE, claimed.task, NOW, at)
+    outcome = Outcome(
+        claimed.id, claimed.fence, state, state, claimed.attempt, NODE, claimed.task, NOW, at
+    )
     return replace(outcome, **changes)
 
 
@@ -81,7 +87,9 @@ async def held(ledger: Database) -> list[Claimed]:
 
 
 async def test_a_backlog_of_one_task_does_not_hide_other_tasks(ledger: Database) -> None:
-    backlog = [new("big", rank=Rank.CATCH_UP, due_at=NOW - timedelta(hours=1)) for _ in range(2_000)]
+    backlog = [
+        new("big", rank=Rank.CATCH_UP, due_at=NOW - timedelta(hours=1)) for _ in range(2_000)
+    ]
     await insert(ledger, *backlog, new("small"))
     claimed = await claim(ledger, "big", "small", limit=2)
     assert {one.task for one in claimed} == {"big", "small"}
@@ -95,7 +103,9 @@ async def test_a_backlog_that_lacks_threads_or_children_does_not_hide_runs_that_
 
     big = make_task("big", None, run=in_a_thread, overlap="allow", pool=pool)
     loaded = await know(ledger, big, make_task("small", None, overlap="allow"))
-    await insert(ledger, *(new("big", exclusive=None) for _ in range(20)), new("small", exclusive=None))
+    await insert(
+        ledger, *(new("big", exclusive=None) for _ in range(20)), new("small", exclusive=None)
+    )
     async with ledger.engine.begin() as connection:
         room = Capacity(runs=10, threads=2, pools={"default": None, "cpu": 2})
         claimed, _ = await claiming.take(connection, loaded, NODE, room)
@@ -103,12 +113,20 @@ async def test_a_backlog_that_lacks_threads_or_children_does_not_hide_runs_that_
 
 
 async def test_a_node_claims_only_tasks_that_it_has_loaded(ledger: Database) -> None:
-    await insert(ledger, new("mine"), new("theirs"), new("free", exclusive=None), new("unknown", exclusive=None))
+    await insert(
+        ledger,
+        new("mine"),
+        new("theirs"),
+        new("free", exclusive=None),
+        new("unknown", exclusive=None),
+    )
     claimed = await claim(ledger, "mine", "free")
     assert {one.task for one in claimed} == {"mine", "free"}
 
 
-async def test_the_order_is_interrupted_then_on_time_then_manual_then_catch_up(ledger: Database) -> None:
+async def test_the_order_is_interrupted_then_on_time_then_manual_then_catch_up(
+    ledger: Database,
+) -> None:
     wanted = [Rank.INTERRUPTED, Rank.ON_TIME, Rank.MANUAL, Rank.CATCH_UP]
     queue = [new(rank=rank) for rank in reversed(wanted)]
     await insert(ledger, *queue)
@@ -147,7 +165,9 @@ async def test_a_retry_that_is_not_due_yet_waits(ledger: Database) -> None:
             assert await claiming.due(connection) == claiming.Due(NOW, frozenset(), retries=False)
         with clock.moved(NOW + timedelta(seconds=1)):
             later = NOW + timedelta(seconds=1)
-            assert await claiming.due(connection) == claiming.Due(later, frozenset({"t"}), retries=True)
+            assert await claiming.due(connection) == claiming.Due(
+                later, frozenset({"t"}), retries=True
+            )
         assert abs((await claiming.due(connection)).now - clock.now()) < timedelta(seconds=5)
 
 
@@ -166,16 +186,29 @@ async def test_an_interrupted_run_goes_on_with_its_attempt(ledger: Database) -> 
     (first,) = await claim(ledger, "t")
     await finish(ledger, ending(first, RunState.INTERRUPTED, due_at=NOW, rank=Rank.INTERRUPTED))
     (run,) = await rows(ledger)
-    assert (run["state"], run["finished_at"], run["rank"]) == ("interrupted", None, Rank.INTERRUPTED)
+    assert (run["state"], run["finished_at"], run["rank"]) == (
+        "interrupted",
+        None,
+        Rank.INTERRUPTED,
+    )
     (again,) = await claim(ledger, "t")
     assert (again.fence, again.attempt) == (2, 1)
     await finish(ledger, ending(again))
     attempts = await rows(ledger, tables.attempts)
-    assert [(a["fence"], a["number"], a["outcome"]) for a in attempts] == [(1, 1, "interrupted"), (2, 1, "succeeded")]
+    assert [(a["fence"], a["number"], a["outcome"]) for a in attempts] == [
+        (1, 1, "interrupted"),
+        (2, 1, "succeeded"),
+    ]
 
 
-async def test_many_nodes_claiming_at_once_get_each_run_once(ledger: Database, ledger_url: str) -> None:
-    await insert(ledger, *[new(f"t{i}") for i in range(200)], *[new("free", exclusive=None) for _ in range(200)])
+async def test_many_nodes_claiming_at_once_get_each_run_once(
+    ledger: Database, ledger_url: str
+) -> None:
+    await insert(
+        ledger,
+        *[new(f"t{i}") for i in range(200)],
+        *[new("free", exclusive=None) for _ in range(200)],
+    )
     queues = [*(f"t{i}" for i in range(200)), "free"]
     others = [Database(ledger_url, setting="LEDGER_URL") for _ in range(4)]
 
@@ -190,7 +223,9 @@ async def test_many_nodes_claiming_at_once_get_each_run_once(ledger: Database, l
     assert len(taken) == len(set(taken)) == 400
 
 
-async def test_two_running_runs_of_one_exclusive_are_refused_by_the_database(ledger: Database) -> None:
+async def test_two_running_runs_of_one_exclusive_are_refused_by_the_database(
+    ledger: Database,
+) -> None:
     await insert(ledger, new(state=RunState.RUNNING, attempt=1))
     with pytest.raises(IntegrityError):
         await insert(ledger, new(state=RunState.RUNNING, attempt=1))
@@ -200,10 +235,16 @@ async def test_an_outcome_is_written_with_its_attempt(ledger: Database) -> None:
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
     error = {"type": "ValueError", "message": "no", "traceback": "…"}
-    failed = ending(claimed, RunState.FAILED, reason="ValueError: no", error=error, result={"a": [1, None, "x"]})
+    failed = ending(
+        claimed, RunState.FAILED, reason="ValueError: no", error=error, result={"a": [1, None, "x"]}
+    )
     assert await finish(ledger, failed) == []
     (run,) = await rows(ledger)
-    assert (run["state"], run["reason"], run["result"]) == ("failed", "ValueError: no", {"a": [1, None, "x"]})
+    assert (run["state"], run["reason"], run["result"]) == (
+        "failed",
+        "ValueError: no",
+        {"a": [1, None, "x"]},
+    )
     assert run["finished_at"] == NOW + timedelta(seconds=5)
     (attempt,) = await rows(ledger, tables.attempts)
     assert (attempt["number"], attempt["outcome"], attempt["error"]) == (1, "failed", error)
@@ -219,10 +260,17 @@ async def test_a_result_comes_back_as_it_was(ledger: Database, result: object) -
     assert run["result"] == result
 
 
-async def test_text_that_postgresql_cannot_hold_does_not_hold_up_the_group(ledger: Database) -> None:
+async def test_text_that_postgresql_cannot_hold_does_not_hold_up_the_group(
+    ledger: Database,
+) -> None:
     await insert(ledger, new("a"), new("b"))
     one, two = await claim(ledger, "a", "b")
-    bad = ending(one, RunState.FAILED, reason="nul \0 and half \ud800 a pair", result={"k\0": "\udfff \\u0000"})
+    bad = ending(
+        one,
+        RunState.FAILED,
+        reason="nul \0 and half \ud800 a pair",
+        result={"k\0": "\udfff \\u0000"},
+    )
     assert await finish(ledger, bad, ending(two)) == []
     states = {run["task"]: run["state"] for run in await rows(ledger)}
     assert states == {one.task: "failed", two.task: "succeeded"}
@@ -254,7 +302,9 @@ async def test_of_a_group_only_what_another_node_holds_bounces(ledger: Database)
     lost, recorded, fresh = await claim(ledger, "a", "b", "c")
     await finish(ledger, ending(recorded))
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.id == lost.id).values(fence=2, node=new_id()))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.id == lost.id).values(fence=2, node=new_id())
+        )
     late = ending(lost)
     assert await finish(ledger, late, ending(recorded), ending(fresh)) == [late]
     states = {run["task"]: run["state"] for run in await rows(ledger)}
@@ -269,7 +319,9 @@ async def test_an_attempt_never_leaves_a_final_state(ledger: Database) -> None:
     await finish(ledger, ending(claimed, RunState.FAILED))
     (run,) = await rows(ledger)
     assert run["state"] == "succeeded"
-    assert all(TRANSITIONS[state] == {RunState.QUEUED, RunState.WAITING} for state in FINAL)  # by a person
+    assert all(
+        TRANSITIONS[state] == {RunState.QUEUED, RunState.WAITING} for state in FINAL
+    )  # by a person
 
 
 async def test_large_groups_are_not_quadratic(ledger: Database) -> None:
@@ -284,7 +336,9 @@ async def test_large_groups_are_not_quadratic(ledger: Database) -> None:
 async def test_the_listing_is_newest_first_and_pages_by_key(ledger: Database) -> None:
     made = [new(f"t{i % 2}", created_at=NOW + timedelta(seconds=i // 3)) for i in range(12)]
     await insert(ledger, *made)
-    newest_first = [run.id for run in sorted(made, key=lambda run: (run.created_at, run.id), reverse=True)]
+    newest_first = [
+        run.id for run in sorted(made, key=lambda run: (run.created_at, run.id), reverse=True)
+    ]
     seen: list[str] = []
     before = None
     async with ledger.engine.connect() as connection:
@@ -300,7 +354,9 @@ async def test_the_listing_is_newest_first_and_pages_by_key(ledger: Database) ->
     assert {row["task"] for row in of_one} == {"t1"}
 
 
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite has one writer: the second one waits
+@pytest.mark.parametrize(
+    "ledger_url", ["postgresql"], indirect=True
+)  # SQLite has one writer: the second one waits
 async def test_nodes_that_claim_at_the_same_moment_find_different_runs(ledger: Database) -> None:
     tasks = {"any": make_task("any", overlap="allow")}
     await insert(ledger, *[new("any", exclusive=None) for _ in range(6)])

@@ -29,7 +29,9 @@ def at(text: str) -> datetime:
 
 
 def slots(cron: str, zone: str, after: str, until: str) -> list[str]:
-    """The slots in (after, until], both UTC, each as `day hour:minute`, with seconds unless they are 0."""
+    """The slots in (after, until], both UTC, each as `day hour:minute`, with seconds unless they
+    are 0.
+    """
     instants = Schedule(cron, zone).between(at(after), at(until))
     return [slot.strftime("%d %H:%M:%S").removesuffix(":00") for slot in instants]
 
@@ -45,7 +47,11 @@ def refusal(cron: str, zone: str = "UTC") -> str:
 
 @pytest.mark.parametrize("sunday", ["0", "7", "sun", "SUN", "0,7", "7-7"])
 def test_sunday_is_zero_and_seven(sunday: str) -> None:
-    assert slots(f"0 12 * * {sunday}", "UTC", "2026-03-01", "2026-03-16") == ["01 12:00", "08 12:00", "15 12:00"]
+    assert slots(f"0 12 * * {sunday}", "UTC", "2026-03-01", "2026-03-16") == [
+        "01 12:00",
+        "08 12:00",
+        "15 12:00",
+    ]
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(WEEKDAYS)))
@@ -62,7 +68,11 @@ def test_months_have_names() -> None:
 
 
 def test_a_step_runs_from_the_start_of_its_range() -> None:
-    assert slots("5-20/7 6 * * *", "UTC", "2026-01-01", "2026-01-02") == ["01 06:05", "01 06:12", "01 06:19"]
+    assert slots("5-20/7 6 * * *", "UTC", "2026-01-01", "2026-01-02") == [
+        "01 06:05",
+        "01 06:12",
+        "01 06:19",
+    ]
 
 
 def test_a_range_of_one_value_with_a_step_is_that_value() -> None:
@@ -72,7 +82,11 @@ def test_a_range_of_one_value_with_a_step_is_that_value() -> None:
 
 
 def test_day_of_month_or_day_of_week_fires_on_either() -> None:
-    assert slots("0 0 13 * 5", "UTC", "2026-03-01", "2026-03-20") == ["06 00:00", "13 00:00", "20 00:00"]
+    assert slots("0 0 13 * 5", "UTC", "2026-03-01", "2026-03-20") == [
+        "06 00:00",
+        "13 00:00",
+        "20 00:00",
+    ]
     assert slots("0 0 11 * 5", "UTC", "2026-03-07", "2026-03-13") == ["11 00:00", "13 00:00"]
 
 
@@ -83,7 +97,12 @@ def test_a_star_in_either_day_field_asks_for_both() -> None:
 
 def test_the_last_day_the_last_weekday_and_the_nth_weekday_are_known() -> None:
     assert slots("0 0 L * *", "UTC", "2028-02-01", "2028-03-31") == ["29 00:00", "31 00:00"]
-    assert slots("0 0 LW * *", "UTC", "2026-02-01", "2026-06-01") == ["27 00:00", "31 00:00", "30 00:00", "29 00:00"]
+    assert slots("0 0 LW * *", "UTC", "2026-02-01", "2026-06-01") == [
+        "27 00:00",
+        "31 00:00",
+        "30 00:00",
+        "29 00:00",
+    ]
     assert slots("0 0 * * 5L", "UTC", "2026-03-01", "2026-05-01") == ["27 00:00", "24 00:00"]
     assert slots("0 0 * * MON#2", "UTC", "2026-03-01", "2026-05-01") == ["09 00:00", "13 00:00"]
 
@@ -96,7 +115,10 @@ def test_a_leap_day_waits_for_a_leap_year_also_across_2100() -> None:
 
 
 def test_six_fields_start_with_the_second() -> None:
-    assert slots("15,45 30 4 * * *", "UTC", "2026-01-01", "2026-01-02") == ["01 04:30:15", "01 04:30:45"]
+    assert slots("15,45 30 4 * * *", "UTC", "2026-01-01", "2026-01-02") == [
+        "01 04:30:15",
+        "01 04:30:45",
+    ]
     assert slots("*/20 0 0 1 1 *", "Asia/Tokyo", "2025-12-31", "2026-01-01") == [
         "31 15:00",
         "31 15:00:20",
@@ -120,7 +142,9 @@ def test_six_fields_start_with_the_second() -> None:
 def test_a_nickname_fires_as_the_expression_it_stands_for(nickname: str, cron: str) -> None:
     start = at("2026-03-01")
     named = islice(Schedule(nickname, "Europe/Berlin").between(start, start + 900 * DAY), 900)
-    assert list(named) == list(islice(Schedule(cron, "Europe/Berlin").between(start, start + 900 * DAY), 900))
+    assert list(named) == list(
+        islice(Schedule(cron, "Europe/Berlin").between(start, start + 900 * DAY), 900)
+    )
 
 
 # Refusals
@@ -150,14 +174,18 @@ def test_a_nickname_fires_as_the_expression_it_stands_for(nickname: str, cron: s
         ("@fortnightly", ["'@fortnightly'", "@weekly"]),
     ],
 )
-def test_a_wrong_expression_is_refused_with_its_field_and_what_is_allowed(cron: str, parts: list[str]) -> None:
+def test_a_wrong_expression_is_refused_with_its_field_and_what_is_allowed(
+    cron: str, parts: list[str]
+) -> None:
     message = refusal(cron)
     assert [part for part in parts if part not in message] == []
     assert "\n" not in message
     assert "allowed" in message
 
 
-@pytest.mark.parametrize("cron", ["0 0 30 2 *", "0 0 31 2,4,6,9,11 *", "0 0 */31 2 MON#5", "0 0 0 30 FEB *"])
+@pytest.mark.parametrize(
+    "cron", ["0 0 30 2 *", "0 0 31 2,4,6,9,11 *", "0 0 */31 2 MON#5", "0 0 0 30 FEB *"]
+)
 def test_a_date_that_never_comes_is_refused(cron: str) -> None:
     message = refusal(cron)
     assert repr(cron) in message
@@ -167,12 +195,17 @@ def test_a_date_that_never_comes_is_refused(cron: str) -> None:
 
 def test_a_time_that_the_clock_always_skips_is_refused_in_that_zone_alone() -> None:
     assert "never fires in America/New_York" in refusal("* 2 * 3 SUN#2", "America/New_York")
-    assert Schedule("* 2 * 3 SUN#2", "Europe/Berlin").next(at("2026-01-01")) == at("2026-03-08T01:00")
-    assert Schedule("0 2 * 3 SUN#2", "America/New_York").next(at("2026-01-01")) == at("2026-03-08T07:00")
+    assert Schedule("* 2 * 3 SUN#2", "Europe/Berlin").next(at("2026-01-01")) == at(
+        "2026-03-08T01:00"
+    )
+    assert Schedule("0 2 * 3 SUN#2", "America/New_York").next(at("2026-01-01")) == at(
+        "2026-03-08T07:00"
+    )
 
 
 @pytest.mark.parametrize(
-    "zone", ["Europe/Atlantis", "", "Europe", "../etc/passwd", "/etc/localtime", "\0", "CEST", "x" * 5000]
+    "zone",
+    ["Europe/Atlantis", "", "Europe", "../etc/passwd", "/etc/localtime", "\0", "CEST", "x" * 5000],
 )
 def test_an_unknown_zone_is_refused_by_its_name(zone: str) -> None:
     message = refusal("0 0 * * *", zone)
@@ -211,16 +244,23 @@ def test_a_skipped_fixed_time_fires_once_at_the_instant_of_the_jump() -> None:
 
 def test_the_first_and_the_last_second_of_a_gap_fire_at_the_same_instant() -> None:
     for time in ("0 0 2", "59 59 2"):
-        assert slots(f"{time} * * *", "Europe/Berlin", "2026-03-28T12:00", "2026-03-29T12:00") == ["29 01:00"]
+        assert slots(f"{time} * * *", "Europe/Berlin", "2026-03-28T12:00", "2026-03-29T12:00") == [
+            "29 01:00"
+        ]
 
 
 def test_skipped_fixed_times_and_the_time_after_them_share_one_slot() -> None:
-    assert slots("0,30 2,3 * * *", "Europe/Berlin", "2026-03-29", "2026-03-29T12:00") == ["29 01:00", "29 01:30"]
+    assert slots("0,30 2,3 * * *", "Europe/Berlin", "2026-03-29", "2026-03-29T12:00") == [
+        "29 01:00",
+        "29 01:30",
+    ]
 
 
 def test_a_repeated_fixed_time_fires_the_first_time_only() -> None:
     assert slots("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", "2026-10-26") == ["25 00:30"]
-    assert Schedule("30 2 * * *", "Europe/Berlin").previous(at("2026-10-25T01:10")) == at("2026-10-25T00:30")
+    assert Schedule("30 2 * * *", "Europe/Berlin").previous(at("2026-10-25T01:10")) == at(
+        "2026-10-25T00:30"
+    )
 
 
 def test_a_wildcard_skips_a_skipped_hour_and_fires_in_both_passes_of_a_repeated_one() -> None:
@@ -243,7 +283,9 @@ def test_every_hour_as_a_range_is_fixed_and_not_a_wildcard() -> None:
 def test_a_wildcard_second_follows_real_time_as_well() -> None:
     assert slots("*/30 30 2 * * *", "Europe/Berlin", "2026-03-29", "2026-03-29T12:00") == []
     assert len(slots("*/30 30 2 * * *", "Europe/Berlin", "2026-10-25", "2026-10-25T12:00")) == 4
-    assert slots("0-59 30 2 * * *", "Europe/Berlin", "2026-03-29", "2026-03-29T12:00") == ["29 01:00"]
+    assert slots("0-59 30 2 * * *", "Europe/Berlin", "2026-03-29", "2026-03-29T12:00") == [
+        "29 01:00"
+    ]
 
 
 def test_lord_howe_changes_by_half_an_hour() -> None:
@@ -259,14 +301,22 @@ def test_lord_howe_changes_by_half_an_hour() -> None:
 
 def test_santiago_skips_midnight_and_loses_no_week() -> None:
     zone = "America/Santiago"
-    assert slots("0 0 * * sun", zone, "2026-08-29", "2026-09-14") == ["30 04:00", "06 04:00", "13 03:00"]
+    assert slots("0 0 * * sun", zone, "2026-08-29", "2026-09-14") == [
+        "30 04:00",
+        "06 04:00",
+        "13 03:00",
+    ]
     assert slots("* 0 * * 0", zone, "2026-09-05", "2026-09-12") == []
     assert slots("30 23 * * 6", zone, "2026-04-04T12:00", "2026-04-05T12:00") == ["05 02:30"]
 
 
 def test_beirut_and_the_azores_change_at_midnight() -> None:
-    assert slots("15 0 * * *", "Asia/Beirut", "2026-03-28T12:00", "2026-03-29T12:00") == ["28 22:00"]
-    assert slots("30 0 * * *", "Atlantic/Azores", "2026-03-28T12:00", "2026-03-29T12:00") == ["29 01:00"]
+    assert slots("15 0 * * *", "Asia/Beirut", "2026-03-28T12:00", "2026-03-29T12:00") == [
+        "28 22:00"
+    ]
+    assert slots("30 0 * * *", "Atlantic/Azores", "2026-03-28T12:00", "2026-03-29T12:00") == [
+        "29 01:00"
+    ]
     assert slots("30 0 25 10 *", "Atlantic/Azores", "2026-10-24", "2026-10-26") == ["25 00:30"]
     assert slots("*/30 0 25 10 *", "Atlantic/Azores", "2026-10-24", "2026-10-26") == [
         f"25 {time}" for time in ("00:00", "00:30", "01:00", "01:30")
@@ -274,13 +324,21 @@ def test_beirut_and_the_azores_change_at_midnight() -> None:
 
 
 def test_chatham_changes_at_a_quarter_to_three() -> None:
-    assert slots("0 3 * * *", "Pacific/Chatham", "2026-09-26T12:00", "2026-09-27T12:00") == ["26 14:00"]
+    assert slots("0 3 * * *", "Pacific/Chatham", "2026-09-26T12:00", "2026-09-27T12:00") == [
+        "26 14:00"
+    ]
     assert len(slots("* 2 * * *", "Pacific/Chatham", "2026-09-26T12:00", "2026-09-27T12:00")) == 45
 
 
 def test_morocco_sets_its_clock_back_for_ramadan() -> None:
-    assert slots("30 2 * * *", "Africa/Casablanca", "2026-02-14T12:00", "2026-02-16T12:00") == ["15 01:30", "16 02:30"]
-    assert slots("30 2 * * *", "Africa/Casablanca", "2026-03-21T12:00", "2026-03-23T12:00") == ["22 02:00", "23 01:30"]
+    assert slots("30 2 * * *", "Africa/Casablanca", "2026-02-14T12:00", "2026-02-16T12:00") == [
+        "15 01:30",
+        "16 02:30",
+    ]
+    assert slots("30 2 * * *", "Africa/Casablanca", "2026-03-21T12:00", "2026-03-23T12:00") == [
+        "22 02:00",
+        "23 01:30",
+    ]
 
 
 def test_a_day_that_samoa_skipped_fires_once_right_after() -> None:
@@ -312,7 +370,10 @@ def test_next_and_previous_leave_out_the_instant_they_are_given() -> None:
 
 
 def test_between_leaves_out_its_start_and_keeps_its_end() -> None:
-    assert slots("0 * * * *", "UTC", "2026-01-01T10:00", "2026-01-01T12:00") == ["01 11:00", "01 12:00"]
+    assert slots("0 * * * *", "UTC", "2026-01-01T10:00", "2026-01-01T12:00") == [
+        "01 11:00",
+        "01 12:00",
+    ]
     assert slots("0 * * * *", "UTC", "2026-01-01T12:00", "2026-01-01T12:00") == []
     assert slots("0 * * * *", "UTC", "2026-01-01T12:00", "2026-01-01T10:00") == []
 
@@ -341,7 +402,9 @@ def test_any_zone_may_ask_and_the_answer_is_in_utc() -> None:
 def test_the_ends_of_the_calendar_have_no_slot_beyond_them(zone: str, cron: str) -> None:
     assert Schedule(cron, zone).next(at("9999-06-01")) is None
     assert Schedule(cron, zone).previous(datetime(1, 1, 1, tzinfo=UTC)) is None
-    assert list(Schedule(cron, zone).between(at("9999-06-01"), datetime.max.replace(tzinfo=UTC))) == []
+    assert (
+        list(Schedule(cron, zone).between(at("9999-06-01"), datetime.max.replace(tzinfo=UTC))) == []
+    )
 
 
 CRONS = st.sampled_from(
@@ -398,7 +461,9 @@ thoroughly = settings(max_examples=300, deadline=None, database=None)
 
 @thoroughly
 @given(CRONS, ZONES, MOMENTS, FRACTIONS)
-def test_no_slot_lies_between_a_moment_and_its_next(cron: str, zone: str, moment: datetime, fraction: float) -> None:
+def test_no_slot_lies_between_a_moment_and_its_next(
+    cron: str, zone: str, moment: datetime, fraction: float
+) -> None:
     slot = Schedule(cron, zone).next(moment)
     assert slot is not None
     assert slot > moment
@@ -426,7 +491,9 @@ def test_next_and_previous_undo_each_other(cron: str, zone: str, moment: datetim
 
 @thoroughly
 @given(CRONS, ZONES, MOMENTS, st.timedeltas(timedelta(0), timedelta(hours=6)))
-def test_between_forwards_is_previous_backwards(cron: str, zone: str, start: datetime, length: timedelta) -> None:
+def test_between_forwards_is_previous_backwards(
+    cron: str, zone: str, start: datetime, length: timedelta
+) -> None:
     schedule, end = Schedule(cron, zone), start + length
     forwards = list(schedule.between(start, end))
     assert all(one < other for one, other in pairwise(forwards))
@@ -445,8 +512,19 @@ def random_days(rng: random.Random) -> str:
     """Random day-of-month, month and day-of-week fields in every form that cron allows."""
     names = WEEKDAYS
     first, last = sorted(rng.sample(range(8), 2))
-    weekday = rng.choice(["*", "*/2", str(first), f"{first}-{last}", f"{first},{last}", f"{first}#{rng.randint(1, 4)}"])
-    named = rng.choice([names[first % 7], f"{names[first % 6]}-SAT", f"mon-fri/{rng.randint(1, 3)}", f"{first}L"])
+    weekday = rng.choice(
+        [
+            "*",
+            "*/2",
+            str(first),
+            f"{first}-{last}",
+            f"{first},{last}",
+            f"{first}#{rng.randint(1, 4)}",
+        ]
+    )
+    named = rng.choice(
+        [names[first % 7], f"{names[first % 6]}-SAT", f"mon-fri/{rng.randint(1, 3)}", f"{first}L"]
+    )
     day = rng.choice(["*", "*", "*/3", str(rng.randint(1, 28)), "1-15", "1,11,21", "L", "LW"])
     month = rng.choice(["*", "*", str(rng.randint(1, 12)), "JAN-JUN", "mar,sep", "*/5"])
     return f"{day} {month} {rng.choice([weekday, named])}"
@@ -472,15 +550,21 @@ def test_weekday_numbers_are_crons_as_the_model_has_them() -> None:
     quarters = cron_model.clock("UTC", at("2026-02-23"), at("2026-04-06"), 900)
     for number in range(150):
         rng = random.Random(number)
-        cron = f"*/15 {rng.randrange(24)} {cron_model.part(rng, 1, 31)} * {cron_model.part(rng, 0, 7)}"
+        cron = (
+            f"*/15 {rng.randrange(24)} {cron_model.part(rng, 1, 31)} * {cron_model.part(rng, 0, 7)}"
+        )
         found = list(Schedule(cron).between(at("2026-02-22T23:59"), at("2026-04-06")))
         job = cron_model.Job(cron)
         assert found == [
-            cron_model.EPOCH + timedelta(seconds=time) for time, local in quarters if job.matches(local)
+            cron_model.EPOCH + timedelta(seconds=time)
+            for time, local in quarters
+            if job.matches(local)
         ], cron
 
 
-def test_an_expression_is_parsed_once_for_everyone_who_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expression_is_parsed_once_for_everyone_who_shares_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shared = schedule("17 4 * * *", "Europe/Berlin")
     monkeypatch.delattr(CronSim, "__init__")
     assert schedule("17 4 * * *", "Europe/Berlin") is shared
@@ -488,7 +572,9 @@ def test_an_expression_is_parsed_once_for_everyone_who_shares_it(monkeypatch: py
     assert shared.previous(at("2030-01-01")) == at("2029-12-31T03:17")
 
 
-def test_a_moment_before_a_known_slot_is_answered_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moment_before_a_known_slot_is_answered_without_a_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     daily = Schedule("0 12 * * *")
     start, noon = at("2026-01-10T01:00"), at("2026-01-10T12:00")
     assert daily.next(start) == noon
@@ -558,13 +644,18 @@ def test_a_schedule_can_be_said_in_words(cron: str, zone: str, words: str) -> No
 def test_every_expression_has_words_that_begin_with_a_capital() -> None:
     for number in range(500):
         rng = random.Random(number)
-        words = Schedule(f"{cron_model.part(rng, 0, 59)} {cron_model.part(rng, 0, 23)} {random_days(rng)}").words
+        words = Schedule(
+            f"{cron_model.part(rng, 0, 59)} {cron_model.part(rng, 0, 23)} {random_days(rng)}"
+        ).words
         assert words[0].isupper(), words
 
 
 def test_the_slots_that_follow_are_as_many_as_asked_for_or_as_there_are() -> None:
     after = datetime(2026, 1, 1, tzinfo=UTC)
     leap_days = schedule("0 0 29 2 *")
-    assert leap_days.following(after, 2) == [datetime(2028, 2, 29, tzinfo=UTC), datetime(2032, 2, 29, tzinfo=UTC)]
+    assert leap_days.following(after, 2) == [
+        datetime(2028, 2, 29, tzinfo=UTC),
+        datetime(2032, 2, 29, tzinfo=UTC),
+    ]
     assert leap_days.following(after, 0) == []
     assert leap_days.following(datetime(9999, 1, 1, tzinfo=UTC), 3) == []

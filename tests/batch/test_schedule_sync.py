@@ -1,4 +1,6 @@
-"""The schedule sync reads the cursors of due schedules from the ledger, unless this process has fired them."""
+"""The schedule sync reads the cursors of due schedules from the ledger, unless this process has
+fired them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def still_clock() -> Iterator[None]:
 
 
 class Sync:
-    """A schedule sync whose refreshes the test starts. `notified`: the tasks that it has asked to have fired."""
+    """A schedule sync whose refreshes the test starts. `notified`: the tasks that it has asked to
+    have fired.
+    """
 
     def __init__(self, ledger: Database, loaded: dict[str, Task]) -> None:
         self.notified: list[str] = []
@@ -46,7 +50,9 @@ class Sync:
         self._reads += "FROM batch_schedules" in statement
 
     async def reads_at(self, now: datetime) -> int:
-        """Refresh when a poll has read this time from the database. Returns how often schedules were read by it."""
+        """Refresh when a poll has read this time from the database. Returns how often schedules
+        were read by it.
+        """
         reads_before = self._reads
         self.schedules.on_changes(LedgerChanges(now=now, is_claimable=False, catalog=1))
         await self.schedules._refresh()
@@ -61,7 +67,9 @@ async def at_start(ledger: Database, loaded: dict[str, Task]) -> Sync:
 
 
 def go_to_slot(number: int) -> datetime:
-    """Move the clock to a slot of the tasks; the first one after START has the number 1. Returns its instant."""
+    """Move the clock to a slot of the tasks; the first one after START has the number 1. Returns
+    its instant.
+    """
     slot = (START + number * MINUTE).replace(second=0)
     clock.advance(slot - clock.now())
     return slot
@@ -111,7 +119,9 @@ async def test_another_nodes_firing_is_read_from_its_cursor(ledger: Database) ->
 
 
 async def test_a_pause_ends_by_itself_and_the_slot_at_its_end_is_fired(ledger: Database) -> None:
-    """Whoever is first: what fires the slot leaves it to the schedule sync, which ends the pause in the ledger."""
+    """Whoever is first: what fires the slot leaves it to the schedule sync, which ends the pause in
+    the ledger.
+    """
     loaded = await know(ledger, make_task("tick"), make_task("tock", None))
     sync = await at_start(ledger, loaded)
     end = (START + 3 * MINUTE).replace(second=0)
@@ -129,11 +139,15 @@ async def test_a_pause_ends_by_itself_and_the_slot_at_its_end_is_fired(ledger: D
     sync.notified.clear()
     await sync.reads_at(end)
     assert sync.notified == ["tick"]
-    assert {row["paused_at"] or row["paused_until"] for row in await rows(ledger, tables.tasks)} == {None}
+    assert {
+        row["paused_at"] or row["paused_until"] for row in await rows(ledger, tables.tasks)
+    } == {None}
     await fire(ledger, loaded, end)
     assert [run["slot"] for run in await rows(ledger)] == [end]
     missed = await rows(ledger, tables.missed)
-    assert sum(each["count"] for each in missed) == 2 and {each["reason"] for each in missed} == {"paused by ann"}
+    assert sum(each["count"] for each in missed) == 2 and {each["reason"] for each in missed} == {
+        "paused by ann"
+    }
     resumed = await rows(ledger, events, action="task.resume")
     assert sorted((each["task"], each["actor"]) for each in resumed) == [
         ("tick", f"node {NODE}"),
@@ -141,7 +155,9 @@ async def test_a_pause_ends_by_itself_and_the_slot_at_its_end_is_fired(ledger: D
     ]
 
 
-async def test_of_a_pause_that_has_ended_while_no_service_ran_only_its_own_slots_are_paused(ledger: Database) -> None:
+async def test_of_a_pause_that_has_ended_while_no_service_ran_only_its_own_slots_are_paused(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("tick", missed="all"))
     end = (START + 3 * MINUTE).replace(second=0)
     async with ledger.engine.begin() as connection:
@@ -170,15 +186,21 @@ async def test_a_pause_after_the_end_of_another_one_is_a_new_pause(ledger: Datab
     assert [run["slot"] for run in await rows(ledger)] == [clock.now() - MINUTE, clock.now()]
 
 
-async def test_a_schedule_that_changes_after_the_end_of_a_pause_loses_no_slot(ledger: Database) -> None:
-    """As after a deploy during which the pause has ended: the slots from its end on are those of the old schedule."""
+async def test_a_schedule_that_changes_after_the_end_of_a_pause_loses_no_slot(
+    ledger: Database,
+) -> None:
+    """As after a deploy during which the pause has ended: the slots from its end on are those of
+    the old schedule.
+    """
     loaded = await know(ledger, make_task("tick", missed="all"))
     end = (START + 3 * MINUTE).replace(second=0)
     async with ledger.engine.begin() as connection:
         await task_sync.pause(connection, "tick", "ann", loaded, NODE, end)
     go_to_slot(5)
     async with ledger.engine.begin() as connection:
-        await task_sync.set_schedules(connection, {"tick": schedule("0 4 * * *", "UTC")}, loaded, NODE)
+        await task_sync.set_schedules(
+            connection, {"tick": schedule("0 4 * * *", "UTC")}, loaded, NODE
+        )
     assert [run["slot"] for run in await rows(ledger)] == [end, end + MINUTE, end + 2 * MINUTE]
     (missed,) = await rows(ledger, tables.missed)
     assert (missed["count"], missed["reason"]) == (2, "paused by ann")

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from service import BaseTask, TaskRegistry, clock
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing import apscheduler as module
-from service.batch.firing.apscheduler import LEAD, SlotTrigger, describe_jobs, next_run_times, set_schedule
+from service.batch.firing.apscheduler import (
+    LEAD,
+    SlotTrigger,
+    describe_jobs,
+    next_run_times,
+    set_schedule,
+)
 
 SECONDS = 5.0
 RARELY = "0 0 1 1 *"
@@ -31,7 +37,9 @@ class Every(BaseTask):
 
 
 def register(run: Any, name: str = "every", **attributes: Any) -> None:
-    TaskRegistry.register(type("Made", (Every,), {"__module__": __name__, "run": run, "name": name, **attributes}))
+    TaskRegistry.register(
+        type("Made", (Every,), {"__module__": __name__, "run": run, "name": name, **attributes})
+    )
 
 
 @pytest.fixture
@@ -98,19 +106,30 @@ async def test_jobs_carry_the_names_of_their_tasks(started: Any) -> None:
     before = with_jobs(lambda *_: None)
     assert next_run_times(before) == {"a": None, "b": None}
     jobs = {job["id"]: job for job in describe_jobs(started(lambda *_: None))}
-    assert (jobs["a"]["name"], jobs["a"]["next_run_time"], jobs["a"]["trigger"]) == ("a", None, "manual")
-    assert (jobs["b"]["name"], jobs["b"]["trigger"]) == ("Every second", "cron[0 5 * * *] Asia/Tokyo")
+    assert (jobs["a"]["name"], jobs["a"]["next_run_time"], jobs["a"]["trigger"]) == (
+        "a",
+        None,
+        "manual",
+    )
+    assert (jobs["b"]["name"], jobs["b"]["trigger"]) == (
+        "Every second",
+        "cron[0 5 * * *] Asia/Tokyo",
+    )
     assert jobs["b"]["next_run_time"].endswith("T20:00:00+00:00")
 
 
 async def test_a_due_slot_is_reported_and_the_scheduler_runs_no_task(started: Any) -> None:
     calls = Calls()
-    register(lambda self: calls.add("ran"), schedule=RARELY)  # so that no other slot is due within the test
+    register(
+        lambda self: calls.add("ran"), schedule=RARELY
+    )  # so that no other slot is due within the test
     fire_now(started(calls.add))
     assert await calls.reach(1) == ["every"]
 
 
-async def test_a_job_of_the_application_goes_on_firing_whatever_it_returns_or_raises(started: Any) -> None:
+async def test_a_job_of_the_application_goes_on_firing_whatever_it_returns_or_raises(
+    started: Any,
+) -> None:
     calls = Calls()
 
     def job(error: BaseException | None) -> int:
@@ -121,7 +140,9 @@ async def test_a_job_of_the_application_goes_on_firing_whatever_it_returns_or_ra
 
     scheduler = started(lambda *_: None)
     for error in (SystemExit(3), ValueError(), None):
-        scheduler.add_job(job, "interval", args=[error], seconds=60, id="plain", replace_existing=True)
+        scheduler.add_job(
+            job, "interval", args=[error], seconds=60, id="plain", replace_existing=True
+        )
         for _ in range(2):
             before = len(calls.seen)
             fire_now(scheduler, "plain")
@@ -142,7 +163,9 @@ async def test_a_job_can_lose_its_schedule_and_get_another_one(started: Any) -> 
 async def test_the_watchdog_fires_a_slot_that_a_clock_step_made_due(
     started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is simulated: the job's next run time is set to now, while APScheduler's timer is left as it is."""
+    """The step is simulated: the job's next run time is set to now, while APScheduler's timer is
+    left as it is.
+    """
     monkeypatch.setattr(module, "WATCHDOG_SECONDS", 0.05)
     calls = Calls()
     register(Every.run, schedule=RARELY)
@@ -173,7 +196,9 @@ async def test_after_a_step_back_of_the_clock_jobs_wait_for_the_next_slots_by_th
 async def test_after_a_blocked_event_loop_the_scheduler_fires_once_and_goes_on(
     started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One report stands for all slots that have come due meanwhile: the dispatcher looks which are due."""
+    """One report stands for all slots that have come due meanwhile: the dispatcher looks which are
+    due.
+    """
     monkeypatch.setattr(module, "LEAD", timedelta())
     slots = Calls()
     register(Every.run)
@@ -225,7 +250,9 @@ async def test_a_job_reports_its_slot_and_shows_it_as_its_next_run_time(started:
 
 
 async def test_each_slot_is_reported_that_comes_within_the_lead(started: Any) -> None:
-    """At the start of a scheduler, several slots of a task that fires each second are closer than the lead."""
+    """At the start of a scheduler, several slots of a task that fires each second are closer than
+    the lead.
+    """
     slots = Calls()
     register(Every.run, schedule="* * * * * *")
     began_at = clock.now()

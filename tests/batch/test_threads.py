@@ -31,7 +31,9 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def hang(threads: ThreadPool, opened: threading.Event, number: int = 1) -> list[asyncio.Task[Any]]:
+async def hang(
+    threads: ThreadPool, opened: threading.Event, number: int = 1
+) -> list[asyncio.Task[Any]]:
     """Start this number of calls that hang, and wait until each has begun in a thread."""
     begun = threading.Semaphore(0)
 
@@ -77,12 +79,21 @@ async def test_threads_are_used_again() -> None:
     names = set()
     for _ in range(20):
         names.add((await threads.run(threading.current_thread)).name)
-        await until(lambda: threads.free == 8)  # a thread delivers the result first, and is free a moment later
+        await until(
+            lambda: threads.free == 8
+        )  # a thread delivers the result first, and is free a moment later
     assert len(names) == 1
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("x"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
+    "error",
+    [
+        ValueError("x"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+    ],
 )
 async def test_an_error_of_a_call_is_raised_and_its_thread_goes_on(error: BaseException) -> None:
     threads = ThreadPool(1)
@@ -98,7 +109,9 @@ async def test_a_stop_iteration_is_raised_as_a_runtime_error_with_its_cause() ->
     assert isinstance(caught.value.__cause__, StopIteration)
 
 
-async def test_no_more_calls_than_the_limit_run_at_once_and_the_rest_wait(opened: threading.Event) -> None:
+async def test_no_more_calls_than_the_limit_run_at_once_and_the_rest_wait(
+    opened: threading.Event,
+) -> None:
     threads = ThreadPool(2)
     hanging = await hang(threads, opened, 2)
     waiting = [asyncio.create_task(threads.run(threading.get_ident)) for _ in range(5)]
@@ -132,7 +145,9 @@ async def test_a_hung_thread_is_replaced(opened: threading.Event) -> None:
     assert await asyncio.wait_for(threads.run(lambda: "next"), SECONDS) == "next"
 
 
-async def test_a_call_that_waits_behind_a_hung_one_runs_when_that_is_abandoned(opened: threading.Event) -> None:
+async def test_a_call_that_waits_behind_a_hung_one_runs_when_that_is_abandoned(
+    opened: threading.Event,
+) -> None:
     threads = ThreadPool(1)
     hanging = await hang(threads, opened)
     waiting = asyncio.create_task(threads.run(lambda: "next"))
@@ -154,7 +169,9 @@ async def test_hung_threads_are_replaced_up_to_a_bound(opened: threading.Event) 
 
 async def test_an_abandoned_thread_ends_when_its_call_does(opened: threading.Event) -> None:
     threads, found = ThreadPool(1), []
-    task = asyncio.create_task(threads.run(lambda: (found.append(threading.current_thread()), opened.wait())))
+    task = asyncio.create_task(
+        threads.run(lambda: (found.append(threading.current_thread()), opened.wait()))
+    )
     await until(lambda: bool(found))
     await give_up([task])
     opened.set()
@@ -170,10 +187,14 @@ async def test_idle_threads_end_when_closed() -> None:
     assert not thread.is_alive()
 
 
-async def test_a_thread_that_the_system_refuses_does_not_use_up_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_the_system_refuses_does_not_use_up_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     threads = ThreadPool(1)
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda _: raising(RuntimeError("can't start new thread")))
+        patch.setattr(
+            threading.Thread, "start", lambda _: raising(RuntimeError("can't start new thread"))
+        )
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await threads.run(time.time)
     assert threads.free == 1
@@ -195,5 +216,7 @@ print("over")
 
 
 def test_a_hung_thread_does_not_keep_the_process_alive() -> None:
-    done = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HUNG], capture_output=True, text=True, timeout=20, check=True
+    )
     assert (done.stdout, done.stderr) == ("over\n", "")

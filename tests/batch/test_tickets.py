@@ -1,4 +1,6 @@
-"""Tickets: a node on tickets claims only for these, and services place as many as are needed, one service at a time."""
+"""Tickets: a node on tickets claims only for these, and services place as many as are needed, one
+service at a time.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,22 @@ POOL = {"pool": "cpu"}
 
 @asynccontextmanager
 async def on_tickets(
-    ledger: Database, loaded: dict[str, Task], places: int = 4, may_work: Callable[[], bool] = lambda: True
+    ledger: Database,
+    loaded: dict[str, Task],
+    places: int = 4,
+    may_work: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[tuple[LocalEngine, Tickets]]:
     tickets = Tickets()
     engine = LocalEngine(
-        ledger, loaded, NODE, places, places, pools={"cpu"}, tickets=tickets, may_work=may_work, child_pools={}
+        ledger,
+        loaded,
+        NODE,
+        places,
+        places,
+        pools={"cpu"},
+        tickets=tickets,
+        may_work=may_work,
+        child_pools={},
     )
     engine.start()
     yield engine, tickets
@@ -73,7 +86,9 @@ async def test_each_ticket_has_one_run_at_a_time(ledger: Database) -> None:
     assert {row["state"] for row in await rows(ledger)} == {"succeeded"}
 
 
-async def test_a_ticket_whose_time_is_over_claims_no_further_run_and_ends_the_one_it_has(ledger: Database) -> None:
+async def test_a_ticket_whose_time_is_over_claims_no_further_run_and_ends_the_one_it_has(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("a", None, **POOL))
     await insert(ledger, new("a"), new("a"))
     async with on_tickets(ledger, loaded) as (_, tickets):
@@ -85,7 +100,10 @@ async def test_a_doubled_ticket_or_one_of_an_unknown_task_ends_at_once(ledger: D
     loaded = await know(ledger, make_task("a", None, **POOL))
     await insert(ledger, new("a"))
     async with on_tickets(ledger, loaded) as (_, tickets):
-        assert await asyncio.gather(*(tickets.use(name, 30) for name in ("a", "a", "nobody"))) == [False] * 3
+        assert (
+            await asyncio.gather(*(tickets.use(name, 30) for name in ("a", "a", "nobody")))
+            == [False] * 3
+        )
     assert [row["state"] for row in await rows(ledger)] == ["succeeded"]
 
 
@@ -93,7 +111,9 @@ async def test_a_retry_without_a_wait_is_executed_by_the_same_ticket(ledger: Dat
     def run(_: object) -> None:
         raise ValueError
 
-    loaded = await know(ledger, make_task("a", None, run=run, retry=Retry(attempts=2, wait=0), **POOL))
+    loaded = await know(
+        ledger, make_task("a", None, run=run, retry=Retry(attempts=2, wait=0), **POOL)
+    )
     await insert(ledger, new("a"))
     async with on_tickets(ledger, loaded) as (_, tickets):
         await tickets.use("a", 30)
@@ -129,13 +149,17 @@ async def test_a_drain_ends_tickets_and_takes_no_more_of_them(ledger: Database) 
     assert [row["state"] for row in await rows(ledger)] == ["succeeded", "queued"]
 
 
-async def wanted(ledger: Database, loaded: dict[str, Task], places: int) -> dict[str, tuple[int, int]]:
+async def wanted(
+    ledger: Database, loaded: dict[str, Task], places: int
+) -> dict[str, tuple[int, int]]:
     async with ledger.reader.connect() as connection:
         found = await demand(connection, loaded, "cpu", places, await running(connection))
     return {name: (one.tickets, one.priority) for name, one in found.items()}
 
 
-async def test_as_many_tickets_are_wanted_as_may_start_or_are_running_bounded_by_the_places(ledger: Database) -> None:
+async def test_as_many_tickets_are_wanted_as_may_start_or_are_running_bounded_by_the_places(
+    ledger: Database,
+) -> None:
     loaded = await know(
         ledger,
         make_task("many", None, overlap="allow", **POOL),
@@ -143,29 +167,48 @@ async def test_as_many_tickets_are_wanted_as_may_start_or_are_running_bounded_by
         make_task("urgent", None, priority=9, **POOL),
         make_task("other", None),
     )
-    await insert(ledger, *(new("many", exclusive=None) for _ in range(50)), new("single"), new("single"), new("other"))
+    await insert(
+        ledger,
+        *(new("many", exclusive=None) for _ in range(50)),
+        new("single"),
+        new("single"),
+        new("other"),
+    )
     assert await wanted(ledger, loaded, 0) == {}
     assert await wanted(ledger, loaded, 4) == {"many": (8, 0), "single": (1, 0)}
     assert await wanted(ledger, loaded, 40) == {"many": (50, 0), "single": (1, 0)}
     await insert(ledger, new("urgent", priority=9))
     assert list((await wanted(ledger, loaded, 4)).items()) == [
         ("urgent", (1, 9)),
-        ("many", (6, 0)),  # no more than twice the equal share of one of three tasks, so that each has its turn
+        (
+            "many",
+            (6, 0),
+        ),  # no more than twice the equal share of one of three tasks, so that each has its turn
         ("single", (1, 0)),
     ]
     of_single = await rows(ledger, task="single")
     async with ledger.engine.begin() as connection:
         begun = update(tables.runs).where(tables.runs.c.id == of_single[0]["id"])
-        values = {"state": "running", "node": NODE, "fence": 1, "attempt": 1, "started_at": clock.now()}
+        values = {
+            "state": "running",
+            "node": NODE,
+            "fence": 1,
+            "attempt": 1,
+            "started_at": clock.now(),
+        }
         await connection.execute(begun.values(values | {"attempt_started_at": clock.now()}))
     assert (await wanted(ledger, loaded, 40))["single"] == (1, 0)
 
 
-async def test_each_task_has_a_ticket_however_many_runs_wait_before_its_own(ledger: Database) -> None:
+async def test_each_task_has_a_ticket_however_many_runs_wait_before_its_own(
+    ledger: Database,
+) -> None:
     """There may be no place for those before it: no worker has their memory, or their file."""
     names = [f"small-{number}" for number in range(40)]
     smalls = (make_task(name, None, overlap="allow", **POOL) for name in names)
-    loaded = await know(ledger, make_task("big", None, overlap="allow", memory="1 PiB", **POOL), *smalls)
+    loaded = await know(
+        ledger, make_task("big", None, overlap="allow", memory="1 PiB", **POOL), *smalls
+    )
     await insert(ledger, *(new("big", exclusive=None, priority=1) for _ in range(100)))
     await insert(ledger, *(new(name, exclusive=None) for name in names for _ in range(5)))
     found = await wanted(ledger, loaded, 2)
@@ -191,7 +234,9 @@ class Noted:
         self.is_closed = True
 
 
-async def test_a_service_places_tickets_with_what_they_need_and_takes_them_back(ledger: Database) -> None:
+async def test_a_service_places_tickets_with_what_they_need_and_takes_them_back(
+    ledger: Database,
+) -> None:
     task = make_task("a", None, memory="1 GiB", priority=3, **POOL)
     loaded, node, noted = await know(ledger, task), await put_node(ledger, fires=True), Noted()
     placing = Placing(ledger, node, loaded, {"cpu": noted}, Outage())
@@ -200,14 +245,18 @@ async def test_a_service_places_tickets_with_what_they_need_and_takes_them_back(
     await placing._turn()
     assert noted.told == [("a", 1, Needs("cpu", 2**30, 3))]
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(state="cancelled"))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.id == run.id).values(state="cancelled")
+        )
     await placing._turn()
     assert noted.told[1:] == [("a", 0, Needs("cpu"))]
     await placing._turn()
     assert len(noted.told) == 2
 
 
-async def test_one_service_at_a_time_places_and_another_one_when_it_has_ended(ledger: Database) -> None:
+async def test_one_service_at_a_time_places_and_another_one_when_it_has_ended(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("a", None, **POOL))
     await insert(ledger, new("a"))
     first, second = await put_node(ledger, fires=True), await put_node(ledger, fires=True)
@@ -220,7 +269,9 @@ async def test_one_service_at_a_time_places_and_another_one_when_it_has_ended(le
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
         assert not await duties.is_free(connection, DUTY, 15.0)
-        await connection.execute(update(tables.nodes).where(tables.nodes.c.id == first).values(stopped_at=now))
+        await connection.execute(
+            update(tables.nodes).where(tables.nodes.c.id == first).values(stopped_at=now)
+        )
     await other._turn()
     await one._turn()
     assert (len(by_first.told), len(by_second.told)) == (1, 1)

@@ -1,7 +1,8 @@
-"""One door for the state of a run: ledger/transitions.py makes the changes of TRANSITIONS, and nothing else makes any.
+"""One door for the state of a run: ledger/transitions.py makes the changes of TRANSITIONS, and
+nothing else makes any.
 
-The second half is a rule about the code, as in tests/test_architecture.py: tried on the project, and on made-up code
-that breaks it.
+The second half is a rule about the code, as in tests/test_architecture.py: tried on the project,
+and on made-up code that breaks it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from tests.test_architecture import ROOT, Module, modules_in
 
 NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 
-CHANGES = [(old, new_state) for old, following in TRANSITIONS.items() for new_state in sorted(following)]
+CHANGES = [
+    (old, new_state) for old, following in TRANSITIONS.items() for new_state in sorted(following)
+]
 
 Door = Callable[[AsyncConnection, str], Awaitable[object]]
 
@@ -64,7 +67,9 @@ async def open_waiting(connection: AsyncConnection, run: str) -> None:
 
 
 async def close_waiting(connection: AsyncConnection, run: str) -> None:
-    await transitions.close_waiting(connection, {run: "what it waited for has failed"}, NOW, gate=True)
+    await transitions.close_waiting(
+        connection, {run: "what it waited for has failed"}, NOW, gate=True
+    )
 
 
 async def wait_again(connection: AsyncConnection, run: str) -> None:
@@ -73,7 +78,9 @@ async def wait_again(connection: AsyncConnection, run: str) -> None:
 
 def finish(state: RunState) -> Door:
     async def finish_as(connection: AsyncConnection, run: str) -> None:
-        await transitions.finish(connection, [Outcome(run, 1, state, state, 1, NODE, "t", NOW, NOW)])
+        await transitions.finish(
+            connection, [Outcome(run, 1, state, state, 1, NODE, "t", NOW, NOW)]
+        )
 
     return finish_as
 
@@ -107,7 +114,15 @@ DOORS: list[Door] = [
 
 async def changed(ledger: Database, state: RunState, door: Door) -> RunState:
     """The state of a run that was in `state` after one of the functions was called."""
-    run = new(state=state, attempt=1, fence=1, node=NODE, attempt_started_at=NOW, exclusive=None, gate="success")
+    run = new(
+        state=state,
+        attempt=1,
+        fence=1,
+        node=NODE,
+        attempt_started_at=NOW,
+        exclusive=None,
+        gate="success",
+    )
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [run])
         await door(connection, run.id)
@@ -121,7 +136,9 @@ async def test_the_functions_make_exactly_the_allowed_transitions(ledger: Databa
     assert {(old, now) for old, now in made if old != now} == set(CHANGES)
 
 
-@pytest.mark.parametrize(("old", "becomes"), CHANGES, ids=[f"{old}-{becomes}" for old, becomes in CHANGES])
+@pytest.mark.parametrize(
+    ("old", "becomes"), CHANGES, ids=[f"{old}-{becomes}" for old, becomes in CHANGES]
+)
 async def test_a_transition_that_is_removed_from_the_table_is_not_made_any_more(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, old: RunState, becomes: RunState
 ) -> None:
@@ -132,7 +149,9 @@ async def test_a_transition_that_is_removed_from_the_table_is_not_made_any_more(
             assert await changed(ledger, old, door) != becomes
 
 
-async def test_an_attempt_can_not_end_in_a_state_that_does_not_follow_running(ledger: Database) -> None:
+async def test_an_attempt_can_not_end_in_a_state_that_does_not_follow_running(
+    ledger: Database,
+) -> None:
     for state in set(RunState) - TRANSITIONS[RunState.RUNNING]:
         with pytest.raises(ValueError, match=f"can't become {state}"):
             await changed(ledger, RunState.RUNNING, finish(state))
@@ -144,16 +163,27 @@ def test_before_returns_the_states_from_which_a_run_may_change() -> None:
     assert before(RunState.SKIPPED) == ("waiting",)
 
 
-async def test_only_a_run_that_was_closed_by_what_it_waited_for_waits_again(ledger: Database) -> None:
-    """A run that its overlap policy has skipped has no gate, and nor has one that a person has retried."""
+async def test_only_a_run_that_was_closed_by_what_it_waited_for_waits_again(
+    ledger: Database,
+) -> None:
+    """A run that its overlap policy has skipped has no gate, and nor has one that a person has
+    retried.
+    """
     closed = {"state": RunState.WAITING, "exclusive": None, "gate": "success"}
     by_what_it_waited_for, by_overlap = new(**closed), new(**closed)
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [by_what_it_waited_for, by_overlap])
-        await transitions.close_waiting(connection, {by_what_it_waited_for.id: "a has failed"}, NOW, gate=True)
-        await transitions.close_waiting(connection, {by_overlap.id: "another runs"}, NOW, gate=False)
+        await transitions.close_waiting(
+            connection, {by_what_it_waited_for.id: "a has failed"}, NOW, gate=True
+        )
+        await transitions.close_waiting(
+            connection, {by_overlap.id: "another runs"}, NOW, gate=False
+        )
         await transitions.wait_again(connection, [by_what_it_waited_for.id, by_overlap.id], NOW)
-        states = {run.id: (await runs.get(connection, run.id)) for run in (by_what_it_waited_for, by_overlap)}
+        states = {
+            run.id: (await runs.get(connection, run.id))
+            for run in (by_what_it_waited_for, by_overlap)
+        }
     assert {run: row and row["state"] for run, row in states.items()} == {
         by_what_it_waited_for.id: "waiting",
         by_overlap.id: "skipped",
@@ -169,7 +199,12 @@ async def test_a_run_that_waits_again_waits_as_long_as_before(ledger: Database) 
         await transitions.wait_again(connection, [run.id], later)
         row = await runs.get(connection, run.id)
     assert row is not None
-    assert (row["due_at"], row["wait_until"], row["reason"], row["finished_at"]) == (later, later + hours, None, None)
+    assert (row["due_at"], row["wait_until"], row["reason"], row["finished_at"]) == (
+        later,
+        later + hours,
+        None,
+        None,
+    )
 
 
 # New runs.
@@ -177,19 +212,39 @@ async def test_a_run_that_waits_again_waits_as_long_as_before(ledger: Database) 
 
 def test_the_run_of_a_slot_is_queued_and_ranked_last_if_its_slot_was_missed() -> None:
     on_time, late = (
-        NewRun.scheduled("t", NOW, NOW, catch_up=catch_up, exclusive="t", priority=3) for catch_up in (False, True)
+        NewRun.scheduled("t", NOW, NOW, catch_up=catch_up, exclusive="t", priority=3)
+        for catch_up in (False, True)
     )
-    assert (on_time.state, on_time.origin, on_time.rank, on_time.catch_up) == ("queued", "schedule", 1, False)
+    assert (on_time.state, on_time.origin, on_time.rank, on_time.catch_up) == (
+        "queued",
+        "schedule",
+        1,
+        False,
+    )
     assert (late.state, late.origin, late.rank, late.catch_up) == ("queued", "schedule", 3, True)
     assert (on_time.slot, on_time.due_at, on_time.created_at) == (NOW, NOW, NOW)
     assert (on_time.exclusive, on_time.priority, on_time.fence) == ("t", 3, 0)
 
 
 def test_a_started_run_is_queued_and_ranked_last_if_it_is_a_backfill() -> None:
-    asked = {"exclusive": None, "priority": 0, "params": {"a": 1}, "requested_by": "ann", "key": "k", "parent": "p"}
-    run, fills = (NewRun.queued("t", None, NOW, is_backfill=fills, **asked) for fills in (False, True))
+    asked = {
+        "exclusive": None,
+        "priority": 0,
+        "params": {"a": 1},
+        "requested_by": "ann",
+        "key": "k",
+        "parent": "p",
+    }
+    run, fills = (
+        NewRun.queued("t", None, NOW, is_backfill=fills, **asked) for fills in (False, True)
+    )
     assert (run.state, run.origin, run.rank, run.catch_up) == ("queued", "manual", 2, False)
-    assert (fills.state, fills.origin, fills.rank, fills.catch_up) == ("queued", "backfill", 3, True)
+    assert (fills.state, fills.origin, fills.rank, fills.catch_up) == (
+        "queued",
+        "backfill",
+        3,
+        True,
+    )
     assert {name: getattr(run, name) for name in asked} == asked
 
 
@@ -208,7 +263,8 @@ PARTS = "service.batch.ledger.parts"
 """It inserts the parts of a run, queued, with what they have in common with it."""
 
 SETS_STATE = re.compile(
-    r"\bSET\b(?:(?!\b(?:FROM|WHERE|RETURNING)\b).)*?(?<![\w.])[\"`]?state[\"`]?\s*=", re.IGNORECASE | re.DOTALL
+    r"\bSET\b(?:(?!\b(?:FROM|WHERE|RETURNING)\b).)*?(?<![\w.])[\"`]?state[\"`]?\s*=",
+    re.IGNORECASE | re.DOTALL,
 )
 NEW_ROW = re.compile(r"\bINSERT\s+(?:OR\s+\w+\s+)?INTO\s+[\"`]?batch_runs\b", re.IGNORECASE)
 
@@ -248,20 +304,32 @@ def writes_of_states(module: Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, what) for what in calls_that_write(node, table, is_factory))
         elif isinstance(node, ast.Assign | ast.AnnAssign) and not is_factory:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            assigned = {ast.unparse(part) for target in targets for part in _parts(target)} - {"self.state"}
-            if module.name.startswith("service.batch.") and any(name.endswith(".state") for name in assigned):
+            assigned = {ast.unparse(part) for target in targets for part in _parts(target)} - {
+                "self.state"
+            }
+            if module.name.startswith("service.batch.") and any(
+                name.endswith(".state") for name in assigned
+            ):
                 yield node.lineno, "sets the attribute `state` of another object"
 
 
 def _parts(target: ast.expr) -> list[ast.expr]:
-    return [part for each in target.elts for part in _parts(each)] if isinstance(target, ast.Tuple) else [target]
+    return (
+        [part for each in target.elts for part in _parts(each)]
+        if isinstance(target, ast.Tuple)
+        else [target]
+    )
 
 
 def calls_that_write(call: ast.Call, table: set[str], is_factory: bool) -> Iterator[str]:
     function = ast.unparse(call.func)
     owner, _, name = function.rpartition(".")
     of_the_table = owner in table or any(ast.unparse(argument) in table for argument in call.args)
-    if name in ("update", "insert", "merge") and of_the_table and not (is_factory and name == "insert"):
+    if (
+        name in ("update", "insert", "merge")
+        and of_the_table
+        and not (is_factory and name == "insert")
+    ):
         yield f"{name} of the table of the runs"
     if name == "values" and (
         any(keyword.arg == "state" for keyword in call.keywords)
@@ -293,10 +361,14 @@ def test_no_other_module_sets_the_state_of_a_run() -> None:
 
 
 def test_the_check_finds_every_statement_of_transitions_py() -> None:
-    (door,) = [module for module in modules_in(ROOT / "service/batch/ledger") if module.name == DOOR]
+    (door,) = [
+        module for module in modules_in(ROOT / "service/batch/ledger") if module.name == DOOR
+    ]
     functions = [node for node in door.tree.body if isinstance(node, ast.AsyncFunctionDef)]
     lines = [line for line, _ in writes_of_states(door)]
-    seen = [f.name for f in functions if any(f.lineno <= line <= (f.end_lineno or 0) for line in lines)]
+    seen = [
+        f.name for f in functions if any(f.lineno <= line <= (f.end_lineno or 0) for line in lines)
+    ]
     assert seen == ["claim", "finish", "cancel", "reopen", "wait_anew", "_change", "fail_waiting"]
 
 
@@ -310,7 +382,8 @@ TABLE = "from service.batch.ledger.tables import runs"
         "text(f\"UPDATE batch_runs SET node = {node}, state='running'\")",
         'text(f"UPDATE {table} SET node = :node, " + f"state = \'{state}\' WHERE id = :id")',
         "text('update batch_runs\\nset\\n  reason = null,\\n  \"state\" = :state')",
-        "text('INSERT INTO batch_runs (id) VALUES (:id) ON CONFLICT (id) DO UPDATE SET state = excluded.state')",
+        "text('INSERT INTO batch_runs (id) VALUES (:id) ON CONFLICT (id) DO UPDATE "
+        "SET state = excluded.state')",
         "text('INSERT INTO batch_runs (id, state) VALUES (:id, :state)')",
         f"{TABLE}\nupdate(runs).values(values)",
         f"{TABLE} as table\nupdate(table).where(table.c.id == run).values(state='running')",
@@ -335,7 +408,8 @@ def test_the_check_finds_code_that_sets_a_state_elsewhere(code: str) -> None:
     [
         "text(\"UPDATE batch_runs SET message = v.message FROM x WHERE state = 'running'\")",
         "text(\"SELECT id FROM batch_runs WHERE state = 'running'\")",
-        "text(f\"UPDATE batch_runs SET {PROGRESS}, rate = v.rate WHERE batch_runs.state = 'running'\")",
+        'text(f"UPDATE batch_runs SET {PROGRESS}, rate = v.rate '
+        "WHERE batch_runs.state = 'running'\")",
         f"{TABLE}\nselect(runs).where(runs.c.state == state)",
         "update(tables.nodes).values(stopped_at=now)",
         "replace(outcome, state=RunState.FAILED)",

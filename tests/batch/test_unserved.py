@@ -70,7 +70,10 @@ async def test_all_other_runs_stay_as_they_are(ledger: Database) -> None:
     await removed(ledger, "lately", hours=23)
     await know(ledger, make_task("there", None))
     over = [waiting(state=state, finished_at=LONG_AGO) for state in FINAL]
-    young = [waiting(due_at=clock.now() - HOUR), waiting(state=RunState.RETRYING, due_at=clock.now() + HOUR)]
+    young = [
+        waiting(due_at=clock.now() - HOUR),
+        waiting(state=RunState.RETRYING, due_at=clock.now() + HOUR),
+    ]
     running = waiting(state=RunState.RUNNING, node=NODE, fence=1, attempt_started_at=LONG_AGO)
     await insert(ledger, *over, *young, running, waiting("lately"), waiting("there"))
     before = await rows(ledger)
@@ -81,7 +84,9 @@ async def test_all_other_runs_stay_as_they_are(ledger: Database) -> None:
 async def test_runs_of_a_task_that_a_node_loads_at_that_moment_do_not_fail(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The node loads the task after the search for removed tasks, and before the first of their runs fails."""
+    """The node loads the task after the search for removed tasks, and before the first of their
+    runs fails.
+    """
     task = await removed(ledger)
     await insert(ledger, waiting())
     fail_some = unserved._fail_some
@@ -108,7 +113,9 @@ async def test_runs_of_a_task_that_a_node_is_about_to_commit_do_not_fail(ledger:
     assert set((await states(ledger)).values()) == {"queued"}
 
 
-async def test_a_failed_unserved_run_may_be_retried_and_then_waits_for_another_24_hours(ledger: Database) -> None:
+async def test_a_failed_unserved_run_may_be_retried_and_then_waits_for_another_24_hours(
+    ledger: Database,
+) -> None:
     await removed(ledger)
     run = waiting()
     await insert(ledger, run)
@@ -127,7 +134,11 @@ async def test_many_unserved_runs_fail_in_several_transactions(
     monkeypatch.setattr(unserved, "BATCH", 2)
     await removed(ledger)
     await removed(ledger, "other")
-    await insert(ledger, *(waiting(rank=Rank.CATCH_UP) for _ in range(5)), *(waiting("other") for _ in range(4)))
+    await insert(
+        ledger,
+        *(waiting(rank=Rank.CATCH_UP) for _ in range(5)),
+        *(waiting("other") for _ in range(4)),
+    )
     sizes: list[int] = []
     fail_some = unserved._fail_some
 
@@ -159,6 +170,9 @@ async def test_the_search_reads_the_index_once_for_each_removed_task(ledger: Dat
     async with ledger.engine.begin() as connection:
         if ledger.kind == "postgresql":
             await connection.execute(text("ANALYZE"))
-        plan = "\n".join(str(row) for row in await connection.exec_driver_sql(f"{explain} {statement}", parameters))
+        plan = "\n".join(
+            str(row)
+            for row in await connection.exec_driver_sql(f"{explain} {statement}", parameters)
+        )
     for index in ("ix_batch_runs_waiting", "ix_batch_runs_retry"):
         assert index in plan, plan

@@ -1,4 +1,6 @@
-"""Pruning: which rows are deleted, which are kept, and that `batch account` is correct afterwards."""
+"""Pruning: which rows are deleted, which are kept, and that `batch account` is correct
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ async def one_database_for_both(ledger: Database) -> None:
         await connection.run_sync(companions.companions.create_all)
 
 
-def pruner(ledger: Database, application: Database | None = None, days: float = 90, per_task: int = 1) -> Pruner:
+def pruner(
+    ledger: Database, application: Database | None = None, days: float = 90, per_task: int = 1
+) -> Pruner:
     return Pruner(ledger, application or ledger, Keep(days, per_task), pause=0)
 
 
@@ -75,7 +79,9 @@ async def left(ledger: Database) -> set[str]:
 # Runs.
 
 
-async def test_a_run_that_ended_long_ago_is_deleted_and_a_younger_one_is_kept(ledger: Database) -> None:
+async def test_a_run_that_ended_long_ago_is_deleted_and_a_younger_one_is_kept(
+    ledger: Database,
+) -> None:
     await known(ledger)
     old, young = over(OLD), over(YOUNG)
     await insert(ledger, old, young)
@@ -84,7 +90,9 @@ async def test_a_run_that_ended_long_ago_is_deleted_and_a_younger_one_is_kept(le
     assert +await pruner(ledger).prune() == Counter()
 
 
-@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.RUNNING, RunState.RETRYING, RunState.INTERRUPTED])
+@pytest.mark.parametrize(
+    "state", [RunState.QUEUED, RunState.RUNNING, RunState.RETRYING, RunState.INTERRUPTED]
+)
 async def test_a_run_that_is_not_final_is_never_deleted(ledger: Database, state: RunState) -> None:
     await known(ledger)
     active = new("tick", state=state, created_at=OLD, due_at=OLD)
@@ -102,7 +110,9 @@ async def test_a_run_is_kept_as_long_as_another_one_waits_for_its_slot(ledger: D
     waiting = new("after", state=RunState.WAITING, gate="success", created_at=YOUNG, due_at=YOUNG)
     await insert(ledger, awaited, other, waiting, over(YOUNG))
     async with ledger.engine.begin() as connection:
-        await connection.execute(waits.insert().values(run=waiting.id, task="tick", slot=awaited.slot))
+        await connection.execute(
+            waits.insert().values(run=waiting.id, task="tick", slot=awaited.slot)
+        )
     assert await pruner(ledger).prune() == Counter(runs=1)
     assert awaited.id in await left(ledger)
     async with ledger.engine.begin() as connection:
@@ -122,7 +132,9 @@ async def test_the_last_runs_of_each_task_are_kept_however_old_they_are(ledger: 
     assert await left(ledger) == {run.id for run in (*often[:4], *rarely)}
 
 
-async def test_the_rows_that_belong_to_a_run_are_deleted_with_it(ledger: Database, application: Database) -> None:
+async def test_the_rows_that_belong_to_a_run_are_deleted_with_it(
+    ledger: Database, application: Database
+) -> None:
     await known(ledger)
     old, young = over(OLD), over(YOUNG)
     await insert(ledger, old, young)
@@ -130,12 +142,18 @@ async def test_the_rows_that_belong_to_a_run_are_deleted_with_it(ledger: Databas
     lines = [LogLine("at", "info", "x", f"line {number}") for number in range(3)]
     ended = {"fence": 1, "number": 1, "started_at": OLD, "ended_at": OLD, "outcome": "succeeded"}
     async with ledger.engine.begin() as connection:
-        await connection.execute(insert_into(tables.attempts), [{"run": run, **ended} for run in both])
-        await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, lines) for run in both]))
+        await connection.execute(
+            insert_into(tables.attempts), [{"run": run, **ended} for run in both]
+        )
+        await run_logs.write(
+            connection, run_logs.pack([Block(run, 1, 1, 0, lines) for run in both])
+        )
     async with application.engine.begin() as connection:
         made = [{"run": run, "name": name, "fence": 1} for run in both for name in ("", "users")]
         await connection.execute(insert_into(companions.checkpoints), made)
-        await connection.execute(insert_into(companions.once), [{"key": run, "run": run, "at": OLD} for run in both])
+        await connection.execute(
+            insert_into(companions.once), [{"key": run, "run": run, "at": OLD} for run in both]
+        )
     await pruner(ledger, application).prune()
     for database, table in (
         (ledger, tables.attempts),
@@ -150,40 +168,58 @@ async def test_the_rows_in_the_application_database_are_found_by_an_index(ledger
     """The keys of these tables begin with the run, or the run has an index of its own."""
     for table in (companions.checkpoints, companions.once):
         statement = select(table.c.run).where(table.c.run == new_id()).limit(1)
-        literal = statement.compile(dialect=ledger.engine.dialect, compile_kwargs={"literal_binds": True})
+        literal = statement.compile(
+            dialect=ledger.engine.dialect, compile_kwargs={"literal_binds": True}
+        )
         explain = "EXPLAIN QUERY PLAN" if ledger.kind == "sqlite" else "EXPLAIN"
         async with ledger.engine.begin() as connection:
-            if ledger.kind == "postgresql":  # a small table is read as a whole, where that is allowed
+            if (
+                ledger.kind == "postgresql"
+            ):  # a small table is read as a whole, where that is allowed
                 await connection.execute(text("SET LOCAL enable_seqscan = off"))
-            plan = "\n".join(str(row) for row in await connection.execute(text(f"{explain} {literal}")))
+            plan = "\n".join(
+                str(row) for row in await connection.execute(text(f"{explain} {literal}"))
+            )
         assert "SEARCH" in plan or "Index Cond" in plan, plan
 
 
-async def test_a_long_log_is_deleted_in_several_transactions(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_log_is_deleted_in_several_transactions(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await known(ledger)
     monkeypatch.setattr(pruning, "BLOCKS", 10)
     old = over(OLD)
     await insert(ledger, old, over(YOUNG))
     line = [LogLine("at", "info", "x", "line")]
     async with ledger.engine.begin() as connection:
-        await run_logs.write(connection, run_logs.pack([Block(old.id, 1, 1, number, line) for number in range(35)]))
+        await run_logs.write(
+            connection, run_logs.pack([Block(old.id, 1, 1, number, line) for number in range(35)])
+        )
     await pruner(ledger).prune()
     assert await rows(ledger, tables.log) == []
 
 
 async def put_beside(ledger: Database, application: Database, *ids: str) -> None:
-    """Rows that belong to these runs: an attempt, a block of log lines, a checkpoint, a once key, an item set aside."""
+    """Rows that belong to these runs: an attempt, a block of log lines, a checkpoint, a once key,
+    an item set aside.
+    """
     ended = {"fence": 1, "number": 1, "started_at": OLD, "ended_at": OLD, "outcome": "failed"}
     async with ledger.engine.begin() as connection:
-        await connection.execute(insert_into(tables.attempts), [{"run": run, **ended} for run in ids])
+        await connection.execute(
+            insert_into(tables.attempts), [{"run": run, **ended} for run in ids]
+        )
         line = [LogLine("at", "info", "x", "line")]
         await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, line) for run in ids]))
     item = {"task": "tick", "item": "7", "error": {}, "times": 1, "at": OLD}
     async with application.engine.begin() as connection:
         made = [{"run": run, "name": "users", "fence": 1, "count": 700} for run in ids]
         await connection.execute(insert_into(companions.checkpoints), made)
-        await connection.execute(insert_into(companions.once), [{"key": run, "run": run, "at": OLD} for run in ids])
-        await connection.execute(insert_into(companions.quarantine), [{"id": new_id(), "run": r, **item} for r in ids])
+        await connection.execute(
+            insert_into(companions.once), [{"key": run, "run": run, "at": OLD} for run in ids]
+        )
+        await connection.execute(
+            insert_into(companions.quarantine), [{"id": new_id(), "run": r, **item} for r in ids]
+        )
 
 
 BESIDE = ("batch_attempts", "batch_log", "batch_checkpoints", "batch_once", "batch_quarantine")
@@ -192,8 +228,13 @@ BESIDE = ("batch_attempts", "batch_log", "batch_checkpoints", "batch_once", "bat
 async def left_beside(ledger: Database, application: Database) -> dict[str, set[str]]:
     """The runs that have rows in other tables, by table."""
     both = [(ledger, tables.attempts), (ledger, tables.log)]
-    both += [(application, table) for table in (companions.checkpoints, companions.once, companions.quarantine)]
-    return {table.name: {row["run"] for row in await rows(database, table)} for database, table in both}
+    both += [
+        (application, table)
+        for table in (companions.checkpoints, companions.once, companions.quarantine)
+    ]
+    return {
+        table.name: {row["run"] for row in await rows(database, table)} for database, table in both
+    }
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -223,8 +264,10 @@ async def test_a_run_that_is_retried_while_it_is_pruned_keeps_its_place(
 async def test_the_next_pruning_deletes_the_rows_that_a_crash_left_of_a_pruned_run(
     ledger: Database, application: Database, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """No transaction spans both databases. At each instant a run that exists has its checkpoint, and a deleted run
-    leaves only rows that nothing reads."""
+    """No transaction spans both databases. At each instant a run that exists has its checkpoint,
+    and a deleted run
+    leaves only rows that nothing reads.
+    """
     await known(ledger)
     old, young = over(OLD), over(YOUNG)
     await insert(ledger, old, young)
@@ -257,16 +300,26 @@ async def test_two_nodes_may_prune_at_the_same_time(ledger: Database) -> None:
 
 async def account(ledger: Database) -> Account:
     async with ledger.reader.connect() as connection:
-        (found,) = [one async for one in accounting.accounts(connection, OLD - 20 * DAY, NOW, "tick")]
+        (found,) = [
+            one async for one in accounting.accounts(connection, OLD - 20 * DAY, NOW, "tick")
+        ]
     return found
 
 
 async def missed(ledger: Database, first: datetime, last: datetime) -> None:
     """A missed range of hourly slots."""
     count = (last - first) // HOUR + 1
-    row = {"first_slot": first, "last_slot": last, "count": count, "reason": "the service was down", "created_at": NOW}
+    row = {
+        "first_slot": first,
+        "last_slot": last,
+        "count": count,
+        "reason": "the service was down",
+        "created_at": NOW,
+    }
     async with ledger.engine.begin() as connection:
-        await connection.execute(insert_into(tables.missed), [{"id": new_id(), "task": "tick", **row}])
+        await connection.execute(
+            insert_into(tables.missed), [{"id": new_id(), "task": "tick", **row}]
+        )
 
 
 def hours(first: datetime, last: datetime) -> list[Any]:
@@ -287,12 +340,17 @@ async def test_the_account_stays_complete_and_begins_at_the_oldest_run(ledger: D
     assert went == Counter({"runs": 5 * 24 + 1, "missed ranges": 1})
     after = await account(ledger)
     assert after.is_complete and after.findings == []
-    assert after.counts[Kind.GAP] == 0 and after.counts[Kind.RUN] == before.counts[Kind.RUN] - went["runs"]
+    assert (
+        after.counts[Kind.GAP] == 0
+        and after.counts[Kind.RUN] == before.counts[Kind.RUN] - went["runs"]
+    )
     assert abs(after.since - (clock.now() - 90 * DAY)) < HOUR
 
 
 async def test_the_account_begins_after_each_slot_whose_run_was_deleted(ledger: Database) -> None:
-    """A kept run of an older slot, which was caught up or backfilled later, does not make the account begin earlier."""
+    """A kept run of an older slot, which was caught up or backfilled later, does not make the
+    account begin earlier.
+    """
     begin = (OLD - 10 * DAY).replace(minute=0)
     await known(ledger, since=begin - HOUR / 2)
     backfilled = of_slot(begin)
@@ -305,7 +363,9 @@ async def test_the_account_begins_after_each_slot_whose_run_was_deleted(ledger: 
 
 
 async def test_schedules_and_ranges_that_an_account_needs_are_kept(ledger: Database) -> None:
-    """All of these few runs are kept, and so are the rows that account for the slots between them."""
+    """All of these few runs are kept, and so are the rows that account for the slots between
+    them.
+    """
     begin = (OLD - 10 * DAY).replace(minute=0)
     await known(ledger, since=begin - HOUR / 2)
     await insert(ledger, of_slot(begin))
@@ -317,17 +377,28 @@ async def test_schedules_and_ranges_that_an_account_needs_are_kept(ledger: Datab
 
 async def test_schedules_that_ended_long_ago_are_deleted(ledger: Database) -> None:
     await known(ledger)
-    ended = {"task": "tick", "cron": "5 * * * *", "timezone": "UTC", "node": new_id(), "fired_until": OLD}
+    ended = {
+        "task": "tick",
+        "cron": "5 * * * *",
+        "timezone": "UTC",
+        "node": new_id(),
+        "fired_until": OLD,
+    }
     async with ledger.engine.begin() as connection:
         made = [
-            {"id": new_id(), "valid_from": at - DAY, "valid_until": at, **ended} for at in (OLD - DAY, YOUNG + HOUR)
+            {"id": new_id(), "valid_from": at - DAY, "valid_until": at, **ended}
+            for at in (OLD - DAY, YOUNG + HOUR)
         ]
         await connection.execute(insert_into(tables.schedules), made)
     assert +await pruner(ledger).prune() == Counter(schedules=1)
-    assert [row["valid_until"] for row in await rows(ledger, tables.schedules) if row["valid_until"]] == [YOUNG + HOUR]
+    assert [
+        row["valid_until"] for row in await rows(ledger, tables.schedules) if row["valid_until"]
+    ] == [YOUNG + HOUR]
 
 
-async def test_the_newest_missed_range_is_kept_because_firing_may_extend_it(ledger: Database) -> None:
+async def test_the_newest_missed_range_is_kept_because_firing_may_extend_it(
+    ledger: Database,
+) -> None:
     await known(ledger)
     await missed(ledger, OLD.replace(minute=0) - 3 * HOUR, OLD.replace(minute=0))
     await insert(ledger, over(OLD), over(YOUNG))
@@ -335,15 +406,32 @@ async def test_the_newest_missed_range_is_kept_because_firing_may_extend_it(ledg
     assert len(await rows(ledger, tables.missed)) == 1
 
 
-async def test_nodes_are_deleted_a_day_after_they_stopped_and_live_ones_are_kept(ledger: Database) -> None:
-    same = {"host": "h", "pid": 1, "version": "1", "started_at": OLD, "seen_at": OLD, "draining": False, "tasks": []}
-    stopped = {"old": NOW - 2 * DAY, "young": NOW - HOUR, "alive": None, "old, with a run": NOW - 2 * DAY}
+async def test_nodes_are_deleted_a_day_after_they_stopped_and_live_ones_are_kept(
+    ledger: Database,
+) -> None:
+    same = {
+        "host": "h",
+        "pid": 1,
+        "version": "1",
+        "started_at": OLD,
+        "seen_at": OLD,
+        "draining": False,
+        "tasks": [],
+    }
+    stopped = {
+        "old": NOW - 2 * DAY,
+        "young": NOW - HOUR,
+        "alive": None,
+        "old, with a run": NOW - 2 * DAY,
+    }
     made = [{"id": new_id(), "stopped_at": at, **same} for at in stopped.values()]
     await insert(ledger, new("tick", state=RunState.RUNNING, node=made[-1]["id"]))
     async with ledger.engine.begin() as connection:
         await connection.execute(insert_into(tables.nodes), made)
     assert +await pruner(ledger).prune() == Counter(nodes=1)
-    assert {row["id"] for row in await rows(ledger, tables.nodes)} == {node["id"] for node in made[1:]}
+    assert {row["id"] for row in await rows(ledger, tables.nodes)} == {
+        node["id"] for node in made[1:]
+    }
 
 
 # How rows are deleted.
@@ -373,9 +461,14 @@ async def test_the_upkeep_prunes_by_itself_and_continues_after_errors(
     upkeep.start()
     await until(lambda: asyncio.sleep(0.01, "pruned 1 runs" in caplog.text))
     assert upkeep.is_alive
-    assert all(cause in caplog.text for cause in ("the disk is full", "no answer in time", "a mistake of ours"))
+    assert all(
+        cause in caplog.text
+        for cause in ("the disk is full", "no answer in time", "a mistake of ours")
+    )
     await upkeep.stop()
-    assert {run["id"]: run["state"] for run in await rows(ledger, task="gone")} == {orphan.id: "failed"}
+    assert {run["id"]: run["state"] for run in await rows(ledger, task="gone")} == {
+        orphan.id: "failed"
+    }
     assert "1 runs of task gone have failed: no service has had this task for 24 h" in caplog.text
     assert len(await rows(ledger, task="tick")) == 1
 
@@ -437,9 +530,13 @@ async def test_deleting_a_batch_reads_its_runs_only(ledger: Database) -> None:
     assert "SEARCH batch_runs USING INDEX sqlite_autoindex_batch_runs_1 (id=?)" in plan, plan
 
 
-async def test_pruning_a_large_ledger_does_not_block_other_writers_for_long(ledger: Database) -> None:
+async def test_pruning_a_large_ledger_does_not_block_other_writers_for_long(
+    ledger: Database,
+) -> None:
     await known(ledger)
-    await insert(ledger, *[of_slot(OLD - n * timedelta(seconds=1)) for n in range(4_000)], over(YOUNG))
+    await insert(
+        ledger, *[of_slot(OLD - n * timedelta(seconds=1)) for n in range(4_000)], over(YOUNG)
+    )
     line = [LogLine("at", "info", "x", "line")]
     async with ledger.engine.begin() as connection:
         ids = (await connection.execute(select(tables.runs.c.id))).scalars().all()
@@ -450,7 +547,9 @@ async def test_pruning_a_large_ledger_does_not_block_other_writers_for_long(ledg
         while True:
             began_at = time.monotonic()
             async with ledger.engine.begin() as connection:
-                await connection.execute(text("UPDATE batch_tasks SET description = 'written meanwhile'"))
+                await connection.execute(
+                    text("UPDATE batch_tasks SET description = 'written meanwhile'")
+                )
             waits.append(time.monotonic() - began_at)
             await asyncio.sleep(0.01)
 

@@ -1,4 +1,6 @@
-"""What a transaction tells other nodes when it commits, and what they do when they hear it. No poll helps them."""
+"""What a transaction tells other nodes when it commits, and what they do when they hear it. No poll
+helps them.
+"""
 
 from __future__ import annotations
 
@@ -47,21 +49,30 @@ class Heard:
             connection = await asyncpg.connect(dsn_of(self._ledger))
             stack.push_async_callback(connection.close)
             channel = await connection.fetchval(f"SELECT {wakes.CHANNEL_SQL}")
-            await connection.add_listener(channel, lambda *given: self._wakes.append(Wake.of(given[3], "nobody")))
+            await connection.add_listener(
+                channel, lambda *given: self._wakes.append(Wake.of(given[3], "nobody"))
+            )
             self._connection = connection
         await self.take()
 
     async def take(self) -> list[Wake]:
-        """What was told since the last call. On SQLite it is one wake at most, and it names no pools."""
+        """What was told since the last call. On SQLite it is one wake at most, and it names no
+        pools.
+        """
         if self._ledger.kind == "postgresql":
             await self._connection.execute("SELECT 1")  # what was committed before has come in then
             await asyncio.sleep(0)
             told, self._wakes[:] = [*self._wakes], []
             return told
-        found = {row["id"]: row["version"] for row in await ledger_world.rows(self._ledger, tables.catalog)}
+        found = {
+            row["id"]: row["version"]
+            for row in await ledger_world.rows(self._ledger, tables.catalog)
+        }
         changed = {row for row, version in found.items() if version != self._numbers.get(row)}
         self._numbers = found
-        wake = Wake(None if wakes.QUEUED in changed else frozenset(), bool(changed - {wakes.QUEUED}))
+        wake = Wake(
+            None if wakes.QUEUED in changed else frozenset(), bool(changed - {wakes.QUEUED})
+        )
         return [wake] if wake != Wake() else []
 
 
@@ -112,7 +123,10 @@ async def test_a_transaction_that_is_rolled_back_tells_nothing_and_the_next_one_
 
 async def test_one_transaction_tells_all_at_once(ledger: Database, heard: Heard) -> None:
     await know(ledger, make_task("tick", None), make_task("heavy", None, pool="gpu"))
-    failed = [new("heavy", state=RunState.FAILED, finished_at=clock.now(), exclusive=None) for _ in range(2)]
+    failed = [
+        new("heavy", state=RunState.FAILED, finished_at=clock.now(), exclusive=None)
+        for _ in range(2)
+    ]
     await insert(ledger, new("tick"), *failed)
     (claimed,) = await claim(ledger, "tick")
     await heard.take()
@@ -123,7 +137,9 @@ async def test_one_transaction_tells_all_at_once(ledger: Database, heard: Heard)
     assert await heard.take() == [queued_in(ledger, "gpu", asks=True)]
 
 
-async def test_slots_that_are_fired_and_started_at_once_are_told_to_nobody(ledger: Database, heard: Heard) -> None:
+async def test_slots_that_are_fired_and_started_at_once_are_told_to_nobody(
+    ledger: Database, heard: Heard
+) -> None:
     loaded = await know(ledger, *(make_task(f"t{number}") for number in range(5)))
     await heard.take()
     wakes.use_engine(ledger.engine, lambda queued: Capacity(100, 32).holds(loaded, queued))
@@ -135,11 +151,15 @@ async def test_slots_that_are_fired_and_started_at_once_are_told_to_nobody(ledge
     assert await heard.take() == []
 
 
-async def test_slots_for_which_this_process_has_no_room_are_told_in_one_wake(ledger: Database, heard: Heard) -> None:
+async def test_slots_for_which_this_process_has_no_room_are_told_in_one_wake(
+    ledger: Database, heard: Heard
+) -> None:
     loaded = await know(ledger, *(make_task(f"t{number}") for number in range(5)))
     await heard.take()
     wakes.use_engine(ledger.engine, lambda queued: Capacity(3, 32).holds(loaded, queued))
-    fired = await ledger_world.fire(ledger, loaded, clock.now() + timedelta(minutes=1), Capacity(3, 32))
+    fired = await ledger_world.fire(
+        ledger, loaded, clock.now() + timedelta(minutes=1), Capacity(3, 32)
+    )
     assert (len(fired.claimed), fired.queued) == (3, 2)
     assert await heard.take() == [queued_in(ledger, "default")]
 
@@ -159,7 +179,9 @@ async def test_a_run_that_is_interrupted_is_told_since_another_node_may_go_on_wi
     await insert(ledger, new("tick"))
     (claimed,) = await claim(ledger, "tick")
     await heard.take()
-    await finish(ledger, ending(claimed, RunState.INTERRUPTED, due_at=clock.now(), rank=Rank.INTERRUPTED))
+    await finish(
+        ledger, ending(claimed, RunState.INTERRUPTED, due_at=clock.now(), rank=Rank.INTERRUPTED)
+    )
     assert await heard.take() == [queued_in(ledger, "default")]
 
 
@@ -184,7 +206,9 @@ async def test_pauses_and_requests_to_cancel_a_running_run_are_told_and_other_ca
         assert await heard.take() == told
 
 
-@pytest.mark.parametrize("payload", ["", " ", "x" * 8000, "batch/1 asks\0 pool:", "a b c pool:../.. ASKS", "pool:x"])
+@pytest.mark.parametrize(
+    "payload", ["", " ", "x" * 8000, "batch/1 asks\0 pool:", "a b c pool:../.. ASKS", "pool:x"]
+)
 def test_a_payload_that_somebody_else_has_sent_does_no_harm(payload: str) -> None:
     assert not Wake.of(payload, "1").asks
 
@@ -194,7 +218,9 @@ def test_a_node_does_not_hear_of_runs_that_it_has_queued_itself() -> None:
     assert Wake.of("batch/2 pool:gpu pool:cpu", "1") == Wake(frozenset({"gpu", "cpu"}))
 
 
-async def test_more_pools_than_a_payload_holds_are_cut_and_the_commit_succeeds(ledger: Database, heard: Heard) -> None:
+async def test_more_pools_than_a_payload_holds_are_cut_and_the_commit_succeeds(
+    ledger: Database, heard: Heard
+) -> None:
     many = [make_task(f"t{number}", None, pool=f"{number:040d}") for number in range(300)]
     await know(ledger, *many)
     await heard.take()
@@ -228,7 +254,9 @@ async def services(
             await service.start()
             stack.push_async_callback(service.stop)
             await until(lambda polls=polls: asyncio.sleep(0, bool(polls)))
-            service.schedules.on_changes(polls[-1])  # a poll that ended before they were made was not told to them
+            service.schedules.on_changes(
+                polls[-1]
+            )  # a poll that ended before they were made was not told to them
             all_services.append(service)
         await asyncio.sleep(0.2)  # they are told of each other's catalog until then
         yield all_services
@@ -322,7 +350,9 @@ async def test_start_tells_others_only_if_this_process_has_no_room(
 
 
 @asynccontextmanager
-async def beating(url: str, on_queued: Callable[[Any], None], node: str) -> AsyncIterator[Heartbeat]:
+async def beating(
+    url: str, on_queued: Callable[[Any], None], node: str
+) -> AsyncIterator[Heartbeat]:
     heart = Heartbeat(url, node, Lease(30), beat_seconds=5, lease_seconds=30, poll_seconds=60)
     polled = asyncio.Event()
     heart.start(lambda: None, lambda: None, lambda _: polled.set(), on_queued)
@@ -360,7 +390,9 @@ async def test_a_connection_that_is_lost_is_opened_again_and_hears(ledger: Datab
 
 
 class Pooler:
-    """What a pooler in transaction mode is for a listener: it accepts LISTEN, and passes no notification on."""
+    """What a pooler in transaction mode is for a listener: it accepts LISTEN, and passes no
+    notification on.
+    """
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -422,7 +454,9 @@ async def test_behind_a_pooler_that_passes_nothing_on_a_node_says_so_once_and_po
             poll_seconds=0.1,
         )
         told: list[Any] = []
-        heart.start(lambda: None, lambda: None, lambda found: polls.append(found.is_claimable), told.append)
+        heart.start(
+            lambda: None, lambda: None, lambda found: polls.append(found.is_claimable), told.append
+        )
         await until(lambda: asyncio.sleep(0, warned))
         assert "passes no notifications on" in warned[0]
         assert "POLL_SECONDS" in warned[0]

@@ -1,4 +1,6 @@
-"""The watchdog's count of how long the event loop is blocked. That it ends processes is in tests/test_drain.py."""
+"""The watchdog's count of how long the event loop is blocked. That it ends processes is in
+tests/test_drain.py.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ async def test_stop_ends_the_thread_of_the_watchdog() -> None:
     looked = threading.Event()
     watchdog = Watchdog(2, leave=lambda: None, flush=lambda: None, look=lambda _: looked.set())
     watchdog.start()
-    (thread,) = (each for each in set(threading.enumerate()) - others if each.name == "batch-watchdog")
+    (thread,) = (
+        each for each in set(threading.enumerate()) - others if each.name == "batch-watchdog"
+    )
     assert await asyncio.to_thread(looked.wait, 30)
     watchdog.stop()
     await asyncio.to_thread(thread.join, 30)

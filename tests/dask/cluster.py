@@ -1,4 +1,5 @@
-"""A Dask cluster in a process of its own, with worker processes: `python -m tests.dask.cluster WORKERS PLACES`.
+"""A Dask cluster in a process of its own, with worker processes: `python -m tests.dask.cluster
+WORKERS PLACES`.
 
 It prints the address of its scheduler, and goes on until it is killed.
 """
@@ -19,7 +20,9 @@ except ImportError:  # a test has the workers use an older `service`
 if __name__ == "__main__":
     workers, places = map(int, sys.argv[1:3])
     dask.config.set(KEEPS_NANNIES)
-    with LocalCluster(n_workers=workers, threads_per_worker=places, dashboard_address=None) as cluster:
+    with LocalCluster(
+        n_workers=workers, threads_per_worker=places, dashboard_address=None
+    ) as cluster:
         print(cluster.scheduler_address, flush=True)
         while True:
             signal.pause()

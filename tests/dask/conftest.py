@@ -19,8 +19,16 @@ from tests.databases import application_with_done
 async def place(ledger: Database, tmp_path: Path) -> AsyncIterator[Place]:
     """A folder with tasks, and two databases of each kind, which know the tasks."""
     application = await application_with_done(ledger, tmp_path)
-    seen = {"first_seen_at": NOW, "last_seen_at": NOW, "policies": {}, "description": "", "source": "tasks/all.py"}
+    seen = {
+        "first_seen_at": NOW,
+        "last_seen_at": NOW,
+        "policies": {},
+        "description": "",
+        "source": "tasks/all.py",
+    }
     async with ledger.engine.begin() as connection:
-        await connection.execute(tables.tasks.insert(), [{"name": name, "pool": "cpu", **seen} for name in OF_POOL])
+        await connection.execute(
+            tables.tasks.insert(), [{"name": name, "pool": "cpu", **seen} for name in OF_POOL]
+        )
     with ExitStack() as stack:
         yield Place(tmp_path / "place", ledger, application, stack)

@@ -1,4 +1,6 @@
-"""What workers call in the place of `service.server.dask_node`: they offer a task, whose tickets wait for the test."""
+"""What workers call in the place of `service.server.dask_node`: they offer a task, whose tickets
+wait for the test.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What breaks on a Dask cluster, with real processes: workers, schedulers and services that are killed or are wrong."""
+"""What breaks on a Dask cluster, with real processes: workers, schedulers and services that are
+killed or are wrong.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ async def test_the_run_of_a_killed_worker_is_resumed_by_another_one(place: Place
     await until(place.done)
     os.kill(worker, signal.SIGKILL)
     row = await place.ended(run)
-    assert (row["state"], row["fence"], row["attempt"], await place.done()) == ("succeeded", 2, 1, ALL)
+    assert (row["state"], row["fence"], row["attempt"], await place.done()) == (
+        "succeeded",
+        2,
+        1,
+        ALL,
+    )
     assert row["result"] != worker
     [lost] = await rows(place.ledger, tables.nodes, pid=worker)
     assert lost["lost_at"] is not None
@@ -46,7 +53,11 @@ async def test_a_ticket_whose_worker_dies_before_it_claims_is_placed_again(place
     async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True) as client:
 
         async def given() -> bool:
-            return any("urgent" in str(key) for keys in (await client.processing()).values() for key in keys)
+            return any(
+                "urgent" in str(key)
+                for keys in (await client.processing()).values()
+                for key in keys
+            )
 
         await until(given)
     os.kill(node["pid"], signal.SIGKILL)
@@ -55,7 +66,9 @@ async def test_a_ticket_whose_worker_dies_before_it_claims_is_placed_again(place
     assert row["result"] != node["pid"]
 
 
-async def test_the_run_of_a_frozen_worker_is_resumed_by_another_one_when_its_lease_is_over(place: Place) -> None:
+async def test_the_run_of_a_frozen_worker_is_resumed_by_another_one_when_its_lease_is_over(
+    place: Place,
+) -> None:
     cluster = place.cluster(LEASE_SECONDS="3")
     place.serve(cluster, LEASE_SECONDS="3")
     await place.nodes(2)
@@ -70,7 +83,9 @@ async def test_the_run_of_a_frozen_worker_is_resumed_by_another_one_when_its_lea
 
 
 @pytest.mark.nightly
-async def test_a_worker_that_is_frozen_when_the_service_starts_does_not_keep_the_others_from_work(place: Place) -> None:
+async def test_a_worker_that_is_frozen_when_the_service_starts_does_not_keep_the_others_from_work(
+    place: Place,
+) -> None:
     cluster = place.cluster(workers=2)
     async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True) as client:
         frozen, _ = (await client.run(os.getpid)).values()
@@ -107,12 +122,29 @@ async def placing_node(place: Place) -> dict[str, object]:
     return node
 
 
-SCHEDULER = (sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--no-dashboard")
-WORKER = (sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "2", "--no-dashboard", "--no-nanny")
+SCHEDULER = (
+    sys.executable,
+    "-m",
+    "distributed.cli.dask_scheduler",
+    "--host",
+    "127.0.0.1",
+    "--no-dashboard",
+)
+WORKER = (
+    sys.executable,
+    "-m",
+    "distributed.cli.dask_worker",
+    "--nthreads",
+    "2",
+    "--no-dashboard",
+    "--no-nanny",
+)
 
 
 @pytest.mark.nightly
-async def test_a_killed_scheduler_interrupts_runs_which_go_on_when_one_is_there_again(place: Place) -> None:
+async def test_a_killed_scheduler_interrupts_runs_which_go_on_when_one_is_there_again(
+    place: Place,
+) -> None:
     port = free_port()
     scheduler, worker = (*SCHEDULER, "--port", str(port)), (*WORKER, f"tcp://127.0.0.1:{port}")
     with (
@@ -128,7 +160,10 @@ async def test_a_killed_scheduler_interrupts_runs_which_go_on_when_one_is_there_
         assert (await place.in_state(run, "interrupted"))["reason"] == "the service stops"
         one.process.wait(20)
         served.wait_until_said("can't be reached, so runs of its pools wait")
-    with process(place.folder, scheduler, place.settings), process(place.folder, worker, place.settings):
+    with (
+        process(place.folder, scheduler, place.settings),
+        process(place.folder, worker, place.settings),
+    ):
         row = await place.ended(run)
         assert (row["state"], row["attempt"], await place.done()) == ("succeeded", 1, ALL)
         served.wait_until_said("is reached again")
@@ -182,12 +217,16 @@ async def test_a_worker_without_the_task_gets_no_ticket_for_it(place: Place) -> 
     served.wait_until_said("no worker of pool cpu has task urgent")
     (row,) = await rows(place.ledger, id=urgent)
     assert row["state"] == "queued"
-    (elsewhere / "tasks/urgent.py").write_text(text.replace("class ", "class More").replace('"urgent"', '"urgent"'))
+    (elsewhere / "tasks/urgent.py").write_text(
+        text.replace("class ", "class More").replace('"urgent"', '"urgent"')
+    )
     assert (await place.ended(urgent))["state"] == "succeeded"
 
 
 @pytest.mark.nightly
-async def test_workers_without_this_package_or_with_an_older_one_do_other_work(place: Place, tmp_path: Path) -> None:
+async def test_workers_without_this_package_or_with_an_older_one_do_other_work(
+    place: Place, tmp_path: Path
+) -> None:
     (tmp_path / "image/service").mkdir(parents=True)
     (tmp_path / "image/service/__init__.py").write_text("")
     root = str(Path(__file__).parent.parent.parent)
@@ -195,11 +234,15 @@ async def test_workers_without_this_package_or_with_an_older_one_do_other_work(p
     served = place.serve(cluster)
     (run,) = await place.queue("empty")
 
-    async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True, set_as_default=False) as client:
+    async with Client(
+        cluster.address.replace("dask", "tcp"), asynchronous=True, set_as_default=False
+    ) as client:
 
         async def has_plugin() -> bool:
             plugins = await client.run(lambda dask_worker: sorted(dask_worker.plugins))
-            return any(name.startswith("batch-node") for names in plugins.values() for name in names)
+            return any(
+                name.startswith("batch-node") for names in plugins.values() for name in names
+            )
 
         await until(has_plugin)
         assert await client.submit(sum, [1, 2]) == 3
@@ -209,7 +252,9 @@ async def test_workers_without_this_package_or_with_an_older_one_do_other_work(p
 
 
 @pytest.mark.nightly
-async def test_a_worker_on_another_ledger_executes_nothing_of_it(place: Place, ledger_copy: str) -> None:
+async def test_a_worker_on_another_ledger_executes_nothing_of_it(
+    place: Place, ledger_copy: str
+) -> None:
     cluster = place.cluster(workers=1, LEDGER_URL=ledger_copy)
     served = place.serve(cluster)
     (run,) = await place.queue("empty")

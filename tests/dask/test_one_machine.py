@@ -1,4 +1,6 @@
-"""`batch work --dask` on one machine, `batch work --ticket`, and the placer of one's own that docs/pools.md shows."""
+"""`batch work --dask` on one machine, `batch work --ticket`, and the placer of one's own that
+docs/pools.md shows.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,16 @@ from tests.processes import BATCH, batch, free_port, process
 
 
 @pytest.mark.nightly
-async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_setting(place: Place) -> None:
-    """A worker that is killed comes again, however long its start takes: without our setting, Dask gives it 0.1 s."""
+async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_setting(
+    place: Place,
+) -> None:
+    """A worker that is killed comes again, however long its start takes: without our setting, Dask
+    gives it 0.1 s.
+    """
     address = f"dask://127.0.0.1:{free_port()}"
-    (risk,) = (block for block in blocks(read("docs/dask.md"), "python") if block.file == "tasks/risk.py")
+    (risk,) = (
+        block for block in blocks(read("docs/dask.md"), "python") if block.file == "tasks/risk.py"
+    )
     (place.folder / "tasks/risk.py").write_text(risk.code)
     at_once = {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "0.1s"}
     settings = {**place.settings, "BATCH_POOL_CPU": address, **at_once}
@@ -30,14 +38,18 @@ async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_s
         first, scheduler, dashboard, pools = worker.stdout.splitlines()
         assert first == "Dask on this machine: 1 workers, 3 places each"
         assert (scheduler.split(), pools.split()) == (["scheduler", address], ["pools", "cpu"])
-        assert dashboard.split()[0] == "dashboard" and ("http://127.0.0.1:" in dashboard or "bokeh" in dashboard)
+        assert dashboard.split()[0] == "dashboard" and (
+            "http://127.0.0.1:" in dashboard or "bokeh" in dashboard
+        )
         place.serve(address)
         (node,) = await place.nodes(1)
         assert node["capacity"] == 3
         await place.queue("empty", 5, exclusive=None)
         await place.all_ended("empty", 5)
         (run,) = await place.queue("risk")
-        assert (await place.ended(run))["result"] == sum(number * number for number in range(100_000))
+        assert (await place.ended(run))["result"] == sum(
+            number * number for number in range(100_000)
+        )
         os.kill(node["pid"], signal.SIGKILL)
 
         async def is_found_dead() -> bool:
@@ -72,7 +84,9 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 async def test_the_placer_of_the_docs_executes_runs_in_processes_of_its_own(place: Place) -> None:
-    (farm,) = (block for block in blocks(read("docs/pools.md"), "python") if block.file == "farm.py")
+    (farm,) = (
+        block for block in blocks(read("docs/pools.md"), "python") if block.file == "farm.py"
+    )
     assert len(farm.code.strip().splitlines()) <= 40
     (place.folder / "farm.py").write_text(farm.code)
     command = place.folder / "bin/batch"
@@ -97,8 +111,14 @@ async def test_a_placer_that_can_not_be_made_is_an_error_of_the_start(tmp_path: 
     (tmp_path / "farm.py").write_text(
         "class Farm:\n    def __init__(self, pool): pass\n    async def places(self): ...\n"
     )
-    for named, said in (("farm:Farm", "has no place, close"), ("farm:Barn", "can't be made"), ("nowhere:X", "nowhere")):
-        done = batch(tmp_path, "serve", "--port", "0", settings={"BATCH_POOL_CPU": f"placer:{named}"})
+    for named, said in (
+        ("farm:Farm", "has no place, close"),
+        ("farm:Barn", "can't be made"),
+        ("nowhere:X", "nowhere"),
+    ):
+        done = batch(
+            tmp_path, "serve", "--port", "0", settings={"BATCH_POOL_CPU": f"placer:{named}"}
+        )
         assert done.returncode != 0 and said in done.stderr, done.stderr
         assert "BATCH_POOL_CPU" in done.stderr and "Traceback" not in done.stderr
 
@@ -106,9 +126,13 @@ async def test_a_placer_that_can_not_be_made_is_an_error_of_the_start(tmp_path: 
 async def test_without_the_extra_the_start_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "missing").mkdir()
     (tmp_path / "missing/dask.py").write_text("raise ImportError")
-    code = "import sys; sys.path.insert(0, 'missing'); sys.argv = ['batch', 'serve', '--port', '0']\n"
+    code = (
+        "import sys; sys.path.insert(0, 'missing'); sys.argv = ['batch', 'serve', '--port', '0']\n"
+    )
     (tmp_path / "start.py").write_text(f"{code}from service.cli import main\nmain()\n")
-    with process(tmp_path, (sys.executable, "start.py"), {"BATCH_POOL_CPU": "dask://127.0.0.1:1"}) as served:
+    with process(
+        tmp_path, (sys.executable, "start.py"), {"BATCH_POOL_CPU": "dask://127.0.0.1:1"}
+    ) as served:
         assert served.process.wait(60) != 0
         assert "BATCH_POOL_CPU" in served.stderr and "batch-system[dask]" in served.stderr
         assert "Traceback" not in served.stderr

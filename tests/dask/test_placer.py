@@ -24,7 +24,9 @@ NEEDS = Needs("cpu")
 
 
 class World:
-    """A scheduler with one worker of two places, and a placer. `woken`: what the placer's wakes have found."""
+    """A scheduler with one worker of two places, and a placer. `woken`: what the placer's wakes
+    have found.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.port = free_port()
@@ -33,11 +35,15 @@ class World:
         monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.0)
         monkeypatch.setattr(cluster_module, "CONNECT_SECONDS", 0.2)
         host.may_end.clear()
-        self.cluster = Cluster(f"tcp://127.0.0.1:{self.port}", ["cpu"], host.__name__, self._on_change)
+        self.cluster = Cluster(
+            f"tcp://127.0.0.1:{self.port}", ["cpu"], host.__name__, self._on_change
+        )
         self.placer = DaskPlacer("cpu", (), self.cluster, "service", self._wake, lease=30)
 
     def scheduler(self) -> Scheduler:
-        return Scheduler(host="127.0.0.1", port=self.port, dashboard=False, dashboard_address="127.0.0.1:0")
+        return Scheduler(
+            host="127.0.0.1", port=self.port, dashboard=False, dashboard_address="127.0.0.1:0"
+        )
 
     def worker(self) -> Worker:
         return Worker(f"tcp://127.0.0.1:{self.port}", nthreads=2)
@@ -94,13 +100,17 @@ async def test_tickets_that_end_are_forgotten_and_wake_the_service_on_its_event_
 async def test_a_ticket_that_has_reached_no_run_within_a_lease_is_placed_once_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be in a worker that is frozen. One that executes a run is not; and what waits for long is not doubled."""
+    """It may be in a worker that is frozen. One that executes a run is not; and what waits for long
+    is not doubled.
+    """
     async with world.scheduler(), world.worker():
         await world.has_places(2)
         await world.placer.place("a", 3, Needs("cpu", running=1))
         now = clock.monotonic()
         for leases, number in ((0.5, 3), (1.1, 5), (1.2, 5), (2.2, 5)):
-            monkeypatch.setattr(placer_module.clock, "monotonic", lambda leases=leases: now + leases * 30)
+            monkeypatch.setattr(
+                placer_module.clock, "monotonic", lambda leases=leases: now + leases * 30
+            )
             await world.placer.place("a", 3, Needs("cpu", running=1))
             assert world.placer.open == number, leases
 

@@ -17,8 +17,12 @@ from tests.processes import batch
 
 
 @pytest.mark.nightly
-async def test_runs_of_two_services_execute_once_in_the_workers_of_a_cluster_the_urgent_one_first(place: Place) -> None:
-    """Two services place tickets for 300 runs; one of them holds the duty. Cancel, pause, logs are as everywhere."""
+async def test_runs_of_two_services_execute_once_in_the_workers_of_a_cluster_the_urgent_one_first(
+    place: Place,
+) -> None:
+    """Two services place tickets for 300 runs; one of them holds the duty. Cancel, pause, logs are
+    as everywhere.
+    """
     cluster = place.cluster()
     services = [place.serve(cluster) for _ in range(2)]
     workers = {node["pid"] for node in await place.nodes(2)}
@@ -55,7 +59,9 @@ async def it_is_cancelled_and_paused_as_everywhere(place: Place) -> None:
 
 
 @pytest.mark.nightly
-async def test_slots_of_a_task_on_dask_are_fired_by_the_service_and_executed_in_a_worker(place: Place) -> None:
+async def test_slots_of_a_task_on_dask_are_fired_by_the_service_and_executed_in_a_worker(
+    place: Place,
+) -> None:
     cluster = place.cluster(workers=1)
     served = place.serve(cluster)
     (worker,) = await place.nodes(1)
@@ -65,7 +71,9 @@ async def test_slots_of_a_task_on_dask_are_fired_by_the_service_and_executed_in_
 
 
 @pytest.mark.nightly
-async def test_a_task_whose_memory_no_worker_has_waits_and_the_service_says_why(place: Place) -> None:
+async def test_a_task_whose_memory_no_worker_has_waits_and_the_service_says_why(
+    place: Place,
+) -> None:
     cluster = place.cluster(workers=1)
     served = place.serve(cluster)
     await place.nodes(1)
@@ -77,15 +85,23 @@ async def test_a_task_whose_memory_no_worker_has_waits_and_the_service_says_why(
 
 
 @pytest.mark.nightly
-async def test_ten_thousand_runs_keep_no_urgent_one_waiting_and_leave_nothing_behind(place: Place) -> None:
-    """The lease is the usual one: nobody is killed, and a busy machine may keep a heartbeat waiting for seconds."""
+async def test_ten_thousand_runs_keep_no_urgent_one_waiting_and_leave_nothing_behind(
+    place: Place,
+) -> None:
+    """The lease is the usual one: nobody is killed, and a busy machine may keep a heartbeat waiting
+    for seconds.
+    """
     place.settings |= {"LEASE_SECONDS": "30", "HEARTBEAT_SECONDS": "5"}
     cluster = place.cluster(places=4)
     place.serve(cluster)
     await place.nodes(2)
     await place.queue("empty", 10_000, exclusive=None)
     of_both = tables.runs.c.task.in_(("empty", "urgent"))  # another task runs each second
-    ended = select(func.count()).select_from(tables.runs).where(tables.runs.c.state == "succeeded", of_both)
+    ended = (
+        select(func.count())
+        .select_from(tables.runs)
+        .where(tables.runs.c.state == "succeeded", of_both)
+    )
 
     async def number() -> int:
         async with place.ledger.reader.connect() as connection:
@@ -105,9 +121,13 @@ async def test_ten_thousand_runs_keep_no_urgent_one_waiting_and_leave_nothing_be
 
     await until(all_of_them, 600)
     assert {run["fence"] for run in await rows(place.ledger, task="empty")} == {1}
-    async with Client(cluster.address.replace("dask", "tcp"), asynchronous=True, set_as_default=False) as client:
+    async with Client(
+        cluster.address.replace("dask", "tcp"), asynchronous=True, set_as_default=False
+    ) as client:
 
         async def nothing_is_left() -> bool:
-            return not await client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+            return not await client.run_on_scheduler(
+                lambda dask_scheduler: len(dask_scheduler.tasks)
+            )
 
         await until(nothing_is_left)

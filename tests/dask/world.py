@@ -93,9 +93,15 @@ class Place:
         url = ledger.url.render_as_string(hide_password=False)
         self.settings = {**SETTINGS, "LEDGER_URL": url, "DATABASE_URL": application}
 
-    def cluster(self, workers: int = 2, places: int = 2, folder: Path | None = None, **settings: str) -> Cluster:
+    def cluster(
+        self, workers: int = 2, places: int = 2, folder: Path | None = None, **settings: str
+    ) -> Cluster:
         command = (sys.executable, "-m", "tests.dask.cluster", str(workers), str(places))
-        return Cluster(self._stack.enter_context(process(folder or self.folder, command, self.settings | settings)))
+        return Cluster(
+            self._stack.enter_context(
+                process(folder or self.folder, command, self.settings | settings)
+            )
+        )
 
     def serve(self, cluster: Cluster | str, **settings: str) -> Service:
         address = cluster if isinstance(cluster, str) else cluster.address
@@ -108,7 +114,8 @@ class Place:
         return [run.id for run in queued]
 
     async def nodes(self, number: int, seconds: float = 60.0) -> list[dict[str, Any]]:
-        """The nodes in the workers, once so many live. Each is in a new process, whose start takes half a minute on a
+        """The nodes in the workers, once so many live. Each is in a new process, whose start takes
+        half a minute on a
         machine with much else to do.
         """
 
@@ -124,7 +131,9 @@ class Place:
         async def logged() -> list[int]:
             async with self.ledger.reader.connect() as connection:
                 lines = await run_logs.read(connection, run)
-            return [int(line.text.rpartition("pid=")[2]) for line in lines if "begins pid=" in line.text]
+            return [
+                int(line.text.rpartition("pid=")[2]) for line in lines if "begins pid=" in line.text
+            ]
 
         return int((await until(logged))[-1])
 
@@ -138,7 +147,9 @@ class Place:
     async def ended(self, run: str) -> dict[str, Any]:
         return await self.in_state(run, "succeeded", "failed", "cancelled")
 
-    async def all_ended(self, task: str, number: int, seconds: float = 60.0) -> list[dict[str, Any]]:
+    async def all_ended(
+        self, task: str, number: int, seconds: float = 60.0
+    ) -> list[dict[str, Any]]:
         async def are_over() -> list[dict[str, Any]]:
             ended = await rows(self.ledger, task=task, state="succeeded")
             return ended if len(ended) == number else []
@@ -146,5 +157,7 @@ class Place:
         return list(await until(are_over, seconds))
 
     async def done(self) -> list[int]:
-        """The items that runs of `long` have committed. The table refuses an item that is there already."""
+        """The items that runs of `long` have committed. The table refuses an item that is there
+        already.
+        """
         return await items_done(self.settings["DATABASE_URL"])

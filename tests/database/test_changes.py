@@ -1,4 +1,6 @@
-"""A session of a run that ends with changes that nobody has committed is named in the log of the run."""
+"""A session of a run that ends with changes that nobody has committed is named in the log of the
+run.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,9 @@ async def test_a_session_that_ends_with_changes_is_named_with_its_line(work: Wor
 
     [line] = await lines_of(run)
     place = f"{__file__}:{run.__code__.co_firstlineno + 1}"
-    assert line.startswith(f"the session that {place} has opened ended with changes that were not committed, ")
+    assert line.startswith(
+        f"the session that {place} has opened ended with changes that were not committed, "
+    )
     assert "call `commit()` before the end of its block" in line
 
 
@@ -237,7 +241,9 @@ SAVED: list[Work] = [
 
 
 @pytest.mark.parametrize("work", SAVED)
-async def test_nothing_is_said_of_reading_nor_of_what_was_committed_or_rolled_back(work: Work) -> None:
+async def test_nothing_is_said_of_reading_nor_of_what_was_committed_or_rolled_back(
+    work: Work,
+) -> None:
     async def run(self: object) -> None:
         async with get_db() as db:
             await work(db)

@@ -56,7 +56,9 @@ async def checkpoint_loop(
 
 async def write_pages(database: Database, number: int = PAGES) -> None:
     async with database.engine.begin() as connection:
-        await connection.execute(text("INSERT INTO texts VALUES (:content)"), {"content": "x" * number * 4_096})
+        await connection.execute(
+            text("INSERT INTO texts VALUES (:content)"), {"content": "x" * number * 4_096}
+        )
 
 
 def are_in_file(database: Database, texts: int = 1) -> bool:
@@ -69,18 +71,24 @@ def are_in_file(database: Database, texts: int = 1) -> bool:
     return False
 
 
-async def test_a_large_commit_makes_a_checkpoint_by_itself_without_the_loop(database: Database) -> None:
+async def test_a_large_commit_makes_a_checkpoint_by_itself_without_the_loop(
+    database: Database,
+) -> None:
     await write_pages(database)
     assert are_in_file(database)
 
 
-async def test_a_commit_leaves_the_checkpoint_to_the_loop(database: Database, checkpoint_loop: Checkpoints) -> None:
+async def test_a_commit_leaves_the_checkpoint_to_the_loop(
+    database: Database, checkpoint_loop: Checkpoints
+) -> None:
     await write_pages(database)
     assert not are_in_file(database)
 
 
 @pytest.mark.parametrize("pause", [0])
-async def test_the_loop_makes_a_checkpoint_after_each_commit(database: Database, checkpoint_loop: Checkpoints) -> None:
+async def test_the_loop_makes_a_checkpoint_after_each_commit(
+    database: Database, checkpoint_loop: Checkpoints
+) -> None:
     for number in (1, 2):
         await write_pages(database, 1)
         await until(lambda number=number: asyncio.to_thread(are_in_file, database, number))
@@ -177,7 +185,10 @@ async def test_a_checkpoint_that_fails_is_reported_once_and_tried_again(
 
 @pytest.mark.parametrize("pause", [0])
 async def test_a_file_that_is_locked_at_the_start_does_not_end_the_loop(
-    database: Database, pause: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: Database,
+    pause: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", pause)
     monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.0)
@@ -186,7 +197,9 @@ async def test_a_file_that_is_locked_at_the_start_does_not_end_the_loop(
     with closing(sqlite3.connect(database.url.database)) as other:
         other.execute("BEGIN IMMEDIATE")
         loop.start()
-        await until(lambda: asyncio.sleep(0, "the write-ahead log is not copied now" in caplog.text))
+        await until(
+            lambda: asyncio.sleep(0, "the write-ahead log is not copied now" in caplog.text)
+        )
     await write_pages(database)
     await until(lambda: asyncio.to_thread(are_in_file, database))
     await loop.stop()

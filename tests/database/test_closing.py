@@ -1,4 +1,6 @@
-"""SQLite connections are closed wherever a task is cancelled, also twice, and when the disk fails."""
+"""SQLite connections are closed wherever a task is cancelled, also twice, and when the disk
+fails.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def open_database(folder: Path) -> Database:
 
 
 def before_calls(monkeypatch: pytest.MonkeyPatch, act: Callable[[int, str], None]) -> None:
-    """Call `act` before each call into SQLite, with its number from 1 on and the name of the function."""
+    """Call `act` before each call into SQLite, with its number from 1 on and the name of the
+    function.
+    """
     execute, calls = aiosqlite.Connection._execute, itertools.count(1)
 
     async def counted(self: aiosqlite.Connection, function: Any, *args: Any, **options: Any) -> Any:
@@ -48,7 +52,9 @@ async def use_all_connections(database: Database) -> None:
             await connection.execute(text("SELECT 1"))
 
 
-async def test_a_cancel_while_a_connection_is_opened_closes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancel_while_a_connection_is_opened_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, may_open = threading.Event(), threading.Event()
     connect, opened, closed = sqlite3.connect, [], []
 
@@ -106,7 +112,9 @@ async def test_a_cancelled_dispose_closes_every_connection(
 async def test_a_task_that_is_cancelled_twice_leaves_no_task_that_waits_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, later: int
 ) -> None:
-    """The second cancel comes while the connection that was in use at the first one is being closed."""
+    """The second cancel comes while the connection that was in use at the first one is being
+    closed.
+    """
     database = open_database(tmp_path)
 
     async def work() -> None:
@@ -114,7 +122,10 @@ async def test_a_task_that_is_cancelled_twice_leaves_no_task_that_waits_for_ever
             await connection.execute(text("SELECT 1"))
 
     working = asyncio.create_task(work())
-    before_calls(monkeypatch, lambda number, _: working.cancel() if number in (first, first + later) else None)
+    before_calls(
+        monkeypatch,
+        lambda number, _: working.cancel() if number in (first, first + later) else None,
+    )
     with contextlib.suppress(asyncio.CancelledError):
         await working
     others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -128,7 +139,9 @@ async def test_a_task_that_is_cancelled_twice_leaves_no_task_that_waits_for_ever
 async def test_a_connection_whose_rollback_fails_is_closed_and_its_thread_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection is stopped as SQLAlchemy does it when a close was cancelled: without waiting for the thread."""
+    """The connection is stopped as SQLAlchemy does it when a close was cancelled: without waiting
+    for the thread.
+    """
 
     def fail(_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
@@ -148,7 +161,9 @@ async def test_a_connection_whose_rollback_fails_is_closed_and_its_thread_ends(
     await database.dispose()
 
 
-async def test_a_closed_database_opens_no_connection_that_nobody_would_close(database_url: str) -> None:
+async def test_a_closed_database_opens_no_connection_that_nobody_would_close(
+    database_url: str,
+) -> None:
     database = Database(database_url, setting="DATABASE_URL")
     await database.check()
     await database.dispose()

@@ -16,9 +16,13 @@ from tests.faults.network import proxy_before
 
 
 def is_asked(connection: Any) -> bool:
-    """Whether the kernel asks the other machine of this connection of asyncpg, as often as it should."""
+    """Whether the kernel asks the other machine of this connection of asyncpg, as often as it
+    should.
+    """
     ours = connection._transport.get_extra_info("socket")
-    known = {getattr(socket, name): value for name, value in TCP_OPTIONS.items() if hasattr(socket, name)}
+    known = {
+        getattr(socket, name): value for name, value in TCP_OPTIONS.items() if hasattr(socket, name)
+    }
     return ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0 and known == {
         option: ours.getsockopt(socket.IPPROTO_TCP, option) for option in known
     }

@@ -34,7 +34,9 @@ async def test_a_transaction_ends_with_the_process_that_began_it_although_a_fork
     await database.dispose()
 
 
-async def test_the_parent_of_a_forked_child_can_still_use_its_connections(postgres_database: str) -> None:
+async def test_the_parent_of_a_forked_child_can_still_use_its_connections(
+    postgres_database: str,
+) -> None:
     database = Database(postgres_database, setting="LEDGER_URL")
     async with database.engine.begin() as connection:
         child = os.fork()

@@ -1,4 +1,6 @@
-"""The error of a full disk says which disk is full and what to do, and no part of a transaction is committed."""
+"""The error of a full disk says which disk is full and what to do, and no part of a transaction is
+committed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 @contextlib.contextmanager
 def no_file_may_grow() -> Iterator[None]:
-    """Limit the size of files: a write then fails with another error, which SQLite treats like that of a full disk."""
+    """Limit the size of files: a write then fails with another error, which SQLite treats like that
+    of a full disk.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
@@ -63,13 +67,21 @@ async def test_an_error_of_a_full_disk_names_the_file_and_the_setting_and_says_w
     assert await rows(database) == ["later"]
 
 
-async def test_a_transaction_that_sqlite_has_ended_by_itself_takes_no_further_statement(database: Database) -> None:
-    """Otherwise later statements in the same session would each be committed, and the earlier ones would be lost."""
+async def test_a_transaction_that_sqlite_has_ended_by_itself_takes_no_further_statement(
+    database: Database,
+) -> None:
+    """Otherwise later statements in the same session would each be committed, and the earlier ones
+    would be lost.
+    """
     async with database.session() as db:
-        await db.execute(text("PRAGMA cache_size = 10"))  # so that the statement itself has to write to the disk
+        await db.execute(
+            text("PRAGMA cache_size = 10")
+        )  # so that the statement itself has to write to the disk
         await db.execute(text("INSERT INTO rows VALUES ('before')"))
         with no_file_may_grow():
-            with pytest.raises(OperationalError, match="its disk is full, or it fails; make room there"):
+            with pytest.raises(
+                OperationalError, match="its disk is full, or it fails; make room there"
+            ):
                 await db.execute(BLOB)
             for _ in range(2):
                 with pytest.raises(PendingRollbackError):
@@ -83,20 +95,28 @@ async def test_a_transaction_that_sqlite_has_ended_by_itself_takes_no_further_st
 
 
 async def test_errors_of_a_full_disk_leave_no_file_open(database: Database) -> None:
-    """SQLite keeps a closed connection, and its files, as long as Python has a cursor of it whose statement failed."""
+    """SQLite keeps a closed connection, and its files, as long as Python has a cursor of it whose
+    statement failed.
+    """
     errors = []
     for _ in range(10):
         with no_file_may_grow(), pytest.raises(OperationalError) as raised:
             await insert_blob(database)
         errors.append(raised.value)  # as a log does, or a result that is written later
     await database.dispose()
-    files = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if is_open(number)]
+    files = [
+        os.readlink(f"/proc/self/fd/{number}")
+        for number in os.listdir("/proc/self/fd")
+        if is_open(number)
+    ]
     assert [file for file in files if "shop.db" in file] == []
 
 
 async def insert_blob(database: Database) -> None:
     async with database.engine.begin() as connection:
-        await connection.execute(text("PRAGMA cache_size = 10"))  # so that the statement itself has to write
+        await connection.execute(
+            text("PRAGMA cache_size = 10")
+        )  # so that the statement itself has to write
         await connection.execute(BLOB)
 
 
@@ -105,7 +125,9 @@ def is_open(number: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{number}")
 
 
-async def test_an_error_that_leaves_the_transaction_open_leaves_the_session_usable(database: Database) -> None:
+async def test_an_error_that_leaves_the_transaction_open_leaves_the_session_usable(
+    database: Database,
+) -> None:
     async with database.session() as db:
         await db.execute(text("INSERT INTO rows VALUES ('before')"))
         with pytest.raises(OperationalError, match="no such table") as raised:
@@ -118,13 +140,17 @@ async def test_an_error_that_leaves_the_transaction_open_leaves_the_session_usab
 
 async def test_a_full_disk_of_postgresql_is_reported_too(postgres_database: str) -> None:
     database = Database(postgres_database, setting="LEDGER_URL")
-    raising = "DO $$ BEGIN RAISE 'could not extend file \"base/5\"' USING ERRCODE = 'disk_full'; END $$"
+    raising = (
+        "DO $$ BEGIN RAISE 'could not extend file \"base/5\"' USING ERRCODE = 'disk_full'; END $$"
+    )
     for engine in (database.engine, database.reader):
         with pytest.raises(DBAPIError) as raised:
             async with engine.begin() as connection:
                 await connection.execute(text(raising))
         first = str(raised.value).splitlines()[0]
-        advice = f": {database.safe_url} (LEDGER_URL): the disk of its server is full; make room there"
+        advice = (
+            f": {database.safe_url} (LEDGER_URL): the disk of its server is full; make room there"
+        )
         assert first.endswith(f'could not extend file "base/5"{advice}')
     await database.dispose()
 
@@ -134,7 +160,11 @@ async def test_a_full_disk_of_postgresql_is_reported_too(postgres_database: str)
     [
         (TimeoutError(), "postgresql", "no answer in time"),
         (TimeoutError(), "sqlite", "no answer in time; another process may hold its write lock"),
-        (ConnectionRefusedError(111, "Connection refused"), "postgresql", "[Errno 111] Connection refused"),
+        (
+            ConnectionRefusedError(111, "Connection refused"),
+            "postgresql",
+            "[Errno 111] Connection refused",
+        ),
         (KeyError("x"), "sqlite", "KeyError: 'x'"),
         (OSError(), "postgresql", "OSError"),
     ],

@@ -1,4 +1,6 @@
-"""The tables beside the authors' data have a history of their own, also in the database of another application."""
+"""The tables beside the authors' data have a history of their own, also in the database of another
+application.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ async def values(database: Database, query: str) -> list[object]:
         return list((await connection.execute(text(query))).scalars())
 
 
-async def test_tables_are_made_beside_those_of_an_application_with_its_own_alembic(database_url: str) -> None:
+async def test_tables_are_made_beside_those_of_an_application_with_its_own_alembic(
+    database_url: str,
+) -> None:
     database = Database(database_url, setting="DATABASE_URL", pooled=False)
     async with database.engine.begin() as connection:
         for statement in (ALEMBICS, "INSERT INTO alembic_version VALUES ('5f3a9c')"):
@@ -35,7 +39,9 @@ async def test_tables_are_made_beside_those_of_an_application_with_its_own_alemb
     await database.dispose()
 
 
-async def test_a_clone_in_the_database_of_somebody_elses_alembic_is_told_how_to_install(database_url: str) -> None:
+async def test_a_clone_in_the_database_of_somebody_elses_alembic_is_told_how_to_install(
+    database_url: str,
+) -> None:
     database = Database(database_url, setting="DATABASE_URL", pooled=False)
     async with database.engine.begin() as connection:
         for statement in (ALEMBICS, "INSERT INTO alembic_version VALUES ('5f3a9c')"):
@@ -53,7 +59,9 @@ def test_the_names_of_our_tables_are_complete() -> None:
 def test_autogenerate_leaves_out_our_tables_and_nothing_else() -> None:
     for name in LEDGER_TABLES | DATA_TABLES:
         assert not include_object(None, name, "table", True, None)
-        assert include_object(None, name, "table", False, None), "the application's metadata declares it"
+        assert include_object(None, name, "table", False, None), (
+            "the application's metadata declares it"
+        )
         assert include_object(None, name, "index", True, None)
     assert include_object(None, "batch_orders", "table", True, None)
 
@@ -67,6 +75,8 @@ async def test_the_page_says_how_to_take_us_out_again(postgres_database: str) ->
     async with database.engine.begin() as connection:
         for statement in filter(str.strip, block.code.split(";")):
             await connection.execute(text(statement))
-    everything = "SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = 'public'::regnamespace"
+    everything = (
+        "SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = 'public'::regnamespace"
+    )
     assert await values(database, everything) == ["batch_orders"]
     await database.dispose()

@@ -1,4 +1,5 @@
-"""A task that keeps a writing session open for long on SQLite delays nobody: the ledger has a file of its own.
+"""A task that keeps a writing session open for long on SQLite delays nobody: the ledger has a file
+of its own.
 
 It is a minute, and all that goes by it, with WRITER_SECONDS=61.
 """
@@ -20,10 +21,14 @@ from service.server.batch_service import BatchService
 from tests.batch.ledger_world import make_task, rows, until
 
 SECONDS = int(os.environ.get("WRITER_SECONDS", "11"))
-"""A little more than the longest wait for another process's lock, which is a minute outside of this test."""
+"""A little more than the longest wait for another process's lock, which is a minute outside of this
+test.
+"""
 
 
-async def test_a_long_writing_session_delays_no_slot_heartbeat_or_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_writing_session_delays_no_slot_heartbeat_or_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", SECONDS - 1.0)
     monkeypatch.setenv("HEARTBEAT_SECONDS", "1")
     config.forget_settings()

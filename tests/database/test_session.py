@@ -17,7 +17,11 @@ from service.batch.queue.enqueue import start
 from service.config import get_settings
 from service.database.companions import checkpoints
 from service.database.engine import Database
-from service.database.session import application_database, leave_application_database, use_application_database
+from service.database.session import (
+    application_database,
+    leave_application_database,
+    use_application_database,
+)
 from service.errors import LeaseLost
 from service.server.batch_service import BatchService
 from tests.batch.ledger_world import make_task, until
@@ -30,7 +34,9 @@ async def write() -> None:
 
 
 class Threaded:
-    """A service with a run in a thread that has lost its fence, and then writes on an event loop of its own."""
+    """A service with a run in a thread that has lost its fence, and then writes on an event loop of
+    its own.
+    """
 
     def __init__(self) -> None:
         self.may_write = threading.Event()
@@ -64,7 +70,9 @@ class Threaded:
 
 
 @pytest.fixture
-async def threaded(application: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Threaded]:
+async def threaded(
+    application: Database, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Threaded]:
     monkeypatch.setenv("DATABASE_URL", application.url.render_as_string(hide_password=False))
     monkeypatch.setenv("DRAIN_SECONDS", "0")
     threaded = Threaded()
@@ -101,14 +109,18 @@ async def test_the_threads_of_a_service_stay_fenced_when_another_one_on_the_same
     assert await emails(application) == []
 
 
-async def test_a_thread_that_outlives_its_service_stays_fenced(threaded: Threaded, application: Database) -> None:
+async def test_a_thread_that_outlives_its_service_stays_fenced(
+    threaded: Threaded, application: Database
+) -> None:
     await threaded.service.stop()
     assert isinstance(await threaded.end(), LeaseLost)
     assert await emails(application) == []
 
 
 async def test_services_on_one_loop_leave_in_any_order(tmp_path: Path) -> None:
-    first, second = (Database(f"sqlite+aiosqlite:///{tmp_path}/{n}.db", setting="DATABASE_URL") for n in range(2))
+    first, second = (
+        Database(f"sqlite+aiosqlite:///{tmp_path}/{n}.db", setting="DATABASE_URL") for n in range(2)
+    )
     use_application_database(first)
     use_application_database(second)
     assert application_database() is second

@@ -72,7 +72,9 @@ async def test_a_write_lock_that_is_never_given_back_is_an_error_that_names_the_
     other = Database(str(database.url), setting="DATABASE_URL")
     async with other.session() as db:
         await db.execute(text("UPDATE counter SET n = 5"))
-        with pytest.raises(DatabaseBusy, match=rf"the write lock of {database.url.database} for 0\.2 s"):
+        with pytest.raises(
+            DatabaseBusy, match=rf"the write lock of {database.url.database} for 0\.2 s"
+        ):
             await add_one(database, 1)
     await other.dispose()
     await add_one(database, 1)
@@ -85,7 +87,9 @@ async def write_and_fail() -> None:
         raise ZeroDivisionError
 
 
-async def test_get_db_does_not_commit_by_itself_and_rolls_back_when_the_block_raises(database: Database) -> None:
+async def test_get_db_does_not_commit_by_itself_and_rolls_back_when_the_block_raises(
+    database: Database,
+) -> None:
     async with get_db() as db:
         await db.execute(text("UPDATE counter SET n = 5"))
     assert await count(database) == 0
@@ -123,13 +127,17 @@ async def test_a_readonly_session_refuses_to_write(database: Database) -> None:
 
 
 async def test_any_number_of_writers_of_one_process_queue(database: Database) -> None:
-    """There are more writers than connections in a pool, so that waiting writers must not take connections."""
+    """There are more writers than connections in a pool, so that waiting writers must not take
+    connections.
+    """
     async with asyncio.timeout(20):
         await asyncio.gather(*(add_one(database, 1) for _ in range(100)))
     assert await count(database) == 100
 
 
-async def test_a_second_writing_session_of_one_task_is_refused_and_names_the_first(database: Database) -> None:
+async def test_a_second_writing_session_of_one_task_is_refused_and_names_the_first(
+    database: Database,
+) -> None:
     async with get_db() as first:
         await first.execute(text("UPDATE counter SET n = 1"))
         async with get_db() as second:
@@ -139,7 +147,9 @@ async def test_a_second_writing_session_of_one_task_is_refused_and_names_the_fir
     assert await count(database) == 1
 
 
-async def test_a_second_writing_session_is_refused_in_child_tasks_of_a_run_too(database: Database) -> None:
+async def test_a_second_writing_session_is_refused_in_child_tasks_of_a_run_too(
+    database: Database,
+) -> None:
     async def child() -> None:
         async with get_db() as db:
             await db.execute(text("UPDATE counter SET n = 2"))
@@ -176,10 +186,14 @@ async def test_a_writing_session_that_is_held_open_is_logged_with_its_place(
             await db.execute(text("UPDATE counter SET n = 1"))
             await asyncio.sleep(0.03)
     assert "test_sqlite.py" in caplog.text and "a smaller `size=`" in caplog.text
-    assert "commit before you wait" not in caplog.text, "the author of a chunk can't commit it earlier"
+    assert "commit before you wait" not in caplog.text, (
+        "the author of a chunk can't commit it earlier"
+    )
 
 
-async def test_waiting_for_another_processs_lock_can_be_cancelled_at_once(database: Database) -> None:
+async def test_waiting_for_another_processs_lock_can_be_cancelled_at_once(
+    database: Database,
+) -> None:
     other = Database(str(database.url), setting="DATABASE_URL")
     async with other.session() as holding:
         await holding.execute(text("UPDATE counter SET n = 1"))
@@ -212,14 +226,18 @@ async def test_a_cancelled_session_leaves_no_transaction_behind(database: Databa
 async def test_a_connection_that_is_cut_off_amid_its_rows_gives_up_the_write_lock(
     database: Database, tmp_path: Path
 ) -> None:
-    """A cancel between a statement and its rows has this effect. A traceback may keep the cursor alive."""
+    """A cancel between a statement and its rows has this effect. A traceback may keep the cursor
+    alive.
+    """
     async with database.engine.connect() as connection:
         await connection.execute(text("INSERT INTO counter VALUES (1), (2)"))
         driver = (await connection.get_raw_connection()).driver_connection
         assert driver is not None
         unread = await driver.execute("SELECT n FROM counter")
         await connection.invalidate()
-    with contextlib.closing(sqlite3.connect(tmp_path / "app.db", timeout=0, isolation_level=None)) as other:
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "app.db", timeout=0, isolation_level=None)
+    ) as other:
         other.execute("BEGIN IMMEDIATE")
         assert other.execute("SELECT count(*) FROM counter").fetchone() == (1,)
     assert unread is not None
@@ -228,15 +246,20 @@ async def test_a_connection_that_is_cut_off_amid_its_rows_gives_up_the_write_loc
 async def test_the_file_is_set_up_for_concurrency(database: Database) -> None:
     async with database.engine.connect() as connection:
         values = [
-            (await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in ("journal_mode", "foreign_keys")
+            (await connection.execute(text(f"PRAGMA {name}"))).scalar()
+            for name in ("journal_mode", "foreign_keys")
         ]
     assert values == ["wal", 1]
 
 
-def test_a_connection_that_waits_for_a_lock_is_closed_although_its_loop_is_closed_before(tmp_path: Path) -> None:
+def test_a_connection_that_waits_for_a_lock_is_closed_although_its_loop_is_closed_before(
+    tmp_path: Path,
+) -> None:
     name = str(tmp_path / "app.db")
     loop = asyncio.new_event_loop()
-    waiting = loop.run_until_complete(sqlite_connections.open_file(name, timeout=60, isolation_level=None))
+    waiting = loop.run_until_complete(
+        sqlite_connections.open_file(name, timeout=60, isolation_level=None)
+    )
     with contextlib.closing(sqlite3.connect(name, isolation_level=None)) as locking:
         locking.execute("BEGIN EXCLUSIVE")
         asked = loop.create_task(waiting._execute(waiting._conn.execute, "BEGIN IMMEDIATE"))

@@ -1,4 +1,6 @@
-"""A statement visits the thread of its SQLite connection once, and a streamed result is read little by little."""
+"""A statement visits the thread of its SQLite connection once, and a streamed result is read little
+by little.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,27 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from service.database.engine import Database
 from service.database.sqlite_connections import FIRST_ROWS
 
-NUMBERS = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT :count) SELECT i FROM n")
+NUMBERS = text(
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT :count) SELECT i FROM n"
+)
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/a.db", setting="DATABASE_URL")
     async with database.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT UNIQUE)"))
+        await connection.execute(
+            text("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT UNIQUE)")
+        )
     yield database
     await database.dispose()
 
 
 @pytest.fixture
 def visits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the functions that threads of connections have called since the list was cleared."""
+    """The names of the functions that threads of connections have called since the list was
+    cleared.
+    """
     called: list[str] = []
     execute = aiosqlite.Connection._execute
 
@@ -58,23 +66,32 @@ async def test_a_statement_visits_the_thread_once_and_once_more_for_the_rest_of_
     assert rows == [*range(1, count + 1)]
 
 
-async def test_statements_that_write_say_what_they_have_written(database: Database, visits: list[str]) -> None:
+async def test_statements_that_write_say_what_they_have_written(
+    database: Database, visits: list[str]
+) -> None:
     async with database.engine.begin() as connection:
         visits.clear()
         many = [{"id": number, "name": f"item {number}"} for number in range(3)]
         await connection.execute(text("INSERT INTO items VALUES (:id, :name)"), many)
-        returned = await connection.execute(text("UPDATE items SET name = name || '!' WHERE id > 0 RETURNING id"))
+        returned = await connection.execute(
+            text("UPDATE items SET name = name || '!' WHERE id > 0 RETURNING id")
+        )
         assert sorted(returned.scalars()) == [1, 2]
         assert (await connection.execute(text("DELETE FROM items WHERE id < 2"))).rowcount == 2
         inserted = await connection.execute(text("INSERT INTO items (name) VALUES ('last')"))
         assert (inserted.lastrowid, inserted.rowcount) == (3, 1)
         assert visits == ["_run"] * 4
     async with database.reader.connect() as connection:
-        assert [*await connection.execute(text("SELECT * FROM items ORDER BY id"))] == [(2, "item 2!"), (3, "last")]
+        assert [*await connection.execute(text("SELECT * FROM items ORDER BY id"))] == [
+            (2, "item 2!"),
+            (3, "last"),
+        ]
 
 
 async def test_a_streamed_result_is_read_little_by_little(database: Database) -> None:
-    """The first rows are read with the statement, and of the others only those that are asked for."""
+    """The first rows are read with the statement, and of the others only those that are asked
+    for.
+    """
     async with database.reader.connect() as connection:
         made: list[int] = []
 
@@ -108,7 +125,9 @@ async def test_a_stream_that_is_left_keeps_no_lock(database: Database) -> None:
             await connection.execute(text("SELECT * FROM items"))
 
 
-async def test_a_refused_statement_leaves_its_connection_usable(database: Database, visits: list[str]) -> None:
+async def test_a_refused_statement_leaves_its_connection_usable(
+    database: Database, visits: list[str]
+) -> None:
     async with database.engine.begin() as connection:
         await connection.execute(text("INSERT INTO items (name) VALUES ('a')"))
         with pytest.raises(IntegrityError, match=r"UNIQUE constraint failed: items\.name"):

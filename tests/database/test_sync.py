@@ -74,7 +74,11 @@ async def test_a_long_writing_session_is_logged_with_the_author_s_line(
 
     line = run.__code__.co_firstlineno + 1
     assert (await ending_of(run)).state == "succeeded"
-    told = [record.getMessage() for record in caplog.records if "held SQLite's write lock" in record.getMessage()]
+    told = [
+        record.getMessage()
+        for record in caplog.records
+        if "held SQLite's write lock" in record.getMessage()
+    ]
     assert len(told) == (application.kind == "sqlite")
     assert all(f"{__file__}:{line} held" in text for text in told)
 
@@ -86,7 +90,9 @@ async def test_in_a_thread_outside_of_runs_the_call_gets_an_event_loop() -> None
 async def test_two_sessions_of_one_sync_run_follow_each_other(application: Database) -> None:
     def run(self: object) -> int:
         for number in range(3):
-            call_db(lambda db, number=number: (db.add(User(email=f"{number}@example.com")), db.commit()))
+            call_db(
+                lambda db, number=number: (db.add(User(email=f"{number}@example.com")), db.commit())
+            )
         return count() or 0
 
     assert (await ending_of(run)).result == 3

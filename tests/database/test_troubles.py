@@ -14,7 +14,9 @@ from service.database.engine import Database
 SECRET = "topsecretvalue"
 
 
-async def error_of(database: Database, statement: Any, *given: Any, table: str = "") -> StatementError:
+async def error_of(
+    database: Database, statement: Any, *given: Any, table: str = ""
+) -> StatementError:
     """The error that the last of these executions raises, in one transaction with the others."""
 
     async def execute() -> None:
@@ -32,7 +34,9 @@ async def error_of(database: Database, statement: Any, *given: Any, table: str =
 def whole(error: BaseException) -> str:
     """Every text of the error: its traceback with all causes, and its messages."""
     original = getattr(error, "orig", None)
-    return "".join([*traceback.format_exception(error), str(error), repr(error), str(original), repr(original)])
+    return "".join(
+        [*traceback.format_exception(error), str(error), repr(error), str(original), repr(original)]
+    )
 
 
 TABLE = "CREATE TABLE people (email VARCHAR(100) PRIMARY KEY, age INTEGER NOT NULL CHECK (age > 0))"
@@ -50,12 +54,17 @@ async def test_a_broken_constraint_does_not_show_the_row(application: Database) 
 
 
 async def test_a_statement_that_fails_does_not_show_its_values(application: Database) -> None:
-    for statement in ("SELECT * FROM nowhere WHERE name = :name", "SELECT 1 / CAST(:name AS nothing)"):
+    for statement in (
+        "SELECT * FROM nowhere WHERE name = :name",
+        "SELECT 1 / CAST(:name AS nothing)",
+    ):
         assert SECRET not in whole(await error_of(application, text(statement), {"name": SECRET}))
 
 
 async def test_a_value_of_a_wrong_type_is_not_shown(application: Database) -> None:
-    kinds = Table("kinds", MetaData(), Column("kind", Enum("a", "b", name="kinds")), Column("name", String))
+    kinds = Table(
+        "kinds", MetaData(), Column("kind", Enum("a", "b", name="kinds")), Column("name", String)
+    )
     error = await error_of(application, kinds.insert(), {"kind": SECRET, "name": "x"})
     assert SECRET not in whole(error)
 
@@ -71,9 +80,15 @@ async def test_a_value_of_a_wrong_type_is_not_shown(application: Database) -> No
         "SELECT * FROM jsonb_to_recordset(CAST(:json AS jsonb)) AS v(n integer)",
     ],
 )
-async def test_postgresql_and_its_driver_do_not_quote_a_wrong_value(postgres_database: str, statement: str) -> None:
+async def test_postgresql_and_its_driver_do_not_quote_a_wrong_value(
+    postgres_database: str, statement: str
+) -> None:
     database = Database(postgres_database, setting="DATABASE_URL", pooled=False)
-    value = {"value": f"{SECRET} {'x' * 100}"} if ":value" in statement else {"json": f'[{{"n": "{SECRET}"}}]'}
+    value = (
+        {"value": f"{SECRET} {'x' * 100}"}
+        if ":value" in statement
+        else {"json": f'[{{"n": "{SECRET}"}}]'}
+    )
     error = await error_of(database, text(statement), value)
     assert SECRET not in whole(error)
 

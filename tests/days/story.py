@@ -1,7 +1,8 @@
-"""A story: nodes with default settings, as users start them; trouble that lasts longer than their timers; and its end.
+"""A story: nodes with default settings, as users start them; trouble that lasts longer than their
+timers; and its end.
 
-Each story ends with the same check (`Story.check_end`). What reached a person meanwhile is compared as text: messages
-to the webhook, and what `batch status` and `batch nodes` say.
+Each story ends with the same check (`Story.check_end`). What reached a person meanwhile is compared
+as text: messages to the webhook, and what `batch status` and `batch nodes` say.
 """
 
 from __future__ import annotations
@@ -103,8 +104,10 @@ def down(cause: str | None = None) -> str:
     """What reaches a person after an outage of all services, or of the ledger (`cause`)."""
     why = f": the ledger could not be used ({cause})" if cause is not None else ""
     return (
-        f"opened down : no service fired from TIME to TIME UTC (SOME TIME){why}. N slots of 12 tasks (long, short0, "
-        "short1, short2, short3, …) did not run; `batch night` lists them, `batch backfill` runs them."
+        f"opened down : no service fired from TIME to TIME UTC (SOME TIME){why}. N slots of 12 "
+        "tasks (long, short0, "
+        "short1, short2, short3, …) did not run; `batch night` lists them, `batch backfill` runs "
+        "them."
     )
 
 
@@ -176,16 +179,24 @@ class Story:
             node.process.wait()
         self._stack.close()
 
-    def start(self, *names: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = ()) -> None:
+    def start(
+        self, *names: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = ()
+    ) -> None:
         """Start these nodes, one after another, until each is ready."""
         for name in names:
             self.launch(name, settings=settings, command=command)
             self.until_ready(self.nodes[name], START_SECONDS)
 
     def launch(
-        self, name: str, settings: Mapping[str, str] | None = None, command: tuple[str, ...] = (), waits: bool = True
+        self,
+        name: str,
+        settings: Mapping[str, str] | None = None,
+        command: tuple[str, ...] = (),
+        waits: bool = True,
     ) -> Node:
-        """Start a node until its port is known. `waits=False`: return at once, after a start from nothing."""
+        """Start a node until its port is known. `waits=False`: return at once, after a start from
+        nothing.
+        """
         number = len(list(self.folder.glob(f"{name}.*.log")))
         log = self.folder / f"{name}.{number}.log"
         env = environment({**self.settings, "BATCH_ALERT_WEBHOOK": self._inbox, **(settings or {})})
@@ -194,11 +205,17 @@ class Story:
             if waits and not command:
                 process = preloaded.start(SERVE, self.folder, env, file, file)
             else:
-                process = subprocess.Popen(command or SERVE, cwd=self.folder, env=env, stdout=file, stderr=file)
+                process = subprocess.Popen(
+                    command or SERVE, cwd=self.folder, env=env, stdout=file, stderr=file
+                )
         node = self.nodes[name] = Node(name, process, log)
         if not waits:
             return node
-        found = self.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", node.said), START_SECONDS, f"{name} listens")
+        found = self.until(
+            lambda: re.search(r"http://127\.0\.0\.1:\d+", node.said),
+            START_SECONDS,
+            f"{name} listens",
+        )
         node.at = found[0]
         return node
 
@@ -218,35 +235,49 @@ class Story:
     def request_runs(self, task: str, number: int = 1, seconds: float = 60.0) -> None:
         """Start runs of a task by the API of the first node that lives."""
         if self._token is None:
-            self._token = self.batch("token", "create", "story", "--role", "operator").splitlines()[0]
+            self._token = self.batch("token", "create", "story", "--role", "operator").splitlines()[
+                0
+            ]
         node = next(node for node in self.nodes.values() if node.is_alive)
         headers = {"Authorization": f"Bearer {self._token}"}
         with httpx.Client(headers=headers, trust_env=False, timeout=seconds) as client:
             for _ in range(number):
-                while (answer := client.post(f"{node.at}/api/v1/tasks/{task}/runs", json={})).status_code == 429:
+                while (
+                    answer := client.post(f"{node.at}/api/v1/tasks/{task}/runs", json={})
+                ).status_code == 429:
                     time.sleep(float(answer.headers["Retry-After"]))
                 answer.raise_for_status()
 
     def is_running(self, task: str) -> bool:
-        """Whether a run of this task has begun a moment ago, so that it goes on for some seconds."""
+        """Whether a run of this task has begun a moment ago, so that it goes on for some
+        seconds.
+        """
         lines = [line for line in self.witness() if line[1] == task]
         return bool(lines) and lines[-1][0] == "began" and self.now() - float(lines[-1][5]) < 2
 
     def batch(self, *words: str, code: int | None = 0, within: float = 120.0) -> str:
         """What the command prints. `code`: its exit code; None: any."""
-        done = preloaded.run([*self.prefix, *BATCH, *words], self.folder, environment(self.settings), within=within)
-        assert code is None or done.returncode == code, f"batch {' '.join(words)}: {done.stdout}\n{done.stderr}"
+        done = preloaded.run(
+            [*self.prefix, *BATCH, *words], self.folder, environment(self.settings), within=within
+        )
+        assert code is None or done.returncode == code, (
+            f"batch {' '.join(words)}: {done.stdout}\n{done.stderr}"
+        )
         return done.stdout + done.stderr
 
-    def until(self, condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:
-        """Wait until `condition()` is true, and return what it gave; fail with all logs after this many seconds.
+    def until(
+        self, condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]
+    ) -> Any:
+        """Wait until `condition()` is true, and return what it gave; fail with all logs after this
+        many seconds.
 
         `what` was waited for, or a function that says it when the time is over.
         """
         give_up_at = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < give_up_at, (
-                f"not within {seconds:g} s: {what if isinstance(what, str) else what()}\n{self.logs()}"
+                f"not within {seconds:g} s: "
+                f"{what if isinstance(what, str) else what()}\n{self.logs()}"
             )
             time.sleep(0.25)
         return found
@@ -268,12 +299,15 @@ class Story:
         return datetime.now(UTC)
 
     def wait(self, seconds: float) -> None:
-        """Let the trouble last. A story waits by the clock: its subject is what happens while time passes."""
+        """Let the trouble last. A story waits by the clock: its subject is what happens while time
+        passes.
+        """
         time.sleep(seconds)
 
     def logs(self, most: int = 4_000) -> str:
         return "\n".join(
-            f"--- {name} ({node.process.poll()})\n{node.said[-most:]}" for name, node in self.nodes.items()
+            f"--- {name} ({node.process.poll()})\n{node.said[-most:]}"
+            for name, node in self.nodes.items()
         )
 
     def count_runs(self, task: str, state: str) -> int:
@@ -281,14 +315,25 @@ class Story:
         return int(self.rows(query, task=task, state=state)[0]["n"])
 
     def rows(self, statement: str, of: str = "LEDGER_URL", **values: Any) -> list[dict[str, Any]]:
-        """The rows that a query finds in the ledger, or in the application's database (`of="DATABASE_URL"`)."""
+        """The rows that a query finds in the ledger, or in the application's database
+        (`of="DATABASE_URL"`).
+        """
 
         async def ask() -> list[dict[str, Any]]:
-            urls = {"DATABASE_URL": self.settings.get("DATABASE_URL", f"sqlite+aiosqlite:///{self.folder}/app.db")}
-            urls["LEDGER_URL"] = self.settings.get("LEDGER_URL", urls["DATABASE_URL"].replace("/app.db", "/ledger.db"))
+            urls = {
+                "DATABASE_URL": self.settings.get(
+                    "DATABASE_URL", f"sqlite+aiosqlite:///{self.folder}/app.db"
+                )
+            }
+            urls["LEDGER_URL"] = self.settings.get(
+                "LEDGER_URL", urls["DATABASE_URL"].replace("/app.db", "/ledger.db")
+            )
             database = Database(urls[of], setting=of, pooled=False)
             async with database.reader.connect() as connection:
-                return [dict(row) for row in (await connection.execute(text(statement), values)).mappings()]
+                return [
+                    dict(row)
+                    for row in (await connection.execute(text(statement), values)).mappings()
+                ]
 
         return wait_for(ask())
 
@@ -297,24 +342,35 @@ class Story:
     def ended_since(self, at: float) -> set[str]:
         """The tasks of which a run has begun and ended since this instant (boot time)."""
         lines = self.witness()
-        begun = {(line[2], line[3]) for line in lines if line[0] == "began" and float(line[5]) >= at}
+        begun = {
+            (line[2], line[3]) for line in lines if line[0] == "began" and float(line[5]) >= at
+        }
         return {line[1] for line in lines if line[0] == "ended" and (line[2], line[3]) in begun}
 
     def witness(self) -> list[list[str]]:
         try:
-            return [line.split() for line in (self.folder / "witness").read_text().splitlines() if line.count(" ") == 5]
+            return [
+                line.split()
+                for line in (self.folder / "witness").read_text().splitlines()
+                if line.count(" ") == 5
+            ]
         except FileNotFoundError:
             return []
 
     # The end of each story.
 
     def check_end(self, tasks: set[str] | None = None, gaps: bool = True) -> None:
-        """Everything fires again by itself within 30 seconds, and what the ledger says about the trouble is true.
+        """Everything fires again by itself within 30 seconds, and what the ledger says about the
+        trouble is true.
 
         `tasks`: those that fire again; None: all twelve.
         """
         over_at = boottime()
-        wanted = tasks if tasks is not None else {"tick", "long", *(f"short{number}" for number in range(10))}
+        wanted = (
+            tasks
+            if tasks is not None
+            else {"tick", "long", *(f"short{number}" for number in range(10))}
+        )
         self.until(lambda: self.ended_since(over_at) >= wanted, END_SECONDS, f"all fire: {wanted}")
         for node in self.nodes.values():
             if node.is_alive:
@@ -324,18 +380,38 @@ class Story:
         since = self.began.isoformat()
         self.account = json.loads(self.batch("account", "--since", since, "--json"))
         self.check_night(since)
-        print(self.told(), self.status(), self.batch("nodes"), self.night["sentence"], self.logs(), sep="\n\n")
+        print(
+            self.told(),
+            self.status(),
+            self.batch("nodes"),
+            self.night["sentence"],
+            self.logs(),
+            sep="\n\n",
+        )
 
     def check_night(self, since: str) -> None:
-        """The classes of Night add up to the slots that were due, and none of them is unaccounted for."""
+        """The classes of Night add up to the slots that were due, and none of them is unaccounted
+        for.
+        """
         self.night = json.loads(self.batch("night", "--since", since, "--json", code=None))
         counts = self.night["slots"]
-        classes = ("succeeded", "failed", "cancelled", "skipped", "missed", "paused", "active", "unaccounted")
+        classes = (
+            "succeeded",
+            "failed",
+            "cancelled",
+            "skipped",
+            "missed",
+            "paused",
+            "active",
+            "unaccounted",
+        )
         assert counts["due"] == sum(counts[name] for name in classes), counts
         assert counts["unaccounted"] == 0, counts
 
     def check_doubles(self) -> None:
-        """No run was executed by two processes at a time, unless the first one was dead, frozen or blocked."""
+        """No run was executed by two processes at a time, unless the first one was dead, frozen or
+        blocked.
+        """
         by_run: dict[str, list[list[str]]] = defaultdict(list)
         last_line: dict[int, float] = {}
         for line in self.witness():
@@ -350,15 +426,24 @@ class Story:
                 end = min([*ends, self.deaths.get(pid, float("inf"))])
                 if pid not in living:  # a killed process may have died long before the story saw it
                     end = min(end, last_line[pid])
-                was_frozen = any(p == pid and since < at < until + LEASE_SECONDS for p, since, until in self.frozen)
-                assert at >= end or was_frozen, f"the run {run} was executed twice at a time: {lines}\n{self.logs()}"
+                was_frozen = any(
+                    p == pid and since < at < until + LEASE_SECONDS
+                    for p, since, until in self.frozen
+                )
+                assert at >= end or was_frozen, (
+                    f"the run {run} was executed twice at a time: {lines}\n{self.logs()}"
+                )
 
     def told(self) -> str:
-        """What reached a person by the webhook: a line for each event, without times, ids and numbers of processes."""
+        """What reached a person by the webhook: a line for each event, without times, ids and
+        numbers of processes.
+        """
         return "\n".join(plain(message) for message in self.messages)
 
     def check_told(self, *lines: str, headline: str | None = "Nothing needs you.") -> None:
-        """What has reached a person is these lines, each once. `headline`: how `batch status` ends; None: anyhow."""
+        """What has reached a person is these lines, each once. `headline`: how `batch status` ends;
+        None: anyhow.
+        """
         expected = "\n".join(lines)
         give_up_at = time.monotonic() + TOLD_SECONDS
         while self.told() != expected and time.monotonic() < give_up_at:
@@ -406,8 +491,14 @@ def _inbox(messages: list[str]) -> Iterator[str]:
             for event in body["events"]:
                 incident, problem = event["incident"], event.get("problem")
                 if problem is None or problem["first"] == incident["id"]:
-                    of = f"{problem['tasks']} tasks" if problem is not None else incident.get("task") or ""
-                    messages.append(f"{event['event']} {incident.get('kind')} {of}: {incident.get('text')}")
+                    of = (
+                        f"{problem['tasks']} tasks"
+                        if problem is not None
+                        else incident.get("task") or ""
+                    )
+                    messages.append(
+                        f"{event['event']} {incident.get('kind')} {of}: {incident.get('text')}"
+                    )
             self.send_response(200)
             self.end_headers()
 

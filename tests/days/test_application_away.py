@@ -28,7 +28,9 @@ class Reader{number}(BaseTask):
 """
 
 
-def test_200_tasks_fail_with_one_error_which_is_one_problem(server: OwnServer, tmp_path: Path) -> None:
+def test_200_tasks_fail_with_one_error_which_is_one_problem(
+    server: OwnServer, tmp_path: Path
+) -> None:
     """What needs no database goes on, and one message says what is wrong with all others."""
     readers = "".join(READER.format(number=number) for number in range(200))
     with OwnServer(find_binaries(), fast=True) as other:

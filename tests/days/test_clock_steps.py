@@ -15,38 +15,56 @@ pytestmark = pytest.mark.days
 
 HOUR, DAY = 3_600.0, 86_400.0
 AHEAD = (
-    "clock : the clock was ahead, up to TIME UTC: 12 tasks fire again after TIME UTC (long, short0, short1, "
-    "short2, short3, short4, short5, short6, short7, short8, …); `batch resume --ahead` lets them fire now"
+    "clock : the clock was ahead, up to TIME UTC: 12 tasks fire again after TIME UTC (long, "
+    "short0, short1, "
+    "short2, short3, short4, short5, short6, short7, short8, …); `batch resume --ahead` lets "
+    "them fire now"
 )
 
 
 @pytest.mark.parametrize("seconds", [HOUR, DAY])
-def test_the_clock_of_the_only_machine_is_ahead_for_a_minute(tmp_path: Path, seconds: float) -> None:
-    """On SQLite the clock of the machine is that of the ledger. Afterwards one command lets the tasks fire again."""
+def test_the_clock_of_the_only_machine_is_ahead_for_a_minute(
+    tmp_path: Path, seconds: float
+) -> None:
+    """On SQLite the clock of the machine is that of the ledger. Afterwards one command lets the
+    tasks fire again.
+    """
     with Story(tmp_path / "story", {}) as story:
         wrong = WrongClock(tmp_path / "wrong")
         story.start("a", settings=wrong.settings, command=SERVE)
         story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
         wrong.set(seconds)
         since = story.now()
-        story.until(lambda: len(story.ended_since(since)) == 12, 30, "they fire by the clock that is ahead")
+        story.until(
+            lambda: len(story.ended_since(since)) == 12, 30, "they fire by the clock that is ahead"
+        )
         story.wait(45)
         wrong.set(0.0)
-        story.until(lambda: "clock" in (story.nodes["a"].readiness() or {}), 30, "it says that nothing fires")
-        story.until(lambda: any("opened clock" in told for told in story.messages), 60, "so does a message")
+        story.until(
+            lambda: "clock" in (story.nodes["a"].readiness() or {}),
+            30,
+            "it says that nothing fires",
+        )
+        story.until(
+            lambda: any("opened clock" in told for told in story.messages), 60, "so does a message"
+        )
         assert "`batch resume --ahead` lets them fire now" in story.status()
         story.batch("resume", "--ahead")
         story.check_end()
         story.check_told(
-            "opened down : the clock was set forward from TIME to TIME UTC (SOME TIME). N slots of 12 tasks (long, "
-            "short0, short1, short2, short3, …) did not run; `batch night` lists them, `batch backfill` runs them.",
+            "opened down : the clock was set forward from TIME to TIME UTC (SOME TIME). N slots "
+            "of 12 tasks (long, "
+            "short0, short1, short2, short3, …) did not run; `batch night` lists them, `batch "
+            "backfill` runs them.",
             f"opened {AHEAD}",
             f"closed {AHEAD}",
             headline=MISSED,
         )
 
 
-def test_the_clock_of_one_node_steps_and_that_of_the_server_decides(server: OwnServer, tmp_path: Path) -> None:
+def test_the_clock_of_one_node_steps_and_that_of_the_server_decides(
+    server: OwnServer, tmp_path: Path
+) -> None:
     with Story(tmp_path / "story", {"DATABASE_URL": wait_for(server.create_database())}) as story:
         wrong = WrongClock(tmp_path / "wrong")
         story.start("a", settings=wrong.settings, command=SERVE)
@@ -68,7 +86,11 @@ def test_the_clock_of_the_only_machine_is_set_back_by_an_hour(tmp_path: Path) ->
         story.start("a", settings=wrong.settings, command=SERVE)
         story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
         wrong.set(-HOUR)
-        story.until(lambda: "clock" in (story.nodes["a"].readiness() or {}), 30, "it says that nothing fires")
+        story.until(
+            lambda: "clock" in (story.nodes["a"].readiness() or {}),
+            30,
+            "it says that nothing fires",
+        )
         story.wait(60)
         wrong.set(0.0)
         story.check_end()

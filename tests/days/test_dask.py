@@ -1,4 +1,6 @@
-"""Runs on a Dask cluster of which a worker freezes, another one vanishes, or the scheduler is killed. On PostgreSQL."""
+"""Runs on a Dask cluster of which a worker freezes, another one vanishes, or the scheduler is
+killed. On PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,14 @@ class OnDask(BaseTask):
 '''
 
 
-SCHEDULER = ("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--no-dashboard", "--port")
+SCHEDULER = (
+    "-m",
+    "distributed.cli.dask_scheduler",
+    "--host",
+    "127.0.0.1",
+    "--no-dashboard",
+    "--port",
+)
 WORKER = ("-m", "distributed.cli.dask_worker", "--nthreads", "2", "--no-dashboard")
 
 
@@ -45,10 +54,17 @@ def cluster(story: Story) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     command = [sys.executable, "-m", "tests.dask.cluster", "2", "2"]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, cwd=story.folder, env=environment(story.settings), stdout=file, stderr=file, start_new_session=True
+            command,
+            cwd=story.folder,
+            env=environment(story.settings),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
     try:
-        found = story.until(lambda: re.search(r"tcp://\S+", log.read_text()), 60, "the cluster has an address")
+        found = story.until(
+            lambda: re.search(r"tcp://\S+", log.read_text()), 60, "the cluster has an address"
+        )
         yield process, found[0].replace("tcp", "dask")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -80,16 +96,23 @@ def worker_of_last_run(story: Story) -> int:
 
 
 def test_a_worker_freezes_and_another_one_vanishes(server: OwnServer, tmp_path: Path) -> None:
-    """Runs go on in the other worker; when both are gone they wait, and it is told that nobody serves the pool."""
+    """Runs go on in the other worker; when both are gone they wait, and it is told that nobody
+    serves the pool.
+    """
     url = wait_for(server.create_database())
-    with Story(tmp_path / "story", {"DATABASE_URL": url}, TWELVE + ON_DASK) as story, cluster(story) as (_, address):
+    with (
+        Story(tmp_path / "story", {"DATABASE_URL": url}, TWELVE + ON_DASK) as story,
+        cluster(story) as (_, address),
+    ):
         story.settings["BATCH_POOL_CPU"] = address
         story.start("a", "b")
         story.until(lambda: "on-dask" in story.ended_since(0), 120, "runs end in workers")
         frozen, since = worker_of_last_run(story), story.now()
         os.kill(frozen, signal.SIGSTOP)
         story.wait(60)
-        story.until(lambda: "on-dask" in story.ended_since(since + 50), 60, "runs end in the other worker")
+        story.until(
+            lambda: "on-dask" in story.ended_since(since + 50), 60, "runs end in the other worker"
+        )
         os.kill(frozen, signal.SIGCONT)
         story.frozen.append((frozen, since, story.now()))
         os.kill(worker_of_last_run(story), signal.SIGKILL)
@@ -101,7 +124,9 @@ def test_a_worker_freezes_and_another_one_vanishes(server: OwnServer, tmp_path: 
 
 
 def test_the_scheduler_is_killed_for_two_minutes(server: OwnServer, tmp_path: Path) -> None:
-    """Its workers end with it. Runs wait, which is told, and go on in the workers of the next one."""
+    """Its workers end with it. Runs wait, which is told, and go on in the workers of the next
+    one.
+    """
     url, port = wait_for(server.create_database()), str(free_port())
     with Story(tmp_path / "story", {"DATABASE_URL": url}, TWELVE + ON_DASK) as story:
         address = f"tcp://127.0.0.1:{port}"
@@ -119,7 +144,9 @@ def test_the_scheduler_is_killed_for_two_minutes(server: OwnServer, tmp_path: Pa
             story.until(lambda: "on-dask" in story.ended_since(over), 60, "runs go on")
             story.check_end()
             unserved = (
-                "pool : no node serves pool cpu: 1 run of on-dask waits; start `batch work --pool cpu` on some "
-                "machine, or the Dask cluster that BATCH_POOL_CPU names, or set BATCH_POOL_CPU=process"
+                "pool : no node serves pool cpu: 1 run of on-dask waits; start `batch work "
+                "--pool cpu` on some "
+                "machine, or the Dask cluster that BATCH_POOL_CPU names, or set "
+                "BATCH_POOL_CPU=process"
             )
             story.check_told(f"opened {unserved}", f"closed {unserved}")

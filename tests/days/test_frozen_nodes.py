@@ -1,4 +1,6 @@
-"""A node is frozen for three minutes, by SIGSTOP or a debugger, in the middle of something, and then goes on."""
+"""A node is frozen for three minutes, by SIGSTOP or a debugger, in the middle of something, and
+then goes on.
+"""
 
 from __future__ import annotations
 
@@ -80,16 +82,22 @@ def tasks(moment: str) -> str:
 
 
 def test_a_node_is_frozen_for_three_minutes_in_the_middle_of_it(story: Story, moment: str) -> None:
-    """The other node does all of its work. On SQLite it has to kill one that holds the lock of the ledger meanwhile."""
+    """The other node does all of its work. On SQLite it has to kill one that holds the lock of the
+    ledger meanwhile.
+    """
     story.settings["FREEZE"] = moment
     story.start("a", "b")
     story.until(lambda: len(story.ended_since(0)) == 12, 30, "all twelve tasks run")
     (story.folder / "freeze").touch()
-    frozen = story.until(lambda: frozen_node(story, "work" if moment == "chunk" else "tick"), 60, "one is frozen")
+    frozen = story.until(
+        lambda: frozen_node(story, "work" if moment == "chunk" else "tick"), 60, "one is frozen"
+    )
     began = boottime()
     story.wait(FROZEN_SECONDS - 20)
     since = boottime()
-    story.until(lambda: len(story.ended_since(since)) == 12, 20, "the other node fires and runs everything")
+    story.until(
+        lambda: len(story.ended_since(since)) == 12, 20, "the other node fires and runs everything"
+    )
     assert "silent" in story.batch("nodes") or "lost" in story.batch("nodes")
     story.frozen.append((frozen.process.pid, began, boottime()))
     if moment != "chunk" and not story.settings.get("DATABASE_URL"):
@@ -99,9 +107,17 @@ def test_a_node_is_frozen_for_three_minutes_in_the_middle_of_it(story: Story, mo
     story.check_end()
     if moment == "chunk":
         (runs,) = story.rows("SELECT count(*) AS number FROM batch_runs WHERE task = 'work'")
-        story.until(lambda: story.count_runs("work", "succeeded") == runs["number"], 60, "the chunks are done")
-        done = story.rows("SELECT number, count(*) AS times FROM done GROUP BY number", of="DATABASE_URL")
-        assert {row["number"]: row["times"] for row in done} == dict.fromkeys(range(400), runs["number"])
+        story.until(
+            lambda: story.count_runs("work", "succeeded") == runs["number"],
+            60,
+            "the chunks are done",
+        )
+        done = story.rows(
+            "SELECT number, count(*) AS times FROM done GROUP BY number", of="DATABASE_URL"
+        )
+        assert {row["number"]: row["times"] for row in done} == dict.fromkeys(
+            range(400), runs["number"]
+        )
     story.check_told()  # the other node has done all of its work
 
 

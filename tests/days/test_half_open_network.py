@@ -1,4 +1,6 @@
-"""The network to PostgreSQL is half open: what is sent is acknowledged and forgotten, as by a load balancer."""
+"""The network to PostgreSQL is half open: what is sent is acknowledged and forgotten, as by a load
+balancer.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Deployment:
         urls = [url.set(host="127.0.0.1", port=port, query={}) for port in network.ports]
         self.urls = [each.render_as_string(hide_password=False) for each in urls]
         self.network = network
-        self.story = Story(folder / "story", {"DATABASE_URL": url.render_as_string(hide_password=False)})
+        self.story = Story(
+            folder / "story", {"DATABASE_URL": url.render_as_string(hide_password=False)}
+        )
 
     def start(self) -> Story:
         for name, url in zip(("a", "b"), self.urls, strict=True):

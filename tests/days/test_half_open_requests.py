@@ -1,6 +1,8 @@
-"""A thousand requests without a token: their headers are complete, and their bodies do not end before any limit.
+"""A thousand requests without a token: their headers are complete, and their bodies do not end
+before any limit.
 
-Meanwhile others are answered and every slot of each second gets its run, also where the process may open few files.
+Meanwhile others are answered and every slot of each second gets its run, also where the process may
+open few files.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ ATTACK_SECONDS = 45.0
 """Longer than the 30 seconds that a body may take."""
 REOPEN_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
-PATHS = ("/signin", "/preferences", "/api/v1/session", "/api/v1/runs/bulk", "/runs/bulk/retry", "/healthz")
+PATHS = (
+    "/signin",
+    "/preferences",
+    "/api/v1/session",
+    "/api/v1/runs/bulk",
+    "/runs/bulk/retry",
+    "/healthz",
+)
 """Those that anybody may ask and those that need a role, of programs and of people."""
 LIMITED = ("sh", "-c", 'ulimit -n 1024 && exec "$@"', "sh", *SERVE)
 
@@ -37,7 +46,8 @@ class Tick(BaseTask):
 
 
 class Attack:
-    """Half-open requests. Each sends a byte of its body now and then, and a new one takes the place of each that ends.
+    """Half-open requests. Each sends a byte of its body now and then, and a new one takes the place
+    of each that ends.
 
     `open`: how many the server has not ended.
     """
@@ -86,13 +96,19 @@ async def get(running: Service, path: str) -> int:
 
 def succeeded(folder: Path) -> int:
     with closing(sqlite3.connect(folder / "ledger.db", timeout=10)) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM batch_runs WHERE state = 'succeeded'").fetchone()
+        (count,) = connection.execute(
+            "SELECT count(*) FROM batch_runs WHERE state = 'succeeded'"
+        ).fetchone()
         return int(count)
 
 
 @pytest.mark.days
-@pytest.mark.parametrize("command", [SERVE, LIMITED], ids=["the default limit of files", "1,024 files"])
-async def test_half_open_requests_stop_neither_answers_nor_runs(tmp_path: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "command", [SERVE, LIMITED], ids=["the default limit of files", "1,024 files"]
+)
+async def test_half_open_requests_stop_neither_answers_nor_runs(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
     raise_file_limit()
     (tmp_path / "tasks" / "tick.py").write_text(TICK)
     with service(tmp_path, command) as running:
@@ -102,15 +118,21 @@ async def test_half_open_requests_stop_neither_answers_nor_runs(tmp_path: Path, 
             before = await asyncio.to_thread(succeeded, tmp_path)
             while time.monotonic() - began_at < ATTACK_SECONDS:
                 most = max(most, attack.open)
-                assert [await get(running, path) for path in ("/healthz", "/readyz", "/signin")] == [200] * 3
+                assert [
+                    await get(running, path) for path in ("/healthz", "/readyz", "/signin")
+                ] == [200] * 3
                 await asyncio.sleep(1)
             ran = await asyncio.to_thread(succeeded, tmp_path) - before
         assert most > ATTACKERS / 5, "the attack did not reach the server"
         assert ran > ATTACK_SECONDS - 10, f"{ran} runs in {ATTACK_SECONDS:g} seconds"
 
-        async with httpx.AsyncClient(base_url=running.url, timeout=ANSWER_SECONDS, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=running.url, timeout=ANSWER_SECONDS, trust_env=False
+        ) as client:
             headers = {"Authorization": f"Bearer {secret}"}
-            assert (await client.post("/api/v1/tasks/tick/runs", json={}, headers=headers)).status_code == 202
+            assert (
+                await client.post("/api/v1/tasks/tick/runs", json={}, headers=headers)
+            ).status_code == 202
             assert (await client.post("/signin", data={"secret": secret})).status_code == 303
         account = batch(tmp_path, "account", "--since", "1m")
         assert account.returncode == 0, account.stdout

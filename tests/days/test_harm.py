@@ -1,4 +1,6 @@
-"""Tasks that harm their node: by the ledger's lock, by memory, by children that stay, and by all threads."""
+"""Tasks that harm their node: by the ledger's lock, by memory, by children that stay, and by all
+threads.
+"""
 
 from __future__ import annotations
 
@@ -80,36 +82,47 @@ class Eating(BaseTask):
 def test_a_run_that_eats_the_memory_of_the_service_waits_longer_each_time(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """A supervisor starts each killed process again. The others go on, and it is told which run it was."""
+    """A supervisor starts each killed process again. The others go on, and it is told which run it
+    was.
+    """
     with Story(tmp_path / "story", settings, TWELVE + EATING) as story:
         story.start("a", "b")
         story.until(lambda: len(story.ended_since(0)) >= 12, 30, "the others run")
         story.request_runs("eating")
         story.until(lambda: has_begun(story, "eating", 4), 150, "it was tried four times")
-        begun = [float(line[5]) for line in story.witness() if line[0] == "began" and line[1] == "eating"]
+        begun = [
+            float(line[5]) for line in story.witness() if line[0] == "began" and line[1] == "eating"
+        ]
         waits = [second - first for first, second in pairwise(begun)]
         assert waits[0] < 25 < waits[1] < 55 < waits[2], waits
-        story.until(lambda: has_begun(story, "eating", 4) and all_live(story), 60, "the nodes live again")
+        story.until(
+            lambda: has_begun(story, "eating", 4) and all_live(story), 60, "the nodes live again"
+        )
         since = story.now()
         story.until(lambda: len(story.ended_since(since)) >= 12, 30, "the others go on")
         story.batch("cancel", "eating", code=None)
         story.check_end()
         story.check_told(
-            "opened failed eating: the node was lost while it ran, 2 times without progress: it goes on after 30 s",
+            "opened failed eating: the node was lost while it ran, 2 times without progress: it "
+            "goes on after 30 s",
             f"opened node : {CRASHES}",
-            "closed failed eating: the node was lost while it ran, 4 times without progress: it goes on after 120 s",
+            "closed failed eating: the node was lost while it ran, 4 times without progress: it "
+            "goes on after 120 s",
             headline=f"problem: crashes of HOST: {CRASHES}",
         )
 
 
 CRASHES = (
-    "N services on HOST have ended within 10 minutes without saying so, the last one with pid N: look at its log, and "
+    "N services on HOST have ended within 10 minutes without saying so, the last one with pid N: "
+    "look at its log, and "
     "whether its machine has enough memory"
 )
 
 
 def has_begun(story: Story, task: str, times: int) -> bool:
-    """Whether runs of the task have begun so often. Nodes that were killed are started, as by a supervisor."""
+    """Whether runs of the task have begun so often. Nodes that were killed are started, as by a
+    supervisor.
+    """
     for name, node in story.nodes.items():
         if not node.is_alive:
             story.deaths[node.process.pid] = story.now()
@@ -121,15 +134,23 @@ def all_live(story: Story) -> bool:
     return all(node.is_alive for node in story.nodes.values())
 
 
-def test_a_run_that_holds_the_lock_of_the_ledger_for_45_seconds_waits_longer_each_time(tmp_path: Path) -> None:
-    """It is not resumed at once, again and again: the slots of the others fire in between, and an incident names it."""
+def test_a_run_that_holds_the_lock_of_the_ledger_for_45_seconds_waits_longer_each_time(
+    tmp_path: Path,
+) -> None:
+    """It is not resumed at once, again and again: the slots of the others fire in between, and an
+    incident names it.
+    """
     with Story(tmp_path / "story", {}, TWELVE + LOCKING) as story:
         story.start("a")
         story.until(lambda: len(story.ended_since(0)) >= 12, 30, "the others run")
         story.request_runs("locking")
         lost = "SELECT id FROM batch_runs WHERE task = 'locking' AND losses = 3"
         story.until(lambda: story.rows(lost), 300, "it pays the third time")
-        begun = [float(line[5]) for line in story.witness() if line[0] == "began" and line[1] == "locking"]
+        begun = [
+            float(line[5])
+            for line in story.witness()
+            if line[0] == "began" and line[1] == "locking"
+        ]
         assert len(begun) == 3, begun
         waits = [second - first for first, second in pairwise(begun)]
         assert waits[0] > 45 + 25, waits
@@ -160,6 +181,8 @@ def test_200_runs_that_hold_all_threads_are_said_to_do_so(tmp_path: Path) -> Non
         story.start("a")
         story.request_runs("filling", 200)
         since = story.now()
-        story.until(lambda: "no thread is free" in story.nodes["a"].get("/readyz").text, 60, "it says so")
+        story.until(
+            lambda: "no thread is free" in story.nodes["a"].get("/readyz").text, 60, "it says so"
+        )
         assert "no thread is free" in story.nodes["a"].said
         assert len(story.ended_since(since)) >= 12  # what runs on the event loop goes on

@@ -17,14 +17,17 @@ def test_a_node_is_killed_and_started_again_every_20_seconds(story: Story) -> No
         story.kill("a")
         story.start("a")
     since = boottime()
-    story.until(lambda: len(story.ended_since(since)) == 12, 30, "the other node fires and runs everything")
+    story.until(
+        lambda: len(story.ended_since(since)) == 12, 30, "the other node fires and runs everything"
+    )
     said = story.batch("nodes")
     assert said.count("lost") == 8, said
     events = story.batch("changes")
     assert events.count("node.lost") == 8, events
     story.check_end()
     assert story.told() == (
-        "opened node : N services on HOST have ended within 10 minutes without saying so, the last one with pid N: "
+        "opened node : N services on HOST have ended within 10 minutes without saying so, the "
+        "last one with pid N: "
         "look at its log, and whether its machine has enough memory"
     )
     assert "N services on HOST have ended" in story.status()

@@ -58,7 +58,9 @@ def test_three_failed_slots_are_retried_in_bulk_while_todays_slots_fire(story: S
     story.batch("retry", "--task", "extract", "--state", "failed", "--yes")
     story.until(lambda: story.count_runs("extract", "failed") == 0, 30, "they have succeeded")
     story.until(
-        lambda: story.count_runs("load", "skipped") + story.count_runs("load", "waiting") <= 1, 90, "so has what waits"
+        lambda: story.count_runs("load", "skipped") + story.count_runs("load", "waiting") <= 1,
+        90,
+        "so has what waits",
     )
     story.check_end()
     assert story.told() == (
@@ -71,7 +73,9 @@ def test_three_failed_slots_are_retried_in_bulk_while_todays_slots_fire(story: S
 
 
 def test_a_deploy_renames_what_is_retried_and_is_waited_for(story: Story) -> None:
-    """The slots of today follow the new name. A person cancels the runs of the old one that are left."""
+    """The slots of today follow the new name. A person cancels the runs of the old one that are
+    left.
+    """
     let_three_fail(story)
     (story.folder / "slow-extract").touch()
     story.batch("retry", "--task", "extract", "--state", "failed", "--yes")
@@ -79,13 +83,16 @@ def test_a_deploy_renames_what_is_retried_and_is_waited_for(story: Story) -> Non
     story.deploy(TWELVE + PAIR.replace('"extract"', '"source"'), "a", "b")
     since = story.now()
     story.until(lambda: {"source", "load"} <= story.ended_since(since), 60, "both run again")
-    left = sum(story.count_runs("extract", state) for state in ("queued", "interrupted", "retrying"))
+    left = sum(
+        story.count_runs("extract", state) for state in ("queued", "interrupted", "retrying")
+    )
     assert left, "the deploy came too late"
     assert re.search(rf"queued +{left}\b", story.batch("status", code=None))
     story.batch("cancel", "--task", "extract", "--yes")
     story.check_end()
     failed = "failed extract: RuntimeError: the source does not answer"
-    first = "kept_back load: source had no slot before this one"  # if a slot of `load` came due before the first of it
+    # If a slot of `load` came due before the first of it
+    first = "kept_back load: source had no slot before this one"
     allowed = {f"{what} {text}" for what in ("opened", "closed") for text in (failed, first)}
     story.until(lambda: f"closed {failed}" in story.messages, 45, f"it is told: {story.told()}")
     assert set(story.messages) <= allowed

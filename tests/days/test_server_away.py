@@ -35,7 +35,9 @@ def test_the_server_is_away_for_130_seconds(server: OwnServer, tmp_path: Path) -
         story.check_told(down("its server can't be reached"), headline=MISSED)
         for node in story.nodes.values():
             begins = [line for line in node.said.splitlines() if "the ledger can't be used" in line]
-            ends = [line for line in node.said.splitlines() if "the ledger is reachable again" in line]
+            ends = [
+                line for line in node.said.splitlines() if "the ledger is reachable again" in line
+            ]
             assert (len(begins), len(ends)) == (1, 1), node.said
 
 

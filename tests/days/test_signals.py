@@ -22,10 +22,15 @@ AT_ONCE = 6.0
 def test_a_signal_at_any_time_ends_the_service_in_order_and_a_second_one_at_once(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """A run of seven seconds has time to end; whatever is interrupted goes on when the service starts again."""
+    """A run of seven seconds has time to end; whatever is interrupted goes on when the service
+    starts again.
+    """
     moments = [0.05, 0.2, 0.5, 1.0, 2.0]
     with ThreadPoolExecutor(len(moments) + 2) as threads:
-        early = [threads.submit(signal_early, tmp_path / f"early{moment}", number, moment) for moment in moments]
+        early = [
+            threads.submit(signal_early, tmp_path / f"early{moment}", number, moment)
+            for moment in moments
+        ]
         once = threads.submit(signal_while_it_runs, tmp_path / "once", number, False)
         twice = threads.submit(signal_while_it_runs, tmp_path / "twice", number, True)
         assert all(each.result() < AT_ONCE for each in early)

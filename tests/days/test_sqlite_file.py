@@ -1,4 +1,6 @@
-"""The file of the SQLite ledger: its disk is full, somebody has locked it, it is deleted, or a reader never ends."""
+"""The file of the SQLite ledger: its disk is full, somebody has locked it, it is deleted, or a
+reader never ends.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_a_reader_of_the_ledger_never_ends(files: Story) -> None:
 
 
 def test_the_file_is_deleted(files: Story) -> None:
-    """What is written to a deleted file is lost, so the process ends, and the next one begins with a new ledger."""
+    """What is written to a deleted file is lost, so the process ends, and the next one begins with
+    a new ledger.
+    """
     for name in list(Path(ledger_of(files)).parent.glob("ledger.db*")):
         name.unlink()
     assert files.nodes["a"].process.wait(60) == EXIT_CODE
@@ -79,12 +83,20 @@ def test_the_file_is_damaged(files: Story) -> None:
     assert len(critical) == 1, critical
 
 
-SMALL_DISK = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=16m small "$0" && shift && exec "$@"')
+SMALL_DISK = (
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    'mount -t tmpfs -o size=16m small "$0" && shift && exec "$@"',
+)
 
 
 @pytest.mark.parametrize(("seconds", "descriptors"), [(90, 1024), (300, 64)])
 def test_the_disk_is_full(tmp_path: Path, seconds: int, descriptors: int) -> None:
-    """While it is full nothing fires, and no descriptor is leaked: with few of them HTTP would be gone."""
+    """While it is full nothing fires, and no descriptor is leaked: with few of them HTTP would be
+    gone.
+    """
     disk = tmp_path / "story/disk"
     url = f"sqlite+aiosqlite:///{disk}/ledger.db"
     with Story(tmp_path / "story", {"LEDGER_URL": url}) as story:
@@ -100,7 +112,13 @@ def test_the_disk_is_full(tmp_path: Path, seconds: int, descriptors: int) -> Non
         assert "disk is full" in str(node.readiness())
         assert node.get("/healthz").status_code == 200
         (inside / "ballast").unlink()
-        story.prefix = ("nsenter", "--mount", "--target", str(node.process.pid), f"--wd={story.folder}")
+        story.prefix = (
+            "nsenter",
+            "--mount",
+            "--target",
+            str(node.process.pid),
+            f"--wd={story.folder}",
+        )
         story.check_end()
         story.check_told(down("its disk is full; make room there"), headline=MISSED)
         lines = [line for line in node.said.splitlines() if "can't be used" in line]

@@ -1,1 +1,3 @@
-"""A ledger of a made-up fortnight, for pictures and for trying things out: `python -m tests.demo FOLDER`."""
+"""A ledger of a made-up fortnight, for pictures and for trying things out: `python -m tests.demo
+FOLDER`.
+"""

@@ -1,4 +1,6 @@
-"""`python -m tests.demo FOLDER` makes the demonstration; with `--serve` it is served; see `--help`."""
+"""`python -m tests.demo FOLDER` makes the demonstration; with `--serve` it is served; see
+`--help`.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,16 @@ from tests.demo import files, making, serving
 def main() -> None:
     """The entry point."""
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the tasks and the databases are; it may be missing")
-    parser.add_argument("--serve", action="store_true", help="serve it, from the end of the story on")
+    parser.add_argument(
+        "folder", type=Path, help="where the tasks and the databases are; it may be missing"
+    )
+    parser.add_argument(
+        "--serve", action="store_true", help="serve it, from the end of the story on"
+    )
     parser.add_argument("--port", type=int, default=8000, help="the port to serve on")
-    parser.add_argument("command", nargs="*", help="a `batch` command to execute at the end of the story, after --")
+    parser.add_argument(
+        "command", nargs="*", help="a `batch` command to execute at the end of the story, after --"
+    )
     given = parser.parse_args()
     folder = given.folder.resolve()
     if not given.serve and not given.command:

@@ -1,4 +1,6 @@
-"""What happens to single runs of the story: they fail, are retried, are started by hand, or wait."""
+"""What happens to single runs of the story: they fail, are retried, are started by hand, or
+wait.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ SECOND = timedelta(seconds=1)
 
 @dataclass
 class Told:
-    """A slot whose run has failed. `says`: what its code logged before. `more`: values of its outcome.
+    """A slot whose run has failed. `says`: what its code logged before. `more`: values of its
+    outcome.
 
     `by` retries it `after` so long, which takes `again`. None: nobody does.
     """
@@ -49,7 +52,9 @@ class Told:
 
 
 def plan(stage: Stage, told: Told) -> None:
-    """Let a run fail, and be retried if somebody does that; otherwise the next success of its task is looked at."""
+    """Let a run fail, and be retried if somebody does that; otherwise the next success of its task
+    is looked at.
+    """
     stage.add(told.ended, partial(_fail, stage, told))
     if told.by is not None:
         stage.add(told.ended + told.after, partial(_retry, stage, told, told.by))
@@ -65,7 +70,9 @@ async def nothing() -> None:
 
 async def _fail(stage: Stage, told: Told) -> None:
     node = stage.node_at(told.started)
-    claimed = await stage.begin(stage.new(told.task, told.slot, told.slot + SHORTLY / 4), node, told.started)
+    claimed = await stage.begin(
+        stage.new(told.task, told.slot, told.slot + SHORTLY / 4), node, told.started
+    )
     told.run = claimed.id
     lines = [info(told.task, told.started + SECOND / 5, "begins")]
     if told.says is not None:
@@ -112,7 +119,9 @@ async def retry_both(stage: Stage, told: Sequence[Told], by: str) -> None:
 
 @dataclass(frozen=True)
 class ByHand:
-    """A run that a person starts. `cancelled`: why it is cancelled in the end; None: it succeeds."""
+    """A run that a person starts. `cancelled`: why it is cancelled in the end; None: it
+    succeeds.
+    """
 
     task: str
     at: datetime
@@ -133,7 +142,9 @@ async def _start(stage: Stage, run: ByHand) -> None:
         return
     node = stage.node_at(clock.now())
     claimed = await stage.claim(started.id, node)
-    stage.add(clock.now() + timedelta(seconds=run.seconds), partial(_cancel, stage, run, claimed, node))
+    stage.add(
+        clock.now() + timedelta(seconds=run.seconds), partial(_cancel, stage, run, claimed, node)
+    )
 
 
 async def _cancel(stage: Stage, run: ByHand, claimed: Claimed, node: str) -> None:

@@ -26,7 +26,9 @@ PINNED, DAMAGED = at("09-30 02:00"), at("10-15 02:00")
 
 
 def plan(stage: Stage, folder: Path) -> None:
-    """Let a backup be made and checked each night. In the end there are those of the last nights and some Sundays."""
+    """Let a backup be made and checked each night. In the end there are those of the last nights
+    and some Sundays.
+    """
     made = {(made.run["task"], made.run["slot"]): made for made in stage.made}
     kept = {LAST - timedelta(days=number) for number in range(NIGHTS)} | {PINNED}
     kept |= {LAST - timedelta(weeks=number) for number in range(SUNDAYS)}
@@ -39,7 +41,11 @@ def plan(stage: Stage, folder: Path) -> None:
         if taken in kept:
             files.write_backup(folder, facts.name, facts.size or 0)
         else:
-            stage.add(taken + timedelta(days=NIGHTS, minutes=7), partial(_remove, stage, facts.name), looks=False)
+            stage.add(
+                taken + timedelta(days=NIGHTS, minutes=7),
+                partial(_remove, stage, facts.name),
+                looks=False,
+            )
     stage.add(DAMAGED + timedelta(hours=31, minutes=20), partial(_fail, stage, _name(DAMAGED)))
     stage.add(DAMAGED + timedelta(days=2, minutes=10), nothing)
     pin = {"by": "mara", "at": "2026-09-30T07:12:00+00:00"}

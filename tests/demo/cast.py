@@ -1,4 +1,6 @@
-"""The tasks of the story: what each is called, when it runs, whose it is, and how long its runs take."""
+"""The tasks of the story: what each is called, when it runs, whose it is, and how long its runs
+take.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,11 @@ NO_VAT_ID = "jinja2.UndefinedError(\"'vat_id' is undefined in template invoice.h
 class Part:
     """A task of the story. Runs take about `usual` seconds; `spread` says how much that varies.
 
-    `items`: how many items a run has. `says`: what it logs. `attributes`: further ones of its class, with their values
-    as Python. `is_old`: it runs since the begin of the ledger. `flaky`: an error of first attempts, and how often they
-    have it. `raises`: the error of its runs since the deploy; it has a condition if it is not that of all runs.
-    `complains`: what it logs before, as Python.
+    `items`: how many items a run has. `says`: what it logs. `attributes`: further ones of its
+    class, with their values as Python. `is_old`: it runs since the begin of the ledger. `flaky`: an
+    error of first attempts, and how often they have it. `raises`: the error of its runs since the
+    deploy; it has a condition if it is not that of all runs. `complains`: what it logs before, as
+    Python.
     """
 
     name: str
@@ -65,7 +68,14 @@ _TOLD = (
         complains=repr(REFUSED),
     ),
     Part(
-        *("nightly_statements", "Render the statements of all customers", "30 2 * * *", 6_720, BERLIN, 0.06),
+        *(
+            "nightly_statements",
+            "Render the statements of all customers",
+            "30 2 * * *",
+            6_720,
+            BERLIN,
+            0.06,
+        ),
         items=48_112,
         says="rendered statements",
         owner="finance #finance-data",
@@ -82,7 +92,14 @@ _TOLD = (
         complains='f"order {order}: customer without vat_id, rendered nothing"',
     ),
     Part(
-        *("warehouse_export", "Export all stock movements to the warehouse", "0 */3 * * *", 5_880, "UTC", 0.08),
+        *(
+            "warehouse_export",
+            "Export all stock movements to the warehouse",
+            "0 */3 * * *",
+            5_880,
+            "UTC",
+            0.08,
+        ),
         items=8_200_000,
         says="exported movements",
         owner="warehouse #warehouse",
@@ -99,7 +116,15 @@ _TOLD = (
         flaky=(WAIT_FOR_FILE, 0.08),
         raises=WAIT_FOR_FILE,
     ),
-    Part("session_sweep", "End idle sessions", "*/5 * * * *", 7, items=310, says="ended", attributes=(_SKIP,)),
+    Part(
+        "session_sweep",
+        "End idle sessions",
+        "*/5 * * * *",
+        7,
+        items=310,
+        says="ended",
+        attributes=(_SKIP,),
+    ),
     Part(
         *("price_check", "Compare prices with those of the shop", "*/5 * * * *", 24),
         items=1_900,
@@ -120,7 +145,15 @@ _TOLD = (
         runbook=f"{WIKI}/orders-import",
         parameter="slot: datetime",
     ),
-    Part("cleanup_uploads", "Delete abandoned uploads", "*/30 * * * *", 45, items=88, says="deleted", owner="media"),
+    Part(
+        "cleanup_uploads",
+        "Delete abandoned uploads",
+        "*/30 * * * *",
+        45,
+        items=88,
+        says="deleted",
+        owner="media",
+    ),
     Part(
         *("email_digest", "Send the digest to all readers", "0 6 * * *", 560, BERLIN),
         items=18_400,
@@ -135,13 +168,32 @@ _TOLD = (
         owner="search #search",
         is_old=True,
     ),
-    Part("stock_levels", "Count the stock", "20 * * * *", 175, items=7_200, says="counted", owner="warehouse"),
-    Part("report_render", "Render a report for a customer", None, 420, items=1, says="rendered", owner="sales"),
+    Part(
+        "stock_levels",
+        "Count the stock",
+        "20 * * * *",
+        175,
+        items=7_200,
+        says="counted",
+        owner="warehouse",
+    ),
+    Part(
+        "report_render",
+        "Render a report for a customer",
+        None,
+        420,
+        items=1,
+        says="rendered",
+        owner="sales",
+    ),
 )
 _SHIPPED = (
     Part("backup", "Create a backup of the database", "0 2 * * *", 400, spread=0.05, is_old=True),
     Part(
-        *("restore_drill", "Restore the latest backup into a scratch database, and compare the counts"),
+        *(
+            "restore_drill",
+            "Restore the latest backup into a scratch database, and compare the counts",
+        ),
         *("0 4 * * *", 185),
         spread=0.05,
         is_old=True,
@@ -153,12 +205,60 @@ SHIPPED = tuple(part.name for part in _SHIPPED)
 _Row = tuple[str, str, str, float, int, str, str]
 _HOURLY: Sequence[_Row] = (
     ("currency_rates", "Fetch exchange rates", "0 * * * *", 12, 160, "fetched rates", "treasury"),
-    ("fraud_scores", "Score the new payments", "*/30 * * * *", 95, 720, "scored payments", "risk #risk"),
-    ("crm_sync", "Send changed customers to the CRM", "10 * * * *", 240, 1_300, "sent customers", "sales"),
-    ("mail_bounces", "Mark addresses that bounce", "10 * * * *", 8, 40, "marked addresses", "growth #growth"),
-    ("tracking_poll", "Ask the carriers where parcels are", "50 * * * *", 140, 2_600, "asked", "shop #shop-data"),
-    ("webhook_retries", "Send webhooks again that failed", "52 * * * *", 20, 17, "sent webhooks", "platform"),
-    ("cache_warm", "Warm the cache of the start page", "55 * * * *", 60, 900, "warmed pages", "platform"),
+    (
+        "fraud_scores",
+        "Score the new payments",
+        "*/30 * * * *",
+        95,
+        720,
+        "scored payments",
+        "risk #risk",
+    ),
+    (
+        "crm_sync",
+        "Send changed customers to the CRM",
+        "10 * * * *",
+        240,
+        1_300,
+        "sent customers",
+        "sales",
+    ),
+    (
+        "mail_bounces",
+        "Mark addresses that bounce",
+        "10 * * * *",
+        8,
+        40,
+        "marked addresses",
+        "growth #growth",
+    ),
+    (
+        "tracking_poll",
+        "Ask the carriers where parcels are",
+        "50 * * * *",
+        140,
+        2_600,
+        "asked",
+        "shop #shop-data",
+    ),
+    (
+        "webhook_retries",
+        "Send webhooks again that failed",
+        "52 * * * *",
+        20,
+        17,
+        "sent webhooks",
+        "platform",
+    ),
+    (
+        "cache_warm",
+        "Warm the cache of the start page",
+        "55 * * * *",
+        60,
+        900,
+        "warmed pages",
+        "platform",
+    ),
     (
         "catalog_sync",
         "Sync the catalogue with the PIM",
@@ -168,29 +268,200 @@ _HOURLY: Sequence[_Row] = (
         "synced products",
         "shop #shop-data",
     ),
-    ("search_suggest", "Count search terms", "45 * * * *", 75, 4_100, "counted terms", "search #search"),
-    ("inventory_diff", "Compare stock with the ERP", "0 * * * *", 160, 7_200, "compared products", "warehouse"),
-    ("exchange_feed", "Publish offers to marketplaces", "0 * * * *", 35, 2_200, "published offers", "partners"),
-    ("ticket_sla", "Escalate tickets that wait", "30 * * * *", 15, 12, "escalated tickets", "support"),
-    ("ads_spend", "Fetch what ads have cost", "35 * * * *", 50, 380, "fetched campaigns", "growth #growth"),
-    ("usage_meter", "Sum up the use of the API", "0 * * * *", 110, 9_800, "summed up calls", "platform"),
+    (
+        "search_suggest",
+        "Count search terms",
+        "45 * * * *",
+        75,
+        4_100,
+        "counted terms",
+        "search #search",
+    ),
+    (
+        "inventory_diff",
+        "Compare stock with the ERP",
+        "0 * * * *",
+        160,
+        7_200,
+        "compared products",
+        "warehouse",
+    ),
+    (
+        "exchange_feed",
+        "Publish offers to marketplaces",
+        "0 * * * *",
+        35,
+        2_200,
+        "published offers",
+        "partners",
+    ),
+    (
+        "ticket_sla",
+        "Escalate tickets that wait",
+        "30 * * * *",
+        15,
+        12,
+        "escalated tickets",
+        "support",
+    ),
+    (
+        "ads_spend",
+        "Fetch what ads have cost",
+        "35 * * * *",
+        50,
+        380,
+        "fetched campaigns",
+        "growth #growth",
+    ),
+    (
+        "usage_meter",
+        "Sum up the use of the API",
+        "0 * * * *",
+        110,
+        9_800,
+        "summed up calls",
+        "platform",
+    ),
     ("sla_report", "Measure response times", "0 * * * *", 65, 3_600, "measured", "platform"),
     ("geo_cache", "Refresh places of addresses", "0 * * * *", 85, 540, "refreshed places", "data"),
-    ("seo_sitemap", "Write the sitemap", "0 */2 * * *", 90, 31_000, "wrote addresses", "growth #growth"),
-    ("ab_results", "Evaluate the running experiments", "0 */2 * * *", 210, 23, "evaluated experiments", "data"),
-    ("ledger_reconcile", "Reconcile postings with the bank", "30 1-23/2 * * *", 1_500, 5_400, "reconciled", "finance"),
-    ("risk_limits", "Compute the limits of customers", "0 */6 * * *", 320, 48_112, "computed limits", "risk #risk"),
+    (
+        "seo_sitemap",
+        "Write the sitemap",
+        "0 */2 * * *",
+        90,
+        31_000,
+        "wrote addresses",
+        "growth #growth",
+    ),
+    (
+        "ab_results",
+        "Evaluate the running experiments",
+        "0 */2 * * *",
+        210,
+        23,
+        "evaluated experiments",
+        "data",
+    ),
+    (
+        "ledger_reconcile",
+        "Reconcile postings with the bank",
+        "30 1-23/2 * * *",
+        1_500,
+        5_400,
+        "reconciled",
+        "finance",
+    ),
+    (
+        "risk_limits",
+        "Compute the limits of customers",
+        "0 */6 * * *",
+        320,
+        48_112,
+        "computed limits",
+        "risk #risk",
+    ),
 )
 _SELDOM: Sequence[tuple[_Row, str]] = (
-    (("gdpr_erasure", "Erase customers who asked for it", "0 3 * * *", 260, 9, "erased", "legal"), BERLIN),
-    (("data_mart", "Build the tables for analysts", "30 4 * * *", 2_400, 2_100_000, "built rows", "data"), BERLIN),
-    (("kpi_mail", "Send the figures of yesterday", "0 7 * * *", 30, 42, "sent mails", "data"), BERLIN),
-    (("gl_posting", "Post the day to the general ledger", "30 23 * * *", 900, 5_400, "posted", "finance"), BERLIN),
-    (("customer_export", "Export customers to the archive", "30 1 * * *", 1_300, 48_112, "exported", "data"), BERLIN),
-    (("log_rotate", "Pack the logs of yesterday", "10 0 * * *", 25, 61, "packed files", "platform"), "UTC"),
-    (("ktm_timesheets", "Collect timesheets in Kathmandu", "0 7 * * *", 60, 35, "collected", "people"), KATHMANDU),
-    (("shift_plan", "Plan the shifts of the week", "12 8 * * 0", 480, 120, "planned shifts", "people"), BERLIN),
-    (("weekly_close", "Close the week", "0 9 * * 0", 1_900, 36_000, "closed accounts", "finance"), BERLIN),
+    (
+        (
+            "gdpr_erasure",
+            "Erase customers who asked for it",
+            "0 3 * * *",
+            260,
+            9,
+            "erased",
+            "legal",
+        ),
+        BERLIN,
+    ),
+    (
+        (
+            "data_mart",
+            "Build the tables for analysts",
+            "30 4 * * *",
+            2_400,
+            2_100_000,
+            "built rows",
+            "data",
+        ),
+        BERLIN,
+    ),
+    (
+        ("kpi_mail", "Send the figures of yesterday", "0 7 * * *", 30, 42, "sent mails", "data"),
+        BERLIN,
+    ),
+    (
+        (
+            "gl_posting",
+            "Post the day to the general ledger",
+            "30 23 * * *",
+            900,
+            5_400,
+            "posted",
+            "finance",
+        ),
+        BERLIN,
+    ),
+    (
+        (
+            "customer_export",
+            "Export customers to the archive",
+            "30 1 * * *",
+            1_300,
+            48_112,
+            "exported",
+            "data",
+        ),
+        BERLIN,
+    ),
+    (
+        (
+            "log_rotate",
+            "Pack the logs of yesterday",
+            "10 0 * * *",
+            25,
+            61,
+            "packed files",
+            "platform",
+        ),
+        "UTC",
+    ),
+    (
+        (
+            "ktm_timesheets",
+            "Collect timesheets in Kathmandu",
+            "0 7 * * *",
+            60,
+            35,
+            "collected",
+            "people",
+        ),
+        KATHMANDU,
+    ),
+    (
+        (
+            "shift_plan",
+            "Plan the shifts of the week",
+            "12 8 * * 0",
+            480,
+            120,
+            "planned shifts",
+            "people",
+        ),
+        BERLIN,
+    ),
+    (
+        (
+            "weekly_close",
+            "Close the week",
+            "0 9 * * 0",
+            1_900,
+            36_000,
+            "closed accounts",
+            "finance",
+        ),
+        BERLIN,
+    ),
 )
 
 

@@ -18,26 +18,73 @@ from tests.demo.writing import Stage
 PAUSED, PAUSED_AT, RESUMED_AT = "ads_spend", at("10-21 10:02"), at("10-21 12:10")
 NO_EAN = "KeyError('ean')"
 SLOW_BANK = (
-    'httpx.HTTPStatusError("503 Service Unavailable for url https://api.giro.example/v2/statements", '
+    'httpx.HTTPStatusError("503 Service Unavailable for url '
+    'https://api.giro.example/v2/statements", '
     'request=httpx.Request("GET", "https://api.giro.example"), response=httpx.Response(503))'
 )
 
 FAILED: Sequence[Told] = (
-    Told("gl_posting", at("08-31 21:30"), "ValueError('period 2026-08 is closed')", 640, None, "lena"),
-    Told("nightly_statements", at("09-12 00:30"), DISK_FULL, 5_300, None, "jonas", timedelta(hours=5), 1_900),
-    Told("warehouse_export", at("09-21 09:00"), "ConnectionResetError('sftp.acme.example')", 2_100, None, "mara"),
-    Told("nightly_statements", at("10-03 00:30"), DISK_FULL, 5_480, None, "mara", timedelta(hours=4), 1_500),
+    Told(
+        "gl_posting", at("08-31 21:30"), "ValueError('period 2026-08 is closed')", 640, None, "lena"
+    ),
+    Told(
+        "nightly_statements",
+        at("09-12 00:30"),
+        DISK_FULL,
+        5_300,
+        None,
+        "jonas",
+        timedelta(hours=5),
+        1_900,
+    ),
+    Told(
+        "warehouse_export",
+        at("09-21 09:00"),
+        "ConnectionResetError('sftp.acme.example')",
+        2_100,
+        None,
+        "mara",
+    ),
+    Told(
+        "nightly_statements",
+        at("10-03 00:30"),
+        DISK_FULL,
+        5_480,
+        None,
+        "mara",
+        timedelta(hours=4),
+        1_500,
+    ),
     Told("orders_import", at("10-12 08:15"), SHOP, 92, None, "jonas", timedelta(minutes=20), 190),
     Told("currency_rates", at("10-13 21:00"), 'httpx.ConnectTimeout("rates.ecb.example")', 10.1),
-    Told("price_check", at("10-13 21:35"), "json.JSONDecodeError('Expecting value', '<html>', 0)", 4.2),
+    Told(
+        "price_check",
+        at("10-13 21:35"),
+        "json.JSONDecodeError('Expecting value', '<html>', 0)",
+        4.2,
+    ),
     Told("catalog_sync", at("10-14 09:40"), NO_EAN, 311),
-    Told("search_reindex", at("10-15 12:00"), SEARCH, 1_204, None, "mara", timedelta(minutes=31), 2_760),
+    Told(
+        "search_reindex",
+        at("10-15 12:00"),
+        SEARCH,
+        1_204,
+        None,
+        "mara",
+        timedelta(minutes=31),
+        2_760,
+    ),
     Told("sla_report", at("10-16 07:00"), "TimeoutError('timed out after 600 s')", 600),
     Told("fraud_scores", at("10-19 10:30"), "ConnectionRefusedError('model-2:8500')", 3.4),
     Told("email_digest", at("10-20 04:00"), MAIL, 204, None, "jonas", timedelta(minutes=52), 540),
     Told("bank_statements", at("10-20 12:15"), SLOW_BANK, 61),
     Told("catalog_sync", at("10-21 14:40"), NO_EAN, 287),
-    Told("exchange_feed", at("10-22 09:00"), "PermissionError('the key of the marketplace has expired')", 2.2),
+    Told(
+        "exchange_feed",
+        at("10-22 09:00"),
+        "PermissionError('the key of the marketplace has expired')",
+        2.2,
+    ),
     Told("orders_import", at("10-23 15:45"), SHOP, 95, None, "mara", timedelta(minutes=17), 188),
 )
 BY_HAND: Sequence[ByHand] = (
@@ -74,7 +121,11 @@ def make_invoices(stage: Stage, maker: Maker) -> None:
         number += maker.random.randint(2, 9)
         if parent["created_at"] >= EVENING or maker.random.random() > SHARE:
             continue
-        asked = {"params": {"order": number}, "requested_by": "task orders_import", "parent": parent["id"]}
+        asked = {
+            "params": {"order": number},
+            "requested_by": "task orders_import",
+            "parent": parent["id"],
+        }
         created = parent["started_at"] + timedelta(seconds=maker.random.uniform(20, 90))
         stage.made.append(maker.run(created, **asked, rank=Rank.MANUAL))
 

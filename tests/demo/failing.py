@@ -1,4 +1,6 @@
-"""Makes the exceptions of the story as the runs of its tasks would raise them: with a place in the task's file."""
+"""Makes the exceptions of the story as the runs of its tasks would raise them: with a place in the
+task's file.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from service.errors import RetryAfter
 from tests.demo.cast import PARTS
 
 TIMED_OUT_AFTER = "timed out after "
-_NAMES = {"httpx": httpx, "jinja2": jinja2, "json": json, "smtplib": smtplib, "RetryAfter": RetryAfter}
+_NAMES = {
+    "httpx": httpx,
+    "jinja2": jinja2,
+    "json": json,
+    "smtplib": smtplib,
+    "RetryAfter": RetryAfter,
+}
 
 _ERRORS = (OSError, ValueError, KeyError, RetryAfter, httpx.HTTPError, jinja2.TemplateError)
 
@@ -57,7 +65,9 @@ class Failure:
 
 
 def failure_of(task: str, expression: str) -> Failure:
-    """The failure of a task whose code raises this expression. Call it in the folder of the demonstration."""
+    """The failure of a task whose code raises this expression. Call it in the folder of the
+    demonstration.
+    """
     file = Path(f"tasks/{task}.py").resolve()
     lines = file.read_text().split("\n")
     number = next((n for n, line in enumerate(lines) if f"raise {expression}" in line), None)

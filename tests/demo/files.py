@@ -1,4 +1,6 @@
-"""Writes the files of a folder in which the service can run: the tasks, its settings, and the files of backups."""
+"""Writes the files of a folder in which the service can run: the tasks, its settings, and the files
+of backups.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,15 @@ MARK = ".demo"
 
 
 def take(folder: Path) -> None:
-    """Take a folder that is missing, is empty, or was taken before. What else a folder has is never deleted."""
+    """Take a folder that is missing, is empty, or was taken before. What else a folder has is never
+    deleted.
+    """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
         raise SystemExit(f"{folder} has other files: name a folder that is missing or empty")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text("Made by `python -m tests.demo`, which deletes and writes files here.\n")
+    (folder / MARK).write_text(
+        "Made by `python -m tests.demo`, which deletes and writes files here.\n"
+    )
 
 
 def refuse_running(folder: Path) -> None:
@@ -82,7 +88,11 @@ def _shipped(part: Part) -> str:
 
 def source_of(part: Part) -> str:
     """The file of a task. Its runs only wait, or fail as in the story."""
-    names = ["BaseTask", "get_logger", *(word for word in ("Retry", "RetryAfter") if f"{word}(" in _all_of(part))]
+    names = [
+        "BaseTask",
+        "get_logger",
+        *(word for word in ("Retry", "RetryAfter") if f"{word}(" in _all_of(part)),
+    ]
     modules = [name for name in ("httpx", "jinja2") if f"{name}." in (part.raises or "")]
     imports = "".join(f"import {name}\n" for name in modules)
     dates = "from datetime import datetime\n" if "datetime" in part.parameter else ""
@@ -121,7 +131,10 @@ def _attributes(part: Part) -> str:
 
 
 def _work(part: Part) -> str:
-    wait, result = f"        await asyncio.sleep({part.usual:g})\n", f"        return {part.items}\n"
+    wait, result = (
+        f"        await asyncio.sleep({part.usual:g})\n",
+        f"        return {part.items}\n",
+    )
     if part.raises is None:
         return wait + result
     lines = [f"logger.error({part.complains})"] if part.complains else []

@@ -66,7 +66,10 @@ def in_folder(folder: Path) -> Iterator[None]:
 
 
 def _plan(stage: Stage, folder: Path) -> None:
-    makers = {part.name: Maker(part, stage.nodes, stage.tasks[part.name].exclusive, id_at) for part in CAST}
+    makers = {
+        part.name: Maker(part, stage.nodes, stage.tasks[part.name].exclusive, id_at)
+        for part in CAST
+    }
     failed = [*story.told(makers["bank_statements"]), *earlier.FAILED]
     for part in CAST:
         stage.made += _ordinary(part, makers[part.name], failed)
@@ -74,7 +77,9 @@ def _plan(stage: Stage, folder: Path) -> None:
     earlier.make_invoices(stage, makers["invoice_pdf"])
     services.plan(stage)
     earlier.plan(stage)
-    story.plan(stage, [each for each in failed if each not in earlier.FAILED], makers["invoice_pdf"])
+    story.plan(
+        stage, [each for each in failed if each not in earlier.FAILED], makers["invoice_pdf"]
+    )
     backing_up.plan(stage, folder)
 
 

@@ -25,7 +25,9 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a run between its start and its end, or the end of its service, by which it was interrupted."""
+    """A part of a run between its start and its end, or the end of its service, by which it was
+    interrupted.
+    """
 
     node: str
     begin: datetime
@@ -37,7 +39,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Made:
-    """A run that has ended: its row, its attempts and its log. `ended`: when it comes into the ledger."""
+    """A run that has ended: its row, its attempts and its log. `ended`: when it comes into the
+    ledger.
+    """
 
     run: dict[str, Any]
     attempts: list[dict[str, Any]]
@@ -50,9 +54,13 @@ class Made:
 
 
 class Maker:
-    """Makes the runs of one task. `nodes`: the id of each service of SERVICES. `new_id`: an id of an instant."""
+    """Makes the runs of one task. `nodes`: the id of each service of SERVICES. `new_id`: an id of
+    an instant.
+    """
 
-    def __init__(self, part: Part, nodes: list[str], exclusive: str | None, new_id: Callable[[datetime], str]) -> None:
+    def __init__(
+        self, part: Part, nodes: list[str], exclusive: str | None, new_id: Callable[[datetime], str]
+    ) -> None:
         self._part, self._nodes, self._exclusive, self._new_id = part, nodes, exclusive, new_id
         self.random = random.Random(f"{SEED} {part.name}")
         self._failure = failure_of(part.name, part.flaky[0]) if part.flaky else None
@@ -61,27 +69,46 @@ class Maker:
     def of_slots(
         self, cron: str, after: datetime, until: datetime, is_told: Callable[[datetime], bool]
     ) -> Iterator[Made]:
-        """The runs of the slots of this schedule that services have fired on time. `is_told`: slots without one."""
+        """The runs of the slots of this schedule that services have fired on time. `is_told`: slots
+        without one.
+        """
         slots = list(schedule(cron, self._part.zone).between(after, until))
         for slot, following in zip(slots, [*slots[1:], None], strict=True):
             if any(down.has(slot) for down in DOWNS) or is_told(slot):
                 continue
-            longest = (following - slot).total_seconds() * 0.85 if following is not None else math.inf
-            yield self.run(slot + timedelta(seconds=self.random.uniform(0.02, 0.3)), slot, longest=longest)
+            longest = (
+                (following - slot).total_seconds() * 0.85 if following is not None else math.inf
+            )
+            yield self.run(
+                slot + timedelta(seconds=self.random.uniform(0.02, 0.3)), slot, longest=longest
+            )
 
-    def run(self, created: datetime, slot: datetime | None = None, *, longest: float = math.inf, **values: Any) -> Made:
+    def run(
+        self,
+        created: datetime,
+        slot: datetime | None = None,
+        *,
+        longest: float = math.inf,
+        **values: Any,
+    ) -> Made:
         """One run that has succeeded. `values`: further columns of its row."""
         begin = created + timedelta(seconds=self.random.uniform(0.01, 0.5))
         seconds = self.random.lognormvariate(math.log(self._part.usual), self._part.spread)
         pieces = list(self._pieces(begin, timedelta(seconds=min(seconds, longest))))
         run = self._row(created, slot, pieces) | values
         return Made(
-            run, [_attempt(run["id"], fence, piece) for fence, piece in enumerate(pieces, 1)], self._log(run, pieces)
+            run,
+            [_attempt(run["id"], fence, piece) for fence, piece in enumerate(pieces, 1)],
+            self._log(run, pieces),
         )
 
     def _pieces(self, begin: datetime, length: timedelta) -> Iterator[Piece]:
         number = 1
-        if self._failure is not None and self._part.flaky is not None and self.random.random() < self._part.flaky[1]:
+        if (
+            self._failure is not None
+            and self._part.flaky is not None
+            and self.random.random() < self._part.flaky[1]
+        ):
             end = begin + timedelta(seconds=self.random.uniform(4, 30))
             yield Piece(self._host(begin, end)[0], begin, end, "failed", 1, self._failure)
             begin, number = end + timedelta(seconds=self._wait + 0.6), 2
@@ -89,17 +116,27 @@ class Maker:
             node, ends, is_lost = self._host(begin, begin + length)
             end = begin + length
             if ends is None or end < ends:
-                yield Piece(node, begin, min(end, max(begin, NOW - timedelta(seconds=1.5))), "succeeded", number)
+                yield Piece(
+                    node,
+                    begin,
+                    min(end, max(begin, NOW - timedelta(seconds=1.5))),
+                    "succeeded",
+                    number,
+                )
                 return
             if self._part.name not in LONG:
-                yield Piece(node, begin, max(begin, ends - timedelta(seconds=0.5)), "succeeded", number)
+                yield Piece(
+                    node, begin, max(begin, ends - timedelta(seconds=0.5)), "succeeded", number
+                )
                 return
             yield Piece(node, begin, ends, "lost" if is_lost else "interrupted", number)
             length = end - ends
             begin = min(s.start for s in SERVICES if s.start > ends) + timedelta(seconds=1.3)
 
     def _host(self, begin: datetime, end: datetime) -> tuple[str, datetime | None, bool]:
-        """The node that has the run, and when its service ends before the run would: one without such an end if any."""
+        """The node that has the run, and when its service ends before the run would: one without
+        such an end if any.
+        """
         now = [n for n, service in enumerate(SERVICES) if service.is_up(begin, begin)]
         lasting = [n for n in now if SERVICES[n].is_up(begin, end)]
         chosen = self.random.choice(lasting or now)
@@ -136,14 +173,25 @@ class Maker:
             return []
         blocks = []
         for fence, piece in enumerate(pieces, 1):
-            lines = [LogLine(stamp(piece.begin + (piece.end - piece.begin) * 0.05), "info", self.logger, "begins")]
+            lines = [
+                LogLine(
+                    stamp(piece.begin + (piece.end - piece.begin) * 0.05),
+                    "info",
+                    self.logger,
+                    "begins",
+                )
+            ]
             if piece.failure is not None:
                 lines.append(
-                    piece.failure.line(piece.end, f"; attempt {piece.number + 1} follows in {self._wait:.1f} s")
+                    piece.failure.line(
+                        piece.end, f"; attempt {piece.number + 1} follows in {self._wait:.1f} s"
+                    )
                 )
             elif piece.outcome == "succeeded":
                 rows = (run["result"] or {"rows": 1})["rows"]
-                lines.append(LogLine(stamp(piece.end), "info", self.logger, f"{self._part.says} rows={rows}"))
+                lines.append(
+                    LogLine(stamp(piece.end), "info", self.logger, f"{self._part.says} rows={rows}")
+                )
             blocks.append(Block(run["id"], fence, piece.number, 0, lines))
         return blocks
 

@@ -1,4 +1,6 @@
-"""Pictures of the pages for the documentation, of the demonstration: `python -m tests.demo.screenshots [FOLDER]`."""
+"""Pictures of the pages for the documentation, of the demonstration: `python -m
+tests.demo.screenshots [FOLDER]`.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,15 @@ async def main(pictures: Path) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         with (folder / "out").open("w") as out:
-            command = (sys.executable, "-m", "tests.demo", str(folder / "demo"), "--serve", "--port", "0")
+            command = (
+                sys.executable,
+                "-m",
+                "tests.demo",
+                str(folder / "demo"),
+                "--serve",
+                "--port",
+                "0",
+            )
             served = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
         try:
             url = await asyncio.to_thread(_address, folder / "out")
@@ -49,7 +59,9 @@ async def main(pictures: Path) -> None:
                 await page.context.add_cookies([{"name": "batch_zone", "value": ZONE, "url": url}])
                 for name, path, width, scheme in SHOTS:
                     await show_as(page, width, scheme)
-                    shown = path if path.startswith("/") else await asyncio.to_thread(_found, url, path)
+                    shown = (
+                        path if path.startswith("/") else await asyncio.to_thread(_found, url, path)
+                    )
                     await page.goto(url + shown)
                     await page.screenshot(path=pictures / f"{name}.png", full_page=True)
         finally:

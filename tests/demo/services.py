@@ -1,4 +1,6 @@
-"""The services of the story: how they start, stop, are deployed and are lost, and what became of slots meanwhile."""
+"""The services of the story: how they start, stop, are deployed and are lost, and what became of
+slots meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,18 @@ LAGS = {"node-a": 0.014, "node-b": 0.022}
 
 def plan(stage: Stage) -> None:
     """Let the services of the story start and end, and the tasks come."""
-    stage.add(LONG_AGO, partial(_know, stage, [part.name for part in CAST if part.is_old]), looks=False)
+    stage.add(
+        LONG_AGO, partial(_know, stage, [part.name for part in CAST if part.is_old]), looks=False
+    )
     for number, service in enumerate(SERVICES):
         stage.add(service.start, partial(_start, stage, number))
         if service.end is not None and not service.is_lost:
             stage.add(service.end, partial(_stop, stage, number), looks=False)
-    stage.add(FORTNIGHT, partial(_know, stage, [part.name for part in CAST if not part.is_old]), looks=False)
+    stage.add(
+        FORTNIGHT,
+        partial(_know, stage, [part.name for part in CAST if not part.is_old]),
+        looks=False,
+    )
     for down in DOWNS:
         stage.add(down.fired, partial(_record_missed, stage, down))
     stage.add(FEED_CHANGED + SHORTLY, partial(_change_feed, stage))
@@ -56,25 +64,37 @@ def catch_up(stage: Stage, makers: dict[str, Maker], paused: Collection[str]) ->
             part = PARTS[name]
             if part.cron is None or (name in paused and down is DOWNS[-1]):
                 continue
-            cron = FEED_BEFORE if name == "partner_feed" and down.until < FEED_CHANGED else part.cron
-            found = plan_slots(Schedule(cron, part.zone), down.since, down.fired, stage.tasks[name].policies.missed)
+            cron = (
+                FEED_BEFORE if name == "partner_feed" and down.until < FEED_CHANGED else part.cron
+            )
+            found = plan_slots(
+                Schedule(cron, part.zone), down.since, down.fired, stage.tasks[name].policies.missed
+            )
             late = down.fired + SHORTLY
-            stage.made += [maker.run(late, slot, catch_up=True, rank=Rank.CATCH_UP) for slot in found.catch_up]
+            stage.made += [
+                maker.run(late, slot, catch_up=True, rank=Rank.CATCH_UP) for slot in found.catch_up
+            ]
 
 
 async def handled(connection: AsyncConnection, names: Collection[str]) -> None:
     """The slots of these tasks up to now are handled."""
-    mine = update(schedules_table).where(schedules_table.c.task.in_(names), schedules_table.c.valid_until.is_(None))
+    mine = update(schedules_table).where(
+        schedules_table.c.task.in_(names), schedules_table.c.valid_until.is_(None)
+    )
     await connection.execute(mine.values(fired_until=clock.now()))
 
 
 async def _know(stage: Stage, names: Collection[str]) -> None:
     """Put these tasks and their schedules into the ledger."""
-    wanted = {name: task.schedule for name in names if (task := stage.tasks[name]).schedule is not None}
+    wanted = {
+        name: task.schedule for name in names if (task := stage.tasks[name]).schedule is not None
+    }
     if "partner_feed" in wanted:
         wanted["partner_feed"] = Schedule(FEED_BEFORE, PARTS["partner_feed"].zone)
     async with stage.ledger.engine.begin() as connection:
-        await task_sync.record_tasks(connection, {name: stage.tasks[name] for name in names}, clock.now())
+        await task_sync.record_tasks(
+            connection, {name: stage.tasks[name] for name in names}, clock.now()
+        )
         await schedules.open_new(connection, wanted, stage.nodes[0], clock.now())
         await wakes.catalog_changed(connection)
         for number in (0, 1) if clock.now() >= FORTNIGHT else ():
@@ -118,9 +138,15 @@ def _row_of(service: Service, node: str, names: list[str]) -> dict[str, Any]:
 
 
 async def _bury(connection: AsyncConnection, stage: Stage, number: int) -> None:
-    """Mark the services that were lost before this one started, as the first service after them does."""
+    """Mark the services that were lost before this one started, as the first service after them
+    does.
+    """
     start = SERVICES[number].start
-    lost = [(stage.nodes[n], s) for n, s in enumerate(SERVICES) if s.is_lost and s.end is not None and s.end < start]
+    lost = [
+        (stage.nodes[n], s)
+        for n, s in enumerate(SERVICES)
+        if s.is_lost and s.end is not None and s.end < start
+    ]
     for node, service in lost:
         await _last_beat(connection, node, service)
     query = select(nodes_table.c.id, nodes_table.c.beats).where(
@@ -150,7 +176,9 @@ async def _stop(stage: Stage, number: int) -> None:
     service, node = SERVICES[number], stage.nodes[number]
     async with stage.ledger.engine.begin() as connection:
         await _last_beat(connection, node, service)
-        stopping = update(nodes_table).where(nodes_table.c.id == node).values(stopped_at=clock.now())
+        stopping = (
+            update(nodes_table).where(nodes_table.c.id == node).values(stopped_at=clock.now())
+        )
         await connection.execute(stopping)
         with patch.object(deploys, "this_process", partial(_process, service)):
             await deploys.record_stop(connection, node, clock.now())
@@ -162,7 +190,9 @@ async def _record_missed(stage: Stage, down: Down) -> None:
         opened = await schedules.open_schedules(connection)
         ranges = []
         for name, row in sorted(opened.items()):
-            found = plan_slots(row.schedule, down.since, down.fired, stage.tasks[name].policies.missed).missed
+            found = plan_slots(
+                row.schedule, down.since, down.fired, stage.tasks[name].policies.missed
+            ).missed
             if found is not None and row.paused_by is None:
                 ranges.append((row, found))
         await missed_ranges.record(connection, ranges, clock.now())
@@ -173,7 +203,9 @@ async def _change_feed(stage: Stage) -> None:
     wanted = {"partner_feed": stage.tasks["partner_feed"].schedule}
     async with stage.ledger.engine.begin() as connection:
         await handled(connection, list(wanted))
-        await task_sync.set_schedules(connection, wanted, stage.tasks, stage.node_at(clock.now(), "node-b"))
+        await task_sync.set_schedules(
+            connection, wanted, stage.tasks, stage.node_at(clock.now(), "node-b")
+        )
 
 
 async def _change_setting(stage: Stage) -> None:
@@ -182,12 +214,20 @@ async def _change_setting(stage: Stage) -> None:
     name = "EXPORT_PARALLEL"
     async with stage.ledger.engine.begin() as connection:
         await audit.record(
-            connection, by, deploys.SETTINGS, clock.now(), target=name, before={name: "6"}, after={name: "2"}
+            connection,
+            by,
+            deploys.SETTINGS,
+            clock.now(),
+            target=name,
+            before={name: "6"},
+            after={name: "2"},
         )
 
 
 async def _live(stage: Stage) -> None:
-    """At the end of the story: the beats of the services that live, and the cursors of all schedules."""
+    """At the end of the story: the beats of the services that live, and the cursors of all
+    schedules.
+    """
     async with stage.ledger.engine.begin() as connection:
         for node, service in zip(stage.nodes, SERVICES, strict=True):
             if service.end is None:
@@ -195,4 +235,6 @@ async def _live(stage: Stage) -> None:
         for row in (await schedules.open_schedules(connection)).values():
             last = row.schedule.previous(NOW)
             if last is not None and last > row.fired_until:
-                await schedules.move_cursors(connection, [row.id], last + timedelta(milliseconds=30))
+                await schedules.move_cursors(
+                    connection, [row.id], last + timedelta(milliseconds=30)
+                )

@@ -1,4 +1,6 @@
-"""Serves the demonstration: the service goes on as node-a at the end of the story, and node-b only beats."""
+"""Serves the demonstration: the service goes on as node-a at the end of the story, and node-b only
+beats.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def keep(folder: Path) -> None:
 
 
 def command(folder: Path, arguments: Sequence[str]) -> None:
-    """Execute a `batch` command in the folder, at the end of the story. `serve` begins with the databases as made."""
+    """Execute a `batch` command in the folder, at the end of the story. `serve` begins with the
+    databases as made.
+    """
     os.environ.update(files.environment(folder))
     os.chdir(folder)
     is_serve = arguments[0] == "serve"
@@ -66,10 +70,14 @@ def _reset(folder: Path) -> None:
 
 
 def _serve(folder: Path) -> None:
-    """Serve as node-a of the story, which has run since its start: so there is no start, and no change of settings."""
+    """Serve as node-a of the story, which has run since its start: so there is no start, and no
+    change of settings.
+    """
     node_a, node_b = _living(folder)
     stopping = threading.Event()
-    beating = threading.Thread(target=_beat, args=(folder / "ledger.db", node_b, stopping), daemon=True)
+    beating = threading.Thread(
+        target=_beat, args=(folder / "ledger.db", node_b, stopping), daemon=True
+    )
     with (
         patch.object(node_module, "new_id", lambda: node_a),
         patch.object(deploys, "record_start", _nothing),
@@ -89,7 +97,9 @@ async def _nothing(*_: Any) -> None:
 def _living(folder: Path) -> tuple[str, str]:
     """The ids of node-a and node-b at the end of the story."""
     with sqlite3.connect(folder / "ledger.db") as connection:
-        rows = connection.execute("SELECT id FROM batch_nodes WHERE stopped_at IS NULL ORDER BY host").fetchall()
+        rows = connection.execute(
+            "SELECT id FROM batch_nodes WHERE stopped_at IS NULL ORDER BY host"
+        ).fetchall()
     (node_a,), (node_b,) = rows
     return node_a, node_b
 
@@ -103,7 +113,8 @@ def _beat(ledger: Path, node: str, stopping: threading.Event) -> None:
         connection = sqlite3.connect(ledger, timeout=10)
         with connection:
             connection.execute(
-                "UPDATE batch_nodes SET beats = beats + 1, seen_at = ? WHERE id = ?", (stamp(now, "sqlite"), node)
+                "UPDATE batch_nodes SET beats = beats + 1, seen_at = ? WHERE id = ?",
+                (stamp(now, "sqlite"), node),
             )
             connection.execute(
                 "UPDATE batch_runs SET count = ?, progress_at = ? "

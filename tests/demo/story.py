@@ -37,7 +37,8 @@ DONE, TOTAL, RATE = 6_102_400, 8_200_000, 460.0
 """The progress of the export at the end: it goes on for 76 minutes."""
 SKIPPED = [THUMBNAILS + number * timedelta(minutes=10) for number in range(1, 5)]
 
-# The slot of the run of orders_import, the seconds until the invoice, how long that takes, the order, if it fails.
+# The slot of the run of orders_import, the seconds until the invoice, how long that takes, the
+# order, if it fails.
 INVOICES: Sequence[tuple[datetime, float, float, int, bool]] = (
     (at("10-24 20:45"), 100, 71, 98_114, False),
     (at("10-24 22:45"), 90, 84, 98_377, False),
@@ -50,19 +51,42 @@ INVOICES: Sequence[tuple[datetime, float, float, int, bool]] = (
 
 
 def told(taken: Maker) -> list[Told]:
-    """The slots of the night whose runs failed. `taken`: its random numbers are how long those of the bank took."""
-    bank = [slot for slot in schedule("*/15 * * * *").between(BANK_FIRST - SECOND, BANK_LAST) if not _is_down(slot)]
+    """The slots of the night whose runs failed. `taken`: its random numbers are how long those of
+    the bank took.
+    """
+    bank = [
+        slot
+        for slot in schedule("*/15 * * * *").between(BANK_FIRST - SECOND, BANK_LAST)
+        if not _is_down(slot)
+    ]
     seconds = {slot: round(taken.random.uniform(38, 76), 3) for slot in bank}
     seconds |= {BANK_FIRST: 51.3, BANK_LAST: 72.028}
-    done = {"count": 40_600, "total": 48_112, "count_before": 0, "progress_at": at("10-25 02:04:11")}
+    done = {
+        "count": 40_600,
+        "total": 48_112,
+        "count_before": 0,
+        "progress_at": at("10-25 02:04:11"),
+    }
     rolled_back = "chunk 813 rolled back; 40,600 items stay committed, a retry goes on from there"
     timeout = "GET https://shop.acme.example/orders: no answer within 60 s"
     return [
         *(Told("bank_statements", slot, UNAUTHORIZED, seconds[slot], REFUSED) for slot in bank),
         Told("nightly_statements", STATEMENTS, DISK_FULL, 5_659.4, rolled_back, more=done),
-        Told("search_reindex", REINDEX, SEARCH, 3_130, "the cluster is red", "mara", timedelta(seconds=710), 2_826),
+        Told(
+            "search_reindex",
+            REINDEX,
+            SEARCH,
+            3_130,
+            "the cluster is red",
+            "mara",
+            timedelta(seconds=710),
+            2_826,
+        ),
         Told("email_digest", at("10-25 05:00"), MAIL, 552, "11,200 of 18,400 readers have it"),
-        *(Told("orders_import", at(f"10-24 {slot}"), SHOP, 97, timeout, again=165) for slot in ("19:15", "19:30")),
+        *(
+            Told("orders_import", at(f"10-24 {slot}"), SHOP, 97, timeout, again=165)
+            for slot in ("19:15", "19:30")
+        ),
     ]
 
 
@@ -74,7 +98,11 @@ def is_told(failed: Sequence[Told], task: str, slot: datetime) -> bool:
     """Whether a slot has no ordinary run."""
     if task == PAUSED and slot > PAUSED_AT:
         return True
-    others = {"warehouse_export": (EXPORT, FEED), "thumbnails": (THUMBNAILS, *SKIPPED), "partner_feed": (FEED,)}
+    others = {
+        "warehouse_export": (EXPORT, FEED),
+        "thumbnails": (THUMBNAILS, *SKIPPED),
+        "partner_feed": (FEED,),
+    }
     if slot in (*others.get(task, ()), *((CATALOG,) if task == "catalog_sync" else ())):
         return True
     return any(each.task == task and each.slot == slot for each in failed)
@@ -90,7 +118,9 @@ def plan(stage: Stage, failed: Sequence[Told], invoices: Maker) -> None:
     for slot in schedule("*/30 * * * *").between(PAUSED_AT, NOW):
         stage.add(slot + SHORTLY / 8, partial(_miss, stage, slot), looks=False)
     stage.add(at("10-25 05:21:08"), partial(_acknowledge, stage, "email_digest"))
-    acts.plan_by_hand(stage, ByHand("report_render", at("10-25 04:14:10"), "jonas", 497, "wrong template"))
+    acts.plan_by_hand(
+        stage, ByHand("report_render", at("10-25 04:14:10"), "jonas", 497, "wrong template")
+    )
     acts.plan_by_hand(stage, ByHand("stock_levels", at("10-25 05:40:12"), "jonas", 178))
     for invoice in INVOICES:
         _plan_invoice(stage, invoices, *invoice)
@@ -123,21 +153,37 @@ async def _acknowledge(stage: Stage, task: str) -> None:
 
 
 def _plan_invoice(
-    stage: Stage, maker: Maker, slot: datetime, after: float, seconds: float, order: int, fails: bool
+    stage: Stage,
+    maker: Maker,
+    slot: datetime,
+    after: float,
+    seconds: float,
+    order: int,
+    fails: bool,
 ) -> None:
     """A run of orders_import starts one of invoice_pdf."""
-    parent = next(m.run for m in stage.made if (m.run["task"], m.run["slot"]) == ("orders_import", slot))
+    parent = next(
+        m.run for m in stage.made if (m.run["task"], m.run["slot"]) == ("orders_import", slot)
+    )
     created = slot + timedelta(seconds=after)
-    asked = {"params": {"order": order}, "requested_by": "task orders_import", "parent": parent["id"]}
+    asked = {
+        "params": {"order": order},
+        "requested_by": "task orders_import",
+        "parent": parent["id"],
+    }
     if fails:
-        stage.add(created + timedelta(seconds=seconds), partial(_fail_invoice, stage, created, asked))
+        stage.add(
+            created + timedelta(seconds=seconds), partial(_fail_invoice, stage, created, asked)
+        )
     else:
         stage.made.append(maker.run(created, longest=seconds, **asked, rank=Rank.MANUAL))
 
 
 async def _fail_invoice(stage: Stage, created: datetime, asked: dict[str, object]) -> None:
     node, order = stage.node_at(created), dict(asked["params"])["order"]  # type: ignore[call-overload]
-    claimed = await stage.begin(stage.new("invoice_pdf", None, created, **asked), node, created + SHORTLY)
+    claimed = await stage.begin(
+        stage.new("invoice_pdf", None, created, **asked), node, created + SHORTLY
+    )
     line = f"order {order}: customer without vat_id, rendered nothing"
     lines = [info("invoice_pdf", clock.now() - SECOND / 50, line, "error")]
     await stage.end(claimed, node, failure_of("invoice_pdf", NO_VAT_ID), lines=lines)
@@ -157,7 +203,9 @@ async def _thumbnails(stage: Stage) -> None:
 
     for slot in SKIPPED:
         stage.add(slot + SHORTLY / 4, partial(skip, slot))
-    stage.add(THUMBNAILS + timedelta(minutes=48, seconds=12), partial(acts.succeed, stage, claimed, node))
+    stage.add(
+        THUMBNAILS + timedelta(minutes=48, seconds=12), partial(acts.succeed, stage, claimed, node)
+    )
 
 
 async def _export(stage: Stage) -> None:
@@ -168,17 +216,29 @@ async def _export(stage: Stage) -> None:
 
     async def claim() -> None:
         claimed = await stage.claim(run.id, stage.node_at(clock.now()))
-        lines = [("03:01:00.4", "begins"), ("03:01:02.1", "EXPORT_PARALLEL is 2"), ("03:01:09.8", "first file sent")]
+        lines = [
+            ("03:01:00.4", "begins"),
+            ("03:01:02.1", "EXPORT_PARALLEL is 2"),
+            ("03:01:09.8", "first file sent"),
+        ]
         log = [info(claimed.task, at(f"10-25 {when}"), text) for when, text in lines]
         stage.add(NOW - SECOND, partial(_progress, stage, claimed, DONE, TOTAL, RATE), looks=False)
         async with stage.ledger.engine.begin() as connection:
-            await run_logs.write(connection, run_logs.pack([Block(claimed.id, claimed.fence, 1, 0, log)]))
+            await run_logs.write(
+                connection, run_logs.pack([Block(claimed.id, claimed.fence, 1, 0, log)])
+            )
 
     stage.add(EXPORT + timedelta(minutes=1), claim, looks=False)
 
 
 async def _progress(stage: Stage, claimed: Claimed, done: int, total: int, rate: float) -> None:
-    progress = {"count": done, "total": total, "count_before": 0, "message": None, "progress_at": clock.now()}
+    progress = {
+        "count": done,
+        "total": total,
+        "count_before": 0,
+        "message": None,
+        "progress_at": clock.now(),
+    }
     async with stage.ledger.engine.begin() as connection:
         row = {"id": claimed.id, "fence": claimed.fence, "rate": rate, **progress}
         await run_progress.mirror(connection, [row])
@@ -196,7 +256,9 @@ async def _feed(stage: Stage, run: str | None) -> None:
     if run is None:
         claimed = await stage.begin(stage.new("partner_feed", FEED, clock.now()), node)
         end = FEED + timedelta(minutes=2)
-        stage.add(end + timedelta(minutes=20) + SHORTLY, partial(_feed, stage, claimed.id), looks=False)
+        stage.add(
+            end + timedelta(minutes=20) + SHORTLY, partial(_feed, stage, claimed.id), looks=False
+        )
     else:
         claimed = await stage.claim(run, node)
         end = FEED + timedelta(minutes=26)

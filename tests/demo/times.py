@@ -25,7 +25,9 @@ SHORTLY = timedelta(milliseconds=400)
 
 @dataclass(frozen=True)
 class Service:
-    """One process of the service. `end`: None if it still runs. `is_lost`: it did not stop by itself."""
+    """One process of the service. `end`: None if it still runs. `is_lost`: it did not stop by
+    itself.
+    """
 
     host: str
     pid: int
@@ -69,4 +71,7 @@ class Down:
         return self.since < slot <= self.fired
 
 
-DOWNS = (Down(at("10-17 22:14:09"), at("10-17 22:31:40")), Down(at("10-25 02:10:20"), at("10-25 02:31:04")))
+DOWNS = (
+    Down(at("10-17 22:14:09"), at("10-17 22:31:40")),
+    Down(at("10-25 02:10:20"), at("10-25 02:31:04")),
+)

@@ -1,4 +1,6 @@
-"""Writes the ledger of the story, in the order of its instants: the clock stands at the instant that is written."""
+"""Writes the ledger of the story, in the order of its instants: the clock stands at the instant
+that is written.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ Act = Callable[[], Awaitable[None]]
 
 @contextmanager
 def ids_of_the_story() -> Iterator[None]:
-    """Within the block new ids have the time of the moved clock, and the same digits whenever the story is made."""
+    """Within the block new ids have the time of the moved clock, and the same digits whenever the
+    story is made.
+    """
     digits = random.Random(SEED)
 
     def unix_ns() -> int:
@@ -65,7 +69,8 @@ def id_at(instant: datetime) -> str:
 class Stage:
     """The databases, and what is still to be written.
 
-    `nodes`: the id of each service of SERVICES. `watcher`: of the one that has the duty of the watch now.
+    `nodes`: the id of each service of SERVICES. `watcher`: of the one that has the duty of the
+    watch now.
     """
 
     ledger: Database
@@ -85,7 +90,12 @@ class Stage:
         actor = Actor(person, "operator", "page", ADDRESSES[person])
         loaded = Loaded(self.tasks, [])
         operations = Operations(
-            self.ledger, self.application, lambda: loaded, self.settings, node=self.watcher, are_ready=True
+            self.ledger,
+            self.application,
+            lambda: loaded,
+            self.settings,
+            node=self.watcher,
+            are_ready=True,
         )
         return operations.by(actor)
 
@@ -126,8 +136,12 @@ class Stage:
     async def _write(self, ended: Sequence[Made]) -> None:
         async with self.ledger.engine.begin() as connection:
             await json_rows.insert(connection, tables.runs, [made.run for made in ended])
-            await json_rows.insert(connection, tables.attempts, [row for made in ended for row in made.attempts])
-            await run_logs.write(connection, run_logs.pack([block for made in ended for block in made.log]))
+            await json_rows.insert(
+                connection, tables.attempts, [row for made in ended for row in made.attempts]
+            )
+            await run_logs.write(
+                connection, run_logs.pack([block for made in ended for block in made.log])
+            )
 
     # The watch
 
@@ -135,7 +149,15 @@ class Stage:
         """From now on this node has the duty of the watch."""
         thresholds = Thresholds(backup_after=self.settings.BATCH_ALERT_BACKUP_AFTER)
         self.watcher = node
-        self._watch = Watch(self.ledger, self.application, node, thresholds, lambda names: [], lambda: None, Outage())
+        self._watch = Watch(
+            self.ledger,
+            self.application,
+            node,
+            thresholds,
+            lambda names: [],
+            lambda: None,
+            Outage(),
+        )
 
     async def look(self) -> None:
         """Let the watch notice what there is, and make its checks."""
@@ -174,11 +196,17 @@ class Stage:
         lines: Sequence[LogLine] = (),
         **values: Any,
     ) -> None:
-        """End an attempt now. `wait`: the seconds until the next one. `values`: further ones of the outcome."""
+        """End an attempt now. `wait`: the seconds until the next one. `values`: further ones of the
+        outcome.
+        """
         now = clock.now()
         if failure is not None:
             state = RunState.FAILED if wait is None else RunState.RETRYING
-            follows = f"; attempt {claimed.attempt + 1} follows in {wait:.1f} s" if wait is not None else ""
+            follows = (
+                f"; attempt {claimed.attempt + 1} follows in {wait:.1f} s"
+                if wait is not None
+                else ""
+            )
             lines = [*lines, failure.line(now, follows)]
             values |= {"reason": failure.reason, "error": failure.facts}
             values["fingerprint"] = failure.fingerprint if wait is None else None
@@ -200,7 +228,9 @@ class Stage:
             assert await transitions.finish(connection, [outcome]) == []
             await run_logs.write(
                 connection,
-                run_logs.pack([Block(claimed.id, claimed.fence, claimed.attempt, 0, lines)] if lines else []),
+                run_logs.pack(
+                    [Block(claimed.id, claimed.fence, claimed.attempt, 0, lines)] if lines else []
+                ),
             )
 
     def new(self, task: str, slot: datetime | None, created: datetime, **values: Any) -> NewRun:
@@ -208,7 +238,9 @@ class Stage:
         exclusive = self.tasks[task].exclusive
         with clock.moved(created):
             if slot is not None:
-                return NewRun.scheduled(task, slot, created, catch_up=False, exclusive=exclusive, priority=0)
+                return NewRun.scheduled(
+                    task, slot, created, catch_up=False, exclusive=exclusive, priority=0
+                )
             return NewRun.queued(task, None, created, exclusive=exclusive, priority=0, **values)
 
 

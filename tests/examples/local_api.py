@@ -14,7 +14,9 @@ class LocalAPI:
     `meanwhile` is awaited before each answer.
     """
 
-    def __init__(self, *answers: tuple[int, object], meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self, *answers: tuple[int, object], meanwhile: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self.requests: list[str] = []
         self._answers = list(answers)
         self._meanwhile = meanwhile
@@ -32,7 +34,11 @@ class LocalAPI:
             await self._meanwhile()
         status, data = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         body = json.dumps(data).encode()
-        writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+        writer.write(
+            f"HTTP/1.1 {status} -\r\nContent-Length: {len(body)}\r\nConnection: "
+            "close\r\n\r\n".encode()
+            + body
+        )
         await writer.drain()
         writer.close()
         await writer.wait_closed()

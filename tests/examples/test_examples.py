@@ -34,7 +34,8 @@ DAY = timedelta(days=1)
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)  # where the clock of `batch` begins
 
 on_sqlite = pytest.mark.parametrize("batch_database", ["sqlite"])
-"""Where the kind of database plays no part: making one on PostgreSQL takes most of a test's time."""
+"""Where the kind of database plays no part: making one on PostgreSQL takes most of a test's time.
+"""
 
 
 async def add(*rows: User | Session) -> None:
@@ -51,7 +52,9 @@ async def emails() -> list[str]:
 async def sessions() -> dict[str, datetime]:
     """When each ends."""
     async with get_db(readonly=True) as db:
-        return {session.session_id: session.expires_at for session in await db.scalars(select(Session))}
+        return {
+            session.session_id: session.expires_at for session in await db.scalars(select(Session))
+        }
 
 
 def texts(run: RunRecord) -> list[str]:
@@ -104,7 +107,9 @@ def people(*names: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.usefixtures("no_proxy")
-async def test_the_users_of_the_api_are_added_once(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_users_of_the_api_are_added_once(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await add(User(email="ada@example.com"))
     api = LocalAPI((200, people("ada", "bob", "bob", "cy")))
     async with api_at_its_url(api, monkeypatch):
@@ -116,7 +121,9 @@ async def test_the_users_of_the_api_are_added_once(batch: Batch, monkeypatch: py
 
 @on_sqlite
 @pytest.mark.usefixtures("no_proxy")
-async def test_a_request_to_a_busy_api_is_retried(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_to_a_busy_api_is_retried(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     api = LocalAPI((503, "busy"), (200, people("ada")))
     async with api_at_its_url(api, monkeypatch):
         run = await batch.run(APITask)
@@ -139,7 +146,9 @@ async def test_a_request_to_an_unreachable_api_is_tried_four_times(
 
 @on_sqlite
 @pytest.mark.usefixtures("no_proxy")
-async def test_an_invalid_answer_is_not_retried(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_answer_is_not_retried(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with api_at_its_url(LocalAPI((200, {"email": "ada@example.com"})), monkeypatch):
         run = await batch.run(APITask)
     assert (run.state, run.attempt) == ("failed", 1)
@@ -147,8 +156,12 @@ async def test_an_invalid_answer_is_not_retried(batch: Batch, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("no_proxy")
-async def test_other_sessions_can_write_during_the_request(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session that was open during the call would hold SQLite's write lock, and the answer would never come."""
+async def test_other_sessions_can_write_during_the_request(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was open during the call would hold SQLite's write lock, and the answer would
+    never come.
+    """
     api = LocalAPI((200, people("ada")), meanwhile=lambda: add(User(email="meanwhile@example.com")))
     async with api_at_its_url(api, monkeypatch):
         run = await batch.run(APITask)
@@ -165,12 +178,16 @@ async def test_without_an_address_the_run_fails_and_names_the_setting(batch: Bat
 # robust.py
 
 
-async def test_a_domain_error_is_logged_with_its_traceback_and_the_run_succeeds(batch: Batch) -> None:
+async def test_a_domain_error_is_logged_with_its_traceback_and_the_run_succeeds(
+    batch: Batch,
+) -> None:
     await add(Session(session_id="odd", created_at=NEW_YEAR, expires_at=NEW_YEAR - DAY))
     run = await batch.run(RobustTask)
     [line] = run.logs
     assert (run.state, line.level) == ("succeeded", "error")
-    assert line.text.startswith("Domain error in robust_task: 1 sessions expire before they were created\nTraceback")
+    assert line.text.startswith(
+        "Domain error in robust_task: 1 sessions expire before they were created\nTraceback"
+    )
 
 
 @on_sqlite
@@ -197,7 +214,9 @@ async def test_without_an_error_nothing_is_logged(batch: Batch) -> None:
 # dynamic_schedule.py
 
 
-async def test_the_setting_gives_the_schedule(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_setting_gives_the_schedule(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUSTOM_TASK_CRON", "*/20 * * * *")
     batch.only(DynamicScheduleTask)
     runs = await batch.advance(hours=1)
@@ -265,11 +284,16 @@ async def test_a_day_that_could_not_be_marked_was_not_processed(batch: Batch) ->
 
 def long_ones(number: int) -> list[Session]:
     began = NEW_YEAR - 31 * DAY
-    return [Session(session_id=f"long-{n:03}", created_at=began, expires_at=NEW_YEAR + DAY) for n in range(number)]
+    return [
+        Session(session_id=f"long-{n:03}", created_at=began, expires_at=NEW_YEAR + DAY)
+        for n in range(number)
+    ]
 
 
 class Counted(ChunkedTask):
-    """Goes on when its loop knows how many there are: it counts them beside the work, which may end before that."""
+    """Goes on when its loop knows how many there are: it counts them beside the work, which may end
+    before that.
+    """
 
     name = "counted"
 
@@ -278,7 +302,9 @@ class Counted(ChunkedTask):
         await super()._end(db, session, at)
 
 
-async def test_every_row_is_visited_although_the_loop_changes_the_selected_rows(batch: Batch) -> None:
+async def test_every_row_is_visited_although_the_loop_changes_the_selected_rows(
+    batch: Batch,
+) -> None:
     batch.add(Counted)
     young = Session(session_id="young", created_at=NEW_YEAR - 29 * DAY, expires_at=NEW_YEAR + DAY)
     await add(*long_ones(25), young)
@@ -307,7 +333,9 @@ async def test_a_row_that_the_loop_does_not_change_is_visited_once(batch: Batch)
 
 
 @on_sqlite
-async def test_a_run_that_is_stopped_between_chunks_goes_on_after_the_last_one(batch: Batch) -> None:
+async def test_a_run_that_is_stopped_between_chunks_goes_on_after_the_last_one(
+    batch: Batch,
+) -> None:
     class Stopped(ChunkedTask):
         name = "stopped"
 
@@ -329,7 +357,9 @@ async def test_a_full_last_chunk_is_followed_by_no_other(batch: Batch) -> None:
     assert (await batch.run(ChunkedTask, slot=NEW_YEAR, size=10)).result == 20
 
 
-async def test_chunks_before_a_failure_stay_committed_and_the_next_run_does_the_rest(batch: Batch) -> None:
+async def test_chunks_before_a_failure_stay_committed_and_the_next_run_does_the_rest(
+    batch: Batch,
+) -> None:
     class Failing(Counted):
         name = "failing"
 

@@ -1,4 +1,6 @@
-"""examples/ as a stranger meets it: a tasks folder, for real processes, and what its README says."""
+"""examples/ as a stranger meets it: a tasks folder, for real processes, and what its README
+says.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,17 @@ from tests.processes import batch, environment, service
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "examples/README.md").read_text()
-FILES = sorted(path.name for path in (ROOT / "examples").glob("*.py") if not path.name.startswith("_"))
+FILES = sorted(
+    path.name for path in (ROOT / "examples").glob("*.py") if not path.name.startswith("_")
+)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A working directory with examples/ in it and nothing else."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return tmp_path
 
 
@@ -52,10 +58,14 @@ def test_each_example_works_by_itself_as_a_file_of_another_folder(tmp_path: Path
         (tmp_path / "tasks" / name).unlink()
 
 
-def test_a_service_on_the_folder_lists_every_task_and_reports_nothing(folder: Path, names: set[str]) -> None:
+def test_a_service_on_the_folder_lists_every_task_and_reports_nothing(
+    folder: Path, names: set[str]
+) -> None:
     with service(folder, settings={"TASKS_DIR": "examples"}) as started:
         jobs = {job["id"] for job in started.get("/scheduler/jobs").json()}
-        listed = json.loads(batch(folder, "tasks", "--json", settings={"TASKS_DIR": "examples"}).stdout)
+        listed = json.loads(
+            batch(folder, "tasks", "--json", settings={"TASKS_DIR": "examples"}).stdout
+        )
         assert {task["name"] for task in listed} == names
         assert jobs == names
         assert "can't be used" not in started.stderr + started.stdout
@@ -64,7 +74,9 @@ def test_a_service_on_the_folder_lists_every_task_and_reports_nothing(folder: Pa
 
 def test_lint_finds_nothing(folder: Path) -> None:
     done = batch(folder, "lint", settings={"TASKS_DIR": "examples"})
-    assert done.returncode == 0 and "0 errors, 0 warnings, 0 notes" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "0 errors, 0 warnings, 0 notes" in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def test_the_commands_of_the_readme_work(folder: Path) -> None:
@@ -72,7 +84,12 @@ def test_the_commands_of_the_readme_work(folder: Path) -> None:
     commands = "\n".join(line.removeprefix("$ ") for line in block.splitlines())
     script = f'set -e\nbatch() {{ "{sys.executable}" -m service "$@"; }}\n{commands}'
     done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=environment(), capture_output=True, text=True, timeout=60
+        ["bash", "-c", script],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "can't be used" not in done.stdout + done.stderr

@@ -27,13 +27,25 @@ FORGOTTEN_SECONDS = 4 * LEASE
 
 def two_runs_of_a_slot(evidence: Evidence) -> Iterator[str]:
     no_slots = ("manual", "part")
-    scheduled = Counter((run["task"], str(run["slot"])) for run in evidence.runs if run["origin"] not in no_slots)
-    yield from (f"slot {slot} of {task} has {n} runs in the ledger" for (task, slot), n in scheduled.items() if n > 1)
+    scheduled = Counter(
+        (run["task"], str(run["slot"])) for run in evidence.runs if run["origin"] not in no_slots
+    )
+    yield from (
+        f"slot {slot} of {task} has {n} runs in the ledger"
+        for (task, slot), n in scheduled.items()
+        if n > 1
+    )
     ran: dict[tuple[str, str], set[str]] = defaultdict(set)
-    started = {run["id"] for run in evidence.runs if run["origin"] == "manual"} | evidence.parents.keys()
+    started = {
+        run["id"] for run in evidence.runs if run["origin"] == "manual"
+    } | evidence.parents.keys()
     for line in (line for line in evidence.told if line["run"] not in started):
         ran[line["task"], line["slot"]].add(line["run"])
-    yield from (f"slot {slot} of {task} ran as {sorted(ids)}" for (task, slot), ids in ran.items() if len(ids) > 1)
+    yield from (
+        f"slot {slot} of {task} ran as {sorted(ids)}"
+        for (task, slot), ids in ran.items()
+        if len(ids) > 1
+    )
 
 
 def attempts_without_an_end(evidence: Evidence) -> Iterator[str]:
@@ -44,23 +56,40 @@ def attempts_without_an_end(evidence: Evidence) -> Iterator[str]:
     for run in evidence.runs:
         own = ended[run["id"]]
         if sorted(own) != list(range(1, run["fence"] + 1)):
-            yield f"run {run['id']} of {run['task']} was claimed {run['fence']} times, and these ended: {sorted(own)}"
+            yield (
+                f"run {run['id']} of {run['task']} was claimed {run['fence']} times, and these "
+                f"ended: {sorted(own)}"
+            )
         elif run["state"] in ("succeeded", "failed"):
             outcome = own[run["fence"]]["outcome"]
-            allowed = ("split", "resumed") if parts.PARTS_FAILED.search(run["reason"] or "") else OUTCOMES[run["state"]]
+            allowed = (
+                ("split", "resumed")
+                if parts.PARTS_FAILED.search(run["reason"] or "")
+                else OUTCOMES[run["state"]]
+            )
             if outcome not in allowed:
-                yield f"run {run['id']} of {run['task']} has {run['state']}, and its last attempt {outcome}"
+                yield (
+                    f"run {run['id']} of {run['task']} has {run['state']}, and its last attempt "
+                    f"{outcome}"
+                )
     known = {run["id"] for run in evidence.runs}
     for line in evidence.of("start"):
         if parts.is_deleted(evidence, line["run"], known):
             continue
         if line["run"] not in known or line["fence"] not in ended[line["run"]]:
-            yield f"the attempt of {line['task']}, run {line['run']}, fence {line['fence']}, is in no ledger"
+            yield (
+                f"the attempt of {line['task']}, run {line['run']}, fence {line['fence']}, is in "
+                "no ledger"
+            )
 
 
 def starts_under_one_fence(evidence: Evidence) -> Iterator[str]:
     times = Counter((line["run"], line["fence"]) for line in evidence.of("start"))
-    yield from (f"run {run} began {n} times under fence {fence}" for (run, fence), n in times.items() if n > 1)
+    yield from (
+        f"run {run} began {n} times under fence {fence}"
+        for (run, fence), n in times.items()
+        if n > 1
+    )
 
 
 def runs_without_a_reason(evidence: Evidence) -> Iterator[str]:
@@ -70,7 +99,9 @@ def runs_without_a_reason(evidence: Evidence) -> Iterator[str]:
 
 
 def attempts_used_up(evidence: Evidence) -> Iterator[str]:
-    """An interruption uses up none, and a loss neither: after one that the run pays for, another attempt is allowed."""
+    """An interruption uses up none, and a loss neither: after one that the run pays for, another
+    attempt is allowed.
+    """
     for run in evidence.runs:
         allowed = ATTEMPTS.get(run["task"], 1) * (1 + evidence.asked(run["id"]))
         used = run["attempt"] - run["attempts_before"]
@@ -82,7 +113,10 @@ def begun_again(evidence: Evidence) -> Iterator[str]:
     for run, fences in evidence.starts().items():
         task = next(iter(fences.values()))["task"]
         if task == "once" and len(fences) > 1 + evidence.reopened[run]:
-            yield f"run {run} of {task} has rerun = False, and began under the fences {sorted(fences)}"
+            yield (
+                f"run {run} of {task} has rerun = False, and began under the fences "
+                f"{sorted(fences)}"
+            )
 
 
 def changes_of_final_states(evidence: Evidence) -> Iterator[str]:
@@ -90,11 +124,16 @@ def changes_of_final_states(evidence: Evidence) -> Iterator[str]:
     known = {run["id"] for run in evidence.runs}
     for run, states in evidence.finals.items():
         if run in known and len(states) > 1 + waiting.asked_again(evidence, awaited, run):
-            yield f"run {run} was over in more than one way, and reopened {evidence.asked(run)} times: {states}"
+            yield (
+                f"run {run} was over in more than one way, and reopened {evidence.asked(run)} "
+                f"times: {states}"
+            )
 
 
 def late_commits(evidence: Evidence) -> Iterator[str]:
-    """What an older attempt committed, a newer one has seen when it began; and each part once, under rising fences."""
+    """What an older attempt committed, a newer one has seen when it began; and each part once,
+    under rising fences.
+    """
     by_run: dict[str, list[Row]] = defaultdict(list)
     for row in evidence.rows:
         by_run[row["run"]].append(row)
@@ -105,11 +144,18 @@ def late_commits(evidence: Evidence) -> Iterator[str]:
     for line in evidence.of("seen"):
         before = {row["number"] for row in by_run[line["run"]] if row["fence"] < line["fence"]}
         if late := before - set(line["numbers"]):
-            yield f"run {line['run']} of {line['task']}: rows {sorted(late)} came after fence {line['fence']} began"
-    yield from _commits_after_the_next_start(evidence, {(r["run"], r["fence"], r["part"]) for r in evidence.rows})
+            yield (
+                f"run {line['run']} of {line['task']}: rows {sorted(late)} came after fence "
+                f"{line['fence']} began"
+            )
+    yield from _commits_after_the_next_start(
+        evidence, {(r["run"], r["fence"], r["part"]) for r in evidence.rows}
+    )
 
 
-def _commits_after_the_next_start(evidence: Evidence, committed: set[tuple[str, int, int]]) -> Iterator[str]:
+def _commits_after_the_next_start(
+    evidence: Evidence, committed: set[tuple[str, int, int]]
+) -> Iterator[str]:
     starts = evidence.starts()
     for line in evidence.of("committing"):
         if (line["run"], line["fence"], line["part"]) not in committed:
@@ -117,7 +163,10 @@ def _commits_after_the_next_start(evidence: Evidence, committed: set[tuple[str, 
         for fence, start in starts[line["run"]].items():
             if fence > line["fence"] and start["at"] < line["at"]:
                 late = line["at"] - start["at"]
-                yield f"run {line['run']} of {line['task']}, fence {line['fence']}: came {late:.3f} s after {fence}"
+                yield (
+                    f"run {line['run']} of {line['task']}, fence {line['fence']}: came "
+                    f"{late:.3f} s after {fence}"
+                )
 
 
 def commits_that_are_missing(evidence: Evidence) -> Iterator[str]:
@@ -126,25 +175,45 @@ def commits_that_are_missing(evidence: Evidence) -> Iterator[str]:
     for run in evidence.runs:
         if run["task"] in parts.TASKS:
             continue
-        if run["state"] == "succeeded" and (there := written[run["id"], run["fence"]]) != run["result"]:
-            yield f"run {run['id']} of {run['task']} has succeeded with {there} commits of {run['result']}"
+        if (
+            run["state"] == "succeeded"
+            and (there := written[run["id"], run["fence"]]) != run["result"]
+        ):
+            yield (
+                f"run {run['id']} of {run['task']} has succeeded with {there} commits of "
+                f"{run['result']}"
+            )
 
 
 def bodies_beyond_the_lease(evidence: Evidence) -> Iterator[str]:
-    """A body that is not frozen has ended before the next attempt of its run begins: its node gave it up in time."""
-    last: dict[tuple[str, int], Row] = {(line["run"], line["fence"]): line for line in evidence.told}
+    """A body that is not frozen has ended before the next attempt of its run begins: its node gave
+    it up in time.
+    """
+    last: dict[tuple[str, int], Row] = {
+        (line["run"], line["fence"]): line for line in evidence.told
+    }
     for run, fences in evidence.starts().items():
         for fence, start in fences.items():
             later = [each["at"] for other, each in fences.items() if other > fence]
             end = last[run, fence]
-            if not later or start["task"] in NEVER_STOPPED or _was_frozen(evidence, start, min(later)):
+            if (
+                not later
+                or start["task"] in NEVER_STOPPED
+                or _was_frozen(evidence, start, min(later))
+            ):
                 continue
             if (over := end["at"] - min(later)) > SLACK_SECONDS:
-                yield f"run {run} of {start['task']}: fence {fence} went on for {over:.2f} s beside the next one"
+                yield (
+                    f"run {run} of {start['task']}: fence {fence} went on for {over:.2f} s "
+                    "beside the next one"
+                )
 
 
 def _was_frozen(evidence: Evidence, start: Row, until: float) -> bool:
-    return any(pid == start["pid"] and since < until + LEASE and start["at"] < to for pid, since, to in evidence.frozen)
+    return any(
+        pid == start["pid"] and since < until + LEASE and start["at"] < to
+        for pid, since, to in evidence.frozen
+    )
 
 
 def losses_without_a_cause(evidence: Evidence) -> Iterator[str]:
@@ -154,34 +223,59 @@ def losses_without_a_cause(evidence: Evidence) -> Iterator[str]:
         start = starts[attempt["run"]].get(attempt["fence"])
         if attempt["outcome"] != "lost" or start is None:
             continue
-        until = min((s["at"] for fence, s in starts[attempt["run"]].items() if fence > attempt["fence"]), default=inf)
-        if not any(pid == start["pid"] and since < until and start["at"] < to for pid, since, to in evidence.disturbed):
-            yield f"run {attempt['run']} of {start['task']}: fence {attempt['fence']} lost while {start['pid']} lived"
+        until = min(
+            (s["at"] for fence, s in starts[attempt["run"]].items() if fence > attempt["fence"]),
+            default=inf,
+        )
+        if not any(
+            pid == start["pid"] and since < until and start["at"] < to
+            for pid, since, to in evidence.disturbed
+        ):
+            yield (
+                f"run {attempt['run']} of {start['task']}: fence {attempt['fence']} lost while "
+                f"{start['pid']} lived"
+            )
 
 
 def retries_too_early(evidence: Evidence) -> Iterator[str]:
     """Also on a node whose clock is behind."""
     starts = evidence.starts()
-    failed = {(attempt["run"], attempt["fence"]) for attempt in evidence.attempts if attempt["outcome"] == "failed"}
+    failed = {
+        (attempt["run"], attempt["fence"])
+        for attempt in evidence.attempts
+        if attempt["outcome"] == "failed"
+    }
     for line in evidence.of("end") if evidence.has_one_clock else []:
         run, fence = line["run"], line["fence"]
         again = starts[run].get(fence + 1)
         if (run, fence) in failed and again and not evidence.asked(run):
             waited = again["at"] - line["at"]
             if waited < 0.9 * WAITS.get(line["task"], 0.0):
-                yield f"run {run} of {line['task']}: fence {fence + 1} began {waited:.2f} s after {fence} had failed"
+                yield (
+                    f"run {run} of {line['task']}: fence {fence + 1} began {waited:.2f} s after "
+                    f"{fence} had failed"
+                )
 
 
 def claimed_and_forgotten(evidence: Evidence) -> Iterator[str]:
-    """What a node that lives has claimed, it begins, or gives back: also when the reply to its claim was lost."""
+    """What a node that lives has claimed, it begins, or gives back: also when the reply to its
+    claim was lost.
+    """
     starts = evidence.starts()
     for attempt in evidence.attempts if evidence.has_one_clock else []:
         if attempt["fence"] in starts[attempt["run"]]:
             continue
-        claimed, ended = (attempt[name].timestamp() - evidence.boot for name in ("started_at", "ended_at"))
-        stops = (since for pid, since, _ in evidence.stopped if pid == attempt["pid"] and since > claimed)
+        claimed, ended = (
+            attempt[name].timestamp() - evidence.boot for name in ("started_at", "ended_at")
+        )
+        stops = (
+            since for pid, since, _ in evidence.stopped if pid == attempt["pid"] and since > claimed
+        )
         if (seconds := min([ended, *stops]) - claimed) > FORGOTTEN_SECONDS:
-            yield f"run {attempt['run']}, fence {attempt['fence']}: claimed for {seconds:.1f} s, and never begun"
+            yield (
+                f"run {attempt['run']}, fence {attempt['fence']}: claimed for {seconds:.1f} s, "
+                "and never begun"
+            )
 
 
 def in_the_wrong_pool(evidence: Evidence) -> Iterator[str]:
@@ -220,8 +314,18 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
 def wrong(world: World, evidence: Evidence) -> list[str]:
     """Sentences about everything that does not hold; an empty list if all is well."""
     violations = [sentence for check in CHECKS for sentence in check(evidence)]
-    strange = [said for file in sorted(world.folder.glob("*.stderr")) for said in strange_errors(file.read_text())]
-    return [*world.wrong, *_of_the_account(world), *violations, *strange, *_stories(evidence, violations)]
+    strange = [
+        said
+        for file in sorted(world.folder.glob("*.stderr"))
+        for said in strange_errors(file.read_text())
+    ]
+    return [
+        *world.wrong,
+        *_of_the_account(world),
+        *violations,
+        *strange,
+        *_stories(evidence, violations),
+    ]
 
 
 def strange_errors(stderr: str) -> Iterator[str]:
@@ -232,7 +336,9 @@ def strange_errors(stderr: str) -> Iterator[str]:
         if re.match(r"\d{4}-\d\d-\d\dT", line):
             last = line
         elif line.startswith("Traceback (most") and " task=" not in last:
-            yield "\n".join(["an error that nobody has foreseen:", last, *lines[number : number + 60]])
+            yield "\n".join(
+                ["an error that nobody has foreseen:", last, *lines[number : number + 60]]
+            )
             return
 
 

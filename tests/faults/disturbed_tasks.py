@@ -1,7 +1,7 @@
 """What the services run while they are disturbed. It is copied into their tasks/.
 
-Each body says in a file outside the databases what it does, with boot time, which no clock step moves. And it writes
-into a table of the application's database, through `get_db()`.
+Each body says in a file outside the databases what it does, with boot time, which no clock step
+moves. And it writes into a table of the application's database, through `get_db()`.
 """
 
 import asyncio
@@ -43,7 +43,9 @@ def every(cron: str) -> str | None:
 
 
 def node() -> int:
-    """The pid of the node: of this process, or in a child of the worker whose nursery has forked this process."""
+    """The pid of the node: of this process, or in a child of the worker whose nursery has forked
+    this process.
+    """
     with open("/proc/self/cmdline") as file:
         is_child = "batch.pools" in file.read()
     if not is_child:
@@ -154,7 +156,9 @@ class LockTask(BaseTask):
 
 
 class EagerTask(BaseTask):
-    """Commits all the time: one that was frozen and wakes tries it at once, before anybody can tell it to stop."""
+    """Commits all the time: one that was frozen and wakes tries it at once, before anybody can tell
+    it to stop.
+    """
 
     name, schedule, overlap = "eager", every("*/3 * * * * *"), "wait"
 
@@ -264,7 +268,9 @@ class LoadTask(BaseTask):
 
 
 class GatherTask(BaseTask):
-    """Its slots wait for the end of those of two others, one of which always fails, but not for long."""
+    """Its slots wait for the end of those of two others, one of which always fails, but not for
+    long.
+    """
 
     name, schedule, overlap = "gather", every("*/6 * * * * *"), "replace"
     after = After("load", "failing", within=15, on="end") if FIRES else None
@@ -295,7 +301,9 @@ class NewsTask(BaseTask):
 
 
 class LetterTask(BaseTask):
-    """A member of a group. The second one brings in another, the third succeeds at last, and the first may fail."""
+    """A member of a group. The second one brings in another, the third succeeds at last, and the
+    first may fail.
+    """
 
     name, schedule, overlap, retry = "letter", None, "allow", Retry(attempts=2, wait=0.2, jitter=0)
     pool = "cpu"
@@ -305,7 +313,9 @@ class LetterTask(BaseTask):
             await look()
             await asyncio.sleep(0.2 * number)
             if number == 1:
-                await start(LetterTask, number=9, fails=False, in_group=True, key=f"late {current_run().id}")
+                await start(
+                    LetterTask, number=9, fails=False, in_group=True, key=f"late {current_run().id}"
+                )
             await write()
             if (number == 0 and fails) or (number == 2 and current_run().attempt == 1):
                 raise ConnectionError("not yet")
@@ -339,7 +349,9 @@ PARTS, ITEMS = 4, 9
 
 
 class SumsTask(PartitionedTask):
-    """Its parts run on all services. Each item of a part is a row, and the second part fails after its first chunk."""
+    """Its parts run on all services. Each item of a part is a row, and the second part fails after
+    its first chunk.
+    """
 
     name, schedule, overlap, parallel = "sums", every("*/6 * * * * *"), "wait", 3
     retry = Retry(attempts=2, wait=0.2, jitter=0)
@@ -348,7 +360,9 @@ class SumsTask(PartitionedTask):
         with told():
             await asyncio.sleep(0.1)
             of = current_run().id
-            return [Part(of=of, first=each * ITEMS, stop=(each + 1) * ITEMS) for each in range(PARTS)]
+            return [
+                Part(of=of, first=each * ITEMS, stop=(each + 1) * ITEMS) for each in range(PARTS)
+            ]
 
     async def work(self, part: Part) -> int:
         with told(of=part["of"]):
@@ -372,6 +386,8 @@ class SumsTask(PartitionedTask):
 
 
 class PooledSumsTask(SumsTask):
-    """The same on workers, and in the children of one of them. The first part that fails stops the others."""
+    """The same on workers, and in the children of one of them. The first part that fails stops the
+    others.
+    """
 
     name, pool, fail_fast = "pooled_sums", "cpu", True

@@ -1,4 +1,6 @@
-"""What is known when the services have come to rest: from the ledger, the witnesses and what was observed."""
+"""What is known when the services have come to rest: from the ledger, the witnesses and what was
+observed.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,15 @@ Row = dict[str, Any]
 
 @dataclass
 class Evidence:
-    """`runs` and `attempts`: of the ledger. `rows`: of the witness in the application's database, in their order.
+    """`runs` and `attempts`: of the ledger. `rows`: of the witness in the application's database,
+    in their order.
 
-    `told`: the lines of the witness file. `finals`: the final states in which each run was seen, in their order.
-    `reopened`: how often a person asked for a run to go on. `frozen`, `stopped`, `disturbed`: pid, since
-    and until when in boot time. Stopped are processes that were frozen or ended; who was disturbed, by the network too,
-    may have lost its lease. `has_one_clock`: what the ledger says about time is by one that did not step, and is ahead
-    of boot time by `boot` seconds. `workers`: the pids of the processes that only execute the runs of a pool.
+    `told`: the lines of the witness file. `finals`: the final states in which each run was seen, in
+    their order. `reopened`: how often a person asked for a run to go on. `frozen`, `stopped`,
+    `disturbed`: pid, since and until when in boot time. Stopped are processes that were frozen or
+    ended; who was disturbed, by the network too, may have lost its lease. `has_one_clock`: what the
+    ledger says about time is by one that did not step, and is ahead of boot time by `boot` seconds.
+    `workers`: the pids of the processes that only execute the runs of a pool.
     """
 
     runs: list[Row] = field(default_factory=list)
@@ -47,7 +51,9 @@ class Evidence:
 
     @cached_property
     def parents(self) -> dict[str, str]:
-        """The run of each part, by the id of the part; also of parts that are gone since their run was split anew."""
+        """The run of each part, by the id of the part; also of parts that are gone since their run
+        was split anew.
+        """
         told = {line["run"]: line["of"] for line in self.of("start") if "of" in line}
         return told | {run["id"]: run["awaited_by"] for run in self.runs if run["origin"] == "part"}
 
@@ -66,11 +72,14 @@ class Evidence:
 
 def gather(world: World) -> Evidence:
     columns = (
-        "id, task, slot, origin, state, reason, attempt, attempts_before, fence, result, finished_at, parent, "
+        "id, task, slot, origin, state, reason, attempt, attempts_before, fence, result, "
+        "finished_at, parent, "
         "awaited_by, gate, part"
     )
     runs = [{**run, **_ids(run)} for run in world.query(f"SELECT {columns} FROM batch_runs")]
-    attempts = world.query("SELECT run, fence, number, outcome, node, started_at, ended_at FROM batch_attempts")
+    attempts = world.query(
+        "SELECT run, fence, number, outcome, node, started_at, ended_at FROM batch_attempts"
+    )
     pids = {node["id"]: node["pid"] for node in world.query("SELECT id, pid FROM batch_nodes")}
     last = {
         run["id"]: (run["state"], run["fence"], str(run["finished_at"]))
@@ -79,8 +88,13 @@ def gather(world: World) -> Evidence:
     }
     return Evidence(
         runs=[{**run, "result": _number(run["result"])} for run in runs],
-        attempts=[{**attempt, "run": str(attempt["run"]), "pid": pids.get(attempt["node"])} for attempt in attempts],
-        rows=world.query("SELECT number, run, task, fence, part FROM witness ORDER BY number", ledger=False),
+        attempts=[
+            {**attempt, "run": str(attempt["run"]), "pid": pids.get(attempt["node"])}
+            for attempt in attempts
+        ],
+        rows=world.query(
+            "SELECT number, run, task, fence, part FROM witness ORDER BY number", ledger=False
+        ),
         told=[json.loads(line) for line in world.witness.read_text().splitlines()],
         finals=changes(world.finals, last),
         reopened=world.reopened,
@@ -90,7 +104,10 @@ def gather(world: World) -> Evidence:
         workers={pid for pid, place in world.places.items() if place >= SERVICES},
         stopped=_by_pid(world, "pid {pid}"),
         disturbed=_by_pid(world, "pid {pid}", "place {place}"),
-        waits=[{**row, "run": str(row["run"])} for row in world.query("SELECT run, task, slot FROM batch_waits")],
+        waits=[
+            {**row, "run": str(row["run"])}
+            for row in world.query("SELECT run, task, slot FROM batch_waits")
+        ],
     )
 
 
@@ -117,9 +134,14 @@ def summary(evidence: Evidence) -> str:
     outcomes = Counter(attempt["outcome"] for attempt in evidence.attempts)
     seen = sum(bool(line["numbers"]) for line in evidence.of("seen"))
     waited = {row["run"] for row in evidence.waits} | {run["awaited_by"] for run in evidence.runs}
-    of_these = Counter(f"{r['task']} {r['state']}" for r in evidence.runs if r["id"] in waited or r["task"] == "later")
+    of_these = Counter(
+        f"{r['task']} {r['state']}"
+        for r in evidence.runs
+        if r["id"] in waited or r["task"] == "later"
+    )
     return (
-        f"{len(evidence.runs)} runs {dict(states)}, {len(evidence.attempts)} attempts {dict(outcomes)}, "
+        f"{len(evidence.runs)} runs {dict(states)}, {len(evidence.attempts)} attempts "
+        f"{dict(outcomes)}, "
         f"{len(evidence.rows)} commits; {seen} attempts began after commits of older ones; "
         f"of those that waited {dict(sorted(of_these.items()))}"
     )

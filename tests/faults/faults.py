@@ -19,14 +19,17 @@ Fault = Callable[[World, Nodes], str]
 """Does it, and says to whom. Returns before it is over where others may happen meanwhile."""
 AWAY = (DBAPIError, DatabaseError, OSError)
 AWAITING = (
-    "SELECT w.run AS id FROM batch_waits w JOIN batch_runs a ON a.task = w.task AND a.slot = w.slot "
+    "SELECT w.run AS id FROM batch_waits w JOIN batch_runs a ON a.task = w.task "
+    "AND a.slot = w.slot "
     "WHERE CAST(a.id AS text) = :id AND a.origin <> 'manual' "
-    "UNION SELECT awaited_by FROM batch_runs WHERE CAST(id AS text) = :id AND awaited_by IS NOT NULL"
+    "UNION SELECT awaited_by FROM batch_runs WHERE CAST(id AS text) = :id "
+    "AND awaited_by IS NOT NULL"
 )
 
 OVER = (
     "SELECT id, state FROM batch_runs r WHERE finished_at IS NOT NULL AND (origin <> 'part' "
-    "OR (SELECT p.state FROM batch_runs p WHERE p.id = r.awaited_by) = 'waiting') ORDER BY id DESC LIMIT 60"
+    "OR (SELECT p.state FROM batch_runs p WHERE p.id = r.awaited_by) = 'waiting') "
+    "ORDER BY id DESC LIMIT 60"
 )
 """The last runs that a person may have go on: parts only as long as their run waits for others."""
 
@@ -65,7 +68,9 @@ def terminate_and_kill(world: World, nodes: Nodes) -> str:
 
 
 def freeze(world: World, nodes: Nodes) -> str:
-    """SIGSTOP, mostly for longer than a lease; then it wakes and finds its runs taken. By others, if they are awake."""
+    """SIGSTOP, mostly for longer than a lease; then it wakes and finds its runs taken. By others,
+    if they are awake.
+    """
     nodes.until_all_are_well()
     place = nodes.victim()
     seconds = LEASE * world.random.uniform(0.8, 2.4)
@@ -84,7 +89,9 @@ def freeze_and_kill(world: World, nodes: Nodes) -> str:
 
 
 def clock(world: World, nodes: Nodes) -> str:
-    """The wall clock of a service that lives steps. On SQLite that is the machine's, so it is that of all."""
+    """The wall clock of a service that lives steps. On SQLite that is the machine's, so it is that
+    of all.
+    """
     place = nodes.victim()
     if world.server is not None:
         world.clocks[place].set(world.random.uniform(-600, 600))
@@ -102,13 +109,17 @@ def cancel(world: World, nodes: Nodes) -> str:
 
 
 def retry(world: World, nodes: Nodes) -> str:
-    """A run that is over, whatever way, from the beginning or not; now and then with what comes after it."""
+    """A run that is over, whatever way, from the beginning or not; now and then with what comes
+    after it.
+    """
     with contextlib.suppress(*AWAY):
         over = world.query(OVER)
         if over:
             run = world.random.choice(over)
             words = ["--again"] if run["state"] == "succeeded" else []
-            after = _comes_after(world, str(run["id"])) if words and world.random.random() < 0.5 else []
+            after = (
+                _comes_after(world, str(run["id"])) if words and world.random.random() < 0.5 else []
+            )
             words += ["--and-after", "--yes"] if after else []
             world.reopened.update([str(run["id"]), *after])
             return world.begin("retry", str(run["id"]), *words)
@@ -120,7 +131,10 @@ def _comes_after(world: World, run: str) -> list[str]:
     found: list[str] = []
     asked = [run]
     while asked:
-        new = {str(row["id"]) for id in asked for row in world.query(AWAITING, id=id)} - {run, *found}
+        new = {str(row["id"]) for id in asked for row in world.query(AWAITING, id=id)} - {
+            run,
+            *found,
+        }
         asked = sorted(new)
         found += asked
     return found
@@ -130,12 +144,17 @@ def backfill(world: World, nodes: Nodes) -> str:
     """The last slots, also where they have run: those go again."""
     task = world.random.choice(["tick", "sync", "flaky", "many"])
     with contextlib.suppress(*AWAY):
-        runs = world.query("SELECT id, slot FROM batch_runs WHERE task = :task ORDER BY slot DESC LIMIT 8", task=task)
+        runs = world.query(
+            "SELECT id, slot FROM batch_runs WHERE task = :task ORDER BY slot DESC LIMIT 8",
+            task=task,
+        )
         if len(runs) > 4:
             for run in runs:
                 world.reopened[str(run["id"])] += 1
             slots = [str(run["slot"]).replace(" ", "T") for run in runs]
-            since, until = (slot if "+" in slot else f"{slot}+00:00" for slot in (slots[-1], slots[3]))
+            since, until = (
+                slot if "+" in slot else f"{slot}+00:00" for slot in (slots[-1], slots[3])
+            )
             return world.begin("backfill", task, "--from", since, "--to", until, "--again")
     return "nothing"
 
@@ -181,12 +200,16 @@ def hold(world: World, nodes: Nodes) -> str:
 def lose_replies(world: World, nodes: Nodes) -> str:
     """COMMITs are done, but their replies are lost."""
     share = world.random.choice([0.2, 0.7, 1.0])
-    return _network(world, _few(world, nodes, one=0.5), "lose", LEASE * world.random.uniform(0.5, 1.5), share)
+    return _network(
+        world, _few(world, nodes, one=0.5), "lose", LEASE * world.random.uniform(0.5, 1.5), share
+    )
 
 
 def drop_commits(world: World, nodes: Nodes) -> str:
     """COMMITs do not even arrive."""
-    return _network(world, _few(world, nodes, one=0.5), "drop", LEASE * world.random.uniform(0.2, 1.0), 0.5)
+    return _network(
+        world, _few(world, nodes, one=0.5), "drop", LEASE * world.random.uniform(0.2, 1.0), 0.5
+    )
 
 
 def _few(world: World, nodes: Nodes, one: float = 0.8) -> int | str:
@@ -212,7 +235,9 @@ def lock_application(world: World, nodes: Nodes) -> str:
 
 
 def _lock(world: World, nodes: Nodes, name: str) -> str:
-    """Another process of this machine holds SQLite's write lock. With that of the ledger nobody can renew a lease."""
+    """Another process of this machine holds SQLite's write lock. With that of the ledger nobody can
+    renew a lease.
+    """
     seconds = LEASE * world.random.uniform(0.2, 1.5)
     other = sqlite3.connect(world.folder / name, timeout=0.05, isolation_level=None)
     with contextlib.closing(other):
@@ -264,8 +289,14 @@ FAULTS: dict[str, dict[Fault, int]] = {
 
 
 def plan(kind: str, seed: int, count: int, only: str = "") -> list[Fault]:
-    """So many faults for databases of this kind; `only`: the names of those that are wanted, with commas."""
-    weights = {fault: n for fault, n in FAULTS[kind].items() if not only or fault.__name__ in only.split(",")}
+    """So many faults for databases of this kind; `only`: the names of those that are wanted, with
+    commas.
+    """
+    weights = {
+        fault: n
+        for fault, n in FAULTS[kind].items()
+        if not only or fault.__name__ in only.split(",")
+    }
     return random.Random(seed).choices(list(weights), list(weights.values()), k=count)
 
 
@@ -276,7 +307,9 @@ def disturb(world: World, faults: list[Fault]) -> None:
         nodes.until_they_serve()
         nodes.pass_time(LEASE)
         for number, fault in enumerate(faults):
-            world.random = random.Random(f"{world.seed}/{number}")  # the same one whatever the last ones asked for
+            world.random = random.Random(
+                f"{world.seed}/{number}"
+            )  # the same one whatever the last ones asked for
             world.counts[fault.__name__] += 1
             world.say(f"{number + 1}. {fault.__name__}")
             world.say(f"   {fault(world, nodes)}")
@@ -287,4 +320,6 @@ def disturb(world: World, faults: list[Fault]) -> None:
         come_to_rest(world)
     world.end_commands()
     if world.network is not None:
-        world.counts.update({f"connections: {k}": v for k, v in world.network.tell("all", "count").items()})
+        world.counts.update(
+            {f"connections: {k}": v for k, v in world.network.tell("all", "count").items()}
+        )

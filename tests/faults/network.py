@@ -26,7 +26,10 @@ class Proxy:
         """`door`: its index, or `all`. Returns what was done so far, by kind."""
         assert self._process.stdin
         print(door, command, *values, file=self._process.stdin, flush=True)
-        return {name: int(number) for name, _, number in (each.partition("=") for each in self._answer().split())}
+        return {
+            name: int(number)
+            for name, _, number in (each.partition("=") for each in self._answer().split())
+        }
 
     def _answer(self) -> str:
         assert self._process.stdout
@@ -38,7 +41,13 @@ class Proxy:
 @contextmanager
 def proxy(directory: Path, doors: int) -> Iterator[Proxy]:
     """In front of the server whose socket is in `directory`."""
-    command = [sys.executable, "-m", "tests.faults.proxy", str(directory / ".s.PGSQL.5432"), str(doors)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.proxy",
+        str(directory / ".s.PGSQL.5432"),
+        str(doors),
+    ]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
     ) as process:

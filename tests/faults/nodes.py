@@ -27,7 +27,9 @@ class Nodes:
         self._world = world
         self._living: dict[int, Service] = {}
         self._asleep: dict[int, tuple[float, float]] = {}
-        """Places whose service is frozen: since when in boot time, and until when in monotonic time."""
+        """Places whose service is frozen: since when in boot time, and until when in monotonic
+        time.
+        """
         self._leaving: list[tuple[Service, float]] = []
         for place in range(SERVICES):
             self.start(place)
@@ -37,7 +39,9 @@ class Nodes:
 
     def start(self, place: int) -> None:
         command = SERVE if place < SERVICES else WORK
-        started = self._world.stack.enter_context(process(self._world.folder, command, self._world.settings(place)))
+        started = self._world.stack.enter_context(
+            process(self._world.folder, command, self._world.settings(place))
+        )
         self._living[place] = started
         self._world.places[started.process.pid] = place
 
@@ -47,7 +51,9 @@ class Nodes:
         may_begin = self._world.random.random() < 0.15
         while True:
             awake = sorted(self._living.keys() - self._asleep.keys())
-            if candidates := [place for place in awake if may_begin or has_begun(self._living[place])]:
+            if candidates := [
+                place for place in awake if may_begin or has_begun(self._living[place])
+            ]:
                 return self._world.random.choice(candidates)
             self._until(give_up_at)
 
@@ -79,7 +85,9 @@ class Nodes:
 
     def kill_below(self, place: int) -> str:
         """Kill one of the processes that descend from the one in this place, if it has any."""
-        below = sorted(children_of(self._living[place].process.pid)) if place in self._living else []
+        below = (
+            sorted(children_of(self._living[place].process.pid)) if place in self._living else []
+        )
         if not below:
             return "nobody"
         pid = self._world.random.choice(below)
@@ -99,13 +107,17 @@ class Nodes:
         self._world.blame(f"pid {self._living[place].process.pid}", seconds, after=LEASE / 2)
         suspend(self._living[place].process.pid)
         self._asleep[place] = boottime(), time.monotonic() + seconds
-        if self._world.is_ledger_locked():  # nobody can renew a lease until this process goes on or is killed
+        if (
+            self._world.is_ledger_locked()
+        ):  # nobody can renew a lease until this process goes on or is killed
             self._world.say("   it holds the lock of the ledger")
             for other in self._living:
                 self._world.blame(f"place {other}", seconds, after=LEASE / 2)
 
     def pass_time(self, seconds: float) -> None:
-        """Meanwhile those wake whose time has come, and those that have ended by themselves are replaced."""
+        """Meanwhile those wake whose time has come, and those that have ended by themselves are
+        replaced.
+        """
         until = time.monotonic() + seconds
         while True:
             for place, (_, wakes_at) in list(self._asleep.items()):
@@ -118,7 +130,9 @@ class Nodes:
             self._sleep(min(seconds_left, 0.05))
 
     def _sleep(self, seconds: float) -> None:
-        """A machine that lets this process wait lets the services wait too: none of them can be blamed for that."""
+        """A machine that lets this process wait lets the services wait too: none of them can be
+        blamed for that.
+        """
         since = boottime()
         time.sleep(seconds)
         if boottime() - since < seconds + STALL_SECONDS:
@@ -130,7 +144,9 @@ class Nodes:
 
     def end(self) -> None:
         """All of them wake, and end."""
-        self.pass_time(max([0.0, *(wakes_at - time.monotonic() for _, wakes_at in self._asleep.values())]))
+        self.pass_time(
+            max([0.0, *(wakes_at - time.monotonic() for _, wakes_at in self._asleep.values())])
+        )
         for place in list(self._living):
             self.terminate(place)
         while self._leaving:
@@ -146,14 +162,19 @@ class Nodes:
         for place, service in list(self._living.items()):
             if (code := service.process.poll()) is None:
                 continue
-            self._world.say(f"   {self.name(place)} has ended by itself, with {code}: {service.stderr[-150:]}")
+            self._world.say(
+                f"   {self.name(place)} has ended by itself, with {code}: {service.stderr[-150:]}"
+            )
             self._world.counts["ended by itself"] += 1
-            # A process that is frozen with the lock of a SQLite ledger is killed by the others after a lease.
+            # A process that is frozen with the lock of a SQLite ledger is killed by the others
+            # after a lease.
             was_killed = code == -signal.SIGKILL and self._asleep.pop(place, None) is not None
             if was_killed:
                 self._world.blame(f"pid {service.process.pid}", math.inf)
             elif has_begun(service):
-                self._world.wrong.append(f"a service has ended by itself, with {code}:\n{service.stderr[-4000:]}")
+                self._world.wrong.append(
+                    f"a service has ended by itself, with {code}:\n{service.stderr[-4000:]}"
+                )
             self._living.pop(place)
             self.start(place)
 
@@ -164,7 +185,9 @@ class Nodes:
             elif time.monotonic() > give_up_at:
                 self._leaving.remove((service, give_up_at))
                 pid = service.process.pid
-                self._world.wrong.append(f"pid {pid} lives {END_SECONDS:g} s after SIGTERM:\n{service.stderr[-4000:]}")
+                self._world.wrong.append(
+                    f"pid {pid} lives {END_SECONDS:g} s after SIGTERM:\n{service.stderr[-4000:]}"
+                )
                 service.process.kill()
 
 
@@ -182,18 +205,23 @@ def has_begun(service: Service) -> bool:
 def come_to_rest(world: World) -> None:
     """Nothing new fires, and what is active comes to its end.
 
-    Runs that have lost their node again and again, and slots over which a clock was set, wait for minutes. They don't
-    here.
+    Runs that have lost their node again and again, and slots over which a clock was set, wait for
+    minutes. They don't here.
     """
     world.say("rest")
     world.fires = False
     settings = world.settings()
-    with process(world.folder, SERVE, settings) as last, process(world.folder, WORK, settings) as worker:
+    with (
+        process(world.folder, SERVE, settings) as last,
+        process(world.folder, WORK, settings) as worker,
+    ):
         world.places[worker.process.pid] = SERVICES
         give_up_at = time.monotonic() + CALM_SECONDS
         while active := world.active():
             if time.monotonic() > give_up_at:
-                world.wrong.append(f"still active: {active}\n{last.stderr[-3000:]}\n{worker.stderr[-3000:]}")
+                world.wrong.append(
+                    f"still active: {active}\n{last.stderr[-3000:]}\n{worker.stderr[-3000:]}"
+                )
                 break
             world.end_long_waits()
             time.sleep(0.3)

@@ -1,6 +1,8 @@
-"""Reads the ledger while the services are disturbed: `python -m tests.faults.observer URL FILE`, until it is killed.
+"""Reads the ledger while the services are disturbed: `python -m tests.faults.observer URL FILE`,
+until it is killed.
 
-Each final state of a run is a line in FILE as soon as it is seen, and so is that a run has left one.
+Each final state of a run is a line in FILE as soon as it is seen, and so is that a run has left
+one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ STATES = text("SELECT id, state, fence, finished_at FROM batch_runs")
 async def look(database: Database) -> dict[str, tuple[Any, ...]]:
     """The state of each run, with its fence and when it ended."""
     async with database.reader.connect() as connection:
-        return {str(row[0]): (row[1], row[2], str(row[3])) for row in await connection.execute(STATES)}
+        return {
+            str(row[0]): (row[1], row[2], str(row[3])) for row in await connection.execute(STATES)
+        }
 
 
 async def observe(url: str, file: Path) -> None:
@@ -38,7 +42,9 @@ async def observe(url: str, file: Path) -> None:
     known: dict[str, tuple[Any, ...]] = {}
     with file.open("a") as out:
         while True:
-            with contextlib.suppress(DBAPIError, DatabaseError, OSError):  # it is down, or not made yet
+            with contextlib.suppress(
+                DBAPIError, DatabaseError, OSError
+            ):  # it is down, or not made yet
                 async with asyncio.timeout(5):
                     for run, state in (await look(database)).items():
                         _note(known, run, state, out)

@@ -1,4 +1,6 @@
-"""What must hold of runs that were split, and of their parts, when the services have come to rest."""
+"""What must hold of runs that were split, and of their parts, when the services have come to
+rest.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ PARTS_FAILED = re.compile(r"\d+ of \d+ parts (failed|cancelled): ")
 
 
 def is_deleted(evidence: Evidence, run: str, known: Collection[str]) -> bool:
-    """Whether it was a part, and is gone because a person wanted its run from the beginning. `known`: all runs."""
+    """Whether it was a part, and is gone because a person wanted its run from the beginning.
+    `known`: all runs.
+    """
     return run not in known and evidence.reopened[evidence.parents.get(run, "")] > 0
 
 
@@ -45,42 +49,74 @@ def parts_left(evidence: Evidence) -> Iterator[str]:
         states = [part["state"] for part in by_parent.get(run["id"], ())]
         if run["state"] in FINAL and set(states) - set(FINAL):
             yield f"run {run['id']} of {run['task']} is {run['state']}, and its parts {states}"
-        has_joined = run["task"] in TASKS and run["origin"] != "part" and run["state"] == "succeeded"
+        has_joined = (
+            run["task"] in TASKS and run["origin"] != "part" and run["state"] == "succeeded"
+        )
         if has_joined and states != ["succeeded"] * PARTS:
             yield f"run {run['id']} of {run['task']} has succeeded, and its parts are {states}"
-        if run["state"] == "failed" and PARTS_FAILED.search(run["reason"] or "") and set(states) == {"succeeded"}:
+        if (
+            run["state"] == "failed"
+            and PARTS_FAILED.search(run["reason"] or "")
+            and set(states) == {"succeeded"}
+        ):
             yield f"run {run['id']} of {run['task']}: {run['reason']}, and its parts have succeeded"
 
 
 def items_not_processed_once(evidence: Evidence) -> Iterator[str]:
-    """Each item of a part is a row: once if the part has succeeded, and never more often than it was begun anew."""
+    """Each item of a part is a row: once if the part has succeeded, and never more often than it
+    was begun anew.
+    """
     rows = Counter((row["run"], row["part"]) for row in evidence.rows)
     for part in (run for run in evidence.runs if run["origin"] == "part"):
         items = range((part["part"] - 1) * ITEMS, part["part"] * ITEMS)
         written = {item: number for (run, item), number in rows.items() if run == part["id"]}
         if strange := written.keys() - set(items):
-            yield f"part {part['part']}, run {part['id']}, has written the items {sorted(strange)} of others"
-        if more := {item: n for item, n in written.items() if n > 1 + evidence.reopened[part["id"]]}:
+            yield (
+                f"part {part['part']}, run {part['id']}, has written the items {sorted(strange)} "
+                "of others"
+            )
+        if more := {
+            item: n for item, n in written.items() if n > 1 + evidence.reopened[part["id"]]
+        }:
             yield f"part {part['part']}, run {part['id']}, has written items more than once: {more}"
         if part["state"] == "succeeded" and (less := set(items) - written.keys()):
-            yield f"part {part['part']}, run {part['id']}, has succeeded without the items {sorted(less)}"
+            yield (
+                f"part {part['part']}, run {part['id']}, has succeeded without the items "
+                f"{sorted(less)}"
+            )
 
 
 def joined_wrongly(evidence: Evidence) -> Iterator[str]:
     """A run is joined when all its parts have succeeded, and the sum is that of all items."""
-    by_parent, ends = _by_parent(evidence), {(line["run"], line["fence"]): line for line in evidence.of("end")}
+    by_parent, ends = (
+        _by_parent(evidence),
+        {(line["run"], line["fence"]): line for line in evidence.of("end")},
+    )
     for run in (run for run in evidence.runs if run["task"] in TASKS and run["origin"] != "part"):
         if run["state"] == "succeeded" and run["result"] != PARTS * ITEMS:
-            yield f"run {run['id']} of {run['task']} has the sum {run['result']}, and should have {PARTS * ITEMS}"
+            yield (
+                f"run {run['id']} of {run['task']} has the sum {run['result']}, and should have "
+                f"{PARTS * ITEMS}"
+            )
         parts = sorted((part["part"], part["id"]) for part in by_parent.get(run["id"], ()))
         for line in evidence.of("joined") if not evidence.reopened[run["id"]] else ():
             if line["run"] != run["id"]:
                 continue
             if (found := [tuple(part) for part in line["parts"]]) != parts:
-                yield f"run {run['id']} of {run['task']} has joined the parts {found}, and has {parts}"
-            of_parts = [ends[part["id"], part["fence"]] for part in by_parent[run["id"]] if _has_end(part, ends)]
+                yield (
+                    f"run {run['id']} of {run['task']} has joined the parts {found}, and has "
+                    f"{parts}"
+                )
+            of_parts = [
+                ends[part["id"], part["fence"]]
+                for part in by_parent[run["id"]]
+                if _has_end(part, ends)
+            ]
             if late := [end for end in of_parts if end["at"] > line["at"]]:
-                yield f"run {run['id']} of {run['task']} has joined before its parts were over: {late}"
+                yield (
+                    f"run {run['id']} of {run['task']} has joined before its parts were over: "
+                    f"{late}"
+                )
 
 
 def _has_end(part: Row, ends: dict[tuple[str, int], Row]) -> bool:
@@ -88,7 +124,11 @@ def _has_end(part: Row, ends: dict[tuple[str, int], Row]) -> bool:
 
 
 def split_or_joined_twice(evidence: Evidence) -> Iterator[str]:
-    times = Counter((a["run"], a["outcome"]) for a in evidence.attempts if a["outcome"] in ("split", "succeeded"))
+    times = Counter(
+        (a["run"], a["outcome"])
+        for a in evidence.attempts
+        if a["outcome"] in ("split", "succeeded")
+    )
     for run in (run for run in evidence.runs if run["task"] in TASKS and run["origin"] != "part"):
         for outcome in ("split", "succeeded"):
             if (number := times[run["id"], outcome]) > 1 + evidence.reopened[run["id"]]:
@@ -96,8 +136,16 @@ def split_or_joined_twice(evidence: Evidence) -> Iterator[str]:
 
 
 def nothing_was_joined(evidence: Evidence) -> Iterator[str]:
-    joined = {run["task"] for run in evidence.runs if run["state"] == "succeeded" and run["origin"] != "part"}
-    yield from (f"no run of {task} was joined: of parts this shows nothing" for task in TASKS if task not in joined)
+    joined = {
+        run["task"]
+        for run in evidence.runs
+        if run["state"] == "succeeded" and run["origin"] != "part"
+    }
+    yield from (
+        f"no run of {task} was joined: of parts this shows nothing"
+        for task in TASKS
+        if task not in joined
+    )
 
 
 CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (

@@ -1,7 +1,8 @@
-"""A bad network between services and PostgreSQL: `python -m tests.faults.proxy SOCKET DOORS`, a process of its own.
+"""A bad network between services and PostgreSQL: `python -m tests.faults.proxy SOCKET DOORS`, a
+process of its own.
 
-It listens on DOORS ports of this machine, and says which. What is to happen at a door is a line on its input, to which
-it answers with one on its output (`network.py` does so):
+It listens on DOORS ports of this machine, and says which. What is to happen at a door is a line on
+its input, to which it answers with one on its output (`network.py` does so):
 
     cut SHARE           end so many of the connections
     refuse SECONDS      and take no new ones
@@ -33,7 +34,9 @@ class Door:
         self._socket = socket
         self._counts = counts
         self._links: set[Link] = set()
-        self._refuses_until = self._holds_until = self._takes_commits_until = self._swallows_until = 0.0
+        self._refuses_until = self._holds_until = self._takes_commits_until = (
+            self._swallows_until
+        ) = 0.0
         self._delays_until = self._delay = 0.0
         self._takes = ""
         self._share = 0.0

@@ -1,4 +1,6 @@
-"""The checks of the fault suite, on made-up evidence: of what they would not find, nothing could be said. Under 1 s."""
+"""The checks of the fault suite, on made-up evidence: of what they would not find, nothing could be
+said. Under 1 s.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,37 @@ ELSEWHERE = (*waiting.CHECKS, *parts.CHECKS)
 
 
 def told(event: str, at: float, fence: int = 1, **more: Any) -> Row:
-    return {"event": event, "run": RUN, "task": "lock", "slot": SLOT, "fence": fence, "pid": 7, "at": at, **more}
+    return {
+        "event": event,
+        "run": RUN,
+        "task": "lock",
+        "slot": SLOT,
+        "fence": fence,
+        "pid": 7,
+        "at": at,
+        **more,
+    }
 
 
 def run(**changes: Any) -> Row:
-    made = {"id": RUN, "task": "lock", "slot": SLOT, "origin": "schedule", "state": "succeeded", "reason": None}
+    made = {
+        "id": RUN,
+        "task": "lock",
+        "slot": SLOT,
+        "origin": "schedule",
+        "state": "succeeded",
+        "reason": None,
+    }
     made |= {"parent": None, "awaited_by": None, "gate": None}
-    return {**made, "attempt": 1, "attempts_before": 0, "fence": 2, "result": 1, "finished_at": 9.0, **changes}
+    return {
+        **made,
+        "attempt": 1,
+        "attempts_before": 0,
+        "fence": 2,
+        "result": 1,
+        "finished_at": 9.0,
+        **changes,
+    }
 
 
 def attempt(fence: int, outcome: str) -> Row:
@@ -48,7 +74,9 @@ def row(number: int, fence: int, part: int = 1) -> Row:
 
 
 def sound() -> Evidence:
-    """A run that was lost once: its first attempt had committed, and its second one began when that was over."""
+    """A run that was lost once: its first attempt had committed, and its second one began when that
+    was over.
+    """
     lines = [
         told("start", 1.0),
         told("committing", 1.5, part=1),
@@ -71,7 +99,9 @@ def sound() -> Evidence:
 
 
 def found(evidence: Evidence) -> dict[str, list[str]]:
-    all_found = {check.__name__: list(check(evidence)) for check in CHECKS if check not in ELSEWHERE}
+    all_found = {
+        check.__name__: list(check(evidence)) for check in CHECKS if check not in ELSEWHERE
+    }
     return {name: sentences for name, sentences in all_found.items() if sentences}
 
 
@@ -91,7 +121,10 @@ def _retry_at_once(evidence: Evidence) -> None:
 
 
 BREAKS: list[tuple[str, Break]] = [
-    ("two_runs_of_a_slot", lambda e: e.runs.append(run(id="other", fence=0, state="queued", reason="x"))),
+    (
+        "two_runs_of_a_slot",
+        lambda e: e.runs.append(run(id="other", fence=0, state="queued", reason="x")),
+    ),
     ("two_runs_of_a_slot", lambda e: e.told.append({**told("start", 9.0), "run": "other"})),
     ("attempts_without_an_end", lambda e: e.attempts.pop(0)),
     ("attempts_without_an_end", lambda e: e.attempts.pop()),
@@ -109,12 +142,18 @@ BREAKS: list[tuple[str, Break]] = [
     ("commits_that_are_missing", lambda e: e.rows.pop()),
     ("losses_without_a_cause", lambda e: e.disturbed.clear()),
     ("losses_without_a_cause", lambda e: e.disturbed.insert(0, (e.disturbed.pop()[0], 4.1, 9.9))),
-    ("claimed_and_forgotten", lambda e: (e.told.pop(0), e.attempts[0].update(ended_at=AT + timedelta(minutes=1)))),
+    (
+        "claimed_and_forgotten",
+        lambda e: (e.told.pop(0), e.attempts[0].update(ended_at=AT + timedelta(minutes=1))),
+    ),
     ("retries_too_early", _retry_at_once),
     ("in_the_wrong_pool", lambda e: e.workers.add(8)),
     ("in_the_wrong_pool", lambda e: [line.update(task="slow") for line in e.told]),
     ("hardly_anything", lambda e: e.runs.clear()),
-    ("bodies_beyond_the_lease", lambda e: e.told.insert(3, told("end", 4.1 + checks.SLACK_SECONDS))),
+    (
+        "bodies_beyond_the_lease",
+        lambda e: e.told.insert(3, told("end", 4.1 + checks.SLACK_SECONDS)),
+    ),
 ]
 
 
@@ -126,7 +165,9 @@ def test_what_does_not_hold_is_found(check: str, broken: Break) -> None:
 
 
 def test_a_check_without_a_break_would_prove_nothing() -> None:
-    assert {check.__name__ for check in CHECKS if check not in ELSEWHERE} == {name for name, _ in BREAKS}
+    assert {check.__name__ for check in CHECKS if check not in ELSEWHERE} == {
+        name for name, _ in BREAKS
+    }
 
 
 def test_who_was_frozen_can_not_have_ended_in_time() -> None:
@@ -148,7 +189,9 @@ def test_what_a_person_asked_for_may_happen_again() -> None:
 
 def test_a_traceback_is_strange_unless_it_is_a_tasks_own() -> None:
     trace = "Traceback (most recent call last):\n  File ...\nValueError: x\n"
-    of_a_task = f"2026-11-25T19:13:08.037Z [error    ] t failed [service.batch] run=1 task=t\n{trace}"
+    of_a_task = (
+        f"2026-11-25T19:13:08.037Z [error    ] t failed [service.batch] run=1 task=t\n{trace}"
+    )
     assert list(strange_errors(of_a_task)) == []
     ours = f"{of_a_task}2026-11-25T19:13:08.037Z [error    ] firing failed [service.batch]\n{trace}"
     (found,) = strange_errors(ours)

@@ -1,7 +1,9 @@
-"""Services that are killed, frozen, stopped and cut off at random: each slot is accounted for all the same.
+"""Services that are killed, frozen, stopped and cut off at random: each slot is accounted for all
+the same.
 
-FAULT_COUNT, FAULT_SEED and FAULT_KINDS (names of faults, with commas) change the plan: `make faults` runs the long
-form, each time with another seed. About 30 s for each database when the machine is quiet.
+FAULT_COUNT, FAULT_SEED and FAULT_KINDS (names of faults, with commas) change the plan: `make
+faults` runs the long form, each time with another seed. About 30 s for each database when the
+machine is quiet.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from tests.faults.world import World
 COUNT = int(os.environ.get("FAULT_COUNT", "5"))
 KINDS = os.environ.get("FAULT_KINDS", "")
 SEED = int(os.environ.get("FAULT_SEED", "2611"))
-AGAIN = f"FAULT_SEED={SEED} FAULT_COUNT={COUNT} FAULT_KINDS={KINDS} .venv/bin/pytest -s tests/faults/test_faults.py"
+AGAIN = (
+    f"FAULT_SEED={SEED} FAULT_COUNT={COUNT} FAULT_KINDS={KINDS} .venv/bin/pytest -s "
+    "tests/faults/test_faults.py"
+)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,4 +1,6 @@
-"""The checks of runs that were split, on made-up evidence: of what they would not find, nothing could be said."""
+"""The checks of runs that were split, on made-up evidence: of what they would not find, nothing
+could be said.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ SLOT = "2026-11-25T19:22:20+00:00"
 
 
 def run(name: str, task: str, **changes: Any) -> Row:
-    made = {"id": name, "task": task, "slot": SLOT, "origin": "schedule", "state": "succeeded", "reason": None}
+    made = {
+        "id": name,
+        "task": task,
+        "slot": SLOT,
+        "origin": "schedule",
+        "state": "succeeded",
+        "reason": None,
+    }
     return {
         **made,
         "attempt": 1,
@@ -37,7 +46,15 @@ def run(name: str, task: str, **changes: Any) -> Row:
 
 
 def told(event: str, name: str, at: float, fence: int = 1, **more: Any) -> Row:
-    return {"event": event, "run": name, "task": name.split()[0], "slot": SLOT, "fence": fence, "at": at, **more}
+    return {
+        "event": event,
+        "run": name,
+        "task": name.split()[0],
+        "slot": SLOT,
+        "fence": fence,
+        "at": at,
+        **more,
+    }
 
 
 def attempt(name: str, fence: int, outcome: str) -> Row:
@@ -52,16 +69,31 @@ def sound() -> Evidence:
         names = [f"{task} {number}" for number in range(1, PARTS + 1)]
         for number, name in enumerate(names, start=1):
             fences = [1, 2] if number == 2 else [1]
-            more = {"part": number, "awaited_by": task, "origin": "part", "slot": None, "gate": None, "result": ITEMS}
+            more = {
+                "part": number,
+                "awaited_by": task,
+                "origin": "part",
+                "slot": None,
+                "gate": None,
+                "result": ITEMS,
+            }
             evidence.runs.append(run(name, task, fence=fences[-1], **more))
             for fence in fences:
-                evidence.attempts.append(attempt(name, fence, "succeeded" if fence == fences[-1] else "lost"))
+                evidence.attempts.append(
+                    attempt(name, fence, "succeeded" if fence == fences[-1] else "lost")
+                )
                 evidence.told.append(told("start", name, 1.0 + fence, fence, of=task))
             evidence.told.append(told("end", name, 4.0, fences[-1]))
             for item in range((number - 1) * ITEMS, number * ITEMS):
                 fence = fences[0] if item < (number - 1) * ITEMS + 3 else fences[-1]
                 evidence.rows.append(
-                    {"number": len(evidence.rows), "run": name, "task": task, "fence": fence, "part": item}
+                    {
+                        "number": len(evidence.rows),
+                        "run": name,
+                        "task": task,
+                        "fence": fence,
+                        "part": item,
+                    }
                 )
         joined = [[number, name] for number, name in enumerate(names, start=1)]
         evidence.told += [told("start", task, 1.0), told("start", task, 5.0, 2)]
@@ -100,7 +132,10 @@ BREAKS: list[tuple[str, Break]] = [
     ("split_or_joined_twice", lambda e: e.attempts.append(attempt("sums", 3, "split"))),
     ("nothing_was_joined", lambda e: of(e, "pooled_sums").update(state="cancelled")),
     ("changes_of_final_states", lambda e: e.finals["sums 3"].insert(0, ["failed", 1, "8"])),
-    ("attempts_without_an_end", lambda e: of(e, "sums").update(state="failed", reason="ValueError: no")),
+    (
+        "attempts_without_an_end",
+        lambda e: of(e, "sums").update(state="failed", reason="ValueError: no"),
+    ),
     ("attempts_used_up", lambda e: of(e, "sums 3").update(attempt=3)),
 ]
 

@@ -34,7 +34,11 @@ async def through(network: Proxy, postgres_database: str) -> AsyncIterator[async
 async def connect(network: Proxy, door: int, url: str) -> asyncpg.Connection:
     made = make_url(url)
     return await asyncpg.connect(
-        host="127.0.0.1", port=network.ports[door], user="postgres", database=made.database, ssl=False
+        host="127.0.0.1",
+        port=network.ports[door],
+        user="postgres",
+        database=made.database,
+        ssl=False,
     )
 
 

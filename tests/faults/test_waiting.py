@@ -1,4 +1,6 @@
-"""The checks of runs that wait, on made-up evidence: of what they would not find, nothing could be said. Under 1 s."""
+"""The checks of runs that wait, on made-up evidence: of what they would not find, nothing could be
+said. Under 1 s.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ LETTERS = ("letter 0", "letter 1", "letter 2", "letter 3", "late")
 
 
 def run(name: str, task: str, **changes: Any) -> Row:
-    made = {"id": name, "task": task, "slot": None, "origin": "manual", "state": "succeeded", "reason": None}
+    made = {
+        "id": name,
+        "task": task,
+        "slot": None,
+        "origin": "manual",
+        "state": "succeeded",
+        "reason": None,
+    }
     return {
         **made,
         "attempt": 1,
@@ -38,16 +47,24 @@ def bodies(name: str, since: float, until: float) -> list[Row]:
 
 
 def sound() -> Evidence:
-    """A group with a late member and its follow-up, a slot that has waited for another one, and a later run."""
+    """A group with a late member and its follow-up, a slot that has waited for another one, and a
+    later run.
+    """
     news = run("news", "news", slot=SLOT, origin="schedule")
     letters = [run(name, "letter", parent="news", awaited_by="digest") for name in LETTERS[:-1]]
     late = run("late", "letter", parent="letter 1", awaited_by="digest")
     digest = run("digest", "digest", parent="news", gate="success")
-    slots = [run(task, task, slot=SLOT, origin="schedule", gate=gate) for task, gate in SLOTS.items()]
+    slots = [
+        run(task, task, slot=SLOT, origin="schedule", gate=gate) for task, gate in SLOTS.items()
+    ]
     lines = [
         *(told("start", "news", 1.0), told("asked", "news", 1.1), told("end", "news", 1.2)),
         *(line for name in LETTERS for line in bodies(name, 2.0, 3.0)),
-        *(told("start", "digest", 4.0), told("members", "digest", 4.1, ids=list(LETTERS)), told("end", "digest", 4.2)),
+        *(
+            told("start", "digest", 4.0),
+            told("members", "digest", 4.1, ids=list(LETTERS)),
+            told("end", "digest", 4.2),
+        ),
         *bodies("later", 2.6, 2.7),
         *bodies("many", 1.0, 2.0),
         *bodies("load", 2.1, 3.0),
@@ -92,8 +109,14 @@ BREAKS: list[tuple[str, Break]] = [
     ("opened_too_early", lambda e: e.runs.remove(of(e, "many"))),
     ("closed_wrongly", lambda e: close(e, "digest")),
     ("closed_wrongly", lambda e: close(e, "load")),
-    ("closed_wrongly", lambda e: (close(e, "digest"), of(e, "digest").update(gate="end"), e.runs.pop(1))),
-    ("succeeded_twice", lambda e: e.attempts.append({"run": "digest", "fence": 2, "outcome": "succeeded"})),
+    (
+        "closed_wrongly",
+        lambda e: (close(e, "digest"), of(e, "digest").update(gate="end"), e.runs.pop(1)),
+    ),
+    (
+        "succeeded_twice",
+        lambda e: e.attempts.append({"run": "digest", "fence": 2, "outcome": "succeeded"}),
+    ),
     ("half_a_group", lambda e: e.runs.remove(of(e, "letter 3"))),
     ("half_a_group", lambda e: next(e.of("members"))["ids"].pop()),
     ("begun_before_its_instant", lambda e: e.told.append(told("start", "later", 2.5))),

@@ -1,4 +1,6 @@
-"""The clock that the fault suite sets wrong: without it, its findings about clocks would mean nothing. About 4 s."""
+"""The clock that the fault suite sets wrong: without it, its findings about clocks would mean
+nothing. About 4 s.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,13 @@ class YearlyTask(BaseTask):
 
 def test_a_file_sets_the_wall_clock_wrong_and_no_other(tmp_path: Path) -> None:
     script = TELLS.format(file=str(tmp_path / "clock"))
-    ran = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert ran.stdout.splitlines() == ["0 0 0.0", "3600 3600 0.0", "-90 -90 0.0"]
 
 
@@ -59,7 +67,9 @@ def test_a_clock_that_can_not_be_read_is_an_error_and_not_the_right_time(
 
 
 def test_a_service_that_lives_fires_by_the_stepped_clock(tmp_path: Path) -> None:
-    """On SQLite, where the ledger's time is the machine's. The step makes a slot due that is far away."""
+    """On SQLite, where the ledger's time is the machine's. The step makes a slot due that is far
+    away.
+    """
     (tmp_path / "tasks/yearly.py").write_text(YEARLY)
     new_year = datetime(datetime.now(UTC).year + 1, 1, 1, tzinfo=UTC)
     wrong = WrongClock(tmp_path / "clock")
@@ -76,7 +86,9 @@ def test_a_service_that_lives_fires_by_the_stepped_clock(tmp_path: Path) -> None
 async def test_a_retry_is_due_by_the_ledgers_time(
     ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
 ) -> None:
-    """Not by that of a node whose clock is wrong, or steps meanwhile: it would come at once, or an hour too late."""
+    """Not by that of a node whose clock is wrong, or steps meanwhile: it would come at once, or an
+    hour too late.
+    """
 
     async def run(self: object) -> None:
         node.set(after)
@@ -84,7 +96,9 @@ async def test_a_retry_is_due_by_the_ledgers_time(
 
     node = WrongClock(tmp_path / "clock", before)
     monkeypatch.setattr(clock, "datetime", wrong_datetime(tmp_path / "clock"))
-    loaded = await know(ledger, make_task("t", None, run=run, retry=Retry(attempts=2, wait=30, jitter=0)))
+    loaded = await know(
+        ledger, make_task("t", None, run=run, retry=Retry(attempts=2, wait=30, jitter=0))
+    )
     await insert(ledger, new())
     await DrivenEngine(ledger, loaded, NODE).settle()
     async with ledger.engine.connect() as connection:

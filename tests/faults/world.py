@@ -48,7 +48,8 @@ OF_POOL = frozenset({"slow", "sync", "many", "flaky", "letter", "pooled_sums"})
 """The tasks of this pool, which only workers execute."""
 
 WITNESS = (
-    "CREATE TABLE witness (number {serial}, run TEXT NOT NULL, task TEXT NOT NULL, fence INTEGER NOT NULL, "
+    "CREATE TABLE witness (number {serial}, run TEXT NOT NULL, task TEXT NOT NULL, fence INTEGER "
+    "NOT NULL, "
     "part INTEGER NOT NULL)"
 )
 SERIAL = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "postgresql": "BIGSERIAL PRIMARY KEY"}
@@ -56,7 +57,9 @@ TASKS = Path(__file__).parent / "disturbed_tasks.py"
 
 
 class World:
-    """The databases, the network and the clocks. NUMBER processes live in it, each in a place of its own."""
+    """The databases, the network and the clocks. NUMBER processes live in it, each in a place of
+    its own.
+    """
 
     def __init__(self, folder: Path, server: OwnServer | None, seed: int, stack: ExitStack) -> None:
         self.folder, self.server, self.seed, self.stack = folder, server, seed, stack
@@ -72,11 +75,15 @@ class World:
         self.frozen: list[tuple[int, float, float]] = []
         """Processes that stood still: pid, since and until when, in boot time."""
         self.disturbed: list[tuple[str, float, float]] = []
-        """Who could lose the lease, by a name of a process or of a place, since and until when in boot time."""
+        """Who could lose the lease, by a name of a process or of a place, since and until when in
+        boot time.
+        """
         self.network_is_well_at = 0.0
         self.places: dict[int, int] = {}
         """Of each process, by its pid."""
-        self.network: Proxy | None = stack.enter_context(proxy(server.directory, NUMBER)) if server else None
+        self.network: Proxy | None = (
+            stack.enter_context(proxy(server.directory, NUMBER)) if server else None
+        )
         self.clocks = self._clocks()
         self.fires = True
         self._began_at = time.monotonic()
@@ -113,14 +120,20 @@ class World:
         return {**SETTINGS, **fires, **clock, **children, "DATABASE_URL": url}
 
     def blame(self, who: str, seconds: float, after: float = 0.0) -> None:
-        """Who is disturbed for so long may lose its lease after so many, and need some time to come back."""
+        """Who is disturbed for so long may lose its lease after so many, and need some time to come
+        back.
+        """
         self.disturbed.append((who, boottime() + after, boottime() + seconds + 2 * LEASE))
 
     def is_ledger_locked(self) -> bool:
-        """Whether somebody holds the write lock of SQLite's file for longer than a transaction takes."""
+        """Whether somebody holds the write lock of SQLite's file for longer than a transaction
+        takes.
+        """
         if self.server is not None:
             return False
-        with contextlib.closing(sqlite3.connect(self.folder / "ledger.db", timeout=LOCKED_SECONDS)) as connection:
+        with contextlib.closing(
+            sqlite3.connect(self.folder / "ledger.db", timeout=LOCKED_SECONDS)
+        ) as connection:
             try:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
@@ -166,16 +179,24 @@ class World:
             await connection.execute(text(statement), values)
 
     def query(self, statement: str, ledger: bool = True, **values: Any) -> list[dict[str, Any]]:
-        return asyncio.run(self._query(statement, self.ledger if ledger else self.application, values))
+        return asyncio.run(
+            self._query(statement, self.ledger if ledger else self.application, values)
+        )
 
-    async def _query(self, statement: str, url: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def _query(
+        self, statement: str, url: str, values: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
         database = Database(url, setting="LEDGER_URL", pooled=False)
         async with database.reader.connect() as connection:
-            return [dict(row) for row in (await connection.execute(text(statement), values)).mappings()]
+            return [
+                dict(row) for row in (await connection.execute(text(statement), values)).mappings()
+            ]
 
     def active(self) -> list[dict[str, Any]]:
         states = ", ".join(f"'{state}'" for state in ACTIVE)
-        return self.query(f"SELECT id, task, state, node, due_at FROM batch_runs WHERE state IN ({states})")
+        return self.query(
+            f"SELECT id, task, state, node, due_at FROM batch_runs WHERE state IN ({states})"
+        )
 
     def end_long_waits(self) -> None:
         """Let the waits of runs that may not begin before an instant that is far away be over."""
@@ -185,9 +206,13 @@ class World:
         database = Database(self.ledger, setting="LEDGER_URL", pooled=False)
         waits = runs.c.state.in_(["waiting", "retrying"])
         async with database.engine.begin() as connection:
-            now = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar_one()  # by the services' clock
+            now = (
+                await connection.execute(select(func.max(nodes.c.seen_at)))
+            ).scalar_one()  # by the services' clock
             is_far = runs.c.due_at > now + FAR
-            await connection.execute(update(runs).where(waits, is_far).values(due_at=runs.c.created_at))
+            await connection.execute(
+                update(runs).where(waits, is_far).values(due_at=runs.c.created_at)
+            )
 
 
 def boottime() -> float:

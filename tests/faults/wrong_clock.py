@@ -1,4 +1,6 @@
-"""Services whose wall clock is wrong by what a file says: `python -m tests.faults.wrong_clock serve --port 0`."""
+"""Services whose wall clock is wrong by what a file says: `python -m tests.faults.wrong_clock serve
+--port 0`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ FILE = "WRONG_CLOCK_FILE"
 
 
 class WrongClock:
-    """Give `settings` to a service started with SERVE. `set` steps its clock, while it lives too."""
+    """Give `settings` to a service started with SERVE. `set` steps its clock, while it lives
+    too.
+    """
 
     def __init__(self, file: Path, seconds: float = 0.0) -> None:
         self._file = file
@@ -47,7 +51,9 @@ def wrong_datetime(file: Path) -> type[datetime]:
 
 
 def set_wrong(file: Path) -> None:
-    """For the rest of this process, in all places that read the wall clock: ours, and APScheduler's own."""
+    """For the rest of this process, in all places that read the wall clock: ours, and APScheduler's
+    own.
+    """
 
     def time_ns() -> int:
         return time.time_ns() + _offset(file) // timedelta(microseconds=1) * 1000

@@ -31,7 +31,10 @@ class Place:
             _make_schema(url)
         if name == "a search path":
             url = url.update_query_dict({"options": f"-csearch_path={SCHEMA}"})
-        settings = {"DATABASE_URL": _text(url), "ALEMBIC_URL": _text(url.set(drivername="postgresql+psycopg"))}
+        settings = {
+            "DATABASE_URL": _text(url),
+            "ALEMBIC_URL": _text(url.set(drivername="postgresql+psycopg")),
+        }
         return cls(name, settings | ({"SHOP_SCHEMA": SCHEMA} if name == "a schema" else {}))
 
 
@@ -40,5 +43,7 @@ def _text(url: URL) -> str:
 
 
 def _make_schema(url: URL) -> None:
-    with create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool).begin() as connection:
+    with create_engine(
+        url.set(drivername="postgresql+psycopg"), poolclass=NullPool
+    ).begin() as connection:
         connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))

@@ -1,4 +1,6 @@
-"""An application with an Alembic of its own, in the database that holds our tables too. (Without its processes.)"""
+"""An application with an Alembic of its own, in the database that holds our tables too. (Without
+its processes.)
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ PROJECT = Path(__file__).parent / "project"
 
 @pytest.fixture(params=PLACES)
 def place(
-    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    postgres_server: PostgresServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Place]:
     """Where the application and we have our tables, as the settings of its processes say it."""
     url = wait_for(postgres_server.create_database())
@@ -62,13 +67,17 @@ async def names(url: str) -> set[str]:
     tables = "sqlite_master" if database.kind == "sqlite" else "pg_catalog.pg_tables"
     column = "name" if database.kind == "sqlite" else "tablename"
     async with database.reader.connect() as connection:
-        table_names = set((await connection.execute(text(f"SELECT {column} FROM {tables}"))).scalars())
+        table_names = set(
+            (await connection.execute(text(f"SELECT {column} FROM {tables}"))).scalars()
+        )
     await database.dispose()
     return table_names & {*OUR_TABLES, "batch_orders"}
 
 
 @pytest.mark.parametrize("first", ["we", "the application"])
-def test_its_migrations_leave_our_tables_alone(place: Place, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_migrations_leave_our_tables_alone(
+    place: Place, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = os.environ["DATABASE_URL"]
     if first == "we":
         wait_for(started(url))
@@ -89,7 +98,9 @@ def test_its_migrations_leave_our_tables_alone(place: Place, first: str, monkeyp
 def test_a_backup_is_restored_where_its_migrations_and_ours_have_made_the_tables(
     place: Place, postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a new machine: first its own `alembic upgrade`, then a first start of the service, then the restore."""
+    """As on a new machine: first its own `alembic upgrade`, then a first start of the service, then
+    the restore.
+    """
     config.forget_settings()
     command.upgrade(alembic(), "head")
     wait_for(started(os.environ["DATABASE_URL"]))
@@ -103,7 +114,13 @@ def test_a_backup_is_restored_where_its_migrations_and_ours_have_made_the_tables
     command.upgrade(alembic(), "head")
     wait_for(started(os.environ["DATABASE_URL"]))
     with LocalFile(backup) as source:
-        wait_for(restore(source, async_url(os.environ["DATABASE_URL"]), histories=(DATA_HISTORY, LEDGER_HISTORY)))
+        wait_for(
+            restore(
+                source,
+                async_url(os.environ["DATABASE_URL"]),
+                histories=(DATA_HISTORY, LEDGER_HISTORY),
+            )
+        )
     assert wait_for(execute(f"SELECT id FROM {orders(place)}")) == [7]
     wait_for(postgres_server.drop_database(new))
 

@@ -1,4 +1,6 @@
-"""A project of somebody else: its own folder and environment, our wheel, FastAPI, its own models and Alembic."""
+"""A project of somebody else: its own folder and environment, our wheel, FastAPI, its own models
+and Alembic.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,27 @@ OWN = ("DATABASE_URL", "ALEMBIC_URL", "SHOP_SCHEMA", "PYTHONPATH", "VIRTUAL_ENV"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a new environment, which has the wheel of this clone, and what the project needs beside it."""
+    """The programs of a new environment, which has the wheel of this clone, and what the project
+    needs beside it.
+    """
     folder = tmp_path_factory.mktemp("environment")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     [wheel] = folder.glob("*.whl")
     locked = (ROOT / "requirements-dev.lock").read_text()
-    (folder / "versions.txt").write_text("\n".join(re.findall(r"^\S+==[^\s\\]+(?: ;[^\\\n]+)?", locked, re.MULTILINE)))
+    (folder / "versions.txt").write_text(
+        "\n".join(re.findall(r"^\S+==[^\s\\]+(?: ;[^\\\n]+)?", locked, re.MULTILINE))
+    )
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-    pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", "-c", str(folder / "versions.txt")]
+    pip = [
+        str(folder / "venv/bin/python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        str(folder / "versions.txt"),
+    ]
     subprocess.run([*pip, str(wheel), *NEEDED], check=True)
     return folder / "venv/bin"
 
@@ -54,16 +68,34 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in {*Settings.model_fields, *OWN}}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in {*Settings.model_fields, *OWN}
+        }
         path = {"PATH": f"{self.programs}:{os.environ['PATH']}", "PYTHONPATH": str(self.folder)}
-        return {**kept, **path, **self.place.settings, "TASKS_DIR": "shop/tasks", "POLL_SECONDS": "0.2"}
+        return {
+            **kept,
+            **path,
+            **self.place.settings,
+            "TASKS_DIR": "shop/tasks",
+            "POLL_SECONDS": "0.2",
+        }
 
     def run(self, program: str, *words: str, code: int = 0) -> str:
         command = [str(self.programs / program), *words]
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
-        assert done.returncode == code, f"{program} {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.returncode == code, (
+            f"{program} {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        )
         return done.stdout + done.stderr
 
 
@@ -79,7 +111,9 @@ def project(
 
 
 def test_the_package_has_neither_tasks_nor_an_application(project: Project) -> None:
-    program = "from importlib.util import find_spec as f; print(f('tasks'), f('service.application'))"
+    program = (
+        "from importlib.util import find_spec as f; print(f('tasks'), f('service.application'))"
+    )
     assert project.run("python", "-c", program) == "None None\n"
 
 
@@ -96,7 +130,9 @@ def test_it_starts_works_and_migrates_beside_us(project: Project) -> None:
     assert "No new upgrade operations" in project.run("alembic", "check")
     project.run("alembic", "revision", "--autogenerate", "-m", "nothing")
     [made] = project.folder.glob("migrations/versions/*_nothing.py")
-    functions = [node for node in ast.parse(made.read_text()).body if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node for node in ast.parse(made.read_text()).body if isinstance(node, ast.FunctionDef)
+    ]
     assert [ast.unparse(node.body[0]) for node in functions] == ["pass", "pass"]
     made.unlink()
 
@@ -112,7 +148,9 @@ def serves(project: Project) -> None:
     command = [str(project.programs / "uvicorn"), "shop.main:app", "--port", "0"]
     with (
         (project.folder / "uvicorn.txt").open("w+") as told,
-        subprocess.Popen(command, cwd=project.folder, env=project.environment, stdout=told, stderr=told) as server,
+        subprocess.Popen(
+            command, cwd=project.folder, env=project.environment, stdout=told, stderr=told
+        ) as server,
     ):
         try:
             address = until_told(server, project.folder / "uvicorn.txt")
@@ -132,7 +170,9 @@ def until_told(server: subprocess.Popen[bytes], file: Path) -> str:
     return match[1]
 
 
-def test_its_tests_have_its_tables_and_ours(project: Project, postgres_server: PostgresServer) -> None:
+def test_its_tests_have_its_tables_and_ours(
+    project: Project, postgres_server: PostgresServer
+) -> None:
     databases = ("postgresql",) if project.place.name == "a schema" else ("sqlite", "postgresql")
     project.place.settings["TEST_DATABASE_URL"] = postgres_server.url
     for database in databases:

@@ -10,7 +10,9 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_wheel_has_the_package_without_tasks_and_without_the_clones_application(tmp_path: Path) -> None:
+def test_the_wheel_has_the_package_without_tasks_and_without_the_clones_application(
+    tmp_path: Path,
+) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")

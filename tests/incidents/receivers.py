@@ -29,7 +29,9 @@ class Request:
 
 @dataclass
 class HttpReceiver:
-    """`answers`: the status lines of the next answers; the last stays. "hang" answers nothing, "drip" byte by byte."""
+    """`answers`: the status lines of the next answers; the last stays. "hang" answers nothing,
+    "drip" byte by byte.
+    """
 
     answers: list[str] = field(default_factory=lambda: ["204 No Content"])
     requests: list[Request] = field(default_factory=list)
@@ -39,7 +41,9 @@ class HttpReceiver:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.rstrip().split("\r\n")
-            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            headers = {
+                name.lower(): value for name, value in (line.split(": ", 1) for line in lines)
+            }
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             self.requests.append(Request(first.split()[1], headers, body))
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -47,7 +51,9 @@ class HttpReceiver:
                 await asyncio.Event().wait()
             if answer == "drip":
                 await drip(writer)
-            writer.write(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            writer.write(
+                f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -66,7 +72,9 @@ async def drip(writer: asyncio.StreamWriter) -> None:
 
 @asynccontextmanager
 async def http_receiver(*answers: str) -> AsyncIterator[HttpReceiver]:
-    """An HTTP server that gives these answers, such as "429 Too Many Requests\\r\\nRetry-After: 30"."""
+    """An HTTP server that gives these answers, such as "429 Too Many Requests\\r\\nRetry-After:
+    30".
+    """
     receiver = HttpReceiver(list(answers) or ["204 No Content"])
     handlers: set[asyncio.Task[None]] = set()
 
@@ -114,7 +122,9 @@ async def mailbox() -> AsyncIterator[Mailbox]:
     box = Mailbox()
     server = await asyncio.get_running_loop().create_server(lambda: SMTP(box), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    box.url = f"mailto://127.0.0.1:{port}?from=batch@example.com&to=oncall@example.com&mode=insecure"
+    box.url = (
+        f"mailto://127.0.0.1:{port}?from=batch@example.com&to=oncall@example.com&mode=insecure"
+    )
     try:
         yield box
     finally:

@@ -57,10 +57,19 @@ async def test_an_incident_is_closed_with_the_last_of_its_runs(
     now = await ann.runs.acknowledge(first, NOTE)
     await watch.turn()
     incident = await the_incident(watch)
-    assert (now.id, now.state, now.acknowledged, incident["closed_at"]) == (first, "failed", incident["id"], None)
+    assert (now.id, now.state, now.acknowledged, incident["closed_at"]) == (
+        first,
+        "failed",
+        incident["id"],
+        None,
+    )
     await ann.runs.acknowledge(second, NOTE)
     incident = await the_incident(watch)
-    assert (incident["closed_why"], incident["acknowledged_by"], incident["note"]) == ("acknowledged", "ann", NOTE)
+    assert (incident["closed_why"], incident["acknowledged_by"], incident["note"]) == (
+        "acknowledged",
+        "ann",
+        NOTE,
+    )
     events = (await ann.changes.list(action="run.acknowledge")).changes
     assert {(event.actor, event.task, event.run, event.note) for event in events} == {
         ("ann", "load", run, NOTE) for run in (first, second)
@@ -120,7 +129,9 @@ async def test_to_stay_quiet_is_also_about_what_has_failed_after_the_question(
     (asked,) = (await ann.incidents.list()).incidents
     watch.later(1)
     await failed(ledger, "load", START + HOUR)
-    done = await ann.incidents.acknowledge(asked.id, NOTE, clock.now() + HOUR, failed_until=asked.last_at)
+    done = await ann.incidents.acknowledge(
+        asked.id, NOTE, clock.now() + HOUR, failed_until=asked.last_at
+    )
     assert (done.runs, done.still_open, done.incident.closed_why) == (2, 0, "acknowledged")
 
 
@@ -137,7 +148,9 @@ async def test_a_failure_that_is_written_late_does_not_move_the_last_one_back(
     await watch.turn()
     (asked,) = (await ann.incidents.list()).incidents
     assert (asked.count, asked.last_at) == (2, START + timedelta(seconds=10))
-    assert (await ann.incidents.acknowledge(asked.id, NOTE, failed_until=asked.last_at)).still_open == 0
+    assert (
+        await ann.incidents.acknowledge(asked.id, NOTE, failed_until=asked.last_at)
+    ).still_open == 0
 
 
 async def test_an_acknowledged_run_that_is_retried_and_fails_is_open_again(
@@ -169,20 +182,26 @@ async def test_programs_are_told_what_a_person_has_closed_and_people_are_not(
     monkeypatch.setenv("BATCH_ALERT_WEBHOOK", "http://127.0.0.1:1/hook")
     monkeypatch.setenv("BATCH_ALERT_URLS", "mailto://127.0.0.1?to=oncall@example.com")
     settings = Settings(_env_file=None)
-    ann = Operations(ledger, ledger, lambda: Loaded({}, []), settings, are_ready=True).by(Actor("ann"))
+    ann = Operations(ledger, ledger, lambda: Loaded({}, []), settings, are_ready=True).by(
+        Actor("ann")
+    )
     run = await failed(ledger, "load", START)
     await watch.turn()
     await ann.runs.acknowledge(run, NOTE)
     await ann.incidents.reopen((await the_incident(watch))["id"])
     watch.later(1)
     await ann.incidents.acknowledge((await the_incident(watch))["id"], NOTE)
-    told = [(row["channel"], row["kind"], row["content"]["why"]) for row in await rows(ledger, outbox)]
+    told = [
+        (row["channel"], row["kind"], row["content"]["why"]) for row in await rows(ledger, outbox)
+    ]
     closed = ("webhook", "closed", "acknowledged")
     assert told == [("all", "opened", None), closed, ("webhook", "repeated", None), closed]
 
 
 @pytest.mark.parametrize("note", ["", "ok", "  ok  ", "x" * 501])
-async def test_a_note_is_needed(ledger: Database, watch: Watching, ann: Operations, note: str) -> None:
+async def test_a_note_is_needed(
+    ledger: Database, watch: Watching, ann: Operations, note: str
+) -> None:
     run = await failed(ledger, "load", START)
     with pytest.raises(InvalidParameters, match="a note of 3 to 500 characters"):
         await ann.runs.acknowledge(run, note)
@@ -194,7 +213,10 @@ async def test_a_note_is_needed(ledger: Database, watch: Watching, ann: Operatio
 async def test_a_bulk_acknowledges_the_failed_runs_that_match(
     ledger: Database, watch: Watching, ann: Operations
 ) -> None:
-    theirs = [await failed(ledger, "load", START + HOUR * hour, fingerprint=f"1:{hour % 2}") for hour in range(4)]
+    theirs = [
+        await failed(ledger, "load", START + HOUR * hour, fingerprint=f"1:{hour % 2}")
+        for hour in range(4)
+    ]
     other, good = await failed(ledger, "other", START), await succeeded(ledger, "third")
     await watch.turn()
     preview = await ann.bulks.preview("acknowledge", RunFilter(task="load"))
@@ -206,6 +228,14 @@ async def test_a_bulk_acknowledges_the_failed_runs_that_match(
     bulk = await ann.bulks.get(preview.id)
     assert (bulk.changed, bulk.note, bulk.finished_at is not None) == (4, NOTE, True)
     marked = await acknowledged(ledger)
-    assert all(marked[run] for run in theirs) and not any(marked[run] for run in (other, good, later))
-    states = {(row["task"], row["fingerprint"]): row["closed_why"] for row in await watch.incidents()}
-    assert states == {("load", "1:1"): "acknowledged", ("load", "1:0"): None, ("other", "1:boom"): None}
+    assert all(marked[run] for run in theirs) and not any(
+        marked[run] for run in (other, good, later)
+    )
+    states = {
+        (row["task"], row["fingerprint"]): row["closed_why"] for row in await watch.incidents()
+    }
+    assert states == {
+        ("load", "1:1"): "acknowledged",
+        ("load", "1:0"): None,
+        ("other", "1:boom"): None,
+    }

@@ -1,4 +1,6 @@
-"""Incidents that no failed run opens: late slots, slow runs, silence, deadlines, outages, lost nodes, bad backups."""
+"""Incidents that no failed run opens: late slots, slow runs, silence, deadlines, outages, lost
+nodes, bad backups.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ async def checked(watch: Watching, seconds: float = 10) -> None:
     await watch.turn(2)
 
 
-async def test_a_slot_that_does_not_start_is_late_until_it_does(ledger: Database, watch: Watching) -> None:
+async def test_a_slot_that_does_not_start_is_late_until_it_does(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load"))
     await started(ledger, "load", START)
     run = await queued(ledger, "load", START + MINUTE)
@@ -70,16 +74,22 @@ async def test_a_slot_that_does_not_start_is_late_until_it_does(ledger: Database
     (incident,) = await opened(watch, "late")
     assert (incident["task"], incident["newest_run"]) == ("load", run.id)
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(state="cancelled"))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.id == run.id).values(state="cancelled")
+        )
     await checked(watch)
     assert await opened(watch, "late") == []
 
 
-async def test_what_waits_behind_a_backlog_is_late_and_the_backlog_is_not(ledger: Database, watch: Watching) -> None:
+async def test_what_waits_behind_a_backlog_is_late_and_the_backlog_is_not(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load", alerts=Alerts(late_after=60)))
     await started(ledger, "load", START)
     for _ in range(50):
-        run = NewRun.queued("load", START, clock.now(), is_backfill=True, exclusive="load", priority=0)
+        run = NewRun.queued(
+            "load", START, clock.now(), is_backfill=True, exclusive="load", priority=0
+        )
         async with ledger.engine.begin() as connection:
             await runs.insert(connection, [run])
     await checked(watch, 100)
@@ -98,7 +108,9 @@ async def test_a_run_that_a_pause_holds_is_not_late(ledger: Database, watch: Wat
     assert await opened(watch, "late") == []
 
 
-async def test_a_run_is_slow_by_what_its_task_usually_takes(ledger: Database, watch: Watching) -> None:
+async def test_a_run_is_slow_by_what_its_task_usually_takes(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load"))
     for number in range(10):
         run = await started(ledger, "load", START + number * MINUTE)
@@ -116,7 +128,9 @@ async def test_a_run_is_slow_by_what_its_task_usually_takes(ledger: Database, wa
     assert await opened(watch, "slow") == []
 
 
-async def test_a_task_may_say_what_is_slow_and_when_it_stalls(ledger: Database, watch: Watching) -> None:
+async def test_a_task_may_say_what_is_slow_and_when_it_stalls(
+    ledger: Database, watch: Watching
+) -> None:
     await know(
         ledger,
         make_task("load", None, alerts=Alerts(slow_after=30)),
@@ -126,7 +140,9 @@ async def test_a_task_may_say_what_is_slow_and_when_it_stalls(ledger: Database, 
     copying = await started(ledger, "copy")
     at = {"progress_at": clock.now(), "count": 1}
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.id == copying.id).values(at))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.id == copying.id).values(at)
+        )
     await checked(watch, 31)
     assert sorted(row["text"] for row in await opened(watch, "slow")) == [
         "it has made no progress for 31 seconds",
@@ -134,7 +150,9 @@ async def test_a_task_may_say_what_is_slow_and_when_it_stalls(ledger: Database, 
     ]
 
 
-async def test_a_task_without_a_success_for_too_long_is_silent(ledger: Database, watch: Watching) -> None:
+async def test_a_task_without_a_success_for_too_long_is_silent(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load", expect_every=timedelta(hours=2)))
     await succeeded(ledger, "load", START)
     await checked(watch, 7_199)
@@ -147,10 +165,16 @@ async def test_a_task_without_a_success_for_too_long_is_silent(ledger: Database,
     assert await opened(watch, "silent") == []
 
 
-async def test_a_slot_that_has_not_succeeded_by_its_deadline(ledger: Database, watch: Watching) -> None:
-    """The clocks go forward in Berlin in the night to 29 March: 06:00 is 04:00 UTC then, and not 05:00."""
+async def test_a_slot_that_has_not_succeeded_by_its_deadline(
+    ledger: Database, watch: Watching
+) -> None:
+    """The clocks go forward in Berlin in the night to 29 March: 06:00 is 04:00 UTC then, and not
+    05:00.
+    """
     watch.later((datetime(2026, 3, 29, 0, 0, tzinfo=UTC) - START).total_seconds())
-    loaded = await know(ledger, make_task("load", "30 1 * * *", timezone="Europe/Berlin", deadline="06:00"))
+    loaded = await know(
+        ledger, make_task("load", "30 1 * * *", timezone="Europe/Berlin", deadline="06:00")
+    )
     await checked(watch, 60)
     watch.later(1_800)
     await fire(ledger, loaded, clock.now())
@@ -165,12 +189,16 @@ async def test_a_slot_that_has_not_succeeded_by_its_deadline(ledger: Database, w
     assert incident["text"] == "the slot 2026-03-29 00:30 UTC has not succeeded by 06:00"
     async with ledger.engine.begin() as connection:
         done = {"state": "succeeded", "finished_at": clock.now()}
-        await connection.execute(update(tables.runs).where(tables.runs.c.id == run["id"]).values(done))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.id == run["id"]).values(done)
+        )
     await checked(watch)
     assert await opened(watch, "deadline") == []
 
 
-async def test_what_comes_and_goes_is_told_only_if_it_stays(ledger: Database, watch: Watching) -> None:
+async def test_what_comes_and_goes_is_told_only_if_it_stays(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load"))
 
     async def late(minute: int) -> NewRun:
@@ -180,21 +208,32 @@ async def test_what_comes_and_goes_is_told_only_if_it_stays(ledger: Database, wa
 
     async def starts(run: NewRun) -> None:
         async with ledger.engine.begin() as connection:
-            await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(state="succeeded"))
+            await connection.execute(
+                update(tables.runs).where(tables.runs.c.id == run.id).values(state="succeeded")
+            )
         await checked(watch)
 
     await starts(await late(1))
     again = await late(2)
     assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed"]
     await starts(again)
-    assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed"], "it was over again within two minutes"
+    assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed"], (
+        "it was over again within two minutes"
+    )
     await late(3)
     await checked(watch, 121)
-    assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed", "opened"], "it lasts"
+    assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed", "opened"], (
+        "it lasts"
+    )
 
 
 def test_what_has_begun_and_ended_within_one_message_is_not_in_it() -> None:
-    notes = [("opened", {"id": "a"}), ("opened", {"id": "b"}), ("closed", {"id": "c"}), ("closed", {"id": "a"})]
+    notes = [
+        ("opened", {"id": "a"}),
+        ("opened", {"id": "b"}),
+        ("closed", {"id": "c"}),
+        ("closed", {"id": "a"}),
+    ]
     assert still_news(notes) == [("opened", {"id": "b"}), ("closed", {"id": "c"})]
     assert still_news([notes[0], notes[3]]) == []
     test = [("test", {"kind": "test"}), ("test", {"kind": "test"})]
@@ -203,7 +242,9 @@ def test_what_has_begun_and_ended_within_one_message_is_not_in_it() -> None:
 
 async def test_an_outage_is_one_incident_and_its_slots_are_none(ledger: Database) -> None:
     with clock.moved(START):
-        loaded = await know(ledger, *(make_task(f"task{n}", "* * * * *", missed="skip") for n in range(40)))
+        loaded = await know(
+            ledger, *(make_task(f"task{n}", "* * * * *", missed="skip") for n in range(40))
+        )
         async with watching(ledger, ledger) as first, ledger.engine.begin() as connection:
             stop = update(tables.nodes).where(tables.nodes.c.id == first.node)
             await connection.execute(stop.values(stopped_at=clock.now(), seen_at=clock.now()))
@@ -218,12 +259,16 @@ async def test_an_outage_is_one_incident_and_its_slots_are_none(ledger: Database
         ((channel, kind, text),) = await second.notes()
     assert (channel, kind) == ("all", "opened")
     assert text == (
-        "no service fired from 2026-03-10 02:00:00 to 02:30:00 UTC (30 minutes). 1,160 slots of 40 tasks "
-        "(task0, task1, task10, task11, task12, …) did not run; `batch night` lists them, `batch backfill` runs them."
+        "no service fired from 2026-03-10 02:00:00 to 02:30:00 UTC (30 minutes). 1,160 slots of "
+        "40 tasks "
+        "(task0, task1, task10, task11, task12, …) did not run; `batch night` lists them, `batch "
+        "backfill` runs them."
     )
 
 
-async def test_slots_that_a_living_service_has_not_fired_are_not_those_of_the_outage_after_it(ledger: Database) -> None:
+async def test_slots_that_a_living_service_has_not_fired_are_not_those_of_the_outage_after_it(
+    ledger: Database,
+) -> None:
     with clock.moved(START):
         loaded = await know(ledger, make_task("tick", "* * * * *", missed="skip"))
         clock.advance(timedelta(minutes=10))
@@ -241,9 +286,13 @@ async def test_slots_that_a_living_service_has_not_fired_are_not_those_of_the_ou
 
 
 async def test_what_was_before_the_first_watch_of_a_ledger_is_not_sent(ledger: Database) -> None:
-    """An upgrade stops the old processes: their slots belong to an outage, of which nobody is told."""
+    """An upgrade stops the old processes: their slots belong to an outage, of which nobody is
+    told.
+    """
     with clock.moved(START):
-        loaded = await know(ledger, *(make_task(f"task{n}", "* * * * *", missed="skip") for n in range(3)))
+        loaded = await know(
+            ledger, *(make_task(f"task{n}", "* * * * *", missed="skip") for n in range(3))
+        )
         old = Watching(ledger, ledger)
         await old.register()
         async with ledger.engine.begin() as connection:
@@ -277,7 +326,9 @@ async def four_missed(ledger: Database, watch: Watching, policy: str) -> Mapping
     return loaded
 
 
-async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: Database, watch: Watching) -> None:
+async def test_slots_that_were_missed_without_an_outage_are_an_incident(
+    ledger: Database, watch: Watching
+) -> None:
     loaded = await four_missed(ledger, watch, "skip")
     await watch.turn(2)
     (incident,) = await opened(watch, "missed")
@@ -285,12 +336,16 @@ async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: 
     await checked(watch)
     assert len(await opened(watch, "missed")) == 1
     fill = Backfill(ledger, ledger, Startable.of(loaded["load"]), "ann")
-    await fill._make(await fill._decide([START + number * MINUTE for number in range(1, 5)]), after=None)
+    await fill._make(
+        await fill._decide([START + number * MINUTE for number in range(1, 5)]), after=None
+    )
     await checked(watch)
     assert await opened(watch, "missed") == []
 
 
-async def test_slots_that_a_living_service_did_not_fire_are_one_incident(ledger: Database, watch: Watching) -> None:
+async def test_slots_that_a_living_service_did_not_fire_are_one_incident(
+    ledger: Database, watch: Watching
+) -> None:
     """Its message at the end says what did not run."""
     loaded = await know(ledger, make_task("load", "* * * * *", missed="skip"))
     now = watch.later(300)
@@ -305,8 +360,10 @@ async def test_slots_that_a_living_service_did_not_fire_are_one_incident(ledger:
     assert begin == ("all", "opened", "slots are not fired: end that transaction")
     assert end[:2] == ("all", "closed")
     assert end[2] == (
-        "a service lived, but slots were not fired, from 2026-03-10 02:01:00 to 02:05:20 UTC (4 minutes): their "
-        "schedules were locked by pid 12 (psql). 4 slots of load did not run; `batch night` lists them, "
+        "a service lived, but slots were not fired, from 2026-03-10 02:01:00 to 02:05:20 UTC (4 "
+        "minutes): their "
+        "schedules were locked by pid 12 (psql). 4 slots of load did not run; `batch night` "
+        "lists them, "
         "`batch backfill` runs them."
     )
 
@@ -315,7 +372,9 @@ async def test_slots_of_an_outage_in_which_the_ledger_could_be_read_are_one_inci
     ledger: Database, watch: Watching
 ) -> None:
     """As on a disk that is full: the polls go on."""
-    loaded = await know(ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("extract", "load")))
+    loaded = await know(
+        ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("extract", "load"))
+    )
     watch.watch._outage.cause_for("engine", ledger, OSError("away"))
     now = watch.later(300)
     await fire(ledger, loaded, now)
@@ -323,25 +382,34 @@ async def test_slots_of_an_outage_in_which_the_ledger_could_be_read_are_one_inci
     await checked(watch)
     ((_, _, text),) = await watch.notes()
     assert text == (
-        "no service fired from 2026-03-10 02:00:00 to 02:05:00 UTC (5 minutes): the ledger could not be used (its "
-        "server can't be reached). 8 slots of extract, load did not run; `batch night` lists them, `batch backfill` "
+        "no service fired from 2026-03-10 02:00:00 to 02:05:00 UTC (5 minutes): the ledger could "
+        "not be used (its "
+        "server can't be reached). 8 slots of extract, load did not run; `batch night` lists "
+        "them, `batch backfill` "
         "runs them."
     )
 
 
-async def test_slots_over_which_a_clock_was_set_are_one_incident(ledger: Database, watch: Watching) -> None:
-    loaded = await know(ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("extract", "load")))
+async def test_slots_over_which_a_clock_was_set_are_one_incident(
+    ledger: Database, watch: Watching
+) -> None:
+    loaded = await know(
+        ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("extract", "load"))
+    )
     now = watch.later(3_600)
     reason = str(ClockStep(START, now))
     async with ledger.engine.begin() as connection:
         opened_schedules = await schedules.open_schedules(connection)
         over = MissedRange(START + MINUTE, START + 59 * MINUTE, 59, reason, Cause.OTHER)
-        await missed_ranges.record(connection, [(opened_schedules[name], over) for name in loaded], now)
+        await missed_ranges.record(
+            connection, [(opened_schedules[name], over) for name in loaded], now
+        )
     await watch.turn(2)
     await checked(watch)
     ((_, _, text),) = await watch.notes()
     assert text == (
-        "the clock was set forward from 2026-03-10 02:01:00 to 02:59:00 UTC (58 minutes). 118 slots of extract, load "
+        "the clock was set forward from 2026-03-10 02:01:00 to 02:59:00 UTC (58 minutes). 118 "
+        "slots of extract, load "
         "did not run; `batch night` lists them, `batch backfill` runs them."
     )
 
@@ -361,7 +429,9 @@ async def test_slots_that_ran_on_time_between_missed_ones_deal_with_none_of_thes
     assert len(await opened(watch, "missed")) == 1
     ranges = await rows(ledger, tables.missed)
     async with ledger.engine.begin() as connection:
-        await missed_ranges.leave(connection, [ranges[0]["id"]], "ann", "No sales then.", clock.now())
+        await missed_ranges.leave(
+            connection, [ranges[0]["id"]], "ann", "No sales then.", clock.now()
+        )
     await checked(watch)
     assert len(await opened(watch, "missed")) == 1
     async with ledger.engine.begin() as connection:
@@ -381,15 +451,21 @@ async def test_missed_slots_of_which_the_newest_was_caught_up_are_over_at_once(
 async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are_resumed(
     ledger: Database, watch: Watching
 ) -> None:
-    """Then each slot has one run: those that the clock has fired before keep theirs, and the others get one."""
-    loaded = await know(ledger, make_task("load", "* * * * *", overlap="allow"), make_task("paused", "0 * * * *"))
+    """Then each slot has one run: those that the clock has fired before keep theirs, and the others
+    get one.
+    """
+    loaded = await know(
+        ledger, make_task("load", "* * * * *", overlap="allow"), make_task("paused", "0 * * * *")
+    )
     async with ledger.engine.begin() as connection:
         await task_sync.pause(connection, "paused", "ann", loaded)
     await checked(watch)
     watch.later(3600)
     await watch.turn()
     await fire(ledger, loaded, clock.now())
-    other = await know(ledger, make_task("load", "*/2 * * * *", overlap="allow"))  # its schedule changes meanwhile
+    other = await know(
+        ledger, make_task("load", "*/2 * * * *", overlap="allow")
+    )  # its schedule changes meanwhile
     before = {run["slot"]: run["id"] for run in await rows(ledger, task="load")}
     assert len(before) == 2, "one on time and one that is caught up"
     with clock.moved(START + timedelta(seconds=20)):
@@ -398,7 +474,8 @@ async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are
         await checked(watch)
         (incident,) = await opened(watch, "clock")
         assert incident["text"] == (
-            "the clock was ahead, up to 2026-03-10 03:00 UTC: 1 task fires again after 2026-03-10 03:00 UTC (load); "
+            "the clock was ahead, up to 2026-03-10 03:00 UTC: 1 task fires again after "
+            "2026-03-10 03:00 UTC (load); "
             "`batch resume --ahead` lets them fire now"
         )
         async with ledger.engine.begin() as connection:
@@ -410,10 +487,14 @@ async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are
             await fire(ledger, other, clock.now())
         ran = {run["slot"]: run["id"] for run in await rows(ledger, task="load")}
         assert before.items() <= ran.items()
-        assert sorted(ran.keys() - before.keys()) == [START + 2 * n * MINUTE for n in range(1, 33) if n != 30]
+        assert sorted(ran.keys() - before.keys()) == [
+            START + 2 * n * MINUTE for n in range(1, 33) if n != 30
+        ]
         assert await rows(ledger, tables.missed, task="load") == []
         async with ledger.reader.connect() as connection:
-            (account,) = [each async for each in accounting.accounts(connection, START, task="load")]
+            (account,) = [
+                each async for each in accounting.accounts(connection, START, task="load")
+            ]
         assert account.is_complete
         assert account.counts[Kind.RUN] == account.slots == 32
 
@@ -433,7 +514,9 @@ async def node_that_dies(ledger: Database) -> str:
     node = new_id()
     row = {"id": node, "host": "there", "pid": 7, "version": "1", "draining": False, "tasks": []}
     async with ledger.engine.begin() as connection:
-        await nodes.register(connection, {**row, "started_at": clock.now(), "seen_at": clock.now(), "broken": []})
+        await nodes.register(
+            connection, {**row, "started_at": clock.now(), "seen_at": clock.now(), "broken": []}
+        )
     return node
 
 
@@ -444,7 +527,9 @@ async def test_a_run_that_harms_its_node_is_an_incident_while_it_waits_until_it_
     node = await node_that_dies(ledger)
     run = await started(ledger, "load", node=node)
     async with ledger.engine.begin() as connection:
-        await orphans.accuse(connection, node, run.id, "it blocked the event loop for 25 s, in ops.py line 96")
+        await orphans.accuse(
+            connection, node, run.id, "it blocked the event loop for 25 s, in ops.py line 96"
+        )
         assert await orphans.rescue(connection, {node: 0}, clock.now()) == [node]
     (row,) = await rows(ledger, id=run.id)
     assert (row["state"], row["due_at"]) == ("retrying", clock.now() + timedelta(seconds=30))
@@ -453,7 +538,9 @@ async def test_a_run_that_harms_its_node_is_an_incident_while_it_waits_until_it_
     text = "it blocked the event loop for 25 s, in ops.py line 96: it goes on after 30 s"
     assert (incident["task"], incident["newest_run"], incident["text"]) == ("load", run.id, text)
     async with ledger.engine.begin() as connection:
-        (claimed,) = await transitions.claim(connection, [run.id], NODE, clock.now() + timedelta(seconds=30))
+        (claimed,) = await transitions.claim(
+            connection, [run.id], NODE, clock.now() + timedelta(seconds=30)
+        )
     await ended(ledger, run, RunState.SUCCEEDED, fingerprint=None)
     assert claimed.attempt - claimed.attempts_before == 1, "the wait has used up no attempt"
     await checked(watch)
@@ -479,8 +566,10 @@ async def test_an_event_loop_that_stands_still_is_one_incident_and_its_runs_are_
     assert await beats(180.0) == []
     (text,) = await beats(190.0)
     assert text == (
-        "a run has blocked the event loop of there (pid 7) for 3 minutes, so it answers nobody, and its runs do not go "
-        "on: those of load. Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then its log names the run "
+        "a run has blocked the event loop of there (pid 7) for 3 minutes, so it answers nobody, "
+        "and its runs do not go "
+        "on: those of load. Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then "
+        "its log names the run "
         "and the line"
     )
     assert len(await beats(200.0)) == 1
@@ -488,19 +577,27 @@ async def test_an_event_loop_that_stands_still_is_one_incident_and_its_runs_are_
     assert slow.startswith("it has run for ")
 
 
-async def test_a_slow_run_whose_row_is_locked_is_said_to_be(ledger: Database, watch: Watching) -> None:
+async def test_a_slow_run_whose_row_is_locked_is_said_to_be(
+    ledger: Database, watch: Watching
+) -> None:
     if ledger.kind == "sqlite":  # it has no locks of rows
         return
     await know(ledger, make_task("load", None, alerts=Alerts(slow_after=30)))
     run = await started(ledger, "load")
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(reason="mine"))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.id == run.id).values(reason="mine")
+        )
         await checked(watch, 40)
         (incident,) = await watch.incidents()
-    assert re.search(r"its row is locked by pid \d+ .*; end that transaction", incident["text"]), incident["text"]
+    assert re.search(r"its row is locked by pid \d+ .*; end that transaction", incident["text"]), (
+        incident["text"]
+    )
 
 
-async def test_a_lost_node_is_an_incident_if_nobody_goes_on_with_its_runs(ledger: Database, watch: Watching) -> None:
+async def test_a_lost_node_is_an_incident_if_nobody_goes_on_with_its_runs(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load", None))
     node = await node_that_dies(ledger)
     run = await started(ledger, "load", node=node)
@@ -515,7 +612,9 @@ async def test_a_lost_node_is_an_incident_if_nobody_goes_on_with_its_runs(ledger
         "the node there (pid 7) was lost, and no other one goes on with its runs of load"
     )
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(state="cancelled"))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.id == run.id).values(state="cancelled")
+        )
     await checked(watch)
     assert await opened(watch, "node") == []
 
@@ -529,7 +628,9 @@ async def test_a_lost_node_whose_runs_go_on_is_none(ledger: Database, watch: Wat
     assert await watch.incidents() == []
 
 
-async def test_a_broken_file_is_an_incident_until_it_is_mended(ledger: Database, watch: Watching) -> None:
+async def test_a_broken_file_is_an_incident_until_it_is_mended(
+    ledger: Database, watch: Watching
+) -> None:
     broken = [{"source": "tasks/load.py", "error": "SyntaxError: invalid syntax", "task": "load"}]
     async with ledger.engine.begin() as connection:
         await nodes.record_broken(connection, watch.node, broken)
@@ -542,7 +643,9 @@ async def test_a_broken_file_is_an_incident_until_it_is_mended(ledger: Database,
     assert await opened(watch, "files") == []
 
 
-async def test_the_newest_verified_backup_may_become_too_old(ledger: Database, watch: Watching) -> None:
+async def test_the_newest_verified_backup_may_become_too_old(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("backup"))
     await checked(watch, 2 * 86_400 - 11)
     assert await opened(watch, "backup") == []
@@ -556,8 +659,16 @@ async def test_the_newest_verified_backup_may_become_too_old(ledger: Database, w
     assert await opened(watch, "backup") == []
 
 
-async def test_a_backup_of_which_a_check_fails_is_an_incident(ledger: Database, watch: Watching) -> None:
-    bad = {"name": "b1", "place": "backups", "taken_at": clock.now(), "failed_at": clock.now(), "failed_check": "crc"}
+async def test_a_backup_of_which_a_check_fails_is_an_incident(
+    ledger: Database, watch: Watching
+) -> None:
+    bad = {
+        "name": "b1",
+        "place": "backups",
+        "taken_at": clock.now(),
+        "failed_at": clock.now(),
+        "failed_check": "crc",
+    }
     async with ledger.engine.begin() as connection:
         await connection.execute(insert(tables.backups).values(bad | {"created_at": clock.now()}))
     await watch.turn(2)
@@ -565,10 +676,14 @@ async def test_a_backup_of_which_a_check_fails_is_an_incident(ledger: Database, 
     assert incident["text"] == "the backup b1 is not usable: crc"
 
 
-async def test_a_run_that_succeeded_with_nothing_done_is_an_incident(ledger: Database, watch: Watching) -> None:
+async def test_a_run_that_succeeded_with_nothing_done_is_an_incident(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load"))
     run = await started(ledger, "load", START)
-    await ended(ledger, run, RunState.SUCCEEDED, fingerprint="empty", reason="its result is not as expected")
+    await ended(
+        ledger, run, RunState.SUCCEEDED, fingerprint="empty", reason="its result is not as expected"
+    )
     await watch.turn(2)
     (incident,) = await opened(watch, "empty")
     assert (incident["task"], incident["text"]) == ("load", "its result is not as expected")
@@ -592,7 +707,9 @@ async def test_items_that_an_attempt_put_into_quarantine_are_an_incident_althoug
 # What is held back.
 
 
-async def test_nothing_is_sent_about_a_muted_task_until_the_end_of_the_mute(ledger: Database, watch: Watching) -> None:
+async def test_nothing_is_sent_about_a_muted_task_until_the_end_of_the_mute(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load"))
     async with ledger.engine.begin() as connection:
         muted = update(tables.tasks).where(tables.tasks.c.name == "load")
@@ -605,8 +722,12 @@ async def test_nothing_is_sent_about_a_muted_task_until_the_end_of_the_mute(ledg
     assert [kind for _, kind, _ in await watch.notes()] == ["opened"]
 
 
-async def test_what_opens_and_closes_in_quiet_hours_is_not_sent(ledger: Database, watch: Watching) -> None:
-    await know(ledger, make_task("load", timezone="Europe/Berlin", alerts=Alerts(quiet="22:00-07:00")))
+async def test_what_opens_and_closes_in_quiet_hours_is_not_sent(
+    ledger: Database, watch: Watching
+) -> None:
+    await know(
+        ledger, make_task("load", timezone="Europe/Berlin", alerts=Alerts(quiet="22:00-07:00"))
+    )
     await failed(ledger, "load", START)
     await watch.turn(2)
     watch.later(60)
@@ -629,7 +750,9 @@ async def test_an_error_is_told_after_so_many_failures(ledger: Database, watch: 
     assert await watch.notes() == [("payments", "opened", "ValueError: boom")]
 
 
-async def test_an_error_is_over_after_so_many_successes_in_a_row(ledger: Database, watch: Watching) -> None:
+async def test_an_error_is_over_after_so_many_successes_in_a_row(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load", alerts=Alerts(close_after=2)))
     await failed(ledger, "load", START)
     await watch.turn()
@@ -651,7 +774,9 @@ async def test_an_open_incident_is_told_again_if_that_is_wanted(ledger: Database
             assert [kind for _, kind, _ in await watch.notes()] == ["opened", "repeated"]
 
 
-async def test_many_different_errors_of_a_task_are_few_incidents(ledger: Database, watch: Watching) -> None:
+async def test_many_different_errors_of_a_task_are_few_incidents(
+    ledger: Database, watch: Watching
+) -> None:
     for number in range(120):
         await failed(ledger, "load", START + number * MINUTE, fingerprint=f"1:{number:03}")
     await watch.turn(2)

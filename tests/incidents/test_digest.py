@@ -1,4 +1,6 @@
-"""The digest: one message for each slot of BATCH_DIGEST_CRON, also if the ledger fails at that moment."""
+"""The digest: one message for each slot of BATCH_DIGEST_CRON, also if the ledger fails at that
+moment.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ async def digests_in(ledger: Database, number: int) -> list[dict[str, Any]]:
 async def test_it_is_written_once_for_each_slot_and_channel_by_two_nodes_that_both_hold_the_duty(
     ledger: Database, operations: Operations, watch: Watching
 ) -> None:
-    digests = [Digest(operations, ledger, "0 7 * * *", ["mail", "chat"], lambda: True) for _ in range(2)]
+    digests = [
+        Digest(operations, ledger, "0 7 * * *", ["mail", "chat"], lambda: True) for _ in range(2)
+    ]
     for digest in digests:
         digest.start()
     await failed(ledger, "load", START)
@@ -102,5 +106,9 @@ async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(
         (written,) = await digests_in(ledger, 1)
     await digest.stop()
     assert written["content"]["title"] == "Nothing needs you."
-    (line,) = [record for record in caplog.records if "the digest could not be written" in record.getMessage()]
+    (line,) = [
+        record
+        for record in caplog.records
+        if "the digest could not be written" in record.getMessage()
+    ]
     assert (line.levelname, line.exc_info) == ("WARNING", None)

@@ -32,34 +32,54 @@ async def state_of(watch: Watching, run: str) -> dict[str, Any]:
     return row
 
 
-async def test_a_failed_run_opens_one_incident_and_is_told_once(ledger: Database, watch: Watching) -> None:
+async def test_a_failed_run_opens_one_incident_and_is_told_once(
+    ledger: Database, watch: Watching
+) -> None:
     run = await failed(ledger, "load", START)
     await watch.turn(3)
     (incident,) = await watch.incidents()
-    assert (incident["kind"], incident["task"], incident["fingerprint"]) == ("failed", "load", "1:boom")
-    assert (incident["count"], incident["newest_run"], incident["text"]) == (1, run, "ValueError: boom")
+    assert (incident["kind"], incident["task"], incident["fingerprint"]) == (
+        "failed",
+        "load",
+        "1:boom",
+    )
+    assert (incident["count"], incident["newest_run"], incident["text"]) == (
+        1,
+        run,
+        "ValueError: boom",
+    )
     assert await watch.notes() == [("all", "opened", "ValueError: boom")]
 
 
-async def test_the_same_error_continues_the_incident_and_is_not_told_again(ledger: Database, watch: Watching) -> None:
+async def test_the_same_error_continues_the_incident_and_is_not_told_again(
+    ledger: Database, watch: Watching
+) -> None:
     await failed(ledger, "load", START)
     await watch.turn()
     watch.later(HOUR)
     second = await failed(ledger, "load", clock.now())
     await watch.turn()
     (incident,) = await watch.incidents()
-    assert (incident["count"], incident["newest_run"], incident["last_at"]) == (2, second, clock.now())
+    assert (incident["count"], incident["newest_run"], incident["last_at"]) == (
+        2,
+        second,
+        clock.now(),
+    )
     assert len(await watch.notes()) == 1
 
 
-async def test_another_error_of_the_task_is_another_incident(ledger: Database, watch: Watching) -> None:
+async def test_another_error_of_the_task_is_another_incident(
+    ledger: Database, watch: Watching
+) -> None:
     await failed(ledger, "load", START)
     await failed(ledger, "load", START + timedelta(hours=1), fingerprint="1:other")
     await watch.turn()
     assert sorted(row["fingerprint"] for row in await watch.incidents()) == ["1:boom", "1:other"]
 
 
-async def test_a_retry_with_success_makes_it_good_and_that_is_told(ledger: Database, watch: Watching) -> None:
+async def test_a_retry_with_success_makes_it_good_and_that_is_told(
+    ledger: Database, watch: Watching
+) -> None:
     run = await failed(ledger, "load", START)
     await watch.turn()
     watch.later(HOUR)
@@ -72,7 +92,9 @@ async def test_a_retry_with_success_makes_it_good_and_that_is_told(ledger: Datab
     assert [kind for _, kind, _ in await watch.notes()] == ["opened", "closed"]
 
 
-async def test_a_retry_that_fails_goes_on_with_the_incident(ledger: Database, watch: Watching) -> None:
+async def test_a_retry_that_fails_goes_on_with_the_incident(
+    ledger: Database, watch: Watching
+) -> None:
     run = await failed(ledger, "load", START)
     await watch.turn()
     watch.later(HOUR)
@@ -82,7 +104,9 @@ async def test_a_retry_that_fails_goes_on_with_the_incident(ledger: Database, wa
     assert (incident["count"], incident["closed_at"]) == (2, None)
 
 
-async def test_a_later_success_makes_good_where_each_run_does_the_same(ledger: Database, watch: Watching) -> None:
+async def test_a_later_success_makes_good_where_each_run_does_the_same(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("load"))
     first = await failed(ledger, "load", START)
     await watch.turn()
@@ -96,7 +120,9 @@ async def test_a_later_success_makes_good_where_each_run_does_the_same(ledger: D
     assert (await state_of(watch, first))["made_good_by"] == good
 
 
-async def test_a_later_slot_does_not_make_good_where_a_run_takes_its_slot(ledger: Database, watch: Watching) -> None:
+async def test_a_later_slot_does_not_make_good_where_a_run_takes_its_slot(
+    ledger: Database, watch: Watching
+) -> None:
     async def run(self: object, slot: datetime) -> None: ...
 
     await know(ledger, make_task("load", run=run))
@@ -116,7 +142,9 @@ async def test_a_later_slot_does_not_make_good_where_a_run_takes_its_slot(ledger
     assert (await state_of(watch, first))["made_good_by"] == by_hand
 
 
-async def test_a_run_with_other_parameters_does_not_make_good(ledger: Database, watch: Watching) -> None:
+async def test_a_run_with_other_parameters_does_not_make_good(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("invoice", schedule=None))
     await failed(ledger, "invoice", params={"order": 99182})
     await watch.turn()
@@ -131,8 +159,12 @@ async def test_a_run_with_other_parameters_does_not_make_good(ledger: Database, 
     assert [row["closed_why"] for row in await watch.incidents()] == ["made_good"]
 
 
-async def test_a_poll_from_before_the_duty_was_taken_does_not_end_the_watch(ledger: Database, watch: Watching) -> None:
-    """It was read before that was committed, and comes afterwards. So the node does not know that it has the duty."""
+async def test_a_poll_from_before_the_duty_was_taken_does_not_end_the_watch(
+    ledger: Database, watch: Watching
+) -> None:
+    """It was read before that was committed, and comes afterwards. So the node does not know that
+    it has the duty.
+    """
     async with ledger.reader.connect() as connection:
         stale = replace(await ledger_poll.read(connection, watch.node), watcher=None)
     watch.watch.on_changes(stale)

@@ -36,11 +36,15 @@ def row(number: int, state: str, rng: random.Random, spread: int) -> Row:
     slot = BEGIN + timedelta(minutes=rng.randrange(spread)) if rng.random() < 0.5 else None
     params = rng.choice([None, {}, {"day": 1}, {"day": 2, "to": ["a"]}])
     ended = BEGIN + timedelta(seconds=rng.randrange(60 * spread))
-    return Row(f"{state}-{number}", state, slot, params, ended, "1:abc" if state == "failed" else None)
+    return Row(
+        f"{state}-{number}", state, slot, params, ended, "1:abc" if state == "failed" else None
+    )
 
 
 def plain(failures: list[Row], successes: list[Row], each_slot_counts: bool) -> dict[str, datetime]:
-    """The same by comparing each with each: when the first success ended that makes the failure good."""
+    """The same by comparing each with each: when the first success ended that makes the failure
+    good.
+    """
     found: dict[str, datetime] = {}
     for failure in failures:
         good = [
@@ -59,7 +63,9 @@ def plain(failures: list[Row], successes: list[Row], each_slot_counts: bool) -> 
 
 @pytest.mark.parametrize("each_slot_counts", [True, False])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_failure_is_made_good_by_the_first_success_of_its_work_after_it(seed: int, each_slot_counts: bool) -> None:
+def test_a_failure_is_made_good_by_the_first_success_of_its_work_after_it(
+    seed: int, each_slot_counts: bool
+) -> None:
     rng = random.Random(seed)
     failures = [row(number, "failed", rng, 12) for number in range(30)]
     successes = [row(number, "succeeded", rng, 12) for number in range(30)]

@@ -1,4 +1,6 @@
-"""Pools whose runs wait in vain: the incident, when it opens and closes, and what looking for it costs."""
+"""Pools whose runs wait in vain: the incident, when it opens and closes, and what looking for it
+costs.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,24 @@ async def watch(ledger: Database) -> AsyncIterator[Watching]:
 
 async def join(ledger: Database, pool: str, *tasks: str, **more: Any) -> str:
     """A worker of the pool joins, which has loaded these tasks. Returns its id."""
-    row = {"host": "far", "pid": 7, "version": "1", "draining": False, "fires": False, "broken": [], "loop_lag": 0}
+    row = {
+        "host": "far",
+        "pid": 7,
+        "version": "1",
+        "draining": False,
+        "fires": False,
+        "broken": [],
+        "loop_lag": 0,
+    }
     now = clock.now()
-    row |= {"id": new_id(), "started_at": now, "seen_at": now, "tasks": list(tasks), "pools": [pool], **more}
+    row |= {
+        "id": new_id(),
+        "started_at": now,
+        "seen_at": now,
+        "tasks": list(tasks),
+        "pools": [pool],
+        **more,
+    }
     async with ledger.engine.begin() as connection:
         await nodes.register(connection, row)
     return str(row["id"])
@@ -43,12 +60,16 @@ async def join(ledger: Database, pool: str, *tasks: str, **more: Any) -> str:
 
 async def leave(ledger: Database, node: str) -> None:
     async with ledger.engine.begin() as connection:
-        stopped = update(tables.nodes).where(tables.nodes.c.id == node).values(stopped_at=clock.now())
+        stopped = (
+            update(tables.nodes).where(tables.nodes.c.id == node).values(stopped_at=clock.now())
+        )
         await connection.execute(stopped)
 
 
 async def passed(watch: Watching, seconds: float) -> list[str]:
-    """Let time pass while the watch looks every ten seconds. Returns the texts of the open incidents of pools."""
+    """Let time pass while the watch looks every ten seconds. Returns the texts of the open
+    incidents of pools.
+    """
     for _ in range(int(seconds / 10)):
         watch.later(10)
         await watch.turn()
@@ -64,7 +85,8 @@ async def test_a_pool_that_nobody_serves_is_an_incident_after_a_minute_until_a_n
     (text,) = await passed(watch, 10)
     assert text == (
         "no node serves pool gpu: 2 runs of risk wait; "
-        "start `batch work --pool gpu` on some machine, or the Dask cluster that BATCH_POOL_GPU names, or set "
+        "start `batch work --pool gpu` on some machine, or the Dask cluster that BATCH_POOL_GPU "
+        "names, or set "
         "BATCH_POOL_GPU=process"
     )
     assert await passed(watch, 60) == [text]
@@ -96,14 +118,19 @@ async def test_a_pool_whose_nodes_have_not_loaded_the_task_is_an_incident_too(
     node = await join(ledger, "gpu", "price")
     await insert(ledger, new("risk"), new("price"))
     (text,) = await passed(watch, 70)
-    assert text == "no node of pool gpu has task risk: 1 run waits; give its nodes the file of the task"
+    assert (
+        text
+        == "no node of pool gpu has task risk: 1 run waits; give its nodes the file of the task"
+    )
     assert [row["task"] for row in await watch.incidents(kind="pool")] == ["risk"]
     await leave(ledger, node)
     (text,) = await passed(watch, 70)
     assert text.startswith("no node serves pool gpu: 2 runs of price, risk wait")
 
 
-async def test_who_takes_over_the_watch_does_not_close_the_incident(ledger: Database, watch: Watching) -> None:
+async def test_who_takes_over_the_watch_does_not_close_the_incident(
+    ledger: Database, watch: Watching
+) -> None:
     await know(ledger, make_task("risk", None, pool="gpu"))
     await insert(ledger, new("risk"))
     assert len(await passed(watch, 70)) == 1
@@ -116,10 +143,17 @@ async def test_who_takes_over_the_watch_does_not_close_the_incident(ledger: Data
 
 
 @pytest.mark.parametrize("why", ["paused", "removed", "due tomorrow", "default", "served"])
-async def test_what_does_not_wait_for_a_node_is_no_incident(ledger: Database, watch: Watching, why: str) -> None:
-    loaded = await know(ledger, make_task("risk", None, pool="default" if why == "default" else "gpu"))
+async def test_what_does_not_wait_for_a_node_is_no_incident(
+    ledger: Database, watch: Watching, why: str
+) -> None:
+    loaded = await know(
+        ledger, make_task("risk", None, pool="default" if why == "default" else "gpu")
+    )
     state = "retrying" if why == "due tomorrow" else "queued"
-    await insert(ledger, new("risk", state=state, created_at=clock.now(), due_at=clock.now() + timedelta(days=1)))
+    await insert(
+        ledger,
+        new("risk", state=state, created_at=clock.now(), due_at=clock.now() + timedelta(days=1)),
+    )
     if why == "served":
         await join(ledger, "gpu", "risk")
     async with ledger.engine.begin() as connection:
@@ -145,7 +179,9 @@ async def test_a_node_that_drains_serves_nothing_more(ledger: Database, watch: W
 
 
 @pytest.mark.parametrize("state", ["queued", "retrying"])
-async def test_the_cost_of_the_look_does_not_grow_with_the_backlog(ledger: Database, state: str) -> None:
+async def test_the_cost_of_the_look_does_not_grow_with_the_backlog(
+    ledger: Database, state: str
+) -> None:
     await know(ledger, make_task("risk", None, pool="gpu"), make_task("heavy", None, pool="cpu"))
     await join(ledger, "cpu", "heavy")
     await insert(ledger, new("risk"), new("heavy"))
@@ -154,7 +190,13 @@ async def test_the_cost_of_the_look_does_not_grow_with_the_backlog(ledger: Datab
         cost.sent.clear()
         async with ledger.reader.connect() as connection:
             assert [each.task for each in await pools.in_vain(connection, clock.now())] == ["risk"]
-        return sum([await cost.measured(*sent) for sent in cost.sent if sent[0].startswith(("SELECT", "WITH"))])
+        return sum(
+            [
+                await cost.measured(*sent)
+                for sent in cost.sent
+                if sent[0].startswith(("SELECT", "WITH"))
+            ]
+        )
 
     cost = Cost(ledger)
     cost.keeps = True
@@ -162,7 +204,9 @@ async def test_the_cost_of_the_look_does_not_grow_with_the_backlog(ledger: Datab
     await fill(ledger, "heavy", state, 10_000)
     assert await looked(cost) < 3 * before
     async with ledger.engine.begin() as connection:
-        await connection.execute(update(tables.runs).where(tables.runs.c.state == state).values(task="risk"))
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.state == state).values(task="risk")
+        )
     async with ledger.reader.connect() as connection:
         (found,) = await pools.in_vain(connection, clock.now())
     assert found.waiting <= 2 * pools.MOST_COUNTED

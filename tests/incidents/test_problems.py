@@ -1,4 +1,6 @@
-"""One error is one problem: what several tasks say that failed together is shown, sent and retried once."""
+"""One error is one problem: what several tasks say that failed together is shown, sent and retried
+once.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,19 @@ FLEET = [f"fleet{number:02}" for number in range(12)]
 
 
 def facts(task: str, line: int = 7) -> dict[str, str]:
-    """The error of a task whose code is in a file of its own: only the innermost frame is that of all."""
+    """The error of a task whose code is in a file of its own: only the innermost frame is that of
+    all.
+    """
     frames = (
-        f'  File "/app/tasks/{task}.py", line {line}, in run\n  File "/lib/asyncpg/connect.py", line 99, in _connect\n'
+        f'  File "/app/tasks/{task}.py", line {line}, in run\n  File "/lib/asyncpg/connect.py", '
+        "line 99, in _connect\n"
     )
     text = AWAY.partition(": ")[2]
-    return {"type": "ConnectionRefusedError", "message": f"{text}\nmore", "traceback": f"Traceback:\n{frames}{AWAY}"}
+    return {
+        "type": "ConnectionRefusedError",
+        "message": f"{text}\nmore",
+        "traceback": f"Traceback:\n{frames}{AWAY}",
+    }
 
 
 @pytest.fixture
@@ -66,21 +75,29 @@ async def test_tasks_that_fail_together_with_one_error_are_one_row_and_one_messa
     watch: Watching, operations: Operations
 ) -> None:
     other = await started(watch.ledger, "fleet00")
-    await ended(watch.ledger, other, reason="ValueError: no", error={"type": "ValueError", "message": "no"})
+    await ended(
+        watch.ledger, other, reason="ValueError: no", error={"type": "ValueError", "message": "no"}
+    )
     await fail(watch, *FLEET)
     watch.later(700)
     await fail(watch, *FLEET[:4])  # too few for one problem, and the same incidents as before
     assert len(await watch.incidents(kind="failed")) == 13
     found = await operations.night()
-    (one, alone) = sorted((need for need in found.needs if need.kind == "failed"), key=lambda need: -len(need.tasks))
+    (one, alone) = sorted(
+        (need for need in found.needs if need.kind == "failed"), key=lambda need: -len(need.tasks)
+    )
     assert (one.task, one.subject, one.tasks, one.open) == (None, "12 tasks", FLEET, 16)
     assert (one.owner, one.error, len(one.incidents)) == ("data team", AWAY, 12)
     assert (alone.task, alone.tasks) == ("fleet00", ())
     status = await operations.status()
-    assert f"12 tasks failed with one error: {AWAY}" in [trouble.text for trouble in status.troubles]
+    assert f"12 tasks failed with one error: {AWAY}" in [
+        trouble.text for trouble in status.troubles
+    ]
     notes = [(row["kind"], row["content"]) for row in await rows(watch.ledger, outbox)]
     made = message_of("m", notes[1:], lambda content: f"https://batch/{content['id']}", {})
-    assert made.title.startswith("12 tasks failed with one error: ConnectionRefusedError: [Errno 111]")
+    assert made.title.startswith(
+        "12 tasks failed with one error: ConnectionRefusedError: [Errno 111]"
+    )
     first = notes[1][1]["id"]
     assert made.body.splitlines()[1:] == [
         "12 runs from 2026-03-10 02:00 UTC to 2026-03-10 02:00 UTC.",
@@ -100,14 +117,22 @@ class _Row:
         self.kind, self.content = values["kind"], values["content"]
 
 
-async def test_incidents_night_and_status_say_one_number_of_open_runs(watch: Watching, operations: Operations) -> None:
+async def test_incidents_night_and_status_say_one_number_of_open_runs(
+    watch: Watching, operations: Operations
+) -> None:
     await fail(watch, *["fleet00"] * 3)
     failed = (await rows(watch.ledger, tables.runs))[0]["id"]
     await operations.runs.acknowledge(failed, "the test")
     (incident,) = (await operations.incidents.list()).incidents
-    assert (incident.count, incident.open, (await operations.incidents.show(incident.id)).open) == (3, 2, 2)
+    assert (incident.count, incident.open, (await operations.incidents.show(incident.id)).open) == (
+        3,
+        2,
+        2,
+    )
     assert [need.open for need in (await operations.night()).needs if need.task == "fleet00"] == [2]
-    assert f"fleet00: 2 runs failed: {AWAY}" in [trouble.text for trouble in (await operations.status()).troubles]
+    assert f"fleet00: 2 runs failed: {AWAY}" in [
+        trouble.text for trouble in (await operations.status()).troubles
+    ]
     await operations.incidents.acknowledge(incident.id, "the test")
     assert [each.open for each in (await operations.incidents.list("closed")).incidents] == [None]
 
@@ -116,23 +141,36 @@ async def test_one_command_retries_or_acknowledges_the_runs_of_one_error(
     watch: Watching, batch: Batch, ledger_url: str, database_url: str
 ) -> None:
     async def call(*words: str) -> Any:
-        return await asyncio.to_thread(batch, *words, LEDGER_URL=ledger_url, DATABASE_URL=database_url)
+        return await asyncio.to_thread(
+            batch, *words, LEDGER_URL=ledger_url, DATABASE_URL=database_url
+        )
 
     other = await started(watch.ledger, "fleet00")
-    await ended(watch.ledger, other, reason="ValueError: no", error={"type": "ValueError", "message": "no"})
+    await ended(
+        watch.ledger, other, reason="ValueError: no", error={"type": "ValueError", "message": "no"}
+    )
     await fail(watch, *FLEET)
     listed = (await call("incidents")).out
     assert "12 tasks" in listed and listed.count("fleet") == 1
     incident = (await watch.incidents(task="fleet03"))[0]["id"]
     done = await call("retry", "--error", incident, "--yes")
     assert "12 runs are queued again" in done.out
-    assert "1 of fleet00, 1 of fleet01" in done.out or "1 of fleet11, 1 of fleet10" in done.out, "how many of each task"
+    assert "1 of fleet00, 1 of fleet01" in done.out or "1 of fleet11, 1 of fleet10" in done.out, (
+        "how many of each task"
+    )
     states = {run["state"] for run in await rows(watch.ledger) if run["id"] != other.id}
     assert states == {"queued"}
     assert (await rows(watch.ledger, id=other.id))[0]["state"] == "failed"
     done = await call("ack", "--error", incident, "--note", "the database is moved")
-    assert done.out == "12 incidents are acknowledged by ann, with 0 failed runs\n" or "12 incidents are" in done.out
-    left = [row["task"] for row in await watch.incidents(closed_at=None) if row["acknowledged_at"] is None]
+    assert (
+        done.out == "12 incidents are acknowledged by ann, with 0 failed runs\n"
+        or "12 incidents are" in done.out
+    )
+    left = [
+        row["task"]
+        for row in await watch.incidents(closed_at=None)
+        if row["acknowledged_at"] is None
+    ]
     assert left == ["fleet00"]
 
 
@@ -154,7 +192,12 @@ def test_a_group_has_five_members_within_ten_minutes() -> None:
 
     items = [at(0), at(11), at(12), at(13), at(14), ("other", START), at(15), at(21.1)]
     together = one_error.groups(items, lambda item: item)
-    assert together == [[at(0)], [at(11), at(12), at(13), at(14), at(15)], [("other", START)], [at(21.1)]]
+    assert together == [
+        [at(0)],
+        [at(11), at(12), at(13), at(14), at(15)],
+        [("other", START)],
+        [at(21.1)],
+    ]
     assert one_error.groups(items[:5], lambda item: item) == [[item] for item in items[:5]]
     assert one_error.key_of(facts("a", 1)) == one_error.key_of(facts("b", 2))
     assert one_error.key_of(facts("a")) != one_error.key_of({**facts("a"), "type": "OSError"})

@@ -1,4 +1,6 @@
-"""Messages that really arrive: by an HTTP server and a mail server, which fail, hang and ask to wait."""
+"""Messages that really arrive: by an HTTP server and a mail server, which fail, hang and ask to
+wait.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ async def sending_to(watch: Watching, **urls: str) -> AsyncIterator[Sender]:
     channels = Channels({name: Channel(name, url) for name, url in urls.items()})
     watch.watch._checks._channels = watch.watch._channels = channels.named
     sender = Sender(
-        watch.ledger, watch.node, channels, lambda: watch.watch.holds, "whsec_" + base64.b64encode(b"key").decode()
+        watch.ledger,
+        watch.node,
+        channels,
+        lambda: watch.watch.holds,
+        "whsec_" + base64.b64encode(b"key").decode(),
     )
     watch.watch._on_told = sender.wake
     sender.start()
@@ -72,13 +78,17 @@ async def noted(watch: Watching, **values: Any) -> dict[str, Any]:
 
     async def there() -> dict[str, Any] | None:
         found = await rows(watch.ledger, outbox)
-        matching = (row for row in found if all(row[name] == value for name, value in values.items()))
+        matching = (
+            row for row in found if all(row[name] == value for name, value in values.items())
+        )
         return next(matching, None)
 
     return dict(await until(there))
 
 
-async def test_a_failure_is_posted_to_the_webhook_with_a_signature(ledger: Database, watch: Watching) -> None:
+async def test_a_failure_is_posted_to_the_webhook_with_a_signature(
+    ledger: Database, watch: Watching
+) -> None:
     async with http_receiver() as receiver, sending_to(watch, webhook=receiver.url):
         run = await failed(ledger, "load", START)
         await watch.turn()
@@ -89,10 +99,16 @@ async def test_a_failure_is_posted_to_the_webhook_with_a_signature(ledger: Datab
     expected = base64.b64encode(hmac.new(b"key", signed, hashlib.sha256).digest()).decode()
     assert request.headers["webhook-signature"] == f"v1,{expected}"
     (event,) = request.json["events"]
-    assert (event["event"], event["incident"]["task"], event["incident"]["run"]) == ("opened", "load", run)
+    assert (event["event"], event["incident"]["task"], event["incident"]["run"]) == (
+        "opened",
+        "load",
+        run,
+    )
 
 
-async def test_what_opens_shortly_after_a_message_is_one_message_more(ledger: Database, watch: Watching) -> None:
+async def test_what_opens_shortly_after_a_message_is_one_message_more(
+    ledger: Database, watch: Watching
+) -> None:
     async with http_receiver() as receiver, sending_to(watch, webhook=receiver.url):
         await failed(ledger, "load", START)
         await watch.turn()
@@ -108,8 +124,13 @@ async def test_what_opens_shortly_after_a_message_is_one_message_more(ledger: Da
     assert len(receiver.requests[1].json["events"]) == 5
 
 
-async def test_a_receiver_that_fails_is_tried_again_with_the_same_id(ledger: Database, watch: Watching) -> None:
-    async with http_receiver("500 Oops", "204 OK") as receiver, sending_to(watch, webhook=receiver.url):
+async def test_a_receiver_that_fails_is_tried_again_with_the_same_id(
+    ledger: Database, watch: Watching
+) -> None:
+    async with (
+        http_receiver("500 Oops", "204 OK") as receiver,
+        sending_to(watch, webhook=receiver.url),
+    ):
         await failed(ledger, "load", START)
         await watch.turn()
         row = await noted(watch, attempts=1)
@@ -120,7 +141,9 @@ async def test_a_receiver_that_fails_is_tried_again_with_the_same_id(ledger: Dat
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
-async def test_a_receiver_that_asks_to_wait_is_asked_again_then(ledger: Database, watch: Watching) -> None:
+async def test_a_receiver_that_asks_to_wait_is_asked_again_then(
+    ledger: Database, watch: Watching
+) -> None:
     busy = "429 Too Many Requests\r\nRetry-After: 120"
     async with http_receiver(busy) as receiver, sending_to(watch, webhook=receiver.url):
         await failed(ledger, "load", START)
@@ -174,7 +197,9 @@ async def test_pagerduty_keeps_an_alert_for_each_incident_and_resolves_it(
             await watch.turn(2)
             await arrived(receiver, 3)
     ids = {row["task"]: row["id"] for row in await watch.incidents()}
-    told = [(request.json["event_action"], request.json["dedup_key"]) for request in receiver.requests]
+    told = [
+        (request.json["event_action"], request.json["dedup_key"]) for request in receiver.requests
+    ]
     assert sorted(told[:2]) == sorted([("trigger", ids["load"]), ("trigger", ids["sync"])])
     assert told[2] == ("resolve", ids["load"])
 
@@ -182,7 +207,9 @@ async def test_pagerduty_keeps_an_alert_for_each_incident_and_resolves_it(
 async def test_what_opened_while_a_channel_was_dead_for_an_hour_arrives_once_when_it_is_back(
     ledger: Database, watch: Watching
 ) -> None:
-    """Meanwhile the other channel is told of everything, and at the end no incident is told twice or left out."""
+    """Meanwhile the other channel is told of everything, and at the end no incident is told twice
+    or left out.
+    """
     async with (
         http_receiver("503 Down") as dead,
         mailbox() as box,
@@ -193,12 +220,16 @@ async def test_what_opened_while_a_channel_was_dead_for_an_hour_arrives_once_whe
             watch.later(300)
             await watch.turn()
             sender.wake()
-            await noted(watch, channel="all/1", sent_at=clock.now(), incident=await newest_incident(watch))
+            await noted(
+                watch, channel="all/1", sent_at=clock.now(), incident=await newest_incident(watch)
+            )
         assert all(row["sent_at"] is None for row in await rows(ledger, outbox, channel="webhook"))
         dead.answers = ["204 No Content"]
 
         async def all_sent() -> bool:
-            watch.later(60)  # again and again: a try that was under way has failed, and the next one waits
+            watch.later(
+                60
+            )  # again and again: a try that was under way has failed, and the next one waits
             sender.wake()
             return all(row["sent_at"] for row in await rows(ledger, outbox))
 
@@ -214,12 +245,17 @@ async def newest_incident(watch: Watching) -> str:
 
 def accepted(receiver: HttpReceiver) -> list[dict[str, Any]]:
     """The events of the messages that the receiver has taken: of each message the last try."""
-    messages = {request.headers["webhook-id"]: request.json["events"] for request in receiver.requests}
+    messages = {
+        request.headers["webhook-id"]: request.json["events"] for request in receiver.requests
+    }
     return [event for events in messages.values() for event in events]
 
 
 async def test_a_dead_channel_is_given_up_after_a_day(ledger: Database, watch: Watching) -> None:
-    async with http_receiver("503 Down") as receiver, sending_to(watch, webhook=receiver.url) as sender:
+    async with (
+        http_receiver("503 Down") as receiver,
+        sending_to(watch, webhook=receiver.url) as sender,
+    ):
         await failed(ledger, "load", START)
         await watch.turn()
         for attempts in range(1, 60):
@@ -304,7 +340,10 @@ async def test_addresses_that_can_not_be_called_keep_no_other_from_being_called(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with http_receiver() as receiver:
-        await call(*["http://127.0.0.1:99999/no-port", "https://exa\u200bmple.com/"] * AT_ONCE, last=receiver)
+        await call(
+            *["http://127.0.0.1:99999/no-port", "https://exa\u200bmple.com/"] * AT_ONCE,
+            last=receiver,
+        )
     assert caplog.text.count("a dead man's switch does not answer") == 2 * AT_ONCE
 
 
@@ -330,7 +369,10 @@ async def test_no_line_of_the_log_has_the_address_of_a_webhook(
     ledger: Database, watch: Watching, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    async with http_receiver() as receiver, sending_to(watch, webhook=f"{receiver.url}?token=hunter2"):
+    async with (
+        http_receiver() as receiver,
+        sending_to(watch, webhook=f"{receiver.url}?token=hunter2"),
+    ):
         await failed(ledger, "load", START)
         await watch.turn()
         await noted(watch, sent_at=START)
@@ -339,7 +381,10 @@ async def test_no_line_of_the_log_has_the_address_of_a_webhook(
 
 
 async def test_while_the_ledger_fails_a_line_says_so_and_what_waits_is_sent_after_that(
-    ledger: Database, watch: Watching, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ledger: Database,
+    watch: Watching,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def is_told() -> bool:
         return "messages can't be read from the ledger" in caplog.text
@@ -357,7 +402,9 @@ async def test_while_the_ledger_fails_a_line_says_so_and_what_waits_is_sent_afte
     assert all(record.levelname == "WARNING" and record.exc_info is None for record in lines)
 
 
-@pytest.mark.parametrize("setting", ["BATCH_ALERT_URLS", "BATCH_ALERT_URL_PAYMENTS", "BATCH_DIGEST_URLS"])
+@pytest.mark.parametrize(
+    "setting", ["BATCH_ALERT_URLS", "BATCH_ALERT_URL_PAYMENTS", "BATCH_DIGEST_URLS"]
+)
 def test_without_apprise_the_setting_is_refused_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
@@ -367,7 +414,8 @@ def test_without_apprise_the_setting_is_refused_with_the_command_that_installs_i
     with pytest.raises(InvalidSetting) as refused:
         Channels.of(get_settings())
     assert refused.value.message == (
-        f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is the extra `alerts`): "
+        f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is "
+        "the extra `alerts`): "
         f"pip install '{APPRISE}'"
     )
     assert f'alerts = ["{APPRISE}"]' in (ROOT / "pyproject.toml").read_text()

@@ -1,4 +1,6 @@
-"""What reaches a person, with real processes: real services, real signals, a real receiver of messages."""
+"""What reaches a person, with real processes: real services, real signals, a real receiver of
+messages.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ async def quiet(world: World, seconds: float = 2.0) -> AsyncIterator[None]:
     assert len(world.receiver.requests) == number
 
 
-async def test_a_failure_is_told_once_after_its_last_attempt_and_its_recovery_once(world: World) -> None:
+async def test_a_failure_is_told_once_after_its_last_attempt_and_its_recovery_once(
+    world: World,
+) -> None:
     await world.serve()
     await world.batch("run", "load", "--queue")
     assert await world.events(1) == [("opened", "failed")]
@@ -62,8 +66,12 @@ async def test_a_failure_is_told_once_after_its_last_attempt_and_its_recovery_on
         return (await world.incidents())[0]["closed_why"] == "made_good"
 
     await until(is_closed)
-    async with world.ledger.engine.begin() as connection:  # what follows a message waits twenty seconds
-        await connection.execute(update(outbox).where(outbox.c.sent_at.is_(None)).values(due_at=clock.now()))
+    async with (
+        world.ledger.engine.begin() as connection
+    ):  # what follows a message waits twenty seconds
+        await connection.execute(
+            update(outbox).where(outbox.c.sent_at.is_(None)).values(due_at=clock.now())
+        )
     assert await world.events(2) == [("opened", "failed"), ("closed", "failed")]
 
 
@@ -92,7 +100,9 @@ async def test_an_outage_in_which_forty_tasks_missed_slots_is_one_message(world:
     ago = clock.now() - timedelta(hours=5)
     async with world.ledger.engine.begin() as connection:
         await connection.execute(update(tables.schedules).values(fired_until=ago, valid_from=ago))
-        await connection.execute(update(tables.nodes).values(started_at=ago, seen_at=ago, stopped_at=ago))
+        await connection.execute(
+            update(tables.nodes).values(started_at=ago, seen_at=ago, stopped_at=ago)
+        )
     await world.serve()
     assert await world.events(1) == [("opened", "down")]
 

@@ -1,4 +1,6 @@
-"""Many failures and many services at once: each failure is noticed once, in bounded memory and few messages."""
+"""Many failures and many services at once: each failure is noticed once, in bounded memory and few
+messages.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,12 @@ async def fail_at_once(ledger: Database) -> None:
     }
     for first in range(0, FAILURES, 5_000):
         made = [
-            {**common, "id": new_id(), "task": f"load{n % TASKS}", "fingerprint": f"1:{n % ERRORS:012x}"}
+            {
+                **common,
+                "id": new_id(),
+                "task": f"load{n % TASKS}",
+                "fingerprint": f"1:{n % ERRORS:012x}",
+            }
             for n in range(first, first + 5_000)
         ]
         async with ledger.engine.begin() as connection:
@@ -65,12 +72,18 @@ def megabytes(service: Service) -> float:
 
 
 async def unnoticed(ledger: Database) -> int:
-    waiting = select(func.count()).select_from(tables.runs).where(tables.runs.c.noticed_at.is_(None))
+    waiting = (
+        select(func.count()).select_from(tables.runs).where(tables.runs.c.noticed_at.is_(None))
+    )
     async with ledger.engine.connect() as connection:
-        return int((await connection.execute(waiting.where(tables.runs.c.state == "failed"))).scalar_one())
+        return int(
+            (await connection.execute(waiting.where(tables.runs.c.state == "failed"))).scalar_one()
+        )
 
 
-async def test_a_storm_of_failures_takes_bounded_memory_and_messages_and_slots_go_on(world: World) -> None:
+async def test_a_storm_of_failures_takes_bounded_memory_and_messages_and_slots_go_on(
+    world: World,
+) -> None:
     make_folder(world.folder, tick=EACH_SECOND)
     service = await world.serve()
     await until(world.has_watch)
@@ -98,10 +111,12 @@ async def test_a_storm_of_failures_takes_bounded_memory_and_messages_and_slots_g
     assert await rows(world.ledger, tables.missed) == []
     late = sorted((row["started_at"] - row["slot"]) / timedelta(seconds=1) for row in ticks)
     print(
-        f"\n{world.ledger.kind}: {FAILURES:,} failures written in {(written - began).total_seconds():.1f} s, noticed "
+        f"\n{world.ledger.kind}: {FAILURES:,} failures written in "
+        f"{(written - began).total_seconds():.1f} s, noticed "
         f"{(noticed - written).total_seconds():.1f} s later; {len(incidents):,} incidents, "
         f"{len(world.receiver.requests)} messages; memory {before:.0f} MB, at most {peak:.0f} MB; "
-        f"{len(ticks)} slots meanwhile, started {late[len(late) // 2]:.3f} s (p50) and {late[-1]:.3f} s (most) late"
+        f"{len(ticks)} slots meanwhile, started {late[len(late) // 2]:.3f} s (p50) and "
+        f"{late[-1]:.3f} s (most) late"
     )
 
 
@@ -113,7 +128,9 @@ async def test_eight_services_notice_each_failure_once(world: World) -> None:
         await world.batch("run", "load", "--queue")
 
     async def all_failed() -> bool:
-        return len(await rows(world.ledger, state="failed")) == number and not await unnoticed(world.ledger)
+        return len(await rows(world.ledger, state="failed")) == number and not await unnoticed(
+            world.ledger
+        )
 
     await until(all_failed, 120)
     await asyncio.sleep(3)

@@ -1,4 +1,6 @@
-"""A watch over a ledger, without a service around it: what it has noticed, opened, closed and written to be sent."""
+"""A watch over a ledger, without a service around it: what it has noticed, opened, closed and
+written to be sent.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,29 @@ class Watching:
         self.node = node or new_id()
         self.ledger = ledger
         self.watch = Watch(
-            ledger, application, self.node, thresholds or Thresholds(), one_channel, lambda: None, Outage()
+            ledger,
+            application,
+            self.node,
+            thresholds or Thresholds(),
+            one_channel,
+            lambda: None,
+            Outage(),
         )
 
     async def register(self) -> None:
-        row = {"id": self.node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
+        row = {
+            "id": self.node,
+            "host": "here",
+            "pid": 1,
+            "version": "1",
+            "draining": False,
+            "tasks": [],
+        }
         async with self.ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
-            await nodes.register(connection, {**row, "started_at": now, "seen_at": now, "broken": []})
+            await nodes.register(
+                connection, {**row, "started_at": now, "seen_at": now, "broken": []}
+            )
 
     async def poll(self) -> bool:
         """Poll the ledger as the heartbeat does. Returns whether that has woken the watch."""
@@ -77,11 +94,16 @@ class Watching:
 
     async def notes(self) -> list[tuple[str, str, str]]:
         """What is to be sent: the channel, the kind and the text, in the order of writing."""
-        return [(row["channel"], row["kind"], row["content"]["text"]) for row in await rows(self.ledger, outbox)]
+        return [
+            (row["channel"], row["kind"], row["content"]["text"])
+            for row in await rows(self.ledger, outbox)
+        ]
 
 
 @asynccontextmanager
-async def watching(ledger: Database, application: Database, **thresholds: float) -> AsyncIterator[Watching]:
+async def watching(
+    ledger: Database, application: Database, **thresholds: float
+) -> AsyncIterator[Watching]:
     """A node that has the duty of the watch."""
     node = Watching(ledger, application, Thresholds(**thresholds))
     await node.register()
@@ -90,7 +112,9 @@ async def watching(ledger: Database, application: Database, **thresholds: float)
     yield node
 
 
-async def started(ledger: Database, task: str, slot: datetime | None = None, **values: Any) -> NewRun:
+async def started(
+    ledger: Database, task: str, slot: datetime | None = None, **values: Any
+) -> NewRun:
     """A run that a node is running now: of this slot, or by hand."""
     now = clock.now()
     if slot is not None:
@@ -115,7 +139,9 @@ async def ended(
     """The end of a running run, as its node writes it. Returns the id of the run."""
     now = clock.now()
     async with ledger.engine.begin() as connection:
-        fence = (await connection.execute(select(tables.runs.c.fence).where(tables.runs.c.id == run.id))).scalar_one()
+        fence = (
+            await connection.execute(select(tables.runs.c.fence).where(tables.runs.c.id == run.id))
+        ).scalar_one()
         outcome = Outcome(
             id=run.id,
             fence=fence,
@@ -129,7 +155,9 @@ async def ended(
             due_at=now if state == RunState.RETRYING else None,
             reason=None if state == RunState.SUCCEEDED and fingerprint is None else reason,
             error=error,
-            fingerprint=fingerprint if state == RunState.FAILED or fingerprint in ("empty", "quarantine") else None,
+            fingerprint=fingerprint
+            if state == RunState.FAILED or fingerprint in ("empty", "quarantine")
+            else None,
         )
         assert await transitions.finish(connection, [outcome]) == []
     return run.id
@@ -142,9 +170,13 @@ async def failed(
     return await ended(ledger, await started(ledger, task, slot, **v), fingerprint=fingerprint)
 
 
-async def succeeded(ledger: Database, task: str, slot: datetime | None = None, **values: Any) -> str:
+async def succeeded(
+    ledger: Database, task: str, slot: datetime | None = None, **values: Any
+) -> str:
     """A run that has succeeded. Returns its id."""
-    return await ended(ledger, await started(ledger, task, slot, **values), RunState.SUCCEEDED, fingerprint=None)
+    return await ended(
+        ledger, await started(ledger, task, slot, **values), RunState.SUCCEEDED, fingerprint=None
+    )
 
 
 async def retried(ledger: Database, run: str, state: RunState, **outcome: Any) -> None:

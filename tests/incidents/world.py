@@ -40,7 +40,14 @@ class Wait(BaseTask):
 class World:
     """A folder of services on one ledger, and a receiver of their messages."""
 
-    def __init__(self, folder: Path, ledger: Database, url: str, receiver: HttpReceiver, stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ledger: Database,
+        url: str,
+        receiver: HttpReceiver,
+        stack: AsyncExitStack,
+    ) -> None:
         self.folder, self.ledger, self.receiver, self._stack = folder, ledger, receiver, stack
         self.settings = {
             **({"DATABASE_URL": url} if ledger.kind == "postgresql" else {}),
@@ -65,10 +72,14 @@ class World:
         return done.stdout
 
     async def events(self, number: int) -> list[tuple[str, str]]:
-        """The first events that have arrived, once there are so many: each what happened, and the kind of incident."""
+        """The first events that have arrived, once there are so many: each what happened, and the
+        kind of incident.
+        """
 
         async def arrived() -> list[tuple[str, str]]:
-            events = [event for request in self.receiver.requests for event in request.json["events"]]
+            events = [
+                event for request in self.receiver.requests for event in request.json["events"]
+            ]
             found = [(event["event"], event["incident"]["kind"]) for event in events]
             return found if len(found) >= number else []
 

@@ -28,7 +28,10 @@ class Beside(Machine):
     def fire_beside(self, which: str) -> None:
         """A node fires while the other is about to commit the same: it leaves that to it."""
         process, other = self.processes[which], self.processes[OTHER[which]]
-        shared, more = process.tasks.keys() & other.tasks.keys(), other.tasks.keys() - process.tasks.keys()
+        shared, more = (
+            process.tasks.keys() & other.tasks.keys(),
+            other.tasks.keys() - process.tasks.keys(),
+        )
         self.model.fire(process.tasks.keys(), process.id, MANY)
         first = partial(_fire, process, list(process.tasks))
         fired, nothing = self.world.write_beside(first, partial(_fire, other, list(shared)))
@@ -42,17 +45,25 @@ class Beside(Machine):
 
     @does(which=WHICH, most=st.sampled_from([1, MANY]))
     def claim_beside(self, which: str, most: int) -> None:
-        """A node claims while the other is about to commit its claim: each run goes to one of them."""
+        """A node claims while the other is about to commit its claim: each run goes to one of
+        them.
+        """
         process, other = self.processes[which], self.processes[OTHER[which]]
         mine = self.model.claim(process.tasks.keys(), process.id, most)
         theirs = self.model.claim(other.tasks.keys(), other.id, MANY)
         first, second = partial(_take, process, most), partial(_take, other, MANY)
-        for holder, claimed in zip((process, other), self.world.write_beside(first, second), strict=True):
+        for holder, claimed in zip(
+            (process, other), self.world.write_beside(first, second), strict=True
+        ):
             self._take(holder, claimed)
         for holder in (process, other) if most == MANY else (other,):
             while found := self._claim_some(holder, MANY):
                 self._take(holder, found)
-        held = {row["id"]: row["node"] for row in self.world.look().runs.values() if row["state"] == "running"}
+        held = {
+            row["id"]: row["node"]
+            for row in self.world.look().runs.values()
+            if row["state"] == "running"
+        }
         assert {held.get(run.id) for run in mine} <= {process.id}
         assert {held.get(run.id) for run in theirs} <= {other.id}
         self.model.happened["claimed beside another"] += len(mine) and len(theirs)
@@ -60,22 +71,30 @@ class Beside(Machine):
     @precondition(lambda self: any(run.state == "waiting" for run in self.model.runs))
     @does(which=WHICH)
     def open_beside(self, which: str) -> None:
-        """A node looks at what waits while the other one is about to commit what it opens: it leaves that to it."""
+        """A node looks at what waits while the other one is about to commit what it opens: it
+        leaves that to it.
+        """
         process, other = self.processes[which], self.processes[OTHER[which]]
         expected = self.model.look(process.tasks.keys())
         opened, nothing = self.world.write_beside(partial(_open, process), partial(_open, other))
         assert (opened, nothing) == (expected, 0)
         self.model.happened["opened beside another"] += opened
 
-    @precondition(lambda self: any(run.state in FINAL and run.awaited_by for run in self.model.runs))
+    @precondition(
+        lambda self: any(run.state in FINAL and run.awaited_by for run in self.model.runs)
+    )
     @does(number=NUMBER, which=WHICH)
     def open_beside_a_retry(self, number: int, which: str) -> None:
-        """A node looks at what waits while a person is about to have a member of a group go on: that group waits."""
+        """A node looks at what waits while a person is about to have a member of a group go on:
+        that group waits.
+        """
         among = [run for run in self.model.runs if run.state in FINAL and run.awaited_by]
         run = among[number % len(among)]
         self.by_a_person = True
         expected = self.model.reopen(run, BY_HAND, FINAL, anew=True)
-        reopen = partial(transitions.reopen, ids=[run.id], rank=BY_HAND, by="ann", now=clock.now(), anew=True)
+        reopen = partial(
+            transitions.reopen, ids=[run.id], rank=BY_HAND, by="ann", now=clock.now(), anew=True
+        )
         process = self.processes[which]
         reopened, _ = self.world.write_beside(reopen, partial(_open, process))
         assert reopened == ({run.id} if expected else set())
@@ -104,9 +123,14 @@ class PartsBeside(Beside):
     @precondition(lambda self: all(map(self._parts_on, self.processes.values())))
     @does(which=WHICH, hows=st.tuples(*[st.sampled_from(["succeeded", *ENDS])] * 2))
     def end_parts_beside_each_other(self, which: str, hows: tuple[str, str]) -> None:
-        """Two nodes end parts at the same moment, and none sees what the other writes: the run goes on once."""
+        """Two nodes end parts at the same moment, and none sees what the other writes: the run goes
+        on once.
+        """
         both = [self.processes[which], self.processes[OTHER[which]]]
-        ends = [self._end(each, self._parts_on(each)[0], how) for each, how in zip(both, hows, strict=True)]
+        ends = [
+            self._end(each, self._parts_on(each)[0], how)
+            for each, how in zip(both, hows, strict=True)
+        ]
         first, second = (self._group(each, [end]) for each, end in zip(both, ends, strict=True))
         assert self.world.write_beside(first.write, second.write) == ([], [])
         assert all(self._ends(*end) for end in ends)
@@ -115,7 +139,11 @@ class PartsBeside(Beside):
         self._open(OTHER[which])
 
     def _parts_on(self, process: Process) -> list[Claimed]:
-        return [one for one in process.held.values() if one.part is not None and self._is_held_by(process, one)]
+        return [
+            one
+            for one in process.held.values()
+            if one.part is not None and self._is_held_by(process, one)
+        ]
 
 
 async def _fire(process: Process, names: Collection[str], connection: AsyncConnection) -> Fired:

@@ -1,4 +1,6 @@
-"""The machine: hypothesis chooses what two nodes and a person do; the ledger and the model do it side by side."""
+"""The machine: hypothesis chooses what two nodes and a person do; the ledger and the model do it
+side by side.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ def policies(draw: st.DrawFn, overlap: str) -> Policy:
 @st.composite
 def waiting_policies(draw: st.DrawFn) -> Policy:
     after = plain.After(
-        ("skip", "wait"), draw(st.sampled_from([86_400, 100])), draw(st.sampled_from(["success", "end"]))
+        ("skip", "wait"),
+        draw(st.sampled_from([86_400, 100])),
+        draw(st.sampled_from(["success", "end"])),
     )
     overlap = draw(st.sampled_from(OVERLAPS))
     return replace(draw(policies(overlap)), after=after)
@@ -89,20 +93,37 @@ def waiting_policies(draw: st.DrawFn) -> Policy:
 @st.composite
 def partitioned_policies(draw: st.DrawFn) -> Policy:
     overlap = draw(st.sampled_from(OVERLAPS))
-    shape = {"parts": draw(st.sampled_from([3, 2, 1, 0])), "parallel": draw(st.sampled_from([2, 1]))}
+    shape = {
+        "parts": draw(st.sampled_from([3, 2, 1, 0])),
+        "parallel": draw(st.sampled_from([2, 1])),
+    }
     return replace(draw(policies(overlap)), **shape, fail_fast=draw(st.booleans()))
 
 
 def real_task(name: str, policy: Policy, period: int) -> Task:
     missed = Missed(policy.missed, timedelta(seconds=policy.max_age), policy.max_count)  # type: ignore[arg-type]
-    same = {key: getattr(policy, key) for key in ("overlap", "max_running", "max_waiting", "rerun", "priority")}
+    same = {
+        key: getattr(policy, key)
+        for key in ("overlap", "max_running", "max_waiting", "rerun", "priority")
+    }
     retry = Retry(policy.attempts, wait=30, factor=1, jitter=0)
-    after = After(*policy.after.tasks, within=policy.after.within, on=policy.after.on) if policy.after else None  # type: ignore[arg-type]
+    after = (
+        After(*policy.after.tasks, within=policy.after.within, on=policy.after.on)
+        if policy.after
+        else None
+    )  # type: ignore[arg-type]
     same |= {"missed": missed, "retry": retry, "after": after}
     if policy.parts is None:
         return make_task(name, CRON[period], **same)
-    same |= {"parallel": policy.parallel, "fail_fast": policy.fail_fast, "split": _nothing, "work": _work}
-    TaskRegistry.register(type("Sums", (PartitionedTask,), {"name": name, "schedule": CRON[period], **same}))
+    same |= {
+        "parallel": policy.parallel,
+        "fail_fast": policy.fail_fast,
+        "split": _nothing,
+        "work": _work,
+    }
+    TaskRegistry.register(
+        type("Sums", (PartitionedTask,), {"name": name, "schedule": CRON[period], **same})
+    )
     return TaskRegistry.get(name)
 
 
@@ -113,7 +134,8 @@ async def _work(self: PartitionedTask, part: Part) -> None: ...
 
 
 def does(**choices: Any) -> Callable[[Callable[..., None]], Any]:
-    """A rule: some time passes, the method does its thing, and the ledger is compared with the model.
+    """A rule: some time passes, the method does its thing, and the ledger is compared with the
+    model.
 
     (An `invariant` would be told of after each line of an example.)
     """
@@ -137,7 +159,9 @@ def change(old: str, new: str) -> str:
 
 
 class Process:
-    """A process of the service, as far as the ledger meets it: what it has loaded, believes and holds."""
+    """A process of the service, as far as the ledger meets it: what it has loaded, believes and
+    holds.
+    """
 
     def __init__(self, url: str, tasks: dict[str, Task]) -> None:
         self.node = Node(url, beat_seconds=5, lease_seconds=30)
@@ -172,7 +196,9 @@ class Machine(RuleBasedStateMachine):
         self._stack.enter_context(clock.moved(START))
         numbers = itertools.count()
         counting = SimpleNamespace(randbits=lambda bits: next(numbers))
-        self._stack.enter_context(patch.object(ids, "secrets", counting))  # else the same choices may do something else
+        self._stack.enter_context(
+            patch.object(ids, "secrets", counting)
+        )  # else the same choices may do something else
         TaskRegistry.clear()
         self.world.clear()
         self.model = Model(START)
@@ -187,7 +213,9 @@ class Machine(RuleBasedStateMachine):
                 self._account()
         finally:
             self.happened.update(self.model.happened)
-            self.happened.update({change(*pair): number for pair, number in self.before.changes.items()})
+            self.happened.update(
+                {change(*pair): number for pair, number in self.before.changes.items()}
+            )
             self.happened["examples"] += 1
             self._stack.close()
 
@@ -196,20 +224,33 @@ class Machine(RuleBasedStateMachine):
         periods=st.tuples(*[st.sampled_from(sorted(CRON))] * len(NAMES)),
         lacks=st.sampled_from([None, OVERLAPS[0], "after"]),
     )
-    def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None) -> None:
-        """Two nodes join, with a task of each overlap policy and one that waits. `lacks`: the task that B has not."""
+    def begin(
+        self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None
+    ) -> None:
+        """Two nodes join, with a task of each overlap policy and one that waits. `lacks`: the task
+        that B has not.
+        """
         self._begin(NAMES, policies, periods, lacks)
 
     def _begin(
-        self, names: tuple[str, ...], policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None
+        self,
+        names: tuple[str, ...],
+        policies: tuple[Policy, ...],
+        periods: tuple[int, ...],
+        lacks: str | None,
     ) -> None:
-        self.tasks = {n: real_task(n, p, each) for n, p, each in zip(names, policies, periods, strict=True)}
+        self.tasks = {
+            n: real_task(n, p, each) for n, p, each in zip(names, policies, periods, strict=True)
+        }
         for name, policy, period in zip(names, policies, periods, strict=True):
             self.model.know(name, policy, period)
         self.world.write(task_sync.record_tasks, self.tasks, clock.now())
         self._join("A", self.tasks)
         self.world.write(
-            task_sync.set_schedules, {n: t.schedule for n, t in self.tasks.items()}, self.tasks, self.processes["A"].id
+            task_sync.set_schedules,
+            {n: t.schedule for n, t in self.tasks.items()},
+            self.tasks,
+            self.processes["A"].id,
         )
         self._join("B", {n: t for n, t in self.tasks.items() if n != lacks})
         self.compare()
@@ -226,9 +267,13 @@ class Machine(RuleBasedStateMachine):
         self.model.resumed.clear()
         for which, process in self.processes.items():
             held = {
-                (r["id"], r["fence"]) for r in now.runs.values() if (r["state"], r["node"]) == ("running", process.id)
+                (r["id"], r["fence"])
+                for r in now.runs.values()
+                if (r["state"], r["node"]) == ("running", process.id)
             }
-            assert held <= process.held.keys(), f"{which} runs what it knows nothing of: {held - process.held.keys()}"
+            assert held <= process.held.keys(), (
+                f"{which} runs what it knows nothing of: {held - process.held.keys()}"
+            )
         self.before, self.by_a_person = now, False
         self.happened["steps"] += 1
 
@@ -254,13 +299,19 @@ class Machine(RuleBasedStateMachine):
             claimed += found
         self._take(process, claimed)
         shown = [str(run) for run in expected]
-        assert {one.id for one in claimed} == {run.id for run in expected}, f"claimed {claimed}, and should be {shown}"
+        assert {one.id for one in claimed} == {run.id for run in expected}, (
+            f"claimed {claimed}, and should be {shown}"
+        )
 
     def _claim_some(self, process: Process, most: int) -> list[Claimed]:
-        """One by one, or all: of a few, each task gets a share, and slots that wait hide others until the next turn."""
+        """One by one, or all: of a few, each task gets a share, and slots that wait hide others
+        until the next turn.
+        """
         if most < MANY // 2:
             most = 1
-        found: list[Claimed] = self.world.write(claiming.take, process.tasks, process.id, Capacity(most, most))[0]
+        found: list[Claimed] = self.world.write(
+            claiming.take, process.tasks, process.id, Capacity(most, most)
+        )[0]
         return found
 
     def _open(self, which: str) -> None:
@@ -273,7 +324,9 @@ class Machine(RuleBasedStateMachine):
         mine = {one.id for one in claimed}
         old = [one for one in process.held.values() if one.id in mine]
         self._write(process, [(one, self._given_up(one)) for one in old])
-        process.held |= {(one.id, one.fence): one for one in sorted(claimed, key=lambda one: one.id)}
+        process.held |= {
+            (one.id, one.fence): one for one in sorted(claimed, key=lambda one: one.id)
+        }
 
     def _of(self, claimed: Claimed) -> Run | None:
         """None: it was pruned."""
@@ -281,10 +334,18 @@ class Machine(RuleBasedStateMachine):
 
     def _given_up(self, claimed: Claimed) -> plain.Ending:
         run = self._of(claimed)
-        return self.model.left(run, "its node could not renew its lease") if run else plain.Ending("failed", "failed")
+        return (
+            self.model.left(run, "its node could not renew its lease")
+            if run
+            else plain.Ending("failed", "failed")
+        )
 
-    def _write(self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]], times: int = 1) -> None:
-        """A node writes the outcomes of attempts in groups, each several times if it got no reply."""
+    def _write(
+        self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]], times: int = 1
+    ) -> None:
+        """A node writes the outcomes of attempts in groups, each several times if it got no
+        reply.
+        """
         endings = {(one.id, one.fence): (one, ending) for one, ending in ends}
         group = self._group(process, ends)
         while group:
@@ -303,8 +364,14 @@ class Machine(RuleBasedStateMachine):
         for claimed, ending in ends:
             attempt = Attempt(claimed, self.tasks[claimed.task], THREADS, lambda *_: None)
             wait = ending.wait if ending.state == "retrying" else None
-            parts = [{"number": number} for number in range(ending.parts)] if ending.parts is not None else None
-            real = Ending(RunState(ending.state), ending.outcome, ending.reason, wait=wait, parts=parts)
+            parts = (
+                [{"number": number} for number in range(ending.parts)]
+                if ending.parts is not None
+                else None
+            )
+            real = Ending(
+                RunState(ending.state), ending.outcome, ending.reason, wait=wait, parts=parts
+            )
             process.buffer.add_ending(attempt, real)
             del process.held[claimed.id, claimed.fence]
         return process.buffer.take(())
@@ -318,16 +385,26 @@ class Machine(RuleBasedStateMachine):
         stage = stage_of(self.tasks[claimed.task].partition, claimed)
         if run is not None and stage == Stage.JOIN and self._is_held_by(process, claimed):
             self._check_join(run)
-        ending = self.model.ending(run, claimed.attempt, how, stage) if run else plain.Ending("failed", "failed")
+        ending = (
+            self.model.ending(run, claimed.attempt, how, stage)
+            if run
+            else plain.Ending("failed", "failed")
+        )
         note(f"# {run} under {claimed.fence} ends: {ending}")
         return claimed, ending
 
     def _is_held_by(self, process: Process, claimed: Claimed) -> bool:
         run = self._of(claimed)
-        return run is not None and (run.state, run.node, run.fence) == ("running", process.id, claimed.fence)
+        return run is not None and (run.state, run.node, run.fence) == (
+            "running",
+            process.id,
+            claimed.fence,
+        )
 
     def _check_join(self, run: Run) -> None:
-        """The attempt reads whether it may join, and then its parts: each of them once, in their order."""
+        """The attempt reads whether it may join, and then its parts: each of them once, in their
+        order.
+        """
         are_over = self.world.run(self._read_parts(run.id))
         assert are_over == self.model.has_succeeded_parts(run)
 
@@ -335,10 +412,15 @@ class Machine(RuleBasedStateMachine):
         enqueue.use_service(self.world.ledger, lambda: None)
         try:
             are_over = await upstreams.are_parts_over(run)
-            found = [(done.part, done.run, done.state) async for done in await upstreams.read(run, True)]
+            found = [
+                (done.part, done.run, done.state) async for done in await upstreams.read(run, True)
+            ]
         finally:
             enqueue.use_no_service()
-        parts = sorted((each for each in self.model.runs if each.is_part_of(run)), key=lambda each: each.part or 0)
+        parts = sorted(
+            (each for each in self.model.runs if each.is_part_of(run)),
+            key=lambda each: each.part or 0,
+        )
         assert found == [(each.part, each.id, each.state) for each in parts]
         return are_over
 
@@ -349,11 +431,14 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def held(self) -> list[tuple[Process, Claimed]]:
-        return [(process, one) for process in self.processes.values() for one in process.held.values()]
+        return [
+            (process, one) for process in self.processes.values() for one in process.held.values()
+        ]
 
     def _look(self, process: Process) -> None:
         found = {
-            node.id: (node.beats, node.is_stopped) for node in self.world.read(ledger_poll.read, process.id).others
+            node.id: (node.beats, node.is_stopped)
+            for node in self.world.read(ledger_poll.read, process.id).others
         }
         assert found == self.model.others(process.id)
         process.counters = {node: beats for node, (beats, _) in found.items()}
@@ -370,7 +455,9 @@ class Machine(RuleBasedStateMachine):
 
         complete = self.world.read(_account, see)
         problems = [
-            p for task in self.model.tasks.values() for p in wrong_entries(self.model, task, entries[task.name])
+            p
+            for task in self.model.tasks.values()
+            for p in wrong_entries(self.model, task, entries[task.name])
         ]
         assert not problems and not complete, (complete, problems)
 
@@ -379,8 +466,12 @@ async def _write_group(connection: AsyncConnection, group: Group) -> list[Outcom
     return await group.write(connection)
 
 
-async def _account(connection: AsyncConnection, see: Callable[[AccountedSlot], None]) -> list[AccountFinding]:
+async def _account(
+    connection: AsyncConnection, see: Callable[[AccountedSlot], None]
+) -> list[AccountFinding]:
     """What the accounts of all tasks find wrong."""
     found = [each async for each in accounting.accounts(connection, START, see=see)]
     fine = (Kind.DUE, Kind.LATE)
-    return [finding for account in found for finding in account.findings if finding.kind not in fine]
+    return [
+        finding for account in found for finding in account.findings if finding.kind not in fine
+    ]

@@ -28,7 +28,9 @@ ROUNDS_TO_THE_END = 10
 
 
 class Nodes(Machine):
-    """What a node believes may be out of date: what it holds, what it saw when it looked for work or at the others."""
+    """What a node believes may be out of date: what it holds, what it saw when it looked for work
+    or at the others.
+    """
 
     def teardown(self) -> None:
         try:
@@ -38,7 +40,9 @@ class Nodes(Machine):
             super().teardown()
 
     def _end_all(self) -> None:
-        """From here on nothing goes wrong, and nobody interferes: whatever has happened, all that is active ends."""
+        """From here on nothing goes wrong, and nobody interferes: whatever has happened, all that
+        is active ends.
+        """
         for name in [task.name for task in self.model.tasks.values() if task.paused_by is not None]:
             self.model.resume(self.model.tasks[name])
             self.world.write(task_sync.resume, name)
@@ -57,7 +61,9 @@ class Nodes(Machine):
         assert [str(run) for run in left if run.state in ACTIVE] == []
 
     def _work_off(self, which: str) -> bool:
-        """A node claims what it can, all that it holds succeeds, and it opens what waited for that."""
+        """A node claims what it can, all that it holds succeeds, and it opens what waited for
+        that.
+        """
         self._claim(which, MANY)
         has_worked = bool(self.processes[which].held)
         self._finish_all(which, ["succeeded"])
@@ -68,7 +74,9 @@ class Nodes(Machine):
 
     @does(which=WHICH, how=st.sampled_from(["succeeded", *ENDS, None]))
     def go_on(self, which: str, how: str | None) -> None:
-        """A node does what it always does: its attempts end, it fires, and claims what may start."""
+        """A node does what it always does: its attempts end, it fires, and claims what may
+        start.
+        """
         if how is not None:
             self._finish_all(which, [how])
         self._fire(which, self.processes[which].tasks, MANY)
@@ -81,14 +89,17 @@ class Nodes(Machine):
     def fire(self, which: str, room: int, number: int) -> None:
         """A node handles the slots that are due, and starts their runs where it has room.
 
-        With little room those of one task: of several it would go to the one that is handled in fewer transactions.
+        With little room those of one task: of several it would go to the one that is handled in
+        fewer transactions.
         """
         names = list(self.processes[which].tasks)
         self._fire(which, [names[number % len(names)]] if room == 1 and names else names, room)
 
     @does(which=WHICH)
     def fire_early(self, which: str) -> None:
-        """A node fires the next slots before they are due, and commits when they are. What is left it fires then."""
+        """A node fires the next slots before they are due, and commits when they are. What is left
+        it fires then.
+        """
         process = self.processes[which]
         names = list(process.tasks)
         slot = min(map(self._next_slot, names))
@@ -104,7 +115,9 @@ class Nodes(Machine):
     def _next_slot(self, name: str) -> datetime:
         """The first slot of a task that is more than EARLY to come."""
         now = clock.now() + EARLY
-        return next(iter(slots(self.model.tasks[name].spans[-1].period, now, now + timedelta(days=1))))
+        return next(
+            iter(slots(self.model.tasks[name].spans[-1].period, now, now + timedelta(days=1)))
+        )
 
     @does(which=WHICH, most=st.sampled_from([1, 2, MANY]))
     def claim(self, which: str, most: int) -> None:
@@ -128,7 +141,9 @@ class Nodes(Machine):
         expected = self.model.claim_these(wanted, now, process.id)
         others = {run: lane for run, lane in wanted.items() if lane > 1}
         try:
-            claimed = self.world.write(transitions.claim, list(wanted), process.id, clock.now(), others)
+            claimed = self.world.write(
+                transitions.claim, list(wanted), process.id, clock.now(), others
+            )
         except IntegrityError:
             assert expected is None, "the database refuses what the model allows"
             return
@@ -146,7 +161,9 @@ class Nodes(Machine):
 
     @does(which=WHICH, seconds=st.sampled_from([20, 59]))
     def pile_up(self, which: str, seconds: int) -> None:
-        """A node fires several times while nothing ends, and then all ends with success: many slots open at once."""
+        """A node fires several times while nothing ends, and then all ends with success: many slots
+        open at once.
+        """
         for _ in range(3):
             self.model.now = clock.advance(timedelta(seconds=seconds))
             self._fire(which, self.processes[which].tasks, MANY)
@@ -161,7 +178,9 @@ class Nodes(Machine):
     @precondition(lambda self: bool(self.held))
     @does(number=NUMBER, how=st.sampled_from(ENDS), times=st.sampled_from([1, 1, 2]))
     def finish(self, number: int, how: str, times: int) -> None:
-        """An attempt ends, and its node says so; twice, where the reply to the first COMMIT was lost."""
+        """An attempt ends, and its node says so; twice, where the reply to the first COMMIT was
+        lost.
+        """
         process, claimed = self.held[number % len(self.held)]
         self._write(process, [self._end(process, claimed, how)], times)
 
@@ -179,8 +198,16 @@ class Nodes(Machine):
     def _say(self, claimed: Claimed, count: int) -> None:
         if (run := self._of(claimed)) is not None:
             self.model.say(run, claimed.fence, count)
-        told = {"count": count, "total": None, "count_before": 0, "message": None, "progress_at": clock.now()}
-        self.world.write(run_progress.mirror, [{"id": claimed.id, "fence": claimed.fence, "rate": None, **told}])
+        told = {
+            "count": count,
+            "total": None,
+            "count_before": 0,
+            "message": None,
+            "progress_at": clock.now(),
+        }
+        self.world.write(
+            run_progress.mirror, [{"id": claimed.id, "fence": claimed.fence, "rate": None, **told}]
+        )
 
     # Living and dying
 
@@ -214,7 +241,9 @@ class Nodes(Machine):
 
     @does(which=WHICH, beats=st.booleans())
     def outlive(self, which: str, beats: bool) -> None:
-        """All other nodes have been silent for a lease. `beats`: the other one beats at the last moment."""
+        """All other nodes have been silent for a lease. `beats`: the other one beats at the last
+        moment.
+        """
         self._outlive(which, beats)
 
     def _outlive(self, which: str, beats: bool) -> None:
@@ -225,7 +254,9 @@ class Nodes(Machine):
 
     @does(which=WHICH, noticed=st.booleans())
     def crash(self, which: str, noticed: bool) -> None:
-        """A process is killed, and another one starts. `noticed`: the other node rescues its runs."""
+        """A process is killed, and another one starts. `noticed`: the other node rescues its
+        runs.
+        """
         self._join(which, self.processes[which].tasks)
         if noticed:
             self._inherit(OTHER[which])
@@ -238,7 +269,9 @@ class Nodes(Machine):
 
     @does(which=WHICH, counts=st.lists(st.sampled_from([None, None, 1, 2]), min_size=3, max_size=6))
     def crash_again_and_again(self, which: str, counts: list[int | None]) -> None:
-        """What a node runs goes from process to process, each of which dies; some of them have written progress."""
+        """What a node runs goes from process to process, each of which dies; some of them have
+        written progress.
+        """
         for count in counts:
             process = self.processes[which]
             for claimed in process.held.values() if count is not None else ():
@@ -247,12 +280,16 @@ class Nodes(Machine):
             which = OTHER[which]
             self._inherit(which)
             self.compare()
-            self.model.now = clock.advance(timedelta(seconds=120))  # what waits after a loss goes on
+            self.model.now = clock.advance(
+                timedelta(seconds=120)
+            )  # what waits after a loss goes on
             self._claim(which, MANY)
 
     @does(which=WHICH, how=st.sampled_from(ENDS))
     def freeze(self, which: str, how: str) -> None:
-        """A process is frozen for longer than its lease, and writes its outcomes after its runs were rescued."""
+        """A process is frozen for longer than its lease, and writes its outcomes after its runs
+        were rescued.
+        """
         self._look(self.processes[OTHER[which]])
         self._rescue(self.processes[OTHER[which]])
         self._claim(OTHER[which], MANY)
@@ -260,20 +297,29 @@ class Nodes(Machine):
 
     @does(which=WHICH, in_time=st.booleans())
     def drain(self, which: str, in_time: bool) -> None:
-        """A process stops in order, and another one starts. `in_time`: its attempts say themselves that they stop."""
+        """A process stops in order, and another one starts. `in_time`: its attempts say themselves
+        that they stop.
+        """
         process = self.processes[which]
         self.world.write(process.node.drain)
         if in_time:
-            self._write(process, [self._end(process, one, "interrupted") for one in list(process.held.values())])
+            self._write(
+                process,
+                [self._end(process, one, "interrupted") for one in list(process.held.values())],
+            )
         self.model.leave(process.id, "the service stopped")
         self.model.nodes[process.id].is_stopped = True
         self.world.write(process.node.leave)
         self._join(which, process.tasks)
 
 
-async def _fire_early(connection: AsyncConnection, process: Process, names: list[str], slot: datetime) -> Fired:
+async def _fire_early(
+    connection: AsyncConnection, process: Process, names: list[str], slot: datetime
+) -> Fired:
     room = Capacity(MANY, MANY)
-    fired = await firing.fire(connection, names, process.tasks, process.id, room, slot, {}, is_early=True)
+    fired = await firing.fire(
+        connection, names, process.tasks, process.id, room, slot, {}, is_early=True
+    )
     clock.advance(slot - clock.now())
     return fired
 

@@ -1,4 +1,6 @@
-"""What becomes of partitioned runs: steps that are seldom chosen one after the other. All other rules play them too."""
+"""What becomes of partitioned runs: steps that are seldom chosen one after the other. All other
+rules play them too.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,12 @@ class Partitions(People):
         periods=st.tuples(*[st.sampled_from(sorted(CRON))] * 2),
         lacks=st.sampled_from([None, "skip"]),
     )
-    def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None) -> None:
-        """Two nodes join, with a partitioned task and another one. `lacks`: the task that B has not."""
+    def begin(
+        self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None
+    ) -> None:
+        """Two nodes join, with a partitioned task and another one. `lacks`: the task that B has
+        not.
+        """
         self._begin(("skip", SUMS), policies, periods, lacks)
 
     def _runs(self, *states: str) -> list[Run]:
@@ -55,19 +61,25 @@ class Partitions(People):
         if task.removed_at is not None or task.paused_by is not None:
             return None
         run = self.model.start(task, None)
-        run.id = self.world.write(enqueue.enqueue, enqueue.Startable.of(self.tasks[SUMS]), None, None, "ann")
+        run.id = self.world.write(
+            enqueue.enqueue, enqueue.Startable.of(self.tasks[SUMS]), None, None, "ann"
+        )
         return run
 
     @does(which=WHICH, hows=HOWS)
     def split_up(self, which: str, hows: Sequence[str]) -> None:
-        """A run is split, its first parts end in some ways, and the nodes look what has become of it."""
+        """A run is split, its first parts end in some ways, and the nodes look what has become of
+        it.
+        """
         if self._start_one() is not None:
             self._go_on_once(which)
             self._work(which, hows)
 
     @does(which=WHICH)
     def live_through(self, which: str) -> None:
-        """A run is split, a part is cancelled, a person retries it, and runs it from the beginning, and cancels it."""
+        """A run is split, a part is cancelled, a person retries it, and runs it from the beginning,
+        and cancels it.
+        """
         if (run := self._start_one()) is None:
             return
         self._end_well(which)
@@ -85,7 +97,9 @@ class Partitions(People):
         for _ in range(4):
             self._go_on_once(which)
         self.by_a_person = True
-        assert self._begin_anew(run) == self.model.reopen(run, plain.BY_HAND, plain.FINAL, anew=True)
+        assert self._begin_anew(run) == self.model.reopen(
+            run, plain.BY_HAND, plain.FINAL, anew=True
+        )
         self.compare()
         self._end_well(which)
         self._cancel(run)
@@ -98,36 +112,57 @@ class Partitions(People):
 
     def _cancel(self, run: Run) -> None:
         expected = self.model.ask_to_end(run, "cancelled by ann")
-        assert self.world.write(cancel.request_cancel, run.id, "cancelled by ann", "ann") == expected
+        assert (
+            self.world.write(cancel.request_cancel, run.id, "cancelled by ann", "ann") == expected
+        )
 
     def _go_on_once(self, which: str) -> None:
-        """Both nodes claim, end what they hold well, or give it up if they are asked to, and look what is over."""
+        """Both nodes claim, end what they hold well, or give it up if they are asked to, and look
+        what is over.
+        """
         for each in (which, OTHER[which]):
             self._claim(each, MANY)
             process = self.processes[each]
             runs = [(claimed, self._of(claimed)) for claimed in process.held.values()]
-            ends = [(claimed, "interrupted" if run and run.cancel else "succeeded") for claimed, run in runs]
+            ends = [
+                (claimed, "interrupted" if run and run.cancel else "succeeded")
+                for claimed, run in runs
+            ]
             self._write(process, [self._end(process, *end) for end in ends])
         self._open(which)
         self.compare()
 
     def _retry_split(self, run: Run, which: str, hows: Sequence[str], anew: bool) -> None:
-        """A person retries a run that was split: its parts that did not succeed run again, or (`anew`) new ones."""
+        """A person retries a run that was split: its parts that did not succeed run again, or
+        (`anew`) new ones.
+        """
         note(f"# {run} is {run.state}")
         self.by_a_person = True
-        good = {part.id: part.fence for part in self.model.parts(run) if part.state == "succeeded" and not anew}
+        good = {
+            part.id: part.fence
+            for part in self.model.parts(run)
+            if part.state == "succeeded" and not anew
+        }
         expected = self.model.reopen(run, plain.BY_HAND, plain.FINAL if anew else BAD, anew)
         assert (self._begin_anew(run) if anew else self._retry(run)) == expected
         self.compare()
         self._go_on_once(which)
         self._work(which, hows)
         rows = self.world.look().runs
-        assert good == {id_: rows[id_]["fence"] for id_ in good}, "a part that had succeeded was run again"
+        assert good == {id_: rows[id_]["fence"] for id_ in good}, (
+            "a part that had succeeded was run again"
+        )
 
-    @precondition(lambda self: any(run.part is not None and run.state in plain.ACTIVE for run in self.model.runs))
+    @precondition(
+        lambda self: any(
+            run.part is not None and run.state in plain.ACTIVE for run in self.model.runs
+        )
+    )
     @does(which=WHICH, hows=HOWS)
     def work_on_parts(self, which: str, hows: Sequence[str]) -> None:
-        """Both nodes work on parts: what they hold ends in some ways, and the runs of which all is over go on."""
+        """Both nodes work on parts: what they hold ends in some ways, and the runs of which all is
+        over go on.
+        """
         self._work(which, hows)
 
     def _work(self, which: str, hows: Sequence[str]) -> None:
@@ -152,12 +187,20 @@ class Partitions(People):
         among = self._runs("waiting")
         self._cancel(among[number % len(among)])
 
-    @precondition(lambda self: any(run.part is not None and run.state in plain.FINAL for run in self.model.runs))
+    @precondition(
+        lambda self: any(
+            run.part is not None and run.state in plain.FINAL for run in self.model.runs
+        )
+    )
     @does(number=NUMBER, anew=st.booleans())
     def run_a_part_again(self, number: int, anew: bool) -> None:
         """A person retries a part, which is possible while its run waits for it and others."""
-        among = [run for run in self.model.runs if run.part is not None and run.state in plain.FINAL]
-        among = [run for run in among if run.awaited_by is not None and run.awaited_by.state == "waiting"] or among
+        among = [
+            run for run in self.model.runs if run.part is not None and run.state in plain.FINAL
+        ]
+        among = [
+            run for run in among if run.awaited_by is not None and run.awaited_by.state == "waiting"
+        ] or among
         part = among[number % len(among)]
         note(f"# {part} is {part.state}")
         self._retry_part(part, anew)
@@ -176,6 +219,8 @@ class Everything(Partitions):
         periods=st.tuples(*[st.sampled_from(sorted(CRON))] * 6),
         lacks=st.sampled_from([None, OVERLAPS[0], "after"]),
     )
-    def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None) -> None:
+    def begin(
+        self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None
+    ) -> None:
         """Two nodes join, with a task of each kind. `lacks`: the task that B has not."""
         self._begin((*NAMES, SUMS), policies, periods, lacks)

@@ -38,7 +38,9 @@ class People(Machine):
 
     @does(
         number=NUMBER,
-        states=st.sampled_from([ACTIVE, ACTIVE, ("retrying",), ("running",), ("running",), plain.FINAL]),
+        states=st.sampled_from(
+            [ACTIVE, ACTIVE, ("retrying",), ("running",), ("running",), plain.FINAL]
+        ),
     )
     def cancel(self, number: int, states: Sequence[str]) -> None:
         """A person cancels a run."""
@@ -49,13 +51,21 @@ class People(Machine):
         state = self.world.write(cancel.request_cancel, run.id, "cancelled by ann", "ann")
         assert state == expected
 
-    @precondition(lambda self: any(self.model.is_asked(run) for run in self.model.runs if run.state == "running"))
+    @precondition(
+        lambda self: any(
+            self.model.is_asked(run) for run in self.model.runs if run.state == "running"
+        )
+    )
     @does(which=WHICH)
     def see_requests(self, which: str) -> None:
-        """A node cancels the attempts that somebody asked it to cancel, and has those of a paused task stop."""
+        """A node cancels the attempts that somebody asked it to cancel, and has those of a paused
+        task stop.
+        """
         process = self.processes[which]
         requests = self.world.read(ledger_poll.read, process.id).requests
-        running = [run for run in self.model.runs if (run.state, run.node) == ("running", process.id)]
+        running = [
+            run for run in self.model.runs if (run.state, run.node) == ("running", process.id)
+        ]
         cancelled = {(one.run, one.fence): one.reason for one in requests if not one.is_pause}
         paused = {(one.run, one.fence): one.reason for one in requests if one.is_pause}
         assert cancelled.keys() == {(run.id, run.fence) for run in running if run.cancel}
@@ -73,9 +83,15 @@ class People(Machine):
         ]
         self._write(process, ends)
 
-    @does(number=NUMBER, states=st.sampled_from([plain.FINAL, plain.FINAL, ACTIVE]), anew=st.booleans())
+    @does(
+        number=NUMBER,
+        states=st.sampled_from([plain.FINAL, plain.FINAL, ACTIVE]),
+        anew=st.booleans(),
+    )
     def go_on_anyway(self, number: int, states: Sequence[str], anew: bool) -> None:
-        """A person wants a run to go on that is over; `anew`: from the beginning, also where it has succeeded."""
+        """A person wants a run to go on that is over; `anew`: from the beginning, also where it has
+        succeeded.
+        """
         if (run := self._pick(number, states)) is None:
             return
         note(f"# {run} is {run.state}")
@@ -89,7 +105,8 @@ class People(Machine):
     def go_on_with_what_comes_after(self, number: int, which: str, runs_first: bool) -> None:
         """A person runs something again that others have waited for, and these after it.
 
-        `runs_first`: before that a node runs all that it can, and what opens by that, all of it with success.
+        `runs_first`: before that a node runs all that it can, and what opens by that, all of it
+        with success.
         """
         for _ in range(2 * runs_first):
             self._claim(which, MANY)
@@ -106,7 +123,9 @@ class People(Machine):
         ids = [each for theirs in after.values() for each in theirs]
         assert sorted(ids) == sorted(each.id for each in self.model.coming_after(run))
         expected = self.model.again_with_what_comes_after(run)
-        again = world.run(retry.again(world.ledger, world.application, [run.id], Rank.MANUAL, "ann", ids))
+        again = world.run(
+            retry.again(world.ledger, world.application, [run.id], Rank.MANUAL, "ann", ids)
+        )
         assert bool(again) == expected
 
     def _retry(self, run: Run) -> bool:
@@ -118,7 +137,9 @@ class People(Machine):
 
     def _begin_anew(self, run: Run) -> bool:
         world = self.world
-        return bool(world.run(retry.again(world.ledger, world.application, [run.id], Rank.MANUAL, "ann")))
+        return bool(
+            world.run(retry.again(world.ledger, world.application, [run.id], Rank.MANUAL, "ann"))
+        )
 
     # To tasks
 
@@ -146,24 +167,43 @@ class People(Machine):
         if task.removed_at is not None:
             return
         run = self.model.start_later(task, seconds)
-        self._write_starts([run], Starts((StartRequest(self._startable(task.name), None, delay=seconds),)))
+        self._write_starts(
+            [run], Starts((StartRequest(self._startable(task.name), None, delay=seconds),))
+        )
 
-    @does(number=NUMBER, other=NUMBER, size=st.sampled_from([0, 1, 2, 3]), on=st.sampled_from(["success", "end"]))
+    @does(
+        number=NUMBER,
+        other=NUMBER,
+        size=st.sampled_from([0, 1, 2, 3]),
+        on=st.sampled_from(["success", "end"]),
+    )
     def start_group(self, number: int, other: int, size: int, on: str) -> None:
         """Code starts runs and one that follows them."""
         self._start_group(self._task(number), self._task(other), size, on, None)
 
     @precondition(lambda self: bool(self._running_members()))
-    @does(number=NUMBER, other=NUMBER, size=st.sampled_from([1, 2]), on=st.sampled_from(["success", "end"]))
+    @does(
+        number=NUMBER,
+        other=NUMBER,
+        size=st.sampled_from([1, 2]),
+        on=st.sampled_from(["success", "end"]),
+    )
     def grow_group(self, number: int, other: int, size: int, on: str) -> None:
         """A member that runs starts a group within its own."""
         among = self._running_members()
         outer = among[number % len(among)].awaited_by
         self._start_group(self._task(number), self._task(other), size, on, outer)
 
-    @does(number=NUMBER, which=WHICH, how=st.sampled_from(ENDS), on=st.sampled_from(["success", "end"]))
+    @does(
+        number=NUMBER,
+        which=WHICH,
+        how=st.sampled_from(ENDS),
+        on=st.sampled_from(["success", "end"]),
+    )
     def run_a_group(self, number: int, which: str, how: str, on: str) -> None:
-        """Code starts a group, a node runs its members, of which one starts another, and one of them ends somehow."""
+        """Code starts a group, a node runs its members, of which one starts another, and one of
+        them ends somehow.
+        """
         self._start_group(self._task(number), self._task(number + 1), 2, on, None)
         self.compare()
         self._claim(which, MANY)
@@ -183,7 +223,11 @@ class People(Machine):
 
     def _running_members(self) -> list[Run]:
         """The runs whose code may start others in their group. A part is in no group."""
-        return [run for run in self.model.runs if run.state == "running" and run.awaited_by and run.part is None]
+        return [
+            run
+            for run in self.model.runs
+            if run.state == "running" and run.awaited_by and run.part is None
+        ]
 
     def _join_group(self, number: int, other: int) -> None:
         among = self._running_members()
@@ -196,12 +240,18 @@ class People(Machine):
         starts = Starts((StartRequest(self._startable(task.name), None),))
         run.id = self.world.write(enqueue.write, starts, "ann", None, group.id)
 
-    def _start_group(self, task: plain.Task, then: plain.Task, size: int, on: str, outer: Run | None) -> None:
+    def _start_group(
+        self, task: plain.Task, then: plain.Task, size: int, on: str, outer: Run | None
+    ) -> None:
         if task.removed_at is not None or then.removed_at is not None:
             return
         made = self.model.start_group(task, then, size, on, outer)
-        member, follow_up = (StartRequest(self._startable(each.name), None) for each in (task, then))
-        self._write_starts(made, Starts((member,) * size, follow_up, on), outer.id if outer else None)
+        member, follow_up = (
+            StartRequest(self._startable(each.name), None) for each in (task, then)
+        )
+        self._write_starts(
+            made, Starts((member,) * size, follow_up, on), outer.id if outer else None
+        )
 
     def _write_starts(self, made: list[Run], starts: Starts, outer: str | None = None) -> None:
         """`made`: those of the model; the follow-up is the first."""
@@ -220,13 +270,17 @@ class People(Machine):
         since = clock.now() - timedelta(minutes=minutes)
         self.by_a_person = True  # what was closed because of a slot waits again
         self.model.backfill(task, since, redo)
-        filling = Backfill(self.world.ledger, self.world.application, self._startable(task.name), "ann", redo)
+        filling = Backfill(
+            self.world.ledger, self.world.application, self._startable(task.name), "ann", redo
+        )
         interval = self.world.read(interval_of, task.name, since, clock.now())
         self.world.run(filling.make(interval))
 
     @does(number=NUMBER, loaded=st.booleans())
     def pause_or_resume(self, number: int, loaded: bool) -> None:
-        """A person pauses a task, or ends its pause; `loaded`: on a node, and not by a command that has no tasks."""
+        """A person pauses a task, or ends its pause; `loaded`: on a node, and not by a command that
+        has no tasks.
+        """
         task = self._task(number)
         if task.paused_by is not None:
             self.model.resume(task)
@@ -266,13 +320,17 @@ class People(Machine):
     @precondition(lambda self: any(run.state in plain.WAITING for run in self.model.runs))
     @does(number=NUMBER, first=st.sampled_from(plain.WAITING))
     def fail_unserved(self, number: int, first: str) -> None:
-        """A service fails runs that have waited for 24 hours for removed tasks. The task of one such run is removed."""
+        """A service fails runs that have waited for 24 hours for removed tasks. The task of one
+        such run is removed.
+        """
         run = self._pick(number, [first]) or self._pick(number, plain.WAITING)
         if run is not None and run.task.removed_at is None:
             self._remove(run.task)
             self.compare()
         self.model.now = clock.advance(unserved.GRACE + timedelta(seconds=1))
-        assert self.world.run(unserved.fail_unserved(self.world.ledger)) == +self.model.fail_unserved(unserved.GRACE)
+        assert self.world.run(
+            unserved.fail_unserved(self.world.ledger)
+        ) == +self.model.fail_unserved(unserved.GRACE)
 
     @does(minutes=st.sampled_from([1, 3]), per_task=st.sampled_from([1, 3]))
     def prune(self, minutes: int, per_task: int) -> None:
@@ -286,7 +344,11 @@ class People(Machine):
         for name, row in self.world.look().tasks.items():
             task = self.model.tasks[name]
             latest = max(
-                [before, task.accounted_from, *(run.slot + INSTANT for run in gone if run.task is task and run.slot)]
+                [
+                    before,
+                    task.accounted_from,
+                    *(run.slot + INSTANT for run in gone if run.task is task and run.slot),
+                ]
             )
             assert task.accounted_from <= row["accounted_from"] <= latest
             task.accounted_from = row["accounted_from"]

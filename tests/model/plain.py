@@ -1,4 +1,6 @@
-"""What the ledger should say, in plain Python: by docs/policies.md and docs/runs.md, without the service's code."""
+"""What the ledger should say, in plain Python: by docs/policies.md and docs/runs.md, without the
+service's code.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ CLOSED = AnyReason()
 
 @dataclass(frozen=True)
 class After:
-    """The tasks whose slots those of a task wait for, how long at most, and which end of theirs opens it."""
+    """The tasks whose slots those of a task wait for, how long at most, and which end of theirs
+    opens it.
+    """
 
     tasks: tuple[str, ...]
     within: int
@@ -60,7 +64,9 @@ class Policy:
     priority: int = 0
     after: After | None = None
     parts: int | None = None
-    """Into how many parts its runs are split, `parallel` of which may run at once; None: they are not."""
+    """Into how many parts its runs are split, `parallel` of which may run at once; None: they are
+    not.
+    """
     parallel: int = 1
     fail_fast: bool = False
 
@@ -71,7 +77,9 @@ class Policy:
 
 
 class Blamed(NamedTuple):
-    """A reason that names another run. Any of `runs` will do, each with what the sentence says about it."""
+    """A reason that names another run. Any of `runs` will do, each with what the sentence says
+    about it.
+    """
 
     runs: tuple[tuple[Run, str], ...]
     others: int = 0
@@ -138,7 +146,11 @@ class Run:
     @property
     def has_lane(self) -> bool:
         """Also while it waits for its parts, and then until its attempt goes on."""
-        return self.state == "running" or (self.state == "waiting" and self.is_split) or self.is_joining
+        return (
+            self.state == "running"
+            or (self.state == "waiting" and self.is_split)
+            or self.is_joining
+        )
 
     @property
     def is_joining(self) -> bool:
@@ -146,12 +158,18 @@ class Run:
 
     @property
     def named(self) -> str:
-        return f"run {self.id}" + (f" of slot {self.slot:%Y-%m-%d %H:%M:%S} UTC" if self.slot else "")
+        return f"run {self.id}" + (
+            f" of slot {self.slot:%Y-%m-%d %H:%M:%S} UTC" if self.slot else ""
+        )
 
     def __str__(self) -> str:
         if self.awaited_by is not None and self.part is not None:
             return f"part {self.part} of {self.awaited_by}"
-        return f"{self.task.name} {self.slot:%H:%M:%S}" if self.slot else f"{self.task.name} by hand {self.number}"
+        return (
+            f"{self.task.name} {self.slot:%H:%M:%S}"
+            if self.slot
+            else f"{self.task.name} by hand {self.number}"
+        )
 
 
 class Span(NamedTuple):
@@ -186,7 +204,9 @@ class Task:
     def slots(self, until: datetime) -> Iterable[datetime]:
         """All that its schedules have ever had."""
         for span in self.spans:
-            yield from slots(span.period, span.after, until if span.until is None else min(span.until, until))
+            yield from slots(
+                span.period, span.after, until if span.until is None else min(span.until, until)
+            )
 
 
 @dataclass
@@ -227,7 +247,9 @@ class Model:
         self.nodes: dict[str, Node] = {}
         self.happened: Counter[str] = Counter()
         self.resumed: set[str] = set()
-        """Parts that go on because a person has retried them or their run, since the last comparison."""
+        """Parts that go on because a person has retried them or their run, since the last
+        comparison.
+        """
         self._numbers = itertools.count()
 
     @property
@@ -251,13 +273,19 @@ class Model:
             late = [slot for slot in due if self.now - slot >= MINUTE]
             kept = self._kept(task.policy, late)
             self._miss(task, [slot for slot in late if slot not in kept], "no service fired it")
-            together = [slot for slot in due if slot not in late][:-1] if task.policy.missed == "all" else []
+            together = (
+                [slot for slot in due if slot not in late][:-1]
+                if task.policy.missed == "all"
+                else []
+            )
             for slot in (*kept, *together):
                 if task.of_slot(slot) is None:
                     self._hold_back(self._new(task, slot, "schedule", CAUGHT_UP))
                     self.happened["caught up"] += 1
             on_time = [slot for slot in due if slot not in late]
-            room = self._come(task, on_time[-1:] if task.policy.missed == "all" else on_time, node, room)
+            room = self._come(
+                task, on_time[-1:] if task.policy.missed == "all" else on_time, node, room
+            )
             task.handled = max(task.handled, self.now)
 
     def _kept(self, policy: Policy, late: list[datetime]) -> list[datetime]:
@@ -273,8 +301,12 @@ class Model:
         task.handled = max(task.handled, self.now)
 
     def _come(self, task: Task, due: list[datetime], node: str, room: int) -> int:
-        """On-time slots: all are decided upon, oldest first; then those that may start do. Returns the room left."""
-        taken = task.lanes_taken()  # the lane of a split run that is replaced is free when that is committed
+        """On-time slots: all are decided upon, oldest first; then those that may start do. Returns
+        the room left.
+        """
+        taken = (
+            task.lanes_taken()
+        )  # the lane of a split run that is replaced is free when that is committed
         new = [self._admit(task, slot) for slot in due]
         for run, may_start in new:
             if run.state != "queued" or not may_start or room < 1:
@@ -330,7 +362,8 @@ class Model:
     # Waiting
 
     def _hold_back(self, run: Run) -> None:
-        """The run of a slot waits for slots of other tasks: of each the last one at or before its own.
+        """The run of a slot waits for slots of other tasks: of each the last one at or before its
+        own.
 
         Slots from before the first schedule of such a task are those that a backfill would give it.
         """
@@ -355,7 +388,9 @@ class Model:
         self._wait(run, self.now + timedelta(seconds=seconds), None)
         return run
 
-    def start_group(self, task: Task, then: Task, number: int, on: str, outer: Run | None) -> list[Run]:
+    def start_group(
+        self, task: Task, then: Task, number: int, on: str, outer: Run | None
+    ) -> list[Run]:
         """The follow-up, and then the members. `outer`: the follow-up that waits for this one."""
         follow_up, *members = (self.start(each, None) for each in (then, *[task] * number))
         follow_up.awaited_by = outer
@@ -381,7 +416,10 @@ class Model:
             if run.is_on_time and run.task.name in loaded:
                 slots.setdefault(run.task, []).append(run)
             elif run.is_on_time and run.task.removed_at is None:
-                becomes[run] = "waiting"  # a node that has loaded the task decides about the overlap of its slots
+                becomes[run] = (
+                    # A node that has loaded the task decides about the overlap of its slots
+                    "waiting"
+                )
             else:
                 run.is_opened_unasked = run.is_on_time
                 self._open(run)
@@ -427,9 +465,15 @@ class Model:
         run.state, run.due_at = "queued", self.now
 
     def _open_slots(self, task: Task, opening: list[Run]) -> None:
-        """On-time slots that open at one moment, as far as the overlap policy lets them: "wait" the oldest first."""
+        """On-time slots that open at one moment, as far as the overlap policy lets them: "wait" the
+        oldest first.
+        """
         policy, lanes = task.policy, task.policy.lanes
-        ahead = [run for run in task.runs if run.is_on_time and run.state in ACTIVE and not _has_not_opened(run)]
+        ahead = [
+            run
+            for run in task.runs
+            if run.is_on_time and run.state in ACTIVE and not _has_not_opened(run)
+        ]
         for run in sorted(opening, key=_slot, reverse=policy.overlap != "wait"):
             before = [other for other in ahead if _slot(other) > _slot(run)]
             if policy.overlap == "replace" and lanes is not None and len(before) >= lanes:
@@ -440,7 +484,11 @@ class Model:
             if policy.overlap == "skip" and lanes is not None and len(ahead) >= lanes:
                 blamed = tuple((other, _in_the_way(other, opening)) for other in ahead)
                 self._close_by_overlap(run, Blamed(blamed, len(ahead) - 1))
-            elif policy.overlap == "wait" and lanes is not None and len(ahead) >= lanes + policy.max_waiting:
+            elif (
+                policy.overlap == "wait"
+                and lanes is not None
+                and len(ahead) >= lanes + policy.max_waiting
+            ):
                 queued = [other for other in ahead if other.state == "queued"]
                 blamed = tuple((other, "was already waiting for its turn") for other in queued)
                 self._close_by_overlap(run, Blamed(blamed, len(ahead) - lanes - 1))
@@ -457,9 +505,16 @@ class Model:
     def _becomes(self, run: Run) -> str:
         if run.due_at > self.now:
             return "waiting"
-        members, upstreams = self.members(run), [self._upstream(*each) for each in run.waits.items()]
+        members, upstreams = (
+            self.members(run),
+            [self._upstream(*each) for each in run.waits.items()],
+        )
         if run.gate is not None and "pending" in (*upstreams, *(_end_of(each) for each in members)):
-            is_late = run.wait_until is not None and run.wait_until <= self.now and run.task.paused_at is None
+            is_late = (
+                run.wait_until is not None
+                and run.wait_until <= self.now
+                and run.task.paused_at is None
+            )
             return "skipped" if is_late else "waiting"
         if run.gate != "success":
             return "queued"
@@ -467,16 +522,24 @@ class Model:
         return "queued" if ends <= {"succeeded"} else "skipped"
 
     def _upstream(self, name: str, slot: datetime | None) -> str:
-        """How a slot ended: succeeded, otherwise, or pending: it may still be fired, or its run is active."""
+        """How a slot ended: succeeded, otherwise, or pending: it may still be fired, or its run is
+        active.
+        """
         task = self.tasks[name]
         run = task.of_slot(slot) if slot is not None else None
         if run is not None:
             return _end_of(run)
         is_to_come = slot is not None and task.handled < slot
-        return "pending" if is_to_come and task.removed_at is None and task.paused_at is None else "otherwise"
+        return (
+            "pending"
+            if is_to_come and task.removed_at is None and task.paused_at is None
+            else "otherwise"
+        )
 
     def _wait_again(self, awaited: Run) -> None:
-        """What was closed because this run had not succeeded waits again, and what was closed because of that."""
+        """What was closed because this run had not succeeded waits again, and what was closed
+        because of that.
+        """
         for run in self._awaiting(awaited):
             if run.gate is None or run.state not in ("waiting", "skipped"):
                 continue
@@ -510,9 +573,13 @@ class Model:
         return [run for run in found if run.state in FINAL]
 
     def awaited(self) -> list[Run]:
-        """The runs that are over, and have been waited for; first those for a run that succeeded."""
+        """The runs that are over, and have been waited for; first those for a run that
+        succeeded.
+        """
         over = [run for run in self.runs if run.state in FINAL and self.coming_after(run)]
-        return sorted(over, key=lambda run: all(each.state != "succeeded" for each in self.coming_after(run)))
+        return sorted(
+            over, key=lambda run: all(each.state != "succeeded" for each in self.coming_after(run))
+        )
 
     def again_with_what_comes_after(self, run: Run) -> bool:
         """A person runs it from the beginning, and what comes after it."""
@@ -529,7 +596,11 @@ class Model:
         if run.state not in FINAL or self._has_active_parts(run):
             return
         self.happened["waits anew"] += 1
-        rule = run.task.policy.after if run.origin != "manual" and run.task.removed_at is None else None
+        rule = (
+            run.task.policy.after
+            if run.origin != "manual" and run.task.removed_at is None
+            else None
+        )
         own = None if run.is_split else run.gate
         self._begin_anew(run, rank)
         self._drop_parts(run)
@@ -545,7 +616,9 @@ class Model:
     # Parts
 
     def _split(self, run: Run, number: int | None) -> None:
-        """It waits for its parts: new ones, or (None) those that have not succeeded, which are run again."""
+        """It waits for its parts: new ones, or (None) those that have not succeeded, which are run
+        again.
+        """
         run.state, run.reason, run.wait_until = "waiting", None, None
         run.gate = "fail_fast" if run.task.policy.fail_fast else "parts"
         if number is None:
@@ -557,7 +630,12 @@ class Model:
             return
         for part in range(1, number + 1):
             new = self._new(run.task, None, "part", run.rank)
-            new.created_at, new.catch_up, new.awaited_by, new.part = run.created_at, run.catch_up, run, part
+            new.created_at, new.catch_up, new.awaited_by, new.part = (
+                run.created_at,
+                run.catch_up,
+                run,
+                part,
+            )
         self.happened["split"] += 1
         self.happened["split into nothing"] += not number
 
@@ -587,7 +665,11 @@ class Model:
             run.cancel = run.cancel or reason
         else:
             self.happened["cancelled with its parts"] += self._has_active_parts(run)
-            if run.state == "waiting" and run.is_split and any(part.state == "running" for part in self.parts(run)):
+            if (
+                run.state == "waiting"
+                and run.is_split
+                and any(part.state == "running" for part in self.parts(run))
+            ):
                 self.happened["cancelled after its parts"] += run.cancel is None
                 run.cancel = run.cancel or reason
             else:
@@ -621,7 +703,9 @@ class Model:
             return True
         before = run.task.lanes_taken()
         if policy.overlap == "wait" and run.state == "queued" and run.rank == ON_TIME:
-            before += sum(r.is_on_time and r.state in ("retrying", "interrupted") for r in run.task.runs)
+            before += sum(
+                r.is_on_time and r.state in ("retrying", "interrupted") for r in run.task.runs
+            )
         return before < lanes
 
     def is_held(self, run: Run) -> bool:
@@ -633,10 +717,16 @@ class Model:
         """To stop, by a person."""
         return run.cancel is not None or self.is_held(run)
 
-    def claim_these(self, wanted: Mapping[str, int], lanes: Mapping[str, int], node: str) -> list[Run] | None:
-        """Take those of these runs that are still to be had, each in this lane; None: the database refuses all."""
+    def claim_these(
+        self, wanted: Mapping[str, int], lanes: Mapping[str, int], node: str
+    ) -> list[Run] | None:
+        """Take those of these runs that are still to be had, each in this lane; None: the database
+        refuses all.
+        """
         still = [run for run in self.runs if run.id in wanted and run.state in WAITING]
-        bounded = [run for run in self.runs if run.part is not None or run.task.policy.lanes is not None]
+        bounded = [
+            run for run in self.runs if run.part is not None or run.task.policy.lanes is not None
+        ]
         taken = Counter((run.queue, lanes[run.id]) for run in bounded if run.has_lane)
         new = [run for run in still if not run.is_joining]
         taken.update((run.queue, wanted[run.id]) for run in new)
@@ -652,7 +742,9 @@ class Model:
     # Ends
 
     def ending(self, run: Run, number: int, how: str, stage: str | None = None) -> Ending:
-        """What a node says of an attempt with this number that ended so. `stage`: of one of a partitioned task."""
+        """What a node says of an attempt with this number that ended so. `stage`: of one of a
+        partitioned task.
+        """
         if stage == "join" and how != "interrupted" and not self.has_succeeded_parts(run):
             return Ending("waiting", "resumed")
         if how == "succeeded" and stage == "split":
@@ -668,10 +760,16 @@ class Model:
     def left(self, run: Run, reason: str) -> Ending:
         if run.task.policy.rerun:
             return Ending("interrupted", "interrupted", reason)
-        return Ending("failed", "interrupted", f"{reason} while it ran, and it is not run again (rerun = False)")
+        return Ending(
+            "failed",
+            "interrupted",
+            f"{reason} while it ran, and it is not run again (rerun = False)",
+        )
 
     def finish(self, run: Run, fence: int, number: int, ending: Ending) -> bool:
-        """False: it bounces, for another node holds the run, or has written another end of this attempt."""
+        """False: it bounces, for another node holds the run, or has written another end of this
+        attempt.
+        """
         if run.state != "running" or run.fence != fence:
             is_there = run.ended.get(fence) == (number, ending.outcome)
             self.happened["written twice" if is_there else "bounced"] += 1
@@ -705,7 +803,9 @@ class Model:
         return run.state
 
     def reopen(self, run: Run, rank: int, states: Sequence[str], anew: bool = False) -> bool:
-        """A person wants it to go on; `anew`: from the beginning. False: it is in none of these states."""
+        """A person wants it to go on; `anew`: from the beginning. False: it is in none of these
+        states.
+        """
         if run.state not in states or self._has_active_parts(run):
             return False
         parent = run.awaited_by if run.part is not None else None
@@ -735,7 +835,9 @@ class Model:
         """Those that another node looks at, with their counters, and whether they are stopped."""
         holders = {run.node for run in self.runs if run.state == "running"}
         seen = {name: node for name, node in self.nodes.items() if name != than}
-        return {n: (o.beats, o.is_stopped) for n, o in seen.items() if not o.is_stopped or n in holders}
+        return {
+            n: (o.beats, o.is_stopped) for n, o in seen.items() if not o.is_stopped or n in holders
+        }
 
     def rescue(self, dead: Mapping[str, int]) -> list[str]:
         """`dead`: the counters with which nodes fell silent."""
@@ -758,7 +860,9 @@ class Model:
         often = f"{LOST}, {run.losses} times without progress"
         if run.losses >= 5:
             self.happened["poison"] += 1
-            return Ending("failed", "lost", f"poison: {often}; do not retry it before that is mended")
+            return Ending(
+                "failed", "lost", f"poison: {often}; do not retry it before that is mended"
+            )
         if run.losses == 1:
             return Ending("interrupted", "lost", LOST)
         self.happened["waits after a loss"] += 1
@@ -797,7 +901,9 @@ class Model:
         return run
 
     def backfill(self, task: Task, since: datetime, redo: bool) -> None:
-        until = max(task.handled, self.now - MINUTE)  # what may still be fired on time is left to that
+        until = max(
+            task.handled, self.now - MINUTE
+        )  # what may still be fired on time is left to that
         for slot in slots(task.spans[-1].period, since - timedelta(microseconds=1), until):
             run = task.of_slot(slot)
             if run is None:
@@ -828,10 +934,11 @@ class Model:
             task.paused_by = task.paused_at = None
 
     def prune(self, before: datetime, per_task: int, kept: Collection[str]) -> list[Run]:
-        """What ended before goes, but for the newest of each task, members of groups, and what is awaited.
+        """What ended before goes, but for the newest of each task, members of groups, and what is
+        awaited.
 
-        `kept`: the ids of the runs that are still in the ledger. A member may go as soon as its follow-up is gone, or
-        be left for the next time.
+        `kept`: the ids of the runs that are still in the ledger. A member may go as soon as its
+        follow-up is gone, or be left for the next time.
         """
         gone = []
         for task in self.tasks.values():
@@ -840,7 +947,11 @@ class Model:
             old = [run for run in runs if run.finished_at is not None and run.finished_at < before]
             old = [run for run in old if run.awaited_by is None or run.id not in kept]
             old = [run for run in old if not self._is_awaited(run)]
-            old = [run for run in old if run.state in FINAL and run not in newest and not self._has_active_parts(run)]
+            old = [
+                run
+                for run in old
+                if run.state in FINAL and run not in newest and not self._has_active_parts(run)
+            ]
             parts = [part for run in old for part in self.parts(run)]
             self.happened["pruned with its parts"] += bool(parts)
             gone += [*old, *parts]
@@ -854,7 +965,9 @@ class Model:
 
     def _waits_of(self, run: Run) -> list[Run]:
         """The runs of the slots that it waits for."""
-        found = (self.tasks[name].of_slot(slot) for name, slot in run.waits.items() if slot is not None)
+        found = (
+            self.tasks[name].of_slot(slot) for name, slot in run.waits.items() if slot is not None
+        )
         return [each for each in found if each is not None]
 
     def remove(self, task: Task) -> None:
@@ -876,8 +989,17 @@ class Model:
         before = self.now - grace
         for run in self.runs:
             removed_at = run.task.removed_at
-            if removed_at is not None and removed_at < before and run.state in WAITING and run.due_at < before:
-                run.state, run.reason, run.finished_at = "failed", "no service has had this task for 24 h", self.now
+            if (
+                removed_at is not None
+                and removed_at < before
+                and run.state in WAITING
+                and run.due_at < before
+            ):
+                run.state, run.reason, run.finished_at = (
+                    "failed",
+                    "no service has had this task for 24 h",
+                    self.now,
+                )
                 failed[run.task.name] += 1
         self.happened["failed as an orphan"] += failed.total()
         return failed

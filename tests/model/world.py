@@ -1,4 +1,6 @@
-"""The real ledger beneath the machine: the service's functions, each in a transaction, and what stands there."""
+"""The real ledger beneath the machine: the service's functions, each in a transaction, and what
+stands there.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,16 @@ from service.testing.postgres import PostgresServer
 from tests.batch.lock_order import watch
 
 CHANGES = Table("changes", MetaData(), Column("old", Text), Column("new", Text))
-"""One row for each change of a run's state, written by a trigger: several of one transaction are all there."""
+"""One row for each change of a run's state, written by a trigger: several of one transaction are
+all there.
+"""
 
 _COUNTED = select(CHANGES.c.old, CHANGES.c.new, func.count()).group_by(CHANGES.c.old, CHANGES.c.new)
 
 TRIGGER = {
     "sqlite": [
-        "CREATE TRIGGER record_change AFTER UPDATE OF state ON batch_runs WHEN old.state <> new.state "
+        "CREATE TRIGGER record_change AFTER UPDATE OF state ON batch_runs "
+        "WHEN old.state <> new.state "
         "BEGIN INSERT INTO changes VALUES (old.state, new.state); END"
     ],
     "postgresql": [
@@ -52,11 +57,14 @@ class Snapshot:
     nodes: dict[str, Row]
     tasks: dict[str, Row]
     changes: Counter[tuple[str, str]]
-    """How often the state of a run has changed, from which to which, since the ledger was cleared."""
+    """How often the state of a run has changed, from which to which, since the ledger was cleared.
+    """
 
 
 class World:
-    """A ledger and an application database, on an event loop of its own: hypothesis' rules are no coroutines."""
+    """A ledger and an application database, on an event loop of its own: hypothesis' rules are no
+    coroutines.
+    """
 
     def __init__(self, folder: Path, server: PostgresServer | None) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -99,7 +107,9 @@ class World:
         return self.run(call())
 
     def write_beside(self, first: Write, second: Write) -> tuple[Any, Any]:
-        """Both, the second one while the first is not committed yet. On PostgreSQL: SQLite has one writer."""
+        """Both, the second one while the first is not committed yet. On PostgreSQL: SQLite has one
+        writer.
+        """
 
         async def call() -> tuple[Any, Any]:
             async with self.ledger.engine.begin() as connection:
@@ -139,7 +149,9 @@ async def _look(connection: AsyncConnection) -> Snapshot:
         missed=await _rows(connection, tables.missed),
         nodes={row["id"]: row for row in await _rows(connection, tables.nodes)},
         tasks={row["name"]: row for row in await _rows(connection, tables.tasks)},
-        changes=Counter({(old, new): number for old, new, number in await connection.execute(_COUNTED)}),
+        changes=Counter(
+            {(old, new): number for old, new, number in await connection.execute(_COUNTED)}
+        ),
     )
 
 

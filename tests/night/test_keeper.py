@@ -1,4 +1,6 @@
-"""How long the runs of tasks take is kept for all tasks, and computed again only where something has run since."""
+"""How long the runs of tasks take is kept for all tasks, and computed again only where something
+has run since.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,29 @@ async def succeeds(ledger: Database, task: str, seconds: int) -> None:
     async with ledger.engine.begin() as connection:
         new = NewRun.running(NODE, task, None, begun, exclusive=None, priority=0)
         await runs.insert(connection, [new])
-        ended = Outcome(new.id, 1, RunState.SUCCEEDED, "succeeded", 1, NODE, task, begun, clock.now())
+        ended = Outcome(
+            new.id, 1, RunState.SUCCEEDED, "succeeded", 1, NODE, task, begun, clock.now()
+        )
         assert await transitions.finish(connection, [ended]) == []
 
 
-async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(ledger: Database) -> None:
+async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(
+    ledger: Database,
+) -> None:
     with clock.moved(START):
         await know(ledger, *(make_task(name, None) for name in ("often", "seldom", "never")))
         async with ledger.engine.begin() as connection:
-            await duties.take_from_the_dead(connection, WATCH, NODE, await database_time.now_of(connection), 15.0)
+            await duties.take_from_the_dead(
+                connection, WATCH, NODE, await database_time.now_of(connection), 15.0
+            )
         keeper = TallyKeeper(ledger, NODE, lambda: True, Outage())
 
         async def kept() -> dict[str, tuple[float, float, datetime]]:
             await keeper.keep_up()
-            return {row["task"]: (row["p50"], row["p95"], row["computed_at"]) for row in await rows(ledger, durations)}
+            return {
+                row["task"]: (row["p50"], row["p95"], row["computed_at"])
+                for row in await rows(ledger, durations)
+            }
 
         assert await kept() == {}
         for seconds in (10, 20, 30):
@@ -54,24 +65,39 @@ async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(l
         clock.advance(timedelta(minutes=5))
         await succeeds(ledger, "often", 60)
         clock.advance(timedelta(minutes=4))
-        assert await kept() == {"often": (20, 30, first), "seldom": (7, 7, first)}  # it is less than ten minutes old
+        assert await kept() == {
+            "often": (20, 30, first),
+            "seldom": (7, 7, first),
+        }  # it is less than ten minutes old
         clock.advance(timedelta(minutes=1))
         assert await kept() == {"often": (20, 60, clock.now()), "seldom": (7, 7, first)}
-        assert {row["name"] for row in await rows(ledger, tables.tasks)} == {"often", "seldom", "never"}
+        assert {row["name"] for row in await rows(ledger, tables.tasks)} == {
+            "often",
+            "seldom",
+            "never",
+        }
 
 
 async def test_slots_that_no_service_has_come_to_yet_are_not_lost(ledger: Database) -> None:
-    """After an outage the tally may be kept before the slots of that time are fired, or recorded as missed."""
+    """After an outage the tally may be kept before the slots of that time are fired, or recorded as
+    missed.
+    """
     with clock.moved(START):
-        loaded = await know(ledger, make_task("tick", "* * * * *", missed="skip"), make_task("lost", "* * * * *"))
+        loaded = await know(
+            ledger, make_task("tick", "* * * * *", missed="skip"), make_task("lost", "* * * * *")
+        )
         keeper = TallyKeeper(ledger, NODE, lambda: True, Outage())
         clock.advance(timedelta(minutes=30))
         async with ledger.engine.begin() as connection:
-            await duties.take_from_the_dead(connection, WATCH, NODE, await database_time.now_of(connection), 15.0)
+            await duties.take_from_the_dead(
+                connection, WATCH, NODE, await database_time.now_of(connection), 15.0
+            )
             gone_past = update(tables.schedules).where(tables.schedules.c.task == "lost")
             await connection.execute(gone_past.values(fired_until=clock.now()))
         await keeper.keep_up()
-        assert [(row["kind"], row["task"]) for row in await rows(ledger, incidents)] == [("unaccounted", "lost")]
+        assert [(row["kind"], row["task"]) for row in await rows(ledger, incidents)] == [
+            ("unaccounted", "lost")
+        ]
         await fire(ledger, loaded, clock.now())
         await keeper.keep_up()
         assert [row["task"] for row in await rows(ledger, incidents)] == ["lost"]
@@ -106,10 +132,16 @@ async def test_successes_are_found_behind_many_runs_that_failed(ledger: Database
             await succeeds(ledger, "t", seconds)
         async with ledger.engine.begin() as connection:
             clock.advance(timedelta(seconds=1))
-            failed = [NewRun.running(NODE, "t", None, clock.now(), exclusive=None, priority=0) for _ in range(300)]
+            failed = [
+                NewRun.running(NODE, "t", None, clock.now(), exclusive=None, priority=0)
+                for _ in range(300)
+            ]
             await runs.insert(connection, failed)
             ends = [
-                Outcome(new.id, 1, RunState.FAILED, "failed", 1, NODE, "t", clock.now(), clock.now()) for new in failed
+                Outcome(
+                    new.id, 1, RunState.FAILED, "failed", 1, NODE, "t", clock.now(), clock.now()
+                )
+                for new in failed
             ]
             assert await transitions.finish(connection, ends) == []
         async with ledger.reader.connect() as connection:

@@ -1,4 +1,6 @@
-"""Missed slots that a person leaves as they are: Night no longer asks to watch them, and says who has decided it."""
+"""Missed slots that a person leaves as they are: Night no longer asks to watch them, and says who
+has decided it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def mara(ledger: Database) -> Operations:
 @pytest.fixture
 async def loaded(ledger: Database, watch: Watching) -> Mapping[str, Any]:
     """Two tasks of which nine slots each were missed."""
-    known = await know(ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("load", "tick")))
+    known = await know(
+        ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("load", "tick"))
+    )
     watch.later(600)
     await fire(ledger, known, clock.now())
     await _finish(ledger)
@@ -46,15 +50,23 @@ async def loaded(ledger: Database, watch: Watching) -> Mapping[str, Any]:
 
 async def _finish(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await connection.execute(tables.runs.update().values(state="succeeded", finished_at=clock.now()))
+        await connection.execute(
+            tables.runs.update().values(state="succeeded", finished_at=clock.now())
+        )
 
 
 @pytest.mark.usefixtures("loaded")
-async def test_slots_that_were_left_are_not_to_be_watched(watch: Watching, mara: Operations) -> None:
+async def test_slots_that_were_left_are_not_to_be_watched(
+    watch: Watching, mara: Operations
+) -> None:
     answer = await night(watch, mara)
     assert (answer.level, answer.headline) == ("watch", "Nothing failed. 18 slots were missed.")
     load, tick = answer.did_not_run
-    assert (load.task, load.first_slot, load.last_slot) == ("load", START + MINUTE, START + 9 * MINUTE)
+    assert (load.task, load.first_slot, load.last_slot) == (
+        "load",
+        START + MINUTE,
+        START + 9 * MINUTE,
+    )
     assert load.first_slot is not None and load.last_slot is not None
     left = await mara.slots.leave(load.first_slot, load.last_slot, NOTE, "load", 9)
     assert (left.slots, left.tasks) == (9, {"load": 9})
@@ -70,20 +82,26 @@ async def test_slots_that_were_left_are_not_to_be_watched(watch: Watching, mara:
     assert [(change.actor, change.task, change.note) for change in changes] == [
         ("mara", name, NOTE) for name in ("tick", "load")
     ]
-    assert [change.kind for change in answer.changes if change.actor == "mara"] == ["slots.leave"] * 2
+    assert [change.kind for change in answer.changes if change.actor == "mara"] == [
+        "slots.leave"
+    ] * 2
     assert (await mara.slots.reopen(START, clock.now())).slots == 18
     assert (await night(watch, mara)).level == "watch"
 
 
 @pytest.mark.usefixtures("loaded")
-async def test_slots_that_were_missed_later_are_not_left_with_a_range(ledger: Database, mara: Operations) -> None:
+async def test_slots_that_were_missed_later_are_not_left_with_a_range(
+    ledger: Database, mara: Operations
+) -> None:
     await mara.slots.leave(START, clock.now(), NOTE, "tick")
     async with ledger.engine.begin() as connection:
         opened = (await schedules.open_schedules(connection))["tick"]
         begin = START + 10 * MINUTE
         more = MissedRange(begin, begin + MINUTE, 2, "the service was down", Cause.DOWN)
         await record(connection, [(opened, more)], clock.now())
-    left = {row["last_slot"]: row["left_by"] for row in await rows(ledger, tables.missed, task="tick")}
+    left = {
+        row["last_slot"]: row["left_by"] for row in await rows(ledger, tables.missed, task="tick")
+    }
     assert left == {START + 9 * MINUTE: "mara", START + 11 * MINUTE: None}
 
 
@@ -103,7 +121,9 @@ async def test_only_the_slots_that_the_person_has_seen_are_left(mara: Operations
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 @pytest.mark.usefixtures("loaded")
-async def test_a_range_that_is_just_noticed_is_left_and_taken_up_as_well(ledger: Database, mara: Operations) -> None:
+async def test_a_range_that_is_just_noticed_is_left_and_taken_up_as_well(
+    ledger: Database, mara: Operations
+) -> None:
     for does in (mara.slots.leave(START, clock.now(), NOTE), mara.slots.reopen(START, clock.now())):
         async with ledger.engine.begin() as noticing:
             await noticing.execute(tables.missed.update().values(unnoticed=None))
@@ -121,7 +141,9 @@ async def test_a_note_and_a_known_task_are_needed(mara: Operations) -> None:
         await mara.slots.leave(START, clock.now(), NOTE, "nothing")
 
 
-async def test_a_pause_is_not_left_because_a_person_chose_it(ledger: Database, mara: Operations) -> None:
+async def test_a_pause_is_not_left_because_a_person_chose_it(
+    ledger: Database, mara: Operations
+) -> None:
     await know(ledger, make_task("load", "* * * * *"))
     async with ledger.engine.begin() as connection:
         opened = (await schedules.open_schedules(connection))["load"]
@@ -131,11 +153,16 @@ async def test_a_pause_is_not_left_because_a_person_chose_it(ledger: Database, m
 
 
 @pytest.mark.usefixtures("loaded")
-async def test_the_slots_of_several_tasks_are_backfilled_together(ledger: Database, mara: Operations) -> None:
+async def test_the_slots_of_several_tasks_are_backfilled_together(
+    ledger: Database, mara: Operations
+) -> None:
     """One preview for all of them, and an event of the audit for each task."""
     await know(ledger, make_task("other", "* * * * *"))
     plan = await mara.slots.plan_backfills(START, clock.now())
-    planned = {each.task: (each.preview and each.preview.count, each.first, each.last) for each in plan.tasks}
+    planned = {
+        each.task: (each.preview and each.preview.count, each.first, each.last)
+        for each in plan.tasks
+    }
     assert planned == dict.fromkeys(("load", "tick"), (9, START + MINUTE, START + 9 * MINUTE))
     assert (plan.count, plan.more) == (18, 0)
     for _ in range(2):  # sent twice
@@ -148,7 +175,9 @@ async def test_the_slots_of_several_tasks_are_backfilled_together(ledger: Databa
         (task, START + number * MINUTE) for task in ("load", "tick") for number in range(1, 10)
     }
     changes = (await mara.changes.list(action="bulk.backfill")).changes
-    assert {(each.after["request"]["task"], each.after["count"], each.note) for each in changes} == {
+    assert {
+        (each.after["request"]["task"], each.after["count"], each.note) for each in changes
+    } == {
         ("load", 9, NOTE),
         ("tick", 9, NOTE),
     }
@@ -156,13 +185,20 @@ async def test_the_slots_of_several_tasks_are_backfilled_together(ledger: Databa
 
 
 @pytest.mark.usefixtures("loaded")
-async def test_a_task_that_can_t_be_backfilled_is_named_with_the_reason(ledger: Database, mara: Operations) -> None:
+async def test_a_task_that_can_t_be_backfilled_is_named_with_the_reason(
+    ledger: Database, mara: Operations
+) -> None:
     plan = await mara.slots.plan_backfills(START, clock.now())
     async with ledger.engine.begin() as connection:
         of_tick = tables.schedules.c.task == "tick"
-        await connection.execute(tables.schedules.update().where(of_tick).values(valid_until=clock.now()))
+        await connection.execute(
+            tables.schedules.update().where(of_tick).values(valid_until=clock.now())
+        )
     begun = await mara.slots.begin_backfills(plan.previews)
-    assert {each.task: each.started_at is not None for each in begun} == {"load": True, "tick": False}
+    assert {each.task: each.started_at is not None for each in begun} == {
+        "load": True,
+        "tick": False,
+    }
     plan = await mara.slots.plan_backfills(START, clock.now())
     why = {each.task: each.why for each in plan.tasks}
     assert (why["load"], plan.count) == (None, 9)

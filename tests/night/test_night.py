@@ -1,4 +1,6 @@
-"""What `operations.night()` says: the verdict, what needs a person, what is late, and what did not run and why."""
+"""What `operations.night()` says: the verdict, what needs a person, what is late, and what did not
+run and why.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ from service.operations.people.actor import Actor
 from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import fire, know, make_task, rows
 from tests.incidents.test_conditions import checked
-from tests.incidents.watching import Watching, claimed_and_ended, ended, failed, retried, started, succeeded
+from tests.incidents.watching import (
+    Watching,
+    claimed_and_ended,
+    ended,
+    failed,
+    retried,
+    started,
+    succeeded,
+)
 from tests.night.conftest import START
 
 MINUTE = timedelta(minutes=1)
@@ -40,7 +50,11 @@ def operations(ledger: Database) -> Operations:
 async def beat(watch: Watching) -> None:
     """The node of the watch lives now, and has all tasks."""
     async with watch.ledger.engine.begin() as connection:
-        names = [row["name"] for row in await rows(watch.ledger, tables.tasks)] if watch.ledger.kind != "sqlite" else []
+        names = (
+            [row["name"] for row in await rows(watch.ledger, tables.tasks)]
+            if watch.ledger.kind != "sqlite"
+            else []
+        )
         mine = update(tables.nodes).where(tables.nodes.c.id == watch.node)
         await connection.execute(mine.values(seen_at=clock.now(), tasks=names or ["load", "tick"]))
 
@@ -72,13 +86,20 @@ async def test_a_calm_night(ledger: Database, watch: Watching, operations: Opera
 async def test_a_failed_run_needs_a_person_until_it_is_made_good(
     ledger: Database, watch: Watching, operations: Operations
 ) -> None:
-    await know(ledger, make_task("load", None, owner="payments", runbook="https://wiki.example/load"))
+    await know(
+        ledger, make_task("load", None, owner="payments", runbook="https://wiki.example/load")
+    )
     run = await failed(ledger, "load")
     await watch.turn(2)
     answer = await night(watch, operations)
     assert (answer.level, answer.headline) == ("bad", "load needs a person")
     (need,) = answer.needs
-    assert (need.task, need.open, need.error, need.owner) == ("load", 1, "ValueError: boom", "payments")
+    assert (need.task, need.open, need.error, need.owner) == (
+        "load",
+        1,
+        "ValueError: boom",
+        "payments",
+    )
     assert (need.newest_run, need.failing_since, need.first_seen) == (run, START, START)
     assert (answer.beside.runs, answer.beside.failed) == (1, 1)
     watch.later(60)
@@ -149,7 +170,9 @@ async def test_a_lane_has_the_failure_of_a_run_that_was_retried(
     assert first.end is not None and second.begin is not None and first.end <= second.begin
 
 
-async def test_while_a_retry_goes_on_the_row_stays(ledger: Database, watch: Watching, operations: Operations) -> None:
+async def test_while_a_retry_goes_on_the_row_stays(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
     await know(ledger, make_task("load", None))
     run = await failed(ledger, "load")
     await watch.turn(2)
@@ -189,7 +212,9 @@ async def test_a_row_says_how_far_the_retry_of_its_runs_is(
         await claimed_and_ended(ledger, run, state, **outcome)
     await operations.runs.cancel(cancelled)
     await watch.turn(2)
-    need = next(each for each in (await night(watch, operations)).needs if each.fingerprint == "1:boom")
+    need = next(
+        each for each in (await night(watch, operations)).needs if each.fingerprint == "1:boom"
+    )
     assert need.progress == RetryProgress(total=5, done=1, failed=2, left=1)
     assert (need.retrying, need.newest_run) == (1, bad)
     assert later not in failures
@@ -198,7 +223,9 @@ async def test_a_row_says_how_far_the_retry_of_its_runs_is(
     assert need.progress is None  # the preview is no longer kept
 
 
-async def test_an_acknowledged_failure_needs_nobody(ledger: Database, watch: Watching, operations: Operations) -> None:
+async def test_an_acknowledged_failure_needs_nobody(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
     await know(ledger, make_task("load", None))
     await failed(ledger, "load")
     await watch.turn(2)
@@ -218,7 +245,11 @@ async def test_tasks_that_need_attention_are_those_that_the_night_lists(
     ledger: Database, watch: Watching, operations: Operations
 ) -> None:
     silent = make_task("silent", expect_every=timedelta(hours=1))
-    await know(ledger, silent, *(make_task(name, None) for name in ("load", "dealt_with", "made_good", "tick")))
+    await know(
+        ledger,
+        silent,
+        *(make_task(name, None) for name in ("load", "dealt_with", "made_good", "tick")),
+    )
     for name in ("tick", "silent"):
         await succeeded(ledger, name, START)
     for name in ("load", "dealt_with"):
@@ -236,10 +267,14 @@ async def test_tasks_that_need_attention_are_those_that_the_night_lists(
     assert everything.shares["attention"] == len(found)
 
 
-async def test_what_waits_says_what_it_waits_for(ledger: Database, watch: Watching, operations: Operations) -> None:
+async def test_what_waits_says_what_it_waits_for(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
     await know(ledger, make_task("load"))
     running = await started(ledger, "load", START)
-    waiting = NewRun.scheduled("load", START + MINUTE, clock.now(), catch_up=False, exclusive="load", priority=0)
+    waiting = NewRun.scheduled(
+        "load", START + MINUTE, clock.now(), catch_up=False, exclusive="load", priority=0
+    )
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [waiting])
     watch.later(90)
@@ -252,7 +287,9 @@ async def test_what_waits_says_what_it_waits_for(ledger: Database, watch: Watchi
     await ended(ledger, running, RunState.SUCCEEDED, fingerprint=None)
 
 
-async def test_a_waiting_run_says_what_holds_it(ledger: Database, watch: Watching, operations: Operations) -> None:
+async def test_a_waiting_run_says_what_holds_it(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
     await know(ledger, make_task("load"), make_task("tick"))
     await beat(watch)
 
@@ -289,7 +326,11 @@ async def test_an_error_names_the_other_tasks_that_have_it(
         await failed(ledger, task, fingerprint=fingerprint)
     await watch.turn(2)
     needs = (await night(watch, operations)).needs
-    assert {need.task: list(need.also_in) for need in needs} == {"load": ["tick"], "tick": ["load"], "sync": []}
+    assert {need.task: list(need.also_in) for need in needs} == {
+        "load": ["tick"],
+        "tick": ["load"],
+        "sync": [],
+    }
 
 
 async def test_a_slot_that_a_run_by_hand_has_made_good_stays_failed_and_is_said(
@@ -304,7 +345,13 @@ async def test_a_slot_that_a_run_by_hand_has_made_good_stays_failed_and_is_said(
             await connection.execute(
                 update(tables.runs)
                 .where(tables.runs.c.id == row["id"])
-                .values(state="failed", fingerprint="1:boom", reason="boom", finished_at=clock.now(), exclusive=None)
+                .values(
+                    state="failed",
+                    fingerprint="1:boom",
+                    reason="boom",
+                    finished_at=clock.now(),
+                    exclusive=None,
+                )
             )
     await watch.turn(2)
     by_hand = NewRun.queued("load", slots[0], clock.now(), exclusive=None, priority=0)
@@ -334,7 +381,9 @@ async def test_what_people_did_to_many_runs_is_a_change(
 async def test_slots_that_did_not_run_are_said_by_their_cause(
     ledger: Database, watch: Watching, operations: Operations
 ) -> None:
-    loaded = await know(ledger, make_task("tick", "* * * * *", missed="skip"), make_task("load", "* * * * *"))
+    loaded = await know(
+        ledger, make_task("tick", "* * * * *", missed="skip"), make_task("load", "* * * * *")
+    )
     async with ledger.engine.begin() as connection:
         await task_sync.pause(connection, "load", "mara", loaded)
     watch.later(600)
@@ -351,7 +400,9 @@ async def test_slots_that_a_slow_task_has_skipped_are_one_row_whichever_runs_wer
 ) -> None:
     loaded = await know(ledger, make_task("tick", "*/10 * * * *"))
     for _ in range(2):
-        for _ in range(2):  # the second slot is skipped, because the run of the first one has not begun
+        for _ in range(
+            2
+        ):  # the second slot is skipped, because the run of the first one has not begun
             watch.later(600)
             await fire(ledger, loaded, clock.now())
         async with ledger.engine.begin() as connection:
@@ -362,18 +413,25 @@ async def test_slots_that_a_slow_task_has_skipped_are_one_row_whichever_runs_wer
     assert row.reason == "a run of an earlier slot was still queued"
 
 
-async def test_an_unaccounted_slot_is_an_alarm(ledger: Database, watch: Watching, operations: Operations) -> None:
+async def test_an_unaccounted_slot_is_an_alarm(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
     await know(ledger, make_task("tick", "* * * * *"))
     watch.later(300)
     answer = await night(watch, operations)
     assert (answer.level, answer.headline) == ("alarm", "4 slots are unaccounted for")
 
 
-async def test_without_a_service_it_is_an_alarm(ledger: Database, watch: Watching, operations: Operations) -> None:
+async def test_without_a_service_it_is_an_alarm(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
     await beat(watch)
     clock.advance(timedelta(hours=1))
     answer = await operations.night()
-    assert (answer.level, answer.headline) == ("alarm", "No service runs since 2026-03-10 02:00 UTC")
+    assert (answer.level, answer.headline) == (
+        "alarm",
+        "No service runs since 2026-03-10 02:00 UTC",
+    )
 
 
 async def test_what_a_node_says_is_wrong_comes_first_and_once(
@@ -381,24 +439,48 @@ async def test_what_a_node_says_is_wrong_comes_first_and_once(
 ) -> None:
     away = {"application": "the database does not answer", "clock": "the clock was ahead"}
     async with ledger.engine.begin() as connection:
-        row = {"host": "far", "pid": 7, "version": "1", "draining": False, "fires": True, "broken": [], "pools": []}
+        row = {
+            "host": "far",
+            "pid": 7,
+            "version": "1",
+            "draining": False,
+            "fires": True,
+            "broken": [],
+            "pools": [],
+        }
         row |= {"started_at": clock.now(), "seen_at": clock.now(), "tasks": []}
         for pid in (7, 8):
             await nodes.register(connection, {**row, "pid": pid, "id": new_id(), "troubles": away})
     answer = await night(watch, operations)
     said = "Process 7 on far and 1 more: application: the database does not answer"
     assert (answer.level, answer.headline, len(answer.needs)) == ("alarm", said, 1)
-    assert answer.needs[0].error == "application: the database does not answer; clock: the clock was ahead"
+    assert (
+        answer.needs[0].error
+        == "application: the database does not answer; clock: the clock was ahead"
+    )
     async with ledger.engine.begin() as connection:
-        about = {"kind": "clock", "task": "", "subject": "far", "fingerprint": "", "text": "the clock was ahead"}
-        await connection.execute(insert(incidents).values(**about, id=new_id(), opened_at=START, last_at=START))
+        about = {
+            "kind": "clock",
+            "task": "",
+            "subject": "far",
+            "fingerprint": "",
+            "text": "the clock was ahead",
+        }
+        await connection.execute(
+            insert(incidents).values(**about, id=new_id(), opened_at=START, last_at=START)
+        )
     answer = await night(watch, operations)
     assert [need.kind for need in answer.needs] == ["readiness", "clock"]
-    assert (answer.headline, answer.needs[0].error) == (said, "application: the database does not answer")
+    assert (answer.headline, answer.needs[0].error) == (
+        said,
+        "application: the database does not answer",
+    )
     (beyond,) = [node for node in await operations.nodes.living() if node.pid == 8]
     assert beyond.troubles == away, "the node itself says all"
     until = clock.now() - MINUTE
-    assert (await operations.night(until=until)).needs[0].kind != "readiness", "of a window that is over"
+    assert (await operations.night(until=until)).needs[0].kind != "readiness", (
+        "of a window that is over"
+    )
 
 
 async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Operations) -> None:
@@ -407,17 +489,24 @@ async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Op
     with pytest.raises(InvalidParameters, match="before the end"):
         await operations.night(START + timedelta(days=1))
     far = timezone(timedelta(hours=14))
-    for since, until in ((datetime.min.replace(tzinfo=far), None), (None, datetime.min.replace(tzinfo=UTC))):
+    for since, until in (
+        (datetime.min.replace(tzinfo=far), None),
+        (None, datetime.min.replace(tzinfo=UTC)),
+    ):
         with pytest.raises(InvalidParameters, match="ten years"):
             await operations.night(since, until)
     with pytest.raises(InvalidParameters, match="before the end"):
         await operations.night(datetime.max.replace(tzinfo=timezone(-timedelta(hours=14))))
-    assert await operations.night(until=datetime.max.replace(tzinfo=UTC)) == await operations.night()
+    assert (
+        await operations.night(until=datetime.max.replace(tzinfo=UTC)) == await operations.night()
+    )
     with pytest.raises(InvalidSchedule):
         await operations.night(zone="Mars/Base")
 
 
-async def test_the_default_begins_at_six_in_the_evening_of_the_zone(watch: Watching, operations: Operations) -> None:
+async def test_the_default_begins_at_six_in_the_evening_of_the_zone(
+    watch: Watching, operations: Operations
+) -> None:
     answer = await operations.night(zone="Asia/Tokyo")
     assert answer.since == datetime(2026, 3, 9, 9, 0, tzinfo=UTC)
 
@@ -436,8 +525,12 @@ async def test_a_viewer_does_not_learn_an_error_of_a_secret_task_from_another_ta
     answer = await viewer.night()
     need, plain = sorted(answer.needs, key=lambda each: each.task or "")
     assert (need.error, need.last_line, need.fingerprint) == ("", None, None)
-    assert need.also_in == () and plain.also_in == (), "an error that a hidden task has too would tell what it is"
-    (incident,) = [each for each in (await viewer.incidents.list("all")).incidents if each.task == "load"]
+    assert need.also_in == () and plain.also_in == (), (
+        "an error that a hidden task has too would tell what it is"
+    )
+    (incident,) = [
+        each for each in (await viewer.incidents.list("all")).incidents if each.task == "load"
+    ]
     assert (incident.text, incident.fingerprint, incident.note) == ("", None, None)
     (bulk,) = [change for change in answer.changes if change.kind == "bulk.acknowledge"]
     assert (bulk.note, bulk.after) == (None, None)

@@ -51,7 +51,9 @@ async def by_account(ledger: Database, since: datetime, until: datetime) -> Coun
         if slot.state is not None:
             counted["active" if slot.state in ACTIVE else slot.state] += 1
         elif slot.kind == Kind.MISSED:
-            is_paused = any(task == slot.task and first <= slot.slot <= last for task, first, last in paused)
+            is_paused = any(
+                task == slot.task and first <= slot.slot <= last for task, first, last in paused
+            )
             counted["paused" if is_paused else "missed"] += 1
         else:
             is_new = slot.kind in (Kind.DUE, Kind.LATE) and slot.slot > now - MINUTE
@@ -71,10 +73,19 @@ async def by_tally(ledger: Database, since: datetime, until: datetime) -> Counte
 
 
 class Night(Story):
-    """A story in which buckets are counted meanwhile, and people retry and backfill what is long over."""
+    """A story in which buckets are counted meanwhile, and people retry and backfill what is long
+    over.
+    """
 
     async def tell(self, events: int) -> None:
-        self.happenings = (self.ends, self.ends, self.counts, self.counts, self.retries, self.backfills)
+        self.happenings = (
+            self.ends,
+            self.ends,
+            self.counts,
+            self.counts,
+            self.retries,
+            self.backfills,
+        )
         await know(self.ledger, self.task)
         for _ in range(events):
             await self.happens()
@@ -83,7 +94,9 @@ class Night(Story):
 
     async def happens(self) -> None:
         clock.advance(self.chance.choice([1, 3, 10, 40]) * MINUTE)
-        await self.chance.choice([self.fires, self.fires, self.fires, self.pauses, self.changes, self.goes])()
+        await self.chance.choice(
+            [self.fires, self.fires, self.fires, self.pauses, self.changes, self.goes]
+        )()
 
     async def ends(self) -> None:
         """Some active runs end."""
@@ -95,7 +108,11 @@ class Night(Story):
                         await transitions.claim(connection, [row["id"]], NODE, clock.now())
             (now,) = await rows(self.ledger, id=row["id"])
             if now["state"] == RunState.RUNNING:
-                await self._end(now["id"], now["fence"], self.chance.choice([RunState.SUCCEEDED, RunState.FAILED]))
+                await self._end(
+                    now["id"],
+                    now["fence"],
+                    self.chance.choice([RunState.SUCCEEDED, RunState.FAILED]),
+                )
 
     async def _end(self, run: str, fence: int, state: RunState) -> None:
         now = clock.now()
@@ -111,7 +128,9 @@ class Night(Story):
             await tally.keep(connection, sorted(chosen), clock.now())
 
     async def retries(self) -> None:
-        failed = [row["id"] for row in await rows(self.ledger) if row["state"] in ("failed", "skipped")]
+        failed = [
+            row["id"] for row in await rows(self.ledger) if row["state"] in ("failed", "skipped")
+        ]
         async with self.ledger.engine.begin() as connection:
             await transitions.reopen(connection, failed[:3], Rank.MANUAL, "ann", clock.now())
 
@@ -133,7 +152,9 @@ def seeds(number: int) -> pytest.MarkDecorator:
 
 
 @seeds(2)
-async def test_after_any_history_the_sums_are_those_of_the_account(ledger: Database, seed: int) -> None:
+async def test_after_any_history_the_sums_are_those_of_the_account(
+    ledger: Database, seed: int
+) -> None:
     chance = random.Random(seed)
     with clock.moved(START):
         await Night(ledger, seed).tell(40)
@@ -144,7 +165,9 @@ async def test_after_any_history_the_sums_are_those_of_the_account(ledger: Datab
 
 
 @seeds(1)
-async def test_after_any_history_the_list_has_the_unaccounted_slots_of_the_account(ledger: Database, seed: int) -> None:
+async def test_after_any_history_the_list_has_the_unaccounted_slots_of_the_account(
+    ledger: Database, seed: int
+) -> None:
     chance = random.Random(seed)
     with clock.moved(START):
         story = Night(ledger, seed)
@@ -162,14 +185,21 @@ async def test_after_any_history_the_list_has_the_unaccounted_slots_of_the_accou
             for most in (3, 10_000):
                 expected = await unaccounted_by_account(ledger, since, until)
                 async with ledger.reader.connect() as connection:
-                    found = await unaccounted.of_window(connection, since, until, clock.now(), 30, most)
-                assert ([tuple(each) for each in found.slots], found.number) == (expected[:most], len(expected))
+                    found = await unaccounted.of_window(
+                        connection, since, until, clock.now(), 30, most
+                    )
+                assert ([tuple(each) for each in found.slots], found.number) == (
+                    expected[:most],
+                    len(expected),
+                )
 
 
 async def unaccounted_by_account(
     ledger: Database, since: datetime, until: datetime
 ) -> list[tuple[str, datetime, Kind]]:
-    """The slots of the window that `batch account` finds due for more than a minute, late or lost; the newest first."""
+    """The slots of the window that `batch account` finds due for more than a minute, late or lost;
+    the newest first.
+    """
     found: list[AccountedSlot] = []
     async with ledger.reader.connect() as connection:
         async for _ in accounting.accounts(connection, since, until, see=found.append):
@@ -188,14 +218,29 @@ async def test_the_list_says_which_slots_are_late_and_which_were_lost(ledger: Da
         await know(ledger, make_task("tick", "* * * * *"), make_task("unserved", "* * * * *"))
         clock.advance(5 * MINUTE)
         now = clock.now()
-        node = {"id": new_id(), "host": "h", "pid": 1, "version": "1", "draining": False, "tasks": ["tick"]}
+        node = {
+            "id": new_id(),
+            "host": "h",
+            "pid": 1,
+            "version": "1",
+            "draining": False,
+            "tasks": ["tick"],
+        }
         async with ledger.engine.begin() as connection:
-            await connection.execute(insert(tables.nodes).values(**node, started_at=now, seen_at=now))
+            await connection.execute(
+                insert(tables.nodes).values(**node, started_at=now, seen_at=now)
+            )
             await connection.execute(update(tables.schedules).values(fired_until=now - 3 * MINUTE))
         async with ledger.reader.connect() as connection:
             found = await unaccounted.of_window(connection, bucket_of(START), now, now, 30, 200)
-    by_task = {task: [str(each.kind) for each in found.slots if each.task == task] for task in ("tick", "unserved")}
-    assert by_task == {"tick": ["late", "late", "gap", "gap"], "unserved": ["due", "due", "gap", "gap"]}
+    by_task = {
+        task: [str(each.kind) for each in found.slots if each.task == task]
+        for task in ("tick", "unserved")
+    }
+    assert by_task == {
+        "tick": ["late", "late", "gap", "gap"],
+        "unserved": ["due", "due", "gap", "gap"],
+    }
 
 
 async def test_a_list_of_unaccounted_slots_counts_no_more_buckets_than_night_does(
@@ -203,7 +248,9 @@ async def test_a_list_of_unaccounted_slots_counts_no_more_buckets_than_night_doe
 ) -> None:
     counted: list[timedelta] = []
 
-    async def count(connection: AsyncConnection, since: datetime, until: datetime, *more: Any) -> Any:
+    async def count(
+        connection: AsyncConnection, since: datetime, until: datetime, *more: Any
+    ) -> Any:
         counted.append(until - since)
         return await counting.count(connection, since, until, *more)
 
@@ -211,12 +258,16 @@ async def test_a_list_of_unaccounted_slots_counts_no_more_buckets_than_night_doe
         await know(ledger, make_task("tick", "*/10 * * * *"))
         until = bucket_of(START + timedelta(days=20))
         clock.advance(timedelta(days=21))
-        async with ledger.engine.begin() as connection:  # a service has gone past all slots, and has left no trace
+        async with (
+            ledger.engine.begin() as connection
+        ):  # a service has gone past all slots, and has left no trace
             await connection.execute(update(tables.schedules).values(fired_until=clock.now()))
             await tally.keep(connection, buckets.between(START, until), clock.now())
         monkeypatch.setattr(unaccounted, "count", count)
         async with ledger.reader.connect() as connection:
-            found = await unaccounted.of_window(connection, bucket_of(START), clock.now(), clock.now(), 30, 200)
+            found = await unaccounted.of_window(
+                connection, bucket_of(START), clock.now(), clock.now(), 30, 200
+            )
     assert len(found.slots) == 200 and found.number == 21 * 144 and found.accounted_from is None
     assert sum(counted, timedelta()) <= tally.MOST_COUNTED_AT_ONCE * buckets.LENGTH
     assert len(counted) <= 201

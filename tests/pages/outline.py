@@ -1,4 +1,6 @@
-"""The structure of a page as text: its elements, what they say, and their states, without colours and positions."""
+"""The structure of a page as text: its elements, what they say, and their states, without colours
+and positions.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ class Outline(HTMLParser):
     def handle_data(self, data: str) -> None:
         text = " ".join(data.split())
         if text and self._open and not self._drawn and not self._left_out:
-            shown = "…" if "pre" in self._open else text  # each version of Python writes its own tracebacks
+            shown = (
+                "…" if "pre" in self._open else text
+            )  # each version of Python writes its own tracebacks
             self.lines.append("  " * len(self._open) + f"“{shown}”")
 
     def _say(self, what: str) -> None:
@@ -82,7 +86,9 @@ class Outline(HTMLParser):
         classes = (given.get("class") or "").split()
         states = [f".{'.'.join(classes)}"] if classes and classes[0] in HAS_STATE else []
         hidden = {"value"} if given.get("name") in SECRET else set()
-        shown = [f"{name}={given[name]}" for name in SHOWN if given.get(name) and name not in hidden]
+        shown = [
+            f"{name}={given[name]}" for name in SHOWN if given.get(name) and name not in hidden
+        ]
         return [*states, *shown, *(flag for flag in FLAGS if flag in given)]
 
 

@@ -1,4 +1,6 @@
-"""A site for tests in a browser: two real processes on one ledger, with tasks that fail until they are told not to."""
+"""A site for tests in a browser: two real processes on one ledger, with tasks that fail until they
+are told not to.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,9 @@ SETTINGS = {
 
 @dataclass
 class Site:
-    """`nodes`: the processes. `secret`: of an admin's token. `folder`: in which the tasks run. `databases`: URLs."""
+    """`nodes`: the processes. `secret`: of an admin's token. `folder`: in which the tasks run.
+    `databases`: URLs.
+    """
 
     folder: Path
     databases: tuple[str, str]
@@ -186,11 +190,17 @@ async def serve(folder: Path, url: str, ledger_url: str, nodes: int = 2) -> Asyn
             await asyncio.to_thread(started[-1].wait_until_ready)
         application = Database(url, setting="DATABASE_URL", pooled=False)
         async with application.engine.begin() as connection:
-            await connection.execute(text("CREATE TABLE parcels (id INTEGER PRIMARY KEY, address TEXT NOT NULL)"))
-            await connection.execute(text("INSERT INTO parcels VALUES (1, 'here'), (2, ''), (3, 'there')"))
+            await connection.execute(
+                text("CREATE TABLE parcels (id INTEGER PRIMARY KEY, address TEXT NOT NULL)")
+            )
+            await connection.execute(
+                text("INSERT INTO parcels VALUES (1, 'here'), (2, ''), (3, 'there')")
+            )
         await application.dispose()
         ledger = Database(ledger_url, setting="LEDGER_URL", pooled=False)
-        operations = Operations(ledger, ledger, Loaded, Settings(_env_file=None), actor=Actor("tests"))
+        operations = Operations(
+            ledger, ledger, Loaded, Settings(_env_file=None), actor=Actor("tests")
+        )
         token = await operations.access.create_token("ann", "admin")
         await ledger.dispose()
         made = await asyncio.to_thread(batch, folder, "backup", "create", settings=settings)

@@ -17,7 +17,9 @@ from tests.pages.conftest import People
 async def name(people: People) -> str:
     """The name of a new backup."""
     async with get_db() as db:
-        await db.execute(text("CREATE TABLE parcels (id INTEGER PRIMARY KEY, address TEXT NOT NULL)"))
+        await db.execute(
+            text("CREATE TABLE parcels (id INTEGER PRIMARY KEY, address TEXT NOT NULL)")
+        )
         await db.execute(text("INSERT INTO parcels VALUES (1, 'here'), (2, 'there')"))
         await db.commit()
     return Path((await people.served.operations.backups.create()).path).name
@@ -57,10 +59,14 @@ async def test_differences_are_counted(people: People, name: str) -> None:
     page = await people.operator.page(f"/backups/diff?from={name}")
     [row] = [row for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL) if "parcels" in row]
     assert re.findall(r'<td class="num">([^<]*)</td>', row) == ["2", "3", "1", "1", "0"]
-    assert "no backup" in await people.operator.page("/backups/diff?from=backup_20200101_000000.backup.gz", 404)
+    assert "no backup" in await people.operator.page(
+        "/backups/diff?from=backup_20200101_000000.backup.gz", 404
+    )
 
 
-async def test_a_backup_is_downloaded_by_an_admin_which_is_recorded(people: People, name: str) -> None:
+async def test_a_backup_is_downloaded_by_an_admin_which_is_recorded(
+    people: People, name: str
+) -> None:
     file = get_settings().BACKUP_DIR / name
     answer = await people.admin.client.get(f"/backups/{name}/download")
     assert answer.content == file.read_bytes()
@@ -70,14 +76,24 @@ async def test_a_backup_is_downloaded_by_an_admin_which_is_recorded(people: Peop
 
 
 @pytest.mark.parametrize(
-    "given", ["..%2f..%2fledger.db", "ledger.db", ".env", "x" * 200, "backup_20200101_000000.backup.gz", "%2e%2e"]
+    "given",
+    [
+        "..%2f..%2fledger.db",
+        "ledger.db",
+        ".env",
+        "x" * 200,
+        "backup_20200101_000000.backup.gz",
+        "%2e%2e",
+    ],
 )
 async def test_no_other_file_is_downloaded(people: People, given: str) -> None:
     answer = await people.admin.client.get(f"/backups/{given}/download")
     assert answer.status_code == 404
 
 
-async def test_a_link_in_the_folder_is_not_followed(people: People, name: str, tmp_path: Path) -> None:
+async def test_a_link_in_the_folder_is_not_followed(
+    people: People, name: str, tmp_path: Path
+) -> None:
     folder = get_settings().BACKUP_DIR
     (tmp_path / "secret").write_text("a secret")
     link = "backup_20200101_000000.backup.gz"

@@ -21,7 +21,9 @@ from tests.web.browsers import PATIENCE, Errors, Scheme, show_as
 
 expect.set_options(timeout=PATIENCE)
 FAILED = 12
-AMOUNTS = re.compile(r"([0-9,]+) (succeeded|failed|cancelled|missed|paused|skipped|still going on|unaccounted)")
+AMOUNTS = re.compile(
+    r"([0-9,]+) (succeeded|failed|cancelled|missed|paused|skipped|still going on|unaccounted)"
+)
 DUE = re.compile(r"([0-9,]+) slots? (?:was|were)? ?due")
 EXTRA = pytest.mark.nightly
 ADDRESSES = (
@@ -35,7 +37,15 @@ ADDRESSES = (
         "/runs",
         "/runs?state=failed",
     ),
-    *("/backups", "/nodes", "/changes", "/you", "/search?q=orders", "/tasks/orders/start", "/tasks/orders/pause"),
+    *(
+        "/backups",
+        "/nodes",
+        "/changes",
+        "/you",
+        "/search?q=orders",
+        "/tasks/orders/start",
+        "/tasks/orders/pause",
+    ),
     *("/tasks/tick/backfill", "/runs/bulk/retry?state=failed"),
 )
 """Of pages, and of pages that ask before something is done."""
@@ -49,7 +59,9 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="module", params=KINDS)
 async def site(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres_server: PostgresServer,
 ) -> AsyncIterator[Site]:
     folder = tmp_path_factory.mktemp(request.param)
     application = ledger = f"sqlite+aiosqlite:///{folder}"
@@ -68,11 +80,15 @@ def errors() -> Errors:
 
 @pytest.fixture
 async def context(site: Site, chromium: Browser, errors: Errors) -> AsyncIterator[BrowserContext]:
-    """A browser in which ann has signed in. It fails if a page logs an error, such as what its policy forbids."""
+    """A browser in which ann has signed in. It fails if a page logs an error, such as what its
+    policy forbids.
+    """
     context = await chromium.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(PATIENCE)
     errors.watch(context)
-    answer = await context.request.post(f"{site.url}/signin", form={"secret": site.secret, "next": "/"})
+    answer = await context.request.post(
+        f"{site.url}/signin", form={"secret": site.secret, "next": "/"}
+    )
     assert answer.ok
     yield context
     await context.close()
@@ -151,7 +167,9 @@ async def test_a_failure_is_acknowledged_and_comes_back(site: Site, page: Page) 
     await expect(page.locator("#left")).to_contain_text("orders made good")
 
 
-async def test_the_bar_and_the_log_of_a_run_move_until_it_is_cancelled(site: Site, page: Page) -> None:
+async def test_the_bar_and_the_log_of_a_run_move_until_it_is_cancelled(
+    site: Site, page: Page
+) -> None:
     run = await site.start("long")
     await page.goto(f"{site.nodes[1].url}/signin")  # the other process shows the same
     await page.get_by_label("Token").fill(site.secret)
@@ -165,7 +183,10 @@ async def test_the_bar_and_the_log_of_a_run_move_until_it_is_cancelled(site: Sit
     shown = await lines.count()
 
     async def has_moved() -> bool:
-        return int(await bar.get_attribute("aria-valuenow") or 0) > before and await lines.count() > shown
+        return (
+            int(await bar.get_attribute("aria-valuenow") or 0) > before
+            and await lines.count() > shown
+        )
 
     await until(has_moved)
     await page.get_by_role("link", name="Cancel").click()
@@ -178,7 +199,9 @@ async def test_the_bar_and_the_log_of_a_run_move_until_it_is_cancelled(site: Sit
     assert (await site.ended(run))["state"] == "cancelled"
 
 
-async def test_a_log_that_is_over_opens_at_its_first_error_or_at_its_end(site: Site, page: Page) -> None:
+async def test_a_log_that_is_over_opens_at_its_first_error_or_at_its_end(
+    site: Site, page: Page
+) -> None:
     for error, line in ((0, 300), (120, 120)):
         run = await site.start("chatty", error=error)
         await site.ended(run)
@@ -191,7 +214,9 @@ async def _differs(bar: Any, value: str | None) -> bool:
     return bool(await bar.get_attribute("aria-valuenow") != value)
 
 
-async def test_a_stream_that_is_cut_is_said_and_comes_back(site: Site, page: Page, errors: Errors) -> None:
+async def test_a_stream_that_is_cut_is_said_and_comes_back(
+    site: Site, page: Page, errors: Errors
+) -> None:
     await open_live(page, f"{site.url}/runs")
     await expect(page.locator("#live-words")).to_contain_text("Live")
     try:
@@ -202,7 +227,8 @@ async def test_a_stream_that_is_cut_is_said_and_comes_back(site: Site, page: Pag
         site.nodes[0].process.send_signal(signal.SIGCONT)
     await expect(page.locator("#stale")).to_be_hidden()
     await expect(page.locator("#live-words")).to_contain_text("Live")
-    # A service that was stopped for so long has lost its connections to PostgreSQL, and may say so once.
+    # A service that was stopped for so long has lost its connections to PostgreSQL, and may say so
+    # once.
     errors[:] = [each for each in errors if "sse:error" not in each and "status of 503" not in each]
 
 
@@ -223,7 +249,9 @@ async def test_live_updates_connect_whichever_script_comes_last(site: Site, page
 async def hide(page: Page, is_hidden: bool) -> None:
     """Let the page believe that its tab is hidden, or that it is visible again."""
     value = "true" if is_hidden else "false"
-    await page.evaluate(f"Object.defineProperty(document, 'hidden', {{configurable: true, get: () => {value}}})")
+    await page.evaluate(
+        f"Object.defineProperty(document, 'hidden', {{configurable: true, get: () => {value}}})"
+    )
 
 
 def polls_of(page: Page, element: str) -> list[str]:
@@ -239,12 +267,18 @@ def polls_of(page: Page, element: str) -> list[str]:
 
 
 async def open_live(page: Page, url: str) -> None:
-    """Open a page, and wait until its live updates are connected: if the clock moved before, they would time out."""
+    """Open a page, and wait until its live updates are connected: if the clock moved before, they
+    would time out.
+    """
     await page.goto(url)
-    await until(lambda: page.evaluate("Boolean(document.querySelector('#live')._htmx?.sse?.reader)"))
+    await until(
+        lambda: page.evaluate("Boolean(document.querySelector('#live')._htmx?.sse?.reader)")
+    )
 
 
-async def test_a_hidden_tab_asks_for_nothing_until_it_is_visible_again(site: Site, page: Page) -> None:
+async def test_a_hidden_tab_asks_for_nothing_until_it_is_visible_again(
+    site: Site, page: Page
+) -> None:
     await page.clock.install()
     polls = polls_of(page, "section#all-nodes")
     await open_live(page, f"{site.url}/nodes")
@@ -318,7 +352,9 @@ async def test_without_its_stream_a_page_is_read_again_every_half_minute(
         return len(reads) > before
 
     for before in range(2):
-        await until(is_read_after_half_a_minute)  # the page sets its clock again when it has read the answer
+        await until(
+            is_read_after_half_a_minute
+        )  # the page sets its clock again when it has read the answer
         assert before < len(reads) <= half_minutes
     await page.unroute("**/live?*", cut)
     await page.locator("#stale-now").click()
@@ -327,7 +363,9 @@ async def test_without_its_stream_a_page_is_read_again_every_half_minute(
     errors.clear()  # each attempt to connect has failed, and was logged
 
 
-async def test_rows_that_need_a_person_do_not_move_while_somebody_reads_them(site: Site, page: Page) -> None:
+async def test_rows_that_need_a_person_do_not_move_while_somebody_reads_them(
+    site: Site, page: Page
+) -> None:
     await fail(site, 2)
     await page.goto(site.url)
     rows = page.locator("#needs > article.pb")
@@ -335,7 +373,9 @@ async def test_rows_that_need_a_person_do_not_move_while_somebody_reads_them(sit
     await expect(row_of(page, "parcels")).to_have_count(0)
     link = row_of(page, "orders").get_by_role("link", name="orders", exact=True)
     await link.focus()
-    await site.ended(await site.start("parcels"))  # one item in quarantine: the service lists it after the two runs
+    await site.ended(
+        await site.start("parcels")
+    )  # one item in quarantine: the service lists it after the two runs
     await expect(rows.first).to_contain_text("parcels")
     await expect(rows.first).to_have_class("pb new")
     await expect(link).to_be_focused()
@@ -453,7 +493,9 @@ async def addresses(site: Site) -> dict[str, str]:
 
 @EXTRA
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing_on_any_page(site: Site, page: Page, errors: Errors, scheme: Scheme) -> None:
+async def test_axe_finds_nothing_on_any_page(
+    site: Site, page: Page, errors: Errors, scheme: Scheme
+) -> None:
     found = []
     for name, address in (await addresses(site)).items():
         for width in (1280, 390):
@@ -461,20 +503,36 @@ async def test_axe_finds_nothing_on_any_page(site: Site, page: Page, errors: Err
             await page.goto(site.url + address)
             violations = (await Axe().run(page)).response["violations"]
             found += [(name, width, each["id"], each["nodes"][0]["html"]) for each in violations]
-    errors[:] = [each for each in errors if "status of 404" not in each]  # one of the pages is not found
+    errors[:] = [
+        each for each in errors if "status of 404" not in each
+    ]  # one of the pages is not found
     assert found == []
 
 
 LAYOUT = (Path(__file__).parent / "layout.js").read_text()
 
 
-async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(site: Site, page: Page) -> None:
-    """With names of 97 characters and errors of 3,000 in one word, in windows from a phone's to a large one."""
+async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(
+    site: Site, page: Page
+) -> None:
+    """With names of 97 characters and errors of 3,000 in one word, in windows from a phone's to a
+    large one.
+    """
     name = f"wide_{'w' * 92}"
     run = await site.start(name)
     await site.ended(run)
     await fail(site, 1)
-    paths = ("/", "/tasks", f"/tasks/{name}", "/runs", f"/runs/{run}", "/backups", "/nodes", "/changes", "/you")
+    paths = (
+        "/",
+        "/tasks",
+        f"/tasks/{name}",
+        "/runs",
+        f"/runs/{run}",
+        "/backups",
+        "/nodes",
+        "/changes",
+        "/you",
+    )
     wrong: list[str] = []
     for width in (390, 640, 768, 1024, 1440):  # 640 is a window of 1,280 that is shown at 200 %
         await show_as(page, width, "light")
@@ -490,7 +548,9 @@ async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(s
 async def test_a_node_that_is_killed_is_gone_while_somebody_looks(
     site: Site, page: Page, context: BrowserContext, errors: Errors
 ) -> None:
-    """The last test of its database: one process is missing afterwards. A page that it has shown says so at once."""
+    """The last test of its database: one process is missing afterwards. A page that it has shown
+    says so at once.
+    """
     its_page = await context.new_page()
     await open_live(its_page, f"{site.nodes[1].url}/runs")
     await expect(its_page.locator("#live-words")).to_contain_text("Live ·")
@@ -498,7 +558,9 @@ async def test_a_node_that_is_killed_is_gone_while_somebody_looks(
     strip = page.locator("#nodes .n:not(.db)")
     await expect(strip).to_have_count(2)
     site.nodes[1].process.kill()
-    await expect(its_page.locator("#live-words")).to_have_text("Not live", timeout=8 * browsers.SECOND)
+    await expect(its_page.locator("#live-words")).to_have_text(
+        "Not live", timeout=8 * browsers.SECOND
+    )
     await its_page.close()
     errors.clear()  # a page whose server is gone logs that
     await expect(strip).to_have_count(1)

@@ -1,4 +1,6 @@
-"""The charts: no state is told by its colour alone, and where the clocks change times can't be confused."""
+"""The charts: no state is told by its colour alone, and where the clocks change times can't be
+confused.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ def test_only_a_run_that_runs_ends_in_a_round_head() -> None:
 def test_the_attempts_of_a_run_have_their_own_hatches() -> None:
     lane = Lane(task="load", counts={}, runs=[run("failed")])
     spans = [
-        AttemptSpan(begin=NOW - (60 - 10 * n) * MINUTE, end=NOW - (55 - 10 * n) * MINUTE, outcome=outcome)
+        AttemptSpan(
+            begin=NOW - (60 - 10 * n) * MINUTE, end=NOW - (55 - 10 * n) * MINUTE, outcome=outcome
+        )
         for n, outcome in enumerate(("failed", "interrupted", "failed"))
     ]
     found = Timeline(
@@ -108,7 +112,9 @@ def test_the_attempts_of_a_run_have_their_own_hatches() -> None:
         without=[],
         accounted_from=None,
     )
-    timeline = timeline_drawn(found, {"load": TaskSummary(source="load.py", name="load")}, None, UTC_ZONE)
+    timeline = timeline_drawn(
+        found, {"load": TaskSummary(source="load.py", name="load")}, None, UTC_ZONE
+    )
     html = template("timeline.html").row(timeline.groups[0].lanes[0], timeline, "")
     assert re.findall(r"hatch-(\w+)", html) == ["retrying", "interrupted", "failed"]
     assert re.findall(r"u-(\w+)", html) == ["interrupted", "failed"]
@@ -116,22 +122,49 @@ def test_the_attempts_of_a_run_have_their_own_hatches() -> None:
 
 def test_each_cell_of_a_dense_lane_that_is_not_all_good_has_a_mark() -> None:
     axis = Axis(NOW - 12 * HOUR, NOW + 2 * HOUR, UTC_ZONE)
-    marks = {"failed": "failed", "missed": "missed", "unaccounted": "unaccounted", "active": "running"}
+    marks = {
+        "failed": "failed",
+        "missed": "missed",
+        "unaccounted": "unaccounted",
+        "active": "running",
+    }
     marks |= {"skipped": "skipped", "paused": "skipped", "cancelled": "cancelled"}
     for name, mark in marks.items():
-        lane = Lane(task="load", counts={}, cells=[Cell(at=NOW - HOUR, counts={name: 1, "succeeded": 70})])
+        lane = Lane(
+            task="load", counts={}, cells=[Cell(at=NOW - HOUR, counts={name: 1, "succeeded": 70})]
+        )
         (cell,) = drawn(lane, axis, NOW, 1.0).cells
         html = template("charts.html").cell(cell)
         assert "<title>" in html and f'class="mark-{mark}"' in html, name
-    assert "mark-" not in template("charts.html").cell(SimpleNamespace(**{**vars(cell), "css": "cell-succeeded"}))
+    assert "mark-" not in template("charts.html").cell(
+        SimpleNamespace(**{**vars(cell), "css": "cell-succeeded"})
+    )
 
 
 def test_each_day_of_the_map_that_is_not_all_good_has_a_mark() -> None:
-    names = ("failed", "missed", "unaccounted", "active", "skipped", "paused", "cancelled", "succeeded")
+    names = (
+        "failed",
+        "missed",
+        "unaccounted",
+        "active",
+        "skipped",
+        "paused",
+        "cancelled",
+        "succeeded",
+    )
     first = NOW.date() - timedelta(days=len(names))
-    days = [Day(date=first + timedelta(days=n), worst=name, counts={name: 1}) for n, name in enumerate(names)]
+    days = [
+        Day(date=first + timedelta(days=n), worst=name, counts={name: 1})
+        for n, name in enumerate(names)
+    ]
     history = TaskHistory(
-        now=NOW, zone="UTC", next=[], days=days, counts=dict.fromkeys(names, 1), known_from=first, took=[]
+        now=NOW,
+        zone="UTC",
+        next=[],
+        days=days,
+        counts=dict.fromkeys(names, 1),
+        known_from=first,
+        took=[],
     )
     html = template("task_charts.html").map(day_map(history), ())
     assert html.count("<title>") == len(names)
@@ -140,7 +173,9 @@ def test_each_day_of_the_map_that_is_not_all_good_has_a_mark() -> None:
     )
 
 
-def test_below_the_line_of_the_night_failed_is_solid_and_missed_is_split_and_chosen_is_thin() -> None:
+def test_below_the_line_of_the_night_failed_is_solid_and_missed_is_split_and_chosen_is_thin() -> (
+    None
+):
     counts = {"failed": 2, "missed": 3, "unaccounted": 1, "paused": 4}
     columns = [Column(at=NOW - HOUR, counts=counts)]
     chart = night_chart(columns, axis_of(columns, HOUR, UTC_ZONE), HOUR, None, [], [])
@@ -153,9 +188,16 @@ def test_below_the_line_of_the_night_failed_is_solid_and_missed_is_split_and_cho
 
 
 def test_a_small_chart_marks_each_run_that_has_not_succeeded() -> None:
-    marks = {"failed": "f-failed", "cancelled": "u-cancelled", "interrupted": "u-interrupted", "running": "s-slot"}
+    marks = {
+        "failed": "f-failed",
+        "cancelled": "u-cancelled",
+        "interrupted": "u-interrupted",
+        "running": "s-slot",
+    }
     for state, mark in {**marks, "succeeded": ""}.items():
-        html = template("charts.html").spark(spark_boxes([Spark(run="r", state=state, seconds=1.0)]))
+        html = template("charts.html").spark(
+            spark_boxes([Spark(run="r", state=state, seconds=1.0)])
+        )
         assert "<title>" in html
         drawn_marks = re.findall(r'(?:<circle[^>]*|<path[^>]*)class="(?:s-under )?([\w-]+)"', html)
         assert drawn_marks == ([mark] if mark else []), state
@@ -167,11 +209,16 @@ def test_no_style_beats_the_hatch_of_a_bar() -> None:
         for selectors in re.findall(rf"([^{{}}]*\.{name}\b[^{{}}]*)\{{[^}}]*\bfill:", css):
             assert f".{name}:not([fill])" in selectors, selectors
     outlined = css.partition("@media (forced-colors: active)")[2].partition("stroke: CanvasText")[0]
-    assert all(name in outlined for name in ('[class*="bar-"]', '[class*="cell-"]', ".split", ".h-ok", ".s-under"))
+    assert all(
+        name in outlined
+        for name in ('[class*="bar-"]', '[class*="cell-"]', ".split", ".h-ok", ".s-under")
+    )
 
 
 async def test_each_hatch_that_a_page_uses_is_on_it_once(people: People) -> None:
-    run = (await people.operator.send("/tasks/report/start", **{"param-day": "never"})).headers["location"]
+    run = (await people.operator.send("/tasks/report/start", **{"param-day": "never"})).headers[
+        "location"
+    ]
     for _ in range(200):
         if "Failed" in await people.viewer.page(run):
             break
@@ -191,9 +238,17 @@ def test_where_the_clocks_change_the_lanes_have_a_line_a_label_and_times_with_of
     assert [time for time, _ in chart.rows][6:8] == ["02:00 +02:00", "02:00 +01:00"]
     charts = template("charts.html")
     head = charts.lane_head(chart)
-    assert [tick.label for tick in chart.ticks].count("02:00") == 2, "the hour that is repeated is drawn twice"
-    assert head.count("03:00 → 02:00") == 1 and head.count(">02:00<") == 1, "the label has the place of the second one"
-    lane = Lane(task="load", counts={}, runs=[run("succeeded", BACK - HOUR / 2, BACK), run("failed", BACK + HOUR / 2)])
+    assert [tick.label for tick in chart.ticks].count("02:00") == 2, (
+        "the hour that is repeated is drawn twice"
+    )
+    assert head.count("03:00 → 02:00") == 1 and head.count(">02:00<") == 1, (
+        "the label has the place of the second one"
+    )
+    lane = Lane(
+        task="load",
+        counts={},
+        runs=[run("succeeded", BACK - HOUR / 2, BACK), run("failed", BACK + HOUR / 2)],
+    )
     html = charts.lane(drawn(lane, axis, None, 1.0), chart, "")
     assert '<line x1="50.0%" x2="50.0%" y1="0" y2="100%" class="s-mark"/>' in html
     assert "load 02:30 +02:00: succeeded" in html and "load 02:30 +01:00: failed" in html

@@ -16,7 +16,8 @@ def test_each_page_is_in_the_docs_with_its_address() -> None:
     paths = {
         re.sub(r"\{\w+\}", "*", route.path)
         for route in routes
-        if "GET" in (getattr(route, "methods", None) or ()) and route.path not in ("/live", "/static/{name}")
+        if "GET" in (getattr(route, "methods", None) or ())
+        and route.path not in ("/live", "/static/{name}")
     }
     pages = {path for path in paths if not path.endswith((*ASKING, "log.txt", "/download"))}
     table = read("docs/pages.md").partition("## What you can do")[0]
@@ -26,6 +27,10 @@ def test_each_page_is_in_the_docs_with_its_address() -> None:
 
 def test_each_key_is_in_the_docs() -> None:
     (listed,) = re.findall(r"{% for key, words in (.*?) %}", (TEMPLATES / "live.html").read_text())
-    keys = {key.lower() for found in re.findall(r'\("([^"]+)", "[^"]+"\)', listed) for key in found.split()}
+    keys = {
+        key.lower()
+        for found in re.findall(r'\("([^"]+)", "[^"]+"\)', listed)
+        for key in found.split()
+    }
     table = read("docs/pages.md").partition("| key |")[2].partition("\n\n")[0]
     assert {key.lower() for key in re.findall(r"`(\S+)`", table)} == keys

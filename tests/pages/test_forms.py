@@ -1,4 +1,6 @@
-"""Forms without JavaScript: one with a mistake is shown again with what was entered, and an action leads back."""
+"""Forms without JavaScript: one with a mistake is shown again with what was entered, and an action
+leads back.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def problem_in(html: str) -> str:
 
 
 async def test_a_start_with_a_mistake_is_asked_again_with_what_was_entered(people: People) -> None:
-    answer = await people.operator.send("/tasks/payroll/start", 422, **{"param-month": "x]", "param-account": "<i>12"})
+    answer = await people.operator.send(
+        "/tasks/payroll/start", 422, **{"param-month": "x]", "param-account": "<i>12"}
+    )
     assert "<h1>Run payroll?</h1>" in answer.text
     assert problem_in(answer.text) == "month: allowed is a number, true or false, or JSON"
     month = re.search(r'<input id="p-month"[^>]*>', answer.text)
@@ -36,7 +40,9 @@ async def test_a_start_with_a_mistake_is_asked_again_with_what_was_entered(peopl
     assert "data-answer" in answer.text  # the page is not read anew under what was typed
     wrong = await people.operator.send("/tasks/payroll/start", 422, **{"param-month": "1.5"})
     assert "month is 1.5" in problem_in(wrong.text)
-    assert (await people.operator.send("/tasks/payroll/start", **{"param-month": "2"})).status_code == 303
+    assert (
+        await people.operator.send("/tasks/payroll/start", **{"param-month": "2"})
+    ).status_code == 303
 
 
 async def test_what_is_secret_is_never_shown_again(people: People) -> None:
@@ -47,21 +53,28 @@ async def test_what_is_secret_is_never_shown_again(people: People) -> None:
     assert re.search(r'<input id="p-api_key"[^>]* type="password" value=""', answer.text)
 
 
-async def test_what_is_confirmed_is_asked_again_with_the_note_and_the_choice(people: People) -> None:
+async def test_what_is_confirmed_is_asked_again_with_the_note_and_the_choice(
+    people: People,
+) -> None:
     note = "the disk\r\nis <b>full</b> " + "x" * 2_000
     for what in ("pause", "mute"):
-        answer = await people.operator.send(f"/tasks/report/{what}", 422, note=note, **{"for": "week"})
+        answer = await people.operator.send(
+            f"/tasks/report/{what}", 422, note=note, **{"for": "week"}
+        )
         assert problem_in(answer.text) == "note: allowed are 2,000 characters"
         assert "the disk\nis &lt;b&gt;full&lt;/b&gt; xxx" in answer.text
     assert '<input type="radio" name="for" value="week" checked>' in answer.text
-    assert "for: allowed are" in problem_in((await people.operator.send("/tasks/report/mute", 422, note="why")).text)
+    assert "for: allowed are" in problem_in(
+        (await people.operator.send("/tasks/report/mute", 422, note="why")).text
+    )
     assert "Paused by" not in await people.viewer.page("/tasks/report")
 
 
 async def test_an_acknowledgement_without_a_note_is_asked_again(people: People) -> None:
     run = await failed_run(people.operator)
     preview = re.search(
-        r'name="preview" value="([^"]+)"', await people.operator.page("/runs/bulk/acknowledge?state=failed")
+        r'name="preview" value="([^"]+)"',
+        await people.operator.page("/runs/bulk/acknowledge?state=failed"),
     )
     assert preview is not None
     for path, fields in (
@@ -72,8 +85,13 @@ async def test_an_acknowledgement_without_a_note_is_asked_again(people: People) 
         assert problem_in(answer.text) == "note: 3 to 500 characters are needed, which say why"
         assert re.search(r'aria-invalid="true"[^>]*>no</textarea>', answer.text)
         assert f'action="{path}"' in answer.text
-    expired = await people.operator.send("/runs/bulk/acknowledge?state=failed", 422, note="known", preview=run)
-    assert "a preview is good for an hour" in problem_in(expired.text) and ">known</textarea>" in expired.text
+    expired = await people.operator.send(
+        "/runs/bulk/acknowledge?state=failed", 422, note="known", preview=run
+    )
+    assert (
+        "a preview is good for an hour" in problem_in(expired.text)
+        and ">known</textarea>" in expired.text
+    )
 
 
 async def test_what_no_longer_fits_is_an_error_and_not_asked_again(people: People) -> None:
@@ -119,7 +137,9 @@ async def test_an_action_leads_back_to_the_page_that_it_was_asked_from(people: P
     assert 'name="next" value="/tasks?show=running&amp;text=re"' in asked.text
     done = await people.operator.send("/tasks/report/pause", next="/tasks?show=running&text=re")
     assert done.headers["location"] == "/tasks?show=running&text=re"
-    again = await people.operator.send("/tasks/report/pause", 422, next="/tasks?show=running", note="x" * 2_001)
+    again = await people.operator.send(
+        "/tasks/report/pause", 422, next="/tasks?show=running", note="x" * 2_001
+    )
     assert 'name="next" value="/tasks?show=running"' in again.text
 
 
@@ -132,11 +152,18 @@ async def test_an_action_leads_back_to_the_page_that_it_was_asked_from(people: P
             "http://localhost@evil.example/x",
             "http://[x",
         ),
-        *("http://localhost//evil.example", "http://localhost/\\evil.example", "http://localhost/signin?next=/", ""),
+        *(
+            "http://localhost//evil.example",
+            "http://localhost/\\evil.example",
+            "http://localhost/signin?next=/",
+            "",
+        ),
         "http://localhost/tasks/report/pause?again",
     ],
 )
-async def test_a_referer_that_is_no_page_of_ours_is_not_gone_back_to(people: People, given: str) -> None:
+async def test_a_referer_that_is_no_page_of_ours_is_not_gone_back_to(
+    people: People, given: str
+) -> None:
     asked = await people.operator.client.get("/tasks/report/pause", headers={"Referer": given})
     assert 'name="next" value=""' in asked.text
     assert '<a class="btn" href="/tasks/report"' in asked.text
@@ -145,7 +172,14 @@ async def test_a_referer_that_is_no_page_of_ours_is_not_gone_back_to(people: Peo
 @pytest.mark.parametrize(
     "given",
     [
-        *("//evil.example", "/\\evil.example", "\\\\evil.example", "/a\\..\\\\evil", "http://evil.example", "evil"),
+        *(
+            "//evil.example",
+            "/\\evil.example",
+            "\\\\evil.example",
+            "/a\\..\\\\evil",
+            "http://evil.example",
+            "evil",
+        ),
         *("/\t/evil.example", "/\n/evil.example", "javascript:alert(1)", "/x" * 2_000),
     ],
 )
@@ -164,7 +198,9 @@ async def test_a_start_has_a_note_and_an_instant_in_the_zone_of_the_viewer(peopl
     run = done.headers["location"].removeprefix("/runs/")
     waits = (await people.served.operations.runs.waiting(run)).awaits
     assert [each.at for each in waits] == [datetime(2027, 3, 1, 9, 30, tzinfo=UTC)]
-    (change,) = (await people.served.operations.changes.list(action="run.start", task="payroll", limit=1)).changes
+    (change,) = (
+        await people.served.operations.changes.list(action="run.start", task="payroll", limit=1)
+    ).changes
     assert (change.note, change.after["at"]) == ("the month was wrong", "2027-03-01T09:30:00+00:00")
 
 
@@ -176,11 +212,15 @@ def test_each_mistake_stands_at_its_field() -> None:
         task.parameters.to_json({"day": "x", "month": "1.5"})
     wrong = wrong_in(raised.value, ["csrf", "param-day", "param-month"])
     assert wrong is not None and wrong.field == "param-day" and wrong.words.startswith("day is")
-    assert list(wrong.others) == ["param-month"] and wrong.others["param-month"].startswith("month is")
+    assert list(wrong.others) == ["param-month"] and wrong.others["param-month"].startswith(
+        "month is"
+    )
     assert "month" not in wrong.words
 
 
-async def test_the_first_field_of_a_start_has_the_focus_and_defaults_stand_as_one_types_them(people: People) -> None:
+async def test_the_first_field_of_a_start_has_the_focus_and_defaults_stand_as_one_types_them(
+    people: People,
+) -> None:
     html = await people.operator.page("/tasks/payroll/start")
     (focused,) = [each for each in re.findall(r"<(?:input|a)[^>]*>", html) if " autofocus" in each]
     assert 'id="p-month"' in focused

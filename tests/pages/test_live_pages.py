@@ -1,4 +1,6 @@
-"""Live pages: parts are rendered once for all who see the same, and only what has changed is sent."""
+"""Live pages: parts are rendered once for all who see the same, and only what has changed is
+sent.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ async def test_a_page_that_can_not_be_read_is_not_fresh_and_is_read_again() -> N
 async def test_a_process_that_was_stopped_while_it_rendered_renders_soon_again(
     monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    """Its rendering seems to have taken long, and may have failed, since its connections were ended meanwhile."""
+    """Its rendering seems to have taken long, and may have failed, since its connections were ended
+    meanwhile.
+    """
     monkeypatch.setattr(watch, "MOST_SHARE", 4.0)
     now = 100.0
     monkeypatch.setattr(watch.clock, "monotonic", lambda: now)
@@ -145,7 +149,9 @@ async def test_the_end_of_a_log_is_read_once_for_all_who_have_seen_the_same() ->
 @pytest.mark.parametrize("topic", ["night", "tasks", "runs", "run"])
 async def test_what_is_shared_holds_nothing_of_one_person(people: People, topic: str) -> None:
     run = (
-        await people.operator.client.post("/tasks/report/start", data={"csrf": await people.operator.csrf()})
+        await people.operator.client.post(
+            "/tasks/report/start", data={"csrf": await people.operator.csrf()}
+        )
     ).headers
     name = f"run:{run['location'].rpartition('/')[2]}" if topic == "run" else topic
     kind = Kind(name, "", "Europe/Berlin", "", "admin")
@@ -188,8 +194,12 @@ async def test_who_is_far_behind_gets_the_whole_page_so_that_few_answers_are_kep
 
 
 async def poll(people: People, path: str, element: str, status: int = 200) -> str:
-    """What a page that is open gets for one of its blocks. `element`: as htmx names the one that it will change."""
-    answer = await people.viewer.client.get(path, headers={"HX-Request": "true", "HX-Target": element})
+    """What a page that is open gets for one of its blocks. `element`: as htmx names the one that it
+    will change.
+    """
+    answer = await people.viewer.client.get(
+        path, headers={"HX-Request": "true", "HX-Target": element}
+    )
     assert answer.status_code == status, answer.text[:2_000]
     return answer.text
 
@@ -205,16 +215,24 @@ async def poll(people: People, path: str, element: str, status: int = 200) -> st
         ("/", "div#p-lanes"),
     ],
 )
-async def test_a_poll_of_a_block_is_answered_with_this_block_alone(people: People, path: str, element: str) -> None:
+async def test_a_poll_of_a_block_is_answered_with_this_block_alone(
+    people: People, path: str, element: str
+) -> None:
     _, _, name = element.partition("#")
     whole, html = await people.viewer.page(path), await poll(people, path, element)
     own = '<section class="card" id="lanes"' if name == "p-lanes" else f'id="{name}"'
     assert own in whole and own in html
     assert "<h1" in whole and "<h1" not in html and 'id="nodes"' not in html
-    polled = [found for found in ("numbers", "timeline", "of-task", "all-nodes", "pools") if f'id="{found}"' in html]
+    polled = [
+        found
+        for found in ("numbers", "timeline", "of-task", "all-nodes", "pools")
+        if f'id="{found}"' in html
+    ]
     assert polled == [name] * (name != "p-lanes")
     if name != "p-lanes":
-        assert f'hx-get="{path}" hx-trigger="refresh" hx-select="#{name}" hx-target="#{name}"' in html
+        assert (
+            f'hx-get="{path}" hx-trigger="refresh" hx-select="#{name}" hx-target="#{name}"' in html
+        )
 
 
 async def test_a_poll_of_a_block_does_not_read_what_other_blocks_show(people: People) -> None:
@@ -242,8 +260,12 @@ async def test_no_page_polls_by_itself_because_a_hidden_tab_would_go_on(people: 
         assert "every " not in "".join(re.findall(r'hx-trigger="[^"]*"', html)), path
 
 
-async def test_a_poll_of_somebody_who_was_signed_out_is_refused_and_not_led_to_another_page(people: People) -> None:
-    answer = await people.nobody.get("/tasks", headers={"HX-Request": "true", "HX-Target": "div#numbers"})
+async def test_a_poll_of_somebody_who_was_signed_out_is_refused_and_not_led_to_another_page(
+    people: People,
+) -> None:
+    answer = await people.nobody.get(
+        "/tasks", headers={"HX-Request": "true", "HX-Target": "div#numbers"}
+    )
     assert answer.status_code == 401
 
 
@@ -266,9 +288,13 @@ async def test_a_block_that_fails_says_so_and_the_others_are_shown(
     await poll(people, "/", "div#p-backup")
 
 
-async def test_the_verdict_is_not_calm_if_a_block_fails(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_verdict_is_not_calm_if_a_block_fails(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = await people.served.operations.night_page(None, None, "UTC")
-    calm = found.model_copy(update={"night": found.night.model_copy(update={"level": "calm", "needs": []})})
+    calm = found.model_copy(
+        update={"night": found.night.model_copy(update={"level": "calm", "needs": []})}
+    )
 
     async def read(*given: Any) -> Any:
         return calm
@@ -281,7 +307,9 @@ async def test_the_verdict_is_not_calm_if_a_block_fails(people: People, monkeypa
     assert '<h2 data-say="unsure" data-words="A part of this page could not be shown."' in html
 
 
-async def test_a_page_all_of_whose_blocks_fail_is_an_error(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_all_of_whose_blocks_fail_is_an_error(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(night, "BLOCKS", ("chart", "lanes"))
     monkeypatch.setattr(night, "night_chart", broken)
     await people.viewer.page("/", 500)
@@ -291,10 +319,19 @@ async def test_a_block_that_can_not_be_rendered_again_keeps_what_it_shows(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, kept = Kind("night", "", "UTC", "", "viewer"), dict[str, tuple[str, str]]()
-    before = {part.target: part.html for part in await live._page(people.served.operations, kind, NIGHT, kept)}
+    before = {
+        part.target: part.html
+        for part in await live._page(people.served.operations, kind, NIGHT, kept)
+    }
     monkeypatch.setattr(night, "lines_of", broken)
-    after = {part.target: part.html for part in await live._page(people.served.operations, kind, NIGHT, kept)}
-    note = re.search(r'<span class="not-refreshed sm">Could not refresh, from (\S+) .*?</span>', after["p-changes"])
+    after = {
+        part.target: part.html
+        for part in await live._page(people.served.operations, kind, NIGHT, kept)
+    }
+    note = re.search(
+        r'<span class="not-refreshed sm">Could not refresh, from (\S+) .*?</span>',
+        after["p-changes"],
+    )
     assert note is not None and note[1] == kept["changes"][1]
     assert after["p-changes"].replace(note[0], "") == before["p-changes"].replace(note[0], "")
     assert "Could not refresh" not in after["p-backup"] + after["p-verdict"]

@@ -1,4 +1,6 @@
-"""The pages: who may see and do what, that they work without JavaScript, and that nothing in them is executed."""
+"""The pages: who may see and do what, that they work without JavaScript, and that nothing in them
+is executed.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ PAGES: dict[str, Role] = {
 """Pages, and the role that each needs."""
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e\x00'\"&amp;"
-INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son[a-z]+=|javascript:", re.IGNORECASE)
+INLINE = re.compile(
+    r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son[a-z]+=|javascript:", re.IGNORECASE
+)
 """What the policy forbids."""
 
 
@@ -64,17 +68,23 @@ async def test_a_page_is_shown_to_its_role_and_to_no_lower_one(people: People, p
 async def test_every_form_needs_its_csrf_token_and_its_role(people: People) -> None:
     forms = [route for route in routes if "POST" in (getattr(route, "methods", None) or ())]
     paths = {
-        route.path.format(task="report", run=RUN, incident=RUN, backup="latest", id=RUN, bulk=RUN, name="x")
+        route.path.format(
+            task="report", run=RUN, incident=RUN, backup="latest", id=RUN, bulk=RUN, name="x"
+        )
         for route in forms
     } - {"/signin", "/preferences"}
     assert len(paths) >= 9
     for path in sorted(paths):
         assert (await people.admin.client.post(path, data={"x": "1"})).status_code == 403, path
-        assert (await people.admin.client.post(path, data={"csrf": "0" * 64})).status_code == 403, path
+        assert (await people.admin.client.post(path, data={"csrf": "0" * 64})).status_code == 403, (
+            path
+        )
         assert (await people.nobody.post(path, data={"x": "1"})).status_code == 401, path
         foreign = {"Origin": "http://evil.example"}
         csrf = await people.admin.csrf()
-        assert (await people.admin.client.post(path, data={"csrf": csrf}, headers=foreign)).status_code == 403, path
+        assert (
+            await people.admin.client.post(path, data={"csrf": csrf}, headers=foreign)
+        ).status_code == 403, path
         if path != "/you/signout":
             await people.viewer.send(path, 403)
 
@@ -109,10 +119,16 @@ async def test_a_person_starts_a_run_with_a_form_and_sees_how_it_fails(people: P
     await operator.send(f"/incidents/{incident}/acknowledge", note="the day is wrong", quiet="day")
     assert "Nothing needs you." in await operator.page("/")
     changes = await operator.page("/changes")
-    assert "incident.acknowledge" in changes and "the day is wrong" in changes and "operator" in changes
+    assert (
+        "incident.acknowledge" in changes
+        and "the day is wrong" in changes
+        and "operator" in changes
+    )
 
 
-async def test_an_acknowledgement_is_about_the_failures_that_the_page_has_shown(people: People) -> None:
+async def test_an_acknowledgement_is_about_the_failures_that_the_page_has_shown(
+    people: People,
+) -> None:
     operator = people.operator
 
     async def fail(number: int) -> str:
@@ -125,7 +141,10 @@ async def test_an_acknowledgement_is_about_the_failures_that_the_page_has_shown(
         return str(await until(is_noticed))
 
     incident = await fail(1)
-    asked = re.search(r'name="failed_until" value="([^"]+)"', await operator.page(f"/incidents/{incident}/acknowledge"))
+    asked = re.search(
+        r'name="failed_until" value="([^"]+)"',
+        await operator.page(f"/incidents/{incident}/acknowledge"),
+    )
     assert asked is not None
     await fail(2)
     fields = {"note": "the day is wrong", "quiet": "no", "failed_until": asked[1]}
@@ -136,17 +155,39 @@ async def test_an_acknowledgement_is_about_the_failures_that_the_page_has_shown(
     await operator.send(f"/incidents/{incident}/reopen")  # the button on that page
     assert "Retry all 2" in await operator.page("/")
     for wrong in ("yesterday", "2026-11-27T10:00:00"):
-        await operator.send(f"/incidents/{incident}/acknowledge", 422, **{**fields, "failed_until": wrong})
+        await operator.send(
+            f"/incidents/{incident}/acknowledge", 422, **{**fields, "failed_until": wrong}
+        )
 
 
-async def test_tasks_that_have_failed_together_with_one_error_are_one_row_with_one_retry(people: People) -> None:
+async def test_tasks_that_have_failed_together_with_one_error_are_one_row_with_one_retry(
+    people: People,
+) -> None:
     now, names = clock.now(), [f"fleet{number}" for number in range(5)]
-    ended = {"origin": "manual", "state": "failed", "rank": 2, "catch_up": False, "attempt": 1, "fence": 1}
+    ended = {
+        "origin": "manual",
+        "state": "failed",
+        "rank": 2,
+        "catch_up": False,
+        "attempt": 1,
+        "fence": 1,
+    }
     at = {"due_at": now, "created_at": now, "finished_at": now, "noticed_at": now}
-    incident = {"kind": "failed", "text": "OSError: away", "opened_at": now, "last_at": now, "details": {"error": "1"}}
+    incident = {
+        "kind": "failed",
+        "text": "OSError: away",
+        "opened_at": now,
+        "last_at": now,
+        "details": {"error": "1"},
+    }
     async with people.served.service.ledger.engine.begin() as connection:
         for name in names:
-            run = {"id": new_id(), "task": name, "fingerprint": f"1:{name}", "reason": "OSError: away"}
+            run = {
+                "id": new_id(),
+                "task": name,
+                "fingerprint": f"1:{name}",
+                "reason": "OSError: away",
+            }
             await connection.execute(tables.runs.insert().values(**run, **ended, **at))
             of = {"id": new_id(), "task": name, "fingerprint": f"1:{name}", "newest_run": run["id"]}
             await connection.execute(incidents.insert().values(**of, **incident))
@@ -162,7 +203,9 @@ async def test_tasks_that_have_failed_together_with_one_error_are_one_row_with_o
 
 
 async def _miss(people: People, slot: datetime) -> str:
-    """The task `report` has existed for a while, and no service ran at this slot. Returns the address of Night."""
+    """The task `report` has existed for a while, and no service ran at this slot. Returns the
+    address of Night.
+    """
     since, ledger = slot - timedelta(hours=1), people.served.service.ledger
     async with ledger.engine.begin() as connection:
         for table, key, begin in (
@@ -174,7 +217,9 @@ async def _miss(people: People, slot: datetime) -> str:
         await connection.execute(buckets.delete())
         opened = (await schedules.open_schedules(connection))["report"]
         await missed_ranges.record(
-            connection, [(opened, MissedRange(slot, slot, 1, "the service was down", Cause.DOWN))], clock.now()
+            connection,
+            [(opened, MissedRange(slot, slot, 1, "the service was down", Cause.DOWN))],
+            clock.now(),
         )
     return f"/?{urlencode({'since': since.isoformat()})}"
 
@@ -191,7 +236,9 @@ async def test_missed_slots_are_left_with_a_note_and_taken_up_again(people: Peop
     await operator.send(address, 422, note="no", slots="1")
     await operator.send(address, 422, note="planned maintenance")
     await operator.send(address, 409, note="planned maintenance", slots="7")
-    assert (await operator.send(address, note="planned maintenance", slots="1")).headers["location"] == "/"
+    assert (await operator.send(address, note="planned maintenance", slots="1")).headers[
+        "location"
+    ] == "/"
     html = await operator.page(night)
     assert "Left by operator" in html and "“planned maintenance”" in html
     assert "1 missed slot left as they are" in html
@@ -207,17 +254,24 @@ async def test_missed_slots_are_left_with_a_note_and_taken_up_again(people: Peop
 
 
 async def test_missed_slots_are_backfilled_after_one_preview(people: People) -> None:
-    operator, slot = people.operator, clock.now().replace(hour=3, minute=0, second=0, microsecond=0) - timedelta(days=1)
+    operator, slot = (
+        people.operator,
+        clock.now().replace(hour=3, minute=0, second=0, microsecond=0) - timedelta(days=1),
+    )
     night = await _miss(people, slot)
     ledger = people.served.service.ledger
     address = f"/backfill?{urlencode({'since': slot.isoformat(), 'until': slot.isoformat()})}"
-    assert "/backfill?since" not in await operator.page(night)  # it is about one task, whose page has a backfill
+    assert "/backfill?since" not in await operator.page(
+        night
+    )  # it is about one task, whose page has a backfill
     html = await operator.page(address)
     assert "This will create 1 run." in html and "Create 1 run</button>" in html
     assert await rows(ledger, tables.runs, task="report") == []
     previews = re.search(r'name="previews" value="([^"]+)"', html)
     assert previews is not None
-    begun = [await operator.send("/backfill", previews=previews[1], note="the outage") for _ in range(2)]
+    begun = [
+        await operator.send("/backfill", previews=previews[1], note="the outage") for _ in range(2)
+    ]
     assert len({answer.headers["location"] for answer in begun}) == 1
 
     async def is_made() -> str:
@@ -238,7 +292,8 @@ async def test_missed_slots_are_backfilled_after_one_preview(people: People) -> 
     await operator.send("/backfill", 422, previews=",".join([RUN] * 51))
     days = {"first": "2024-01-01", "last": "2025-12-31"}
     preview = re.search(
-        r'name="preview" value="([^"]+)"', (await operator.send("/tasks/report/backfill", 200, **days)).text
+        r'name="preview" value="([^"]+)"',
+        (await operator.send("/tasks/report/backfill", 200, **days)).text,
     )
     assert preview is not None  # of more than 500 runs
     await operator.send("/backfill", 422, previews=preview[1])
@@ -246,7 +301,9 @@ async def test_missed_slots_are_backfilled_after_one_preview(people: People) -> 
 
 
 async def test_slots_to_come_are_counted_once(people: People) -> None:
-    """Where none of them is of a task with a name on Night, the number in the heading is all there is to say."""
+    """Where none of them is of a task with a name on Night, the number in the heading is all there
+    is to say.
+    """
     async with people.served.service.ledger.engine.begin() as connection:
         report = tables.schedules.c.task == "report"
         await connection.execute(update(tables.schedules).where(report).values(cron="* * * * *"))
@@ -283,8 +340,14 @@ async def test_what_is_wrong_with_a_request_is_said_on_a_page(people: People) ->
 
 
 @pytest.mark.parametrize("name", ["task", "text", "state", "origin", "tag", "created_since"])
-async def test_hostile_values_of_a_filter_are_refused_or_shown_as_text(people: People, name: str) -> None:
-    for value in (HOSTILE, "x" * 5_000, "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")):
+async def test_hostile_values_of_a_filter_are_refused_or_shown_as_text(
+    people: People, name: str
+) -> None:
+    for value in (
+        HOSTILE,
+        "x" * 5_000,
+        "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    ):
         answer = await people.viewer.client.get("/runs", params={name: value})
         assert answer.status_code in (200, 422)
         assert "<script>alert" not in answer.text
@@ -306,7 +369,9 @@ class Hostile(BaseTask):
 '''
 
 
-async def test_texts_of_authors_are_shown_and_never_executed(people: People, tmp_path: Path) -> None:
+async def test_texts_of_authors_are_shown_and_never_executed(
+    people: People, tmp_path: Path
+) -> None:
     (tmp_path / "tasks" / "hostile.py").write_text(HOSTILE_TASK)
     admin, operations = people.admin, people.served.operations
 
@@ -317,12 +382,22 @@ async def test_texts_of_authors_are_shown_and_never_executed(people: People, tmp
     started = await operations.runs.start("hostile", {"text": HOSTILE.replace("\x00", "")})
     await until(lambda: rows(people.served.service.ledger, id=started.id, state="failed"))
     await operations.runs.acknowledge(started.id, f"note {HOSTILE.replace(chr(0), '')}")
-    for path in ("/", "/tasks", "/tasks/hostile", "/runs", f"/runs/{started.id}", "/changes", "/tasks/hostile/start"):
+    for path in (
+        "/",
+        "/tasks",
+        "/tasks/hostile",
+        "/runs",
+        f"/runs/{started.id}",
+        "/changes",
+        "/tasks/hostile/start",
+    ):
         html = await admin.page(path)
         assert "<script>alert" not in html, path
         assert not any(char in html for char in "\x1b\u202e\x00"), path
         assert INLINE.search(html) is None, path
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in await admin.page(f"/runs/{started.id}")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in await admin.page(
+        f"/runs/{started.id}"
+    )
 
 
 async def test_signing_in_leads_back_to_the_page_and_to_no_other_site(people: People) -> None:
@@ -338,7 +413,11 @@ async def test_signing_in_leads_back_to_the_page_and_to_no_other_site(people: Pe
         assert (answer.status_code, answer.headers["location"]) == (303, expected)
     wrong = await people.nobody.post("/signin", data={"secret": "bt_wrong", "next": "/tasks"})
     assert wrong.status_code == 401
-    assert 'role="alert"' in wrong.text and 'value="/tasks"' in wrong.text and "bt_wrong" not in wrong.text
+    assert (
+        'role="alert"' in wrong.text
+        and 'value="/tasks"' in wrong.text
+        and "bt_wrong" not in wrong.text
+    )
 
 
 async def test_who_has_signed_out_sees_nothing_any_more(people: People) -> None:
@@ -366,19 +445,25 @@ async def test_an_admin_makes_a_token_that_is_shown_once(people: People) -> None
     given = {"Authorization": f"Bearer {secret}"}
     assert (await people.nobody.get("/api/v1/tasks", headers=given)).status_code == 200
     for wrong in ({"days": "0"}, {"days": "x"}, {"role": "king"}, {"name": ""}):
-        await people.admin.send("/you/tokens", 422, **{"name": "other", "role": "viewer", "days": "7", **wrong})
+        await people.admin.send(
+            "/you/tokens", 422, **{"name": "other", "role": "viewer", "days": "7", **wrong}
+        )
 
 
 async def test_a_form_that_is_too_large_is_refused(people: People) -> None:
     csrf = await people.operator.csrf()
     client = people.operator.client
     large = await client.post("/tasks/report/pause", data={"csrf": csrf, "note": "x" * 70_000})
-    many = await client.post("/tasks/report/pause", data={"csrf": csrf, **{f"f{n}": "" for n in range(300)}})
+    many = await client.post(
+        "/tasks/report/pause", data={"csrf": csrf, **{f"f{n}": "" for n in range(300)}}
+    )
     other = await client.post("/tasks/report/pause", json={"csrf": csrf})
     assert [answer.status_code for answer in (large, many, other)] == [413, 400, 400]
 
 
-async def test_without_pages_the_api_answers_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_pages_the_api_answers_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guard: Guard = served.service_app.guard
     monkeypatch.setattr(guard, "has_pages", False)
     for path in ("/", "/tasks", "/signin", "/live?topic=night", "/static/pages.css"):
@@ -391,7 +476,9 @@ async def test_without_pages_the_api_answers_alone(served: Served, monkeypatch: 
 
 @pytest.mark.parametrize("what", ["cancel", "retry", "acknowledge", "redrive"])
 async def test_only_a_whole_id_is_asked_about(people: People, what: str) -> None:
-    """A part of it, or the name of a task, may mean another run by the time at which the form is sent."""
+    """A part of it, or the name of a task, may mean another run by the time at which the form is
+    sent.
+    """
     run = (await people.served.operations.runs.start("report", {})).id
     await people.operator.page(f"/runs/{run}/{what}")
     for part in (run[-8:], "report"):
@@ -434,7 +521,9 @@ async def test_only_who_held_a_token_is_told_that_it_has_expired(people: People)
             assert answer.status_code == 401 and says in answer.text
 
 
-async def test_a_browser_gets_a_page_where_there_is_nothing_and_a_program_gets_problem_details(people: People) -> None:
+async def test_a_browser_gets_a_page_where_there_is_nothing_and_a_program_gets_problem_details(
+    people: People,
+) -> None:
     client, accept = people.nobody, {"Accept": "text/html,*/*"}
     for path in ("/nothing", "/tasks/a/b/c", "/static2/x"):
         answer = await client.get(path, headers=accept)

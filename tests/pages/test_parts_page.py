@@ -1,4 +1,6 @@
-"""The page of a run that was split: its parts as a map and as a list, and the retry of those that failed."""
+"""The page of a run that was split: its parts as a map and as a list, and the retry of those that
+failed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run
 
 
-async def split_run(people: People, states: list[str], state: str = "failed", **values: object) -> str:
+async def split_run(
+    people: People, states: list[str], state: str = "failed", **values: object
+) -> str:
     """A run with a part in each of these states; the parts take longer by their numbers.
 
     The parts are there before it waits for them, or the service would find that all are over.
@@ -24,14 +28,27 @@ async def split_run(people: People, states: list[str], state: str = "failed", **
         ended = began + timedelta(seconds=number) if each in ("succeeded", "failed") else None
         times = {"started_at": began, "finished_at": ended}
         reason = f"OSError: no network {number}" if each == "failed" else None
-        own = {"origin": "part", "part": number, "awaited_by": run, "parent": run, "slot": None, "count": 10}
-        await insert_run(people, **{**own, **times, "state": each, "reason": reason, "fingerprint": None})
+        own = {
+            "origin": "part",
+            "part": number,
+            "awaited_by": run,
+            "parent": run,
+            "slot": None,
+            "count": 10,
+        }
+        await insert_run(
+            people, **{**own, **times, "state": each, "reason": reason, "fingerprint": None}
+        )
     finished_at = now if state == "failed" else None
-    await insert_run(people, id=run, state=state, gate="parts", reason=None, finished_at=finished_at, **values)
+    await insert_run(
+        people, id=run, state=state, gate="parts", reason=None, finished_at=finished_at, **values
+    )
     return run
 
 
-async def test_the_parts_are_shown_with_those_that_failed_first_and_then_the_slowest_ones(people: People) -> None:
+async def test_the_parts_are_shown_with_those_that_failed_first_and_then_the_slowest_ones(
+    people: People,
+) -> None:
     run = await split_run(people, ["succeeded", "succeeded", "failed", "succeeded"])
     html = await people.operator.page(f"/runs/{run}")
     card = html.partition('id="parts"')[2].partition("</section>")[0]
@@ -50,26 +67,40 @@ async def test_a_run_that_waits_says_for_how_many_of_its_parts(people: People) -
     assert "It waits for 2 of its 3 parts." in html
     assert "1 of 3 parts done" in await people.operator.page("/runs?state=waiting")
     details = await people.served.service.operations.runs.show(run)
-    assert (details.count, details.parts and details.parts.order) == (30, ["succeeded", "running", "running"])
+    assert (details.count, details.parts and details.parts.order) == (
+        30,
+        ["succeeded", "running", "running"],
+    )
 
 
 async def test_the_time_between_split_and_end_is_told_as_that_of_its_parts_and_these_are_no_chain(
     people: People,
 ) -> None:
     now = clock.now()
-    began = {"started_at": now - timedelta(seconds=90), "attempt_started_at": now - timedelta(seconds=2)}
+    began = {
+        "started_at": now - timedelta(seconds=90),
+        "attempt_started_at": now - timedelta(seconds=2),
+    }
     run = await split_run(people, ["succeeded", "failed"], **began)
     runs = people.served.service.operations.runs
     async with people.served.service.ledger.engine.begin() as connection:
-        split = {"outcome": "split", "started_at": now - timedelta(seconds=90), "ended_at": now - timedelta(seconds=80)}
-        await connection.execute(update(tables.attempts).where(tables.attempts.c.run == run).values(split))
+        split = {
+            "outcome": "split",
+            "started_at": now - timedelta(seconds=90),
+            "ended_at": now - timedelta(seconds=80),
+        }
+        await connection.execute(
+            update(tables.attempts).where(tables.attempts.c.run == run).values(split)
+        )
     phases = (await runs.story(run)).phases
     assert [(phase.kind, phase.outcome) for phase in phases if phase.kind != "wait"] == [
         ("attempt", "split"),
         ("parts", None),
     ]
     parts = await runs.list(RunFilter(parent=run))
-    assert [(await runs.chain(each)).is_one for each in (run, *(part.id for part in parts.runs))] == [False] * 3
+    assert [
+        (await runs.chain(each)).is_one for each in (run, *(part.id for part in parts.runs))
+    ] == [False] * 3
     html = await people.operator.page(f"/runs/{run}")
     assert f"/runs/{run}/acknowledge" in html
     failed = next(part.id for part in parts.runs if part.state == "failed")

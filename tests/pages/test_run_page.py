@@ -43,9 +43,19 @@ async def running(people: People, **values: Any) -> str:
     return await insert_run(people, **{**row, **values})
 
 
-async def commit_chunks(people: People, run: str, number: int, items: int, name: str = "chunks:1") -> None:
+async def commit_chunks(
+    people: People, run: str, number: int, items: int, name: str = "chunks:1"
+) -> None:
     place = {"after": 1, "chunks": number}
-    row = {"run": run, "name": name, "fence": 1, "cursor": place, "count": items, "finished": False, "at": clock.now()}
+    row = {
+        "run": run,
+        "name": name,
+        "fence": 1,
+        "cursor": place,
+        "count": items,
+        "finished": False,
+        "at": clock.now(),
+    }
     async with people.served.service.application.engine.begin() as connection:
         await connection.execute(insert(checkpoints).values(row))
 
@@ -53,7 +63,9 @@ async def commit_chunks(people: People, run: str, number: int, items: int, name:
 async def test_a_run_says_its_chunks_its_wait_its_lease_and_its_timeout(people: People) -> None:
     async with people.served.service.ledger.engine.begin() as connection:
         await connection.execute(
-            update(tables.tasks).where(tables.tasks.c.name == "report").values(policies={"timeout": 3_600.0})
+            update(tables.tasks)
+            .where(tables.tasks.c.name == "report")
+            .values(policies={"timeout": 3_600.0})
         )
     run = await running(people)
     await commit_chunks(people, run, 3, 300)
@@ -97,7 +109,9 @@ async def test_a_run_that_stands_still_says_since_when(
     assert stalled is None or words is None or re.fullmatch(words, stalled[1])
 
 
-async def test_nothing_is_said_of_a_stall_before_the_first_item_and_after_the_end(people: People) -> None:
+async def test_nothing_is_said_of_a_stall_before_the_first_item_and_after_the_end(
+    people: People,
+) -> None:
     long_ago = clock.now() - timedelta(hours=2)
     for values in ({"count_before": 400}, {"state": "succeeded", "finished_at": clock.now()}):
         run = await running(people, began=8_000, progress_at=long_ago, **values)
@@ -117,7 +131,9 @@ async def test_a_cancel_says_for_which_chunk_it_waits(people: People) -> None:
 
 
 def block(run: str, fence: int, first: int, *texts: str, level: str = "info") -> Block:
-    return Block(run, fence, 1, first, [LogLine(NOW.isoformat(), level, "shop", text) for text in texts])
+    return Block(
+        run, fence, 1, first, [LogLine(NOW.isoformat(), level, "shop", text) for text in texts]
+    )
 
 
 async def write_log(people: People, *blocks: Block) -> None:
@@ -144,10 +160,20 @@ async def test_a_run_says_how_many_items_may_be_set_aside(people: People, tmp_pa
 
     await until(is_loaded)
     run = await running(people, task="parcels")
-    row = {"id": run, "run": run, "task": "parcels", "item": "7", "error": {}, "times": 1, "at": clock.now()}
+    row = {
+        "id": run,
+        "run": run,
+        "task": "parcels",
+        "item": "7",
+        "error": {},
+        "times": 1,
+        "at": clock.now(),
+    }
     async with people.served.service.application.engine.begin() as connection:
         await connection.execute(insert(quarantine).values(row))
-    assert '<a href="#quarantine">1 item</a> of 10 allowed' in await people.viewer.page(f"/runs/{run}")
+    assert '<a href="#quarantine">1 item</a> of 10 allowed' in await people.viewer.page(
+        f"/runs/{run}"
+    )
 
 
 async def test_lines_that_stream_in_have_their_numbers_from_the_first_one(people: People) -> None:
@@ -171,14 +197,21 @@ async def test_lines_that_stream_in_have_their_numbers_from_the_first_one(people
 
 async def test_lines_that_are_critical_have_their_own_level(people: People) -> None:
     run = await running(people)
-    await write_log(people, block(run, 1, 0, "bad", level="error"), block(run, 1, 1, "worse", level="critical"))
+    await write_log(
+        people, block(run, 1, 0, "bad", level="error"), block(run, 1, 1, "worse", level="critical")
+    )
     html = await people.viewer.page(f"/runs/{run}?level=CRITICAL")
     assert "worse" in html and ">bad<" not in html
-    assert '<li class="n lv-critical" id="L2"' in html and "<option selected>CRITICAL</option>" in html
+    assert (
+        '<li class="n lv-critical" id="L2"' in html and "<option selected>CRITICAL</option>" in html
+    )
 
 
 async def test_a_run_that_was_deleted_is_said_to_be_so(people: People) -> None:
     old, new = "01900000-0000-7000-8000-000000000000", "ffffffff-ffff-7fff-8fff-ffffffffffff"
-    assert "it was made on" in (html := await people.viewer.page(f"/runs/{old}", 404)) and "deleted after" in html
+    assert (
+        "it was made on" in (html := await people.viewer.page(f"/runs/{old}", 404))
+        and "deleted after" in html
+    )
     html = await people.viewer.page(f"/runs/{new}", 404)
     assert f"there is no run with the id {new}" in html and "deleted" not in html

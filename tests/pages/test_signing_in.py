@@ -1,4 +1,6 @@
-"""Signing in with a real browser: by a link, by a token, alone and below a path of another application."""
+"""Signing in with a real browser: by a link, by a token, alone and below a path of another
+application.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 @contextmanager
 def service_below(folder: Path) -> Iterator[Service]:
     """A service in another application, which has no /readyz of its own."""
-    with process(folder, [word.replace("service.app:app", "mounted:app") for word in UVICORN]) as running:
+    with process(
+        folder, [word.replace("service.app:app", "mounted:app") for word in UVICORN]
+    ) as running:
         running.get = lambda path: Service.get(running, BELOW + path)  # type: ignore[method-assign]
         running.wait_until_ready()
         yield running
@@ -63,7 +67,9 @@ async def no_page_is_wider_than_the_screen(page: Page) -> None:
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-async def test_a_link_signs_in_and_makes_a_token_that_works(site: str, context: BrowserContext) -> None:
+async def test_a_link_signs_in_and_makes_a_token_that_works(
+    site: str, context: BrowserContext
+) -> None:
     errors = Errors()
     errors.watch(context)
     async with open_operations(Settings(_env_file=None), Loaded) as operations:
@@ -80,7 +86,9 @@ async def test_a_link_signs_in_and_makes_a_token_that_works(site: str, context: 
     shown = page.get_by_role("status").filter(has_text="The token laptop")
     token = (await shown.locator("pre").first.inner_text()).strip()
     await expect(shown).to_contain_text(f"batch --url {site} --token-file FILE runs")
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        headers={"Authorization": f"Bearer {token}"}, trust_env=False
+    ) as client:
         assert (await client.get(f"{site}/api/v1/session")).json()["role"] == "operator"
         await page.get_by_role("button", name="Sign out").click()
         await page.wait_for_url(f"{site}/signin")
@@ -93,7 +101,9 @@ async def test_a_link_signs_in_and_makes_a_token_that_works(site: str, context: 
     assert token not in await page.content()
 
 
-async def test_a_person_without_a_mouse_signs_in_with_a_token(site: str, context: BrowserContext) -> None:
+async def test_a_person_without_a_mouse_signs_in_with_a_token(
+    site: str, context: BrowserContext
+) -> None:
     async with open_operations(Settings(_env_file=None), Loaded) as operations:
         made = await operations.access.create_token("bea", "viewer")
     page = await context.new_page()
@@ -109,7 +119,9 @@ async def test_a_person_without_a_mouse_signs_in_with_a_token(site: str, context
     assert made.secret not in await page.content()
 
 
-async def test_without_a_browser_the_test_says_what_gets_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_without_a_browser_the_test_says_what_gets_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CHROMIUM", str(tmp_path / "nothing"))
     with pytest.raises(AssertionError, match="make tools"):
         async with browsers.browser():

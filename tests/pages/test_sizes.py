@@ -42,8 +42,19 @@ async def insert_run(people: People, **values: object) -> str:
     now, row = clock.now(), failed_run(**values)
     async with people.served.service.ledger.engine.begin() as connection:
         await connection.execute(insert(tables.runs), [row])
-        attempt = {"run": row["id"], "fence": 1, "number": 1, "started_at": now, "ended_at": now, "outcome": "failed"}
-        error = {"type": LONG[:1_000_000], "message": LONG[:1_000_000], "traceback": LONG[:1_000_000]}
+        attempt = {
+            "run": row["id"],
+            "fence": 1,
+            "number": 1,
+            "started_at": now,
+            "ended_at": now,
+            "outcome": "failed",
+        }
+        error = {
+            "type": LONG[:1_000_000],
+            "message": LONG[:1_000_000],
+            "traceback": LONG[:1_000_000],
+        }
         await connection.execute(insert(tables.attempts), [{**attempt, "error": error}])
     return str(row["id"])
 
@@ -60,14 +71,20 @@ def failed_run(**values: object) -> dict[str, object]:
         "attempt": 1,
         "fence": 1,
         "fingerprint": "1:abc",
-        **dict.fromkeys(("due_at", "created_at", "started_at", "attempt_started_at", "finished_at"), now),
+        **dict.fromkeys(
+            ("due_at", "created_at", "started_at", "attempt_started_at", "finished_at"), now
+        ),
         **values,
     }
 
 
-async def test_night_shows_twenty_failures_in_full_and_the_runs_of_a_task_once(people: People) -> None:
+async def test_night_shows_twenty_failures_in_full_and_the_runs_of_a_task_once(
+    people: People,
+) -> None:
     async with people.served.service.ledger.engine.begin() as connection:
-        many = [failed_run(fingerprint=f"1:{number}", reason="ValueError: no") for number in range(45)]
+        many = [
+            failed_run(fingerprint=f"1:{number}", reason="ValueError: no") for number in range(45)
+        ]
         await connection.execute(insert(tables.runs), many)
     html = await people.admin.page("/")
     assert html.count('<article class="pb"') == 20
@@ -79,19 +96,35 @@ async def test_night_shows_twenty_failures_in_full_and_the_runs_of_a_task_once(p
 
 async def test_texts_of_ten_megabytes_are_cut(people: People) -> None:
     plain = LONG.replace("\x1b", "?")
-    run = await insert_run(people, reason=plain, message=plain, params={"day": plain}, result={"said": plain})
-    for path in (f"/runs/{run}", "/runs", "/", "/tasks/report", f"/runs/{run}/attempts/1", "/search?q=report"):
+    run = await insert_run(
+        people, reason=plain, message=plain, params={"day": plain}, result={"said": plain}
+    )
+    for path in (
+        f"/runs/{run}",
+        "/runs",
+        "/",
+        "/tasks/report",
+        f"/runs/{run}/attempts/1",
+        "/search?q=report",
+    ):
         html = await small(people, path)
         assert "<b>x</b>" not in html and "\u202e" not in html, path
 
 
-async def test_a_run_that_is_pruned_under_the_page_is_not_found_and_the_others_stay(people: People) -> None:
+async def test_a_run_that_is_pruned_under_the_page_is_not_found_and_the_others_stay(
+    people: People,
+) -> None:
     run = await insert_run(people, reason="ValueError: no")
     assert run in await people.admin.page("/runs")
     async with people.served.service.ledger.engine.begin() as connection:
         await connection.execute(text("DELETE FROM batch_attempts"))
         await connection.execute(text("DELETE FROM batch_runs"))
-    for path in (f"/runs/{run}", f"/runs/{run}/attempts/1", f"/runs/{run}/cancel", f"/runs/{run}/log.txt"):
+    for path in (
+        f"/runs/{run}",
+        f"/runs/{run}/attempts/1",
+        f"/runs/{run}/cancel",
+        f"/runs/{run}/log.txt",
+    ):
         assert "no run" in await people.admin.page(path, 404)
     for path in PAGES:
         await small(people, path)
@@ -108,7 +141,9 @@ async def test_ten_thousand_tasks_and_many_runs_are_shown_in_pages(people: Peopl
 
 
 @pytest.mark.nightly
-async def test_a_task_with_a_hundred_thousand_slots_in_the_window_is_one_lane(people: People) -> None:
+async def test_a_task_with_a_hundred_thousand_slots_in_the_window_is_one_lane(
+    people: People,
+) -> None:
     since = clock.now() - timedelta(hours=28)
     async with people.served.service.ledger.engine.begin() as connection:
         await connection.execute(
@@ -116,6 +151,8 @@ async def test_a_task_with_a_hundred_thousand_slots_in_the_window_is_one_lane(pe
             .where(tables.schedules.c.task == "report")
             .values(cron="* * * * * *", valid_from=since, fired_until=since)
         )
-        await connection.execute(update(tables.tasks).values(accounted_from=None, first_seen_at=since))
+        await connection.execute(
+            update(tables.tasks).values(accounted_from=None, first_seen_at=since)
+        )
     for path in ("/", f"/?since={since:%Y-%m-%dT%H:%MZ}", "/tasks?range=24", "/tasks/report"):
         await small(people, path)

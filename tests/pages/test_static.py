@@ -1,4 +1,6 @@
-"""The files of the pages: names that change with their content, what is sent, and whether its colours can be read."""
+"""The files of the pages: names that change with their content, what is sent, and whether its
+colours can be read.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,30 @@ import pytest
 from service.pages.frame.assets import STATIC, assets
 from tests.pages.conftest import People
 
-TINTS = ("succeeded", "failed", "running", "retrying", "interrupted", "queued", "cancelled", "skipped", "missed")
+TINTS = (
+    "succeeded",
+    "failed",
+    "running",
+    "retrying",
+    "interrupted",
+    "queued",
+    "cancelled",
+    "skipped",
+    "missed",
+)
 PAIRS = [
-    *((ink, ground, 4.5) for ink in ("text", "text2", "text3", "link") for ground in ("bg", "surface", "sunken")),
+    *(
+        (ink, ground, 4.5)
+        for ink in ("text", "text2", "text3", "link")
+        for ground in ("bg", "surface", "sunken")
+    ),
     *((name, ground, 4.5) for name in TINTS for ground in ("surface", f"{name}-t")),
     *((f"{name}-f", "surface", 3.0) for name in TINTS),
-    *((ink, f"{name}-t", 4.5) for ink in ("text", "text2", "text3") for name in ("running", "retrying", "failed")),
+    *(
+        (ink, f"{name}-t", 4.5)
+        for ink in ("text", "text2", "text3")
+        for name in ("running", "retrying", "failed")
+    ),
     ("control", "surface", 3.0),
     ("onprimary", "primary", 4.5),
 ]
@@ -34,7 +54,9 @@ def tokens(scheme: int) -> dict[str, str]:
 def luminance(colour: str) -> float:
     digits = colour[1:] if len(colour) > 4 else "".join(digit * 2 for digit in colour[1:])
     parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -43,7 +65,9 @@ def test_every_ink_can_be_read_on_its_ground(scheme: int) -> None:
     colours = tokens(scheme)
     wrong = []
     for ink, ground, least in PAIRS:
-        brighter, darker = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+        brighter, darker = sorted(
+            (luminance(colours[ink]), luminance(colours[ground])), reverse=True
+        )
         if (contrast := (brighter + 0.05) / (darker + 0.05)) < least:
             wrong.append(f"{ink} on {ground}: {contrast:.2f}")
     assert wrong == []
@@ -52,7 +76,9 @@ def test_every_ink_can_be_read_on_its_ground(scheme: int) -> None:
 async def test_files_are_kept_for_ever_and_packed(people: People) -> None:
     for plain, named in assets().names.items():
         assert re.fullmatch(r"[\w.-]+\.[0-9a-f]{12}\.\w+", named), plain
-        answer = await people.nobody.get(f"/static/{named}", headers={"Accept-Encoding": "identity"})
+        answer = await people.nobody.get(
+            f"/static/{named}", headers={"Accept-Encoding": "identity"}
+        )
         assert answer.status_code == 200
         assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
         packed = await people.nobody.get(f"/static/{named}", headers={"Accept-Encoding": "gzip"})
@@ -62,7 +88,9 @@ async def test_files_are_kept_for_ever_and_packed(people: People) -> None:
     assert (await people.nobody.get("/static/..%2f..%2fpyproject.toml")).status_code == 404
 
 
-async def test_pages_are_packed_and_their_forms_have_another_token_each_time(people: People) -> None:
+async def test_pages_are_packed_and_their_forms_have_another_token_each_time(
+    people: People,
+) -> None:
     plain = await people.operator.client.get("/tasks", headers={"Accept-Encoding": "identity"})
     packed = await people.operator.client.get("/tasks", headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in plain.headers and packed.headers["content-encoding"] == "gzip"
@@ -90,5 +118,10 @@ def test_a_style_sheet_names_no_other_site() -> None:
 
 
 def test_what_is_vendored_has_its_licence() -> None:
-    for name in ("vendor/htmx.LICENSE", "fonts/inter.LICENSE", "fonts/mono.LICENSE", "icons/LICENSE"):
+    for name in (
+        "vendor/htmx.LICENSE",
+        "fonts/inter.LICENSE",
+        "fonts/mono.LICENSE",
+        "icons/LICENSE",
+    ):
         assert (STATIC / name).read_text()

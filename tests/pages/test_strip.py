@@ -1,4 +1,6 @@
-"""The strip of each page: the nodes with what they do, and the database with how fast it answers."""
+"""The strip of each page: the nodes with what they do, and the database with how fast it
+answers.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,13 @@ def strip_in(html: str) -> str:
     return re.sub(r"<[^>]+>", "", html.partition('id="nodes">')[2].partition('id="live"')[0])
 
 
-async def test_the_strip_says_how_busy_a_node_is_and_how_fast_the_database_answers(people: People) -> None:
-    assert re.search(r"heartbeat .* ago · lag \d+ ms · 0 of 100 busy", strip_in(await people.viewer.page("/runs")))
+async def test_the_strip_says_how_busy_a_node_is_and_how_fast_the_database_answers(
+    people: People,
+) -> None:
+    assert re.search(
+        r"heartbeat .* ago · lag \d+ ms · 0 of 100 busy",
+        strip_in(await people.viewer.page("/runs")),
+    )
     await running(people)
     await running(people, task="payroll", state="succeeded")
     strip = strip_in(await people.viewer.page("/changes"))
@@ -31,7 +38,9 @@ async def test_the_strip_says_how_busy_a_node_is_and_how_fast_the_database_answe
     assert "1 of 100 busy" in strip_in(f'id="nodes">{part.html}') and kind in part.html
 
 
-async def test_a_node_of_an_older_version_says_only_how_many_runs_it_executes(people: People) -> None:
+async def test_a_node_of_an_older_version_says_only_how_many_runs_it_executes(
+    people: People,
+) -> None:
     async with people.served.service.ledger.engine.begin() as connection:
         await connection.execute(update(tables.nodes).values(capacity=None))
     assert "· 0 busy" in strip_in(await people.viewer.page("/nodes"))

@@ -1,6 +1,8 @@
-"""The structure of each page of the demonstration is as it is stored, so that no page changes unseen.
+"""The structure of each page of the demonstration is as it is stored, so that no page changes
+unseen.
 
-`STRUCTURE=write pytest tests/pages/test_structure.py` stores it anew; look at the difference before it is committed.
+`STRUCTURE=write pytest tests/pages/test_structure.py` stores it anew; look at the difference before
+it is committed.
 """
 
 from __future__ import annotations
@@ -50,16 +52,28 @@ class Demo:
         """The HTML of a page, as somebody in Berlin sees it."""
         actor = Actor("mara", role, "page")
         address, _, query = path.partition("?")
-        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": address, "root_path": "", "headers": []}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "GET",
+            "path": address,
+            "root_path": "",
+            "headers": [],
+        }
         scope |= {"query_string": query.encode(), "path_params": given}
         zone = zone_of("Europe/Berlin")
-        viewer = Viewer(actor, self.operations.by(actor), zone, "auto", "0", "", path, "http://localhost", NOW)
+        viewer = Viewer(
+            actor, self.operations.by(actor), zone, "auto", "0", "", path, "http://localhost", NOW
+        )
         html = (await show(Request(scope), viewer)).replace(str(self.folder), "/srv/shop")
-        return re.sub(r"\*\*\* [0-9a-f]{16}", "*** and a mark", html)  # the mark of a secret is another one each time
+        return re.sub(
+            r"\*\*\* [0-9a-f]{16}", "*** and a mark", html
+        )  # the mark of a secret is another one each time
 
     async def run(self, **conditions: str) -> str:
         """The newest run like that."""
-        listed = await self.page(runs.show_runs, "/runs?" + "&".join(f"{k}={v}" for k, v in conditions.items()))
+        listed = await self.page(
+            runs.show_runs, "/runs?" + "&".join(f"{k}={v}" for k, v in conditions.items())
+        )
         found = re.search(r"/runs/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", listed)
         assert found is not None, listed
         return found[1]
@@ -93,7 +107,9 @@ async def compare(name: str, html: str) -> None:
     if os.environ.get("STRUCTURE") == "write":
         STORED.mkdir(exist_ok=True)
         file.write_text(shown)
-    assert shown == file.read_text(), f"the page {name} has another structure than the one that is stored"
+    assert shown == file.read_text(), (
+        f"the page {name} has another structure than the one that is stored"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,12 +130,19 @@ async def compare(name: str, html: str) -> None:
         ("search", search.show_search, "/search?q=invoice", {}),
         ("start", tasks.ask_to_start, "/tasks/orders_import/start", {"task": "orders_import"}),
         ("pause", tasks.ask_to_pause, "/tasks/orders_import/pause", {"task": "orders_import"}),
-        ("backfill", backfills.ask_to_backfill, "/tasks/orders_import/backfill", {"task": "orders_import"}),
+        (
+            "backfill",
+            backfills.ask_to_backfill,
+            "/tasks/orders_import/backfill",
+            {"task": "orders_import"},
+        ),
         ("you", sign_in.show_you, "/you", {}),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
 )
-async def test_a_page_is_as_it_is_stored(demo: Demo, name: str, show: Show, path: str, given: dict[str, str]) -> None:
+async def test_a_page_is_as_it_is_stored(
+    demo: Demo, name: str, show: Show, path: str, given: dict[str, str]
+) -> None:
     await compare(name, await demo.page(show, path, **given))
 
 
@@ -131,11 +154,15 @@ async def test_a_viewer_sees_no_button_that_changes_something(demo: Demo) -> Non
 
 async def test_an_outage_of_several_tasks_is_backfilled_or_left_from_its_row(demo: Demo) -> None:
     html = await demo.page(show_night, "/")
-    found = [re.search(rf'href="({path}[^"]+)"', html) for path in (r"/backfill\?", r"/slots/leave\?")]
+    found = [
+        re.search(rf'href="({path}[^"]+)"', html) for path in (r"/backfill\?", r"/slots/leave\?")
+    ]
     backfill, leave = (unescape(each[1]) for each in found if each is not None)
     html = await demo.page(outage_backfills.ask, backfill)
     assert "This will create 11 runs." in html and "Create 11 runs</button>" in html
-    assert all(f">{task}</a>" in html for task in ("session_sweep", "price_check", "bank_statements"))
+    assert all(
+        f">{task}</a>" in html for task in ("session_sweep", "price_check", "bank_statements")
+    )
     assert "Leave 11 slots as they are?" in await demo.page(left_slots.ask_to_leave, leave)
 
 
@@ -162,14 +189,19 @@ async def test_a_run_is_as_it_is_stored(demo: Demo, state: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "show"), [("retry", incidents.ask_to_retry), ("acknowledge", incidents.ask_to_acknowledge)]
+    ("name", "show"),
+    [("retry", incidents.ask_to_retry), ("acknowledge", incidents.ask_to_acknowledge)],
 )
-async def test_what_is_asked_about_an_incident_is_as_it_is_stored(demo: Demo, name: str, show: Show) -> None:
+async def test_what_is_asked_about_an_incident_is_as_it_is_stored(
+    demo: Demo, name: str, show: Show
+) -> None:
     incident = await demo.incident("bank_statements")
     await compare(name, await demo.page(show, f"/incidents/{incident}/{name}", incident=incident))
 
 
 @pytest.mark.parametrize(("name", "show"), [("cancel", run_actions.ask_to_cancel)])
-async def test_what_is_asked_about_a_run_is_as_it_is_stored(demo: Demo, name: str, show: Show) -> None:
+async def test_what_is_asked_about_a_run_is_as_it_is_stored(
+    demo: Demo, name: str, show: Show
+) -> None:
     run = await demo.run(state="running")
     await compare(name, await demo.page(show, f"/runs/{run}/{name}", run=run))

@@ -1,4 +1,6 @@
-"""The pages of tasks and runs: timeline, history, waterfall, log, backfill, bulk changes and search."""
+"""The pages of tasks and runs: timeline, history, waterfall, log, backfill, bulk changes and
+search.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,39 @@ import pytest
 from tests.batch.ledger_world import until
 from tests.pages.conftest import People, failed_run
 
-INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son[a-z]+=|javascript:", re.IGNORECASE)
+INLINE = re.compile(
+    r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son[a-z]+=|javascript:", re.IGNORECASE
+)
 
 
 async def test_new_pages_work_for_a_run_that_has_failed(people: People) -> None:
     operator = people.operator
     run = await failed_run(operator)
     for path in (
-        *("/tasks", "/tasks?range=1", "/tasks?range=24&group=tag", "/tasks?text=report&show=attention"),
-        *("/tasks/report", "/tasks/payroll", "/search", f"/search?q={run[-8:]}", "/search?q=no+such+day"),
-        *("/runs?within=24h", "/runs?since=2026-10-25T02:30&until=2036-10-25T02:30", "/tasks/report/backfill"),
-        *(f"/runs/{run}", f"/runs/{run}?to=1", f"/runs/{run}?level=ERROR&text=day", f"/runs/{run}/redrive"),
+        *(
+            "/tasks",
+            "/tasks?range=1",
+            "/tasks?range=24&group=tag",
+            "/tasks?text=report&show=attention",
+        ),
+        *(
+            "/tasks/report",
+            "/tasks/payroll",
+            "/search",
+            f"/search?q={run[-8:]}",
+            "/search?q=no+such+day",
+        ),
+        *(
+            "/runs?within=24h",
+            "/runs?since=2026-10-25T02:30&until=2036-10-25T02:30",
+            "/tasks/report/backfill",
+        ),
+        *(
+            f"/runs/{run}",
+            f"/runs/{run}?to=1",
+            f"/runs/{run}?level=ERROR&text=day",
+            f"/runs/{run}/redrive",
+        ),
     ):
         assert INLINE.search(await operator.page(path)) is None, path
     html = await operator.page(f"/runs/{run}")
@@ -38,7 +62,10 @@ async def test_new_pages_work_for_a_run_that_has_failed(people: People) -> None:
 
 async def test_the_page_of_a_task_says_which_policies_have_their_defaults(people: People) -> None:
     html = await people.viewer.page("/tasks/report")
-    assert "<dt>overlap</dt><dd><code>&#34;skip&#34;</code></dd>" in html.partition("Defaults of the others")[2]
+    assert (
+        "<dt>overlap</dt><dd><code>&#34;skip&#34;</code></dd>"
+        in html.partition("Defaults of the others")[2]
+    )
 
 
 async def test_many_runs_are_changed_after_a_preview(people: People) -> None:
@@ -47,13 +74,17 @@ async def test_many_runs_are_changed_after_a_preview(people: People) -> None:
     preview = re.search(r'name="preview" value="([^"]+)"', html)
     assert preview is not None
     assert "Acknowledge 1 run?" in html
-    answer = await people.operator.send("/runs/bulk/acknowledge", preview=preview[1], note="known since yesterday")
+    answer = await people.operator.send(
+        "/runs/bulk/acknowledge", preview=preview[1], note="known since yesterday"
+    )
     for _ in range(200):
         if "Done" in (html := await people.operator.page(answer.headers["location"])):
             break
     assert "1 of 1 run" in html
     assert f"/runs/{run}/acknowledge" not in await people.operator.page(f"/runs/{run}")
-    assert "Nothing to acknowledge" in await people.operator.page("/runs/bulk/acknowledge?state=failed&task=payroll")
+    assert "Nothing to acknowledge" in await people.operator.page(
+        "/runs/bulk/acknowledge?state=failed&task=payroll"
+    )
     await people.operator.page("/runs/bulk/acknowledge?state=succeeded", 422)
     await people.viewer.page("/runs/bulk/acknowledge", 403)
 
@@ -83,9 +114,14 @@ async def test_a_backfill_is_made_after_a_preview(people: People) -> None:
 
 async def test_the_days_of_a_backfill_are_in_the_history(people: People) -> None:
     today = datetime.now(UTC).date()
-    days = {"first": str(today - timedelta(days=40)), "last": str(today - timedelta(days=2)), "already": "leave"}
+    days = {
+        "first": str(today - timedelta(days=40)),
+        "last": str(today - timedelta(days=2)),
+        "already": "leave",
+    }
     preview = re.search(
-        r'name="preview" value="([^"]+)"', (await people.operator.send("/tasks/report/backfill", 200, **days)).text
+        r'name="preview" value="([^"]+)"',
+        (await people.operator.send("/tasks/report/backfill", 200, **days)).text,
     )
     assert preview is not None
     begun = await people.operator.send("/tasks/report/backfill", preview=preview[1])
@@ -104,7 +140,9 @@ async def test_days_that_are_none_are_refused(people: People, first: str) -> Non
 
 
 async def test_over_500_runs_need_their_number(people: People) -> None:
-    answer = await people.operator.send("/tasks/report/backfill", 200, first="2024-01-01", last="2025-12-31")
+    answer = await people.operator.send(
+        "/tasks/report/backfill", 200, first="2024-01-01", last="2025-12-31"
+    )
     preview = re.search(r'name="preview" value="([^"]+)"', answer.text)
     assert preview is not None
     await people.operator.send("/tasks/report/backfill", 422, preview=preview[1])
@@ -116,4 +154,6 @@ async def test_a_viewer_sees_no_log_of_a_secret_task(people: People) -> None:
     started = await people.operator.send("/tasks/payroll/start")
     html = await people.viewer.page(started.headers["location"])
     assert "a viewer may not read logs of payroll" in html
-    assert (await people.viewer.client.get(f"{started.headers['location']}/log.txt")).status_code == 403
+    assert (
+        await people.viewer.client.get(f"{started.headers['location']}/log.txt")
+    ).status_code == 403

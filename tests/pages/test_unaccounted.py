@@ -17,9 +17,11 @@ MINUTE = timedelta(minutes=1)
 
 
 async def lose_slots(people: People, minutes: int, ends: bool = True) -> datetime:
-    """Let the task report have a slot in each of the last minutes, which a service has gone past without a trace.
+    """Let the task report have a slot in each of the last minutes, which a service has gone past
+    without a trace.
 
-    `ends`: the schedule ends now, so that no slot comes while the test goes on. Returns the first of these slots.
+    `ends`: the schedule ends now, so that no slot comes while the test goes on. Returns the first
+    of these slots.
     """
     now = clock.now().replace(second=0, microsecond=0)
     begin = now - minutes * MINUTE
@@ -32,26 +34,39 @@ async def lose_slots(people: People, minutes: int, ends: bool = True) -> datetim
             "valid_until": now if ends else None,
         }
         await connection.execute(mine.values(**values))
-        await connection.execute(update(tables.tasks).values(accounted_from=None, first_seen_at=begin - MINUTE))
+        await connection.execute(
+            update(tables.tasks).values(accounted_from=None, first_seen_at=begin - MINUTE)
+        )
         for table in (tables.missed, tables.runs):
             await connection.execute(delete(table))
     return begin
 
 
 def slots_in(html: str) -> list[datetime]:
-    return [datetime.fromisoformat(each) for each in re.findall(r'nw"><time datetime="([^"]+)"', html)]
+    return [
+        datetime.fromisoformat(each) for each in re.findall(r'nw"><time datetime="([^"]+)"', html)
+    ]
 
 
-async def test_each_number_of_unaccounted_slots_leads_to_exactly_these_slots(people: People) -> None:
+async def test_each_number_of_unaccounted_slots_leads_to_exactly_these_slots(
+    people: People,
+) -> None:
     begin = await lose_slots(people, 10)
     night = await people.operator.page("/?since=24h")
-    found = re.search(r'<a href="(/unaccounted\?since=[^"]+)" class="c-missed">(\d+) unaccounted</a>', night)
+    found = re.search(
+        r'<a href="(/unaccounted\?since=[^"]+)" class="c-missed">(\d+) unaccounted</a>', night
+    )
     assert found is not None
     address, number = found.groups()
     assert f'><a href="{address}">{number} slots are unaccounted for</a></h2>' in night
-    assert night.count(f'href="{address}"') == 3, "the headline, the sentence, and the row of what needs a person"
+    assert night.count(f'href="{address}"') == 3, (
+        "the headline, the sentence, and the row of what needs a person"
+    )
     tasks = await people.operator.page("/tasks")
-    assert '<a class="card tile" href="/unaccounted?since=24h">' in tasks and f"{number} unknown" in tasks
+    assert (
+        '<a class="card tile" href="/unaccounted?since=24h">' in tasks
+        and f"{number} unknown" in tasks
+    )
     for path in (address, "/unaccounted?since=24h"):
         html = await people.operator.page(path)
         slots = slots_in(html)
@@ -73,10 +88,15 @@ async def test_a_slot_is_shown_in_the_zone_of_the_viewer_and_in_utc(people: Peop
     await people.viewer.send("/preferences", zone="Asia/Kathmandu", next="/")
     html = await people.viewer.page("/unaccounted?since=24h")
     local = begin + timedelta(hours=5, minutes=45)
-    assert f'{local:%H:%M:%S} <span class="t2">+05:45</span>' in html and f">{begin:%Y-%m-%d %H:%M:%S}<" in html
+    assert (
+        f'{local:%H:%M:%S} <span class="t2">+05:45</span>' in html
+        and f">{begin:%Y-%m-%d %H:%M:%S}<" in html
+    )
 
 
-async def test_of_very_many_slots_the_newest_are_listed_and_the_others_are_counted(people: People) -> None:
+async def test_of_very_many_slots_the_newest_are_listed_and_the_others_are_counted(
+    people: People,
+) -> None:
     await lose_slots(people, 260)
     html = await people.operator.page("/unaccounted?since=24h")
     found = re.search(r"<h1>(\d+) slots unaccounted for</h1>", html)
@@ -88,14 +108,18 @@ async def test_of_very_many_slots_the_newest_are_listed_and_the_others_are_count
 
 async def test_where_nothing_is_unaccounted_for_the_page_says_so(people: People) -> None:
     html = await people.viewer.page("/unaccounted")
-    assert "<h1>0 slots unaccounted for</h1>" in html and "Each slot of this window has a run" in html
+    assert (
+        "<h1>0 slots unaccounted for</h1>" in html and "Each slot of this window has a run" in html
+    )
 
 
 async def test_a_window_that_is_over_ends_where_that_of_night_ends(people: People) -> None:
     begin = await lose_slots(people, 30)
     since, until = quote((begin - 20 * MINUTE).isoformat()), quote((begin + 5 * MINUTE).isoformat())
     night = await people.viewer.page(f"/?since={since}&until={until}")
-    found = re.search(r'<a href="(/unaccounted\?[^"]+until=[^"]+)" class="c-missed">5 unaccounted</a>', night)
+    found = re.search(
+        r'<a href="(/unaccounted\?[^"]+until=[^"]+)" class="c-missed">5 unaccounted</a>', night
+    )
     assert found is not None
     slots = slots_in(await people.viewer.page(found[1].replace("&amp;", "&")))
     assert slots == [begin + number * MINUTE for number in (4, 3, 2, 1, 0)]

@@ -36,26 +36,41 @@ async def test_a_visit_begins_where_the_one_before_it_ended(people: People) -> N
 def in_zone_where_it_is(people: People, hour: int) -> None:
     ahead = hour - clock.now().hour
     ahead -= 24 if ahead > 14 else 0  # there is no zone that is farther ahead
-    people.viewer.client.cookies.set(ZONE_COOKIE, f"Etc/GMT{-ahead:+}", domain="localhost.local", path="/")
+    people.viewer.client.cookies.set(
+        ZONE_COOKIE, f"Etc/GMT{-ahead:+}", domain="localhost.local", path="/"
+    )
 
 
-async def test_from_six_in_the_evening_on_there_is_the_window_of_tonight_too(people: People) -> None:
+async def test_from_six_in_the_evening_on_there_is_the_window_of_tonight_too(
+    people: People,
+) -> None:
     with clock.moved(clock.now().replace(minute=30)):
         in_zone_where_it_is(people, 12)
         assert ">Tonight</a>" not in await people.viewer.page("/")
         in_zone_where_it_is(people, 20)
         html = await people.viewer.page("/")
         (address,) = re.findall(r'href="(/\?since=[^"]+)">Tonight</a>', html)
-        assert 'href="/" aria-current="true"><span>Since 18:00<span class="pw"> yesterday</span></span></a>' in html
+        assert (
+            'href="/" aria-current="true"><span>Since 18:00<span class="pw"> '
+            "yesterday</span></span></a>" in html
+        )
         tonight = await people.viewer.page(address.replace("&amp;", "&"))
         assert f'href="{address}" aria-current="true">Tonight</a>' in tonight
-        assert re.search(r"<p>[^<]*18:00[^<]* to now, 2 h", tonight), re.findall(r"<h1>.*?</p>", tonight)
+        assert re.search(r"<p>[^<]*18:00[^<]* to now, 2 h", tonight), re.findall(
+            r"<h1>.*?</p>", tonight
+        )
 
 
-@pytest.mark.parametrize("cookie", ["", ".", "x.y", "1.99999999999", "-1.5", f"{'9' * 400}.1", "٣.٣", "0.0"])
+@pytest.mark.parametrize(
+    "cookie", ["", ".", "x.y", "1.99999999999", "-1.5", f"{'9' * 400}.1", "٣.٣", "0.0"]
+)
 async def test_a_cookie_of_visits_may_hold_anything(people: People, cookie: str) -> None:
     people.viewer.client.headers["Cookie"] = "; ".join(
-        [f"{name}={value}" for name, value in people.viewer.client.cookies.items() if name != VISIT_COOKIE]
+        [
+            f"{name}={value}"
+            for name, value in people.viewer.client.cookies.items()
+            if name != VISIT_COOKIE
+        ]
         + [f"{VISIT_COOKIE}={cookie.encode('unicode_escape').decode()}"]
     )
     assert "Since<span" in await people.viewer.page("/")

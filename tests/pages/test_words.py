@@ -42,7 +42,14 @@ def test_a_duration_has_two_units_at_most(seconds: float | None, expected: str) 
 
 @pytest.mark.parametrize(
     ("octets", "expected"),
-    [(None, "–"), (0, "0 B"), (999, "999 B"), (1_000, "1.00 kB"), (4_820_000_000, "4.82 GB"), (99_950_000, "100 MB")],
+    [
+        (None, "–"),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1_000, "1.00 kB"),
+        (4_820_000_000, "4.82 GB"),
+        (99_950_000, "100 MB"),
+    ],
 )
 def test_a_size_has_three_digits(octets: float | None, expected: str) -> None:
     assert formatting.size(octets) == expected
@@ -92,7 +99,11 @@ def test_a_log_line_may_have_any_text_as_its_instant() -> None:
     [
         ({"new": 2, "again": 1, "left": 5, "after": {}}, "backfilled, 3 runs"),
         (
-            {"new": 1, "again": 0, "after": {"load": {"new": 1, "again": 1}, "report": {"new": 0, "again": 0}}},
+            {
+                "new": 1,
+                "again": 0,
+                "after": {"load": {"new": 1, "again": 1}, "report": {"new": 0, "again": 0}},
+            },
             "backfilled, 1 run; after it 2 of load",
         ),
         (
@@ -104,9 +115,19 @@ def test_a_log_line_may_have_any_text_as_its_instant() -> None:
         (None, "backfilled"),
     ],
 )
-def test_a_backfill_says_how_many_runs_it_has_made_also_of_the_tasks_that_come_after(after: Any, words: str) -> None:
+def test_a_backfill_says_how_many_runs_it_has_made_also_of_the_tasks_that_come_after(
+    after: Any, words: str
+) -> None:
     at = datetime(2026, 3, 10, tzinfo=UTC)
-    change = NightChange(at=at, kind="task.backfill", actor="ann", task="extract", before=None, after=after, note=None)
+    change = NightChange(
+        at=at,
+        kind="task.backfill",
+        actor="ann",
+        task="extract",
+        before=None,
+        after=after,
+        note=None,
+    )
     (line,) = lines_of([change], [], at)
     assert (line.task, line.words, line.detail) == ("extract", words, "ann")
 
@@ -117,6 +138,13 @@ def test_colours_of_a_terminal_are_left_out_of_what_was_logged() -> None:
 
 
 def test_a_run_that_has_set_items_aside_has_not_failed() -> None:
-    need = Need(kind="quarantine", incident=None, task="upcase", open=1, error="1 item waits", failing_since=NOW)
+    need = Need(
+        kind="quarantine",
+        incident=None,
+        task="upcase",
+        open=1,
+        error="1 item waits",
+        failing_since=NOW,
+    )
     [line] = lines_of([], [need], NOW)
     assert (line.task, line.words) == ("upcase", "has put items into quarantine")

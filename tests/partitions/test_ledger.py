@@ -1,4 +1,6 @@
-"""Partitioned runs in the ledger: lanes, races with a cancel and with a newer holder, overlap, pauses and pruning."""
+"""Partitioned runs in the ledger: lanes, races with a cancel and with a newer holder, overlap,
+pauses and pruning.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,13 @@ SPLIT = Split(PartsGate.PARTS, "sums/parts", [{"n": 1}, {"n": 2}, {"n": 3}])
 def sums(**attributes: Any) -> Task:
     async def nothing(self: Any, *_: Any) -> Any: ...
 
-    own = {"name": "sums", "schedule": "0 1 * * *", "parallel": 2, "split": nothing, "work": nothing}
+    own = {
+        "name": "sums",
+        "schedule": "0 1 * * *",
+        "parallel": 2,
+        "split": nothing,
+        "work": nothing,
+    }
     cls = type("Sums", (PartitionedTask,), {**own, "work": lambda self, part: None, **attributes})
     TaskRegistry.register(cls)
     return TaskRegistry.get("sums")
@@ -56,20 +64,34 @@ class Sums(Waits):
     async def begin(self) -> str:
         """A run that is running."""
         async with self.ledger.engine.begin() as connection:
-            run = await enqueue.enqueue(connection, Startable.of(self.tasks["sums"]), None, None, "ann")
+            run = await enqueue.enqueue(
+                connection, Startable.of(self.tasks["sums"]), None, None, "ann"
+            )
         assert await self.take() == [run]
         return run
 
-    async def split(self, run: str, split: Split = SPLIT, fence: int | None = None) -> list[Outcome]:
+    async def split(
+        self, run: str, split: Split = SPLIT, fence: int | None = None
+    ) -> list[Outcome]:
         """The attempt of a run ends with its split. Returns the outcomes that were refused."""
         (row,) = await rows(self.ledger, id=run)
         now = clock.now()
-        given = (run, row["fence"] if fence is None else fence, RunState.WAITING, "split", row["attempt"], NODE, "sums")
+        given = (
+            run,
+            row["fence"] if fence is None else fence,
+            RunState.WAITING,
+            "split",
+            row["attempt"],
+            NODE,
+            "sums",
+        )
         async with self.ledger.engine.begin() as connection:
             return await transitions.finish(connection, [Outcome(*given, now, now, split=split)])
 
     async def parts(self, run: str, **equal: Any) -> list[dict[str, Any]]:
-        return sorted(await rows(self.ledger, awaited_by=run, **equal), key=lambda row: int(row["part"]))
+        return sorted(
+            await rows(self.ledger, awaited_by=run, **equal), key=lambda row: int(row["part"])
+        )
 
     async def end_parts(self, run: str) -> None:
         """A running run is split, and its parts succeed."""
@@ -97,11 +119,18 @@ async def world(ledger: Database) -> AsyncIterator[Sums]:
     enqueue.use_no_service()
 
 
-async def test_the_parts_are_stored_with_the_outcome_and_run_in_their_own_lanes(world: Sums) -> None:
+async def test_the_parts_are_stored_with_the_outcome_and_run_in_their_own_lanes(
+    world: Sums,
+) -> None:
     run = await world.begin()
     assert await world.split(run) == []
     row = await world.row(run)
-    assert (row["state"], row["gate"], row["finished_at"], row["attempt"]) == ("waiting", "parts", None, 1)
+    assert (row["state"], row["gate"], row["finished_at"], row["attempt"]) == (
+        "waiting",
+        "parts",
+        None,
+        1,
+    )
     parts = await world.parts(run)
     assert [(part["params"], part["state"], part["origin"]) for part in parts] == [
         ({"n": n}, "queued", "part") for n in (1, 2, 3)
@@ -115,7 +144,9 @@ async def test_it_keeps_its_lane_so_that_no_second_run_begins(world: Sums) -> No
     first = await world.begin()
     await world.split(first)
     async with world.ledger.engine.begin() as connection:
-        second = await enqueue.enqueue(connection, Startable.of(world.tasks["sums"]), None, None, "bob")
+        second = await enqueue.enqueue(
+            connection, Startable.of(world.tasks["sums"]), None, None, "bob"
+        )
     taken = await world.take()
     assert second not in taken
     for part in await world.parts(first):
@@ -148,7 +179,9 @@ async def test_a_pause_leaves_it_its_lane_after_its_parts(world: Sums) -> None:
         await task_sync.pause(connection, "sums", "ann", world.tasks)
     clock.advance(timedelta(minutes=1))
     async with world.ledger.engine.begin() as connection:
-        later = await enqueue.enqueue(connection, Startable.of(world.tasks["sums"]), None, None, "bob")
+        later = await enqueue.enqueue(
+            connection, Startable.of(world.tasks["sums"]), None, None, "bob"
+        )
     assert await world.take() == []
     async with world.ledger.engine.begin() as connection:
         await task_sync.resume(connection, "sums")
@@ -217,11 +250,18 @@ async def test_parts_that_fail_close_the_run_and_a_retry_queues_only_them(world:
         await world.start(part["id"])
         state = RunState.SUCCEEDED if part["part"] == 2 else RunState.FAILED
         error = {"type": "OSError", "fingerprint": "OSError:x"}
-        await world.finish(part["id"], state, count=10, total=20, fingerprint="f", error=error, part=part["part"])
+        await world.finish(
+            part["id"], state, count=10, total=20, fingerprint="f", error=error, part=part["part"]
+        )
     assert {part["fingerprint"] for part in await world.parts(run)} == {None}
     assert await world.look() == 1
     row = await world.row(run)
-    assert (row["state"], row["reason"], row["count"], row["total"]) == ("failed", "2 of 3 parts failed: 1, 3", 30, 60)
+    assert (row["state"], row["reason"], row["count"], row["total"]) == (
+        "failed",
+        "2 of 3 parts failed: 1, 3",
+        30,
+        60,
+    )
     assert (row["fingerprint"], row["noticed_at"]) == ("OSError:x", None)
     async with world.ledger.engine.begin() as connection:
         await retry(connection, run, "ann")
@@ -233,7 +273,9 @@ async def test_parts_that_fail_close_the_run_and_a_retry_queues_only_them(world:
 
 
 @pytest.mark.parametrize("state", [RunState.SUCCEEDED, RunState.FAILED])
-async def test_parts_with_totals_that_no_column_holds_together_go_on(world: Sums, state: RunState) -> None:
+async def test_parts_with_totals_that_no_column_holds_together_go_on(
+    world: Sums, state: RunState
+) -> None:
     """Before, no run that waited was opened any more: each transaction of the opener failed."""
     run = await world.begin()
     await world.split(run)
@@ -261,7 +303,9 @@ async def test_a_run_is_not_retried_while_a_part_is_active(world: Sums) -> None:
     async with world.ledger.engine.begin() as connection:
         with pytest.raises(WrongState, match=f"the run {run} is waiting: it has not ended"):
             await retry(connection, run, "ann")
-        await connection.execute(update(runs).where(runs.c.id == run).values(state="cancelled"))  # as it once was
+        await connection.execute(
+            update(runs).where(runs.c.id == run).values(state="cancelled")
+        )  # as it once was
     async with world.ledger.engine.begin() as connection:
         with pytest.raises(WrongState, match=f"parts of the run {run} have not ended yet"):
             await retry(connection, run, "ann")
@@ -302,12 +346,17 @@ async def test_parts_of_a_task_that_is_not_partitioned_any_more_fail_with_their_
     clock.advance(unserved.GRACE_OF_PARTS)
     assert await unserved.fail_left_parts(world.ledger, world.tasks) == {}
     clock.advance(timedelta(minutes=1))
-    assert await unserved.fail_left_parts(world.ledger, world.tasks) == {}  # a node with the code of before is at it
+    assert (
+        await unserved.fail_left_parts(world.ledger, world.tasks) == {}
+    )  # a node with the code of before is at it
     await world.finish(first["id"])
     assert await world.take() == []
     assert await unserved.fail_left_parts(world.ledger, before) == {}
     assert await unserved.fail_left_parts(world.ledger, world.tasks) == {"sums": 2}
-    assert [part["reason"] for part in await world.parts(run)] == [None, *[unserved.REASON_OF_PARTS] * 2]
+    assert [part["reason"] for part in await world.parts(run)] == [
+        None,
+        *[unserved.REASON_OF_PARTS] * 2,
+    ]
     assert await world.look() == 1
     row = await world.row(run)
     assert (row["state"], row["reason"]) == ("failed", "2 of 3 parts failed: 2, 3")
@@ -360,7 +409,9 @@ async def test_a_pause_holds_the_parts_also_of_a_run_that_is_split_after_it(worl
     assert await world.take() == []
 
 
-async def test_parts_are_pruned_with_their_run_and_only_then(world: Sums, application: Database) -> None:
+async def test_parts_are_pruned_with_their_run_and_only_then(
+    world: Sums, application: Database
+) -> None:
     run = await world.begin()
     await world.split(run)
     for part in await world.parts(run):
@@ -386,7 +437,9 @@ async def test_a_cancelled_run_keeps_its_lane_until_its_running_parts_are_over(w
     await world.split(run)
     assert len(await world.take()) == 2
     async with world.ledger.engine.begin() as connection:
-        second = await enqueue.enqueue(connection, Startable.of(world.tasks["sums"]), None, None, "bob")
+        second = await enqueue.enqueue(
+            connection, Startable.of(world.tasks["sums"]), None, None, "bob"
+        )
         assert await request_cancel(connection, run, "cancelled by ann", "ann") == RunState.WAITING
     for number in (2, 1):
         assert (await world.take(), await world.look()) == ([], 0)
@@ -396,12 +449,18 @@ async def test_a_cancelled_run_keeps_its_lane_until_its_running_parts_are_over(w
         await world.finish(running[0]["id"])
     assert await world.look() == 1
     row = await world.row(run)
-    assert (row["state"], row["reason"], row["cancel_by"]) == ("cancelled", "cancelled by ann", "ann")
+    assert (row["state"], row["reason"], row["cancel_by"]) == (
+        "cancelled",
+        "cancelled by ann",
+        "ann",
+    )
     assert row["finished_at"] is not None
     assert await world.take() == [second]
 
 
-async def test_a_cancelled_run_is_kept_while_one_of_its_parts_is_running(world: Sums, application: Database) -> None:
+async def test_a_cancelled_run_is_kept_while_one_of_its_parts_is_running(
+    world: Sums, application: Database
+) -> None:
     run = await world.begin()
     await world.split(run)
     first, *_ = await world.parts(run)
@@ -432,7 +491,9 @@ async def test_a_part_that_failed_is_queued_again_while_others_go_on(world: Sums
 
 
 async def test_members_of_its_group_are_no_parts(world: Sums) -> None:
-    """A partitioned run may be the follow-up of a group: both are runs that it waits for, one after the other."""
+    """A partitioned run may be the follow-up of a group: both are runs that it waits for, one after
+    the other.
+    """
     run = await world.begin()
     member = new("sums", exclusive=None, state="failed", awaited_by=run, parent=run)
     async with world.ledger.engine.begin() as connection:

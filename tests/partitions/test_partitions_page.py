@@ -12,6 +12,14 @@ from tests.testing.test_plugin import take
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_examples_of_the_page_succeed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    take(pytester, monkeypatch, "tasks/reprice.py", "tests/test_reprice.py", page=ROOT / "docs/partitions.md")
+def test_the_examples_of_the_page_succeed(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(
+        pytester,
+        monkeypatch,
+        "tasks/reprice.py",
+        "tests/test_reprice.py",
+        page=ROOT / "docs/partitions.md",
+    )
     pytester.runpytest_subprocess("-q").assert_outcomes(passed=5)

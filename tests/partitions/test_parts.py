@@ -1,4 +1,6 @@
-"""Partitioned tasks: a run is split once, its parts run side by side, and join follows when all have succeeded."""
+"""Partitioned tasks: a run is split once, its parts run side by side, and join follows when all
+have succeeded.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def sums(batch: Batch) -> type[Sums]:
     return Sums
 
 
-async def test_a_run_is_split_its_parts_run_and_join_gets_their_results(batch: Batch, sums: type[Sums]) -> None:
+async def test_a_run_is_split_its_parts_run_and_join_gets_their_results(
+    batch: Batch, sums: type[Sums]
+) -> None:
     run = await batch.run(Sums)
     assert (run.state, run.result, run.attempt) == ("succeeded", 0 + 1 + 3 + 6, 1)
     parts = batch.parts(run)
@@ -86,7 +90,9 @@ async def test_a_run_without_parts_goes_on_to_join(batch: Batch, sums: type[Sums
     assert (run.state, run.result) == ("succeeded", 0)
 
 
-async def test_a_failed_part_fails_the_run_and_a_retry_runs_only_that_part(batch: Batch, sums: type[Sums]) -> None:
+async def test_a_failed_part_fails_the_run_and_a_retry_runs_only_that_part(
+    batch: Batch, sums: type[Sums]
+) -> None:
     batch.fail_next(Sums, part=2)
     run = await batch.run(Sums)
     assert (run.state, run.reason) == ("failed", "1 of 4 parts failed: 2")
@@ -146,7 +152,9 @@ async def test_with_fail_fast_the_first_failure_cancels_the_others(batch: Batch)
     assert sorted(Sums.worked) == list(range(1, 21))
 
 
-async def test_a_kill_after_a_part_loses_no_part_that_has_ended(batch: Batch, sums: type[Sums]) -> None:
+async def test_a_kill_after_a_part_loses_no_part_that_has_ended(
+    batch: Batch, sums: type[Sums]
+) -> None:
     run = await batch.run(Sums, kill_after_part=2)
     assert run.state == "waiting"
     assert [part.state for part in batch.parts(run)].count("succeeded") >= 2
@@ -162,7 +170,9 @@ async def test_from_the_beginning_it_is_split_anew(batch: Batch, sums: type[Sums
     assert before.isdisjoint(part.id for part in batch.parts(run))
 
 
-async def test_a_part_of_an_ended_run_is_retried_with_its_run(batch: Batch, sums: type[Sums]) -> None:
+async def test_a_part_of_an_ended_run_is_retried_with_its_run(
+    batch: Batch, sums: type[Sums]
+) -> None:
     batch.fail_next(Sums, part=2)
     run = await batch.run(Sums)
     with pytest.raises(WrongState, match=f"part 2 of run {run.id}"):
@@ -183,7 +193,10 @@ async def test_a_cancel_of_the_run_reaches_its_parts(batch: Batch, sums: type[Su
         (3, "split() of task odd has returned 3; allowed: a list of Part(…)"),
         ([1], "split() of task odd has returned 1 as part 1; allowed: Part(…)"),
         ([Part(a=object())], "split() of task odd has returned a part 1 that can't be stored"),
-        ([Part()] * 10_001, "split() of task odd has returned 10,001 parts; allowed: at most 10,000"),
+        (
+            [Part()] * 10_001,
+            "split() of task odd has returned 10,001 parts; allowed: at most 10,000",
+        ),
         (
             [Part(a=json.loads("[" * 65 + "]" * 65))],
             "a part 1 that can't be stored: a: lists and objects may be nested on 64",
@@ -191,7 +204,9 @@ async def test_a_cancel_of_the_run_reaches_its_parts(batch: Batch, sums: type[Su
         ([Part(a="x" * 4_000_001)] * 2, "more than 8,000,000 characters together"),
     ],
 )
-async def test_a_split_that_can_not_be_stored_fails_the_run(batch: Batch, returned: Any, reason: str) -> None:
+async def test_a_split_that_can_not_be_stored_fails_the_run(
+    batch: Batch, returned: Any, reason: str
+) -> None:
     class Odd(PartitionedTask):
         name, schedule = "odd", None
 
@@ -208,7 +223,13 @@ async def test_a_split_that_can_not_be_stored_fails_the_run(batch: Batch, return
 
 
 def test_values_of_parts_are_as_they_were() -> None:
-    given = {"id": UUID(int=5), "at": datetime(2026, 1, 1, tzinfo=UTC), "n": 1, "x": None, "l": [1, {"date": "a"}]}
+    given = {
+        "id": UUID(int=5),
+        "at": datetime(2026, 1, 1, tzinfo=UTC),
+        "n": 1,
+        "x": None,
+        "l": [1, {"date": "a"}],
+    }
     part = Part.stored(7, Part(**given).as_json())
     assert (dict(part), part.number) == (given, 7)
 
@@ -223,6 +244,8 @@ def test_values_of_parts_are_as_they_were() -> None:
         ({"join": lambda self: None}, "join\\(\\) has other parameters"),
     ],
 )
-def test_what_is_declared_wrongly_is_refused(batch: Batch, attributes: dict[str, Any], message: str) -> None:
+def test_what_is_declared_wrongly_is_refused(
+    batch: Batch, attributes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InvalidTask, match=message):
         batch.add(type("Wrong", (Sums,), {"name": "wrong", **attributes}))

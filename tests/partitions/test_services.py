@@ -1,4 +1,6 @@
-"""Partitioned tasks in real processes: parts in children and on workers, and `batch run` without any service."""
+"""Partitioned tasks in real processes: parts in children and on workers, and `batch run` without
+any service.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from tests.databases import application_with_done, items_done
 from tests.incidents.receivers import http_receiver
 from tests.processes import BATCH, Service, batch, process, service
 
-SETTINGS = {"POLL_SECONDS": "0.1", "DRAIN_SECONDS": "5", "HEARTBEAT_SECONDS": "0.3", "LEASE_SECONDS": "2"}
+SETTINGS = {
+    "POLL_SECONDS": "0.1",
+    "DRAIN_SECONDS": "5",
+    "HEARTBEAT_SECONDS": "0.3",
+    "LEASE_SECONDS": "2",
+}
 
 TASKS = """
 import asyncio, os
@@ -69,11 +76,15 @@ class Place:
         (self.folder / "tasks/all.py").write_text(TASKS.replace("POOL", pool).replace("PING", ping))
 
     def serve(self, **settings: str) -> Service:
-        return self._stack.enter_context(service(self.folder, settings={**self.settings, **settings}))
+        return self._stack.enter_context(
+            service(self.folder, settings={**self.settings, **settings})
+        )
 
     def work(self, **settings: str) -> Service:
         command = (*BATCH, "work", "--pool", "cpu")
-        return self._stack.enter_context(process(self.folder, command, {**self.settings, **settings}))
+        return self._stack.enter_context(
+            process(self.folder, command, {**self.settings, **settings})
+        )
 
     def batch(self, *words: str) -> str:
         done = batch(self.folder, *words, settings=self.settings)
@@ -159,7 +170,9 @@ async def test_a_cancel_stops_the_parts_that_are_running(place: Place) -> None:
     assert (await place.state(run, "cancelled"))["reason"].startswith("cancelled by")
 
 
-async def test_a_run_that_fails_by_its_parts_is_told_once_by_the_service_that_closes_it(place: Place) -> None:
+async def test_a_run_that_fails_by_its_parts_is_told_once_by_the_service_that_closes_it(
+    place: Place,
+) -> None:
     async with http_receiver() as receiver:
         place.have("default", ping=receiver.url)
         services = [place.serve(), place.serve()]

@@ -13,7 +13,9 @@ from tests.pools.world import World
 
 @pytest.fixture
 def world(shared: tuple[World, dict[str, Task]]) -> Iterator[World]:
-    """The nursery of the test's file, with its tasks. `shared`: see world.shared_pool; each file has its own."""
+    """The nursery of the test's file, with its tasks. `shared`: see world.shared_pool; each file
+    has its own.
+    """
     for task in shared[1].values():
         TaskRegistry.register(task.cls)
     with logs.keep_run_lines():

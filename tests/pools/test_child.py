@@ -19,7 +19,9 @@ from tests.batch.ledger_world import make_task
 
 
 class Played:
-    """A nursery whose child tells two lines and its ending, and ends without having read anything."""
+    """A nursery whose child tells two lines and its ending, and ends without having read
+    anything.
+    """
 
     def reserve(self) -> int:
         return 1
@@ -39,7 +41,9 @@ class Played:
         return Begun(1, ended)
 
 
-async def test_what_a_child_has_told_is_read_to_its_end_also_if_it_has_left_something_unread() -> None:
+async def test_what_a_child_has_told_is_read_to_its_end_also_if_it_has_left_something_unread() -> (
+    None
+):
     from service.batch.execution.attempt import Attempt
     from service.batch.ledger.runs import Claimed
     from service.concurrency.thread_pool import ThreadPool

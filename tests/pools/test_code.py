@@ -1,4 +1,6 @@
-"""What the code of a run finds in a child: its run, its log, its output, its progress, `start()`, and nothing else."""
+"""What the code of a run finds in a child: its run, its log, its output, its progress, `start()`,
+and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ TASKS = TASKS.replace("class Facts", "from datetime import datetime\nclass Facts
 
 
 @pytest.fixture(scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[World, dict[str, Task]]]:
+async def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[World, dict[str, Task]]]:
     """One nursery for the tests of this file."""
     async with shared_pool(tmp_path_factory.mktemp("pool"), TASKS) as shared:
         yield shared
@@ -155,7 +159,9 @@ async def test_lines_are_written_once_to_the_log_of_the_service_with_their_value
         async with pool_of(TASKS) as world:
             begun = world.begin("logs")
             await begun.ending()
-            assert [(line.level, line.logger, line.text.split("\n")[0]) for line in begun.log] == LINES
+            assert [
+                (line.level, line.logger, line.text.split("\n")[0]) for line in begun.log
+            ] == LINES
         logs.flush()
         written = [json.loads(line) for line in stream.getvalue().splitlines()]
         ours = [line for line in written if line.get("run") == begun.attempt.claimed.id]
@@ -175,7 +181,8 @@ async def test_output_is_lines_of_the_run_and_bounded(world: World) -> None:
     begun = world.begin("prints")
     await begun.ending()
     assert [(line.level, line.logger, line.text) for line in begun.log] == [
-        ("info", "stdout", text) for text in ("x" * 10, "printed", "to stderr", "from another process")
+        ("info", "stdout", text)
+        for text in ("x" * 10, "printed", "to stderr", "from another process")
     ]
     begun = world.begin("prints", times=3, size=3_000_000)
     await begun.ending()
@@ -185,7 +192,9 @@ async def test_output_is_lines_of_the_run_and_bounded(world: World) -> None:
 
 
 async def test_a_flood_of_output_leaves_the_event_loop_to_others(world: World) -> None:
-    """How long the loop's thread works between two turns of another task: how long it waits is up to the machine."""
+    """How long the loop's thread works between two turns of another task: how long it waits is up
+    to the machine.
+    """
     begun = world.begin("prints", times=12_000, size=50)
     longest, before = 0.0, time.thread_time()
     while not begun.over.is_set():
@@ -211,11 +220,14 @@ async def test_progress_comes_while_the_run_goes_on(world: World, tmp_path: Path
 
 async def test_nothing_of_the_service_is_open_in_a_child(world: World) -> None:
     endings = await asyncio.gather(*(world.ending_of("opens") for _ in range(3)))
-    kinds, numbers = [ending.result[0] for ending in endings], {ending.result[1] for ending in endings}
+    kinds, numbers = (
+        [ending.result[0] for ending in endings],
+        {ending.result[1] for ending in endings},
+    )
     assert len(numbers) == 3
     for opened in kinds:
-        # stdin, stdout and stderr; three sockets: to the service, and two of its event loop, which has one more
-        # file; and the lease, whose mapping has a copy of its descriptor.
+        # stdin, stdout and stderr; three sockets: to the service, and two of its event loop, which
+        # has one more file; and the lease, whose mapping has a copy of its descriptor.
         assert opened[:3] == ["/dev/null", "pipe", "pipe"]
         assert sorted(opened[3:]) == ["/memfd"] * 2 + ["anon_inode"] + ["socket"] * 3
     assert all(ending.result[2:] == [True, []] for ending in endings)
@@ -242,7 +254,9 @@ async def test_start_queues_runs_through_the_service(ledger: Database, world: Wo
 
 
 async def test_a_ledger_that_can_not_be_reached_is_the_same_error_in_a_child(world: World) -> None:
-    gone = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none", setting="LEDGER_URL", pooled=False)
+    gone = Database(
+        "postgresql+asyncpg://nobody@127.0.0.1:1/none", setting="LEDGER_URL", pooled=False
+    )
     enqueue.use_service(gone, lambda: None)
     try:
         ended = await world.ending_of("sync_starts")

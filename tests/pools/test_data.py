@@ -1,4 +1,6 @@
-"""Data of runs in children: fence, lease, chunks, `once` and quarantine, on each kind of database."""
+"""Data of runs in children: fence, lease, chunks, `once` and quarantine, on each kind of
+database.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ async def emails() -> list[str]:
         return list((await db.scalars(select(User.email).order_by(User.email))).all())
 
 
-async def test_chunks_go_on_after_a_child_that_was_killed(fenced: Database, ledger_file: Database) -> None:
+async def test_chunks_go_on_after_a_child_that_was_killed(
+    fenced: Database, ledger_file: Database
+) -> None:
     async with pool_of(TASKS, DATABASE_URL=url_of(fenced)) as world:
         run = new_id()
         ended = await world.ending_of("chunks", id=run, stop_at=2)
@@ -110,7 +114,9 @@ async def test_chunks_go_on_after_a_child_that_was_killed(fenced: Database, ledg
         assert progress is not None and (progress.done, progress.before) == (6, 4)
 
 
-async def test_a_child_whose_run_has_a_newer_holder_can_not_commit(fenced: Database, ledger_file: Database) -> None:
+async def test_a_child_whose_run_has_a_newer_holder_can_not_commit(
+    fenced: Database, ledger_file: Database
+) -> None:
     async with pool_of(TASKS, DATABASE_URL=url_of(fenced)) as world:
         run, take_over = new_id(), partial(fencing.take_over, ledger_file)
         old = world.begin("chunks", id=run, waits=True)

@@ -1,4 +1,6 @@
-"""How a run in a child ends: by itself, by a crash, by its bounds, or because it is stopped. The reason is true."""
+"""How a run in a child ends: by itself, by a crash, by its bounds, or because it is stopped. The
+reason is true.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +136,9 @@ TASKS = CRASHES + MEMORY + HANGS
 
 
 @pytest.fixture(scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[World, dict[str, Task]]]:
+async def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[World, dict[str, Task]]]:
     """One nursery for the tests of this file."""
     async with shared_pool(tmp_path_factory.mktemp("pool"), TASKS) as shared:
         yield shared
@@ -155,7 +159,9 @@ async def test_a_run_whose_process_ends_fails_with_the_true_reason_and_the_polic
     assert (await world.ending_of("crash_other", how="raises")).state == RunState.RETRYING
 
 
-async def test_the_error_of_a_child_has_its_class_its_message_and_the_authors_traceback(world: World) -> None:
+async def test_the_error_of_a_child_has_its_class_its_message_and_the_authors_traceback(
+    world: World,
+) -> None:
     from service import failures
 
     begun = world.begin("crash", how="raises")
@@ -163,11 +169,15 @@ async def test_the_error_of_a_child_has_its_class_its_message_and_the_authors_tr
     assert error is not None
     facts = failures.facts_of(error)
     assert (facts["type"], facts["message"]) == ("ValueError", "no good")
-    assert 'raise ValueError("no good")' in facts["traceback"] and "service/" not in facts["traceback"]
+    assert (
+        'raise ValueError("no good")' in facts["traceback"] and "service/" not in facts["traceback"]
+    )
     assert begun.lines[-1] == f"crash failed: ValueError: no good\n{facts['traceback']}"
 
 
-async def test_a_sigkill_of_the_kernel_is_said_as_such(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+async def test_a_sigkill_of_the_kernel_is_said_as_such(
+    monkeypatch: pytest.MonkeyPatch, world: World
+) -> None:
     counted = iter(range(10**9, 2 * 10**9))
     monkeypatch.setattr("service.batch.pools.process_pool.kernel_kills", lambda: next(counted))
     ended = await world.ending_of("crash", how="killed")
@@ -201,11 +211,19 @@ async def test_a_run_that_does_not_stop_is_killed_with_all_its_processes(
     mark = tmp_path / "hangs"
     begun = world.begin(task, mark=str(mark))
     await until(lambda: asyncio.sleep(0, mark.exists()))
-    pids = [int(word) for word in (await begun.says("pid")).split()[1:]] if task == "async_hang" else []
+    pids = (
+        [int(word) for word in (await begun.says("pid")).split()[1:]]
+        if task == "async_hang"
+        else []
+    )
     [timer] = begun.attempt._timers
     timer._run()
     ended = await begun.ending()
-    assert (ended.state, ended.outcome, ended.reason) == (RunState.FAILED, "timed out", "timed out after 600 s")
+    assert (ended.state, ended.outcome, ended.reason) == (
+        RunState.FAILED,
+        "timed out",
+        "timed out after 600 s",
+    )
     assert world.pool.running == 0
     await until_gone(*pids)
     [line] = [line for line in begun.lines if "timed out" in line]
@@ -238,7 +256,9 @@ async def test_a_stop_reaches_the_code_and_ends_it_before_it_is_killed(world: Wo
     begun.attempt.cancel("a person did not want it")
     ended = await begun.ending()
     assert (ended.state, ended.reason) == (RunState.CANCELLED, "a person did not want it")
-    assert [line for line in begun.lines if "cancelled" in line] == ["waits was cancelled: a person did not want it"]
+    assert [line for line in begun.lines if "cancelled" in line] == [
+        "waits was cancelled: a person did not want it"
+    ]
 
 
 async def test_a_run_that_ends_in_spite_of_an_interrupt_has_succeeded_but_not_after_a_cancel(
@@ -334,7 +354,13 @@ class Liar(_Pooled):
                 pass
         time.sleep(600)
 """
-    lies = (b"\xff\xff\xff\xff", b"\0\0\0\2[]", b"\0\0\0\2{}", b'\0\0\0\x0e{"lines":[1,2]}'[:18], b"\0\0\0\x01x")
+    lies = (
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\2[]",
+        b"\0\0\0\2{}",
+        b'\0\0\0\x0e{"lines":[1,2]}'[:18],
+        b"\0\0\0\x01x",
+    )
     async with pool_of(text) as world:
         for lie in lies:
             ended = await world.ending_of("liar", text=lie.hex())

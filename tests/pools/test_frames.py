@@ -1,4 +1,6 @@
-"""The parts of a pool that need no process: frames, lines of output, reasons, and the lease that processes share."""
+"""The parts of a pool that need no process: frames, lines of output, reasons, and the lease that
+processes share.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ async def test_a_reader_on_the_loop_and_one_in_a_thread_read_the_same(is_async: 
     assert found == MESSAGES
 
 
-@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1x", b"\0\0\0\2[]", b"\0\0\0\1\xff"])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff\xff", b"\0\0\0\1x", b"\0\0\0\2[]", b"\0\0\0\1\xff"]
+)
 def test_what_is_no_frame_is_refused_before_it_is_stored(data: bytes) -> None:
     with pytest.raises(frames.BrokenFrame):
         frames.Frames().feed(data)
@@ -97,7 +101,8 @@ def test_each_end_has_its_reason(code: int, by_kernel: bool, reason: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(2**31, "2 GiB"), (64 * 2**20, "64 MiB"), (1_500_000_000, "1.397 GiB"), (2**50, "1 PiB")]
+    ("size", "text"),
+    [(2**31, "2 GiB"), (64 * 2**20, "64 MiB"), (1_500_000_000, "1.397 GiB"), (2**50, "1 PiB")],
 )
 def test_a_bound_is_said_as_an_author_would_say_it(size: int, text: str) -> None:
     assert memory_error(size).message == f"used more than {text}"
@@ -129,7 +134,9 @@ def test_runs_and_endings_come_back_as_they_were() -> None:
     back = child_json.ending_from_json(child_json.ending_as_json(failed))
     assert (type(back.error).__name__, str(back.error), back.wait) == ("ValueError", "no good", 1.5)
     request = StartRequest(Startable("a", "a.py", None, 5), {"b": 1}, "key", SLOT)
-    assert child_json.starts_from_json(child_json.starts_as_json(Starts((request,)))) == Starts((request,))
+    assert child_json.starts_from_json(child_json.starts_as_json(Starts((request,)))) == Starts(
+        (request,)
+    )
 
 
 def wrong_wait(values: dict[str, Any]) -> None:
@@ -146,7 +153,9 @@ def wrong_error(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("spoil", [wrong_wait, wrong_state, wrong_error])
 def test_an_ending_that_is_none_is_refused(spoil: Callable[[dict[str, Any]], None]) -> None:
-    values = child_json.ending_as_json(Ending(RunState.RETRYING, "failed", "no", None, ValueError("no"), 1.0))
+    values = child_json.ending_as_json(
+        Ending(RunState.RETRYING, "failed", "no", None, ValueError("no"), 1.0)
+    )
     spoil(values)
     with pytest.raises(ValueError):  # noqa: PT011
         child_json.ending_from_json(values)

@@ -1,4 +1,6 @@
-"""Nurseries: one that is killed, one that can't start, new tasks, threads that imports leave, and the service's end."""
+"""Nurseries: one that is killed, one that can't start, new tasks, threads that imports leave, and
+the service's end.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ async def test_the_runs_of_a_nursery_that_is_killed_are_interrupted_and_a_new_on
         assert world.pool.nursery_pid not in (None, nursery)
 
 
-async def test_a_child_is_killed_also_where_its_nursery_does_not_react(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_is_killed_also_where_its_nursery_does_not_react(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(nurseries, "KILL_SECONDS", 0.2)
     async with pool_of(TASKS) as world:
         begun = world.begin("sleeps")
@@ -84,7 +88,9 @@ async def test_a_child_is_killed_also_where_its_nursery_does_not_react(monkeypat
 async def test_a_nursery_that_does_not_answer_for_a_lease_is_replaced_and_holds_no_run(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run that begins, whose child dies, and that has told how it ended: only the nursery knows what has become."""
+    """A run that begins, whose child dies, and that has told how it ended: only the nursery knows
+    what has become.
+    """
     monkeypatch.setattr(child, "EXIT_SECONDS", 0.2)
     monkeypatch.setattr(nurseries, "KILL_SECONDS", 1)
     async with pool_of(TASKS + WAITS, LEASE_SECONDS=1, HEARTBEAT_SECONDS=0.3) as world:
@@ -103,13 +109,21 @@ async def test_a_nursery_that_does_not_answer_for_a_lease_is_replaced_and_holds_
         if what == "ends":
             assert (ended.state, ended.result) == (RunState.SUCCEEDED, "done")
         else:
-            assert (ended.state, ended.reason) == (RunState.INTERRUPTED, f"its parent process {said}")
+            assert (ended.state, ended.reason) == (
+                RunState.INTERRUPTED,
+                f"its parent process {said}",
+            )
         await until_gone(nursery)
         assert isinstance((await world.ending_of("pid")).result, int)
-    assert "the nursery of pool cpu did not answer for 1 s, and was killed; a new one is started" in caplog.text
+    assert (
+        "the nursery of pool cpu did not answer for 1 s, and was killed; a new one is started"
+        in caplog.text
+    )
 
 
-async def test_a_nursery_ends_also_if_a_child_could_get_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_nursery_ends_also_if_a_child_could_get_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -118,7 +132,9 @@ async def test_a_nursery_ends_also_if_a_child_could_get_no_connection(monkeypatc
         assert nursery is not None
         with monkeypatch.context() as patch:
             patch.setattr(os, "pipe", refuse)
-            assert (await world.ending_of("pid")).reason == "OSError: [Errno 24] Too many open files"
+            assert (
+                await world.ending_of("pid")
+            ).reason == "OSError: [Errno 24] Too many open files"
         world.pool.renew()
         await until_gone(nursery)
         assert isinstance((await world.ending_of("pid")).result, int)
@@ -198,7 +214,9 @@ async def test_a_file_that_comes_later_is_served_by_a_new_nursery_and_the_old_on
         await sleeping.says("pid")
         first = world.pool.nursery_pid
         assert first is not None
-        write_tasks(TASKS.replace('"pid"', '"late"').replace('"sleeps"', '"late_sleeps"'), "later.py")
+        write_tasks(
+            TASKS.replace('"pid"', '"late"').replace('"sleeps"', '"late_sleeps"'), "later.py"
+        )
         world.pool._tasks = TaskRegistry.tasks()
         assert isinstance((await world.ending_of("late")).result, int)  # also without renew()
         second = world.pool.nursery_pid
@@ -233,7 +251,8 @@ async def test_a_nursery_that_can_not_start_is_logged_once_and_tried_again(
         await until(lambda: asyncio.sleep(0, tries > 2))
         assert pool.free == 0
         assert [r.message for r in caplog.records if "can't start" in r.message] == [
-            "pool cpu executes no runs here, because its nursery can't start: no process could be started by the "
+            "pool cpu executes no runs here, because its nursery can't start: no process could "
+            "be started by the "
             "interpreter /nowhere/python: [Errno 2] No such file or directory: '/nowhere/python'"
         ]
         waiting = Begun(pool, TaskRegistry.get("pid"))
@@ -282,7 +301,8 @@ async def test_a_task_that_was_registered_by_hand_is_imported_by_the_name_of_its
 ) -> None:
     (tmp_path / "by_hand_module.py").write_text(
         "from service import BaseTask\n\nclass Hand(BaseTask):\n"
-        "    name, schedule, pool = 'hand', None, 'cpu'\n    def run(self):\n        return 'by hand'\n"
+        "    name, schedule, pool = 'hand', None, 'cpu'\n    def run(self):\n        return 'by "
+        "hand'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     TaskRegistry.register(importlib.import_module("by_hand_module").Hand)

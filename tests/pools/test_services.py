@@ -1,4 +1,6 @@
-"""Process pools in real processes: a service or a worker whose runs execute in children, and what kills do to them."""
+"""Process pools in real processes: a service or a worker whose runs execute in children, and what
+kills do to them.
+"""
 
 from __future__ import annotations
 
@@ -79,10 +81,14 @@ class Place:
         self.settings = {**SETTINGS, "LEDGER_URL": url, "DATABASE_URL": application}
 
     def serve(self, **settings: str) -> Service:
-        return self._stack.enter_context(service(self.folder, settings={**self.settings, **settings}))
+        return self._stack.enter_context(
+            service(self.folder, settings={**self.settings, **settings})
+        )
 
     def work(self) -> Service:
-        worker = self._stack.enter_context(process(self.folder, (*BATCH, "work", "--pool", "cpu"), self.settings))
+        worker = self._stack.enter_context(
+            process(self.folder, (*BATCH, "work", "--pool", "cpu"), self.settings)
+        )
         worker._wait_until(lambda: "of other pools" in worker.stdout, "has not begun")
         return worker
 
@@ -97,7 +103,9 @@ class Place:
         async def logged() -> list[int]:
             async with self.ledger.reader.connect() as connection:
                 lines = await run_logs.read(connection, run)
-            return [int(line.text.rpartition("pid=")[2]) for line in lines if "begins pid=" in line.text]
+            return [
+                int(line.text.rpartition("pid=")[2]) for line in lines if "begins pid=" in line.text
+            ]
 
         return int((await until(logged))[-1])
 
@@ -109,14 +117,22 @@ class Place:
         return dict(await until(over))
 
     async def done(self) -> list[int]:
-        """The items that runs of `long` have committed. The table refuses an item that is there already."""
+        """The items that runs of `long` have committed. The table refuses an item that is there
+        already.
+        """
         return await items_done(self.settings["DATABASE_URL"])
 
 
 @pytest.fixture
 async def place(ledger: Database, tmp_path: Path) -> Any:
     application = await application_with_done(ledger, tmp_path)
-    seen = {"first_seen_at": NOW, "last_seen_at": NOW, "policies": {}, "description": "", "source": "tasks/all.py"}
+    seen = {
+        "first_seen_at": NOW,
+        "last_seen_at": NOW,
+        "policies": {},
+        "description": "",
+        "source": "tasks/all.py",
+    }
     async with ledger.engine.begin() as connection:
         about = [{"name": name, "pool": "cpu", **seen} for name in ("long", "spinning", "hog")]
         await connection.execute(tables.tasks.insert(), about)
@@ -136,7 +152,10 @@ async def test_a_child_that_is_killed_fails_its_attempt_and_the_next_one_goes_on
     assert (row["state"], row["attempt"], await place.done()) == ("succeeded", 2, list(range(40)))
     assert row["result"] != child
     first, _ = await rows(place.ledger, tables.attempts, run=run)
-    assert (first["outcome"], first["error"]["message"]) == ("failed", "killed by signal 9 (SIGKILL)")
+    assert (first["outcome"], first["error"]["message"]) == (
+        "failed",
+        "killed by signal 9 (SIGKILL)",
+    )
 
 
 async def test_a_nursery_that_is_killed_interrupts_its_runs_which_are_resumed(place: Place) -> None:
@@ -185,8 +204,12 @@ async def test_a_drain_interrupts_a_child_after_its_chunk_and_nothing_is_left(pl
     assert ((await place.ended(run))["attempt"], await place.done()) == (1, list(range(40)))
 
 
-async def test_a_run_that_never_gives_way_is_cancelled_by_a_kill_and_hurts_nobody(place: Place) -> None:
-    """Its child spins in a coroutine, where a cancel is never seen, while a task of the service runs each second."""
+async def test_a_run_that_never_gives_way_is_cancelled_by_a_kill_and_hurts_nobody(
+    place: Place,
+) -> None:
+    """Its child spins in a coroutine, where a cancel is never seen, while a task of the service
+    runs each second.
+    """
     place.serve()
     run = await place.queue("spinning")
     child = await place.pid(run)

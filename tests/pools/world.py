@@ -1,4 +1,6 @@
-"""Pools outside of any engine: tasks in a real file, a real nursery, and attempts whose bodies are real children."""
+"""Pools outside of any engine: tasks in a real file, a real nursery, and attempts whose bodies are
+real children.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class _Pooled(BaseTask):
 
 
 class Begun:
-    """An attempt in a child that was started, and its ending. `lines` are those of its log until now."""
+    """An attempt in a child that was started, and its ending. `lines` are those of its log until
+    now.
+    """
 
     def __init__(
         self,
@@ -54,14 +58,25 @@ class Begun:
     ) -> None:
         now = clock.now()
         claimed = Claimed(
-            id or new_id(), task.name, SLOT, Origin.MANUAL, params or None, number, fence, now, now, traceparent=None
+            id or new_id(),
+            task.name,
+            SLOT,
+            Origin.MANUAL,
+            params or None,
+            number,
+            fence,
+            now,
+            now,
+            traceparent=None,
         )
         self.ended: list[Ending] = []
         self.over = asyncio.Event()
         self._taken: list[LogLine] = []
         self.pool = pool
         threads = ThreadPool(1)
-        self.attempt = Attempt(claimed, task, threads, self._on_end, take_over, holds_lease, child_pool=pool)
+        self.attempt = Attempt(
+            claimed, task, threads, self._on_end, take_over, holds_lease, child_pool=pool
+        )
         self.attempt.start()
 
     def _on_end(self, _: Attempt, ending: Ending) -> None:
@@ -121,11 +136,15 @@ def write_tasks(text: str, file: str = "pooled.py") -> None:
 
 @asynccontextmanager
 async def pool_of(text: str, processes: int = 4, **settings: Any) -> AsyncIterator[World]:
-    """A pool that executes the tasks in `text`. Its children use the databases of the test's folder."""
+    """A pool that executes the tasks in `text`. Its children use the databases of the test's
+    folder.
+    """
     write_tasks(text)
     lease = Lease(30)
     lease.renew(clock.boottime())
-    pool = ProcessPool("cpu", processes, Settings(**settings), TaskRegistry.tasks(), lease, "node-1")
+    pool = ProcessPool(
+        "cpu", processes, Settings(**settings), TaskRegistry.tasks(), lease, "node-1"
+    )
     pool.start()
     try:
         await asyncio.wait_for(pool.ready(), SECONDS)
@@ -151,7 +170,9 @@ async def until_gone(*pids: int) -> None:
 
 @asynccontextmanager
 async def shared_pool(folder: Path, text: str) -> AsyncIterator[tuple[World, dict[str, Task]]]:
-    """A pool for many tests, in a folder of its own, and its tasks, which each test has to register again."""
+    """A pool for many tests, in a folder of its own, and its tasks, which each test has to register
+    again.
+    """
     (folder / "tasks").mkdir()
     with contextlib.chdir(folder), TaskRegistry.restored():
         TaskRegistry.clear()

@@ -1,4 +1,6 @@
-"""The tasks that are there from the start, on both databases. (The backup's tests are in tests/backup.)"""
+"""The tasks that are there from the start, on both databases. (The backup's tests are in
+tests/backup.)
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,10 @@ async def test_cleaning_up_deletes_the_expired_sessions_and_keeps_the_others(bat
 
 async def test_many_expired_sessions_are_deleted_in_chunks(batch: Batch) -> None:
     batch.set_time(NOON)
-    await add(*(session(str(n), NOON - timedelta(seconds=n % 7)) for n in range(1_200)), session("young", NOON + DAY))
+    await add(
+        *(session(str(n), NOON - timedelta(seconds=n % 7)) for n in range(1_200)),
+        session("young", NOON + DAY),
+    )
     run = await batch.run(CleanupSessionsTask)
     assert (run.state, run.logs[-1].text) == ("succeeded", "Cleaned up 1200 expired sessions")
     assert [len(chunk.items) for chunk in run.chunks] == [200] * 6
@@ -106,7 +111,9 @@ async def test_all_at_once_they_can_be_deleted_too(application: Database) -> Non
             assert (await db.scalars(select(Session.session_id))).all() == ["young"]
 
 
-async def test_three_days_of_the_shipped_tasks(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_three_days_of_the_shipped_tasks(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_backups_here(monkeypatch)
     config.forget_settings()
     load_tasks(ROOT / "tasks")
@@ -114,36 +121,55 @@ async def test_three_days_of_the_shipped_tasks(batch: Batch, tmp_path: Path, mon
     await add(user("today", NOON), session("s", NOON + timedelta(days=2, minutes=30)))
     ended = await batch.advance(days=3)
     assert {run.state for run in ended} == {"succeeded"}
-    assert Counter(run.task for run in ended) == {"cleanup_sessions": 72, "daily_report": 3, "backup": 3}
+    assert Counter(run.task for run in ended) == {
+        "cleanup_sessions": 72,
+        "daily_report": 3,
+        "backup": 3,
+    }
     assert [run.result["users"] for run in batch.runs("daily_report")] == [1, 0, 0]
-    [cleaned] = [run for run in batch.runs("cleanup_sessions") if "up 1 expired" in run.logs[-1].text]
+    [cleaned] = [
+        run for run in batch.runs("cleanup_sessions") if "up 1 expired" in run.logs[-1].text
+    ]
     assert cleaned.slot == NOON + timedelta(days=2, hours=1)
     assert len(list((tmp_path / "backups").iterdir())) == 3
 
 
-async def test_the_report_covers_the_day_before_its_slot_as_a_half_open_range(application: Database) -> None:
+async def test_the_report_covers_the_day_before_its_slot_as_a_half_open_range(
+    application: Database,
+) -> None:
     midnight = datetime(2026, 3, 9, tzinfo=UTC)
     instant = timedelta(microseconds=1)
-    times = [midnight - instant, midnight, midnight + timedelta(hours=24) - instant, midnight + timedelta(hours=24)]
+    times = [
+        midnight - instant,
+        midnight,
+        midnight + timedelta(hours=24) - instant,
+        midnight + timedelta(hours=24),
+    ]
     await add(*(user(str(n), at) for n, at in enumerate(times)))
     await add(*(session(str(n), NOON, created_at=at) for n, at in enumerate(times)))
     report = await DailyReportTask().run(slot=datetime(2026, 3, 10, 1, 0, tzinfo=UTC))
     assert report == {"day": "2026-03-09", "users": 2, "sessions": 2}
 
 
-async def test_a_late_report_is_about_the_day_of_its_slot_not_about_yesterday(application: Database) -> None:
+async def test_a_late_report_is_about_the_day_of_its_slot_not_about_yesterday(
+    application: Database,
+) -> None:
     with clock.moved(NOON + timedelta(days=9)):
         report = await DailyReportTask().run(slot=datetime(2026, 3, 10, 1, 0, tzinfo=UTC))
     assert report["day"] == "2026-03-09"
 
 
-async def test_the_reports_day_is_the_tasks_own_also_when_clocks_change(application: Database) -> None:
+async def test_the_reports_day_is_the_tasks_own_also_when_clocks_change(
+    application: Database,
+) -> None:
     class Berlin(DailyReportTask):
         timezone = "Europe/Berlin"
 
     begin = datetime(2026, 3, 28, 23, 0, tzinfo=UTC)  # 29 March, which has 23 hours there
     await add(user("in", begin), user("last", begin + timedelta(hours=22, minutes=59)))
-    await add(user("before", begin - timedelta(minutes=1)), user("after", begin + timedelta(hours=23)))
+    await add(
+        user("before", begin - timedelta(minutes=1)), user("after", begin + timedelta(hours=23))
+    )
     report = await Berlin().run(slot=datetime(2026, 3, 30, 1, 0, tzinfo=UTC))
     assert (report["day"], report["users"]) == ("2026-03-29", 2)
 
@@ -154,8 +180,12 @@ async def test_the_report_of_a_day_can_be_asked_for(application: Database) -> No
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_the_reports_range_is_served_by_an_index(application: Database) -> None:
-    counted = select(func.count(User.id)).where(User.created_at >= NOON, User.created_at < NOON + timedelta(days=1))
-    compiled = counted.compile(application.engine.sync_engine, compile_kwargs={"literal_binds": False})
+    counted = select(func.count(User.id)).where(
+        User.created_at >= NOON, User.created_at < NOON + timedelta(days=1)
+    )
+    compiled = counted.compile(
+        application.engine.sync_engine, compile_kwargs={"literal_binds": False}
+    )
     async with application.engine.connect() as connection:
         values = tuple(str(value.replace(tzinfo=None)) for value in compiled.params.values())
         plan = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values)).all()
@@ -182,7 +212,9 @@ def test_a_file_of_the_page_has_a_task_of_the_package(tmp_path: Path) -> None:
     for block in blocks(read("docs/apps-project.md"), "python"):
         if block.file:
             (tmp_path / block.file).write_text(block.code)
-            assert len([line for line in block.code.splitlines() if line and '"""' not in line]) == 2
+            assert (
+                len([line for line in block.code.splitlines() if line and '"""' not in line]) == 2
+            )
     for _ in range(2):
         TaskRegistry.clear()
         assert load_tasks(Path("tasks")) == []
@@ -191,7 +223,9 @@ def test_a_file_of_the_page_has_a_task_of_the_package(tmp_path: Path) -> None:
     assert TaskRegistry.get("backup").schedule is not None
 
 
-async def test_a_task_runs_by_hand_in_a_plain_interpreter(application: Database, tmp_path: Path) -> None:
+async def test_a_task_runs_by_hand_in_a_plain_interpreter(
+    application: Database, tmp_path: Path
+) -> None:
     """No service, no ledger, and more than one event loop, one after the other."""
     script = """
 import asyncio, json
@@ -205,6 +239,8 @@ print(json.dumps([asyncio.run(twice()), asyncio.run(twice())]))
     url = application.url.render_as_string(hide_password=False)
     command = [sys.executable, "-W", "error", "-c", script]
     env = environment({"DATABASE_URL": url})
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.stderr == ""
     assert [report["users"] for loop in json.loads(done.stdout) for report in loop] == [0] * 4

@@ -1,4 +1,6 @@
-"""`kill_after_chunk` and `resume()`, on both databases: what a crash does to a task, and what is committed."""
+"""`kill_after_chunk` and `resume()`, on both databases: what a crash does to a task, and what is
+committed.
+"""
 
 from __future__ import annotations
 
@@ -81,9 +83,18 @@ async def test_a_run_dies_with_the_commit_and_goes_on_behind_it(batch: Batch) ->
     assert Marks.told == ["begins", "in 1", "behind 1", "in 2"]
     assert [email.endswith(" done") for email in await emails()] == [True, True, True, True, False]
     resumed = await batch.resume()
-    assert (resumed.id, resumed.state, resumed.attempt, resumed.result) == (killed.id, "succeeded", 1, "done")
+    assert (resumed.id, resumed.state, resumed.attempt, resumed.result) == (
+        killed.id,
+        "succeeded",
+        1,
+        "done",
+    )
     assert Marks.told[4:] == ["begins", "in 3", "behind 3", "finally"]
-    assert [(chunk.loop, chunk.number) for chunk in resumed.chunks] == [("1", 1), ("1", 2), ("1", 3)]
+    assert [(chunk.loop, chunk.number) for chunk in resumed.chunks] == [
+        ("1", 1),
+        ("1", 2),
+        ("1", 3),
+    ]
     assert ids(resumed) == [[1, 2], [3, 4], [5]]
     assert await emails() == [*(f"user{n}@example.com done" for n in range(1, 6)), "from finally"]
     assert batch.runs(Marks) == [resumed] and ids(batch.runs()[0]) == ids(resumed)
@@ -94,7 +105,9 @@ async def test_the_lost_attempt_stands_in_the_log_as_after_a_real_loss(batch: Ba
     await add_users(5)
     await batch.run(Marks, kill_after_chunk=1)
     run = await batch.resume()
-    assert [line.text for line in run.logs] == ["resumes after chunk 1 of loop 'chunks:1': 2 are done"]
+    assert [line.text for line in run.logs] == [
+        "resumes after chunk 1 of loop 'chunks:1': 2 are done"
+    ]
     assert (run.count, run.error) == (5, None)
 
 
@@ -152,7 +165,9 @@ async def test_a_loss_takes_no_attempt_and_retries_are_made_as_ever(batch: Batch
                         self.fails_at.pop(0)
                         raise ConnectionError("away")
 
-    killed = await batch.run(Flaky, kill_after_chunk=3)  # of the first attempt and the second together
+    killed = await batch.run(
+        Flaky, kill_after_chunk=3
+    )  # of the first attempt and the second together
     assert (killed.state, killed.attempt) == ("running", 2)
     run = await batch.resume()
     assert (run.state, run.attempt, run.reason) == ("failed", 2, "ConnectionError: away")
@@ -267,8 +282,12 @@ async def test_what_runs_beside_the_loop_stands_still_too(batch: Batch) -> None:
     assert Beside.told == ["slow commits", "slow ends"]
 
 
-@pytest.mark.parametrize("batch_database", ["postgresql"])  # SQLite has one writer, and that was the chunk
-async def test_a_transaction_that_was_open_beside_it_is_rolled_back_and_holds_no_lock(batch: Batch) -> None:
+@pytest.mark.parametrize(
+    "batch_database", ["postgresql"]
+)  # SQLite has one writer, and that was the chunk
+async def test_a_transaction_that_was_open_beside_it_is_rolled_back_and_holds_no_lock(
+    batch: Batch,
+) -> None:
     class Holding(BaseTask):
         name, schedule = "holding", None
         emails: ClassVar = ["ada@example.com"]
@@ -299,7 +318,9 @@ async def test_a_transaction_that_was_open_beside_it_is_rolled_back_and_holds_no
     assert await emails() == ["ada@example.com"]
 
 
-@pytest.mark.parametrize("batch_database", ["postgresql"])  # whose old rows an open snapshot keeps from being removed
+@pytest.mark.parametrize(
+    "batch_database", ["postgresql"]
+)  # whose old rows an open snapshot keeps from being removed
 async def test_a_read_only_transaction_that_was_open_beside_it_is_ended_too(batch: Batch) -> None:
     class Reading(BaseTask):
         name, schedule = "reading", None
@@ -328,7 +349,8 @@ async def test_a_read_only_transaction_that_was_open_beside_it_is_ended_too(batc
 async def transactions() -> int:
     """That anybody else has open in this database."""
     others = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid() "
         "AND state <> 'idle'"
     )
     async with get_db(readonly=True) as db:
@@ -368,7 +390,10 @@ async def test_chunks_of_other_runs_do_not_count_and_those_runs_go_on_too(batch:
     killed = await batch.run(Parent, kill_after_chunk=3)
     assert (killed.state, len(killed.chunks)) == ("running", 3)
     await batch.resume()
-    assert {run.task: run.state for run in batch.runs()} == {"parent": "succeeded", "child": "succeeded"}
+    assert {run.task: run.state for run in batch.runs()} == {
+        "parent": "succeeded",
+        "child": "succeeded",
+    }
     assert [len(run.chunks) for run in batch.runs()] == [3, 2]
 
 
@@ -397,7 +422,9 @@ async def test_what_can_t_be_killed_or_resumed_is_refused(batch: Batch) -> None:
     for wrong in (0, True, "3"):
         with pytest.raises(ValueError, match=r"kill_after_chunk is .*; allowed: an int from 1"):
             await batch.run(Marks, kill_after_chunk=wrong)  # type: ignore[arg-type]
-    with pytest.raises(BatchError, match=r"no run to resume: call `batch\.run\(…, kill_after_chunk=…\)` first"):
+    with pytest.raises(
+        BatchError, match=r"no run to resume: call `batch\.run\(…, kill_after_chunk=…\)` first"
+    ):
         await batch.resume()
     assert batch.runs() == []
     killed = await batch.run(Marks, kill_after_chunk=1)
@@ -426,7 +453,10 @@ async def test_chunks_that_were_rolled_back_are_not_among_them(batch: Batch) -> 
 
     run = await batch.run(Careful)
     assert (run.state, [chunk.number for chunk in run.chunks]) == ("succeeded", [1, 2])
-    assert (await batch.run(Child)).chunks == [CommittedChunk("1", 1, [1]), CommittedChunk("1", 2, [2])]
+    assert (await batch.run(Child)).chunks == [
+        CommittedChunk("1", 1, [1]),
+        CommittedChunk("1", 2, [2]),
+    ]
 
 
 @on_sqlite

@@ -33,7 +33,14 @@ from service import (
 )
 from service.application.models import User
 from service.config import forget_settings
-from service.errors import BatchError, InvalidParameters, InvalidTask, UnknownRun, UnknownTask, WrongState
+from service.errors import (
+    BatchError,
+    InvalidParameters,
+    InvalidTask,
+    UnknownRun,
+    UnknownTask,
+    WrongState,
+)
 from service.testing.kit import START, Batch
 from service.testing.records import RunRecord
 
@@ -70,10 +77,24 @@ class InAThread(BaseTask):
 
 async def test_a_run_is_returned_when_it_has_ended_with_its_result_and_logs(batch: Batch) -> None:
     run = await batch.run(Hello, whom="you")
-    assert (run.state, run.reason, run.result, run.params) == ("succeeded", None, "you", {"whom": "you"})
-    assert (run.task, run.origin, run.attempt, run.slot, run.error) == ("hello", "manual", 1, None, None)
+    assert (run.state, run.reason, run.result, run.params) == (
+        "succeeded",
+        None,
+        "you",
+        {"whom": "you"},
+    )
+    assert (run.task, run.origin, run.attempt, run.slot, run.error) == (
+        "hello",
+        "manual",
+        1,
+        None,
+        None,
+    )
     assert [line.level for line in run.logs] == ["info", "warning"]
-    assert run.logs[0].text.startswith("Hello, you slot=") and run.logs[1].text == "a line of somebody else"
+    assert (
+        run.logs[0].text.startswith("Hello, you slot=")
+        and run.logs[1].text == "a line of somebody else"
+    )
     assert run.created_at == run.finished_at == batch.now == START
     async with get_db(readonly=True) as db:
         assert await db.scalar(select(func.count(User.id))) == 1
@@ -104,9 +125,12 @@ async def test_advancing_fires_each_slot_at_its_instant(batch: Batch) -> None:
     assert run.slot == START + 4 * HOUR and batch.runs(Hello)[-1] == run
 
 
-async def test_the_tasks_of_the_folder_fire_too(batch_database: str, request: pytest.FixtureRequest) -> None:
+async def test_the_tasks_of_the_folder_fire_too(
+    batch_database: str, request: pytest.FixtureRequest
+) -> None:
     Path("tasks/from_a_file.py").write_text(
-        "from service import BaseTask\nclass F(BaseTask):\n    name = 'f'\n    schedule = '@hourly'\n"
+        "from service import BaseTask\nclass F(BaseTask):\n    name = 'f'\n    schedule = "
+        "'@hourly'\n"
         "    async def run(self) -> int:\n        return 5\n"
     )
     batch: Batch = request.getfixturevalue("batch")
@@ -127,11 +151,18 @@ async def test_what_is_made_to_fail_fails_and_is_retried_on_the_moved_clock(batc
     batch.fail_next(Hello, ConnectionError("no network"))
     run = await batch.run(Hello)
     assert (run.state, run.attempt) == ("succeeded", 2)
-    assert run.error and (run.error["type"], run.error["message"]) == ("ConnectionError", "no network")
+    assert run.error and (run.error["type"], run.error["message"]) == (
+        "ConnectionError",
+        "no network",
+    )
     assert batch.now == START + timedelta(seconds=60)
     batch.fail_next("hello", times=3)
     run = await batch.run(Hello)
-    assert (run.state, run.attempt, run.reason) == ("failed", 3, "RuntimeError: made to fail by fail_next()")
+    assert (run.state, run.attempt, run.reason) == (
+        "failed",
+        3,
+        "RuntimeError: made to fail by fail_next()",
+    )
     assert (await batch.run(Hello, whom="again")).attempt == 1
 
 
@@ -192,7 +223,9 @@ class SyncParent(BaseTask):
 
 
 @pytest.mark.parametrize("parent", [Parent, SyncParent])
-async def test_what_a_run_starts_runs_in_the_same_call(batch: Batch, parent: type[BaseTask]) -> None:
+async def test_what_a_run_starts_runs_in_the_same_call(
+    batch: Batch, parent: type[BaseTask]
+) -> None:
     batch.add(Hello)
     run = await batch.run(parent)
     [child] = batch.runs("hello")
@@ -205,7 +238,9 @@ async def test_the_clock_starts_where_a_test_puts_it_and_never_goes_back(batch: 
     assert batch.now == clock.now() == at
     batch.add(Hello)
     await batch.advance(hours=1)
-    with pytest.raises(BatchError, match="set_time\\(\\) works only before the first run or missed slot"):
+    with pytest.raises(
+        BatchError, match="set_time\\(\\) works only before the first run or missed slot"
+    ):
         batch.set_time(at)
     with pytest.raises(ValueError, match="can't go back by 1:00:00"):
         await batch.advance(hours=-1)
@@ -260,7 +295,9 @@ async def test_a_run_that_does_not_end_fails_the_test_and_is_given_up(batch: Bat
             await asyncio.Event().wait()
 
     batch.patience = 0.5
-    with pytest.raises(TimeoutError, match=r"still running after batch\.patience, which is 0\.5 s: endless"):
+    with pytest.raises(
+        TimeoutError, match=r"still running after batch\.patience, which is 0\.5 s: endless"
+    ):
         await batch.run(Endless)
     assert [run.state for run in batch.runs()] == ["interrupted"]
 
@@ -270,7 +307,9 @@ async def test_backups_go_to_a_folder_of_the_test(batch: Batch, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("time", [1, 2])
-async def test_each_test_has_an_empty_database_also_on_a_loop_that_they_share(batch: Batch, time: int) -> None:
+async def test_each_test_has_an_empty_database_also_on_a_loop_that_they_share(
+    batch: Batch, time: int
+) -> None:
     async with get_db() as db:
         assert await db.scalar(select(func.count(User.id))) == 0
         db.add(User(email="once@example.com"))
@@ -283,16 +322,22 @@ async def test_a_file_that_can_t_be_used_fails_the_test_that_would_fire_it(
     Path("tasks/broken.py").write_text("1 / 0")
     batch: Batch = request.getfixturevalue("batch")
     batch.add(Hello)
-    with pytest.raises(BatchError, match=r"tasks/broken\.py can't be used: ZeroDivisionError in line 1"):
+    with pytest.raises(
+        BatchError, match=r"tasks/broken\.py can't be used: ZeroDivisionError in line 1"
+    ):
         await batch.advance(hours=1)
     batch.only(Hello)
     assert len(await batch.advance(hours=1)) == 1
 
 
 async def test_two_calls_at_once_are_refused(batch: Batch) -> None:
-    first, second = await asyncio.gather(batch.run(Hello), batch.run(InAThread), return_exceptions=True)
+    first, second = await asyncio.gather(
+        batch.run(Hello), batch.run(InAThread), return_exceptions=True
+    )
     assert isinstance(first, RunRecord) and first.state == "succeeded"
-    assert isinstance(second, BatchError) and "another call of `batch` is not over" in second.message
+    assert (
+        isinstance(second, BatchError) and "another call of `batch` is not over" in second.message
+    )
 
 
 async def test_what_fail_next_and_set_time_take_is_checked(batch: Batch) -> None:
@@ -352,7 +397,9 @@ async def test_a_run_that_waits_is_cancelled(batch: Batch) -> None:
         await batch.cancel(waiting)
 
 
-async def test_items_that_were_set_aside_are_done_again(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_items_that_were_set_aside_are_done_again(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with get_db() as db:
         db.add_all([User(email=f"{number}") for number in range(3)])
         await db.commit()
@@ -459,7 +506,9 @@ class Starter(BaseTask):
     schedule = None
 
     async def run(self) -> None:
-        await start_all([Start(Hello, whom="ann"), Start(Hello, whom="bob", delay=60)], then=Start(Report))
+        await start_all(
+            [Start(Hello, whom="ann"), Start(Hello, whom="bob", delay=60)], then=Start(Report)
+        )
         await start(Hello, whom="later", at=START + 2 * HOUR)
 
 
@@ -473,7 +522,11 @@ async def test_a_slot_that_waits_runs_after_the_one_that_it_waits_for(batch: Bat
     ]
     batch.fail_next(Extract)
     extract, load = await batch.advance(days=1)
-    assert (extract.state, load.state, load.reason) == ("failed", "skipped", f"extract failed: run {extract.id}")
+    assert (extract.state, load.state, load.reason) == (
+        "failed",
+        "skipped",
+        f"extract failed: run {extract.id}",
+    )
     await batch.retry(extract)
     assert batch.runs(Load)[-1].state == "succeeded"
 

@@ -24,7 +24,9 @@ def preloaded_pytest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch)
 
     def popen(command: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes], **_: Any) -> Any:
         words = [command[0], "-m", "pytest", *map(str, command[2:])]
-        return preloaded.start(words, Path.cwd(), {**os.environ, "HOME": str(pytester.path)}, stdout, stderr)
+        return preloaded.start(
+            words, Path.cwd(), {**os.environ, "HOME": str(pytester.path)}, stdout, stderr
+        )
 
     monkeypatch.setattr(pytester, "popen", popen)
 
@@ -36,7 +38,9 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     return pytester
 
 
-def take(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *names: str, page: Path = PAGE) -> None:
+def take(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *names: str, page: Path = PAGE
+) -> None:
     """Write these files of a page, for an author without settings."""
     for setting in Settings.model_fields:
         monkeypatch.delenv(setting, raising=False)
@@ -47,15 +51,23 @@ def take(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *names: str
 
 
 def on_the_page(name: str, page: Path = PAGE) -> str:
-    files = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", page.read_text(), re.DOTALL))
+    files = dict(
+        re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", page.read_text(), re.DOTALL)
+    )
     return str(files[name])
 
 
 @pytest.mark.parametrize(
     ("mode", "fixtures", "tests"),
-    [("strict", "function", "function"), ("auto", "session", "session"), ("strict", "session", "function")],
+    [
+        ("strict", "function", "function"),
+        ("auto", "session", "session"),
+        ("strict", "session", "function"),
+    ],
 )
-def test_the_five_tests_of_the_page_pass(project: pytest.Pytester, mode: str, fixtures: str, tests: str) -> None:
+def test_the_five_tests_of_the_page_pass(
+    project: pytest.Pytester, mode: str, fixtures: str, tests: str
+) -> None:
     """Also without `pythonpath`, though a package named `tasks` is installed: ours."""
     project.makeini(f"""
         [pytest]
@@ -71,16 +83,22 @@ def test_the_fake_http_server_of_the_page_answers_its_task(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(pytester, monkeypatch, *HTTP)
-    done = pytester.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function")
+    done = pytester.runpytest_subprocess(
+        "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"
+    )
     done.assert_outcomes(passed=1)
 
 
 def test_the_crash_of_the_page_is_survived_and_leaves_nothing_behind(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No coroutine that is closed late, and no task that is pending when its loop ends: stderr would tell of it."""
+    """No coroutine that is closed late, and no task that is pending when its loop ends: stderr
+    would tell of it.
+    """
     take(pytester, monkeypatch, *CRASH)
-    done = pytester.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function")
+    done = pytester.runpytest_subprocess(
+        "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"
+    )
     done.assert_outcomes(passed=1)
     assert done.stderr.str() == ""
 
@@ -88,16 +106,21 @@ def test_the_crash_of_the_page_is_survived_and_leaves_nothing_behind(
 def test_they_pass_on_postgresql(project: pytest.Pytester) -> None:
     for name in CRASH:
         (project.path / name).write_text(on_the_page(name))
-    project.makeini("[pytest]\npythonpath = .\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n")
+    project.makeini(
+        "[pytest]\npythonpath = .\nasyncio_default_fixture_loop_scope = function\nfilterwarnings "
+        "= error\n"
+    )
     project.runpytest_subprocess("--batch-database=postgresql").assert_outcomes(passed=6)
 
 
-def test_a_project_without_tasks_is_left_alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_without_tasks_is_left_alone(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TESTS_PRELOADED", "0")
     pytester.makepyfile("import sys\ndef test_it():\n    assert 'sqlalchemy' not in sys.modules\n")
-    pytester.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function").assert_outcomes(
-        passed=1
-    )
+    pytester.runpytest_subprocess(
+        "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"
+    ).assert_outcomes(passed=1)
 
 
 OWN_ENGINE = """
@@ -146,17 +169,22 @@ def test_an_engine_of_the_authors_own_does_not_open_the_real_database(
 
 
 def test_the_option_is_explained(pytester: pytest.Pytester) -> None:
-    assert "--batch-database={sqlite,postgresql}" in pytester.runpytest_subprocess("--help").stdout.str()
+    assert (
+        "--batch-database={sqlite,postgresql}"
+        in pytester.runpytest_subprocess("--help").stdout.str()
+    )
 
 
 def test_a_suite_may_run_each_test_on_both_databases(project: pytest.Pytester) -> None:
     (project.path / "conftest.py").write_text(on_the_page("conftest.py"))
-    project.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function").assert_outcomes(
-        passed=10
-    )
+    project.runpytest_subprocess(
+        "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"
+    ).assert_outcomes(passed=10)
 
 
-def test_pytest_may_be_started_in_another_folder_and_the_tasks_may_be_a_package(project: pytest.Pytester) -> None:
+def test_pytest_may_be_started_in_another_folder_and_the_tasks_may_be_a_package(
+    project: pytest.Pytester,
+) -> None:
     (project.path / "pytest.ini").write_text(
         "[pytest]\nasyncio_default_fixture_loop_scope = function\npythonpath = .\n"
     )
@@ -170,7 +198,9 @@ def test_pytest_may_be_started_in_another_folder_and_the_tasks_may_be_a_package(
     (project.path / "jobs/sub").mkdir()
     (project.path / "tasks/invoices.py").rename(project.path / "jobs/sub/invoices.py")
     (project.path / ".env").write_text("TASKS_DIR=jobs.sub\n")
-    project.runpytest_subprocess("-k", "fires", "--ignore=tests/test_invoices.py").assert_outcomes(passed=1)
+    project.runpytest_subprocess("-k", "fires", "--ignore=tests/test_invoices.py").assert_outcomes(
+        passed=1
+    )
 
 
 FIRES = """
@@ -234,7 +264,13 @@ def test_the_applications_own_tables_are_made_for_each_test(
 ) -> None:
     pytester.makeconftest(METADATA.format(tables=tables, schema=schema))
     pytester.makepyfile(HAS_ORDERS.format(table=f"{schema}.orders" if schema else "orders"))
-    options = ("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function", f"--batch-database={database}")
+    options = (
+        "-W",
+        "error",
+        "-o",
+        "asyncio_default_fixture_loop_scope=function",
+        f"--batch-database={database}",
+    )
     pytester.runpytest_subprocess(*options).assert_outcomes(passed=2)
 
 
@@ -242,4 +278,6 @@ def test_a_schema_is_refused_on_sqlite_by_name(pytester: pytest.Pytester) -> Non
     pytester.makeconftest(METADATA.format(tables="orders", schema="shop"))
     pytester.makepyfile(HAS_ORDERS.format(table="shop.orders"))
     done = pytester.runpytest_subprocess("-o", "asyncio_default_fixture_loop_scope=function")
-    done.stdout.fnmatch_lines(["*batch_metadata has tables in the schema shop, and SQLite has no schemas*"])
+    done.stdout.fnmatch_lines(
+        ["*batch_metadata has tables in the schema shop, and SQLite has no schemas*"]
+    )

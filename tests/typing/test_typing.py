@@ -1,4 +1,5 @@
-"""What an author writes passes mypy and pyright in their strict modes, and what is a mistake is refused by both.
+"""What an author writes passes mypy and pyright in their strict modes, and what is a mistake is
+refused by both.
 
 It is checked where an author has it: in a folder of its own, with the package installed.
 """
@@ -36,9 +37,15 @@ class Found(NamedTuple):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of an author's: tasks, their tests, and mistakes; the examples, and the tasks of the README."""
+    """A folder of an author's: tasks, their tests, and mistakes; the examples, and the tasks of the
+    README.
+    """
     folder = tmp_path_factory.mktemp("author") / "project"
-    for source, target in ((HERE / "sample", ""), (HERE / "refused", "refused"), (ROOT / "examples", "examples")):
+    for source, target in (
+        (HERE / "sample", ""),
+        (HERE / "refused", "refused"),
+        (ROOT / "examples", "examples"),
+    ):
         shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "readme").mkdir()
     for block in readme("python"):
@@ -53,14 +60,25 @@ def mypy(project: Path) -> list[Found]:
     cache = project.parent / "mypy"
     words = ["mypy", "--config-file=", f"--cache-dir={cache}", "--strict", "--output=json", "."]
     reports = map(json.loads, printed(project, [sys.executable, "-m", *words]).splitlines())
-    return [Found(r["file"], r["line"], r["code"], r["message"]) for r in reports if r["severity"] == "error"]
+    return [
+        Found(r["file"], r["line"], r["code"], r["message"])
+        for r in reports
+        if r["severity"] == "error"
+    ]
 
 
 @pytest.fixture(scope="module")
 def pyright(project: Path) -> list[Found]:
-    """basedpyright in pyright's mode "strict". The rules that it adds are on in its own modes only, such as "all"."""
+    """basedpyright in pyright's mode "strict". The rules that it adds are on in its own modes only,
+    such as "all".
+    """
     (project / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
-    command = [str(Path(sys.executable).with_name("basedpyright")), "--pythonpath", sys.executable, "--outputjson"]
+    command = [
+        str(Path(sys.executable).with_name("basedpyright")),
+        "--pythonpath",
+        sys.executable,
+        "--outputjson",
+    ]
     report = json.loads(printed(project, command))
     assert report["summary"]["filesAnalyzed"] == len(list(project.rglob("*.py")))
     return [
@@ -77,7 +95,9 @@ def pyright(project: Path) -> list[Found]:
 
 def printed(folder: Path, command: list[str]) -> str:
     """Both checkers end with 1 where they found something."""
-    done = subprocess.run(command, cwd=folder, env=AUTHORS, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=folder, env=AUTHORS, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return done.stdout
 
@@ -116,18 +136,38 @@ def test_the_checkers_see_the_package_as_typed(mypy: list[Found], pyright: list[
 
 def test_the_sample_has_no_exemptions() -> None:
     assert [
-        path for path in HERE.glob("sample/**/*.py") if re.search(r"type: ignore|pyright:|cast\(", path.read_text())
+        path
+        for path in HERE.glob("sample/**/*.py")
+        if re.search(r"type: ignore|pyright:|cast\(", path.read_text())
     ] == []
 
 
 def test_what_the_checkers_let_through_works(project: Path) -> None:
     """Every task can be used, and the author's tests pass."""
     tasks = subprocess.run(
-        [*BATCH, "tasks", "--json"], cwd=project, env=AUTHORS, capture_output=True, text=True, timeout=60
+        [*BATCH, "tasks", "--json"],
+        cwd=project,
+        env=AUTHORS,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (tasks.returncode, tasks.stderr) == (0, "")
     options = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"]
     words = [word for option in options for word in ("-o", option)]
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *words, "tests"]
-    tests = subprocess.run(command, cwd=project, env=AUTHORS, capture_output=True, text=True, timeout=60)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+        *words,
+        "tests",
+    ]
+    tests = subprocess.run(
+        command, cwd=project, env=AUTHORS, capture_output=True, text=True, timeout=60
+    )
     assert tests.returncode == 0, tests.stdout

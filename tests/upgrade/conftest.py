@@ -61,7 +61,9 @@ async def state(
     if request.param == "sqlite":
         states.unpack_sqlite(name, tmp_path)
         files = {"DATABASE_URL": "app.db", "LEDGER_URL": "ledger.db"}
-        urls = {setting: f"sqlite+aiosqlite:///{tmp_path / file}" for setting, file in files.items()}
+        urls = {
+            setting: f"sqlite+aiosqlite:///{tmp_path / file}" for setting, file in files.items()
+        }
     else:
         server: PostgresServer = request.getfixturevalue("postgres_server")
         url = await server.create_database()

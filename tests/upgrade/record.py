@@ -2,10 +2,11 @@
 
     python -m tests.upgrade.record NAME
 
-NAME becomes a folder of tests/upgrade/states. It gets, for each kind of database, the application's database, the
-ledger and two backups, as real processes leave them: with runs in every state, places of loops, an item that was set
-aside, slots that were missed, a paused task, a process that was killed, runs that were split. A state is recorded once,
-when the code that leaves it is complete, and never again.
+NAME becomes a folder of tests/upgrade/states. It gets, for each kind of database, the application's
+database, the ledger and two backups, as real processes leave them: with runs in every state, places
+of loops, an item that was set aside, slots that were missed, a paused task, a process that was
+killed, runs that were split. A state is recorded once, when the code that leaves it is complete,
+and never again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from tests.upgrade import states
 
 PREPARE = (
     "INSERT INTO users (email, created_at) VALUES "
-    "('ada@example.com', '2026-01-01'), ('bad@example.com', '2026-01-02'), ('eve@example.com', '2026-01-03')",
+    "('ada@example.com', '2026-01-01'), ('bad@example.com', '2026-01-02'), ('eve@example.com', "
+    "'2026-01-03')",
 )
 NEUTRAL = ("UPDATE batch_nodes SET host = 'recorded'",)
 """What tells of the machine that recorded the state."""
@@ -61,7 +63,9 @@ class Recording:
             "POLL_SECONDS": "0.2",
             "DRAIN_SECONDS": "1",
         }
-        shutil.copytree(states.TASKS, folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            states.TASKS, folder / "tasks", ignore=shutil.ignore_patterns("__pycache__")
+        )
 
     def batch(self, *words: str) -> str:
         done = batch(self.folder, *words, settings=self.settings)
@@ -83,12 +87,15 @@ class Recording:
 
     def wait_for_state(self, task: str, state: str) -> None:
         self.wait_for(
-            f"{task}: {state}", f"SELECT count(*) FROM batch_runs WHERE task = '{task}' AND state = '{state}'"
+            f"{task}: {state}",
+            f"SELECT count(*) FROM batch_runs WHERE task = '{task}' AND state = '{state}'",
         )
 
     def wait_for_chunks(self, task: str) -> None:
         self.wait_for(
-            f"chunks of {task}", f"SELECT count(*) >= 12 FROM users WHERE email LIKE '{task}%'", "DATABASE_URL"
+            f"chunks of {task}",
+            f"SELECT count(*) >= 12 FROM users WHERE email LIKE '{task}%'",
+            "DATABASE_URL",
         )
 
 
@@ -96,25 +103,33 @@ async def _execute(url: str, statements: tuple[str | Update, ...]) -> list[Any]:
     engine = create_async_engine(url, poolclass=NullPool)
     async with engine.begin() as connection:
         for statement in statements:
-            result = await connection.execute(text(statement) if isinstance(statement, str) else statement)
+            result = await connection.execute(
+                text(statement) if isinstance(statement, str) else statement
+            )
         rows = list(result) if result.returns_rows else []
     await engine.dispose()
     return rows
 
 
 def live(recording: Recording) -> None:
-    """What the state has seen: two services, commands, a process that was killed, and backups of the rest."""
+    """What the state has seen: two services, commands, a process that was killed, and backups of
+    the rest.
+    """
     with service(recording.folder, SERVE, recording.settings) as first:
         recording.execute("DATABASE_URL", *PREPARE)
         first.stop()
-    recording.execute("LEDGER_URL", update(schedules).values(fired_until=clock.now() - timedelta(hours=6)))
+    recording.execute(
+        "LEDGER_URL", update(schedules).values(fired_until=clock.now() - timedelta(hours=6))
+    )
     with service(recording.folder, SERVE, recording.settings) as second:
         recording.wait_for("a range of missed slots", "SELECT count(*) FROM batch_missed")
         recording.wait_for_state("tick", "succeeded")
         for task, state in SEEN:
             recording.batch("run", task, "--queue")
             recording.wait_for_state(task, state)
-        slow = recording.execute("LEDGER_URL", "SELECT id FROM batch_runs WHERE task = 'slow'")[0][0]
+        slow = recording.execute("LEDGER_URL", "SELECT id FROM batch_runs WHERE task = 'slow'")[0][
+            0
+        ]
         recording.batch("cancel", str(slow))
         recording.wait_for_state("slow", "cancelled")
         for task, pause in (("spreads", "600"), ("moves", "0.3")):
@@ -122,7 +137,9 @@ def live(recording: Recording) -> None:
             recording.wait_for_chunks(task)
         second.stop()
     recording.wait_for_state("moves", "interrupted")
-    with process(recording.folder, [*BATCH, "run", "copies", "--param", "pause=0.3"], recording.settings) as third:
+    with process(
+        recording.folder, [*BATCH, "run", "copies", "--param", "pause=0.3"], recording.settings
+    ) as third:
         recording.wait_for_chunks("copies")
         third.process.send_signal(signal.SIGKILL)
         third.process.wait()
@@ -143,7 +160,9 @@ def live(recording: Recording) -> None:
 
 def record_sqlite(folder: Path, to: Path) -> None:
     files = {"DATABASE_URL": folder / "app.db", "LEDGER_URL": folder / "ledger.db"}
-    recording = Recording(folder, {name: f"sqlite+aiosqlite:///{file}" for name, file in files.items()})
+    recording = Recording(
+        folder, {name: f"sqlite+aiosqlite:///{file}" for name, file in files.items()}
+    )
     live(recording)
     for file in files.values():
         copy = to / file.name
@@ -160,9 +179,20 @@ def record_postgresql(folder: Path, to: Path) -> None:
         recording = Recording(folder, {"DATABASE_URL": url, "LEDGER_URL": url})
         live(recording)
         parts = make_url(url)
-        where = ["-h", str(parts.query["host"]), "-p", "5432", "-U", "postgres", "-d", str(parts.database)]
+        where = [
+            "-h",
+            str(parts.query["host"]),
+            "-p",
+            "5432",
+            "-U",
+            "postgres",
+            "-d",
+            str(parts.database),
+        ]
         options = ["--inserts", "--no-owner", "--no-privileges", "--no-sync"]
-        dumped = subprocess.run([find_binaries() / "pg_dump", *where, *options], check=True, capture_output=True)
+        dumped = subprocess.run(
+            [find_binaries() / "pg_dump", *where, *options], check=True, capture_output=True
+        )
     lines = dumped.stdout.decode().splitlines(keepends=True)
     unknown = ("\\", "SET transaction_timeout", "--")  # to a driver, and to older servers
     (to / states.DUMP).write_text("".join(line for line in lines if not line.startswith(unknown)))
@@ -182,7 +212,11 @@ def main() -> None:
     for record in (record_sqlite, record_postgresql):
         with tempfile.TemporaryDirectory() as folder:
             record(Path(folder), to)
-    print(json.dumps({file.name: file.stat().st_size for file in to.rglob("*") if file.is_file()}, indent=2))
+    print(
+        json.dumps(
+            {file.name: file.stat().st_size for file in to.rglob("*") if file.is_file()}, indent=2
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The states that were recorded: databases and backups of older code, which the present code takes over."""
+"""The states that were recorded: databases and backups of older code, which the present code takes
+over.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from service.backup.file.folder import taken_at
 HERE = Path(__file__).parent
 TASKS = HERE / "tasks"
 STATES = HERE / "states"
-NAMES = sorted(folder.name for folder in STATES.iterdir() if folder.is_dir()) if STATES.is_dir() else []
+NAMES = (
+    sorted(folder.name for folder in STATES.iterdir() if folder.is_dir()) if STATES.is_dir() else []
+)
 
 SQLITE_FILES = ("app.db", "ledger.db")
 DUMP = "postgresql.sql"
@@ -28,7 +32,9 @@ def unpack_sqlite(name: str, folder: Path) -> None:
 
 
 async def load_postgresql(name: str, url: str) -> None:
-    """Execute the dump in an empty database. It was written without what psql or another version would have to know."""
+    """Execute the dump in an empty database. It was written without what psql or another version
+    would have to know.
+    """
     statements = gzip.decompress((STATES / name / f"{DUMP}.gz").read_bytes()).decode()
     engine = create_async_engine(url, poolclass=NullPool)
     async with engine.connect() as connection:
@@ -43,7 +49,9 @@ def backups(name: str, kind: str) -> list[Path]:
 
 
 def recorded_at(name: str) -> datetime:
-    """A minute after the last thing that happened in a state: tests take it over at that instant, whenever they run."""
+    """A minute after the last thing that happened in a state: tests take it over at that instant,
+    whenever they run.
+    """
     taken = [taken_at(path) for path in (STATES / name).glob("*_backups/*")]
     return max(at for at in taken if at is not None) + timedelta(minutes=1)
 

@@ -33,32 +33,53 @@ async def older(database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     add_migration(monkeypatch, tmp_path, LEDGER_HISTORY)
     async with database.engine.begin() as connection:
         at = await database_time.now_of(connection)
-        row = {"id": new_id(), "host": "web-1", "pid": 4711, "version": "0.1", "started_at": at, "seen_at": at}
+        row = {
+            "id": new_id(),
+            "host": "web-1",
+            "pid": 4711,
+            "version": "0.1",
+            "started_at": at,
+            "seen_at": at,
+        }
         await connection.execute(insert(nodes).values({**row, "draining": False, "tasks": []}))
     return database
 
 
 async def revision(database: Database) -> str:
     async with database.reader.connect() as connection:
-        return str((await connection.execute(text("SELECT version_num FROM batch_alembic_version"))).scalar_one())
+        return str(
+            (
+                await connection.execute(text("SELECT version_num FROM batch_alembic_version"))
+            ).scalar_one()
+        )
 
 
-async def test_a_living_node_of_an_older_ledger_keeps_it_as_it_is_and_is_named(older: Database) -> None:
+async def test_a_living_node_of_an_older_ledger_keeps_it_as_it_is_and_is_named(
+    older: Database,
+) -> None:
     with pytest.raises(DatabaseInUse, match=r"pid 4711 on web-1\. Stop it first.*LEASE_SECONDS"):
         await migrate_ledger(older, LEASE_SECONDS)
     assert await revision(older) == OLDER
 
 
 @pytest.mark.parametrize("end", ["stopped", "silent for a lease", "killed on this machine"])
-async def test_once_it_is_dead_the_ledger_is_migrated(older: Database, end: str, tmp_path: Path) -> None:
+async def test_once_it_is_dead_the_ledger_is_migrated(
+    older: Database, end: str, tmp_path: Path
+) -> None:
     if end == "killed on this machine":
         async with older.reader.connect() as connection:
             (row,) = await connection.execute(select(nodes.c.id))
         folder = process_lock.folder_of(older.url)
-        ProcessLock(folder, row.id)._release()  # as the kernel does: the file stays, without its lock
+        ProcessLock(
+            folder, row.id
+        )._release()  # as the kernel does: the file stays, without its lock
     else:
         at = clock.now()
-        gone = {"stopped_at": at} if end == "stopped" else {"seen_at": at - timedelta(seconds=LEASE_SECONDS + 1)}
+        gone = (
+            {"stopped_at": at}
+            if end == "stopped"
+            else {"seen_at": at - timedelta(seconds=LEASE_SECONDS + 1)}
+        )
         async with older.engine.begin() as connection:
             await connection.execute(update(nodes).values(gone))
     await migrate_ledger(older, LEASE_SECONDS)
@@ -75,6 +96,9 @@ async def test_a_ledger_of_this_version_is_nobodys_business(older: Database) -> 
 
 
 async def test_a_worker_does_not_migrate_an_older_ledger(older: Database) -> None:
-    with pytest.raises(DatabaseError, match=rf"of an older version \({OLDER}, and this code has .* start the service"):
+    with pytest.raises(
+        DatabaseError,
+        match=rf"of an older version \({OLDER}, and this code has .* start the service",
+    ):
         await databases._refuse_unmigrated(older, "ledger", LEDGER_HISTORY)
     assert await revision(older) == OLDER

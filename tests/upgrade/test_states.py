@@ -1,4 +1,6 @@
-"""Databases and backups that older code left are taken over: nothing in them is lost, and what had begun goes on."""
+"""Databases and backups that older code left are taken over: nothing in them is lost, and what had
+begun goes on.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,12 @@ async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batc
         await service.stop()
     after = await state.select("LEDGER_URL", "SELECT id FROM batch_runs")
     assert set(before) <= set(after)
-    copied = await state.select("DATABASE_URL", "SELECT email FROM users WHERE id > 3 ORDER BY email")
-    assert copied == [(f"{task}{item:02}@example.com",) for task in copying for item in range(ITEMS)]
+    copied = await state.select(
+        "DATABASE_URL", "SELECT email FROM users WHERE id > 3 ORDER BY email"
+    )
+    assert copied == [
+        (f"{task}{item:02}@example.com",) for task in copying for item in range(ITEMS)
+    ]
     assert len(await state.select("DATABASE_URL", "SELECT item FROM batch_quarantine")) == 1
 
 
@@ -57,19 +63,29 @@ async def test_a_follow_up_that_waited_begins_when_its_group_is_over(state: Stat
     service = BatchService(get_settings())
     await service.start()
     try:
-        await until(lambda: _is(state.runs("member", "follows"), {"member": "succeeded", "follows": "succeeded"}))
+        await until(
+            lambda: _is(
+                state.runs("member", "follows"), {"member": "succeeded", "follows": "succeeded"}
+            )
+        )
     finally:
         await service.stop()
 
 
 @each_state
 async def test_runs_that_were_split_go_on_as_each_was_left(state: State) -> None:
-    """One waits, and its parts go on after their last chunks. One that failed is retried, and runs one part again."""
+    """One waits, and its parts go on after their last chunks. One that failed is retried, and runs
+    one part again.
+    """
     load_tasks(states.TASKS)
     left = {"spreads": "waiting", "halves": "failed", "joined": "succeeded"}
     assert await state.runs(*left) == left
     before = {task: await parts_of(state, task) for task in left}
-    assert [part["state"] for part in before["spreads"]] == ["succeeded", "interrupted", "interrupted"]
+    assert [part["state"] for part in before["spreads"]] == [
+        "succeeded",
+        "interrupted",
+        "interrupted",
+    ]
     assert [part["state"] for part in before["halves"]] == ["succeeded", "failed"]
     assert [part["count"] for part in before["spreads"]] == [2, 8, 8]
     service = BatchService(get_settings())
@@ -96,14 +112,20 @@ async def test_runs_that_were_split_go_on_as_each_was_left(state: State) -> None
 async def parts_of(state: State, task: str) -> list[dict[str, Any]]:
     """The parts of the only run of a task, in their order."""
     names = ("id", "part", "state", "attempt", "count", "fence")
-    query = f"SELECT {', '.join(names)} FROM batch_runs WHERE task = '{task}' AND origin = 'part' ORDER BY part"
+    query = (
+        f"SELECT {', '.join(names)} FROM batch_runs WHERE task = '{task}' AND origin = 'part' "
+        "ORDER BY part"
+    )
     return [dict(zip(names, row, strict=True)) for row in await state.select("LEDGER_URL", query)]
 
 
 async def results(state: State, *tasks: str) -> dict[str, Any]:
     """What the only run of each of these tasks has returned."""
     named = ", ".join(f"'{task}'" for task in tasks)
-    query = f"SELECT task, CAST(result AS text) FROM batch_runs WHERE task IN ({named}) AND origin <> 'part'"
+    query = (
+        f"SELECT task, CAST(result AS text) FROM batch_runs WHERE task IN ({named}) "
+        "AND origin <> 'part'"
+    )
     return {task: json.loads(result) for task, result in await state.select("LEDGER_URL", query)}
 
 
@@ -140,8 +162,12 @@ def test_a_backup_that_older_code_made_is_verified_and_restored(
         assert batch("backup", "verify", str(backup)).code == 0
     restored = batch("backup", "restore", str(backup), "--yes")
     assert restored.code == 0, restored.err
-    assert batch("run", "sort").code == 0  # which upgrades the database to the migrations of the present code
-    emails = asyncio.run(state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id"))
+    assert (
+        batch("run", "sort").code == 0
+    )  # which upgrades the database to the migrations of the present code
+    emails = asyncio.run(
+        state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id")
+    )
     assert emails == [("ada@example.com",), ("bad@example.com",), ("eve@example.com",)]
 
 
@@ -149,20 +175,28 @@ def test_a_backup_that_older_code_made_is_verified_and_restored(
 def test_older_backups_are_restored_onto_the_database_that_was_upgraded_unless_the_ledger_is_in_them(
     state: State, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On PostgreSQL the ledger is in them. If its tables differ, the error says how to restore them."""
+    """On PostgreSQL the ledger is in them. If its tables differ, the error says how to restore
+    them.
+    """
     older = version(state, "LEDGER_URL", "batch_alembic_version")
     monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
     assert batch("run", "sort").code == 0
     asyncio.run(state.execute("DELETE FROM users WHERE id = 1"))
     for backup in states.backups(state.name, state.kind):
         assert batch("backup", "verify", str(backup), "--restore").code == 0
-    restored = batch("backup", "restore", str(backup), "--yes", "--no-safety")  # the run ended at this very instant
+    restored = batch(
+        "backup", "restore", str(backup), "--yes", "--no-safety"
+    )  # the run ended at this very instant
     if state.kind == "postgresql" and older != LEDGER_HISTORY.revisions[-1]:
         assert restored.code == 2 and f"the backup has {older}" in restored.err
         return
     assert restored.code == 0, restored.err
-    assert batch("migrate", "--check").code == 0  # the version of the tables is that of the database, as before
-    emails = asyncio.run(state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id"))
+    assert (
+        batch("migrate", "--check").code == 0
+    )  # the version of the tables is that of the database, as before
+    emails = asyncio.run(
+        state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id")
+    )
     assert emails == [("ada@example.com",), ("bad@example.com",), ("eve@example.com",)]
     assert batch("run", "sort").code == 0
 
@@ -173,8 +207,15 @@ def test_each_history_tokens_and_incidents_are_taken_over(state: State, batch: B
     assert batch("migrate").code == 0
     assert version(state, "DATABASE_URL", "alembic_version") == "app_0004"
     assert version(state, "DATABASE_URL", "batch_data_alembic_version") == "data_0003"
-    assert before <= version(state, "LEDGER_URL", "batch_alembic_version") == LEDGER_HISTORY.revisions[-1]
-    tokens = {token["name"]: token["revoked_at"] is not None for token in batch("token", "list", "--json").json}
+    assert (
+        before
+        <= version(state, "LEDGER_URL", "batch_alembic_version")
+        == LEDGER_HISTORY.revisions[-1]
+    )
+    tokens = {
+        token["name"]: token["revoked_at"] is not None
+        for token in batch("token", "list", "--json").json
+    }
     assert tokens == {"ann": False, "bob": True}
     kinds = {row["kind"] for row in batch("incidents", "--state", "all", "--json").json}
     assert kinds == {"failed", "kept_back", "missed", "quarantine"}

@@ -1,4 +1,6 @@
-"""A ledger in which very much waits, and the statements about it, whose plans tests/batch/test_plans.py reads."""
+"""A ledger in which very much waits, and the statements about it, whose plans
+tests/batch/test_plans.py reads.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import chains, json_rows, kept_back, parts, runs, transitions, waiting_runs, waits
+from service.batch.ledger import (
+    chains,
+    json_rows,
+    kept_back,
+    parts,
+    runs,
+    transitions,
+    waiting_runs,
+    waits,
+)
 from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import Rank
@@ -27,13 +38,23 @@ MINUTE = timedelta(minutes=1)
 
 
 def slots(number: int, now: datetime) -> tuple[list[NewRun], list[dict[str, Any]]]:
-    """So many runs that wait for slots of two other tasks, these slots' runs, which are queued, and rows of waits."""
+    """So many runs that wait for slots of two other tasks, these slots' runs, which are queued, and
+    rows of waits.
+    """
     made, rows = [], []
     for n in range(number):
         slot = now - timedelta(days=100) + n * MINUTE
-        of_slot = {"slot": slot, "origin": "schedule", "exclusive": None, "due_at": now, "created_at": now}
+        of_slot = {
+            "slot": slot,
+            "origin": "schedule",
+            "exclusive": None,
+            "due_at": now,
+            "created_at": now,
+        }
         upstreams = [new(name, **of_slot) for name in ("up-1", "up-2")]
-        run = new("down", **of_slot, state="waiting", gate="success", wait_until=now + timedelta(days=1))
+        run = new(
+            "down", **of_slot, state="waiting", gate="success", wait_until=now + timedelta(days=1)
+        )
         made += [*upstreams, run]
         rows += [{"run": run.id, "task": upstream.task, "slot": slot} for upstream in upstreams]
     return made, rows
@@ -41,18 +62,30 @@ def slots(number: int, now: datetime) -> tuple[list[NewRun], list[dict[str, Any]
 
 def group(number: int, now: datetime, state: str = "queued", **follow_up: Any) -> list[NewRun]:
     """A follow-up that waits, and so many members."""
-    then = new("then", exclusive=None, due_at=now, **{"state": "waiting", "gate": "success", **follow_up})
-    return [then, *(new("member", exclusive=None, state=state, awaited_by=then.id) for _ in range(number))]
+    then = new(
+        "then", exclusive=None, due_at=now, **{"state": "waiting", "gate": "success", **follow_up}
+    )
+    return [
+        then,
+        *(new("member", exclusive=None, state=state, awaited_by=then.id) for _ in range(number)),
+    ]
 
 
-async def write(connection: AsyncConnection, made: list[NewRun], rows: list[dict[str, Any]]) -> None:
+async def write(
+    connection: AsyncConnection, made: list[NewRun], rows: list[dict[str, Any]]
+) -> None:
     await json_rows.insert(connection, runs.runs, [vars(run) for run in made])
     await json_rows.insert(connection, waits.waits, rows)
 
 
 async def fill(ledger: Database, number: int, now: datetime) -> None:
-    """So many runs that wait for slots, as many that wait for tomorrow, and as many members of groups."""
-    tomorrow = [new("later", exclusive=None, state="waiting", due_at=now + timedelta(days=1)) for _ in range(number)]
+    """So many runs that wait for slots, as many that wait for tomorrow, and as many members of
+    groups.
+    """
+    tomorrow = [
+        new("later", exclusive=None, state="waiting", due_at=now + timedelta(days=1))
+        for _ in range(number)
+    ]
     groups = [run for _ in range(number // 10) for run in group(10, now)]
     made, rows = slots(number, now)
     async with ledger.engine.begin() as connection:
@@ -63,7 +96,9 @@ async def fill(ledger: Database, number: int, now: datetime) -> None:
 
 
 async def send(ledger: Database, of: Of, now: datetime) -> None:
-    """Open and close what is ready, and retry and cancel runs that others wait for. `of`: see Plans.of."""
+    """Open and close what is ready, and retry and cancel runs that others wait for. `of`: see
+    Plans.of.
+    """
     ready, closed, cancelled = (group(3, now, state) for state in ("succeeded", "failed", "queued"))
     (upstream, *others), rows = slots(1, now + timedelta(days=1))
     upstream.state = "failed"
@@ -87,7 +122,9 @@ async def send(ledger: Database, of: Of, now: datetime) -> None:
             await chain.upcoming(connection, "later", now)
         with of("retry what others wait for"):
             assert await waiting_runs.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
-            await transitions.reopen(connection, [closed[1].id, upstream.id], Rank.MANUAL, "ann", now)
+            await transitions.reopen(
+                connection, [closed[1].id, upstream.id], Rank.MANUAL, "ann", now
+            )
         follow_up = await runs.get(connection, closed[0].id)
         assert follow_up is not None and follow_up["state"] == "waiting"
         with of("cancel a group"):
@@ -109,11 +146,17 @@ async def send_parts(connection: AsyncConnection, now: datetime) -> None:
     assert len(await parts.of_run(connection, run.id, 20)) == 20
     assert len(await parts.states_in_order(connection, run.id, 50, 10)) == 10
     assert len(await parts.startable_ids(connection, run.id, now, 5)) == 5
-    await transitions.cancel(connection, await parts.active_ids(connection, run.id), "stopped", "ann", now)
+    await transitions.cancel(
+        connection, await parts.active_ids(connection, run.id), "stopped", "ann", now
+    )
     decided = await waiting.decide(connection, now)
-    assert [failing["reason"] for failing in decided.failing] == [f"50 of 50 parts cancelled: {LISTED} and 40 more"]
+    assert [failing["reason"] for failing in decided.failing] == [
+        f"50 of 50 parts cancelled: {LISTED} and 40 more"
+    ]
     await waiting.apply(connection, decided, now)
-    assert await transitions.reopen(connection, [run.id], Rank.MANUAL, "ann", now, anew=True) == {run.id}
+    assert await transitions.reopen(connection, [run.id], Rank.MANUAL, "ann", now, anew=True) == {
+        run.id
+    }
     assert await parts.tallies(connection, [run.id]) == {}
 
 

@@ -1,4 +1,6 @@
-"""The account is complete with `after`, whatever became of the upstream: each slot is a run or a missed range."""
+"""The account is complete with `after`, whatever became of the upstream: each slot is a run or a
+missed range.
+"""
 
 from __future__ import annotations
 

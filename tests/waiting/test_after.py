@@ -55,11 +55,21 @@ async def again(waits: Waits, run: str) -> None:
 async def test_a_follower_has_the_slots_of_the_first_task_and_waits_for_them(waits: Waits) -> None:
     await make_slots(waits, daily("extract", timezone="Europe/Berlin"), load_after())
     extract, load = await rows(waits.ledger, schedules.schedules)
-    assert (load["cron"], load["timezone"], load["follows"]) == ("0 3 * * *", "Europe/Berlin", "extract")
+    assert (load["cron"], load["timezone"], load["follows"]) == (
+        "0 3 * * *",
+        "Europe/Berlin",
+        "extract",
+    )
     assert load["after"] == {"tasks": ["extract"], "within": 86_400, "on": "success"}
     row = await waits.run_of("load")
-    assert (row["slot"], row["state"], row["gate"]) == (THREE - timedelta(hours=1), "waiting", "success")
-    assert await rows(waits.ledger, waits_table) == [{"run": row["id"], "task": "extract", "slot": row["slot"]}]
+    assert (row["slot"], row["state"], row["gate"]) == (
+        THREE - timedelta(hours=1),
+        "waiting",
+        "success",
+    )
+    assert await rows(waits.ledger, waits_table) == [
+        {"run": row["id"], "task": "extract", "slot": row["slot"]}
+    ]
     assert extract["after"] is None
 
 
@@ -87,7 +97,8 @@ async def test_it_waits_for_all_of_several_tasks(waits: Waits) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "words"), [(RunState.FAILED, "extract failed"), (RunState.CANCELLED, "extract was cancelled")]
+    ("state", "words"),
+    [(RunState.FAILED, "extract failed"), (RunState.CANCELLED, "extract was cancelled")],
 )
 async def test_it_closes_when_a_slot_did_not_succeed_once_all_are_over(
     waits: Waits, state: RunState, words: str
@@ -103,7 +114,9 @@ async def test_it_closes_when_a_slot_did_not_succeed_once_all_are_over(
 
 
 async def test_with_on_end_any_end_opens_it(waits: Waits) -> None:
-    await make_slots(waits, daily("extract"), make_task("load", None, after=After("extract", on="end")))
+    await make_slots(
+        waits, daily("extract"), make_task("load", None, after=After("extract", on="end"))
+    )
     await waits.end("extract", state=RunState.FAILED)
     await waits.look()
     assert await waits.state("load") == "queued"
@@ -194,9 +207,13 @@ async def test_a_retry_of_the_slot_lets_it_wait_again(waits: Waits) -> None:
 async def test_a_retry_of_several_slots_loses_none_of_those_that_come_after_and_delays_none_of_today(
     waits: Waits, overlap: str
 ) -> None:
-    """Whether they were closed because of the failures, or still wait: they are caught up, one at a time."""
+    """Whether they were closed because of the failures, or still wait: they are caught up, one at a
+    time.
+    """
     load = load_after("extract", "other", overlap=overlap)
-    await waits.know(*(daily(name, "0 * * * *", overlap="allow") for name in ("extract", "other")), load)
+    await waits.know(
+        *(daily(name, "0 * * * *", overlap="allow") for name in ("extract", "other")), load
+    )
     slots = [THREE + n * HOUR for n in range(4)]
     for slot in slots:
         await waits.fire(slot)
@@ -204,7 +221,12 @@ async def test_a_retry_of_several_slots_loses_none_of_those_that_come_after_and_
     for slot in slots[:2]:
         await waits.end("other", slot)
     await waits.look()
-    assert [await waits.state("load", slot) for slot in slots] == ["skipped", "skipped", "waiting", "waiting"]
+    assert [await waits.state("load", slot) for slot in slots] == [
+        "skipped",
+        "skipped",
+        "waiting",
+        "waiting",
+    ]
     for slot in slots:
         await again(waits, (await waits.run_of("extract", slot))["id"])
         await waits.end("extract", slot)
@@ -217,7 +239,10 @@ async def test_a_retry_of_several_slots_loses_none_of_those_that_come_after_and_
     await waits.look()
     loads = [await waits.run_of("load", slot) for slot in (*slots, today)]
     assert [run["state"] for run in loads] == ["queued"] * 5
-    assert [(run["catch_up"], run["rank"]) for run in loads] == [*[(True, Rank.CATCH_UP)] * 4, (False, Rank.ON_TIME)]
+    assert [(run["catch_up"], run["rank"]) for run in loads] == [
+        *[(True, Rank.CATCH_UP)] * 4,
+        (False, Rank.ON_TIME),
+    ]
 
 
 async def test_a_backfill_of_the_missed_slot_lets_it_wait_again(waits: Waits) -> None:
@@ -254,7 +279,9 @@ async def test_a_slot_that_a_person_has_cancelled_stays(waits: Waits) -> None:
     assert await waits.state("load") == "cancelled"
 
 
-async def test_a_slot_that_its_overlap_policy_has_skipped_stays(waits: Waits, application: Database) -> None:
+async def test_a_slot_that_its_overlap_policy_has_skipped_stays(
+    waits: Waits, application: Database
+) -> None:
     await waits.know(daily("extract", "0 * * * *", overlap="allow"), load_after())
     await waits.fire(THREE)
     await waits.end("extract", THREE)
@@ -271,7 +298,9 @@ async def test_a_slot_that_its_overlap_policy_has_skipped_stays(waits: Waits, ap
     async with waits.ledger.engine.begin() as connection:
         await connection.execute(waits_table.delete().where(waits_table.c.run == before["id"]))
     extract = (await waits.run_of("extract", later))["id"]
-    backfill = Backfill(waits.ledger, application, Startable.of(waits.tasks["extract"]), "ann", redo=True)
+    backfill = Backfill(
+        waits.ledger, application, Startable.of(waits.tasks["extract"]), "ann", redo=True
+    )
     clock.advance(5 * MINUTE)
     async with waits.ledger.reader.connect() as connection:
         interval = await interval_of(connection, "extract", later, later)
@@ -288,7 +317,9 @@ async def test_a_retry_of_its_own_run_starts_it_without_waiting(waits: Waits) ->
     assert await waits.state("load") == "queued"
 
 
-async def test_a_run_again_after_a_success_changes_nothing_for_it(waits: Waits, application: Database) -> None:
+async def test_a_run_again_after_a_success_changes_nothing_for_it(
+    waits: Waits, application: Database
+) -> None:
     extract = daily("extract")
     await make_slots(waits, extract, load_after())
     await waits.end("extract")
@@ -333,7 +364,9 @@ async def test_slots_that_are_caught_up_wait_too(waits: Waits) -> None:
 
 async def test_it_closes_when_it_has_waited_long_enough(waits: Waits) -> None:
     await make_slots(
-        waits, daily("extract"), make_task("load", None, after=After("extract", within=timedelta(hours=2)))
+        waits,
+        daily("extract"),
+        make_task("load", None, after=After("extract", within=timedelta(hours=2))),
     )
     await waits.start((await waits.run_of("extract"))["id"])
     clock.advance(timedelta(hours=2) - MINUTE)
@@ -345,7 +378,9 @@ async def test_it_closes_when_it_has_waited_long_enough(waits: Waits) -> None:
 
 
 async def test_a_pause_does_not_count_for_how_long_it_waits(waits: Waits) -> None:
-    await make_slots(waits, daily("extract"), make_task("load", None, after=After("extract", within=3_600)))
+    await make_slots(
+        waits, daily("extract"), make_task("load", None, after=After("extract", within=3_600))
+    )
     async with waits.ledger.engine.begin() as connection:
         await task_sync.pause(connection, "load", "ann")
     clock.advance(timedelta(hours=5))
@@ -362,24 +397,45 @@ async def test_a_pause_does_not_count_for_how_long_it_waits(waits: Waits) -> Non
 @pytest.mark.parametrize(
     ("upstream", "own", "slot", "awaited"),
     [
-        ("0 * * * *", "30 3 * * *", "2026-03-11 03:30", "2026-03-11 03:00"),  # daily after hourly: the newest
-        ("0 3 * * 3", "0 4 * * *", "2026-03-12 04:00", "2026-03-11 03:00"),  # daily after weekly: the newest
+        (
+            "0 * * * *",
+            "30 3 * * *",
+            "2026-03-11 03:30",
+            "2026-03-11 03:00",
+        ),  # daily after hourly: the newest
+        (
+            "0 3 * * 3",
+            "0 4 * * *",
+            "2026-03-12 04:00",
+            "2026-03-11 03:00",
+        ),  # daily after weekly: the newest
         ("0 3 * * *", "0 3 * * *", "2026-03-11 03:00", "2026-03-11 03:00"),  # the same slot
-        ("5 3 * * *", "0 3 * * *", "2026-03-11 03:00", "2026-03-10 03:05"),  # the one of the day before
+        (
+            "5 3 * * *",
+            "0 3 * * *",
+            "2026-03-11 03:00",
+            "2026-03-10 03:05",
+        ),  # the one of the day before
     ],
 )
 async def test_the_last_slot_at_or_before_its_own_counts(
     waits: Waits, upstream: str, own: str, slot: str, awaited: str
 ) -> None:
-    await waits.know(daily("extract", upstream, overlap="allow"), make_task("load", own, after="extract"))
+    await waits.know(
+        daily("extract", upstream, overlap="allow"), make_task("load", own, after="extract")
+    )
     at, expected = (datetime.fromisoformat(text).replace(tzinfo=UTC) for text in (slot, awaited))
     while clock.now() < at:
         await waits.fire(min(at, clock.now() + timedelta(minutes=30)))
     load = await waits.run_of("load", at)
-    assert [row["slot"] for row in await rows(waits.ledger, waits_table, run=load["id"])] == [expected]
+    assert [row["slot"] for row in await rows(waits.ledger, waits_table, run=load["id"])] == [
+        expected
+    ]
 
 
-async def test_a_slot_of_an_earlier_schedule_counts_if_the_present_one_has_none_yet(waits: Waits) -> None:
+async def test_a_slot_of_an_earlier_schedule_counts_if_the_present_one_has_none_yet(
+    waits: Waits,
+) -> None:
     extract, load = daily("extract"), make_task("load", "0 5 * * *", after="extract")
     await make_slots(waits, extract, load)
     clock.advance(30 * MINUTE)
@@ -388,7 +444,9 @@ async def test_a_slot_of_an_earlier_schedule_counts_if_the_present_one_has_none_
         await task_sync.set_schedules(connection, {"extract": other}, waits.tasks, NODE)
     await waits.fire(THREE + timedelta(hours=2))
     load_run = await waits.run_of("load")
-    assert [row["slot"] for row in await rows(waits.ledger, waits_table, run=load_run["id"])] == [THREE]
+    assert [row["slot"] for row in await rows(waits.ledger, waits_table, run=load_run["id"])] == [
+        THREE
+    ]
 
 
 async def test_a_change_of_the_schedule_changes_those_that_follow_it(waits: Waits) -> None:
@@ -397,8 +455,12 @@ async def test_a_change_of_the_schedule_changes_those_that_follow_it(waits: Wait
     clock.advance(MINUTE)
     other = make_task("other", "0 4 * * *", timezone="Asia/Tokyo").schedule
     async with waits.ledger.engine.begin() as connection:
-        await task_sync.set_schedules(connection, {"extract": other}, {"extract": waits.tasks["extract"]}, NODE)
-    opened = [row for row in await rows(waits.ledger, schedules.schedules) if row["valid_until"] is None]
+        await task_sync.set_schedules(
+            connection, {"extract": other}, {"extract": waits.tasks["extract"]}, NODE
+        )
+    opened = [
+        row for row in await rows(waits.ledger, schedules.schedules) if row["valid_until"] is None
+    ]
     assert {(row["task"], row["cron"], row["timezone"], row["follows"]) for row in opened} == {
         ("extract", "0 4 * * *", "Asia/Tokyo", None),
         ("load", "0 4 * * *", "Asia/Tokyo", "extract"),
@@ -455,7 +517,9 @@ async def test_many_slots_that_a_node_may_not_open_do_not_keep_it_from_its_own(
     assert {run["state"] for run in await rows(waits.ledger, task="load")} == {"waiting"}
 
 
-async def test_only_a_node_that_has_loaded_the_task_opens_a_slot_but_any_closes_it(waits: Waits) -> None:
+async def test_only_a_node_that_has_loaded_the_task_opens_a_slot_but_any_closes_it(
+    waits: Waits,
+) -> None:
     await make_slots(waits, daily("extract"), load_after())
     await waits.end("extract")
     assert await waits.look({}) == 0
@@ -466,9 +530,15 @@ async def test_only_a_node_that_has_loaded_the_task_opens_a_slot_but_any_closes_
 async def test_tasks_that_can_not_work_because_of_others_are_reported_by_the_node_that_has_them(
     waits: Waits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The one that would give them their slots is missing or has none, or tasks of two services wait for each other."""
+    """The one that would give them their slots is missing or has none, or tasks of two services
+    wait for each other.
+    """
     node, other = await put_node(waits.ledger), await put_node(waits.ledger)
-    theirs = update(tables.nodes).where(tables.nodes.c.id == other).values(tasks=["by_hand", "ping", "gone"])
+    theirs = (
+        update(tables.nodes)
+        .where(tables.nodes.c.id == other)
+        .values(tasks=["by_hand", "ping", "gone"])
+    )
     async with waits.ledger.engine.begin() as connection:
         await connection.execute(theirs)
     await waits.know(make_task("by_hand", None), daily("ping", after="pong"))
@@ -491,6 +561,11 @@ async def test_tasks_that_can_not_work_because_of_others_are_reported_by_the_nod
     await waits.know(daily("gone"), daily("by_hand"), daily("ping"))
     for _ in range(3):
         await refresh(sync)
-    opened = {row["task"]: row["cron"] for row in await rows(waits.ledger, tables.schedules, valid_until=None)}
-    assert opened["lost"] == opened["idle"] == "0 3 * * *", "they have slots as soon as what they follow has"
+    opened = {
+        row["task"]: row["cron"]
+        for row in await rows(waits.ledger, tables.schedules, valid_until=None)
+    }
+    assert opened["lost"] == opened["idle"] == "0 3 * * *", (
+        "they have slots as soon as what they follow has"
+    )
     assert [row["broken"] for row in await rows(waits.ledger, tables.nodes, id=node)] == [[]]

@@ -1,4 +1,6 @@
-"""`--and-after`: what has waited for a run, or for slots, is run again or backfilled too, in whichever depth."""
+"""`--and-after`: what has waited for a run, or for slots, is run again or backfilled too, in
+whichever depth.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ def operations(waits: Waits, application: Database) -> Operations:
 
 def chain() -> tuple[Task, Task, Task]:
     """Three tasks, each after the one before."""
-    return daily("extract"), make_task("load", None, after="extract"), make_task("report", None, after="load")
+    return (
+        daily("extract"),
+        make_task("load", None, after="extract"),
+        make_task("report", None, after="load"),
+    )
 
 
 async def run_all(waits: Waits, *names: str, slot: datetime | None = None) -> None:
@@ -47,7 +53,9 @@ async def states(waits: Waits) -> dict[str, str]:
     return {row["task"]: row["state"] for row in await rows(waits.ledger)}
 
 
-async def test_a_run_is_run_again_and_what_comes_after_waits_for_it(waits: Waits, operations: Operations) -> None:
+async def test_a_run_is_run_again_and_what_comes_after_waits_for_it(
+    waits: Waits, operations: Operations
+) -> None:
     await waits.know(*chain())
     await waits.fire(THREE)
     await run_all(waits, "extract", "load", "report")
@@ -57,7 +65,11 @@ async def test_a_run_is_run_again_and_what_comes_after_waits_for_it(waits: Waits
     await operations.runs.retry(run, from_the_beginning=True, and_after=True)
     assert await states(waits) == {"extract": "queued", "load": "waiting", "report": "waiting"}
     load = await waits.run_of("load")
-    assert (load["gate"], load["wait_until"], load["result"]) == ("success", clock.now() + DAY, None)
+    assert (load["gate"], load["wait_until"], load["result"]) == (
+        "success",
+        clock.now() + DAY,
+        None,
+    )
     assert await waits.look() == 0
     await run_all(waits, "extract", "load", "report")
     assert set((await states(waits)).values()) == {"succeeded"}
@@ -65,9 +77,14 @@ async def test_a_run_is_run_again_and_what_comes_after_waits_for_it(waits: Waits
     assert {event["task"] for event in events} == {"extract", "load", "report"}
 
 
-async def test_what_comes_after_keeps_its_rule_and_closes_by_it(waits: Waits, operations: Operations) -> None:
+async def test_what_comes_after_keeps_its_rule_and_closes_by_it(
+    waits: Waits, operations: Operations
+) -> None:
     """Also after a person's retry of its own run, which has taken away its gate."""
-    extract, load = daily("extract"), make_task("load", None, after=After("extract", within=60, on="end"))
+    extract, load = (
+        daily("extract"),
+        make_task("load", None, after=After("extract", within=60, on="end")),
+    )
     await waits.know(extract, load)
     await waits.fire(THREE)
     await run_all(waits, "extract", "load")
@@ -83,7 +100,9 @@ async def test_what_comes_after_keeps_its_rule_and_closes_by_it(waits: Waits, op
     assert await waits.state("load") == "queued"
 
 
-async def test_active_runs_are_left_and_without_again_it_is_refused(waits: Waits, operations: Operations) -> None:
+async def test_active_runs_are_left_and_without_again_it_is_refused(
+    waits: Waits, operations: Operations
+) -> None:
     await waits.know(*chain())
     await waits.fire(THREE)
     await run_all(waits, "extract")
@@ -113,14 +132,22 @@ def request(**values: Any) -> BackfillRequest:
     return BackfillRequest("extract", THREE, THREE, and_after=True, **values)
 
 
-async def test_a_backfill_makes_the_slots_of_what_comes_after(waits: Waits, operations: Operations) -> None:
-    extract, load = daily("extract", missed="skip"), make_task("load", None, after="extract", missed="skip")
+async def test_a_backfill_makes_the_slots_of_what_comes_after(
+    waits: Waits, operations: Operations
+) -> None:
+    extract, load = (
+        daily("extract", missed="skip"),
+        make_task("load", None, after="extract", missed="skip"),
+    )
     monthly = make_task("monthly", "0 3 10 * *", after="load", missed="skip")
     await waits.know(extract, load, monthly, daily("other", "30 3 * * *", missed="skip"))
     await waits.fire(THREE + timedelta(hours=2))
     preview = await operations.bulks.preview_backfill(request())
     assert preview.count == 3 and preview.counts is not None
-    assert {name: counts.new for name, counts in preview.counts.after.items()} == {"load": 1, "monthly": 1}
+    assert {name: counts.new for name, counts in preview.counts.after.items()} == {
+        "load": 1,
+        "monthly": 1,
+    }
     assert await rows(waits.ledger) == []
     await operations.bulks.begin(preview.id, "backfill")
     await operations.bulks.carry_out(preview.id)
@@ -132,7 +159,10 @@ async def test_a_backfill_makes_the_slots_of_what_comes_after(waits: Waits, oper
 async def test_the_preview_of_a_backfill_says_which_runs_would_be_skipped_because_others_were_pruned(
     waits: Waits, operations: Operations
 ) -> None:
-    extract, load = daily("extract", missed="skip"), make_task("load", None, after="extract", missed="skip")
+    extract, load = (
+        daily("extract", missed="skip"),
+        make_task("load", None, after="extract", missed="skip"),
+    )
     await waits.know(extract, load)
     await waits.fire(THREE + 2 * DAY)
     async with waits.ledger.engine.begin() as connection:
@@ -149,7 +179,10 @@ async def test_a_backfill_runs_again_what_comes_after(waits: Waits, operations: 
     await run_all(waits, "extract", "load", "report")
     clock.advance(5 * MINUTE)
     counts = await operations.slots.backfill(request(redo=True))
-    assert (counts.again, {name: each.again for name, each in counts.after.items()}) == (1, {"load": 1, "report": 1})
+    assert (counts.again, {name: each.again for name, each in counts.after.items()}) == (
+        1,
+        {"load": 1, "report": 1},
+    )
     assert await states(waits) == {"extract": "queued", "load": "waiting", "report": "waiting"}
     (event,) = await rows(waits.ledger, audit.events, action="task.backfill")
     assert event["after"]["after"]["load"]["again"] == 1
@@ -158,14 +191,21 @@ async def test_a_backfill_runs_again_what_comes_after(waits: Waits, operations: 
 @pytest.mark.parametrize(
     ("upstream", "own", "first"),
     [
-        ("0 * * * *", "30 3 * * *", "03:30"),  # daily after hourly: its slot counts the one of 03:00
+        (
+            "0 * * * *",
+            "30 3 * * *",
+            "03:30",
+        ),  # daily after hourly: its slot counts the one of 03:00
         ("0 3 * * 2", "0 4 * * *", "04:00"),  # daily after weekly: each day until the next week
     ],
 )
 async def test_other_schedules_count_by_the_last_slot_before(
     waits: Waits, operations: Operations, upstream: str, own: str, first: str
 ) -> None:
-    extract, load = daily("extract", upstream, missed="skip"), make_task("load", own, after="extract", missed="skip")
+    extract, load = (
+        daily("extract", upstream, missed="skip"),
+        make_task("load", own, after="extract", missed="skip"),
+    )
     await waits.know(extract, load)
     await waits.fire(THREE + timedelta(hours=5))
     await operations.slots.backfill(request())
@@ -187,10 +227,15 @@ async def test_the_command_shows_how_many_and_asks(
     run = (await waits.run_of("extract"))["id"]
 
     async def call(*words: str) -> Any:
-        return await asyncio.to_thread(batch, *words, LEDGER_URL=ledger_url, DATABASE_URL=database_url)
+        return await asyncio.to_thread(
+            batch, *words, LEDGER_URL=ledger_url, DATABASE_URL=database_url
+        )
 
     asked = await call("retry", run, "--again", "--and-after")
-    assert (asked.code, asked.out) == (2, f"run {run} is run again, and after it 1 run of load, 1 run of report\n")
+    assert (asked.code, asked.out) == (
+        2,
+        f"run {run} is run again, and after it 1 run of load, 1 run of report\n",
+    )
     assert set((await states(waits)).values()) == {"succeeded"}
     refused = await call("retry", run, "--and-after")
     assert (refused.code, "--and-after needs --again" in refused.err) == (2, True)

@@ -1,4 +1,6 @@
-"""What was closed waits again in whichever depth, and what waits for a task that is gone does not wait for ever."""
+"""What was closed waits again in whichever depth, and what waits for a task that is gone does not
+wait for ever.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,10 @@ async def test_a_backfill_of_a_missed_slot_does_so_too(waits: Waits) -> None:
 
 
 async def test_a_retry_of_a_member_lets_the_groups_around_its_own_wait_again(waits: Waits) -> None:
-    mail, report = make_task("mail", None, overlap="allow"), make_task("report", None, overlap="allow")
+    mail, report = (
+        make_task("mail", None, overlap="allow"),
+        make_task("report", None, overlap="allow"),
+    )
     await waits.know(mail, report)
     outer = await start_all([Start(mail.cls)], then=Start(report.cls))
     inner = await start_all([Start(mail.cls)], then=Start(report.cls))
@@ -78,9 +83,15 @@ async def test_a_retry_of_a_member_lets_the_groups_around_its_own_wait_again(wai
         await waits.finish(member["id"], state)
     while await waits.look():
         pass
-    assert [row["state"] for row in await rows(waits.ledger, task="report")] == ["skipped", "skipped"]
+    assert [row["state"] for row in await rows(waits.ledger, task="report")] == [
+        "skipped",
+        "skipped",
+    ]
     await again(waits, second["id"])
-    assert [row["state"] for row in await rows(waits.ledger, task="report")] == ["waiting", "waiting"]
+    assert [row["state"] for row in await rows(waits.ledger, task="report")] == [
+        "waiting",
+        "waiting",
+    ]
 
 
 async def test_the_slots_that_wait_again_are_counted_anew(waits: Waits) -> None:
@@ -116,7 +127,9 @@ async def test_a_follow_up_that_is_run_again_waits_for_its_group_by_its_own_rule
     assert (row["state"], row["gate"], row["wait_until"]) == ("waiting", "end", None)
 
 
-async def test_what_waits_for_a_run_that_waits_anew_waits_again(waits: Waits, application: Database) -> None:
+async def test_what_waits_for_a_run_that_waits_anew_waits_again(
+    waits: Waits, application: Database
+) -> None:
     """Also if it was not among the runs that were asked for."""
     await close_all(waits)
     load = (await waits.run_of("load"))["id"]
@@ -147,7 +160,9 @@ async def test_a_slot_of_a_task_that_is_gone_opens_and_then_fails_as_any_other_r
 
 
 async def test_a_node_without_the_watch_opens_what_only_it_has_loaded(waits: Waits) -> None:
-    """The node of the watch, which looks each second, opens no slot of a task that it does not know."""
+    """The node of the watch, which looks each second, opens no slot of a task that it does not
+    know.
+    """
     await waits.know(daily("extract"), make_task("load", None, after="extract"))
     await waits.fire(THREE)
     await waits.end("extract")

@@ -1,4 +1,6 @@
-"""An opening waits for nobody, and whoever cancels groups locks by id: so no two of them deadlock. On PostgreSQL."""
+"""An opening waits for nobody, and whoever cancels groups locks by id: so no two of them deadlock.
+On PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,16 @@ async def cancel(ledger: Database, ids: Sequence[str]) -> dict[str, RunState]:
 
 
 async def lock(connection: AsyncConnection, run: str) -> None:
-    await connection.execute(select(tables.runs.c.id).where(tables.runs.c.id == run).with_for_update())
+    await connection.execute(
+        select(tables.runs.c.id).where(tables.runs.c.id == run).with_for_update()
+    )
 
 
 @pytest.fixture
 async def replacing(waits: Waits) -> tuple[str, str]:
-    """A running run, and the one of a newer slot that waits and would replace it: what it waited for is over."""
+    """A running run, and the one of a newer slot that waits and would replace it: what it waited
+    for is over.
+    """
     extract = make_task("extract", "0 * * * *", overlap="allow")
     await waits.know(extract, make_task("load", None, after="extract", overlap="replace"))
     for slot in (FIRST, SECOND):
@@ -66,14 +72,19 @@ async def test_an_opening_leaves_a_slot_whose_turn_it_would_have_to_wait_for(
         await lock(connection, old)
         assert await asyncio.wait_for(waits.look(), SECONDS) == 0
     assert await waits.look() == 1
-    states = {row["id"]: (row["state"], row["cancel_reason"] is not None) for row in await rows(waits.ledger)}
+    states = {
+        row["id"]: (row["state"], row["cancel_reason"] is not None)
+        for row in await rows(waits.ledger)
+    }
     assert (states[old], states[new]) == (("running", True), ("queued", False))
 
 
 async def test_an_opening_that_replaces_and_a_cancel_of_both_runs_do_not_deadlock(
     waits: Waits, replacing: tuple[str, str], other: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The opening has locked the new run. The cancel has locked the old one, and waits for the new one."""
+    """The opening has locked the new run. The cancel has locked the old one, and waits for the new
+    one.
+    """
     apply, cancelling = waiting.apply, list[asyncio.Task[dict[str, RunState]]]()
 
     async def apply_beside(connection: AsyncConnection, decided: Decided, now: datetime) -> int:
@@ -87,9 +98,16 @@ async def test_an_opening_that_replaces_and_a_cancel_of_both_runs_do_not_deadloc
     assert await cancelling[0] == {old: RunState.RUNNING, new: RunState.CANCELLED}
 
 
-async def test_two_cancels_of_groups_and_of_their_members_do_not_deadlock(waits: Waits, other: Database) -> None:
-    """A third transaction stops both halfway, when each has locked runs that the other one needs next."""
-    mail, report = make_task("mail", None, overlap="allow"), make_task("report", None, overlap="allow")
+async def test_two_cancels_of_groups_and_of_their_members_do_not_deadlock(
+    waits: Waits, other: Database
+) -> None:
+    """A third transaction stops both halfway, when each has locked runs that the other one needs
+    next.
+    """
+    mail, report = (
+        make_task("mail", None, overlap="allow"),
+        make_task("report", None, overlap="allow"),
+    )
     await waits.know(mail, report)
     groups = [await start_all([Start(mail.cls)], then=Start(report.cls)) for _ in range(2)]
     first, second = (str(group) for group in groups)

@@ -41,9 +41,14 @@ async def start_and_finish(waits: Waits, run: str, state: RunState = RunState.SU
     await waits.finish(run, state)
 
 
-async def test_the_follow_up_is_queued_when_all_members_have_succeeded(waits: Waits, tasks: tuple[Task, Task]) -> None:
+async def test_the_follow_up_is_queued_when_all_members_have_succeeded(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
     first, second = await group(waits, tasks)
-    assert [row["params"] for row in await rows(waits.ledger, task="mail")] == [{"to": 0}, {"to": 1}]
+    assert [row["params"] for row in await rows(waits.ledger, task="mail")] == [
+        {"to": 0},
+        {"to": 1},
+    ]
     await start_and_finish(waits, first)
     assert await waits.look() == 0
     await waits.start(second)
@@ -53,12 +58,16 @@ async def test_the_follow_up_is_queued_when_all_members_have_succeeded(waits: Wa
     assert await waits.state("report") == "queued"
 
 
-async def test_without_members_the_follow_up_is_queued_at_once(waits: Waits, tasks: tuple[Task, Task]) -> None:
+async def test_without_members_the_follow_up_is_queued_at_once(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
     assert await group(waits, tasks, 0) == []
     assert await waits.state("report") == "queued"
 
 
-async def test_many_starts_without_a_follow_up_are_one_transaction(waits: Waits, tasks: tuple[Task, Task]) -> None:
+async def test_many_starts_without_a_follow_up_are_one_transaction(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
     assert await start_all([Start(tasks[0].cls, to=to) for to in range(3)]) is None
     assert [row["state"] for row in await rows(waits.ledger)] == ["queued"] * 3
     assert await start_all([]) is None
@@ -78,7 +87,9 @@ async def test_it_is_skipped_when_members_did_not_succeed_and_none_is_active(
     assert (row["state"], row["reason"]) == ("skipped", f"2 of 3 did not succeed: run {first}")
 
 
-async def test_a_retry_of_a_member_lets_it_wait_again(waits: Waits, tasks: tuple[Task, Task]) -> None:
+async def test_a_retry_of_a_member_lets_it_wait_again(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
     first, second = await group(waits, tasks)
     await start_and_finish(waits, first, RunState.FAILED)
     await start_and_finish(waits, second)
@@ -117,7 +128,9 @@ async def test_with_on_end_any_end_opens_it(waits: Waits, tasks: tuple[Task, Tas
     assert await waits.state("report") == "queued"
 
 
-async def test_a_cancel_of_the_follow_up_cancels_its_members(waits: Waits, tasks: tuple[Task, Task]) -> None:
+async def test_a_cancel_of_the_follow_up_cancels_its_members(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
     first, second, third = await group(waits, tasks, 3)
     await start_and_finish(waits, first)
     await waits.start(second)
@@ -133,15 +146,21 @@ async def test_a_cancel_of_the_follow_up_cancels_its_members(waits: Waits, tasks
     }
 
 
-async def test_a_known_key_of_the_follow_up_writes_nothing(waits: Waits, tasks: tuple[Task, Task]) -> None:
+async def test_a_known_key_of_the_follow_up_writes_nothing(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
     mail, report = tasks
     first = await start_all([Start(mail.cls)], then=Start(report.cls), key="newsletter")
-    again = await start_all([Start(mail.cls), Start(mail.cls)], then=Start(report.cls), key="newsletter")
+    again = await start_all(
+        [Start(mail.cls), Start(mail.cls)], then=Start(report.cls), key="newsletter"
+    )
     assert again == first
     assert len(await rows(waits.ledger)) == 2
 
 
-async def test_a_group_is_written_as_a_whole_or_not_at_all(waits: Waits, tasks: tuple[Task, Task]) -> None:
+async def test_a_group_is_written_as_a_whole_or_not_at_all(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
     mail, report = tasks
     gone = make_task("gone", None)
     with pytest.raises(UnknownTask, match="gone: no service has loaded this task"):
@@ -164,7 +183,9 @@ async def test_wrong_arguments_are_refused(given: Any, message: str) -> None:
     assert message in refused.value.message
 
 
-async def test_more_than_ten_thousand_members_are_refused(waits: Waits, tasks: tuple[Task, Task]) -> None:
+async def test_more_than_ten_thousand_members_are_refused(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
     mail, report = tasks
     with pytest.raises(InvalidParameters, match="10,001 runs; allowed: at most 10,000"):
         await start_all([Start(mail.cls)] * 10_001, then=Start(report.cls))
@@ -183,8 +204,12 @@ async def test_a_member_may_wait_for_an_instant_and_be_the_follow_up_of_another_
     assert (await rows(waits.ledger, id=outer))[0]["state"] == "waiting"
 
 
-async def test_in_group_needs_a_run_that_is_a_member(waits: Waits, tasks: tuple[Task, Task]) -> None:
-    with pytest.raises(InvalidParameters, match="works inside a run that is a member of a group only"):
+async def test_in_group_needs_a_run_that_is_a_member(
+    waits: Waits, tasks: tuple[Task, Task]
+) -> None:
+    with pytest.raises(
+        InvalidParameters, match="works inside a run that is a member of a group only"
+    ):
         await start(tasks[0].cls, in_group=True)
 
 
@@ -194,6 +219,8 @@ async def test_a_run_that_is_caught_up_by_a_retry_keeps_its_place_in_the_group(
     (only,) = await group(waits, tasks, 1)
     await start_and_finish(waits, only, RunState.FAILED)
     async with waits.ledger.engine.begin() as connection:
-        assert await transitions.reopen(connection, [only], Rank.MANUAL, "ann", clock.now()) == {only}
+        assert await transitions.reopen(connection, [only], Rank.MANUAL, "ann", clock.now()) == {
+            only
+        }
     assert await waits.look() == 0
     assert await waits.state("report") == "waiting"

@@ -1,4 +1,6 @@
-"""One incident, not two: a failed run says what it keeps back, and what it has closed opens no incident of its own."""
+"""One incident, not two: a failed run says what it keeps back, and what it has closed opens no
+incident of its own.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ async def watch(waits: Waits) -> AsyncIterator[Watching]:
 
 @pytest.fixture
 def operations(waits: Waits) -> Operations:
-    return Operations(waits.ledger, waits.ledger, lambda: Loaded({}, []), get_settings(), are_ready=True)
+    return Operations(
+        waits.ledger, waits.ledger, lambda: Loaded({}, []), get_settings(), are_ready=True
+    )
 
 
 async def settle(waits: Waits, watch: Watching) -> None:
@@ -51,17 +55,25 @@ async def night(waits: Waits, watch: Watching, operations: Operations) -> Night:
 
 
 def of_runs(found: Night) -> list[Need]:
-    """What needs a person, but for the alarm that no service lives: there is none in these tests."""
+    """What needs a person, but for the alarm that no service lives: there is none in these
+    tests.
+    """
     return [need for need in found.needs if need.kind != "down"]
 
 
 async def contents(watch: Watching) -> list[dict[str, Any]]:
     """What the messages about failed runs are made from."""
-    return [row["content"] for row in await rows(watch.ledger, outbox) if row["content"]["kind"] == "failed"]
+    return [
+        row["content"]
+        for row in await rows(watch.ledger, outbox)
+        if row["content"]["kind"] == "failed"
+    ]
 
 
 async def failed_ones(watch: Watching) -> list[dict[str, Any]]:
-    """All incidents but those of the slots before THREE, which were missed because the test begins before them."""
+    """All incidents but those of the slots before THREE, which were missed because the test begins
+    before them.
+    """
     return [row for row in await watch.incidents() if row["kind"] != "missed"]
 
 
@@ -87,8 +99,14 @@ async def test_what_a_failed_slot_has_closed_opens_no_incident_of_its_own(
 async def test_a_slot_that_is_kept_back_although_nothing_has_failed_is_an_incident_of_its_own(
     waits: Waits, watch: Watching, operations: Operations
 ) -> None:
-    """Because what it waits for takes too long, or because no service has it. A success of the slot makes it good."""
-    tasks = (daily("extract"), load_after(After("extract", within=HOUR)), make_task("lost", "0 3 * * *", after="gone"))
+    """Because what it waits for takes too long, or because no service has it. A success of the slot
+    makes it good.
+    """
+    tasks = (
+        daily("extract"),
+        load_after(After("extract", within=HOUR)),
+        make_task("lost", "0 3 * * *", after="gone"),
+    )
     await make_slots(waits, *tasks)
     await waits.start((await waits.run_of("extract"))["id"])
     watch.later(3601)
@@ -99,13 +117,19 @@ async def test_a_slot_that_is_kept_back_although_nothing_has_failed_is_an_incide
         (
             "kept_back",
             "lost",
-            "there is no task gone, which it comes after; deploy that task or change `after`, and retry the skipped "
+            "there is no task gone, which it comes after; deploy that task or change `after`, "
+            "and retry the skipped "
             "slots",
         ),
     ]
     needs = of_runs(await night(waits, watch, operations))
-    assert [(need.kind, need.task, need.open) for need in needs] == [("kept_back", "load", 1), ("kept_back", "lost", 1)]
-    told = message_of("m", [("opened", each["content"]) for each in await rows(watch.ledger, outbox)], str, {})
+    assert [(need.kind, need.task, need.open) for need in needs] == [
+        ("kept_back", "load", 1),
+        ("kept_back", "lost", 1),
+    ]
+    told = message_of(
+        "m", [("opened", each["content"]) for each in await rows(watch.ledger, outbox)], str, {}
+    )
     assert "slots of load were kept back" in told.body
     await waits.finish((await waits.run_of("extract"))["id"])
     await again(waits, (await waits.run_of("load"))["id"])
@@ -127,7 +151,9 @@ async def test_the_message_to_people_says_what_it_keeps_back(waits: Waits, watch
     assert "\nKeeps back 1 slot of load, 1 of report.\n" in message.body
 
 
-async def test_a_message_of_an_older_version_says_nothing_of_it(waits: Waits, watch: Watching) -> None:
+async def test_a_message_of_an_older_version_says_nothing_of_it(
+    waits: Waits, watch: Watching
+) -> None:
     await chain_of_three(waits)
     await fail(waits, "extract", THREE)
     await settle(waits, watch)
@@ -142,7 +168,10 @@ async def test_names_in_a_message_are_escaped(waits: Waits, watch: Watching) -> 
     await settle(waits, watch)
     (content,) = await contents(watch)
     content["keeps_back"][0]["task"] = "lo\x1b[2Jad\n"
-    assert "Keeps back 1 slot of lo\\x1b[2Jad , 1 of report." in message_of("1", [("opened", content)], str, {}).body
+    assert (
+        "Keeps back 1 slot of lo\\x1b[2Jad , 1 of report."
+        in message_of("1", [("opened", content)], str, {}).body
+    )
 
 
 async def test_a_retry_with_success_lets_it_go_on_and_nothing_is_left_to_say(
@@ -164,7 +193,9 @@ async def test_a_retry_with_success_lets_it_go_on_and_nothing_is_left_to_say(
     assert [each.task for each in found.did_not_run if each.task == "load"] == []
 
 
-async def test_night_names_the_cause_of_what_was_closed(waits: Waits, watch: Watching, operations: Operations) -> None:
+async def test_night_names_the_cause_of_what_was_closed(
+    waits: Waits, watch: Watching, operations: Operations
+) -> None:
     await chain_of_three(waits)
     run = await fail(waits, "extract", THREE)
     await settle(waits, watch)
@@ -184,7 +215,9 @@ async def test_night_names_the_blocker_of_a_run_that_waits_in_vain(
     waits: Waits, watch: Watching, operations: Operations
 ) -> None:
     report = make_task("report", "0 3 * * *", after="load")
-    await make_slots(waits, daily("extract"), daily("rates"), load_after("extract", "rates"), report)
+    await make_slots(
+        waits, daily("extract"), daily("rates"), load_after("extract", "rates"), report
+    )
     run = await fail(waits, "rates")
     clock.advance(2 * MINUTE)
     await settle(waits, watch)
@@ -192,10 +225,20 @@ async def test_night_names_the_blocker_of_a_run_that_waits_in_vain(
     load, report_run = late["load"].blocker, late["report"].blocker
     assert load is not None
     assert report_run is not None
-    assert (load.kind, load.task, load.run, load.state, load.cause) == ("slot", "rates", run, "failed", None)
+    assert (load.kind, load.task, load.run, load.state, load.cause) == (
+        "slot",
+        "rates",
+        run,
+        "failed",
+        None,
+    )
     assert (report_run.task, report_run.state) == ("load", "waiting")
     assert report_run.cause is not None
-    assert (report_run.cause.task, report_run.cause.run, report_run.cause.state) == ("rates", run, "failed")
+    assert (report_run.cause.task, report_run.cause.run, report_run.cause.state) == (
+        "rates",
+        run,
+        "failed",
+    )
 
 
 async def test_a_run_that_waits_for_one_that_is_on_its_way_is_not_late(

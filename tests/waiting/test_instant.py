@@ -24,7 +24,12 @@ async def test_it_waits_until_its_instant_and_is_then_queued(waits: Waits) -> No
     clock.advance(3 * MINUTE)
     assert await waits.look() == 1
     row = await waits.run_of("mail")
-    assert (row["id"], row["state"], row["due_at"], row["slot"]) == (run, "queued", START + 3 * MINUTE, None)
+    assert (row["id"], row["state"], row["due_at"], row["slot"]) == (
+        run,
+        "queued",
+        START + 3 * MINUTE,
+        None,
+    )
 
 
 @pytest.mark.parametrize("delay", [60, 60.0, timedelta(minutes=1)])
@@ -48,7 +53,9 @@ async def test_it_can_be_cancelled_while_it_waits(waits: Waits) -> None:
     await waits.know(mail)
     run = await start(mail.cls, delay=60)
     async with waits.ledger.engine.begin() as connection:
-        assert await request_cancel(connection, run, "cancelled by ann", "ann") == RunState.CANCELLED
+        assert (
+            await request_cancel(connection, run, "cancelled by ann", "ann") == RunState.CANCELLED
+        )
     clock.advance(MINUTE)
     assert await waits.look() == 0
     assert await waits.state("mail") == "cancelled"
@@ -57,7 +64,10 @@ async def test_it_can_be_cancelled_while_it_waits(waits: Waits) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"at": datetime(2026, 3, 10)}, "at is datetime.datetime(2026, 3, 10, 0, 0); allowed: an aware datetime"),
+        (
+            {"at": datetime(2026, 3, 10)},
+            "at is datetime.datetime(2026, 3, 10, 0, 0); allowed: an aware datetime",
+        ),
         ({"at": START, "delay": 1}, "at and delay were both given; allowed: one of them"),
         ({"delay": -1}, "delay is -1; allowed: seconds from 0 (up to 100 years), or a timedelta"),
         ({"delay": True}, "delay is True; allowed: seconds"),
@@ -74,16 +84,24 @@ async def test_a_wrong_instant_is_refused(waits: Waits, given: Any, message: str
     assert await rows(waits.ledger) == []
 
 
-async def test_parameters_with_the_names_of_arguments_of_start_are_given_as_a_dict(waits: Waits) -> None:
+async def test_parameters_with_the_names_of_arguments_of_start_are_given_as_a_dict(
+    waits: Waits,
+) -> None:
     async def run(self: Any, at: str, delay: int = 0) -> None: ...
 
     mail = make_task("mail", None, run=run)
     await waits.know(mail)
-    with pytest.raises(InvalidParameters, match=r"give the parameters of run\(\) as params=\{'at': …\}"):
+    with pytest.raises(
+        InvalidParameters, match=r"give the parameters of run\(\) as params=\{'at': …\}"
+    ):
         await start(mail.cls, at=START + MINUTE)
     await start(mail.cls, params={"at": "noon"}, at=START + MINUTE)
     row = await waits.run_of("mail")
-    assert (row["params"], row["state"], row["due_at"]) == ({"at": "noon"}, "waiting", START + MINUTE)
+    assert (row["params"], row["state"], row["due_at"]) == (
+        {"at": "noon"},
+        "waiting",
+        START + MINUTE,
+    )
     with pytest.raises(InvalidParameters, match="params has to be a dict with all parameters"):
         await start(mail.cls, params={"at": "noon"}, other=1)
 

@@ -72,7 +72,9 @@ async def test_it_keeps_nothing_back_once_a_retry_has_succeeded(waits: Waits) ->
 
 
 async def test_it_does_not_keep_back_what_any_end_opens(waits: Waits) -> None:
-    await make_slots(waits, daily("extract"), make_task("load", None, after=After("extract", on="end")))
+    await make_slots(
+        waits, daily("extract"), make_task("load", None, after=After("extract", on="end"))
+    )
     assert await kept_by(waits, "extract") == ""
     run = await fail(waits, "extract")
     assert await kept_by_run(waits, run) == ""
@@ -103,10 +105,19 @@ async def test_a_failed_member_keeps_back_the_follow_up_of_its_group(waits: Wait
     [
         ([], ""),
         ([KeptBack("load", 2, 0), KeptBack("report", 1, 0)], "2 slots of load, 1 of report"),
-        ([KeptBack("load", 1, 1), KeptBack("mail", 0, 2)], "1 slot of load, 1 run of load, 2 of mail"),
+        (
+            [KeptBack("load", 1, 1), KeptBack("mail", 0, 2)],
+            "1 slot of load, 1 run of load, 2 of mail",
+        ),
         ([KeptBack("load", 1_000, 0, at_least=True)], "at least 1,000 slots of load"),
-        ([KeptBack(name, 1, 0) for name in "abcd"], "1 slot of a, 1 of b, 1 of c, 1 of 1 more task"),
-        ([KeptBack(name, 1, 0) for name in "abcde"], "1 slot of a, 1 of b, 1 of c, 2 of 2 more tasks"),
+        (
+            [KeptBack(name, 1, 0) for name in "abcd"],
+            "1 slot of a, 1 of b, 1 of c, 1 of 1 more task",
+        ),
+        (
+            [KeptBack(name, 1, 0) for name in "abcde"],
+            "1 slot of a, 1 of b, 1 of c, 2 of 2 more tasks",
+        ),
     ],
 )
 def test_it_is_said_in_words(kept: list[KeptBack], words: str) -> None:

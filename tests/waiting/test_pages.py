@@ -1,4 +1,5 @@
-"""What people see of chains: the pages in a real browser, and the command line, of a service with tasks that wait.
+"""What people see of chains: the pages in a real browser, and the command line, of a service with
+tasks that wait.
 
 SCREENSHOTS names a folder for pictures of these pages.
 """
@@ -95,13 +96,20 @@ class Newsletter(BaseTask):
         starts = [Start(Mail, to=name, delay=3_600) for name in ("ann", "bob")]
         await start_all([*starts, Start(Mail, to="cid")], then=Start(Summary))
 '''
-SETTINGS = {"POLL_SECONDS": "0.1", "HEARTBEAT_SECONDS": "0.3", "LEASE_SECONDS": "10", "DRAIN_SECONDS": "0.2"}
+SETTINGS = {
+    "POLL_SECONDS": "0.1",
+    "HEARTBEAT_SECONDS": "0.3",
+    "LEASE_SECONDS": "10",
+    "DRAIN_SECONDS": "0.2",
+}
 SLOT = datetime.now(UTC).replace(hour=3, minute=0, second=0, microsecond=0) - timedelta(days=1)
 
 
 @dataclass
 class World:
-    """A service in which yesterday's slot of extract has failed, and what comes after it was closed."""
+    """A service in which yesterday's slot of extract has failed, and what comes after it was
+    closed.
+    """
 
     folder: Path
     service: Service
@@ -160,10 +168,14 @@ def _wait_once_more(folder: Path) -> None:
     """Let rates be tried again tomorrow, and load and report wait for ten minutes already."""
     now = datetime.now(UTC)
     ago, later = (f"{now + timedelta(minutes=m):%Y-%m-%d %H:%M:%S.%f}" for m in (-10, 1_440))
-    waits = f"state = 'waiting', due_at = '{ago}', wait_until = '{later}', reason = NULL, finished_at = NULL"
+    waits = (
+        f"state = 'waiting', due_at = '{ago}', wait_until = '{later}', reason = NULL, "
+        "finished_at = NULL"
+    )
     _change(
         folder,
-        f"UPDATE batch_runs SET state = 'retrying', due_at = '{later}', finished_at = NULL WHERE task = 'rates'",
+        f"UPDATE batch_runs SET state = 'retrying', due_at = '{later}', finished_at = NULL "
+        "WHERE task = 'rates'",
         f"UPDATE batch_runs SET {waits} WHERE task IN ('load', 'report')",
     )
 
@@ -229,16 +241,22 @@ async def _sign_in(page: Page, world: World) -> None:
     await page.wait_for_url(f"{world.service.url}/")
 
 
-async def _see_the_run(page: Page, world: World, extract: dict[str, Any], load: dict[str, Any]) -> None:
+async def _see_the_run(
+    page: Page, world: World, extract: dict[str, Any], load: dict[str, Any]
+) -> None:
     await page.goto(f"{world.service.url}/runs/{extract['id']}")
     assert await words(page, ".chain") == "extract failed → load skipped → report skipped"
-    assert "It keeps back 1 slot of load, 1 of report; a retry of this run lets them go on." in await words(
-        page, "main"
+    assert (
+        "It keeps back 1 slot of load, 1 of report; a retry of this run lets them go on."
+        in await words(page, "main")
     )
     await picture(page, "run-failed")
     await page.click(".chain >> text=load")
     assert page.url.endswith(f"/runs/{load['id']}")
-    assert await words(page, ".chain") == "extract failed, rates succeeded → load skipped → report skipped"
+    assert (
+        await words(page, ".chain")
+        == "extract failed, rates succeeded → load skipped → report skipped"
+    )
     await picture(page, "run-skipped")
     await show_as(page, 390, "light")
     assert await page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -247,8 +265,13 @@ async def _see_the_run(page: Page, world: World, extract: dict[str, Any], load: 
 
 async def _see_the_task(page: Page, world: World) -> None:
     await page.goto(f"{world.service.url}/tasks/load")
-    assert await words(page, ".chain") == "extract failed, rates succeeded → load skipped → report skipped"
-    assert "After extract, rates: it waits for the success of their slots" in await words(page, "main")
+    assert (
+        await words(page, ".chain")
+        == "extract failed, rates succeeded → load skipped → report skipped"
+    )
+    assert "After extract, rates: it waits for the success of their slots" in await words(
+        page, "main"
+    )
     await picture(page, "task")
     await page.goto(f"{world.service.url}/tasks/mail")
     assert "starts" in await words(page, "#upcoming")
@@ -257,14 +280,23 @@ async def _see_the_task(page: Page, world: World) -> None:
 
 
 async def _see_night(page: Page, world: World, extract: dict[str, Any]) -> None:
-    await page.goto(f"{world.service.url}/?since={(SLOT - timedelta(hours=1)).isoformat().replace('+', '%2B')}")
-    assert await words(page, "#needs .kept") == "Keeps back 1 slot of load, 1 of report. Its retry lets them go on."
+    await page.goto(
+        f"{world.service.url}/?since={(SLOT - timedelta(hours=1)).isoformat().replace('+', '%2B')}"
+    )
+    assert (
+        await words(page, "#needs .kept")
+        == "Keeps back 1 slot of load, 1 of report. Its retry lets them go on."
+    )
     assert "<b>the shop</b> does not answer" in await words(page, "#needs")
     closed = await words(page, "#did-not-run")
-    assert "After extract (failed) · 1 slot of load A retry of that run of extract lets it go on." in closed
+    assert (
+        "After extract (failed) · 1 slot of load A retry of that run of extract lets it go on."
+        in closed
+    )
     assert "After extract (failed) · 1 slot of report" in closed
     await picture(page, "night")
-    # The watch may have looked between the change of the schedules and the backfill, and found slots unaccounted for.
+    # The watch may have looked between the change of the schedules and the backfill, and found
+    # slots unaccounted for.
     of_extract = [each for each in await world.json("incidents") if each["task"] == "extract"]
     incident = next(each for each in of_extract if each["kind"] == "failed")
     await page.goto(f"{world.service.url}/incidents/{incident['id']}")
@@ -286,15 +318,21 @@ async def _see_what_waits(page: Page, world: World) -> None:
 
 async def _read_the_commands(world: World, extract: dict[str, Any], load: dict[str, Any]) -> None:
     shown = await world.batch("show", extract["id"])
-    assert "keeps back  1 slot of load, 1 of report" in " ".join(shown.split("\n")).replace("   ", "  ")
+    assert "keeps back  1 slot of load, 1 of report" in " ".join(shown.split("\n")).replace(
+        "   ", "  "
+    )
     assert "[extract failed] -> load skipped -> report skipped" in shown
     assert "extract, rates: for a success, 1 d 00 h at most" in await world.batch("show", "load")
     waiting = await world.batch("runs", "--state", "waiting")
     assert "2 of 3 runs" in waiting
     summary = await world.run_of("summary")
     assert "for 2 of the 3 runs of its group" in await world.batch("show", summary["id"])
-    mail = next(run for run in await world.json("runs", "--state", "waiting") if run["task"] == "mail")
+    mail = next(
+        run for run in await world.json("runs", "--state", "waiting") if run["task"] == "mail"
+    )
     assert "until 20" in await world.batch("show", mail["id"])
     night = await world.batch("night", "--since", SLOT.isoformat())
     assert "1 slot of load, 1 of report" in night
-    assert (await world.json("show", load["id"]))["chain"]["before"][0]["links"][0]["task"] == "extract"
+    assert (await world.json("show", load["id"]))["chain"]["before"][0]["links"][0][
+        "task"
+    ] == "extract"

@@ -1,7 +1,9 @@
-"""Two nodes, and people, at the same moment: a waiting run is opened or closed exactly once, and by what is true.
+"""Two nodes, and people, at the same moment: a waiting run is opened or closed exactly once, and by
+what is true.
 
-Each node has connections of its own. The order of what they do is driven by events. SQLite has one writer: where
-PostgreSQL runs two transactions side by side, the second one waits there until the first is committed.
+Each node has connections of its own. The order of what they do is driven by events. SQLite has one
+writer: where PostgreSQL runs two transactions side by side, the second one waits there until the
+first is committed.
 """
 
 from __future__ import annotations
@@ -55,8 +57,12 @@ async def tasks(waits: Waits) -> tuple[Task, Task]:
     return mail, report
 
 
-async def group(world: Waits, tasks: tuple[Task, Task], *states: RunState, **given: Any) -> tuple[str, list[str]]:
-    """A group whose members are in these states. Returns the ids of its follow-up and of the members."""
+async def group(
+    world: Waits, tasks: tuple[Task, Task], *states: RunState, **given: Any
+) -> tuple[str, list[str]]:
+    """A group whose members are in these states. Returns the ids of its follow-up and of the
+    members.
+    """
     mail, report = tasks
     follow_up = await start_all([Start(mail.cls) for _ in states], then=Start(report.cls, **given))
     assert follow_up is not None
@@ -83,20 +89,27 @@ async def look(connection: AsyncConnection) -> int:
 
 
 @asynccontextmanager
-async def meanwhile(ledger: Database, what: Callable[[], Awaitable[object]]) -> AsyncIterator[asyncio.Task[object]]:
-    """Begin it, and go on when it waits for a lock that the block around this holds. It ends after the block."""
+async def meanwhile(
+    ledger: Database, what: Callable[[], Awaitable[object]]
+) -> AsyncIterator[asyncio.Task[object]]:
+    """Begin it, and go on when it waits for a lock that the block around this holds. It ends after
+    the block.
+    """
     doing = asyncio.ensure_future(what())
     if ledger.kind == "postgresql":
         await until(lambda: _waits_for_a_lock(ledger), SECONDS)
     else:
-        await asyncio.sleep(0.1)  # SQLite says of nobody that they wait: this only gives a mistake the time to show
+        await asyncio.sleep(
+            0.1
+        )  # SQLite says of nobody that they wait: this only gives a mistake the time to show
     assert not doing.done()
     yield doing
 
 
 async def _waits_for_a_lock(ledger: Database) -> bool:
     found = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+        "AND datname = current_database()"
     )
     async with ledger.engine.connect() as connection:
         return bool((await connection.execute(found)).scalar_one())
@@ -124,11 +137,18 @@ async def test_a_look_inside_the_transactions_of_two_last_members_would_miss_the
 async def test_two_nodes_that_end_the_last_members_at_the_same_moment_open_what_follows(
     waits: Waits, tasks: tuple[Task, Task], other: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real engines, whose outcomes are both written before either is committed. Nobody else looks."""
+    """Real engines, whose outcomes are both written before either is committed. Nobody else
+    looks.
+    """
     follow_up, members = await group(waits, tasks, RunState.QUEUED, RunState.QUEUED)
-    finish, both = transitions.finish, asyncio.Barrier(2 if waits.ledger.kind == "postgresql" else 1)
+    finish, both = (
+        transitions.finish,
+        asyncio.Barrier(2 if waits.ledger.kind == "postgresql" else 1),
+    )
 
-    async def finish_together(connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any) -> list[Outcome]:
+    async def finish_together(
+        connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any
+    ) -> list[Outcome]:
         lost = await finish(connection, outcomes, *given)
         if outcomes and outcomes[0].task == "mail":
             await both.wait()
@@ -138,7 +158,9 @@ async def test_two_nodes_that_end_the_last_members_at_the_same_moment_open_what_
     engines, openers, only_members = [], [], {"mail": waits.tasks["mail"]}
     for database, node in ((waits.ledger, NODE), (other, tables.new_id())):
         opener = Opener(database, {}, lambda: None)
-        engines.append(LocalEngine(database, only_members, node, max_running=1, on_ended=opener.on_ended))
+        engines.append(
+            LocalEngine(database, only_members, node, max_running=1, on_ended=opener.on_ended)
+        )
         openers.append(opener)
     for part in (*openers, *engines):
         part.start()
@@ -153,11 +175,15 @@ async def test_two_nodes_that_end_the_last_members_at_the_same_moment_open_what_
 async def test_a_node_looks_after_the_commit_of_what_it_has_written(
     waits: Waits, tasks: tuple[Task, Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What wakes its opener comes after the commit: a look that has begun before may not see the end of the run."""
+    """What wakes its opener comes after the commit: a look that has begun before may not see the
+    end of the run.
+    """
     await group(waits, tasks, RunState.QUEUED)
     finish, order = transitions.finish, list[str]()
 
-    async def finish_in_order(connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any) -> list[Outcome]:
+    async def finish_in_order(
+        connection: AsyncConnection, outcomes: Sequence[Outcome], *given: Any
+    ) -> list[Outcome]:
         order.extend("written" for outcome in outcomes if outcome.task == "mail")
         return await finish(connection, outcomes, *given)
 
@@ -169,7 +195,9 @@ async def test_a_node_looks_after_the_commit_of_what_it_has_written(
 
     monkeypatch.setattr(transitions, "finish", finish_in_order)
     event.listen(waits.ledger.engine.sync_engine, "commit", see_commit)
-    engine = LocalEngine(waits.ledger, {"mail": waits.tasks["mail"]}, NODE, max_running=1, on_ended=see_end)
+    engine = LocalEngine(
+        waits.ledger, {"mail": waits.tasks["mail"]}, NODE, max_running=1, on_ended=see_end
+    )
 
     async def has_looked() -> bool:
         engine.wake()
@@ -184,7 +212,9 @@ async def test_a_node_looks_after_the_commit_of_what_it_has_written(
 
 
 async def have_ended(world: Waits, members: list[str], engines: list[LocalEngine]) -> bool:
-    """Whether these runs have succeeded. The engines, which no heartbeat wakes here, are woken until then."""
+    """Whether these runs have succeeded. The engines, which no heartbeat wakes here, are woken
+    until then.
+    """
     for engine in engines:
         engine.wake()
     return {await state_of(world, run) for run in members} == {"succeeded"}
@@ -196,7 +226,9 @@ async def have_ended(world: Waits, members: list[str], engines: list[LocalEngine
 async def test_a_retry_between_the_decision_and_its_commit_is_not_lost(
     waits: Waits, tasks: tuple[Task, Task], other: Database
 ) -> None:
-    """A node has decided to close the follow-up, and a person retries the failed member: it has to wait again."""
+    """A node has decided to close the follow-up, and a person retries the failed member: it has to
+    wait again.
+    """
     follow_up, (member,) = await group(waits, tasks, RunState.FAILED)
 
     async def retry_it() -> None:
@@ -221,7 +253,9 @@ async def test_a_retry_between_the_decision_and_its_commit_is_not_lost(
 async def test_without_the_lock_a_retry_would_be_lost(
     waits: Waits, tasks: tuple[Task, Task], other: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same without the lock of whoever retries. (On SQLite nobody can write between decision and commit.)"""
+    """The same without the lock of whoever retries. (On SQLite nobody can write between decision
+    and commit.)
+    """
     follow_up, (member,) = await group(waits, tasks, RunState.FAILED)
 
     async def find_only(*_: object) -> list[str]:
@@ -233,18 +267,25 @@ async def test_without_the_lock_a_retry_would_be_lost(
         async with other.engine.begin() as second:
             await retry(second, member, "ann")
         await waiting.apply(connection, decided, clock.now())
-    assert (await state_of(waits, member), await state_of(waits, follow_up)) == ("queued", "skipped")
+    assert (await state_of(waits, member), await state_of(waits, follow_up)) == (
+        "queued",
+        "skipped",
+    )
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 async def test_a_retry_while_the_look_takes_its_locks_is_seen_by_the_second_statement(
     waits: Waits, tasks: tuple[Task, Task], other: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The locking statement has begun before the retry: it still sees the failed member, and locks the follow-up."""
+    """The locking statement has begun before the retry: it still sees the failed member, and locks
+    the follow-up.
+    """
     follow_up, (member,) = await group(waits, tasks, RunState.FAILED)
     ready_ids, ready, locked = waits_module.ready_ids, waits_module.ready, []
 
-    def held_up(kind: str, most: int = 1, locks: bool = False, only: bool = False, first: str | None = None) -> str:
+    def held_up(
+        kind: str, most: int = 1, locks: bool = False, only: bool = False, first: str | None = None
+    ) -> str:
         statement = ready_ids(kind, most, locks, only, first)
         gate = "WITH gate AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(42) AS passed)"
         return f"{gate} {statement.replace(' WHERE ', ' WHERE (SELECT count(passed) FROM gate) = 1 AND ', 1)}"
@@ -262,10 +303,15 @@ async def test_a_retry_while_the_look_takes_its_locks_is_seen_by_the_second_stat
 
     async with waits.ledger.engine.begin() as gate:
         await gate.execute(text("SELECT pg_advisory_xact_lock(42)"))
-        async with meanwhile(waits.ledger, open_or_close) as looking, waits.ledger.engine.begin() as connection:
+        async with (
+            meanwhile(waits.ledger, open_or_close) as looking,
+            waits.ledger.engine.begin() as connection,
+        ):
             await retry(connection, member, "ann")
     assert await looking == 0
-    assert [run.id for run in locked] == [follow_up], "the first statement alone would have closed it"
+    assert [run.id for run in locked] == [follow_up], (
+        "the first statement alone would have closed it"
+    )
     assert await state_of(waits, follow_up) == "waiting"
 
 
@@ -298,7 +344,9 @@ async def test_two_openers_open_each_run_once(
     async def take(database: Database, enough: asyncio.Barrier) -> None:
         async with database.engine.begin() as connection:
             decided = await waiting.decide(connection, clock.now())
-            await asyncio.wait_for(enough.wait(), SECONDS)  # both have decided before either is committed
+            await asyncio.wait_for(
+                enough.wait(), SECONDS
+            )  # both have decided before either is committed
             assert await waiting.apply(connection, decided, clock.now()) == len(decided.opening)
         opened.extend(run.id for run in decided.opening)
 
@@ -316,7 +364,9 @@ async def test_two_openers_open_each_run_once(
 async def test_a_member_that_joins_late_keeps_its_group_open(
     waits: Waits, tasks: tuple[Task, Task], other: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run that starts it can't end before the commit: its row is locked, so no look sees the group without it."""
+    """The run that starts it can't end before the commit: its row is locked, so no look sees the
+    group without it.
+    """
     follow_up, (member,) = await group(waits, tasks, RunState.RUNNING)
     calling = SimpleNamespace(id=member, fence=1, task="mail")
     monkeypatch.setattr(enqueue, "current_run_if_any", lambda: calling)
@@ -351,7 +401,9 @@ async def test_a_run_that_has_ended_lets_nobody_join_its_group(
 ) -> None:
     """Such as one that is still executed by a node which has lost it."""
     follow_up, (member,) = await group(waits, tasks, RunState.SUCCEEDED)
-    monkeypatch.setattr(enqueue, "current_run_if_any", lambda: SimpleNamespace(id=member, fence=1, task="mail"))
+    monkeypatch.setattr(
+        enqueue, "current_run_if_any", lambda: SimpleNamespace(id=member, fence=1, task="mail")
+    )
     with pytest.raises(LeaseLost, match="so it can start nothing in its group"):
         await start(tasks[0].cls, in_group=True)
     assert len(await rows(waits.ledger, awaited_by=follow_up)) == 1
@@ -372,7 +424,11 @@ async def test_a_cancel_while_a_run_is_opened_cancels_the_opened_run(
             assert await waiting.apply(connection, decided, clock.now()) == 1
     await cancelling
     (row,) = await rows(waits.ledger, id=follow_up)
-    assert (row["state"], row["reason"], row["cancel_by"]) == ("cancelled", "cancelled by ann", "ann")
+    assert (row["state"], row["reason"], row["cancel_by"]) == (
+        "cancelled",
+        "cancelled by ann",
+        "ann",
+    )
 
 
 async def test_what_a_person_has_cancelled_is_not_opened(
@@ -433,7 +489,9 @@ async def test_sqlite_looks_only_at_the_runs_that_wait(ledger: Database) -> None
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-async def test_sqlite_refuses_to_look_without_the_index_instead_of_reading_all_runs(ledger: Database) -> None:
+async def test_sqlite_refuses_to_look_without_the_index_instead_of_reading_all_runs(
+    ledger: Database,
+) -> None:
     async with ledger.engine.begin() as connection:
         await connection.execute(text("DROP INDEX ix_batch_runs_waits"))
         with pytest.raises(OperationalError, match="no such index: ix_batch_runs_waits"):

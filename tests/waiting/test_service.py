@@ -1,4 +1,6 @@
-"""Runs that wait, in a real service with its loops: what waits begins soon, and groups grow while they run."""
+"""Runs that wait, in a real service with its loops: what waits begins soon, and groups grow while
+they run.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ async def twenty(service: BatchService) -> list[dict[str, Any]]:
     return found if len(found) == 20 else []
 
 
-async def test_a_slot_begins_when_the_slot_that_it_waits_for_has_succeeded(service: BatchService) -> None:
+async def test_a_slot_begins_when_the_slot_that_it_waits_for_has_succeeded(
+    service: BatchService,
+) -> None:
     order: list[str] = []
 
     async def extract(self: object) -> None:
@@ -92,7 +96,9 @@ async def test_a_member_that_runs_lets_others_join_its_group(service: BatchServi
     assert inner["awaited_by"] == outer
     assert follow_up["started_at"] >= inner["finished_at"]
     members = await rows(service.ledger, task="mail")
-    assert sorted(row["awaited_by"] for row in members) == sorted([outer, outer, inner["id"], inner["id"]])
+    assert sorted(row["awaited_by"] for row in members) == sorted(
+        [outer, outer, inner["id"], inner["id"]]
+    )
     assert all(row["parent"] == members[0]["id"] for row in members[1:])
 
 

@@ -38,7 +38,9 @@ async def test_a_run_that_begins_later_says_when(waits: Waits) -> None:
 async def test_a_follow_up_says_how_many_of_its_group_are_not_over(waits: Waits) -> None:
     mail, report = make_task("mail", None, overlap="allow"), make_task("report", None)
     await waits.know(mail, report)
-    follow_up = await start_all([Start(mail.cls), Start(mail.cls), Start(mail.cls)], then=Start(report.cls))
+    follow_up = await start_all(
+        [Start(mail.cls), Start(mail.cls), Start(mail.cls)], then=Start(report.cls)
+    )
     assert follow_up is not None
     first = (await rows(waits.ledger, task="mail"))[0]["id"]
     await waits.start(first)

@@ -1,4 +1,6 @@
-"""The parameter with the annotation Upstream: results of slots and of members, in this process and in a child."""
+"""The parameter with the annotation Upstream: results of slots and of members, in this process and
+in a child.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ async def extract(self: BaseTask, day: str = "monday") -> dict[str, Any]:
     return {"file": f"{day}.csv"}
 
 
-async def test_a_run_gets_the_results_of_the_slots_that_it_has_waited_for(service: BatchService) -> None:
+async def test_a_run_gets_the_results_of_the_slots_that_it_has_waited_for(
+    service: BatchService,
+) -> None:
     async def load(self: BaseTask, upstream: Upstream) -> list[Any]:
         done = upstream["extract"]
         assert done.run is not None and done.slot is not None and list(upstream) == ["extract"]
@@ -51,16 +55,28 @@ async def test_a_sync_follow_up_gets_the_results_of_its_members(service: BatchSe
         assert len(upstream) == 0
         return call_async(results(upstream))
 
-    member, follow_up = make_task("extract", None, run=extract, overlap="allow"), make_task("report", None, run=report)
+    member, follow_up = (
+        make_task("extract", None, run=extract, overlap="allow"),
+        make_task("report", None, run=report),
+    )
     await service.start()
-    await start_all([Start(member.cls, day=day) for day in ("monday", "friday")], then=Start(follow_up.cls))
-    assert (await ended(service, "report"))["result"] == [["monday", "monday.csv"], ["friday", "friday.csv"]]
+    await start_all(
+        [Start(member.cls, day=day) for day in ("monday", "friday")], then=Start(follow_up.cls)
+    )
+    assert (await ended(service, "report"))["result"] == [
+        ["monday", "monday.csv"],
+        ["friday", "friday.csv"],
+    ]
 
 
-async def test_members_come_page_by_page_and_a_page_is_bounded(waits: Waits, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_members_come_page_by_page_and_a_page_is_bounded(
+    waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mail, report = make_task("mail", None), make_task("report", None)
     await waits.know(mail, report)
-    follow_up = await start_all([Start(mail.cls, params={}) for _ in range(7)], then=Start(report.cls))
+    follow_up = await start_all(
+        [Start(mail.cls, params={}) for _ in range(7)], then=Start(report.cls)
+    )
     assert follow_up is not None
     members = sorted(row["id"] for row in await rows(waits.ledger, task="mail"))
     monkeypatch.setattr(upstreams, "PAGE", 3)
@@ -73,13 +89,19 @@ async def test_members_come_page_by_page_and_a_page_is_bounded(waits: Waits, mon
     await waits.start(members[0])
     await waits.finish(members[0], result={"text": "x" * 100})
     monkeypatch.setattr(upstreams, "PAGE_SIZE", 50)
-    assert [len(await queue_upstreams.members(follow_up, each)) for each in (None, members[0])] == [1, 3]
+    assert [len(await queue_upstreams.members(follow_up, each)) for each in (None, members[0])] == [
+        1,
+        3,
+    ]
     upstream = await queue_upstreams.read(follow_up)
     assert [done.run async for done in upstream] == members
 
 
 async def test_a_slot_without_a_run_is_there_without_a_state(waits: Waits) -> None:
-    weekly, load = make_task("extract", "0 3 * * 0"), make_task("load", "0 3 * * *", after="extract")
+    weekly, load = (
+        make_task("extract", "0 3 * * 0"),
+        make_task("load", "0 3 * * *", after="extract"),
+    )
     await waits.know(weekly, load)
     await waits.fire(clock.now() + 180 * MINUTE)
     run = (await waits.run_of("load"))["id"]
@@ -100,7 +122,11 @@ def test_it_is_no_parameter_that_a_person_gives() -> None:
     async def load(self: BaseTask, upstream: Upstream, day: str = "monday") -> None: ...
 
     parameters = make_task("load", "* * * * *", run=load).parameters
-    assert (parameters.names, parameters.required, list(parameters.written)) == (("day",), (), ["day"])
+    assert (parameters.names, parameters.required, list(parameters.written)) == (
+        ("day",),
+        (),
+        ["day"],
+    )
     schema = parameters.json_schema()
     assert schema is not None and list(schema["properties"]) == ["day"]
     with pytest.raises(InvalidParameters, match="there is no parameter 'upstream'"):
@@ -122,12 +148,16 @@ class Load(_Pooled):
 async def test_a_child_gets_them_from_its_service(waits: Waits, application: Database) -> None:
     async with pool_of(TASKS) as world:
         task = TaskRegistry.get("load")
-        await waits.know(make_task("extract", "0 3 * * *"), make_task("member", None, overlap="allow"), task)
+        await waits.know(
+            make_task("extract", "0 3 * * *"), make_task("member", None, overlap="allow"), task
+        )
         waits.tasks["extract"] = TaskRegistry.get("extract")
         use_service(waits.ledger, lambda: None)
         await waits.fire(clock.now() + 180 * MINUTE)
         await waits.end("extract")
-        follow_up = await start_all([Start(TaskRegistry.get("member").cls)] * 3, then=Start(task.cls))
+        follow_up = await start_all(
+            [Start(TaskRegistry.get("member").cls)] * 3, then=Start(task.cls)
+        )
         assert follow_up is not None
         for row in await rows(waits.ledger, task="member"):
             await waits.start(row["id"])
@@ -137,7 +167,9 @@ async def test_a_child_gets_them_from_its_service(waits: Waits, application: Dat
         from service.batch.ledger.waits import waits as table
 
         async with waits.ledger.engine.begin() as connection:
-            await json_rows.insert(connection, table, [{"run": follow_up, "task": "extract", "slot": extract["slot"]}])
+            await json_rows.insert(
+                connection, table, [{"run": follow_up, "task": "extract", "slot": extract["slot"]}]
+            )
         ending = await world.ending_of("load", id=follow_up)
         slots = [["extract", "succeeded", None, "2026-03-10 03:00:00+00:00"]]
         assert ending.state == RunState.SUCCEEDED, ending

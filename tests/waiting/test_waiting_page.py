@@ -13,11 +13,23 @@ from tests.testing.test_plugin import take
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_examples_of_the_page_succeed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    take(pytester, monkeypatch, "tasks/sales.py", "tests/test_waiting.py", page=ROOT / "docs/waiting.md")
+def test_the_examples_of_the_page_succeed(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(
+        pytester,
+        monkeypatch,
+        "tasks/sales.py",
+        "tests/test_waiting.py",
+        page=ROOT / "docs/waiting.md",
+    )
     pytester.runpytest_subprocess("-q").assert_outcomes(passed=11)
 
 
 def test_each_other_block_of_the_page_is_python() -> None:
     for block in blocks(read("docs/waiting.md"), "python"):
-        compile(f"async def example():\n    {block.code.replace(chr(10), chr(10) + '    ')}", "page", "exec")
+        compile(
+            f"async def example():\n    {block.code.replace(chr(10), chr(10) + '    ')}",
+            "page",
+            "exec",
+        )

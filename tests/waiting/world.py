@@ -1,4 +1,6 @@
-"""A ledger with tasks that wait for each other: its slots are fired, its runs end, and what waits is opened."""
+"""A ledger with tasks that wait for each other: its slots are fired, its runs end, and what waits
+is opened.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Waits:
         async with self.ledger.engine.begin() as connection:
             assert await transitions.claim(connection, [run], NODE, clock.now())
 
-    async def end(self, task: str, slot: datetime | None = None, state: RunState = RunState.SUCCEEDED) -> None:
+    async def end(
+        self, task: str, slot: datetime | None = None, state: RunState = RunState.SUCCEEDED
+    ) -> None:
         """Have the run of a task start and end."""
         run = await self.run_of(task, slot)
         await self.start(run["id"])
@@ -64,6 +68,17 @@ class Waits:
         """Have a running run end."""
         (row,) = await rows(self.ledger, id=run)
         now = clock.now()
-        ended = Outcome(run, row["fence"], state, str(state), row["attempt"], NODE, row["task"], now, now, **values)
+        ended = Outcome(
+            run,
+            row["fence"],
+            state,
+            str(state),
+            row["attempt"],
+            NODE,
+            row["task"],
+            now,
+            now,
+            **values,
+        )
         async with self.ledger.engine.begin() as connection:
             assert await transitions.finish(connection, [ended]) == []

@@ -1,4 +1,6 @@
-"""A real headless Chromium, driven by Playwright. `python -m tests.web.browsers` gets one where there is none."""
+"""A real headless Chromium, driven by Playwright. `python -m tests.web.browsers` gets one where
+there is none.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from typing import Literal
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-OPTIONS = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
+OPTIONS = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+)
 Scheme = Literal["light", "dark"]
 SIZES = {1440: 900, 1280: 900, 1024: 768, 768: 1024, 640: 844, 390: 844}
 """The widths of a window, and their heights, in CSS pixels."""
@@ -24,7 +31,9 @@ PATIENCE = 30 * SECOND
 
 
 def found() -> str | None:
-    """The browser: the environment variable CHROMIUM, or one on PATH; None: Playwright's own, if it was downloaded."""
+    """The browser: the environment variable CHROMIUM, or one on PATH; None: Playwright's own, if it
+    was downloaded.
+    """
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
@@ -33,7 +42,9 @@ async def browser() -> AsyncIterator[Browser]:
     """A browser of its own. Without one it fails, and says what gets one."""
     async with async_playwright() as playwright:
         path = found() or playwright.chromium.executable_path
-        assert Path(path).is_file(), "this test needs Chromium: `make tools` gets it, or CHROMIUM names it"
+        assert Path(path).is_file(), (
+            "this test needs Chromium: `make tools` gets it, or CHROMIUM names it"
+        )
         started = await playwright.chromium.launch(
             executable_path=path,
             args=list(OPTIONS),
@@ -47,11 +58,16 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 class Errors(list[str]):
-    """What pages have logged as an error, such as what their policy forbids, and what their scripts have raised."""
+    """What pages have logged as an error, such as what their policy forbids, and what their scripts
+    have raised.
+    """
 
     def watch(self, context: BrowserContext) -> None:
         """Note the errors of all pages of a context."""
-        context.on("console", lambda message: self.append(message.text) if message.type == "error" else None)
+        context.on(
+            "console",
+            lambda message: self.append(message.text) if message.type == "error" else None,
+        )
         context.on("weberror", lambda error: self.append(str(error.error)))
 
 
@@ -62,7 +78,9 @@ async def show_as(page: Page, width: int, scheme: Scheme) -> None:
 
 
 def get() -> None:
-    """Get a browser where there is none: the system's package where we are root, or else Playwright's own."""
+    """Get a browser where there is none: the system's package where we are root, or else
+    Playwright's own.
+    """
     if found() is not None:
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):

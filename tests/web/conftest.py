@@ -66,23 +66,35 @@ class Served:
         return self.clients["admin"]
 
 
-def client_of(app: Starlette, secret: str | None = None, host: str = "127.0.0.1") -> httpx.AsyncClient:
-    """A client of an application in this process. `host`: the address that its requests come from."""
+def client_of(
+    app: Starlette, secret: str | None = None, host: str = "127.0.0.1"
+) -> httpx.AsyncClient:
+    """A client of an application in this process. `host`: the address that its requests come
+    from.
+    """
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False, client=(host, 1234))
     headers = {"Authorization": f"Bearer {secret}"} if secret is not None else {}
     return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
 
 
 @pytest.fixture
-async def served(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+async def served(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Served]:
     (tmp_path / "tasks" / "some.py").write_text(TASKS)
     monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("LEDGER_URL", database_url if database_url.startswith("postgresql") else "sqlite:///ledger.db")
+    monkeypatch.setenv(
+        "LEDGER_URL",
+        database_url if database_url.startswith("postgresql") else "sqlite:///ledger.db",
+    )
     config.forget_settings()
     app = create_app(version="app 1")
     async with app.router.lifespan_context(app):
         service: BatchService = app.state.batch
-        secrets = {role: (await service.operations.access.create_token(role, role)).secret for role in ROLES}
+        secrets = {
+            role: (await service.operations.access.create_token(role, role)).secret
+            for role in ROLES
+        }
         clients = {role: client_of(app, secret) for role, secret in secrets.items()}
         yield Served(app, service, secrets, clients, client_of(app))
         for client in clients.values():

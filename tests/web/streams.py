@@ -1,4 +1,6 @@
-"""A client of the live events, and a server in this process for applications that have been started."""
+"""A client of the live events, and a server in this process for applications that have been
+started.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Listener:
         self._lines = answer.aiter_lines()
 
     async def next(self, within: float = 10.0) -> Told:
-        """The next block that is more than a comment or the time to wait. Raises StopAsyncIteration at the end."""
+        """The next block that is more than a comment or the time to wait. Raises StopAsyncIteration
+        at the end.
+        """
         async with asyncio.timeout(within):
             while True:
                 fields = await self._block()
@@ -81,11 +85,19 @@ class Listener:
 
 @asynccontextmanager
 async def listening(
-    client: httpx.AsyncClient, *topics: str, last_id: str | None = None, below: str = "", **headers: str
+    client: httpx.AsyncClient,
+    *topics: str,
+    last_id: str | None = None,
+    below: str = "",
+    **headers: str,
 ) -> AsyncIterator[Listener]:
-    """A stream that has begun: what changes from now on is told. With `last_id` nothing was read from it yet."""
+    """A stream that has begun: what changes from now on is told. With `last_id` nothing was read
+    from it yet.
+    """
     given = {**headers, **({"Last-Event-ID": last_id} if last_id is not None else {})}
-    async with client.stream("GET", below + EVENTS, params={"topic": topics}, headers=given) as answer:
+    async with client.stream(
+        "GET", below + EVENTS, params={"topic": topics}, headers=given
+    ) as answer:
         assert answer.status_code == 200, await answer.aread()
         listener = Listener(answer)
         if last_id is None:
@@ -99,7 +111,9 @@ class Server:
 
     def __init__(self, app: Starlette, connections: Connections) -> None:
         self.connections = connections
-        config = uvicorn.Config(app, http=connections.protocol(AutoHTTPProtocol), ws="none", log_config=None)
+        config = uvicorn.Config(
+            app, http=connections.protocol(AutoHTTPProtocol), ws="none", log_config=None
+        )
         config.load()
         self._state = ServerState()
         protocol: Any = config.http_protocol_class
@@ -107,7 +121,9 @@ class Server:
 
     async def open(self) -> None:
         listening = socket.create_server(("127.0.0.1", 0))
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # the system keeps little for slow clients
+        listening.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384
+        )  # the system keeps little for slow clients
         self.port = listening.getsockname()[1]
         self._server = await asyncio.get_running_loop().create_server(self._make, sock=listening)
 
@@ -123,7 +139,9 @@ class Server:
         headers = {"Authorization": f"Bearer {secret}"} if secret is not None else {}
         url = f"http://127.0.0.1:{self.port}"
         limits = httpx.Limits(max_connections=200)
-        return httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False, limits=limits)
+        return httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=30, trust_env=False, limits=limits
+        )
 
     def slow_client(self, secret: str, topic: str) -> socket.socket:
         """A connection that asks for a stream, and has little room for what it does not read."""
@@ -135,7 +153,10 @@ class Server:
 
 
 def ask_for_stream(client: socket.socket, secret: str, topic: str) -> None:
-    head = f"GET {EVENTS}?topic={topic} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\n\r\n"
+    head = (
+        f"GET {EVENTS}?topic={topic} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
+        f"{secret}\r\n\r\n"
+    )
     client.sendall(head.encode())
 
 

@@ -1,4 +1,6 @@
-"""Who may ask what: every resource, for every role, with every kind of credentials that is not good."""
+"""Who may ask what: every resource, for every role, with every kind of credentials that is not
+good.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("DELETE", "/session"): "viewer",
     ("GET", "/events"): "viewer",
 }
-"""The role that each resource needs. `POST /session` needs none, because it is how a person signs in."""
+"""The role that each resource needs. `POST /session` needs none, because it is how a person signs
+in.
+"""
 
 INTERVAL = {"since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"}
 BODIES: dict[tuple[str, str], Any] = {
@@ -97,7 +101,9 @@ BODIES: dict[tuple[str, str], Any] = {
 QUERIES = {"/account": {"since": "2026-11-26T00:00:00Z"}, "/events": {"topic": "wrong"}}
 
 
-async def ask(client: httpx.AsyncClient, endpoint: tuple[str, str], **options: Any) -> httpx.Response:
+async def ask(
+    client: httpx.AsyncClient, endpoint: tuple[str, str], **options: Any
+) -> httpx.Response:
     method, path = endpoint
     names = {"name": "unknown", "run": RUN, "preview": RUN, "incident": RUN}
     body = {"json": BODIES[endpoint]} if endpoint in BODIES else {}
@@ -107,7 +113,11 @@ async def ask(client: httpx.AsyncClient, endpoint: tuple[str, str], **options: A
 
 async def test_the_table_has_every_resource_of_the_document(served: Served) -> None:
     document = (await served.nobody.get("/api/openapi.json")).json()
-    operations = {(m.upper(), path.removeprefix("/api/v1")) for path, ms in document["paths"].items() for m in ms}
+    operations = {
+        (m.upper(), path.removeprefix("/api/v1"))
+        for path, ms in document["paths"].items()
+        for m in ms
+    }
     assert operations == NEEDED.keys() | {("POST", "/session")}
     assert document["openapi"].startswith("3.1")
 
@@ -117,7 +127,11 @@ async def test_each_resource_answers_the_roles_that_may_ask_and_no_other(served:
         for role in ROLES:
             answer = await ask(served.clients[role], endpoint)
             is_allowed = ROLES.index(role) >= ROLES.index(needed)
-            assert (answer.status_code not in (401, 403)) == is_allowed, (endpoint, role, answer.text)
+            assert (answer.status_code not in (401, 403)) == is_allowed, (
+                endpoint,
+                role,
+                answer.text,
+            )
             assert answer.status_code < 500, (endpoint, role, answer.text)
             if not is_allowed:
                 assert answer.json()["kind"] == "forbidden"
@@ -157,12 +171,18 @@ async def test_each_resource_refuses_credentials_that_are_not_good(
     monkeypatch.setattr("service.web.limits._Windows.full", lambda self, key: None)
     for endpoint in NEEDED:
         for name, (headers, statuses) in wrong.items():
-            if endpoint[0] == "GET" and name.startswith("a cookie") and name != "a cookie of nobody":
+            if (
+                endpoint[0] == "GET"
+                and name.startswith("a cookie")
+                and name != "a cookie of nobody"
+            ):
                 continue  # a read changes nothing, and a page of another site can't see the answer
             answer = await ask(served.nobody, endpoint, headers=headers)
             assert answer.status_code in statuses, (endpoint, name, answer.text)
             assert answer.headers["content-type"] == "application/problem+json"
-    answer = await served.nobody.get("/api/v1/tasks", headers={**cookie, "Sec-Fetch-Site": "cross-site"})
+    answer = await served.nobody.get(
+        "/api/v1/tasks", headers={**cookie, "Sec-Fetch-Site": "cross-site"}
+    )
     assert answer.status_code == 200
     assert "access-control-allow-origin" not in answer.headers
 
@@ -212,7 +232,9 @@ async def test_a_link_signs_in_once_and_not_when_it_is_old(served: Served) -> No
     assert (await client.post("/api/v1/session", json={"secret": old})).status_code == 401
 
 
-async def test_a_revoked_token_ends_its_sessions_too(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_revoked_token_ends_its_sessions_too(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = await served.operations.access.create_token("laptop", "viewer")
     session = await served.operations.access.sign_in(made.secret, None)
     assert session is not None
@@ -230,7 +252,9 @@ async def test_too_many_wrong_tokens_of_an_address_are_refused_for_a_while(
 ) -> None:
     now = clock.monotonic()
     monkeypatch.setattr(clock, "monotonic", lambda: now)
-    guesser, other = (client_of(served.service_app, host=host) for host in ("127.0.0.2", "127.0.0.3"))
+    guesser, other = (
+        client_of(served.service_app, host=host) for host in ("127.0.0.2", "127.0.0.3")
+    )
     looked: list[str] = []
     holder = Access.holder
 
@@ -250,14 +274,19 @@ async def test_too_many_wrong_tokens_of_an_address_are_refused_for_a_while(
     assert (await guesser.post("/signin", data=wrong)).status_code == 429
     valid = {"Authorization": f"Bearer {served.secrets['viewer']}"}
     assert (await guesser.get("/api/v1/tasks", headers=valid)).status_code == 200
-    assert (await guesser.post("/api/v1/session", json={"secret": served.secrets["viewer"]})).status_code == 201
-    assert (await guesser.get("/api/v1/tasks")).status_code == 200, "its session is not refused either"
+    assert (
+        await guesser.post("/api/v1/session", json={"secret": served.secrets["viewer"]})
+    ).status_code == 201
+    assert (await guesser.get("/api/v1/tasks")).status_code == 200, (
+        "its session is not refused either"
+    )
     looked.clear()
     for number in range(30):
         guess = {"Authorization": f"Bearer bt_{number:012}_{'x' * 43}"}
         assert (await guesser.get("/api/v1/tasks", headers=guess)).status_code == 429
     assert 0 < len(looked) <= LOOKS
-    now += 1.1  # what was valid just now may be asked about again, whoever else guesses at this address
+    # What was valid just now may be asked about again, whoever else guesses at this address
+    now += 1.1
     for headers_of in (valid, {}):
         assert (await guesser.get("/api/v1/tasks", headers=headers_of)).status_code == 200
     assert (await other.get("/api/v1/tasks", headers=headers)).status_code == 401
@@ -265,7 +294,9 @@ async def test_too_many_wrong_tokens_of_an_address_are_refused_for_a_while(
     assert (await guesser.get("/api/v1/tasks", headers=headers)).status_code == 401
 
 
-async def test_one_token_may_make_so_many_requests_in_a_second(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_token_may_make_so_many_requests_in_a_second(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = clock.monotonic()
     monkeypatch.setattr(clock, "monotonic", lambda: now)
     statuses = [(await served.viewer.get("/api/v1/session")).status_code for _ in range(101)]
@@ -284,10 +315,14 @@ async def test_an_application_around_it_says_who_asks(served: Served) -> None:
     app.state.batch = served.service
     client = client_of(app)
     assert (await client.get("/api/v1/tasks")).status_code == 401
-    assert (await client.post("/api/v1/tasks/report/pause", headers={"X-User": "ann"})).status_code == 200
+    assert (
+        await client.post("/api/v1/tasks/report/pause", headers={"X-User": "ann"})
+    ).status_code == 200
     begun = await served.nobody.post("/api/v1/session", json={"secret": served.secrets["admin"]})
     client.cookies = begun.cookies
-    assert (await client.get("/api/v1/tasks")).status_code == 401, "a session of the service is not looked at"
+    assert (await client.get("/api/v1/tasks")).status_code == 401, (
+        "a session of the service is not looked at"
+    )
     secret = {"secret": served.secrets["admin"]}
     assert (await client.post("/api/v1/session", json=secret)).status_code == 403
     assert (await client.post("/signin", data=secret)).status_code == 403
@@ -330,7 +365,9 @@ async def test_every_answer_has_the_headers_of_security(served: Served) -> None:
 async def test_probes_are_answered_for_any_host(served: Served) -> None:
     for path in ("/healthz", "/readyz"):
         assert (await served.nobody.get(path, headers={"Host": "10.0.0.7:8000"})).status_code == 200
-    assert (await served.nobody.get("/scheduler/jobs", headers={"Host": "10.0.0.7:8000"})).status_code == 421
+    assert (
+        await served.nobody.get("/scheduler/jobs", headers={"Host": "10.0.0.7:8000"})
+    ).status_code == 421
 
 
 async def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None:
@@ -338,7 +375,9 @@ async def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None
         while True:
             yield b" " * 100_000
 
-    declared = await served.operator.post("/api/v1/runs/bulk", content=b"{}", headers={"Content-Length": str(10**9)})
+    declared = await served.operator.post(
+        "/api/v1/runs/bulk", content=b"{}", headers={"Content-Length": str(10**9)}
+    )
     assert declared.status_code == 413
     streamed = await served.operator.post(
         "/api/v1/runs/bulk", content=endless(), headers={"Content-Type": "application/json"}
@@ -363,7 +402,9 @@ async def test_nobody_is_refused_before_the_body_is_read(served: Served, path: s
 async def test_a_sign_in_ends_the_session_before_it(served: Served) -> None:
     first = await served.nobody.post("/api/v1/session", json={"secret": served.secrets["viewer"]})
     cookie = first.headers["set-cookie"].split(";")[0]
-    assert (await served.nobody.get("/api/v1/tasks")).status_code == 200  # so the answer is remembered for a second
+    assert (
+        await served.nobody.get("/api/v1/tasks")
+    ).status_code == 200  # so the answer is remembered for a second
     as_token = {"Authorization": f"Bearer {cookie.partition('=')[2]}"}
     assert (await served.nobody.get("/api/v1/tasks", headers=as_token)).status_code == 401
     await served.nobody.post("/api/v1/session", json={"secret": served.secrets["operator"]})
@@ -380,7 +421,9 @@ async def test_wrong_tokens_are_in_the_audit_once_a_minute_with_their_addresses(
         await guesser.get("/api/v1/tasks")
 
     async def noted() -> list[Any]:
-        changes = (await served.viewer.get("/api/v1/changes?action=session.refuse")).json()["changes"]
+        changes = (await served.viewer.get("/api/v1/changes?action=session.refuse")).json()[
+            "changes"
+        ]
         return [change["after"] for change in changes]
 
     async def is_noted() -> bool:
@@ -427,8 +470,12 @@ async def test_without_sign_in_only_this_machine_is_answered(served: Served) -> 
     assert (await elsewhere.get("/api/v1/session")).status_code == 401
     foreign = {"Sec-Fetch-Site": "cross-site"}
     assert (await here.post("/api/v1/tasks/report/pause", headers=foreign)).status_code == 403
-    assert (await here.get("/api/v1/tasks", headers={**foreign, "Sec-Fetch-Mode": "cors"})).status_code == 403
-    assert (await here.get("/tasks", headers={**foreign, "Sec-Fetch-Mode": "navigate"})).status_code == 200
+    assert (
+        await here.get("/api/v1/tasks", headers={**foreign, "Sec-Fetch-Mode": "cors"})
+    ).status_code == 403
+    assert (
+        await here.get("/tasks", headers={**foreign, "Sec-Fetch-Mode": "navigate"})
+    ).status_code == 200
     assert (await here.get("/metrics", headers={"Host": "evil.example"})).status_code == 401
     assert (await here.get("/metrics", headers={"Host": "[::1].evil.example"})).status_code == 401
     for header in ("X-Forwarded-For", "X-Forwarded-Proto", "Forwarded", "Via"):
@@ -438,7 +485,11 @@ async def test_without_sign_in_only_this_machine_is_answered(served: Served) -> 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("BATCH_TRUSTED_PROXIES", "10.0.0.1/8"), ("BATCH_AUTH_ROLES", "ann=king"), ("BATCH_AUTH_ROLES", "ann")],
+    [
+        ("BATCH_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("BATCH_AUTH_ROLES", "ann=king"),
+        ("BATCH_AUTH_ROLES", "ann"),
+    ],
 )
 async def test_a_setting_that_can_t_be_read_is_refused_at_the_start(
     monkeypatch: pytest.MonkeyPatch, setting: str, value: str
@@ -451,23 +502,34 @@ async def test_a_setting_that_can_t_be_read_is_refused_at_the_start(
             pass
 
 
-async def test_sign_in_can_t_be_off_where_others_reach_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sign_in_can_t_be_off_where_others_reach_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("BATCH_AUTH", "off")
     forget_settings()
-    with pytest.raises(InvalidSetting, match=r"BATCH_AUTH: off is only allowed where HOST is a loopback address"):
+    with pytest.raises(
+        InvalidSetting, match=r"BATCH_AUTH: off is only allowed where HOST is a loopback address"
+    ):
         listen(get_settings(), "0.0.0.0", 0)
     listen(get_settings(), "127.0.0.1", 0).close()
 
 
-async def test_the_address_and_the_scheme_of_a_client_are_believed_of_a_trusted_proxy_only(served: Served) -> None:
+async def test_the_address_and_the_scheme_of_a_client_are_believed_of_a_trusted_proxy_only(
+    served: Served,
+) -> None:
     app = with_settings(served, BATCH_TRUSTED_PROXIES="10.0.0.0/24")
     told = {"X-Forwarded-For": "1.1.1.1, 203.0.113.9, 10.0.0.8", "X-Forwarded-Proto": "https"}
     secret = {"secret": served.secrets["viewer"]}
-    for host, address, is_secure in (("10.0.0.7", "203.0.113.9", True), ("10.9.9.9", "10.9.9.9", False)):
+    for host, address, is_secure in (
+        ("10.0.0.7", "203.0.113.9", True),
+        ("10.9.9.9", "10.9.9.9", False),
+    ):
         client = client_of(app, host=host)
         answer = await client.post("/api/v1/session", json=secret, headers=told)
         assert ("Secure" in answer.headers["set-cookie"]) == is_secure
-        [event, *_] = (await served.admin.get("/api/v1/changes?action=session.begin")).json()["changes"]
+        [event, *_] = (await served.admin.get("/api/v1/changes?action=session.begin")).json()[
+            "changes"
+        ]
         assert event["address"] == address
     for hop, address in (
         ("8.8.8.8:4433", "8.8.8.8"),
@@ -476,11 +538,17 @@ async def test_the_address_and_the_scheme_of_a_client_are_believed_of_a_trusted_
         ("1.2.3.4, unknown", "unknown"),
         ("1.2.3.4, _hidden, 10.0.0.8", "unknown"),
     ):
-        await client_of(app, host="10.0.0.7").post("/api/v1/session", json=secret, headers={"X-Forwarded-For": hop})
-        [event, *_] = (await served.admin.get("/api/v1/changes?action=session.begin")).json()["changes"]
+        await client_of(app, host="10.0.0.7").post(
+            "/api/v1/session", json=secret, headers={"X-Forwarded-For": hop}
+        )
+        [event, *_] = (await served.admin.get("/api/v1/changes?action=session.begin")).json()[
+            "changes"
+        ]
         assert event["address"] == address
     for wrong in ("", "nonsense", "203.0.113.9, nonsense", "," * 1_000):
-        answer = await client_of(app, host="10.0.0.7").get("/api/v1/tasks", headers={"X-Forwarded-For": wrong})
+        answer = await client_of(app, host="10.0.0.7").get(
+            "/api/v1/tasks", headers={"X-Forwarded-For": wrong}
+        )
         assert answer.status_code == 401
 
 
@@ -488,7 +556,10 @@ async def test_nothing_asks_the_ledger_after_the_service_has_stopped(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that was opened then would never be closed."""
-    monkeypatch.setenv("LEDGER_URL", database_url if database_url.startswith("postgresql") else "sqlite:///ledger.db")
+    monkeypatch.setenv(
+        "LEDGER_URL",
+        database_url if database_url.startswith("postgresql") else "sqlite:///ledger.db",
+    )
     forget_settings()
     app = create_app()
     async with app.router.lifespan_context(app):

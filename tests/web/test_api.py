@@ -54,11 +54,15 @@ def tasks(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def running(monkeypatch: pytest.MonkeyPatch, url: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def running(
+    monkeypatch: pytest.MonkeyPatch, url: str | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the started application, `client.app`. `url`: the URL of both databases."""
     if url is not None:
         monkeypatch.setenv("DATABASE_URL", url)
-        monkeypatch.setenv("LEDGER_URL", url if url.startswith("postgresql") else "sqlite:///ledger.db")
+        monkeypatch.setenv(
+            "LEDGER_URL", url if url.startswith("postgresql") else "sqlite:///ledger.db"
+        )
     config.forget_settings()
     app = create_app()
     async with app.router.lifespan_context(app):
@@ -73,7 +77,9 @@ def app_of(client: httpx.AsyncClient) -> Starlette:
     return app
 
 
-async def test_jobs_have_id_name_next_run_time_and_trigger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_jobs_have_id_name_next_run_time_and_trigger(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began = datetime.now(UTC)
     async with running(monkeypatch, database_url) as client:
         answer = await client.get("/scheduler/jobs")
@@ -93,18 +99,25 @@ async def test_jobs_have_id_name_next_run_time_and_trigger(database_url: str, mo
     assert began < at <= answered + timedelta(seconds=1)
 
 
-async def test_a_paused_task_has_no_next_run_time(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_paused_task_has_no_next_run_time(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(monkeypatch, database_url) as client:
         batch = app_of(client).state.batch
         async with batch.ledger.engine.begin() as connection:
             await task_sync.pause(connection, "nightly", "ann", batch.tasks, batch.node.id)
         await refresh(batch.schedules)
         jobs = {job["id"]: job for job in (await client.get("/scheduler/jobs")).json()}
-    assert (jobs["nightly"]["next_run_time"], jobs["nightly"]["trigger"]) == (None, "cron[0 1 * * *] Asia/Tokyo")
+    assert (jobs["nightly"]["next_run_time"], jobs["nightly"]["trigger"]) == (
+        None,
+        "cron[0 1 * * *] Asia/Tokyo",
+    )
     assert jobs["often"]["next_run_time"] is not None
 
 
-async def test_the_scheduler_is_in_the_applications_state_and_stops_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_scheduler_is_in_the_applications_state_and_stops_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with running(monkeypatch) as client:
         scheduler = app_of(client).state.scheduler
         assert isinstance(scheduler, AsyncIOScheduler)
@@ -112,7 +125,9 @@ async def test_the_scheduler_is_in_the_applications_state_and_stops_with_it(monk
     assert not scheduler.running
 
 
-async def test_a_started_service_is_healthy_and_ready(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_started_service_is_healthy_and_ready(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(monkeypatch, database_url) as client:
         healthy, ready = await client.get("/healthz"), await client.get("/readyz")
     assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
@@ -141,7 +156,10 @@ async def test_a_service_without_a_free_thread_says_so_and_is_ready_and_so_does_
             assert answer.status_code == 200
             return answer.json().get("warnings")
 
-        said = "no thread is free since .* UTC, and runs wait: 1 runs execute in threads, which is MAX_THREADS"
+        said = (
+            "no thread is free since .* UTC, and runs wait: 1 runs execute in threads, which is "
+            "MAX_THREADS"
+        )
         assert isinstance(warnings := await until(warned), dict)
         assert warnings.keys() == {"threads"} and re.fullmatch(said, warnings["threads"])
         ledger = app_of(client).state.batch.ledger
@@ -171,7 +189,9 @@ async def test_a_stopping_service_is_not_ready(monkeypatch: pytest.MonkeyPatch) 
     assert answer.json() == {"status": "not ready", "reasons": {"service": "it is stopping"}}
 
 
-async def test_a_service_without_a_free_connection_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_without_a_free_connection_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(api, "READY_SECONDS", 0.2)
     async with running(monkeypatch) as client, AsyncExitStack() as held:
         reader = app_of(client).state.batch.application.reader
@@ -229,7 +249,9 @@ async def test_an_unknown_path_is_404_and_a_reading_endpoint_refuses_other_metho
         assert (await client.post("/scheduler/jobs")).status_code == 405
 
 
-async def test_a_server_gets_one_line_on_why_the_service_can_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_gets_one_line_on_why_the_service_can_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TASKS_DIR", "jobs")
     config.forget_settings()
     sent = []

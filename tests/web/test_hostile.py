@@ -1,4 +1,6 @@
-"""Hostile clients of a real service: each is refused or limited, and a task that is due every second fires on time."""
+"""Hostile clients of a real service: each is refused or limited, and a task that is due every
+second fires on time.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ async def secret(running: Service) -> str:
 @pytest.fixture
 async def client(running: Service, secret: str) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {secret}"}
-    limits = httpx.Limits(max_keepalive_connections=0)  # one that waits may be closed when there are too many
+    limits = httpx.Limits(
+        max_keepalive_connections=0
+    )  # one that waits may be closed when there are too many
     async with httpx.AsyncClient(
         base_url=running.url, headers=headers, timeout=30, trust_env=False, limits=limits
     ) as client:
@@ -83,7 +87,9 @@ async def test_a_task_fires_on_time_while_hostile_clients_are_refused(
     most = min(IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500)
     with ExitStack() as stack:
         for number in range(most):
-            idle = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(running)), timeout=30))
+            idle = stack.enter_context(
+                socket.create_connection(("127.0.0.1", port_of(running)), timeout=30)
+            )
             if number % 2:
                 idle.sendall(b"GET /api/v1/tasks HTTP/1.1\r\nHost:")
             if number % 1000 == 999:
@@ -107,12 +113,17 @@ async def send_body(client: httpx.AsyncClient, is_declared: bool) -> httpx.Respo
         for _ in range(BODY_BYTES // 100_000):
             yield b" " * 100_000
 
-    headers = {"Content-Type": "application/json", **({"Content-Length": str(BODY_BYTES)} if is_declared else {})}
+    headers = {
+        "Content-Type": "application/json",
+        **({"Content-Length": str(BODY_BYTES)} if is_declared else {}),
+    }
     return await client.post("/api/v1/runs/bulk", content=body(), headers=headers)
 
 
 async def send_headers(port: int) -> bytes:
-    """The status line of the answer to a request with large headers; empty if the connection was closed."""
+    """The status line of the answer to a request with large headers; empty if the connection was
+    closed.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     with contextlib.suppress(ConnectionError):
         writer.write(b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n")
@@ -135,17 +146,27 @@ def select(running: Service, statement: str, *values: Any) -> list[Any]:
 
 async def assert_all_on_time(running: Service, client: httpx.AsyncClient, began: datetime) -> None:
     """Each slot up to one that is still to come has its run, which was not caught up later."""
-    first, last = (at.replace(microsecond=500_000) for at in (began, datetime.now(UTC) + timedelta(seconds=1)))
+    first, last = (
+        at.replace(microsecond=500_000) for at in (began, datetime.now(UTC) + timedelta(seconds=1))
+    )
     given = stamp(first, "sqlite"), stamp(last, "sqlite")
 
     async def has_fired() -> bool:
-        return bool(select(running, "SELECT 1 FROM batch_runs WHERE task = 'tick' AND slot > ?", given[1]))
+        return bool(
+            select(running, "SELECT 1 FROM batch_runs WHERE task = 'tick' AND slot > ?", given[1])
+        )
 
     await until(has_fired)
     interval = {"since": first.isoformat(), "until": last.isoformat(), "task": "tick"}
     (account,) = (await client.get("/api/v1/account", params=interval)).json()["tasks"]
-    slots = select(running, "SELECT catch_up FROM batch_runs WHERE task = 'tick' AND slot BETWEEN ? AND ?", *given)
-    assert len(slots) == account["runs"] == account["slots"] == round((last - first).total_seconds())
+    slots = select(
+        running,
+        "SELECT catch_up FROM batch_runs WHERE task = 'tick' AND slot BETWEEN ? AND ?",
+        *given,
+    )
+    assert (
+        len(slots) == account["runs"] == account["slots"] == round((last - first).total_seconds())
+    )
     assert set(slots) == {(0,)}
     assert select(running, "SELECT * FROM batch_missed") == []
 
@@ -184,7 +205,9 @@ def unread(running: Service, secret: str) -> socket.socket:
 
 
 def is_open(running: Service, client: socket.socket) -> bool:
-    """Whether the service has the connection open. The client, which does not read, sees no end of it."""
+    """Whether the service has the connection open. The client, which does not read, sees no end of
+    it.
+    """
     return holder_of(client.getsockname(), client.getpeername(), [running.process.pid]) is not None
 
 
@@ -196,10 +219,17 @@ def memory_of(running: Service) -> int:
 def add_runs(running: Service, number: int) -> list[str]:
     """Runs of a task that no service has loaded."""
     at = datetime.now(UTC) + timedelta(hours=1)  # they stay the newest
-    rows = [vars(NewRun.queued("elsewhere", None, at, exclusive=None, priority=0)) for _ in range(number)]
+    rows = [
+        vars(NewRun.queued("elsewhere", None, at, exclusive=None, priority=0))
+        for _ in range(number)
+    ]
     with closing(sqlite3.connect(running.folder / "ledger.db", timeout=10)) as ledger, ledger:
         for row in rows:
-            given = {k: stamp(v, "sqlite") if isinstance(v, datetime) else v for k, v in row.items() if v is not None}
+            given = {
+                k: stamp(v, "sqlite") if isinstance(v, datetime) else v
+                for k, v in row.items()
+                if v is not None
+            }
             names = ", ".join(f'"{name}"' for name in given)
             marks = ", ".join("?" * len(given))
             ledger.execute(f"INSERT INTO batch_runs ({names}) VALUES ({marks})", [*given.values()])

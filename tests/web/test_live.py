@@ -1,4 +1,6 @@
-"""Live events of a service in this process, over real connections: what is told, missed, resumed and bounded."""
+"""Live events of a service in this process, over real connections: what is told, missed, resumed
+and bounded.
+"""
 
 from __future__ import annotations
 
@@ -97,10 +99,16 @@ async def test_a_stream_tells_what_changes_in_its_topics_and_nothing_else(
         await change(served, other["id"], message="not watched")
         await change(served, watched["id"], message="日本語\nsecond line")
         told = await one.next()
-        assert (told.name, told.data["id"], told.data["message"]) == ("run", watched["id"], "日本語\nsecond line")
+        assert (told.name, told.data["id"], told.data["message"]) == (
+            "run",
+            watched["id"],
+            "日本語\nsecond line",
+        )
         async with served.service.ledger.engine.begin() as connection:
             row = (await connection.execute(nodes.select())).mappings().one()
-            await connection.execute(insert(nodes), {**row, "id": (other_node := new_id()), "pid": 1})
+            await connection.execute(
+                insert(nodes), {**row, "id": (other_node := new_id()), "pid": 1}
+            )
         assert (await processes.next()).data["id"] == other_node
         async with served.service.ledger.engine.begin() as connection:
             stopped = update(nodes).where(nodes.c.id == other_node).values(stopped_at=clock.now())
@@ -112,7 +120,9 @@ async def test_a_stream_tells_what_changes_in_its_topics_and_nothing_else(
 
 @on_sqlite
 @pytest.mark.usefixtures("looks_often")
-async def test_a_client_that_comes_back_gets_what_it_has_missed(served: Served, viewer: httpx.AsyncClient) -> None:
+async def test_a_client_that_comes_back_gets_what_it_has_missed(
+    served: Served, viewer: httpx.AsyncClient
+) -> None:
     row = queued()
     await add(served, row)
     async with listening(viewer, "runs") as before, listening(viewer, "tasks"):
@@ -139,7 +149,14 @@ async def test_a_client_that_may_have_missed_something_is_told_to_reload(
 ) -> None:
     async with listening(viewer, "runs") as stream:
         process, _, number = str(stream.start.id).rpartition(".")
-        ids = [f"{new_id()}.{number}", f"{process}.{int(number) + 1000}", f"{process}.-1", f"{process}.1e9", "", "x"]
+        ids = [
+            f"{new_id()}.{number}",
+            f"{process}.{int(number) + 1000}",
+            f"{process}.-1",
+            f"{process}.1e9",
+            "",
+            "x",
+        ]
         for last_id in ids:
             async with listening(viewer, "runs", last_id=last_id) as again:
                 assert (await again.next()).name == "reload", last_id
@@ -179,7 +196,9 @@ async def test_the_end_of_a_run_is_told_also_when_many_newer_ones_are_there(
     await add(served, old)
     async with listening(viewer, "runs") as stream:
         for number in range(1, 4):
-            newer = [queued(1000 * number + n, state=RunState.SUCCEEDED) for n in range(NEWEST // 2)]
+            newer = [
+                queued(1000 * number + n, state=RunState.SUCCEEDED) for n in range(NEWEST // 2)
+            ]
             await add(served, *newer)
             await stream.until("run", id=newer[-1]["id"])
         await change(served, old["id"], state=RunState.CANCELLED)
@@ -188,7 +207,9 @@ async def test_the_end_of_a_run_is_told_also_when_many_newer_ones_are_there(
 
 @on_sqlite
 @pytest.mark.usefixtures("looks_often")
-async def test_more_new_runs_than_a_look_sees_are_a_reload(served: Served, viewer: httpx.AsyncClient) -> None:
+async def test_more_new_runs_than_a_look_sees_are_a_reload(
+    served: Served, viewer: httpx.AsyncClient
+) -> None:
     async with listening(viewer, "runs") as stream:
         await add(served, *(queued(n, state=RunState.SUCCEEDED) for n in range(NEWEST + 50)))
         assert (await stream.next()).name == "reload"
@@ -198,7 +219,9 @@ async def test_more_new_runs_than_a_look_sees_are_a_reload(served: Served, viewe
 
 
 @on_sqlite
-async def test_any_number_of_streams_read_the_ledger_once_a_second(served: Served, viewer: httpx.AsyncClient) -> None:
+async def test_any_number_of_streams_read_the_ledger_once_a_second(
+    served: Served, viewer: httpx.AsyncClient
+) -> None:
     statements: Counter[str] = Counter()
 
     def count(connection: Any, cursor: Any, statement: str, *others: Any) -> None:
@@ -234,8 +257,13 @@ async def test_a_stream_ends_at_once_when_the_service_stops(
 @on_sqlite
 async def test_one_token_has_so_many_streams_and_no_more(served: Served, site: Server) -> None:
     async with AsyncExitStack() as stack:
-        clients = {r: await stack.enter_async_context(site.client(served.secrets[r])) for r in ("viewer", "operator")}
-        open_ones = [await stack.enter_async_context(listening(clients["viewer"], "runs")) for _ in range(50)]
+        clients = {
+            r: await stack.enter_async_context(site.client(served.secrets[r]))
+            for r in ("viewer", "operator")
+        }
+        open_ones = [
+            await stack.enter_async_context(listening(clients["viewer"], "runs")) for _ in range(50)
+        ]
         refused = await clients["viewer"].get(EVENTS, params={"topic": "runs"})
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
         assert refused.json()["kind"] == "unavailable"
@@ -252,7 +280,9 @@ async def test_one_token_has_so_many_streams_and_no_more(served: Served, site: S
 
 @on_sqlite
 @pytest.mark.usefixtures("looks_often")
-async def test_a_slow_client_costs_little_memory_and_is_told_to_reload(served: Served, site: Server) -> None:
+async def test_a_slow_client_costs_little_memory_and_is_told_to_reload(
+    served: Served, site: Server
+) -> None:
     rows = [queued(n) for n in range(100)]
     await add(served, *rows)
     client = site.slow_client(served.secrets["viewer"], "runs")
@@ -288,7 +318,9 @@ async def test_a_client_that_reads_nothing_is_disconnected(served: Served, site:
         await when(lambda: any(stream.has_begun for stream in feed._streams))
 
         async def is_disconnected() -> bool:
-            await change(served, *(row["id"] for row in rows), message=f"{clock.monotonic()} " + "x" * 2_000)
+            await change(
+                served, *(row["id"] for row in rows), message=f"{clock.monotonic()} " + "x" * 2_000
+            )
             return not feed._streams and not site.connections._open
 
         await until(is_disconnected)
@@ -327,5 +359,7 @@ async def test_an_open_stream_rarely_asks_for_its_token_and_ends_with_the_next_l
         if where == "its process":
             assert (await served.admin.delete("/api/v1/tokens/laptop")).status_code == 200
         else:
-            await served.operations.access.revoke_token("laptop")  # of which nothing in this process is told
+            await served.operations.access.revoke_token(
+                "laptop"
+            )  # of which nothing in this process is told
         assert await stream.rest() == []

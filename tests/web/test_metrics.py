@@ -1,4 +1,6 @@
-"""`/metrics`: who may read it, what it has, how often the ledger is read for it, and how many labels there are."""
+"""`/metrics`: who may read it, what it has, how often the ledger is read for it, and how many
+labels there are.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def more_tasks(tmp_path: Path) -> None:
 
 async def scrape(served: Served) -> Scrape:
     answer = await served.nobody.get("/metrics")
-    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith(
+        "text/plain; version=0.0.4"
+    )
     return Scrape(answer.text)
 
 
@@ -100,23 +104,50 @@ async def ended(served: Served, task: str, **params: Any) -> None:
 
 
 async def put(served: Served) -> None:
-    """Into the databases: runs that nobody claims, one of them held by a pause, items in quarantine, and a backup."""
+    """Into the databases: runs that nobody claims, one of them held by a pause, items in
+    quarantine, and a backup.
+    """
     ago = clock.now() - timedelta(hours=1)
     items = [
-        {"id": new_id(), "run": new_id(), "task": "load", "item": f"{n}", "error": {}, "times": 1, "at": ago}
+        {
+            "id": new_id(),
+            "run": new_id(),
+            "task": "load",
+            "item": f"{n}",
+            "error": {},
+            "times": 1,
+            "at": ago,
+        }
         for n in range(3)
     ]
     items[0]["redriven_by"] = new_id()
-    backup = {"name": "2026", "place": "here", "taken_at": ago, "verified_at": ago, "created_at": ago}
+    backup = {
+        "name": "2026",
+        "place": "here",
+        "taken_at": ago,
+        "verified_at": ago,
+        "created_at": ago,
+    }
     waiting = [new("elsewhere", exclusive=None, due_at=ago, created_at=ago) for _ in range(2)]
     later = new("elsewhere", state="retrying", due_at=clock.now() + timedelta(hours=1))
     long_ago = ago - timedelta(hours=5)
     held = new("held", due_at=long_ago, created_at=long_ago)
     after_the_pause = new("held", due_at=clock.now(), created_at=clock.now())
-    paused = {"name": "held", "description": "", "source": "", "policies": {}, "paused_at": ago, "paused_by": "ann"}
+    paused = {
+        "name": "held",
+        "description": "",
+        "source": "",
+        "policies": {},
+        "paused_at": ago,
+        "paused_by": "ann",
+    }
     async with served.service.ledger.engine.begin() as connection:
-        await connection.execute(insert(tasks), {**paused, "first_seen_at": long_ago, "last_seen_at": ago})
-        await connection.execute(insert(runs), [vars(run) for run in [*waiting, later, held, after_the_pause]])
+        await connection.execute(
+            insert(tasks), {**paused, "first_seen_at": long_ago, "last_seen_at": ago}
+        )
+        await connection.execute(
+            insert(runs), [vars(run) for run in [*waiting, later, held, after_the_pause]]
+        )
         await connection.execute(insert(backups), backup)
     async with served.service.application.engine.begin() as connection:
         for item in items:
@@ -124,7 +155,9 @@ async def put(served: Served) -> None:
     await served.operations.tasks.pause("report")
 
 
-async def test_a_scrape_shows_what_the_process_has_done_and_what_the_ledger_has(served: Served) -> None:
+async def test_a_scrape_shows_what_the_process_has_done_and_what_the_ledger_has(
+    served: Served,
+) -> None:
     began = clock.now()
     await ended(served, "payroll")
     await ended(served, "load")
@@ -132,13 +165,19 @@ async def test_a_scrape_shows_what_the_process_has_done_and_what_the_ledger_has(
         await ended(served, "report", day="never")
     await put(served)
     metrics = served.service.metrics
-    await until(lambda: asyncio.sleep(0, sum(metrics.start_delay.buckets().counts) > 0 and metrics.last_tick))
+    await until(
+        lambda: asyncio.sleep(
+            0, sum(metrics.start_delay.buckets().counts) > 0 and metrics.last_tick
+        )
+    )
     got = await scrape(served)
 
     assert got("batch_runs_total", task="payroll", outcome="succeeded", origin="manual") == 1
     assert got("batch_runs_total", task="report", outcome="failed", origin="manual") == 2
     assert got("batch_attempts_total", task="report", outcome="failed") == 2
-    assert (got("batch_slots_total", fate="on_time") or 0) >= 1 and got("batch_slots_total", fate="missed") == 0
+    assert (got("batch_slots_total", fate="on_time") or 0) >= 1 and got(
+        "batch_slots_total", fate="missed"
+    ) == 0
     assert got("batch_items_total", task="load") == 5
     assert got("batch_run_duration_seconds_count", outcome="failed") == 2
     assert (got("batch_start_delay_seconds_bucket", le="21600.0") or 0) >= 1
@@ -151,13 +190,22 @@ async def test_a_scrape_shows_what_the_process_has_done_and_what_the_ledger_has(
     assert 3_600 <= (got("batch_oldest_waiting_seconds") or 0) < 3_700
     assert got("batch_nodes", state="living") == 1
     assert got("batch_unaccounted_slots") == 0
-    assert got("batch_task_paused", task="report") == 1 and got("batch_task_paused", task="payroll") == 0
-    assert got("batch_failure_streak", task="report") == 2 and got("batch_failure_streak", task="payroll") == 0
+    assert (
+        got("batch_task_paused", task="report") == 1
+        and got("batch_task_paused", task="payroll") == 0
+    )
+    assert (
+        got("batch_failure_streak", task="report") == 2
+        and got("batch_failure_streak", task="payroll") == 0
+    )
     assert (got("batch_last_success_timestamp_seconds", task="payroll") or 0) >= began.timestamp()
     assert got("batch_last_success_timestamp_seconds", task="report") is None
     assert got("batch_next_slot_timestamp_seconds", task="report") is None
     assert (got("batch_next_slot_timestamp_seconds", task="tick") or 0) > began.timestamp()
-    assert got("batch_quarantined_items", task="load") == 2 and got("batch_quarantined_items", task="report") == 0
+    assert (
+        got("batch_quarantined_items", task="load") == 2
+        and got("batch_quarantined_items", task="report") == 0
+    )
     backup_at = got("batch_backup_last_verified_timestamp_seconds") or 0
     assert 3_600 <= clock.now().timestamp() - backup_at < 3_700
     assert got("batch_incidents_open", kind="unaccounted") == 0
@@ -174,18 +222,31 @@ async def test_a_partitioned_run_counts_once_and_its_parts_by_themselves(served:
             await connection.execute(insert(runs), row)
     got = await scrape(served)
 
-    ends = {outcome: got("batch_runs_total", task="halves", outcome=outcome, origin="manual") for outcome in ENDS}
+    ends = {
+        outcome: got("batch_runs_total", task="halves", outcome=outcome, origin="manual")
+        for outcome in ENDS
+    }
     assert ends == {"succeeded": 1, "failed": 1}
-    assert {outcome: got("batch_parts_total", task="halves", outcome=outcome) for outcome in ENDS} == {
+    assert {
+        outcome: got("batch_parts_total", task="halves", outcome=outcome) for outcome in ENDS
+    } == {
         "succeeded": 3,
         "failed": 1,
     }
     assert got("batch_runs_total", task="halves", outcome="succeeded", origin="part") is None
     outcomes = ("split", "succeeded", "failed")
-    assert [got("batch_attempts_total", task="halves", outcome=each) for each in outcomes] == [2, 4, 1]
+    assert [got("batch_attempts_total", task="halves", outcome=each) for each in outcomes] == [
+        2,
+        4,
+        1,
+    ]
     durations = [got("batch_run_duration_seconds_count", outcome=each) for each in outcomes]
     assert (durations[0], durations[2]) == (2, None)
-    assert [got("batch_part_duration_seconds_count", outcome=each) for each in outcomes] == [None, 3, 1]
+    assert [got("batch_part_duration_seconds_count", outcome=each) for each in outcomes] == [
+        None,
+        3,
+        1,
+    ]
     assert got("batch_failure_streak", task="halves") == 1
     assert [got(f"batch_{what}", state="queued") for what in ("runs", "parts")] == [0, 3]
     assert [got(f"batch_{what}", state="waiting") for what in ("runs", "parts")] == [1, 0]
@@ -229,14 +290,21 @@ async def test_a_ledger_that_does_not_answer_leaves_what_the_process_has_counted
 
 
 async def test_it_needs_a_token_or_this_machine_called_by_a_name_of_its_own(served: Served) -> None:
-    elsewhere = {role: client_of(served.service_app, secret, "10.1.2.3") for role, secret in served.secrets.items()}
+    elsewhere = {
+        role: client_of(served.service_app, secret, "10.1.2.3")
+        for role, secret in served.secrets.items()
+    }
     for client in (*served.clients.values(), *elsewhere.values()):
-        assert (await client.get("/metrics", headers={"Host": "a.name.of.a.monitor"})).status_code == 200
+        assert (
+            await client.get("/metrics", headers={"Host": "a.name.of.a.monitor"})
+        ).status_code == 200
     for host in ("localhost:8000", "127.0.0.1:8000", "[::1]:8000"):
         assert (await served.nobody.get("/metrics", headers={"Host": host})).status_code == 200
     refused = [
         await served.nobody.get("/metrics", headers={"Host": "rebound.example"}),
-        await served.nobody.get("/metrics", headers={"Host": "rebound.example", "Authorization": "Bearer wrong"}),
+        await served.nobody.get(
+            "/metrics", headers={"Host": "rebound.example", "Authorization": "Bearer wrong"}
+        ),
         await client_of(served.service_app, host="10.1.2.3").get("/metrics"),
     ]
     assert [answer.status_code for answer in refused] == [401] * 3
@@ -247,16 +315,27 @@ async def test_it_needs_a_token_or_this_machine_called_by_a_name_of_its_own(serv
 NOW = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 
 
-def opened(task: str, behind: timedelta, paused_by: str | None = None, cron: str = "* * * * *") -> OpenSchedule:
-    return OpenSchedule(new_id(), task, cron, "UTC", NOW - behind, paused_by, NOW - timedelta(days=1))
+def opened(
+    task: str, behind: timedelta, paused_by: str | None = None, cron: str = "* * * * *"
+) -> OpenSchedule:
+    return OpenSchedule(
+        new_id(), task, cron, "UTC", NOW - behind, paused_by, NOW - timedelta(days=1)
+    )
 
 
 def test_slots_that_nobody_has_handled_for_a_minute_are_late_except_those_of_paused_tasks() -> None:
     behind = timedelta(minutes=10)
-    rows = [opened("stuck", behind), opened("fine", timedelta(seconds=20)), opened("paused", behind, "ann")]
+    rows = [
+        opened("stuck", behind),
+        opened("fine", timedelta(seconds=20)),
+        opened("paused", behind, "ann"),
+    ]
     slots = gauges._slots([*rows, opened("unreadable", behind, cron="no cron")], NOW)
     assert slots.late == 9
-    assert slots.next == {"stuck": NOW - timedelta(minutes=9, seconds=30), "fine": NOW + timedelta(seconds=30)}
+    assert slots.next == {
+        "stuck": NOW - timedelta(minutes=9, seconds=30),
+        "fine": NOW + timedelta(seconds=30),
+    }
 
 
 def test_a_success_that_was_seen_is_kept_when_the_last_runs_have_all_failed() -> None:
@@ -273,7 +352,9 @@ def test_a_success_that_was_seen_is_kept_when_the_last_runs_have_all_failed() ->
 
 def process(**counted: Any) -> ProcessSnapshot:
     metrics = ProcessMetrics()
-    snapshot = ProcessSnapshot.of(metrics, running_items={}, running_dropped=0, running=0, leases_lost=0, loop_lag=0.0)
+    snapshot = ProcessSnapshot.of(
+        metrics, running_items={}, running_dropped=0, running=0, leases_lost=0, loop_lag=0.0
+    )
     return replace(snapshot, **counted)
 
 
@@ -295,8 +376,12 @@ def test_tasks_without_a_label_of_their_own_are_other_with_the_worst_of_their_va
     assert [got(f"batch_{name}", task="a") for name in names] == [0, 0, 1]
     assert [got(f"batch_{name}", task=OTHER) for name in names] == [3, 1, 6]
     oldest, next_slot = (now.timestamp() + seconds for seconds in (-9, 9))
-    assert got("batch_last_success_timestamp_seconds", task=OTHER) == pytest.approx(oldest, abs=0.01)
-    assert got("batch_next_slot_timestamp_seconds", task=OTHER) == pytest.approx(next_slot, abs=0.01)
+    assert got("batch_last_success_timestamp_seconds", task=OTHER) == pytest.approx(
+        oldest, abs=0.01
+    )
+    assert got("batch_next_slot_timestamp_seconds", task=OTHER) == pytest.approx(
+        next_slot, abs=0.01
+    )
     assert {dict(key[1])["task"] for key in got.samples if "task" in dict(key[1])} == {"a", OTHER}
 
 
@@ -307,7 +392,9 @@ def test_a_thousand_tasks_have_labels_and_the_counters_of_all_others_are_one() -
     snapshot = replace(process(), runs=metrics.runs, attempts=metrics.attempts)
     got = Scrape(exposition.render(snapshot, None, metrics.labels).decode())
     counted = {
-        dict(labels)["task"]: value for (name, labels), value in got.samples.items() if name == "batch_runs_total"
+        dict(labels)["task"]: value
+        for (name, labels), value in got.samples.items()
+        if name == "batch_runs_total"
     }
     assert len(counted) == 1_001 and counted[OTHER] == 500
 

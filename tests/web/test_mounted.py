@@ -32,7 +32,10 @@ async def authorize(request: Request) -> Actor | None:
 
 
 def in_starlette() -> Any:
-    routes = [Mount(BELOW, create_app(authorize=authorize, sign_in_url="/login")), Mount(OWN, create_app())]
+    routes = [
+        Mount(BELOW, create_app(authorize=authorize, sign_in_url="/login")),
+        Mount(OWN, create_app()),
+    ]
     return Starlette(routes=routes, lifespan=lifespan)
 
 
@@ -44,7 +47,9 @@ def in_fastapi() -> Any:
 
 
 @pytest.fixture(params=[in_starlette, in_fastapi])
-async def app(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+async def app(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Any]:
     (tmp_path / "tasks/some.py").write_text(TASKS)
     monkeypatch.setenv("LEDGER_URL", "sqlite:///ledger.db")
     config.forget_settings()
@@ -71,7 +76,9 @@ async def test_the_page_and_its_files_are_below_the_path(client: httpx.AsyncClie
         assert (await client.get(path.removeprefix(OWN))).status_code == 404
 
 
-async def test_the_pages_are_those_of_a_user_of_the_application_around_it(client: httpx.AsyncClient) -> None:
+async def test_the_pages_are_those_of_a_user_of_the_application_around_it(
+    client: httpx.AsyncClient,
+) -> None:
     night = await client.get(f"{BELOW}/", headers={"X-User": "ann"})
     assert night.status_code == 200 and "Nothing needs you." in night.text
     links = re.findall(r'(?:href|src|action)="(/[^"]*)"', night.text)
@@ -93,7 +100,9 @@ async def test_the_document_leads_to_the_resources(client: httpx.AsyncClient) ->
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
 
 
-async def test_tokens_and_users_of_the_application_around_it_are_known(app: Any, client: httpx.AsyncClient) -> None:
+async def test_tokens_and_users_of_the_application_around_it_are_known(
+    app: Any, client: httpx.AsyncClient
+) -> None:
     token = await app.state.batch.operations.access.create_token("ci", "viewer")
     bearer = {"Authorization": f"Bearer {token.secret}"}
     assert (await client.get(f"{BELOW}/api/v1/session", headers=bearer)).json()["name"] == "ci"
@@ -101,19 +110,29 @@ async def test_tokens_and_users_of_the_application_around_it_are_known(app: Any,
     assert (await client.get(f"{BELOW}/api/v1/session", headers=ann)).json()["role"] == "operator"
     assert (await client.post(f"{BELOW}/api/v1/tasks/report/pause", headers=ann)).status_code == 200
     foreign = {**ann, "Origin": "http://evil.example"}
-    assert (await client.post(f"{BELOW}/api/v1/tasks/report/resume", headers=foreign)).status_code == 403
-    changes = (await client.get(f"{BELOW}/api/v1/changes", params={"task": "report"}, headers=bearer)).json()
-    assert [(change["actor"], change["source"]) for change in changes["changes"]] == [("ann", "page")]
+    assert (
+        await client.post(f"{BELOW}/api/v1/tasks/report/resume", headers=foreign)
+    ).status_code == 403
+    changes = (
+        await client.get(f"{BELOW}/api/v1/changes", params={"task": "report"}, headers=bearer)
+    ).json()
+    assert [(change["actor"], change["source"]) for change in changes["changes"]] == [
+        ("ann", "page")
+    ]
 
 
-async def test_the_cookie_is_sent_below_the_path_and_taken_away_again(app: Any, client: httpx.AsyncClient) -> None:
+async def test_the_cookie_is_sent_below_the_path_and_taken_away_again(
+    app: Any, client: httpx.AsyncClient
+) -> None:
     token = await app.state.batch.operations.access.create_token("ann", "admin")
     begun = await client.post(f"{OWN}/api/v1/session", json={"secret": token.secret})
     assert begun.status_code == 201 and "Path=/own/batch;" in begun.headers["set-cookie"]
     session = (await client.get(f"{OWN}/api/v1/session")).json()
     assert session["name"] == "ann"
     changed = {"X-CSRF-Token": session["csrf_token"], "Origin": "http://ops.example"}
-    made = await client.post(f"{OWN}/api/v1/tokens", json={"name": "x", "role": "viewer"}, headers=changed)
+    made = await client.post(
+        f"{OWN}/api/v1/tokens", json={"name": "x", "role": "viewer"}, headers=changed
+    )
     assert made.status_code == 201
     assert (await client.delete(f"{OWN}/api/v1/session", headers=changed)).status_code == 204
     assert [cookie.name for cookie in client.cookies.jar] == []
@@ -122,16 +141,22 @@ async def test_the_cookie_is_sent_below_the_path_and_taken_away_again(app: Any, 
 
 async def test_over_https_the_cookie_has_a_name_that_binds_it_to_the_host(app: Any) -> None:
     token = await app.state.batch.operations.access.create_token("ann", "admin")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="https://ops.example") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="https://ops.example"
+    ) as client:
         begun = await client.post(f"{OWN}/api/v1/session", json={"secret": token.secret})
         cookie = begun.headers["set-cookie"]
         assert cookie.startswith("__Host-") and "Path=/;" in cookie and "Secure" in cookie
         csrf = (await client.get(f"{OWN}/api/v1/session")).json()["csrf_token"]
-        assert (await client.delete(f"{OWN}/api/v1/session", headers={"X-CSRF-Token": csrf})).status_code == 204
+        assert (
+            await client.delete(f"{OWN}/api/v1/session", headers={"X-CSRF-Token": csrf})
+        ).status_code == 204
         assert [cookie.name for cookie in client.cookies.jar] == []
 
 
-async def test_probes_and_live_events_are_below_the_path(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_probes_and_live_events_are_below_the_path(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.web.live.LOOK_SECONDS", 0.05)
     site = Server(app, Connections(limit=10))
     await site.open()
@@ -148,7 +173,10 @@ async def test_probes_and_live_events_are_below_the_path(app: Any, monkeypatch: 
 
 async def test_an_action_leads_back_to_a_page_below_the_path(client: httpx.AsyncClient) -> None:
     ann, site = {"x-user": "ann"}, "http://ops.example"
-    for referer, came_from in ((f"{site}{BELOW}/tasks?show=running", "/tasks?show=running"), (f"{site}/tasks", "")):
+    for referer, came_from in (
+        (f"{site}{BELOW}/tasks?show=running", "/tasks?show=running"),
+        (f"{site}/tasks", ""),
+    ):
         asked = await client.get(f"{BELOW}/tasks/report/pause", headers={**ann, "Referer": referer})
         assert f'name="next" value="{came_from}"' in asked.text
         assert f'<a class="btn" href="{BELOW}{came_from or "/tasks/report"}"' in asked.text
@@ -156,5 +184,7 @@ async def test_an_action_leads_back_to_a_page_below_the_path(client: httpx.Async
     wrong = {"note": "x" * 3_000, "next": "/tasks?show=running"}
     again = await client.post(f"{BELOW}/tasks/report/pause", headers=sent, data=wrong)
     assert again.status_code == 422 and f'action="{BELOW}/tasks/report/pause"' in again.text
-    done = await client.post(f"{BELOW}/tasks/report/pause", headers=sent, data={"next": "/tasks?show=running"})
+    done = await client.post(
+        f"{BELOW}/tasks/report/pause", headers=sent, data={"next": "/tasks?show=running"}
+    )
     assert done.headers["location"] == f"{BELOW}/tasks?show=running"

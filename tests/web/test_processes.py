@@ -1,4 +1,5 @@
-"""The API of real servers: tokens and live events, the end of a revoked token's stream, and the end at a stop.
+"""The API of real servers: tokens and live events, the end of a revoked token's stream, and the end
+at a stop.
 
 All servers start at the same time and go the same way; the tests look at what became of each.
 """
@@ -54,7 +55,9 @@ COMMANDS = {
 
 @dataclass
 class Way:
-    """A server, and what its clients saw. Seconds are counted from the revocation, or from the signal."""
+    """A server, and what its clients saw. Seconds are counted from the revocation, or from the
+    signal.
+    """
 
     folder: Path
     settings: dict[str, str]
@@ -71,9 +74,15 @@ class Way:
         async with AsyncExitStack() as stack:
             await self._until_ready(await stack.enter_async_context(self._client("x")))
             secrets = await self._tokens()
-            clients = {name: await stack.enter_async_context(self._client(secret)) for name, secret in secrets.items()}
+            clients = {
+                name: await stack.enter_async_context(self._client(secret))
+                for name, secret in secrets.items()
+            }
             admin, ci = clients["admin"], clients["ci"]
-            for name, client in {**clients, "nobody": await stack.enter_async_context(self._client("x"))}.items():
+            for name, client in {
+                **clients,
+                "nobody": await stack.enter_async_context(self._client("x")),
+            }.items():
                 self.statuses[name] = (await client.get("/api/v1/tasks")).status_code
             await self._watch(admin)
             async with listening(ci, "tasks") as stream:
@@ -85,7 +94,10 @@ class Way:
                 self.running.process.send_signal(signal.SIGTERM)
                 await stream.rest(DRAIN_SECONDS + 10)
                 self.ended_after = clock.monotonic() - began
-            while self.running.process.poll() is None and clock.monotonic() - began < DRAIN_SECONDS + 30:
+            while (
+                self.running.process.poll() is None
+                and clock.monotonic() - began < DRAIN_SECONDS + 30
+            ):
                 await asyncio.sleep(0.02)
             self.gone_after = clock.monotonic() - began
 
@@ -118,16 +130,23 @@ class Way:
     async def _tokens(self) -> dict[str, str]:
         settings = Settings(_env_file=None, **self.settings)  # type: ignore[arg-type]
         async with open_operations(settings, Loaded) as operations:
-            return {n: (await operations.access.create_token(n, "admin")).secret for n in ("admin", "ci")}
+            return {
+                n: (await operations.access.create_token(n, "admin")).secret
+                for n in ("admin", "ci")
+            }
 
     def _client(self, secret: str) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {secret}"}
-        return httpx.AsyncClient(base_url=self.running.url, headers=headers, timeout=30, trust_env=False)
+        return httpx.AsyncClient(
+            base_url=self.running.url, headers=headers, timeout=30, trust_env=False
+        )
 
     async def _until_ready(self, client: httpx.AsyncClient) -> None:
         async with asyncio.timeout(START_SECONDS):
             while True:
-                assert self.running.process.poll() is None, self.running.stdout + self.running.stderr
+                assert self.running.process.poll() is None, (
+                    self.running.stdout + self.running.stderr
+                )
                 with contextlib.suppress(httpx.TransportError):
                     if (await client.get("/readyz")).status_code == 200:
                         return
@@ -148,7 +167,11 @@ async def ways(
             urls = [f"sqlite:///{folder}/{file}.db" for file in ("app", "ledger")]
             if name.endswith("PostgreSQL"):
                 urls = [await postgres_server.create_database()] * 2
-            settings = {"DATABASE_URL": urls[0], "LEDGER_URL": urls[1], "DRAIN_SECONDS": str(DRAIN_SECONDS)}
+            settings = {
+                "DATABASE_URL": urls[0],
+                "LEDGER_URL": urls[1],
+                "DRAIN_SECONDS": str(DRAIN_SECONDS),
+            }
             way = ways[name] = Way(folder, settings)
             port = free_port()
             command = [sys.executable, "-m", *(word.format(port=port) for word in words)]
@@ -167,7 +190,9 @@ async def test_a_token_is_known_and_another_is_refused(ways: dict[str, Way], nam
 
 
 @each
-async def test_live_events_are_told_and_told_again_to_a_client_that_comes_back(ways: dict[str, Way], name: str) -> None:
+async def test_live_events_are_told_and_told_again_to_a_client_that_comes_back(
+    ways: dict[str, Way], name: str
+) -> None:
     way = ways[name]
     assert [told.name for told in way.told] == ["run", "task"]
     assert "reload" not in [told.name for told in way.resumed]

@@ -1,4 +1,6 @@
-"""The operations over the API answer as those beside the ledger, and refuse what needs the machine."""
+"""The operations over the API answer as those beside the ledger, and refuse what needs the
+machine.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,18 @@ def remote(served: Served) -> RemoteOperations:
     return RemoteOperations(Connection(served.admin, "http://localhost"))
 
 
-async def test_reads_answer_what_they_answer_beside_the_ledger(served: Served, remote: RemoteOperations) -> None:
+async def test_reads_answer_what_they_answer_beside_the_ledger(
+    served: Served, remote: RemoteOperations
+) -> None:
     run = await start(served, parameters={"day": "never"})
     await ended(served.viewer, run)
     since = clock.now() - timedelta(hours=1)
     here = served.operations.by(Actor("admin"))
 
     async def is_noticed() -> bool:
-        """The watch of the service does that within a second, so the two answers could differ until then."""
+        """The watch of the service does that within a second, so the two answers could differ until
+        then.
+        """
         return (await here.runs.show(run)).noticed_at is not None
 
     await until(is_noticed)
@@ -84,16 +90,22 @@ def _comparable(answer: Any) -> Any:
     values = answer.model_dump(mode="json")
     text = json.dumps(values, sort_keys=True)
     moving = {"beats", "seen_at", "loop_lag", "used_at", "used_from", "now", "until"}
-    return json.loads(text, object_hook=lambda each: {k: v for k, v in each.items() if k not in moving})
+    return json.loads(
+        text, object_hook=lambda each: {k: v for k, v in each.items() if k not in moving}
+    )
 
 
-async def test_changes_are_made_by_the_holder_of_the_token(served: Served, remote: RemoteOperations) -> None:
+async def test_changes_are_made_by_the_holder_of_the_token(
+    served: Served, remote: RemoteOperations
+) -> None:
     started = await remote.runs.start("report", {"day": "never"}, key="once")
     assert (await remote.runs.start("report", {"day": "never"}, key="once")).id == started.id
     states = [row.state async for row in remote.runs.follow(started.id)]
     assert states[-1] == "failed"
     blocks = [block async for block in remote.runs.log("report")]
-    assert blocks[-1] == "failed" and "there is no such day" in str([vars(line) for line in blocks[0].lines])
+    assert blocks[-1] == "failed" and "there is no such day" in str(
+        [vars(line) for line in blocks[0].lines]
+    )
     await remote.tasks.pause("report", "a break")
     assert (await remote.runs.retry(started.id, note="again")).state == "queued"
     assert (await remote.runs.cancel(started.id)).state == "cancelled"
@@ -108,8 +120,17 @@ async def test_changes_are_made_by_the_holder_of_the_token(served: Served, remot
     made = await remote.access.create_token("laptop", "viewer", timedelta(days=3))
     assert (await remote.access.revoke_token("laptop")).id == made.id
     changes = (await served.operations.changes.list(200)).changes
-    mine = [change.action for change in changes if change.actor == "admin" and change.source == "api"]
-    assert {"run.start", "task.pause", "run.retry", "run.cancel", "bulk.retry", "bulk.backfill"} <= set(mine)
+    mine = [
+        change.action for change in changes if change.actor == "admin" and change.source == "api"
+    ]
+    assert {
+        "run.start",
+        "task.pause",
+        "run.retry",
+        "run.cancel",
+        "bulk.retry",
+        "bulk.backfill",
+    } <= set(mine)
 
 
 @pytest.mark.parametrize(
@@ -144,13 +165,22 @@ async def answering(status: int, content: bytes, media_type: str) -> AsyncIterat
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(status, content=content, headers={"Content-Type": media_type})
 
-    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://elsewhere") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.MockTransport(answer), base_url="http://elsewhere"
+    ) as client:
         yield RemoteOperations(Connection(client, "http://elsewhere"))
 
 
 @pytest.mark.parametrize(
     ("status", "content"),
-    [(200, b"<html>"), (200, b"{}"), (500, b"oops"), (404, b"\x1b[31m"), (302, b""), (200, b"[" * 100_000)],
+    [
+        (200, b"<html>"),
+        (200, b"{}"),
+        (500, b"oops"),
+        (404, b"\x1b[31m"),
+        (302, b""),
+        (200, b"[" * 100_000),
+    ],
 )
 async def test_what_answers_and_is_not_the_service_is_named(status: int, content: bytes) -> None:
     async for operations in answering(status, content, "text/html"):
@@ -168,7 +198,8 @@ async def test_an_answer_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "url", ["", "example", "ftp://example", "http://ann:pw@example", "http://", "http://ü", "x" * 99]
+    "url",
+    ["", "example", "ftp://example", "http://ann:pw@example", "http://", "http://ü", "x" * 99],
 )
 async def test_a_url_that_can_t_be_one_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(InvalidParameters, match="allowed: http://HOST") as refused:
@@ -199,5 +230,7 @@ def test_each_method_has_the_signature_of_the_facet_beside_the_ledger() -> None:
         for name, method in inspect.getmembers(remote_facet, inspect.isfunction):
             if name.startswith("_"):
                 continue
-            theirs, ours = (list(inspect.signature(f).parameters) for f in (method, getattr(facet, name)))
+            theirs, ours = (
+                list(inspect.signature(f).parameters) for f in (method, getattr(facet, name))
+            )
             assert theirs == ours or theirs[-1] == "conditions", (remote_facet.__name__, name)

@@ -1,4 +1,6 @@
-"""The API and its document agree: schemathesis asks a real service what the document allows, and what it does not."""
+"""The API and its document agree: schemathesis asks a real service what the document allows, and
+what it does not.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,17 @@ def check(role: Role, url: str, folder: Path, phases: str) -> None:
         made = batch(folder, "token", "create", role, "--role", role, settings=settings)
         assert made.returncode == 0, made.stderr
         command = [
-            *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", "schemathesis.toml", "run"),
-            *(f"{served.url}/api/openapi.json", "--header", f"Authorization: Bearer {made.stdout.strip()}"),
+            *(
+                str(Path(sys.executable).with_name("schemathesis")),
+                "--config-file",
+                "schemathesis.toml",
+                "run",
+            ),
+            *(
+                f"{served.url}/api/openapi.json",
+                "--header",
+                f"Authorization: Bearer {made.stdout.strip()}",
+            ),
             *("--max-examples", str(EXAMPLES), "--phases", phases, "--request-timeout", "20"),
             *("--seed", os.environ.get("SCHEMA_SEED", "1")),
             *("--exclude-path", "/api/v1/events"),  # a stream does not end; it has tests of its own
@@ -60,12 +71,16 @@ def check(role: Role, url: str, folder: Path, phases: str) -> None:
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # it refuses more values than SQLite does
+@pytest.mark.parametrize(
+    "database_url", ["postgresql"], indirect=True
+)  # it refuses more values than SQLite does
 def test_the_api_answers_as_its_document_says(database_url: str, tmp_path: Path) -> None:
     check("operator", database_url, tmp_path, "examples,coverage")
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("role", ROLES)
-def test_the_api_answers_each_role_as_its_document_says(role: Role, database_url: str, tmp_path: Path) -> None:
+def test_the_api_answers_each_role_as_its_document_says(
+    role: Role, database_url: str, tmp_path: Path
+) -> None:
     check(role, database_url, tmp_path, "examples,coverage,fuzzing")

@@ -1,4 +1,6 @@
-"""The resources of the API: what they answer, what they change, and what they write to the audit."""
+"""The resources of the API: what they answer, what they change, and what they write to the
+audit.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ async def fill(served: Served, *rows: dict[str, Any]) -> None:
 
 
 async def test_tasks_have_schedule_tags_parameters_and_next_slots(served: Served) -> None:
-    tasks = {task["name"]: task for task in (await served.viewer.get("/api/v1/tasks")).json()["tasks"]}
+    tasks = {
+        task["name"]: task for task in (await served.viewer.get("/api/v1/tasks")).json()["tasks"]
+    }
     assert tasks.keys() == {"report", "payroll"}
     assert tasks["report"]["tags"] == ["daily", "money"]
     assert tasks["report"]["schedule"] == "0 3 * * *"
@@ -80,13 +84,20 @@ async def test_a_run_is_started_followed_and_recorded(served: Served) -> None:
     assert (shown["state"], shown["result"]) == ("succeeded", {"day": "monday"})
     assert shown["params"] == {"day": "monday", "api_key": "***"}
     event = (await served.viewer.get("/api/v1/changes?action=run.start")).json()["changes"][0]
-    assert (event["actor"], event["role"], event["source"], event["run"]) == ("operator", "operator", "api", run)
+    assert (event["actor"], event["role"], event["source"], event["run"]) == (
+        "operator",
+        "operator",
+        "api",
+        run,
+    )
     assert event["after"]["params"] == {"day": "monday", "api_key": "***"}
 
 
 async def test_the_same_idempotency_key_starts_one_run(served: Served) -> None:
     answers = [
-        await served.operator.post("/api/v1/tasks/report/runs", json={}, headers={"Idempotency-Key": "month 11"})
+        await served.operator.post(
+            "/api/v1/tasks/report/runs", json={}, headers={"Idempotency-Key": "month 11"}
+        )
         for _ in range(3)
     ]
     assert len({answer.json()["id"] for answer in answers}) == 1
@@ -113,38 +124,82 @@ async def test_a_start_that_is_not_right_is_refused_and_nothing_is_written(
 
 
 async def test_a_value_of_a_secret_parameter_is_not_told_in_an_error(served: Served) -> None:
-    answer = await served.operator.post("/api/v1/tasks/report/runs", json={"parameters": {"api_key": ["hush"]}})
+    answer = await served.operator.post(
+        "/api/v1/tasks/report/runs", json={"parameters": {"api_key": ["hush"]}}
+    )
     assert answer.status_code == 422
     assert "hush" not in answer.text
-    async with served.service.ledger.engine.begin() as connection:  # nor of a task that only others have loaded
-        schema = {"type": "object", "properties": {"api_key": {"type": "integer"}, "login": {"type": "integer"}}}
-        row = {"name": "elsewhere", "description": "", "source": "there.py", "policies": {}, "parameters": schema}
-        await connection.execute(insert(tables.tasks).values(**row, first_seen_at=NOW, last_seen_at=NOW))
+    async with (
+        served.service.ledger.engine.begin() as connection
+    ):  # nor of a task that only others have loaded
+        schema = {
+            "type": "object",
+            "properties": {"api_key": {"type": "integer"}, "login": {"type": "integer"}},
+        }
+        row = {
+            "name": "elsewhere",
+            "description": "",
+            "source": "there.py",
+            "policies": {},
+            "parameters": schema,
+        }
+        await connection.execute(
+            insert(tables.tasks).values(**row, first_seen_at=NOW, last_seen_at=NOW)
+        )
     for secret in ({"api_key": "hush"}, {"login": {"password": "hush"}}):
-        answer = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": secret})
+        answer = await served.operator.post(
+            "/api/v1/tasks/elsewhere/runs", json={"parameters": secret}
+        )
         assert answer.status_code == 422 and "it has a value that is not allowed" in answer.text
         assert "hush" not in answer.text
 
 
 async def test_a_task_that_only_another_process_has_loaded_can_be_started(served: Served) -> None:
     async with served.service.ledger.engine.begin() as connection:
-        schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
-        row = {"name": "elsewhere", "description": "", "source": "there.py", "policies": {"priority": 7}}
+        schema = {
+            "type": "object",
+            "properties": {"n": {"type": "integer"}},
+            "additionalProperties": False,
+        }
+        row = {
+            "name": "elsewhere",
+            "description": "",
+            "source": "there.py",
+            "policies": {"priority": 7},
+        }
         times = {"first_seen_at": NOW, "last_seen_at": NOW}
         await connection.execute(insert(tables.tasks).values(**row, **times, parameters=schema))
-    wrong = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": "many"}})
+    wrong = await served.operator.post(
+        "/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": "many"}}
+    )
     assert wrong.status_code == 422
     assert "it takes n" in wrong.json()["detail"]
     deep = json.loads("[" * 65 + "]" * 65)
-    wrong = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": deep}})
-    assert (wrong.status_code, "n: lists and objects may be nested on 64 levels" in wrong.text) == (422, True)
-    answer = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": "3"}})
+    wrong = await served.operator.post(
+        "/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": deep}}
+    )
+    assert (wrong.status_code, "n: lists and objects may be nested on 64 levels" in wrong.text) == (
+        422,
+        True,
+    )
+    answer = await served.operator.post(
+        "/api/v1/tasks/elsewhere/runs", json={"parameters": {"n": "3"}}
+    )
     run = (await served.viewer.get(f"/api/v1/runs/{answer.json()['id']}/now")).json()
-    assert (run["state"], run["params"], run["priority"], run["exclusive"]) == ("queued", {"n": 3}, 7, "elsewhere")
+    assert (run["state"], run["params"], run["priority"], run["exclusive"]) == (
+        "queued",
+        {"n": 3},
+        7,
+        "elsewhere",
+    )
 
 
-async def test_a_viewer_sees_no_parameters_results_and_logs_of_a_secret_task(served: Served) -> None:
-    answer = await served.operator.post("/api/v1/tasks/payroll/runs", json={"parameters": {"month": 5}})
+async def test_a_viewer_sees_no_parameters_results_and_logs_of_a_secret_task(
+    served: Served,
+) -> None:
+    answer = await served.operator.post(
+        "/api/v1/tasks/payroll/runs", json={"parameters": {"month": 5}}
+    )
     run = answer.json()["id"]
     shown = await ended(served.operator, run)
     assert (shown["params"], shown["result"]) == ({"month": 5}, {"paid": 5})
@@ -156,27 +211,44 @@ async def test_a_viewer_sees_no_parameters_results_and_logs_of_a_secret_task(ser
 
 async def test_lists_are_filtered_and_paged_to_the_last_run(served: Served) -> None:
     states = [RunState.FAILED, RunState.SUCCEEDED, RunState.CANCELLED]
-    await fill(served, *(over(number, states[number % 3], ("report", "payroll")[number % 2]) for number in range(60)))
+    await fill(
+        served,
+        *(
+            over(number, states[number % 3], ("report", "payroll")[number % 2])
+            for number in range(60)
+        ),
+    )
 
     async def listed(**query: Any) -> list[int]:
         numbers, after = [], None
         while True:
             page = (
-                await served.viewer.get("/api/v1/runs", params={**query, **({"after": after} if after else {})})
+                await served.viewer.get(
+                    "/api/v1/runs", params={**query, **({"after": after} if after else {})}
+                )
             ).json()
-            numbers += [round((datetime.fromisoformat(r["created_at"]) - NOW).total_seconds()) for r in page["runs"]]
+            numbers += [
+                round((datetime.fromisoformat(r["created_at"]) - NOW).total_seconds())
+                for r in page["runs"]
+            ]
             after = page["after"]
             if after is None:
                 return numbers
 
     assert await listed(limit=7) == [*range(59, -1, -1)]
     assert await listed(limit=7, state="failed") == [n for n in range(59, -1, -1) if n % 3 == 0]
-    assert await listed(limit=7, state=["failed", "cancelled"]) == [n for n in range(59, -1, -1) if n % 3 != 1]
-    assert await listed(limit=7, state=["failed", "succeeded"]) == [n for n in range(59, -1, -1) if n % 3 != 2]
+    assert await listed(limit=7, state=["failed", "cancelled"]) == [
+        n for n in range(59, -1, -1) if n % 3 != 1
+    ]
+    assert await listed(limit=7, state=["failed", "succeeded"]) == [
+        n for n in range(59, -1, -1) if n % 3 != 2
+    ]
     every = "&".join(f"state={state}" for state in RunState)
     for path in ("/api/v1/runs", "/api/v1/tasks/report/runs"):
         assert (await served.viewer.get(f"{path}?{every}")).status_code == 200
-    assert await listed(limit=7, task="report", state="failed") == [n for n in range(59, -1, -1) if n % 6 == 0]
+    assert await listed(limit=7, task="report", state="failed") == [
+        n for n in range(59, -1, -1) if n % 6 == 0
+    ]
     assert await listed(limit=7, tag="money") == [n for n in range(59, -1, -1) if n % 2 == 0]
     assert await listed(tag="unknown") == []
     since = (NOW + timedelta(seconds=50)).isoformat()
@@ -188,14 +260,21 @@ async def test_lists_are_filtered_and_paged_to_the_last_run(served: Served) -> N
 
 async def test_runs_are_found_by_a_parameter_and_by_the_text_of_an_error(served: Served) -> None:
     values: list[Any] = ["monday", 3, "3", True, None, 'a"b', "100%"]
-    await fill(served, *(over(n, RunState.FAILED, params={"day": value}) for n, value in enumerate(values)))
     await fill(
-        served, over(10, RunState.FAILED, reason="ValueError: 100% wrong_1"), over(11, RunState.FAILED, reason="x")
+        served, *(over(n, RunState.FAILED, params={"day": value}) for n, value in enumerate(values))
+    )
+    await fill(
+        served,
+        over(10, RunState.FAILED, reason="ValueError: 100% wrong_1"),
+        over(11, RunState.FAILED, reason="x"),
     )
 
     async def found(**query: str) -> list[int]:
         page = (await served.viewer.get("/api/v1/runs", params={"task": "report", **query})).json()
-        return [round((datetime.fromisoformat(run["created_at"]) - NOW).total_seconds()) for run in page["runs"]]
+        return [
+            round((datetime.fromisoformat(run["created_at"]) - NOW).total_seconds())
+            for run in page["runs"]
+        ]
 
     assert await found(param="day=monday") == [0]
     assert await found(param="day=3") == [2, 1]
@@ -207,12 +286,16 @@ async def test_runs_are_found_by_a_parameter_and_by_the_text_of_an_error(served:
     assert await found(text="100_") == []
 
 
-async def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_it_stopped(served: Served) -> None:
+async def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_it_stopped(
+    served: Served,
+) -> None:
     await fill(served, over(0, RunState.FAILED, reason="the one"))
     await fill(served, *(over(n, RunState.FAILED, reason="another") for n in range(1, LOOKED + 5)))
     first = (await served.viewer.get("/api/v1/runs?task=report&text=the+one")).json()
     assert (first["runs"], first["after"] is None) == ([], False)
-    second = (await served.viewer.get(f"/api/v1/runs?task=report&text=the+one&after={first['after']}")).json()
+    second = (
+        await served.viewer.get(f"/api/v1/runs?task=report&text=the+one&after={first['after']}")
+    ).json()
     assert [run["reason"] for run in second["runs"]] == ["the one"]
     assert second["after"] is None
 
@@ -220,7 +303,9 @@ async def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_it_stoppe
 @pytest.mark.parametrize("after", ["x", "1_2", "-1_01a21d92-eff2-7bb2-a544-63212a7a4a49", "9" * 40])
 async def test_a_cursor_that_no_page_gave_is_refused(served: Served, after: str) -> None:
     for path in ("/runs", "/changes", "/tasks/report/runs"):
-        assert (await served.viewer.get(f"/api/v1{path}", params={"after": after})).status_code == 400
+        assert (
+            await served.viewer.get(f"/api/v1{path}", params={"after": after})
+        ).status_code == 400
     assert (await served.viewer.get("/api/v1/runs", params={"limit": 10**9})).status_code == 400
 
 
@@ -250,10 +335,16 @@ async def test_a_cancel_and_a_retry_with_notes_are_in_the_audit(served: Served) 
     await ended(served.viewer, run)
     refused = await served.operator.post(f"/api/v1/runs/{run}/cancel", json={})
     assert refused.status_code == 409
-    retried = await served.operator.post(f"/api/v1/runs/{run[-8:]}/retry", json={"note": "after the fix"})
+    retried = await served.operator.post(
+        f"/api/v1/runs/{run[-8:]}/retry", json={"note": "after the fix"}
+    )
     assert retried.status_code == 200, retried.text
     event = (await served.viewer.get("/api/v1/changes?action=run.retry")).json()["changes"][0]
-    assert (event["run"], event["note"], event["before"]["state"]) == (run, "after the fix", "failed")
+    assert (event["run"], event["note"], event["before"]["state"]) == (
+        run,
+        "after the fix",
+        "failed",
+    )
 
 
 async def test_a_bulk_changes_the_runs_of_its_preview_and_no_others(served: Served) -> None:
@@ -267,22 +358,30 @@ async def test_a_bulk_changes_the_runs_of_its_preview_and_no_others(served: Serv
     async with served.service.ledger.engine.begin() as connection:
         changed = update(tables.runs).where(tables.runs.c.id == failed[0]["id"])
         await connection.execute(changed.values(state=RunState.SUCCEEDED))
-    begun = await served.operator.post(f"/api/v1/runs/bulk/{preview['id']}", json={"note": "all of them"})
+    begun = await served.operator.post(
+        f"/api/v1/runs/bulk/{preview['id']}", json={"note": "all of them"}
+    )
     assert begun.status_code == 202
 
     async def is_over() -> bool:
-        return (await served.viewer.get(f"/api/v1/runs/bulk/{preview['id']}")).json()["finished_at"] is not None
+        return (await served.viewer.get(f"/api/v1/runs/bulk/{preview['id']}")).json()[
+            "finished_at"
+        ] is not None
 
     await until(is_over)
     bulk = (await served.operator.get(f"/api/v1/runs/bulk/{preview['id']}")).json()
     assert (bulk["position"], bulk["changed"], bulk["note"]) == (2_500, 2_499, "all of them")
-    assert (await served.viewer.get(f"/api/v1/runs/bulk/{preview['id']}")).json()["note"] is None, "a task is secret"
+    assert (await served.viewer.get(f"/api/v1/runs/bulk/{preview['id']}")).json()["note"] is None, (
+        "a task is secret"
+    )
     again = await served.operator.post(f"/api/v1/runs/bulk/{preview['id']}")
     assert again.status_code == 409
     left = (await served.viewer.get("/api/v1/runs?state=failed")).json()["runs"]
     assert len(left) == 1
     cancel = (
-        await served.operator.post("/api/v1/runs/bulk", json={"action": "cancel", "filter": {"task": "report"}})
+        await served.operator.post(
+            "/api/v1/runs/bulk", json={"action": "cancel", "filter": {"task": "report"}}
+        )
     ).json()
     assert cancel["count"] == 2_499
 
@@ -314,10 +413,14 @@ def _filter(**conditions: Any) -> Any:
 async def test_an_old_preview_and_that_of_another_kind_are_refused(served: Served) -> None:
     body = {"action": "retry", "filter": {}}
     preview = (await served.operator.post("/api/v1/runs/bulk", json=body)).json()
-    other = await served.operator.post("/api/v1/tasks/report/backfill", json={"preview": preview["id"]})
+    other = await served.operator.post(
+        "/api/v1/tasks/report/backfill", json={"preview": preview["id"]}
+    )
     assert other.status_code == 404
     async with served.service.ledger.engine.begin() as connection:
-        await connection.execute(update(previews_table).values(expires_at=clock.now() - timedelta(seconds=1)))
+        await connection.execute(
+            update(previews_table).values(expires_at=clock.now() - timedelta(seconds=1))
+        )
     old = await served.operator.post(f"/api/v1/runs/bulk/{preview['id']}")
     assert old.status_code == 404
     assert "expired" in old.json()["detail"]
@@ -326,10 +429,14 @@ async def test_an_old_preview_and_that_of_another_kind_are_refused(served: Serve
 
 async def test_a_backfill_needs_its_preview_and_the_same_schedule(served: Served) -> None:
     body = {"since": "2026-11-01T00:00:00Z", "until": "2026-11-05T00:00:00Z"}
-    preview = (await served.operator.post("/api/v1/tasks/report/backfill/preview", json=body)).json()
+    preview = (
+        await served.operator.post("/api/v1/tasks/report/backfill/preview", json=body)
+    ).json()
     assert preview["count"] == 4
     assert (await served.viewer.get("/api/v1/runs")).json()["runs"] == []
-    begun = await served.operator.post("/api/v1/tasks/report/backfill", json={"preview": preview["id"]})
+    begun = await served.operator.post(
+        "/api/v1/tasks/report/backfill", json={"preview": preview["id"]}
+    )
     assert begun.status_code == 202, begun.text
 
     async def has_runs() -> bool:
@@ -339,10 +446,16 @@ async def test_a_backfill_needs_its_preview_and_the_same_schedule(served: Served
     await until(has_runs)
     runs = (await served.viewer.get("/api/v1/tasks/report/runs")).json()["runs"]
     assert [run["slot"][:10] for run in runs] == [f"2026-11-0{day}" for day in (4, 3, 2, 1)]
-    second = (await served.operator.post("/api/v1/tasks/report/backfill/preview", json={**body, "redo": True})).json()
+    second = (
+        await served.operator.post(
+            "/api/v1/tasks/report/backfill/preview", json={**body, "redo": True}
+        )
+    ).json()
     async with served.service.ledger.engine.begin() as connection:
         await connection.execute(update(tables.schedules).values(valid_until=clock.now()))
-    refused = await served.operator.post("/api/v1/tasks/report/backfill", json={"preview": second["id"]})
+    refused = await served.operator.post(
+        "/api/v1/tasks/report/backfill", json={"preview": second["id"]}
+    )
     assert refused.status_code == 409
     assert "schedule" in refused.json()["detail"]
 
@@ -355,7 +468,9 @@ async def test_the_status_says_what_is_wrong(served: Served) -> None:
     await ended(served.viewer, run)
     status = (await served.viewer.get("/api/v1/status")).json()
     assert [trouble["kind"] for trouble in status["troubles"]] == ["failed"]
-    known = await served.operator.post(f"/api/v1/runs/{run}/acknowledge", json={"note": "there is no such day"})
+    known = await served.operator.post(
+        f"/api/v1/runs/{run}/acknowledge", json={"note": "there is no such day"}
+    )
     assert known.status_code == 200, known.text
     assert (await served.viewer.get("/api/v1/status")).json()["ok"]
 
@@ -384,8 +499,13 @@ async def test_backups_are_listed_and_verified_without_a_path(served: Served) ->
     assert [backup["name"] for backup in listed["backups"]] == [name]
     verified = await served.operator.post(f"/api/v1/backups/{name}/verify")
     assert verified.status_code == 200, verified.text
-    assert str(served.service.settings.BACKUP_DIR.resolve()) not in listed.__repr__() + verified.text
-    assert (await served.operator.post("/api/v1/backups/..%2Fsecret/verify")).status_code in (400, 404)
+    assert (
+        str(served.service.settings.BACKUP_DIR.resolve()) not in listed.__repr__() + verified.text
+    )
+    assert (await served.operator.post("/api/v1/backups/..%2Fsecret/verify")).status_code in (
+        400,
+        404,
+    )
     assert (await served.operator.post("/api/v1/backups/unknown/verify")).status_code == 404
 
 
@@ -410,7 +530,9 @@ async def test_only_backups_of_the_list_are_found_and_no_error_says_where_they_a
     ):
         for method, path in (("POST", "/verify"), ("GET", ""), ("GET", "/diff"), ("POST", "/pin")):
             answer = await served.admin.request(method, f"/api/v1/backups/{name}{path}")
-            assert answer.status_code == status or (status == 500 and answer.status_code == 200), answer.text
+            assert answer.status_code == status or (status == 500 and answer.status_code == 200), (
+                answer.text
+            )
             said += answer.text
     said += (await served.viewer.get("/api/v1/backups")).text
     assert damaged.name in said
@@ -423,13 +545,21 @@ async def test_the_document_says_what_an_event_is_and_what_is_refused(served: Se
     answer = document["paths"]["/api/v1/events"]["get"]["responses"]["200"]
     event = answer["content"]["text/event-stream"]["schema"]
     assert (event["type"], set(event["properties"])) == ("object", {"id", "event", "data"})
-    assert "31 days" in document["components"]["schemas"]["Mute"]["properties"]["until"]["description"]
+    assert (
+        "31 days" in document["components"]["schemas"]["Mute"]["properties"]["until"]["description"]
+    )
     incident = "/incidents/01a21d92-eff2-7bb2-a544-63212a7a4a49/acknowledge"
     interval = {"since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"}
     for note in ("   ", " a ", "a\0b"):
-        for path, body in ((incident, {}), ("/runs/latest/acknowledge", {}), ("/slots/leave", interval)):
+        for path, body in (
+            (incident, {}),
+            ("/runs/latest/acknowledge", {}),
+            ("/slots/leave", interval),
+        ):
             refused = await served.operator.post(f"/api/v1{path}", json={**body, "note": note})
-            assert refused.status_code == 400, "it is said by the document, so it is no mistake of a user"
+            assert refused.status_code == 400, (
+                "it is said by the document, so it is no mistake of a user"
+            )
 
 
 async def test_large_parameters_are_cut_where_many_changes_are_listed(served: Served) -> None:
@@ -439,14 +569,20 @@ async def test_large_parameters_are_cut_where_many_changes_are_listed(served: Se
     for path in ("/changes?action=run.start", "/night"):
         answer = await served.viewer.get(f"/api/v1{path}")
         assert len(answer.content) < 10_000
-        [change] = [each for each in answer.json()["changes"] if "run.start" in (each.get("action"), each.get("kind"))]
+        [change] = [
+            each
+            for each in answer.json()["changes"]
+            if "run.start" in (each.get("action"), each.get("kind"))
+        ]
         assert change["after"]["params"].startswith('{"day": "xxx')
         assert "characters)" in change["after"]["params"]
 
 
 async def test_tokens_are_made_listed_and_revoked(served: Served) -> None:
     made = (
-        await served.admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer", "expires_in_days": 7})
+        await served.admin.post(
+            "/api/v1/tokens", json={"name": "ci", "role": "viewer", "expires_in_days": 7}
+        )
     ).json()
     again = await served.admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"})
     assert again.status_code == 409
@@ -455,11 +591,15 @@ async def test_tokens_are_made_listed_and_revoked(served: Served) -> None:
     assert made["secret"] not in str(listed)
     assert (await served.admin.delete("/api/v1/tokens/ci")).json()["revoked_by"] == "admin"
     assert (await served.admin.delete("/api/v1/tokens/ci")).status_code == 404
-    assert (await served.admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"})).status_code == 201
+    assert (
+        await served.admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"})
+    ).status_code == 201
 
 
 async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Served) -> None:
-    wrong = await served.operator.post("/api/v1/tasks/payroll/runs", json={"parameters": {"month": 77}})
+    wrong = await served.operator.post(
+        "/api/v1/tasks/payroll/runs", json={"parameters": {"month": 77}}
+    )
     run = wrong.json()["id"]
     await ended(served.operator, run)
     failing = {
@@ -473,8 +613,20 @@ async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Se
         attempt = {"type": "ValueError", "message": "4711 is wrong", "traceback": "4711"}
         await connection.execute(update(tables.attempts).values(error=attempt))
     paths = [
-        *("/runs", f"/runs/{run}", f"/runs/{run}/now", f"/runs/{run}/attempts", f"/runs/{run}/quarantine"),
-        *("/tasks/payroll", "/tasks/payroll/runs?order=created", "/changes", "/status", "/quarantine"),
+        *(
+            "/runs",
+            f"/runs/{run}",
+            f"/runs/{run}/now",
+            f"/runs/{run}/attempts",
+            f"/runs/{run}/quarantine",
+        ),
+        *(
+            "/tasks/payroll",
+            "/tasks/payroll/runs?order=created",
+            "/changes",
+            "/status",
+            "/quarantine",
+        ),
     ]
     for path in paths:
         answer = await served.viewer.get(f"/api/v1{path}")
@@ -483,8 +635,13 @@ async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Se
     assert "4711" in (await served.operator.get(f"/api/v1/runs/{run}")).text
     day = {"created_since": "2026-01-01T00:00:00Z"}
     for query in ({"param": "month=4711"}, {"text": "4711"}):
-        assert (await served.viewer.get("/api/v1/runs", params={**query, **day})).json()["runs"] == []
-        assert len((await served.operator.get("/api/v1/runs", params={**query, **day})).json()["runs"]) == 1
+        assert (await served.viewer.get("/api/v1/runs", params={**query, **day})).json()[
+            "runs"
+        ] == []
+        assert (
+            len((await served.operator.get("/api/v1/runs", params={**query, **day})).json()["runs"])
+            == 1
+        )
 
 
 async def test_defaults_with_a_secret_name_are_masked(served: Served) -> None:
@@ -494,8 +651,17 @@ async def test_defaults_with_a_secret_name_are_masked(served: Served) -> None:
 
 
 def test_defaults_within_parameters_are_masked_by_their_names() -> None:
-    account = {"properties": {"password": {"type": "string", "default": "hush"}, "day": {"default": "today"}}}
-    schema = {"$defs": {"Account": account}, "anyOf": [account], "properties": {"to": {"default": {"token": "hush"}}}}
+    account = {
+        "properties": {
+            "password": {"type": "string", "default": "hush"},
+            "day": {"default": "today"},
+        }
+    }
+    schema = {
+        "$defs": {"Account": account},
+        "anyOf": [account],
+        "properties": {"to": {"default": {"token": "hush"}}},
+    }
     shown = masked_schema(schema, Redaction.of("password,token"))
     assert "hush" not in str(shown) and str(shown).count("today") == 2
     assert schema["$defs"]["Account"]["properties"]["password"]["default"] == "hush", (
@@ -512,7 +678,9 @@ async def test_runs_are_not_found_by_a_value_that_is_masked(served: Served) -> N
     assert "hush" not in (await served.admin.get("/api/v1/changes")).text
 
 
-async def test_a_backfill_of_centuries_is_refused_before_its_slots_are_counted(served: Served) -> None:
+async def test_a_backfill_of_centuries_is_refused_before_its_slots_are_counted(
+    served: Served,
+) -> None:
     async with served.service.ledger.engine.begin() as connection:
         often = update(tables.schedules).where(tables.schedules.c.task == "report")
         await connection.execute(often.values(cron="* * * * *"))
@@ -522,9 +690,15 @@ async def test_a_backfill_of_centuries_is_refused_before_its_slots_are_counted(s
     assert "more than 100,000 slots" in answer.json()["detail"]
 
 
-async def test_an_answer_about_the_night_that_the_caller_has_is_not_sent_again(served: Served) -> None:
+async def test_an_answer_about_the_night_that_the_caller_has_is_not_sent_again(
+    served: Served,
+) -> None:
     first = await served.viewer.get("/api/v1/night?zone=Europe/Berlin")
-    assert (first.status_code, first.json()["zone"], first.json()["level"]) == (200, "Europe/Berlin", "calm")
+    assert (first.status_code, first.json()["zone"], first.json()["level"]) == (
+        200,
+        "Europe/Berlin",
+        "calm",
+    )
     again = await served.viewer.get(
         "/api/v1/night?zone=Europe/Berlin", headers={"If-None-Match": first.headers["etag"]}
     )
@@ -547,9 +721,15 @@ async def test_an_incident_is_acknowledged_with_a_note_and_a_task_is_muted(serve
     url = f"/api/v1/incidents/{incident['id']}"
     assert (await served.operator.post(f"{url}/acknowledge", json={"note": "x"})).status_code == 400
     done = (await served.operator.post(f"{url}/acknowledge", json={"note": "we know it"})).json()
-    assert (done["runs"], done["incident"]["closed_why"], done["incident"]["note"]) == (1, "acknowledged", "we know it")
+    assert (done["runs"], done["incident"]["closed_why"], done["incident"]["note"]) == (
+        1,
+        "acknowledged",
+        "we know it",
+    )
     assert (await served.operator.post(f"{url}/reopen")).json()["closed_at"] is None
     until_then = (clock.now() + timedelta(hours=2)).isoformat()
-    muted = await served.operator.post("/api/v1/tasks/report/mute", json={"until": until_then, "note": "upgrade"})
+    muted = await served.operator.post(
+        "/api/v1/tasks/report/mute", json={"until": until_then, "note": "upgrade"}
+    )
     assert (muted.status_code, muted.json()["by"]) == (200, "operator")
     assert (await served.operator.post("/api/v1/tasks/report/unmute")).json() == {"was_muted": True}

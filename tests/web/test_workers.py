@@ -41,7 +41,9 @@ class Workers:
         self.pids: list[int] = []
 
     async def get_ready(self, nodes: int) -> None:
-        """Wait until there are so many nodes, which are the workers and those that were there before."""
+        """Wait until there are so many nodes, which are the workers and those that were there
+        before.
+        """
 
         async def are_there() -> bool:
             assert self.running.process.poll() is None, self.running.stderr
@@ -57,17 +59,23 @@ class Workers:
 
         await until(are_there, 120)
         await until(is_answered)  # a worker is a node before it accepts connections
-        self.pids = [row["pid"] for row in await rows(self.ledger, tables.nodes) if row["stopped_at"] is None]
+        self.pids = [
+            row["pid"] for row in await rows(self.ledger, tables.nodes) if row["stopped_at"] is None
+        ]
 
     async def ask(self, headers: Mapping[str, str]) -> tuple[int, int, float]:
-        """Ask on a fresh connection. Returns the worker that answered, the status, and when it was asked."""
+        """Ask on a fresh connection. Returns the worker that answered, the status, and when it was
+        asked.
+        """
         asked = clock.monotonic()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         writer.write(f"GET /api/v1/session HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n".encode())
         try:
             head = await reader.readuntil(b"\r\n\r\n")
-            pid = holder_of(writer.get_extra_info("sockname"), writer.get_extra_info("peername"), self.pids)
+            pid = holder_of(
+                writer.get_extra_info("sockname"), writer.get_extra_info("peername"), self.pids
+            )
             assert pid is not None
         finally:
             writer.close()
@@ -83,7 +91,9 @@ class Workers:
         return found
 
     def client(self, **headers: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30, trust_env=False)
+        return httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30, trust_env=False
+        )
 
 
 @asynccontextmanager
@@ -112,7 +122,9 @@ def url_of(ledger: Database) -> str:
 
 
 async def token(ledger: Database, name: str) -> str:
-    async with open_operations(Settings(_env_file=None, LEDGER_URL=url_of(ledger)), Loaded) as operations:
+    async with open_operations(
+        Settings(_env_file=None, LEDGER_URL=url_of(ledger)), Loaded
+    ) as operations:
         return (await operations.access.create_token(name, "admin")).secret
 
 
@@ -135,7 +147,10 @@ async def test_what_one_worker_makes_or_revokes_all_know_and_a_new_version_is_on
     (tmp_path / "tasks/some.py").write_text(TASKS)
     await record_a_start(ledger, "1")
     root = {"Authorization": f"Bearer {await token(ledger, 'root')}"}
-    async with workers(tmp_path, ledger, number, BATCH_VERSION="2") as server, server.client(**root) as admin:
+    async with (
+        workers(tmp_path, ledger, number, BATCH_VERSION="2") as server,
+        server.client(**root) as admin,
+    ):
         made = await admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"})
         ci = {"Authorization": f"Bearer {made.json()['secret']}"}
         assert set().union(*(await server.ask_all(ci)).values()) == {200}
@@ -153,11 +168,15 @@ async def test_what_one_worker_makes_or_revokes_all_know_and_a_new_version_is_on
 
 
 async def assert_refused(server: Workers, credentials: Mapping[str, str], revoked: float) -> None:
-    """Ask on fresh connections until each worker has answered a request that was made long enough after."""
+    """Ask on fresh connections until each worker has answered a request that was made long enough
+    after.
+    """
     late: dict[int, set[int]] = {pid: set() for pid in server.pids}
     async with asyncio.timeout(60):
         while not all(late.values()):
-            for pid, status, asked in await asyncio.gather(*(server.ask(credentials) for _ in range(12))):
+            for pid, status, asked in await asyncio.gather(
+                *(server.ask(credentials) for _ in range(12))
+            ):
                 if asked - revoked > KNOWN_SECONDS:
                     late[pid].add(status)
     assert set().union(*late.values()) == {401}
@@ -168,7 +187,9 @@ async def record_a_start(ledger: Database, version: str) -> None:
     settings = Settings(_env_file=None, LEDGER_URL=url_of(ledger))
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
-        await deploys.record_start(connection, "", settings, {"package": "1", "application": version}, now)
+        await deploys.record_start(
+            connection, "", settings, {"package": "1", "application": version}, now
+        )
 
 
 async def test_of_workers_that_start_at_once_one_writes_the_deploy_event(ledger: Database) -> None:
@@ -182,11 +203,20 @@ async def test_of_workers_that_start_at_once_one_writes_the_deploy_event(ledger:
 async def test_four_workers_on_an_empty_ledger_write_no_deploy_and_those_of_the_next_version_one(
     database_url: str, tmp_path: Path
 ) -> None:
-    url = database_url if database_url.startswith("postgresql") else f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    url = (
+        database_url
+        if database_url.startswith("postgresql")
+        else f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    )
     ledger = Database(url, setting="LEDGER_URL")
     for number, version in enumerate(["1", "2", "2", "3"]):
         async with workers(
-            tmp_path, ledger, WORKERS, number * WORKERS, BATCH_VERSION=version, DATABASE_URL=database_url
+            tmp_path,
+            ledger,
+            WORKERS,
+            number * WORKERS,
+            BATCH_VERSION=version,
+            DATABASE_URL=database_url,
         ):
             found = await events(ledger)
         assert found["service.start"] == WORKERS * (number + 1)

@@ -29,9 +29,11 @@ FILES = ("before.sqlite3", "after.sqlite3")
 
 
 async def diff(settings: Settings, before: str, after: str | None = None) -> Difference:
-    """The differences from the backup `before` to the backup `after`, or to the application's current database.
+    """The differences from the backup `before` to the backup `after`, or to the application's
+    current database.
 
-    `Places.find` finds the backups. A thread reads them, and nothing is changed. Raises BackupError.
+    `Places.find` finds the backups. A thread reads them, and nothing is changed. Raises
+    BackupError.
     """
     return await in_thread(lambda stop: _diff(settings, before, after, stop))
 
@@ -46,7 +48,10 @@ def _diff(settings: Settings, before: str, after: str | None, stop: Stop) -> Dif
         if old.header.kind == POSTGRESQL:
             return postgresql_rows.between(old, new, _side(old), _side(new), stop)
         folder = stack.enter_context(_folder())
-        files = [_extracted(backup, folder / name, stop) for backup, name in zip((old, new), FILES, strict=True)]
+        files = [
+            _extracted(backup, folder / name, stop)
+            for backup, name in zip((old, new), FILES, strict=True)
+        ]
         ours, theirs = (sqlite_rows.uri(file, is_ours=True) for file in files)
         packed = max(old.source.size, new.source.size)
         with sqlite_rows.attached(ours, theirs, stop, packed) as connection:
@@ -68,8 +73,12 @@ def _with_database(old: Backup, settings: Settings, stop: Stop) -> Difference:
     url = make_url(text)
     _refuse_another_kind(old, url.get_backend_name(), f"the database {safe_url(url)} ({setting})")
     if old.header.kind == POSTGRESQL:
-        selection = Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER)
-        database = CurrentDatabase(url.database or "", safe_url(url), setting, connect_arguments(url), selection)
+        selection = Selection.of(
+            settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER
+        )
+        database = CurrentDatabase(
+            url.database or "", safe_url(url), setting, connect_arguments(url), selection
+        )
         return postgresql_rows.with_database(old, _side(old), database, stop)
     return _with_file(old, url, stop)
 
@@ -80,7 +89,9 @@ def _with_file(old: Backup, url: URL, stop: Stop) -> Difference:
         raise BackupError(f"there is no database at {path.absolute()}: look at DATABASE_URL")
     with _folder() as folder:
         ours = sqlite_rows.uri(_extracted(old, folder / FILES[BEFORE], stop), is_ours=True)
-        with sqlite_rows.attached(ours, sqlite_rows.uri(path, is_ours=False), stop, old.source.size) as connection:
+        with sqlite_rows.attached(
+            ours, sqlite_rows.uri(path, is_ours=False), stop, old.source.size
+        ) as connection:
             revisions = sqlite_rows.revisions(connection, AFTER)
             after = Side(
                 name=f"the database {path.absolute()}",
@@ -91,13 +102,16 @@ def _with_file(old: Backup, url: URL, stop: Stop) -> Difference:
                 revisions=revisions,
                 tables=sqlite_rows.tables(connection, AFTER),
             )
-            return sqlite_rows.compare(connection, _side(old, sqlite_rows.tables(connection, BEFORE)), after, stop)
+            return sqlite_rows.compare(
+                connection, _side(old, sqlite_rows.tables(connection, BEFORE)), after, stop
+            )
 
 
 def _refuse_another_kind(old: Backup, kind: str, name: str) -> None:
     if old.header.kind != kind:
         raise BackupError(
-            f"{old.source.name} is a backup of {WORDS[old.header.kind]}, but {name} is of {WORDS.get(kind, kind)}: "
+            f"{old.source.name} is a backup of {WORDS[old.header.kind]}, but {name} is of "
+            f"{WORDS.get(kind, kind)}: "
             "both must be of the same kind"
         )
 
@@ -106,7 +120,8 @@ def _side(backup: Backup, tables: tuple[Table, ...] | None = None) -> Side:
     header = backup.header
     if tables is None:
         tables = tuple(
-            Table(table.schema, table.name, table.columns, table.types, table.key) for table in backup.tables
+            Table(table.schema, table.name, table.columns, table.types, table.key)
+            for table in backup.tables
         )
     return Side(
         name=backup.source.name,
@@ -127,7 +142,8 @@ def _folder() -> Iterator[Path]:
             yield Path(folder)
     except OSError as error:
         raise BackupError(
-            f"the backup could not be unpacked in {tempfile.gettempdir()}: {error.strerror or error}. Free some space "
+            f"the backup could not be unpacked in {tempfile.gettempdir()}: "
+            f"{error.strerror or error}. Free some space "
             "there, or set TMPDIR to a folder on a larger disk."
         ) from error
 

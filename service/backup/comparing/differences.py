@@ -1,4 +1,6 @@
-"""The differences between two states of a database, as plain values, whatever kind of database it is."""
+"""The differences between two states of a database, as plain values, whatever kind of database it
+is.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from service.escaping import brief
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as one side has it. `types`: of its columns, in their order. `key`: the columns of its primary key."""
+    """A table as one side has it. `types`: of its columns, in their order. `key`: the columns of
+    its primary key.
+    """
 
     schema: str | None
     name: str
@@ -34,7 +38,8 @@ class Table:
 class Side:
     """One of the two states: a backup, or the current database.
 
-    `taken_at`: the instant of the state (UTC). `left_out`: paths of the tables that the state leaves out.
+    `taken_at`: the instant of the state (UTC). `left_out`: paths of the tables that the state
+    leaves out.
     """
 
     name: str
@@ -70,7 +75,9 @@ class Pair:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The columns of the primary key if it is the same on both sides and has no generated column; else empty."""
+        """The columns of the primary key if it is the same on both sides and has no generated
+        column; else empty.
+        """
         if self.before is None or self.after is None or self.before.key != self.after.key:
             return ()
         return self.before.key if set(self.before.key) <= set(self.shared) else ()
@@ -81,7 +88,9 @@ class Pair:
         if self.before is None or self.after is None:
             return [f"table {brief(self.name)} {'added' if self.before is None else 'removed'}"]
         old, new = self._of_before(), self._of_after()
-        changes = [f"column {brief(name)} added, {brief(new[name])}" for name in new if name not in old]
+        changes = [
+            f"column {brief(name)} added, {brief(new[name])}" for name in new if name not in old
+        ]
         changes += [f"column {brief(name)} removed" for name in old if name not in new]
         changes += [
             f"column {brief(name)} was {brief(old[name])}, is {brief(new[name])}"
@@ -89,7 +98,9 @@ class Pair:
             if old[name] != new[name]
         ]
         if self.before.key != self.after.key:
-            old_key, new_key = (brief(", ".join(key)) or "none" for key in (self.before.key, self.after.key))
+            old_key, new_key = (
+                brief(", ".join(key)) or "none" for key in (self.before.key, self.after.key)
+            )
             changes.append(f"primary key was {old_key}, is {new_key}")
         return [f"{brief(self.name)}: {change}" for change in changes]
 
@@ -102,11 +113,13 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class TableDifference:
-    """The differences of a table. `rows_before`, `rows_after`: numbers of rows; None if that side has no such table.
+    """The differences of a table. `rows_before`, `rows_after`: numbers of rows; None if that side
+    has no such table.
 
-    `added`, `removed`, `changed`: numbers of rows; None if no common primary key identifies rows. Rows are compared in
-    the columns that both sides have, and `same` says whether all rows are equal there. `key`: the columns of the common
-    primary key. `schema`: the differences in the definition of the table, one text each.
+    `added`, `removed`, `changed`: numbers of rows; None if no common primary key identifies rows.
+    Rows are compared in the columns that both sides have, and `same` says whether all rows are
+    equal there. `key`: the columns of the common primary key. `schema`: the differences in the
+    definition of the table, one text each.
     """
 
     table: str
@@ -136,7 +149,9 @@ class TableDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """All differences. `tables`: the largest first. `left_out`: tables of one side that the other side leaves out."""
+    """All differences. `tables`: the largest first. `left_out`: tables of one side that the other
+    side leaves out.
+    """
 
     before: Side
     after: Side
@@ -146,7 +161,9 @@ class Difference:
     @classmethod
     def of(cls, before: Side, after: Side, counted: Iterable[tuple[Pair, Counts]]) -> Self:
         tables = [TableDifference.of(pair, counts) for pair, counts in counted]
-        tables.sort(key=lambda table: (-max(table.rows_before or 0, table.rows_after or 0), table.table))
+        tables.sort(
+            key=lambda table: (-max(table.rows_before or 0, table.rows_after or 0), table.table)
+        )
         return cls(before, after, tuple(tables), tuple(sorted(_left_out(before, after))))
 
     @property
@@ -169,7 +186,10 @@ class Difference:
 def pairs(before: Side, after: Side) -> list[Pair]:
     """Every table of either side, by name, without those that the other side leaves out."""
     old, new = ({table.path: table for table in side.tables} for side in (before, after))
-    return [Pair(old.get(path), new.get(path)) for path in sorted((old.keys() | new.keys()) - _left_out(before, after))]
+    return [
+        Pair(old.get(path), new.get(path))
+        for path in sorted((old.keys() | new.keys()) - _left_out(before, after))
+    ]
 
 
 def _left_out(before: Side, after: Side) -> set[str]:

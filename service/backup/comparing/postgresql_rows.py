@@ -1,7 +1,8 @@
-"""Compares a backup of a PostgreSQL database with the database, or with another backup, by the text format of COPY.
+"""Compares a backup of a PostgreSQL database with the database, or with another backup, by the text
+format of COPY.
 
-The database is read as for a backup: in one snapshot, with the same settings, and with the same columns in the same
-order. So equal rows have equal bytes.
+The database is read as for a backup: in one snapshot, with the same settings, and with the same
+columns in the same order. So equal rows have equal bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ import asyncpg
 
 from service import clock
 from service.backup.comparing.differences import Difference, Pair, Side, Table, pairs
-from service.backup.comparing.tally import Counts, Keyed, Keyless, Pace, Tally, UnfitRow, cut, lines, whole_rows
+from service.backup.comparing.tally import (
+    Counts,
+    Keyed,
+    Keyless,
+    Pace,
+    Tally,
+    UnfitRow,
+    cut,
+    lines,
+    whole_rows,
+)
 from service.backup.file.format import POSTGRESQL
 from service.backup.file.reader import Backup
 from service.backup.file.selection import Selection, is_ledgers, quoted
@@ -32,8 +43,8 @@ PART_BYTES = 512 * 1024
 class CurrentDatabase:
     """The application's database.
 
-    `arguments`: those of the connection, with the password. `safe_url`: the URL without the password, for messages.
-    `setting`: the setting that holds the URL.
+    `arguments`: those of the connection, with the password. `safe_url`: the URL without the
+    password, for messages. `setting`: the setting that holds the URL.
     """
 
     name: str
@@ -84,7 +95,9 @@ def with_database(old: Backup, before: Side, database: CurrentDatabase, stop: St
         return in_own_loop(_with_database(old, before, database, stop), stop)
 
 
-async def _with_database(old: Backup, before: Side, database: CurrentDatabase, stop: Stop) -> Difference:
+async def _with_database(
+    old: Backup, before: Side, database: CurrentDatabase, stop: Stop
+) -> Difference:
     has_ledger = any(is_ledgers(table.name) for table in old.tables)
     selection = Selection(database.selection.include, database.selection.exclude, ledger=has_ledger)
     async with snapshot.connected(database.arguments, setting=database.setting) as connection:
@@ -101,7 +114,9 @@ async def _with_database(old: Backup, before: Side, database: CurrentDatabase, s
             left_out=frozenset(contents.left_out),
         )
         old_rows = _SavedRows(old)
-        counts = [(pair, await _count(connection, old_rows, pair, stop)) for pair in pairs(before, after)]
+        counts = [
+            (pair, await _count(connection, old_rows, pair, stop)) for pair in pairs(before, after)
+        ]
     return Difference.of(before, after, counts)
 
 
@@ -111,7 +126,11 @@ def _table(relation: SourceRelation) -> Table:
 
 async def _count(connection: Any, old_rows: _SavedRows, pair: Pair, stop: Stop) -> Counts:
     stop.check()
-    rows = await _count_current(connection, pair.after) if pair.before is None or not pair.shared else 0
+    rows = (
+        await _count_current(connection, pair.after)
+        if pair.before is None or not pair.shared
+        else 0
+    )
     if (known := _counts_without_rows(pair, old_rows.count(pair.before), rows)) is not None:
         return known
     assert pair.after is not None
@@ -119,7 +138,10 @@ async def _count(connection: Any, old_rows: _SavedRows, pair: Pair, stop: Stop) 
         pace = Pace(tally, old_rows.rows(pair.before, pair.shared), stop)
         receiver = _Receiver(pace)
         await connection.copy_from_table(
-            pair.after.name, schema_name=pair.after.schema, columns=pair.shared, output=receiver.receive
+            pair.after.name,
+            schema_name=pair.after.schema,
+            columns=pair.shared,
+            output=receiver.receive,
         )
         receiver.flush()
         return pace.end()
@@ -127,7 +149,9 @@ async def _count(connection: Any, old_rows: _SavedRows, pair: Pair, stop: Stop) 
 
 @dataclass
 class _Receiver:
-    """Gathers the rows that the server sends into parts. Each row comes in one message, so parts hold whole rows."""
+    """Gathers the rows that the server sends into parts. Each row comes in one message, so parts
+    hold whole rows.
+    """
 
     pace: Pace
 
@@ -154,7 +178,9 @@ async def _count_current(connection: Any, table: Table | None) -> int:
 
 
 def _counts_without_rows(pair: Pair, before: int, after: int) -> Counts | None:
-    """The counts of a table that one side lacks, or without shared columns; None if its rows must be compared."""
+    """The counts of a table that one side lacks, or without shared columns; None if its rows must
+    be compared.
+    """
     if pair.before is None or pair.after is None:
         return Counts(before, after, added=after, removed=before, changed=0, same=False)
     if not pair.shared:
@@ -179,12 +205,14 @@ def _explained(database: CurrentDatabase) -> Iterator[None]:
         yield
     except asyncpg.LockNotAvailableError as error:
         raise BackupError(
-            f"the database {database.safe_url} could not be compared: something holds the lock of a table, a migration "
+            f"the database {database.safe_url} could not be compared: something holds the lock "
+            "of a table, a migration "
             "perhaps. Try again when it is over."
         ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         raise BackupError(
-            f"the database {database.safe_url} could not be compared: {cause}. Look at {database.setting} and the "
+            f"the database {database.safe_url} could not be compared: {cause}. Look at "
+            f"{database.setting} and the "
             "server."
         ) from error

@@ -1,7 +1,8 @@
-"""Compares two SQLite databases by SQL, table by table, in one connection to which both are attached.
+"""Compares two SQLite databases by SQL, table by table, in one connection to which both are
+attached.
 
-Rows are joined by the index of the key, so nothing is sorted and memory stays flat. Both databases are only read, each
-at one instant.
+Rows are joined by the index of the key, so nothing is sorted and memory stays flat. Both databases
+are only read, each at one instant.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ CHECK_EVERY_INSTRUCTIONS = 100_000
 FETCHED = 500
 COLUMNS_AT_ONCE = 100
 SCHEMAS = ("main", "newer")
-"""The schema names of the databases before and after. (The encoding of the main one applies to the connection.)"""
+"""The schema names of the databases before and after. (The encoding of the main one applies to the
+connection.)
+"""
 
 
 @contextmanager
 def attached(before: str, after: str, stop: Stop, packed: int = 0) -> Iterator[sqlite3.Connection]:
-    """A connection to both databases, given as URIs, each of which stays at one instant until the end of the block.
+    """A connection to both databases, given as URIs, each of which stays at one instant until the
+    end of the block.
 
     `packed`: the bytes of the larger backup; its database file is not trusted. Raises BackupError.
     """
@@ -51,7 +55,8 @@ def attached(before: str, after: str, stop: Stop, packed: int = 0) -> Iterator[s
 def uri(path: Path, is_ours: bool) -> str:
     """The URI of a file. `is_ours`: whether only this process uses it.
 
-    A database that others use is opened for writing too, because SQLite may have to write the `-shm` file beside it.
+    A database that others use is opened for writing too, because SQLite may have to write the
+    `-shm` file beside it.
     """
     return f"{path.absolute().as_uri()}?{'immutable=1' if is_ours else 'mode=rw'}"
 
@@ -69,10 +74,14 @@ def tables(connection: sqlite3.Connection, side: int) -> tuple[Table, ...]:
 def _table(connection: sqlite3.Connection, side: int, name: str) -> Table:
     """The table without its generated columns."""
     columns = connection.execute(
-        "SELECT name, type, pk FROM pragma_table_xinfo(?, ?) WHERE hidden = 0 ORDER BY cid", (name, SCHEMAS[side])
+        "SELECT name, type, pk FROM pragma_table_xinfo(?, ?) WHERE hidden = 0 ORDER BY cid",
+        (name, SCHEMAS[side]),
     ).fetchall()
     names, types = (tuple(column[field] for column in columns) for field in (0, 1))
-    key = tuple(column for _, column in sorted((position, column) for column, _, position in columns if position))
+    key = tuple(
+        column
+        for _, column in sorted((position, column) for column, _, position in columns if position)
+    )
     return Table(None, name, names, types, key)
 
 
@@ -116,10 +125,11 @@ def _count(connection: sqlite3.Connection, side: int, pair: Pair) -> int:
 
 
 def _collations(connection: sqlite3.Connection, pair: Pair) -> list[str]:
-    """The collation of each column of the key; empty if the key does not identify rows on both sides.
+    """The collation of each column of the key; empty if the key does not identify rows on both
+    sides.
 
-    The key is not used either if its types or collations differ, because then no index helps, or if it contains NULL,
-    which SQLite allows in several rows.
+    The key is not used either if its types or collations differ, because then no index helps, or if
+    it contains NULL, which SQLite allows in several rows.
     """
     types = [table.type_of for table in (pair.before, pair.after) if table]
     if not pair.key or any(types[BEFORE][name] != types[AFTER][name] for name in pair.key):
@@ -131,9 +141,12 @@ def _collations(connection: sqlite3.Connection, pair: Pair) -> list[str]:
 
 
 def _collations_of(connection: sqlite3.Connection, side: int, pair: Pair) -> list[str]:
-    """The collations in the index of the key. An INTEGER PRIMARY KEY has no index, and needs none."""
+    """The collations in the index of the key. An INTEGER PRIMARY KEY has no index, and needs
+    none.
+    """
     rows = connection.execute(
-        "SELECT x.name, x.coll FROM pragma_index_list(?, ?) AS i, pragma_index_xinfo(i.name, ?) AS x"
+        "SELECT x.name, x.coll FROM pragma_index_list(?, ?) AS i, pragma_index_xinfo(i.name, ?) "
+        "AS x"
         " WHERE i.origin = 'pk' AND x.key",
         (pair.name, SCHEMAS[side], SCHEMAS[side]),
     )
@@ -143,18 +156,23 @@ def _collations_of(connection: sqlite3.Connection, side: int, pair: Pair) -> lis
 
 def _has_null(connection: sqlite3.Connection, side: int, pair: Pair) -> bool:
     null = " OR ".join(f"{quoted(name)} IS NULL" for name in pair.key)
-    (has_null,) = connection.execute(f"SELECT EXISTS (SELECT 1 FROM {_named(side, pair)} WHERE {null})").fetchone()  # noqa: S608 (names are quoted)
+    (has_null,) = connection.execute(
+        f"SELECT EXISTS (SELECT 1 FROM {_named(side, pair)} WHERE {null})"  # noqa: S608
+    ).fetchone()
     return bool(has_null)
 
 
-def _matched(connection: sqlite3.Connection, pair: Pair, collations: Iterable[str]) -> tuple[int, int]:
+def _matched(
+    connection: sqlite3.Connection, pair: Pair, collations: Iterable[str]
+) -> tuple[int, int]:
     """How many keys both sides have, and how many of the rows with those keys differ."""
     joined = " AND ".join(
         f"a.{quoted(name)} = b.{quoted(name)} COLLATE {quoted(collation)}"
         for name, collation in zip(pair.key, collations, strict=True)
     )
     matched, changed = connection.execute(
-        f"SELECT count(*), coalesce(sum({_differs(pair.shared)}), 0)"  # noqa: S608 (names are quoted)
+        f"SELECT count(*), coalesce(sum({_differs(pair.shared)}), "  # noqa: S608
+        "0)"
         f" FROM {_named(BEFORE, pair)} AS b CROSS JOIN {_named(AFTER, pair)} AS a ON {joined}"
     ).fetchone()
     return matched, changed
@@ -183,7 +201,9 @@ def _keyless(connection: sqlite3.Connection, pair: Pair) -> Counts:
     for side in (BEFORE, AFTER):
         cursor = connection.execute(f"SELECT {values} FROM {_named(side, pair)}")  # noqa: S608 (names are quoted)
         while rows := cursor.fetchmany(FETCHED):
-            tally.add(side, [marshal.dumps(row, 2) for row in rows])  # in version 2, equal values have equal bytes
+            tally.add(
+                side, [marshal.dumps(row, 2) for row in rows]
+            )  # in version 2, equal values have equal bytes
     return tally.counts()
 
 
@@ -197,12 +217,15 @@ def _connected(uri: str) -> sqlite3.Connection:
 
 @contextmanager
 def explained(what: str, stop: Stop) -> Iterator[None]:
-    """Turn an error of SQLite in the block into a BackupError. `what`: the compared part, for the message."""
+    """Turn an error of SQLite in the block into a BackupError. `what`: the compared part, for the
+    message.
+    """
     try:
         yield
     except sqlite3.Error as error:
         stop.check()
         raise BackupError(
-            f"{what} could not be compared: {error}. Look at the file that DATABASE_URL names, and at the room in the "
+            f"{what} could not be compared: {error}. Look at the file that DATABASE_URL names, "
+            "and at the room in the "
             "folder for temporary files (TMPDIR)."
         ) from error

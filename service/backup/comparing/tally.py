@@ -1,8 +1,10 @@
-"""Counts the rows that differ between two streams of rows, whatever the order of the rows, in flat memory.
+"""Counts the rows that differ between two streams of rows, whatever the order of the rows, in flat
+memory.
 
-Rows are bytes in the text format of COPY; within one side, all rows differ. A row waits until the other side has the
-equal row, and then both are dropped. When too many rows are waiting, their hashes are written into a temporary file of
-SQLite. The file has no name, so it is removed when its process ends. At the end, SQLite sorts it by key.
+Rows are bytes in the text format of COPY; within one side, all rows differ. A row waits until the
+other side has the equal row, and then both are dropped. When too many rows are waiting, their
+hashes are written into a temporary file of SQLite. The file has no name, so it is removed when its
+process ends. At the end, SQLite sorts it by key.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class UnfitRow(Exception):
 class Counts:
     """Numbers of rows. `before`, `after`: those of each side. `same`: whether no row differs.
 
-    `added`, `removed`: rows that only one side has. `changed`: rows whose other values differ between the sides. These
-    three are None for a table without a key.
+    `added`, `removed`: rows that only one side has. `changed`: rows whose other values differ
+    between the sides. These three are None for a table without a key.
     """
 
     before: int
@@ -92,16 +94,20 @@ class Keyed:
         self._file = None
         changed += self._changed
         before, after = self._rows
-        return Counts(before, after, added, removed, changed, same=not (added or removed or changed))
+        return Counts(
+            before, after, added, removed, changed, same=not (added or removed or changed)
+        )
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
     def _spill(self) -> None:
-        """Empty the memory: count the waiting rows whose key both sides have, and write the others into the file.
+        """Empty the memory: count the waiting rows whose key both sides have, and write the others
+        into the file.
 
-        Rows with the same key differ in other columns, because equal rows have been dropped already.
+        Rows with the same key differ in other columns, because equal rows have been dropped
+        already.
         """
         before, after = ({self._key_of(row): row for row in rows} for rows in self._waiting)
         common = before.keys() & after.keys()
@@ -109,7 +115,9 @@ class Keyed:
         with _explained(self._stop):
             for side, rows in enumerate((before, after)):
                 others = ((key, side, rows[key]) for key in rows.keys() - common)
-                self._opened().executemany("INSERT INTO spilled VALUES (?, ?, ?)", map(_hashed, others))
+                self._opened().executemany(
+                    "INSERT INTO spilled VALUES (?, ?, ?)", map(_hashed, others)
+                )
         for waiting in self._waiting:
             waiting.clear()
         self._size = 0
@@ -123,7 +131,9 @@ class Keyed:
 
 
 class Keyless:
-    """Compares rows without a key, which may be repeated. It only tells whether both sides have the same rows."""
+    """Compares rows without a key, which may be repeated. It only tells whether both sides have the
+    same rows.
+    """
 
     def __init__(self) -> None:
         self._rows = [0, 0]
@@ -136,7 +146,14 @@ class Keyless:
 
     def counts(self) -> Counts:
         before, after = self._rows
-        return Counts(before, after, None, None, None, before == after and self._sums[BEFORE] == self._sums[AFTER])
+        return Counts(
+            before,
+            after,
+            None,
+            None,
+            None,
+            before == after and self._sums[BEFORE] == self._sums[AFTER],
+        )
 
     def close(self) -> None:
         pass
@@ -146,7 +163,9 @@ Tally = Keyed | Keyless
 
 
 class Pace:
-    """Adds the rows of both sides to a tally at the same pace, so that few rows have to wait for the equal row."""
+    """Adds the rows of both sides to a tally at the same pace, so that few rows have to wait for
+    the equal row.
+    """
 
     def __init__(self, tally: Tally, before: Iterator[Sequence[bytes]], stop: Stop) -> None:
         self._tally = tally
@@ -181,7 +200,9 @@ class Pace:
 
 
 def whole_rows(parts: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The rows of these parts, in groups. A part may end within a row. Raises UnfitRow above LARGEST_ROW."""
+    """The rows of these parts, in groups. A part may end within a row. Raises UnfitRow above
+    LARGEST_ROW.
+    """
     rest = bytearray()
     for part in parts:
         end = part.rfind(b"\n") + 1
@@ -196,7 +217,9 @@ def whole_rows(parts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def lines(part: bytes) -> list[bytes]:
-    """The rows of a part that holds whole rows. (splitlines() would also split at other line ends within a row.)"""
+    """The rows of a part that holds whole rows. (splitlines() would also split at other line ends
+    within a row.)
+    """
     return part.removesuffix(b"\n").split(b"\n") if part else []
 
 
@@ -251,6 +274,7 @@ def _explained(stop: Stop) -> Iterator[None]:
     except sqlite3.Error as error:
         stop.check()
         raise BackupError(
-            f"the rows could not be sorted: {error}. A comparison needs about 50 bytes of disk space for each row that "
+            f"the rows could not be sorted: {error}. A comparison needs about 50 bytes of disk "
+            "space for each row that "
             "differs: free some in the folder for temporary files, or set TMPDIR to another folder."
         ) from error

@@ -1,7 +1,9 @@
-"""Files in a folder of backups: their names, the reservation of a new name, and advice for errors of the file system.
+"""Files in a folder of backups: their names, the reservation of a new name, and advice for errors
+of the file system.
 
-A process reserves a name by creating the `.partial` file of that name. No other process can reserve the name while
-that file exists, and a process that creates it later finds the finished backup. So no backup is ever overwritten.
+A process reserves a name by creating the `.partial` file of that name. No other process can reserve
+the name while that file exists, and a process that creates it later finds the finished backup. So
+no backup is ever overwritten.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ ABANDONED_AFTER = timedelta(days=1)
 
 _LARGER = "Free some space there, or set BACKUP_DIR to a folder on a larger disk."
 _WRITABLE = "Make the folder writable for this user, or set BACKUP_DIR to another one."
-_NO_FOLDER = "A file stands where a folder is needed: move it away, or set BACKUP_DIR to another folder."
+_NO_FOLDER = (
+    "A file stands where a folder is needed: move it away, or set BACKUP_DIR to another folder."
+)
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _LARGER),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _WRITABLE),
@@ -43,8 +47,12 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "Look at the disk, or set BACKUP_DIR to another folder.")
-        raise BackupError(f"no backup was made in {folder}: {error.strerror or error}. {advice}") from error
+        advice = _ADVICE.get(
+            error.errno or 0, "Look at the disk, or set BACKUP_DIR to another folder."
+        )
+        raise BackupError(
+            f"no backup was made in {folder}: {error.strerror or error}. {advice}"
+        ) from error
 
 
 def taken_at(path: Path) -> datetime | None:
@@ -60,7 +68,9 @@ def taken_at(path: Path) -> datetime | None:
 
 @dataclass
 class Reservation:
-    """The name of a new backup: the partial file that is written, and the final path of the complete file."""
+    """The name of a new backup: the partial file that is written, and the final path of the
+    complete file.
+    """
 
     partial: Path
     final: Path
@@ -80,7 +90,8 @@ class Reservation:
     def publish(self) -> Path:
         """Give the complete file its final name, and return it.
 
-        The name is that of a later second if a file with the reserved name has appeared in the folder meanwhile.
+        The name is that of a later second if a file with the reserved name has appeared in the
+        folder meanwhile.
         """
         at = taken_at(self.final)
         assert at is not None
@@ -97,14 +108,18 @@ class Reservation:
 
 @contextmanager
 def reserve(folder: Path, at: datetime) -> Iterator[Reservation]:
-    """Reserve the name of the instant `at`, or of the next second with a free name. An unpublished file is removed."""
+    """Reserve the name of the instant `at`, or of the next second with a free name. An unpublished
+    file is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     while not (reservation := _reservation(folder, at)).take():
         at += timedelta(seconds=1)
     try:
         yield reservation
     finally:
-        if not reservation.published:  # after publishing, a partial file of that name may belong to another process
+        if (
+            not reservation.published
+        ):  # after publishing, a partial file of that name may belong to another process
             remove_unfinished(reservation.partial)
 
 
@@ -117,14 +132,18 @@ def create(path: Path) -> int:
 
 
 def copy_beside(partial: Path) -> Path:
-    """Create a file, with a name that can't be guessed, for the copy of the SQLite database to back up."""
+    """Create a file, with a name that can't be guessed, for the copy of the SQLite database to back
+    up.
+    """
     path = partial.with_suffix(f".copy.{secrets.token_hex(8)}")
     os.close(create(path))
     return path
 
 
 def remove_unfinished(partial: Path) -> None:
-    """Remove the partial file, the copy of the SQLite database, and SQLite's files beside the copy."""
+    """Remove the partial file, the copy of the SQLite database, and SQLite's files beside the
+    copy.
+    """
     for path in (partial, *partial.parent.glob(f"{partial.stem}.copy*")):
         _remove_own(path)
 
@@ -135,14 +154,18 @@ def _reservation(folder: Path, at: datetime) -> Reservation:
 
 
 def remove_abandoned(folder: Path, now: datetime) -> None:
-    """Remove unfinished files of killed processes: those that have not been written to for a day."""
+    """Remove unfinished files of killed processes: those that have not been written to for a
+    day.
+    """
     for pattern in (".backup_*.partial", ".backup_*.copy*"):
         for path in folder.glob(pattern):
             _remove_own(path, before=now - ABANDONED_AFTER)
 
 
 def _remove_own(path: Path, before: datetime | None = None) -> None:
-    """Remove the file if this user owns it. In a shared folder, other users may have files with such names."""
+    """Remove the file if this user owns it. In a shared folder, other users may have files with
+    such names.
+    """
     with suppress(OSError):
         status = path.lstat()
         is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
@@ -153,8 +176,8 @@ def _remove_own(path: Path, before: datetime | None = None) -> None:
 def publish(partial: Path, final: Path) -> None:
     """Give a complete file its final name durably. Raises FileExistsError if a file has that name.
 
-    A hard link never overwrites a file, but a rename does. On a file system without hard links, an empty file is
-    created under the final name before the rename.
+    A hard link never overwrites a file, but a rename does. On a file system without hard links, an
+    empty file is created under the final name before the rename.
     """
     try:
         os.link(partial, final)
@@ -177,7 +200,10 @@ def sync(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems can't synchronize folders
+        if error.errno not in (
+            errno.EINVAL,
+            errno.EBADF,
+        ):  # some network file systems can't synchronize folders
             raise
     finally:
         os.close(descriptor)

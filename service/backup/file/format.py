@@ -1,8 +1,8 @@
 """The parts of a backup's file, as its writer and its reader use them.
 
-The file is a sequence of gzip members, each of which can be read by itself; unpacked and joined, they are a tar
-archive. The trailer stands after the end of the archive: an empty gzip member whose extra field gives the place of the
-manifest.
+The file is a sequence of gzip members, each of which can be read by itself; unpacked and joined,
+they are a tar archive. The trailer stands after the end of the archive: an empty gzip member whose
+extra field gives the place of the manifest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from service.escaping import brief
 
 FORMAT = 1
 PIECE_BYTES = 2 * 1024 * 1024
-"""Bytes of content that the writer puts into one gzip member. The reader accepts up to LARGEST_PIECE."""
+"""Bytes of content that the writer puts into one gzip member. The reader accepts up to
+LARGEST_PIECE.
+"""
 LARGEST_PIECE = 2 * PIECE_BYTES
 LARGEST_JSON = 64 * 1024 * 1024
 LARGEST_MANIFEST = 24 * 1024 * 1024
@@ -46,14 +48,18 @@ WORDS = {POSTGRESQL: "PostgreSQL", SQLITE: "SQLite"}
 PACKAGE = "batch-system"
 
 LONGEST_TEXT = 10_000
-"""Largest number of characters of a name or a type. Names have at most 63 bytes in PostgreSQL; SQLite allows more."""
+"""Largest number of characters of a name or a type. Names have at most 63 bytes in PostgreSQL;
+SQLite allows more.
+"""
 LARGEST_NUMBER = 2**63 - 1
 YEARS = range(1970, 9000)
 MOST_REVISIONS = 50_000
 
 
 def _without_nul(text: str) -> str:
-    """Refuse a NUL, which no database allows in a name. Other control characters are allowed, such as line ends."""
+    """Refuse a NUL, which no database allows in a name. Other control characters are allowed, such
+    as line ends.
+    """
     if "\0" in text:
         raise ValueError("a name must not contain a NUL")
     return text
@@ -71,15 +77,21 @@ def _instant(value: Any) -> datetime:
     except (TypeError, ValueError):
         raise ValueError("it is not an instant in ISO 8601") from None
     if at.tzinfo is None or at.year not in YEARS:
-        raise ValueError(f"it is not an instant with an offset between the years {YEARS.start} and {YEARS.stop}")
+        raise ValueError(
+            f"it is not an instant with an offset between the years {YEARS.start} and {YEARS.stop}"
+        )
     return at
 
 
 def _by_table(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or len(value) > MOST_REVISIONS:
         raise ValueError(f"it is not an object with at most {MOST_REVISIONS:,} keys")
-    if not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in (*value, *value.values())):
-        raise ValueError(f"its names and revisions must be strings of at most {LONGEST_TEXT:,} characters")
+    if not all(
+        isinstance(text, str) and len(text) <= LONGEST_TEXT for text in (*value, *value.values())
+    ):
+        raise ValueError(
+            f"its names and revisions must be strings of at most {LONGEST_TEXT:,} characters"
+        )
     return value
 
 
@@ -90,7 +102,8 @@ Digest = Annotated[bytes, BeforeValidator(_digest)]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A gzip member: `packed` bytes of the backup at `offset`, which hold `bytes` bytes of the archive's file `name`.
+    """A gzip member: `packed` bytes of the backup at `offset`, which hold `bytes` bytes of the
+    archive's file `name`.
 
     `rows`: how many rows of a table end in it; None for a file without rows.
     """
@@ -109,7 +122,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Header:
-    """Describes a backup for lists of backups. Only the manifest's copy of the header has `rows`."""
+    """Describes a backup for lists of backups. Only the manifest's copy of the header has
+    `rows`.
+    """
 
     format: Annotated[int, Field(strict=True, ge=1)]
     kind: Literal["postgresql", "sqlite"]
@@ -123,11 +138,14 @@ class Header:
 
     @staticmethod
     def refuse_newer(facts: Any, source: str) -> None:
-        """Raises BackupError if the header has a later format. Its other fields are not looked at."""
+        """Raises BackupError if the header has a later format. Its other fields are not looked
+        at.
+        """
         number = facts.get("format") if isinstance(facts, dict) else None
         if type(number) is int and number > FORMAT:
             raise BackupError(
-                f"the backup {source} was made by a newer version of this service: it has format {brief(str(number))}, "
+                f"the backup {source} was made by a newer version of this service: it has format "
+                f"{brief(str(number))}, "
                 f"and this version knows formats up to {FORMAT}. Use the newer version."
             )
 
@@ -153,7 +171,15 @@ class Trailer:
 
 _FACTS = "<QQ32s"
 _START = struct.pack(
-    "<4sLBBHccH", b"\x1f\x8b\x08\x04", 0, 0, 255, struct.calcsize(_FACTS) + 4, b"B", b"k", struct.calcsize(_FACTS)
+    "<4sLBBHccH",
+    b"\x1f\x8b\x08\x04",
+    0,
+    0,
+    255,
+    struct.calcsize(_FACTS) + 4,
+    b"B",
+    b"k",
+    struct.calcsize(_FACTS),
 )
 _EMPTY = b"\x03\x00" + bytes(8)
 TRAILER_BYTES = len(_START) + struct.calcsize(_FACTS) + len(_EMPTY)

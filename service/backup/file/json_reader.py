@@ -1,4 +1,6 @@
-"""Reads a JSON object from pieces of text, one array element at a time, so that memory is bounded."""
+"""Reads a JSON object from pieces of text, one array element at a time, so that memory is
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,17 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 LARGEST_ELEMENT = 1024 * 1024
-"""Largest number of characters of one element. Parsed, an element like `{"":0},` takes 28 times as many bytes."""
+"""Largest number of characters of one element. Parsed, an element like `{"":0},` takes 28 times as
+many bytes.
+"""
 
 _WHITE = " \t\n\r"
 
 
 class JsonReader:
-    """Reads one object, from its first key to its end. Raises ValueError if the text is not JSON, or is too large."""
+    """Reads one object, from its first key to its end. Raises ValueError if the text is not JSON,
+    or is too large.
+    """
 
     def __init__(self, pieces: Iterator[str]) -> None:
         self._pieces = pieces
@@ -22,7 +28,9 @@ class JsonReader:
         self._decoder = json.JSONDecoder(parse_constant=_refuse)
 
     def fields(self) -> Iterator[str]:
-        """Yield each key of the object. The caller reads the value of a key before it takes the next key."""
+        """Yield each key of the object. The caller reads the value of a key before it takes the
+        next key.
+        """
         for _ in self._until("{", "}"):
             key = self.value()
             if not isinstance(key, str):
@@ -52,8 +60,12 @@ class JsonReader:
             except RecursionError as error:
                 raise ValueError("its JSON is nested too deeply") from error
             except ValueError as error:  # NaN, or a number with more digits than Python accepts
-                raise ValueError("a number in its JSON is not one that this service writes") from error
-            if end < len(self._text) or not self._more():  # else the value may be the start of a longer number
+                raise ValueError(
+                    "a number in its JSON is not one that this service writes"
+                ) from error
+            if (
+                end < len(self._text) or not self._more()
+            ):  # else the value may be the start of a longer number
                 self._at = end
                 return value
 
@@ -85,10 +97,14 @@ class JsonReader:
                 return None
 
     def _more(self) -> bool:
-        """Read at least as many characters as are left over, for an incomplete element. False at the end."""
+        """Read at least as many characters as are left over, for an incomplete element. False at
+        the end.
+        """
         left = len(self._text) - self._at
         if left > LARGEST_ELEMENT:
-            raise ValueError(f"an element of its JSON is larger than {LARGEST_ELEMENT:,} characters")
+            raise ValueError(
+                f"an element of its JSON is larger than {LARGEST_ELEMENT:,} characters"
+            )
         pieces, size = [self._text[self._at :]], 0
         for piece in self._pieces:
             pieces.append(piece)

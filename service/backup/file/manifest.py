@@ -1,7 +1,8 @@
 """Reads a backup's header and manifest, and checks the type and the bounds of each field.
 
-A file from elsewhere may hold any manifest with checksums that match, so nothing in it is trusted. An error names the
-field that is wrong. Unknown fields are ignored, because a later version may write more of them.
+A file from elsewhere may hold any manifest with checksums that match, so nothing in it is trusted.
+An error names the field that is wrong. Unknown fields are ignored, because a later version may
+write more of them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from service.backup.file.json_reader import JsonReader
 T = TypeVar("T")
 
 LARGEST_CONTENTS = 104 * 1024 * 1024
-"""Bytes of memory that the objects of a manifest may take. A manifest of 64 MiB that this service writes takes less."""
+"""Bytes of memory that the objects of a manifest may take. A manifest of 64 MiB that this service
+writes takes less.
+"""
 TABLE_BYTES, MEMBER_BYTES, NAME_BYTES, SLOT_BYTES = 700, 320, 100, 8
-"""Approximate bytes of memory for a table or sequence, a member, one more name, and an element of a tuple."""
+"""Approximate bytes of memory for a table or sequence, a member, one more name, and an element of a
+tuple.
+"""
 
 MOST_COLUMNS = 32_767
 """The most columns that a table can have in SQLite. PostgreSQL allows 1,600."""
@@ -37,7 +42,9 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class SavedTable:
-    """A table in a backup. `columns` has its columns without the generated ones, and `key` those of the primary key."""
+    """A table in a backup. `columns` has its columns without the generated ones, and `key` those of
+    the primary key.
+    """
 
     schema: str | None
     name: str
@@ -64,7 +71,9 @@ class SavedSequence:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """A table as the manifest describes it. `folder`: the folder of its rows in the archive (PostgreSQL only)."""
+    """A table as the manifest describes it. `folder`: the folder of its rows in the archive
+    (PostgreSQL only).
+    """
 
     schema: Text | None
     name: Text
@@ -76,7 +85,9 @@ class _Table:
     bytes: Number
 
 
-_TABLE, _MEMBER, _SEQUENCE, _NAME = (TypeAdapter[Any](kind) for kind in (_Table, Member, SavedSequence, Text))
+_TABLE, _MEMBER, _SEQUENCE, _NAME = (
+    TypeAdapter[Any](kind) for kind in (_Table, Member, SavedSequence, Text)
+)
 _HEADER = TypeAdapter(Header)
 
 
@@ -92,7 +103,9 @@ class Manifest:
 
     @classmethod
     def read(cls, pieces: Iterator[str], source: str) -> Manifest:
-        """Read the JSON's text. Raises ValueError, which names the field, and BackupError for a newer format."""
+        """Read the JSON's text. Raises ValueError, which names the field, and BackupError for a
+        newer format.
+        """
         memory, fields = _Memory(), dict[str, Any]()
         json = JsonReader(pieces)
         for key in json.fields():
@@ -118,13 +131,18 @@ class Manifest:
         is_sqlite = self.header.kind == SQLITE
         for number, (table, folder) in enumerate(self.tables):
             if (table.schema is None, folder is None) != (is_sqlite, is_sqlite):
-                raise ValueError(f"tables[{number}] has a schema and a folder that no backup of {self.header.kind} has")
+                raise ValueError(
+                    f"tables[{number}] has a schema and a folder that no backup of "
+                    f"{self.header.kind} has"
+                )
             _refuse_impossible(f"tables[{number}]", table)
         if is_sqlite and self.sequences:
             raise ValueError("it has sequences, which a backup of SQLite never has")
         _refuse_doubled("tables", [(table.schema, table.name) for table, _ in self.tables])
         _refuse_doubled("tables", [folder for _, folder in self.tables if folder is not None])
-        _refuse_doubled("sequences", [(sequence.schema, sequence.name) for sequence in self.sequences])
+        _refuse_doubled(
+            "sequences", [(sequence.schema, sequence.name) for sequence in self.sequences]
+        )
         rows = sum(table.rows for table, _ in self.tables)
         if rows > LARGEST_NUMBER or self.header.rows not in (None, rows):
             raise ValueError("header.rows is not the sum of the tables' rows")
@@ -140,19 +158,26 @@ class _Memory:
     def take(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
-            raise ValueError("it describes more tables, columns and members than a backup of this service can have")
+            raise ValueError(
+                "it describes more tables, columns and members than a backup of this service can "
+                "have"
+            )
 
     def intern(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(map(self._intern, names))
 
     def _intern(self, name: str) -> str:
         known = self._names.setdefault(name, name)
-        self.take(SLOT_BYTES if known is not name else SLOT_BYTES + NAME_BYTES + sys.getsizeof(name))
+        self.take(
+            SLOT_BYTES if known is not name else SLOT_BYTES + NAME_BYTES + sys.getsizeof(name)
+        )
         return known
 
 
 def header_of(facts: Any, source: str) -> Header:
-    """The header in parsed JSON. Raises ValueError, which names the field, and BackupError for a newer format."""
+    """The header in parsed JSON. Raises ValueError, which names the field, and BackupError for a
+    newer format.
+    """
     Header.refuse_newer(facts, source)
     return _validated(_HEADER, facts, "header")
 
@@ -161,10 +186,14 @@ def _tables(items: Iterable[Any], memory: _Memory) -> Iterator[tuple[SavedTable,
     for number, facts in enumerate(items):
         table = _validated(_TABLE, facts, f"tables[{number}]")
         if len(table.columns) != len(table.types):
-            raise ValueError(f"tables[{number}] has {len(table.columns)} columns and {len(table.types)} types")
+            raise ValueError(
+                f"tables[{number}] has {len(table.columns)} columns and {len(table.types)} types"
+            )
         memory.take(TABLE_BYTES)
         schema = None if table.schema is None else memory.intern([table.schema])[0]
-        (name,), columns, types, key = map(memory.intern, ([table.name], table.columns, table.types, table.key))
+        (name,), columns, types, key = map(
+            memory.intern, ([table.name], table.columns, table.types, table.key)
+        )
         yield SavedTable(schema, name, columns, types, key, table.rows, table.bytes), table.folder
 
 
@@ -183,7 +212,9 @@ def _left_out(items: Iterable[Any], memory: _Memory) -> Iterator[str]:
 
 
 def _members(items: Iterable[Any], memory: _Memory) -> Iterator[Member]:
-    """The gzip members. Those of one file follow one another, and share one string object as their name."""
+    """The gzip members. Those of one file follow one another, and share one string object as their
+    name.
+    """
     name = ""
     for number, facts in enumerate(items):
         member = _validated(_MEMBER, facts, f"members[{number}]")
@@ -200,9 +231,13 @@ def _validated(adapter: TypeAdapter[T], facts: Any, where: str) -> T:
         return adapter.validate_python(facts)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+        place = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+        )
         is_object = first["type"] != "dataclass_type"
-        cause = first["msg"].removeprefix("Value error, ") if is_object else "Input should be an object"
+        cause = (
+            first["msg"].removeprefix("Value error, ") if is_object else "Input should be an object"
+        )
         raise ValueError(f"{where}{place}: {cause}") from None
 
 

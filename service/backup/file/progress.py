@@ -15,8 +15,8 @@ EVERY_SECONDS = 0.2
 class BackupProgress:
     """How far one stage has come, such as "copying", "packing" or "verifying".
 
-    `bytes`: bytes done in this stage. `estimate`: expected bytes of the stage; 0 if unknown. `rows`: rows done in all
-    stages.
+    `bytes`: bytes done in this stage. `estimate`: expected bytes of the stage; 0 if unknown.
+    `rows`: rows done in all stages.
     """
 
     rows: int
@@ -26,7 +26,9 @@ class BackupProgress:
 
 
 class BackupMeter:
-    """Adds up what the threads of a backup have done. `report` is called in the thread that adds."""
+    """Adds up what the threads of a backup have done. `report` is called in the thread that
+    adds.
+    """
 
     def __init__(self, report: Callable[[BackupProgress], None] | None) -> None:
         self._report = report
@@ -44,7 +46,9 @@ class BackupMeter:
         """Add `size` bytes and `rows` rows that are done."""
         with self._lock:
             progress = self._progress
-            self._progress = replace(progress, rows=progress.rows + rows, bytes=progress.bytes + size)
+            self._progress = replace(
+                progress, rows=progress.rows + rows, bytes=progress.bytes + size
+            )
             if (now := clock.monotonic()) - self._reported_at >= EVERY_SECONDS:
                 self._call_report(now)
 

@@ -1,6 +1,8 @@
-"""Reads backups: the manifest at the end of the file, then any gzip member by itself. Each is checked before its use.
+"""Reads backups: the manifest at the end of the file, then any gzip member by itself. Each is
+checked before its use.
 
-Nothing in the file is trusted: sizes are checked before memory is allocated, and names are only compared.
+Nothing in the file is trusted: sizes are checked before memory is allocated, and names are only
+compared.
 """
 
 from __future__ import annotations
@@ -42,14 +44,18 @@ from service.escaping import brief
 
 FIRST_BYTES = 64 * 1024
 LARGEST_HEADER = 4 * 1024 * 1024
-"""Bytes from the start of the file that are read for the header: FIRST_BYTES, or else LARGEST_HEADER."""
+"""Bytes from the start of the file that are read for the header: FIRST_BYTES, or else
+LARGEST_HEADER.
+"""
 
 Name = tuple[str | None, str]
 
 
 @dataclass(frozen=True)
 class Backup:
-    """An open backup. Its manifest has been checked against the trailer; each member is checked when it is read."""
+    """An open backup. Its manifest has been checked against the trailer; each member is checked
+    when it is read.
+    """
 
     source: Source
     header: Header
@@ -58,23 +64,33 @@ class Backup:
     left_out: tuple[str, ...]
     members: tuple[Member, ...]
     _frames: dict[int, tuple[int | None, int]]
-    """For each member of a file with several members, by the member's offset: the size of the file if the member
-    begins with the file's header (else None), and the number of padding bytes at the member's end."""
+    """For each member of a file with several members, by the member's offset: the size of the file
+    if the member
+    begins with the file's header (else None), and the number of padding bytes at the member's end.
+    """
     _by_table: dict[Name, tuple[Member, ...]]
-    """PostgreSQL: the members with the rows of a table, by its schema and name, in the order of the table."""
+    """PostgreSQL: the members with the rows of a table, by its schema and name, in the order of the
+    table.
+    """
     manifest_sha256: str
-    """SHA-256 of the packed manifest. It covers the hashes of all members, so equal values mean equal backups."""
+    """SHA-256 of the packed manifest. It covers the hashes of all members, so equal values mean
+    equal backups.
+    """
 
     @classmethod
     def open(cls, source: Source) -> Self:
-        """Read the manifest. Raises BackupError if the source is no backup, is damaged, or has a newer format."""
+        """Read the manifest. Raises BackupError if the source is no backup, is damaged, or has a
+        newer format.
+        """
         trailer = _trailer(source)
         try:
             manifest = _manifest(source, trailer)
             frames = _frames(manifest.members, manifest.header.kind, trailer)
             by_table = _by_table(manifest)
         except ValueError as error:
-            raise damaged(source, f"its manifest is not one that this service writes ({error})") from error
+            raise damaged(
+                source, f"its manifest is not one that this service writes ({error})"
+            ) from error
         return cls(
             source=source,
             header=manifest.header,
@@ -88,7 +104,9 @@ class Backup:
         )
 
     def parts(self, table: SavedTable) -> Iterator[bytes]:
-        """PostgreSQL: the table's rows as COPY wrote them, in the table's order. A part may end within a large row."""
+        """PostgreSQL: the table's rows as COPY wrote them, in the table's order. A part may end
+        within a large row.
+        """
         return map(self.content, self.members_of(table))
 
     def members_of(self, table: SavedTable) -> tuple[Member, ...]:
@@ -101,12 +119,16 @@ class Backup:
                 yield self.content(member)
 
     def content(self, member: Member) -> bytes:
-        """The part of a file that this member holds. Raises BackupError if any byte of it differs from the manifest."""
+        """The part of a file that this member holds. Raises BackupError if any byte of it differs
+        from the manifest.
+        """
         size, after = self._frames.get(member.offset) or (member.bytes, len(padding(member.bytes)))
         before = 0 if size is None else tarfile.BLOCKSIZE
         packed = self.source.read(member.offset, member.packed)
         if hashlib.sha256(packed).digest() != member.sha256:
-            raise damaged(self.source, f"{member.name} is not what was written (at byte {member.offset})")
+            raise damaged(
+                self.source, f"{member.name} is not what was written (at byte {member.offset})"
+            )
         raw = unpack(packed, before + member.bytes + after)
         if raw is None:
             raise damaged(self.source, f"{member.name} holds more or less than its manifest says")
@@ -115,7 +137,10 @@ class Backup:
         if after and raw[-after:] != bytes(after):
             raise damaged(self.source, f"{member.name} does not end as its manifest says")
         if member.rows is not None and count_rows(raw) != member.rows:
-            raise damaged(self.source, f"{member.name} does not have the number of rows that its manifest says")
+            raise damaged(
+                self.source,
+                f"{member.name} does not have the number of rows that its manifest says",
+            )
         return raw[before : before + member.bytes] if before or after else raw
 
 
@@ -129,7 +154,10 @@ def read_header(path: Path) -> Header:
 
 
 def damaged(source: Source, cause: str) -> DamagedBackup:
-    return DamagedBackup(f"the backup {source.name} is damaged: {cause}. Nothing was read from it; use another backup.")
+    return DamagedBackup(
+        f"the backup {source.name} is damaged: {cause}. Nothing was read from it; use another "
+        "backup."
+    )
 
 
 def _trailer(source: Source) -> Trailer:
@@ -137,7 +165,9 @@ def _trailer(source: Source) -> Trailer:
     if trailer is None:
         if first_header(source) is None:  # first_header() also refuses a newer format
             raise DamagedBackup(f"{source.name} is not a backup of this service")
-        raise damaged(source, "it does not end with a trailer, so its end is missing or more bytes follow it")
+        raise damaged(
+            source, "it does not end with a trailer, so its end is missing or more bytes follow it"
+        )
     if trailer.offset + trailer.packed + TRAILER_BYTES != source.size:
         raise damaged(source, "there are too few or too many bytes before its trailer")
     return trailer
@@ -146,7 +176,10 @@ def _trailer(source: Source) -> Trailer:
 def _manifest(source: Source, trailer: Trailer) -> Manifest:
     """The manifest. Raises DamagedBackup, or ValueError, which says which field is wrong."""
     if trailer.packed > LARGEST_MANIFEST:
-        raise damaged(source, f"its manifest has {trailer.packed:,} bytes, and {LARGEST_MANIFEST:,} are allowed")
+        raise damaged(
+            source,
+            f"its manifest has {trailer.packed:,} bytes, and {LARGEST_MANIFEST:,} are allowed",
+        )
     packed = source.read(trailer.offset, trailer.packed)
     if hashlib.sha256(packed).digest() != trailer.sha256:
         raise damaged(source, "its manifest is not what was written")
@@ -185,11 +218,17 @@ def first_header(source: Source) -> Header | None:
     try:
         return header_of(_parsed(source, data), source.name)
     except ValueError as error:
-        raise damaged(source, f"its header is not one that this service writes ({error})") from error
+        raise damaged(
+            source, f"its header is not one that this service writes ({error})"
+        ) from error
 
 
-def _frames(members: tuple[Member, ...], kind: str, trailer: Trailer) -> dict[int, tuple[int | None, int]]:
-    """The field `_frames` of Backup. Raises ValueError if the members leave gaps, or have invalid names or sizes."""
+def _frames(
+    members: tuple[Member, ...], kind: str, trailer: Trailer
+) -> dict[int, tuple[int | None, int]]:
+    """The field `_frames` of Backup. Raises ValueError if the members leave gaps, or have invalid
+    names or sizes.
+    """
     frames: dict[int, tuple[int | None, int]] = {}
     seen: set[str] = set()
     for name, run in groupby(members, key=lambda member: member.name):
@@ -198,7 +237,9 @@ def _frames(members: tuple[Member, ...], kind: str, trailer: Trailer) -> dict[in
         seen.add(name)
         pieces = list(run)
         if any((piece.rows is None) == (COPY.fullmatch(name) is not None) for piece in pieces):
-            raise ValueError(f"only the members of a table have a number of rows, which {name} contradicts")
+            raise ValueError(
+                f"only the members of a table have a number of rows, which {name} contradicts"
+            )
         if len(pieces) > 1:
             frames |= dict.fromkeys((piece.offset for piece in pieces), (None, 0))
             size = sum(piece.bytes for piece in pieces)
@@ -206,8 +247,15 @@ def _frames(members: tuple[Member, ...], kind: str, trailer: Trailer) -> dict[in
             frames[pieces[-1].offset] = (None, len(padding(size)))
     end = 0
     for member in members:
-        if member.offset != end or member.bytes > LARGEST_PIECE or member.packed > 2 * LARGEST_PIECE:
-            raise ValueError(f"{member.name} at byte {member.offset}, with {member.bytes} bytes in {member.packed}")
+        if (
+            member.offset != end
+            or member.bytes > LARGEST_PIECE
+            or member.packed > 2 * LARGEST_PIECE
+        ):
+            raise ValueError(
+                f"{member.name} at byte {member.offset}, with {member.bytes} bytes in "
+                f"{member.packed}"
+            )
         end = member.end
     if end != trailer.offset or not seen or (kind == SQLITE and DATABASE not in seen):
         raise ValueError(f"its members end at byte {end}")
@@ -221,7 +269,9 @@ def _is_allowed(name: str, kind: str, *, is_first: bool) -> bool:
 
 
 def _by_table(manifest: Manifest) -> dict[Name, tuple[Member, ...]]:
-    """The field `_by_table` of Backup. Raises ValueError if the members hold other rows than the tables."""
+    """The field `_by_table` of Backup. Raises ValueError if the members hold other rows than the
+    tables.
+    """
     folders: dict[str, list[Member]] = {}
     for member in manifest.members:
         if match := COPY.fullmatch(member.name):
@@ -229,7 +279,10 @@ def _by_table(manifest: Manifest) -> dict[Name, tuple[Member, ...]]:
     by_table: dict[Name, tuple[Member, ...]] = {}
     for table, folder in manifest.tables:
         members = folders.pop(folder, []) if folder is not None else []
-        sums = (sum(member.rows or 0 for member in members), sum(member.bytes for member in members))
+        sums = (
+            sum(member.rows or 0 for member in members),
+            sum(member.bytes for member in members),
+        )
         if folder is not None and (table.rows, table.bytes) != sums:
             raise ValueError(f"the members of {brief(table.name)} hold other rows than the table")
         if members:
@@ -240,5 +293,7 @@ def _by_table(manifest: Manifest) -> dict[Name, tuple[Member, ...]]:
 
 
 def _part_number(member: Member) -> int:
-    """The number of the part that the member belongs to. Several members of one part have the same number."""
+    """The number of the part that the member belongs to. Several members of one part have the same
+    number.
+    """
     return int(member.name.rpartition("/")[2].removesuffix(".copy"))

@@ -17,7 +17,9 @@ LEDGERS_MARK = "batch_alembic_version"
 
 @dataclass(frozen=True)
 class Selection:
-    """Patterns of BACKUP_INCLUDE and BACKUP_EXCLUDE (`schema.table` or `table`, with * and ?), and BACKUP_LEDGER."""
+    """Patterns of BACKUP_INCLUDE and BACKUP_EXCLUDE (`schema.table` or `table`, with * and ?), and
+    BACKUP_LEDGER.
+    """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -30,18 +32,27 @@ class Selection:
     def holds(self, names: Iterable[str]) -> bool:
         """Whether a backup holds a table with these names.
 
-        `names`: its own name with and without the schema, and those of the tables that it is a partition of.
+        `names`: its own name with and without the schema, and those of the tables that it is a
+        partition of.
         """
         names = tuple(names)
-        return (not self.include or _matches(self.include, names)) and not _matches(self.exclude, names)
+        return (not self.include or _matches(self.include, names)) and not _matches(
+            self.exclude, names
+        )
 
     def refuse_idle_patterns(self, tables: Iterable[Iterable[str]]) -> None:
         """Raises BackupError if a pattern matches none of the tables: it is probably misspelt."""
         names = {name for table in tables for name in table}
-        for setting, patterns in (("BACKUP_INCLUDE", self.include), ("BACKUP_EXCLUDE", self.exclude)):
+        for setting, patterns in (
+            ("BACKUP_INCLUDE", self.include),
+            ("BACKUP_EXCLUDE", self.exclude),
+        ):
             for pattern in patterns:
                 if not _matches((pattern,), names):
-                    raise BackupError(f"{setting} has {echoed(pattern)}, which matches no table: look at its spelling")
+                    raise BackupError(
+                        f"{setting} has {echoed(pattern)}, which matches no table: look at its "
+                        "spelling"
+                    )
 
 
 def is_ledgers(name: str) -> bool:
@@ -58,5 +69,7 @@ def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
 
 
 def quoted(*names: str) -> str:
-    """The quoted name for SQL on both databases: that of a column, of a table, or of a table with its schema."""
+    """The quoted name for SQL on both databases: that of a column, of a table, or of a table with
+    its schema.
+    """
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)

@@ -31,9 +31,11 @@ class Source(Protocol):
 
 
 class LocalFile:
-    """A backup in a regular file of this machine. Raises DamagedBackup for a device, a FIFO or a folder.
+    """A backup in a regular file of this machine. Raises DamagedBackup for a device, a FIFO or a
+    folder.
 
-    `follow`: whether a symbolic link is followed. That is meant only for a path that a person has given.
+    `follow`: whether a symbolic link is followed. That is meant only for a path that a person has
+    given.
     """
 
     def __init__(self, path: Path, *, follow: bool = True) -> None:
@@ -41,13 +43,19 @@ class LocalFile:
         self.name = str(path)
         try:
             # Without O_NONBLOCK, opening a FIFO would wait until a process opens it for writing.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW))
+            descriptor = os.open(
+                path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+            )
         except (OSError, ValueError) as error:
-            raise BackupError(f"the backup {brief(self.name)} can't be read: {_cause(error)}") from error
+            raise BackupError(
+                f"the backup {brief(self.name)} can't be read: {_cause(error)}"
+            ) from error
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise DamagedBackup(f"{path} is not a regular file, and so not a backup of this service")
+            raise DamagedBackup(
+                f"{path} is not a regular file, and so not a backup of this service"
+            )
         self._file = os.fdopen(descriptor, "rb", buffering=0)
         self.size = status.st_size
 
@@ -55,7 +63,9 @@ class LocalFile:
         try:
             return os.pread(self._file.fileno(), length, offset)
         except OSError as error:
-            raise BackupError(f"the backup {self.path} can't be read: {error.strerror or error}") from error
+            raise BackupError(
+                f"the backup {self.path} can't be read: {error.strerror or error}"
+            ) from error
 
     def close(self) -> None:
         self._file.close()
@@ -63,12 +73,19 @@ class LocalFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 class Fetched:
-    """Wraps a source, and reads its last END_BYTES bytes in advance: those of a small backup hold the manifest."""
+    """Wraps a source, and reads its last END_BYTES bytes in advance: those of a small backup hold
+    the manifest.
+    """
 
     def __init__(self, source: Source) -> None:
         self.name, self.size = source.name, source.size

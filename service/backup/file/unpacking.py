@@ -1,4 +1,6 @@
-"""Unpacks gzip members and the tar headers in them. Memory is bounded whatever a member claims about its size."""
+"""Unpacks gzip members and the tar headers in them. Memory is bounded whatever a member claims
+about its size.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,13 @@ from isal import igzip_lib
 from service.backup.file.format import padding
 
 AT_ONCE = 64 * 1024
-"""Bytes that are unpacked at once, packed or unpacked, where the whole content need not be in memory."""
+"""Bytes that are unpacked at once, packed or unpacked, where the whole content need not be in
+memory.
+"""
 
-_IsalError = cast(type[Exception], igzip_lib.IsalError)  # the type annotations of isal are wrong here
+_IsalError = cast(
+    type[Exception], igzip_lib.IsalError
+)  # the type annotations of isal are wrong here
 
 
 class Unpacked:
@@ -45,18 +51,23 @@ class Unpacked:
 
 
 def text(unpacked: Unpacked, size: int) -> Iterator[str]:
-    """The next `size` bytes as text, in pieces. Raises UnicodeDecodeError, which is a ValueError."""
+    """The next `size` bytes as text, in pieces. Raises UnicodeDecodeError, which is a
+    ValueError.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, size, AT_ONCE):
         length = min(AT_ONCE, size - start)
         yield decoder.decode(unpacked.read(length), final=start + length == size)
 
 
-def unpack(packed: bytes, size: int, *, exactly: bool = True, more_follows: bool = False) -> bytes | None:
-    """The content of one gzip member; None if it is damaged, or its size is wrong. Memory is bounded by `size`.
+def unpack(
+    packed: bytes, size: int, *, exactly: bool = True, more_follows: bool = False
+) -> bytes | None:
+    """The content of one gzip member; None if it is damaged, or its size is wrong. Memory is
+    bounded by `size`.
 
-    `exactly`: whether the content must have `size` bytes, or at most that many. `more_follows`: whether other bytes may
-    follow the member.
+    `exactly`: whether the content must have `size` bytes, or at most that many. `more_follows`:
+    whether other bytes may follow the member.
     """
     unpacker = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     try:
@@ -69,7 +80,9 @@ def unpack(packed: bytes, size: int, *, exactly: bool = True, more_follows: bool
 
 
 def only_file(raw: bytes, name: str, end: bytes = b"") -> bytes | None:
-    """The content of the archive's file `name`, if `raw` is exactly that file and then `end`; else None."""
+    """The content of the archive's file `name`, if `raw` is exactly that file and then `end`; else
+    None.
+    """
     block = tarfile.BLOCKSIZE
     size = size_in(raw[:block], name)
     if size is None or raw[block + size :] != padding(size) + end:
@@ -78,7 +91,9 @@ def only_file(raw: bytes, name: str, end: bytes = b"") -> bytes | None:
 
 
 def size_in(block: bytes, name: str) -> int | None:
-    """The size in a tar header; None if the block is not the header of a regular file with this name."""
+    """The size in a tar header; None if the block is not the header of a regular file with this
+    name.
+    """
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.TarError, ValueError):

@@ -1,4 +1,6 @@
-"""Reads a whole backup in two threads, and compares it with its own checksums. Nothing is restored."""
+"""Reads a whole backup in two threads, and compares it with its own checksums. Nothing is
+restored.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,16 @@ class Verified:
     members: int
 
 
-def verify(source: Source, stop: Stop, on_member: Callable[[Member], None] | None = None) -> Verified:
-    """Raises BackupError, which names the first wrong member, if any byte of the file is not what was written.
+def verify(
+    source: Source, stop: Stop, on_member: Callable[[Member], None] | None = None
+) -> Verified:
+    """Raises BackupError, which names the first wrong member, if any byte of the file is not what
+    was written.
 
-    The manifest has the place and the hash of each member, and the trailer has those of the manifest. So damage is also
-    noticed in gzip's headers and checksums, and in bytes between members, and so are members that are missing, doubled
-    or moved. `on_member` is called in a reader's thread after each member that was read.
+    The manifest has the place and the hash of each member, and the trailer has those of the
+    manifest. So damage is also noticed in gzip's headers and checksums, and in bytes between
+    members, and so are members that are missing, doubled or moved. `on_member` is called in a
+    reader's thread after each member that was read.
     """
     header = first_header(source)  # before the manifest takes memory
     backup = Backup.open(source)
@@ -44,7 +50,9 @@ def verify(source: Source, stop: Stop, on_member: Callable[[Member], None] | Non
 
 
 def _refuse_no_database(backup: Backup) -> None:
-    """Raises DamagedBackup unless the database file begins as a SQLite database of its size does."""
+    """Raises DamagedBackup unless the database file begins as a SQLite database of its size
+    does.
+    """
     size = sum(member.bytes for member in backup.members if member.name == DATABASE)
     try:
         layout(next(backup.pieces(), b"")).refuse_another_size(size)
@@ -55,10 +63,13 @@ def _refuse_no_database(backup: Backup) -> None:
 class _Reading:
     """Reads the members in their order in several threads.
 
-    After a wrong member, no further one is begun, but those that were begun are read, so the first wrong one is known.
+    After a wrong member, no further one is begun, but those that were begun are read, so the first
+    wrong one is known.
     """
 
-    def __init__(self, backup: Backup, stop: Stop, on_member: Callable[[Member], None] | None) -> None:
+    def __init__(
+        self, backup: Backup, stop: Stop, on_member: Callable[[Member], None] | None
+    ) -> None:
         self._backup = backup
         self._stop = stop
         self._on_member = on_member

@@ -1,4 +1,6 @@
-"""Writes a backup's file: two threads compress its pieces, which are written in the order in which they were added."""
+"""Writes a backup's file: two threads compress its pieces, which are written in the order in which
+they were added.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ TOO_LARGE = "the database is larger than these backups can be: use pgBackRest, o
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of the archive's file `name`. `before` and `after`: the tar header and the padding around it."""
+    """A part of the archive's file `name`. `before` and `after`: the tar header and the padding
+    around it.
+    """
 
     name: str
     content: Sequence[bytes | bytearray | memoryview]
@@ -53,7 +57,9 @@ class _Piece:
 
 
 class Archive:
-    """Writes a backup to `path`. Only one thread may add to it. Memory holds only the pieces that are being packed."""
+    """Writes a backup to `path`. Only one thread may add to it. Memory holds only the pieces that
+    are being packed.
+    """
 
     def __init__(self, path: Path, taken_at: datetime) -> None:
         self.path = path
@@ -70,7 +76,12 @@ class Archive:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._packers.shutdown(cancel_futures=True)
         self._file.close()
 
@@ -81,20 +92,30 @@ class Archive:
         self._add_json(HEADER, self._header)
 
     def refuse_too_large(self, size: int, **contents: Any) -> None:
-        """Raises BackupError if the reader would refuse the manifest. `size`: bytes of the database."""
+        """Raises BackupError if the reader would refuse the manifest. `size`: bytes of the
+        database.
+        """
         data = _json({"header": self._header, **contents, "members": []})
         refuse_size(size, besides=len(data))
         try:
             Manifest.read(iter([data.decode()]), self.path.name)
         except ValueError as error:
-            raise BackupError(f"these backups can't hold everything in the database: {error}") from error
+            raise BackupError(
+                f"these backups can't hold everything in the database: {error}"
+            ) from error
 
     def add_rows(self, name: str, rows: Sequence[bytes | bytearray]) -> list[Future[int]]:
-        """Add a file of whole COPY rows. Each future gives the number of rows in a piece when that has been packed."""
+        """Add a file of whole COPY rows. Each future gives the number of rows in a piece when that
+        has been packed.
+        """
         size = sum(map(len, rows))
         if size <= PIECE_BYTES + PIECE_BYTES // 2:
-            return [self._add(_Piece(name, rows, True, self._tar_header(name, size), padding(size)))]
-        return [self._add(piece) for piece in self._file_of(name, size, _split(rows), has_rows=True)]
+            return [
+                self._add(_Piece(name, rows, True, self._tar_header(name, size), padding(size)))
+            ]
+        return [
+            self._add(piece) for piece in self._file_of(name, size, _split(rows), has_rows=True)
+        ]
 
     def add_file(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
         """Add a file of `size` bytes, which come in pieces of PIECE_BYTES."""
@@ -107,7 +128,9 @@ class Archive:
             future.result()
 
     def finish(self, **contents: Any) -> None:
-        """Write the manifest and the trailer, and flush the file to the disk. `contents`: fields of the manifest."""
+        """Write the manifest and the trailer, and flush the file to the disk. `contents`: fields of
+        the manifest.
+        """
         self._packers.shutdown()
         if len(self._members) != self._added:
             raise RuntimeError("a piece failed, but the result of its future was not read")
@@ -126,12 +149,21 @@ class Archive:
 
     def _add_json(self, name: str, value: dict[str, Any]) -> None:
         data = _json(value)
-        self._add(_Piece(name, [data], False, self._tar_header(name, len(data)), padding(len(data)))).result()
+        self._add(
+            _Piece(name, [data], False, self._tar_header(name, len(data)), padding(len(data)))
+        ).result()
 
     def _file_of(
-        self, name: str, size: int, contents: Iterable[Sequence[bytes | bytearray | memoryview]], *, has_rows: bool
+        self,
+        name: str,
+        size: int,
+        contents: Iterable[Sequence[bytes | bytearray | memoryview]],
+        *,
+        has_rows: bool,
     ) -> Iterable[_Piece]:
-        """The pieces of one file of the archive. The first has the file's header, and the last its padding."""
+        """The pieces of one file of the archive. The first has the file's header, and the last its
+        padding.
+        """
         offset = 0
         for content in contents:
             before = b"" if offset else self._tar_header(name, size)
@@ -143,7 +175,9 @@ class Archive:
         return self._packers.submit(self._pack, number, piece)
 
     def _pack(self, number: int, piece: _Piece) -> int:
-        """Compress a piece in a thread of the packers, and write all pieces that may be written now, in their order."""
+        """Compress a piece in a thread of the packers, and write all pieces that may be written
+        now, in their order.
+        """
         raw = b"".join((piece.before, *piece.content, piece.after))
         for content in piece.content:
             if isinstance(content, memoryview):
@@ -158,7 +192,9 @@ class Archive:
                 self._write(*ready)
         return rows or 0
 
-    def _write(self, piece: _Piece, size: int, rows: int | None, packed: bytes, sha256: bytes) -> None:
+    def _write(
+        self, piece: _Piece, size: int, rows: int | None, packed: bytes, sha256: bytes
+    ) -> None:
         self._file.write(packed)
         self._members.append(Member(piece.name, self._end, len(packed), sha256, size, rows))
         self._end += len(packed)
@@ -197,7 +233,9 @@ def _split(chunks: Sequence[bytes | bytearray]) -> Iterator[Sequence[memoryview]
 
 
 def count_rows(data: bytes) -> int:
-    """Count line ends: one for each COPY row. A tar header and padding have none. This is faster than bytes.count()."""
+    """Count line ends: one for each COPY row. A tar header and padding have none. This is faster
+    than bytes.count().
+    """
     return len(data) - len(data.replace(b"\n", b""))
 
 

@@ -26,11 +26,12 @@ OnProgress = Callable[[BackupProgress], None] | None
 
 
 async def create_backup(output_dir: Path, *, on_progress: OnProgress = None) -> Path:
-    """Back up the application's database (DATABASE_URL) into `output_dir`, which is created if it is missing.
+    """Back up the application's database (DATABASE_URL) into `output_dir`, which is created if it
+    is missing.
 
-    Returns the path of the new file. Raises BackupError, whose message says what to do. After an error or a cancel no
-    part of the new backup remains, and older backups are unchanged. The work is done in a process of its own, at a low
-    priority. `on_progress` is called on the event loop.
+    Returns the path of the new file. Raises BackupError, whose message says what to do. After an
+    error or a cancel no part of the new backup remains, and older backups are unchanged. The work
+    is done in a process of its own, at a low priority. `on_progress` is called on the event loop.
     """
     request = _backup_request(get_settings())
     loop = asyncio.get_running_loop()
@@ -52,14 +53,18 @@ def _backup_request(settings: Settings) -> BackupRequest:
     setting, database_url = settings.backup_database
     url = make_url(database_url)
     if url.drivername not in KINDS:
-        raise BackupError(f"can't back up {url.drivername}: {setting} must be one of {', '.join(KINDS)}")
+        raise BackupError(
+            f"can't back up {url.drivername}: {setting} must be one of {', '.join(KINDS)}"
+        )
     kind = KINDS[url.drivername]
     return BackupRequest(
         kind=kind,
         database=url.database or "",
         safe_url=safe_url(url),
         started=clock.now(),
-        selection=Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER),
+        selection=Selection.of(
+            settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER
+        ),
         arguments=connect_arguments(url) if kind == POSTGRESQL else {},
         setting=setting,
     )

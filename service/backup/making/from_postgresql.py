@@ -1,8 +1,9 @@
-"""Backs up a PostgreSQL database: the rows of every table, by COPY, over two connections that see one snapshot.
+"""Backs up a PostgreSQL database: the rows of every table, by COPY, over two connections that see
+one snapshot.
 
-The connections have an event loop of their own in the process of the backup. The backup leaves out the ledger's
-tables, materialized views (which can be refreshed after a restore), and what the settings exclude. The manifest names
-what was left out.
+The connections have an event loop of their own in the process of the backup. The backup leaves out
+the ledger's tables, materialized views (which can be refreshed after a restore), and what the
+settings exclude. The manifest names what was left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from service.errors import BackupError
 
 _ADVICE = {
     asyncpg.InsufficientPrivilegeError: (
-        "A backup needs a role that may read every row: the owner, or one with pg_read_all_data and BYPASSRLS "
+        "A backup needs a role that may read every row: the owner, or one with pg_read_all_data "
+        "and BYPASSRLS "
         "(BACKUP_DATABASE_URL)."
     ),
     asyncpg.OutOfMemoryError: "It has many tables: raise the server's max_locks_per_transaction.",
@@ -32,7 +34,9 @@ _ADVICE = {
 
 
 def write(request: BackupRequest, archive: Archive, meter: BackupMeter, stop: Stop) -> None:
-    """Write the requested database into the archive. Raises BackupError; Stopped after a request to stop."""
+    """Write the requested database into the archive. Raises BackupError; Stopped after a request to
+    stop.
+    """
     with _explained(request):
         in_own_loop(_write(request, archive, meter), stop)
 
@@ -41,7 +45,9 @@ async def _write(request: BackupRequest, archive: Archive, meter: BackupMeter) -
     async with snapshot.connected(request.arguments, setting=request.setting) as connection:
         contents = await snapshot.take(connection, request.selection)
         if not contents.tables:
-            raise BackupError(f"there is no table in the database {request.safe_url}: look at {request.setting}")
+            raise BackupError(
+                f"there is no table in the database {request.safe_url}: look at {request.setting}"
+            )
         facts = await snapshot.facts(connection, contents)
         archive.add_header(POSTGRESQL, database=request.database, tool=tool(), **facts)
         sizes = await snapshot.sizes(connection, contents.tables)
@@ -60,10 +66,14 @@ async def _write(request: BackupRequest, archive: Archive, meter: BackupMeter) -
 
 @contextmanager
 def _explained(request: BackupRequest) -> Iterator[None]:
-    """Turn errors of the server and of the network into BackupError. Errors of files are BackupErrors already."""
+    """Turn errors of the server and of the network into BackupError. Errors of files are
+    BackupErrors already.
+    """
     try:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         advice = _ADVICE.get(type(error), f"Look at {request.setting} and the server.")
-        raise BackupError(f"the database {request.safe_url} could not be backed up: {cause}. {advice}") from error
+        raise BackupError(
+            f"the database {request.safe_url} could not be backed up: {cause}. {advice}"
+        ) from error

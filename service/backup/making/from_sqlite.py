@@ -1,7 +1,8 @@
-"""Backs up an SQLite database: copies it by the online backup API, and compresses the copy while checking it.
+"""Backs up an SQLite database: copies it by the online backup API, and compresses the copy while
+checking it.
 
-Other connections can write meanwhile, because get_db() sets WAL mode. The uncompressed copy lies beside the backup
-until the backup is complete, so the folder needs room for both.
+Other connections can write meanwhile, because get_db() sets WAL mode. The uncompressed copy lies
+beside the backup until the backup is complete, so the folder needs room for both.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ _ADVICE = {
 
 
 def write(request: BackupRequest, archive: Archive, meter: BackupMeter, stop: Stop) -> None:
-    """Write the requested database into the archive. Raises BackupError; Stopped after a request to stop."""
+    """Write the requested database into the archive. Raises BackupError; Stopped after a request to
+    stop.
+    """
     source = file_of(request.database)
     refuse_size(source.stat().st_size)
     with _copy(source, copy_beside(archive.path), request.selection, meter, stop) as (copy, facts):
@@ -55,13 +58,15 @@ def write(request: BackupRequest, archive: Archive, meter: BackupMeter, stop: St
 
 
 def file_of(name: str) -> Path:
-    """The path of the database file; `name` is the part of the URL that SQLAlchemy calls `database`.
+    """The path of the database file; `name` is the part of the URL that SQLAlchemy calls
+    `database`.
 
     Raises BackupError if it names no file that exists.
     """
     if name in ("", ":memory:") or name.startswith("file:"):
         raise BackupError(
-            f"can't back up {name or ':memory:'!r}: DATABASE_URL must name a file, as in sqlite:///./app.db"
+            f"can't back up {name or ':memory:'!r}: DATABASE_URL must name a file, as in "
+            "sqlite:///./app.db"
         )
     path = Path(name)
     if not path.is_file():
@@ -73,7 +78,9 @@ def file_of(name: str) -> Path:
 def _copy(
     source: Path, copy: Path, selection: Selection, meter: BackupMeter, stop: Stop
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Copy the database, yield the copy and the facts about its tables, and remove the copy afterwards."""
+    """Copy the database, yield the copy and the facts about its tables, and remove the copy
+    afterwards.
+    """
     try:
         with _explained(source, copy.parent, stop):
             _copy_pages(source, copy, meter, stop)
@@ -87,9 +94,15 @@ def _copy_pages(source: Path, copy: Path, meter: BackupMeter, stop: Stop) -> Non
     with closing(_open(source, "mode=rw")) as reading, closing(_open(copy, "mode=rw")) as writing:
         # Without an open read transaction each commit of another connection would restart the copy.
         reading.execute("BEGIN")
-        if reading.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone() == (0,):
-            raise BackupError(f"there is no table in the database {source.absolute()}: look at DATABASE_URL")
-        (page_size,), (pages,) = (reading.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count"))
+        if reading.execute(
+            "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
+        ).fetchone() == (0,):
+            raise BackupError(
+                f"there is no table in the database {source.absolute()}: look at DATABASE_URL"
+            )
+        (page_size,), (pages,) = (
+            reading.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count")
+        )
         meter.begin("copying", page_size * pages)
         left = pages
 
@@ -109,16 +122,24 @@ def _refuse_damage(source: Path, copy: Path, stop: Stop) -> None:
 
     That includes an index that does not fit its table, which quick_check does not find.
     """
-    with _explained(source, copy.parent, stop), closing(_open(copy, "mode=ro&immutable=1")) as connection:
+    with (
+        _explained(source, copy.parent, stop),
+        closing(_open(copy, "mode=ro&immutable=1")) as connection,
+    ):
         connection.set_progress_handler(stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
         cause = sqlite_tables.damage(connection)
     if cause:
         advice = _DAMAGED_INDEX if " index " in cause else _DAMAGED
-        raise BackupError(f"the database {source.absolute()} is damaged, so it was not backed up: {cause}. {advice}")
+        raise BackupError(
+            f"the database {source.absolute()} is damaged, so it was not backed up: {cause}. "
+            f"{advice}"
+        )
 
 
 def _choose(copy: Path, selection: Selection, stop: Stop) -> dict[str, Any]:
-    """Drop the tables that the selection leaves out, and return the facts about the other tables."""
+    """Drop the tables that the selection leaves out, and return the facts about the other
+    tables.
+    """
     with closing(_open(copy, "mode=ro&immutable=1")) as connection:
         revisions = sqlite_tables.revisions(connection)
         unwanted = sqlite_tables.unwanted(connection, selection)
@@ -145,8 +166,12 @@ def _explained(source: Path, folder: Path, stop: Stop) -> Iterator[None]:
     except sqlite3.Error as error:
         stop.check()
         primary_code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        advice = _ADVICE.get(primary_code, "Check that it is a SQLite database which this user may read.")
-        message = f"the database {source.absolute()} could not be copied into {folder}: {error}. {advice}"
+        advice = _ADVICE.get(
+            primary_code, "Check that it is a SQLite database which this user may read."
+        )
+        message = (
+            f"the database {source.absolute()} could not be copied into {folder}: {error}. {advice}"
+        )
         raise BackupError(message) from error
 
 

@@ -21,15 +21,21 @@ from service.errors import BackupError
 
 COMMAND = arguments_of("service.backup.making.worker")
 KILL_AFTER_SECONDS = 1.0
-"""Shorter than the time that a drain gives to cancelled work, so that this process can remove the partial file."""
+"""Shorter than the time that a drain gives to cancelled work, so that this process can remove the
+partial file.
+"""
 
 
 def run_worker(
-    request: BackupRequest, partial: Path, stop: Stop, report: Callable[[BackupProgress], None] | None
+    request: BackupRequest,
+    partial: Path,
+    stop: Stop,
+    report: Callable[[BackupProgress], None] | None,
 ) -> None:
     """Start a worker that writes the backup into `partial`, and wait for its end.
 
-    Raises BackupError, with the worker's message if the worker failed; Stopped after a request to stop.
+    Raises BackupError, with the worker's message if the worker failed; Stopped after a request to
+    stop.
     """
     process = _start(partial)
     with process:
@@ -44,27 +50,40 @@ def run_worker(
     if "error" in answer:
         raise BackupError(answer["error"])
     if "done" not in answer:
-        raise BackupError(f"no backup was made in {partial.parent}: its process {_describe_end(process.returncode)}")
+        raise BackupError(
+            f"no backup was made in {partial.parent}: its process "
+            f"{_describe_end(process.returncode)}"
+        )
 
 
 def _start(partial: Path) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen((sys.executable or "", *COMMAND), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return subprocess.Popen(
+            (sys.executable or "", *COMMAND), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
     except (OSError, ValueError) as error:
         raise BackupError(
-            f"no backup was made in {partial.parent}: no process could be started for it ({error}). Each backup runs "
-            f"in a process of its own, by the interpreter {sys.executable or '(sys.executable is empty)'}"
+            f"no backup was made in {partial.parent}: no process could be started for it "
+            f"({error}). Each backup runs "
+            "in a process of its own, by the interpreter "
+            f"{sys.executable or '(sys.executable is empty)'}"
         ) from error
 
 
 def _send(process: subprocess.Popen[bytes], line: bytes) -> None:
-    """Send the request through a pipe, because other users can see a command line, and the request has a password."""
+    """Send the request through a pipe, because other users can see a command line, and the request
+    has a password.
+    """
     with suppress(BrokenPipeError):  # the exit status of the process tells how it ended
-        os.write(_input(process).fileno(), line)  # unbuffered: a buffer would retry when it is closed
+        os.write(
+            _input(process).fileno(), line
+        )  # unbuffered: a buffer would retry when it is closed
 
 
 def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
-    """Close the input of the worker, which then cleans up and ends; kill it after KILL_AFTER_SECONDS."""
+    """Close the input of the worker, which then cleans up and ends; kill it after
+    KILL_AFTER_SECONDS.
+    """
     with suppress(BrokenPipeError):
         _input(process).close()
     timer = threading.Timer(KILL_AFTER_SECONDS, process.kill)
@@ -78,8 +97,12 @@ def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
     return process.stdin
 
 
-def _last_answer(lines: IO[bytes] | None, report: Callable[[BackupProgress], None] | None) -> dict[str, Any]:
-    """Report each progress that the worker writes, and return the last line, which tells how the backup ended."""
+def _last_answer(
+    lines: IO[bytes] | None, report: Callable[[BackupProgress], None] | None
+) -> dict[str, Any]:
+    """Report each progress that the worker writes, and return the last line, which tells how the
+    backup ended.
+    """
     answer: dict[str, Any] = {}
     for line in lines or ():
         answer = json.loads(line)

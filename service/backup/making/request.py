@@ -16,8 +16,9 @@ from service.backup.file.selection import Selection
 class BackupRequest:
     """The database to back up, and the selection of its tables.
 
-    `arguments`: connection arguments, which may include a password. `safe_url`: the database's URL without a password,
-    for messages. `setting`: the setting that holds the URL. `started`: when the backup was requested (UTC).
+    `arguments`: connection arguments, which may include a password. `safe_url`: the database's URL
+    without a password, for messages. `setting`: the setting that holds the URL. `started`: when the
+    backup was requested (UTC).
     """
 
     kind: str
@@ -29,13 +30,17 @@ class BackupRequest:
     setting: str = "DATABASE_URL"
 
     def as_json(self, partial: Path) -> bytes:
-        """The request as one line of JSON, with the file to write and the process id of the caller."""
+        """The request as one line of JSON, with the file to write and the process id of the
+        caller.
+        """
         extra = {"started": self.started.isoformat(), "partial": str(partial), "by": os.getpid()}
         return json.dumps({**asdict(self), **extra}).encode() + b"\n"
 
     @classmethod
     def from_json(cls, line: bytes) -> tuple[Self, Path, int]:
-        """The request, the file to write, and the process id of the caller, from a line of as_json()."""
+        """The request, the file to write, and the process id of the caller, from a line of
+        as_json().
+        """
         values = json.loads(line)
         partial, caller = Path(values.pop("partial")), values.pop("by")
         fields = values.pop("selection")

@@ -1,7 +1,9 @@
-"""Makes a requested backup: `python -m service.backup.making.worker` does so in its own process, at a low priority.
+"""Makes a requested backup: `python -m service.backup.making.worker` does so in its own process, at
+a low priority.
 
-The request comes as one line on stdin, which then stays open. When stdin ends, the caller has ended or no longer wants
-the backup. The worker ignores SIGINT and SIGTERM, because the caller receives them too and decides.
+The request comes as one line on stdin, which then stays open. When stdin ends, the caller has ended
+or no longer wants the backup. The worker ignores SIGINT and SIGTERM, because the caller receives
+them too and decides.
 """
 
 from __future__ import annotations
@@ -34,9 +36,14 @@ NICE = 10
 
 
 def carry_out(
-    request: BackupRequest, partial: Path, stop: Stop, report: Callable[[BackupProgress], None] | None
+    request: BackupRequest,
+    partial: Path,
+    stop: Stop,
+    report: Callable[[BackupProgress], None] | None,
 ) -> None:
-    """Write the backup into the existing file `partial`, and verify it. Raises BackupError and Stopped."""
+    """Write the backup into the existing file `partial`, and verify it. Raises BackupError and
+    Stopped.
+    """
     meter = BackupMeter(report)
     with explained(partial.parent):
         with Archive(partial, request.started) as archive:
@@ -51,13 +58,16 @@ def _read_back(partial: Path, meter: BackupMeter, stop: Stop) -> None:
             verify(file, stop, lambda member: meter.add(member.packed))
     except BackupError as error:
         raise BackupError(
-            f"no backup was made in {partial.parent}, because the new file could not be verified ({error.message}) "
+            f"no backup was made in {partial.parent}, because the new file could not be verified "
+            f"({error.message}) "
             "The disk may be faulty: look at it, or set BACKUP_DIR to another folder."
         ) from error
 
 
 def main() -> None:
-    """Read one request from stdin, make the backup, and write progress and the outcome to stdout as lines of JSON."""
+    """Read one request from stdin, make the backup, and write progress and the outcome to stdout as
+    lines of JSON.
+    """
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     os.nice(NICE)
@@ -72,7 +82,9 @@ def main() -> None:
     except Stopped:
         remove_unfinished(partial)  # the caller may end before it removes the file
     finally:
-        if os.getppid() != caller:  # a caller that still lives removes the file of a failed backup itself
+        if (
+            os.getppid() != caller
+        ):  # a caller that still lives removes the file of a failed backup itself
             remove_unfinished(partial)
 
 

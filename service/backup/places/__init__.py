@@ -1,1 +1,3 @@
-"""Folders and buckets that hold backups, their pins, and which backups are kept. Knows no database."""
+"""Folders and buckets that hold backups, their pins, and which backups are kept. Knows no
+database.
+"""

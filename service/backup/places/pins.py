@@ -30,7 +30,9 @@ class Pin:
 
 @dataclass(frozen=True)
 class Listing:
-    """The backups of a place with their sizes in bytes, and the names that are pinned, also those without a backup."""
+    """The backups of a place with their sizes in bytes, and the names that are pinned, also those
+    without a backup.
+    """
 
     place: str
     sizes: dict[str, int]
@@ -46,7 +48,9 @@ def look(storage: Storage) -> Listing:
     """List the backups and pins of a place. Raises BackupError."""
     listed = storage.listed()
     names = (name.removesuffix(PIN) for name in listed if name.endswith(PIN))
-    return Listing(storage.place, backups(listed), frozenset(name for name in names if taken_at(Path(name))))
+    return Listing(
+        storage.place, backups(listed), frozenset(name for name in names if taken_at(Path(name)))
+    )
 
 
 def is_pinned(storage: Storage, name: str) -> bool:
@@ -54,7 +58,9 @@ def is_pinned(storage: Storage, name: str) -> bool:
 
 
 def put(storage: Storage, name: str, pin: Pin) -> bool:
-    """Pin a backup. Returns False if it is pinned already; then its pin is left as it is. Raises BackupError."""
+    """Pin a backup. Returns False if it is pinned already; then its pin is left as it is. Raises
+    BackupError.
+    """
     at = pin.at.isoformat(timespec="seconds") if pin.at else None
     return storage.write(name + PIN, json.dumps({"by": pin.by, "at": at}).encode() + b"\n")
 
@@ -85,7 +91,9 @@ def _parsed(data: bytes) -> Pin:
 def _printable(by: object) -> str | None:
     if not isinstance(by, str):
         return None
-    return "".join(character if character.isprintable() else "?" for character in by[:MOST_CHARACTERS])
+    return "".join(
+        character if character.isprintable() else "?" for character in by[:MOST_CHARACTERS]
+    )
 
 
 def _instant(at: object) -> datetime | None:
@@ -99,7 +107,8 @@ def _instant(at: object) -> datetime | None:
 def remove_orphans(storage: Storage, names: Iterable[str], now: datetime) -> None:
     """Remove the pins of these backups, which no longer exist.
 
-    A pin younger than a day is kept: a copy of the backup may be on its way, and the pin is copied first.
+    A pin younger than a day is kept: a copy of the backup may be on its way, and the pin is copied
+    first.
     """
     for name in names:
         with suppress(BackupError):  # a pin that is left does no harm

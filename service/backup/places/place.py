@@ -1,4 +1,5 @@
-"""Places that hold backups, a folder or a bucket, with the same few methods; and finding a backup by its name.
+"""Places that hold backups, a folder or a bucket, with the same few methods; and finding a backup
+by its name.
 
 All of it blocks, so it is called in threads.
 """
@@ -43,7 +44,8 @@ def nothing(_: int) -> None:
 
 
 class Storage(Protocol):
-    """A place that holds backups. `name`: its path or URL without credentials. `place`: its key in the ledger.
+    """A place that holds backups. `name`: its path or URL without credentials. `place`: its key in
+    the ledger.
 
     The methods raise BackupError if the place can't be read or written.
     """
@@ -62,13 +64,18 @@ class Storage(Protocol):
         """The first `most` bytes of a small file; no bytes if it is not a regular file."""
 
     def write(self, name: str, data: bytes) -> bool:
-        """Write a small file. Returns False if there is a file of that name, which is left as it is."""
+        """Write a small file. Returns False if there is a file of that name, which is left as it
+        is.
+        """
 
     def changed_at(self, name: str) -> datetime | None:
-        """When the file was written, by the clock of the place, in UTC; None if there is no such file."""
+        """When the file was written, by the clock of the place, in UTC; None if there is no such
+        file.
+        """
 
     def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
-        """Copy a backup to this place. It gets its name only when it is complete and has been verified.
+        """Copy a backup to this place. It gets its name only when it is complete and has been
+        verified.
 
         `tell` is called with the number of bytes copied so far.
         """
@@ -120,7 +127,9 @@ class Folder:
         except FileExistsError:
             return False
         except OSError as error:
-            raise BackupError(f"{self.path / name} can't be written: {error.strerror or error}.") from error
+            raise BackupError(
+                f"{self.path / name} can't be written: {error.strerror or error}."
+            ) from error
         return True
 
     def changed_at(self, name: str) -> datetime | None:
@@ -139,7 +148,9 @@ class Folder:
             try:
                 _copy(source, partial, stop, tell)
                 with LocalFile(partial) as copy:
-                    copy.name = source.name  # messages name the source, because the partial file is removed
+                    copy.name = (
+                        source.name
+                    )  # messages name the source, because the partial file is removed
                     verify(copy, stop)
                 publish(partial, final)
             except FileExistsError:
@@ -152,7 +163,8 @@ class Folder:
             (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise BackupError(
-                f"the old backup {self.path / name} can't be deleted: {error.strerror}. Delete it by hand."
+                f"the old backup {self.path / name} can't be deleted: {error.strerror}. Delete "
+                "it by hand."
             ) from error
 
 
@@ -161,7 +173,9 @@ def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
         with suppress(FileNotFoundError):  # another process has just renamed or deleted it
             if entry.is_file(follow_symlinks=False):
                 yield entry.name, entry.stat(follow_symlinks=False).st_size
-            elif entry.name.endswith(PIN):  # anything with this suffix is a pin, also a folder or a link
+            elif entry.name.endswith(
+                PIN
+            ):  # anything with this suffix is a pin, also a folder or a link
                 yield entry.name, 0
 
 
@@ -184,7 +198,8 @@ def at(url: str, settings: Settings) -> Storage:
             raise BackupError(f"the address {url} is {error}") from None
     if not url.startswith("s3://"):
         raise BackupError(
-            f"a backup can't be at {url.split('://')[0]}://…; allowed: s3://bucket/prefix, file:///folder"
+            f"a backup can't be at {url.split('://')[0]}://…; allowed: s3://bucket/prefix, "
+            "file:///folder"
         )
     try:
         from service.backup.places.s3 import VARIABLES, Objects
@@ -193,7 +208,9 @@ def at(url: str, settings: Settings) -> Storage:
             f"{url}: s3:// needs the package {error.name}, which the extra `s3` brings: "
             "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[s3]'"
         ) from None
-    return Objects(url, {name: value for name in VARIABLES if (value := getattr(settings, name, None))})
+    return Objects(
+        url, {name: value for name in VARIABLES if (value := getattr(settings, name, None))}
+    )
 
 
 @dataclass(frozen=True)
@@ -209,7 +226,9 @@ class Places:
         return cls(Folder(settings.BACKUP_DIR), settings.BACKUP_URL, settings)
 
     def elsewhere(self) -> Storage | None:
-        """The place of BACKUP_URL; None if it is not set. Raises BackupError, or InvalidSetting if it is BACKUP_DIR."""
+        """The place of BACKUP_URL; None if it is not set. Raises BackupError, or InvalidSetting if
+        it is BACKUP_DIR.
+        """
         if self.url is None:
             return None
         refuse_one_place(self.folder.path, self.url)
@@ -221,7 +240,9 @@ class Places:
         return [self.folder, *([elsewhere] if elsewhere else [])]
 
     def find(self, text: str) -> LocalFile | Object:
-        """The backup with this path, name or address, or the newest one for `latest`. Raises BackupError."""
+        """The backup with this path, name or address, or the newest one for `latest`. Raises
+        BackupError.
+        """
         if "://" in text:
             storage, name = self.addressed(text)
             return storage.open(name)
@@ -234,29 +255,39 @@ class Places:
             return self.folder.open(text)
         if (elsewhere := self.elsewhere()) is not None and text in backups(elsewhere.listed()):
             return elsewhere.open(text)
-        near = f"; the newest there is {latest}" if (latest := latest_of(names, clock.now())) else ""
+        near = (
+            f"; the newest there is {latest}" if (latest := latest_of(names, clock.now())) else ""
+        )
         raise UnknownBackup(
-            f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a name, latest, "
+            f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a "
+            "name, latest, "
             "s3://bucket/prefix/name"
         )
 
     def _latest(self) -> LocalFile | Object:
-        """The newest backup of both places. Raises BackupError if one can't be listed: it may have the newest."""
+        """The newest backup of both places. Raises BackupError if one can't be listed: it may have
+        the newest.
+        """
         try:
             latest = newest(self.all(), clock.now())
         except BackupError as error:
             why = error.message.rstrip(".")
-            raise type(error)(f"{why}. So which backup is the latest is not known: give its name") from error
+            raise type(error)(
+                f"{why}. So which backup is the latest is not known: give its name"
+            ) from error
         if latest is None:
             raise UnknownBackup(f"there is no backup in {self._where()}")
         storage, name = latest
         return storage.open(name)
 
     def addressed(self, text: str) -> tuple[Storage, str]:
-        """The place and the name in the address of a backup; `latest` is the name of the newest. Raises BackupError."""
+        """The place and the name in the address of a backup; `latest` is the name of the newest.
+        Raises BackupError.
+        """
         if text.startswith("s3://") and any(mark in text for mark in "@?#"):
             raise BackupError(
-                "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name; keys are read from "
+                "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name; keys "
+                "are read from "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         url, _, name = text.rpartition("/")
@@ -268,32 +299,44 @@ class Places:
         return latest
 
     def _where(self) -> str:
-        return f"{self.folder.name} (BACKUP_DIR)" + (f" or {self.url} (BACKUP_URL)" if self.url else "")
+        return f"{self.folder.name} (BACKUP_DIR)" + (
+            f" or {self.url} (BACKUP_URL)" if self.url else ""
+        )
 
 
 def newest(storages: Iterable[Storage], now: datetime) -> tuple[Storage, str] | None:
-    """The place and the name of the newest backup; None if there is none except backups with names in the future."""
+    """The place and the name of the newest backup; None if there is none except backups with names
+    in the future.
+    """
     newest_of_each: list[tuple[str, Storage]] = []
     for storage in storages:
         names = backups(storage.listed())
         if name := latest_of(names, now):
             newest_of_each.append((name, storage))
         if future_names := [name for name in names if is_in_future(name, now)]:
-            logger.warning(f"{describe_future(future_names)} in {storage.name}: not taken for the latest")
+            logger.warning(
+                f"{describe_future(future_names)} in {storage.name}: not taken for the latest"
+            )
     if not newest_of_each:
         return None
-    name, storage = max(newest_of_each, key=lambda pair: pair[0])  # the first place, if both have that name
+    name, storage = max(
+        newest_of_each, key=lambda pair: pair[0]
+    )  # the first place, if both have that name
     return storage, name
 
 
 def find(text: str) -> LocalFile | Object:
-    """Open the backup with this path, name or address; the caller closes it, by a `with`. Raises BackupError.
+    """Open the backup with this path, name or address; the caller closes it, by a `with`. Raises
+    BackupError.
 
-    `latest` means the newest backup of BACKUP_DIR and BACKUP_URL. The call blocks, so it is made in a thread.
+    `latest` means the newest backup of BACKUP_DIR and BACKUP_URL. The call blocks, so it is made in
+    a thread.
     """
     return Places.of(get_settings()).find(text)
 
 
 def backups(listed: dict[str, int]) -> dict[str, int]:
-    """The files whose names are exactly those of backups, with their sizes, in the order of their times."""
+    """The files whose names are exactly those of backups, with their sizes, in the order of their
+    times.
+    """
     return {name: size for name, size in sorted(listed.items()) if taken_at(Path(name)) is not None}

@@ -1,4 +1,6 @@
-"""Decides by the times in their names which backups are to be deleted, and why each of the others is kept."""
+"""Decides by the times in their names which backups are to be deleted, and why each of the others
+is kept.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ from service.backup.file.folder import taken_at
 
 DAY = timedelta(days=1)
 CLOCKS_DIFFER = timedelta(hours=1)
-"""A backup with a name farther in the future was named by a wrong clock. It is kept until that time has come. It does
-not count as the newest, because then the backups of today would never be compared with it."""
+"""A backup with a name farther in the future was named by a wrong clock. It is kept until that time
+has come. It does not count as the newest, because then the backups of today would never be compared
+with it.
+"""
 MOST_NAMED = 5
 
 
@@ -20,8 +24,9 @@ MOST_NAMED = 5
 class Candidate:
     """A backup in a place, about which is decided.
 
-    `taken_at`: the time in its name (UTC). `rows`: None if unknown. `failed`: its last check failed. `unread`: its
-    content could not be read, for example because the place did not answer; that does not mean that it is damaged.
+    `taken_at`: the time in its name (UTC). `rows`: None if unknown. `failed`: its last check
+    failed. `unread`: its content could not be read, for example because the place did not answer;
+    that does not mean that it is damaged.
     """
 
     name: str
@@ -37,8 +42,9 @@ class Candidate:
 class Rules:
     """Which backups are kept.
 
-    `last`: how many of the newest. `days`: all that are younger. `weekly`, `monthly`: for how many weeks and months the
-    newest of each. `least_share`: nothing is deleted if the newest has a smaller share of the previous one's rows.
+    `last`: how many of the newest. `days`: all that are younger. `weekly`, `monthly`: for how many
+    weeks and months the newest of each. `least_share`: nothing is deleted if the newest has a
+    smaller share of the previous one's rows.
     """
 
     days: int
@@ -61,8 +67,8 @@ class Verdict:
 class Decision:
     """The verdicts, the newest backup first.
 
-    `doubt`: why the newest backup can't be relied on, so nothing is deleted; else None. `in_future`: names in the
-    future.
+    `doubt`: why the newest backup can't be relied on, so nothing is deleted; else None.
+    `in_future`: names in the future.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -76,13 +82,17 @@ class Decision:
 
     @property
     def too_many(self) -> str | None:
-        """Why a person has to confirm the deletion: a wrong setting could delete more than half at once. Else None."""
+        """Why a person has to confirm the deletion: a wrong setting could delete more than half at
+        once. Else None.
+        """
         going, total = len(self.going), len(self.verdicts)
         return f"{going} of {total} would go at once" if going > total / 2 else None
 
 
 def decide(backups: Iterable[Candidate], rules: Rules, now: datetime) -> Decision:
-    """A verdict on each backup, the newest first. The newest and the last verified one are always kept."""
+    """A verdict on each backup, the newest first. The newest and the last verified one are always
+    kept.
+    """
     ordered = sorted(backups, key=lambda backup: (backup.taken_at, backup.name), reverse=True)
     past = [backup for backup in ordered if backup.taken_at <= now + CLOCKS_DIFFER]
     reasons = _reasons(ordered, past, rules, now)
@@ -96,8 +106,11 @@ def decide(backups: Iterable[Candidate], rules: Rules, now: datetime) -> Decisio
     return Decision(tuple(verdicts), doubt, in_future)
 
 
-def _reasons(ordered: Sequence[Candidate], past: Sequence[Candidate], rules: Rules, now: datetime) -> dict[str, str]:
-    """The first reason to keep each backup that is kept even if the newest one can be relied on, by its name.
+def _reasons(
+    ordered: Sequence[Candidate], past: Sequence[Candidate], rules: Rules, now: datetime
+) -> dict[str, str]:
+    """The first reason to keep each backup that is kept even if the newest one can be relied on, by
+    its name.
 
     `ordered`: all backups, the newest first; `past`: those of them without names in the future.
     """
@@ -136,11 +149,14 @@ def _ages(ordered: Sequence[Candidate], now: datetime) -> dict[str, timedelta]:
     return ages
 
 
-def _first_of_each(ordered: Sequence[Candidate], period: Callable[[datetime], object], count: int) -> list[str]:
-    """The newest backup of each of the last `count` periods that have a backup without a failed check.
+def _first_of_each(
+    ordered: Sequence[Candidate], period: Callable[[datetime], object], count: int
+) -> list[str]:
+    """The newest backup of each of the last `count` periods that have a backup without a failed
+    check.
 
-    In a period between them whose backups have all failed, the newest is kept too, because its copy in the other place
-    may be sound. Such a period does not count.
+    In a period between them whose backups have all failed, the newest is kept too, because its copy
+    in the other place may be sound. Such a period does not count.
     """
     newest: dict[object, Candidate] = {}
     for backup in sorted(ordered, key=lambda backup: backup.failed):
@@ -163,7 +179,11 @@ def _doubt(ordered: Sequence[Candidate], least_share: float) -> str | None:
         return f"{newest.name} has failed its check"
     if newest.unread:
         return f"{newest.name} can't be read"
-    sound = [(backup.name, backup.rows) for backup in others if backup.rows is not None and not backup.failed]
+    sound = [
+        (backup.name, backup.rows)
+        for backup in others
+        if backup.rows is not None and not backup.failed
+    ]
     if newest.rows == 0:  # the backups of the last days may be empty too
         sound = [(name, rows) for name, rows in sound if rows]
     if newest.rows is None or not sound:
@@ -185,7 +205,9 @@ def latest_of(names: Collection[str], now: datetime) -> str | None:
 
 
 def is_in_future(name: str, now: datetime) -> bool:
-    """Whether the time in a backup's name is in the future by more than clocks differ, so the clock was wrong."""
+    """Whether the time in a backup's name is in the future by more than clocks differ, so the clock
+    was wrong.
+    """
     at = taken_at(Path(name))
     return at is not None and at > now + CLOCKS_DIFFER
 
@@ -194,4 +216,7 @@ def describe_future(names: Collection[str]) -> str:
     """The beginning of a warning about backups with these names, which are in the future."""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     are = "is" if len(names) == 1 else "are"
-    return f"{', '.join(sorted(names)[:MOST_NAMED])}{more} {are} in the future, by this machine's clock"
+    return (
+        f"{', '.join(sorted(names)[:MOST_NAMED])}{more} {are} in the future, by this machine's "
+        "clock"
+    )

@@ -1,7 +1,9 @@
-"""Backups in a bucket, by the S3 protocol. Only this module uses obstore, which the extra `s3` installs.
+"""Backups in a bucket, by the S3 protocol. Only this module uses obstore, which the extra `s3`
+installs.
 
-An object appears in the bucket only when its upload is complete, so an interrupted upload leaves no part of a backup.
-The text of an error of obstore is never passed on unchanged, because it may hold URLs with signatures.
+An object appears in the bucket only when its upload is complete, so an interrupted upload leaves no
+part of a backup. The text of an error of obstore is never passed on unchanged, because it may hold
+URLs with signatures.
 """
 
 from __future__ import annotations
@@ -32,11 +34,25 @@ MOST_PARTS = 9_000
 PIECE_BYTES = 1024 * 1024
 PARTS_AT_ONCE = 3
 RETRY: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-TIMEOUTS: ClientConfig = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=120)}
+TIMEOUTS: ClientConfig = {
+    "connect_timeout": timedelta(seconds=10),
+    "timeout": timedelta(seconds=120),
+}
 
 VARIABLES = (
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
-    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_SKIP_SIGNATURE"),
+    *(
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+    ),
+    *(
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+        "AWS_SKIP_SIGNATURE",
+    ),
     *("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID", "AWS_CHECKSUM_ALGORITHM"),
 )
 """The variables that may also stand in `.env`. In the environment, obstore reads further ones."""
@@ -52,7 +68,13 @@ _ADVICE = {
     "RequestTimeTooSkewed": "this machine's clock is wrong by more than a quarter of an hour.",
     **{
         code: f"the store refuses the keys ({code}). {_KEYS}"
-        for code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidSecurity")
+        for code in (
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "InvalidToken",
+            "ExpiredToken",
+            "InvalidSecurity",
+        )
     },
 }
 
@@ -61,14 +83,20 @@ class Objects:
     """A place in a bucket: the objects directly below a prefix."""
 
     def __init__(self, url: str, settings: Mapping[str, str]) -> None:
-        """`url`: s3://bucket/prefix. `settings`: the values of those VARIABLES that are set. Raises BackupError."""
+        """`url`: s3://bucket/prefix. `settings`: the values of those VARIABLES that are set. Raises
+        BackupError.
+        """
         self.name = self.place = url.rstrip("/")
         bucket, _, prefix = self.name.removeprefix("s3://").partition("/")
         config = cast("S3Config", {name.lower(): value for name, value in settings.items()})
         client: ClientConfig = {**TIMEOUTS, "allow_http": _is_plain(settings)}
         with self._explained():
             self._store = S3Store(
-                bucket, prefix=prefix or None, config=config, client_options=client, retry_config=RETRY
+                bucket,
+                prefix=prefix or None,
+                config=config,
+                client_options=client,
+                retry_config=RETRY,
             )
 
     def listed(self) -> dict[str, int]:
@@ -102,18 +130,30 @@ class Objects:
         return True
 
     def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
-        """Upload a backup, and compare the stored object with it. `tell` is called with the number of bytes read."""
+        """Upload a backup, and compare the stored object with it. `tell` is called with the number
+        of bytes read.
+        """
         upload = _Upload(source, stop, tell)
         with self._explained(name):
             if source.size <= upload.part:
                 obstore.put(self._store, name, b"".join(upload), use_multipart=False)
             else:
-                obstore.put(self._store, name, iter(upload), chunk_size=upload.part, max_concurrency=PARTS_AT_ONCE)
+                obstore.put(
+                    self._store,
+                    name,
+                    iter(upload),
+                    chunk_size=upload.part,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
         with self.open(name) as stored:
-            if (stored.size, stored.etag) == (source.size, upload.etag()) or sha256(stored, stop) == upload.sha256():
+            if (stored.size, stored.etag) == (source.size, upload.etag()) or sha256(
+                stored, stop
+            ) == upload.sha256():
                 return
         self.delete(name)
-        raise BackupError(f"{self.name}/{name} is not what was sent, so it was removed again. Try again.")
+        raise BackupError(
+            f"{self.name}/{name} is not what was sent, so it was removed again. Try again."
+        )
 
     def delete(self, name: str) -> None:
         with self._explained(name):
@@ -126,14 +166,20 @@ class Objects:
 
 
 def _is_plain(settings: Mapping[str, str]) -> bool:
-    """Whether the endpoint uses HTTP without TLS. Raises BackupError for values that would make obstore panic."""
+    """Whether the endpoint uses HTTP without TLS. Raises BackupError for values that would make
+    obstore panic.
+    """
     for name, value in settings.items():
         if not value.isprintable() or " " in value:
             raise BackupError(f"{name} has a space or a control character in it")
-    endpoints = {name: settings.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")}
+    endpoints = {
+        name: settings.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+    }
     for name, endpoint in endpoints.items():
         if endpoint and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", endpoint):
-            raise BackupError(f"{name} is not the endpoint of a store; allowed: https://host, or http://host:port")
+            raise BackupError(
+                f"{name} is not the endpoint of a store; allowed: https://host, or http://host:port"
+            )
     return any(endpoint.startswith("http://") for endpoint in endpoints.values())
 
 
@@ -162,7 +208,12 @@ class Object:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         pass
 
 
@@ -189,7 +240,9 @@ class _Upload:
                 yield piece
 
     def etag(self) -> str:
-        """The entity tag that S3 gives to an object uploaded in these parts, unless it is encrypted with KMS keys."""
+        """The entity tag that S3 gives to an object uploaded in these parts, unless it is encrypted
+        with KMS keys.
+        """
         if len(self._parts) <= 1:
             return str(self._parts[0].hexdigest()) if self._parts else ""
         joined = b"".join(part.digest() for part in self._parts)
@@ -223,7 +276,10 @@ def _cause(text: str) -> str:
     if status and status[1] == "404":
         return "there is no such bucket or backup. Look at BACKUP_URL."
     if code or status:
-        return f"the store refuses that ({code[1] if code else f'HTTP {status[1]}' if status else ''})."
+        return (
+            "the store refuses that "
+            f"({code[1] if code else f'HTTP {status[1]}' if status else ''})."
+        )
     for words, cause in (
         ("169.254.169.254", f"there are no keys for the store. {_KEYS}"),
         ("redirect", _ADVICE["PermanentRedirect"]),

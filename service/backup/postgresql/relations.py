@@ -12,7 +12,8 @@ from typing import Any
 from service.backup.file.selection import LEDGERS_MARK, Selection, is_ledgers, quoted
 from service.errors import BackupError
 
-# The column "above": for a partition the tables that it belongs to; for the sequence of a column, the column's table.
+# The column "above": for a partition the tables that it belongs to; for the sequence of a column,
+# the column's table.
 RELATIONS = """
 SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c.relpersistence = 'u' AS is_unlogged,
     columns.names, columns.types, ARRAY(
@@ -50,10 +51,12 @@ _LEAVE_OUT = "Leave it out by BACKUP_EXCLUDE"
 
 @dataclass(frozen=True)
 class SourceRelation:
-    """A relation of the database to back up: a table, a sequence, a foreign table or a materialized view.
+    """A relation of the database to back up: a table, a sequence, a foreign table or a materialized
+    view.
 
-    `kind`: PostgreSQL's relkind. `names`, `types`: its columns without the generated ones. `key`: the columns of the
-    primary key. `above`: the oids of the tables that it belongs to. `is_extensions`: whether an extension owns it.
+    `kind`: PostgreSQL's relkind. `names`, `types`: its columns without the generated ones. `key`:
+    the columns of the primary key. `above`: the oids of the tables that it belongs to.
+    `is_extensions`: whether an extension owns it.
     """
 
     schema: str
@@ -81,9 +84,11 @@ class SourceRelation:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a backup holds. `tables`: those with rows, so the partitions of a partitioned table instead of that table.
+    """What a backup holds. `tables`: those with rows, so the partitions of a partitioned table
+    instead of that table.
 
-    `left_out`: the paths of the tables that the backup leaves out. `versions`: the version tables of Alembic.
+    `left_out`: the paths of the tables that the backup leaves out. `versions`: the version tables
+    of Alembic.
     """
 
     tables: list[SourceRelation]
@@ -93,7 +98,9 @@ class Contents:
 
 
 async def contents(connection: Any, selection: Selection) -> Contents:
-    """Read what a backup with this selection holds. Raises BackupError for what a backup can't hold."""
+    """Read what a backup with this selection holds. Raises BackupError for what a backup can't
+    hold.
+    """
     relations = [_relation(row) for row in await connection.fetch(RELATIONS)]
     by_oid = {relation.oid: relation for relation in relations}
 
@@ -102,11 +109,21 @@ async def contents(connection: Any, selection: Selection) -> Contents:
         return [name for member in family for name in (member.path, member.name)]
 
     selection.refuse_idle_patterns(map(names, relations))
-    ledgers = set() if selection.ledger else {each.schema for each in relations if each.name == LEDGERS_MARK}
-    chosen = [relation for relation in relations if _is_chosen(relation, names(relation), ledgers, selection)]
+    ledgers = (
+        set()
+        if selection.ledger
+        else {each.schema for each in relations if each.name == LEDGERS_MARK}
+    )
+    chosen = [
+        relation
+        for relation in relations
+        if _is_chosen(relation, names(relation), ledgers, selection)
+    ]
     _refuse(chosen)
     if await connection.fetchval(LARGE_OBJECTS):
-        raise BackupError("the database holds large objects, which these backups can't contain: use pg_dump")
+        raise BackupError(
+            "the database holds large objects, which these backups can't contain: use pg_dump"
+        )
     tables = [relation for relation in chosen if relation.kind == "r"]
     saved = {table.oid for table in tables}
     return Contents(
@@ -114,17 +131,23 @@ async def contents(connection: Any, selection: Selection) -> Contents:
         sequences=[relation for relation in chosen if relation.kind == "S"],
         left_out=[each.path for each in relations if each.kind in "rfm" and each.oid not in saved],
         versions=[
-            each for each in relations if each.kind == "r" and each.names == ("version_num",) and each.may_be_read
+            each
+            for each in relations
+            if each.kind == "r" and each.names == ("version_num",) and each.may_be_read
         ],
     )
 
 
 def _relation(row: Any) -> SourceRelation:
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in row.items()
+    }
     return SourceRelation(**values)
 
 
-def _is_chosen(relation: SourceRelation, names: Iterable[str], ledgers: set[str], selection: Selection) -> bool:
+def _is_chosen(
+    relation: SourceRelation, names: Iterable[str], ledgers: set[str], selection: Selection
+) -> bool:
     if relation.is_extensions or (relation.schema in ledgers and is_ledgers(relation.name)):
         return False
     return relation.kind in "rSf" and selection.holds(names)
@@ -140,24 +163,31 @@ def _refuse(chosen: list[SourceRelation]) -> None:
     _refuse_those(
         chosen,
         lambda relation: relation.is_unlogged and relation.kind == "r",
-        f"is unlogged, so a crash of the server empties it. {_LEAVE_OUT}, or ALTER TABLE … SET LOGGED",
+        f"is unlogged, so a crash of the server empties it. {_LEAVE_OUT}, or ALTER TABLE … SET "
+        "LOGGED",
     )
     _refuse_those(
         chosen,
         lambda relation: not relation.may_be_read,
-        "may not be read by this role. A backup needs the owner, or a role with pg_read_all_data and BYPASSRLS "
+        "may not be read by this role. A backup needs the owner, or a role with pg_read_all_data "
+        "and BYPASSRLS "
         "(BACKUP_DATABASE_URL)",
     )
     _refuse_those(
         chosen,
         lambda relation: relation.has_row_security,
         "has row-level security, which hides rows from this role. "
-        "A backup needs a role with BYPASSRLS (BACKUP_DATABASE_URL), or the owner where it is not forced",
+        "A backup needs a role with BYPASSRLS (BACKUP_DATABASE_URL), or the owner where it is "
+        "not forced",
     )
 
 
-def _refuse_those(chosen: list[SourceRelation], condition: Callable[[SourceRelation], bool], reason: str) -> None:
+def _refuse_those(
+    chosen: list[SourceRelation], condition: Callable[[SourceRelation], bool], reason: str
+) -> None:
     refused = [relation.path for relation in chosen if condition(relation)]
     if refused:
-        more = f" (as are {len(refused) - 1} more: {', '.join(refused[1:4])})" if refused[1:] else ""
+        more = (
+            f" (as are {len(refused) - 1} more: {', '.join(refused[1:4])})" if refused[1:] else ""
+        )
         raise BackupError(f"the table {refused[0]} {reason}{more}.")

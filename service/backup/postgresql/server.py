@@ -1,4 +1,6 @@
-"""A restore's connections to a PostgreSQL server: settings, locks, the commit, and messages for the server's errors."""
+"""A restore's connections to a PostgreSQL server: settings, locks, the commit, and messages for the
+server's errors.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ from service.database.urls import connect_arguments, safe_url
 from service.errors import BackupError
 
 LOCK_SECONDS = 10
-"""How long a restore waits for a lock. Other sessions that want the table wait behind it, so it must be short."""
+"""How long a restore waits for a lock. Other sessions that want the table wait behind it, so it
+must be short.
+"""
 ASK_AGAIN_SECONDS = 0.2
 ASK_TIMES = 25
 
-# Values are read with the settings that they were written with. The search path of the role is kept, because functions
-# in checks and defaults may need it.
+# Values are read with the settings that they were written with. The search path of the role is
+# kept, because functions in checks and defaults may need it.
 SETTINGS = {
     "row_security": "off",
     "timezone": "UTC",
@@ -49,7 +53,9 @@ ORDER BY a.xact_start NULLS LAST, a.pid LIMIT 1
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[Any]:
     """A connection with the settings of a restore."""
-    async with snapshot.connected(connect_arguments(url), SETTINGS, f"the URL of {safe_url(url)}") as connection:
+    async with snapshot.connected(
+        connect_arguments(url), SETTINGS, f"the URL of {safe_url(url)}"
+    ) as connection:
         yield connection
 
 
@@ -60,7 +66,8 @@ def explained(url: URL) -> Iterator[None]:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise BackupError(
-            f"nothing was restored into {safe_url(url)}, which is as it was: {cause_of(error)}. Look at the server."
+            f"nothing was restored into {safe_url(url)}, which is as it was: {cause_of(error)}. "
+            "Look at the server."
         ) from error
 
 
@@ -74,7 +81,9 @@ def cause_of(error: BaseException) -> str:
 
 
 async def lock(connection: Any, url: URL, relations: Sequence[tuple[int, str]]) -> None:
-    """Lock these tables (oid, name as SQL) exclusively. Raises BackupError, which names the session that uses one."""
+    """Lock these tables (oid, name as SQL) exclusively. Raises BackupError, which names the session
+    that uses one.
+    """
     if not relations:
         return
     names = ", ".join(name for _, name in relations)
@@ -84,7 +93,9 @@ async def lock(connection: Any, url: URL, relations: Sequence[tuple[int, str]]) 
             async with connection.transaction():
                 await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
             return
-        except asyncpg.DeadlockDetectedError as error:  # a session with one table waits for another: let it go first
+        except (
+            asyncpg.DeadlockDetectedError
+        ) as error:  # a session with one table waits for another: let it go first
             if clock.monotonic() >= until:
                 raise await _in_use(url, relations) from error
         except asyncpg.LockNotAvailableError as error:
@@ -95,31 +106,41 @@ async def _in_use(url: URL, relations: Sequence[tuple[int, str]]) -> BackupError
     async with connected(url) as other:
         holder = await other.fetchrow(HOLDERS, [oid for oid, _ in relations])
     cause = (
-        f"{holder['relation']} is in use by {holder['application_name'] or 'a session'} of {holder['usename']} "
+        f"{holder['relation']} is in use by {holder['application_name'] or 'a session'} of "
+        f"{holder['usename']} "
         f"(pid {holder['pid']})"
         if holder
         else "a table was in use"
     )
     return BackupError(
-        f"nothing was restored into {safe_url(url)}: {cause}, and was not released within {LOCK_SECONDS} s. End that "
+        f"nothing was restored into {safe_url(url)}: {cause}, and was not released within "
+        f"{LOCK_SECONDS} s. End that "
         "session, or try again later"
     )
 
 
 async def commit(connection: Any, url: URL, transaction: Any, number: str) -> None:
-    """Commit. If the connection is lost meanwhile, ask the server whether the transaction was committed.
+    """Commit. If the connection is lost meanwhile, ask the server whether the transaction was
+    committed.
 
-    `number`: the transaction's id (xid8). Raises BackupError if the server does not answer that either.
+    `number`: the transaction's id (xid8). Raises BackupError if the server does not answer that
+    either.
     """
     try:
         await transaction.commit()
-    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError) as error:
+    except (
+        OSError,
+        asyncpg.PostgresConnectionError,
+        asyncpg.InterfaceError,
+        asyncpg.AdminShutdownError,
+    ) as error:
         state = await _state_of_transaction(url, number)
         if state == "committed":
             return
         if state != "aborted":
             raise BackupError(
-                f"the connection to {safe_url(url)} was lost during the commit of the restore, so it is not known "
+                f"the connection to {safe_url(url)} was lost during the commit of the restore, "
+                "so it is not known "
                 "whether it was committed: look at the rows when the server is back"
             ) from error
         raise
@@ -130,7 +151,9 @@ async def _state_of_transaction(url: URL, number: str) -> str | None:
     for _ in range(ASK_TIMES):
         try:
             async with connected(url) as other:
-                state: str | None = await other.fetchval("SELECT pg_catalog.pg_xact_status($1::text::xid8)", number)
+                state: str | None = await other.fetchval(
+                    "SELECT pg_catalog.pg_xact_status($1::text::xid8)", number
+                )
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             state = None
         if state in ("committed", "aborted"):
@@ -140,4 +163,6 @@ async def _state_of_transaction(url: URL, number: str) -> str | None:
 
 
 LastCheck = Callable[[], Coroutine[Any, Any, None]]
-"""Awaited when nobody else can write to the tables any more. Raises BackupError if the restore must not happen."""
+"""Awaited when nobody else can write to the tables any more. Raises BackupError if the restore must
+not happen.
+"""

@@ -21,8 +21,8 @@ CONNECT_SECONDS = 10
 CLOSE_SECONDS = 5
 AT_ONCE = 100
 
-# The settings of pg_dump. Values are written so that they mean the same on every server, and row security raises an
-# error instead of silently hiding rows.
+# The settings of pg_dump. Values are written so that they mean the same on every server, and row
+# security raises an error instead of silently hiding rows.
 SETTINGS = {
     "row_security": "off",
     "search_path": "",
@@ -38,55 +38,80 @@ SETTINGS = {
     "application_name": "batch/backup",
 }
 
-# Servers before PostgreSQL 17 do not know this setting, so it can't be among the settings of a new connection.
-NO_TIME_LIMIT = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'"
+# Servers before PostgreSQL 17 do not know this setting, so it can't be among the settings of a new
+# connection.
+NO_TIME_LIMIT = (
+    "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings "
+    "WHERE name = 'transaction_timeout'"
+)
 
 
 @asynccontextmanager
 async def connected(
     arguments: dict[str, Any], settings: dict[str, str] = SETTINGS, setting: str = "DATABASE_URL"
 ) -> AsyncIterator[Any]:
-    """A connection with these server settings, which override those of the role and of the database.
+    """A connection with these server settings, which override those of the role and of the
+    database.
 
-    `setting`: the name of the setting that holds the database's URL, for messages. Raises BackupError for a connection
-    argument that the driver does not accept, and the errors of asyncpg.
+    `setting`: the name of the setting that holds the database's URL, for messages. Raises
+    BackupError for a connection argument that the driver does not accept, and the errors of
+    asyncpg.
     """
     settings = {**arguments.get("server_settings", {}), **settings}
-    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments, "server_settings": settings}
+    arguments = {
+        "timeout": CONNECT_SECONDS,
+        "statement_cache_size": 0,
+        **arguments,
+        "server_settings": settings,
+    }
     try:
         connection = await asyncpg.connect(**arguments, connection_class=Connection)
     except (TypeError, ValueError) as error:
-        raise BackupError(f"{setting} has an option that the driver does not accept: {error}") from error
+        raise BackupError(
+            f"{setting} has an option that the driver does not accept: {error}"
+        ) from error
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # all work is done by now
+        with suppress(
+            OSError, asyncpg.PostgresError, asyncpg.InterfaceError
+        ):  # all work is done by now
             await connection.close(timeout=CLOSE_SECONDS)
     finally:
         connection.terminate()
 
 
 async def take(connection: Any, selection: Selection) -> Contents:
-    """Begin a transaction that sees one instant of the database, and lock every table against TRUNCATE and ALTER.
+    """Begin a transaction that sees one instant of the database, and lock every table against
+    TRUNCATE and ALTER.
 
-    A snapshot does not hide TRUNCATE and ALTER, so the locks are taken before it: LOCK TABLE takes no snapshot, but the
-    query after it does. If that query returns other relations than before the locks, everything is tried again. Raises
-    BackupError after TRIES attempts.
+    A snapshot does not hide TRUNCATE and ALTER, so the locks are taken before it: LOCK TABLE takes
+    no snapshot, but the query after it does. If that query returns other relations than before the
+    locks, everything is tried again. Raises BackupError after TRIES attempts.
     """
     for _ in range(TRIES):
         before = await relations.contents(connection, selection)
         transaction = await _begin(connection)
-        if await _lock(connection, before.tables) and await relations.contents(connection, selection) == before:
+        if (
+            await _lock(connection, before.tables)
+            and await relations.contents(connection, selection) == before
+        ):
             return before
         await transaction.rollback()
-    raise BackupError("tables are created or altered all the time: back up when the migration is over")
+    raise BackupError(
+        "tables are created or altered all the time: back up when the migration is over"
+    )
 
 
 @asynccontextmanager
-async def shared(first: Any, arguments: dict[str, Any], tables: list[SourceRelation]) -> AsyncIterator[Any]:
-    """A second connection with the snapshot of the first one; None if the server has no connection or lock left.
+async def shared(
+    first: Any, arguments: dict[str, Any], tables: list[SourceRelation]
+) -> AsyncIterator[Any]:
+    """A second connection with the snapshot of the first one; None if the server has no connection
+    or lock left.
 
-    It does not wait for locks: behind an ALTER that waits for the first connection, it would wait for ever.
+    It does not wait for locks: behind an ALTER that waits for the first connection, it would wait
+    for ever.
     """
     try:
         async with connected(arguments) as connection:
@@ -128,13 +153,17 @@ async def _lock(connection: Any, tables: list[SourceRelation], option: str = "")
 
 
 async def facts(connection: Any, contents: Contents) -> dict[str, Any]:
-    """Fields of the backup's header: version of the server, snapshot, and the revisions in Alembic's version tables."""
+    """Fields of the backup's header: version of the server, snapshot, and the revisions in
+    Alembic's version tables.
+    """
     row = await connection.fetchrow(
         "SELECT pg_catalog.current_setting('server_version') AS server_version,"
         " pg_catalog.pg_current_snapshot()::text AS snapshot"
     )
     revisions = {table.path: await _revision(connection, table) for table in contents.versions}
-    default_table = [revision for path, revision in revisions.items() if path.endswith(".alembic_version")]
+    default_table = [
+        revision for path, revision in revisions.items() if path.endswith(".alembic_version")
+    ]
     return {**row, "revisions": revisions, "revision": default_table[0] if default_table else None}
 
 
@@ -145,16 +174,21 @@ async def _revision(connection: Any, table: SourceRelation) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a table. `pages`: those of the table itself. `bytes`: with what is stored beside it (large values)."""
+    """Size of a table. `pages`: those of the table itself. `bytes`: with what is stored beside it
+    (large values).
+    """
 
     pages: int
     bytes: int
 
 
 async def sizes(connection: Any, tables: list[SourceRelation]) -> dict[str, Size]:
-    """The sizes by the table's oid. The query needs locks of the tables, so it is made when they are held."""
+    """The sizes by the table's oid. The query needs locks of the tables, so it is made when they
+    are held.
+    """
     rows = await connection.fetch(
-        "SELECT oid::text, pg_catalog.pg_relation_size(oid) / pg_catalog.current_setting('block_size')::int AS pages,"
+        "SELECT oid::text, pg_catalog.pg_relation_size(oid) / "
+        "pg_catalog.current_setting('block_size')::int AS pages,"
         " pg_catalog.pg_table_size(oid) AS bytes FROM unnest($1::oid[]) AS t(oid)",
         [int(table.oid) for table in tables],
     )
@@ -164,12 +198,16 @@ async def sizes(connection: Any, tables: list[SourceRelation]) -> dict[str, Size
 async def values(connection: Any, sequences: list[SourceRelation]) -> list[dict[str, Any]]:
     """The state of each sequence: schema, name, last_value, is_called.
 
-    A snapshot does not cover sequences. Read after the snapshot, a sequence is at or past the values in the rows.
+    A snapshot does not cover sequences. Read after the snapshot, a sequence is at or past the
+    values in the rows.
     """
     states: list[dict[str, Any]] = []
     for start in range(0, len(sequences), AT_ONCE):
         group = sequences[start : start + AT_ONCE]
-        selects = (f"SELECT {n} AS n, last_value, is_called FROM {each}" for n, each in enumerate(group))  # noqa: S608 (quoted)
+        selects = (
+            f"SELECT {n} AS n, last_value, is_called FROM {each}"  # noqa: S608
+            for n, each in enumerate(group)
+        )
         for row in await connection.fetch(f"{' UNION ALL '.join(selects)} ORDER BY n"):
             names = {"schema": group[row["n"]].schema, "name": group[row["n"]].name}
             states.append({**names, "last_value": row["last_value"], "is_called": row["is_called"]})

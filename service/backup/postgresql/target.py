@@ -1,4 +1,6 @@
-"""Reads from the catalog of a PostgreSQL database what a restore needs: tables, foreign keys, triggers, sequences."""
+"""Reads from the catalog of a PostgreSQL database what a restore needs: tables, foreign keys,
+triggers, sequences.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
-# Keys that a partition inherits are left out: they are dropped and created together with the key of the parent.
+# Keys that a partition inherits are left out: they are dropped and created together with the key of
+# the parent.
 KEYS = """
 SELECT k.oid AS id, k.conname AS name, k.conrelid AS holder, k.confrelid AS referred,
     pg_catalog.pg_get_constraintdef(k.oid) AS text, pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment
@@ -53,7 +56,9 @@ LARGE_OBJECTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. `is_needed`: every row must have a value for it, because it has no default."""
+    """A column of a table. `is_needed`: every row must have a value for it, because it has no
+    default.
+    """
 
     name: str
     type: str
@@ -65,9 +70,10 @@ class Column:
 class TargetRelation:
     """A relation of the database that is restored into.
 
-    `parent`: the id of the table that it is a partition of. `is_forced`: row security applies to its owner too;
-    `is_hidden`: it applies to this role. `place`: the schema that the relation is in. It differs from `schema` only for
-    a relation that stands for one in `schema`, as the copies of a trial restore do.
+    `parent`: the id of the table that it is a partition of. `is_forced`: row security applies to
+    its owner too; `is_hidden`: it applies to this role. `place`: the schema that the relation is
+    in. It differs from `schema` only for a relation that stands for one in `schema`, as the copies
+    of a trial restore do.
     """
 
     id: int
@@ -92,7 +98,9 @@ class TargetRelation:
 
 @dataclass(frozen=True)
 class ForeignKey:
-    """A foreign key from the table `holder` to the table `referred` (ids). `text`: its definition in SQL."""
+    """A foreign key from the table `holder` to the table `referred` (ids). `text`: its definition
+    in SQL.
+    """
 
     id: int
     name: str
@@ -113,7 +121,9 @@ class Trigger:
 
 @dataclass(frozen=True)
 class TargetSequence:
-    """A sequence. `relation` and `column`: the column that takes its values from it, if there is one."""
+    """A sequence. `relation` and `column`: the column that takes its values from it, if there is
+    one.
+    """
 
     id: int
     step: int
@@ -135,7 +145,14 @@ class Target:
 
     def find(self, schema: str | None, name: str) -> TargetRelation | None:
         relations = self.relations.values()
-        return next((relation for relation in relations if (relation.schema, relation.name) == (schema, name)), None)
+        return next(
+            (
+                relation
+                for relation in relations
+                if (relation.schema, relation.name) == (schema, name)
+            ),
+            None,
+        )
 
     def with_parents(self, relations: Collection[TargetRelation]) -> set[int]:
         """The ids of these relations, and of the partitioned tables that they belong to."""
@@ -154,7 +171,9 @@ class Target:
 
 
 async def read_target(connection: Any) -> Target:
-    """Read the target. The search path is empty meanwhile, so that the names of types include their schemas."""
+    """Read the target. The search path is empty meanwhile, so that the names of types include their
+    schemas.
+    """
     search_path = await connection.fetchval("SELECT pg_catalog.current_setting('search_path')")
     await connection.execute("SELECT pg_catalog.set_config('search_path', '', false)")
     relations = await connection.fetch(RELATIONS)
@@ -163,7 +182,10 @@ async def read_target(connection: Any) -> Target:
         fields = dict(row)
         columns[fields.pop("relation")].append(Column(**fields))
     target = Target(
-        {row["id"]: TargetRelation(**row, place=row["schema"], columns=tuple(columns[row["id"]])) for row in relations},
+        {
+            row["id"]: TargetRelation(**row, place=row["schema"], columns=tuple(columns[row["id"]]))
+            for row in relations
+        },
         tuple(ForeignKey(**row) for row in await connection.fetch(KEYS)),
         tuple(Trigger(**row) for row in await connection.fetch(TRIGGERS)),
         {row["id"]: TargetSequence(**row) for row in await connection.fetch(SEQUENCES)},

@@ -1,7 +1,8 @@
 """Copies the rows of PostgreSQL's tables by COPY into the archive, over one or two connections.
 
-A large table is copied in ranges of its pages, so that both connections can work on it. The rows of a snapshot keep
-their pages, because VACUUM FULL and CLUSTER, which would move them, wait for the locks that are held.
+A large table is copied in ranges of its pages, so that both connections can work on it. The rows of
+a snapshot keep their pages, because VACUUM FULL and CLUSTER, which would move them, wait for the
+locks that are held.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from service.errors import BackupError
 
 RANGE_BYTES = 32 * 1024 * 1024
 PARTS_OF_A_RANGE = 100_000
-"""More parts than a range can have. Part numbers follow the order of the rows, whichever connection copies them."""
+"""More parts than a range can have. Part numbers follow the order of the rows, whichever connection
+copies them.
+"""
 RANGES_SINCE = 14
 """The first version of PostgreSQL that reads a range of pages without reading the whole table."""
 AHEAD = 2
@@ -45,10 +48,13 @@ class _Table:
     def folder(self) -> str:
         """The table's folder in the archive.
 
-        It has at most 73 characters, so that the path fits into a tar header, and its number makes it unique also
-        on file systems that ignore case.
+        It has at most 73 characters, so that the path fits into a tar header, and its number makes
+        it unique also on file systems that ignore case.
         """
-        name = ".".join(quote(part, safe="").replace(".", "%2E") for part in (self.table.schema, self.table.name))
+        name = ".".join(
+            quote(part, safe="").replace(".", "%2E")
+            for part in (self.table.schema, self.table.name)
+        )
         return f"data/{self.number:04}-{name[:60]}"
 
     def facts(self) -> dict[str, Any]:
@@ -70,7 +76,8 @@ class _Table:
 class _Job:
     """A table or a range of its pages. `number`: the number of ranges before it.
 
-    `start`: its first page; None for the whole table. `end`: the page after its last one; None for the table's end.
+    `start`: its first page; None for the whole table. `end`: the page after its last one; None for
+    the table's end.
     """
 
     table: _Table
@@ -83,7 +90,10 @@ class _Job:
         """The query for the rows of the range, in SQL."""
         before = "" if self.end is None else f" AND ctid < '({self.end},0)'"
         columns = ", ".join(map(quoted, self.table.table.names))
-        return f"SELECT {columns} FROM ONLY {self.table.table} WHERE ctid >= '({self.start},0)'{before}"  # noqa: S608 (quoted)
+        return (
+            f"SELECT {columns} FROM ONLY {self.table.table} "  # noqa: S608
+            f"WHERE ctid >= '({self.start},0)'{before}"
+        )
 
 
 def described(relations: list[SourceRelation]) -> list[dict[str, Any]]:
@@ -98,9 +108,11 @@ async def unload(
     archive: Archive,
     meter: BackupMeter,
 ) -> list[dict[str, Any]]:
-    """Copy all rows, the largest tables first. Returns the tables' entries in the manifest, in their given order.
+    """Copy all rows, the largest tables first. Returns the tables' entries in the manifest, in
+    their given order.
 
-    `sizes`: by the tables' oids. Each connection takes the next table or range when it has finished one.
+    `sizes`: by the tables' oids. Each connection takes the next table or range when it has finished
+    one.
     """
     meter.begin("copying", sum(size.bytes for size in sizes.values()))
     tables = [_Table(relation, number) for number, relation in enumerate(relations, 1)]
@@ -126,7 +138,9 @@ async def unload(
 
 
 def _ranges(table: _Table, size: Size) -> Iterator[_Job]:
-    """Divide a table into ranges of about RANGE_BYTES, with what is stored beside their pages. The last has no end."""
+    """Divide a table into ranges of about RANGE_BYTES, with what is stored beside their pages. The
+    last has no end.
+    """
     count = min(size.bytes // RANGE_BYTES, size.pages)
     if count < 2 or not table.table.names:
         yield _Job(table)
@@ -146,12 +160,16 @@ async def _copy(connection: Any, job: _Job, archive: Archive, meter: BackupMeter
         status = await connection.copy_from_query(job.rows, output=rows.receive)
     await rows.finish()
     if status != f"COPY {rows.count}":
-        raise BackupError(f"the server reports {status} for {table}, but sent {rows.count} rows: try again")
+        raise BackupError(
+            f"the server reports {status} for {table}, but sent {rows.count} rows: try again"
+        )
 
 
 @dataclass
 class _Rows:
-    """Gathers the rows of one job into parts. PostgreSQL sends each row in one message, so parts hold whole rows."""
+    """Gathers the rows of one job into parts. PostgreSQL sends each row in one message, so parts
+    hold whole rows.
+    """
 
     archive: Archive
     meter: BackupMeter
@@ -173,7 +191,9 @@ class _Rows:
                 await self._settle()
 
     async def _flush_large(self) -> None:
-        """Write a row of many megabytes at once, and free it: the driver refers to it until it has the next row."""
+        """Write a row of many megabytes at once, and free it: the driver refers to it until it has
+        the next row.
+        """
         chunks = self._chunks
         self._flush()
         await self.finish()
@@ -189,7 +209,9 @@ class _Rows:
     def _flush(self) -> None:
         self.part += 1
         self.table.parts += 1
-        self._futures += self.archive.add_rows(f"{self.table.folder}/{self.part:04}.copy", self._chunks)
+        self._futures += self.archive.add_rows(
+            f"{self.table.folder}/{self.part:04}.copy", self._chunks
+        )
         self.table.bytes += self._gathered
         self.meter.add(self._gathered)
         self._chunks, self._gathered = [], 0

@@ -11,7 +11,9 @@ from service.errors import DamagedBackup
 
 @dataclass(frozen=True)
 class TableCounts:
-    """How many rows a table has before and after a restore. `before` is None for a table that did not exist."""
+    """How many rows a table has before and after a restore. `before` is None for a table that did
+    not exist.
+    """
 
     table: str
     before: int | None
@@ -22,8 +24,8 @@ class TableCounts:
 class RestoreReport:
     """What a restore has done, or would have done if it were no dry run.
 
-    `backup`: the path or URL of the backup. `where`: the URL of the database, without a password. `seconds`: how long
-    the restore took. `notes`: sentences for the person who restores.
+    `backup`: the path or URL of the backup. `where`: the URL of the database, without a password.
+    `seconds`: how long the restore took. `notes`: sentences for the person who restores.
     """
 
     backup: str
@@ -50,8 +52,10 @@ def checked_counts(
         rows = after.get(str(table))
         if rows != table.rows:
             raise DamagedBackup(
-                f"{table} has {'no' if rows is None else rows} rows after the restore, but the backup {source} "
-                f"counts {table.rows}, so nothing was changed. Look for rules or triggers on it, or use "
+                f"{table} has {'no' if rows is None else rows} rows after the restore, but the "
+                f"backup {source} "
+                f"counts {table.rows}, so nothing was changed. Look for rules or triggers on it, "
+                "or use "
                 "another backup"
             )
     return tuple(TableCounts(str(table), before.get(str(table)), table.rows) for table in tables)

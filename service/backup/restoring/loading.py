@@ -1,4 +1,6 @@
-"""Loads rows of a backup into tables of PostgreSQL by COPY. While one part is sent, the next is read and checked."""
+"""Loads rows of a backup into tables of PostgreSQL by COPY. While one part is sent, the next is
+read and checked.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +17,56 @@ from service.errors import BackupError, DamagedBackup
 from service.escaping import brief
 
 LARGEST_ECHO = 32 * 1024 * 1024
-"""How many bytes a value may have that the server may repeat in an error, which the driver reads into memory."""
+"""How many bytes a value may have that the server may repeat in an error, which the driver reads
+into memory.
+"""
 NOT_ECHOED = ("text", "bytea", "character varying", "character")
-"""Types that accept any text, or whose errors are short. Values of other types are rarely so large."""
+"""Types that accept any text, or whose errors are short. Values of other types are rarely so large.
+"""
 
 
-async def load(connection: Any, backup: Backup, table: SavedTable, to: tuple[str, str], meter: BackupMeter) -> int:
-    """Copy a table's rows into the table `to` (schema, name), and return how many rows the server has received.
+async def load(
+    connection: Any, backup: Backup, table: SavedTable, to: tuple[str, str], meter: BackupMeter
+) -> int:
+    """Copy a table's rows into the table `to` (schema, name), and return how many rows the server
+    has received.
 
-    Raises DamagedBackup if the rows are damaged or the server refuses one, and BackupError if a value is too large.
+    Raises DamagedBackup if the rows are damaged or the server refuses one, and BackupError if a
+    value is too large.
     """
     try:
         status = await connection.copy_to_table(
-            to[1], schema_name=to[0], columns=table.columns or None, source=_parts(backup, table, meter)
+            to[1],
+            schema_name=to[0],
+            columns=table.columns or None,
+            source=_parts(backup, table, meter),
         )
-    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.BadCopyFileFormatError) as error:
+    except (
+        asyncpg.DataError,
+        asyncpg.IntegrityConstraintViolationError,
+        asyncpg.BadCopyFileFormatError,
+    ) as error:
         raise DamagedBackup(
-            f"the rows of {table} in the backup {backup.source.name} can't be loaded, and nothing was changed: "
+            f"the rows of {table} in the backup {backup.source.name} can't be loaded, and "
+            "nothing was changed: "
             f"{cause_of(error)}"
         ) from error
     return int(status.removeprefix("COPY "))
 
 
 class _ValueSizes:
-    """Measures values that may span several parts. Values within one part are small, so they are not measured."""
+    """Measures values that may span several parts. Values within one part are small, so they are
+    not measured.
+    """
 
     def __init__(self, table: SavedTable) -> None:
         self._table = table
         self._column = self._size = 0
 
     def add(self, part: bytes) -> None:
-        """Raises BackupError if the value at the beginning of the part is too large for its type."""
+        """Raises BackupError if the value at the beginning of the part is too large for its
+        type.
+        """
         ends = [index for index in (part.find(b"\t"), part.find(b"\n")) if index >= 0]
         self._size += min(ends, default=len(part))
         if self._size > LARGEST_ECHO:
@@ -59,8 +80,10 @@ class _ValueSizes:
         type_name = self._table.types[self._column] if self._column < len(self._table.types) else ""
         if type_name.partition("(")[0] not in NOT_ECHOED:
             raise BackupError(
-                f"a value of {brief(str(self._table))} is larger than {LARGEST_ECHO // 1024**2} MiB, which a restore "
-                f"refuses in a column of the type {brief(type_name) or '(unknown)'}, so nothing was changed. Load that "
+                f"a value of {brief(str(self._table))} is larger than {LARGEST_ECHO // 1024**2} "
+                "MiB, which a restore "
+                f"refuses in a column of the type {brief(type_name) or '(unknown)'}, so nothing "
+                "was changed. Load that "
                 "table by hand, with \\copy"
             )
 

@@ -1,4 +1,6 @@
-"""Makes the tables of the service's own migrations for a backup, as they were at the revision of the backup."""
+"""Makes the tables of the service's own migrations for a backup, as they were at the revision of
+the backup.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from service.errors import BackupError
 
 @dataclass(frozen=True)
 class NeededRevision:
-    """The revision of a history that a backup needs. `table`: the name of the version table in the backup."""
+    """The revision of a history that a backup needs. `table`: the name of the version table in the
+    backup.
+    """
 
     history: History
     revision: str
@@ -35,7 +39,9 @@ class NeededRevision:
 
 
 def needed_revisions(backup: Backup, histories: Iterable[History]) -> list[NeededRevision]:
-    """The revisions of these histories that make tables of the backup. Revisions that this code lacks are left out."""
+    """The revisions of these histories that make tables of the backup. Revisions that this code
+    lacks are left out.
+    """
     needed, revisions = [], backup.header.revisions
     for history in histories:
         if history.version_table == LEDGERS_MARK and not has_ledger(backup):
@@ -48,26 +54,34 @@ def needed_revisions(backup: Backup, histories: Iterable[History]) -> list[Neede
 
 
 async def make_missing(connection: Any, backup: Backup, histories: Sequence[History]) -> bool:
-    """Make the tables that the backup needs, in the current transaction, if the application has no table yet.
+    """Make the tables that the backup needs, in the current transaction, if the application has no
+    table yet.
 
-    A service that starts meanwhile waits for the end of the transaction. `connection`: of asyncpg. Returns whether
-    tables were made. Raises BackupError.
+    A service that starts meanwhile waits for the end of the transaction. `connection`: of asyncpg.
+    Returns whether tables were made. Raises BackupError.
     """
     needed = needed_revisions(backup, histories)
     if not needed or not is_new(await target.read_target(connection)):
         return False
     for revision in needed:
-        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", revision.history.lock)
+        await connection.execute(
+            "SELECT pg_catalog.pg_advisory_xact_lock($1)", revision.history.lock
+        )
     locked = await target.read_target(connection)
     names = {relation.name for relation in locked.relations.values()}
-    missing = [revision for revision in needed if revision.history.version_table not in names] if is_new(locked) else []
+    missing = (
+        [revision for revision in needed if revision.history.version_table not in names]
+        if is_new(locked)
+        else []
+    )
     for revision in missing:
         await make(connection, revision)
     return bool(missing)
 
 
 async def make(connection: Any, needed: NeededRevision, schema: str | None = None) -> None:
-    """Make the tables of one history; `schema`: the schema to make them in; None: the first of the search path.
+    """Make the tables of one history; `schema`: the schema to make them in; None: the first of the
+    search path.
 
     Raises BackupError.
     """
@@ -87,7 +101,8 @@ async def make(connection: Any, needed: NeededRevision, schema: str | None = Non
 
 @asynccontextmanager
 async def _sqlalchemy_connection(connection: Any) -> AsyncIterator[AsyncConnection]:
-    """Wrap a connection of asyncpg for migrations. Their transactions are savepoints of its current transaction.
+    """Wrap a connection of asyncpg for migrations. Their transactions are savepoints of its current
+    transaction.
 
     The pool is a StaticPool because that never closes its connection.
     """
@@ -96,7 +111,10 @@ async def _sqlalchemy_connection(connection: Any) -> AsyncIterator[AsyncConnecti
         return connection
 
     engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=give_connection, poolclass=StaticPool, hide_parameters=True
+        "postgresql+asyncpg://",
+        async_creator=give_connection,
+        poolclass=StaticPool,
+        hide_parameters=True,
     )
     async with engine.begin() as wrapped:
         yield wrapped

@@ -21,7 +21,10 @@ from service.concurrency.stoppable import Stop, in_thread
 from service.database.migrate import History
 from service.errors import BackupError
 
-KINDS: dict[str, ModuleType] = {"sqlite+aiosqlite": restore_sqlite, "postgresql+asyncpg": restore_postgresql}
+KINDS: dict[str, ModuleType] = {
+    "sqlite+aiosqlite": restore_sqlite,
+    "postgresql+asyncpg": restore_postgresql,
+}
 
 
 async def planned(
@@ -54,15 +57,18 @@ async def restore(
 
     Args:
         dry_run: Roll everything back at the end.
-        last_check: Awaited on another event loop when no other connection can write to the tables any more. It
-            prevents the restore by raising BackupError.
+        last_check: Awaited on another event loop when no other connection can write to the tables
+            any more. It prevents the restore by raising BackupError.
         on_progress: Called on this event loop.
         folder: On SQLite, a folder with room for twice the data; None: that of temporary files.
-        histories: The migrations that make the tables that the database lacks, at the backup's revision.
-        example: On SQLite, the file whose tables an empty database gets, if it is at the backup's revision.
+        histories: The migrations that make the tables that the database lacks, at the backup's
+            revision.
+        example: On SQLite, the file whose tables an empty database gets, if it is at the backup's
+            revision.
 
-    Raises BackupError, whose message says why. After an error, a cancel or a kill the database is unchanged, except
-    that a cancel during the commit may come too late. The work is done in a thread.
+    Raises BackupError, whose message says why. After an error, a cancel or a kill the database is
+    unchanged, except that a cancel during the commit may come too late. The work is done in a
+    thread.
     """
     target, loop = make_url(url), asyncio.get_running_loop()
 
@@ -82,7 +88,9 @@ async def restore(
                 histories=histories,
                 example=example,
             )
-        return restore_postgresql.run(backup, target, meter, stop, histories, dry_run=dry_run, last_check=last_check)
+        return restore_postgresql.run(
+            backup, target, meter, stop, histories, dry_run=dry_run, last_check=last_check
+        )
 
     return await in_thread(work)
 
@@ -91,7 +99,8 @@ def _opened(source: Source, target: URL) -> tuple[Backup, ModuleType]:
     """The backup, and the module that restores its kind of database."""
     if target.drivername not in KINDS:
         raise BackupError(
-            f"can't restore into {target.drivername}: the database's URL must begin with one of {', '.join(KINDS)}"
+            f"can't restore into {target.drivername}: the database's URL must begin with one of "
+            f"{', '.join(KINDS)}"
         )
     backup = Backup.open(source)
     plans.refuse_other_kind(backup, target)

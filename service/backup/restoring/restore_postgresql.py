@@ -1,7 +1,7 @@
 """Restores a backup into a PostgreSQL database, in one transaction of the owner of the tables.
 
-Connections that read or write one of the tables meanwhile wait for the end of the transaction. After an error, a cancel
-or a kill the database is unchanged.
+Connections that read or write one of the tables meanwhile wait for the end of the transaction.
+After an error, a cancel or a kill the database is unchanged.
 """
 
 from __future__ import annotations
@@ -50,14 +50,24 @@ async def _rolled_back_plan(backup: Backup, url: URL, histories: Sequence[Histor
             await _roll_back(connection, transaction)
 
 
-async def _planned(connection: Any, backup: Backup, url: URL, histories: Sequence[History]) -> RestorePlan:
-    """Plan the restore, after making the tables that it would make, so that the plan has all problems."""
+async def _planned(
+    connection: Any, backup: Backup, url: URL, histories: Sequence[History]
+) -> RestorePlan:
+    """Plan the restore, after making the tables that it would make, so that the plan has all
+    problems.
+    """
     present = await target.read_target(connection)
     relations = [present.find(table.schema, table.name) for table in plans.restored_tables(backup)]
-    visible = [each for each in relations if each and each.kind == "r" and each.is_owned and not each.is_hidden]
+    visible = [
+        each
+        for each in relations
+        if each and each.kind == "r" and each.is_owned and not each.is_hidden
+    ]
     rows = await count(connection, visible)
     if not await migrated.make_missing(connection, backup, histories):
-        return plans.for_postgresql(backup, url, present, await revisions(connection, present), rows)
+        return plans.for_postgresql(
+            backup, url, present, await revisions(connection, present), rows
+        )
     migrated_target = await target.read_target(connection)
     present_revisions = await revisions(connection, migrated_target)
     plan = plans.for_postgresql(backup, url, migrated_target, present_revisions, rows)
@@ -90,10 +100,14 @@ async def _restore(
 ) -> RestoreReport:
     started = clock.monotonic()
     async with server.connected(url) as connection:
-        transaction = connection.transaction(isolation="read_committed")  # it sees what others commit meanwhile
+        transaction = connection.transaction(
+            isolation="read_committed"
+        )  # it sees what others commit meanwhile
         await transaction.start()
         try:
-            transaction_id = await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text")
+            transaction_id = await connection.fetchval(
+                "SELECT pg_catalog.pg_current_xact_id()::text"
+            )
             await migrated.make_missing(connection, backup, histories)
             restore = await _locked(connection, backup, url, last_check)
             rows = await restore.replace(backup, meter)
@@ -106,7 +120,9 @@ async def _restore(
         else:
             await server.commit(connection, url, transaction, transaction_id)
     seconds = clock.monotonic() - started
-    return RestoreReport(backup.source.name, safe_url(url), counts, seconds, dry_run, restore.plan.notes)
+    return RestoreReport(
+        backup.source.name, safe_url(url), counts, seconds, dry_run, restore.plan.notes
+    )
 
 
 async def _roll_back(connection: Any, transaction: Any) -> None:
@@ -133,15 +149,21 @@ async def count(connection: Any, relations: Iterable[TargetRelation]) -> dict[st
     }
 
 
-async def _locked(connection: Any, backup: Backup, url: URL, last_check: LastCheck | None) -> PostgresqlRestore:
-    """Lock all tables, and plan the restore. The ledger's tables are locked last, because `last_check` reads them."""
+async def _locked(
+    connection: Any, backup: Backup, url: URL, last_check: LastCheck | None
+) -> PostgresqlRestore:
+    """Lock all tables, and plan the restore. The ledger's tables are locked last, because
+    `last_check` reads them.
+    """
     tables = plans.restored_tables(backup)
     before = await target.read_target(connection)
     restored = [relation for table in tables if (relation := before.find(table.schema, table.name))]
     plans.for_postgresql(backup, url, before, await revisions(connection, before), {}).refuse()
     keys = before.keys_of(restored)
     ids = {r.id for r in restored} | {key.holder for key in keys} | {key.referred for key in keys}
-    owned = [before.relations[number] for number in sorted(ids) if before.relations[number].is_owned]
+    owned = [
+        before.relations[number] for number in sorted(ids) if before.relations[number].is_owned
+    ]
     await server.lock(connection, url, [(r.id, r.sql) for r in owned if not is_ledgers(r.name)])
     if last_check is not None:
         await last_check()
@@ -154,7 +176,9 @@ async def _locked(connection: Any, backup: Backup, url: URL, last_check: LastChe
 
 @dataclass(frozen=True)
 class PostgresqlRestore:
-    """A planned restore in the current transaction of `connection`. `relations`: the tables of the plan, in order."""
+    """A planned restore in the current transaction of `connection`. `relations`: the tables of the
+    plan, in order.
+    """
 
     connection: Any
     plan: RestorePlan
@@ -165,10 +189,15 @@ class PostgresqlRestore:
     def of(cls, connection: Any, plan: RestorePlan, database: Target) -> Self:
         """`plan`: one without problems, so all of its tables exist."""
         relations = [database.find(table.schema, table.name) for table in plan.tables]
-        return cls(connection, plan, database, [relation for relation in relations if relation is not None])
+        return cls(
+            connection, plan, database, [relation for relation in relations if relation is not None]
+        )
 
-    async def replace(self, backup: Backup, meter: BackupMeter) -> tuple[dict[str, int], dict[str, int]]:
-        """Replace the rows of the tables. Returns how many rows each had before and has now, by its name.
+    async def replace(
+        self, backup: Backup, meter: BackupMeter
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Replace the rows of the tables. Returns how many rows each had before and has now, by its
+        name.
 
         Raises BackupError.
         """
@@ -176,11 +205,15 @@ class PostgresqlRestore:
         await self._disable_checks(keys)
         before = await count(self.connection, self.relations)
         if self.relations:
-            await self._execute("TRUNCATE " + ", ".join(f"ONLY {relation.sql}" for relation in self.relations))
+            await self._execute(
+                "TRUNCATE " + ", ".join(f"ONLY {relation.sql}" for relation in self.relations)
+            )
         meter.begin("restoring", sum(table.bytes for table in self.plan.tables))
         after = {}
         for table, relation in zip(self.plan.tables, self.relations, strict=True):
-            after[str(table)] = await load(self.connection, backup, table, (relation.place, relation.name), meter)
+            after[str(table)] = await load(
+                self.connection, backup, table, (relation.place, relation.name), meter
+            )
         await self._execute("SET CONSTRAINTS ALL IMMEDIATE")
         for sequence in backup.sequences:
             await self._set_sequence(sequence)
@@ -196,7 +229,9 @@ class PostgresqlRestore:
     async def _disable_checks(self, keys: Sequence[ForeignKey]) -> None:
         """Drop the foreign keys, and disable triggers and forced row security."""
         for key in keys:
-            await self._execute(f"ALTER TABLE {self._sql(key.holder)} DROP CONSTRAINT {quoted(key.name)}")
+            await self._execute(
+                f"ALTER TABLE {self._sql(key.holder)} DROP CONSTRAINT {quoted(key.name)}"
+            )
         for relation in self.relations:
             await self._execute(f"ALTER TABLE {relation.sql} DISABLE TRIGGER USER")
             if relation.is_forced:
@@ -205,21 +240,30 @@ class PostgresqlRestore:
     async def _add_key(self, key: ForeignKey) -> None:
         holder = self._sql(key.holder)
         try:
-            await self._execute(f"ALTER TABLE {holder} ADD CONSTRAINT {quoted(key.name)} {key.text}")
+            await self._execute(
+                f"ALTER TABLE {holder} ADD CONSTRAINT {quoted(key.name)} {key.text}"
+            )
         except asyncpg.ForeignKeyViolationError as error:
             if {key.holder, key.referred} <= self.target.with_parents(self.relations):
                 raise DamagedBackup(
-                    f"rows of {self.target.relations[key.holder]} in the backup {self.plan.backup} refer to rows of "
-                    f"{self.target.relations[key.referred]} that the backup does not have: {server.cause_of(error)}. "
+                    f"rows of {self.target.relations[key.holder]} in the backup "
+                    f"{self.plan.backup} refer to rows of "
+                    f"{self.target.relations[key.referred]} that the backup does not have: "
+                    f"{server.cause_of(error)}. "
                     "Nothing was changed"
                 ) from error
             raise BackupError(
-                f"after the restore, rows of {self.target.relations[key.holder]} would refer to rows that do not "
+                f"after the restore, rows of {self.target.relations[key.holder]} would refer to "
+                "rows that do not "
                 f"exist, so nothing was changed: {server.cause_of(error)}"
             ) from error
         if key.comment is not None:
-            comment = await self.connection.fetchval("SELECT pg_catalog.quote_literal($1::text)", key.comment)
-            await self._execute(f"COMMENT ON CONSTRAINT {quoted(key.name)} ON {holder} IS {comment}")
+            comment = await self.connection.fetchval(
+                "SELECT pg_catalog.quote_literal($1::text)", key.comment
+            )
+            await self._execute(
+                f"COMMENT ON CONSTRAINT {quoted(key.name)} ON {holder} IS {comment}"
+            )
 
     async def _set_sequence(self, saved: SavedSequence) -> None:
         """Set a sequence to the saved value, or to that of the last row if that is further.
@@ -228,13 +272,23 @@ class PostgresqlRestore:
         """
         relation = self.target.find(saved.schema, saved.name)
         sequence = self.target.sequences.get(relation.id) if relation else None
-        if relation is None or sequence is None or not self._is_restored(sequence.relation, relation):
+        if (
+            relation is None
+            or sequence is None
+            or not self._is_restored(sequence.relation, relation)
+        ):
             return
         value, is_called = saved.last_value, saved.is_called
-        if sequence.relation is not None and sequence.column is not None and self._has_integer_column(sequence):
+        if (
+            sequence.relation is not None
+            and sequence.column is not None
+            and self._has_integer_column(sequence)
+        ):
             function = "max" if sequence.step > 0 else "min"
             column, table = quoted(sequence.column), self._sql(sequence.relation)
-            last = await self.connection.fetchval(f"SELECT {function}({column})::bigint FROM {table}")  # noqa: S608 (quoted)
+            last = await self.connection.fetchval(
+                f"SELECT {function}({column})::bigint FROM {table}"  # noqa: S608
+            )
             is_past = last is not None and (last - value) * sequence.step >= 0
             if is_past and sequence.least <= last <= sequence.most:
                 value, is_called = last, True
@@ -243,12 +297,16 @@ class PostgresqlRestore:
         await self.connection.execute(setval, relation.id, value, is_called)
 
     def _has_integer_column(self, sequence: TargetSequence) -> bool:
-        """Whether the column of the sequence has the type of an integer, and not that of a text made from one."""
+        """Whether the column of the sequence has the type of an integer, and not that of a text
+        made from one.
+        """
         columns = self.target.relations[sequence.relation].columns if sequence.relation else ()
         return any(column.name == sequence.column and column.type in INTEGERS for column in columns)
 
     def _is_restored(self, owner: int | None, sequence: TargetRelation) -> bool:
-        """Whether the table that owns the sequence is restored; without an owner, whether it is not the ledger's."""
+        """Whether the table that owns the sequence is restored; without an owner, whether it is not
+        the ledger's.
+        """
         if owner is None:
             return not is_ledgers(sequence.name)
         return owner in self.target.with_parents(self.relations)

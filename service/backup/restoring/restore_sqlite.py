@@ -1,9 +1,11 @@
-"""Restores a backup into an SQLite database: fills a new file, and then copies its pages over those of the live file.
+"""Restores a backup into an SQLite database: fills a new file, and then copies its pages over those
+of the live file.
 
-The schema comes from the live file and from the service's migrations, never from the backup. The rows of tables that
-are not restored are copied from the live file once no other connection can write. SQLite's backup API then writes the
-new file into the live file, in one transaction: readers continue with the rows that they see, and if the process is
-killed, the live file keeps its old rows.
+The schema comes from the live file and from the service's migrations, never from the backup. The
+rows of tables that are not restored are copied from the live file once no other connection can
+write. SQLite's backup API then writes the new file into the live file, in one transaction: readers
+continue with the rows that they see, and if the process is killed, the live file keeps its old
+rows.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ from service.backup.restoring.count import RestoreReport, TableCounts, checked_c
 from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.plan_sqlite import A_TEMPORARY_FILE, SqliteRestore
 from service.backup.sqlite.new_file import LIVE, MADE, NewFile, file_settings
-from service.backup.sqlite.plain_file import LISTEN_SECONDS, Patience, explained, guard, opened, unpack, workplace
+from service.backup.sqlite.plain_file import (
+    LISTEN_SECONDS,
+    Patience,
+    explained,
+    guard,
+    opened,
+    unpack,
+    workplace,
+)
 from service.backup.sqlite.structure import Structure
 from service.concurrency.stoppable import Stop
 from service.database.migrate import History
@@ -36,7 +46,9 @@ from service.errors import BackupError
 
 STEP_PAGES = 5000
 COPIES = 2
-"""How many copies of the rows are in the folder at once: the unpacked file of the backup, and the new file."""
+"""How many copies of the rows are in the folder at once: the unpacked file of the backup, and the
+new file.
+"""
 
 
 class _RolledBack(Exception):
@@ -44,9 +56,16 @@ class _RolledBack(Exception):
 
 
 def plan(
-    backup: Backup, url: URL, stop: Stop, *, histories: Sequence[History] = (), example: Path | None = None
+    backup: Backup,
+    url: URL,
+    stop: Stop,
+    *,
+    histories: Sequence[History] = (),
+    example: Path | None = None,
 ) -> RestorePlan:
-    """Plan a restore; nothing is changed. `example`: as for `run`. Raises BackupError and Stopped."""
+    """Plan a restore; nothing is changed. `example`: as for `run`. Raises BackupError and
+    Stopped.
+    """
     path = file_of(url)
     with explained(path, stop), tempfile.TemporaryDirectory(prefix="batch-restore-") as folder:
         return _planned(backup, path, example, histories, Path(folder)).plan
@@ -61,13 +80,19 @@ def _planned(
 
 
 def file_of(url: URL) -> Path:
-    """The database file of a URL, which need not exist. Raises BackupError for a database in memory."""
+    """The database file of a URL, which need not exist. Raises BackupError for a database in
+    memory.
+    """
     name = url.database or ":memory:"
     if name == ":memory:" or name.startswith("file:"):
-        raise BackupError(f"can't restore into {name!r}: DATABASE_URL must name a file, as in sqlite:///./app.db")
+        raise BackupError(
+            f"can't restore into {name!r}: DATABASE_URL must name a file, as in sqlite:///./app.db"
+        )
     path = Path(name)
     if not path.parent.is_dir():
-        raise BackupError(f"can't restore into {path.absolute()}: make its folder first, or look at DATABASE_URL")
+        raise BackupError(
+            f"can't restore into {path.absolute()}: make its folder first, or look at DATABASE_URL"
+        )
     return path
 
 
@@ -83,10 +108,11 @@ def run(
     histories: Sequence[History] = (),
     example: Path | None = None,
 ) -> RestoreReport:
-    """Restore the backup; `dry_run`: change nothing. `folder`: one with room for twice the data, on any disk.
+    """Restore the backup; `dry_run`: change nothing. `folder`: one with room for twice the data, on
+    any disk.
 
-    `example`: the file whose tables an empty file gets; None if it gets those of the migrations. Raises BackupError and
-    Stopped.
+    `example`: the file whose tables an empty file gets; None if it gets those of the migrations.
+    Raises BackupError and Stopped.
     """
     started, path = clock.monotonic(), file_of(url)
     with workplace(folder) as place, explained(path, stop):
@@ -98,13 +124,23 @@ def run(
             else:
                 _Swap(new, restore, path, meter, stop, last_check, dry_run).carry_out()
     plan = restore.plan
-    return RestoreReport(plan.backup, plan.database, counts, clock.monotonic() - started, dry_run, plan.notes)
+    return RestoreReport(
+        plan.backup, plan.database, counts, clock.monotonic() - started, dry_run, plan.notes
+    )
 
 
 def try_out(
-    backup: Backup, application: URL, meter: BackupMeter, stop: Stop, *, folder: Path, histories: Sequence[History] = ()
+    backup: Backup,
+    application: URL,
+    meter: BackupMeter,
+    stop: Stop,
+    *,
+    folder: Path,
+    histories: Sequence[History] = (),
 ) -> RestoreReport:
-    """Restore the backup into a new file, and remove the file instead of copying it. Raises BackupError and Stopped."""
+    """Restore the backup into a new file, and remove the file instead of copying it. Raises
+    BackupError and Stopped.
+    """
     started = clock.monotonic()
     is_sqlite = application.get_backend_name() == "sqlite"
     live = Path(application.database) if is_sqlite and application.database else None
@@ -113,14 +149,18 @@ def try_out(
         restore.plan.refuse()
         with _filled(backup, restore, place, meter, stop) as (new, counts):
             new.make_views_and_triggers()
-    return RestoreReport(backup.source.name, A_TEMPORARY_FILE, counts, clock.monotonic() - started, dry_run=True)
+    return RestoreReport(
+        backup.source.name, A_TEMPORARY_FILE, counts, clock.monotonic() - started, dry_run=True
+    )
 
 
 @contextmanager
 def _filled(
     backup: Backup, restore: SqliteRestore, place: Path, meter: BackupMeter, stop: Stop
 ) -> Iterator[tuple[NewFile, tuple[TableCounts, ...]]]:
-    """Make a new file with all tables and the rows of the backup, but without rows that are kept of the live file."""
+    """Make a new file with all tables and the rows of the backup, but without rows that are kept of
+    the live file.
+    """
     saved = place / "saved.sqlite3"
     unpack(backup, saved, meter, stop, COPIES)
     with NewFile(place / "new.sqlite3", backup, restore.structure, stop) as new:
@@ -139,7 +179,9 @@ def _settings_of(saved: Path, backup: Backup) -> dict[str, int | str]:
 
 
 class _Swap:
-    """Copies the pages of the new file over those of the live file, after completing the new file."""
+    """Copies the pages of the new file over those of the live file, after completing the new
+    file.
+    """
 
     def __init__(
         self,
@@ -162,7 +204,8 @@ class _Swap:
         self._is_locked = False
         self._left = 0
         self._page_size, self._pages = (
-            int(new.connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_size", "page_count")
+            int(new.connection.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_size", "page_count")
         )
 
     def carry_out(self) -> None:
@@ -175,12 +218,18 @@ class _Swap:
             # The last step commits, so there are at least two.
             pages = max(1, min(STEP_PAGES, self._pages - 1))
             self._new.connection.backup(live, pages=pages, progress=self._step)
-            with suppress(sqlite3.Error):  # the restore has been committed, so a failed checkpoint does no harm
+            with suppress(
+                sqlite3.Error
+            ):  # the restore has been committed, so a failed checkpoint does no harm
                 live.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _let_readers_go_on(self, live: sqlite3.Connection) -> None:
-        """Set WAL mode, as get_db() does. In it the kept tables can be read while the live file is locked."""
-        live.execute(f"PRAGMA page_size = {self._page_size}")  # it takes effect only in an empty file
+        """Set WAL mode, as get_db() does. In it the kept tables can be read while the live file is
+        locked.
+        """
+        live.execute(
+            f"PRAGMA page_size = {self._page_size}"
+        )  # it takes effect only in an empty file
         while True:
             try:
                 (mode,) = live.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -191,7 +240,8 @@ class _Swap:
                 continue
             if mode != "wal":
                 raise BackupError(
-                    f"nothing was restored into {self._path.absolute()}: its disk does not allow SQLite's WAL mode, "
+                    f"nothing was restored into {self._path.absolute()}: its disk does not allow "
+                    "SQLite's WAL mode, "
                     "which the service needs. Move the database to a local disk"
                 )
             return
@@ -210,7 +260,9 @@ class _Swap:
         self._left = remaining
 
     def _complete(self) -> None:
-        """Make the last check, and add to the new file what is kept of the live file. A dry run ends here."""
+        """Make the last check, and add to the new file what is kept of the live file. A dry run
+        ends here.
+        """
         if self._last_check is not None:
             asyncio.run(self._last_check())
         self._refuse_changed_tables()
@@ -219,7 +271,9 @@ class _Swap:
             kept = self._restore.kept(LIVE)
             self._new.keep(LIVE, self._path, kept)
             restored = [table.name for table in self._restore.plan.tables]
-            if set(kept) - live.revisions.keys():  # kept rows may refer to row ids that restored tables gave before
+            if (
+                set(kept) - live.revisions.keys()
+            ):  # kept rows may refer to row ids that restored tables gave before
                 for name in restored:
                     self._new.go_on_behind(LIVE, name)
             self._new.refuse_orphans(restored)
@@ -228,11 +282,14 @@ class _Swap:
             raise _RolledBack
 
     def _refuse_changed_tables(self) -> None:
-        """Raises BackupError if the schema of the live file has changed since the restore was planned."""
+        """Raises BackupError if the schema of the live file has changed since the restore was
+        planned.
+        """
         with closing(opened(self._path, "mode=rw")) as connection:
             structure = Structure.of(connection)
         if structure.objects != self._restore.live.structure.objects:
             raise BackupError(
-                f"nothing was restored into {self._path.absolute()}: another program has changed its tables "
+                f"nothing was restored into {self._path.absolute()}: another program has changed "
+                "its tables "
                 "meanwhile. End other programs that use it, and try again"
             )

@@ -1,4 +1,6 @@
-"""Tries a restore in a scratch place: proves that the rows of a backup load, and changes nothing."""
+"""Tries a restore in a scratch place: proves that the rows of a backup load, and changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,21 @@ async def restore_into_scratch(
     folder: Path | None = None,
     histories: Sequence[History] = (),
 ) -> RestoreReport:
-    """Load every row of a backup into new tables, compare the counts with the manifest, and remove the tables.
+    """Load every row of a backup into new tables, compare the counts with the manifest, and remove
+    the tables.
 
-    On SQLite the tables are made in a new file in `folder` (None: that of temporary files), as in the application's
-    file or by `histories`. On PostgreSQL they are made in a new schema in the database of `drill_url`, or else of
-    `url`, in a transaction that is rolled back, so that nothing remains after a kill either. There `histories` make the
-    tables, and tables that are in no history are made like those of the same name. `on_progress` is called on this
-    event loop. Raises BackupError, also if one table can't be tried out.
+    On SQLite the tables are made in a new file in `folder` (None: that of temporary files), as in
+    the application's file or by `histories`. On PostgreSQL they are made in a new schema in the
+    database of `drill_url`, or else of `url`, in a transaction that is rolled back, so that nothing
+    remains after a kill either. There `histories` make the tables, and tables that are in no
+    history are made like those of the same name. `on_progress` is called on this event loop. Raises
+    BackupError, also if one table can't be tried out.
     """
-    application, drill, loop = make_url(url), make_url(drill_url) if drill_url else None, asyncio.get_running_loop()
+    application, drill, loop = (
+        make_url(url),
+        make_url(drill_url) if drill_url else None,
+        asyncio.get_running_loop(),
+    )
 
     def tell(progress: BackupProgress) -> None:
         if on_progress:
@@ -50,13 +58,17 @@ async def restore_into_scratch(
                 backup, application, BackupMeter(tell), stop, folder=place, histories=histories
             )
         refuse_unfit(backup, application, drill)
-        return scratch_postgresql.run(backup, drill or application, BackupMeter(tell), stop, histories)
+        return scratch_postgresql.run(
+            backup, drill or application, BackupMeter(tell), stop, histories
+        )
 
     return await in_thread(work)
 
 
 def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
-    """Raises BackupError if a backup of PostgreSQL can't be tried out in the database that the settings name."""
+    """Raises BackupError if a backup of PostgreSQL can't be tried out in the database that the
+    settings name.
+    """
     kind = (drill or application).get_backend_name()
     if kind != backup.header.kind:
         raise BackupError(
@@ -65,7 +77,8 @@ def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
         )
     if drill is not None and address(drill) == address(application):
         raise BackupError(
-            "RESTORE_DRILL_URL is the application's own database: name another database, or leave the "
+            "RESTORE_DRILL_URL is the application's own database: name another database, or "
+            "leave the "
             "setting empty to use a scratch schema in the application's database"
         )
 

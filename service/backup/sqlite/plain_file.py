@@ -1,6 +1,8 @@
-"""Unpacks the SQLite file in a backup into a private folder, and opens it with protections for untrusted files.
+"""Unpacks the SQLite file in a backup into a private folder, and opens it with protections for
+untrusted files.
 
-The schema of a file from elsewhere may hold anything: views, triggers, generated columns and functions in checks.
+The schema of a file from elsewhere may hold anything: views, triggers, generated columns and
+functions in checks.
 """
 
 from __future__ import annotations
@@ -34,18 +36,23 @@ LISTEN_SECONDS = 0.1
 PREFIX = ".restore_"
 OURS = re.compile(rf"{re.escape(PREFIX)}[0-9]{{8}}_[0-9]{{6}}_\w+")
 LARGEST_VALUE = 64 * 1024 * 1024
-"""Largest value in bytes of a file from elsewhere, or the size of the packed backup if that is larger."""
+"""Largest value in bytes of a file from elsewhere, or the size of the packed backup if that is
+larger.
+"""
 LARGEST_STATEMENT = 4 * 1024 * 1024
 
 BY_HAND = (
-    "If you trust the backup, you can extract the whole database from it, while nothing uses the file: "
+    "If you trust the backup, you can extract the whole database from it, while nothing uses the "
+    "file: "
     "tar xzOf FILE database.sqlite3 > app.db"
 )
 
 _ROWS = {
     sqlite3.SQLITE_CONSTRAINT: "The table refuses a row of the backup: its constraints have changed since.",
     sqlite3.SQLITE_TOOBIG: f"A value is larger than a file from elsewhere may have. {BY_HAND}",
-    **dict.fromkeys((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), "The file is damaged: use another backup."),
+    **dict.fromkeys(
+        (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), "The file is damaged: use another backup."
+    ),
 }
 _ADVICE = {
     sqlite3.SQLITE_FULL: "Free some space on its disk.",
@@ -58,7 +65,8 @@ _ADVICE = {
 
 @contextmanager
 def workplace(folder: Path) -> Iterator[Path]:
-    """A new folder inside this one that only this user may enter. It is removed with its content afterwards.
+    """A new folder inside this one that only this user may enter. It is removed with its content
+    afterwards.
 
     Such folders of processes that were killed are removed first.
     """
@@ -76,7 +84,9 @@ def workplace(folder: Path) -> Iterator[Path]:
 
 
 def _locked_folder(folder: Path) -> tuple[Path, int]:
-    """Create the folder and lock it, so that other processes see that it is in use. Returns it and its descriptor."""
+    """Create the folder and lock it, so that other processes see that it is in use. Returns it and
+    its descriptor.
+    """
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{clock.now().strftime(STAMP)}_", dir=folder))
         with suppress(FileNotFoundError):
@@ -112,8 +122,8 @@ def _opened_folder(path: Path) -> int:
 def unpack(backup: Backup, path: Path, meter: BackupMeter, stop: Stop, copies: int = 1) -> None:
     """Write the database file of a backup to `path`, in a folder of this process's own.
 
-    Raises BackupError before the first byte is written if it is not a SQLite database, or if the disk has no room for
-    `copies` copies of it.
+    Raises BackupError before the first byte is written if it is not a SQLite database, or if the
+    disk has no room for `copies` copies of it.
     """
     size = sum(member.bytes for member in backup.members if member.name == DATABASE)
     pieces = backup.pieces()
@@ -138,7 +148,8 @@ def unpack(backup: Backup, path: Path, meter: BackupMeter, stop: Stop, copies: i
 def _refuse_no_room(backup: Backup, folder: Path, size: int) -> None:
     if (free := shutil.disk_usage(folder).free) < size:
         raise BackupError(
-            f"the backup {backup.source.name} needs {size:,} bytes in {folder.parent}, where {free:,} are free, and "
+            f"the backup {backup.source.name} needs {size:,} bytes in {folder.parent}, where "
+            f"{free:,} are free, and "
             "nothing was changed. Free some space there"
         )
 
@@ -149,20 +160,24 @@ def _refused_as_damage(backup: Backup) -> Iterator[None]:
         yield
     except ValueError as error:
         raise DamagedBackup(
-            f"the database in the backup {backup.source.name} is damaged, and nothing was changed: {error}. Use "
+            f"the database in the backup {backup.source.name} is damaged, and nothing was "
+            f"changed: {error}. Use "
             "another backup"
         ) from error
 
 
 def _unwritable(folder: Path, error: OSError) -> BackupError:
     return BackupError(
-        f"the backup can't be unpacked in {folder}, and nothing was changed: {error.strerror or error}. Make room "
+        f"the backup can't be unpacked in {folder}, and nothing was changed: "
+        f"{error.strerror or error}. Make room "
         "there, and make it writable for this user"
     )
 
 
 def opened(path: Path, mode: str, wait: float = BUSY_SECONDS) -> sqlite3.Connection:
-    """A connection to the file. `mode`: parameters of SQLite's URI. `wait`: how many seconds it waits for a lock."""
+    """A connection to the file. `mode`: parameters of SQLite's URI. `wait`: how many seconds it
+    waits for a lock.
+    """
     return sqlite3.connect(uri_of(path, mode), uri=True, timeout=wait, isolation_level=None)
 
 
@@ -171,10 +186,12 @@ def uri_of(path: Path, mode: str) -> str:
 
 
 def guard(connection: sqlite3.Connection, packed: int, *, defensive: bool = True) -> None:
-    """Protect a connection before an untrusted file is opened or attached, as SQLite's documentation advises.
+    """Protect a connection before an untrusted file is opened or attached, as SQLite's
+    documentation advises.
 
-    Views and triggers are never executed, and the sizes of values and statements are bounded. `packed`: the bytes of
-    the backup. `defensive` has an effect from Python 3.12 on; it refuses writes to the tables of a full-text index.
+    Views and triggers are never executed, and the sizes of values and statements are bounded.
+    `packed`: the bytes of the backup. `defensive` has an effect from Python 3.12 on; it refuses
+    writes to the tables of a full-text index.
     """
     for setting in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
         connection.execute(f"PRAGMA {setting}")
@@ -199,11 +216,14 @@ class Patience:
         self._until = clock.monotonic() + BUSY_SECONDS
 
     def again(self) -> None:
-        """Call this before each new attempt. Raises BackupError when BUSY_SECONDS have passed, and Stopped."""
+        """Call this before each new attempt. Raises BackupError when BUSY_SECONDS have passed, and
+        Stopped.
+        """
         self._stop.check()
         if clock.monotonic() >= self._until:
             raise BackupError(
-                f"nothing was restored into {self._path.absolute()}: another program has held its write lock for "
+                f"nothing was restored into {self._path.absolute()}: another program has held "
+                "its write lock for "
                 f"{BUSY_SECONDS:g} s. End that program, or try again later"
             )
 
@@ -216,8 +236,12 @@ def explained(path: Path, stop: Stop) -> Iterator[None]:
     except sqlite3.Error as error:
         stop.check()
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        advice = _ADVICE.get(code, "Check that it is a SQLite database which this user may write to.")
-        raise BackupError(f"nothing was restored into {path.absolute()}: {error}. {advice}") from error
+        advice = _ADVICE.get(
+            code, "Check that it is a SQLite database which this user may write to."
+        )
+        raise BackupError(
+            f"nothing was restored into {path.absolute()}: {error}. {advice}"
+        ) from error
 
 
 @contextmanager
@@ -234,6 +258,7 @@ def loading(backup: Backup, what: str, stop: Stop) -> Iterator[None]:
         if code not in _ROWS:
             raise
         raise DamagedBackup(
-            f"{what} in the backup {backup.source.name} can't be loaded, and nothing was changed: {error}. "
+            f"{what} in the backup {backup.source.name} can't be loaded, and nothing was "
+            f"changed: {error}. "
             f"{_ROWS[code]}"
         ) from error

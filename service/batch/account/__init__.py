@@ -1,1 +1,3 @@
-"""The account: the run, the reason or the gap of every slot of an interval. Reads the ledger and changes nothing."""
+"""The account: the run, the reason or the gap of every slot of an interval. Reads the ledger and
+changes nothing.
+"""

@@ -1,4 +1,6 @@
-"""The account of one task: how many of its slots are of which kind, and findings. Pure; accounting.py makes it."""
+"""The account of one task: how many of its slots are of which kind, and findings. Pure;
+accounting.py makes it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,12 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """What the ledger has for a slot. `late` means that a running service has the task and has not handled the slot.
+    """What the ledger has for a slot. `late` means that a running service has the task and has not
+    handled the slot.
 
-    The last three kinds are not slots: `surplus` is a scheduled run whose slot no schedule has, `range` is a missed
-    range with another count than the slots in it, and `unreadable` is a period whose schedule can't be read.
+    The last three kinds are not slots: `surplus` is a scheduled run whose slot no schedule has,
+    `range` is a missed range with another count than the slots in it, and `unreadable` is a period
+    whose schedule can't be read.
     """
 
     RUN = "run"
@@ -36,7 +40,8 @@ INCOMPLETE = (Kind.LATE, Kind.GAP, Kind.RANGE, Kind.UNREADABLE)
 class AccountedSlot(NamedTuple):
     """What became of one slot (aware, UTC), or a surplus run.
 
-    `run` is the id of its run and `state` the state of that; `reason` is the reason of a skip or of a missed range.
+    `run` is the id of its run and `state` the state of that; `reason` is the reason of a skip or of
+    a missed range.
     """
 
     task: str
@@ -49,7 +54,9 @@ class AccountedSlot(NamedTuple):
 
 @dataclass
 class AccountFinding:
-    """`count` consecutive slots from `first` to `last` (both included; aware, UTC), all of one kind in REPORTED."""
+    """`count` consecutive slots from `first` to `last` (both included; aware, UTC), all of one kind
+    in REPORTED.
+    """
 
     kind: Kind
     first: datetime
@@ -84,7 +91,9 @@ class Account:
         return not any(self.counts[kind] for kind in INCOMPLETE)
 
     def add(self, slot: AccountedSlot) -> None:
-        """Count one slot. Slots are added in order, so that consecutive ones of a kind make one finding."""
+        """Count one slot. Slots are added in order, so that consecutive ones of a kind make one
+        finding.
+        """
         if slot.kind in REPORTED:
             if slot.kind == self._last:
                 self.findings[-1].last = slot.slot
@@ -118,7 +127,9 @@ class _CountedRange:
 
 
 class RecordedRanges:
-    """The missed ranges of a task, ordered by `first`, and how many slots of its schedules lie in each."""
+    """The missed ranges of a task, ordered by `first`, and how many slots of its schedules lie in
+    each.
+    """
 
     def __init__(self, ranges: list[RecordedRange]) -> None:
         self._counted = [_CountedRange(recorded) for recorded in ranges]
@@ -126,7 +137,9 @@ class RecordedRanges:
         self._current: list[_CountedRange] = []
 
     def take(self, slot: datetime) -> RecordedRange | None:
-        """Count `slot` in the ranges that contain it, and return the first of them. Call it for each slot, in order."""
+        """Count `slot` in the ranges that contain it, and return the first of them. Call it for
+        each slot, in order.
+        """
         while self._later and self._later[0].range.first <= slot:
             self._current.append(self._later.popleft())
         if not self._current:
@@ -137,8 +150,13 @@ class RecordedRanges:
         return self._current[0].range if self._current else None
 
     def with_wrong_counts(self) -> Iterator[AccountFinding]:
-        """A finding for each range whose recorded number of slots is wrong. Call it after the last slot."""
+        """A finding for each range whose recorded number of slots is wrong. Call it after the last
+        slot.
+        """
         for recorded, seen in ((counted.range, counted.seen) for counted in self._counted):
             if recorded.slots != seen:
-                text = f"missed range {recorded.id} counts {recorded.slots} slots, but the schedules have {seen} there"
+                text = (
+                    f"missed range {recorded.id} counts {recorded.slots} slots, but the "
+                    f"schedules have {seen} there"
+                )
                 yield AccountFinding(Kind.RANGE, recorded.first, recorded.last, 1, text)

@@ -1,11 +1,14 @@
-"""The account: all slots of an interval, computed anew from the schedules of a task, and what became of each.
+"""The account: all slots of an interval, computed anew from the schedules of a task, and what
+became of each.
 
-A schedule has the slots in (valid_from, valid_until]. A change of schedule first handles the slots of the old schedule
-up to and including the instant of the change, so a slot at that very instant belongs to the old schedule.
+A schedule has the slots in (valid_from, valid_until]. A change of schedule first handles the slots
+of the old schedule up to and including the instant of the change, so a slot at that very instant
+belongs to the old schedule.
 
-Slots are computed without cursors. The cursor of a schedule only separates slots that are not handled yet from gaps:
-slots before the cursor that have no row. Slots are computed with this machine's time zone data; if that has changed
-since the slots were handled, the account differs from the ledger.
+Slots are computed without cursors. The cursor of a schedule only separates slots that are not
+handled yet from gaps: slots before the cursor that have no row. Slots are computed with this
+machine's time zone data; if that has changed since the slots were handled, the account differs from
+the ledger.
 """
 
 from __future__ import annotations
@@ -20,7 +23,14 @@ from typing import Any
 from sqlalchemy import Row, and_, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind, RecordedRange, RecordedRanges
+from service.batch.account.account import (
+    Account,
+    AccountedSlot,
+    AccountFinding,
+    Kind,
+    RecordedRange,
+    RecordedRanges,
+)
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import database_time
@@ -31,7 +41,9 @@ from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 
 PAGE = 500
-"""Runs of one task that are read, and held in memory, at a time. Their rows are made on the event loop."""
+"""Runs of one task that are read, and held in memory, at a time. Their rows are made on the event
+loop.
+"""
 
 CHUNK = 2_000
 """Slots that are computed at a time, in a thread."""
@@ -49,12 +61,13 @@ async def accounts(
     lease: float = 30.0,
     see: Callable[[AccountedSlot], None] = ignore,
 ) -> AsyncIterator[Account]:
-    """Yield the account of each task that had a schedule between `since` and `until`, or of `task` only.
+    """Yield the account of each task that had a schedule between `since` and `until`, or of `task`
+    only.
 
-    Both instants are aware and included; `until` is now at the latest, which is also the default. Slots are computed in
-    a thread, and `see` is called on the event loop with each of them, in order. A node counts as running if it was seen
-    within `lease` seconds. Everything is read from one snapshot, so a transaction that is open on `connection` is
-    rolled back first.
+    Both instants are aware and included; `until` is now at the latest, which is also the default.
+    Slots are computed in a thread, and `see` is called on the event loop with each of them, in
+    order. A node counts as running if it was seen within `lease` seconds. Everything is read from
+    one snapshot, so a transaction that is open on `connection` is rolled back first.
     """
     await connection.rollback()
     if connection.dialect.name == "postgresql":
@@ -70,7 +83,9 @@ async def accounts(
 
 @dataclass
 class _Span:
-    """The part (after, until] of an interval in which a schedule was valid. Slots after `handled` are not fired yet."""
+    """The part (after, until] of an interval in which a schedule was valid. Slots after `handled`
+    are not fired yet.
+    """
 
     accounted_from: datetime | None
     after: datetime
@@ -83,7 +98,10 @@ class _Span:
 async def tasks_of_running_nodes(connection: AsyncConnection, since: datetime) -> set[str]:
     """The tasks that a running service has, which was seen since then, and which fires."""
     is_running = and_(
-        nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.draining.is_(False), nodes.c.seen_at >= since
+        nodes.c.stopped_at.is_(None),
+        nodes.c.fires,
+        nodes.c.draining.is_(False),
+        nodes.c.seen_at >= since,
     )
     names_by_node = await connection.execute(select(nodes.c.tasks).where(is_running))
     return {name for names in names_by_node.scalars() for name in names}
@@ -132,7 +150,9 @@ async def _fill(
     late: datetime,
     see: Callable[[AccountedSlot], None],
 ) -> None:
-    """Compare the computed slots with the rows, one page of runs at a time. Slots due before `late` are late."""
+    """Compare the computed slots with the rows, one page of runs at a time. Slots due before `late`
+    are late.
+    """
     unreadable = [span for span in spans if span.schedule is None and span.after < span.until]
     for span in unreadable:
         account.report(AccountFinding(Kind.UNREADABLE, span.after, span.until, 1, span.error))
@@ -142,7 +162,9 @@ async def _fill(
     while after < account.until:
         page = await _runs(connection, account.task, after, account.until)
         page_end = page[-1].slot if len(page) == PAGE else account.until
-        slots = _accounted_slots(account.task, _slots(spans, after, page_end), page, ranges, handled, late)
+        slots = _accounted_slots(
+            account.task, _slots(spans, after, page_end), page, ranges, handled, late
+        )
         is_last = False
         while not is_last:
             counted, is_last = await offload(_count, account, slots, unreadable)
@@ -155,9 +177,15 @@ async def _fill(
 def _count(
     account: Account, slots: Iterator[AccountedSlot], unreadable: list[_Span]
 ) -> tuple[list[AccountedSlot], bool]:
-    """Add the next slots to the account. Returns those that count, and whether they were the last ones."""
+    """Add the next slots to the account. Returns those that count, and whether they were the last
+    ones.
+    """
     chunk = list(islice(slots, CHUNK))
-    counted = [each for each in chunk if each.kind != Kind.SURPLUS or not _overlaps(unreadable, each.slot, each.slot)]
+    counted = [
+        each
+        for each in chunk
+        if each.kind != Kind.SURPLUS or not _overlaps(unreadable, each.slot, each.slot)
+    ]
     for slot in counted:
         account.add(slot)
     return counted, len(chunk) < CHUNK
@@ -176,7 +204,9 @@ def _overlaps(spans: list[_Span], first: datetime, last: datetime) -> bool:
 
 
 def _slots(spans: list[_Span], after: datetime, until: datetime) -> Iterator[datetime]:
-    """The slots of all schedules in (after, until], each once: schedules overlap if a machine's clock was set back."""
+    """The slots of all schedules in (after, until], each once: schedules overlap if a machine's
+    clock was set back.
+    """
     slots_by_span = [
         span.schedule.between(max(span.after, after), min(span.until, until))
         for span in spans
@@ -215,7 +245,9 @@ def _accounted_slots(
             yield AccountedSlot(task, run.slot, Kind.SURPLUS, run.id, run.state, run.reason)
 
 
-async def _runs(connection: AsyncConnection, task: str, after: datetime, until: datetime) -> list[Row[Any]]:
+async def _runs(
+    connection: AsyncConnection, task: str, after: datetime, until: datetime
+) -> list[Row[Any]]:
     statement = (
         select(runs.c.slot, runs.c.id, runs.c.state, runs.c.reason, runs.c.origin)
         .where(runs.c.task == task, text(OF_SLOT_SQL))
@@ -228,7 +260,9 @@ async def _runs(connection: AsyncConnection, task: str, after: datetime, until: 
 
 async def _missed(connection: AsyncConnection, account: Account) -> list[RecordedRange]:
     statement = (
-        select(missed.c.id, missed.c.first_slot, missed.c.last_slot, missed.c.count, missed.c.reason)
+        select(
+            missed.c.id, missed.c.first_slot, missed.c.last_slot, missed.c.count, missed.c.reason
+        )
         .where(missed.c.task == account.task)
         .where(missed.c.last_slot >= account.since, missed.c.first_slot <= account.until)
         .order_by(missed.c.first_slot, missed.c.id)

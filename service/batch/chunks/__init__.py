@@ -1,1 +1,3 @@
-"""Loops that commit their data and their place together. Knows the current run, not who started it."""
+"""Loops that commit their data and their place together. Knows the current run, not who started
+it.
+"""

@@ -1,11 +1,22 @@
-"""Reads and writes the position of a loop: its row in batch_checkpoints, a table beside the authors' data."""
+"""Reads and writes the position of a loop: its row in batch_checkpoints, a table beside the
+authors' data.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, TextClause, bindparam, func, literal_column, select, text
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    TextClause,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -46,16 +57,20 @@ class Overtaken(ChunkError):
 
 
 def _upsert(rows: str) -> TextClause:
-    """Insert these rows, or update the existing ones where the number of committed chunks is `:before`.
+    """Insert these rows, or update the existing ones where the number of committed chunks is
+    `:before`.
 
-    That number rises with each commit, so the second of two writers of one position changes no row. `count` would not
-    do, for a chunk may be empty. The row without a name is that of the fence; it is updated unless its fence is newer.
+    That number rises with each commit, so the second of two writers of one position changes no row.
+    `count` would not do, for a chunk may be empty. The row without a name is that of the fence; it
+    is updated unless its fence is newer.
     """
     return text(
-        f"INSERT INTO batch_checkpoints (run, name, fence, cursor, count, finished, at) VALUES {rows} "
+        "INSERT INTO batch_checkpoints (run, name, fence, cursor, count, finished, at) "
+        f"VALUES {rows} "
         "ON CONFLICT (run, name) DO UPDATE SET fence = excluded.fence, cursor = excluded.cursor, "
         "count = excluded.count, finished = excluded.finished, at = excluded.at "
-        "WHERE CASE WHEN batch_checkpoints.name = '' THEN batch_checkpoints.fence <= excluded.fence "
+        "WHERE CASE WHEN batch_checkpoints.name = '' THEN batch_checkpoints.fence <= "
+        "excluded.fence "
         "ELSE CAST(batch_checkpoints.cursor ->> 'chunks' AS BIGINT) = :before END"
     ).bindparams(
         bindparam("run", type_=checkpoints.c.run.type),
@@ -95,10 +110,14 @@ async def committed(connection: AsyncConnection, run: str) -> Committed:
     return Committed(int(number or 0), int(items or 0))
 
 
-async def write(db: AsyncSession, run: CurrentRun, name: str, before: LoopPosition, after: LoopPosition) -> None:
-    """Write the position of a loop, and the fence of a fenced run, in the session's transaction just before its commit.
+async def write(
+    db: AsyncSession, run: CurrentRun, name: str, before: LoopPosition, after: LoopPosition
+) -> None:
+    """Write the position of a loop, and the fence of a fenced run, in the session's transaction
+    just before its commit.
 
-    Raises Overtaken when the committed position is no longer `before`, and LeaseLost when another node has the run.
+    Raises Overtaken when the committed position is no longer `before`, and LeaseLost when another
+    node has the run.
     """
     values = {
         "name": name,
@@ -109,7 +128,8 @@ async def write(db: AsyncSession, run: CurrentRun, name: str, before: LoopPositi
     }
     if not await db.run_sync(_write, run, values):
         raise Overtaken(
-            f"{run.task}: chunk {after.chunks} of {name!r} is already committed, so it is not committed again"
+            f"{run.task}: chunk {after.chunks} of {name!r} is already committed, so it is not "
+            "committed again"
         )
 
 

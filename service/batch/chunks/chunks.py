@@ -1,4 +1,6 @@
-"""`self.chunks(…)`: a loop over chunks, each of which is committed together with the position of the loop."""
+"""`self.chunks(…)`: a loop over chunks, each of which is committed together with the position of
+the loop.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +33,41 @@ T = TypeVar("T")
 logger = get_logger("service.batch")
 
 TRIES = 5
-"""How often one chunk is tried at most, with `retry_chunk` or when the author's code catches its error."""
-SMALLER = "a smaller `size=` of chunks() lets others write sooner; wait for nothing else inside the block"
-"""What helps if a chunk holds SQLite's write lock for long: it commits at its end, so its author can't do it before."""
-NEEDS_ASYNC = "chunks() needs `async for` in an `async def run`: a sync run can't share a chunk's session"
+"""How often one chunk is tried at most, with `retry_chunk` or when the author's code catches its
+error.
+"""
+SMALLER = (
+    "a smaller `size=` of chunks() lets others write sooner; wait for nothing else inside the block"
+)
+"""What helps if a chunk holds SQLite's write lock for long: it commits at its end, so its author
+can't do it before.
+"""
+NEEDS_ASYNC = (
+    "chunks() needs `async for` in an `async def run`: a sync run can't share a chunk's session"
+)
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
 """Bounds of the seconds between two tries of a chunk; the wait doubles with each try."""
 
 
 class Chunks(Generic[T]):
-    """`async for chunk in self.chunks(…)`: returns chunks until no item is left. Outside a run it keeps no position."""
+    """`async for chunk in self.chunks(…)`: returns chunks until no item is left. Outside a run it
+    keeps no position.
+    """
 
-    def __init__(self, source: Source[T], name: str | None, pause: float, retry_chunk: bool, total: bool) -> None:
+    def __init__(
+        self, source: Source[T], name: str | None, pause: float, retry_chunk: bool, total: bool
+    ) -> None:
         self.source = source
         self.database = _database()
         self.run = current_run.current_run_if_any()
         if self.run is not None and self.database.kind not in fencing.KINDS:
             raise ChunkError(
-                f"chunks() needs SQLite or PostgreSQL, and {self.database.setting} is {self.database.kind}"
+                f"chunks() needs SQLite or PostgreSQL, and {self.database.setting} is "
+                f"{self.database.kind}"
             )
-        self.name = state_of(self.run).loops.name("chunks", name) if self.run is not None else name or ""
+        self.name = (
+            state_of(self.run).loops.name("chunks", name) if self.run is not None else name or ""
+        )
         self.position = LoopPosition()
         self.total: int | None = None
         self._wants_total = total
@@ -79,7 +96,12 @@ class Chunks(Generic[T]):
         await self._before_next()
         if not self._is_known:
             await self._read_position()
-        if self._chunk is None and self._wants_total and self.run is not None and self.total is None:
+        if (
+            self._chunk is None
+            and self._wants_total
+            and self.run is not None
+            and self.total is None
+        ):
             state_of(self.run).loops.in_background(self._count(self.run))
         if self.position.is_finished or not (self._expects_more or await self._has_more()):
             await self._finish()
@@ -92,21 +114,32 @@ class Chunks(Generic[T]):
         if last is None:
             return
         if last.is_open:
-            raise ChunkError(f"chunk {last.number} is still open: ask for the next one after its `async with` block")
+            raise ChunkError(
+                f"chunk {last.number} is still open: ask for the next one after its `async with` "
+                "block"
+            )
         if not last.was_entered:
-            raise ChunkError(f"chunk {last.number} was not entered: process it in `async with chunk as (db, items):`")
+            raise ChunkError(
+                f"chunk {last.number} was not entered: process it in `async with chunk as (db, "
+                "items):`"
+            )
         if last.error is not None:
             await self._after_failure(last)
         elif self._pause:
-            await (self.run.sleep(self._pause) if self.run is not None else asyncio.sleep(self._pause))
+            await (
+                self.run.sleep(self._pause) if self.run is not None else asyncio.sleep(self._pause)
+            )
 
     async def _after_failure(self, last: Chunk[T]) -> None:
-        """Prepare to return the chunk again, unless the database shows that it was committed after all."""
+        """Prepare to return the chunk again, unless the database shows that it was committed after
+        all.
+        """
         self._is_known = self.run is None
         self._expects_more = False
         if self._failures >= TRIES:
             raise ChunkError(
-                f"chunk {last.number} was rolled back {self._failures} times in a row, and a loop can't skip it: "
+                f"chunk {last.number} was rolled back {self._failures} times in a row, and a "
+                "loop can't skip it: "
                 "do not catch the error, or use an ItemTask, which sets bad items aside"
             ) from last.error
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2**self._failures)
@@ -117,7 +150,10 @@ class Chunks(Generic[T]):
         async with self.database.reader.connect() as connection:
             position = await checkpoints.read(connection, self.run, self.name)
         if self._chunk is None and position.chunks and not position.is_finished:
-            logger.info(f"resumes after chunk {position.chunks} of loop {self.name!r}: {position.count:,} are done")
+            logger.info(
+                f"resumes after chunk {position.chunks} of loop {self.name!r}: "
+                f"{position.count:,} are done"
+            )
         if position.chunks > self.position.chunks:
             self._failures = 0
         self.position, self._is_known = position, True
@@ -128,11 +164,15 @@ class Chunks(Generic[T]):
             self.run.progress(*state_of(self.run).loops.advanced(self))
 
     async def _count(self, run: CurrentRun) -> None:
-        """Set `total` to the items done plus the items left, read at one instant; if that fails, it stays unknown."""
+        """Set `total` to the items done plus the items left, read at one instant; if that fails, it
+        stays unknown.
+        """
         with contextlib.suppress(DBAPIError, DatabaseError, OSError):
             async with self.database.reader.connect() as connection:
                 if self.database.kind == "postgresql":
-                    await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+                    await connection.execute(
+                        text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                    )
                 position = await checkpoints.read(connection, run, self.name)
                 left = await self.source.count(connection, position.cursor)
             if not self._has_ended and left is not None:
@@ -143,7 +183,9 @@ class Chunks(Generic[T]):
         return await self.source.has_more(self.database, self.position.cursor)
 
     async def _finish(self) -> None:
-        """Record that the loop has finished. A loop without any chunk needs no row: it is as short the next time."""
+        """Record that the loop has finished. A loop without any chunk needs no row: it is as short
+        the next time.
+        """
         if self.run is None or (self._has_ended and self.position.is_finished):
             return
         if self.position.chunks and not self.position.is_finished:
@@ -152,7 +194,10 @@ class Chunks(Generic[T]):
                 await checkpoints.write(db, self.run, self.name, self.position, finished)
                 await db.commit()
             self.position = finished
-        self._chunk, self._has_ended = None, True  # the loop may outlive its last chunk, whose memory is freed
+        self._chunk, self._has_ended = (
+            None,
+            True,
+        )  # the loop may outlive its last chunk, whose memory is freed
         self.total = self.done if self._wants_total else None
         self._report_progress()
         state_of(self.run).loops.ended(self)
@@ -167,13 +212,18 @@ class Chunks(Generic[T]):
         self._report_progress()
 
     def failed(self, number: int, error: BaseException) -> bool:
-        """Take note that a chunk was rolled back. Returns whether it is tried again, and so its error not raised."""
+        """Take note that a chunk was rolled back. Returns whether it is tried again, and so its
+        error not raised.
+        """
         self._failures += 1
         may_retry = isinstance(error, Overtaken) or (self._retries and is_transient(error))
         if self.run is None or not may_retry or self._failures >= TRIES:
             return False
         state_of(self.run).loops.rolled_back(self, error)
-        logger.warning(f"chunk {number} of loop {self.name!r} is tried again: {cause_of(error, self.database.kind)}")
+        logger.warning(
+            f"chunk {number} of loop {self.name!r} is tried again: "
+            f"{cause_of(error, self.database.kind)}"
+        )
         return True
 
 
@@ -196,16 +246,22 @@ def chunks(
 def _source(source: Any, size: int, file: File | None, order: dict[str, Any]) -> Source[Any]:
     if isinstance(source, Executable):
         if order["key"] is None:
-            raise ChunkError("key= is missing: the columns that identify the rows of the select, such as key=User.id")
+            raise ChunkError(
+                "key= is missing: the columns that identify the rows of the select, such as "
+                "key=User.id"
+            )
         return Pages(cast(Select[Any], source), size=size, **order)
     if given := [f"{name}=" for name, value in order.items() if value is not None]:
-        raise ChunkError(f"{', '.join(given)} is for a select, and chunks() was given a {type(source).__name__}")
+        raise ChunkError(
+            f"{', '.join(given)} is for a select, and chunks() was given a {type(source).__name__}"
+        )
     if isinstance(source, CursorSource):
         return CursorPages(source, size)
     if isinstance(source, AsyncIterable | Iterable) and not isinstance(source, str | bytes):
         return Items(source, size, file)
     raise ChunkError(
-        f"chunks() was given a {type(source).__name__}; allowed: a select(), an iterable, an async iterable, "
+        f"chunks() was given a {type(source).__name__}; allowed: a select(), an iterable, an "
+        "async iterable, "
         "or an object with `async def after(self, cursor, size)`"
     )
 
@@ -218,7 +274,8 @@ def _database() -> Database:
 
 
 class Chunk(Generic[T]):
-    """`async with chunk as (db, items):` is one transaction. The end of the block commits it, an error rolls it back.
+    """`async with chunk as (db, items):` is one transaction. The end of the block commits it, an
+    error rolls it back.
 
     Attributes:
         number: The number of the chunk in its loop, from 1 on, over all attempts of the run.
@@ -241,12 +298,16 @@ class Chunk(Generic[T]):
         if self.was_entered:
             return self._page.items
         if (ahead := self._loop.source.next_items) is None:
-            raise ChunkError(f"chunk {self.number} has its items inside `async with chunk as (db, items):`")
+            raise ChunkError(
+                f"chunk {self.number} has its items inside `async with chunk as (db, items):`"
+            )
         return ahead
 
     async def __aenter__(self) -> tuple[AsyncSession, list[T]]:
         if self.was_entered:
-            raise ChunkError(f"chunk {self.number} was entered already: ask the loop for the next one")
+            raise ChunkError(
+                f"chunk {self.number} was entered already: ask the loop for the next one"
+            )
         while True:
             try:
                 await self._begin()
@@ -259,7 +320,10 @@ class Chunk(Generic[T]):
                 await asyncio.sleep(FIRST_WAIT)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> bool:
         try:
             if error is None:

@@ -1,4 +1,6 @@
-"""Converts the values of a key to JSON and back. Allowed are the types that both databases sort in the same order."""
+"""Converts the values of a key to JSON and back. Allowed are the types that both databases sort in
+the same order.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ _TAGGED: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "bytes": (bytes, bytes.hex, bytes.fromhex),
     "float": (float, repr, float),
 }
-"""By tag: the type, and how its values are written and read. A datetime is a date too, so datetime comes first.
-Only infinite floats are tagged, because JSON has none."""
+"""By tag: the type, and how its values are written and read. A datetime is a date too, so datetime
+comes first. Only infinite floats are tagged, because JSON has none.
+"""
 
 
 def encode(values: Sequence[Any]) -> list[Any]:
@@ -42,7 +45,10 @@ def _encode(value: Any) -> Any:
         if isinstance(value, kind):
             return {tag: write(value)}
     if value is None:
-        raise ChunkError("a key is NULL in one of the rows, and rows can't be ordered by NULL: choose another key")
+        raise ChunkError(
+            "a key is NULL in one of the rows, and rows can't be ordered by NULL: choose another "
+            "key"
+        )
     allowed = ", ".join([*(kind.__name__ for kind in _PLAIN), *_TAGGED])
     raise ChunkError(f"a key's value is {value!r}, a {type(value).__name__}; allowed: {allowed}")
 

@@ -1,4 +1,6 @@
-"""The key of a loop over a select: the columns that order its rows, and the conditions for rows around a key."""
+"""The key of a loop over a select: the columns that order its rows, and the conditions for rows
+around a key.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ ORDERS = {operators.asc_op: False, operators.desc_op: True}
 
 @dataclass(frozen=True)
 class KeyColumn:
-    """A column of the key, whether its order is descending, and how its value is read from a row of the select."""
+    """A column of the key, whether its order is descending, and how its value is read from a row of
+    the select.
+    """
 
     column: ColumnElement[Any]
     descends: bool
@@ -46,12 +50,16 @@ class KeyColumn:
 
 
 class Key:
-    """One or more columns that identify the rows of a select. Raises ChunkError when they don't, or may be NULL."""
+    """One or more columns that identify the rows of a select. Raises ChunkError when they don't, or
+    may be NULL.
+    """
 
     def __init__(self, statement: Select[Any], key: Any) -> None:
         parts = key if isinstance(key, tuple | list) else (key,)
         if not parts:
-            raise ChunkError("key= is empty; allowed: a column of the select, or a tuple of columns")
+            raise ChunkError(
+                "key= is empty; allowed: a column of the select, or a tuple of columns"
+            )
         self.columns = tuple(_key_column(statement, part) for part in parts)
         _refuse_duplicates(statement, [part.column for part in self.columns])
 
@@ -65,20 +73,30 @@ class Key:
 
     @property
     def has_several_forms(self) -> bool:
-        """Whether SQLite, which lacks the column's type, may hold a value in another format than SQLAlchemy writes."""
-        return any(isinstance(_impl(part.column.type), DateTime | Time | Numeric) for part in self.columns)
+        """Whether SQLite, which lacks the column's type, may hold a value in another format than
+        SQLAlchemy writes.
+        """
+        return any(
+            isinstance(_impl(part.column.type), DateTime | Time | Numeric) for part in self.columns
+        )
 
     def at(self, prefix: str) -> ColumnElement[bool]:
-        """The condition for the row with the key that is given as the parameters `parameters(prefix, …)`."""
+        """The condition for the row with the key that is given as the parameters
+        `parameters(prefix, …)`.
+        """
         pairs = zip(self.columns, self._placeholders(prefix), strict=True)
         return and_(*(part.column == value for part, value in pairs))
 
     def behind(self, prefix: str) -> ColumnElement[bool]:
-        """The condition for the rows after the key that is given as the parameters `parameters(prefix, …)`."""
+        """The condition for the rows after the key that is given as the parameters
+        `parameters(prefix, …)`.
+        """
         return self._beyond(self._placeholders(prefix), includes=False)
 
     def bounds(self, start: Any, stop: Any) -> list[ColumnElement[bool]]:
-        """The conditions for the rows from `start` (included) to `stop` (excluded), in the order of the key."""
+        """The conditions for the rows from `start` (included) to `stop` (excluded), in the order of
+        the key.
+        """
         conditions = []
         if start is not None:
             conditions.append(self._beyond(self._literals("start", start), includes=True))
@@ -97,33 +115,46 @@ class Key:
         return {f"{prefix}{number}": value for number, value in enumerate(values)}
 
     def _placeholders(self, prefix: str) -> list[ColumnElement[Any]]:
-        return [bindparam(f"{prefix}{number}", type_=part.column.type) for number, part in enumerate(self.columns)]
+        return [
+            bindparam(f"{prefix}{number}", type_=part.column.type)
+            for number, part in enumerate(self.columns)
+        ]
 
     def _literals(self, name: str, values: Any) -> list[ColumnElement[Any]]:
         values = values if isinstance(values, tuple | list) else (values,)
         if len(values) != len(self.columns):
-            raise ChunkError(f"{name}= has {len(values)} values, and the key has {len(self.columns)} columns")
+            raise ChunkError(
+                f"{name}= has {len(values)} values, and the key has {len(self.columns)} columns"
+            )
         return [
             bindparam(None, value, type_=part.column.type, unique=True)
             for value, part in zip(values, self.columns, strict=True)
         ]
 
     def _beyond(self, values: list[ColumnElement[Any]], includes: bool) -> ColumnElement[bool]:
-        """The condition for the rows after the key with these values; with `includes`, also for that row."""
+        """The condition for the rows after the key with these values; with `includes`, also for
+        that row.
+        """
         if len({part.descends for part in self.columns}) > 1:
             return self._beyond_in_mixed_order(values, includes)
         columns = [part.column for part in self.columns]
-        left, right = (columns[0], values[0]) if len(columns) == 1 else (tuple_(*columns), tuple_(*values))
+        left, right = (
+            (columns[0], values[0]) if len(columns) == 1 else (tuple_(*columns), tuple_(*values))
+        )
         if self.columns[0].descends:
             return left <= right if includes else left < right
         return left >= right if includes else left > right
 
-    def _beyond_in_mixed_order(self, values: list[ColumnElement[Any]], includes: bool) -> ColumnElement[bool]:
+    def _beyond_in_mixed_order(
+        self, values: list[ColumnElement[Any]], includes: bool
+    ) -> ColumnElement[bool]:
         """The same column by column, since row values compare in one direction only."""
         alternatives: list[ColumnElement[bool]] = []
         equal: list[ColumnElement[bool]] = []
         for part, value in zip(self.columns, values, strict=True):
-            alternatives.append(and_(*equal, part.column < value if part.descends else part.column > value))
+            alternatives.append(
+                and_(*equal, part.column < value if part.descends else part.column > value)
+            )
             equal.append(part.column == value)
         return or_(*alternatives, *([and_(*equal)] if includes else []))
 
@@ -134,17 +165,22 @@ def _key_column(statement: Select[Any], part: Any) -> KeyColumn:
         descends, part = ORDERS[part.modifier], part.element
     column = part.__clause_element__() if hasattr(part, "__clause_element__") else part
     if not isinstance(column, ColumnElement):
-        raise ChunkError(f"key= holds {part!r}; allowed: a column of the select, its desc(), or a tuple of these")
+        raise ChunkError(
+            f"key= holds {part!r}; allowed: a column of the select, its desc(), or a tuple of these"
+        )
     if getattr(column, "nullable", False):
         raise ChunkError(
-            f"key={column} may be NULL, and rows can't be ordered by NULL: choose columns that are NOT NULL, "
+            f"key={column} may be NULL, and rows can't be ordered by NULL: choose columns that "
+            "are NOT NULL, "
             "such as the primary key"
         )
     return KeyColumn(column, descends, _reader(statement, column))
 
 
 def _reader(statement: Select[Any], column: ColumnElement[Any]) -> Callable[[Any], Any]:
-    """A function that reads the column's value from a row: from an element of the row, or an attribute of an entity."""
+    """A function that reads the column's value from a row: from an element of the row, or an
+    attribute of an entity.
+    """
     for index, description in enumerate(statement.column_descriptions):
         expression = description["expr"]
         entity: Any = inspect(expression, raiseerr=False)
@@ -153,10 +189,16 @@ def _reader(statement: Select[Any], column: ColumnElement[Any]) -> Callable[[Any
             if attribute is not None:
                 return partial(_read_attribute, index, attribute)
         else:
-            element = expression.__clause_element__() if hasattr(expression, "__clause_element__") else expression
+            element = (
+                expression.__clause_element__()
+                if hasattr(expression, "__clause_element__")
+                else expression
+            )
             if element.compare(column):
                 return itemgetter(index)
-    raise ChunkError(f"key={column} is not in the select: add it to the selected columns, or choose one of these")
+    raise ChunkError(
+        f"key={column} is not in the select: add it to the selected columns, or choose one of these"
+    )
 
 
 def _read_attribute(index: int, attribute: str, row: Any) -> Any:
@@ -173,21 +215,29 @@ def _attribute(entity: Any, column: ColumnElement[Any]) -> str | None:
 
 
 def _refuse_duplicates(statement: Select[Any], columns: list[ColumnElement[Any]]) -> None:
-    """Refuse a key without a unique constraint, since rows with the key of a chunk's last row would be skipped.
+    """Refuse a key without a unique constraint, since rows with the key of a chunk's last row would
+    be skipped.
 
-    That is known for a select from one table. For other selects, Pages.load compares the rows at the end of a chunk.
+    That is known for a select from one table. For other selects, Pages.load compares the rows at
+    the end of a chunk.
     """
     tables = statement.get_final_froms()
     if len(tables) != 1 or not isinstance(table := tables[0], Table):
         return
-    names = {column.key for column in columns if isinstance(column, Column) and table.c.get(column.key) is not None}
+    names = {
+        column.key
+        for column in columns
+        if isinstance(column, Column) and table.c.get(column.key) is not None
+    }
     uniques = [set(table.primary_key.columns.keys())]
     uniques += [set(c.columns.keys()) for c in table.constraints if isinstance(c, UniqueConstraint)]
     uniques += [set(i.columns.keys()) for i in table.indexes if i.unique and _is_whole(i)]
     if any(unique and unique <= names for unique in uniques):
         return
     given = ", ".join(str(column) for column in columns)
-    primary = ", ".join(str(column) for column in table.primary_key.columns) or "columns that are unique"
+    primary = (
+        ", ".join(str(column) for column in table.primary_key.columns) or "columns that are unique"
+    )
     raise ChunkError(
         f"key={given} is not unique, so rows that share it could be skipped at the end of a chunk: "
         f"add the primary key to it ({primary}), as in key=({given}, {primary})"
@@ -199,5 +249,7 @@ def _impl(kind: Any) -> Any:
 
 
 def _is_whole(index: Any) -> bool:
-    """Whether the index covers all rows: a partial index does not make the rows unique that it leaves out."""
+    """Whether the index covers all rows: a partial index does not make the rows unique that it
+    leaves out.
+    """
     return not any(options.get("where") is not None for options in index.dialect_options.values())

@@ -34,7 +34,9 @@ class Source(Protocol[T]):
     """Where the items of a loop come from. A cursor is JSON, and None at the beginning."""
 
     async def has_more(self, database: Database, cursor: Any) -> bool:
-        """Whether there are items after the cursor. It is called outside of a chunk's transaction."""
+        """Whether there are items after the cursor. It is called outside of a chunk's
+        transaction.
+        """
 
     @property
     def next_items(self) -> list[T] | None:
@@ -50,7 +52,9 @@ class Source(Protocol[T]):
 class Pages(Generic[T]):
     """The rows of a select, in the order of a unique key."""
 
-    def __init__(self, statement: Select[Any], key: Any, size: int, start: Any = None, stop: Any = None) -> None:
+    def __init__(
+        self, statement: Select[Any], key: Any, size: int, start: Any = None, stop: Any = None
+    ) -> None:
         """`start` is included, `stop` is not; both in the order of the key. Raises ChunkError."""
         _refuse_own_order(statement)
         self._size = size
@@ -58,7 +62,8 @@ class Pages(Generic[T]):
         self._first = statement.where(*self.key.bounds(start, stop))
         self._next = self._first.where(self.key.behind("batch_key_"))
         self._at = _unlocked(self._first).where(self.key.at("batch_key_")).limit(1)
-        # Built once, because SQLAlchemy finds the compiled form of the same statement object faster.
+        # Built once, because SQLAlchemy finds the compiled form of the same statement object
+        # faster.
         self._first_page, self._next_page = self._page_of(self._first), self._page_of(self._next)
         descriptions = statement.column_descriptions
         self._is_single = len(descriptions) == 1
@@ -78,7 +83,9 @@ class Pages(Generic[T]):
         return None  # the rows are read inside the transaction that may change them
 
     async def load(self, db: AsyncSession, cursor: Any) -> Page[T]:
-        """Read the page and one row more, which tells whether there is a next page and whether the key is unique."""
+        """Read the page and one row more, which tells whether there is a next page and whether the
+        key is unique.
+        """
         statement, values = self._behind(cursor, self._first_page, self._next_page)
         result = await db.execute(statement, values)
         results: Any = result.scalars() if self._is_single else result
@@ -90,16 +97,19 @@ class Pages(Generic[T]):
         last = self.key_of(items[-1])
         if rest and self.key_of(rest[0]) == last:
             raise ChunkError(
-                f"two rows have the key {last!r}, so the second would be skipped at the end of a chunk: "
+                f"two rows have the key {last!r}, so the second would be skipped at the end of a "
+                "chunk: "
                 "add columns to key= until no two rows share it"
             )
         await self._refuse_another_form(db, last)
         return Page(items, cursor_json.encode(last), is_last=not rest)
 
     async def _refuse_another_form(self, db: AsyncSession, last: tuple[Any, ...]) -> None:
-        """Refuse a row that SQLite does not find by its own key, since the next page would not begin after it.
+        """Refuse a row that SQLite does not find by its own key, since the next page would not
+        begin after it.
 
-        SQLite stores and compares dates and numbers of fixed precision as text, and that text may have another format.
+        SQLite stores and compares dates and numbers of fixed precision as text, and that text may
+        have another format.
         """
         if db.get_bind().dialect.name != "sqlite" or not self.key.has_several_forms:
             return
@@ -107,8 +117,10 @@ class Pages(Generic[T]):
         if result.first() is None:
             columns = ", ".join(str(part.column) for part in self.key.columns)
             raise ChunkError(
-                f"SQLite has a value of key={columns} in another format than SQLAlchemy writes, such as a timestamp of "
-                "CURRENT_TIMESTAMP, which has no microseconds: rows would be skipped. Let Python make the value "
+                f"SQLite has a value of key={columns} in another format than SQLAlchemy writes, "
+                "such as a timestamp of "
+                "CURRENT_TIMESTAMP, which has no microseconds: rows would be skipped. Let Python "
+                "make the value "
                 "(default=clock.now instead of server_default=func.now()), or choose another key"
             )
 
@@ -120,7 +132,9 @@ class Pages(Generic[T]):
     def _page_of(self, statement: Select[Any]) -> Select[Any]:
         return statement.order_by(*self.key.order).limit(self._size + 1)
 
-    def _behind(self, cursor: Any, first: Select[Any], later: Select[Any]) -> tuple[Select[Any], dict[str, Any]]:
+    def _behind(
+        self, cursor: Any, first: Select[Any], later: Select[Any]
+    ) -> tuple[Select[Any], dict[str, Any]]:
         if cursor is None:
             return first, {}
         return later, self.key.parameters("batch_key_", cursor_json.decode(cursor))
@@ -139,12 +153,14 @@ def _refuse_own_order(statement: Select[Any]) -> None:
     }
     if present := [name for name, is_present in clauses.items() if is_present]:
         raise ChunkError(
-            f"the select has its own {' and '.join(present)}, and chunks() orders and limits by itself: leave it out, "
+            f"the select has its own {' and '.join(present)}, and chunks() orders and limits by "
+            "itself: leave it out, "
             "give the order as key=, the number of rows as size=, and bounds as start= and stop="
         )
     if statement._for_update_arg is not None and statement._for_update_arg.skip_locked:
         raise ChunkError(
-            "with_for_update(skip_locked=True) would skip rows that other transactions lock: leave skip_locked out"
+            "with_for_update(skip_locked=True) would skip rows that other transactions lock: "
+            "leave skip_locked out"
         )
 
 

@@ -1,4 +1,6 @@
-"""Quarantine: the items that a run set aside. Its table is beside the authors' data, and is committed with chunks."""
+"""Quarantine: the items that a run set aside. Its table is beside the authors' data, and is
+committed with chunks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ INSERT = text(
     "INSERT INTO batch_quarantine (id, run, task, item, error, times, at) "
     "VALUES (:id, :run, :task, :item, :error, :times, :at) ON CONFLICT (run, item) DO UPDATE SET "
     "error = excluded.error, times = batch_quarantine.times + excluded.times, at = excluded.at"
-).bindparams(*(bindparam(name, type_=quarantine.c[name].type) for name in ("id", "run", "error", "at")))
+).bindparams(
+    *(bindparam(name, type_=quarantine.c[name].type) for name in ("id", "run", "error", "at"))
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,12 @@ def from_text(item: str, columns: int) -> tuple[Any, ...]:
     return cursor_json.decode([stored] if columns == 1 else stored)
 
 
-async def set_aside(db: AsyncSession, run: CurrentRun, key: Sequence[Any], error: BaseException, times: int) -> None:
-    """Put the item with this key into quarantine, in the session's transaction. `times`: how often it was tried."""
+async def set_aside(
+    db: AsyncSession, run: CurrentRun, key: Sequence[Any], error: BaseException, times: int
+) -> None:
+    """Put the item with this key into quarantine, in the session's transaction. `times`: how often
+    it was tried.
+    """
     facts = json_rows.storable(failures.facts_of(error))
     values = {"id": new_id(), "run": run.id, "task": run.task, "item": as_text(key), "error": facts}
     await db.execute(INSERT, {**values, "times": times, "at": clock.now()})
@@ -76,7 +84,9 @@ async def count(database: Database, run: str) -> int:
 
 
 async def left(database: Database, runs: Collection[str]) -> dict[str, int]:
-    """How many items each of these runs has set aside that no other run has processed since; only runs with some."""
+    """How many items each of these runs has set aside that no other run has processed since; only
+    runs with some.
+    """
     theirs = quarantine.c.run.in_(json_rows.among(quarantine.c.run, runs, database.kind))
     query = select(quarantine.c.run, func.count()).where(theirs, quarantine.c.redriven_by.is_(None))
     async with database.reader.connect() as connection:
@@ -92,24 +102,43 @@ async def waiting(database: Database, most: int) -> int:
 
 
 async def waiting_by_task(database: Database, looked: int) -> dict[str, int]:
-    """How many items of each task wait for a redrive, among the `looked` items that were set aside last."""
-    newest = select(quarantine.c.task, quarantine.c.redriven_by).order_by(quarantine.c.id.desc()).limit(looked)
+    """How many items of each task wait for a redrive, among the `looked` items that were set aside
+    last.
+    """
+    newest = (
+        select(quarantine.c.task, quarantine.c.redriven_by)
+        .order_by(quarantine.c.id.desc())
+        .limit(looked)
+    )
     last = newest.subquery()
-    query = select(last.c.task, func.count()).where(last.c.redriven_by.is_(None)).group_by(last.c.task)
+    query = (
+        select(last.c.task, func.count()).where(last.c.redriven_by.is_(None)).group_by(last.c.task)
+    )
     async with database.reader.connect() as connection:
         return {row[0]: row[1] for row in await connection.execute(query)}
 
 
 async def listed(
-    database: Database, run: str | None, items: Collection[str] | None = None, limit: int | None = None
+    database: Database,
+    run: str | None,
+    items: Collection[str] | None = None,
+    limit: int | None = None,
 ) -> list[SetAside]:
-    """The items that a run set aside, in the order in which they failed; only those in `items` if it is given.
+    """The items that a run set aside, in the order in which they failed; only those in `items` if
+    it is given.
 
     `run`: None for the items of all runs that no run has processed since, the newest first.
     """
-    columns = [quarantine.c[name] for name in ("run", "task", "item", "error", "times", "at", "redriven_by")]
+    columns = [
+        quarantine.c[name]
+        for name in ("run", "task", "item", "error", "times", "at", "redriven_by")
+    ]
     if run is None:
-        query = select(*columns).where(quarantine.c.redriven_by.is_(None)).order_by(quarantine.c.id.desc())
+        query = (
+            select(*columns)
+            .where(quarantine.c.redriven_by.is_(None))
+            .order_by(quarantine.c.id.desc())
+        )
     else:
         query = select(*columns).where(quarantine.c.run == run).order_by(quarantine.c.id)
     if limit is not None:
@@ -121,6 +150,8 @@ async def listed(
 
 
 async def redriven(db: AsyncSession, run: str, key: Sequence[Any], by: str) -> None:
-    """Record, in the session's transaction, that the run `by` has processed an item that `run` had set aside."""
+    """Record, in the session's transaction, that the run `by` has processed an item that `run` had
+    set aside.
+    """
     is_item = (quarantine.c.run == run) & (quarantine.c.item == as_text(key))
     await db.execute(update(quarantine).where(is_item).values(redriven_by=by))

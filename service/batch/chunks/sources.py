@@ -1,4 +1,6 @@
-"""Sources of items that are not rows of a select: lines of a file, a list, an async iterator, pages of an API."""
+"""Sources of items that are not rows of a select: lines of a file, a list, an async iterator, pages
+of an API.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class CursorSource(Protocol[T_co]):
     async def after(self, cursor: Any, size: int) -> tuple[Sequence[T_co], Any]:
         """About `size` items after `cursor`, and the cursor after them.
 
-        A cursor is any JSON value. None as the argument stands for the beginning; None as the result for the end.
+        A cursor is any JSON value. None as the argument stands for the beginning; None as the
+        result for the end.
         """
 
 
@@ -63,13 +66,17 @@ class CursorPages(Generic[T]):
 
 
 class Items(Generic[T]):
-    """The items of an iterable or async iterable. The cursor is the number of items done, which a later attempt skips.
+    """The items of an iterable or async iterable. The cursor is the number of items done, which a
+    later attempt skips.
 
-    A sync iterable that is not a sequence is read in a thread. The cursor also holds the size and the time of change of
-    a `file` that the items come from, since the number means nothing in a changed file.
+    A sync iterable that is not a sequence is read in a thread. The cursor also holds the size and
+    the time of change of a `file` that the items come from, since the number means nothing in a
+    changed file.
     """
 
-    def __init__(self, source: Iterable[T] | AsyncIterable[T], size: int, file: File | None = None) -> None:
+    def __init__(
+        self, source: Iterable[T] | AsyncIterable[T], size: int, file: File | None = None
+    ) -> None:
         self._source = source
         self._size = size
         self._file = file if file is not None else _file_behind(source)
@@ -107,7 +114,10 @@ class Items(Generic[T]):
         while at < position:
             taken = len(await self._take(min(position - at, 10_000)))
             if not taken:
-                raise ChunkError(f"the source has only {at:,} items, but {position:,} are done already: it has changed")
+                raise ChunkError(
+                    f"the source has only {at:,} items, but {position:,} are done already: it "
+                    "has changed"
+                )
             at += taken
 
     async def _check(self, file: File, cursor: Any) -> None:
@@ -116,13 +126,18 @@ class Items(Generic[T]):
         self._stat = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
         if cursor is not None and cursor["file"] not in (None, self._stat):
             raise ChunkError(
-                f"{Path(name).name} has changed since {cursor['position']:,} of its items were done, so the loop can't "
+                f"{Path(name).name} has changed since {cursor['position']:,} of its items were "
+                "done, so the loop can't "
                 "go on there: put the old file back, or begin anew with `batch retry --again`"
             )
 
 
 def _file_behind(source: Any) -> File | None:
-    return source if hasattr(source, "fileno") and isinstance(getattr(source, "name", None), str) else None
+    return (
+        source
+        if hasattr(source, "fileno") and isinstance(getattr(source, "name", None), str)
+        else None
+    )
 
 
 def _taker(source: Iterable[T] | AsyncIterable[T]) -> Callable[[int], Awaitable[list[T]]]:

@@ -19,8 +19,14 @@ from service.errors import ChunkError
 
 INSERT = text(
     "INSERT INTO batch_checkpoints (run, name, fence, finished, result, at) "
-    "VALUES (:run, :name, :fence, :finished, :result, :at) ON CONFLICT (run, name) DO NOTHING RETURNING fence"
-).bindparams(*(bindparam(name, type_=checkpoints.c[name].type) for name in ("run", "finished", "result", "at")))
+    "VALUES (:run, :name, :fence, :finished, :result, :at) ON CONFLICT (run, name) DO NOTHING "
+    "RETURNING fence"
+).bindparams(
+    *(
+        bindparam(name, type_=checkpoints.c[name].type)
+        for name in ("run", "finished", "result", "at")
+    )
+)
 
 
 class Step:
@@ -28,7 +34,8 @@ class Step:
 
     Attributes:
         is_done: Whether an earlier attempt of the run has completed the step.
-        result: Any value that JSON can hold. The body sets it; a later attempt finds it here, as read from JSON.
+        result: Any value that JSON can hold. The body sets it; a later attempt finds it here, as
+            read from JSON.
     """
 
     def __init__(self, name: str) -> None:
@@ -41,14 +48,21 @@ class Step:
         self._db: AsyncSession | None = None
         if self._run is not None:
             if self._database.kind not in fencing.KINDS:
-                raise ChunkError(f"step() needs SQLite or PostgreSQL, and DATABASE_URL is {self._database.kind}")
+                raise ChunkError(
+                    f"step() needs SQLite or PostgreSQL, and DATABASE_URL is {self._database.kind}"
+                )
             self._row = current_run.state_of(self._run).loops.name("step", name)
 
     @property
     def db(self) -> AsyncSession:
-        """A session whose changes are committed together with the step's result. Raises ChunkError if it is done."""
+        """A session whose changes are committed together with the step's result. Raises ChunkError
+        if it is done.
+        """
         if self.is_done:
-            raise ChunkError(f"step {self.name!r} is done already: use its session under `if not step.is_done:` only")
+            raise ChunkError(
+                f"step {self.name!r} is done already: use its session under `if not "
+                "step.is_done:` only"
+            )
         if self._db is None:
             self._db = self._database.session()
             self._db.info["advice"] = "wait for anything else before the first use of `step.db`"
@@ -58,7 +72,9 @@ class Step:
         if self._run is None:
             return self
         self._run.checkpoint()
-        query = select(checkpoints.c.result).where(checkpoints.c.run == self._run.id, checkpoints.c.name == self._row)
+        query = select(checkpoints.c.result).where(
+            checkpoints.c.run == self._run.id, checkpoints.c.name == self._row
+        )
         async with self._database.reader.connect() as connection:
             row = (await connection.execute(query)).first()
         if row is not None:
@@ -66,7 +82,10 @@ class Step:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         try:
             if error is None and not self.is_done:
@@ -79,10 +98,19 @@ class Step:
         self.result = self._as_json()
         if self._run is not None:
             await self.db.flush()
-            values = {"run": self._run.id, "name": self._row, "fence": self._run.fence, "finished": True}
-            result = await self.db.execute(INSERT, {**values, "result": self.result, "at": clock.now()})
+            values = {
+                "run": self._run.id,
+                "name": self._row,
+                "fence": self._run.fence,
+                "finished": True,
+            }
+            result = await self.db.execute(
+                INSERT, {**values, "result": self.result, "at": clock.now()}
+            )
             if result.first() is None:
-                raise ChunkError(f"step {self.name!r} is already completed, by a commit whose reply was lost")
+                raise ChunkError(
+                    f"step {self.name!r} is already completed, by a commit whose reply was lost"
+                )
         if self._db is not None:
             await self._db.commit()
         self.is_done = True
@@ -91,4 +119,6 @@ class Step:
         try:
             return json.loads(to_json(self.result))
         except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise ChunkError(f"the result of step {self.name!r} can't be kept as JSON: {error}") from None
+            raise ChunkError(
+                f"the result of step {self.name!r} can't be kept as JSON: {error}"
+            ) from None

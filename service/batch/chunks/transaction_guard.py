@@ -1,4 +1,6 @@
-"""Transaction guard: raises when the body of a chunk commits or rolls back the chunk's transaction."""
+"""Transaction guard: raises when the body of a chunk commits or rolls back the chunk's
+transaction.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,23 @@ from service.errors import ChunkError
 class Guard:
     """Watches the session of one chunk. Savepoints of the body are allowed.
 
-    The chunk sets `is_committing` before its own commit, and `is_over` before it closes the session.
+    The chunk sets `is_committing` before its own commit, and `is_over` before it closes the
+    session.
     """
 
     def __init__(self) -> None:
         self.is_committing = self.is_over = self._was_rolled_back = False
 
     def watch(self, session: Session, number: int) -> None:
-        """Watch the session of the chunk with this number. The session's methods then raise ChunkError."""
+        """Watch the session of the chunk with this number. The session's methods then raise
+        ChunkError.
+        """
 
         def before_commit(session: Session) -> None:
             if not (self.is_committing or session.in_nested_transaction()):
                 raise ChunkError(
-                    f"the body of chunk {number} calls commit(): leave it out, for the chunk is committed at its end"
+                    f"the body of chunk {number} calls commit(): leave it out, for the chunk is "
+                    "committed at its end"
                 )
 
         def after_soft_rollback(_: Session, transaction: SessionTransaction) -> None:
@@ -40,9 +46,13 @@ class Guard:
         event.listen(session, "after_begin", after_begin)
 
     def refuse_if_rolled_back(self, number: int, is_active: bool = True) -> None:
-        """Raise ChunkError when the transaction was rolled back, or the session is inactive after a failed flush."""
+        """Raise ChunkError when the transaction was rolled back, or the session is inactive after a
+        failed flush.
+        """
         if self._was_rolled_back or not is_active:
             raise ChunkError(
-                f"chunk {number} was rolled back inside its block, by rollback() or by an error that was caught there: "
-                "raise an error to roll back a chunk, and put what may fail into `async with db.begin_nested():`"
+                f"chunk {number} was rolled back inside its block, by rollback() or by an error "
+                "that was caught there: "
+                "raise an error to roll back a chunk, and put what may fail into `async with "
+                "db.begin_nested():`"
             )

@@ -1,4 +1,6 @@
-"""What the service keeps about an attempt while it goes on: its fence, its log buffer, its open transactions."""
+"""What the service keeps about an attempt while it goes on: its fence, its log buffer, its open
+transactions.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from service.logs import log_lines
 
 MAX_WAITING_LINES = 10_000
 MAX_WAITING_BYTES = 4_000_000
-"""Upper bounds of the log lines of an attempt that are not written to the ledger yet: their number, and their size."""
+"""Upper bounds of the log lines of an attempt that are not written to the ledger yet: their number,
+and their size.
+"""
 
 
 def always_held() -> bool:
@@ -35,7 +39,8 @@ def tell_nobody(reason: str) -> None:
 
 
 class LogBuffer:
-    """The lines that an attempt has logged and that are not in the ledger yet. Any thread may add one.
+    """The lines that an attempt has logged and that are not in the ledger yet. Any thread may add
+    one.
 
     Attributes:
         log_context: Values by name that the log of the process shows with each line of the attempt.
@@ -67,7 +72,9 @@ class LogBuffer:
         return bool(self._lines)
 
     def take_lines(self) -> list[LogLine]:
-        """The lines since the last call. If lines were lost, one more line at the end says how many."""
+        """The lines since the last call. If lines were lost, one more line at the end says how
+        many.
+        """
         if not self._lines:
             return []
         with self._lock:
@@ -78,7 +85,9 @@ class LogBuffer:
         return taken
 
     def drop_lines(self) -> list[LogLine]:
-        """Empty the buffer, because the write buffer is full. Returns one line with the number of dropped lines."""
+        """Empty the buffer, because the write buffer is full. Returns one line with the number of
+        dropped lines.
+        """
         with self._lock:
             dropped, self._lines, self._size = self._lines, [], 0
             number, self._lost_lines = len(dropped) + self._lost_lines, 0
@@ -109,7 +118,8 @@ class AttemptState:
         part: The number of the part that it does; None for other runs.
         stop_reason: Why the attempt is asked to stop; None while it is not.
         has_set_aside: Whether the attempt has put items into quarantine.
-        stopping: An event that is set when the attempt is asked to stop. None until code of the run waits for it.
+        stopping: An event that is set when the attempt is asked to stop. None until code of the run
+            waits for it.
     """
 
     run: str
@@ -133,17 +143,26 @@ class AttemptState:
     meter: ProgressMeter = field(default_factory=ProgressMeter)
 
     @classmethod
-    def of(cls, run: str, task: str, attempt: int, schedule: Schedule | None = None) -> AttemptState:
+    def of(
+        cls, run: str, task: str, attempt: int, schedule: Schedule | None = None
+    ) -> AttemptState:
         """The state of an attempt that begins. `attempt` counts from 1."""
         context: dict[str, Any] = {"task": task, "run": run}
-        return cls(run, task, LogBuffer({**context, "attempt": attempt} if attempt > 1 else context), schedule=schedule)
+        return cls(
+            run,
+            task,
+            LogBuffer({**context, "attempt": attempt} if attempt > 1 else context),
+            schedule=schedule,
+        )
 
-    # These two are made when they are first used: for attempts that have no transaction it would take half of the time
-    # and of the objects of a beginning attempt to make them.
+    # These two are made when they are first used: for attempts that have no transaction it would
+    # take half of the time and of the objects of a beginning attempt to make them.
 
     @cached_property
     def transactions(self) -> WeakKeyDictionary[Any, asyncio.AbstractEventLoop]:
-        """The connections that the attempt has used, each with the event loop that it belongs to."""
+        """The connections that the attempt has used, each with the event loop that it belongs
+        to.
+        """
         return WeakKeyDictionary()
 
     @cached_property
@@ -152,7 +171,9 @@ class AttemptState:
         return WeakSet()
 
     def ask_to_stop(self, reason: str) -> None:
-        """Ask the attempt to stop at its next checkpoint. A later call does not change the reason."""
+        """Ask the attempt to stop at its next checkpoint. A later call does not change the
+        reason.
+        """
         if self.stop_reason is None:
             self.stop_reason = reason
             self.on_stop(reason)

@@ -23,8 +23,9 @@ from service.errors import BatchError, Interrupted
 class CurrentRun:
     """The run that this code belongs to.
 
-    `id` is a UUID. `slot` is aware, in the task's zone; for a manual run it is the instant that was given as the slot,
-    or else the instant of its start. `attempt` counts from 1. `origin` says why the run exists.
+    `id` is a UUID. `slot` is aware, in the task's zone; for a manual run it is the instant that was
+    given as the slot, or else the instant of its start. `attempt` counts from 1. `origin` says why
+    the run exists.
     """
 
     id: str
@@ -52,7 +53,9 @@ class CurrentRun:
         return self._state.stop_reason is not None
 
     def checkpoint(self) -> None:
-        """Let the run stop here: raises Interrupted (not a subclass of Exception) if the run is asked to stop."""
+        """Let the run stop here: raises Interrupted (not a subclass of Exception) if the run is
+        asked to stop.
+        """
         if self.cancelled:
             raise Interrupted(self._state.stop_reason)
 
@@ -65,20 +68,24 @@ class CurrentRun:
                 await stopping.wait()
         self.checkpoint()
 
-    def progress(self, done: int | None = None, total: int | None = None, message: str | None = None) -> None:
-        """Report how many items are done, of how many, and a line for people. It is stored at most twice a second.
+    def progress(
+        self, done: int | None = None, total: int | None = None, message: str | None = None
+    ) -> None:
+        """Report how many items are done, of how many, and a line for people. It is stored at most
+        twice a second.
 
-        `done`, `total`: whole numbers from 0; None: not known. `message`: kept until the next one; "" removes it. A
-        message may be given without numbers, for example in a loop over chunks, which counts by itself. Raises
-        ValueError.
+        `done`, `total`: whole numbers from 0; None: not known. `message`: kept until the next one;
+        "" removes it. A message may be given without numbers, for example in a loop over chunks,
+        which counts by itself. Raises ValueError.
         """
         self._state.meter.report(done, total, message, before=self._state.loops.before)
 
     def idempotency_key(self, item: object) -> str:
-        """A UUID for the work of this run on `item`. It is the same in each attempt of the run, and for any chunks.
+        """A UUID for the work of this run on `item`. It is the same in each attempt of the run, and
+        for any chunks.
 
-        `item`: a str, an int, another JSON value, a UUID, a date, or a tuple of these; or an object of a mapped class,
-        which is identified by its primary key. Raises BatchError.
+        `item`: a str, an int, another JSON value, a UUID, a date, or a tuple of these; or an object
+        of a mapped class, which is identified by its primary key. Raises BatchError.
         """
         state = inspect(item, raiseerr=False)
         if isinstance(state, InstanceState):
@@ -86,7 +93,9 @@ class CurrentRun:
         try:
             return str(uuid5(UUID(self.id), to_json(item).decode()))
         except PydanticSerializationError as error:
-            raise BatchError(f"idempotency_key() was given {escaping.echoed(item)}: {error}") from None
+            raise BatchError(
+                f"idempotency_key() was given {escaping.echoed(item)}: {error}"
+            ) from None
 
 
 _current: ContextVar[CurrentRun | None] = ContextVar("current_run", default=None)
@@ -111,5 +120,7 @@ def state_of(run: CurrentRun) -> AttemptState:
 
 
 def enter(run: CurrentRun) -> None:
-    """Make `run` the current run in this context. Each attempt has a context of its own, which ends with it."""
+    """Make `run` the current run in this context. Each attempt has a context of its own, which ends
+    with it.
+    """
     _current.set(run)

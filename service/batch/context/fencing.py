@@ -1,7 +1,8 @@
 """The fence in the application database: a run may commit there only with its newest fence.
 
-It is checked by listeners of the engine. Each commit of a run first executes one statement in the same transaction. An
-attempt with an older fence, and an attempt that was given up, get an error there. Outside of runs nothing is checked.
+It is checked by listeners of the engine. Each commit of a run first executes one statement in the
+same transaction. An attempt with an older fence, and an attempt that was given up, get an error
+there. Outside of runs nothing is checked.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ CHECK_FENCE = text(
     bindparam("at", type_=checkpoints.c.at.type),
 )
 NEWEST_FENCE = select(checkpoints.c.fence).where(
-    checkpoints.c.run == bindparam("run", type_=checkpoints.c.run.type), checkpoints.c.name == OWN_ROW
+    checkpoints.c.run == bindparam("run", type_=checkpoints.c.run.type),
+    checkpoints.c.name == OWN_ROW,
 )
 AWAY_SECONDS = 1.0
 WAITS = "waits for the application's database"
@@ -55,12 +57,13 @@ WAITS = "waits for the application's database"
 def guard(database: Database, idle_seconds: float) -> None:
     """Check the fence at each commit of a run to this application database.
 
-    On PostgreSQL the server ends a transaction of a run that is idle for `idle_seconds`, so that a process that was
-    stopped in it does not keep its row locks any longer.
+    On PostgreSQL the server ends a transaction of a run that is idle for `idle_seconds`, so that a
+    process that was stopped in it does not keep its row locks any longer.
     """
     if database.kind not in KINDS:
         logger.warning(
-            f"runs are not fenced on {database.kind} ({database.setting}): a process that was taken for dead "
+            f"runs are not fenced on {database.kind} ({database.setting}): a process that was "
+            "taken for dead "
             "and goes on may commit there. Only SQLite and PostgreSQL are supported by the fence"
         )
     database.before_begin(functools.partial(_at_begin, round(idle_seconds * 1000)))
@@ -68,12 +71,13 @@ def guard(database: Database, idle_seconds: float) -> None:
 
 
 async def take_over(ledger: Database, state: AttemptState) -> None:
-    """Raise the fence at the begin of an attempt that is not the first of its run. Older attempts can't commit then.
+    """Raise the fence at the begin of an attempt that is not the first of its run. Older attempts
+    can't commit then.
 
-    Call it inside the run. On PostgreSQL the connections of nodes that have lost this run are ended first, since they
-    may hold locks. The SQLite lock of a stopped process can't be removed, so this waits for it. It also waits while
-    the server can't be reached: that is no reason for a resumed run to fail. Meanwhile the progress of the run says so.
-    Raises LeaseLost.
+    Call it inside the run. On PostgreSQL the connections of nodes that have lost this run are ended
+    first, since they may hold locks. The SQLite lock of a stopped process can't be removed, so this
+    waits for it. It also waits while the server can't be reached: that is no reason for a resumed
+    run to fail. Meanwhile the progress of the run says so. Raises LeaseLost.
     """
     application, away_since, is_waiting = application_database(), None, False
     while application.kind in KINDS:
@@ -84,7 +88,9 @@ async def take_over(ledger: Database, state: AttemptState) -> None:
                 pass  # its commit raises the fence
             if away_since is not None:
                 seconds = max(1, round(clock.boottime() - away_since))
-                logger.info(f"{state.task}: the application's database is reachable again after {seconds} s")
+                logger.info(
+                    f"{state.task}: the application's database is reachable again after {seconds} s"
+                )
             if is_waiting:
                 state.meter.report(None, None, "")
             return
@@ -97,7 +103,9 @@ async def take_over(ledger: Database, state: AttemptState) -> None:
             if away_since is None:
                 is_waiting = _tell_waiting(state)
                 away_since = clock.boottime()
-                logger.warning(f"{state.task} waits to take over run {state.run}: {application.why(error)}")
+                logger.warning(
+                    f"{state.task} waits to take over run {state.run}: {application.why(error)}"
+                )
             await asyncio.sleep(AWAY_SECONDS)
 
 
@@ -107,13 +115,16 @@ def _tell_waiting(state: AttemptState) -> bool:
 
 
 def seal(state: AttemptState) -> None:
-    """Let nothing of this attempt commit in this process any more, and close the connections of its transactions.
+    """Let nothing of this attempt commit in this process any more, and close the connections of its
+    transactions.
 
     The database then rolls these transactions back; on SQLite the write lock is free after that.
     """
     state.is_sealed = True
     running_loop = asyncio.get_running_loop()
-    for reference in state.transactions.keyrefs():  # a copy: a thread of the run may begin a transaction meanwhile
+    for reference in (
+        state.transactions.keyrefs()
+    ):  # a copy: a thread of the run may begin a transaction meanwhile
         connection = reference()
         if connection is None:
             continue
@@ -125,10 +136,16 @@ def seal(state: AttemptState) -> None:
                 loop.call_soon_threadsafe(_cut_off, connection)
 
 
-async def _end_connections_of_lost_nodes(application: Database, ledger: Database, state: AttemptState) -> None:
-    """The rescue has ended their connections to the server of the ledger; the application may use another server."""
+async def _end_connections_of_lost_nodes(
+    application: Database, ledger: Database, state: AttemptState
+) -> None:
+    """The rescue has ended their connections to the server of the ledger; the application may use
+    another server.
+    """
     lost = select(attempts.c.node).where(attempts.c.run == state.run, attempts.c.outcome == "lost")
-    stopped = select(nodes_table.c.id).where(nodes_table.c.id.in_(lost), nodes_table.c.stopped_at.is_not(None))
+    stopped = select(nodes_table.c.id).where(
+        nodes_table.c.id.in_(lost), nodes_table.c.stopped_at.is_not(None)
+    )
     async with ledger.reader.connect() as connection:
         node_ids = (await connection.execute(stopped)).scalars().all()
     if node_ids:
@@ -136,12 +153,15 @@ async def _end_connections_of_lost_nodes(application: Database, ledger: Database
             await nodes.end_connections(connection, node_ids)
 
 
-def check_with(connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]) -> bool:
-    """Check the fence by a statement that writes one more row, so that the commit needs no further statement.
+def check_with(
+    connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]
+) -> bool:
+    """Check the fence by a statement that writes one more row, so that the commit needs no further
+    statement.
 
-    `statement` writes the row of the fence as CHECK_FENCE does, and one other row. Its parameters are `run`, `fence`,
-    `at` and those in `values`. Returns False if it has not written the other row: then the transaction must not be
-    committed. Raises LeaseLost.
+    `statement` writes the row of the fence as CHECK_FENCE does, and one other row. Its parameters
+    are `run`, `fence`, `at` and those in `values`. Returns False if it has not written the other
+    row: then the transaction must not be committed. Raises LeaseLost.
     """
     _refuse_lost(state)
     written = _execute(connection, state, statement, values)
@@ -162,7 +182,9 @@ def _at_begin(idle_ms: int, connection: Connection) -> None:
             _refuse_lost(state)
             if state.is_fenced:
                 first_statement = f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}"
-    if connection.dialect.driver == "asyncpg":  # also None: the connection may have been used by a run before
+    if (
+        connection.dialect.driver == "asyncpg"
+    ):  # also None: the connection may have been used by a run before
         driver: Any = connection.connection.driver_connection
         driver.first_statement = first_statement
     elif first_statement is not None and connection.dialect.name == "postgresql":
@@ -176,10 +198,17 @@ def _at_commit(connection: Connection) -> None:
     state = state_of(run)
     try:
         _refuse_lost(state)
-        if state.is_fenced and connection.dialect.name in KINDS and connection.get_transaction() not in state.checked:
+        if (
+            state.is_fenced
+            and connection.dialect.name in KINDS
+            and connection.get_transaction() not in state.checked
+        ):
             if _execute(connection, state, CHECK_FENCE, {}) != 1:
                 raise _newer_holder(state)
-            _refuse_lost(state)  # again: the statement may have waited, or the process may have been stopped meanwhile
+            _refuse_lost(
+                state
+                # Again: the statement may have waited, or the process may have been stopped meanwhile
+            )
     except BaseException:
         _roll_back(connection)
         raise
@@ -188,7 +217,8 @@ def _at_commit(connection: Connection) -> None:
 def _is_read_only(connection: Connection) -> bool:
     """Whether the transaction only reads. Its commit needs no fence.
 
-    Its connection is kept in `transactions` nevertheless: while it is open, PostgreSQL can't remove old rows.
+    Its connection is kept in `transactions` nevertheless: while it is open, PostgreSQL can't remove
+    old rows.
     """
     return bool(connection.get_execution_options().get("postgresql_readonly"))
 
@@ -206,19 +236,24 @@ def _refuse_lost(state: AttemptState) -> None:
     if state.is_sealed:
         state.on_refused()
         raise LeaseLost(
-            f"{state.task}: this attempt of run {state.run} has ended or was given up, and can't write any more"
+            f"{state.task}: this attempt of run {state.run} has ended or was given up, and can't "
+            "write any more"
         )
     state.is_lost = state.is_lost or (state.is_fenced and not state.holds_lease())
     if state.is_lost:
         state.on_refused()
         raise LeaseLost(
-            f"{state.task}: the lease of this node is over, so another one may hold run {state.run} by now, and this "
+            f"{state.task}: the lease of this node is over, so another one may hold run "
+            f"{state.run} by now, and this "
             "attempt can't write any more; nothing of this transaction is committed"
         )
 
 
-def _execute(connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]) -> int:
-    """Execute a fence statement. Returns how many rows it has written, 0 if there is a newer holder.
+def _execute(
+    connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]
+) -> int:
+    """Execute a fence statement. Returns how many rows it has written, 0 if there is a newer
+    holder.
 
     It uses no RETURNING, which would take half as long again on SQLite.
     """
@@ -226,7 +261,9 @@ def _execute(connection: Connection, state: AttemptState, statement: TextClause,
     try:
         return connection.execute(statement, values).rowcount
     except DBAPIError as error:
-        if troubles.sqlstate_of(error) != troubles.SERIALIZATION_FAILURE or not _has_newer_holder(connection, state):
+        if troubles.sqlstate_of(error) != troubles.SERIALIZATION_FAILURE or not _has_newer_holder(
+            connection, state
+        ):
             raise
         return 0
 
@@ -234,13 +271,16 @@ def _execute(connection: Connection, state: AttemptState, statement: TextClause,
 def _newer_holder(state: AttemptState) -> LeaseLost:
     state.on_refused()
     return LeaseLost(
-        f"{state.task}: another node holds run {state.run} now, so this older attempt (fence {state.fence}) "
+        f"{state.task}: another node holds run {state.run} now, so this older attempt (fence "
+        f"{state.fence}) "
         "can't write any more; nothing of this transaction is committed"
     )
 
 
 def _has_newer_holder(connection: Connection, state: AttemptState) -> bool:
-    """Whether the run has a newer fence. It rolls back first, since the old snapshot may not show the newer fence."""
+    """Whether the run has a newer fence. It rolls back first, since the old snapshot may not show
+    the newer fence.
+    """
     _roll_back(connection)
     newest = connection.execute(NEWEST_FENCE, {"run": state.run}).scalar()
     return newest is not None and newest > state.fence
@@ -249,8 +289,8 @@ def _has_newer_holder(connection: Connection, state: AttemptState) -> bool:
 def _roll_back(connection: Connection) -> None:
     """Roll back on the connection of the driver.
 
-    SQLAlchemy regards a commit that has raised as done. Without this the transaction would stay open in the pool, and
-    the next commit on that connection would commit it too.
+    SQLAlchemy regards a commit that has raised as done. Without this the transaction would stay
+    open in the pool, and the next commit on that connection would commit it too.
     """
     if connection.invalidated:
         return
@@ -262,6 +302,8 @@ def _roll_back(connection: Connection) -> None:
 
 
 def _cut_off(connection: Connection) -> None:
-    """Close a connection, also one whose transaction is only about to begin: it may be waiting for the write lock."""
+    """Close a connection, also one whose transaction is only about to begin: it may be waiting for
+    the write lock.
+    """
     if not connection.closed and not connection.invalidated:
         connection.invalidate()

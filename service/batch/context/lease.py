@@ -1,4 +1,6 @@
-"""Leases: how long a node without a beat counts as alive, for itself and for other nodes. No wall clock is used."""
+"""Leases: how long a node without a beat counts as alive, for itself and for other nodes. No wall
+clock is used.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,18 @@ MARGIN = 1 / 6
 """The share of a lease, at its end, in which a node that can't renew it gives up its runs."""
 
 LOST = "its node could not renew its lease"
-"""The reason on the row of a run that was given up because the lease has ended. The run is resumed later."""
+"""The reason on the row of a run that was given up because the lease has ended. The run is resumed
+later.
+"""
 
 
 class Lease:
     """The lease of this node: it may work on runs while it holds its lease.
 
-    Other nodes count a whole lease from the instant at which they read its last beat. The node counts from the instant
-    before it sent that beat, and a shorter time: so it gives up its runs before other nodes rescue them. The thread of
-    the heartbeat renews the lease; any thread may read it, and so may other processes on this machine, by `share`.
+    Other nodes count a whole lease from the instant at which they read its last beat. The node
+    counts from the instant before it sent that beat, and a shorter time: so it gives up its runs
+    before other nodes rescue them. The thread of the heartbeat renews the lease; any thread may
+    read it, and so may other processes on this machine, by `share`.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -37,7 +42,8 @@ class Lease:
         return clock.boottime() < self._ends_at
 
     def share(self) -> int:
-        """A file descriptor of the memory that a SharedLease of another process reads. It stays open as long as this.
+        """A file descriptor of the memory that a SharedLease of another process reads. It stays
+        open as long as this.
 
         Raises OSError.
         """
@@ -48,7 +54,9 @@ class Lease:
             return self._shared.descriptor
 
     def renew(self, sent_at: float) -> None:
-        """Renew the lease from `sent_at`, the boot time (seconds) just before the committed beat was sent."""
+        """Renew the lease from `sent_at`, the boot time (seconds) just before the committed beat
+        was sent.
+        """
         self._set(sent_at + self.usable_seconds)
 
     def end(self) -> None:
@@ -63,7 +71,9 @@ class Lease:
 
 
 class SharedLease:
-    """A lease in eight bytes of memory that processes share: the boot time until which the lease is held."""
+    """A lease in eight bytes of memory that processes share: the boot time until which the lease is
+    held.
+    """
 
     def __init__(self, descriptor: int) -> None:
         """`descriptor`: of Lease.share, or a duplicate of it. It is closed with this object."""
@@ -98,16 +108,19 @@ def _new_memory() -> int:
 
 
 class Observer:
-    """Finds the nodes that are silent, by their counters of beats and the boot-time clock of this process.
+    """Finds the nodes that are silent, by their counters of beats and the boot-time clock of this
+    process.
 
-    A node is silent if its counter has not changed for a whole lease. After a time in which the ledger could not be
-    read, or in which this process was suspended, each node counts as alive for another lease.
+    A node is silent if its counter has not changed for a whole lease. After a time in which the
+    ledger could not be read, or in which this process was suspended, each node counts as alive for
+    another lease.
     """
 
     def __init__(self, lease_seconds: float) -> None:
         self._lease = lease_seconds
         self._last_changes: dict[str, tuple[int, float]] = {}
-        """The counter of each node, and the boot time at which it was first read with this value."""
+        """The counter of each node, and the boot time at which it was first read with this value.
+        """
         self._read_at = -math.inf
 
     def silent(self, beats: Mapping[str, int]) -> set[str]:
@@ -116,8 +129,12 @@ class Observer:
         if now - self._read_at > self._lease / 2:
             self._last_changes = {}
         self._read_at = now
-        self._last_changes = {node: self._last_change(node, counter, now) for node, counter in beats.items()}
-        return {node for node, (_, since) in self._last_changes.items() if now - since >= self._lease}
+        self._last_changes = {
+            node: self._last_change(node, counter, now) for node, counter in beats.items()
+        }
+        return {
+            node for node, (_, since) in self._last_changes.items() if now - since >= self._lease
+        }
 
     def _last_change(self, node: str, beats: int, now: float) -> tuple[int, float]:
         before = self._last_changes.get(node)

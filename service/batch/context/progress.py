@@ -20,15 +20,18 @@ AGAIN_SECONDS = 5.0
 """How often a falling rate is written to the ledger while no item is done."""
 LONGEST_MESSAGE = 200
 LONGEST_READ = 2_000
-"""How many characters of a message are read. This bounds the time that a call takes, which may be inside a loop."""
+"""How many characters of a message are read. This bounds the time that a call takes, which may be
+inside a loop.
+"""
 
 
 @dataclass(frozen=True)
 class Progress:
     """The progress of an attempt.
 
-    `done`, `total`: items; None: not known. `before`: how many items of `done` were done by earlier attempts. `rate`:
-    items per second over the last minute; None: not known yet. `age`: seconds since `done` rose; None without `done`.
+    `done`, `total`: items; None: not known. `before`: how many items of `done` were done by earlier
+    attempts. `rate`: items per second over the last minute; None: not known yet. `age`: seconds
+    since `done` rose; None without `done`.
     """
 
     done: int | None = None
@@ -52,7 +55,9 @@ _NO_REPORT = _Report(None, None, None, 0, 0.0)
 
 
 class ProgressMeter:
-    """The progress of one attempt. Any thread of the attempt reports it; the write buffer takes it."""
+    """The progress of one attempt. Any thread of the attempt reports it; the write buffer takes
+    it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -67,8 +72,12 @@ class ProgressMeter:
         """
         return deque()
 
-    def report(self, done: int | None, total: int | None, message: str | None, before: int = 0) -> None:
-        """Take in a report of the attempt's code, as CurrentRun.progress describes it. Raises ValueError."""
+    def report(
+        self, done: int | None, total: int | None, message: str | None, before: int = 0
+    ) -> None:
+        """Take in a report of the attempt's code, as CurrentRun.progress describes it. Raises
+        ValueError.
+        """
         _check(done, total, message)
         with self._lock:
             last, now = self._reported, clock.monotonic()
@@ -80,7 +89,9 @@ class ProgressMeter:
                 self._add(self._reported)
 
     def take(self) -> Progress | None:
-        """The progress that has to be written to the ledger now. None: it has not changed since it was last taken."""
+        """The progress that has to be written to the ledger now. None: it has not changed since it
+        was last taken.
+        """
         with self._lock:
             now = clock.monotonic()
             if self._reported is self._taken and not self._is_slowing(now):
@@ -97,13 +108,17 @@ class ProgressMeter:
         self._taken_at = now
         self._add(report)
         age = now - self._points[-1][0] if self._points else None
-        return Progress(report.done, report.total, report.message, report.before, self._rate(now), age)
+        return Progress(
+            report.done, report.total, report.message, report.before, self._rate(now), age
+        )
 
     def _add(self, report: _Report) -> None:
         if report.done is None:
             return
         done = report.done - report.before
-        if self._points and done < self._points[-1][1]:  # the code has begun to count something else
+        if (
+            self._points and done < self._points[-1][1]
+        ):  # the code has begun to count something else
             self._points.clear()
         if not self._points or (done > self._points[-1][1] and report.at > self._points[-1][0]):
             self._points.append((report.at, done))
@@ -122,7 +137,9 @@ class ProgressMeter:
         return (last_done - first_done) / (end - first_at)
 
     def _is_slowing(self, now: float) -> bool:
-        """Whether the rate is falling because no item is done, and was last written AGAIN_SECONDS ago."""
+        """Whether the rate is falling because no item is done, and was last written AGAIN_SECONDS
+        ago.
+        """
         if len(self._points) < 2 or now < self._taken_at + AGAIN_SECONDS:
             return False
         since = now - self._points[-1][0] - self._gap
@@ -135,12 +152,19 @@ class ProgressMeter:
 
 
 def pace(run: Mapping[str, Any], now: datetime) -> tuple[float | None, datetime | None]:
-    """The rate of a run in items per second, and the instant (UTC) at which it will be done. None: not known.
+    """The rate of a run in items per second, and the instant (UTC) at which it will be done. None:
+    not known.
 
-    `run`: the row of the run by column name. `now`: the database time. Progress of an earlier attempt is not used.
+    `run`: the row of the run by column name. `now`: the database time. Progress of an earlier
+    attempt is not used.
     """
     rate, at = run["rate"], run["progress_at"]
-    if run["state"] != RunState.RUNNING or rate is None or at is None or at < run["attempt_started_at"]:
+    if (
+        run["state"] != RunState.RUNNING
+        or rate is None
+        or at is None
+        or at < run["attempt_started_at"]
+    ):
         return None, None
     if not rate or run["total"] is None or run["total"] < run["count"]:
         return rate, None
@@ -162,7 +186,9 @@ def _check(done: object, total: object, message: object) -> None:
 
 
 def _line(text: str) -> str:
-    """The message as one line of at most LONGEST_MESSAGE characters. A message that does not fit is no error."""
+    """The message as one line of at most LONGEST_MESSAGE characters. A message that does not fit is
+    no error.
+    """
     beginning = text[:LONGEST_READ]
     line = " ".join("".join(char if char.isprintable() else " " for char in beginning).split())
     return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 1]}…"

@@ -1,4 +1,6 @@
-"""Upstream: what a run has waited for, with its results: slots of other tasks, and the members of its group."""
+"""Upstream: what a run has waited for, with its results: slots of other tasks, and the members of
+its group.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ class Done:
     Attributes:
         task: The name of the task.
         run: The id of the run; None if the slot has none, because it was missed, for example.
-        slot: The instant, aware, in UTC; None for a member without a slot, and for a task that had no slot yet.
+        slot: The instant, aware, in UTC; None for a member without a slot, and for a task that had
+            no slot yet.
         state: The state of the run when this one began; None without a run.
         params: The parameters that its run was started with, as JSON values and without defaults.
         part: The number of a part, from 1; None for another run.
-        result: What its `run()` returned, as JSON values; None without a run, or if it has returned nothing.
+        result: What its `run()` returned, as JSON values; None without a run, or if it has returned
+            nothing.
     """
 
     task: str
@@ -43,10 +47,12 @@ async def no_members(after: str | None) -> Sequence[Done]:
 
 
 class Upstream(Mapping[str, Done]):
-    """What a run has waited for, by the names of tasks. `async for done in upstream` gives the members of its group.
+    """What a run has waited for, by the names of tasks. `async for done in upstream` gives the
+    members of its group.
 
-    A parameter of `run()` with this annotation is filled with it when an attempt begins. The members are read page by
-    page, in the order of their ids, so that a group of any size takes no memory.
+    A parameter of `run()` with this annotation is filled with it when an attempt begins. The
+    members are read page by page, in the order of their ids, so that a group of any size takes no
+    memory.
     """
 
     def __init__(self, slots: Sequence[Done] = (), members: ReadMembers = no_members) -> None:
@@ -57,7 +63,11 @@ class Upstream(Mapping[str, Done]):
         try:
             return self._slots[task]
         except KeyError:
-            there = f"there is: {', '.join(self._slots)}" if self._slots else "it has waited for no slot"
+            there = (
+                f"there is: {', '.join(self._slots)}"
+                if self._slots
+                else "it has waited for no slot"
+            )
             raise KeyError(f"the run has not waited for a task {echoed(task)}; {there}") from None
 
     def __iter__(self) -> Iterator[str]:
@@ -67,7 +77,9 @@ class Upstream(Mapping[str, Done]):
         return len(self._slots)
 
     async def __aiter__(self) -> AsyncIterator[Done]:
-        """The members of the group whose follow-up this run is. Raises DatabaseError if the ledger can't be read."""
+        """The members of the group whose follow-up this run is. Raises DatabaseError if the ledger
+        can't be read.
+        """
         after: str | None = None
         while page := await self._members(after):
             for done in page:

@@ -1,4 +1,6 @@
-"""Count the slots of a schedule in an interval without listing them: a downtime may contain millions. Pure."""
+"""Count the slots of a schedule in an interval without listing them: a downtime may contain
+millions. Pure.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,17 @@ SECOND = timedelta(seconds=1)
 MIDNIGHT = datetime(2000, 1, 1)
 
 AROUND = timedelta(hours=26)
-"""Within this distance of a clock change, slots are counted one by one. No zone's clock has ever changed by more."""
+"""Within this distance of a clock change, slots are counted one by one. No zone's clock has ever
+changed by more.
+"""
 
 Unit = tuple[timedelta, int]
 
 
 def count(schedule: Schedule, after: datetime, until: datetime) -> int:
-    """The number of slots in (after, until], both aware. Whole days, hours and minutes are counted in one step each."""
+    """The number of slots in (after, until], both aware. Whole days, hours and minutes are counted
+    in one step each.
+    """
     changes = list(_clock_changes(schedule, after - AROUND, until + AROUND))
     number = 0
     while (slot := schedule.next(after)) is not None and slot <= until:
@@ -30,7 +36,9 @@ def count(schedule: Schedule, after: datetime, until: datetime) -> int:
 def _count_unit(
     schedule: Schedule, slot: datetime, after: datetime, until: datetime, changes: list[datetime]
 ) -> tuple[datetime, int]:
-    """The end and the number of slots of the longest day, hour or minute that has `slot` and lies in (after, until]."""
+    """The end and the number of slots of the longest day, hour or minute that has `slot` and lies
+    in (after, until].
+    """
     if not any(slot - AROUND <= change <= slot + AROUND for change in changes):
         wall = slot.astimezone(schedule.zone).replace(tzinfo=None)
         for length, slots in _units(schedule):
@@ -41,7 +49,9 @@ def _count_unit(
 
 
 def _units(schedule: Schedule) -> tuple[Unit, ...]:
-    """The length of a day, an hour and a minute, each with the number of slots that one has if it has any."""
+    """The length of a day, an hour and a minute, each with the number of slots that one has if it
+    has any.
+    """
     hours, minutes, seconds = schedule.times_of_day
     return (
         (timedelta(days=1), hours * minutes * seconds),

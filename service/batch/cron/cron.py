@@ -1,15 +1,18 @@
 """When a task is due: a cron expression in a time zone, as a sequence of instants ("slots").
 
-The library cronsim parses the expression and finds its times, but only in naive wall time: with aware datetimes its
-results are wrong at some clock changes. This module converts wall time to instants by the rules of Debian's cron:
+The library cronsim parses the expression and finds its times, but only in naive wall time: with
+aware datetimes its results are wrong at some clock changes. This module converts wall time to
+instants by the rules of Debian's cron:
 
-- A schedule whose second, minute or hour field begins with `*` follows real time. An hour that the clock skips has no
-  slots, and an hour that the clock repeats has its slots in both passes.
-- Every other schedule names fixed times. Each has one slot: at the instant of the clock change if the clock skips that
-  time, and in the first pass if the clock repeats it. Times that fall on the same instant share a slot.
+- A schedule whose second, minute or hour field begins with `*` follows real time. An hour that the
+  clock skips has no slots, and an hour that the clock repeats has its slots in both passes.
+- Every other schedule names fixed times. Each has one slot: at the instant of the clock change if
+  the clock skips that time, and in the first pass if the clock repeats it. Times that fall on the
+  same instant share a slot.
 
-Debian treats a change of three hours or more as a clock that was set by hand, and does not apply these rules. Here they
-hold for every change, so that a daily task is not skipped when a zone skips a whole day (Samoa, 2011).
+Debian treats a change of three hours or more as a clock that was set by hand, and does not apply
+these rules. Here they hold for every change, so that a daily task is not skipped when a zone skips
+a whole day (Samoa, 2011).
 """
 
 from __future__ import annotations
@@ -48,13 +51,16 @@ _ALLOWED = {
 }
 
 # In cron 5-5/2 means 5. cronsim reads it as 5/2, which means 5, 7, 9 and so on.
-_ONE_VALUE_WITH_STEP = re.compile(r"(?<![^\s,])(\d+|[a-z]{3})-\1/0*[1-9]\d*(?![^\s,])", re.IGNORECASE)
+_ONE_VALUE_WITH_STEP = re.compile(
+    r"(?<![^\s,])(\d+|[a-z]{3})-\1/0*[1-9]\d*(?![^\s,])", re.IGNORECASE
+)
 
 _LONGEST = 1_000
 
 _SECOND = timedelta(seconds=1)
 
-# The limit that cronsim has too. The next date may be 40 years away (29 February on a given weekday), but never 50.
+# The limit that cronsim has too. The next date may be 40 years away (29 February on a given
+# weekday), but never 50.
 _PATIENCE_YEARS = 50
 
 # A cron expression names no year: if it has a slot after this date, it has slots after every date.
@@ -65,9 +71,10 @@ _REFERENCE = datetime(2026, 1, 1, tzinfo=UTC)
 class Schedule:
     """A cron expression in a time zone. Immutable; equal and hashed by `(cron, timezone)`.
 
-    `cron` has five fields (minute, hour, day-of-month, month, day-of-week), six (second first), or is a nickname such
-    as `@daily`. `timezone` is an IANA name. Every slot is a whole second, given as an aware datetime in UTC.
-    Raises InvalidSchedule if either can't be used, or if the expression never fires.
+    `cron` has five fields (minute, hour, day-of-month, month, day-of-week), six (second first), or
+    is a nickname such as `@daily`. `timezone` is an IANA name. Every slot is a whole second, given
+    as an aware datetime in UTC. Raises InvalidSchedule if either can't be used, or if the
+    expression never fires.
     """
 
     cron: str
@@ -86,7 +93,8 @@ class Schedule:
         object.__setattr__(self, "_memo", [(_REFERENCE, _REFERENCE)])
         if self.next(_REFERENCE) is None:
             raise InvalidSchedule(
-                f"the cron expression {echoed(self.cron)} never fires in {self.timezone}: the clock skips "
+                f"the cron expression {echoed(self.cron)} never fires in {self.timezone}: the "
+                "clock skips "
                 "every time that it names; times that the clock of the zone shows are allowed"
             )
 
@@ -98,17 +106,23 @@ class Schedule:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The six fields of the expression: second, minute, hour, day-of-month, month, day-of-week."""
+        """The six fields of the expression: second, minute, hour, day-of-month, month,
+        day-of-week.
+        """
         return tuple(self._parsed.parts)
 
     @property
     def times_of_day(self) -> tuple[int, int, int]:
-        """The number of hours in a day that have slots, of minutes in such an hour, and of seconds in such a minute."""
+        """The number of hours in a day that have slots, of minutes in such an hour, and of seconds
+        in such a minute.
+        """
         return len(self._parsed.hours), len(self._parsed.minutes), len(self._parsed.seconds)
 
     @property
     def follows_real_time(self) -> bool:
-        """True if its slots are a rhythm that a clock change does not move; False if they are fixed times of day."""
+        """True if its slots are a rhythm that a clock change does not move; False if they are fixed
+        times of day.
+        """
         return self._follows_real_time
 
     def next(self, after: datetime) -> datetime | None:
@@ -117,7 +131,8 @@ class Schedule:
         None if the calendar ends first, in the year 9999. Raises ValueError for a naive `after`.
         """
         after = _utc(after, "after")
-        # Start and result of one search, in one tuple so that threads read both together: no slot lies between them.
+        # Start and result of one search, in one tuple so that threads read both together: no slot
+        # lies between them.
         since, slot = self._memo[0]
         if since <= after < slot:
             return slot
@@ -134,12 +149,18 @@ class Schedule:
         return self._search(_utc(before, "before"), -_SECOND)
 
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
-        """Iterate over the slots in (after, until], in order and in UTC. Raises ValueError for a naive datetime."""
+        """Iterate over the slots in (after, until], in order and in UTC. Raises ValueError for a
+        naive datetime.
+        """
         return self._chain(_utc(after, "after"), _utc(until, "until"))
 
     def following(self, after: datetime, number: int) -> list[datetime]:
-        """The next `number` slots strictly after `after`, or fewer, in UTC. Raises ValueError for a naive datetime."""
-        return list(islice(self._chain(_utc(after, "after"), datetime.max.replace(tzinfo=UTC)), number))
+        """The next `number` slots strictly after `after`, or fewer, in UTC. Raises ValueError for a
+        naive datetime.
+        """
+        return list(
+            islice(self._chain(_utc(after, "after"), datetime.max.replace(tzinfo=UTC)), number)
+        )
 
     def _chain(self, after: datetime, until: datetime) -> Iterator[datetime]:
         while (slot := self.next(after)) is not None and slot <= until:
@@ -150,7 +171,9 @@ class Schedule:
         """The slot nearest to `start` in the direction of `step`, excluding `start` itself."""
         try:
             if start.microsecond:
-                start = start.replace(microsecond=0) + (_SECOND if step < timedelta(0) else timedelta(0))
+                start = start.replace(microsecond=0) + (
+                    _SECOND if step < timedelta(0) else timedelta(0)
+                )
             if self.timezone == "UTC":
                 wall = next(_Walk(self._parsed, start.replace(tzinfo=None), step), None)
                 return wall and wall.replace(tzinfo=UTC)
@@ -161,9 +184,11 @@ class Schedule:
             return None
 
     def _search_real_time(self, instant: datetime, step: timedelta) -> datetime | None:
-        """The nearest instant, `instant` included, when the zone's clock shows a time of the expression.
+        """The nearest instant, `instant` included, when the zone's clock shows a time of the
+        expression.
 
-        Each pass searches a period of constant offset, because wall time is continuous only within such a period.
+        Each pass searches a period of constant offset, because wall time is continuous only within
+        such a period.
         """
         year = instant.year
         while abs(instant.year - year) <= _PATIENCE_YEARS:
@@ -195,7 +220,8 @@ class Schedule:
         second = wall.replace(tzinfo=self.zone, fold=1).astimezone(UTC)
         if first <= second:
             return first
-        # For a skipped time, fold 0 uses the offset before the change and fold 1 the one after it: these enclose it.
+        # For a skipped time, fold 0 uses the offset before the change and fold 1 the one after it:
+        # these enclose it.
         return utc_offsets.change(self.zone, second, first) or first
 
     def _wall(self, instant: datetime) -> datetime:
@@ -203,7 +229,9 @@ class Schedule:
 
 
 class _Walk(CronSim):
-    """cronsim's iteration over naive wall time, starting after `wall`, without parsing the expression again."""
+    """cronsim's iteration over naive wall time, starting after `wall`, without parsing the
+    expression again.
+    """
 
     def __init__(self, parsed: CronSim, wall: datetime, step: timedelta) -> None:
         self.__dict__.update(parsed.__dict__)
@@ -224,9 +252,13 @@ class _Walk(CronSim):
         return True
 
 
-@functools.lru_cache(maxsize=32_768)  # more than a service has, since each look at an open schedule asks for it
+@functools.lru_cache(
+    maxsize=32_768
+)  # more than a service has, since each look at an open schedule asks for it
 def schedule(cron: str, timezone: str = "UTC") -> Schedule:
-    """The shared Schedule of this expression and zone, which is parsed once. Raises InvalidSchedule."""
+    """The shared Schedule of this expression and zone, which is parsed once. Raises
+    InvalidSchedule.
+    """
     return Schedule(cron, timezone)
 
 
@@ -234,27 +266,34 @@ def _utc(moment: datetime, name: str) -> datetime:
     if moment.tzinfo is UTC:
         return moment
     if moment.utcoffset() is None:
-        raise ValueError(f"`{name}` is the naive datetime {moment.isoformat()}: only an aware one names an instant")
+        raise ValueError(
+            f"`{name}` is the naive datetime {moment.isoformat()}: only an aware one names an "
+            "instant"
+        )
     return moment.astimezone(UTC)
 
 
 def _parse(cron: str) -> CronSim:
     if len(cron) > _LONGEST or not re.fullmatch(r"[ -~\t]*", cron):
         raise InvalidSchedule(
-            f"the cron expression {echoed(cron)} can't be read: at most {_LONGEST:,} characters of ASCII are allowed, "
+            f"the cron expression {echoed(cron)} can't be read: at most {_LONGEST:,} characters "
+            "of ASCII are allowed, "
             "so digits are 0-9, and fields are separated by spaces"
         )
     parts = _ONE_VALUE_WITH_STEP.sub(r"\1", _expand(cron)).split()
     if len(parts) not in (5, 6):
         raise InvalidSchedule(
-            f"the cron expression {echoed(cron)} has {len(parts)} fields: five (minute hour day-of-month month "
+            f"the cron expression {echoed(cron)} has {len(parts)} fields: five (minute hour "
+            "day-of-month month "
             f"day-of-week) or six (second first) are allowed, or one of {', '.join(_NICKNAMES)}"
         )
     try:
         parsed = CronSim(" ".join(parts), _REFERENCE.replace(tzinfo=None))
         next(_Walk(parsed, parsed.dt, _SECOND))
     except (CronSimError, ValueError, StopIteration) as error:
-        raise InvalidSchedule(f"the cron expression {echoed(cron)} {_what_is_wrong(parts)}") from error
+        raise InvalidSchedule(
+            f"the cron expression {echoed(cron)} {_what_is_wrong(parts)}"
+        ) from error
     return parsed
 
 
@@ -263,8 +302,12 @@ def _expand(cron: str) -> str:
     if not nickname.startswith("@"):
         return cron
     if nickname not in _NICKNAMES:
-        reason = "does not name a time" if nickname == "@reboot" else "is not one of cron's nicknames"
-        raise InvalidSchedule(f"the cron expression {echoed(cron)} {reason}: allowed are {', '.join(_NICKNAMES)}")
+        reason = (
+            "does not name a time" if nickname == "@reboot" else "is not one of cron's nicknames"
+        )
+        raise InvalidSchedule(
+            f"the cron expression {echoed(cron)} {reason}: allowed are {', '.join(_NICKNAMES)}"
+        )
     return _NICKNAMES[nickname]
 
 
@@ -272,14 +315,18 @@ def _what_is_wrong(parts: list[str]) -> str:
     six = parts if len(parts) == 6 else ["0", *parts]
     for place, (name, part) in enumerate(zip(_ALLOWED, six, strict=True)):
         try:
-            CronSim(" ".join(["*"] * place + [part] + ["*"] * (5 - place)), _REFERENCE.replace(tzinfo=None))
+            CronSim(
+                " ".join(["*"] * place + [part] + ["*"] * (5 - place)),
+                _REFERENCE.replace(tzinfo=None),
+            )
         except (CronSimError, ValueError):
             return (
                 f"has a wrong {name} field {echoed(part)}: allowed are {_ALLOWED[name]}, "
                 "besides * and lists (1,2), ranges (1-5) and steps (*/2)"
             )
     return (
-        f"never fires: no date matches its day-of-month, month and day-of-week fields {echoed(' '.join(parts[-3:]))}; "
+        "never fires: no date matches its day-of-month, month and day-of-week fields "
+        f"{echoed(' '.join(parts[-3:]))}; "
         "dates that exist in the calendar are allowed"
     )
 

@@ -17,7 +17,8 @@ def offset(zone: ZoneInfo, instant: datetime) -> timedelta:
 def change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
     """The first second whose offset differs from that of `start`, on the way from `start` to `end`.
 
-    `start` (a whole second) and `end` are aware and in UTC; `end` may lie before `start`. None if nothing changes.
+    `start` (a whole second) and `end` are aware and in UTC; `end` may lie before `start`. None if
+    nothing changes.
     """
     here = offset(zone, start)
     stride = _DAY if start < end else -_DAY
@@ -30,10 +31,14 @@ def change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
 
 
 def _bisect(zone: ZoneInfo, same: datetime, other: datetime, here: timedelta) -> datetime:
-    """The second nearest to `same` (a whole second) with another offset than `here`, which `other` has."""
+    """The second nearest to `same` (a whole second) with another offset than `here`, which `other`
+    has.
+    """
     while abs(other - same) > _SECOND:
         half = (other - same) // _SECOND // 2
-        middle = same + (half or 1) * _SECOND  # `other` may be 1.5 seconds away: half of that would be no step
+        middle = (
+            same + (half or 1) * _SECOND
+        )  # `other` may be 1.5 seconds away: half of that would be no step
         if offset(zone, middle) == here:
             same = middle
         else:

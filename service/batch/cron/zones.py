@@ -10,15 +10,20 @@ from service.escaping import echoed
 
 _NAME = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 
-# Other files in a machine's folder of zones: its own setting, a placeholder, and copies that may count leap seconds.
+# Other files in a machine's folder of zones: its own setting, a placeholder, and copies that may
+# count leap seconds.
 _NOT_IANA = re.compile(r"localtime|posixrules|Factory|(right|posix)/.*")
 
 
 def zone_of(timezone: str) -> ZoneInfo:
-    """The zone of an IANA name. Raises InvalidSchedule for any other name, even if this machine has a file for it."""
+    """The zone of an IANA name. Raises InvalidSchedule for any other name, even if this machine has
+    a file for it.
+    """
     allowed = "IANA names such as 'Europe/Berlin' or 'UTC' are allowed"
     if _NOT_IANA.fullmatch(timezone):
-        raise InvalidSchedule(f"the time zone {echoed(timezone)} means something else on each machine: {allowed}")
+        raise InvalidSchedule(
+            f"the time zone {echoed(timezone)} means something else on each machine: {allowed}"
+        )
     try:
         if _NAME.fullmatch(timezone):
             return ZoneInfo(timezone)

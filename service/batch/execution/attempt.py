@@ -1,4 +1,6 @@
-"""One attempt: it has its body executed, enforces the timeout, and reports how it ended. Knows no database."""
+"""One attempt: it has its body executed, enforces the timeout, and reports how it ended. Knows no
+database.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,18 @@ ABANDON_SECONDS = 5.0
 """How long a cancelled attempt may take to end by itself before it is given up."""
 
 CHILD_ABANDON_SECONDS = 2 * ABANDON_SECONDS
-"""How long the end of a child may take after a stop. Its pool kills it after ABANDON_SECONDS, so this is never long."""
+"""How long the end of a child may take after a stop. Its pool kills it after ABANDON_SECONDS, so
+this is never long.
+"""
 
 CHILD_START_SECONDS = 60.0
 """How much later than its timeout an attempt ends whose child has not even begun."""
 
 
 class Attempt:
-    """One attempt in this process. It begins with `start`, and ends with exactly one call of `on_end`."""
+    """One attempt in this process. It begins with `start`, and ends with exactly one call of
+    `on_end`.
+    """
 
     def __init__(
         self,
@@ -52,11 +58,13 @@ class Attempt:
         metrics: ProcessMetrics | None = None,
         child_pool: ChildPool | None = None,
     ) -> None:
-        """`take_over` is awaited inside the run before the body of a fenced attempt, except for the run's first fence.
+        """`take_over` is awaited inside the run before the body of a fenced attempt, except for the
+        run's first fence.
 
-        `holds_lease`: whether this node holds its lease. While it does not, the commits of the run are refused.
-        `metrics`: of the service; None where none are kept. `child_pool`: executes the body in a child process; None:
-        it is executed in this process, by `threads` or on the event loop.
+        `holds_lease`: whether this node holds its lease. While it does not, the commits of the run
+        are refused. `metrics`: of the service; None where none are kept. `child_pool`: executes the
+        body in a child process; None: it is executed in this process, by `threads` or on the event
+        loop.
         """
         self.claimed = claimed
         self.task = task
@@ -76,23 +84,33 @@ class Attempt:
         self._timeout: asyncio.TimerHandle | None = None
 
     def ledger_time(self) -> datetime:
-        """The present by database time (UTC): the instant of the claim plus the time since, by the boot-time clock."""
+        """The present by database time (UTC): the instant of the claim plus the time since, by the
+        boot-time clock.
+        """
         if clock.is_moved():
             return clock.now()
-        return self.claimed.attempt_started_at + timedelta(seconds=clock.boottime() - self._started_at)
+        return self.claimed.attempt_started_at + timedelta(
+            seconds=clock.boottime() - self._started_at
+        )
 
     def start(self, is_traced: bool = False) -> None:
-        """Start the attempt as a task of the running event loop. `is_traced`: whether this process records traces."""
+        """Start the attempt as a task of the running event loop. `is_traced`: whether this process
+        records traces.
+        """
         self._started_at = clock.boottime()
-        # An empty context: context variables that were set when the service started must not leak into runs.
+        # An empty context: context variables that were set when the service started must not leak
+        # into runs.
         self._context = contextvars.Context()
         self._span = None
         if is_traced:
             attributes, caller = _span_attributes(self.claimed), self.claimed.traceparent
             self._span = tracing.begin(self._context, f"run {self.task.name}", attributes, caller)
         name = f"run {self.claimed.id} of {self.task.name}"
-        self._work = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
-        # The end is handled by a callback, so that the bodies of other attempts that are launched now begin before.
+        self._work = asyncio.get_running_loop().create_task(
+            self._run(), name=name, context=self._context
+        )
+        # The end is handled by a callback, so that the bodies of other attempts that are launched
+        # now begin before.
         self._work.add_done_callback(self._on_work_done, context=self._context)
         pings.began(self.task, self.claimed)
         if self._take_over is None:
@@ -106,7 +124,8 @@ class Attempt:
             self._limit()
 
     def _limit(self, allowance: float = 0.0) -> None:
-        """Let the `timeout` of the task run from now on. What the attempt has waited for before does not count.
+        """Let the `timeout` of the task run from now on. What the attempt has waited for before
+        does not count.
 
         `allowance`: how many seconds may pass besides, until the child of the attempt has begun.
         """
@@ -116,13 +135,17 @@ class Attempt:
             self._timeout = self._later(timeout + allowance, self.stop, failed)
 
     def stop(self, ending: Ending) -> None:
-        """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt is given up."""
+        """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt
+        is given up.
+        """
         if self.body.stop is not None or self._ended:
             return
         self.body.stop = ending
         self.state.ask_to_stop(ending.reason or ending.outcome)
         self._work.cancel()
-        self._later(ABANDON_SECONDS if self._child_pool is None else CHILD_ABANDON_SECONDS, self._abandon)
+        self._later(
+            ABANDON_SECONDS if self._child_pool is None else CHILD_ABANDON_SECONDS, self._abandon
+        )
 
     def interrupt(self, reason: str) -> None:
         """Stop the attempt because the service stops. The run is resumed later."""
@@ -185,9 +208,16 @@ class Attempt:
         self._measure_delay()
 
     def _measure_delay(self) -> None:
-        """Measure how late the body begins after its slot: only of first attempts at slots that were fired on time."""
+        """Measure how late the body begins after its slot: only of first attempts at slots that
+        were fired on time.
+        """
         claimed = self.claimed
-        if self._metrics is None or claimed.slot is None or claimed.fence > 1 or claimed.origin != Origin.SCHEDULE:
+        if (
+            self._metrics is None
+            or claimed.slot is None
+            or claimed.fence > 1
+            or claimed.origin != Origin.SCHEDULE
+        ):
             return
         if claimed.created_at - claimed.slot < ON_TIME:
             self._metrics.start_delay.add((self.ledger_time() - claimed.slot).total_seconds())
@@ -206,7 +236,9 @@ class Attempt:
 
     def _log_ending(self, ending: Ending) -> None:
         """Write the last line of the attempt to its log, unless it has succeeded."""
-        if ending.state == RunState.SUCCEEDED:  # many may end at once, and log_outcomes counts them together
+        if (
+            ending.state == RunState.SUCCEEDED
+        ):  # many may end at once, and log_outcomes counts them together
             return
         self.state.will_retry = ending.error is not None and ending.wait is not None
         log_ending(ending, self.claimed, self.ledger_time())
@@ -218,7 +250,9 @@ class Attempt:
     def _abandon(self) -> None:
         self._kill_child()
         if not self._ended and self.body.stop is not None:
-            self._context.run(logger.warning, f"{self.task.name} did not stop when asked to, and was given up")
+            self._context.run(
+                logger.warning, f"{self.task.name} did not stop when asked to, and was given up"
+            )
             self._context.run(self._log_ending, self.body.stop)
             self._end(self.body.stop)
 
@@ -229,16 +263,22 @@ class Attempt:
         for timer in self._timers:
             timer.cancel()
         self.state.loops.close()
-        if ending.state != RunState.SUCCEEDED:  # a thread or a coroutine of the attempt may still go on
+        if (
+            ending.state != RunState.SUCCEEDED
+        ):  # a thread or a coroutine of the attempt may still go on
             seal(self.state)
         pings.ended(self.task, self.claimed, ending)
         is_wrong = ending.outcome not in ("succeeded", "interrupted", "cancelled")
         tracing.end(self._span, ending.outcome, ending.reason if is_wrong else None)
         self._on_end(self, ending)
 
-    def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
+    def _later(
+        self, seconds: float, callback: Callable[..., None], *args: Any
+    ) -> asyncio.TimerHandle:
         """In an empty context: that of the run can't be entered again by what is called."""
-        timer = asyncio.get_running_loop().call_later(seconds, callback, *args, context=contextvars.Context())
+        timer = asyncio.get_running_loop().call_later(
+            seconds, callback, *args, context=contextvars.Context()
+        )
         self._timers.append(timer)
         return timer
 

@@ -1,4 +1,6 @@
-"""The body of one attempt: it calls `run` of the task, and says how it ended. In this process or in a child."""
+"""The body of one attempt: it calls `run` of the task, and says how it ended. In this process or in
+a child.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from service.batch.context.lease import LOST
 from service.batch.context.upstream import Upstream
 from service.batch.execution import results
 from service.batch.execution.ending import Ending
-from service.batch.execution.fingerprint import EMPTY, INTERRUPTED, QUARANTINE, TIMED_OUT, fingerprint_of
+from service.batch.execution.fingerprint import (
+    EMPTY,
+    INTERRUPTED,
+    QUARANTINE,
+    TIMED_OUT,
+    fingerprint_of,
+)
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.tasks.partitions import Part, Stage, as_json, stage_of, with_values
@@ -34,11 +42,14 @@ from service.errors import Interrupted, InvalidParameters, ProcessDied, RetryAft
 from service.logs import run_log
 
 
-async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool, patience: float, on_loop: bool) -> Any:
+async def call(
+    task: Task, parameters: Mapping[str, Any], threads: ThreadPool, patience: float, on_loop: bool
+) -> Any:
     """Call `run` of a new instance: on the event loop (`on_loop`), or in a thread.
 
-    If the result is awaitable (a coroutine function behind a plain decorator), it is awaited. `patience`: how many
-    seconds a thread that was cancelled may take to end. Raises TypeError if the result is a generator.
+    If the result is awaitable (a coroutine function behind a plain decorator), it is awaited.
+    `patience`: how many seconds a thread that was cancelled may take to end. Raises TypeError if
+    the result is a generator.
     """
     run = task.cls().run
     if on_loop:
@@ -50,7 +61,9 @@ async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool, p
     while inspect.isawaitable(result):
         result = await result
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
-        raise TypeError(f"run() returned {result!r}: a function with a yield in it is not executed by a call")
+        raise TypeError(
+            f"run() returned {result!r}: a function with a yield in it is not executed by a call"
+        )
     return result
 
 
@@ -63,7 +76,9 @@ class Body:
         has_begun: Whether `run` was called, or is about to be.
     """
 
-    def __init__(self, claimed: Claimed, task: Task, holds_lease: Callable[[], bool] = always_held) -> None:
+    def __init__(
+        self, claimed: Claimed, task: Task, holds_lease: Callable[[], bool] = always_held
+    ) -> None:
         self.claimed = claimed
         self.task = task
         slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
@@ -107,7 +122,8 @@ class Body:
         self.run.slot = (slot or self.claimed.created_at).astimezone(self.task.zone)
 
     async def parameters(self, read: Callable[[str, bool], Awaitable[Upstream]]) -> dict[str, Any]:
-        """The arguments of `run`. `read`: reads what the run with this id has waited for, or (True) its parts.
+        """The arguments of `run`. `read`: reads what the run with this id has waited for, or (True)
+        its parts.
 
         Raises InvalidParameters.
         """
@@ -115,19 +131,33 @@ class Body:
             return {"part": Part.stored(self.claimed.part or 0, self.claimed.params)}
         if self.stage == Stage.JOIN:
             joins = self.task.partition is not None and self.task.partition.joins
-            return {"parts": [with_values(part) async for part in await read(self.claimed.id, True)] if joins else []}
-        upstream = await read(self.claimed.id, False) if self.task.parameters.takes_upstream else None
+            return {
+                "parts": [with_values(part) async for part in await read(self.claimed.id, True)]
+                if joins
+                else []
+            }
+        upstream = (
+            await read(self.claimed.id, False) if self.task.parameters.takes_upstream else None
+        )
         return self.task.parameters.to_call(self.claimed.params or {}, self.run.slot, upstream)
 
-    async def execute(self, parameters: Mapping[str, Any], threads: ThreadPool, patience: float) -> Ending:
+    async def execute(
+        self, parameters: Mapping[str, Any], threads: ThreadPool, patience: float
+    ) -> Ending:
         """Call `run` in this process, and return the ending of a success. Raises what it raises."""
         partition = self.task.partition
-        on_loop = partition.on_loop[self.stage] if partition is not None and self.stage else self.task.on_loop
+        on_loop = (
+            partition.on_loop[self.stage]
+            if partition is not None and self.stage
+            else self.task.on_loop
+        )
         result = await call(self.task, parameters, threads, patience, on_loop)
         self.state.loops.raise_rolled_back()
         if self.stage == Stage.SPLIT:
             parts = as_json(self.task.name, result)
-            return Ending(RunState.WAITING, "split", parts=parts) if self._goes_on else self._stopped
+            return (
+                Ending(RunState.WAITING, "split", parts=parts) if self._goes_on else self._stopped
+            )
         if self.stage == Stage.WORK:
             return self._succeeded(result, None)
         return self._succeeded(result, await results.unmet(self.task, result, threads, patience))
@@ -137,11 +167,15 @@ class Body:
         if not self._goes_on:
             return self._stopped
         fingerprint = EMPTY if unmet else QUARANTINE if self.state.has_set_aside else None
-        return Ending(RunState.SUCCEEDED, "succeeded", unmet, results.as_json(result), fingerprint=fingerprint)
+        return Ending(
+            RunState.SUCCEEDED, "succeeded", unmet, results.as_json(result), fingerprint=fingerprint
+        )
 
     @property
     def _goes_on(self) -> bool:
-        """Whether an ending of the body counts: nobody has stopped it, or it has come to its end before a shutdown."""
+        """Whether an ending of the body counts: nobody has stopped it, or it has come to its end
+        before a shutdown.
+        """
         return self.stop is None or self.stop.outcome == "interrupted"
 
     @property
@@ -150,16 +184,24 @@ class Body:
         return self.stop
 
     def interrupted(self, reason: str) -> Ending:
-        """The ending of an interrupt. If the body has begun and the task may not be repeated, its run fails."""
+        """The ending of an interrupt. If the body has begun and the task may not be repeated, its
+        run fails.
+        """
         if self.has_begun and not self.task.policies.rerun:
-            return Ending(RunState.FAILED, "interrupted", not_run_again(reason), fingerprint=INTERRUPTED)
+            return Ending(
+                RunState.FAILED, "interrupted", not_run_again(reason), fingerprint=INTERRUPTED
+            )
         return Ending(RunState.INTERRUPTED, "interrupted", reason)
 
-    def failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
+    def failed(
+        self, error: BaseException, outcome: str = "failed", reason: str | None = None
+    ) -> Ending:
         """The ending of a failure, with or without another attempt, by the task's policy."""
         retry = self.task.policies.retry
         number = self.claimed.attempt - self.claimed.attempts_before
-        may_retry = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(error, InvalidParameters)
+        may_retry = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(
+            error, InvalidParameters
+        )
         wait = retry.seconds_before(number + 1, seconds_asked(error))
         error = failures.readable(_without_our_frames(error))
         reason = reason or failures.line_of(error)
@@ -171,7 +213,11 @@ class Body:
 
 
 _HERE = Path(__file__).parent
-_OURS = (f"{_HERE}{os.sep}", f"{_HERE.with_name('pools')}{os.sep}", ThreadPool.run.__code__.co_filename)
+_OURS = (
+    f"{_HERE}{os.sep}",
+    f"{_HERE.with_name('pools')}{os.sep}",
+    ThreadPool.run.__code__.co_filename,
+)
 
 
 def _without_our_frames(error: BaseException) -> BaseException:

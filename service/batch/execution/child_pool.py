@@ -15,7 +15,8 @@ from service.batch.tasks.registry import Task
 class PooledAttempt(Protocol):
     """What a pool needs of an attempt.
 
-    `begins`: call it when the run is handed to its child; `child_begins`: once, when the child is about to call `run`.
+    `begins`: call it when the run is handed to its child; `child_begins`: once, when the child is
+    about to call `run`.
     """
 
     claimed: Claimed
@@ -31,13 +32,19 @@ class PooledAttempt(Protocol):
 NO_CHILDREN: Mapping[str, ChildPool] = {}
 
 
-def room_by_pool(pools: Iterable[str], child_pools: Mapping[str, ChildPool]) -> dict[str, int | None]:
-    """For each pool how many more children may begin; None for a pool whose runs execute in this process."""
+def room_by_pool(
+    pools: Iterable[str], child_pools: Mapping[str, ChildPool]
+) -> dict[str, int | None]:
+    """For each pool how many more children may begin; None for a pool whose runs execute in this
+    process.
+    """
     return {name: child_pools[name].free if name in child_pools else None for name in pools}
 
 
 class ChildPool(Protocol):
-    """Executes bodies of attempts, one child process for each. `service/batch/pools` implements it."""
+    """Executes bodies of attempts, one child process for each. `service/batch/pools` implements
+    it.
+    """
 
     @property
     def free(self) -> int:
@@ -46,9 +53,12 @@ class ChildPool(Protocol):
     async def execute(self, attempt: PooledAttempt) -> Ending:
         """Execute the body of the attempt in a child, and return how it ended.
 
-        If it is cancelled, it asks the child to stop, and kills it when it goes on. When the child is gone, it returns
-        what the child has told by then; if that is nothing, it raises CancelledError.
+        If it is cancelled, it asks the child to stop, and kills it when it goes on. When the child
+        is gone, it returns what the child has told by then; if that is nothing, it raises
+        CancelledError.
         """
 
     def kill(self, attempt: PooledAttempt) -> None:
-        """Kill the child of the attempt now, if it has one. Returns at once; `execute` waits for the child's end."""
+        """Kill the child of the attempt now, if it has one. Returns at once; `execute` waits for
+        the child's end.
+        """

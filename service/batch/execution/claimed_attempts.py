@@ -1,4 +1,6 @@
-"""The attempts of the runs that a node has claimed. Those of many runs are made before their claim is committed."""
+"""The attempts of the runs that a node has claimed. Those of many runs are made before their claim
+is committed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class ClaimedAttempts:
     """Makes the attempts of claimed runs, and keeps them until their outcomes are written.
 
     Attributes:
-        by_run: The attempts that execute, or whose outcomes are not written yet, by the id of the run.
+        by_run: The attempts that execute, or whose outcomes are not written yet, by the id of the
+            run.
     """
 
     def __init__(
@@ -46,28 +49,39 @@ class ClaimedAttempts:
         self._written_events: dict[str, asyncio.Event] = {}
 
     def make_ahead(self, claimed: Sequence[Claimed]) -> None:
-        """Make the attempts of runs whose claim is about to be committed. Those of an earlier claim are forgotten."""
+        """Make the attempts of runs whose claim is about to be committed. Those of an earlier claim
+        are forgotten.
+        """
         self._ahead = {run.id: self._made(run) for run in claimed}
 
     def start(self, run: Claimed, is_traced: bool) -> Attempt:
-        """Start the attempt of a run that is claimed now. `is_traced`: whether this process records traces."""
-        if (old := self.by_run.get(run.id)) is not None:  # this node had lost the run, and has claimed it again
+        """Start the attempt of a run that is claimed now. `is_traced`: whether this process records
+        traces.
+        """
+        if (
+            old := self.by_run.get(run.id)
+        ) is not None:  # this node had lost the run, and has claimed it again
             old.give_up(LOST)
             measuring.forgotten(self._metrics, old)
         attempt = self._ahead.pop(run.id, None)
-        if attempt is None or attempt.claimed.fence != run.fence:  # the run may have been lost, and claimed again
+        if (
+            attempt is None or attempt.claimed.fence != run.fence
+        ):  # the run may have been lost, and claimed again
             attempt = self._made(run)
         self.by_run[run.id] = attempt
         attempt.start(is_traced)
         return attempt
 
     def are_written(self, outcomes: Sequence[Outcome], refused: Sequence[Outcome]) -> None:
-        """These outcomes are in the ledger, except for those that were refused: `forget_written` forgets them all."""
+        """These outcomes are in the ledger, except for those that were refused: `forget_written`
+        forgets them all.
+        """
         self._written += outcomes
         self._refused.update(outcome.id for outcome in refused)
 
     def forget_written(self, wake: Callable[[], None]) -> Sequence[Outcome]:
-        """Forget the attempts whose outcomes were written since the last call, or refused, and log these outcomes.
+        """Forget the attempts whose outcomes were written since the last call, or refused, and log
+        these outcomes.
 
         Returns them. `wake` is called when a run that is retried may start again.
         """
@@ -99,7 +113,9 @@ class ClaimedAttempts:
         return True
 
     async def until_written(self, run_id: str) -> None:
-        """Wait until the outcome of the attempt of this run is written. Returns at once if there is none."""
+        """Wait until the outcome of the attempt of this run is written. Returns at once if there is
+        none.
+        """
         while run_id in self.by_run:
             await self._written_events.setdefault(run_id, asyncio.Event()).wait()
 

@@ -1,4 +1,6 @@
-"""Reports runs that were closed while they waited: to the metrics, the log and dead man's switches."""
+"""Reports runs that were closed while they waited: to the metrics, the log and dead man's
+switches.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ logger = get_logger("service.batch")
 
 
 def tell(metrics: ProcessMetrics, tasks: Mapping[str, Task], closed: Sequence[Closed]) -> None:
-    """Tell of runs that this node has closed, after that was committed. `tasks`: those that it has loaded."""
+    """Tell of runs that this node has closed, after that was committed. `tasks`: those that it has
+    loaded.
+    """
     for run in closed:
         metrics.count_run(run.task, run.state, run.origin)
         if run.state == RunState.FAILED:  # a warning: the errors of its parts were logged as errors

@@ -1,4 +1,6 @@
-"""How attempts end, and the lines about it. As JSON they have task, run, slot, attempt, duration, state."""
+"""How attempts end, and the lines about it. As JSON they have task, run, slot, attempt, duration,
+state.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ logger = get_logger("service.batch")
 
 @dataclass(slots=True)
 class Ending:
-    """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next attempt; None: no retry.
+    """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next
+    attempt; None: no retry.
 
-    `outcome`: a word for the attempt's row, such as "timed out". `fingerprint`: what is wrong with the run; None if
-    nothing is. `parts`: with the state WAITING, the parameters of the parts that it was split into; None: it was split
-    before. `harm`: what the attempt may have done to its node.
+    `outcome`: a word for the attempt's row, such as "timed out". `fingerprint`: what is wrong with
+    the run; None if nothing is. `parts`: with the state WAITING, the parameters of the parts that
+    it was split into; None: it was split before. `harm`: what the attempt may have done to its
+    node.
     """
 
     state: RunState
@@ -42,22 +46,35 @@ class Ending:
 
 
 def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
-    """Log how an attempt ended that has not succeeded. Called inside the run, so that its log has the line."""
+    """Log how an attempt ended that has not succeeded. Called inside the run, so that its log has
+    the line.
+    """
     seconds = (ended_at - claimed.attempt_started_at).total_seconds()
     ids = {"task": claimed.task, "run": claimed.id, "attempt": claimed.attempt}
     values = _json_only(ids, claimed.slot, seconds, ending.state)
-    follows = f"; attempt {claimed.attempt + 1} follows in {ending.wait:.1f} s" if ending.wait is not None else ""
+    follows = (
+        f"; attempt {claimed.attempt + 1} follows in {ending.wait:.1f} s"
+        if ending.wait is not None
+        else ""
+    )
     if ending.error is not None:
-        logger.error(f"{claimed.task} failed: {ending.reason}{follows}", exc_info=ending.error, **values)
+        logger.error(
+            f"{claimed.task} failed: {ending.reason}{follows}", exc_info=ending.error, **values
+        )
     elif ending.state == RunState.WAITING:
-        what = f"split into {len(ending.parts):,} parts" if ending.parts is not None else "resumed with its parts"
+        what = (
+            f"split into {len(ending.parts):,} parts"
+            if ending.parts is not None
+            else "resumed with its parts"
+        )
         logger.info(f"{claimed.task} was {what}", **values)
     else:
         logger.warning(f"{claimed.task} was {ending.outcome}: {ending.reason}", **values)
 
 
 def log_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """Log a line for each run that has succeeded; for more than FEW outcomes one line with their numbers.
+    """Log a line for each run that has succeeded; for more than FEW outcomes one line with their
+    numbers.
 
     An attempt that did not succeed has logged its own line.
     """
@@ -70,15 +87,23 @@ def log_outcomes(outcomes: Sequence[Outcome]) -> None:
             seconds = (outcome.ended_at - outcome.started_at).total_seconds()
             ids = {"task": outcome.task, "run": outcome.id, "attempt": outcome.number}
             values = _json_only(ids, outcome.slot, seconds, outcome.state)
-            logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id, **values)
+            logger.info(
+                f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id, **values
+            )
 
 
 def log_refused(outcome: Outcome) -> None:
     """Log that an outcome was not written, because another node holds the run."""
-    logger.error(f"{outcome.task}: another node holds run {outcome.id}; what it did here is not recorded")
+    logger.error(
+        f"{outcome.task}: another node holds run {outcome.id}; what it did here is not recorded"
+    )
 
 
-def _json_only(ids: dict[str, Any], slot: datetime | None, seconds: float, state: RunState) -> dict[str, Any]:
-    """The fields of a line. `slot`: in UTC; None for a run by hand that was not given one. `duration`: in seconds."""
+def _json_only(
+    ids: dict[str, Any], slot: datetime | None, seconds: float, state: RunState
+) -> dict[str, Any]:
+    """The fields of a line. `slot`: in UTC; None for a run by hand that was not given one.
+    `duration`: in seconds.
+    """
     instant = slot.astimezone(UTC).isoformat().replace("+00:00", "Z") if slot is not None else None
     return {FIELDS: {**ids, "slot": instant, "duration": round(seconds, 3), "state": state.value}}

@@ -1,4 +1,6 @@
-"""The protocol of engines: what the dispatcher needs of the object that executes the runs of a node."""
+"""The protocol of engines: what the dispatcher needs of the object that executes the runs of a
+node.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,27 @@ class Engine(Protocol):
         """Whether the node holds its lease. While it does not, the node may claim nothing."""
 
     def make_ready(self, claimed: Sequence[Claimed]) -> None:
-        """Do what can be done of the launch of these runs before their claim is committed, and keep room for them.
+        """Do what can be done of the launch of these runs before their claim is committed, and keep
+        room for them.
 
         Without runs: the claim has failed, so what was done before is forgotten.
         """
 
     async def launch_all(self, claimed: Sequence[Claimed], losses: int) -> None:
-        """Start runs that the node has claimed. `losses`: the value of `losses` before it claimed them.
+        """Start runs that the node has claimed. `losses`: the value of `losses` before it claimed
+        them.
 
-        If the lease was lost in between, another node may hold these runs, so their attempts end at once.
+        If the lease was lost in between, another node may hold these runs, so their attempts end at
+        once.
         """
 
     def wake(self) -> None:
         """Look for runs that may start now. Returns at once."""
 
     def recheck_claims(self) -> None:
-        """Have the ledger searched for runs that this node holds without knowing it. Returns at once.
+        """Have the ledger searched for runs that this node holds without knowing it. Returns at
+        once.
 
-        Call it after a claiming transaction has failed: its COMMIT may have succeeded although no reply came.
+        Call it after a claiming transaction has failed: its COMMIT may have succeeded although no
+        reply came.
         """

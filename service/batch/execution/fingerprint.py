@@ -1,7 +1,9 @@
-"""Fingerprints: which failures of a task are the same error, although their texts differ in numbers, ids and instants.
+"""Fingerprints: which failures of a task are the same error, although their texts differ in
+numbers, ids and instants.
 
-A fingerprint is a hash of the class of the error, the class of its root cause, the first line of its message without
-what changes from run to run, and the innermost place in the author's code (file and function, without line number).
+A fingerprint is a hash of the class of the error, the class of its root cause, the first line of
+its message without what changes from run to run, and the innermost place in the author's code (file
+and function, without line number).
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ from types import CodeType, TracebackType
 from service import failures
 
 VERSION = 1
-"""Rises when fingerprints are computed in another way, so that those of two versions never mean the same by chance."""
+"""Rises when fingerprints are computed in another way, so that those of two versions never mean the
+same by chance.
+"""
 
 TIMED_OUT, INTERRUPTED, EMPTY, QUARANTINE = "timed out", "interrupted", "empty", "quarantine"
-"""Fingerprints of what is wrong with a run without an error of its code: it took longer than its timeout; its service
-stopped, and it may not be run again; its result is not what the task expects; it has put items into quarantine."""
+"""Fingerprints of what is wrong with a run without an error of its code: it took longer than its
+timeout; its service stopped, and it may not be run again; its result is not what the task expects;
+it has put items into quarantine.
+"""
 
 LONGEST_OWN = 200
 """Characters of an exception's own `fingerprint` that count, at most."""
@@ -37,7 +43,10 @@ _CHANGING = re.compile(
 _NOT_AUTHORS = tuple(
     f"{folder}/"
     for folder in {
-        *(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *(
+            str(Path(sysconfig.get_path(name)).resolve())
+            for name in ("stdlib", "platstdlib", "purelib", "platlib")
+        ),
         str(Path(failures.__file__).resolve().parent),
     }
 )
@@ -46,14 +55,17 @@ _NOT_AUTHORS = tuple(
 def fingerprint_of(error: BaseException) -> str:
     """The fingerprint of a failure: "1:" (the version) and 12 hexadecimal digits. Never raises.
 
-    An exception may carry its own: an attribute `fingerprint` with a text. Failures with equal ones are the same error.
+    An exception may carry its own: an attribute `fingerprint` with a text. Failures with equal ones
+    are the same error.
     """
     own = inspect.getattr_static(error, "fingerprint", None)
     if isinstance(own, str) and own:
         return _hash_of("own", own[:LONGEST_OWN])
     root = _root_of(error)
     first_line = failures.line_of(error).partition(": ")[2]
-    return _hash_of(_class_of(error), _class_of(root), without_changing(first_line), _place_of(error))
+    return _hash_of(
+        _class_of(error), _class_of(root), without_changing(first_line), _place_of(error)
+    )
 
 
 def without_changing(line: str) -> str:
@@ -71,7 +83,9 @@ def _class_of(error: BaseException) -> str:
 
 
 def _root_of(error: BaseException) -> BaseException:
-    """The error from which this one came: its cause, or the error during whose handling it was raised, and so on."""
+    """The error from which this one came: its cause, or the error during whose handling it was
+    raised, and so on.
+    """
     for _ in range(MOST_CAUSES):
         earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if earlier is None:
@@ -81,7 +95,9 @@ def _root_of(error: BaseException) -> BaseException:
 
 
 def _place_of(error: BaseException) -> str:
-    """The innermost frame in the author's code: the name of its file, and its function. Empty if there is none."""
+    """The innermost frame in the author's code: the name of its file, and its function. Empty if
+    there is none.
+    """
     place, frames = "", error.__traceback__
     while frames is not None:
         if _is_authors(code := _code_of(frames)):

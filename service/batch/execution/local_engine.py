@@ -41,7 +41,9 @@ logger = get_logger("service.batch")
 LAUNCHED_AT_ONCE = 1_000
 """How many runs are started in one step of the event loop, at most."""
 GROUP_SECONDS = 0.01
-"""How long the engine waits for further attempts to end after a turn, in order to write their outcomes together."""
+"""How long the engine waits for further attempts to end after a turn, in order to write their
+outcomes together.
+"""
 LOCKED_SECONDS = 0.5
 """How soon outcomes are tried again whose runs are locked by a transaction of somebody else."""
 FLUSH_SECONDS = 0.25
@@ -59,8 +61,10 @@ class LocalEngine(Background):
     """Claims runs, executes them, and writes their outcomes in groups.
 
     Attributes:
-        losses: How often this node has lost its lease. Another node may hold runs that were claimed before a loss.
-        claiming: Held from a claiming transaction until its runs were launched, so that a recheck does not launch them.
+        losses: How often this node has lost its lease. Another node may hold runs that were claimed
+            before a loss.
+        claiming: Held from a claiming transaction until its runs were launched, so that a recheck
+            does not launch them.
     """
 
     def __init__(
@@ -78,10 +82,12 @@ class LocalEngine(Background):
         on_ended: Callable[[Sequence[Outcome]], None] = lambda _: None,
         tickets: Tickets | None = None,
     ) -> None:
-        """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `pools`: those whose
-        runs it claims; without any it executes only what is launched. `child_pools`: those whose runs it executes in
-        child processes. `may_work`: whether this node holds its lease; without it no run commits. `on_ended`: called
-        with outcomes that were committed. `tickets`: it claims only for these; None: whatever may start.
+        """`max_running`, `max_threads`: how many runs at once, and how many of them in threads.
+        `pools`: those whose
+        runs it claims; without any it executes only what is launched. `child_pools`: those whose
+        runs it executes in child processes. `may_work`: whether this node holds its lease; without
+        it no run commits. `on_ended`: called with outcomes that were committed. `tickets`: it
+        claims only for these; None: whatever may start.
         """
         self._database, self._outage = database, outage or Outage()
         self._metrics = metrics or ProcessMetrics()
@@ -91,8 +97,16 @@ class LocalEngine(Background):
         self._threads, self._max_threads = ThreadPool(max_threads), max_threads
         self._crowded_since: datetime | None = None
         self.crowded: str | None = None
-        """Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS while runs wait."""
-        given = (self._threads, self._on_end, partial(fencing.take_over, database), may_work, self._metrics)
+        """Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS while runs
+        wait.
+        """
+        given = (
+            self._threads,
+            self._on_end,
+            partial(fencing.take_over, database),
+            may_work,
+            self._metrics,
+        )
         self._claimed = ClaimedAttempts(tasks, *given, child_pools)
         self._attempts = self._claimed.by_run
         self.until_written, self._buffer = self._claimed.until_written, WriteBuffer(node)
@@ -109,7 +123,9 @@ class LocalEngine(Background):
         self._wake.set()
 
     def on_changes(self, changes: LedgerChanges) -> None:
-        """Claim the runs that may start, and stop the runs of this node that a person has cancelled or paused."""
+        """Claim the runs that may start, and stop the runs of this node that a person has cancelled
+        or paused.
+        """
         self._look_for_threads(changes)
         if changes.is_claimable:
             self.wake()
@@ -127,13 +143,16 @@ class LocalEngine(Background):
         if since is None or self.crowded or (changes.now - since).total_seconds() < CROWDED_SECONDS:
             return
         self.crowded = (
-            f"no thread is free since {since:%H:%M:%S} UTC, and runs wait: {self._max_threads} runs execute in "
+            f"no thread is free since {since:%H:%M:%S} UTC, and runs wait: {self._max_threads} "
+            "runs execute in "
             "threads, which is MAX_THREADS"
         )
         logger.warning(self.crowded)
 
     def recheck_claims(self) -> None:
-        """Have the ledger searched for runs that this node holds without knowing it. Returns at once."""
+        """Have the ledger searched for runs that this node holds without knowing it. Returns at
+        once.
+        """
         self.is_recheck_due = True
         self.wake()
 
@@ -143,7 +162,9 @@ class LocalEngine(Background):
         if not self._is_claiming or not self.may_work():
             return Capacity(0, 0)
         room = room_by_pool(self._pools, self._child_pools)
-        return Capacity(self._max_running - self.running, max(0, self._threads.free - self._unlaunched), room)
+        return Capacity(
+            self._max_running - self.running, max(0, self._threads.free - self._unlaunched), room
+        )
 
     @property
     def running(self) -> int:
@@ -156,11 +177,15 @@ class LocalEngine(Background):
 
     @property
     def locked(self) -> str | None:
-        """Why the ends of some runs can't be written, if somebody else has locked these runs for some seconds."""
+        """Why the ends of some runs can't be written, if somebody else has locked these runs for
+        some seconds.
+        """
         return self._locked.trouble
 
     def make_ready(self, claimed: Sequence[Claimed]) -> None:
-        """Make the attempts of these runs before their claim is committed, and keep room for them."""
+        """Make the attempts of these runs before their claim is committed, and keep room for
+        them.
+        """
         self._claimed.make_ahead(claimed)
         self._unlaunched = len(claimed)
 
@@ -177,7 +202,9 @@ class LocalEngine(Background):
             self.launch(claimed, losses)
 
     def launch(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
-        """Start runs that this node has claimed. `losses`: the value of `losses` before it claimed them."""
+        """Start runs that this node has claimed. `losses`: the value of `losses` before it claimed
+        them.
+        """
         self._launch(claimed, losses)
         self.wake()  # since now there are logs and progress to write
 
@@ -187,13 +214,17 @@ class LocalEngine(Background):
             attempt = self._claimed.start(run, is_traced)
             if self._is_draining:  # the drain began during the claim
                 attempt.interrupt("the service stopped")
-            elif not self.may_work() or losses not in (None, self.losses):  # the lease was lost during the claim
+            elif not self.may_work() or losses not in (
+                None,
+                self.losses,
+            ):  # the lease was lost during the claim
                 attempt.give_up(LOST)
         if claimed:
             self._idle.clear()
 
     def give_up(self, lost: LostLease | None = None) -> None:
-        """End all attempts at once, because this node has lost its lease. Fences decide which outcomes are written.
+        """End all attempts at once, because this node has lost its lease. Fences decide which
+        outcomes are written.
 
         `lost`: how it was lost, if runs may be the cause.
         """
@@ -202,15 +233,20 @@ class LocalEngine(Background):
             attempt.give_up(LOST, lost)
 
     def begin_drain(self) -> None:
-        """Claim nothing more from now on, and ask the running runs to stop at their next checkpoint."""
+        """Claim nothing more from now on, and ask the running runs to stop at their next
+        checkpoint.
+        """
         self._is_claiming, self._is_draining = False, True
         self._claims.close()
         for attempt in self._attempts.values():
             attempt.state.ask_to_stop("the service stops")
 
     async def drain(self, seconds: float) -> bool:
-        """Wait up to `seconds` until the runs end, then interrupt them. Returns whether all outcomes were written."""
-        # What follows after `seconds` takes less time than the watchdog grants (loop_watchdog.GRACE_SECONDS).
+        """Wait up to `seconds` until the runs end, then interrupt them. Returns whether all
+        outcomes were written.
+        """
+        # What follows after `seconds` takes less time than the watchdog grants
+        # (loop_watchdog.GRACE_SECONDS).
         self.begin_drain()
         if await is_set_within(self._idle, seconds):
             return True
@@ -228,7 +264,9 @@ class LocalEngine(Background):
         self._threads.close()
 
     def _on_end(self, attempt: Attempt, ending: Ending) -> None:
-        """Buffer how an attempt ended. Its run stays `running`, and counts for the capacity, until that is written."""
+        """Buffer how an attempt ended. Its run stays `running`, and counts for the capacity, until
+        that is written.
+        """
         self._buffer.add_ending(attempt, ending)
         if self._buffer.waiting == len(self._attempts):
             self._all_ended.set()
@@ -244,23 +282,31 @@ class LocalEngine(Background):
                 self._turned_at = clock.monotonic()
                 self._outage.over_for("engine")
                 pause = 0.1
-            except Exception as error:  # the background loop's boundary: a failed turn must not end the engine
+            except (
+                Exception
+            ) as error:  # the background loop's boundary: a failed turn must not end the engine
                 if self._outage.cause_for("engine", self._database, error) is None:
-                    logger.exception(f"writing to the ledger failed, the next attempt is in {pause:.1f} s")
+                    logger.exception(
+                        f"writing to the ledger failed, the next attempt is in {pause:.1f} s"
+                    )
                 self.is_recheck_due = True
                 await asyncio.sleep(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)
                 self.wake()
 
     async def _until_needed(self) -> bool:
-        """Wait until the engine is woken (returns True), or until logs and progress have to be written (False)."""
+        """Wait until the engine is woken (returns True), or until logs and progress have to be
+        written (False).
+        """
         try:
             async with asyncio.timeout(FLUSH_SECONDS if self._attempts else None):
                 await self._wake.wait()
         except TimeoutError:
             return False
         self._wake.clear()
-        is_busy = clock.monotonic() - self._turned_at < GROUP_SECONDS  # after a quiet time, nobody is waited for
+        is_busy = (
+            clock.monotonic() - self._turned_at < GROUP_SECONDS
+        )  # after a quiet time, nobody is waited for
         if is_busy and self._buffer.waiting < min(GROUP_LIMIT, len(self._attempts)):
             self._all_ended.clear()
             await is_set_within(self._all_ended, GROUP_SECONDS)
@@ -269,7 +315,8 @@ class LocalEngine(Background):
     async def _turn(self, is_woken: bool = True) -> None:
         """Write a group and claim as many runs as the capacity allows, in one transaction."""
         group = self._buffer.take(self._attempts.values())
-        # Without the lock a recheck would find runs that the dispatcher, which may wait for an instant, is to launch.
+        # Without the lock a recheck would find runs that the dispatcher, which may wait for an
+        # instant, is to launch.
         rechecks = self.is_recheck_due and not self.claiming.locked()
         self.is_recheck_due &= not rechecks
         try:
@@ -296,9 +343,12 @@ class LocalEngine(Background):
                 return
             if not troubles.is_refused(error):
                 raise
-            # Another node runs a run with the `exclusive` of one that was to be claimed, or a row can't be stored.
+            # Another node runs a run with the `exclusive` of one that was to be claimed, or a row
+            # can't be stored.
             cause = str(error).splitlines()[0]
-            logger.warning(f"nothing is claimed in this turn, another node may have been first: {cause}")
+            logger.warning(
+                f"nothing is claimed in this turn, another node may have been first: {cause}"
+            )
             self.is_recheck_due |= rechecks
             try:
                 await self._write(group, claim=False)
@@ -310,7 +360,10 @@ class LocalEngine(Background):
 
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
         await group.prepare(self._database.kind)
-        async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
+        async with (
+            self._metrics.timed(LedgerWork.WRITE),
+            self._database.engine.begin() as connection,
+        ):
             asyncio.get_running_loop().call_soon(self._work_beside_write)
             left = Group()
             if self._locked.is_any:
@@ -327,13 +380,17 @@ class LocalEngine(Background):
                 claimed += await claiming.held_by(connection, self._node, known)
         self._leave_locked(left)
         self._claimed.are_written(group.outcomes, bounced)
-        if claimed or not self._buffer.has_next:  # else it is done beside the next write, which follows at once
+        if (
+            claimed or not self._buffer.has_next
+        ):  # else it is done beside the next write, which follows at once
             self._forget_written()
         self._launch(claimed, losses)
         self._claims.settle(look, group.outcomes)
 
     def _leave_locked(self, left: Group) -> None:
-        """Keep the outcomes whose runs are locked by somebody else, and try again a little later."""
+        """Keep the outcomes whose runs are locked by somebody else, and try again a little
+        later.
+        """
         self._locked.are([outcome.id for outcome in left.outcomes])
         if left.outcomes:
             self._buffer.put_back(left)

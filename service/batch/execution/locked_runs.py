@@ -1,4 +1,6 @@
-"""Runs whose rows somebody else's transaction has locked, so that their ends can't be written yet, and who that is."""
+"""Runs whose rows somebody else's transaction has locked, so that their ends can't be written yet,
+and who that is.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ TOLD_SECONDS = 10.0
 
 
 class LockedRuns:
-    """Those of one engine. `trouble`: what is wrong, in one line; None while nothing is locked for long."""
+    """Those of one engine. `trouble`: what is wrong, in one line; None while nothing is locked for
+    long.
+    """
 
     trouble: str | None = None
 
@@ -30,7 +34,9 @@ class LockedRuns:
 
     @property
     def is_any(self) -> bool:
-        """Whether some runs were locked at the last write, so that the next one leaves out what is."""
+        """Whether some runs were locked at the last write, so that the next one leaves out what
+        is.
+        """
         return self._since is not None
 
     @property

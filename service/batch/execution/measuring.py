@@ -8,7 +8,9 @@ from service.metrics.process import ProcessMetrics
 
 
 def ended(metrics: ProcessMetrics, attempt: Attempt, outcome: Outcome, is_recorded: bool) -> None:
-    """Count an attempt that has ended. `is_recorded`: its outcome is in the ledger, and was not refused."""
+    """Count an attempt that has ended. `is_recorded`: its outcome is in the ledger, and was not
+    refused.
+    """
     if is_recorded:
         seconds = (outcome.ended_at - outcome.started_at).total_seconds()
         goes_on = outcome.due_at is not None or outcome.split is not None
@@ -20,5 +22,7 @@ def ended(metrics: ProcessMetrics, attempt: Attempt, outcome: Outcome, is_record
 
 
 def forgotten(metrics: ProcessMetrics, attempt: Attempt) -> None:
-    """Count what an attempt has done that the engine forgets now, whether its outcome is in the ledger or not."""
+    """Count what an attempt has done that the engine forgets now, whether its outcome is in the
+    ledger or not.
+    """
     metrics.count_work(attempt.task.name, attempt.state.loops.done_here, attempt.state.log.dropped)

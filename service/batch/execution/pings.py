@@ -1,4 +1,6 @@
-"""Dead man's switches of tasks: which address is called when a run begins and ends. The service sets who calls it."""
+"""Dead man's switches of tasks: which address is called when a run begins and ends. The service
+sets who calls it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def use(tell: Callable[[str], None] | None) -> None:
 
 
 def began(task: Task, claimed: Claimed) -> None:
-    """A run begins. Its later attempts are no beginnings, and nor are its parts and what follows them."""
+    """A run begins. Its later attempts are no beginnings, and nor are its parts and what follows
+    them.
+    """
     is_first = claimed.attempt == 1 and stage_of(task.partition, claimed) in (None, Stage.SPLIT)
     if _tell is not None and task.monitoring.ping is not None and is_first:
         _tell(f"{task.monitoring.ping.rstrip('/')}/start")

@@ -28,7 +28,8 @@ UNMET = "it has succeeded, but its result is not what the task expects"
 
 
 async def unmet(task: Task, result: Any, threads: ThreadPool, patience: float) -> str | None:
-    """Why the result of a run is not what the task expects; None if it is. It is asked where `run` was called.
+    """Why the result of a run is not what the task expects; None if it is. It is asked where `run`
+    was called.
 
     `patience`: how many seconds a thread that was cancelled may take to end.
     """
@@ -46,21 +47,32 @@ async def unmet(task: Task, result: Any, threads: ThreadPool, patience: float) -
 
 
 def as_json(result: Any) -> Any:
-    """The result as JSON values. A result that can't be stored is described in a text: the run has succeeded anyway."""
+    """The result as JSON values. A result that can't be stored is described in a text: the run has
+    succeeded anyway.
+    """
     if result is None:
         return None
     try:
         if _is_large(result):
             return _beginning(json.dumps(log_lines.plain(result), ensure_ascii=False))
         encoded = to_json(result, inf_nan_mode="strings", fallback=repr)
-        return json.loads(encoded) if len(encoded) <= LARGEST_RESULT else _beginning(encoded.decode(errors="replace"))
+        return (
+            json.loads(encoded)
+            if len(encoded) <= LARGEST_RESULT
+            else _beginning(encoded.decode(errors="replace"))
+        )
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's object may raise anything
         type_name, text = type(result).__name__, escaping.echoed(result, LONGEST_DESCRIPTION)
-        return f"a result of type {type_name} that can't be kept as JSON ({failures.line_of(error)}): {text}"
+        return (
+            f"a result of type {type_name} that can't be kept as JSON "
+            f"({failures.line_of(error)}): {text}"
+        )
 
 
 def _is_large(result: Any) -> bool:
-    """Whether the texts and containers in the result are so large that it must not be encoded. Needs no recursion."""
+    """Whether the texts and containers in the result are so large that it must not be encoded.
+    Needs no recursion.
+    """
     bytes_left, unread = LARGEST_RESULT, [result]
     while unread:
         value = unread.pop()

@@ -31,7 +31,8 @@ RETRY_SECONDS = 0.5
 
 
 def checked_parameters(task: Task, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters of `run()` that a person has given, in the form in which the ledger stores them.
+    """The parameters of `run()` that a person has given, in the form in which the ledger stores
+    them.
 
     Raises InvalidParameters.
     """
@@ -41,7 +42,8 @@ def checked_parameters(task: Task, parameters: Mapping[str, Any]) -> dict[str, A
 
 
 def refuse_other_pools(task: Task, pools: Mapping[str, Pool]) -> None:
-    """Refuse a task whose runs only other processes execute. `pools`: what serves each pool, as the settings say.
+    """Refuse a task whose runs only other processes execute. `pools`: what serves each pool, as the
+    settings say.
 
     Raises InvalidParameters.
     """
@@ -50,12 +52,15 @@ def refuse_other_pools(task: Task, pools: Mapping[str, Pool]) -> None:
         elsewhere = described.words if described is not None and described.is_placed else ""
         raise InvalidParameters(
             f"task {task.name} is of the pool {task.pool}, whose runs only "
-            f"{elsewhere or f'`batch work --pool {task.pool}`'} executes: use `batch run {task.name} --queue`"
+            f"{elsewhere or f'`batch work --pool {task.pool}`'} executes: use `batch run "
+            f"{task.name} --queue`"
         )
 
 
 class ManualRun:
-    """One run of `task` on the node with the id `node`. It is inserted as running, so no other node can claim it."""
+    """One run of `task` on the node with the id `node`. It is inserted as running, so no other node
+    can claim it.
+    """
 
     def __init__(self, database: Database, engine: LocalEngine, task: Task, node: str) -> None:
         self.id = new_id()
@@ -69,8 +74,8 @@ class ManualRun:
     ) -> dict[str, Any]:
         """Execute the run to its end, retries included, and return its row by column name.
 
-        If another run of the task is active and the task may not overlap, it first waits for that run to end. Raises
-        InvalidParameters before anything is written.
+        If another run of the task is active and the task may not overlap, it first waits for that
+        run to end. Raises InvalidParameters before anything is written.
         """
         await self._start(checked_parameters(self._task, parameters), slot, requested_by)
         while True:
@@ -83,14 +88,18 @@ class ManualRun:
             else:
                 await self._start_again(row)
 
-    async def _start(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None) -> None:
+    async def _start(
+        self, params: dict[str, Any] | None, slot: datetime | None, by: str | None
+    ) -> None:
         has_logged = False
         while True:
             try:
                 async with self._engine.claiming:
                     async with self._database.engine.begin() as connection:
                         losses = self._engine.losses
-                        new_run = self._new_run(params, slot, by, await database_time.now_of(connection))
+                        new_run = self._new_run(
+                            params, slot, by, await database_time.now_of(connection)
+                        )
                         new_run.lane = await self._lane(connection)
                         await runs.insert(connection, [new_run])
                     self._engine.launch([runs.claimed_from(new_run)], losses)
@@ -101,7 +110,9 @@ class ManualRun:
                 has_logged = True
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _new_run(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None, now: datetime) -> NewRun:
+    def _new_run(
+        self, params: dict[str, Any] | None, slot: datetime | None, by: str | None, now: datetime
+    ) -> NewRun:
         task = self._task
         new_run = NewRun.running(
             self._node,
@@ -117,37 +128,59 @@ class ManualRun:
         return new_run
 
     async def _do_parts(self) -> None:
-        """Execute parts of the run until one has ended, as services may do meanwhile, and open it in the end."""
+        """Execute parts of the run until one has ended, as services may do meanwhile, and open it
+        in the end.
+        """
         queue, partition = self._task.queue_of_parts, self._task.partition
         assert partition is not None
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
                 losses, now = self._engine.losses, await database_time.now_of(connection)
-                await waiting.apply(connection, await waiting.decide(connection, now, only=self.id), now)
+                await waiting.apply(
+                    connection, await waiting.decide(connection, now, only=self.id), now
+                )
                 lanes = (await concurrency.free(connection, {queue: partition.parallel}))[queue]
-                ids = await parts.startable_ids(connection, self.id, now, len(lanes)) if lanes else []
-                claimed = await self._claim_in_lanes(connection, dict(zip(ids, lanes, strict=False)), now)
+                ids = (
+                    await parts.startable_ids(connection, self.id, now, len(lanes)) if lanes else []
+                )
+                claimed = await self._claim_in_lanes(
+                    connection, dict(zip(ids, lanes, strict=False)), now
+                )
             self._engine.launch(claimed, losses)
-        ends = [asyncio.ensure_future(self._engine.until_written(each.claimed.id)) for each in self._engine.attempts]
-        await asyncio.wait(ends or [asyncio.ensure_future(asyncio.sleep(RETRY_SECONDS))], return_when=FIRST_COMPLETED)
+        ends = [
+            asyncio.ensure_future(self._engine.until_written(each.claimed.id))
+            for each in self._engine.attempts
+        ]
+        await asyncio.wait(
+            ends or [asyncio.ensure_future(asyncio.sleep(RETRY_SECONDS))],
+            return_when=FIRST_COMPLETED,
+        )
         for end in ends:
             end.cancel()
 
     async def _start_again(self, row: dict[str, Any]) -> None:
-        """Start the retry or the join of the run if it is due, otherwise wait a little. A service may be first."""
+        """Start the retry or the join of the run if it is due, otherwise wait a little. A service
+        may be first.
+        """
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
                 losses = self._engine.losses
                 now = await database_time.now_of(connection)
-                is_due = row["state"] in (RunState.RETRYING, RunState.QUEUED) and row["due_at"] <= now
+                is_due = (
+                    row["state"] in (RunState.RETRYING, RunState.QUEUED) and row["due_at"] <= now
+                )
                 claimed = await self._claim(connection, now) if is_due else []
             self._engine.launch(claimed, losses)
         if not claimed:
             seconds_left = (row["due_at"] - now).total_seconds()
-            await asyncio.sleep(min(RETRY_SECONDS, seconds_left) if seconds_left > 0 else RETRY_SECONDS)
+            await asyncio.sleep(
+                min(RETRY_SECONDS, seconds_left) if seconds_left > 0 else RETRY_SECONDS
+            )
 
     async def _claim(self, connection: AsyncConnection, now: datetime) -> list[Claimed]:
-        """Claim the run. Returns an empty list if another run of the task is running, or a service was first."""
+        """Claim the run. Returns an empty list if another run of the task is running, or a service
+        was first.
+        """
         return await self._claim_in_lanes(connection, {self.id: await self._lane(connection)}, now)
 
     async def _claim_in_lanes(
@@ -160,7 +193,9 @@ class ManualRun:
             return []
 
     async def _lane(self, connection: AsyncConnection) -> int:
-        """The number of a free lane. If none is free it returns 1, and the database then refuses the run."""
+        """The number of a free lane. If none is free it returns 1, and the database then refuses
+        the run.
+        """
         name, number = self._task.exclusive, self._task.lanes
         if name is None or number == 1:
             return 1

@@ -1,7 +1,8 @@
-"""Tickets: leave for this node to execute the runs of one task, one after another, until none of them may start.
+"""Tickets: leave for this node to execute the runs of one task, one after another, until none of
+them may start.
 
-A node on tickets claims nothing else. Each ticket has at most one run at a time. What a ticket is worth is decided by
-the claim, so one that comes twice, late or in vain does no harm.
+A node on tickets claims nothing else. Each ticket has at most one run at a time. What a ticket is
+worth is decided by the claim, so one that comes twice, late or in vain does no harm.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 
 PATIENCE_SECONDS = 5.0
-"""How long a ticket waits while this node can't claim: the ledger does not answer, or the lease is lost."""
+"""How long a ticket waits while this node can't claim: the ledger does not answer, or the lease is
+lost.
+"""
 
 
 @dataclass(eq=False)
 class Ticket:
     """Leave for one run at a time. `until`: by the monotonic clock; later it claims no further run.
 
-    `run`: the id of the run that it executes now. `has_looked`: whether it has claimed once, or has tried to.
+    `run`: the id of the run that it executes now. `has_looked`: whether it has claimed once, or has
+    tried to.
     """
 
     task: str
@@ -71,9 +75,11 @@ class Tickets:
         return any(ticket.run is None for ticket in self._open)
 
     async def use(self, task: str, seconds: float) -> bool:
-        """Execute runs of this task, one after another, until none may start, or until `seconds` have passed.
+        """Execute runs of this task, one after another, until none may start, or until `seconds`
+        have passed.
 
-        Returns whether more of them may be able to start. A run that has begun is always executed to its end.
+        Returns whether more of them may be able to start. A run that has begun is always executed
+        to its end.
         """
         if self._is_closed:
             return False
@@ -108,10 +114,11 @@ class Tickets:
         ended: Collection[str],
         apart: bool = False,
     ) -> Look:
-        """Claim a run for each ticket that has none, and for those whose runs have `ended`, which are ids.
+        """Claim a run for each ticket that has none, and for those whose runs have `ended`, which
+        are ids.
 
-        A ticket for which there is no room is not looked at. What was claimed counts when `settle` is called.
-        `apart`: as for `claiming.take`.
+        A ticket for which there is no room is not looked at. What was claimed counts when `settle`
+        is called. `apart`: as for `claiming.take`.
         """
         by_task: dict[str, list[Ticket]] = defaultdict(list)
         for ticket in self._open:
@@ -125,7 +132,9 @@ class Tickets:
                 continue
             look.tickets += tickets
             if task is not None:
-                room = replace(capacity, runs=min(capacity.runs, len(tickets)), pools=dict(capacity.pools))
+                room = replace(
+                    capacity, runs=min(capacity.runs, len(tickets)), pools=dict(capacity.pools)
+                )
                 claimed, _ = await claiming.take(connection, {name: task}, node, room, apart)
                 capacity.runs -= len(claimed)
                 capacity.threads, capacity.pools = room.threads, room.pools
@@ -133,7 +142,9 @@ class Tickets:
         return look
 
     def settle(self, look: Look, ended: Collection[str]) -> None:
-        """Give the claimed runs to their tickets, and end those that have got none. The transaction was committed."""
+        """Give the claimed runs to their tickets, and end those that have got none. The transaction
+        was committed.
+        """
         claimed: dict[str, list[str]] = defaultdict(list)
         for run in look.claimed:
             claimed[run.task].append(run.id)

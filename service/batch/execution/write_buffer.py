@@ -1,4 +1,6 @@
-"""The write buffer: outcomes, log lines and progress of a node's runs, which are written to the ledger in groups."""
+"""The write buffer: outcomes, log lines and progress of a node's runs, which are written to the
+ledger in groups.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ logger = get_logger("service.batch")
 GROUP_LIMIT = 1_000
 """How many outcomes are written in one transaction, at most."""
 MOST_BYTES = 32_000_000
-"""Bytes of log lines of all runs in the buffer, at most. Further lines stay in the log buffers of their attempts."""
+"""Bytes of log lines of all runs in the buffer, at most. Further lines stay in the log buffers of
+their attempts.
+"""
 PROGRESS_SECONDS = 0.5
 """How often the progress of the runs is written, in seconds."""
 
@@ -56,12 +60,16 @@ class Group:
         return ", ".join(ends + [f"lines of run {block.run}" for block in self.blocks])
 
     def parts(self) -> Iterator[Group]:
-        """A group for each outcome and each block. The progress is left out: it is reported again later."""
+        """A group for each outcome and each block. The progress is left out: it is reported again
+        later.
+        """
         yield from (Group(outcomes=[outcome]) for outcome in self.outcomes)
         yield from (Group(blocks=[block]) for block in self.blocks)
 
     def divided(self, free: Collection[str]) -> tuple[Group, Group]:
-        """What is about the runs `free`, with all log lines, and the rest. Progress that is left is reported again."""
+        """What is about the runs `free`, with all log lines, and the rest. Progress that is left is
+        reported again.
+        """
         outcomes = [outcome for outcome in self.outcomes if outcome.id in free]
         progress = [row for row in self.progress if row["id"] in free]
         return (
@@ -72,7 +80,9 @@ class Group:
     @property
     def runs(self) -> list[str]:
         """The ids of the runs whose rows are changed by it."""
-        return sorted({outcome.id for outcome in self.outcomes} | {row["id"] for row in self.progress})
+        return sorted(
+            {outcome.id for outcome in self.outcomes} | {row["id"] for row in self.progress}
+        )
 
     def states_only(self) -> Group:
         """The outcomes without their results, errors and messages, which could not be stored."""
@@ -97,12 +107,20 @@ class Group:
         self.encode(kind)
 
     def encode(self, kind: str) -> None:
-        """Encode the outcomes for a database of this kind, unless they are encoded or need its time."""
-        if self.encoded is None and self.outcomes and all(outcome.due_at is None for outcome in self.outcomes):
+        """Encode the outcomes for a database of this kind, unless they are encoded or need its
+        time.
+        """
+        if (
+            self.encoded is None
+            and self.outcomes
+            and all(outcome.due_at is None for outcome in self.outcomes)
+        ):
             self.encoded = outcomes_of.encode(self.outcomes, kind)
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
-        """Write the group in the caller's transaction. Returns the outcomes whose runs another node holds."""
+        """Write the group in the caller's transaction. Returns the outcomes whose runs another node
+        holds.
+        """
         outcomes = await harm.charge_suspects(connection, await self._due_by_the_ledger(connection))
         bounced = await transitions.finish(connection, outcomes, self.encoded)
         await run_logs.write(connection, self.packed)
@@ -117,7 +135,10 @@ class Group:
         if all(outcome.due_at is None for outcome in self.outcomes):
             return self.outcomes
         now = await database_time.now_of(connection)
-        return [replace(o, due_at=now + (o.due_at - o.ended_at)) if o.due_at else o for o in self.outcomes]
+        return [
+            replace(o, due_at=now + (o.due_at - o.ended_at)) if o.due_at else o
+            for o in self.outcomes
+        ]
 
 
 async def write_one_by_one(group: Group, write: Callable[[Group], Awaitable[None]]) -> None:
@@ -158,9 +179,11 @@ class WriteBuffer:
         self._outcomes.append(_outcome(attempt, ending, self._node))
 
     def take(self, attempts: Iterable[Attempt]) -> Group:
-        """The next group: up to GROUP_LIMIT outcomes, and the new log lines and progress of `attempts`.
+        """The next group: up to GROUP_LIMIT outcomes, and the new log lines and progress of
+        `attempts`.
 
-        A run that was split is written by itself: to insert its parts may take longer than all other outcomes.
+        A run that was split is written by itself: to insert its parts may take longer than all
+        other outcomes.
         """
         if (group := self._next) is not None:
             self._next = None
@@ -169,7 +192,9 @@ class WriteBuffer:
         for attempt in running:
             if attempt.state.log.has_lines and not self._is_full:
                 self._add_blocks(_blocks(attempt, attempt.state.log.take_lines))
-        splits = (number for number, outcome in enumerate(self._outcomes) if outcome.split is not None)
+        splits = (
+            number for number, outcome in enumerate(self._outcomes) if outcome.split is not None
+        )
         number = min(GROUP_LIMIT, max(1, next(splits, GROUP_LIMIT)))
         outcomes, self._outcomes = self._outcomes[:number], self._outcomes[number:]
         blocks, self._blocks, self._bytes = self._blocks, [], 0
@@ -181,7 +206,8 @@ class WriteBuffer:
         return self._next is not None
 
     def prepare_next(self, attempts: Iterable[Attempt], kind: str) -> None:
-        """Make the group that `take` returns next, if it is a whole one, while the database writes the one before.
+        """Make the group that `take` returns next, if it is a whole one, while the database writes
+        the one before.
 
         `kind`: of the database.
         """
@@ -212,7 +238,9 @@ class WriteBuffer:
 
 
 def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
-    """The rows for `run_progress.mirror`: one for each attempt with progress that was not taken yet."""
+    """The rows for `run_progress.mirror`: one for each attempt with progress that was not taken
+    yet.
+    """
     reports = [(attempt, attempt.state.meter.take()) for attempt in attempts]
     return [
         {
@@ -273,15 +301,21 @@ def _split(attempt: Attempt, ending: Ending) -> Split | None:
 
 
 def _facts(claimed: Claimed, ending: Ending) -> dict[str, Any] | None:
-    """The facts of the error. With those of a part stands its fingerprint: its parent fails with that."""
-    facts: dict[str, Any] | None = failures.facts_of(ending.error) if ending.error is not None else None
+    """The facts of the error. With those of a part stands its fingerprint: its parent fails with
+    that.
+    """
+    facts: dict[str, Any] | None = (
+        failures.facts_of(ending.error) if ending.error is not None else None
+    )
     if facts is not None and claimed.origin == Origin.PART:
         facts |= {"fingerprint": ending.fingerprint}
     return facts
 
 
 def _progress(attempt: Attempt, progress: Progress | None) -> dict[str, Any]:
-    """The values of PROGRESS_COLUMNS by column name. Empty if the attempt has reported no progress."""
+    """The values of PROGRESS_COLUMNS by column name. Empty if the attempt has reported no
+    progress.
+    """
     if progress is None:
         return {}
     started_at, at = attempt.claimed.attempt_started_at, None

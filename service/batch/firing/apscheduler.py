@@ -27,7 +27,9 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 LEAD = timedelta(seconds=2)
-"""How long before a slot APScheduler reports it. It takes half a second over 10,000 slots of one instant."""
+"""How long before a slot APScheduler reports it. It takes half a second over 10,000 slots of one
+instant.
+"""
 
 LAST_RUN_TIME = datetime.max.replace(tzinfo=UTC) - LEAD
 
@@ -45,7 +47,9 @@ class Notify(Protocol):
 
 
 class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no types
-    """Fires LEAD before each slot of a Schedule. Several past slots make it fire once. Never raises."""
+    """Fires LEAD before each slot of a Schedule. Several past slots make it fire once. Never
+    raises.
+    """
 
     __slots__ = ("is_paused", "schedule")
 
@@ -53,10 +57,14 @@ class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no typ
         self.schedule = schedule
         self.is_paused = is_paused
 
-    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+    def get_next_fire_time(
+        self, previous_fire_time: datetime | None, now: datetime
+    ) -> datetime | None:
         if self.schedule is None or self.is_paused:
             return None
-        slot = self.schedule.next(now if previous_fire_time is None else max(_slot_of(previous_fire_time), now))
+        slot = self.schedule.next(
+            now if previous_fire_time is None else max(_slot_of(previous_fire_time), now)
+        )
         return slot - LEAD if slot is not None else None
 
     def __str__(self) -> str:
@@ -70,14 +78,19 @@ def _trigger(schedule: Schedule | None, is_paused: bool) -> SlotTrigger:
 
 
 class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no types
-    """Executes jobs that an application adds: calls the function on the event loop, and awaits its result in a task."""
+    """Executes jobs that an application adds: calls the function on the event loop, and awaits its
+    result in a task.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.running: set[asyncio.Task[None]] = set()
 
     def _do_submit_job(self, job: Any, run_times: list[datetime]) -> None:
-        events = [JobExecutionEvent(EVENT_JOB_EXECUTED, job.id, job._jobstore_alias, at) for at in run_times]
+        events = [
+            JobExecutionEvent(EVENT_JOB_EXECUTED, job.id, job._jobstore_alias, at)
+            for at in run_times
+        ]
         try:
             result = job.func(*job.args, **job.kwargs)
         except BaseException:  # noqa: BLE001 - a background loop's boundary: one job must not stop the scheduler
@@ -93,7 +106,9 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no t
         self.running.add(task)
         task.add_done_callback(self.running.discard)
 
-    async def _finish(self, result: Awaitable[Any], job_id: str, events: list[JobExecutionEvent]) -> None:
+    async def _finish(
+        self, result: Awaitable[Any], job_id: str, events: list[JobExecutionEvent]
+    ) -> None:
         try:
             await result
         except BaseException:  # noqa: BLE001 - a background loop's boundary: one job must not stop the scheduler
@@ -111,9 +126,11 @@ class NotifyExecutor(LoopExecutor):
 
 
 class SlotJob(Job):  # type: ignore[misc] # APScheduler 3 has no types
-    """The job of a task, for which its executor calls `notify(task.name, slot)`. Its id is the task's name.
+    """The job of a task, for which its executor calls `notify(task.name, slot)`. Its id is the
+    task's name.
 
-    It is made without APScheduler's checks of what a job calls, which take longer than all else about it.
+    It is made without APScheduler's checks of what a job calls, which take longer than all else
+    about it.
     """
 
     __slots__ = ()
@@ -148,7 +165,8 @@ def new_scheduler() -> AsyncIOScheduler:
 def add_jobs(scheduler: AsyncIOScheduler, tasks: Iterable[Task], notify: Notify) -> None:
     """Add jobs that call `notify(task.name, slot)` LEAD before each slot of these tasks.
 
-    A job's id is the task's name, and its name is the task's description. An existing job of a task is kept.
+    A job's id is the task's name, and its name is the task's description. An existing job of a task
+    is kept.
     """
     existing = {job.id for job in scheduler.get_jobs()}
     with scheduler._jobstores_lock:
@@ -164,7 +182,8 @@ def add_jobs(scheduler: AsyncIOScheduler, tasks: Iterable[Task], notify: Notify)
 
 
 def prepare(scheduler: AsyncIOScheduler) -> None:
-    """Let the scheduler take jobs on the running event loop, and report slots after `start`, unless it is running.
+    """Let the scheduler take jobs on the running event loop, and report slots after `start`, unless
+    it is running.
 
     It finds jobs then. A stopped scheduler looks through all of them for each.
     """
@@ -184,13 +203,18 @@ def start(scheduler: AsyncIOScheduler) -> None:
 def stop(scheduler: AsyncIOScheduler) -> None:
     """Stop the scheduler: it fires no slot after this call."""
     if scheduler.running:
-        BaseScheduler.shutdown(scheduler, wait=False)  # AsyncIOScheduler.shutdown() takes effect a loop turn later
+        BaseScheduler.shutdown(
+            scheduler, wait=False
+        )  # AsyncIOScheduler.shutdown() takes effect a loop turn later
         scheduler._stop_timer()
         logger.info("Scheduler stopped")
 
 
-def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | None, is_paused: bool = False) -> None:
-    """Give the job called `name` this schedule. Paused or without a schedule, it has no next run time.
+def set_schedule(
+    scheduler: AsyncIOScheduler, name: str, schedule: Schedule | None, is_paused: bool = False
+) -> None:
+    """Give the job called `name` this schedule. Paused or without a schedule, it has no next run
+    time.
 
     A job that has this schedule already is left alone; without such a job, nothing happens.
     """
@@ -207,7 +231,9 @@ def next_run_times(scheduler: AsyncIOScheduler) -> Mapping[str, datetime | None]
 
 
 def _next_run_time(job: Any) -> datetime | None:
-    """The job's next slot or run time. Before the scheduler's start, APScheduler's jobs lack the attribute."""
+    """The job's next slot or run time. Before the scheduler's start, APScheduler's jobs lack the
+    attribute.
+    """
     at: datetime | None = getattr(job, "next_run_time", None)
     return _slot_of(at) if at is not None and isinstance(job.trigger, SlotTrigger) else at
 
@@ -231,7 +257,9 @@ def describe_jobs(scheduler: AsyncIOScheduler) -> list[dict[str, Any]]:
 
 
 def _watch(scheduler: AsyncIOScheduler, last_call: datetime | None = None) -> None:
-    """Wake the scheduler every WATCHDOG_SECONDS, for a step of the wall clock makes its timer late by that step."""
+    """Wake the scheduler every WATCHDOG_SECONDS, for a step of the wall clock makes its timer late
+    by that step.
+    """
     if scheduler.running:
         now = clock.now()
         if last_call is not None and now < last_call:
@@ -241,7 +269,9 @@ def _watch(scheduler: AsyncIOScheduler, last_call: datetime | None = None) -> No
 
 
 def _reset_next_run_times(scheduler: AsyncIOScheduler, now: datetime) -> None:
-    """Compute the next run times from `now`, because the clock was set back and they are too far in the future."""
+    """Compute the next run times from `now`, because the clock was set back and they are too far in
+    the future.
+    """
     for job in scheduler.get_jobs():
         if isinstance(job.trigger, SlotTrigger):
             job.modify(next_run_time=job.trigger.get_next_fire_time(None, now))

@@ -40,7 +40,9 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class SlotAction(StrEnum):
-    """What a backfill does with a slot: makes a run (NEW), starts its run anew (AGAIN), or leaves its run (LEFT)."""
+    """What a backfill does with a slot: makes a run (NEW), starts its run anew (AGAIN), or leaves
+    its run (LEFT).
+    """
 
     NEW = "new"
     AGAIN = "again"
@@ -48,7 +50,9 @@ class SlotAction(StrEnum):
 
 
 class SlotDecision(NamedTuple):
-    """What is done with one slot. `run` and `state` are those of the run that it had before; None without one."""
+    """What is done with one slot. `run` and `state` are those of the run that it had before; None
+    without one.
+    """
 
     slot: datetime
     action: SlotAction
@@ -58,7 +62,9 @@ class SlotDecision(NamedTuple):
 
 @dataclass(frozen=True)
 class Interval:
-    """The slots of `schedule` from `since` to `until`, both included and aware. `schedule_id`: its id in the ledger."""
+    """The slots of `schedule` from `since` to `until`, both included and aware. `schedule_id`: its
+    id in the ledger.
+    """
 
     schedule: Schedule
     since: datetime
@@ -75,26 +81,38 @@ class Interval:
         return self.schedule.between(self.since - INSTANT, self.until)
 
 
-async def interval_of(connection: AsyncConnection, task: str, since: datetime, until: datetime) -> Interval:
-    """The slots from `since` to `until`, by the open schedule of the task, as far as a backfill may make runs of them.
+async def interval_of(
+    connection: AsyncConnection, task: str, since: datetime, until: datetime
+) -> Interval:
+    """The slots from `since` to `until`, by the open schedule of the task, as far as a backfill may
+    make runs of them.
 
-    Future slots are left out, and so are slots that a service may still fire on time: the overlap policy would take
-    their runs into account. Raises InvalidParameters when the task has no schedule, or `since` is after `until`.
+    Future slots are left out, and so are slots that a service may still fire on time: the overlap
+    policy would take their runs into account. Raises InvalidParameters when the task has no
+    schedule, or `since` is after `until`.
     """
     opened = (await schedules.open_schedules(connection)).get(task)
     if opened is None or not opened.is_usable:
-        raise InvalidParameters(f"task {task}: the ledger has no schedule for it, so there are no slots to backfill")
+        raise InvalidParameters(
+            f"task {task}: the ledger has no schedule for it, so there are no slots to backfill"
+        )
     if since > until:
-        raise InvalidParameters(f"there are no slots from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC")
+        raise InvalidParameters(
+            f"there are no slots from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC"
+        )
     handled = max(opened.fired_until, await database_time.now_of(connection) - ON_TIME)
     after = After.from_json(opened.after)
     return Interval(opened.schedule, max(since, EARLIEST), min(until, handled), opened.id, after)
 
 
-async def intervals_after(connection: AsyncConnection, task: str, first: Interval) -> dict[str, Interval]:
-    """The slots of the tasks that come after the slots of `first`, in whichever depth; each task after what it awaits.
+async def intervals_after(
+    connection: AsyncConnection, task: str, first: Interval
+) -> dict[str, Interval]:
+    """The slots of the tasks that come after the slots of `first`, in whichever depth; each task
+    after what it awaits.
 
-    Raises InvalidParameters if tasks wait for each other, which is possible between two versions of their code.
+    Raises InvalidParameters if tasks wait for each other, which is possible between two versions of
+    their code.
     """
     opened = await schedules.open_schedules(connection)
     rules = {name: After.from_json(row.after) for name, row in opened.items() if row.is_usable}
@@ -103,9 +121,15 @@ async def intervals_after(connection: AsyncConnection, task: str, first: Interva
     try:
         order = list(TopologicalSorter(awaits).static_order())
     except CycleError as error:
-        raise InvalidParameters(f"tasks wait for each other: {' after '.join(error.args[1][::-1])}") from None
+        raise InvalidParameters(
+            f"tasks wait for each other: {' after '.join(error.args[1][::-1])}"
+        ) from None
     for name in order:
-        spans = [span for each in awaits.get(name, ()) if each in found and (span := await _span(found[each]))]
+        spans = [
+            span
+            for each in awaits.get(name, ())
+            if each in found and (span := await _span(found[each]))
+        ]
         if spans and name not in found:
             since, until = min(span[0] for span in spans), max(span[1] for span in spans)
             found[name] = await interval_of(connection, name, since, until)
@@ -114,7 +138,8 @@ async def intervals_after(connection: AsyncConnection, task: str, first: Interva
 
 
 async def _span(interval: Interval) -> tuple[datetime, datetime] | None:
-    """From the first slot of an interval to just before the first slot that follows it; None if it has no slot.
+    """From the first slot of an interval to just before the first slot that follows it; None if it
+    has no slot.
 
     For a slot of another task in this span the last slot at or before it is one of the interval.
     """
@@ -124,7 +149,9 @@ async def _span(interval: Interval) -> tuple[datetime, datetime] | None:
         if first is None:
             return None
         following = interval.schedule.next(interval.until)
-        return first, following - INSTANT if following is not None else datetime.max.replace(tzinfo=UTC)
+        return first, following - INSTANT if following is not None else datetime.max.replace(
+            tzinfo=UTC
+        )
 
     return await offload(first_and_next)
 
@@ -135,11 +162,13 @@ def ignore(decision: SlotDecision) -> None:
 
 @dataclass(frozen=True)
 class Backfill:
-    """Makes runs of `task` for slots without one; with `redo`, also starts runs in a final state from the beginning.
+    """Makes runs of `task` for slots without one; with `redo`, also starts runs in a final state
+    from the beginning.
 
-    The runs have the last rank in the queue: they start after runs that are on time or were started by hand. `by` is
-    the person who asked for them. `application` is the database that holds the checkpoints of the task's runs.
-    `comes_after`: runs that are started from the beginning wait for what they come after.
+    The runs have the last rank in the queue: they start after runs that are on time or were started
+    by hand. `by` is the person who asked for them. `application` is the database that holds the
+    checkpoints of the task's runs. `comes_after`: runs that are started from the beginning wait for
+    what they come after.
     """
 
     ledger: Database
@@ -149,8 +178,12 @@ class Backfill:
     redo: bool = False
     comes_after: bool = False
 
-    async def look(self, interval: Interval, see: Callable[[SlotDecision], None] = ignore) -> Counter[SlotAction]:
-        """Count what `make` would do, without changing anything. `see` is called with each slot's decision."""
+    async def look(
+        self, interval: Interval, see: Callable[[SlotDecision], None] = ignore
+    ) -> Counter[SlotAction]:
+        """Count what `make` would do, without changing anything. `see` is called with each slot's
+        decision.
+        """
         counts: Counter[SlotAction] = Counter()
         slots = iter(interval.slots())
         while page := await offload(lambda: list(islice(slots, PAGE))):
@@ -159,10 +192,14 @@ class Backfill:
                 see(decision)
         return counts
 
-    async def make(self, interval: Interval, see: Callable[[SlotDecision], None] = ignore) -> Counter[SlotAction]:
-        """Make the runs, one transaction for each PAGE slots. A slot never gets a second run, even by two at once.
+    async def make(
+        self, interval: Interval, see: Callable[[SlotDecision], None] = ignore
+    ) -> Counter[SlotAction]:
+        """Make the runs, one transaction for each PAGE slots. A slot never gets a second run, even
+        by two at once.
 
-        Returns what was done, counted; `see` is called with the decision about each slot after its commit.
+        Returns what was done, counted; `see` is called with the decision about each slot after its
+        commit.
         """
         counts: Counter[SlotAction] = Counter()
         slots = iter(interval.slots())
@@ -173,7 +210,8 @@ class Backfill:
         return counts
 
     async def _make(self, decisions: list[SlotDecision], after: After | None) -> list[SlotDecision]:
-        """Carry out these decisions. Where another process was faster, the decision returned is LEFT.
+        """Carry out these decisions. Where another process was faster, the decision returned is
+        LEFT.
 
         `after`: what the new runs wait for.
         """
@@ -192,7 +230,9 @@ class Backfill:
         again_ids = [d.run for d in decisions if d.action == SlotAction.AGAIN and d.run]
         if again_ids:
             ids, after_ids = ([], again_ids) if self.comes_after else (again_ids, [])
-            changed |= await again(self.ledger, self.application, ids, Rank.CATCH_UP, self.by, after_ids)
+            changed |= await again(
+                self.ledger, self.application, ids, Rank.CATCH_UP, self.by, after_ids
+            )
         lost = {run.slot for run in new if run.id not in changed}
         lost |= {d.slot for d in decisions if d.action == SlotAction.AGAIN and d.run not in changed}
         return [d._replace(action=SlotAction.LEFT) if d.slot in lost else d for d in decisions]
@@ -204,7 +244,9 @@ class Backfill:
             .where(runs_table.c.slot.between(page[0], page[-1]))
         )
         async with self.ledger.reader.connect() as connection:
-            existing = {slot: (run, state) for slot, run, state in await connection.execute(statement)}
+            existing = {
+                slot: (run, state) for slot, run, state in await connection.execute(statement)
+            }
         return [self._decision(slot, *existing.get(slot, (None, None))) for slot in page]
 
     def _decision(self, slot: datetime, run: str | None, state: str | None) -> SlotDecision:
@@ -216,4 +258,6 @@ class Backfill:
     def _new(self, slot: datetime, now: datetime) -> NewRun:
         task = self.task
         details: dict[str, Any] = {"priority": task.priority, "requested_by": self.by}
-        return NewRun.queued(task.name, slot, now, is_backfill=True, exclusive=task.exclusive, **details)
+        return NewRun.queued(
+            task.name, slot, now, is_backfill=True, exclusive=task.exclusive, **details
+        )

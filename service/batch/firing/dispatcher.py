@@ -1,8 +1,10 @@
-"""The dispatcher: when slots are due, it fires their tasks in one transaction, and has the engine start their runs.
+"""The dispatcher: when slots are due, it fires their tasks in one transaction, and has the engine
+start their runs.
 
-If many slots are due at one instant, the transaction begins before it. All its statements are executed by then, and it
-is committed at the instant, so that only the start of the runs is left. A transaction that pauses a task or changes its
-schedule locks that schedule, and so waits for the commit.
+If many slots are due at one instant, the transaction begins before it. All its statements are
+executed by then, and it is committed at the instant, so that only the start of the runs is left. A
+transaction that pauses a task or changes its schedule locks that schedule, and so waits for the
+commit.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ STOP_SECONDS = 1.0
 
 
 class Dispatcher(Background):
-    """Fires the tasks that `notify` names. Which of their slots are due is read from the cursors in the ledger."""
+    """Fires the tasks that `notify` names. Which of their slots are due is read from the cursors in
+    the ledger.
+    """
 
     def __init__(
         self,
@@ -54,7 +58,8 @@ class Dispatcher(Background):
         lease: float = 30.0,
         steps: ClockSteps | None = None,
     ) -> None:
-        """`on_waiting`: called when runs were made that wait for other slots. `lease`: LEASE_SECONDS. `steps`: those of
+        """`on_waiting`: called when runs were made that wait for other slots. `lease`:
+        LEASE_SECONDS. `steps`: those of
         the ledger's clock, which each poll looks for.
         """
         self._steps = steps or ClockSteps()
@@ -75,16 +80,22 @@ class Dispatcher(Background):
         self._wake = asyncio.Event()
         self._pause = SHORTEST_PAUSE
         self._not_before = 0.0
-        """After a failure no turn begins before this instant of the monotonic clock, unless the ledger was reached."""
+        """After a failure no turn begins before this instant of the monotonic clock, unless the
+        ledger was reached.
+        """
         self._is_reached = asyncio.Event()
         self._ahead: SlotPlans = {}
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
-        """For each task that is fired again later, when by the monotonic clock, and the timer for it."""
+        """For each task that is fired again later, when by the monotonic clock, and the timer for
+        it.
+        """
         self.trouble: str | None = None
         """Why the last firing failed; None after one that succeeded."""
 
     def notify(self, name: str, slot: datetime | None = None) -> None:
-        """Have this task fired, because a slot of it is due now, or at `slot`. Returns at once, and never raises."""
+        """Have this task fired, because a slot of it is due now, or at `slot`. Returns at once, and
+        never raises.
+        """
         if slot is None or slot <= clock.now():
             self._begin([name], None)
         else:
@@ -136,7 +147,11 @@ class Dispatcher(Background):
         try:
             async with self.limited_turn():
                 fired = await self._fire_and_launch(names, slot)
-            self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
+            self._ahead = (
+                await firing.plan_ahead(fired.behind, self._tasks, fired.now)
+                if fired.behind
+                else {}
+            )
             self._pause, self.trouble = SHORTEST_PAUSE, None
             self._outage.over_for("dispatcher")
             if fired.queued:
@@ -145,11 +160,15 @@ class Dispatcher(Background):
                 self._on_waiting()
             for name, at in fired.again_at.items():
                 self._later(max(0.0, (at - fired.now).total_seconds()), name)
-        except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
+        except (
+            Exception
+        ) as error:  # the background loop's boundary: the slots stay due, and are fired late
             cause = self._outage.cause_for("dispatcher", self._database, error)
             self.trouble = cause or str(error).split("\n")[0]
             if cause is None:
-                logger.exception(f"firing failed, and is tried again in {self._pause:.1f} s; the slots stay due")
+                logger.exception(
+                    f"firing failed, and is tried again in {self._pause:.1f} s; the slots stay due"
+                )
             self._engine.recheck_claims()
             self._again(names, slot, self._pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
@@ -167,11 +186,15 @@ class Dispatcher(Background):
         try:
             return await self._try_to_fire(names, self._engine.capacity)
         except IntegrityError:
-            # Another node has just claimed a run in the lane of one of the new runs: put all new runs into the queue.
+            # Another node has just claimed a run in the lane of one of the new runs: put all new
+            # runs into the queue.
             return await self._try_to_fire(names, Capacity(0, 0))
 
     async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
-        async with self._metrics.timed(LedgerWork.FIRE), self._database.engine.begin() as connection:
+        async with (
+            self._metrics.timed(LedgerWork.FIRE),
+            self._database.engine.begin() as connection,
+        ):
             return await firing.fire(
                 connection,
                 names,
@@ -190,12 +213,16 @@ class Dispatcher(Background):
                 begun_at, asked_at = clock.monotonic(), clock.boottime()
                 now, read_at = await database_time.now_of(connection), clock.monotonic()
                 if self._steps.is_doubtful(now, asked_at):
-                    return Fired(now, again_at=dict.fromkeys(names, now + timedelta(seconds=LOOK_SECONDS)))
+                    return Fired(
+                        now, again_at=dict.fromkeys(names, now + timedelta(seconds=LOOK_SECONDS))
+                    )
                 if not timedelta(0) < slot - now <= LEAD:
                     # The clock of the database differs from this one, and decides.
                     return Fired(now, again_at=dict.fromkeys(names, slot))
                 capacity = self._engine.capacity
-                fired = await firing.fire(connection, names, self._tasks, self._node, capacity, slot, {}, is_early=True)
+                fired = await firing.fire(
+                    connection, names, self._tasks, self._node, capacity, slot, {}, is_early=True
+                )
                 self._engine.make_ready(fired.claimed)
                 seconds = clock.monotonic() - begun_at
                 self._metrics.ledger[LedgerWork.FIRE].add(seconds)
@@ -223,13 +250,18 @@ class Dispatcher(Background):
             self._begin(names, None)
 
     def _later(self, seconds: float, name: str) -> None:
-        """Fire this task again after these seconds. Each task has one timer; the earlier one is kept."""
+        """Fire this task again after these seconds. Each task has one timer; the earlier one is
+        kept.
+        """
         at = clock.monotonic() + seconds
         if (existing := self._timers.get(name)) is not None:
             if existing[0] <= at:
                 return
             existing[1].cancel()
-        self._timers[name] = at, asyncio.get_running_loop().call_later(seconds, self._notify_again, name)
+        self._timers[name] = (
+            at,
+            asyncio.get_running_loop().call_later(seconds, self._notify_again, name),
+        )
 
     def _notify_again(self, name: str) -> None:
         del self._timers[name]

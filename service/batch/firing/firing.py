@@ -1,4 +1,6 @@
-"""Firing: one transaction turns due slots into runs and missed ranges, and moves the cursors of their schedules."""
+"""Firing: one transaction turns due slots into runs and missed ranges, and moves the cursors of
+their schedules.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,14 @@ BUSY_AGAIN = timedelta(milliseconds=100)
 """After how long a schedule is tried again that another node was firing."""
 
 LEAST_SHARE = 100
-"""Missed slots that a schedule may catch up in one transaction at least; with many schedules, some wait instead."""
+"""Missed slots that a schedule may catch up in one transaction at least; with many schedules, some
+wait instead.
+"""
 
 PlanKey = tuple[str, str, datetime, str | None, Missed]
-"""Everything that a plan depends on: cron expression, zone, cursor, who paused the task, and the missed policy."""
+"""Everything that a plan depends on: cron expression, zone, cursor, who paused the task, and the
+missed policy.
+"""
 SlotPlans = Mapping[PlanKey, SlotPlan]
 WhyMissed = Callable[[datetime, datetime], str | None]
 
@@ -47,7 +53,8 @@ class Fired:
 
     Attributes:
         now: The database time by which slots were due.
-        behind: Schedules with missed slots that were not handled, because they have no plan yet (see `plan_ahead`).
+        behind: Schedules with missed slots that were not handled, because they have no plan yet
+            (see `plan_ahead`).
         claimed: The runs that this node has to start.
         queued: The number of new runs in the queue.
         waiting: The number of new runs that wait for other slots.
@@ -70,12 +77,15 @@ class Fired:
         self.claimed = [runs.claimed_from(run) for run in made if run.state == RunState.RUNNING]
         self.slots.update((run.task, _fate(run)) for run in made)
         self.handled = [row.task for row, plan in plans if plan.is_complete]
-        self.slots.update({(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed})
+        self.slots.update(
+            {(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed}
+        )
 
 
 @dataclass
 class _NewRuns:
-    """The new runs of a firing by `node` at `now`: those that may start, while `capacity` lasts, and those that wait.
+    """The new runs of a firing by `node` at `now`: those that may start, while `capacity` lasts,
+    and those that wait.
 
     `replaced`: the active runs that are to be cancelled because of new ones, with the reason.
     """
@@ -87,7 +97,9 @@ class _NewRuns:
     waiting: list[tuple[NewRun, After]] = field(default_factory=list)
     replaced: list[tuple[Active, str]] = field(default_factory=list)
 
-    def add(self, slots: list[NewRun], task: Task, after: After | None, active: list[Active]) -> None:
+    def add(
+        self, slots: list[NewRun], task: Task, after: After | None, active: list[Active]
+    ) -> None:
         """Add the runs of the slots of one task. `active`: its active runs."""
         if after is not None:
             self.waiting += [(run, after) for run in waited_slots.waiting_runs(slots, after)]
@@ -97,12 +109,20 @@ class _NewRuns:
         self.replaced += overlap.replaced
 
     async def write(self, connection: AsyncConnection) -> list[NewRun]:
-        """Insert the runs, and cancel those that they replace. Returns the runs whose slot had none yet."""
+        """Insert the runs, and cancel those that they replace. Returns the runs whose slot had none
+        yet.
+        """
         new = self.ready + [run for run, _ in self.waiting]
         inserted = await runs.insert(connection, new)
-        await waited_slots.record(connection, [(run, after) for run, after in self.waiting if run.id in inserted])
-        known = {run.task for run in new if run.id not in inserted and not run.catch_up}  # such a slot replaces no run
-        await _cancel(connection, [(run, reason) for run, reason in self.replaced if run.task not in known])
+        await waited_slots.record(
+            connection, [(run, after) for run, after in self.waiting if run.id in inserted]
+        )
+        known = {
+            run.task for run in new if run.id not in inserted and not run.catch_up
+        }  # such a slot replaces no run
+        await _cancel(
+            connection, [(run, reason) for run, reason in self.replaced if run.task not in known]
+        )
         return [run for run in new if run.id in inserted]
 
 
@@ -119,17 +139,20 @@ async def fire(
     steps: ClockSteps | None = None,
     why_missed: WhyMissed = lambda first, last: None,
 ) -> Fired:
-    """Handle every slot of the tasks called `names` that is due at `now`, in the caller's transaction.
+    """Handle every slot of the tasks called `names` that is due at `now`, in the caller's
+    transaction.
 
-    `now` is the database time, read here by default. While `capacity` lasts, runs are inserted as running, and returned
-    as claimed by `node`. A schedule that another node is firing right now is skipped, and named in `again_at`.
+    `now` is the database time, read here by default. While `capacity` lasts, runs are inserted as
+    running, and returned as claimed by `node`. A schedule that another node is firing right now is
+    skipped, and named in `again_at`.
 
-    `ahead` has the plans of schedules that are behind. Such a schedule without a plan, or whose cursor has moved since
-    it was planned, is not handled, but returned in `behind`. With None every schedule is planned here.
+    `ahead` has the plans of schedules that are behind. Such a schedule without a plan, or whose
+    cursor has moved since it was planned, is not handled, but returned in `behind`. With None every
+    schedule is planned here.
 
-    `is_early`: `now` is still to come. Schedules of which something can't be decided yet are named in `again_at`.
-    `steps`: those of the ledger's clock; while it is doubtful, nothing is fired. `why_missed`: returns why the slots
-    between two instants were not fired, if this process knows.
+    `is_early`: `now` is still to come. Schedules of which something can't be decided yet are named
+    in `again_at`. `steps`: those of the ledger's clock; while it is doubtful, nothing is fired.
+    `why_missed`: returns why the slots between two instants were not fired, if this process knows.
     """
     opened = await schedules.lock(connection, [name for name in names if name in tasks])
     asked_at, is_given = clock.boottime(), now is not None
@@ -142,11 +165,17 @@ async def fire(
     missing = set(names) & tasks.keys() - {row.task for row in opened}
     busy = await schedules.still_open(connection, missing) if missing else set()
     fired.again_at |= dict.fromkeys(busy, now + BUSY_AGAIN)
-    bounded = [row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None]
+    bounded = [
+        row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None
+    ]
     active = await runs.active(connection, bounded) if bounded else {}
     if is_early:
         plans = await _leave_undecided(connection, plans, active, fired)
-    over = {row.task: step for row, _ in plans if steps is not None and (step := steps.over(row.fired_until))}
+    over = {
+        row.task: step
+        for row, _ in plans
+        if steps is not None and (step := steps.over(row.fired_until))
+    }
     new = _NewRuns(node, capacity, now)
     for row, plan in plans:
         slots = _all_of(tasks[row.task], plan, now, over.get(row.task))
@@ -154,9 +183,16 @@ async def fire(
         fired.again_at |= _again(row, plan, now)
     made = await new.write(connection)
     await _move_cursors(connection, plans)
-    ranges = [(row, _because_of(plan.missed, over.get(row.task), why_missed)) for row, plan in plans if plan.missed]
+    ranges = [
+        (row, _because_of(plan.missed, over.get(row.task), why_missed))
+        for row, plan in plans
+        if plan.missed
+    ]
     await missed_ranges.record(connection, ranges, now)
-    fired.queued, fired.waiting = sum(run.state == RunState.QUEUED for run in new.ready), len(new.waiting)
+    fired.queued, fired.waiting = (
+        sum(run.state == RunState.QUEUED for run in new.ready),
+        len(new.waiting),
+    )
     fired.count(made, plans)
     return fired
 
@@ -176,16 +212,28 @@ async def _leave_undecided(
     active: Mapping[str, list[Active]],
     fired: Fired,
 ) -> list[tuple[OpenSchedule, SlotPlan]]:
-    """The plans that can be carried out before their slots are due. The tasks of the others are named in `fired`."""
+    """The plans that can be carried out before their slots are due. The tasks of the others are
+    named in `fired`.
+    """
     undecided = await schedules.paused(connection, [row.task for row, _ in plans])
-    undecided |= {row.task for row, plan in plans if not _is_plain(row, plan) or active.get(row.task)}
+    undecided |= {
+        row.task for row, plan in plans if not _is_plain(row, plan) or active.get(row.task)
+    }
     fired.again_at |= dict.fromkeys(undecided, fired.now)
     return [(row, plan) for row, plan in plans if row.task not in undecided]
 
 
 def _is_plain(row: OpenSchedule, plan: SlotPlan) -> bool:
-    """Whether nothing but active runs of its task can decide what becomes of the slots of a plan."""
-    return row.after is None and row.paused_by is None and not plan.missed and not plan.catch_up and plan.is_complete
+    """Whether nothing but active runs of its task can decide what becomes of the slots of a
+    plan.
+    """
+    return (
+        row.after is None
+        and row.paused_by is None
+        and not plan.missed
+        and not plan.catch_up
+        and plan.is_complete
+    )
 
 
 def _fate(run: NewRun) -> Fate:
@@ -196,7 +244,9 @@ def _fate(run: NewRun) -> Fate:
     return Fate.CAUGHT_UP if run.catch_up else Fate.ON_TIME
 
 
-async def _move_cursors(connection: AsyncConnection, plans: list[tuple[OpenSchedule, SlotPlan]]) -> None:
+async def _move_cursors(
+    connection: AsyncConnection, plans: list[tuple[OpenSchedule, SlotPlan]]
+) -> None:
     """Move the cursor of each schedule that had a slot to the end of its plan."""
     ids_by_cursor: dict[datetime, list[str]] = {}
     for row, plan in plans:
@@ -207,14 +257,24 @@ async def _move_cursors(connection: AsyncConnection, plans: list[tuple[OpenSched
 
 
 def _due(
-    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: SlotPlans | None, fired: Fired
+    opened: list[OpenSchedule],
+    tasks: Mapping[str, Task],
+    now: datetime,
+    ahead: SlotPlans | None,
+    fired: Fired,
 ) -> list[OpenSchedule]:
     """The schedules that can be handled now. The others are noted in `fired`."""
     due = []
     for row in opened:
-        if row.paused_until is not None and row.paused_until <= now:  # its end is recorded first, by the schedule sync
+        if (
+            row.paused_until is not None and row.paused_until <= now
+        ):  # its end is recorded first, by the schedule sync
             fired.again_at[row.task] = now + BUSY_AGAIN
-        elif ahead is not None and is_behind(row.schedule, row.fired_until, now) and _key(row, tasks) not in ahead:
+        elif (
+            ahead is not None
+            and is_behind(row.schedule, row.fired_until, now)
+            and _key(row, tasks) not in ahead
+        ):
             fired.behind.append(row)
             fired.again_at[row.task] = now
         else:
@@ -222,12 +282,18 @@ def _due(
     return due
 
 
-async def plan_ahead(behind: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime) -> SlotPlans:
-    """Plan for schedules that are behind, the oldest cursor first, until the budget of a transaction is used up.
+async def plan_ahead(
+    behind: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime
+) -> SlotPlans:
+    """Plan for schedules that are behind, the oldest cursor first, until the budget of a
+    transaction is used up.
 
-    Call it while no transaction is open: counting missed slots takes long, and SQLite allows one writer at a time.
+    Call it while no transaction is open: counting missed slots takes long, and SQLite allows one
+    writer at a time.
     """
-    schedules_by_key = Counter(_key(row, tasks) for row in sorted(behind, key=lambda row: row.fired_until))
+    schedules_by_key = Counter(
+        _key(row, tasks) for row in sorted(behind, key=lambda row: row.fired_until)
+    )
     share = max(LEAST_SHARE, misfires.BUDGET // max(1, len(behind)))
 
     def plan_within_budget() -> SlotPlans:
@@ -247,13 +313,17 @@ async def _plan_all(
     opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: SlotPlans | None
 ) -> list[tuple[OpenSchedule, SlotPlan]]:
     plans = dict(ahead or {})
-    behind = sum(is_behind(row.schedule, row.fired_until, now) for row in opened) if ahead is None else 0
+    behind = (
+        sum(is_behind(row.schedule, row.fired_until, now) for row in opened) if ahead is None else 0
+    )
     budget = max(1, misfires.BUDGET // max(1, behind))
 
     def plan_all() -> list[tuple[OpenSchedule, SlotPlan]]:
         for row in opened:
             key = _key(row, tasks)
-            if key not in plans:  # many tasks have the same schedule and cursor, and so the same plan
+            if (
+                key not in plans
+            ):  # many tasks have the same schedule and cursor, and so the same plan
                 plans[key] = _plan(key, now, budget)
         return [(row, plans[_key(row, tasks)]) for row in opened]
 
@@ -296,7 +366,9 @@ def _decided(
 
 
 def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -> list[NewRun]:
-    """The runs of a plan, as queued ones. Those over which the clock was set are due once it is trusted."""
+    """The runs of a plan, as queued ones. Those over which the clock was set are due once it is
+    trusted.
+    """
     catch_up = [_new(task, slot, now, catch_up=True) for slot in plan.catch_up]
     for run, slot in zip(catch_up, plan.catch_up, strict=True):
         if step is not None and step.covers(slot):
@@ -305,11 +377,18 @@ def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -
 
 
 async def _cancel(connection: AsyncConnection, replaced: list[tuple[Active, str]]) -> None:
-    for run, reason in sorted(replaced, key=lambda pair: pair[0].id):  # by id, so that two nodes never deadlock
+    for run, reason in sorted(
+        replaced, key=lambda pair: pair[0].id
+    ):  # by id, so that two nodes never deadlock
         await request_cancel(connection, run.id, reason, by="its overlap policy")
 
 
 def _new(task: Task, slot: datetime, now: datetime, catch_up: bool = False) -> NewRun:
     return NewRun.scheduled(
-        task.name, slot, now, catch_up=catch_up, exclusive=task.exclusive, priority=task.policies.priority
+        task.name,
+        slot,
+        now,
+        catch_up=catch_up,
+        exclusive=task.exclusive,
+        priority=task.policies.priority,
     )

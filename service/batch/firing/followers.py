@@ -1,4 +1,6 @@
-"""Followers in the ledger: the schedule of a task that follows another is a copy of that one's, and changes with it."""
+"""Followers in the ledger: the schedule of a task that follows another is a copy of that one's, and
+changes with it.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,14 @@ async def with_followers(
     A task that follows one which is not in `wanted` gets the open schedule of that one.
     """
     follows = await schedules.following(connection, wanted)
-    follows = {name: leader for name, leader in follows.items() if name not in wanted or name not in loaded}
-    follows |= {name: task.follows for name, task in loaded.items() if name in wanted and task.follows is not None}
+    follows = {
+        name: leader for name, leader in follows.items() if name not in wanted or name not in loaded
+    }
+    follows |= {
+        name: task.follows
+        for name, task in loaded.items()
+        if name in wanted and task.follows is not None
+    }
     leaders = {leader for leader in follows.values() if leader not in wanted}
     opened = await schedules.still_open(connection, leaders) if leaders else {}
     known = {name: row.schedule for name, row in opened.items() if row.is_usable}
@@ -48,37 +56,58 @@ def _schedule_of(
 def waiting_of(
     loaded: Mapping[str, Task], opened: Mapping[str, OpenSchedule]
 ) -> dict[str, tuple[dict[str, Any] | None, str | None]]:
-    """What the runs of each task wait for, and which task it follows: as loaded, or else as the ledger has it."""
+    """What the runs of each task wait for, and which task it follows: as loaded, or else as the
+    ledger has it.
+    """
     kept = {name: (row.after, row.follows) for name, row in opened.items()}
-    own = {name: (task.after.as_json() if task.after else None, task.follows) for name, task in loaded.items()}
+    own = {
+        name: (task.after.as_json() if task.after else None, task.follows)
+        for name, task in loaded.items()
+    }
     return {**kept, **own}
 
 
-def astray(opened: Mapping[str, OpenSchedule], loaded: Mapping[str, Task]) -> dict[str, Schedule | None]:
-    """The schedules that followers have to get, because those that they follow have changed or come without them."""
+def astray(
+    opened: Mapping[str, OpenSchedule], loaded: Mapping[str, Task]
+) -> dict[str, Schedule | None]:
+    """The schedules that followers have to get, because those that they follow have changed or come
+    without them.
+    """
     changed = {
         row.task: opened[row.follows].schedule if row.follows in opened else None
         for row in opened.values()
         if row.follows is not None and _key(opened.get(row.follows)) != _key(row)
     }
-    leaders = {name: opened.get(task.follows or "") for name, task in loaded.items() if name not in opened}
-    return changed | {name: row.schedule for name, row in leaders.items() if row is not None and row.is_usable}
+    leaders = {
+        name: opened.get(task.follows or "") for name, task in loaded.items() if name not in opened
+    }
+    return changed | {
+        name: row.schedule for name, row in leaders.items() if row is not None and row.is_usable
+    }
 
 
 def missing(loaded: Mapping[str, Task], known: Collection[str]) -> dict[str, list[str]]:
-    """What a loaded task waits for although no service has it, by the task. `known`: the tasks in the ledger."""
+    """What a loaded task waits for although no service has it, by the task. `known`: the tasks in
+    the ledger.
+    """
     awaited = {name: task.after.tasks for name, task in loaded.items() if task.after is not None}
-    unknown = {name: [each for each in names if each not in {*known, *loaded}] for name, names in awaited.items()}
+    unknown = {
+        name: [each for each in names if each not in {*known, *loaded}]
+        for name, names in awaited.items()
+    }
     return {name: names for name, names in unknown.items() if names}
 
 
 def unusable(
-    loaded: Mapping[str, Task], opened: Mapping[str, OpenSchedule], missing: Mapping[str, Sequence[str]]
+    loaded: Mapping[str, Task],
+    opened: Mapping[str, OpenSchedule],
+    missing: Mapping[str, Sequence[str]],
 ) -> list[BrokenFile]:
-    """The loaded tasks that can't work as they are, because of what they wait for in other services.
+    """The loaded tasks that can't work as they are, because of what they wait for in other
+    services.
 
-    They have no slots, because the task that would give them its slots is missing or has none; or they wait for each
-    other, which no service can see in its own files.
+    They have no slots, because the task that would give them its slots is missing or has none; or
+    they wait for each other, which no service can see in its own files.
     """
     errors = {
         name: f"it has no slots: it waits for {task.follows}, which "
@@ -88,9 +117,12 @@ def unusable(
     }
     waiting = {name: tuple(row.after["tasks"]) for name, row in opened.items() if row.after}
     for cycle in cycles(waiting):
-        errors |= dict.fromkeys(loaded.keys() & cycle, f"tasks wait for each other: {' after '.join(cycle)}")
+        errors |= dict.fromkeys(
+            loaded.keys() & cycle, f"tasks wait for each other: {' after '.join(cycle)}"
+        )
     return [
-        BrokenFile(loaded[name].source, f"task {name}: {error}", "", name) for name, error in sorted(errors.items())
+        BrokenFile(loaded[name].source, f"task {name}: {error}", "", name)
+        for name, error in sorted(errors.items())
     ]
 
 

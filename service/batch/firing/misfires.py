@@ -1,4 +1,6 @@
-"""Decides which due slots of one schedule run on time, which are caught up, and which are missed. Pure functions."""
+"""Decides which due slots of one schedule run on time, which are caught up, and which are missed.
+Pure functions.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.tasks.policies import ON_TIME, Missed
 
 BUDGET = 5_000
-"""Upper bound on the missed slots that one transaction catches up, over all its schedules; later ones do the rest."""
+"""Upper bound on the missed slots that one transaction catches up, over all its schedules; later
+ones do the rest.
+"""
 
 INSTANT = timedelta(microseconds=1)
 
@@ -27,7 +31,8 @@ class SlotPlan:
         on_time: Slots that run, in their order, under the overlap policy.
         catch_up: Missed slots that run, in their order.
         missed: The slots that do not run; None when all of them run.
-        is_complete: False when slots are left because the budget was used up; they are planned from `fired_until` on.
+        is_complete: False when slots are left because the budget was used up; they are planned from
+            `fired_until` on.
     """
 
     fired_until: datetime
@@ -38,15 +43,23 @@ class SlotPlan:
 
 
 def plan_slots(
-    schedule: Schedule, fired_until: datetime, now: datetime, policy: Missed, budget: int | None = None
+    schedule: Schedule,
+    fired_until: datetime,
+    now: datetime,
+    policy: Missed,
+    budget: int | None = None,
 ) -> SlotPlan:
-    """Decide about every slot in (fired_until, now]. At most `budget` missed slots run; None stands for BUDGET."""
+    """Decide about every slot in (fired_until, now]. At most `budget` missed slots run; None stands
+    for BUDGET.
+    """
     if now <= fired_until:
         return SlotPlan(fired_until)
     late_until = now - ON_TIME
     if not is_behind(schedule, fired_until, now):
         end = _late_until(schedule, fired_until, now, policy)
-        on_time, together = (list(schedule.between(*span)) for span in ((end, now), (fired_until, end)))
+        on_time, together = (
+            list(schedule.between(*span)) for span in ((end, now), (fired_until, end))
+        )
         return SlotPlan(now, on_time=on_time, catch_up=together)
     budget = BUDGET if budget is None else budget
     after = _catch_up_after(schedule, fired_until, late_until, now, policy)
@@ -59,24 +72,32 @@ def plan_slots(
     return SlotPlan(now, on_time=list(schedule.between(end, now)), catch_up=catch_up, missed=missed)
 
 
-def plan_all_missed(schedule: Schedule, fired_until: datetime, now: datetime, reason: str, cause: Cause) -> SlotPlan:
-    """Plan that no slot in (fired_until, now] runs, for this reason: the task is paused, or its file is gone."""
+def plan_all_missed(
+    schedule: Schedule, fired_until: datetime, now: datetime, reason: str, cause: Cause
+) -> SlotPlan:
+    """Plan that no slot in (fired_until, now] runs, for this reason: the task is paused, or its
+    file is gone.
+    """
     if now <= fired_until:
         return SlotPlan(fired_until)
     return SlotPlan(now, missed=_missed(schedule, fired_until, now, reason, cause))
 
 
 def is_behind(schedule: Schedule, fired_until: datetime, now: datetime) -> bool:
-    """Whether at least one slot was missed. Only then planning may take long, for there may be many such slots."""
+    """Whether at least one slot was missed. Only then planning may take long, for there may be many
+    such slots.
+    """
     first = schedule.next(fired_until)
     return first is not None and first <= now - ON_TIME
 
 
-def _late_until(schedule: Schedule, late_until: datetime, now: datetime, policy: Missed) -> datetime:
+def _late_until(
+    schedule: Schedule, late_until: datetime, now: datetime, policy: Missed
+) -> datetime:
     """Up to which instant slots are late: those after it are on time.
 
-    A task that wants all of its missed slots wants all but the newest of those too that are on time and fired together:
-    its overlap policy would skip them.
+    A task that wants all of its missed slots wants all but the newest of those too that are on time
+    and fired together: its overlap policy would skip them.
     """
     newest = schedule.previous(now + INSTANT) if policy.policy == "all" else None
     return max(late_until, newest - INSTANT) if newest is not None else late_until
@@ -85,7 +106,9 @@ def _late_until(schedule: Schedule, late_until: datetime, now: datetime, policy:
 def _catch_up_after(
     schedule: Schedule, fired_until: datetime, late_until: datetime, now: datetime, policy: Missed
 ) -> datetime:
-    """The instant that splits the missed slots: those up to it do not run, those after it are caught up."""
+    """The instant that splits the missed slots: those up to it do not run, those after it are
+    caught up.
+    """
     after = min(max(fired_until, now - policy.max_age), late_until)
     most = {"skip": 0, "once": 1, "all": policy.max_count}[policy.policy]
     if most is None or count(schedule, after, late_until) <= most:
@@ -101,7 +124,9 @@ def _backwards(schedule: Schedule, from_: datetime, after: datetime) -> Iterator
         slot = schedule.previous(slot)
 
 
-def _missed(schedule: Schedule, after: datetime, until: datetime, reason: str, cause: Cause) -> MissedRange | None:
+def _missed(
+    schedule: Schedule, after: datetime, until: datetime, reason: str, cause: Cause
+) -> MissedRange | None:
     """The range of all slots in (after, until]; None when the interval has no slot."""
     first, last = schedule.next(after), schedule.previous(until + INSTANT)
     if first is None or last is None or first > until:

@@ -20,14 +20,17 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 MOST_LEFT = 5
-"""A node that has not the duty of the watch looks at what waits after this many polls: every five seconds."""
+"""A node that has not the duty of the watch looks at what waits after this many polls: every five
+seconds.
+"""
 
 
 class Opener(Background):
-    """Looks at what waits when it is woken: after outcomes were written that may be awaited, and each second.
+    """Looks at what waits when it is woken: after outcomes were written that may be awaited, and
+    each second.
 
-    It looks after the transaction that wrote an outcome, never in it: two transactions that end the last two runs of a
-    group at the same moment do not see each other.
+    It looks after the transaction that wrote an outcome, never in it: two transactions that end the
+    last two runs of a group at the same moment do not see each other.
     """
 
     def __init__(
@@ -38,7 +41,8 @@ class Opener(Background):
         outage: Outage | None = None,
         on_closed: Callable[[Sequence[Closed]], None] = lambda _: None,
     ) -> None:
-        """`tasks`: those that this node has loaded, if it fires. `on_opened`: called when runs were queued.
+        """`tasks`: those that this node has loaded, if it fires. `on_opened`: called when runs were
+        queued.
         `on_closed`: called with runs that were closed, after that was committed.
         """
         self._ledger, self._tasks = ledger, tasks
@@ -51,16 +55,20 @@ class Opener(Background):
         """How many polls in turn this node has left what waits to the node of the watch."""
 
     def follow(self, upstreams: Callable[[], Collection[str]], watches: Callable[[], bool]) -> None:
-        """On a node that fires: `upstreams` returns the tasks whose slots others wait for; `watches` whether this node
-        has the duty of the watch, and so looks each second for what other nodes have left. A node without it looks now
-        and then: it may be the only one that has loaded a task, and so the only one that opens its slots.
+        """On a node that fires: `upstreams` returns the tasks whose slots others wait for;
+        `watches` whether this node
+        has the duty of the watch, and so looks each second for what other nodes have left. A node
+        without it looks now and then: it may be the only one that has loaded a task, and so the
+        only one that opens its slots.
         """
         self._upstreams, self._watches = upstreams, watches
 
     def on_ended(self, outcomes: Sequence[Outcome]) -> None:
         """Look at what waits if one of these outcomes, which were committed, may be awaited."""
         upstreams = self._upstreams()
-        if any(each.is_awaited or each.split is not None or each.task in upstreams for each in outcomes):
+        if any(
+            each.is_awaited or each.split is not None or each.task in upstreams for each in outcomes
+        ):
             self.wake()
 
     def on_changes(self, changes: LedgerChanges) -> None:
@@ -84,9 +92,13 @@ class Opener(Background):
                 while await self.settle() >= waiting.MOST:
                     pass
                 self._outage.over_for("opener")
-            except Exception as error:  # the background loop's boundary: the next look finds the same runs
+            except (
+                Exception
+            ) as error:  # the background loop's boundary: the next look finds the same runs
                 if self._outage.cause_for("opener", self._ledger, error) is None:
-                    logger.exception("opening waiting runs failed; they are looked at again within a second")
+                    logger.exception(
+                        "opening waiting runs failed; they are looked at again within a second"
+                    )
 
     async def settle(self) -> int:
         """Open and close what is ready in one transaction. Returns how many runs it has settled."""
@@ -106,4 +118,6 @@ class Opener(Background):
             if not await waits.is_any_ready(connection, now):
                 return None
         async with self._ledger.engine.begin() as connection:
-            return await open_and_close(connection, self._tasks, await database_time.now_of(connection))
+            return await open_and_close(
+                connection, self._tasks, await database_time.now_of(connection)
+            )

@@ -1,4 +1,5 @@
-"""Opening: waiting runs that may start now are queued. For a slot that was fired on time, the overlap policy decides.
+"""Opening: waiting runs that may start now are queued. For a slot that was fired on time, the
+overlap policy decides.
 
 Overlap is decided when a run opens, not when it was fired: a run that waits is in nobody's way.
 """
@@ -31,11 +32,14 @@ class Settled:
     closed: Sequence[Closed]
 
 
-async def open_and_close(connection: AsyncConnection, tasks: Mapping[str, Task], now: datetime) -> Settled:
+async def open_and_close(
+    connection: AsyncConnection, tasks: Mapping[str, Task], now: datetime
+) -> Settled:
     """Open and close the waiting runs for which the time has come, in the caller's transaction.
 
-    `tasks`: those that the node has loaded, if it fires. Of others it opens no on-time slots, except of tasks that were
-    removed: no node knows their overlap policy, and none starts their runs. `now`: the database time.
+    `tasks`: those that the node has loaded, if it fires. Of others it opens no on-time slots,
+    except of tasks that were removed: no node knows their overlap policy, and none starts their
+    runs. `now`: the database time.
     """
     decided = await waiting.decide(connection, now, tasks=tasks)
     slots = [run for run in decided.opening if run.is_on_time]
@@ -53,13 +57,17 @@ async def open_and_close(connection: AsyncConnection, tasks: Mapping[str, Task],
 
 
 async def _open_slots(
-    connection: AsyncConnection, on_time: Sequence[Waiting], tasks: Mapping[str, Task], now: datetime
+    connection: AsyncConnection,
+    on_time: Sequence[Waiting],
+    tasks: Mapping[str, Task],
+    now: datetime,
 ) -> Settled:
     """Open these runs, as far as the overlap policies of their tasks admit them.
 
-    The row of a task's schedule is locked, so that no slot of it is fired meanwhile. If another node has locked it, its
-    runs are left for the next time. So are they if another transaction has locked a run that has to be replaced: an
-    opening waits for nobody, since it has locked runs in another order than those who lock several by their ids.
+    The row of a task's schedule is locked, so that no slot of it is fired meanwhile. If another
+    node has locked it, its runs are left for the next time. So are they if another transaction has
+    locked a run that has to be replaced: an opening waits for nobody, since it has locked runs in
+    another order than those who lock several by their ids.
     """
     names = {run.task for run in on_time}
     locked = {row.task for row in await schedules.lock(connection, names)}
@@ -79,16 +87,20 @@ async def _open_slots(
             await request_cancel(connection, run.id, reason, by="its overlap policy")
     await transitions.open_waiting(connection, opening, now)
     await transitions.close_waiting(connection, skipped, now, gate=False)
-    closed = [Closed.of(run, RunState.SKIPPED, skipped[run.id]) for run in on_time if run.id in skipped]
+    closed = [
+        Closed.of(run, RunState.SKIPPED, skipped[run.id]) for run in on_time if run.id in skipped
+    ]
     return Settled(len(opening) + len(skipped), closed)
 
 
 def _admit(
     task: Task, opening: list[Waiting], active: list[Active], now: datetime
 ) -> tuple[list[str], dict[str, str], list[tuple[Active, str]]]:
-    """The runs that open, the reasons of those that are skipped, and the active runs that they replace.
+    """The runs that open, the reasons of those that are skipped, and the active runs that they
+    replace.
 
-    Where many open at once, "wait" admits the oldest slots first, and the other policies the newest.
+    Where many open at once, "wait" admits the oldest slots first, and the other policies the
+    newest.
     """
     overlap = Overlap(task, active, "opened together with it")
     policy = task.policies.overlap
@@ -111,7 +123,12 @@ def _admit(
 
 def _as_new(run: Waiting, task: Task) -> NewRun:
     new = NewRun.scheduled(
-        run.task, _slot_of(run), run.created_at, catch_up=False, exclusive=run.exclusive, priority=run.priority
+        run.task,
+        _slot_of(run),
+        run.created_at,
+        catch_up=False,
+        exclusive=run.exclusive,
+        priority=run.priority,
     )
     new.id = run.id
     return new

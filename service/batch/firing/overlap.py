@@ -1,4 +1,6 @@
-"""The overlap policies: what becomes of a task's on-time slots while runs of it are active. Knows no database."""
+"""The overlap policies: what becomes of a task's on-time slots while runs of it are active. Knows
+no database.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ from service.batch.tasks.registry import Task
 class Overlap:
     """Decides about the new on-time runs of one task, oldest slot first, given its `active` runs.
 
-    Active runs that catch up, or that a person started, neither cause a skip nor are replaced. While they are running
-    they hold a lane.
+    Active runs that catch up, or that a person started, neither cause a skip nor are replaced.
+    While they are running they hold a lane.
     """
 
     def __init__(
-        self, task: Task, active: Iterable[Active], together: str = "was fired late, together with it"
+        self,
+        task: Task,
+        active: Iterable[Active],
+        together: str = "was fired late, together with it",
     ) -> None:
         """`together`: how it is said that a new run is in the way of another one."""
         self._task, self._together = task, together
@@ -32,9 +37,11 @@ class Overlap:
         """Active runs that the caller has to cancel, each with the reason."""
 
     def admit(self, run: NewRun, now: datetime) -> bool:
-        """Decide about the new run of a slot. Returns whether it may start now, provided that a lane is empty.
+        """Decide about the new run of a slot. Returns whether it may start now, provided that a
+        lane is empty.
 
-        A run that the policy "skip" or "wait" has no place for is set to skipped; "replace" cancels the oldest runs.
+        A run that the policy "skip" or "wait" has no place for is set to skipped; "replace" cancels
+        the oldest runs.
         """
         if not self._is_bounded:
             return True
@@ -61,7 +68,9 @@ class Overlap:
         self._lanes = [lane for lane in self._lanes if lane != run.lane]
 
     def _reason_to_skip(self) -> str | None:
-        """Why the next slot is skipped: a sentence that names the run in its way. None when it is not skipped."""
+        """Why the next slot is skipped: a sentence that names the run in its way. None when it is
+        not skipped.
+        """
         policies, lanes = self._task.policies, self._task.lanes
         if policies.overlap == "skip" and len(self._ahead) >= lanes:
             return self._still_active(self._ahead[0], len(self._ahead) - 1)
@@ -74,7 +83,9 @@ class Overlap:
         return f"{named(run)}{_and(others)} {how}"
 
     def _replace_by(self, new: NewRun, now: datetime) -> None:
-        """Cancel the oldest runs, so that there is room for the new one among the runs that may run at once."""
+        """Cancel the oldest runs, so that there is room for the new one among the runs that may run
+        at once.
+        """
         reason = f"{named(new)} replaced it"
         while len(self._ahead) >= self._task.lanes:
             old = min(self._ahead, key=_slot)

@@ -37,14 +37,17 @@ REFRESH_SECONDS = 3.0
 READ_SECONDS = 1.0
 """How long a refresh waits for the properties of tasks."""
 SHORTEST_PAUSE = 0.2
-"""After a refresh because of a change, the next one begins this many seconds later at the earliest."""
+"""After a refresh because of a change, the next one begins this many seconds later at the earliest.
+"""
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class ScheduleSync(Background):
-    """Refreshes the schedules every REFRESH_SECONDS. All nodes fire by the open schedules in the ledger.
+    """Refreshes the schedules every REFRESH_SECONDS. All nodes fire by the open schedules in the
+    ledger.
 
-    This process writes a schedule into the ledger at its start, and when the value in its own class has changed.
+    This process writes a schedule into the ledger at its start, and when the value in its own class
+    has changed.
     """
 
     def __init__(
@@ -66,9 +69,13 @@ class ScheduleSync(Background):
         self._jobs = jobs
         self._notify = notify
         self._lease = lease
-        self._own_schedules: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
+        self._own_schedules: dict[str, Schedule | None] = {
+            name: task.schedule for name, task in tasks.items()
+        }
         self._reading = SlowCall(self._read_changed_schedules)
-        self._being_read = ""  # the task whose property is read, or was read last; empty: the settings are read
+        self._being_read = (
+            ""  # the task whose property is read, or was read last; empty: the settings are read
+        )
         self._warned: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
@@ -77,7 +84,9 @@ class ScheduleSync(Background):
         self._next_slot = NEVER
         self._in_force: dict[str, Schedule] = {}
         self._fired: dict[str, datetime] = {}
-        """Up to which instant the slots of tasks were handled by this process since the ledger was last read."""
+        """Up to which instant the slots of tasks were handled by this process since the ledger was
+        last read.
+        """
         self._cursors: dict[str, datetime] = {}
         self._unusable: list[BrokenFile] = []
         """Tasks of this process that can't work because of what they wait for in other services."""
@@ -98,7 +107,9 @@ class ScheduleSync(Background):
             await task_sync.set_schedules(connection, self._own_schedules, self._tasks, self._node)
 
     def fire_due(self) -> None:
-        """Fire the tasks of which a slot is due, by this machine's clock or by that of the ledger at `update_jobs`."""
+        """Fire the tasks of which a slot is due, by this machine's clock or by that of the ledger
+        at `update_jobs`.
+        """
         now = max(self._read_at, clock.now())
         for name, at in self._next_slots.items():
             if at <= now:
@@ -136,12 +147,18 @@ class ScheduleSync(Background):
             self.unfired.are_due({})
 
     def on_fired(self, names: Iterable[str], until: datetime) -> None:
-        """All slots of these tasks up to `until` were handled: their cursors need not be read from the ledger."""
+        """All slots of these tasks up to `until` were handled: their cursors need not be read from
+        the ledger.
+        """
         self._fired |= dict.fromkeys(names, until)
 
     def on_changes(self, changes: LedgerChanges) -> None:
-        """Take the result of a ledger poll, by which the next refresh decides whether it reads the ledger again."""
-        if self._changes is not None and changes.now < self._changes.now - AHEAD:  # the database's clock was set back
+        """Take the result of a ledger poll, by which the next refresh decides whether it reads the
+        ledger again.
+        """
+        if (
+            self._changes is not None and changes.now < self._changes.now - AHEAD
+        ):  # the database's clock was set back
             self._is_unsettled = True
         if self._changes is not None and changes.firing_state != self._changes.firing_state:
             self._woken.set()
@@ -157,8 +174,14 @@ class ScheduleSync(Background):
             scheduler.add_jobs(self._jobs, new.values(), self._notify)
         changed = await self._reading.within(READ_SECONDS)
         if changed is None:
-            what = f"the schedule of {self._being_read}" if self._being_read else "the file of settings"
-            self._warn_once("reading", f"{what} takes long to be read: no schedule that is a property is read")
+            what = (
+                f"the schedule of {self._being_read}"
+                if self._being_read
+                else "the file of settings"
+            )
+            self._warn_once(
+                "reading", f"{what} takes long to be read: no schedule that is a property is read"
+            )
             return
         self._warned.pop("reading", None)
         if changed:
@@ -182,7 +205,9 @@ class ScheduleSync(Background):
     async def _read_ledger(self) -> None:
         state = self._changes.firing_state if self._changes is not None else None
         gone, removed = await self.update_jobs()
-        is_settled = clock.boottime() > self._started_at + self._lease  # others may be about to start, too
+        is_settled = (
+            clock.boottime() > self._started_at + self._lease
+        )  # others may be about to start, too
         if removed:
             await self._restore_tasks(removed)
         if gone and is_settled:
@@ -190,7 +215,10 @@ class ScheduleSync(Background):
         if is_settled:
             self._new_tasks.unusable = self._unusable
         if moved := await task_sync.record_moved(self._database, self._tasks, self._node):
-            logger.warning(f"tasks were in the pools of other code, and are in those of this one: {', '.join(moved)}")
+            logger.warning(
+                "tasks were in the pools of other code, and are in those of this one: "
+                f"{', '.join(moved)}"
+            )
         self._state_read = state
         self._is_unsettled = bool(gone or removed or self._unusable != self._new_tasks.unusable)
 
@@ -204,47 +232,70 @@ class ScheduleSync(Background):
     async def update_jobs(self) -> tuple[list[str], set[str]]:
         """Give APScheduler's jobs the open schedules of the ledger.
 
-        Tasks that follow others get the schedules of these too, which may have changed without them. Returns the names
-        of the tasks that no live node has, and of those of this process that another node removed.
+        Tasks that follow others get the schedules of these too, which may have changed without
+        them. Returns the names of the tasks that no live node has, and of those of this process
+        that another node removed.
         """
         opened, gone, removed = await self._read_tasks()
         if astray := followers.astray(opened, self._tasks):
             async with self._database.engine.begin() as connection:
                 await task_sync.set_schedules(connection, astray, self._tasks, self._node)
             opened, gone, removed = await self._read_tasks()
-        self.upstreams = frozenset(name for row in opened.values() if row.after for name in row.after["tasks"])
+        self.upstreams = frozenset(
+            name for row in opened.values() if row.after for name in row.after["tasks"]
+        )
         return gone, removed
 
     async def _read_tasks(self) -> tuple[dict[str, OpenSchedule], list[str], set[str]]:
-        """Give the jobs the schedules that are open. Returns these, and the names that `update_jobs` returns."""
+        """Give the jobs the schedules that are open. Returns these, and the names that
+        `update_jobs` returns.
+        """
         async with self._database.reader.connect() as connection, whole_tables(connection):
             is_removed = await task_sync.known(connection)
-            others = {name for name, removed in is_removed.items() if not removed} - self._tasks.keys()
+            others = {
+                name for name, removed in is_removed.items() if not removed
+            } - self._tasks.keys()
             gone = sorted(others - await self._live_tasks(connection)) if others else []
             self._read_at = await database_time.now_of(connection)
             self._fired.clear()
             opened = await schedules.open_schedules(connection)
             self._end_of_pauses = await task_rows.first_end_of_pauses(connection) or NEVER
-            missing = followers.missing(self._tasks, {n for n, removed in is_removed.items() if not removed})
+            missing = followers.missing(
+                self._tasks, {n for n, removed in is_removed.items() if not removed}
+            )
             for name, upstreams in missing.items():
-                what = "it has no slots" if self._tasks[name].schedule is None else "its slots are skipped"
+                what = (
+                    "it has no slots"
+                    if self._tasks[name].schedule is None
+                    else "its slots are skipped"
+                )
                 awaited = ", ".join(upstreams)
-                self._warn_once(f"after {name}", f"{name} waits for {awaited}, which no service has: {what}")
+                self._warn_once(
+                    f"after {name}", f"{name} waits for {awaited}, which no service has: {what}"
+                )
             self._unusable = followers.unusable(self._tasks, opened, missing)
             for file in self._unusable:
-                self._warn_once(f"unusable {file.task}", f"{file.source} can't be used: {file.error}")
+                self._warn_once(
+                    f"unusable {file.task}", f"{file.source} can't be used: {file.error}"
+                )
             self._update_jobs_of(self._tasks, opened, self._read_at)
         return opened, gone, {name for name in self._tasks if is_removed.get(name, False)}
 
     async def _update_due_jobs(self, now: datetime) -> None:
-        """Fire the tasks whose next slot is due by database time, also when this node's clock is behind it."""
+        """Fire the tasks whose next slot is due by database time, also when this node's clock is
+        behind it.
+        """
         self._skip_fired()
         names = [name for name, at in self._next_slots.items() if at <= now]
         if names:
             async with self._database.reader.connect() as connection:
                 opened = await schedules.still_open(connection, names)
             self._update_jobs_of(names, opened, now)
-        due = {name: at for name in names if (at := self._next_slots[name]) <= now and name in self._cursors}
+        due = {
+            name: at
+            for name in names
+            if (at := self._next_slots[name]) <= now and name in self._cursors
+        }
         self.unfired.are_due(due)
 
     def _skip_fired(self) -> None:
@@ -255,7 +306,9 @@ class ScheduleSync(Background):
                 self._next_slots[name] = self._in_force[name].next(until) or NEVER
         self._next_slot = min(self._next_slots.values(), default=NEVER)
 
-    def _update_jobs_of(self, names: Iterable[str], opened: Mapping[str, OpenSchedule], now: datetime) -> None:
+    def _update_jobs_of(
+        self, names: Iterable[str], opened: Mapping[str, OpenSchedule], now: datetime
+    ) -> None:
         for name in names:
             self._next_slots[name] = self._update_job(name, opened.get(name), now) or NEVER
         self._next_slot = min(self._next_slots.values(), default=NEVER)
@@ -266,12 +319,16 @@ class ScheduleSync(Background):
 
     @property
     def ahead(self) -> dict[str, datetime]:
-        """The cursors that are ahead of the ledger's clock, by task: these tasks don't fire before."""
+        """The cursors that are ahead of the ledger's clock, by task: these tasks don't fire
+        before.
+        """
         now = self._read_at if self._changes is None else self._changes.now
         return {name: at for name, at in self._cursors.items() if at > now + AHEAD}
 
     def _update_job(self, name: str, row: OpenSchedule | None, now: datetime) -> datetime | None:
-        """Give the task's job its open schedule, and fire the task if a slot is due. Returns its next slot."""
+        """Give the task's job its open schedule, and fire the task if a slot is due. Returns its
+        next slot.
+        """
         self._cursors.pop(name, None)
         if row is None or not row.is_usable:
             scheduler.set_schedule(self._jobs, name, None)
@@ -290,21 +347,27 @@ class ScheduleSync(Background):
         return await nodes.live_tasks(connection) | self._tasks.keys()
 
     def _read_changed_schedules(self) -> dict[str, Schedule | None]:
-        """The schedules that are properties with another value now. An invalid value is ignored. Runs in a thread."""
+        """The schedules that are properties with another value now. An invalid value is ignored.
+        Runs in a thread.
+        """
         self._being_read = ""
         try:
             refresh_settings()
         except InvalidSetting as error:
             self._warn_once("settings", f"the changed settings are not used: {error.message}")
         changed = {}
-        for name, task in list(self._tasks.items()):  # a copy: tasks may be added while a property takes long
+        for name, task in list(
+            self._tasks.items()
+        ):  # a copy: tasks may be added while a property takes long
             if not task.may_change:
                 continue
             self._being_read = name
             try:
                 schedule = task.read_schedule()
             except BatchError as error:
-                self._warn_once(f"value of {name}", f"{error.message}; the previous schedule is kept")
+                self._warn_once(
+                    f"value of {name}", f"{error.message}; the previous schedule is kept"
+                )
                 continue
             self._warned.pop(f"value of {name}", None)
             if schedule != self._own_schedules[name]:
@@ -318,17 +381,22 @@ class ScheduleSync(Background):
             logger.warning(f"task {name} was removed, for no live node has it; its runs are kept")
 
     async def _restore_tasks(self, names: set[str]) -> None:
-        """Write tasks of this process into the ledger again: another node took this one for dead and removed them."""
+        """Write tasks of this process into the ledger again: another node took this one for dead
+        and removed them.
+        """
         async with self._database.engine.begin() as connection:
             own = {name: self._tasks[name] for name in names}
             schedules = {name: self._own_schedules[name] for name in names}
             await task_sync.record_tasks(connection, own, await database_time.now_of(connection))
             await task_sync.set_schedules(connection, schedules, self._tasks, self._node)
         logger.warning(
-            f"another node had removed tasks that this node has; they are restored: {', '.join(sorted(names))}"
+            "another node had removed tasks that this node has; they are restored: "
+            f"{', '.join(sorted(names))}"
         )
 
-    def _warn_of_difference(self, name: str, row: OpenSchedule | None, in_force: Schedule | None) -> None:
+    def _warn_of_difference(
+        self, name: str, row: OpenSchedule | None, in_force: Schedule | None
+    ) -> None:
         if self._own_schedules[name] != in_force and self._tasks[name].follows is None:
             current = f"{row.cron} {row.timezone}" if row else "none"
             message = f"{name} fires by another node's schedule ({current}), not by this code's"

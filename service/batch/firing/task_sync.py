@@ -1,4 +1,6 @@
-"""Task sync: writes the tasks and schedules of this process into the ledger; pauses, resumes and removes tasks."""
+"""Task sync: writes the tasks and schedules of this process into the ledger; pauses, resumes and
+removes tasks.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,14 @@ GONE = "its file is gone"
 DECLARED = ("pool", "policies", "tags", "parameters", "monitoring")
 
 
-async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime) -> None:
-    """Insert or update these tasks in the ledger. A task that counted as removed no longer does. `now` is aware.
+async def record_tasks(
+    connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime
+) -> None:
+    """Insert or update these tasks in the ledger. A task that counted as removed no longer does.
+    `now` is aware.
 
-    What tasks declare is the same for many of them, so it is sent once for these, and each row names it by a number.
+    What tasks declare is the same for many of them, so it is sent once for these, and each row
+    names it by a number.
     """
     if not loaded:
         return
@@ -55,9 +61,13 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
     number = Column("number", Integer)
     own, shared = ("name", "description", "source"), (*DECLARED, "first_seen_at", "last_seen_at")
     from_rows = json_rows.source([*(tasks.c[name] for name in own), number], kind)
-    from_declared = json_rows.source([number, *(tasks.c[name] for name in shared)], kind, parameter="declared")
+    from_declared = json_rows.source(
+        [number, *(tasks.c[name] for name in shared)], kind, parameter="declared"
+    )
     updates = ", ".join(
-        f"{name} = excluded.{name}" for name in (*own, *shared) if name not in ("name", "first_seen_at")
+        f"{name} = excluded.{name}"
+        for name in (*own, *shared)
+        if name not in ("name", "first_seen_at")
     )
     statement = text(
         f"WITH declared AS MATERIALIZED (SELECT * FROM {from_declared}) "
@@ -67,14 +77,22 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
         f"FROM {from_rows} CROSS JOIN declared WHERE declared.number = v.number "
         f"ORDER BY v.name ON CONFLICT (name) DO UPDATE SET {updates}, removed_at = NULL"
     )
-    parameters = {"rows": json_rows.encode(rows, kind), "declared": json_rows.encode(declared.values(), kind)}
+    parameters = {
+        "rows": json_rows.encode(rows, kind),
+        "declared": json_rows.encode(declared.values(), kind),
+    }
     await connection.execute(statement, parameters)
 
 
 def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) -> dict[str, Any]:
     """What this task declares, from `declared`, to which it is added if it is not in there."""
     schema = task.parameters.json_schema()
-    key = (id(task.policies), id(task.monitoring), id(schema), task.tags)  # equal ones are one object, mostly
+    key = (
+        id(task.policies),
+        id(task.monitoring),
+        id(schema),
+        task.tags,
+    )  # equal ones are one object, mostly
     if key not in declared:
         declared[key] = {
             "number": len(declared),
@@ -90,17 +108,23 @@ def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) ->
 
 
 async def record_moved(database: Database, loaded: Mapping[str, Task], node: str) -> list[str]:
-    """Write those of the tasks of this service anew that the ledger has in another pool. Returns their names.
+    """Write those of the tasks of this service anew that the ledger has in another pool. Returns
+    their names.
 
-    Only the service that has started last does so. A task is in another pool than its code says if a process with other
-    code had started after it, and has ended: then no node would claim the runs of the task any more.
+    Only the service that has started last does so. A task is in another pool than its code says if
+    a process with other code had started after it, and has ended: then no node would claim the runs
+    of the task any more.
     """
     async with database.reader.connect() as connection:
         own = [name for name, task in loaded.items() if task.pool != DEFAULT_POOL]
-        may_differ = or_(tasks.c.pool != DEFAULT_POOL, json_rows.is_among(tasks.c.name, own, database.kind))
+        may_differ = or_(
+            tasks.c.pool != DEFAULT_POOL, json_rows.is_among(tasks.c.name, own, database.kind)
+        )
         rows = await connection.execute(select(tasks.c.name, tasks.c.pool).where(may_differ))
         pools = {row.name: row.pool for row in rows}
-        moved = {name: task for name, task in loaded.items() if pools.get(name, task.pool) != task.pool}
+        moved = {
+            name: task for name, task in loaded.items() if pools.get(name, task.pool) != task.pool
+        }
         if not moved or await nodes.newest(connection) != node:
             return []
     async with database.engine.begin() as connection:
@@ -109,22 +133,35 @@ async def record_moved(database: Database, loaded: Mapping[str, Task], node: str
 
 
 async def set_schedules(
-    connection: AsyncConnection, wanted: Mapping[str, Schedule | None], loaded: Mapping[str, Task], node: str
+    connection: AsyncConnection,
+    wanted: Mapping[str, Schedule | None],
+    loaded: Mapping[str, Task],
+    node: str,
 ) -> None:
-    """Open these schedules in the ledger; with None the task has no schedule afterwards. Equal ones are left alone.
+    """Open these schedules in the ledger; with None the task has no schedule afterwards. Equal ones
+    are left alone.
 
-    Before another schedule of one of the tasks is closed, its due slots are handled. `node` is the id of this node. The
-    schedules of tasks that follow one of these change with it, in the same transaction.
+    Before another schedule of one of the tasks is closed, its due slots are handled. `node` is the
+    id of this node. The schedules of tasks that follow one of these change with it, in the same
+    transaction.
     """
     wanted = await followers.with_followers(connection, wanted, loaded)
     opened = {row.task: row for row in await schedules.lock(connection, wanted, wait=True)}
-    ending = {name: row for name, row in opened.items() if not row.is_usable or row.schedule != wanted[name]}
+    ending = {
+        name: row
+        for name, row in opened.items()
+        if not row.is_usable or row.schedule != wanted[name]
+    }
     for name in sorted(name for name, row in ending.items() if row.paused_until is not None):
         await _end_if_over(connection, name, [ending[name]], f"node {node}")
     now = await _fire_all_due(connection, ending, loaded, node)
     await schedules.close(connection, [row.id for row in ending.values()], now)
     unchanged = opened.keys() - ending.keys()
-    new = {name: schedule for name, schedule in wanted.items() if name not in unchanged and schedule is not None}
+    new = {
+        name: schedule
+        for name, schedule in wanted.items()
+        if name not in unchanged and schedule is not None
+    }
     waiting = followers.waiting_of(loaded, opened)
     await schedules.open_new(connection, new, node, now, waiting)
     for name in sorted(unchanged & waiting.keys() & loaded.keys()):
@@ -133,7 +170,9 @@ async def set_schedules(
     for name, row in sorted(ending.items()):
         before, after = {"cron": row.cron, "timezone": row.timezone}, _as_json(wanted[name])
         by, key = By(f"node {node}"), f"schedule {row.id}"
-        await audit.record(connection, by, "schedule.change", now, task=name, before=before, after=after, key=key)
+        await audit.record(
+            connection, by, "schedule.change", now, task=name, before=before, after=after, key=key
+        )
     await catalog_changed(connection)
 
 
@@ -155,15 +194,23 @@ async def _fire_all_due(
 
 @dataclass(frozen=True)
 class Pause:
-    """A pause of a task: since when (UTC), the name of the person, and when it ends by itself, if it does."""
+    """A pause of a task: since when (UTC), the name of the person, and when it ends by itself, if
+    it does.
+    """
 
     at: datetime
     by: str
     until: datetime | None = None
 
     def end(self, now: datetime) -> datetime:
-        """Up to when it holds the task's slots, if it ends at `now`: a slot at its end is not one of them."""
-        return now if self.until is None or now < self.until else self.until - timedelta(microseconds=1)
+        """Up to when it holds the task's slots, if it ends at `now`: a slot at its end is not one
+        of them.
+        """
+        return (
+            now
+            if self.until is None or now < self.until
+            else self.until - timedelta(microseconds=1)
+        )
 
 
 NO_TASKS: Mapping[str, Task] = MappingProxyType({})
@@ -181,8 +228,8 @@ async def pause(
 
     If it is paused already, return that pause and change nothing but its end, if `until` is given.
 
-    Slots that are due already are handled first, by the policies of the task in `loaded`. If it is not in there, its
-    policies are unknown, and those slots are recorded as missed.
+    Slots that are due already are handled first, by the policies of the task in `loaded`. If it is
+    not in there, its policies are unknown, and those slots are recorded as missed.
     """
     opened = await schedules.lock(connection, [name], wait=True)
     if await _end_if_over(connection, name, opened, by):
@@ -190,7 +237,9 @@ async def pause(
     before = await pause_of(connection, name)
     if before is not None:
         if until is not None and until != before.until:
-            await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_until=until))
+            await connection.execute(
+                update(tasks).where(tasks.c.name == name).values(paused_until=until)
+            )
             await catalog_changed(connection)
         return before
     if name in loaded:
@@ -198,7 +247,9 @@ async def pause(
     else:
         now = await database_time.now_of(connection)
         for row in opened:
-            await _record_missed(connection, row, now, f"not handled yet when it was paused by {by}", Cause.OTHER)
+            await _record_missed(
+                connection, row, now, f"not handled yet when it was paused by {by}", Cause.OTHER
+            )
     paused = {"paused_at": now, "paused_by": by, "paused_until": until}
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused))
     await catalog_changed(connection)
@@ -206,7 +257,8 @@ async def pause(
 
 
 async def resume(connection: AsyncConnection, name: str) -> Pause | None:
-    """Fire a task again from now on, and record the slots of the pause as missed. Raises UnknownTask.
+    """Fire a task again from now on, and record the slots of the pause as missed. Raises
+    UnknownTask.
 
     Returns the pause that has ended; None if the task was not paused.
     """
@@ -233,8 +285,12 @@ async def _end_by_itself(database: Database, name: str, node: str) -> bool:
         return has_ended
 
 
-async def _end_if_over(connection: AsyncConnection, name: str, opened: Iterable[OpenSchedule], actor: str) -> bool:
-    """End the pause of a task whose schedule is locked, if its own end is over. Returns whether it has ended now."""
+async def _end_if_over(
+    connection: AsyncConnection, name: str, opened: Iterable[OpenSchedule], actor: str
+) -> bool:
+    """End the pause of a task whose schedule is locked, if its own end is over. Returns whether it
+    has ended now.
+    """
     before, now = await pause_of(connection, name), await database_time.now_of(connection)
     if before is None or before.until is None or before.until > now:
         return False
@@ -245,7 +301,11 @@ async def _end_if_over(connection: AsyncConnection, name: str, opened: Iterable[
 
 
 async def _end(
-    connection: AsyncConnection, name: str, opened: Iterable[OpenSchedule], pause: Pause, now: datetime
+    connection: AsyncConnection,
+    name: str,
+    opened: Iterable[OpenSchedule],
+    pause: Pause,
+    now: datetime,
 ) -> None:
     for row in opened:
         until = max(row.fired_until, pause.end(now))
@@ -255,10 +315,14 @@ async def _end(
     await connection.execute(update(tasks).where(tasks.c.name == name).values(ended))
 
 
-async def set_back(connection: AsyncConnection, names: Collection[str] | None = None) -> dict[str, datetime]:
-    """Let these tasks fire from now on whose cursors are ahead of now; None: all. Returns the former cursors, by task.
+async def set_back(
+    connection: AsyncConnection, names: Collection[str] | None = None
+) -> dict[str, datetime]:
+    """Let these tasks fire from now on whose cursors are ahead of now; None: all. Returns the
+    former cursors, by task.
 
-    A clock that was ahead has moved them. Of the slots from now on, those that have a run get no other one.
+    A clock that was ahead has moved them. Of the slots from now on, those that have a run get no
+    other one.
     """
     now = await database_time.now_of(connection)
     names = sorted(await schedules.ahead(connection, now + AHEAD)) if names is None else names
@@ -277,7 +341,9 @@ async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
     query = select(*columns).where(tasks.c.name == name).with_for_update()
     row = (await connection.execute(query)).first()
     if row is None:
-        raise UnknownTask.named(name, await known(connection), "the ledger knows no task {}", "it knows:")
+        raise UnknownTask.named(
+            name, await known(connection), "the ledger knows no task {}", "it knows:"
+        )
     if row.paused_at is None:
         return None
     return Pause(row.paused_at, row.paused_by or "somebody", row.paused_until)
@@ -286,8 +352,14 @@ async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
 async def _record_missed(
     connection: AsyncConnection, row: OpenSchedule, now: datetime, reason: str, cause: Cause
 ) -> None:
-    """Record all due slots of this schedule as missed, for this reason, and move its cursor to `now`."""
-    plan = plan_all_missed(row.schedule, row.fired_until, now, reason, cause) if row.is_usable else SlotPlan(now)
+    """Record all due slots of this schedule as missed, for this reason, and move its cursor to
+    `now`.
+    """
+    plan = (
+        plan_all_missed(row.schedule, row.fired_until, now, reason, cause)
+        if row.is_usable
+        else SlotPlan(now)
+    )
     if plan.missed is not None:
         await missed_ranges.record(connection, [(row, plan.missed)], now)
     await schedules.move_cursors(connection, [row.id], now)
@@ -300,21 +372,29 @@ async def known(connection: AsyncConnection) -> dict[str, bool]:
 
 
 async def served_from(connection: AsyncConnection) -> dict[str, str]:
-    """The names of the tasks that a live node has loaded, and the file that each was last loaded from."""
+    """The names of the tasks that a live node has loaded, and the file that each was last loaded
+    from.
+    """
     live = await nodes.live_tasks(connection)
     query = select(tasks.c.name, tasks.c.source)
     return {row.name: row.source for row in await connection.execute(query) if row.name in live}
 
 
 async def remove_gone(
-    connection: AsyncConnection, names: Collection[str], live: Callable[[AsyncConnection], Awaitable[set[str]]]
+    connection: AsyncConnection,
+    names: Collection[str],
+    live: Callable[[AsyncConnection], Awaitable[set[str]]],
 ) -> list[str]:
-    """Mark the tasks among `names` that no live node has as removed, and close their schedules. Returns their names.
+    """Mark the tasks among `names` that no live node has as removed, and close their schedules.
+    Returns their names.
 
-    Their runs and missed ranges are kept. `live` returns the names of the tasks that live nodes have.
+    Their runs and missed ranges are kept. `live` returns the names of the tasks that live nodes
+    have.
     """
     locked = await schedules.lock(connection, names, wait=True)
-    gone = sorted(set(names) - await live(connection))  # a node that starts now waits for the locked rows
+    gone = sorted(
+        set(names) - await live(connection)
+    )  # a node that starts now waits for the locked rows
     now = await database_time.now_of(connection)
     for row in locked:
         if row.task in gone:

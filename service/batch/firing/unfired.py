@@ -1,4 +1,6 @@
-"""Slots that stay due although a service lives: something keeps them from being fired, which a person has to know."""
+"""Slots that stay due although a service lives: something keeps them from being fired, which a
+person has to know.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from service.batch.nodes.outage import Outage
 from service.database.engine import Database
 
 UNFIRED_SECONDS = 40.0
-"""A slot that stays due for this time while the ledger can be used is unfired. An incident follows within a minute."""
+"""A slot that stays due for this time while the ledger can be used is unfired. An incident follows
+within a minute.
+"""
 ASK_SECONDS = 10.0
 """After this time the database is asked which connection has locked the schedule."""
 MOST_NAMED = 5
@@ -23,7 +27,8 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class NotFired:
-    """`since`: the first slot that stays due. `holder`: who has locked the schedules. `in_words`: what is wrong, in one
+    """`since`: the first slot that stays due. `holder`: who has locked the schedules. `in_words`:
+    what is wrong, in one
     line with what to do.
     """
 
@@ -33,7 +38,9 @@ class NotFired:
 
 
 class Unfired:
-    """The first slot of each task that is due, as the ledger was just read, and since when it is."""
+    """The first slot of each task that is due, as the ledger was just read, and since when it
+    is.
+    """
 
     def __init__(self, database: Database, outage: Outage) -> None:
         self._outage = outage
@@ -41,7 +48,8 @@ class Unfired:
         self._blocker = Blocker(database, rest=ASK_SECONDS)
 
     def are_due(self, slots: Mapping[str, datetime]) -> None:
-        """The ledger says that these slots are due and were not handled. What is not among them was handled.
+        """The ledger says that these slots are due and were not handled. What is not among them was
+        handled.
 
         An outage of the ledger is told by itself. What is due in it counts from its end on.
         """
@@ -70,13 +78,17 @@ class Unfired:
         if not slots:
             return None
         named = sorted(slots, key=lambda name: (slots[name], name))
-        names = ", ".join(named[:MOST_NAMED]) + (f" and {len(named) - MOST_NAMED:,} more" if named[MOST_NAMED:] else "")
+        names = ", ".join(named[:MOST_NAMED]) + (
+            f" and {len(named) - MOST_NAMED:,} more" if named[MOST_NAMED:] else ""
+        )
         since, holder = slots[named[0]], self._blocker.in_words
         what = f"a service lives, but slots are not fired since {since:%H:%M:%S} UTC, of {names}"
         if holder is not None:
             why = f"their schedules are locked by {holder}; end that transaction"
         else:
-            why = "see /readyz and the log of each service, and restart the one that does not say why"
+            why = (
+                "see /readyz and the log of each service, and restart the one that does not say why"
+            )
         return NotFired(since, holder, f"{what}: {why}")
 
     async def stop(self) -> None:

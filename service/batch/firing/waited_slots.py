@@ -1,4 +1,6 @@
-"""Which slots of its upstream tasks the run of a slot waits for: of each the last one at or before its own."""
+"""Which slots of its upstream tasks the run of a slot waits for: of each the last one at or before
+its own.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ def waiting_runs(new: Iterable[NewRun], after: After) -> Iterator[NewRun]:
 
 
 async def record(connection: AsyncConnection, waiting: Sequence[tuple[NewRun, After]]) -> None:
-    """Write the slots that these new runs wait for. A slot stays as it is, also if a schedule changes later.
+    """Write the slots that these new runs wait for. A slot stays as it is, also if a schedule
+    changes later.
 
-    A task that has no open schedule is written without a slot: there is nothing to wait for, which closes the run.
+    A task that has no open schedule is written without a slot: there is nothing to wait for, which
+    closes the run.
     """
     if not waiting:
         return
@@ -42,20 +46,31 @@ async def record(connection: AsyncConnection, waiting: Sequence[tuple[NewRun, Af
     opened = await schedules.still_open(connection, names)
     rows = [(run, name, opened.get(name)) for run, after in waiting for name in after.tasks]
     found = await offload(_by_open, rows) if len(rows) > MANY else _by_open(rows)
-    older = {name for (run, name, row), slot in zip(rows, found, strict=True) if row is not None and slot is None}
+    older = {
+        name
+        for (run, name, row), slot in zip(rows, found, strict=True)
+        if row is not None and slot is None
+    }
     histories = {name: await schedules.history(connection, name) for name in sorted(older)}
     slots = [
-        slot if slot is not None or row is None else _by_history(histories[name], run.slot) or _before_all(run, row)
+        slot
+        if slot is not None or row is None
+        else _by_history(histories[name], run.slot) or _before_all(run, row)
         for (run, name, row), slot in zip(rows, found, strict=True)
     ]
-    new = [{"run": run.id, "task": name, "slot": slot} for (run, name, _), slot in zip(rows, slots, strict=True)]
+    new = [
+        {"run": run.id, "task": name, "slot": slot}
+        for (run, name, _), slot in zip(rows, slots, strict=True)
+    ]
     await json_rows.insert(connection, waits, new)
 
 
 def _by_open(rows: Sequence[tuple[NewRun, str, OpenSchedule | None]]) -> list[datetime | None]:
     """The slot of each row by the open schedule of its task; None if that began later."""
     return [
-        _last(row.cron, row.timezone, row.valid_from, run.slot) if row is not None and row.is_usable else None
+        _last(row.cron, row.timezone, row.valid_from, run.slot)
+        if row is not None and row.is_usable
+        else None
         for run, _, row in rows
     ]
 
@@ -86,7 +101,9 @@ def _before_all(run: NewRun, row: OpenSchedule) -> datetime | None:
 
 
 def _last(cron: str, timezone: str, valid_from: datetime, at: datetime | None) -> datetime | None:
-    """The last slot of a schedule at or before `at`, if it is after `valid_from`, when the schedule began."""
+    """The last slot of a schedule at or before `at`, if it is after `valid_from`, when the schedule
+    began.
+    """
     assert at is not None
     slot = schedule(cron, timezone).previous(at + _SECOND)
     return slot if slot is not None and slot > valid_from else None

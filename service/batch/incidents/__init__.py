@@ -1,1 +1,3 @@
-"""Notices what needs a person, and writes incidents and the messages about them. Sends nothing itself."""
+"""Notices what needs a person, and writes incidents and the messages about them. Sends nothing
+itself.
+"""

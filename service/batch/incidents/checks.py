@@ -1,4 +1,6 @@
-"""The regular checks of the watch: what is over, and what has gone wrong without a row that says so."""
+"""The regular checks of the watch: what is over, and what has gone wrong without a row that says
+so.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.chunks import quarantine
 from service.batch.execution.fingerprint import QUARANTINE
 from service.batch.firing.unfired import NotFired
-from service.batch.incidents import deadline_check, durations, made_good, noticing, outages, overdue, telling
+from service.batch.incidents import (
+    deadline_check,
+    durations,
+    made_good,
+    noticing,
+    outages,
+    overdue,
+    telling,
+)
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.made_good import Successes
 from service.batch.incidents.pool_check import PoolCheck
@@ -35,16 +45,19 @@ CHECK_SECONDS = 5.0
 
 MOST = 1_000
 MOST_COUNTED = 10_000
-"""Runs that are counted to see whether missed slots were backfilled. More slots have to be acknowledged."""
+"""Runs that are counted to see whether missed slots were backfilled. More slots have to be
+acknowledged.
+"""
 
 
 @dataclass(frozen=True)
 class Findings:
     """What the checks have found, and has to be written.
 
-    `made_good`: failed runs, each with the run that made it good. `redriven`: runs whose items in quarantine were all
-    processed. `good`, `over`: ids of incidents that can be closed. `deadlines`: tasks whose deadlines were checked.
-    `must_tell`: a message has to be written. `next_at`: when something may go wrong next; None: not known.
+    `made_good`: failed runs, each with the run that made it good. `redriven`: runs whose items in
+    quarantine were all processed. `good`, `over`: ids of incidents that can be closed. `deadlines`:
+    tasks whose deadlines were checked. `must_tell`: a message has to be written. `next_at`: when
+    something may go wrong next; None: not known.
     """
 
     watched: Mapping[str, WatchedTask]
@@ -62,13 +75,23 @@ class Findings:
     @property
     def are_none(self) -> bool:
         """Whether nothing has to be written."""
-        parts = (self.made_good, self.redriven, self.good, self.over, self.new, self.deadlines, self.durations)
+        parts = (
+            self.made_good,
+            self.redriven,
+            self.good,
+            self.over,
+            self.new,
+            self.deadlines,
+            self.durations,
+        )
         return not any(parts) and not self.must_tell
 
 
 @dataclass(frozen=True)
 class Written:
-    """`open`: how many incidents are open. `held_until`: when a message that is held back may be written."""
+    """`open`: how many incidents are open. `held_until`: when a message that is held back may be
+    written.
+    """
 
     has_told: bool
     open: int
@@ -78,14 +101,18 @@ class Written:
 class Checks:
     """The checks of one node. It remembers which successes it has looked at."""
 
-    def __init__(self, ledger: Database, application: Database, thresholds: Thresholds, channels: Channels) -> None:
+    def __init__(
+        self, ledger: Database, application: Database, thresholds: Thresholds, channels: Channels
+    ) -> None:
         self._ledger, self._application = ledger, application
         self._thresholds, self._channels = thresholds, channels
         self._successes, self._pools = Successes(), PoolCheck()
         self._may_be_ahead = True
 
     def clock_was_set_back(self) -> None:
-        """Look whether cursors are ahead of now. They can't be if none was, and the clock was not set back since."""
+        """Look whether cursors are ahead of now. They can't be if none was, and the clock was not
+        set back since.
+        """
         self._may_be_ahead = True
 
     def forget(self, tasks: Collection[str]) -> None:
@@ -94,12 +121,20 @@ class Checks:
             self._successes.forget(task)
 
     def forget_all(self) -> None:
-        """Look at everything again, because what was found may not have been written, or not by this node."""
+        """Look at everything again, because what was found may not have been written, or not by
+        this node.
+        """
         self._successes, self._may_be_ahead = Successes(), True
 
     async def redriven(self) -> list[str]:
-        """The ids of runs whose items in quarantine were all processed since. Call it outside a transaction."""
-        query = select(runs.c.id).where(runs.c.fingerprint == QUARANTINE, text(OPEN_FAILURE_SQL)).limit(MOST)
+        """The ids of runs whose items in quarantine were all processed since. Call it outside a
+        transaction.
+        """
+        query = (
+            select(runs.c.id)
+            .where(runs.c.fingerprint == QUARANTINE, text(OPEN_FAILURE_SQL))
+            .limit(MOST)
+        )
         async with self._ledger.reader.connect() as connection:
             opened = await incidents.are_open(connection, [IncidentKind.QUARANTINE])
             ids = list((await connection.execute(query)).scalars()) if opened else []
@@ -123,42 +158,63 @@ class Checks:
     ) -> Findings:
         """Make all checks, and write nothing. `redriven`: what `redriven()` has returned.
 
-        `unfired`: slots that are due and that no service fires. `blocked`: nodes whose event loop stands still, and
-        whether that is certain.
-        `is_doubtful`: the ledger could not be used a moment ago, so runs may have ended of which it does not know yet.
+        `unfired`: slots that are due and that no service fires. `blocked`: nodes whose event loop
+        stands still, and whether that is certain. `is_doubtful`: the ledger could not be used a
+        moment ago, so runs may have ended of which it does not know yet.
         """
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
         known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
-        wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, blocked, now)
-        wrong += await noticing.blocked_nodes(connection, [node for node, is_certain in blocked.items() if is_certain])
+        wrong, checked, instants = await self._find_wrong(
+            connection, watched, usual, known, blocked, now
+        )
+        wrong += await noticing.blocked_nodes(
+            connection, [node for node, is_certain in blocked.items() if is_certain]
+        )
         if unfired is not None:
             wrong.append(outages.of_living(unfired, now))
-        held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
+        held_until, must_tell = telling.may_tell(
+            opened, watched, timedelta(seconds=self._thresholds.repeat), now
+        )
         following = [instant for instant in (*instants, held_until) if instant is not None]
         patient = await self._not_good_yet(connection, opened, watched)
-        new = [each for each in wrong if each.key not in known and not (is_doubtful and each.kind in _OF_TIME)]
+        new = [
+            each
+            for each in wrong
+            if each.key not in known and not (is_doubtful and each.kind in _OF_TIME)
+        ]
         return Findings(
             watched=watched,
             opened=opened,
             made_good=await self._find_good(connection, opened, patient, watched, now),
             redriven=redriven,
-            good=[each for each in await incidents.without_open_runs(connection) if each not in patient],
+            good=[
+                each
+                for each in await incidents.without_open_runs(connection)
+                if each not in patient
+            ],
             over=await self._find_over(connection, opened, wrong),
-            new=[each if each.kind != IncidentKind.SLOW else await self._with_holder(each) for each in new],
+            new=[
+                each if each.kind != IncidentKind.SLOW else await self._with_holder(each)
+                for each in new
+            ],
             deadlines=checked,
             durations=usual.computed,
             must_tell=must_tell,
             next_at=min(following, default=None),
         )
 
-    async def write(self, connection: AsyncConnection, findings: Findings, now: datetime) -> Written:
+    async def write(
+        self, connection: AsyncConnection, findings: Findings, now: datetime
+    ) -> Written:
         """Write what was found, in the caller's transaction."""
         watched = findings.watched
         await marks.mark(connection, findings.redriven, {"made_good_at": now})
         await marks.made_good(connection, findings.made_good, now)
         patient = await self._not_good_yet(connection, findings.opened, watched)
-        good = [each for each in await incidents.without_open_runs(connection) if each not in patient]
+        good = [
+            each for each in await incidents.without_open_runs(connection) if each not in patient
+        ]
         cancelled = await incidents.with_cancelled_runs(connection, good)
         closed = [
             *await incidents.close(connection, set(good) - cancelled, Closed.MADE_GOOD, now),
@@ -184,9 +240,13 @@ class Checks:
         blocked: Collection[str],
         now: datetime,
     ) -> tuple[list[Opening], list[str], list[datetime | None]]:
-        """What is wrong now, the tasks whose deadlines were checked, and when something may go wrong next."""
+        """What is wrong now, the tasks whose deadlines were checked, and when something may go
+        wrong next.
+        """
         silent, next_silent = await overdue.silent_tasks(watched, usual, now)
-        missed_deadlines, checked, next_deadline = await deadline_check.check(connection, watched, now)
+        missed_deadlines, checked, next_deadline = await deadline_check.check(
+            connection, watched, now
+        )
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
         unserved, next_unserved = await self._pools.check(connection, known, now)
         late_slots = await overdue.late_slots(connection, watched, self._thresholds, now)
@@ -204,12 +264,17 @@ class Checks:
         return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
 
     async def _with_holder(self, slow: Opening) -> Opening:
-        """A slow run may have ended, which its node can't write because somebody has locked its row."""
+        """A slow run may have ended, which its node can't write because somebody has locked its
+        row.
+        """
         locking = select(runs.c.id).where(runs.c.id == slow.newest_run).with_for_update()
         holder = await blocker_in_words(self._ledger, locking)
         if holder is None:
             return slow
-        text = f"the ledger can't be told how it goes on, since its row is locked by {holder}; end that transaction"
+        text = (
+            f"the ledger can't be told how it goes on, since its row is locked by {holder}; end "
+            "that transaction"
+        )
         return replace(slow, text=text)
 
     async def _find_good(
@@ -220,7 +285,9 @@ class Checks:
         watched: Mapping[str, WatchedTask],
         now: datetime,
     ) -> dict[str, str]:
-        """Which failed runs later successes have made good. `patient`: ids of incidents that are not over yet."""
+        """Which failed runs later successes have made good. `patient`: ids of incidents that are
+        not over yet.
+        """
         good: dict[str, str] = {}
         for name in sorted({incident.task for incident in opened if incident.kind in OF_RUNS}):
             failures = await made_good.open_failures(connection, name)
@@ -228,7 +295,11 @@ class Checks:
                 continue
             since = min(failure.created_at for failure in failures)
             successes = await self._successes.find(connection, name, since, now)
-            waiting = {incident.fingerprint for incident in opened if incident.task == name and incident.id in patient}
+            waiting = {
+                incident.fingerprint
+                for incident in opened
+                if incident.task == name and incident.id in patient
+            }
             if waiting:
                 self._successes.forget(name)
             candidates = [failure for failure in failures if failure.fingerprint not in waiting]
@@ -238,14 +309,19 @@ class Checks:
         return good
 
     async def _not_good_yet(
-        self, connection: AsyncConnection, opened: Sequence[Row[Any]], watched: Mapping[str, WatchedTask]
+        self,
+        connection: AsyncConnection,
+        opened: Sequence[Row[Any]],
+        watched: Mapping[str, WatchedTask],
     ) -> set[str]:
         """The ids of the incidents after which not enough runs of their task have succeeded yet."""
         patient = set()
         for incident in opened:
             task = watched.get(incident.task)
             if incident.kind in OF_RUNS and task is not None and task.close_after > 1:
-                good = await made_good.successes_since(connection, task.name, incident.last_at, task.close_after)
+                good = await made_good.successes_since(
+                    connection, task.name, incident.last_at, task.close_after
+                )
                 if good < task.close_after:
                     patient.add(incident.id)
         return patient
@@ -268,29 +344,44 @@ class Checks:
             )
         ]
         asked = [(row.id, _IS_OVER[row.kind], row) for row in opened if row.kind in _IS_OVER]
-        return over + [incident for incident, is_over, row in asked if await is_over(connection, row)]
+        return over + [
+            incident for incident, is_over, row in asked if await is_over(connection, row)
+        ]
 
 
 _OF_TIME = (IncidentKind.LATE, IncidentKind.SLOW)
 _CONDITIONS = (
-    *(IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL),
+    *(
+        IncidentKind.LATE,
+        IncidentKind.SLOW,
+        IncidentKind.SILENT,
+        IncidentKind.BACKUP,
+        IncidentKind.POOL,
+    ),
     *(IncidentKind.CLOCK, IncidentKind.UNFIRED),
 )
 
 
 async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) -> set[str]:
-    """The ids of the open incidents of backups of which a check has failed, and without a newer good one."""
+    """The ids of the open incidents of backups of which a check has failed, and without a newer
+    good one.
+    """
     bad = {row.subject: row for row in opened if row.kind == IncidentKind.BACKUP and row.subject}
-    good = await overdue.newer_good_backups(connection, {place: row.last_at for place, row in bad.items()})
+    good = await overdue.newer_good_backups(
+        connection, {place: row.last_at for place, row in bad.items()}
+    )
     return {row.id for place, row in bad.items() if place not in good}
 
 
 async def _are_resumed(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether no run of the lost node waits for another one any more; or whether the nodes of a host live again, or the
+    """Whether no run of the lost node waits for another one any more; or whether the nodes of a
+    host live again, or the
     event loop of a node goes on.
     """
     if incident.subject.startswith(noticing.BLOCK_OF):
-        return not await noticing.blocked_nodes(connection, [incident.subject.removeprefix(noticing.BLOCK_OF)])
+        return not await noticing.blocked_nodes(
+            connection, [incident.subject.removeprefix(noticing.BLOCK_OF)]
+        )
     if incident.subject.startswith(noticing.CRASHES_OF):
         crashes = await noticing.crash_loops(connection, await database_time.now_of(connection))
         return incident.subject not in {crash.subject for crash in crashes}
@@ -305,8 +396,10 @@ async def _are_met(connection: AsyncConnection, incident: Row[Any]) -> bool:
 
 
 async def _are_dealt_with(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether the missed slots were backfilled, left as they are by a person, or caught up: the policy of the task has
-    run the newest of them."""
+    """Whether the missed slots were backfilled, left as they are by a person, or caught up: the
+    policy of the task has
+    run the newest of them.
+    """
     first = datetime.fromisoformat((incident.details or {})["first"])
     is_open = (missed.c.cause != Cause.PAUSED, missed.c.left_at.is_(None))
     theirs = (missed.c.task == incident.task, missed.c.last_slot >= first, *is_open)
@@ -320,7 +413,9 @@ async def _are_dealt_with(connection: AsyncConnection, incident: Row[Any]) -> bo
     number = select(func.count()).select_from(found.limit(MOST_COUNTED).subquery())
     if ranges.slots <= (await connection.execute(number)).scalar_one():
         return True
-    policies = (await connection.execute(select(tasks.c.policies).where(tasks.c.name == incident.task))).scalar() or {}
+    policies = (
+        await connection.execute(select(tasks.c.policies).where(tasks.c.name == incident.task))
+    ).scalar() or {}
     if (policies.get("missed") or {}).get("policy") == "skip":
         return False
     newer = select(runs.c.id).where(*has_run, runs.c.slot > ranges.last).limit(1)

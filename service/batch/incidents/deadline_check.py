@@ -27,11 +27,17 @@ SHOWN_SLOTS = 20
 async def check(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], now: datetime
 ) -> tuple[list[Opening], list[str], datetime | None]:
-    """The incidents of deadlines that are over since the last check, the tasks to `record`, and when the next one is.
+    """The incidents of deadlines that are over since the last check, the tasks to `record`, and
+    when the next one is.
 
-    A deadline that was over before its task was first watched is none. Neither is that of a paused task.
+    A deadline that was over before its task was first watched is none. Neither is that of a paused
+    task.
     """
-    meant = {name: task for name, task in watched.items() if task.deadline is not None and not task.is_removed}
+    meant = {
+        name: task
+        for name, task in watched.items()
+        if task.deadline is not None and not task.is_removed
+    }
     if not meant:
         return [], [], None
     opened = await schedules.still_open(connection, meant)
@@ -56,13 +62,19 @@ async def check(
 async def record(connection: AsyncConnection, checked: Collection[str], now: datetime) -> None:
     """Write that the deadlines of these tasks were checked up to now."""
     for name in sorted(checked):
-        await connection.execute(update(tasks).where(tasks.c.name == name).values(deadline_until=now))
+        await connection.execute(
+            update(tasks).where(tasks.c.name == name).values(deadline_until=now)
+        )
 
 
-async def unmet_slots(connection: AsyncConnection, task: str, slots: Collection[datetime]) -> list[datetime]:
+async def unmet_slots(
+    connection: AsyncConnection, task: str, slots: Collection[datetime]
+) -> list[datetime]:
     """Those of these slots of a task that no run has done: it succeeded, or was made good."""
     theirs = json_rows.is_among(runs.c.slot, slots, connection.dialect.name)
-    query = select(runs.c.slot, runs.c.state, runs.c.made_good_at).where(runs.c.task == task, theirs)
+    query = select(runs.c.slot, runs.c.state, runs.c.made_good_at).where(
+        runs.c.task == task, theirs
+    )
     query = query.where(text(OF_SLOT_SQL))
     done = {
         row.slot
@@ -72,7 +84,9 @@ async def unmet_slots(connection: AsyncConnection, task: str, slots: Collection[
     return sorted(set(slots) - done)
 
 
-def _slots(row: OpenSchedule, task: WatchedTask, now: datetime) -> tuple[list[datetime], datetime | None]:
+def _slots(
+    row: OpenSchedule, task: WatchedTask, now: datetime
+) -> tuple[list[datetime], datetime | None]:
     """The slots whose deadline is over and was not checked yet, and the next deadline."""
     assert task.deadline is not None
     longest = 2 * DAY if isinstance(task.deadline, str) else timedelta(seconds=task.deadline)

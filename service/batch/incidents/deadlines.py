@@ -11,10 +11,11 @@ DAY = timedelta(days=1)
 
 
 def deadline_of(slot: datetime, deadline: str | float, zone: ZoneInfo) -> datetime:
-    """Until when a slot must have succeeded (UTC). `slot`: aware. `deadline`: seconds after it, or a time of day.
+    """Until when a slot must have succeeded (UTC). `slot`: aware. `deadline`: seconds after it, or
+    a time of day.
 
-    A time of day is the first one after the slot in the zone. On the day on which the clocks go forward over it, it is
-    the same time of day by the clock before the change.
+    A time of day is the first one after the slot in the zone. On the day on which the clocks go
+    forward over it, it is the same time of day by the clock before the change.
     """
     if not isinstance(deadline, str):
         return slot.astimezone(UTC) + timedelta(seconds=deadline)
@@ -24,7 +25,9 @@ def deadline_of(slot: datetime, deadline: str | float, zone: ZoneInfo) -> dateti
 
 
 def _instants(day: date, at: time, zone: ZoneInfo) -> list[datetime]:
-    """The instants of this time of day on a day and the next two days: twice where the clocks go back over it."""
+    """The instants of this time of day on a day and the next two days: twice where the clocks go
+    back over it.
+    """
     walls = (datetime.combine(day + number * DAY, at, tzinfo=zone) for number in range(3))
     instants = {wall.replace(fold=fold).astimezone(UTC) for wall in walls for fold in _folds(wall)}
     return sorted(instants)
@@ -46,4 +49,6 @@ def quiet_until(now: datetime, quiet: str | None, zone: ZoneInfo) -> datetime | 
     is_in = begin <= local < end if begin < end else local >= begin or local < end
     if not is_in:
         return None
-    return next(instant for instant in _instants(now.astimezone(zone).date(), end, zone) if instant > now)
+    return next(
+        instant for instant in _instants(now.astimezone(zone).date(), end, zone) if instant > now
+    )

@@ -1,4 +1,6 @@
-"""How long the runs of a task usually take, and when one last succeeded: computed, and kept for ten minutes."""
+"""How long the runs of a task usually take, and when one last succeeded: computed, and kept for ten
+minutes.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,17 @@ from service.database.engine import whole_tables
 LAST = 100
 """So many of the last successes count."""
 LOOKED = (2 * LAST, 1_000)
-"""So many of the newest runs of a task are looked at; the larger number where too few of the first have succeeded."""
+"""So many of the newest runs of a task are looked at; the larger number where too few of the first
+have succeeded.
+"""
 FRESH = timedelta(minutes=10)
 """How long the values that were computed are used again."""
 
 
 @dataclass(frozen=True)
 class Durations:
-    """How long the last successes of a task took, in seconds; None without one. `runs`: how many of them there are.
+    """How long the last successes of a task took, in seconds; None without one. `runs`: how many of
+    them there are.
 
     `last_success_at`: when a run last ended with success (UTC).
     """
@@ -42,7 +47,9 @@ class Durations:
 
 
 class UsualDurations:
-    """The durations of tasks at one instant, each read or computed once. `computed`: those that are to be kept."""
+    """The durations of tasks at one instant, each read or computed once. `computed`: those that are
+    to be kept.
+    """
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         self._connection, self._now = connection, now
@@ -53,24 +60,38 @@ class UsualDurations:
         """The durations of a task, computed anew where they are older than `fresh`."""
         if (known := self._known.get(task)) is not None:
             return known
-        row = (await self._connection.execute(select(durations).where(durations.c.task == task))).first()
+        row = (
+            await self._connection.execute(select(durations).where(durations.c.task == task))
+        ).first()
         if row is not None and self._now - fresh < row.computed_at <= self._now:
             self._known[task] = Durations(**row._mapping)
             return self._known[task]
         before = Durations(**row._mapping) if row is not None else None
-        computed = await _compute(self._connection, task, self._now, before.last_success_at if before else None)
-        if before is None or replace(before, computed_at=computed.computed_at) != computed or fresh == FRESH:
+        computed = await _compute(
+            self._connection, task, self._now, before.last_success_at if before else None
+        )
+        if (
+            before is None
+            or replace(before, computed_at=computed.computed_at) != computed
+            or fresh == FRESH
+        ):
             self.computed.append(computed)
         self._known[task] = computed
         return computed
 
 
 _BEGAN_AT = case((text(is_split()), runs.c.started_at), else_=runs.c.attempt_started_at)
-"""When the last attempt of a run began: of a run that was split its first one, for its last one is only its join."""
+"""When the last attempt of a run began: of a run that was split its first one, for its last one is
+only its join.
+"""
 
 
-async def _compute(connection: AsyncConnection, task: str, now: datetime, before: datetime | None) -> Durations:
-    """Compute the durations from the newest runs of a task. `before`: the last success that was known before."""
+async def _compute(
+    connection: AsyncConnection, task: str, now: datetime, before: datetime | None
+) -> Durations:
+    """Compute the durations from the newest runs of a task. `before`: the last success that was
+    known before.
+    """
     newest = (
         select(runs.c.state, _BEGAN_AT.label("began_at"), runs.c.finished_at)
         .where(runs.c.task == task, text(NO_PART_SQL))
@@ -81,7 +102,9 @@ async def _compute(connection: AsyncConnection, task: str, now: datetime, before
         ended = [
             (row.finished_at, max(0.0, (row.finished_at - row.began_at).total_seconds()))
             for row in rows
-            if row.state == RunState.SUCCEEDED and row.finished_at is not None and row.began_at is not None
+            if row.state == RunState.SUCCEEDED
+            and row.finished_at is not None
+            and row.began_at is not None
         ][:LAST]
         if len(ended) == LAST or len(rows) < number:
             break
@@ -108,10 +131,13 @@ async def outdated(connection: AsyncConnection, now: datetime) -> list[str]:
 
 
 _NEWEST = (
-    f"SELECT coalesce(r.finished_at, r.created_at) FROM batch_runs r WHERE r.task = t.name AND r.{NO_PART_SQL} "
+    "SELECT coalesce(r.finished_at, r.created_at) FROM batch_runs r WHERE r.task = t.name "
+    f"AND r.{NO_PART_SQL} "
     "ORDER BY r.created_at DESC, r.id DESC LIMIT 1"
 )
-_COMPUTED = "coalesce((SELECT d.computed_at FROM batch_durations d WHERE d.task = t.name), :long_ago)"
+_COMPUTED = (
+    "coalesce((SELECT d.computed_at FROM batch_durations d WHERE d.task = t.name), :long_ago)"
+)
 _OUTDATED = (
     text(
         "SELECT t.name FROM batch_tasks t "
@@ -137,6 +163,8 @@ def _upsert(kind: str) -> TextClause:
     names = [column.name for column in durations.c]
     values = ", ".join(f"{name} = excluded.{name}" for name in names if name != "task")
     return text(
-        f"INSERT INTO batch_durations ({', '.join(names)}) SELECT {', '.join(f'v.{name}' for name in names)} "
-        f"FROM {json_rows.source(durations.c, kind)} WHERE true ON CONFLICT (task) DO UPDATE SET {values}"
+        f"INSERT INTO batch_durations ({', '.join(names)}) "
+        f"SELECT {', '.join(f'v.{name}' for name in names)} "
+        f"FROM {json_rows.source(durations.c, kind)} WHERE true ON CONFLICT (task) DO UPDATE "
+        f"SET {values}"
     )

@@ -1,4 +1,5 @@
-"""What makes a failed run good: its own success, one of the same slot, or a later one where each run does the same.
+"""What makes a failed run good: its own success, one of the same slot, or a later one where each
+run does the same.
 
 Acknowledging a failure is another thing, and does not make it good.
 """
@@ -27,17 +28,25 @@ MOST_AROUND = 100
 """Runs of a task among which a success before or after a failure is looked for."""
 
 MARGIN = timedelta(seconds=30)
-"""Rows of transactions that are still open when a task is looked at become visible so much later at most."""
+"""Rows of transactions that are still open when a task is looked at become visible so much later at
+most.
+"""
 
 
 class Successes:
-    """For each task with open failures: up to which instant of creation its runs were looked at for successes."""
+    """For each task with open failures: up to which instant of creation its runs were looked at for
+    successes.
+    """
 
     def __init__(self) -> None:
         self._looked_until: dict[str, datetime] = {}
 
-    async def find(self, connection: AsyncConnection, task: str, since: datetime, now: datetime) -> list[Row[Any]]:
-        """The successes of a task not looked at before, the newest first. `since`: the oldest open failure."""
+    async def find(
+        self, connection: AsyncConnection, task: str, since: datetime, now: datetime
+    ) -> list[Row[Any]]:
+        """The successes of a task not looked at before, the newest first. `since`: the oldest open
+        failure.
+        """
         begin = max(since, self._looked_until.get(task, since))
         query = (
             select(*(runs.c[name] for name in _COLUMNS))
@@ -51,11 +60,23 @@ class Successes:
         return [row for row in rows if row.state == RunState.SUCCEEDED and row.fingerprint is None]
 
     def forget(self, task: str) -> None:
-        """A new failure of the task may be made good by a success that was looked at before it was known."""
+        """A new failure of the task may be made good by a success that was looked at before it was
+        known.
+        """
         self._looked_until.pop(task, None)
 
 
-_COLUMNS = ("id", "task", "slot", "origin", "state", "params", "created_at", "finished_at", "fingerprint")
+_COLUMNS = (
+    "id",
+    "task",
+    "slot",
+    "origin",
+    "state",
+    "params",
+    "created_at",
+    "finished_at",
+    "fingerprint",
+)
 
 
 async def open_failures(connection: AsyncConnection, task: str) -> Sequence[Row[Any]]:
@@ -69,39 +90,59 @@ async def open_failures(connection: AsyncConnection, task: str) -> Sequence[Row[
     return (await connection.execute(query)).all()
 
 
-async def successes_since(connection: AsyncConnection, task: str, since: datetime, most: int) -> int:
-    """How many runs of a task have ended with success after `since`, among its newest ones; counted up to `most`."""
+async def successes_since(
+    connection: AsyncConnection, task: str, since: datetime, most: int
+) -> int:
+    """How many runs of a task have ended with success after `since`, among its newest ones; counted
+    up to `most`.
+    """
     newest = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task, text(NO_PART_SQL))
-    rows = await connection.execute(newest.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST))
+    rows = await connection.execute(
+        newest.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST)
+    )
     good = [row for row in rows if row.state == RunState.SUCCEEDED and row.finished_at > since]
     return min(len(good), most)
 
 
 async def successes_around(
-    connection: AsyncConnection, failures: Collection[tuple[str, str, datetime | None, datetime | None]]
+    connection: AsyncConnection,
+    failures: Collection[tuple[str, str, datetime | None, datetime | None]],
 ) -> dict[tuple[str, str], tuple[datetime | None, datetime | None]]:
-    """When tasks last ended with success after their last failure, and before their first one: None if they did not.
+    """When tasks last ended with success after their last failure, and before their first one: None
+    if they did not.
 
-    `failures`: a task, a fingerprint, and when this error was the last and the first one. Of each task 100 runs are
-    looked at, the newest ones and those before the first failure. Returns the instants by task and fingerprint.
+    `failures`: a task, a fingerprint, and when this error was the last and the first one. Of each
+    task 100 runs are looked at, the newest ones and those before the first failure. Returns the
+    instants by task and fingerprint.
     """
     kind = connection.dialect.name
     names = ("task", "fingerprint", "finished_at", "started_at")
     columns = [runs.c[name] for name in names]
-    success = "SELECT max(finished_at) FROM (SELECT r.state, r.finished_at FROM batch_runs r WHERE r.task = v.task "
+    success = (
+        "SELECT max(finished_at) FROM (SELECT r.state, r.finished_at FROM batch_runs r "
+        "WHERE r.task = v.task "
+    )
     success += f"AND r.{NO_PART_SQL}"
-    newest = f"ORDER BY r.created_at DESC, r.id DESC LIMIT {MOST_AROUND}) AS newest WHERE state = 'succeeded'"
+    newest = (
+        f"ORDER BY r.created_at DESC, r.id DESC LIMIT {MOST_AROUND}) AS newest "
+        "WHERE state = 'succeeded'"
+    )
     query = text(
-        f"SELECT v.task, v.fingerprint, ({success} {newest} AND finished_at > v.finished_at) AS finished_at, "
-        f"({success} AND r.created_at < v.started_at {newest}) AS started_at FROM {json_rows.source(columns, kind)}"
+        f"SELECT v.task, v.fingerprint, ({success} {newest} "
+        "AND finished_at > v.finished_at) AS finished_at, "
+        f"({success} AND r.created_at < v.started_at {newest}) AS started_at "
+        f"FROM {json_rows.source(columns, kind)}"
     ).columns(*columns)
     rows = json_rows.encode([dict(zip(names, failure, strict=True)) for failure in failures], kind)
     found = await connection.execute(query, {"rows": rows})
     return {(row.task, row.fingerprint): (row.finished_at, row.started_at) for row in found}
 
 
-def matches(failures: Sequence[Row[Any]], successes: Sequence[Row[Any]], each_slot_counts: bool) -> dict[str, str]:
-    """Which failed run is made good by which success: ids by ids. It is the first success that ended after the failure.
+def matches(
+    failures: Sequence[Row[Any]], successes: Sequence[Row[Any]], each_slot_counts: bool
+) -> dict[str, str]:
+    """Which failed run is made good by which success: ids by ids. It is the first success that
+    ended after the failure.
 
     Call it in a thread: there may be a thousand of both.
     """
@@ -111,16 +152,25 @@ def matches(failures: Sequence[Row[Any]], successes: Sequence[Row[Any]], each_sl
             by_work[work].append(success)
     made_good: dict[str, str] = {}
     for failure in failures:
-        if failure.fingerprint == QUARANTINE or failure.finished_at is None or failure.state in ACTIVE:
+        if (
+            failure.fingerprint == QUARANTINE
+            or failure.finished_at is None
+            or failure.state in ACTIVE
+        ):
             continue
-        firsts = [_first_after(by_work.get(work, ()), failure) for work in _works(failure, each_slot_counts)]
+        firsts = [
+            _first_after(by_work.get(work, ()), failure)
+            for work in _works(failure, each_slot_counts)
+        ]
         if found := [success for success in firsts if success is not None]:
             made_good[failure.id] = min(found, key=_finished_at).id
     return made_good
 
 
 def _works(run: Row[Any], each_slot_counts: bool) -> Iterator[object]:
-    """What the run works on: its slot, and its parameters where each run of the task does the same with these."""
+    """What the run works on: its slot, and its parameters where each run of the task does the same
+    with these.
+    """
     if run.slot is not None:
         yield run.slot
     if not each_slot_counts:

@@ -1,4 +1,6 @@
-"""One transaction of the watch: what was not noticed yet is marked, and then opens, continues or closes incidents."""
+"""One transaction of the watch: what was not noticed yet is marked, and then opens, continues or
+closes incidents.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,14 @@ BLOCKED_SECONDS = 40.0
 MOST_NAMED = 5
 """Of so many tasks of a blocked node the names are said."""
 MOST_OPEN = 50
-"""Open incidents of one task with an error of their own, at most. All further errors of the task are one incident."""
+"""Open incidents of one task with an error of their own, at most. All further errors of the task
+are one incident.
+"""
 
 UNKNOWN = "unknown"
-"""The fingerprint of a failed run that has none, because an older version of the service wrote its outcome."""
+"""The fingerprint of a failed run that has none, because an older version of the service wrote its
+outcome.
+"""
 
 
 async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, set[str]]:
@@ -60,35 +66,48 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
     groups = _groups([run for run in bad if run.acknowledged is None])
     quieted = {
         (task, fingerprint): incident.id
-        for (task, fingerprint), incident in (await incidents.quiet(connection, groups.keys(), now)).items()
+        for (task, fingerprint), incident in (
+            await incidents.quiet(connection, groups.keys(), now)
+        ).items()
         if not await made_good.successes_since(connection, task, incident.acknowledged_at, 1)
     }
     await _acknowledge(connection, {run.id: quieted[key] for key in quieted for run in groups[key]})
     for key in quieted:
         await _continue_quiet(connection, quieted[key], groups.pop(key))
     await _first_seen(connection, _groups(bad), now)
-    openings = await _with_keys(connection, [_opening_of(key, members, now) for key, members in groups.items()])
+    openings = await _with_keys(
+        connection, [_opening_of(key, members, now) for key, members in groups.items()]
+    )
     await incidents.open_or_continue(connection, await _folded(connection, openings), now)
     return len(marked), {run.task for run in marked}
 
 
-async def notice_ranges(connection: AsyncConnection, known_here: OutageOfNode, now: datetime) -> int:
-    """Notice slots that were missed and that nobody chose to miss. Returns how many ranges it has seen.
+async def notice_ranges(
+    connection: AsyncConnection, known_here: OutageOfNode, now: datetime
+) -> int:
+    """Notice slots that were missed and that nobody chose to miss. Returns how many ranges it has
+    seen.
 
-    A range that lies within an outage, or in a time in which living services did not fire, belongs to that incident.
-    `known_here`: the outages of the ledger as this process has seen them. One that nobody has noticed yet is now.
+    A range that lies within an outage, or in a time in which living services did not fire, belongs
+    to that incident. `known_here`: the outages of the ledger as this process has seen them. One
+    that nobody has noticed yet is now.
     """
     ranges = await notices.mark_ranges(connection)
     unchosen = [each for each in ranges if each["cause"] in (Cause.DOWN, Cause.OTHER)]
     if unchosen:
-        await _notice_steps(connection, [each for each in unchosen if each["reason"].startswith(SET_FORWARD)], now)
+        await _notice_steps(
+            connection, [each for each in unchosen if each["reason"].startswith(SET_FORWARD)], now
+        )
         known = await outages.since(connection, min(each["first_slot"] for each in unchosen))
         if await _notice_outages(connection, unchosen, known, known_here, now):
             known = await outages.since(connection, min(each["first_slot"] for each in unchosen))
         openings: dict[str, Opening] = {}
         slots: dict[str, Counter[str]] = defaultdict(Counter)
         for each in unchosen:
-            its = next((outage for outage in known if outage.has(each["first_slot"], each["last_slot"])), None)
+            its = next(
+                (outage for outage in known if outage.has(each["first_slot"], each["last_slot"])),
+                None,
+            )
             if its is not None:
                 slots[its.incident][each["task"]] += each["unnoticed"]
             else:
@@ -101,7 +120,8 @@ async def notice_ranges(connection: AsyncConnection, known_here: OutageOfNode, n
 
 
 async def notice_nodes(connection: AsyncConnection, now: datetime, patience: timedelta) -> int:
-    """Notice lost nodes whose runs were not resumed within `patience`, and files that can't be used.
+    """Notice lost nodes whose runs were not resumed within `patience`, and files that can't be
+    used.
 
     Returns how many nodes it is done with. A node that was lost more recently is looked at again.
     """
@@ -141,7 +161,12 @@ async def notice_backups(connection: AsyncConnection, now: datetime) -> int:
 def _is_bad(run: Row[Any]) -> bool:
     is_kept_back = (run.state, run.fingerprint) == (RunState.SKIPPED, KEPT_BACK)
     harms = (run.state, run.fingerprint) == (RunState.RETRYING, LOST)
-    return run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE) or is_kept_back or harms
+    return (
+        run.state == RunState.FAILED
+        or run.fingerprint in (EMPTY, QUARANTINE)
+        or is_kept_back
+        or harms
+    )
 
 
 def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:
@@ -152,7 +177,9 @@ def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:
 
 
 def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]], now: datetime) -> Opening:
-    """The opening of an incident of runs. A run that is tried again has not ended: it put items into quarantine."""
+    """The opening of an incident of runs. A run that is tried again has not ended: it put items
+    into quarantine.
+    """
     task, fingerprint = key
     ordered = sorted(members, key=lambda run: (run.finished_at or now, run.id))
     oldest, newest = ordered[0], ordered[-1]
@@ -169,11 +196,19 @@ def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]], now: datetime
 
 
 async def _with_keys(connection: AsyncConnection, openings: Sequence[Opening]) -> list[Opening]:
-    """With the keys of the errors, by which several tasks with one error are one problem (see problem.py)."""
-    failed = [each.newest_run for each in openings if each.kind == IncidentKind.FAILED and each.newest_run is not None]
+    """With the keys of the errors, by which several tasks with one error are one problem (see
+    problem.py).
+    """
+    failed = [
+        each.newest_run
+        for each in openings
+        if each.kind == IncidentKind.FAILED and each.newest_run is not None
+    ]
     keys = await one_error.keys(connection, failed)
     return [
-        replace(each, details={one_error.KEY: keys[each.newest_run]}) if each.newest_run in keys else each
+        replace(each, details={one_error.KEY: keys[each.newest_run]})
+        if each.newest_run in keys
+        else each
         for each in openings
     ]
 
@@ -181,7 +216,10 @@ async def _with_keys(connection: AsyncConnection, openings: Sequence[Opening]) -
 def _with_advice(reason: str) -> str:
     if not reason.startswith(NO_TASK):
         return reason
-    return f"{reason}, which it comes after; deploy that task or change `after`, and retry the skipped slots"
+    return (
+        f"{reason}, which it comes after; deploy that task or change `after`, and retry the "
+        "skipped slots"
+    )
 
 
 _TEXTS = {QUARANTINE: "it has put items into quarantine"}
@@ -190,7 +228,9 @@ _TEXTS = {QUARANTINE: "it has put items into quarantine"}
 def _kind_of(run: Row[Any]) -> IncidentKind:
     if run.state == RunState.FAILED or run.fingerprint == LOST:
         return IncidentKind.FAILED
-    return {EMPTY: IncidentKind.EMPTY, KEPT_BACK: IncidentKind.KEPT_BACK}.get(run.fingerprint, IncidentKind.QUARANTINE)
+    return {EMPTY: IncidentKind.EMPTY, KEPT_BACK: IncidentKind.KEPT_BACK}.get(
+        run.fingerprint, IncidentKind.QUARANTINE
+    )
 
 
 async def _complete(connection: AsyncConnection, unknown: Sequence[Row[Any]]) -> None:
@@ -199,8 +239,12 @@ async def _complete(connection: AsyncConnection, unknown: Sequence[Row[Any]]) ->
         await marks.mark(connection, incidents.ids_of(unknown), {"fingerprint": UNKNOWN})
 
 
-async def _no_longer_bad(connection: AsyncConnection, ended: Sequence[Row[Any]], now: datetime) -> None:
-    """Nothing is wrong any more with runs that a person has retried with success, or has cancelled."""
+async def _no_longer_bad(
+    connection: AsyncConnection, ended: Sequence[Row[Any]], now: datetime
+) -> None:
+    """Nothing is wrong any more with runs that a person has retried with success, or has
+    cancelled.
+    """
     good = [run.id for run in ended if run.state == RunState.SUCCEEDED]
     cancelled = [run.id for run in ended if run.state in (RunState.CANCELLED, RunState.SKIPPED)]
     await marks.good_by_themselves(connection, good, now)
@@ -216,14 +260,21 @@ async def _acknowledge(connection: AsyncConnection, by_run: dict[str, str]) -> N
         await marks.mark(connection, ids, {"acknowledged": incident})
 
 
-async def _continue_quiet(connection: AsyncConnection, incident: str, members: Sequence[Row[Any]]) -> None:
+async def _continue_quiet(
+    connection: AsyncConnection, incident: str, members: Sequence[Row[Any]]
+) -> None:
     newest = max(members, key=lambda run: run.id)
     values = {
         "count": incidents_table.c.count + len(members),
-        "last_at": max((run.finished_at for run in members if run.finished_at), default=incidents_table.c.last_at),
+        "last_at": max(
+            (run.finished_at for run in members if run.finished_at),
+            default=incidents_table.c.last_at,
+        ),
         "newest_run": newest.id,
     }
-    await connection.execute(update(incidents_table).where(incidents_table.c.id == incident).values(values))
+    await connection.execute(
+        update(incidents_table).where(incidents_table.c.id == incident).values(values)
+    )
 
 
 async def _first_seen(
@@ -242,7 +293,9 @@ async def _first_seen(
 
 
 async def _folded(connection: AsyncConnection, openings: list[Opening]) -> list[Opening]:
-    """The openings; those of new errors of a task that has too many open ones already become one."""
+    """The openings; those of new errors of a task that has too many open ones already become
+    one.
+    """
     tasks = {opening.task for opening in openings}
     query = select(incidents_table.c.kind, incidents_table.c.task, incidents_table.c.fingerprint)
     theirs = json_rows.is_among(incidents_table.c.task, tasks, connection.dialect.name)
@@ -282,22 +335,34 @@ async def _notice_outages(
     known_here: OutageOfNode,
     now: datetime,
 ) -> bool:
-    """Open the incident of each outage in which slots were missed, and that has none: the ledger could be read in it,
+    """Open the incident of each outage in which slots were missed, and that has none: the ledger
+    could be read in it,
     but not written. Returns whether there was one.
     """
     of_slots = [(each["first_slot"], each["last_slot"]) for each in ranges]
-    found = [known_here.during(*slots) for slots in of_slots if not any(outage.has(*slots) for outage in known)]
+    found = [
+        known_here.during(*slots)
+        for slots in of_slots
+        if not any(outage.has(*slots) for outage in known)
+    ]
     new = {interval.since: interval for interval in found if interval is not None}
     for interval in new.values():
         await outages.record(connection, interval.since, interval.until, now, cause=interval.cause)
     return bool(new)
 
 
-async def _notice_steps(connection: AsyncConnection, ranges: Sequence[Mapping[Any, Any]], now: datetime) -> None:
-    """Open one incident for each step of the clock over which slots were missed, however many tasks have such."""
+async def _notice_steps(
+    connection: AsyncConnection, ranges: Sequence[Mapping[Any, Any]], now: datetime
+) -> None:
+    """Open one incident for each step of the clock over which slots were missed, however many tasks
+    have such.
+    """
     for reason in sorted({each["reason"] for each in ranges}):
         theirs = [each for each in ranges if each["reason"] == reason]
-        first, last = min(each["first_slot"] for each in theirs), max(each["last_slot"] for each in theirs)
+        first, last = (
+            min(each["first_slot"] for each in theirs),
+            max(each["last_slot"] for each in theirs),
+        )
         if not await outages.is_known(connection, first, last):
             await outages.record(connection, first, last, now, what=SET_FORWARD)
 
@@ -311,7 +376,9 @@ def _missed(each: Mapping[Any, Any], before: Opening | None) -> Opening:
         each["last_slot"],
         task=each["task"],
         count=new + (before.count if before else 0),
-        details={"first": (before.details or {})["first"] if before else each["first_slot"].isoformat()},
+        details={
+            "first": (before.details or {})["first"] if before else each["first_slot"].isoformat()
+        },
     )
 
 
@@ -327,7 +394,8 @@ async def _lost(connection: AsyncConnection, node: Row[Any]) -> Opening | None:
     names = ", ".join(sorted(left)[:10])
     return Opening(
         IncidentKind.NODE,
-        f"the node {node.host} (pid {node.pid}) was lost, and no other one goes on with its runs of {names}",
+        f"the node {node.host} (pid {node.pid}) was lost, and no other one goes on with its runs "
+        f"of {names}",
         node.lost_at,
         subject=node.id,
         count=sum(left.values()),
@@ -342,7 +410,8 @@ async def crash_loops(connection: AsyncConnection, now: datetime) -> list[Openin
     return [
         Opening(
             IncidentKind.NODE,
-            f"{len(lost)} services on {host} have ended within {in_words(CRASH_SPAN)} without saying so, the last one "
+            f"{len(lost)} services on {host} have ended within {in_words(CRASH_SPAN)} without "
+            "saying so, the last one "
             f"with pid {lost[0].pid}: look at its log, and whether its machine has enough memory",
             lost[0].lost_at,
             subject=f"{CRASHES_OF}{host}"[:500],
@@ -359,15 +428,26 @@ async def blocked_nodes(connection: AsyncConnection, ids: Collection[str]) -> li
     still = (nodes.c.id.in_(ids), nodes.c.stopped_at.is_(None), nodes.c.loop_lag >= BLOCKED_SECONDS)
     openings = []
     for node in await connection.execute(select(*columns).where(*still)) if ids else ():
-        theirs = select(runs.c.task).where(runs.c.node == node.id, text(HELD_SQL)).distinct().limit(MOST_NAMED + 1)
+        theirs = (
+            select(runs.c.task)
+            .where(runs.c.node == node.id, text(HELD_SQL))
+            .distinct()
+            .limit(MOST_NAMED + 1)
+        )
         names = sorted((await connection.execute(theirs)).scalars())
-        of = f": those of {', '.join(names[:MOST_NAMED])}{' and others' if names[MOST_NAMED:] else ''}" if names else ""
+        of = (
+            f": those of {', '.join(names[:MOST_NAMED])}{' and others' if names[MOST_NAMED:] else ''}"
+            if names
+            else ""
+        )
         openings.append(
             Opening(
                 IncidentKind.NODE,
                 f"a run has blocked the event loop of {node.host} (pid {node.pid}) for "
-                f"{in_words(timedelta(seconds=node.loop_lag))}, so it answers nobody, and its runs do not go on{of}. "
-                "Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then its log names the run and the line",
+                f"{in_words(timedelta(seconds=node.loop_lag))}, so it answers nobody, and its "
+                f"runs do not go on{of}. "
+                "Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then its log "
+                "names the run and the line",
                 node.seen_at,
                 subject=f"{BLOCK_OF}{node.id}",
                 count=len(names),
@@ -377,7 +457,9 @@ async def blocked_nodes(connection: AsyncConnection, ids: Collection[str]) -> li
 
 
 async def _notice_files(connection: AsyncConnection, now: datetime) -> None:
-    """Open an incident for each file of tasks that a living node can't use, and close those of all others."""
+    """Open an incident for each file of tasks that a living node can't use, and close those of all
+    others.
+    """
     living = (nodes.c.stopped_at.is_(None), nodes.c.broken.is_not(None))
     lists = (await connection.execute(select(nodes.c.broken).where(*living))).scalars()
     broken = {str(file["source"])[:500]: file for files in lists for file in files}

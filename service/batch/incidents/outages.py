@@ -1,5 +1,5 @@
-"""Outages: times in which no service ran, which the next one that starts notices; or in which those that lived did not
-fire. Slots that were missed in them belong to their incidents.
+"""Outages: times in which no service ran, which the next one that starts notices; or in which those
+that lived did not fire. Slots that were missed in them belong to their incidents.
 """
 
 from __future__ import annotations
@@ -27,19 +27,26 @@ MOST_NAMED = 5
 """At most this many tasks whose slots did not run are named."""
 
 SHORTEST = timedelta(minutes=1)
-"""A shorter time without a service is no outage: that is how long slots wait before they count as missed."""
+"""A shorter time without a service is no outage: that is how long slots wait before they count as
+missed.
+"""
 
 
 async def before_node(connection: AsyncConnection, node: str) -> tuple[datetime, datetime] | None:
-    """From when until when no service lived before this node started; None if that is less than a minute.
+    """From when until when no service lived before this node started; None if that is less than a
+    minute.
 
     Services that started within a minute before it have come after the outage as well.
     """
-    started = (await connection.execute(select(nodes.c.started_at).where(nodes.c.id == node))).scalar()
+    started = (
+        await connection.execute(select(nodes.c.started_at).where(nodes.c.id == node))
+    ).scalar()
     if started is None:
         return None
     last_sign = func.coalesce(func.nullif(nodes.c.stopped_at, nodes.c.lost_at), nodes.c.seen_at)
-    older = select(func.max(last_sign)).where(nodes.c.fires, nodes.c.started_at < started - SHORTEST)
+    older = select(func.max(last_sign)).where(
+        nodes.c.fires, nodes.c.started_at < started - SHORTEST
+    )
     since: datetime | None = (await connection.execute(older)).scalar()
     if since is None:
         return None
@@ -50,13 +57,17 @@ async def before_node(connection: AsyncConnection, node: str) -> tuple[datetime,
 
 @dataclass(frozen=True)
 class Outage:
-    """The incident of an outage, and what is known about it. While it is not over, there is no `until`."""
+    """The incident of an outage, and what is known about it. While it is not over, there is no
+    `until`.
+    """
 
     incident: str
     details: dict[str, Any]
 
     def has(self, first: datetime, last: datetime) -> bool:
-        """Whether all of these slots belong to it. What a service has not fired while it lived does not."""
+        """Whether all of these slots belong to it. What a service has not fired while it lived does
+        not.
+        """
         since, until = _begin_and_end(self.details, last)
         return since - FIRING <= first and last <= until + SHORTEST
 
@@ -81,17 +92,23 @@ def has_slots(incident: Row[Any]) -> bool:
 
 
 def of_living(unfired: NotFired, now: datetime) -> Opening:
-    """The incident of services that live and do not fire. What is missed meanwhile belongs to it."""
+    """The incident of services that live and do not fire. What is missed meanwhile belongs to
+    it.
+    """
     details = {"since": unfired.since.isoformat(), "holder": unfired.holder}
     return Opening(IncidentKind.UNFIRED, unfired.in_words, now, details=details)
 
 
-async def add_slots(connection: AsyncConnection, outage: Outage, slots: Mapping[str, int], now: datetime) -> None:
+async def add_slots(
+    connection: AsyncConnection, outage: Outage, slots: Mapping[str, int], now: datetime
+) -> None:
     """Note how many slots of each task did not run because of this outage."""
     known = Counter(outage.details.get("slots") or {}) + Counter(slots)
     details = outage.details | {"slots": dict(known)}
     values = {"details": details, "text": _text_of(details, now), "count": sum(known.values())}
-    await connection.execute(update(incidents_table).where(incidents_table.c.id == outage.incident).values(values))
+    await connection.execute(
+        update(incidents_table).where(incidents_table.c.id == outage.incident).values(values)
+    )
 
 
 def _begin_and_end(details: Mapping[str, Any], now: datetime) -> tuple[datetime, datetime]:
@@ -104,9 +121,13 @@ def _text_of(details: Mapping[str, Any], now: datetime) -> str:
     begin, end = _begin_and_end(details, now)
     day = "" if begin.date() == end.date() else f"{end:%Y-%m-%d} "
     what = details.get(
-        "what", "no service fired" if "until" in details else "a service lived, but slots were not fired,"
+        "what",
+        "no service fired" if "until" in details else "a service lived, but slots were not fired,",
     )
-    text = f"{what} from {begin:%Y-%m-%d %H:%M:%S} to {day}{end:%H:%M:%S} UTC ({in_words(end - begin)})"
+    text = (
+        f"{what} from {begin:%Y-%m-%d %H:%M:%S} to {day}{end:%H:%M:%S} UTC "
+        f"({in_words(end - begin)})"
+    )
     if holder := details.get("holder"):
         text += f": their schedules were locked by {holder}"
     elif cause := details.get("cause"):
@@ -115,7 +136,11 @@ def _text_of(details: Mapping[str, Any], now: datetime) -> str:
     if not slots:
         return text
     number, names = sum(slots.values()), sorted(slots)
-    of = f"{len(names):,} tasks ({', '.join(names[:MOST_NAMED])}, …)" if len(names) > MOST_NAMED else ", ".join(names)
+    of = (
+        f"{len(names):,} tasks ({', '.join(names[:MOST_NAMED])}, …)"
+        if len(names) > MOST_NAMED
+        else ", ".join(names)
+    )
     did = f"{number:,} slot{'' if number == 1 else 's'} of {of} did not run"
     return f"{text}. {did}; `batch night` lists them, `batch backfill` runs them."
 
@@ -129,14 +154,21 @@ async def record(
     cause: str | None = None,
     what: str | None = None,
 ) -> None:
-    """Open the incident of an outage. Its slots belong to it, so that they are no incidents of their own.
+    """Open the incident of an outage. Its slots belong to it, so that they are no incidents of
+    their own.
 
-    `is_silent`: nothing is sent about it. `cause`: why services that lived could not use the ledger. `what`: what was
-    wrong, if services were there.
+    `is_silent`: nothing is sent about it. `cause`: why services that lived could not use the
+    ledger. `what`: what was wrong, if services were there.
     """
     words = {name: words for name, words in (("cause", cause), ("what", what)) if words is not None}
     details = {"since": since.isoformat(), "until": until.isoformat(), **words}
-    opening = Opening(IncidentKind.DOWN, _text_of(details, until), until, subject=since.isoformat(), details=details)
+    opening = Opening(
+        IncidentKind.DOWN,
+        _text_of(details, until),
+        until,
+        subject=since.isoformat(),
+        details=details,
+    )
     rows = await incidents.open_or_continue(connection, [opening], now)
     if is_silent:
         await incidents.told(connection, rows, now)

@@ -1,7 +1,8 @@
-"""What has no row of its own when it goes wrong: late slots, slow runs, silent tasks, old backups, cursors ahead.
+"""What has no row of its own when it goes wrong: late slots, slow runs, silent tasks, old backups,
+cursors ahead.
 
-Each function returns what is wrong now. The watch opens an incident where there is none, and closes those that are no
-longer among them.
+Each function returns what is wrong now. The watch opens an incident where there is none, and closes
+those that are no longer among them.
 """
 
 from __future__ import annotations
@@ -29,31 +30,45 @@ _FIRST_ON_TIME = " UNION ALL ".join(
     f"SELECT ({queues.first(of, '1', False, also=_ON_TIME)}) FROM {_WAITING_TASKS}"
     for of in ("exclusive = v.task", "exclusive IS NULL")
 )
-"""The ids of the first runs on time in the queue of each task that has waiting runs which no pause holds."""
+"""The ids of the first runs on time in the queue of each task that has waiting runs which no pause
+holds.
+"""
 
 _WAITING_COLUMNS = [runs.c[name] for name in ("id", "task", "slot", "due_at")]
 _RUNNING_COLUMNS = [
-    runs.c[name] for name in ("id", "task", "node", "attempt_started_at", "progress_at", "count", "total")
+    runs.c[name]
+    for name in ("id", "task", "node", "attempt_started_at", "progress_at", "count", "total")
 ]
 
 
 async def late_slots(
-    connection: AsyncConnection, watched: Mapping[str, WatchedTask], thresholds: Thresholds, now: datetime
+    connection: AsyncConnection,
+    watched: Mapping[str, WatchedTask],
+    thresholds: Thresholds,
+    now: datetime,
 ) -> list[Opening]:
-    """The tasks of which a slot's run has waited too long for its start. Runs that a pause holds are not late.
+    """The tasks of which a slot's run has waited too long for its start. Runs that a pause holds
+    are not late.
 
     For each task it reads the first run on time in the queue, however many others wait there.
     """
     among = queues.among("r.id", _FIRST_ON_TIME, connection.dialect.name)
-    query = text(f"SELECT r.id, r.task, r.slot, r.due_at FROM batch_runs r WHERE {among}").columns(*_WAITING_COLUMNS)
+    query = text(f"SELECT r.id, r.task, r.slot, r.due_at FROM batch_runs r WHERE {among}").columns(
+        *_WAITING_COLUMNS
+    )
     openings = {}
     for row in await connection.execute(query):
         task = watched.get(row.task)
-        late_after = task.late_after if task is not None and task.late_after is not None else thresholds.late_after
+        late_after = (
+            task.late_after
+            if task is not None and task.late_after is not None
+            else thresholds.late_after
+        )
         if row.due_at + timedelta(seconds=late_after) <= now:
             openings[row.task] = Opening(
                 IncidentKind.LATE,
-                f"its slot {row.slot:%Y-%m-%d %H:%M} UTC has not started after {in_words(now - row.due_at)}",
+                f"its slot {row.slot:%Y-%m-%d %H:%M} UTC has not started after "
+                f"{in_words(now - row.due_at)}",
                 now,
                 task=row.task,
                 newest_run=row.id,
@@ -81,12 +96,20 @@ async def slow_runs(
             continue
         why = await _why_slow(usual, run, watched.get(run.task), thresholds, now)
         if why is not None:
-            openings.append(Opening(IncidentKind.SLOW, why, now, task=run.task, subject=run.id, newest_run=run.id))
+            openings.append(
+                Opening(
+                    IncidentKind.SLOW, why, now, task=run.task, subject=run.id, newest_run=run.id
+                )
+            )
     return openings
 
 
 async def _why_slow(
-    usual: UsualDurations, run: Row[Any], task: WatchedTask | None, thresholds: Thresholds, now: datetime
+    usual: UsualDurations,
+    run: Row[Any],
+    task: WatchedTask | None,
+    thresholds: Thresholds,
+    now: datetime,
 ) -> str | None:
     age = now - run.attempt_started_at
     if task is not None and task.stalled_after is not None and run.progress_at is not None:
@@ -109,7 +132,9 @@ async def _why_slow(
 async def silent_tasks(
     watched: Mapping[str, WatchedTask], usual: UsualDurations, now: datetime
 ) -> tuple[list[Opening], datetime | None]:
-    """The tasks without a success for longer than they expect, and when the next one would be. Paused ones are not."""
+    """The tasks without a success for longer than they expect, and when the next one would be.
+    Paused ones are not.
+    """
     openings, instants = [], []
     for task in watched.values():
         if task.expect_every is None or task.is_paused or task.is_removed:
@@ -127,18 +152,27 @@ async def silent_tasks(
 
 
 async def old_backups(
-    connection: AsyncConnection, watched: Mapping[str, WatchedTask], thresholds: Thresholds, now: datetime
+    connection: AsyncConnection,
+    watched: Mapping[str, WatchedTask],
+    thresholds: Thresholds,
+    now: datetime,
 ) -> tuple[list[Opening], datetime | None]:
-    """The incident of a newest verified backup that is too old, and when it will be. Only where backups are made."""
+    """The incident of a newest verified backup that is too old, and when it will be. Only where
+    backups are made.
+    """
     task = watched.get(BACKUP_TASK)
     if task is None or task.is_removed or task.is_paused:
         return [], None
-    newest = (await connection.execute(select(func.max(backups.c.taken_at)).where(_IS_GOOD))).scalar()
+    newest = (
+        await connection.execute(select(func.max(backups.c.taken_at)).where(_IS_GOOD))
+    ).scalar()
     limit = (newest or task.first_seen_at) + timedelta(seconds=thresholds.backup_after)
     if limit > now:
         return [], limit
     text = (
-        f"the newest verified backup is {in_words(now - newest)} old" if newest else "there is no verified backup yet"
+        f"the newest verified backup is {in_words(now - newest)} old"
+        if newest
+        else "there is no verified backup yet"
     )
     return [Opening(IncidentKind.BACKUP, text, now, task=BACKUP_TASK)], None
 
@@ -147,18 +181,28 @@ _IS_GOOD = backups.c.verified_at.is_not(None) & backups.c.failed_at.is_(None)
 
 
 async def cursors_ahead(connection: AsyncConnection, now: datetime) -> list[Opening]:
-    """The incident of tasks that don't fire, because a clock that was ahead has handled their slots."""
+    """The incident of tasks that don't fire, because a clock that was ahead has handled their
+    slots.
+    """
     ahead = await schedules.ahead(connection, now + AHEAD)
     if not ahead:
         return []
     return [Opening(IncidentKind.CLOCK, schedules.ahead_in_words(ahead), now, count=len(ahead))]
 
 
-async def newer_good_backups(connection: AsyncConnection, places: Mapping[str, datetime]) -> set[str]:
-    """Those of these places that have a verified backup which was taken after the instant beside the place."""
+async def newer_good_backups(
+    connection: AsyncConnection, places: Mapping[str, datetime]
+) -> set[str]:
+    """Those of these places that have a verified backup which was taken after the instant beside
+    the place.
+    """
     good = set()
     for place, since in places.items():
-        query = select(backups.c.name).where(backups.c.place == place, backups.c.taken_at > since, _IS_GOOD).limit(1)
+        query = (
+            select(backups.c.name)
+            .where(backups.c.place == place, backups.c.taken_at > since, _IS_GOOD)
+            .limit(1)
+        )
         if (await connection.execute(query)).first() is not None:
             good.add(place)
     return good

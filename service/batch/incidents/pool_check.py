@@ -1,4 +1,6 @@
-"""Finds pools whose runs wait in vain: no node executes the runs of the pool, or none of its nodes has their task."""
+"""Finds pools whose runs wait in vain: no node executes the runs of the pool, or none of its nodes
+has their task.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from service.batch.ledger.incidents.incidents import IncidentKind, Opening
 from service.batch.ledger.pools import MOST_COUNTED, InVain
 
 PATIENCE = timedelta(minutes=1)
-"""So long runs may wait in vain before that is an incident. A deploy may stop the nodes of a pool for a moment."""
+"""So long runs may wait in vain before that is an incident. A deploy may stop the nodes of a pool
+for a moment.
+"""
 MOST_NAMED = 10
 """So many tasks are named in a message, at most."""
 NOT_LOADED = "not loaded"
@@ -27,21 +31,26 @@ class PoolCheck:
     def __init__(self) -> None:
         self._since: dict[Key, datetime] = {}
         self.tasks: frozenset[str] = frozenset()
-        """The tasks whose runs wait in vain, as of the last check: that they are late is no other problem."""
+        """The tasks whose runs wait in vain, as of the last check: that they are late is no other
+        problem.
+        """
 
     async def check(
         self, connection: AsyncConnection, known: Collection[Key], now: datetime
     ) -> tuple[list[Opening], datetime | None]:
-        """The incidents of pools whose runs have waited in vain for a minute, and when there may be more.
+        """The incidents of pools whose runs have waited in vain for a minute, and when there may be
+        more.
 
-        `known`: the keys of the open incidents. These go on as long as runs wait in vain, also if this node has seen it
-        only now.
+        `known`: the keys of the open incidents. These go on as long as runs wait in vain, also if
+        this node has seen it only now.
         """
         in_vain = await pools.in_vain(connection, now)
         self.tasks = frozenset(each.task for each in in_vain)
         found = [_opening(rows, now) for rows in grouped(in_vain).values()]
         self._since = {opening.key: self._since.get(opening.key, now) for opening in found}
-        is_due = {key for key, since in self._since.items() if key in known or since + PATIENCE <= now}
+        is_due = {
+            key for key, since in self._since.items() if key in known or since + PATIENCE <= now
+        }
         later = [since + PATIENCE for key, since in self._since.items() if key not in is_due]
         return [opening for opening in found if opening.key in is_due], min(later, default=None)
 
@@ -71,7 +80,8 @@ def _opening(waiting: Sequence[InVain], now: datetime) -> Opening:
 def why(pool: str, tasks: Sequence[str], waiting: int, *, is_claimed: bool) -> str:
     """In words, why the runs of a pool wait in vain, and what to do.
 
-    `tasks`: whose runs they are. `waiting`: how many. `is_claimed`: the pool has nodes, and none has these tasks.
+    `tasks`: whose runs they are. `waiting`: how many. `is_claimed`: the pool has nodes, and none
+    has these tasks.
     """
     if is_claimed:
         has = f"no node of pool {pool} has {'task' if len(tasks) == 1 else 'tasks'} {_named(tasks)}"
@@ -89,7 +99,10 @@ def advice(pool: str) -> str:
     """What to do so that a pool is served."""
     setting = f"BATCH_POOL_{pool.upper()}"
     command = f"`batch work --pool {pool}`"
-    return f"start {command} on some machine, or the Dask cluster that {setting} names, or set {setting}=process"
+    return (
+        f"start {command} on some machine, or the Dask cluster that {setting} names, or set "
+        f"{setting}=process"
+    )
 
 
 def _wait(number: int, whose: str = "") -> str:

@@ -1,7 +1,8 @@
-"""One error is one problem: open incidents of several tasks that began together, with the same error.
+"""One error is one problem: open incidents of several tasks that began together, with the same
+error.
 
-Incidents stay one for each task and error in the ledger. What shows them, sends them or acts on them asks here which of
-them are one problem.
+Incidents stay one for each task and error in the ledger. What shows them, sends them or acts on
+them asks here which of them are one problem.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ _FRAME = re.compile(r'^  File "([^"\n]+)", line \d+, in (\S+)', re.MULTILINE)
 Item = TypeVar("Item")
 
 
-def groups(items: Iterable[Item], facts: Callable[[Item], tuple[str | None, datetime | None]]) -> list[list[Item]]:
+def groups(
+    items: Iterable[Item], facts: Callable[[Item], tuple[str | None, datetime | None]]
+) -> list[list[Item]]:
     """The items, those together that are one problem; in the order of the first of each.
 
-    `facts`: of an item the key of its error, and when its incident was opened; None: it stands alone.
+    `facts`: of an item the key of its error, and when its incident was opened; None: it stands
+    alone.
     """
     order, found = list(items), defaultdict(list)
     for number, item in enumerate(order):
@@ -55,7 +59,9 @@ def groups(items: Iterable[Item], facts: Callable[[Item], tuple[str | None, date
 
 
 def _bursts(members: Sequence[tuple[datetime, int]]) -> Iterable[list[int]]:
-    """The members in the order of time, divided where one was opened more than TOGETHER after the first."""
+    """The members in the order of time, divided where one was opened more than TOGETHER after the
+    first.
+    """
     burst: list[int] = []
     began: datetime | None = None
     for at, number in members:
@@ -69,7 +75,8 @@ def _bursts(members: Sequence[tuple[datetime, int]]) -> Iterable[list[int]]:
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """The key of an error: its class, the first line of its message, and the innermost frame of its traceback.
+    """The key of an error: its class, the first line of its message, and the innermost frame of its
+    traceback.
 
     `facts`: as `failures.facts_of` has them.
     """
@@ -86,7 +93,9 @@ async def keys(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, str
         return {}
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
     of_last = (attempts.c.run == runs.c.id, attempts.c.fence == runs.c.fence)
-    query = select(runs.c.id, attempts.c.error).join(attempts, of_last[0] & of_last[1]).where(theirs)
+    query = (
+        select(runs.c.id, attempts.c.error).join(attempts, of_last[0] & of_last[1]).where(theirs)
+    )
     return {row.id: key_of(row.error) for row in await connection.execute(query) if row.error}
 
 

@@ -22,14 +22,18 @@ from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
 from service.batch.ledger.kept_back import KeptBack
 
 Channels = Callable[[Sequence[str]], Sequence[str]]
-"""From the names in `Alerts(to=…)` to the channels of these names; without names to those for all tasks."""
+"""From the names in `Alerts(to=…)` to the channels of these names; without names to those for all
+tasks.
+"""
 
 
 COUNTED_AFTER = timedelta(seconds=5)
 """So much later than it was noticed an outage is told, because its slots are counted first."""
 
 FLAPS_WITHIN, STEADY_AFTER = timedelta(minutes=10), timedelta(minutes=2)
-"""An incident that is open again shortly after it was over is sent only if it stays open for this time."""
+"""An incident that is open again shortly after it was over is sent only if it stays open for this
+time.
+"""
 
 HIDDEN = "what its runs say is not sent, because the task has the tag secret"
 
@@ -37,7 +41,8 @@ HIDDEN = "what its runs say is not sent, because the task has the tag secret"
 def may_tell(
     opened: Sequence[Row[Any]], watched: Mapping[str, WatchedTask], every: timedelta, now: datetime
 ) -> tuple[datetime | None, bool]:
-    """When a message about an open incident that is held back may be written, and whether one has to be written now.
+    """When a message about an open incident that is held back may be written, and whether one has
+    to be written now.
 
     `every`: after how long incidents are told again; zero for never.
     """
@@ -63,18 +68,24 @@ def _is_enough(incident: Row[Any], task: WatchedTask | None) -> bool:
 
 
 async def tell(
-    connection: AsyncConnection, watched: Mapping[str, WatchedTask], channels: Channels, now: datetime
+    connection: AsyncConnection,
+    watched: Mapping[str, WatchedTask],
+    channels: Channels,
+    now: datetime,
 ) -> tuple[int, datetime | None]:
     """Write messages about open incidents of which nobody was told.
 
     Returns how many incidents were told, and when one that is held back may be told.
 
-    A message is held back while its task is muted, in quiet hours, and until the error has come often enough.
+    A message is held back while its task is muted, in quiet hours, and until the error has come
+    often enough.
     """
     query = select(incidents).where(
         text(OPEN_SQL), incidents.c.told_at.is_(None), incidents.c.acknowledged_at.is_(None)
     )
-    waiting = sorted(await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id))
+    waiting = sorted(
+        await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id)
+    )
     flapping = await _flapping(connection, waiting, now)
     told, later = [], []
     for incident in waiting:
@@ -87,7 +98,9 @@ async def tell(
         elif _is_enough(incident, task):
             told.append(incident)
     if told:
-        await outbox.write(connection, await _all_notes(connection, "opened", told, watched, channels), now)
+        await outbox.write(
+            connection, await _all_notes(connection, "opened", told, watched, channels), now
+        )
         await incident_rows.told(connection, told, now)
     return len(told), min(later, default=None)
 
@@ -101,14 +114,18 @@ async def tell_of_the_end(
 ) -> None:
     """Write messages that incidents are over, to the channels that were told of them.
 
-    None about an outage, which is told when it is over. During a mute and in quiet hours they are held back.
+    None about an outage, which is told when it is over. During a mute and in quiet hours they are
+    held back.
     """
     notes: list[Note] = []
     for incident in closed:
         if incident.told_at is not None and incident.kind != IncidentKind.DOWN:
             task = watched.get(_task_of(incident))
             until = _held_until(task, now)
-            notes += [replace(note, not_before=until) for note in _notes("closed", incident, task, channels)]
+            notes += [
+                replace(note, not_before=until)
+                for note in _notes("closed", incident, task, channels)
+            ]
     await outbox.write(connection, notes, now)
 
 
@@ -119,8 +136,14 @@ async def tell_again(
     channels: Channels,
     now: datetime,
 ) -> None:
-    """Write a message that an incident is open again, because a person has undone its acknowledgement."""
-    await outbox.write(connection, await _all_notes(connection, "repeated", [reopened], watched, channels, now), now)
+    """Write a message that an incident is open again, because a person has undone its
+    acknowledgement.
+    """
+    await outbox.write(
+        connection,
+        await _all_notes(connection, "repeated", [reopened], watched, channels, now),
+        now,
+    )
 
 
 async def repeat(
@@ -130,13 +153,21 @@ async def repeat(
     every: timedelta,
     now: datetime,
 ) -> int:
-    """Write a message again about open incidents whose last message is older than `every`. Returns how many."""
+    """Write a message again about open incidents whose last message is older than `every`. Returns
+    how many.
+    """
     query = select(incidents).where(
         text(OPEN_SQL), incidents.c.told_at <= now - every, incidents.c.acknowledged_at.is_(None)
     )
-    due = [row for row in await connection.execute(query) if _held_until(watched.get(_task_of(row)), now) is None]
+    due = [
+        row
+        for row in await connection.execute(query)
+        if _held_until(watched.get(_task_of(row)), now) is None
+    ]
     if due:
-        await outbox.write(connection, await _all_notes(connection, "repeated", due, watched, channels, now), now)
+        await outbox.write(
+            connection, await _all_notes(connection, "repeated", due, watched, channels, now), now
+        )
         await incident_rows.told(connection, due, now)
     return len(due)
 
@@ -146,24 +177,37 @@ def _task_of(incident: Row[Any]) -> str:
     return incident.task or (incident.details or {}).get("task") or ""
 
 
-async def _flapping(connection: AsyncConnection, waiting: Sequence[Row[Any]], now: datetime) -> set[str]:
+async def _flapping(
+    connection: AsyncConnection, waiting: Sequence[Row[Any]], now: datetime
+) -> set[str]:
     """Those of these incidents that have just begun, and were over a short while ago.
 
-    They are told if they last: something that comes and goes each minute would be two messages each time.
+    They are told if they last: something that comes and goes each minute would be two messages each
+    time.
     """
     young = {row.id: row for row in waiting if row.opened_at + STEADY_AFTER > now}
     if not young:
         return set()
     columns = [incidents.c[name] for name in ("kind", "task", "subject", "fingerprint")]
-    closed = select(*columns).where(incidents.c.closed_at > now - FLAPS_WITHIN, incidents.c.told_at.is_not(None))
+    closed = select(*columns).where(
+        incidents.c.closed_at > now - FLAPS_WITHIN, incidents.c.told_at.is_not(None)
+    )
     lately = {tuple(row) for row in await connection.execute(closed)}
-    return {id for id, row in young.items() if (row.kind, row.task, row.subject, row.fingerprint) in lately}
+    return {
+        id
+        for id, row in young.items()
+        if (row.kind, row.task, row.subject, row.fingerprint) in lately
+    }
 
 
 def _told_from(incident: Row[Any], task: WatchedTask | None, now: datetime) -> datetime | None:
-    """Until when nothing is sent about the begin of an incident; None if nothing holds the message back."""
+    """Until when nothing is sent about the begin of an incident; None if nothing holds the message
+    back.
+    """
     counted = incident.opened_at + COUNTED_AFTER
-    return counted if incident.kind == IncidentKind.DOWN and counted > now else _held_until(task, now)
+    return (
+        counted if incident.kind == IncidentKind.DOWN and counted > now else _held_until(task, now)
+    )
 
 
 def _held_until(task: WatchedTask | None, now: datetime) -> datetime | None:
@@ -171,7 +215,11 @@ def _held_until(task: WatchedTask | None, now: datetime) -> datetime | None:
     if task is None:
         return None
     muted = task.muted_until if task.muted_until is not None and task.muted_until > now else None
-    instants = [instant for instant in (muted, quiet_until(now, task.quiet, task.zone)) if instant is not None]
+    instants = [
+        instant
+        for instant in (muted, quiet_until(now, task.quiet, task.zone))
+        if instant is not None
+    ]
     return max(instants, default=None)
 
 
@@ -183,7 +231,9 @@ async def _all_notes(
     channels: Channels,
     now: datetime | None = None,
 ) -> list[Note]:
-    """The messages about these incidents, which also say what the failed runs of the first of them keep back."""
+    """The messages about these incidents, which also say what the failed runs of the first of them
+    keep back.
+    """
     errors = [(row.task, row.fingerprint) for row in told if row.kind == IncidentKind.FAILED]
     kept = await kept_back.by_errors(connection, errors)
     notes: list[Note] = []
@@ -205,11 +255,18 @@ def _notes(
     at = incident.closed_at if kind == "closed" else now  # what may happen several times
     again = f" {at.isoformat()}" if at is not None else ""
     names = channels(task.to if task is not None else ())
-    return [Note(name, kind, content, incident.id, f"{incident.id} {kind} {name}{again}") for name in names]
+    return [
+        Note(name, kind, content, incident.id, f"{incident.id} {kind} {name}{again}")
+        for name in names
+    ]
 
 
-def content_of(incident: Row[Any], task: WatchedTask | None, keeps: Sequence[KeptBack] = ()) -> dict[str, Any]:
-    """An incident as JSON, as it is now: what a message about it is made from. `keeps`: what it keeps back."""
+def content_of(
+    incident: Row[Any], task: WatchedTask | None, keeps: Sequence[KeptBack] = ()
+) -> dict[str, Any]:
+    """An incident as JSON, as it is now: what a message about it is made from. `keeps`: what it
+    keeps back.
+    """
     is_secret = task is not None and task.is_secret
     instants = {name: getattr(incident, name) for name in ("opened_at", "last_at", "closed_at")}
     return {
@@ -227,5 +284,8 @@ def content_of(incident: Row[Any], task: WatchedTask | None, keeps: Sequence[Kep
         "error": None if is_secret else one_error.key_in(incident.details),
         "why": incident.closed_why if incident.closed_why != Closed.OVER else None,
         "keeps_back": [asdict(each) for each in keeps],
-        **{name: instant.isoformat() if instant is not None else None for name, instant in instants.items()},
+        **{
+            name: instant.isoformat() if instant is not None else None
+            for name, instant in instants.items()
+        },
     }

@@ -1,4 +1,5 @@
-"""The watch: one node at a time notices what has gone wrong, and writes incidents and what is to be sent about them.
+"""The watch: one node at a time notices what has gone wrong, and writes incidents and what is to be
+sent about them.
 
 It is woken by the ledger poll. While nothing is wrong and nothing runs, it asks the ledger nothing.
 """
@@ -33,7 +34,9 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Watch(Background):
-    """`node`: the id of this node. `channels`: see telling.Channels. `on_told`: called when something is to be sent."""
+    """`node`: the id of this node. `channels`: see telling.Channels. `on_told`: called when
+    something is to be sent.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,9 @@ class Watch(Background):
         on_noticed: Callable[[], None] = lambda: None,
         lease: float = 30.0,
     ) -> None:
-        """`on_noticed`: called when the duty was taken, and when slots may have changed. `lease`: LEASE_SECONDS."""
+        """`on_noticed`: called when the duty was taken, and when slots may have changed. `lease`:
+        LEASE_SECONDS.
+        """
         self.unfired: Callable[[], NotFired | None] = lambda: None
         """Says in words why slots are due that no service fires; None if there are none."""
         self._longest_lag = lease * duties.SHARE_OF_LEASE
@@ -72,7 +77,9 @@ class Watch(Background):
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll, which wakes the watch if there is something to do."""
         before, self._changes = self._changes, changes
-        if before is not None and changes.now < before.now - AHEAD:  # the ledger's clock was set back
+        if (
+            before is not None and changes.now < before.now - AHEAD
+        ):  # the ledger's clock was set back
             self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
             self._checks.clock_was_set_back()
         if self.holds and before is not None and _passed(before, changes) >= outages.SHORTEST:
@@ -94,7 +101,9 @@ class Watch(Background):
         if changes.is_unnoticed or self._gap is not None or changes.catalog != self._catalog:
             return True
         is_busy = changes.is_active or changes.is_claimable or self.unfired() is not None
-        return changes.now >= self._next_check or (is_busy and changes.now >= self._last_check + _PAUSE)
+        return changes.now >= self._next_check or (
+            is_busy and changes.now >= self._last_check + _PAUSE
+        )
 
     async def _loop(self) -> None:
         while True:
@@ -113,7 +122,9 @@ class Watch(Background):
             async with self.limited_turn():
                 if not await self._take():
                     return
-        unfired = self.unfired()  # before what was missed meanwhile is noticed, which belongs to its incident
+        unfired = (
+            self.unfired()
+        )  # before what was missed meanwhile is noticed, which belongs to its incident
         is_done = False
         while not is_done:
             async with self.limited_turn():
@@ -126,9 +137,13 @@ class Watch(Background):
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             is_first = await duties.holder(connection, WATCH) is None
-            self.holds = await duties.take_from_the_dead(connection, WATCH, self._node, now, self._longest_lag)
+            self.holds = await duties.take_from_the_dead(
+                connection, WATCH, self._node, now, self._longest_lag
+            )
             outage = await outages.before_node(connection, self._node) if self.holds else None
-            if outage is not None:  # what was before the first watch of this ledger, such as an upgrade, is not sent
+            if (
+                outage is not None
+            ):  # what was before the first watch of this ledger, such as an upgrade, is not sent
                 await outages.record(connection, *outage, now, is_silent=is_first)
         self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
         self._gap = None
@@ -147,7 +162,9 @@ class Watch(Background):
             gap = self._gap
             noticed = await self._notice_rows(connection, gap, now)
             if noticed or gap is not None:
-                await telling.tell(connection, await self._watched_tasks(connection), self._channels, now)
+                await telling.tell(
+                    connection, await self._watched_tasks(connection), self._channels, now
+                )
         self._gap = None
         if noticed:
             self._next_check = now
@@ -158,16 +175,21 @@ class Watch(Background):
     async def _notice_rows(
         self, connection: AsyncConnection, gap: tuple[datetime, datetime] | None, now: datetime
     ) -> int:
-        """Runs come first, because their rows are locked before those of incidents. Then an outage, because the ranges
+        """Runs come first, because their rows are locked before those of incidents. Then an outage,
+        because the ranges
         of slots that were missed in it belong to its incident.
         """
         noticed, tasks = await noticing.notice_runs(connection, now)
         self._checks.forget(tasks)
         if gap is not None and not await outages.is_known(connection, *gap):
             known = self._outage.during(*gap)
-            if known is not None:  # slots that were due before the last poll, or after the next one, are its slots too
+            if (
+                known is not None
+            ):  # slots that were due before the last poll, or after the next one, are its slots too
                 gap = min(known.since, gap[0]), max(known.until, gap[1])
-            await outages.record(connection, *gap, now, cause=known.cause if known is not None else None)
+            await outages.record(
+                connection, *gap, now, cause=known.cause if known is not None else None
+            )
         noticed += await noticing.notice_ranges(connection, self._outage, now)
         noticed += await noticing.notice_nodes(connection, now, self._thresholds.patience)
         return noticed + await noticing.notice_backups(connection, now)
@@ -205,10 +227,14 @@ class Watch(Background):
         self._last_check, self._next_check = now, min(following, default=NEVER)
 
     def _blocked(self, changes: LedgerChanges | None) -> dict[str, bool]:
-        """The other nodes whose event loop stands still, each with whether it is certain: for longer than at the last
+        """The other nodes whose event loop stands still, each with whether it is certain: for
+        longer than at the last
         check. A node that was frozen says the same in its first beat, once.
         """
-        before, self._lags = self._lags, {node.id: node.loop_lag for node in changes.others} if changes else {}
+        before, self._lags = (
+            self._lags,
+            {node.id: node.loop_lag for node in changes.others} if changes else {},
+        )
         return {
             id: BLOCKED_SECONDS / 2 < before.get(id, 0.0) < lag
             for id, lag in self._lags.items()
@@ -216,7 +242,9 @@ class Watch(Background):
         }
 
     async def _watched_tasks(self, connection: AsyncConnection) -> Mapping[str, WatchedTask]:
-        """All tasks. They are read again when a task or a schedule has changed, or deadlines were checked."""
+        """All tasks. They are read again when a task or a schedule has changed, or deadlines were
+        checked.
+        """
         version = self._changes.catalog if self._changes is not None else None
         if self._watched is None or version != self._watched_version:
             self._watched, self._watched_version = await watched_tasks(connection), version
@@ -230,7 +258,11 @@ class Watch(Background):
 def _passed(before: LedgerChanges, after: LedgerChanges) -> timedelta:
     """How much time has passed between two polls: over a step of the clock nobody was down."""
     by_clock = after.now - before.now
-    return by_clock if clock.is_moved() else min(by_clock, timedelta(seconds=after.read_at - before.read_at))
+    return (
+        by_clock
+        if clock.is_moved()
+        else min(by_clock, timedelta(seconds=after.read_at - before.read_at))
+    )
 
 
 _PAUSE = timedelta(seconds=CHECK_SECONDS)

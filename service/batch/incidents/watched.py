@@ -56,7 +56,9 @@ class WatchedTask:
 
     @classmethod
     def of(cls, row: Any) -> WatchedTask:
-        """`row`: of batch_tasks, with the `timezone` of its open schedule. What an older version wrote lacks values."""
+        """`row`: of batch_tasks, with the `timezone` of its open schedule. What an older version
+        wrote lacks values.
+        """
         declared = row.monitoring if isinstance(row.monitoring, dict) else {}
         alerts = declared.get("alerts") or {}
         return cls(
@@ -95,14 +97,22 @@ async def watched_tasks(connection: AsyncConnection) -> dict[str, WatchedTask]:
     instants = ("paused_at", "removed_at", "muted_until", "deadline_until", "first_seen_at")
     columns = [tasks.c[name] for name in ("name", "monitoring", "tags", *instants)]
     is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
-    query = select(*columns, schedules.c.timezone).select_from(tasks.join(schedules, is_open, isouter=True))
+    query = select(*columns, schedules.c.timezone).select_from(
+        tasks.join(schedules, is_open, isouter=True)
+    )
     async with whole_tables(connection):
-        return {row.name: WatchedTask.of(row) async for page in in_pages(connection, query) for row in page}
+        return {
+            row.name: WatchedTask.of(row)
+            async for page in in_pages(connection, query)
+            for row in page
+        }
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as late, slow and so on for tasks that say nothing else, in seconds: the settings BATCH_ALERT_…."""
+    """What counts as late, slow and so on for tasks that say nothing else, in seconds: the settings
+    BATCH_ALERT_….
+    """
 
     late_after: float = 300.0
     least_slow: float = 60.0

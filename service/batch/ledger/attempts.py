@@ -1,4 +1,6 @@
-"""Queries on attempts that have ended. An attempt that is still running is kept in the row of its run."""
+"""Queries on attempts that have ended. An attempt that is still running is kept in the row of its
+run.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ COLUMNS = ("fence", "number", "node", "started_at", "ended_at", "outcome", "erro
 class Outcome:
     """How one attempt ended, and the next state of its run.
 
-    `id`: of the run. `number`: of the attempt, from 1. `outcome`: a word for the attempt, such as "lost". `due_at`: the
-    instant at which a run that goes on may start again; None: the run has ended. `fingerprint`: what is wrong with the
-    run, as a class of errors; None if nothing is. All instants are aware.
+    `id`: of the run. `number`: of the attempt, from 1. `outcome`: a word for the attempt, such as
+    "lost". `due_at`: the instant at which a run that goes on may start again; None: the run has
+    ended. `fingerprint`: what is wrong with the run, as a class of errors; None if nothing is. All
+    instants are aware.
     """
 
     id: str
@@ -64,10 +67,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class EncodedOutcomes:
-    """Outcomes as the parameter :rows of the statements that write them: of that for runs, and of that for attempts.
+    """Outcomes as the parameter :rows of the statements that write them: of that for runs, and of
+    that for attempts.
 
-    `same`: columns of attempts that have the same value in all rows. They are not in `rows`. `is_plain`: no outcome has
-    more than most have.
+    `same`: columns of attempts that have the same value in all rows. They are not in `rows`.
+    `is_plain`: no outcome has more than most have.
     """
 
     rows: str
@@ -77,17 +81,27 @@ class EncodedOutcomes:
 
 async def record(connection: AsyncConnection, encoded: EncodedOutcomes) -> None:
     """Write the row of each attempt that has ended."""
-    columns = {"run": runs.c.id} | {name: attempts.c[name] for name in COLUMNS if name not in encoded.same}
-    await json_rows.insert_encoded(connection, attempts, columns, encoded.rows, encoded.same, "(run, fence)")
+    columns = {"run": runs.c.id} | {
+        name: attempts.c[name] for name in COLUMNS if name not in encoded.same
+    }
+    await json_rows.insert_encoded(
+        connection, attempts, columns, encoded.rows, encoded.same, "(run, fence)"
+    )
 
 
 async def unrecorded(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those of `outcomes` that are not in the ledger. The others were written by a COMMIT whose reply was lost."""
+    """Those of `outcomes` that are not in the ledger. The others were written by a COMMIT whose
+    reply was lost.
+    """
     statement = select(attempts.c.run, attempts.c.fence, attempts.c.outcome).where(
         attempts.c.run.in_([outcome.id for outcome in outcomes])
     )
     recorded = {tuple(row) for row in await connection.execute(statement)}
-    return [outcome for outcome in outcomes if (outcome.id, outcome.fence, outcome.outcome) not in recorded]
+    return [
+        outcome
+        for outcome in outcomes
+        if (outcome.id, outcome.fence, outcome.outcome) not in recorded
+    ]
 
 
 async def of_run(connection: AsyncConnection, run: str) -> list[dict[str, Any]]:

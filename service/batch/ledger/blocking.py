@@ -1,4 +1,6 @@
-"""Who blocks a statement on PostgreSQL: the process of the server that holds the lock, its client and its statement."""
+"""Who blocks a statement on PostgreSQL: the process of the server that holds the lock, its client
+and its statement.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,27 @@ _HOLDERS = text(
 
 
 class Blocker:
-    """Who blocks a statement, asked in a task beside the loop that waits for it. One question is asked at a time."""
+    """Who blocks a statement, asked in a task beside the loop that waits for it. One question is
+    asked at a time.
+    """
 
     in_words: str | None = None
     """The last answer; None if nobody is known."""
 
-    def __init__(self, database: Database, rest: float = 0.0, on_found: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        rest: float = 0.0,
+        on_found: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """`rest`: seconds between two questions, at least. `on_found`: called with each answer."""
         self._database, self._rest, self._on_found = database, rest, on_found
         self._asking: asyncio.Task[None] | None = None
 
     def ask(self, locking: Select[tuple[object]]) -> None:
-        """Ask who keeps this query from being executed, unless somebody is being asked for. Returns at once."""
+        """Ask who keeps this query from being executed, unless somebody is being asked for. Returns
+        at once.
+        """
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask(locking), name="batch-blocker")
 
@@ -65,11 +76,14 @@ class Blocker:
 async def blocker_in_words(database: Database, locking: Select[tuple[object]]) -> str | None:
     """Who keeps this query from being executed, in one line. None if nobody does, or on SQLite.
 
-    `locking`: a query that has to wait for the lock, such as one that locks a row. It is rolled back.
+    `locking`: a query that has to wait for the lock, such as one that locks a row. It is rolled
+    back.
     """
     if database.kind != "postgresql":
         return None
-    with suppress(DBAPIError, OSError):  # the lock has just been released, or other parts report what is wrong
+    with suppress(
+        DBAPIError, OSError
+    ):  # the lock has just been released, or other parts report what is wrong
         async with (
             limited(LOCK_SECONDS + 5),
             database.engine.connect() as waiting,

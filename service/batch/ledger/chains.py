@@ -1,4 +1,5 @@
-"""Chains of runs that wait for each other: what comes before some runs, what comes after them, and what is in the way.
+"""Chains of runs that wait for each other: what comes before some runs, what comes after them, and
+what is in the way.
 
 A chain may be of any length and width. Each query here is about one step of it, and is limited.
 """
@@ -25,18 +26,27 @@ MAY_HAVE_CAUSE = (RunState.WAITING, RunState.SKIPPED)
 MOST_BEFORE = 500
 """The causes of at most this many runs are looked for."""
 
-_HELD = "((coalesce(b.state, '') = 'waiting' AND b.gate = 'success') OR (coalesce(b.state, '') = 'skipped' AND b.gate "
+_HELD = (
+    "((coalesce(b.state, '') = 'waiting' AND b.gate = 'success') OR (coalesce(b.state, '') = "
+    "'skipped' AND b.gate "
+)
 _HELD += "IS NOT NULL))"
-"""Whether a run `b` is held back by what it waits for: it waits for a success, or was closed and may wait again."""
+"""Whether a run `b` is held back by what it waits for: it waits for a success, or was closed and
+may wait again.
+"""
 # With the bare column PostgreSQL might read all members of all groups, by their index.
 _AWAITED_BY = "nullif(a.awaited_by, a.id)"
-_COLUMNS: list[Column[Any]] = [Column("before", Id), *(runs.c[name] for name in ("id", "task", "slot", "state"))]
+_COLUMNS: list[Column[Any]] = [
+    Column("before", Id),
+    *(runs.c[name] for name in ("id", "task", "slot", "state")),
+]
 
 
 async def after(
     connection: AsyncConnection, ids: Collection[str], most: int, *, only_held: bool = False
 ) -> Sequence[Row[Any]]:
-    """The runs that wait, or have waited, for the runs `ids`: at most `most`, each with the id of the run `before` it.
+    """The runs that wait, or have waited, for the runs `ids`: at most `most`, each with the id of
+    the run `before` it.
 
     `only_held`: only those that it holds back as long as it has not succeeded.
     """
@@ -47,16 +57,22 @@ async def after(
     held = f" AND {_HELD}" if only_held else ""
     selected = "SELECT a.id AS before, b.id, b.task, b.slot, b.state FROM batch_runs a CROSS JOIN"
     statement = sql(
-        f"SELECT * FROM ({selected} batch_waits w CROSS JOIN batch_runs b WHERE {meant} AND a.{OF_SLOT_SQL} "
+        f"SELECT * FROM ({selected} batch_waits w CROSS JOIN batch_runs b WHERE {meant} "
+        f"AND a.{OF_SLOT_SQL} "
         f"AND w.task = a.task AND w.slot = a.slot AND b.id = w.run{held} "
-        f"UNION ALL {selected} batch_runs b WHERE {meant} AND a.{NO_PART_SQL} AND b.id = {_AWAITED_BY}{held}) "
+        f"UNION ALL {selected} batch_runs b WHERE {meant} AND a.{NO_PART_SQL} "
+        f"AND b.id = {_AWAITED_BY}{held}) "
         f"AS found LIMIT {most}"
     ).columns(*_COLUMNS)
     return (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
 
 
-async def before(connection: AsyncConnection, ids: Collection[str], most: int) -> Sequence[Row[Any]]:
-    """The slots that the runs `ids` wait for, or have waited for, each with its run if it has one. At most `most`."""
+async def before(
+    connection: AsyncConnection, ids: Collection[str], most: int
+) -> Sequence[Row[Any]]:
+    """The slots that the runs `ids` wait for, or have waited for, each with its run if it has one.
+    At most `most`.
+    """
     if not ids:
         return []
     kind = connection.dialect.name
@@ -69,10 +85,13 @@ async def before(connection: AsyncConnection, ids: Collection[str], most: int) -
 
 
 async def members(connection: AsyncConnection, run: str, most: int) -> Sequence[Row[Any]]:
-    """The members of the group of a run by task and state, with their number; of this many at most. Parts are none."""
+    """The members of the group of a run by task and state, with their number; of this many at most.
+    Parts are none.
+    """
     hint = "INDEXED BY ix_batch_runs_members " if connection.dialect.name == "sqlite" else ""
     statement = sql(
-        "SELECT task, state, count(*) AS number, min(CAST(id AS text)) AS id FROM (SELECT id, task, state "
+        "SELECT task, state, count(*) AS number, min(CAST(id AS text)) AS id "
+        "FROM (SELECT id, task, state "
         f"FROM batch_runs {hint}WHERE awaited_by = :run AND {NO_PART_SQL} LIMIT {most}) AS found "
         "GROUP BY task, state ORDER BY task, state"
     ).columns(runs.c.task, runs.c.state, Column("number", Integer), Column("id", String))
@@ -81,9 +100,11 @@ async def members(connection: AsyncConnection, run: str, most: int) -> Sequence[
 
 
 async def in_the_way(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, Upstream]:
-    """For each of the runs `ids` that waits or was closed, and for those that are in their way: what is in its way.
+    """For each of the runs `ids` that waits or was closed, and for those that are in their way:
+    what is in its way.
 
-    Of several slots it is the one for which most has to be done: one that has failed comes before one that runs.
+    Of several slots it is the one for which most has to be done: one that has failed comes before
+    one that runs.
     """
     found: dict[str, Upstream] = {}
     asked = list(ids)[:MOST_BEFORE]
@@ -93,26 +114,43 @@ async def in_the_way(connection: AsyncConnection, ids: Iterable[str]) -> dict[st
         following = []
         ends = await _opened_by_any_end(connection, asked)
         for run, slots in (await waits.upstreams(connection, asked)).items():
-            wrong = [each for each in slots if (each.is_pending if run in ends else each.state != RunState.SUCCEEDED)]
+            wrong = [
+                each
+                for each in slots
+                if (each.is_pending if run in ends else each.state != RunState.SUCCEEDED)
+            ]
             if wrong:
                 found[run] = min(wrong, key=_badness)
                 following.append(found[run])
-        asked = [each.run for each in following if each.run not in found and each.run and each.state in MAY_HAVE_CAUSE]
+        asked = [
+            each.run
+            for each in following
+            if each.run not in found and each.run and each.state in MAY_HAVE_CAUSE
+        ]
         asked = list(dict.fromkeys(asked))[:MOST_BEFORE]
     return found
 
 
 async def _opened_by_any_end(connection: AsyncConnection, ids: Sequence[str]) -> set[str]:
-    """Those of the runs `ids` that are opened by any end of what they wait for, whether it succeeds or not."""
+    """Those of the runs `ids` that are opened by any end of what they wait for, whether it succeeds
+    or not.
+    """
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
     query = select(runs.c.id, runs.c.gate).where(theirs)
     return {row.id for row in await connection.execute(query) if row.gate == Gate.END}
 
 
 def root(found: Mapping[str, Upstream], run: str) -> Upstream | None:
-    """What is in the way of a run at the beginning of its chain. `found`: what `in_the_way` has returned."""
+    """What is in the way of a run at the beginning of its chain. `found`: what `in_the_way` has
+    returned.
+    """
     blocker, seen = found.get(run), {run}
-    while blocker is not None and blocker.run is not None and blocker.run in found and blocker.run not in seen:
+    while (
+        blocker is not None
+        and blocker.run is not None
+        and blocker.run in found
+        and blocker.run not in seen
+    ):
         seen.add(blocker.run)
         blocker = found[blocker.run]
     return blocker

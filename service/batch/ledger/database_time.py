@@ -12,7 +12,9 @@ from service.batch.ledger.tables import schedules
 
 
 async def now_of(connection: AsyncConnection) -> datetime:
-    """The database time, in UTC. On SQLite it is the clock of this machine, in tests a clock that may be moved."""
+    """The database time, in UTC. On SQLite it is the clock of this machine, in tests a clock that
+    may be moved.
+    """
     if (now := process_now(connection)) is not None:
         return now
     database_now: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
@@ -20,12 +22,16 @@ async def now_of(connection: AsyncConnection) -> datetime:
 
 
 def process_now(connection: AsyncConnection) -> datetime | None:
-    """The time by the clock of this process, if that is the database time. None: PostgreSQL uses its own clock."""
+    """The time by the clock of this process, if that is the database time. None: PostgreSQL uses
+    its own clock.
+    """
     return clock.now() if connection.dialect.name != "postgresql" or clock.is_moved() else None
 
 
 def moment(connection: AsyncConnection) -> ColumnElement[datetime]:
-    """The database time as an expression in a statement: the instant at which the statement began."""
+    """The database time as an expression in a statement: the instant at which the statement
+    began.
+    """
     now = process_now(connection)
     return literal(now, schedules.c.fired_until.type) if now is not None else statement_start()
 

@@ -1,7 +1,7 @@
 """Duties: what one process at a time does. A duty is taken by compare-and-set.
 
-Most are held until an instant. Those of the watch and of tickets are held as long as the event loop of their node
-works, which each beat of the node says, so an idle service writes nothing more.
+Most are held until an instant. Those of the watch and of tickets are held as long as the event loop
+of their node works, which each beat of the node says, so an idle service writes nothing more.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from service.batch.ledger.people.access_tables import duties
 
 WATCH = "watch"
 SHARE_OF_LEASE = 0.5
-"""A node whose event loop has stood still for this share of LEASE_SECONDS loses its duties: within a lease another one
-has read that and has taken them.
+"""A node whose event loop has stood still for this share of LEASE_SECONDS loses its duties: within
+a lease another one has read that and has taken them.
 """
 
 _TAKE = (
     text(
-        "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :until) ON CONFLICT (name) DO UPDATE "
+        "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :until) "
+        "ON CONFLICT (name) DO UPDATE "
         "SET node = excluded.node, until = excluded.until "
         "WHERE batch_duties.node = excluded.node OR batch_duties.until <= :now RETURNING name"
     )
@@ -34,22 +35,35 @@ _TAKE = (
 )
 
 
-async def take(connection: AsyncConnection, name: str, node: str, now: datetime, seconds: float) -> bool:
-    """Take a duty, or hold it longer: until `seconds` after `now`. Returns False if another node holds it."""
+async def take(
+    connection: AsyncConnection, name: str, node: str, now: datetime, seconds: float
+) -> bool:
+    """Take a duty, or hold it longer: until `seconds` after `now`. Returns False if another node
+    holds it.
+    """
     values = {"name": name, "node": node, "until": now + timedelta(seconds=seconds), "now": now}
     return (await connection.execute(_TAKE, values)).first() is not None
 
 
 _IS_ALIVE = "n.stopped_at IS NULL AND n.fires AND NOT n.draining AND n.loop_lag < :longest_lag"
-"""The work of a duty is done on the event loop of its node: a node whose loop stands still does not do it."""
-_IS_HELD = text(f"EXISTS (SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE})")
+"""The work of a duty is done on the event loop of its node: a node whose loop stands still does not
+do it.
+"""
+_IS_HELD = text(
+    f"EXISTS (SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE})"
+)
 _TAKE_FROM_THE_DEAD = (
     text(
-        "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :now) ON CONFLICT (name) DO UPDATE "
-        "SET node = excluded.node, until = excluded.until WHERE batch_duties.node = excluded.node OR NOT EXISTS "
-        f"(SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE}) RETURNING name"
+        "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :now) "
+        "ON CONFLICT (name) DO UPDATE "
+        "SET node = excluded.node, until = excluded.until "
+        "WHERE batch_duties.node = excluded.node OR NOT EXISTS "
+        f"(SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE}) "
+        "RETURNING name"
     )
-    .bindparams(bindparam("node", type_=duties.c.node.type), bindparam("now", type_=duties.c.until.type))
+    .bindparams(
+        bindparam("node", type_=duties.c.node.type), bindparam("now", type_=duties.c.until.type)
+    )
     .columns(duties.c.name)
 )
 
@@ -57,17 +71,20 @@ _TAKE_FROM_THE_DEAD = (
 async def take_from_the_dead(
     connection: AsyncConnection, name: str, node: str, now: datetime, longest_lag: float
 ) -> bool:
-    """Take a duty whose holder stops, has stopped, was found dead, or has an event loop that stands still.
+    """Take a duty whose holder stops, has stopped, was found dead, or has an event loop that stands
+    still.
 
-    Returns False if another living node holds it. `until` of its row is then the instant at which it was taken.
-    `longest_lag`: for how many seconds an event loop may stand still.
+    Returns False if another living node holds it. `until` of its row is then the instant at which
+    it was taken. `longest_lag`: for how many seconds an event loop may stand still.
     """
     values = {"name": name, "node": node, "now": now, "longest_lag": longest_lag}
     return (await connection.execute(_TAKE_FROM_THE_DEAD, values)).first() is not None
 
 
 async def is_free(connection: AsyncConnection, name: str, longest_lag: float) -> bool:
-    """Whether `take_from_the_dead` would give the duty to a node that does not have it yet. It writes nothing."""
+    """Whether `take_from_the_dead` would give the duty to a node that does not have it yet. It
+    writes nothing.
+    """
     query = select(duties.c.node).where(duties.c.name == name, _IS_HELD)
     return (await connection.execute(query, {"longest_lag": longest_lag})).first() is None
 

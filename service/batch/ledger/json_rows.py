@@ -1,7 +1,7 @@
 """Many rows in one parameter of a statement: a JSON array that the database reads as a table.
 
-So one statement takes any number of rows. It works on both databases, and stays within the drivers' limits of
-parameters.
+So one statement takes any number of rows. It works on both databases, and stays within the drivers'
+limits of parameters.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ POSTGRESQL_TYPES = {
 
 
 def source(
-    columns: Iterable[Column[Any]], kind: str, present: Collection[str] | None = None, parameter: str = "rows"
+    columns: Iterable[Column[Any]],
+    kind: str,
+    present: Collection[str] | None = None,
+    parameter: str = "rows",
 ) -> str:
     """SQL for a FROM item with the alias `v`, which reads these columns from the parameter :rows.
 
-    `present`: the names of those that the rows may have; None: all. The others are NULL. `parameter`: another name.
+    `present`: the names of those that the rows may have; None: all. The others are NULL.
+    `parameter`: another name.
     """
     if kind == "postgresql":
         fields = ", ".join(f'"{c.name}" {_postgresql_type(c)}' for c in columns)
@@ -59,7 +63,9 @@ def _value(column: Column[Any], present: Collection[str] | None) -> str:
 
 
 def encode(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
-    """The value of the parameter :rows. Instants are written as this database stores them; None values are left out."""
+    """The value of the parameter :rows. Instants are written as this database stores them; None
+    values are left out.
+    """
 
     stamps: dict[datetime, str | None] = {}
 
@@ -70,11 +76,14 @@ def encode(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
             stamps[value] = stamp(value, kind)
         return stamps[value]
 
-    encoded = json.dumps([{k: v for k, v in row.items() if v is not None} for row in rows], default=convert)
+    encoded = json.dumps(
+        [{k: v for k, v in row.items() if v is not None} for row in rows], default=convert
+    )
     return _without_unstorable(encoded) if _UNSTORABLE.search(encoded) else encoded
 
 
-# PostgreSQL can store neither U+0000 nor half a surrogate pair in a text. Such a row must not make all others fail.
+# PostgreSQL can store neither U+0000 nor half a surrogate pair in a text. Such a row must not make
+# all others fail.
 _UNSTORABLE = re.compile(r"\\(u0000|ud[89a-f])", re.IGNORECASE)
 
 
@@ -97,16 +106,26 @@ def storable(value: Any) -> Any:
 
 
 def among(column: Column[Any], values: Iterable[Any], kind: str) -> TextualSelect:
-    """A subquery for `column.in_(…)` with any number of values, which are in the parameter :rows."""
+    """A subquery for `column.in_(…)` with any number of values, which are in the parameter
+    :rows.
+    """
     encoded = encode([{column.name: value} for value in values], kind)
-    statement = text(f'SELECT v."{column.name}" FROM {source([column], kind)}').bindparams(rows=encoded)
+    statement = text(f'SELECT v."{column.name}" FROM {source([column], kind)}').bindparams(
+        rows=encoded
+    )
     return statement.columns(column)
 
 
 def is_among(column: Column[Any], values: Iterable[Any], kind: str) -> ColumnElement[bool]:
-    """The condition `column IN (values)`, in a form for which PostgreSQL uses the index even of a small table."""
+    """The condition `column IN (values)`, in a form for which PostgreSQL uses the index even of a
+    small table.
+    """
     subquery = among(column, values, kind)
-    return column == func.any(func.array(subquery.scalar_subquery())) if kind == "postgresql" else column.in_(subquery)
+    return (
+        column == func.any(func.array(subquery.scalar_subquery()))
+        if kind == "postgresql"
+        else column.in_(subquery)
+    )
 
 
 async def insert(
@@ -118,14 +137,21 @@ async def insert(
 ) -> list[Any]:
     """Insert rows that have the same keys, in one statement.
 
-    `conflict`: the target of ON CONFLICT … DO NOTHING. `key`: a column with values that no row has had before; those of
-    the inserted rows are returned. A value that is the same in all rows is sent only once.
+    `conflict`: the target of ON CONFLICT … DO NOTHING. `key`: a column with values that no row has
+    had before; those of the inserted rows are returned. A value that is the same in all rows is
+    sent only once.
     """
     if not rows:
         return []
-    same = {name: value for name, value in rows[0].items() if [row[name] for row in rows].count(value) == len(rows)}
+    same = {
+        name: value
+        for name, value in rows[0].items()
+        if [row[name] for row in rows].count(value) == len(rows)
+    }
     columns = {name: table.c[name] for name in rows[0] if name not in same}
-    encoded = encode(({name: row[name] for name in columns} for row in rows), connection.dialect.name)
+    encoded = encode(
+        ({name: row[name] for name in columns} for row in rows), connection.dialect.name
+    )
     inserted = await insert_encoded(connection, table, columns, encoded, same, conflict)
     if key is None:
         return []
@@ -144,14 +170,18 @@ async def insert_encoded(
     same: Mapping[str, Any],
     conflict: str = "",
 ) -> int:
-    """Insert rows that `encode` has encoded, as `insert` does. Returns their number. `same`: what all have in common.
+    """Insert rows that `encode` has encoded, as `insert` does. Returns their number. `same`: what
+    all have in common.
 
-    `columns`: by the name of a column of the table, the column with the name and the type of the encoded value.
+    `columns`: by the name of a column of the table, the column with the name and the type of the
+    encoded value.
     """
     kind = connection.dialect.name
     same_columns = [table.c[name] for name, value in same.items() if value is not None]
     names = ", ".join(f'"{name}"' for name in (*columns, *(c.name for c in same_columns)))
-    values = ", ".join([*(f'v."{c.name}"' for c in columns.values()), *(f":same_{c.name}" for c in same_columns)])
+    values = ", ".join(
+        [*(f'v."{c.name}"' for c in columns.values()), *(f":same_{c.name}" for c in same_columns)]
+    )
     # Without the WHERE SQLite would take the ON of ON CONFLICT for that of a join.
     from_clause = f" FROM {source(columns.values(), kind)}" if columns else ""
     statement = f"INSERT INTO {table.name} ({names}) SELECT {values}{from_clause} WHERE true"

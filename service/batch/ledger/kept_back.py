@@ -1,4 +1,5 @@
-"""What failed runs keep back: runs that wait for their success, or that their failure has closed, in whichever depth.
+"""What failed runs keep back: runs that wait for their success, or that their failure has closed,
+in whichever depth.
 
 A retry with success lets them go on.
 """
@@ -44,12 +45,18 @@ class KeptBack:
     at_least: bool = False
 
 
-async def by_errors(connection: AsyncConnection, errors: Iterable[Error]) -> dict[Error, list[KeptBack]]:
+async def by_errors(
+    connection: AsyncConnection, errors: Iterable[Error]
+) -> dict[Error, list[KeptBack]]:
     """What the open failed runs of each of these errors keep back, of the first 20 errors."""
     wanted = list(dict.fromkeys(errors))[:MOST_ERRORS]
     if not wanted:
         return {}
-    named = {f"{name}_{n}": value for n, error in enumerate(wanted) for name, value in zip("tf", error, strict=True)}
+    named = {
+        f"{name}_{n}": value
+        for n, error in enumerate(wanted)
+        for name, value in zip("tf", error, strict=True)
+    }
     rows = (await connection.execute(_failed(len(wanted)), named)).all()
     counted: dict[Error, int] = defaultdict(int)
     for row in rows:
@@ -65,17 +72,24 @@ async def by_run(connection: AsyncConnection, run: str) -> list[KeptBack]:
 
 @lru_cache(maxsize=MOST_ERRORS)
 def _failed(number: int) -> TextualSelect:
-    """A part for each error, because neither database would otherwise stop after the newest runs of one."""
+    """A part for each error, because neither database would otherwise stop after the newest runs of
+    one.
+    """
     parts = (
-        f"SELECT * FROM (SELECT {n} AS error, id FROM batch_runs WHERE task = :t_{n} AND fingerprint = :f_{n} "
+        f"SELECT * FROM (SELECT {n} AS error, id FROM batch_runs WHERE task = :t_{n} "
+        f"AND fingerprint = :f_{n} "
         f"AND {OPEN_FAILURE_SQL} ORDER BY finished_at DESC LIMIT {MOST_FAILED}) AS part_{n}"
         for n in range(number)
     )
     return text(" UNION ALL ".join(parts)).columns(Column("error", Integer), runs.c.id)
 
 
-async def _kept(connection: AsyncConnection, roots: Mapping[str, set[K]], cut: set[K]) -> dict[K, list[KeptBack]]:
-    """What is kept back by runs, step by step. `roots`: by the id of a run, what it belongs to. `cut`: may be more."""
+async def _kept(
+    connection: AsyncConnection, roots: Mapping[str, set[K]], cut: set[K]
+) -> dict[K, list[KeptBack]]:
+    """What is kept back by runs, step by step. `roots`: by the id of a run, what it belongs to.
+    `cut`: may be more.
+    """
     belong: dict[str, set[K]] = {run: set(keys) for run, keys in roots.items()}
     numbers: dict[tuple[K, str, bool], int] = defaultdict(int)
     asked = list(belong)
@@ -113,7 +127,9 @@ def in_words(kept: Sequence[Any]) -> str:
 
 
 def parts_of(kept: Sequence[Any]) -> list[tuple[str, str]]:
-    """The same in parts: a number in words, and the name of the task; empty for the last part about further tasks."""
+    """The same in parts: a number in words, and the name of the task; empty for the last part about
+    further tasks.
+    """
     parts: list[tuple[str, str]] = []
     noun_before, least = "", "at least " if any(each.at_least for each in kept) else ""
     for each in kept[:MOST_NAMED]:

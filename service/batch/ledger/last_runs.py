@@ -17,7 +17,9 @@ from service.batch.ledger.tables import BY_HAND_SQL, NO_PART_SQL, runs
 async def of_each(
     connection: AsyncConnection, tasks: Sequence[str], columns: tuple[str, ...], last: int
 ) -> Sequence[Row[Any]]:
-    """At most `last` runs of each of these tasks, in no order. There should be few tasks. `columns`: of the runs."""
+    """At most `last` runs of each of these tasks, in no order. There should be few tasks.
+    `columns`: of the runs.
+    """
     return await _read(connection, tasks, columns, {"last": last})
 
 
@@ -29,12 +31,17 @@ async def by_hand_of_each(
     since: datetime,
     until: datetime,
 ) -> Sequence[Row[Any]]:
-    """The same of the runs by hand, or started by code, that were made in an interval (both ends included)."""
+    """The same of the runs by hand, or started by code, that were made in an interval (both ends
+    included).
+    """
     return await _read(connection, tasks, columns, {"last": last, "since": since, "until": until})
 
 
 async def _read(
-    connection: AsyncConnection, tasks: Sequence[str], columns: tuple[str, ...], values: dict[str, Any]
+    connection: AsyncConnection,
+    tasks: Sequence[str],
+    columns: tuple[str, ...],
+    values: dict[str, Any],
 ) -> Sequence[Row[Any]]:
     if not tasks:
         return []
@@ -45,16 +52,28 @@ async def _read(
 
 @lru_cache(maxsize=200)
 def _statement(number: int, columns: tuple[str, ...], is_by_hand: bool) -> TextualSelect:
-    """A part for each task, because neither database would otherwise stop after the newest runs of one.
+    """A part for each task, because neither database would otherwise stop after the newest runs of
+    one.
 
     It is text that is made once: the construct of this many parts takes longer than the query.
     """
     names = ", ".join(f'"{name}"' for name in columns)
-    made = f" AND created_at >= :since AND created_at <= :until AND {BY_HAND_SQL}" if is_by_hand else ""
+    made = (
+        f" AND created_at >= :since AND created_at <= :until AND {BY_HAND_SQL}"
+        if is_by_hand
+        else ""
+    )
     parts = (
-        f"SELECT * FROM (SELECT {names} FROM batch_runs WHERE task = :task_{each}{made} AND {NO_PART_SQL} "
+        f"SELECT * FROM (SELECT {names} FROM batch_runs WHERE task = :task_{each}{made} "
+        f"AND {NO_PART_SQL} "
         f"ORDER BY created_at DESC, id DESC LIMIT :last) AS part_{each}"
         for each in range(number)
     )
-    times = [bindparam(name, type_=runs.c.created_at.type) for name in ("since", "until") if is_by_hand]
-    return text(" UNION ALL ".join(parts)).bindparams(*times).columns(*(runs.c[name] for name in columns))
+    times = [
+        bindparam(name, type_=runs.c.created_at.type) for name in ("since", "until") if is_by_hand
+    ]
+    return (
+        text(" UNION ALL ".join(parts))
+        .bindparams(*times)
+        .columns(*(runs.c[name] for name in columns))
+    )

@@ -21,7 +21,9 @@ _INSTANT = timedelta(microseconds=1)
 
 
 class Cause(StrEnum):
-    """Why slots did not run, as a word: no service handled them in time, a person paused the task, its file is gone."""
+    """Why slots did not run, as a word: no service handled them in time, a person paused the task,
+    its file is gone.
+    """
 
     DOWN = "down"
     PAUSED = "paused"
@@ -31,7 +33,9 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class MissedRange:
-    """Consecutive slots of one task that do not run, and why. `first` and `last` are aware, and both belong to it."""
+    """Consecutive slots of one task that do not run, and why. `first` and `last` are aware, and
+    both belong to it.
+    """
 
     first: datetime
     last: datetime
@@ -40,19 +44,27 @@ class MissedRange:
     cause: Cause
 
 
-async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, MissedRange]], now: datetime) -> None:
+async def record(
+    connection: AsyncConnection, ranges: list[tuple[OpenSchedule, MissedRange]], now: datetime
+) -> None:
     """Write missed ranges, each with the open schedule of its task.
 
-    If a range follows the last range of its task without a gap, and has the same reason, that one is extended. This is
-    not done across a change of schedule, since slots of the old schedule in between may have run; nor to a range that a
-    person has left as it is, since it was not about these slots.
+    If a range follows the last range of its task without a gap, and has the same reason, that one
+    is extended. This is not done across a change of schedule, since slots of the old schedule in
+    between may have run; nor to a range that a person has left as it is, since it was not about
+    these slots.
     """
     if not ranges:
         return
     newest = await _newest(connection, [row.task for row, _ in ranges])
     new_rows = []
-    by_id = sorted(ranges, key=lambda pair: newest[pair[0].task].id if pair[0].task in newest else "")
-    for row, missed_range in by_id:  # by id, as whoever leaves ranges locks them, so that the two never deadlock
+    by_id = sorted(
+        ranges, key=lambda pair: newest[pair[0].task].id if pair[0].task in newest else ""
+    )
+    for (
+        row,
+        missed_range,
+    ) in by_id:  # by id, as whoever leaves ranges locks them, so that the two never deadlock
         last = newest.get(row.task)
         if (
             last is not None
@@ -66,7 +78,9 @@ async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, M
 
 
 async def not_yet(connection: AsyncConnection, rows: Sequence[OpenSchedule], now: datetime) -> None:
-    """Let the ranges of these open schedules end at `now`: a clock that was ahead has recorded slots after it."""
+    """Let the ranges of these open schedules end at `now`: a clock that was ahead has recorded
+    slots after it.
+    """
     by_task = {row.task: row for row in rows if row.is_usable}
     theirs = json_rows.is_among(missed.c.task, by_task, connection.dialect.name)
     query = select(missed).where(theirs, missed.c.last_slot > now).with_for_update()
@@ -78,7 +92,9 @@ async def not_yet(connection: AsyncConnection, rows: Sequence[OpenSchedule], now
             continue
         number = await offload(count, schedule, found.first_slot - _INSTANT, last)
         unnoticed = case((missed.c.unnoticed > number, number), else_=missed.c.unnoticed)
-        await connection.execute(update(missed).where(this).values(last_slot=last, count=number, unnoticed=unnoticed))
+        await connection.execute(
+            update(missed).where(this).values(last_slot=last, count=number, unnoticed=unnoticed)
+        )
 
 
 async def _extend(connection: AsyncConnection, id: str, more: MissedRange) -> bool:
@@ -112,7 +128,9 @@ async def _newest(connection: AsyncConnection, names: list[str]) -> dict[str, An
     """The row of the last missed range of each task, by task."""
     kind = connection.dialect.name
     columns = [missed.c.id, missed.c.task, missed.c.reason, missed.c.last_slot]
-    newest = "SELECT x.id FROM batch_missed x WHERE x.task = v.task ORDER BY x.last_slot DESC LIMIT 1"
+    newest = (
+        "SELECT x.id FROM batch_missed x WHERE x.task = v.task ORDER BY x.last_slot DESC LIMIT 1"
+    )
     statement = text(
         "SELECT m.id, m.task, m.reason, m.last_slot FROM batch_missed m "
         f"WHERE {queues.among('m.id', f'SELECT ({newest}) FROM {json_rows.source([missed.c.task], kind)}', kind)}"
@@ -121,11 +139,14 @@ async def _newest(connection: AsyncConnection, names: list[str]) -> dict[str, An
     return {row.task: row for row in await connection.execute(statement, parameter)}
 
 
-def unchosen(names: Sequence[str], since: datetime, until: datetime, kind: str, *, is_left: bool) -> Select[Any]:
-    """A query for the ranges of these tasks within an interval (both ends included) that nobody has chosen.
+def unchosen(
+    names: Sequence[str], since: datetime, until: datetime, kind: str, *, is_left: bool
+) -> Select[Any]:
+    """A query for the ranges of these tasks within an interval (both ends included) that nobody has
+    chosen.
 
-    Its rows have `id`, `task`, `first_slot`, `last_slot` and the number of `slots`. `is_left`: of the ranges that a
-    person has left as they are, or else of the others. `kind`: of the database.
+    Its rows have `id`, `task`, `first_slot`, `last_slot` and the number of `slots`. `is_left`: of
+    the ranges that a person has left as they are, or else of the others. `kind`: of the database.
     """
     last = missed.c.last_slot
     within = (
@@ -136,11 +157,15 @@ def unchosen(names: Sequence[str], since: datetime, until: datetime, kind: str, 
     )
     is_meant = missed.c.left_at.is_not(None) if is_left else missed.c.left_at.is_(None)
     columns = [missed.c[name] for name in ("id", "task", "first_slot", "last_slot")]
-    query = select(*columns, missed.c.count.label("slots")).where(*within, missed.c.cause != Cause.PAUSED, is_meant)
+    query = select(*columns, missed.c.count.label("slots")).where(
+        *within, missed.c.cause != Cause.PAUSED, is_meant
+    )
     return query.order_by(missed.c.id)
 
 
-async def leave(connection: AsyncConnection, ids: Sequence[str], by: str, note: str, now: datetime) -> None:
+async def leave(
+    connection: AsyncConnection, ids: Sequence[str], by: str, note: str, now: datetime
+) -> None:
     """Record that a person leaves these ranges as they are."""
     await _decide(connection, ids, {"left_at": now, "left_by": by, "left_note": note})
 
@@ -157,5 +182,7 @@ async def _decide(connection: AsyncConnection, ids: Sequence[str], values: dict[
 
 async def of_task(connection: AsyncConnection, task: str, limit: int) -> list[dict[str, Any]]:
     """The last missed ranges of a task, newest first, as rows by column name; at most `limit`."""
-    newest = select(missed).where(missed.c.task == task).order_by(missed.c.last_slot.desc()).limit(limit)
+    newest = (
+        select(missed).where(missed.c.task == task).order_by(missed.c.last_slot.desc()).limit(limit)
+    )
     return [dict(row) for row in (await connection.execute(newest)).mappings()]

@@ -14,14 +14,17 @@ from service.batch.ledger import database_time
 from service.batch.ledger.tables import HELD_SQL, nodes, runs
 
 MOST_LOOKED_AT = 1_000
-"""So many nodes, the newest ones, are looked at for what was lost, and for when a service was last seen."""
+"""So many nodes, the newest ones, are looked at for what was lost, and for when a service was last
+seen.
+"""
 
 
 @dataclass(frozen=True)
 class NodeStatus:
     """A node as its row in the ledger describes it.
 
-    `beats`: the counter that rises with each beat. `loop_lag`: for how many seconds its event loop has stood still.
+    `beats`: the counter that rises with each beat. `loop_lag`: for how many seconds its event loop
+    has stood still.
     """
 
     id: str
@@ -32,25 +35,39 @@ class NodeStatus:
 
 
 async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
-    """Write a node's row. If the node has a row that was marked as stopped, that row is alive again.
+    """Write a node's row. If the node has a row that was marked as stopped, that row is alive
+    again.
 
     `row`: the values of the columns of `batch_nodes`, by name.
     """
-    values = {"stopped_at": None, "lost_at": None, "seen_at": row["seen_at"], "beats": nodes.c.beats + 1}
+    values = {
+        "stopped_at": None,
+        "lost_at": None,
+        "seen_at": row["seen_at"],
+        "beats": nodes.c.beats + 1,
+    }
     updated = await connection.execute(update(nodes).where(nodes.c.id == row["id"]).values(values))
     if updated.rowcount == 0:
         await connection.execute(insert(nodes).values(row))
 
 
 async def beat(
-    connection: AsyncConnection, node: str, loop_lag: float, troubles: Mapping[str, str] | None = None
+    connection: AsyncConnection,
+    node: str,
+    loop_lag: float,
+    troubles: Mapping[str, str] | None = None,
 ) -> bool:
-    """Add one to the counter of a node. Returns False if the node is marked as stopped, or has no row.
+    """Add one to the counter of a node. Returns False if the node is marked as stopped, or has no
+    row.
 
-    `loop_lag`: how long a callback last waited on its event loop, in seconds. `troubles`: what is wrong with it, by
-    part, if that has changed.
+    `loop_lag`: how long a callback last waited on its event loop, in seconds. `troubles`: what is
+    wrong with it, by part, if that has changed.
     """
-    values = {"beats": nodes.c.beats + 1, "seen_at": database_time.moment(connection), "loop_lag": loop_lag}
+    values = {
+        "beats": nodes.c.beats + 1,
+        "seen_at": database_time.moment(connection),
+        "loop_lag": loop_lag,
+    }
     if troubles is not None:
         values["troubles"] = dict(troubles)
     living = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
@@ -64,24 +81,35 @@ async def get(connection: AsyncConnection, node: str) -> dict[str, Any] | None:
 
 
 async def firing_since(connection: AsyncConnection, since: datetime) -> Sequence[Mapping[Any, Any]]:
-    """The rows of the nodes that fire and were seen since then, without those that have stopped, the oldest first.
+    """The rows of the nodes that fire and were seen since then, without those that have stopped,
+    the oldest first.
 
     Each has `busy`: how many runs it executes.
     """
-    busy = select(func.count()).select_from(runs).where(runs.c.node == nodes.c.id, text(HELD_SQL)).correlate(nodes)
+    busy = (
+        select(func.count())
+        .select_from(runs)
+        .where(runs.c.node == nodes.c.id, text(HELD_SQL))
+        .correlate(nodes)
+    )
     fires = (nodes.c.fires, nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since)
     query = select(nodes, busy.label("busy")).where(*fires).order_by(nodes.c.started_at, nodes.c.id)
     return (await connection.execute(query)).mappings().all()
 
 
 async def lost_since(connection: AsyncConnection, since: datetime) -> Sequence[Row[Any]]:
-    """The id, host, pid and `lost_at` of the nodes that fire and were lost since then, the last one first.
+    """The id, host, pid and `lost_at` of the nodes that fire and were lost since then, the last one
+    first.
 
     Only the MOST_LOOKED_AT nodes that have started last are looked at.
     """
     columns = (nodes.c.id, nodes.c.host, nodes.c.pid, nodes.c.fires, nodes.c.lost_at)
     newest = select(*columns).order_by(nodes.c.id.desc()).limit(MOST_LOOKED_AT).subquery()
-    lost = select(newest).where(newest.c.fires, newest.c.lost_at >= since).order_by(newest.c.lost_at.desc())
+    lost = (
+        select(newest)
+        .where(newest.c.fires, newest.c.lost_at >= since)
+        .order_by(newest.c.lost_at.desc())
+    )
     return (await connection.execute(lost)).all()
 
 
@@ -93,7 +121,9 @@ async def live_tasks(connection: AsyncConnection) -> set[str]:
 
 
 async def newest(connection: AsyncConnection) -> str | None:
-    """The id of the node that has started last of those that fire and are not marked as stopped; None without any."""
+    """The id of the node that has started last of those that fire and are not marked as stopped;
+    None without any.
+    """
     firing = select(nodes.c.id).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
     last = firing.order_by(nodes.c.started_at.desc(), nodes.c.id.desc()).limit(1)
     node: str | None = (await connection.execute(last)).scalar()
@@ -105,16 +135,21 @@ async def record_loaded(connection: AsyncConnection, node: str, tasks: Iterable[
     await connection.execute(update(nodes).where(nodes.c.id == node).values(tasks=sorted(tasks)))
 
 
-async def record_broken(connection: AsyncConnection, node: str, broken: list[dict[str, Any]]) -> None:
+async def record_broken(
+    connection: AsyncConnection, node: str, broken: list[dict[str, Any]]
+) -> None:
     """Write the files of tasks that a node can't use by now, so that the watch looks at them."""
-    await connection.execute(update(nodes).where(nodes.c.id == node).values(broken=broken, noticed_at=None))
+    await connection.execute(
+        update(nodes).where(nodes.c.id == node).values(broken=broken, noticed_at=None)
+    )
 
 
 async def with_same_beats(connection: AsyncConnection, beats: Mapping[str, int]) -> set[str]:
     """The ids of those nodes in `beats` (beats by id) whose counter has not risen.
 
-    Their rows are locked, so they can't beat until this transaction ends. Only a row that another transaction has
-    locked already, such as a beat that is going on or is frozen, is read without a lock.
+    Their rows are locked, so they can't beat until this transaction ends. Only a row that another
+    transaction has locked already, such as a beat that is going on or is frozen, is read without a
+    lock.
     """
     statement = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(beats)).order_by(nodes.c.id)
     await connection.execute(statement.with_for_update(skip_locked=True))
@@ -124,10 +159,12 @@ async def with_same_beats(connection: AsyncConnection, beats: Mapping[str, int])
 async def end_connections(
     connection: AsyncConnection, node_ids: Iterable[str], older_than: float = 0.0, wait: float = 1.0
 ) -> None:
-    """End the PostgreSQL connections of these nodes, since a silent one may hold locks, and wait for each to end.
+    """End the PostgreSQL connections of these nodes, since a silent one may hold locks, and wait
+    for each to end.
 
-    Only connections of the role of this connection are ended, without itself. `older_than`: only those that were opened
-    more than this many seconds ago. `wait`: seconds that the end of one may take. On SQLite nothing is done.
+    Only connections of the role of this connection are ended, without itself. `older_than`: only
+    those that were opened more than this many seconds ago. `wait`: seconds that the end of one may
+    take. On SQLite nothing is done.
     """
     names = sorted(node_ids)
     if not names or connection.dialect.name != "postgresql":

@@ -1,4 +1,6 @@
-"""The columns of runs that the end of an attempt sets, and those that a new beginning clears: for transitions.py."""
+"""The columns of runs that the end of an attempt sets, and those that a new beginning clears: for
+transitions.py.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,16 @@ OPENED_AGAIN = ", ".join(
 """A run that fails again is neither acknowledged nor made good."""
 
 KEPT_BACK = "kept_back"
-"""The fingerprint of a slot that was skipped because of what it waited for, although nothing of that has failed."""
+"""The fingerprint of a slot that was skipped because of what it waited for, although nothing of
+that has failed.
+"""
 
-# What is wrong with a run is noticed after each end of an attempt, once (see tables.UNNOTICED_RUN_SQL). What is wrong
-# with a part is noticed with its parent.
-_BEFORE = f"CASE WHEN NOT {_HAS_FAILED} OR batch_runs.fingerprint <> '{KEPT_BACK}' THEN batch_runs.fingerprint END"
+# What is wrong with a run is noticed after each end of an attempt, once (see
+# tables.UNNOTICED_RUN_SQL). What is wrong with a part is noticed with its parent.
+_BEFORE = (
+    f"CASE WHEN NOT {_HAS_FAILED} OR batch_runs.fingerprint <> '{KEPT_BACK}' THEN "
+    "batch_runs.fingerprint END"
+)
 _IS_PART = f"batch_runs.origin = '{Origin.PART}'"
 NOTICED = (
     f"fingerprint = CASE WHEN {_IS_PART} THEN NULL ELSE coalesce(v.fingerprint, {_BEFORE}) END, "
@@ -59,23 +66,33 @@ NOTICED_IF_BAD = "fingerprint = coalesce(v.fingerprint, batch_runs.fingerprint),
 )
 """The SET clause for a run that is skipped, perhaps with a fingerprint."""
 
-UNNOTICED = ", ".join(f"{name} = NULL" for name in ("noticed_at", "acknowledged", "made_good_at", "made_good_by"))
+UNNOTICED = ", ".join(
+    f"{name} = NULL" for name in ("noticed_at", "acknowledged", "made_good_at", "made_good_by")
+)
 """The SET clause for a run that fails without an attempt."""
 
 
-RANK = f"coalesce(v.rank, CASE batch_runs.rank WHEN {Rank.JOINING} THEN {Rank.INTERRUPTED} ELSE batch_runs.rank END)"
-"""A run whose join is tried again has no lane meanwhile. So it goes behind those that are queued for their join."""
+RANK = (
+    f"coalesce(v.rank, CASE batch_runs.rank WHEN {Rank.JOINING} THEN {Rank.INTERRUPTED} ELSE "
+    "batch_runs.rank END)"
+)
+"""A run whose join is tried again has no lane meanwhile. So it goes behind those that are queued
+for their join.
+"""
 
 NO_PROGRESS = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS)
 AS_NEW = (
-    "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, attempts_before = attempt, losses = 0, "
+    "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, attempts_before = "
+    "attempt, losses = 0, "
     "count_lost = NULL, cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL"
 )
 """The SET clause for a run that a person lets begin once more."""
 
 
 def failed_without_attempt(fingerprint: str, now: datetime) -> dict[str, Any]:
-    """The values of a run that fails while it waits for a node. Parts are not noticed by themselves."""
+    """The values of a run that fails while it waits for a node. Parts are not noticed by
+    themselves.
+    """
     is_part = runs.c.origin == Origin.PART
     return {
         "fingerprint": case((is_part, null()), else_=literal(fingerprint)),
@@ -86,9 +103,15 @@ def failed_without_attempt(fingerprint: str, now: datetime) -> dict[str, Any]:
 
 
 def encode(outcomes: Sequence[Outcome], kind: str) -> EncodedOutcomes:
-    """Encode outcomes in the order of their ids, which is the usual order of locks. `kind`: of the database."""
+    """Encode outcomes in the order of their ids, which is the usual order of locks. `kind`: of the
+    database.
+    """
     values = {name: getattr(outcomes[0], name) for name in _OFTEN_SAME} if outcomes else {}
-    same = {name: value for name, value in values.items() if all(getattr(o, name) == value for o in outcomes)}
+    same = {
+        name: value
+        for name, value in values.items()
+        if all(getattr(o, name) == value for o in outcomes)
+    }
     different = [name for name in _OFTEN_SAME if name not in same]
     if all(outcome.error is None for outcome in outcomes):
         same["error"] = None
@@ -113,8 +136,8 @@ def encode(outcomes: Sequence[Outcome], kind: str) -> EncodedOutcomes:
 def read(encoded: EncodedOutcomes, kind: str) -> str:
     """SQL for a FROM item with the rows of `encoded`. `kind`: of the database.
 
-    If all have only what the outcomes of most runs have, the other columns are not looked for: that would take SQLite
-    half a microsecond for each of them.
+    If all have only what the outcomes of most runs have, the other columns are not looked for: that
+    would take SQLite half a microsecond for each of them.
     """
     return json_rows.source(_READ, kind, _PLAIN if encoded.is_plain else None)
 
@@ -122,19 +145,24 @@ def read(encoded: EncodedOutcomes, kind: str) -> str:
 async def write(
     connection: AsyncConnection, update: str, outcomes: Sequence[Outcome], encoded: EncodedOutcomes
 ) -> dict[str, str]:
-    """Execute the UPDATE of runs that have ended. Returns the new states of those that it has changed, by id.
+    """Execute the UPDATE of runs that have ended. Returns the new states of those that it has
+    changed, by id.
 
-    If all have ended for good, the statement returns no rows but their number: SQLite's thread would have to wait for
-    the interpreter's lock after each row, which takes milliseconds while the event loop is busy.
+    If all have ended for good, the statement returns no rows but their number: SQLite's thread
+    would have to wait for the interpreter's lock after each row, which takes milliseconds while the
+    event loop is busy.
     """
     parameters = {"rows": encoded.rows}
     if any(outcome.state not in FINAL for outcome in outcomes):
-        returning = text(f"{update} RETURNING batch_runs.id, batch_runs.state").columns(runs.c.id, runs.c.state)
+        returning = text(f"{update} RETURNING batch_runs.id, batch_runs.state").columns(
+            runs.c.id, runs.c.state
+        )
         return dict(iter(await connection.execute(returning, parameters)))
     written: dict[str, str] = {outcome.id: outcome.state for outcome in outcomes}
     if (await connection.execute(text(update), parameters)).rowcount == len(outcomes):
         return written
-    # The ends of the others were written before, with the rows of their attempts, or another node holds their runs.
+    # The ends of the others were written before, with the rows of their attempts, or another node
+    # holds their runs.
     statement = text(
         f"SELECT v.id FROM {read(encoded, connection.dialect.name)} "
         "JOIN batch_runs r ON r.id = v.id AND r.fence = v.fence "

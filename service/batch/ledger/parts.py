@@ -1,8 +1,8 @@
 """Parts: the runs into which a partitioned run is split, and for which it waits.
 
-A part is a member of its parent: its `awaited_by` is the parent, its `origin` is "part", and it has no slot. The parent
-has a gate of its own from the transaction on that stores its split. Nothing counts down: what is over is asked of the
-rows of the parts.
+A part is a member of its parent: its `awaited_by` is the parent, its `origin` is "part", and it has
+no slot. The parent has a gate of its own from the transaction on that stores its split. Nothing
+counts down: what is over is asked of the rows of the parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ MOST_NAMED = 10
 
 
 class PartsGate(StrEnum):
-    """The gate of a run that was split. FAIL_FAST: the first part that does not succeed cancels the others."""
+    """The gate of a run that was split. FAIL_FAST: the first part that does not succeed cancels the
+    others.
+    """
 
     PARTS = "parts"
     FAIL_FAST = "fail_fast"
@@ -38,8 +40,8 @@ class Split:
 
     Attributes:
         exclusive: The queue of the parts, whose lanes bound how many of them run at once.
-        params: The parameters of each part, in their order, as JSON values. None: the run was split before, and its
-            parts that did not succeed are run again.
+        params: The parameters of each part, in their order, as JSON values. None: the run was split
+            before, and its parts that did not succeed are run again.
     """
 
     gate: PartsGate
@@ -47,18 +49,22 @@ class Split:
     params: Sequence[Mapping[str, Any]] | None = None
 
     def rows(self, kind: str) -> str:
-        """The value of :rows for `insert`. Encoding 10,000 parts takes a while, so call it in a thread."""
+        """The value of :rows for `insert`. Encoding 10,000 parts takes a while, so call it in a
+        thread.
+        """
         ids = sorted(new_id() for _ in self.params or ())
         parts = enumerate(zip(ids, self.params or (), strict=True), start=1)
-        return json_rows.encode(({"id": run, "part": number, "params": given} for number, (run, given) in parts), kind)
+        return json_rows.encode(
+            ({"id": run, "part": number, "params": given} for number, (run, given) in parts), kind
+        )
 
 
 @dataclass(frozen=True)
 class Tally:
     """How many parts a run has by their state, and the sums of their progress.
 
-    `count` is None if none has reported any, and `total` unless all have reported one: with the sum of some,
-    the run would seem further than it is.
+    `count` is None if none has reported any, and `total` unless all have reported one: with the sum
+    of some, the run would seem further than it is.
     """
 
     states: Mapping[str, int]
@@ -79,11 +85,14 @@ class Tally:
 
 
 def began_at(run: Any) -> datetime | None:
-    """When the last attempt of a run began. Of a run that was split it is the first one: the last one is its join.
+    """When the last attempt of a run began. Of a run that was split it is the first one: the last
+    one is its join.
 
     `run`: with its `gate`, `started_at` and `attempt_started_at`.
     """
-    began: datetime | None = run.started_at if run.gate in tuple(PartsGate) else run.attempt_started_at
+    began: datetime | None = (
+        run.started_at if run.gate in tuple(PartsGate) else run.attempt_started_at
+    )
     return began
 
 
@@ -93,7 +102,9 @@ _IS_BAD = f"IN ({', '.join(repr(str(state)) for state in BAD)})"
 
 
 def is_split(run: str = "batch_runs") -> str:
-    """The condition that a run was split, so that it has, or had, parts. `run`: the alias of batch_runs."""
+    """The condition that a run was split, so that it has, or had, parts. `run`: the alias of
+    batch_runs.
+    """
     return f"coalesce({run}.gate, '') IN ({_GATES})"
 
 
@@ -107,7 +118,9 @@ def active_one(run: str = "batch_runs", also: str = "true") -> str:
 
 
 def fails_fast(run: str) -> str:
-    """The condition that a part of a run did not succeed, for which others are still to be cancelled."""
+    """The condition that a part of a run did not succeed, for which others are still to be
+    cancelled.
+    """
     bad = f"(SELECT m.id FROM batch_runs m WHERE {_of(run)} AND m.state {_IS_BAD} LIMIT 1)"
     unasked = active_one(run, "m.cancel_at IS NULL")
     return f"{run}.gate = '{PartsGate.FAIL_FAST}' AND {bad} IS NOT NULL AND {unasked} IS NOT NULL"
@@ -115,45 +128,70 @@ def fails_fast(run: str) -> str:
 
 _HAS_RUNNING = f"{is_split()} AND {active_one(also=f'm.{RUNNING_SQL}')} IS NOT NULL"
 GOES_ON = f"({RUNNING_SQL} OR (state = '{RunState.WAITING}' AND {_HAS_RUNNING}))"
-"""The condition that a cancel of a run has to wait: until its attempt ends, or until none of its parts is running."""
+"""The condition that a cancel of a run has to wait: until its attempt ends, or until none of its
+parts is running.
+"""
 HAS_NO_ACTIVE = f"(NOT ({is_split()}) OR {active_one()} IS NULL)"
 """The condition that no part of a run is active, if it was split."""
-_PARENT_STATE = "(SELECT p.state FROM batch_runs p WHERE p.id = batch_runs.awaited_by AND p.cancel_at IS NULL)"
+_PARENT_STATE = (
+    "(SELECT p.state FROM batch_runs p WHERE p.id = batch_runs.awaited_by AND p.cancel_at IS NULL)"
+)
 MAY_REOPEN = f"{HAS_NO_ACTIVE} AND ({NO_PART_SQL} OR {_PARENT_STATE} = '{RunState.WAITING}')"
-"""The condition that a run may be queued again: a part only while its parent waits for it, and is not cancelled."""
+"""The condition that a run may be queued again: a part only while its parent waits for it, and is
+not cancelled.
+"""
 
 
 _MOST, _MILLION = 2**63 - 1, 10**6
 
 
 def _sum(name: str) -> str:
-    """SQL for the sum of a column of parts, or for the largest number that a column holds if that is less.
+    """SQL for the sum of a column of parts, or for the largest number that a column holds if that
+    is less.
 
-    A plain sum fails on both databases where it does not fit, such as with two totals that stand for "not known". It
-    would keep from opening whatever is opened in the same transaction.
+    A plain sum fails on both databases where it does not fit, such as with two totals that stand
+    for "not known". It would keep from opening whatever is opened in the same transaction.
     """
     millions, rest = f"sum(m.{name} / {_MILLION})", f"sum(m.{name} % {_MILLION})"
     fits = f"{millions} < {_MOST // _MILLION - _MILLION}"
-    return f"CASE WHEN NOT ({fits}) THEN {_MOST} ELSE CAST({millions} * {_MILLION} + {rest} AS bigint) END"
+    return (
+        f"CASE WHEN NOT ({fits}) THEN {_MOST} ELSE CAST({millions} * {_MILLION} + {rest} AS "
+        "bigint) END"
+    )
 
 
 def _set(name: str, value: str) -> str:
-    return f"{name} = coalesce((SELECT {value} FROM batch_runs m WHERE {_of('batch_runs')}), batch_runs.{name})"
+    return (
+        f"{name} = coalesce((SELECT {value} FROM batch_runs m "
+        f"WHERE {_of('batch_runs')}), batch_runs.{name})"
+    )
 
 
 _TOTAL = f"CASE WHEN count(m.total) = count(*) THEN {_sum('total')} END"
 PROGRESS = f"{_set('count', _sum('count'))}, {_set('total', _TOTAL)}"
-"""The SET clause for the progress of a run whose parts are over: the sums of theirs, as in a Tally."""
+"""The SET clause for the progress of a run whose parts are over: the sums of theirs, as in a Tally.
+"""
 
 
-async def insert(connection: AsyncConnection, parent: str, split: Split, rows: str, now: datetime) -> None:
-    """Insert the parts of a run, whose row the caller has locked. `rows`: as `Split.rows` returns them.
+async def insert(
+    connection: AsyncConnection, parent: str, split: Split, rows: str, now: datetime
+) -> None:
+    """Insert the parts of a run, whose row the caller has locked. `rows`: as `Split.rows` returns
+    them.
 
     They were made when their parent was, so that a pause which holds their parent holds them, too.
     """
     source = json_rows.source([runs.c.id, runs.c.params, runs.c.part], connection.dialect.name)
-    new = {"state": f"'{RunState.QUEUED}'", "origin": f"'{Origin.PART}'", "parent": "p.id", "awaited_by": "p.id"}
-    new |= {name: f"v.{name}" for name in ("id", "params", "part")} | {"exclusive": ":exclusive", "due_at": ":now"}
+    new = {
+        "state": f"'{RunState.QUEUED}'",
+        "origin": f"'{Origin.PART}'",
+        "parent": "p.id",
+        "awaited_by": "p.id",
+    }
+    new |= {name: f"v.{name}" for name in ("id", "params", "part")} | {
+        "exclusive": ":exclusive",
+        "due_at": ":now",
+    }
     kept = ("task", "priority", "rank", "catch_up", "requested_by", "traceparent", "created_at")
     new |= {name: f"p.{name}" for name in kept}
     statement = text(
@@ -173,7 +211,9 @@ async def tallies(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, 
     kind = connection.dialect.name
     counted = [Column(name, Integer) for name in ("number", "done", "of", "totals")]
     hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
-    meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    meant = queues.among(
+        "m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind
+    )
     statement = text(
         f"SELECT m.awaited_by, m.state, count(*) AS number, {_sum('count')} AS done, "
         f'{_sum("total")} AS "of", count(m.total) AS totals FROM batch_runs m{hint} '
@@ -190,7 +230,11 @@ def _tally(rows: Sequence[Any]) -> Tally:
     counts = [row.done for row in rows if row.done is not None]
     states = {row.state: row.number for row in rows}
     have_totals = sum(row.totals for row in rows) == sum(states.values())
-    return Tally(states, sum(counts) if counts else None, sum(row.of for row in rows) if have_totals else None)
+    return Tally(
+        states,
+        sum(counts) if counts else None,
+        sum(row.of for row in rows) if have_totals else None,
+    )
 
 
 SEVERE = (
@@ -200,8 +244,12 @@ SEVERE = (
 """The states of parts. Of several parts that are shown as one, the last of these is shown."""
 
 
-async def states_in_order(connection: AsyncConnection, parent: str, number: int, most: int) -> list[RunState]:
-    """The states of the parts of a run, which has `number` of them, in their order: at most `most` groups of parts."""
+async def states_in_order(
+    connection: AsyncConnection, parent: str, number: int, most: int
+) -> list[RunState]:
+    """The states of the parts of a run, which has `number` of them, in their order: at most `most`
+    groups of parts.
+    """
     hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
     severity = " ".join(f"WHEN '{state}' THEN {at}" for at, state in enumerate(SEVERE))
     statement = text(
@@ -209,14 +257,18 @@ async def states_in_order(connection: AsyncConnection, parent: str, number: int,
         f"max(CASE m.state {severity} ELSE 0 END) AS severity FROM batch_runs m{hint} "
         f"WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' GROUP BY 1 ORDER BY 1"
     ).bindparams(bindparam("parent", type_=runs.c.id.type))
-    return [SEVERE[row.severity] for row in (await connection.execute(statement, {"parent": parent})).all()]
+    return [
+        SEVERE[row.severity]
+        for row in (await connection.execute(statement, {"parent": parent})).all()
+    ]
 
 
 SHOWN = ("id", "part", "state", "reason", "attempt", "started_at", "finished_at", "count", "total")
 
 
 async def of_run(connection: AsyncConnection, parent: str, most: int) -> Sequence[Any]:
-    """Up to `most` parts of a run: those that did not succeed first, then running ones, then the slowest ones.
+    """Up to `most` parts of a run: those that did not succeed first, then running ones, then the
+    slowest ones.
 
     All parts of the run are read for that, which are at most 10,000.
     """
@@ -228,14 +280,19 @@ async def of_run(connection: AsyncConnection, parent: str, most: int) -> Sequenc
     statement = text(
         f"SELECT {', '.join(f'm.{column.name}' for column in columns)} FROM batch_runs m{hint} "
         f"WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' "
-        f"ORDER BY CASE WHEN m.state {_IS_BAD} THEN 0 WHEN m.state = '{RunState.SUCCEEDED}' THEN 2 ELSE 1 END, "
-        f"m.state <> '{RunState.FAILED}', m.started_at IS NULL, {took} DESC, m.started_at, m.part LIMIT {most}"
+        f"ORDER BY CASE WHEN m.state {_IS_BAD} THEN 0 WHEN m.state = '{RunState.SUCCEEDED}' THEN "
+        "2 ELSE 1 END, "
+        f"m.state <> '{RunState.FAILED}', m.started_at IS NULL, {took} DESC, m.started_at, "
+        f"m.part LIMIT {most}"
     ).bindparams(bindparam("parent", type_=runs.c.id.type))
     return (await connection.execute(statement.columns(*columns), {"parent": parent})).all()
 
 
-async def not_succeeded(connection: AsyncConnection, parent: str, most: int | None = None) -> Sequence[Any]:
-    """`id`, `part` and `state` of the parts of a run that have ended without success, in the order of their numbers.
+async def not_succeeded(
+    connection: AsyncConnection, parent: str, most: int | None = None
+) -> Sequence[Any]:
+    """`id`, `part` and `state` of the parts of a run that have ended without success, in the order
+    of their numbers.
 
     Failed ones are the first.
     """
@@ -243,7 +300,8 @@ async def not_succeeded(connection: AsyncConnection, parent: str, most: int | No
     statement = text(
         f"SELECT m.id, m.part, m.state FROM batch_runs m{hint} WHERE m.awaited_by = :parent "
         f"AND m.origin = '{Origin.PART}' AND m.state {_IS_BAD} "
-        f"ORDER BY m.state <> '{RunState.FAILED}', m.part" + (f" LIMIT {most}" if most is not None else "")
+        f"ORDER BY m.state <> '{RunState.FAILED}', m.part"
+        + (f" LIMIT {most}" if most is not None else "")
     ).bindparams(bindparam("parent", type_=runs.c.id.type))
     typed = statement.columns(runs.c.id, runs.c.part, runs.c.state)
     return (await connection.execute(typed, {"parent": parent})).all()
@@ -253,36 +311,51 @@ async def active_ids(connection: AsyncConnection, parent: str) -> list[str]:
     """The active parts of a run, by id, that nobody has asked to stop."""
     hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
     statement = text(
-        f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' "
+        f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent "
+        f"AND m.origin = '{Origin.PART}' "
         f"AND m.{ACTIVE_SQL} AND m.cancel_at IS NULL ORDER BY CAST(m.id AS text)"
     ).bindparams(bindparam("parent", type_=runs.c.id.type))
-    return list((await connection.execute(statement.columns(runs.c.id), {"parent": parent})).scalars())
+    return list(
+        (await connection.execute(statement.columns(runs.c.id), {"parent": parent})).scalars()
+    )
 
 
-async def startable_ids(connection: AsyncConnection, parent: str, now: datetime, most: int) -> list[str]:
+async def startable_ids(
+    connection: AsyncConnection, parent: str, now: datetime, most: int
+) -> list[str]:
     """Up to `most` parts of a run that may start at `now`, the first ones first."""
     hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
     statement = text(
-        f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' "
-        f"AND (m.state IN ('queued', 'interrupted') OR (m.state = 'retrying' AND m.due_at <= :now)) "
+        f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent "
+        f"AND m.origin = '{Origin.PART}' "
+        "AND (m.state IN ('queued', 'interrupted') OR (m.state = 'retrying' AND m.due_at <= "
+        ":now)) "
         f"ORDER BY m.part LIMIT {most}"
-    ).bindparams(bindparam("parent", type_=runs.c.id.type), bindparam("now", type_=runs.c.due_at.type))
+    ).bindparams(
+        bindparam("parent", type_=runs.c.id.type), bindparam("now", type_=runs.c.due_at.type)
+    )
     found = await connection.execute(statement.columns(runs.c.id), {"parent": parent, "now": now})
     return list(found.scalars())
 
 
 async def fingerprint(connection: AsyncConnection, part: str) -> str | None:
-    """What is wrong with a part that has failed, as a class of errors: its parent is noticed by it."""
+    """What is wrong with a part that has failed, as a class of errors: its parent is noticed by
+    it.
+    """
     own = attempts.select().where(attempts.c.run == part).order_by(attempts.c.fence.desc()).limit(1)
     row = (await connection.execute(own)).first()
     return row.error.get("fingerprint") if row is not None and row.error else None
 
 
 async def remove(connection: AsyncConnection, parents: Iterable[str]) -> None:
-    """Delete the parts of runs that are split anew. What belongs to them elsewhere is deleted by the next pruning."""
+    """Delete the parts of runs that are split anew. What belongs to them elsewhere is deleted by
+    the next pruning.
+    """
     kind = connection.dialect.name
     hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
-    meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    meant = queues.among(
+        "m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind
+    )
     theirs = f"SELECT m.id FROM batch_runs m{hint} WHERE {meant} AND m.origin = '{Origin.PART}'"
     parameter = json_rows.of_ids(parents, kind)
     for statement in (

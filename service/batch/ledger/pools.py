@@ -1,7 +1,9 @@
-"""Queries on pools: the runs that wait in each, and which of them wait in vain because no node executes their runs.
+"""Queries on pools: the runs that wait in each, and which of them wait in vain because no node
+executes their runs.
 
-The pool `default` is never among those without a node: whether a service lives is asked elsewhere. Runs that a pause
-holds don't wait. The cost is some index lookups for each task with waiting runs, however many runs wait.
+The pool `default` is never among those without a node: whether a service lives is asked elsewhere.
+Runs that a pause holds don't wait. The cost is some index lookups for each task with waiting runs,
+however many runs wait.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ MOST_COUNTED = 1_000
 class InVain(NamedTuple):
     """A task with runs that wait although no node executes them.
 
-    `waiting`: how many, counted up to MOST_COUNTED. `is_claimed`: some node claims the runs of the pool, but none of
-    these nodes has loaded the task.
+    `waiting`: how many, counted up to MOST_COUNTED. `is_claimed`: some node claims the runs of the
+    pool, but none of these nodes has loaded the task.
     """
 
     task: str
@@ -37,32 +39,47 @@ class InVain(NamedTuple):
     is_claimed: bool
 
 
-async def in_vain(connection: AsyncConnection, now: datetime, since: datetime | None = None) -> list[InVain]:
-    """The tasks with runs that wait in vain at `now`, by name. They have another pool than the default one.
+async def in_vain(
+    connection: AsyncConnection, now: datetime, since: datetime | None = None
+) -> list[InVain]:
+    """The tasks with runs that wait in vain at `now`, by name. They have another pool than the
+    default one.
 
-    `since`: only nodes that were seen since then count; None: all that are not marked as stopped. A node that drains
-    claims nothing more, so it does not count.
+    `since`: only nodes that were seen since then count; None: all that are not marked as stopped. A
+    node that drains claims nothing more, so it does not count.
     """
     statement = _in_vain(connection.dialect.name, since is not None)
-    found = await connection.execute(statement, {"now": now} | ({"since": since} if since is not None else {}))
-    return [InVain(row.task, row.pool, row.number, bool(row.is_claimed)) for row in found if row.number]
+    found = await connection.execute(
+        statement, {"now": now} | ({"since": since} if since is not None else {})
+    )
+    return [
+        InVain(row.task, row.pool, row.number, bool(row.is_claimed)) for row in found if row.number
+    ]
 
 
 async def unclaimed(connection: AsyncConnection, since: datetime) -> dict[str, list[str]]:
-    """The names of the tasks of each pool that no node claims which was seen since then, also if none of them waits."""
+    """The names of the tasks of each pool that no node claims which was seen since then, also if
+    none of them waits.
+    """
     of_others = (tasks.c.removed_at.is_(None), tasks.c.pool != DEFAULT_POOL)
-    claims = text(f"NOT EXISTS ({_nodes(connection.dialect.name, 'batch_tasks.pool', True)})").bindparams(
-        bindparam("since", since, type_=nodes.c.seen_at.type)
-    )
+    claims = text(
+        f"NOT EXISTS ({_nodes(connection.dialect.name, 'batch_tasks.pool', True)})"
+    ).bindparams(bindparam("since", since, type_=nodes.c.seen_at.type))
     by_pool: dict[str, list[str]] = {}
-    query = select(tasks.c.pool, tasks.c.name).where(*of_others, claims).order_by(tasks.c.pool, tasks.c.name)
+    query = (
+        select(tasks.c.pool, tasks.c.name)
+        .where(*of_others, claims)
+        .order_by(tasks.c.pool, tasks.c.name)
+    )
     for row in await connection.execute(query):
         by_pool.setdefault(row.pool, []).append(row.name)
     return by_pool
 
 
 async def waiting(connection: AsyncConnection, now: datetime) -> dict[str, int]:
-    """How many runs of each pool may start at `now`: those of each task are counted up to MOST_COUNTED."""
+    """How many runs of each pool may start at `now`: those of each task are counted up to
+    MOST_COUNTED.
+    """
     return {row.pool: row.number for row in await connection.execute(_waiting(), {"now": now})}
 
 
@@ -78,9 +95,11 @@ async def running(connection: AsyncConnection) -> dict[str, int]:
 async def places(
     connection: AsyncConnection, since: datetime, settings: Mapping[str, Pool] = NO_POOLS
 ) -> dict[str, int]:
-    """How many runs of each pool the nodes execute at once, together, that claim it and were seen since then.
+    """How many runs of each pool the nodes execute at once, together, that claim it and were seen
+    since then.
 
-    `settings`: what the settings say about pools, such as how many children of each node execute their runs.
+    `settings`: what the settings say about pools, such as how many children of each node execute
+    their runs.
     """
     lives = (nodes.c.stopped_at.is_(None), nodes.c.draining.is_(False), nodes.c.seen_at >= since)
     by_pool: dict[str, int] = {}
@@ -118,8 +137,10 @@ def _in_vain(kind: str, are_seen: bool) -> TextualSelect:
     claims = _nodes(kind, "b.pool", are_seen)
     is_loaded = f"EXISTS ({claims} AND {_has(kind, 'n.tasks', 'b.task')})"
     statement = text(
-        f"WITH a AS MATERIALIZED ({_WITH_RUNS}), b AS MATERIALIZED (SELECT a.task, (SELECT t.pool FROM batch_tasks t "
-        f"WHERE t.name = a.task AND t.removed_at IS NULL AND t.pool <> '{DEFAULT_POOL}') AS pool FROM a), "
+        f"WITH a AS MATERIALIZED ({_WITH_RUNS}), b AS MATERIALIZED (SELECT a.task, (SELECT "
+        "t.pool FROM batch_tasks t "
+        f"WHERE t.name = a.task AND t.removed_at IS NULL AND t.pool <> '{DEFAULT_POOL}') AS pool "
+        "FROM a), "
         f"v AS MATERIALIZED (SELECT b.task, b.pool, EXISTS ({claims}) AS is_claimed FROM b "
         f"WHERE b.pool IS NOT NULL AND NOT {is_loaded}) "
         f"SELECT v.task, v.pool, v.is_claimed, {_NUMBER} AS number FROM v ORDER BY v.task"
@@ -132,8 +153,10 @@ def _in_vain(kind: str, are_seen: bool) -> TextualSelect:
 @cache
 def _waiting() -> TextualSelect:
     statement = text(
-        f"WITH a AS MATERIALIZED ({_WITH_RUNS}), v AS MATERIALIZED (SELECT a.task, {_POOL} AS pool FROM a) "
-        f"SELECT pool, CAST(sum(number) AS INTEGER) AS number FROM (SELECT v.pool, {_NUMBER} AS number FROM v) "
+        f"WITH a AS MATERIALIZED ({_WITH_RUNS}), v AS MATERIALIZED (SELECT a.task, {_POOL} AS "
+        "pool FROM a) "
+        "SELECT pool, CAST(sum(number) AS INTEGER) AS number "
+        f"FROM (SELECT v.pool, {_NUMBER} AS number FROM v) "
         "AS counted_by_task GROUP BY pool"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type))
     return statement.columns(tasks.c.pool, _COUNTED)
@@ -144,14 +167,18 @@ _COUNTED: Column[int] = Column("number", Integer())
 
 
 def _nodes(kind: str, pool: str, are_seen: bool) -> str:
-    """SQL for the living nodes that claim the runs of a pool. `are_seen`: only those that were seen since :since."""
+    """SQL for the living nodes that claim the runs of a pool. `are_seen`: only those that were seen
+    since :since.
+    """
     seen = " AND n.seen_at >= :since" if are_seen else ""
     lives = f"n.stopped_at IS NULL AND NOT n.draining{seen}"
     return f"SELECT 1 FROM batch_nodes n WHERE {lives} AND {_has(kind, 'n.pools', pool)}"
 
 
 def _has(kind: str, names: str, name: str) -> str:
-    """SQL that says whether a list of names in a JSON column has this name. A column without a value has none."""
+    """SQL that says whether a list of names in a JSON column has this name. A column without a
+    value has none.
+    """
     if kind == "postgresql":
         return f"coalesce({names} @> to_jsonb(CAST({name} AS text)), false)"
     return f"EXISTS (SELECT 1 FROM json_each({names}) AS each WHERE each.value = {name})"

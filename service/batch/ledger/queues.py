@@ -1,8 +1,9 @@
 """SQL that finds runs that may start: the tasks that have such runs, and the first runs of a queue.
 
-A long queue of a task that this node has not loaded, or that is paused, and retries that are due tomorrow cost only a
-few index lookups. Runs that wait and runs that are retried later have an index each, so there is a query for each. The
-names of the tasks are found by jumping from one to the next in the index, by a recursive query.
+A long queue of a task that this node has not loaded, or that is paused, and retries that are due
+tomorrow cost only a few index lookups. Runs that wait and runs that are retried later have an index
+each, so there is a query for each. The names of the tasks are found by jumping from one to the next
+in the index, by a recursive query.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ RETRIES = RETRYING_SQL
 
 
 OF_POOLS = "coalesce((SELECT t.pool FROM batch_tasks t WHERE t.name = w.task), 'default') IN :pools"
-"""The condition that the task `w.task` is of one of the pools in the parameter :pools, which is a list."""
+"""The condition that the task `w.task` is of one of the pools in the parameter :pools, which is a
+list.
+"""
 
 
 def names(condition: str, until_found: bool = False, of_pools: bool = False) -> str:
-    """SQL for the names of the tasks that have runs of this condition which are not all held by a pause.
+    """SQL for the names of the tasks that have runs of this condition which are not all held by a
+    pause.
 
-    `condition`: READY or RETRIES. `until_found`: only the first of these names. `of_pools`: only of tasks of the pools
-    in the parameter :pools. The runs of other tasks are not read, however many they are.
+    `condition`: READY or RETRIES. `until_found`: only the first of these names. `of_pools`: only of
+    tasks of the pools in the parameter :pools. The runs of other tasks are not read, however many
+    they are.
     """
     # PostgreSQL would execute an EXISTS here as a join with all paused tasks.
     paused_at = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task"
@@ -50,31 +55,39 @@ def names(condition: str, until_found: bool = False, of_pools: bool = False) -> 
 def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = "") -> str:
     """SQL for the ids of the first runs of the task `v.task` that may start, in their order.
 
-    `of`: "exclusive = v.task" for the runs in the queue, or "exclusive IS NULL" for runs that are in no queue.
-    `limit`: SQL for their number. `retries`: whether retries are due at :now. `also`: a further condition on the run
-    `q`. `lock`: a locking clause.
+    `of`: "exclusive = v.task" for the runs in the queue, or "exclusive IS NULL" for runs that are
+    in no queue. `limit`: SQL for their number. `retries`: whether retries are due at :now. `also`:
+    a further condition on the run `q`. `lock`: a locking clause.
     """
     shape = "SELECT q.id, q.rank, q.due_at FROM batch_runs q WHERE q.task = v.task AND q."
     may_start = f"{not_held('q')} AND {also}"
-    # PostgreSQL has no statistics of READY_SQL, and expects fewer waiting runs than the limit. So it would read and
-    # sort the whole queue. With a subquery as the limit, whose value is unknown, it reads in the order of the index.
+    # PostgreSQL has no statistics of READY_SQL, and expects fewer waiting runs than the limit. So
+    # it would read and sort the whole queue. With a subquery as the limit, whose value is unknown,
+    # it reads in the order of the index.
     order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit}){lock}"
     parts = [f"{shape}{of} AND {READY_SQL} AND {may_start} {order}"]
     if retries:
         due = f"{RETRYING_SQL} AND q.due_at <= :now"
-        parts += [f"{shape}{of} AND q.rank = {rank} AND {due} AND {may_start} {order}" for rank in RANKS]
+        parts += [
+            f"{shape}{of} AND q.rank = {rank} AND {due} AND {may_start} {order}" for rank in RANKS
+        ]
     if len(parts) == 1:
         return f"SELECT id FROM ({parts[0]}) AS heads"
-    together = " UNION ALL ".join(f"SELECT * FROM ({part}) AS part{number}" for number, part in enumerate(parts))
+    together = " UNION ALL ".join(
+        f"SELECT * FROM ({part}) AS part{number}" for number, part in enumerate(parts)
+    )
     return f"SELECT id FROM ({together}) AS heads ORDER BY rank, due_at, id LIMIT {limit}"
 
 
 def first_on_time(limit: int) -> str:
-    """SQL for the ids of the first runs on time in the queue of each task, however many others wait there."""
+    """SQL for the ids of the first runs on time in the queue of each task, however many others wait
+    there.
+    """
     following = f"SELECT min(r.task) FROM batch_runs r WHERE {READY} AND r.task > w.task"
     names = (
         f"(WITH RECURSIVE w(task) AS (SELECT min(task) FROM batch_runs WHERE {READY} UNION ALL "
-        f"SELECT ({following}) FROM w WHERE w.task IS NOT NULL) SELECT w.task FROM w WHERE w.task IS NOT NULL) AS v"
+        f"SELECT ({following}) FROM w WHERE w.task IS NOT NULL) SELECT w.task FROM w "
+        "WHERE w.task IS NOT NULL) AS v"
     )
     shape = "SELECT q.id FROM batch_runs q WHERE q.task = v.task AND q."
     on_time = f"{READY} AND q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
@@ -89,11 +102,14 @@ def first_on_time(limit: int) -> str:
 HAS_ITS_LANE = f"(state = '{RunState.QUEUED}' AND attempt > attempts_before)"
 """Runs that go on after their parts: they take the lane that they have."""
 GOES_ON = f"state = '{RunState.INTERRUPTED}' OR {HAS_ITS_LANE}"
-"""Runs that keep their attempt when they are claimed: interrupted ones, and those that go on after their parts."""
+"""Runs that keep their attempt when they are claimed: interrupted ones, and those that go on after
+their parts.
+"""
 
 
 def claimed(kind: str, has_lanes: bool) -> str:
-    """The value of `lane` and the WHERE clause of `transitions.claim`. A run that has a lane keeps it.
+    """The value of `lane` and the WHERE clause of `transitions.claim`. A run that has a lane keeps
+    it.
 
     Without other lanes than the first it is no join, which would take quadratic time on SQLite.
     """
@@ -111,7 +127,9 @@ def claimed(kind: str, has_lanes: bool) -> str:
 
 
 def among(column: str, query: str, kind: str) -> str:
-    """SQL for `column IN (query)`, in the form for which PostgreSQL uses the index of the column."""
+    """SQL for `column IN (query)`, in the form for which PostgreSQL uses the index of the
+    column.
+    """
     return f"{column} = ANY(ARRAY({query}))" if kind == "postgresql" else f"{column} IN ({query})"
 
 
@@ -121,7 +139,9 @@ def names_of_pools(condition: str, pools: Collection[str], until_found: bool = F
 
 
 def is_any(condition: str, pools: Collection[str] | None) -> TextClause:
-    """Whether there is any of these names. `pools`: only of tasks of these pools; None: of all tasks."""
+    """Whether there is any of these names. `pools`: only of tasks of these pools; None: of all
+    tasks.
+    """
     query = text(f"EXISTS ({names(condition, until_found=True, of_pools=pools is not None)})")
     return query if pools is None else query.bindparams(of(pools))
 

@@ -16,15 +16,20 @@ from service.batch.ledger.tables import log
 from service.concurrency.offload import offload
 
 BLOCK_BYTES = 256_000
-"""A block is full when its lines take this many bytes. A reader of a log has a few blocks in memory at a time."""
+"""A block is full when its lines take this many bytes. A reader of a log has a few blocks in memory
+at a time.
+"""
 
 MOST_UNPACKED = 32_000_000
-"""The size of a block as JSON, in bytes, at most. Larger blocks of earlier versions are not read."""
+"""The size of a block as JSON, in bytes, at most. Larger blocks of earlier versions are not read.
+"""
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line that a run has logged. `at`: the instant in ISO format. `logger`: the name of the logger."""
+    """A line that a run has logged. `at`: the instant in ISO format. `logger`: the name of the
+    logger.
+    """
 
     at: str
     level: str
@@ -39,7 +44,9 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive lines of one run. `first_line`: the number of the first one among those of this fence, from 0."""
+    """Consecutive lines of one run. `first_line`: the number of the first one among those of this
+    fence, from 0.
+    """
 
     run: str
     fence: int
@@ -109,13 +116,17 @@ async def write(connection: AsyncConnection, packed: list[dict[str, Any]]) -> No
     names, values = ", ".join(c.name for c in log.c), ", ".join(f":{c.name}" for c in log.c)
     # There may be a row of the same block already, if the reply to its COMMIT was lost.
     statement = text(f"INSERT INTO batch_log ({names}) VALUES ({values}) ON CONFLICT DO NOTHING")
-    await connection.execute(statement.bindparams(*(bindparam(c.name, type_=c.type) for c in log.c)), packed)
+    await connection.execute(
+        statement.bindparams(*(bindparam(c.name, type_=c.type) for c in log.c)), packed
+    )
 
 
 async def read(connection: AsyncConnection, run: str) -> list[LogLine]:
     """All lines of a run, oldest first."""
     statement = select(log.c.block).where(log.c.run == run).order_by(log.c.fence, log.c.first_line)
-    return [line for block in (await connection.execute(statement)).scalars() for line in unpack(block)]
+    return [
+        line for block in (await connection.execute(statement)).scalars() for line in unpack(block)
+    ]
 
 
 async def fences(connection: AsyncConnection, run: str) -> list[int]:
@@ -124,8 +135,12 @@ async def fences(connection: AsyncConnection, run: str) -> list[int]:
     return list((await connection.execute(statement)).scalars())
 
 
-async def page(connection: AsyncConnection, run: str, fence: int, first_line: int, limit: int) -> list[Packed]:
-    """The blocks of a run under this fence that begin at line `first_line` or later, in order; at most `limit`."""
+async def page(
+    connection: AsyncConnection, run: str, fence: int, first_line: int, limit: int
+) -> list[Packed]:
+    """The blocks of a run under this fence that begin at line `first_line` or later, in order; at
+    most `limit`.
+    """
     statement = (
         select(log.c.attempt, log.c.first_line, log.c.lines, log.c.block)
         .where(log.c.run == run, log.c.fence == fence, log.c.first_line >= first_line)
@@ -135,9 +150,15 @@ async def page(connection: AsyncConnection, run: str, fence: int, first_line: in
     return [Packed(run, fence, *row) for row in await connection.execute(statement)]
 
 
-async def following(connection: AsyncConnection, run: str, fence: int, line: int, limit: int) -> list[Packed]:
-    """The blocks of a run with lines from `line` of this fence on, and those of later fences; at most `limit`."""
-    is_after = or_(log.c.fence > fence, and_(log.c.fence == fence, log.c.first_line + log.c.lines > line))
+async def following(
+    connection: AsyncConnection, run: str, fence: int, line: int, limit: int
+) -> list[Packed]:
+    """The blocks of a run with lines from `line` of this fence on, and those of later fences; at
+    most `limit`.
+    """
+    is_after = or_(
+        log.c.fence > fence, and_(log.c.fence == fence, log.c.first_line + log.c.lines > line)
+    )
     columns = (log.c.fence, log.c.attempt, log.c.first_line, log.c.lines, log.c.block)
     statement = select(*columns).where(log.c.run == run, log.c.fence >= fence, is_after)
     rows = await connection.execute(statement.order_by(log.c.fence, log.c.first_line).limit(limit))
@@ -146,7 +167,11 @@ async def following(connection: AsyncConnection, run: str, fence: int, line: int
 
 async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLine]:
     """The last `count` lines of a run, oldest first."""
-    newest = select(log.c.block).where(log.c.run == run).order_by(log.c.fence.desc(), log.c.first_line.desc())
+    newest = (
+        select(log.c.block)
+        .where(log.c.run == run)
+        .order_by(log.c.fence.desc(), log.c.first_line.desc())
+    )
     lines: list[LogLine] = []
     number = 0
     while len(lines) < count:
@@ -162,7 +187,9 @@ OWN_LOGGER = "service.batch"
 
 
 def telling_line(lines: Sequence[LogLine]) -> LogLine | None:
-    """The last line that the author's code has logged, an error if there is one; None if it has logged nothing."""
+    """The last line that the author's code has logged, an error if there is one; None if it has
+    logged nothing.
+    """
     own = [line for line in lines if line.logger != OWN_LOGGER]
     errors = [line for line in own if line.level in ("error", "critical", "exception")]
     return errors[-1] if errors else own[-1] if own else None
@@ -177,6 +204,9 @@ def unpack(block: bytes) -> list[LogLine]:
     encoded = decompressor.decompress(block, MOST_UNPACKED)
     if not decompressor.eof:
         at = encoded[3:].partition(b'"')[0].decode(errors="replace")
-        text = f"some lines can't be shown: their block is incomplete, or has more than {MOST_UNPACKED:,} bytes"
+        text = (
+            "some lines can't be shown: their block is incomplete, or has more than "
+            f"{MOST_UNPACKED:,} bytes"
+        )
         return [LogLine(at, "warning", "service.batch", text)]
     return [LogLine(*fields) for fields in json.loads(encoded)]

@@ -1,4 +1,6 @@
-"""The progress of runs: its columns, and the statement by which the node of a running run writes it."""
+"""The progress of runs: its columns, and the statement by which the node of a running run writes
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,23 @@ PROGRESS = (
     "message = CASE WHEN v.count_before IS NULL THEN batch_runs.message ELSE v.message END, "
     "progress_at = coalesce(v.progress_at, batch_runs.progress_at)"
 )
-"""The SET clause for progress. Columns without a new value stay; `count_before` is NULL if nothing was reported."""
+"""The SET clause for progress. Columns without a new value stay; `count_before` is NULL if nothing
+was reported.
+"""
 
 IS_RUNNING = "coalesce(batch_runs.state, '') = 'running'"
 """The condition that a run is running, for statements that join many runs by their ids.
 
-The state must not drive the join, which would take quadratic time: SQLite would use the index on states, and PostgreSQL
-compare all pairs of rows, where its statistics are from a moment at which no run was running.
+The state must not drive the join, which would take quadratic time: SQLite would use the index on
+states, and PostgreSQL compare all pairs of rows, where its statistics are from a moment at which no
+run was running.
 """
 
 
 async def mirror(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
-    """Write the progress of running runs. `progress`: `id`, `fence`, `rate` and PROGRESS_COLUMNS of each run."""
+    """Write the progress of running runs. `progress`: `id`, `fence`, `rate` and PROGRESS_COLUMNS of
+    each run.
+    """
     if not progress:
         return
     kind = connection.dialect.name

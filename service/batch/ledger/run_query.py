@@ -1,7 +1,8 @@
 """Lists of runs by any filters, in pages. The work for a page is bounded, whatever the filters are.
 
-The conditions on task, state and time of making use an index. All others are checked on at most LOOKED rows a page, in
-the order of the list, so a page may have fewer rows than were asked for, and yet not be the last one.
+The conditions on task, state and time of making use an index. All others are checked on at most
+LOOKED rows a page, in the order of the list, so a page may have fewer rows than were asked for, and
+yet not be the last one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Subquery, Text, cast, literal, select, text, tuple_, type_coerce, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Subquery,
+    Text,
+    cast,
+    literal,
+    select,
+    text,
+    tuple_,
+    type_coerce,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
@@ -22,7 +34,9 @@ from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PART_SQL, runs
 
 LOOKED = 10_000
 """How many rows are looked at for a page at most."""
-CHECKED = frozenset(("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params", "reason"))
+CHECKED = frozenset(
+    ("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params", "reason")
+)
 """The columns that the other conditions need."""
 PARTS = frozenset((Origin.PART,))
 
@@ -39,9 +53,12 @@ class RunQuery:
         tasks: Only runs of these tasks; None stands for all.
         without: No runs of these tasks.
         params: JSON values that parameters have, by the name of the parameter.
-        text: Only runs whose reason, which has the text of an error, contains this, whatever the case.
-        parent: Only the parts of this run. Without it, and unless `origins` has "part", there are no parts.
-        by_slot: Order by the slot instead of the time of making. Manual runs and parts are left out.
+        text: Only runs whose reason, which has the text of an error, contains this, whatever the
+            case.
+        parent: Only the parts of this run. Without it, and unless `origins` has "part", there are
+            no parts.
+        by_slot: Order by the slot instead of the time of making. Manual runs and parts are left
+            out.
     """
 
     task: str | None = None
@@ -63,7 +80,9 @@ class RunQuery:
 
 
 class Page(NamedTuple):
-    """A page of rows of runs. `after`: the key after which the next page begins; None at the end of the list."""
+    """A page of rows of runs. `after`: the key after which the next page begins; None at the end of
+    the list.
+    """
 
     rows: list[Mapping[Any, Any]]
     after: Key | None
@@ -76,7 +95,9 @@ async def page(
     before: Key | None = None,
     columns: Sequence[str] = LISTED,
 ) -> Page:
-    """A page of at most `limit` runs, newest first. `before`: the key that the previous page ended with."""
+    """A page of at most `limit` runs, newest first. `before`: the key that the previous page ended
+    with.
+    """
     at = runs.c.slot if query.by_slot else runs.c.created_at
     kind = connection.dialect.name
     shown = {*columns, at.name, "id"}
@@ -96,29 +117,49 @@ async def page(
     return Page(rows, (end[0], end[1]) if end is not None else None)
 
 
-def _looked(query: RunQuery, at: ColumnElement[datetime], before: Key | None, names: Set[str], number: int) -> Subquery:
-    """These columns of the rows that the page looks at, this many at most, found by an index and read in its order."""
+def _looked(
+    query: RunQuery, at: ColumnElement[datetime], before: Key | None, names: Set[str], number: int
+) -> Subquery:
+    """These columns of the rows that the page looks at, this many at most, found by an index and
+    read in its order.
+    """
     whole = select(*(runs.c[name] for name in sorted(names))).where(*_within(query, at, before))
     newest = (runs.c[str(at.key)].desc(), runs.c.id.desc())
-    # PostgreSQL has no statistics of PART_SQL, and expects few parts. So it would read and sort all of them, but for a
-    # limit whose value it doesn't know.
+    # PostgreSQL has no statistics of PART_SQL, and expects few parts. So it would read and sort all
+    # of them, but for a limit whose value it doesn't know.
     most = select(literal(number)).scalar_subquery() if _has_parts(query) else number
     found = [whole.where(*search).order_by(*newest).limit(most) for search in _searches(query)]
     if len(found) == 1:
         return found[0].subquery()
     every = union_all(*(each.subquery().select() for each in found)).subquery()
-    return select(every).order_by(every.c[str(at.key)].desc(), every.c.id.desc()).limit(number).subquery()
+    return (
+        select(every)
+        .order_by(every.c[str(at.key)].desc(), every.c.id.desc())
+        .limit(number)
+        .subquery()
+    )
 
 
 def _searches(query: RunQuery) -> Iterator[list[Any]]:
-    """The conditions of each search. The index of each gives the rows in order, but for the parts of one run."""
+    """The conditions of each search. The index of each gives the rows in order, but for the parts
+    of one run.
+    """
     of_task = [runs.c.task == query.task] if query.task is not None else []
     of_states = [runs.c.state.in_(sorted(query.states))] if query.states else []
     if query.parent is not None:
-        yield [runs.c.awaited_by == query.parent, runs.c.origin == Origin.PART, *of_task, *of_states]
+        yield [
+            runs.c.awaited_by == query.parent,
+            runs.c.origin == Origin.PART,
+            *of_task,
+            *of_states,
+        ]
         return
     if query.by_slot or not query.origins or query.origins - PARTS:
-        by_state = [[runs.c.state == state] for state in sorted(query.states)] if _is_by_state(query) else [[]]
+        by_state = (
+            [[runs.c.state == state] for state in sorted(query.states)]
+            if _is_by_state(query)
+            else [[]]
+        )
         for of_state in by_state:
             yield [text(NO_PART_SQL), *of_task, *of_state]
     if _has_parts(query):
@@ -133,15 +174,21 @@ def _is_by_state(query: RunQuery) -> bool:
 
 
 def _has_parts(query: RunQuery) -> bool:
-    """Whether parts of any runs are wanted. Their index has them by their states, and not by their tasks."""
+    """Whether parts of any runs are wanted. Their index has them by their states, and not by their
+    tasks.
+    """
     return Origin.PART in query.origins and query.parent is None and not query.by_slot
 
 
-def _within(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -> Iterator[ColumnElement[bool]]:
+def _within(
+    query: RunQuery, at: ColumnElement[datetime], before: Key | None
+) -> Iterator[ColumnElement[bool]]:
     """The interval of the list, and the place in it at which the page begins."""
     if query.by_slot:
         yield text(OF_SLOT_SQL)  # type: ignore[misc]
-        yield at.is_not(None)  # PostgreSQL would begin with the parts of the task, which have no slot
+        yield at.is_not(
+            None
+        )  # PostgreSQL would begin with the parts of the task, which have no slot
         since, until = query.slot_since, query.slot_until
     else:
         since, until = query.created_since, query.created_until
@@ -153,8 +200,11 @@ def _within(query: RunQuery, at: ColumnElement[datetime], before: Key | None) ->
         yield at < until
     if before is not None:
         instant, run = before
-        # Of rows, which both databases look up in the index. With an OR they would read all pages before.
-        yield tuple_(at, runs.c.id) < tuple_(literal(instant, at.type), literal(run, runs.c.id.type))
+        # Of rows, which both databases look up in the index. With an OR they would read all pages
+        # before.
+        yield tuple_(at, runs.c.id) < tuple_(
+            literal(instant, at.type), literal(run, runs.c.id.type)
+        )
 
 
 def _others(query: RunQuery, columns: Columns, kind: str) -> Iterator[ColumnElement[bool]]:
@@ -173,7 +223,10 @@ def _others(query: RunQuery, columns: Columns, kind: str) -> Iterator[ColumnElem
         yield columns.node == query.node
     made, slots = (query.created_since, query.created_until), (query.slot_since, query.slot_until)
     name, interval = ("created_at", made) if query.by_slot else ("slot", slots)
-    for column, (since, until) in {name: interval, "finished_at": (query.ended_since, query.ended_until)}.items():
+    for column, (since, until) in {
+        name: interval,
+        "finished_at": (query.ended_since, query.ended_until),
+    }.items():
         if since is not None:
             yield columns[column] >= since
         if until is not None:
@@ -192,7 +245,9 @@ def _parameter(column: ColumnElement[Any], name: str, kind: str) -> ColumnElemen
 
 
 def _json_texts(value: str) -> list[str]:
-    """The JSON texts that a value stands for: the text itself, and the number, true, false or null of this spelling."""
+    """The JSON texts that a value stands for: the text itself, and the number, true, false or null
+    of this spelling.
+    """
     texts = [json.dumps(value), json.dumps(value, ensure_ascii=False)]
     try:
         is_scalar = not isinstance(json.loads(value), dict | list | str)

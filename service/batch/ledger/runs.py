@@ -1,4 +1,6 @@
-"""Runs: the making of new runs, and queries on runs. Only transitions.py changes the state of a run."""
+"""Runs: the making of new runs, and queries on runs. Only transitions.py changes the state of a
+run.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,22 @@ from service import tracing
 from service.batch.ledger import json_rows, queues, wakes
 from service.batch.ledger.ids import new_id
 from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import HOLDS_LANE_SQL, IN_THE_WAY_SQL, NO_PART_SQL, OF_SLOT_SQL, runs
+from service.batch.ledger.tables import (
+    HOLDS_LANE_SQL,
+    IN_THE_WAY_SQL,
+    NO_PART_SQL,
+    OF_SLOT_SQL,
+    runs,
+)
 
 
 @dataclass
 class NewRun:
-    """A run that is to be inserted, made by `scheduled`, `queued` or `running`. All instants are database time.
+    """A run that is to be inserted, made by `scheduled`, `queued` or `running`. All instants are
+    database time.
 
-    Its state may change before it is inserted: a node may start it at once, and a policy may skip or cancel it.
+    Its state may change before it is inserted: a node may start it at once, and a policy may skip
+    or cancel it.
     """
 
     id: str
@@ -54,7 +64,14 @@ class NewRun:
 
     @classmethod
     def scheduled(
-        cls, task: str, slot: datetime, now: datetime, *, catch_up: bool, exclusive: str | None, priority: int
+        cls,
+        task: str,
+        slot: datetime,
+        now: datetime,
+        *,
+        catch_up: bool,
+        exclusive: str | None,
+        priority: int,
     ) -> NewRun:
         """The run of a due slot. `catch_up`: the slot was missed, and is caught up now."""
         return cls(
@@ -86,10 +103,12 @@ class NewRun:
         key: str | None = None,
         parent: str | None = None,
     ) -> NewRun:
-        """A run that a person or code has asked for. Any node that has loaded the task may claim it.
+        """A run that a person or code has asked for. Any node that has loaded the task may claim
+        it.
 
-        `is_backfill`: the run is for a slot of the past, and starts after all other runs of the task. `key`: the task
-        has at most one run with this key. `parent`: the id of the run whose code asked for this one.
+        `is_backfill`: the run is for a slot of the past, and starts after all other runs of the
+        task. `key`: the task has at most one run with this key. `parent`: the id of the run whose
+        code asked for this one.
         """
         return cls(
             id=new_id(),
@@ -111,7 +130,9 @@ class NewRun:
         )
 
     @classmethod
-    def running(cls, node: str, task: str, slot: datetime | None, now: datetime, **queued: Any) -> NewRun:
+    def running(
+        cls, node: str, task: str, slot: datetime | None, now: datetime, **queued: Any
+    ) -> NewRun:
         """A run that a node starts at once. `queued`: the keyword arguments of `queued`."""
         run = cls.queued(task, slot, now, **queued)
         run.start(node, now)
@@ -120,7 +141,8 @@ class NewRun:
     def wait(self, due_at: datetime, gate: str | None = None) -> None:
         """Make it a waiting run, which is opened at `due_at` at the earliest.
 
-        `gate`: which end of what it waits for opens it (see waits.Gate); None: it waits for nothing but the instant.
+        `gate`: which end of what it waits for opens it (see waits.Gate); None: it waits for nothing
+        but the instant.
         """
         self.state, self.due_at, self.gate = RunState.WAITING, due_at, gate
 
@@ -152,7 +174,9 @@ class Claimed:
     created_at: datetime
     attempt_started_at: datetime
     attempts_before: int = 0
-    """How many attempts there were when a person last retried the run. The attempts of the policy count from there."""
+    """How many attempts there were when a person last retried the run. The attempts of the policy
+    count from there.
+    """
     awaited_by: str | None = None
     """The run that waits for this one."""
     traceparent: str | None = None
@@ -199,38 +223,64 @@ class Active:
 
 
 def locked_by_id(condition: str, kind: str) -> str:
-    """The condition for an UPDATE or DELETE of several runs. PostgreSQL locks them by id, so that no two deadlock."""
+    """The condition for an UPDATE or DELETE of several runs. PostgreSQL locks them by id, so that
+    no two deadlock.
+    """
     if kind != "postgresql":
         return condition
-    return f"batch_runs.id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {condition} ORDER BY id FOR UPDATE))"
+    return (
+        f"batch_runs.id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {condition} "
+        "ORDER BY id FOR UPDATE))"
+    )
 
 
 async def lock_at_once(connection: AsyncConnection, ids: Sequence[str]) -> bool:
-    """Lock those of these runs that nobody else has locked. Returns whether these are all. SQLite has no such locks."""
+    """Lock those of these runs that nobody else has locked. Returns whether these are all. SQLite
+    has no such locks.
+    """
     if not ids or connection.dialect.name != "postgresql":
         return True
-    query = select(runs.c.id).where(json_rows.is_among(runs.c.id, ids, "postgresql")).order_by(runs.c.id)
+    query = (
+        select(runs.c.id)
+        .where(json_rows.is_among(runs.c.id, ids, "postgresql"))
+        .order_by(runs.c.id)
+    )
     locked = (await connection.execute(query.with_for_update(skip_locked=True))).all()
     return len(locked) == len(ids)
 
 
 async def without_locked(connection: AsyncConnection, ids: Sequence[str]) -> set[str]:
-    """Lock those of these runs that no other transaction has locked, and return their ids. SQLite locks no rows."""
-    wanted = select(runs.c.id).where(runs.c.id.in_(ids)).order_by(runs.c.id).with_for_update(skip_locked=True)
+    """Lock those of these runs that no other transaction has locked, and return their ids. SQLite
+    locks no rows.
+    """
+    wanted = (
+        select(runs.c.id)
+        .where(runs.c.id.in_(ids))
+        .order_by(runs.c.id)
+        .with_for_update(skip_locked=True)
+    )
     return set((await connection.execute(wanted)).scalars())
 
 
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
-    """Insert runs, except for slots that have a run already. Returns the ids of the inserted runs."""
+    """Insert runs, except for slots that have a run already. Returns the ids of the inserted
+    runs.
+    """
     conflict = f"(task, slot) WHERE {OF_SLOT_SQL}"
-    inserted = set(await json_rows.insert(connection, runs, [vars(run) for run in new], conflict, runs.c.id))
+    inserted = set(
+        await json_rows.insert(connection, runs, [vars(run) for run in new], conflict, runs.c.id)
+    )
     _tell_others(connection, [run for run in new if run.id in inserted])
     return inserted
 
 
 async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
-    """Insert a run, unless its task has a run with the same key. Returns the id of the run with this key."""
-    inserted = await json_rows.insert(connection, runs, [vars(new)], "(task, key) WHERE key IS NOT NULL", runs.c.id)
+    """Insert a run, unless its task has a run with the same key. Returns the id of the run with
+    this key.
+    """
+    inserted = await json_rows.insert(
+        connection, runs, [vars(new)], "(task, key) WHERE key IS NOT NULL", runs.c.id
+    )
     if inserted:
         _tell_others(connection, [new])
         return new.id
@@ -239,29 +289,38 @@ async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
 
 
 async def insert_group(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
-    """Insert runs that belong together. Raises IntegrityError if the task of one of them has a run with its key."""
+    """Insert runs that belong together. Raises IntegrityError if the task of one of them has a run
+    with its key.
+    """
     await json_rows.insert(connection, runs, [vars(run) for run in new])
     _tell_others(connection, new)
 
 
 def _tell_others(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
-    queued, started = ([run.task for run in new if run.state == s] for s in (RunState.QUEUED, RunState.RUNNING))
+    queued, started = (
+        [run.task for run in new if run.state == s] for s in (RunState.QUEUED, RunState.RUNNING)
+    )
     wakes.queued(connection, queued, started)
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
-    """The runs of these tasks that are running or have a lane for another reason, and their active on-time runs.
+    """The runs of these tasks that are running or have a lane for another reason, and their active
+    on-time runs.
 
     Other runs that wait are not read: there may be very many, such as those of a catch-up.
     """
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
     selected = ", ".join(c.name for c in columns)
-    is_meant = queues.among("task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind)
+    is_meant = queues.among(
+        "task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind
+    )
     of_lanes = ", ".join(f"r.{c.name}" for c in columns)
-    is_no_part = f"coalesce(origin, '') <> '{Origin.PART}'"  # with NO_PART_SQL SQLite would use another index
+    # With NO_PART_SQL SQLite would use another index
+    is_no_part = f"coalesce(origin, '') <> '{Origin.PART}'"
     statement = text(
-        f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL} AND {is_no_part} UNION ALL "
+        f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL} "
+        f"AND {is_no_part} UNION ALL "
         f"SELECT {of_lanes} FROM {json_rows.source([runs.c.task], kind)} CROSS JOIN batch_runs r "
         f"WHERE r.exclusive = v.task AND {HOLDS_LANE_SQL} AND NOT ({IN_THE_WAY_SQL})"
     )

@@ -1,4 +1,6 @@
-"""The states of a run, and the allowed transitions. The statements in transitions.py are made from TRANSITIONS."""
+"""The states of a run, and the allowed transitions. The statements in transitions.py are made from
+TRANSITIONS.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,14 @@ class RunState(StrEnum):
     SKIPPED = "skipped"
 
 
-# Only a person can change a final state, by `batch retry` or `batch backfill --again`. A run waits again if a person
-# retries what it was skipped for, or with `--and-after` runs again what it comes after. A partitioned run that has
-# split waits for its parts, and fails from there if one of them does.
+# Only a person can change a final state, by `batch retry` or `batch backfill --again`. A run waits
+# again if a person retries what it was skipped for, or with `--and-after` runs again what it comes
+# after. A partitioned run that has split waits for its parts, and fails from there if one of them
+# does.
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    RunState.WAITING: frozenset({RunState.QUEUED, RunState.SKIPPED, RunState.CANCELLED, RunState.FAILED}),
+    RunState.WAITING: frozenset(
+        {RunState.QUEUED, RunState.SKIPPED, RunState.CANCELLED, RunState.FAILED}
+    ),
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.RUNNING: frozenset(
         {

@@ -35,10 +35,11 @@ def where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
-# A partial index is used only by a query that repeats its condition exactly. With the bare column SQLite would use the
-# index on all states instead, and read the runs of all tasks.
+# A partial index is used only by a query that repeats its condition exactly. With the bare column
+# SQLite would use the index on all states instead, and read the runs of all tasks.
 UNINDEXED_STATE = "(state || '')"
-# For statements that find runs by their ids: no index has the state in this form, not even a partial one.
+# For statements that find runs by their ids: no index has the state in this form, not even a
+# partial one.
 PLAIN_STATE = "coalesce(state, '')"
 
 
@@ -48,43 +49,67 @@ def is_one_of(states: Iterable[RunState], column: str = UNINDEXED_STATE) -> str:
 
 
 READY_SQL = is_one_of(state for state in CLAIMABLE if state != RunState.RETRYING)
-"""Runs that may start now. Their `due_at` does not matter: it may be from a clock that was ahead."""
+"""Runs that may start now. Their `due_at` does not matter: it may be from a clock that was ahead.
+"""
 RETRYING_SQL = f"{UNINDEXED_STATE} = 'retrying'"
 """Runs that may start at their `due_at`."""
 HELD_SQL = f"{UNINDEXED_STATE} = 'running'"
 """Running runs, in the form that uses the index on nodes."""
 LEFT_SQL = f"{UNINDEXED_STATE} = 'interrupted'"
-"""Runs that were interrupted and wait for a node, in the form that uses the index on the node that left them."""
+"""Runs that were interrupted and wait for a node, in the form that uses the index on the node that
+left them.
+"""
 RUNNING_SQL = "state = 'running'"
 HOLDS_LANE_SQL = "attempt > attempts_before AND state IN ('running', 'waiting', 'queued')"
-"""Runs that hold a lane: also while a run that has begun waits for its parts, and then until its attempt goes on."""
+"""Runs that hold a lane: also while a run that has begun waits for its parts, and then until its
+attempt goes on.
+"""
 WAITING_SQL = f"{UNINDEXED_STATE} = 'waiting'"
-"""Runs that wait for their `due_at`, for other slots, for the other runs of their group, or for their parts."""
+"""Runs that wait for their `due_at`, for other slots, for the other runs of their group, or for
+their parts.
+"""
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
 SKIPPED_SQL = f"{UNINDEXED_STATE} = 'skipped'"
 BY_HAND_SQL, NO_PART_SQL = "origin = 'manual'", "origin <> 'part'"
 PART_SQL = "(origin || '') = 'part'"
-"""Parts of whichever runs, in the form that uses the index on parts. Those of one run are found by the run."""
+"""Parts of whichever runs, in the form that uses the index on parts. Those of one run are found by
+the run.
+"""
 OF_SLOT_SQL = "origin <> 'manual'"
-"""Runs of slots, to the letter as in the unique index on task and slot, which is used only for this condition."""
-UNNOTICED_RUN_SQL = f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
-"""Runs that the watch has to look at: they have failed, or ended otherwise after something was wrong with them."""
+"""Runs of slots, to the letter as in the unique index on task and slot, which is used only for this
+condition.
+"""
+UNNOTICED_RUN_SQL = (
+    f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
+)
+"""Runs that the watch has to look at: they have failed, or ended otherwise after something was
+wrong with them.
+"""
 OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
 """Runs with something wrong that was neither made good nor acknowledged."""
 UNNOTICED_RANGE_SQL, UNNOTICED_NODE_SQL = "unnoticed IS NOT NULL", "noticed_at IS NULL"
 UNNOTICED_BACKUP_SQL = "failed_at IS NOT NULL AND noticed_at IS NULL"
 BEGUN_OR_READY = tuple(state for state in ACTIVE if state != RunState.WAITING)
-IN_THE_WAY_SQL = f"{is_one_of(BEGUN_OR_READY)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
-"""Runs that an overlap policy considers for the next slot: all running ones, and those of slots on time."""
+IN_THE_WAY_SQL = (
+    f"{is_one_of(BEGUN_OR_READY)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
+)
+"""Runs that an overlap policy considers for the next slot: all running ones, and those of slots on
+time.
+"""
 
 
 def not_held(run: str) -> str:
-    """The condition that no pause holds a run. A pause holds the runs of its task that were created before it.
+    """The condition that no pause holds a run. A pause holds the runs of its task that were created
+    before it.
 
-    `run`: the alias of batch_runs. It is no join, so that runs are still read in the order of the queue's index.
+    `run`: the alias of batch_runs. It is no join, so that runs are still read in the order of the
+    queue's index.
     """
-    return f"coalesce({run}.created_at > (SELECT t.paused_at FROM batch_tasks t WHERE t.name = {run}.task), true)"
+    return (
+        f"coalesce({run}.created_at > (SELECT t.paused_at FROM batch_tasks t "
+        f"WHERE t.name = {run}.task), true)"
+    )
 
 
 tasks = Table(
@@ -101,10 +126,11 @@ tasks = Table(
     Column("removed_at", UtcDateTime),
     Column("accounted_from", UtcDateTime),
     Column("pool", String(40), nullable=False, server_default=DEFAULT_POOL),
-    # What a process that has not loaded the task has to know of it: the tags, the JSON schema of its parameters, and
-    # what it declares about its monitoring.
+    # What a process that has not loaded the task has to know of it: the tags, the JSON schema of
+    # its parameters, and what it declares about its monitoring.
     *(Column(name, Json) for name in ("tags", "parameters", "monitoring")),
-    # `muted_until`: until then nothing is sent about the task. `deadline_until`: up to then its deadlines were checked.
+    # `muted_until`: until then nothing is sent about the task. `deadline_until`: up to then its
+    # deadlines were checked.
     *(Column(name, UtcDateTime) for name in ("muted_until", "deadline_until")),
     *(Column(name, Text) for name in ("muted_by", "mute_note")),
     Column("paused_until", UtcDateTime),  # null: until somebody resumes it
@@ -121,7 +147,8 @@ schedules = Table(
     Column("valid_until", UtcDateTime),
     Column("node", Id, nullable=False),
     Column("fired_until", UtcDateTime, nullable=False),
-    # `after`: what the runs of its slots wait for, see queue/after.py. `follows`: the task whose schedule it copies.
+    # `after`: what the runs of its slots wait for, see queue/after.py. `follows`: the task whose
+    # schedule it copies.
     *(Column("after", Json), Column("follows", String(100))),
     Index("uq_batch_schedules_open", "task", unique=True, **where("valid_until IS NULL")),
     Index("ix_batch_schedules_task", "task", "valid_from"),
@@ -145,30 +172,37 @@ runs = Table(
     Column("exclusive", String(120)),
     Column("lane", SmallInteger, nullable=False, server_default="1"),
     Column("due_at", UtcDateTime, nullable=False),
-    # `attempts_before`: attempts before a person's last retry. `losses`: how often its node was lost without progress.
-    *(Column(name, Integer, nullable=False, server_default="0") for name in ("attempt", "attempts_before", "losses")),
+    # `attempts_before`: attempts before a person's last retry. `losses`: how often its node was
+    # lost without progress.
+    *(
+        Column(name, Integer, nullable=False, server_default="0")
+        for name in ("attempt", "attempts_before", "losses")
+    ),
     Column("node", Id),
     Column("fence", BigInteger, nullable=False, server_default="0"),
-    # Progress. `count_before`: items done by earlier attempts. `count_lost`: the largest count at a loss. `rate`: items
-    # per second. `progress_at`: the instant since which `count` has this value.
+    # Progress. `count_before`: items done by earlier attempts. `count_lost`: the largest count at a
+    # loss. `rate`: items per second. `progress_at`: the instant since which `count` has this value.
     *(Column(name, BigInteger) for name in ("count", "total", "count_before", "count_lost")),
     *(Column("message", Text), Column("rate", Float), Column("progress_at", UtcDateTime)),
     *(Column("requested_by", Text), Column("key", String(200))),
     Column("parent", Id),
-    # `awaited_by`: the run that waits for this one. Of a waiting run, `gate` says which end of what it waits for opens
-    # it ("success" or "end"), and `wait_until` when it has waited long enough. A run that was skipped because of what
-    # it waited for keeps its gate.
+    # `awaited_by`: the run that waits for this one. Of a waiting run, `gate` says which end of what
+    # it waits for opens it ("success" or "end"), and `wait_until` when it has waited long enough. A
+    # run that was skipped because of what it waited for keeps its gate.
     *(Column("awaited_by", Id), Column("gate", String(10)), Column("wait_until", UtcDateTime)),
     Column("part", Integer),  # the number of a part, from 1; NULL for other runs
-    Column("traceparent", String(55)),  # the span of OpenTelemetry that asked for the run, as the header of this name
+    Column(
+        "traceparent", String(55)
+    ),  # the span of OpenTelemetry that asked for the run, as the header of this name
     Column("created_at", UtcDateTime, nullable=False),
     *(Column(f"{event}_at", UtcDateTime) for event in ("started", "attempt_started", "finished")),
     # The request to cancel a running run, which its node reads (see nodes/ledger_poll.py).
     Column("cancel_at", UtcDateTime),
     *(Column(name, Text) for name in ("cancel_by", "cancel_reason")),
-    # `fingerprint`: what is wrong with the run, as a class of errors; NULL if nothing is. `noticed_at`: when the watch
-    # has seen how it ended. `acknowledged`: the incident with which a person has acknowledged it.
-    # `made_good_by`: the run whose success made it good, which may be the run itself.
+    # `fingerprint`: what is wrong with the run, as a class of errors; NULL if nothing is.
+    # `noticed_at`: when the watch has seen how it ended. `acknowledged`: the incident with which a
+    # person has acknowledged it. `made_good_by`: the run whose success made it good, which may be
+    # the run itself.
     *(Column("fingerprint", String(40)), Column("noticed_at", UtcDateTime)),
     Column("acknowledged", Id),
     *(Column("made_good_at", UtcDateTime), Column("made_good_by", Id)),
@@ -179,12 +213,21 @@ runs = Table(
     Index("ix_batch_runs_held", "node", **where(HELD_SQL)),
     Index("ix_batch_runs_left", "node", **where(LEFT_SQL)),
     Index("ix_batch_runs_in_the_way", "task", **where(IN_THE_WAY_SQL)),
-    # Which tasks have runs to start, and the order of these runs: for waiting runs, and for retries.
+    # Which tasks have runs to start, and the order of these runs: for waiting runs, and for
+    # retries.
     Index("ix_batch_runs_waiting", "task", "created_at", **where(READY_SQL)),
     Index("ix_batch_runs_queue", "task", "exclusive", "rank", "due_at", "id", **where(READY_SQL)),
     Index("ix_batch_runs_retry_due", "due_at", **where(RETRYING_SQL)),
     Index("ix_batch_runs_retrying", "task", "created_at", **where(RETRYING_SQL)),
-    Index("ix_batch_runs_retry_queue", "task", "exclusive", "rank", "due_at", "id", **where(RETRYING_SQL)),
+    Index(
+        "ix_batch_runs_retry_queue",
+        "task",
+        "exclusive",
+        "rank",
+        "due_at",
+        "id",
+        **where(RETRYING_SQL),
+    ),
     Index("ix_batch_runs_task_created", "task", "created_at", "id", **where(NO_PART_SQL)),
     Index("ix_batch_runs_state_created", "state", "created_at", "id", **where(NO_PART_SQL)),
     Index("ix_batch_runs_created", "created_at", "id", **where(NO_PART_SQL)),
@@ -192,15 +235,22 @@ runs = Table(
     Index("ix_batch_runs_by_hand", "created_at", **where(BY_HAND_SQL)),
     Index("ix_batch_runs_skipped", "slot", **where(SKIPPED_SQL)),
     Index("ix_batch_runs_unnoticed", "id", **where(UNNOTICED_RUN_SQL)),
-    Index("ix_batch_runs_open_failures", "task", "fingerprint", "finished_at", **where(OPEN_FAILURE_SQL)),
+    Index(
+        "ix_batch_runs_open_failures",
+        "task",
+        "fingerprint",
+        "finished_at",
+        **where(OPEN_FAILURE_SQL),
+    ),
     Index("ix_batch_runs_parent", "parent", **where("parent IS NOT NULL")),
     Index("ix_batch_runs_waits", "due_at", "id", **where(WAITING_SQL)),
     Index("ix_batch_runs_members", "awaited_by", "state", **where("awaited_by IS NOT NULL")),
     Index("ix_batch_runs_acknowledged", "acknowledged", **where("acknowledged IS NOT NULL")),
 )
 
-# A running attempt is kept in the row of its run. A row is written here once, when the attempt has ended. An
-# interrupted run goes on with the same attempt, which then has another row with another fence.
+# A running attempt is kept in the row of its run. A row is written here once, when the attempt has
+# ended. An interrupted run goes on with the same attempt, which then has another row with another
+# fence.
 attempts = Table(
     "batch_attempts",
     ledger,
@@ -225,7 +275,8 @@ missed = Table(
     Column("count", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    # `cause`: why, as a word; see missed_ranges.Cause. `unnoticed`: how many of the slots the watch has not seen yet.
+    # `cause`: why, as a word; see missed_ranges.Cause. `unnoticed`: how many of the slots the watch
+    # has not seen yet.
     Column("cause", String(20), nullable=False, server_default="other"),
     Column("unnoticed", BigInteger),
     # Who has decided that nothing has to be done about these slots, and why.
@@ -254,16 +305,20 @@ nodes = Table(
     Column("application", String(100)),  # its version; `version` is that of this package
     Column("capacity", Integer),  # how many runs it executes at once, at most; NULL: not known
     Column("pools", Json),  # the names of the pools whose runs it claims; NULL: not known
-    # `lost_at`: when it was found dead; NULL for a node that stopped by itself. `broken`: the files of tasks that it
-    # can't use, and why. `noticed_at`: when the watch has seen this row; NULL after it was lost or `broken` changed.
+    # `lost_at`: when it was found dead; NULL for a node that stopped by itself. `broken`: the files
+    # of tasks that it can't use, and why. `noticed_at`: when the watch has seen this row; NULL
+    # after it was lost or `broken` changed.
     *(Column(name, UtcDateTime) for name in ("lost_at", "noticed_at")),
     Column("broken", Json),
-    Column("troubles", Json),  # why it is not ready, or what holds up its runs, by part; NULL or empty: nothing
+    Column(
+        "troubles", Json
+    ),  # why it is not ready, or what holds up its runs, by part; NULL or empty: nothing
     Index("ix_batch_nodes_unnoticed", "id", **where(UNNOTICED_NODE_SQL)),
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
 )
 
-# The first version rises with each change of tasks or schedules that other nodes have to follow; the others: wakes.py.
+# The first version rises with each change of tasks or schedules that other nodes have to follow;
+# the others: wakes.py.
 catalog = Table(
     "batch_catalog",
     ledger,

@@ -29,13 +29,17 @@ async def are_known(connection: AsyncConnection) -> bool:
 
 async def tagged(connection: AsyncConnection, tag: str) -> frozenset[str]:
     """The names of the tasks that have this tag."""
-    rows = await connection.execute(select(tasks.c.name, tasks.c.tags).where(tasks.c.tags.is_not(None)))
+    rows = await connection.execute(
+        select(tasks.c.name, tasks.c.tags).where(tasks.c.tags.is_not(None))
+    )
     return frozenset(row.name for row in rows if isinstance(row.tags, list) and tag in row.tags)
 
 
 async def of_pool(connection: AsyncConnection, pool: str) -> frozenset[str]:
     """The names of the tasks of this pool, also of those that were removed."""
-    return frozenset((await connection.execute(select(tasks.c.name).where(tasks.c.pool == pool))).scalars())
+    return frozenset(
+        (await connection.execute(select(tasks.c.name).where(tasks.c.pool == pool))).scalars()
+    )
 
 
 async def removed(connection: AsyncConnection, names: Iterable[str]) -> frozenset[str]:
@@ -48,14 +52,22 @@ async def removed(connection: AsyncConnection, names: Iterable[str]) -> frozense
 async def mute(
     connection: AsyncConnection, name: str, until: datetime | None, by: str | None, note: str | None
 ) -> bool:
-    """Let nothing be sent about a task until an instant; None: send again. Returns False if there is no such task."""
-    muting = update(tasks).where(tasks.c.name == name).values(muted_until=until, muted_by=by, mute_note=note)
+    """Let nothing be sent about a task until an instant; None: send again. Returns False if there
+    is no such task.
+    """
+    muting = (
+        update(tasks)
+        .where(tasks.c.name == name)
+        .values(muted_until=until, muted_by=by, mute_note=note)
+    )
     return (await connection.execute(muting)).rowcount == 1
 
 
 async def first_end_of_pauses(connection: AsyncConnection) -> datetime | None:
     """When the first of the pauses ends that end by themselves; None if there is none."""
-    first: datetime | None = (await connection.execute(select(func.min(tasks.c.paused_until)))).scalar()
+    first: datetime | None = (
+        await connection.execute(select(func.min(tasks.c.paused_until)))
+    ).scalar()
     return first
 
 

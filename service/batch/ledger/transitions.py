@@ -1,4 +1,6 @@
-"""The only module that changes the state of runs: one statement for each kind of change, built from TRANSITIONS."""
+"""The only module that changes the state of runs: one statement for each kind of change, built from
+TRANSITIONS.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,17 @@ _CLAIMED = ", ".join(f"batch_runs.{column.name}" for column in CLAIMED_COLUMNS)
 
 
 async def claim(
-    connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime, lanes: Mapping[str, int] | None = None
+    connection: AsyncConnection,
+    ids: Sequence[str],
+    node: str,
+    now: datetime,
+    lanes: Mapping[str, int] | None = None,
 ) -> list[Claimed]:
     """Give a node those of the runs `ids` that may still start. Returns them.
 
-    An interrupted run keeps its attempt, and so does one that goes on after its parts. `lanes`: the lane of each run
-    that takes another one than the first. Raises IntegrityError if another run is running in one of these.
+    An interrupted run keeps its attempt, and so does one that goes on after its parts. `lanes`: the
+    lane of each run that takes another one than the first. Raises IntegrityError if another run is
+    running in one of these.
     """
     if not ids:
         return []
@@ -42,10 +49,15 @@ async def claim(
         f"attempt = attempt + CASE WHEN {queues.GOES_ON} THEN 0 ELSE 1 END, "
         "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL, "
         f"lane = {queues.claimed(kind, bool(lanes))} RETURNING {_CLAIMED}"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type))
+    ).bindparams(
+        bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type)
+    )
     rows = [{"id": i, "lane": lanes.get(i, 1)} for i in ids] if lanes else [{"id": i} for i in ids]
     parameters = {"rows": json_rows.encode(rows, kind), "node": node, "now": now}
-    return [Claimed(*row) for row in await connection.execute(statement.columns(*CLAIMED_COLUMNS), parameters)]
+    return [
+        Claimed(*row)
+        for row in await connection.execute(statement.columns(*CLAIMED_COLUMNS), parameters)
+    ]
 
 
 # The end of an attempt: from `running`.
@@ -54,10 +66,12 @@ async def claim(
 async def finish(
     connection: AsyncConnection, outcomes: Sequence[Outcome], encoded: EncodedOutcomes | None = None
 ) -> list[Outcome]:
-    """Write the outcomes of attempts. Returns those that were not written, because another node holds their run now.
+    """Write the outcomes of attempts. Returns those that were not written, because another node
+    holds their run now.
 
-    A run with a request to cancel it is cancelled instead of retried, resumed or split. `encoded`: the outcomes, if the
-    caller has encoded them before. Raises ValueError if a running run may not change to a state in `outcomes`.
+    A run with a request to cancel it is cancelled instead of retried, resumed or split. `encoded`:
+    the outcomes, if the caller has encoded them before. Raises ValueError if a running run may not
+    change to a state in `outcomes`.
     """
     if not outcomes:
         return []
@@ -69,11 +83,15 @@ async def finish(
     goes_on = is_one_of((state for state in ACTIVE if state in following), "v.state")
     is_cancelled = f"batch_runs.cancel_reason IS NOT NULL AND {goes_on}"
     statement = (
-        f"UPDATE batch_runs SET state = CASE WHEN {is_cancelled} THEN '{RunState.CANCELLED}' ELSE v.state END, "
-        f"reason = CASE WHEN {is_cancelled} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
-        f"finished_at = CASE WHEN batch_runs.cancel_reason IS NOT NULL OR NOT {goes_on} THEN v.ended_at END, "
+        f"UPDATE batch_runs SET state = CASE WHEN {is_cancelled} THEN '{RunState.CANCELLED}' "
+        "ELSE v.state END, "
+        f"reason = CASE WHEN {is_cancelled} THEN batch_runs.cancel_reason ELSE v.reason END, "
+        "result = v.result, "
+        f"finished_at = CASE WHEN batch_runs.cancel_reason IS NOT NULL OR NOT {goes_on} THEN "
+        "v.ended_at END, "
         f"due_at = coalesce(v.due_at, batch_runs.due_at), rank = {outcomes_of.RANK}, "
-        f"gate = CASE WHEN {is_cancelled} THEN batch_runs.gate ELSE coalesce(v.gate, batch_runs.gate) END, "
+        f"gate = CASE WHEN {is_cancelled} THEN batch_runs.gate ELSE coalesce(v.gate, "
+        "batch_runs.gate) END, "
         "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
         f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
         f"FROM {outcomes_of.read(encoded, kind)} "
@@ -81,9 +99,13 @@ async def finish(
     )
     written = await outcomes_of.write(connection, statement, outcomes, encoded)
     refused = [outcome for outcome in outcomes if outcome.id not in written]
-    wakes.queued(connection, [each.task for each in outcomes if written.get(each.id) == RunState.INTERRUPTED])
+    wakes.queued(
+        connection, [each.task for each in outcomes if written.get(each.id) == RunState.INTERRUPTED]
+    )
     if refused:
-        encoded = outcomes_of.encode([outcome for outcome in outcomes if outcome.id in written], kind)
+        encoded = outcomes_of.encode(
+            [outcome for outcome in outcomes if outcome.id in written], kind
+        )
     await attempts.record(connection, encoded)
     for outcome in outcomes:
         if outcome.split is not None and written.get(outcome.id) == RunState.WAITING:
@@ -92,7 +114,9 @@ async def finish(
 
 
 async def _store_split(connection: AsyncConnection, outcome: Outcome, split: parts.Split) -> None:
-    """Insert the parts of a run that waits for them from now on, or queue those again that did not succeed."""
+    """Insert the parts of a run that waits for them from now on, or queue those again that did not
+    succeed.
+    """
     if split.params is None:
         again = [part.id for part in await parts.not_succeeded(connection, outcome.id)]
         await reopen(connection, again, Rank.MANUAL, "its run", outcome.ended_at)
@@ -108,15 +132,18 @@ async def _store_split(connection: AsyncConnection, outcome: Outcome, split: par
 async def cancel(
     connection: AsyncConnection, ids: Sequence[str], reason: str, by: str, now: datetime
 ) -> dict[str, RunState]:
-    """Cancel runs, or write requests to their rows where that has to wait (parts.GOES_ON). An earlier one stays.
+    """Cancel runs, or write requests to their rows where that has to wait (parts.GOES_ON). An
+    earlier one stays.
 
-    With the follow-up of a group its members are cancelled that are not over, and with a run its parts. Returns the
-    state of each run after that, without those that have ended or do not exist.
+    With the follow-up of a group its members are cancelled that are not over, and with a run its
+    parts. Returns the state of each run after that, without those that have ended or do not exist.
     """
     kind = connection.dialect.name
-    # is_one_of keeps SQLite from using the index on states, by which it would read all runs of these states.
+    # is_one_of keeps SQLite from using the index on states, by which it would read all runs of
+    # these states.
     condition = (
-        f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {is_one_of(before(RunState.CANCELLED))}"
+        f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) "
+        f"AND {is_one_of(before(RunState.CANCELLED))}"
     )
     statement = text(
         f"UPDATE batch_runs SET reason = CASE WHEN {parts.GOES_ON} THEN reason ELSE :reason END, "
@@ -125,8 +152,18 @@ async def cancel(
         "cancel_reason = coalesce(cancel_reason, :reason), noticed_at = NULL, "
         f"state = CASE WHEN {parts.GOES_ON} THEN state ELSE '{RunState.CANCELLED}' END "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
-    ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in outcomes_of.CANCEL_TYPES.items()))
-    values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "reason": reason, "by": by, "now": now}
+    ).bindparams(
+        *(
+            bindparam(name, type_=runs.c[column].type)
+            for name, column in outcomes_of.CANCEL_TYPES.items()
+        )
+    )
+    values = {
+        "rows": json_rows.encode([{"id": i} for i in ids], kind),
+        "reason": reason,
+        "by": by,
+        "now": now,
+    }
     await waiting_runs.lock_with_members(connection, ids)
     rows = (await connection.execute(statement.columns(runs.c.id, runs.c.state), values)).all()
     cancelled = {run: RunState(state) for run, state in rows}
@@ -138,7 +175,9 @@ async def cancel(
     return cancelled
 
 
-async def _cancel_members(connection: AsyncConnection, ids: Sequence[str], values: Mapping[str, Any]) -> None:
+async def _cancel_members(
+    connection: AsyncConnection, ids: Sequence[str], values: Mapping[str, Any]
+) -> None:
     """Cancel the active members of the groups whose follow-ups `ids` were cancelled."""
     theirs = json_rows.is_among(runs.c.awaited_by, ids, connection.dialect.name)
     members = select(runs.c.id).where(theirs, text(is_one_of(ACTIVE)))
@@ -147,16 +186,23 @@ async def _cancel_members(connection: AsyncConnection, ids: Sequence[str], value
 
 
 async def reopen(
-    connection: AsyncConnection, ids: Sequence[str], rank: int, by: str, now: datetime, anew: bool = False
+    connection: AsyncConnection,
+    ids: Sequence[str],
+    rank: int,
+    by: str,
+    now: datetime,
+    anew: bool = False,
 ) -> set[str]:
-    """Queue those of the runs `ids` that have ended, except those that have succeeded. Returns their ids.
+    """Queue those of the runs `ids` that have ended, except those that have succeeded. Returns
+    their ids.
 
-    `anew`: runs that have succeeded are queued too, and the progress of the runs is deleted. Their fences go on rising.
-    Attempts and losses are counted from zero again. The runs count as caught up from now on, so that overlap policies
-    do not consider them for slots on time. What was closed because one of them had not succeeded waits again.
+    `anew`: runs that have succeeded are queued too, and the progress of the runs is deleted. Their
+    fences go on rising. Attempts and losses are counted from zero again. The runs count as caught
+    up from now on, so that overlap policies do not consider them for slots on time. What was closed
+    because one of them had not succeeded waits again.
 
-    A run that was split keeps its parts; with `anew` they are deleted, and it is split again. It is left as it is while
-    one of them is active. A part is queued only while its parent waits.
+    A run that was split keeps its parts; with `anew` they are deleted, and it is split again. It is
+    left as it is while one of them is active. A part is queued only while its parent waits.
     """
     kind = connection.dialect.name
     # is_one_of keeps SQLite from using the index on states, by which it would read all ended runs.
@@ -165,10 +211,12 @@ async def reopen(
     no_progress = outcomes_of.NO_PROGRESS if anew else ""
     gate = "NULL" if anew else f"CASE WHEN {parts.is_split()} THEN gate END"
     condition = (
-        f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_reopen} AND {parts.MAY_REOPEN}"
+        f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_reopen} "
+        f"AND {parts.MAY_REOPEN}"
     )
     statement = text(
-        f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, due_at = :now, "
+        f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, "
+        "due_at = :now, "
         f"requested_by = :by, {outcomes_of.AS_NEW}, {no_progress}gate = {gate}, wait_until = NULL "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin, task"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
@@ -179,42 +227,64 @@ async def reopen(
     wakes.queued(connection, [run.task for run in queued])
     if anew:
         await parts.remove(connection, [run.id for run in queued])
-    return await _are_active_again(connection, queued, awaiting, now, are_all=len(queued) == len(ids))
+    return await _are_active_again(
+        connection, queued, awaiting, now, are_all=len(queued) == len(ids)
+    )
 
 
 async def wait_anew(
-    connection: AsyncConnection, gated: Rows, rank: int, by: str, now: datetime, awaiting: Sequence[str] = ()
+    connection: AsyncConnection,
+    gated: Rows,
+    rank: int,
+    by: str,
+    now: datetime,
+    awaiting: Sequence[str] = (),
 ) -> set[str]:
-    """Let those of these runs that have ended, in whichever state, wait once more for what they wait for.
+    """Let those of these runs that have ended, in whichever state, wait once more for what they
+    wait for.
 
-    They are done from the beginning, and count as caught up, as by `reopen`. `gated`: the `id`, the `gate` and the
-    `wait_until` of each run. `awaiting`: the runs that wait for them. The caller has locked all. Returns the ids of the
-    runs that wait now.
+    They are done from the beginning, and count as caught up, as by `reopen`. `gated`: the `id`, the
+    `gate` and the `wait_until` of each run. `awaiting`: the runs that wait for them. The caller has
+    locked all. Returns the ids of the runs that wait now.
     """
     kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "gate", "wait_until")]
     ended = (state for state in before(RunState.WAITING) if state in FINAL)
     has_ended = f"{is_one_of(ended, PLAIN_STATE)} AND {parts.HAS_NO_ACTIVE}"
     statement = text(
-        f"UPDATE batch_runs SET state = '{RunState.WAITING}', rank = :rank, catch_up = true, due_at = :now, "
-        f"requested_by = :by, {outcomes_of.AS_NEW}, {outcomes_of.NO_PROGRESS}gate = v.gate, wait_until = v.wait_until "
+        f"UPDATE batch_runs SET state = '{RunState.WAITING}', rank = :rank, catch_up = true, "
+        "due_at = :now, "
+        f"requested_by = :by, {outcomes_of.AS_NEW}, {outcomes_of.NO_PROGRESS}gate = v.gate, "
+        "wait_until = v.wait_until "
         f"FROM {json_rows.source(columns, kind)} WHERE batch_runs.id = v.id AND {has_ended} "
         "RETURNING batch_runs.id, batch_runs.slot, batch_runs.origin"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     values = {"rows": json_rows.encode(gated, kind), "rank": rank, "by": by, "now": now}
-    waiting = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
+    waiting = (
+        await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)
+    ).all()
     await parts.remove(connection, [run.id for run in waiting])
-    return await _are_active_again(connection, waiting, awaiting, now, are_all=len(waiting) == len(gated))
+    return await _are_active_again(
+        connection, waiting, awaiting, now, are_all=len(waiting) == len(gated)
+    )
 
 
 async def _are_active_again(
-    connection: AsyncConnection, rows: Sequence[Row[Any]], awaiting: Sequence[str], now: datetime, are_all: bool
+    connection: AsyncConnection,
+    rows: Sequence[Row[Any]],
+    awaiting: Sequence[str],
+    now: datetime,
+    are_all: bool,
 ) -> set[str]:
-    """What was closed because of these runs waits again, and their slots are counted anew. Returns their ids.
+    """What was closed because of these runs waits again, and their slots are counted anew. Returns
+    their ids.
 
-    `awaiting`: the runs that wait for them, and if not `are_all`, also for others that stay as they are.
+    `awaiting`: the runs that wait for them, and if not `are_all`, also for others that stay as they
+    are.
     """
     if not are_all:
-        awaiting = await waiting_runs.lock_awaiting(connection, [run.id for run in rows]) if rows else []
+        awaiting = (
+            await waiting_runs.lock_awaiting(connection, [run.id for run in rows]) if rows else []
+        )
     changed = [run.slot for run in rows if run.origin != Origin.MANUAL]
     changed += await wait_again(connection, awaiting, now)
     await buckets.slots_have_changed(connection, changed, now)
@@ -226,19 +296,32 @@ async def _are_active_again(
 
 async def open_waiting(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
     """Queue those of the runs `ids` that are waiting. The caller has locked them."""
-    await _change(connection, (RunState.WAITING, RunState.QUEUED), [{"id": run} for run in ids], "due_at = :now", now)
+    await _change(
+        connection,
+        (RunState.WAITING, RunState.QUEUED),
+        [{"id": run} for run in ids],
+        "due_at = :now",
+        now,
+    )
 
 
 async def join_parts(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
-    """Queue those of the runs `ids` that wait for their parts: all have succeeded. They go on before other runs."""
+    """Queue those of the runs `ids` that wait for their parts: all have succeeded. They go on
+    before other runs.
+    """
     values = f"due_at = :now, rank = {Rank.JOINING}, {parts.PROGRESS}"
-    await _change(connection, (RunState.WAITING, RunState.QUEUED), [{"id": run} for run in ids], values, now)
+    await _change(
+        connection, (RunState.WAITING, RunState.QUEUED), [{"id": run} for run in ids], values, now
+    )
 
 
 async def fail_split(connection: AsyncConnection, failing: Rows, now: datetime) -> None:
-    """Fail runs that wait for their parts. `failing`: the `id`, `reason` and `fingerprint` of each."""
+    """Fail runs that wait for their parts. `failing`: the `id`, `reason` and `fingerprint` of
+    each.
+    """
     values = (
-        f"reason = v.reason, finished_at = :now, fingerprint = v.fingerprint, {parts.PROGRESS}, {outcomes_of.UNNOTICED}"
+        f"reason = v.reason, finished_at = :now, fingerprint = v.fingerprint, {parts.PROGRESS}, "
+        f"{outcomes_of.UNNOTICED}"
     )
     await _change(connection, (RunState.WAITING, RunState.FAILED), failing, values, now)
 
@@ -250,49 +333,76 @@ async def close_waiting(
     gate: bool,
     without_cause: Collection[str] = (),
 ) -> None:
-    """Skip those runs that are waiting. The caller has locked them. `reasons`: the reason by the id of the run.
+    """Skip those runs that are waiting. The caller has locked them. `reasons`: the reason by the id
+    of the run.
 
-    `gate`: whether they keep their gate, because what they waited for has closed them: then they wait again when that
-    is retried. `without_cause`: those that are noticed, because nobody knows of what keeps them back.
+    `gate`: whether they keep their gate, because what they waited for has closed them: then they
+    wait again when that is retried. `without_cause`: those that are noticed, because nobody knows
+    of what keeps them back.
     """
-    values = f"reason = v.reason, finished_at = :now{'' if gate else ', gate = NULL'}, {outcomes_of.NOTICED_IF_BAD}"
+    values = (
+        f"reason = v.reason, finished_at = :now{'' if gate else ', gate = NULL'}, "
+        f"{outcomes_of.NOTICED_IF_BAD}"
+    )
     closing = [
-        {"id": run, "reason": reason, "fingerprint": outcomes_of.KEPT_BACK if run in without_cause else None}
+        {
+            "id": run,
+            "reason": reason,
+            "fingerprint": outcomes_of.KEPT_BACK if run in without_cause else None,
+        }
         for run, reason in reasons.items()
     ]
     await _change(connection, (RunState.WAITING, RunState.SKIPPED), closing, values, now)
 
 
-async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> list[datetime]:
-    """Let those of the runs `ids` wait again that were closed by what they waited for. The caller has locked them.
+async def wait_again(
+    connection: AsyncConnection, ids: Sequence[str], now: datetime
+) -> list[datetime]:
+    """Let those of the runs `ids` wait again that were closed by what they waited for. The caller
+    has locked them.
 
-    They wait as long as before, from `now` on. Returns their slots, whose buckets the caller has to mark.
+    They wait as long as before, from `now` on. Returns their slots, whose buckets the caller has to
+    mark.
 
-    Slots among `ids` count as caught up, those too that still wait: they were not on time, so no overlap policy skips
-    them, and they delay no slot of today.
+    Slots among `ids` count as caught up, those too that still wait: they were not on time, so no
+    overlap policy skips them, and they delay no slot of today.
     """
     if not ids:
         return []
     kind = connection.dialect.name
-    on_time = f"origin = '{Origin.SCHEDULE}' AND NOT catch_up AND gate IS NOT NULL AND NOT {parts.is_split()}"
+    on_time = (
+        f"origin = '{Origin.SCHEDULE}' AND NOT catch_up AND gate IS NOT NULL AND NOT "
+        f"{parts.is_split()}"
+    )
     is_meant = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {on_time}"
     not_over = is_one_of([RunState.WAITING, RunState.SKIPPED], PLAIN_STATE)
-    caught_up = f"UPDATE batch_runs SET catch_up = true, rank = {Rank.CATCH_UP} WHERE {is_meant} AND {not_over}"
+    caught_up = (
+        f"UPDATE batch_runs SET catch_up = true, rank = {Rank.CATCH_UP} WHERE {is_meant} "
+        f"AND {not_over}"
+    )
     await connection.execute(text(caught_up), json_rows.of_ids(ids, kind))
     closed = (text(is_one_of([RunState.SKIPPED], PLAIN_STATE)), runs.c.gate.is_not(None))
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
     columns = [runs.c[name] for name in ("id", "slot", "origin", "due_at", "wait_until")]
     rows = (await connection.execute(select(*columns).where(theirs, *closed))).all()
-    again = [{"id": row.id, "wait_until": row.wait_until and now + (row.wait_until - row.due_at)} for row in rows]
+    again = [
+        {"id": row.id, "wait_until": row.wait_until and now + (row.wait_until - row.due_at)}
+        for row in rows
+    ]
     values = "reason = NULL, finished_at = NULL, due_at = :now, wait_until = v.wait_until"
     await _change(connection, (RunState.SKIPPED, RunState.WAITING), again, values, now)
     return [row.slot for row in rows if row.origin != Origin.MANUAL]
 
 
 async def _change(
-    connection: AsyncConnection, change: tuple[RunState, RunState], rows: Rows, values: str, now: datetime
+    connection: AsyncConnection,
+    change: tuple[RunState, RunState],
+    rows: Rows,
+    values: str,
+    now: datetime,
 ) -> None:
-    """Make a change of the table TRANSITIONS to those of the runs in `rows` that are in its first state.
+    """Make a change of the table TRANSITIONS to those of the runs in `rows` that are in its first
+    state.
 
     `values`: SQL for the rest of the SET clause, with :now.
     """
@@ -300,9 +410,13 @@ async def _change(
     if not rows or new not in TRANSITIONS[old]:
         return
     kind = connection.dialect.name
-    source = json_rows.source([runs.c[name] for name in ("id", "reason", "wait_until", "fingerprint")], kind)
+    source = json_rows.source(
+        [runs.c[name] for name in ("id", "reason", "wait_until", "fingerprint")], kind
+    )
     is_meant = f"batch_runs.id = v.id AND {is_one_of([old], PLAIN_STATE)} RETURNING batch_runs.task"
-    statement = text(f"UPDATE batch_runs SET state = '{new}', {values} FROM {source} WHERE {is_meant}")
+    statement = text(
+        f"UPDATE batch_runs SET state = '{new}', {values} FROM {source} WHERE {is_meant}"
+    )
     typed = statement.bindparams(bindparam("now", type_=runs.c.due_at.type))
     changed = await connection.execute(typed, {"rows": json_rows.encode(rows, kind), "now": now})
     wakes.queued(connection, changed.scalars() if new == RunState.QUEUED else ())
@@ -314,7 +428,9 @@ async def _change(
 async def fail_waiting(
     connection: AsyncConnection, ids: Select[Any], condition: str, reason: str, now: datetime
 ) -> int:
-    """Fail the runs with these ids that still wait. Returns how many. `condition`: READY_SQL or RETRYING_SQL."""
+    """Fail the runs with these ids that still wait. Returns how many. `condition`: READY_SQL or
+    RETRYING_SQL.
+    """
     may_fail = text(is_one_of(before(RunState.FAILED)))
     failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}

@@ -1,4 +1,6 @@
-"""Runs that wait for others are found and locked here, before something that they wait for changes."""
+"""Runs that wait for others are found and locked here, before something that they wait for
+changes.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,12 @@ from service.batch.ledger.tables import ACTIVE_SQL, OF_SLOT_SQL, runs
 
 
 async def lock_awaiting(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
-    """Lock the runs that wait, or waited, for the runs `ids`, and these too. Returns the ids of the former.
+    """Lock the runs that wait, or waited, for the runs `ids`, and these too. Returns the ids of the
+    former.
 
-    Whoever makes an ended run active again calls this before: then nobody can open or close what waits for it by the
-    state from before. A run that was closed is active again too when it waits again, so among them are also the runs
-    that wait for such a one, in whichever depth.
+    Whoever makes an ended run active again calls this before: then nobody can open or close what
+    waits for it by the state from before. A run that was closed is active again too when it waits
+    again, so among them are also the runs that wait for such a one, in whichever depth.
     """
     found = set(await _awaiting(connection, ids))
     deeper = found
@@ -29,19 +32,27 @@ async def lock_awaiting(connection: AsyncConnection, ids: Sequence[str]) -> list
 
 
 async def lock_with_members(connection: AsyncConnection, ids: Sequence[str]) -> None:
-    """Lock the runs `ids` and the active members of their groups, if there are any, all of them by their ids.
+    """Lock the runs `ids` and the active members of their groups, if there are any, all of them by
+    their ids.
 
-    Whoever cancels groups calls this before. In two steps, first the follow-ups and then their members, two of them
-    could deadlock.
+    Whoever cancels groups calls this before. In two steps, first the follow-ups and then their
+    members, two of them could deadlock.
     """
     if (kind := connection.dialect.name) != "postgresql":
         return
-    meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
-    members = text(f"SELECT m.id FROM batch_runs m WHERE {meant} AND m.{ACTIVE_SQL}").columns(runs.c.id)
+    meant = queues.among(
+        "m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind
+    )
+    members = text(f"SELECT m.id FROM batch_runs m WHERE {meant} AND m.{ACTIVE_SQL}").columns(
+        runs.c.id
+    )
     found: set[str] = set()
     deeper = set(ids)
     while deeper:
-        deeper = set((await connection.execute(members, json_rows.of_ids(deeper, kind))).scalars()) - found
+        deeper = (
+            set((await connection.execute(members, json_rows.of_ids(deeper, kind))).scalars())
+            - found
+        )
         found |= deeper
     if found:
         await _lock(connection, found.union(ids))
@@ -58,8 +69,12 @@ _MAY_WAIT_AGAIN = " AND coalesce(a.state, '') IN ('waiting', 'skipped') AND a.ga
 """Runs `a` that were closed by what they waited for, or may be closed at this moment."""
 
 
-async def _awaiting(connection: AsyncConnection, ids: Sequence[str], are: str = "") -> Sequence[str]:
-    """The runs that wait, or waited, for those of the runs `ids` that fulfil the condition `are`."""
+async def _awaiting(
+    connection: AsyncConnection, ids: Sequence[str], are: str = ""
+) -> Sequence[str]:
+    """The runs that wait, or waited, for those of the runs `ids` that fulfil the condition
+    `are`.
+    """
     kind = connection.dialect.name
     source = json_rows.source([runs.c.id], kind)
     meant = queues.among("a.id", f"SELECT v.id FROM {source}", kind)
@@ -73,7 +88,9 @@ async def _awaiting(connection: AsyncConnection, ids: Sequence[str], are: str = 
 
 
 async def coming_after(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
-    """The runs that wait, or have waited, for the runs `ids`, and those that wait for these, in whichever depth."""
+    """The runs that wait, or have waited, for the runs `ids`, and those that wait for these, in
+    whichever depth.
+    """
     found: set[str] = set(ids)
     asked = list(ids)
     while asked:

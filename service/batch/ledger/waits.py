@@ -1,8 +1,9 @@
 """Runs that wait: what they wait for, how far that is, and how they are opened or closed by it.
 
-A waiting run has not begun, or has been split. It waits for an instant (`due_at`), for slots of other tasks (rows of
-`batch_waits`), for the members of its group, or for its parts (runs whose `awaited_by` is its id). What is over is
-asked of these rows again and again: there is no counter and no event that could be lost.
+A waiting run has not begun, or has been split. It waits for an instant (`due_at`), for slots of
+other tasks (rows of `batch_waits`), for the members of its group, or for its parts (runs whose
+`awaited_by` is its id). What is over is asked of these rows again and again: there is no counter
+and no event that could be lost.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Waiting:
 
     @property
     def is_on_time(self) -> bool:
-        """Whether it is the run of a slot that was fired on time, about which the overlap policy decides."""
+        """Whether it is the run of a slot that was fired on time, about which the overlap policy
+        decides.
+        """
         return self.origin == "schedule" and not self.catch_up and not self.is_split
 
     @property
@@ -96,7 +99,8 @@ class Upstream:
         run, state: Of the run of that slot; None if there is none.
         is_pending: Whether the slot may still be fired, or its run is active.
         why_none: Why it has no run, if the ledger knows.
-        is_known: Whether somebody knows of that already: the slot was missed, or a person has paused the task.
+        is_known: Whether somebody knows of that already: the slot was missed, or a person has
+            paused the task.
     """
 
     task: str
@@ -113,49 +117,74 @@ NO_TASK = "there is no task "
 
 _ITS_RUN = f"FROM batch_runs u WHERE u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL}"
 _PENDING_SLOT = (
-    "(SELECT true FROM batch_schedules s WHERE s.task = w.task AND s.valid_until IS NULL AND s.fired_until < w.slot "
+    "(SELECT true FROM batch_schedules s WHERE s.task = w.task AND s.valid_until IS NULL "
+    "AND s.fired_until < w.slot "
     "AND (SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task) IS NULL)"
 )
 _IS_PENDING = f"coalesce((SELECT u.{ACTIVE_SQL} {_ITS_RUN}), {_PENDING_SLOT}, false)"
-"""Whether a row `w` of batch_waits is not over: the run of the slot is active, or the slot was not handled yet."""
+"""Whether a row `w` of batch_waits is not over: the run of the slot is active, or the slot was not
+handled yet.
+"""
 
 _COLUMNS = [runs.c[name] for name in Waiting.__dataclass_fields__]
 
 
-def ready_ids(kind: str, most: int = 1, locks: bool = False, only: bool = False, first: str | None = None) -> str:
-    """SQL for the ids of up to `most` waiting runs that may be opened or closed at :now. `only`: of :only.
+def ready_ids(
+    kind: str, most: int = 1, locks: bool = False, only: bool = False, first: str | None = None
+) -> str:
+    """SQL for the ids of up to `most` waiting runs that may be opened or closed at :now. `only`: of
+    :only.
 
-    `first`: SQL for the names of tasks; of other tasks, slots on time come last, for this node may not open them.
-    `locks`: they are locked, and those that another transaction has locked are left out. The decision is made by a
-    second statement, which sees what was committed before the lock was taken.
+    `first`: SQL for the names of tasks; of other tasks, slots on time come last, for this node may
+    not open them. `locks`: they are locked, and those that another transaction has locked are left
+    out. The decision is made by a second statement, which sees what was committed before the lock
+    was taken.
     """
-    # Without INDEXED BY SQLite would read all runs that wait by the index on states. As scalar subqueries the
-    # conditions are asked for each run; as NOT EXISTS PostgreSQL would join whole tables. In the order of the ids
-    # themselves PostgreSQL might read the primary key of all runs, to find the first one that is ready.
+    # Without INDEXED BY SQLite would read all runs that wait by the index on states. As scalar
+    # subqueries the conditions are asked for each run; as NOT EXISTS PostgreSQL would join whole
+    # tables. In the order of the ids themselves PostgreSQL might read the primary key of all runs,
+    # to find the first one that is ready.
     hint = " INDEXED BY ix_batch_runs_waits" if kind == "sqlite" else ""
-    member = f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.{ACTIVE_SQL} AND m.{NO_PART_SQL} LIMIT 1"
+    member = (
+        f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.{ACTIVE_SQL} "
+        f"AND m.{NO_PART_SQL} LIMIT 1"
+    )
     pending = f"SELECT w.task FROM batch_waits w WHERE w.run = r.id AND {_IS_PENDING} LIMIT 1"
     paused = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = r.task"
-    are_over = f"CASE WHEN {parts.is_split('r')} THEN {parts.active_one('r')} IS NULL OR ({parts.fails_fast('r')}) "
+    are_over = (
+        f"CASE WHEN {parts.is_split('r')} THEN {parts.active_one('r')} IS NULL OR "
+        f"({parts.fails_fast('r')}) "
+    )
     are_over += f"ELSE ({member}) IS NULL AND ({pending}) IS NULL END"
     is_over = f"r.gate IS NULL OR ({are_over})"
     lock = " FOR UPDATE OF r SKIP LOCKED" if locks and kind == "postgresql" else ""
-    is_others = f"r.origin = 'schedule' AND NOT r.catch_up AND NOT {parts.is_split('r')} AND r.task NOT IN ({first})"
+    is_others = (
+        f"r.origin = 'schedule' AND NOT r.catch_up AND NOT {parts.is_split('r')} AND r.task NOT "
+        f"IN ({first})"
+    )
     order = f"CASE WHEN {is_others} THEN 1 ELSE 0 END, " if first is not None else ""
     return (
-        f"SELECT r.id FROM batch_runs r{hint} WHERE {WAITING_SQL.replace('state', 'r.state')} AND r.due_at <= :now "
-        f"AND (({is_over}) OR (r.wait_until <= :now AND ({paused}) IS NULL)){' AND r.id = :only' if only else ''} "
+        f"SELECT r.id FROM batch_runs r{hint} WHERE {WAITING_SQL.replace('state', 'r.state')} "
+        "AND r.due_at <= :now "
+        f"AND (({is_over}) OR (r.wait_until <= :now AND ({paused}) IS "
+        f"NULL)){' AND r.id = :only' if only else ''} "
         f"ORDER BY {order}CAST(r.id AS text) LIMIT {most}{lock}"
     )
 
 
 async def ready(
-    connection: AsyncConnection, now: datetime, most: int, only: str | None = None, tasks: Iterable[str] | None = None
+    connection: AsyncConnection,
+    now: datetime,
+    most: int,
+    only: str | None = None,
+    tasks: Iterable[str] | None = None,
 ) -> list[Waiting]:
-    """Lock up to `most` waiting runs that may be opened or closed at `now` (database time), and return them.
+    """Lock up to `most` waiting runs that may be opened or closed at `now` (database time), and
+    return them.
 
-    `only`: the id of a run; no other one is looked at. `tasks`: those that this node has loaded, whose slots come
-    first: it may not open those of others, and should these be many, they must not keep it from its own.
+    `only`: the id of a run; no other one is looked at. `tasks`: those that this node has loaded,
+    whose slots come first: it may not open those of others, and should these be many, they must not
+    keep it from its own.
     """
     kind = connection.dialect.name
     given = [bindparam("now", now, runs.c.due_at.type)]
@@ -171,7 +200,9 @@ async def ready(
 
 async def is_any_ready(connection: AsyncConnection, now: datetime) -> bool:
     """Whether some waiting run may be opened or closed at `now`. Locks nothing."""
-    looking = text(ready_ids(connection.dialect.name)).bindparams(bindparam("now", type_=runs.c.due_at.type))
+    looking = text(ready_ids(connection.dialect.name)).bindparams(
+        bindparam("now", type_=runs.c.due_at.type)
+    )
     return (await connection.execute(looking, {"now": now})).first() is not None
 
 
@@ -180,9 +211,14 @@ async def read(connection: AsyncConnection, ids: Sequence[str]) -> list[Waiting]
     if not ids:
         return []
     kind = connection.dialect.name
-    columns, is_waiting = ", ".join(c.name for c in _COLUMNS), is_one_of([RunState.WAITING], PLAIN_STATE)
+    columns, is_waiting = (
+        ", ".join(c.name for c in _COLUMNS),
+        is_one_of([RunState.WAITING], PLAIN_STATE),
+    )
     meant = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
-    statement = text(f"SELECT {columns} FROM batch_runs WHERE {meant} AND {is_waiting} ORDER BY id").columns(*_COLUMNS)
+    statement = text(
+        f"SELECT {columns} FROM batch_runs WHERE {meant} AND {is_waiting} ORDER BY id"
+    ).columns(*_COLUMNS)
     rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
     return [Waiting(*row) for row in rows]
 
@@ -195,30 +231,43 @@ async def members(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, 
     its = f"FROM batch_runs m {hint}WHERE m.awaited_by = v.id AND m.{NO_PART_SQL}"
     has_ended = f"NOT (m.{ACTIVE_SQL})"
     statement = text(
-        f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} AND m.{ACTIVE_SQL}) AS active, "
+        f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} "
+        f"AND m.{ACTIVE_SQL}) AS active, "
         f"(SELECT count(*) {its} AND m.state <> 'succeeded') AS bad, "
         # In the order of the ids themselves PostgreSQL would read the primary key of all runs.
-        f"(SELECT m.id {its} AND m.state <> 'succeeded' AND {has_ended} ORDER BY CAST(m.id AS text) LIMIT 1) AS first "
+        f"(SELECT m.id {its} AND m.state <> 'succeeded' AND {has_ended} "
+        "ORDER BY CAST(m.id AS text) LIMIT 1) AS first "
         f"FROM {json_rows.source([runs.c.id], kind)}"
     ).columns(runs.c.id, *counted, Column("first", Id))
     rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
-    return {row.id: Members(row.number, row.active, row.bad, row.first) for row in rows if row.number}
+    return {
+        row.id: Members(row.number, row.active, row.bad, row.first) for row in rows if row.number
+    }
 
 
 async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, list[Upstream]]:
-    """What has become of the slots that the runs `ids` wait for, by run and in the order of the tasks' names."""
+    """What has become of the slots that the runs `ids` wait for, by run and in the order of the
+    tasks' names.
+    """
     kind = connection.dialect.name
     missed = (
         "SELECT m.reason FROM batch_missed m WHERE m.task = w.task AND m.last_slot >= w.slot "
         "AND m.first_slot <= w.slot ORDER BY m.last_slot LIMIT 1"
     )
-    paused = "SELECT t.paused_by FROM batch_tasks t WHERE t.name = w.task AND t.paused_at IS NOT NULL"
+    paused = (
+        "SELECT t.paused_by FROM batch_tasks t WHERE t.name = w.task AND t.paused_at IS NOT NULL"
+    )
     known = "SELECT t.name FROM batch_tasks t WHERE t.name = w.task AND t.removed_at IS NULL"
-    its: list[Column[Any]] = [Column("its", Id), Column("its_state", String), Column("pending", Integer)]
+    its: list[Column[Any]] = [
+        Column("its", Id),
+        Column("its_state", String),
+        Column("pending", Integer),
+    ]
     words = [Column(name, String) for name in ("missed", "paused", "known")]
     meant = queues.among("w.run", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
     statement = text(
-        f"SELECT w.run, w.task, w.slot, (SELECT u.id {_ITS_RUN}) AS its, (SELECT u.state {_ITS_RUN}) AS its_state, "
+        f"SELECT w.run, w.task, w.slot, (SELECT u.id {_ITS_RUN}) AS its, (SELECT u.state "
+        f"{_ITS_RUN}) AS its_state, "
         f"{_IS_PENDING} AS pending, ({missed}) AS missed, ({paused}) AS paused, ({known}) AS known "
         f"FROM batch_waits w WHERE {meant} ORDER BY w.run, w.task"
     ).columns(waits.c.run, waits.c.task, waits.c.slot, *its, *words)
@@ -246,13 +295,21 @@ def _why_none(row: Any) -> str:
     return f"{row.task} has no run of {row.slot:%Y-%m-%d %H:%M} UTC"
 
 
-async def extend(connection: AsyncConnection, task: str, duration: timedelta, now: datetime) -> None:
-    """Let the runs of a task that wait at `now` do so longer by `duration`, because it was paused for so long."""
+async def extend(
+    connection: AsyncConnection, task: str, duration: timedelta, now: datetime
+) -> None:
+    """Let the runs of a task that wait at `now` do so longer by `duration`, because it was paused
+    for so long.
+    """
     kind = connection.dialect.name
-    # Read are the runs that wait and whose time has come: neither those of tomorrow nor all runs of the task.
-    hint, lock = (" INDEXED BY ix_batch_runs_waits", "") if kind == "sqlite" else ("", " FOR UPDATE")
+    # Read are the runs that wait and whose time has come: neither those of tomorrow nor all runs of
+    # the task.
+    hint, lock = (
+        (" INDEXED BY ix_batch_runs_waits", "") if kind == "sqlite" else ("", " FOR UPDATE")
+    )
     query = (
-        f"SELECT id, wait_until FROM batch_runs{hint} WHERE {WAITING_SQL} AND due_at <= :now AND task || '' = :task "
+        f"SELECT id, wait_until FROM batch_runs{hint} WHERE {WAITING_SQL} AND due_at <= :now "
+        "AND task || '' = :task "
         f"AND wait_until IS NOT NULL ORDER BY CAST(id AS text){lock}"
     )
     at = bindparam("now", type_=runs.c.due_at.type)
@@ -262,5 +319,7 @@ async def extend(connection: AsyncConnection, task: str, duration: timedelta, no
     if not rows:
         return
     source = json_rows.source([runs.c.id, runs.c.wait_until], kind)
-    statement = f"UPDATE batch_runs SET wait_until = v.wait_until FROM {source} WHERE batch_runs.id = v.id"
+    statement = (
+        f"UPDATE batch_runs SET wait_until = v.wait_until FROM {source} WHERE batch_runs.id = v.id"
+    )
     await connection.execute(text(statement), {"rows": json_rows.encode(rows, kind)})

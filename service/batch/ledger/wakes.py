@@ -1,8 +1,10 @@
-"""Wakes: a transaction that queues runs for other nodes, or asks something of them, tells them when it commits.
+"""Wakes: a transaction that queues runs for other nodes, or asks something of them, tells them when
+it commits.
 
-PostgreSQL: one NOTIFY in the transaction, at most, because commits with a NOTIFY wait for each other in the whole
-server. SQLite: a number in `batch_catalog` rises, which other processes compare with the one they have seen.
-A notification is only a hint to look: the polls find the same without it.
+PostgreSQL: one NOTIFY in the transaction, at most, because commits with a NOTIFY wait for each
+other in the whole server. SQLite: a number in `batch_catalog` rises, which other processes compare
+with the one they have seen. A notification is only a hint to look: the polls find the same without
+it.
 """
 
 from __future__ import annotations
@@ -22,23 +24,32 @@ CATALOG, QUEUED, ASKED = 1, 2, 3
 """The rows of `batch_catalog`. On PostgreSQL only the first one is used."""
 
 CHANNEL_SQL = "concat('batch_', left(current_schema(), 50))"
-"""The channel of a ledger on PostgreSQL. Ledgers in several schemas of one database have a channel each."""
+"""The channel of a ledger on PostgreSQL. Ledgers in several schemas of one database have a channel
+each.
+"""
 
 ASKS, POOL = "asks", "pool:"
 MOST_CHARACTERS = 4_000
-"""A payload is cut there, since PostgreSQL refuses one of 8,000. Pools that it leaves out are polled."""
+"""A payload is cut there, since PostgreSQL refuses one of 8,000. Pools that it leaves out are
+polled.
+"""
 
 _NAMES = json_rows.source([tasks_table.c.name], "postgresql")
-# In a queue that is half full, because some session of the server does not read it, nothing more is put: a full one
-# would make the commits fail.
+# In a queue that is half full, because some session of the server does not read it, nothing more is
+# put: a full one would make the commits fail.
 _NOTIFY = text(
-    f"SELECT pg_notify({CHANNEL_SQL}, left(concat_ws(' ', current_setting('application_name'), :asks, "
-    f"(SELECT string_agg(DISTINCT '{POOL}' || t.pool, ' ') FROM batch_tasks t WHERE t.name = ANY(ARRAY("
-    f"SELECT v.name FROM {_NAMES})))), {MOST_CHARACTERS})) WHERE pg_notification_queue_usage() < 0.5"
+    f"SELECT pg_notify({CHANNEL_SQL}, left(concat_ws(' ', current_setting('application_name'), "
+    ":asks, "
+    f"(SELECT string_agg(DISTINCT '{POOL}' || t.pool, ' ') FROM batch_tasks t "
+    "WHERE t.name = ANY(ARRAY("
+    f"SELECT v.name FROM {_NAMES})))), {MOST_CHARACTERS})) "
+    "WHERE pg_notification_queue_usage() < 0.5"
 ).bindparams(bindparam("asks", type_=Text()))
 
 Takes = Callable[[Mapping[str, int]], bool]
-"""Whether the engine of this process has room for this many runs of each task. It is woken after the commit."""
+"""Whether the engine of this process has room for this many runs of each task. It is woken after
+the commit.
+"""
 _takers: WeakKeyDictionary[Engine, Takes] = WeakKeyDictionary()
 
 
@@ -60,7 +71,8 @@ class Wake:
 
     @classmethod
     def of(cls, payload: str, node: str) -> Wake:
-        """What a notification tells this node, whose engine knows of the runs that the node itself has queued.
+        """What a notification tells this node, whose engine knows of the runs that the node itself
+        has queued.
 
         Anybody with an account on the database may send one. What is not understood is left out.
         """
@@ -72,7 +84,9 @@ class Wake:
 
 @dataclass
 class _Told:
-    """What a transaction has to tell. `queued`, `started`: the number of its new runs of each task, by their state."""
+    """What a transaction has to tell. `queued`, `started`: the number of its new runs of each task,
+    by their state.
+    """
 
     queued: Counter[str] = field(default_factory=Counter)
     started: Counter[str] = field(default_factory=Counter)
@@ -83,19 +97,25 @@ _told: WeakKeyDictionary[Connection, _Told] = WeakKeyDictionary()
 
 
 def use_engine(engine: AsyncEngine, takes: Takes) -> None:
-    """In transactions of this engine, runs that the node of this process takes by itself are told to nobody."""
+    """In transactions of this engine, runs that the node of this process takes by itself are told
+    to nobody.
+    """
     _takers[engine.sync_engine] = takes
 
 
 def use_no_engine(engine: AsyncEngine) -> None:
-    """Tell others of all runs that are queued in transactions of this engine, since the node of this process stops."""
+    """Tell others of all runs that are queued in transactions of this engine, since the node of
+    this process stops.
+    """
     _takers.pop(engine.sync_engine, None)
 
 
 def queued(connection: AsyncConnection, tasks: Iterable[str], started: Iterable[str] = ()) -> None:
-    """Tell other nodes, at the commit, that runs of these tasks were queued, unless this process takes them all.
+    """Tell other nodes, at the commit, that runs of these tasks were queued, unless this process
+    takes them all.
 
-    `started`: the tasks of runs that the transaction has given to this process. They take its room, and nobody is told.
+    `started`: the tasks of runs that the transaction has given to this process. They take its room,
+    and nobody is told.
     """
     if numbers := Counter(tasks):
         told = _of_transaction(connection)
@@ -109,9 +129,11 @@ def asked(connection: AsyncConnection) -> None:
 
 
 async def catalog_changed(connection: AsyncConnection) -> None:
-    """Raise the number of the catalog, so that the other nodes read tasks and schedules again, and tell them.
+    """Raise the number of the catalog, so that the other nodes read tasks and schedules again, and
+    tell them.
 
-    It must be the transaction's last statement that takes a lock: the row stays locked until the commit.
+    It must be the transaction's last statement that takes a lock: the row stays locked until the
+    commit.
     """
     await connection.execute(_raising(CATALOG))
     if connection.dialect.name == "postgresql":  # on SQLite the number itself is what others see
@@ -137,7 +159,9 @@ def _tell(connection: Connection) -> None:
     told = _told[connection]
     _forget(connection)
     takes = _takers.get(connection.engine)
-    is_for_others = bool(told.queued) and not (takes is not None and takes(told.queued + told.started))
+    is_for_others = bool(told.queued) and not (
+        takes is not None and takes(told.queued + told.started)
+    )
     if not is_for_others and not told.asks:
         return
     if connection.dialect.name == "postgresql":

@@ -1,4 +1,6 @@
-"""Finds calls in the source of a coroutine that block the event loop. Pure: it reads the source and runs nothing."""
+"""Finds calls in the source of a coroutine that block the event loop. Pure: it reads the source and
+runs nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,29 @@ from typing import Any
 BLOCKING = {
     *("time.sleep", "os.system", "os.popen", "urllib.request.urlopen", "socket.create_connection"),
     *(f"subprocess.{name}" for name in ("run", "call", "check_call", "check_output", "getoutput")),
-    *(f"httpx.{name}" for name in ("get", "post", "put", "patch", "delete", "head", "options", "request", "stream")),
+    *(
+        f"httpx.{name}"
+        for name in (
+            "get",
+            "post",
+            "put",
+            "patch",
+            "delete",
+            "head",
+            "options",
+            "request",
+            "stream",
+        )
+    ),
 }
 PACKAGES = ("requests.",)
 """Prefixes of modules in which every call blocks."""
 
 
 def blocking_calls(run: Callable[..., Any]) -> list[tuple[int, str]]:
-    """The line in the file and the name as written of each blocking call in `run`, without its nested functions."""
+    """The line in the file and the name as written of each blocking call in `run`, without its
+    nested functions.
+    """
     function = inspect.unwrap(run)
     try:
         lines, first = inspect.getsourcelines(function)
@@ -49,7 +66,9 @@ def _calls(node: ast.AST) -> Iterator[ast.Call]:
 
 
 def _full_name(function: ast.expr, names: dict[str, Any]) -> str:
-    """The name with its module: `sleep` is `time.sleep` if the author's module imported it from there."""
+    """The name with its module: `sleep` is `time.sleep` if the author's module imported it from
+    there.
+    """
     root, _, rest = ast.unparse(function).partition(".")
     value = names.get(root)
     if isinstance(value, ModuleType):
@@ -60,4 +79,8 @@ def _full_name(function: ast.expr, names: dict[str, Any]) -> str:
 
 
 def _blocks(name: str) -> bool:
-    return name in BLOCKING or name.startswith(PACKAGES) or name.replace("httpx._api.", "httpx.") in BLOCKING
+    return (
+        name in BLOCKING
+        or name.startswith(PACKAGES)
+        or name.replace("httpx._api.", "httpx.") in BLOCKING
+    )

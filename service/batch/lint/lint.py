@@ -1,6 +1,7 @@
 """Lint: likely mistakes in a task that loads and runs. Pure: no database, no clock.
 
-A warning is something that the author should change. A note is something to know that may be intended.
+A warning is something that the author should change. A note is something to know that may be
+intended.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ ELSEWHERE = {
     **dict.fromkeys(("retries", "max_retries", "attempts"), "retry"),
     **dict.fromkeys(("catchup", "catch_up", "misfire", "misfire_grace_time"), "missed"),
     **dict.fromkeys(("coalesce", "concurrency_policy"), "overlap"),
-    **dict.fromkeys(("concurrency", "concurrency_limit", "max_concurrency", "max_instances"), "max_running"),
+    **dict.fromkeys(
+        ("concurrency", "concurrency_limit", "max_concurrency", "max_instances"), "max_running"
+    ),
     **dict.fromkeys(("depends_on", "dependencies", "requires", "upstream", "wait_for"), "after"),
     **dict.fromkeys(("cron", "crontab", "trigger"), "schedule"),
 }
@@ -59,7 +62,9 @@ OURS = f"{BaseTask.__module__.rpartition('.')[0]}."
 
 @dataclass(frozen=True)
 class LintFinding:
-    """A mistake: `severity` is "error", "warning" or "note", `rule` is a stable name, `message` is for people."""
+    """A mistake: `severity` is "error", "warning" or "note", `rule` is a stable name, `message` is
+    for people.
+    """
 
     severity: str
     rule: str
@@ -75,59 +80,87 @@ def _note(rule: str, message: str) -> LintFinding:
 
 
 def findings(task: Task, now: datetime, served: Collection[str] | None = None) -> list[LintFinding]:
-    """The likely mistakes in a task, warnings first. Clock changes count in the year after `now` (aware).
+    """The likely mistakes in a task, warnings first. Clock changes count in the year after `now`
+    (aware).
 
-    `served`: the names of the pools that somebody serves, besides the default one; None: they are not known.
+    `served`: the names of the pools that somebody serves, besides the default one; None: they are
+    not known.
     """
-    unsorted = [*_attributes(task), *_body(task), *(_warning(*mistake) for mistake in mistakes(task, now))]
+    unsorted = [
+        *_attributes(task),
+        *_body(task),
+        *(_warning(*mistake) for mistake in mistakes(task, now)),
+    ]
     unsorted += [_warning(*mistake) for mistake in unserved(task, served)]
     unsorted += [_note(*mistake) for mistake in unbounded(task)]
     if task.schedule is not None:
         interval = shortest_interval(task.schedule, now)
-        unsorted += [*_expression(task.schedule), *_clock(task.schedule, now), *_policies(task, interval)]
+        unsorted += [
+            *_expression(task.schedule),
+            *_clock(task.schedule, now),
+            *_policies(task, interval),
+        ]
     return sorted(unsorted, key=lambda finding: finding.severity == "note")
 
 
 def unknown_upstreams(task: Task, known: Collection[str]) -> list[LintFinding]:
-    """The tasks that `after` names and that are not among `known`: what waits for them is always skipped."""
+    """The tasks that `after` names and that are not among `known`: what waits for them is always
+    skipped.
+    """
     upstreams = task.after.tasks if task.after is not None else ()
     return [
-        LintFinding("error", "after-unknown", f"there is no task {name}") for name in upstreams if name not in known
+        LintFinding("error", "after-unknown", f"there is no task {name}")
+        for name in upstreams
+        if name not in known
     ]
 
 
 def shortest_interval(of: Schedule, now: datetime) -> timedelta:
-    """The shortest time between two of the next slots after `now` (aware), ignoring clock changes."""
-    slots = islice(schedule(of.cron).between(now.astimezone(UTC), now.astimezone(UTC) + 10 * YEAR), SAMPLE)
+    """The shortest time between two of the next slots after `now` (aware), ignoring clock
+    changes.
+    """
+    slots = islice(
+        schedule(of.cron).between(now.astimezone(UTC), now.astimezone(UTC) + 10 * YEAR), SAMPLE
+    )
     return min((after - before for before, after in pairwise(slots)), default=10 * YEAR)
 
 
 def _policies(task: Task, interval: timedelta) -> Iterator[LintFinding]:
     policies, (slots, harm) = task.policies, _harm(task)
-    after = f"{'next slot' if slots == 1 else f'slot that is {slots} later'} can come after {span(slots * interval)}"
+    after = (
+        f"{'next slot' if slots == 1 else f'slot that is {slots} later'} can come after "
+        f"{span(slots * interval)}"
+    )
     if policies.timeout is not None and policies.timeout > slots * interval.total_seconds() > 0:
         yield _warning(
             "timeout-beyond-interval",
-            f"timeout = {span(policies.timeout)}, but the {after}: with {harm.format('during a long run')}",
+            f"timeout = {span(policies.timeout)}, but the {after}: with "
+            f"{harm.format('during a long run')}",
         )
     waits = longest_wait(policies.retry)
     if waits > slots * interval.total_seconds() > 0:
         yield _warning(
             "retry-beyond-interval",
-            f"the waits of Retry(attempts={policies.retry.attempts}) add up to {span(waits)}, but the {after}: "
+            f"the waits of Retry(attempts={policies.retry.attempts}) add up to {span(waits)}, "
+            f"but the {after}: "
             f"with {harm.format('meanwhile')}",
         )
     yield from _missed(task, interval)
 
 
 def _harm(task: Task) -> tuple[int, str]:
-    """The number of slots after which a run that is still active does harm, and the harm; 0 means never."""
+    """The number of slots after which a run that is still active does harm, and the harm; 0 means
+    never.
+    """
     policies = task.policies
     skipped = "the slots that come due {} are skipped"
     if policies.overlap == "skip":
         return task.lanes, f'overlap = "skip" {skipped}'
     if policies.overlap == "wait":
-        return task.lanes + policies.max_waiting, f'overlap = "wait" and max_waiting = {policies.max_waiting} {skipped}'
+        return (
+            task.lanes + policies.max_waiting,
+            f'overlap = "wait" and max_waiting = {policies.max_waiting} {skipped}',
+        )
     if policies.overlap == "replace":
         return task.lanes, 'overlap = "replace" a slot that comes due {} cancels the run'
     return 0, ""
@@ -140,19 +173,22 @@ def _missed(task: Task, interval: timedelta) -> Iterator[LintFinding]:
     if missed.max_age <= ON_TIME:
         yield _warning(
             "missed-never",
-            f'Missed("{missed.policy}", max_age={span(missed.max_age)}) never catches up a slot: it counts as missed '
+            f'Missed("{missed.policy}", max_age={span(missed.max_age)}) never catches up a slot: '
+            "it counts as missed "
             f"when it is {span(ON_TIME)} late, and is older than max_age by then",
         )
     elif missed.max_age < interval:
         yield _note(
             "missed-max-age",
-            f"after a downtime of more than {span(missed.max_age)} (max_age of missed) a slot is not caught up, and "
+            f"after a downtime of more than {span(missed.max_age)} (max_age of missed) a slot is "
+            "not caught up, and "
             f"the next one comes {span(interval)} later or more",
         )
     if missed.policy == "all" and missed.max_count is None and missed.max_age / interval > MANY:
         yield _warning(
             "missed-all-unbounded",
-            f'Missed("all") without max_count: a downtime of {span(missed.max_age)} would be followed by '
+            f'Missed("all") without max_count: a downtime of {span(missed.max_age)} would be '
+            "followed by "
             f"{missed.max_age // interval:,} runs",
         )
 
@@ -163,22 +199,30 @@ def _expression(of: Schedule) -> Iterator[LintFinding]:
     if not day.startswith("*") and not weekday.startswith("*"):
         yield _note(
             "day-or-weekday",
-            f"day-of-month {day} and day-of-week {weekday} are both given: it fires when either matches, as in cron "
+            f"day-of-month {day} and day-of-week {weekday} are both given: it fires when either "
+            "matches, as in cron "
             "(a day-of-week such as 1#2, with * for the day-of-month, is the second Monday)",
         )
     elif month == "*" and re.fullmatch(r"(29|30|31)([,-](29|30|31))*", day):
-        yield _note("short-months", f"not every month has day-of-month {day}; L is the last day of each month")
+        yield _note(
+            "short-months",
+            f"not every month has day-of-month {day}; L is the last day of each month",
+        )
 
 
 def _every_minute(of: Schedule) -> Iterator[LintFinding]:
-    """Warn of `* 2 * * *`, which fires each minute of an hour, where `0 2 * * *` is probably meant."""
+    """Warn of `* 2 * * *`, which fires each minute of an hour, where `0 2 * * *` is probably
+    meant.
+    """
     second, minute, hour = of.fields[:3]
     in_hour = minute == "*" and hour.isdigit() and (second == "*" or second.isdigit())
     if not in_hour and not (second == "*" and minute.isdigit()):
         return
     parts = of.cron.split()
     finer = len(parts) - 4  # the minute, and the second where it is given
-    once = " ".join("0" if place < finer and part == "*" else part for place, part in enumerate(parts))
+    once = " ".join(
+        "0" if place < finer and part == "*" else part for place, part in enumerate(parts)
+    )
     times = 60 ** parts[:finer].count("*")
     yield _warning(
         "every-minute",
@@ -197,7 +241,8 @@ def _body(task: Task) -> Iterator[LintFinding]:
         if task.policies.timeout is not None:
             yield _note(
                 "sync-timeout",
-                "run() is sync: at its timeout the thread is abandoned, because a thread can't be stopped",
+                "run() is sync: at its timeout the thread is abandoned, because a thread can't "
+                "be stopped",
             )
         return
     blocking = ", ".join(f"{name}() in line {line}" for line, name in blocking_calls(task.cls.run))
@@ -213,14 +258,20 @@ def _attributes(task: Task) -> Iterator[LintFinding]:
     """Warn of class attributes that have no effect but look like a policy by another name."""
     own = [cls for cls in task.cls.__mro__ if issubclass(cls, BaseTask) and cls is not BaseTask]
     declared = {name for cls in own for name in vars(cls)}
-    unset = [name for name in OPTIONAL if name not in declared] + (["schedule"] if task.schedule is None else [])
-    ours = {name for cls in task.cls.__mro__ if cls.__module__.startswith(OURS) for name in vars(cls)}
+    unset = [name for name in OPTIONAL if name not in declared] + (
+        ["schedule"] if task.schedule is None else []
+    )
+    ours = {
+        name for cls in task.cls.__mro__ if cls.__module__.startswith(OURS) for name in vars(cls)
+    }
     for name in sorted(name for name in declared - ours if not name.startswith("_")):
         if name == "schedule" or callable(getattr(task.cls, name, None)):
             continue
         policy = _closest_policy(name, unset)
         if policy is not None:
-            yield _warning("unknown-attribute", f"the attribute {name} has no effect; is {policy} meant?")
+            yield _warning(
+                "unknown-attribute", f"the attribute {name} has no effect; is {policy} meant?"
+            )
 
 
 def _closest_policy(name: str, unset: Sequence[str]) -> str | None:

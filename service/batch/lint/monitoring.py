@@ -18,7 +18,10 @@ def mistakes(task: Task, now: datetime) -> Iterator[tuple[str, str]]:
     monitoring, alerts = task.monitoring, task.monitoring.alerts
     if task.schedule is None:
         if monitoring.deadline is not None:
-            yield "deadline-without-schedule", "deadline is of no use: the task has no schedule, so it has no slots"
+            yield (
+                "deadline-without-schedule",
+                "deadline is of no use: the task has no schedule, so it has no slots",
+            )
         if alerts.late_after is not None:
             yield (
                 "late-without-schedule",
@@ -29,16 +32,21 @@ def mistakes(task: Task, now: datetime) -> Iterator[tuple[str, str]]:
         if longest is not None and timedelta(seconds=monitoring.expect_every) < longest:
             yield (
                 "expect-every-too-short",
-                f"expect_every = {monitoring.expect_every:g} s, but up to {longest.total_seconds():g} s pass between "
+                f"expect_every = {monitoring.expect_every:g} s, but up to "
+                f"{longest.total_seconds():g} s pass between "
                 "two slots: the task would be reported as silent although it runs",
             )
     timeout = task.policies.timeout
     if timeout is not None and alerts.slow_after is not None and alerts.slow_after >= timeout:
-        yield "slow-beyond-timeout", f"Alerts(slow_after) is of no use: a run is ended after {timeout:g} s (timeout)"
+        yield (
+            "slow-beyond-timeout",
+            f"Alerts(slow_after) is of no use: a run is ended after {timeout:g} s (timeout)",
+        )
     if alerts.close_after > 1 and monitoring.each_slot_counts:
         yield (
             "close-after-each-slot",
-            "Alerts(close_after) counts successes of any slot, but a failed slot is made good by its own only",
+            "Alerts(close_after) counts successes of any slot, but a failed slot is made good by "
+            "its own only",
         )
 
 

@@ -1,4 +1,6 @@
-"""Likely mistakes in the pool of a task, and in its bound of memory. Pure: no database, no settings."""
+"""Likely mistakes in the pool of a task, and in its bound of memory. Pure: no database, no
+settings.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,14 @@ from service.poolsettings import DEFAULT_POOL
 
 
 def unserved(task: Task, served: Collection[str] | None) -> Iterator[tuple[str, str]]:
-    """The warning that nobody serves the pool of the task. `served`: the names of the other pools; None: not known."""
+    """The warning that nobody serves the pool of the task. `served`: the names of the other pools;
+    None: not known.
+    """
     if served is not None and task.pool != DEFAULT_POOL and task.pool not in served:
         yield (
             "unserved-pool",
-            f"nobody serves pool {task.pool}, so its runs wait: set BATCH_POOL_{task.pool.upper()} to process or "
+            f"nobody serves pool {task.pool}, so its runs wait: set "
+            f"BATCH_POOL_{task.pool.upper()} to process or "
             f"nodes, or start `batch work --pool {task.pool}`",
         )
 
@@ -23,6 +28,7 @@ def unbounded(task: Task) -> Iterator[tuple[str, str]]:
     if task.policies.memory is not None and task.pool == DEFAULT_POOL:
         yield (
             "memory-without-process",
-            "memory has no effect in pool default, whose runs share one process; a pool with BATCH_POOL_…=process "
+            "memory has no effect in pool default, whose runs share one process; a pool with "
+            "BATCH_POOL_…=process "
             "keeps the bound",
         )

@@ -1,6 +1,7 @@
 """Counts what became of each slot of an interval, for all tasks at once, with the cron code.
 
-Unlike the account it finds no details: it only counts. `batch account` and this agree on every slot; a test says so.
+Unlike the account it finds no details: it only counts. `batch account` and this agree on every
+slot; a test says so.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ Counts = dict[tuple[datetime, str], Counter[str]]
 """Slots by class, for each bucket and task that has slots."""
 
 Note = Callable[[str, datetime, bool], None]
-"""Is called with the task and the slot of what is unaccounted for, and whether a service has gone past the slot."""
+"""Is called with the task and the slot of what is unaccounted for, and whether a service has gone
+past the slot.
+"""
 
 
 def ignore(_task: str, _slot: datetime, _is_handled: bool) -> None:
@@ -42,7 +45,9 @@ def ignore(_task: str, _slot: datetime, _is_handled: bool) -> None:
 
 @dataclass(frozen=True)
 class _Span:
-    """A part of the time in which a task had a schedule: its slots are those after `after` up to `until`."""
+    """A part of the time in which a task had a schedule: its slots are those after `after` up to
+    `until`.
+    """
 
     schedule: Schedule
     after: datetime
@@ -51,7 +56,9 @@ class _Span:
 
 @dataclass
 class _Task:
-    """What the ledger has about the slots of one task. `handled`: slots of its open schedule after it are not yet."""
+    """What the ledger has about the slots of one task. `handled`: slots of its open schedule after
+    it are not yet.
+    """
 
     handled: datetime = NEVER
     spans: list[_Span] = field(default_factory=list)
@@ -68,11 +75,16 @@ class Counted:
 
 
 async def count(
-    connection: AsyncConnection, since: datetime, until: datetime, now: datetime, note: Note = ignore
+    connection: AsyncConnection,
+    since: datetime,
+    until: datetime,
+    now: datetime,
+    note: Note = ignore,
 ) -> Counted:
     """Count the slots from `since` up to `until` (excluded; both aware) by what they are at `now`.
 
-    Reads within the caller's transaction. The slots are computed in a thread, and `note` is called there.
+    Reads within the caller's transaction. The slots are computed in a thread, and `note` is called
+    there.
     """
     last = until - INSTANT
     found = await _spans(connection, since, last)
@@ -81,10 +93,14 @@ async def count(
     return await offload(_count, found, since, last, now, note)
 
 
-def _count(found: Mapping[str, _Task], since: datetime, last: datetime, now: datetime, note: Note) -> Counted:
+def _count(
+    found: Mapping[str, _Task], since: datetime, last: datetime, now: datetime, note: Note
+) -> Counted:
     counts: Counts = defaultdict(Counter)
     unhandled: set[datetime] = set()
-    names_by_spans: dict[tuple[_Span, ...], list[str]] = defaultdict(list)  # many tasks have the same schedule
+    names_by_spans: dict[tuple[_Span, ...], list[str]] = defaultdict(
+        list
+    )  # many tasks have the same schedule
     for name, task in found.items():
         names_by_spans[tuple(task.spans)].append(name)
     for spans, names in names_by_spans.items():
@@ -117,7 +133,9 @@ class _Ranges:
         self._current: list[tuple[datetime, datetime, str]] = []
 
     def cause_at(self, slot: datetime) -> str | None:
-        """The cause of the first range that contains this slot. Call it for the slots in their order."""
+        """The cause of the first range that contains this slot. Call it for the slots in their
+        order.
+        """
         while self._later and self._later[0][0] <= slot:
             self._current.append(self._later.popleft())
         if self._current:
@@ -126,7 +144,9 @@ class _Ranges:
 
 
 def _slots(spans: Sequence[_Span], after: datetime, until: datetime) -> Iterator[datetime]:
-    """The slots of all spans in (after, until], each once: spans overlap if a machine's clock was set back."""
+    """The slots of all spans in (after, until], each once: spans overlap if a machine's clock was
+    set back.
+    """
     iterators = [
         span.schedule.between(max(span.after, after), min(span.until, until))
         for span in spans
@@ -140,8 +160,13 @@ def _slots(spans: Sequence[_Span], after: datetime, until: datetime) -> Iterator
 
 
 async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -> dict[str, _Task]:
-    """The tasks with a schedule in the interval. Slots before the begin of a task's account are left out."""
-    columns = [schedules.c[name] for name in ("task", "cron", "timezone", "valid_from", "valid_until", "fired_until")]
+    """The tasks with a schedule in the interval. Slots before the begin of a task's account are
+    left out.
+    """
+    columns = [
+        schedules.c[name]
+        for name in ("task", "cron", "timezone", "valid_from", "valid_until", "fired_until")
+    ]
     statement = (
         select(*columns, tasks.c.accounted_from)
         .select_from(schedules.join(tasks, tasks.c.name == schedules.c.task, isouter=True))
@@ -159,7 +184,9 @@ async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -
             readable = schedule(row.cron, row.timezone)
         except InvalidSchedule:  # another version of the service has written it
             continue
-        span = _Span(readable, max(row.valid_from, begin), last if is_open else min(row.valid_until, last))
+        span = _Span(
+            readable, max(row.valid_from, begin), last if is_open else min(row.valid_until, last)
+        )
         if span.after < span.until:
             task.spans.append(span)
     return {name: task for name, task in found.items() if task.spans}
@@ -176,7 +203,8 @@ async def _read_states(
     source = json_rows.source([runs.c.task], kind)
     names = "jsonb_agg(r.task)" if kind == "postgresql" else "json_group_array(r.task)"
     statement = text(
-        f"SELECT r.slot, r.state, {names} AS result FROM {source} JOIN batch_runs r ON r.task = v.task "
+        f"SELECT r.slot, r.state, {names} AS result FROM {source} "
+        "JOIN batch_runs r ON r.task = v.task "
         f"WHERE r.{OF_SLOT_SQL} AND r.slot >= :since AND r.slot <= :last GROUP BY r.slot, r.state"
     )
     bound = statement.bindparams(*_instants()).columns(runs.c.slot, runs.c.state, runs.c.result)
@@ -192,7 +220,8 @@ async def _read_ranges(
     kind = connection.dialect.name
     source = json_rows.source([missed.c.task], kind)
     statement = text(
-        f"SELECT m.task, m.first_slot, m.last_slot, m.cause FROM {source} JOIN batch_missed m ON m.task = v.task "
+        f"SELECT m.task, m.first_slot, m.last_slot, m.cause FROM {source} "
+        "JOIN batch_missed m ON m.task = v.task "
         "WHERE m.last_slot >= :since AND m.first_slot <= :last"
     )
     columns = [missed.c[name] for name in ("task", "first_slot", "last_slot", "cause")]

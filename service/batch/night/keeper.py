@@ -1,4 +1,5 @@
-"""Keeps the tally: counts each ten minutes once they are over, and earlier ones of the last month, the newest first.
+"""Keeps the tally: counts each ten minutes once they are over, and earlier ones of the last month,
+the newest first.
 
 It also keeps how long the runs of each task usually take.
 """
@@ -39,7 +40,9 @@ PAUSE_SECONDS = 0.1
 LONGEST_SECONDS = buckets.LENGTH.total_seconds()
 """A new bucket is over so often. The tally is also kept when the watch has noticed something."""
 AGAIN_SECONDS = 1.0
-"""While the ledger can't be reached it is tried again so often: the outage lasts until this part can work again."""
+"""While the ledger can't be reached it is tried again so often: the outage lasts until this part
+can work again.
+"""
 FILLED = timedelta(days=31)
 """So far back the tally is filled."""
 
@@ -47,7 +50,9 @@ FILLED = timedelta(days=31)
 class TallyKeeper(Background):
     """Works on the node that has the duty of the watch. `holds`: whether this node has it."""
 
-    def __init__(self, ledger: Database, node: str, holds: Callable[[], bool], outage: Outage) -> None:
+    def __init__(
+        self, ledger: Database, node: str, holds: Callable[[], bool], outage: Outage
+    ) -> None:
         self._ledger, self._node, self._holds, self._outage = ledger, node, holds, outage
         self._woken = asyncio.Event()
         self._filled_until: datetime | None = None
@@ -76,9 +81,11 @@ class TallyKeeper(Background):
                 wait = LONGEST_SECONDS if cause is None else AGAIN_SECONDS
 
     async def keep_up(self) -> float:
-        """Count what can be counted and is not yet, six buckets in a transaction. Then compute durations.
+        """Count what can be counted and is not yet, six buckets in a transaction. Then compute
+        durations.
 
-        Returns in how many seconds one more bucket can be counted. A node without the duty does nothing.
+        Returns in how many seconds one more bucket can be counted. A node without the duty does
+        nothing.
         """
         if not self._holds():
             return LONGEST_SECONDS
@@ -118,13 +125,19 @@ class TallyKeeper(Background):
         return True
 
     async def _wanted(self) -> tuple[list[datetime], datetime]:
-        """The buckets to count, the newest first after those that have changed; and the present by database time."""
+        """The buckets to count, the newest first after those that have changed; and the present by
+        database time.
+        """
         async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
             end, begin = tally.may_be_over(now), await _begin(connection, now)
             if begin is None:
                 return [], now
-            changed = [bucket for bucket in await buckets.dirty(connection, MOST_CHANGED) if begin <= bucket < end]
+            changed = [
+                bucket
+                for bucket in await buckets.dirty(connection, MOST_CHANGED)
+                if begin <= bucket < end
+            ]
             since = max(begin, self._filled_until) if self._filled_until is not None else begin
             counted = await buckets.counted(connection, since, end)
         new = {bucket for bucket in buckets.between(since, end) if bucket not in counted}
@@ -132,7 +145,9 @@ class TallyKeeper(Background):
         return [*changed, *rest], now
 
     async def _keep(self, wanted: Sequence[datetime]) -> set[datetime]:
-        """Count these buckets. Returns those that can't be counted yet, because something in them goes on."""
+        """Count these buckets. Returns those that can't be counted yet, because something in them
+        goes on.
+        """
         async with self._ledger.engine.begin() as connection:
             if not await duties.hold(connection, WATCH, self._node):
                 return set(wanted)
@@ -143,14 +158,20 @@ class TallyKeeper(Background):
 
 
 async def _begin(connection: AsyncConnection, now: datetime) -> datetime | None:
-    """The first bucket that may have slots, at most FILLED ago; None if no task has ever had a schedule."""
+    """The first bucket that may have slots, at most FILLED ago; None if no task has ever had a
+    schedule.
+    """
     first = (await connection.execute(select(func.min(schedules.c.valid_from)))).scalar()
     return buckets.bucket_of(max(first, now - FILLED)) if first is not None else None
 
 
 async def _report(connection: AsyncConnection, unaccounted: Counter[str], now: datetime) -> None:
-    """Open an incident for each task of which slots in these buckets are unaccounted for; close those that are over."""
-    opened = {row.task: row for row in await incidents.are_open(connection, [IncidentKind.UNACCOUNTED])}
+    """Open an incident for each task of which slots in these buckets are unaccounted for; close
+    those that are over.
+    """
+    opened = {
+        row.task: row for row in await incidents.are_open(connection, [IncidentKind.UNACCOUNTED])
+    }
     openings = [
         Opening(
             IncidentKind.UNACCOUNTED,

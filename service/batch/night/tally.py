@@ -1,4 +1,6 @@
-"""The tally of slots: kept for buckets that are over, and completed by a count of the others when it is read."""
+"""The tally of slots: kept for buckets that are over, and completed by a count of the others when
+it is read.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +15,35 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import json_rows
 from service.batch.ledger.night import buckets
 from service.batch.ledger.night.buckets import LENGTH, bucket_of
-from service.batch.ledger.night.tables import CLASSES, NOT_ALL_GOOD, NOT_ALL_GOOD_SQL, NOT_RUN, tally
+from service.batch.ledger.night.tables import (
+    CLASSES,
+    NOT_ALL_GOOD,
+    NOT_ALL_GOOD_SQL,
+    NOT_RUN,
+    tally,
+)
 from service.batch.ledger.night.tables import buckets as buckets_table
 from service.batch.night.counting import Counts, count
 from service.concurrency.offload import offload
 
 OPEN_FOR = timedelta(minutes=2)
-"""A bucket is counted when its end is so old, and nothing in it goes on. What changes afterwards marks it."""
+"""A bucket is counted when its end is so old, and nothing in it goes on. What changes afterwards
+marks it.
+"""
 
 MOST_COUNTED_AT_ONCE = 300
-"""Buckets without a tally that are counted while somebody waits, at most: two days. The newest ones are."""
+"""Buckets without a tally that are counted while somebody waits, at most: two days. The newest ones
+are.
+"""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The slots of a window by class. `accounted_from`: earlier slots of it are not counted yet; None: all are.
+    """The slots of a window by class. `accounted_from`: earlier slots of it are not counted yet;
+    None: all are.
 
-    `not_run`: by task, how many slots were missed, paused or skipped; only tasks with such slots. `untallied`: the
-    counts of what has no tally, by bucket and task.
+    `not_run`: by task, how many slots were missed, paused or skipped; only tasks with such slots.
+    `untallied`: the counts of what has no tally, by bucket and task.
     """
 
     counts: dict[str, int]
@@ -45,10 +58,13 @@ class Window:
         return sum(self.counts.values())
 
 
-async def of_window(connection: AsyncConnection, since: datetime, until: datetime, now: datetime) -> Window:
+async def of_window(
+    connection: AsyncConnection, since: datetime, until: datetime, now: datetime
+) -> Window:
     """What became of the slots from `since` up to `until` (excluded; both aware, UTC).
 
-    What has a tally is read from it. The other buckets are counted now. Call it in one read transaction.
+    What has a tally is read from it. The other buckets are counted now. Call it in one read
+    transaction.
     """
     counted, rest, accounted_from = await divided(connection, since, until)
     by_bucket = await _read(connection, accounted_from or since, until, counted)
@@ -63,7 +79,10 @@ async def of_window(connection: AsyncConnection, since: datetime, until: datetim
     total: Counter[str] = Counter()
     for counts in by_bucket.values():
         total.update(counts)
-    complete = {bucket: {name: counts[name] for name in CLASSES} for bucket, counts in sorted(by_bucket.items())}
+    complete = {
+        bucket: {name: counts[name] for name in CLASSES}
+        for bucket, counts in sorted(by_bucket.items())
+    }
     sums = {name: total[name] for name in CLASSES}
     some = {task: +counts for task, counts in sorted(not_run.items()) if +counts}
     return Window(sums, complete, some, accounted_from, untallied)
@@ -72,8 +91,14 @@ async def of_window(connection: AsyncConnection, since: datetime, until: datetim
 async def divided(
     connection: AsyncConnection, since: datetime, until: datetime
 ) -> tuple[set[datetime], list[datetime], datetime | None]:
-    """The buckets of a window that have a tally, those that have to be counted now, and the begin of its account."""
-    counted = {bucket for bucket in await buckets.counted(connection, since, until) if bucket + LENGTH <= until}
+    """The buckets of a window that have a tally, those that have to be counted now, and the begin
+    of its account.
+    """
+    counted = {
+        bucket
+        for bucket in await buckets.counted(connection, since, until)
+        if bucket + LENGTH <= until
+    }
     rest = [bucket for bucket in buckets.between(since, until) if bucket not in counted]
     accounted_from = None
     if len(rest) > MOST_COUNTED_AT_ONCE:
@@ -83,8 +108,12 @@ async def divided(
     return counted, rest, accounted_from
 
 
-async def not_all_good(connection: AsyncConnection, since: datetime, until: datetime) -> dict[datetime, Counter[str]]:
-    """The sums of the slots that have not succeeded, from `since` up to `until` (excluded), where they are counted."""
+async def not_all_good(
+    connection: AsyncConnection, since: datetime, until: datetime
+) -> dict[datetime, Counter[str]]:
+    """The sums of the slots that have not succeeded, from `since` up to `until` (excluded), where
+    they are counted.
+    """
     sums = [func.sum(tally.c[name]).label(name) for name in NOT_ALL_GOOD]
     query = (
         select(tally.c.bucket, *sums)
@@ -94,10 +123,15 @@ async def not_all_good(connection: AsyncConnection, since: datetime, until: date
         .group_by(tally.c.bucket)
     )
     rows = await connection.execute(query)
-    return {row.bucket: Counter({name: int(row._mapping[name]) for name in NOT_ALL_GOOD}) for row in rows}
+    return {
+        row.bucket: Counter({name: int(row._mapping[name]) for name in NOT_ALL_GOOD})
+        for row in rows
+    }
 
 
-async def have_slots(connection: AsyncConnection, windows: Sequence[tuple[datetime, datetime]]) -> list[bool]:
+async def have_slots(
+    connection: AsyncConnection, windows: Sequence[tuple[datetime, datetime]]
+) -> list[bool]:
     """For each of these few windows whether any slot within it is counted (its end excluded)."""
     columns: list[str] = []
     ends: dict[str, datetime] = {}
@@ -108,7 +142,9 @@ async def have_slots(connection: AsyncConnection, windows: Sequence[tuple[dateti
     if not columns:
         return []
     types = [bindparam(name, type_=tally.c.bucket.type) for name in ends]
-    row = (await connection.execute(text(f"SELECT {', '.join(columns)}").bindparams(*types), ends)).one()
+    row = (
+        await connection.execute(text(f"SELECT {', '.join(columns)}").bindparams(*types), ends)
+    ).one()
     return [bool(has_any) for has_any in row]
 
 
@@ -141,15 +177,24 @@ async def _read(
     succeeded = select(tally.c.bucket, func.sum(tally.c.succeeded).label("succeeded"))
     others = select(tally.c.bucket, *(func.sum(tally.c[name]).label(name) for name in NOT_ALL_GOOD))
     sums: dict[datetime, Counter[str]] = {}
-    for query, names in ((succeeded, ("succeeded",)), (others.where(text(NOT_ALL_GOOD_SQL)), NOT_ALL_GOOD)):
+    for query, names in (
+        (succeeded, ("succeeded",)),
+        (others.where(text(NOT_ALL_GOOD_SQL)), NOT_ALL_GOOD),
+    ):
         for row in await connection.execute(query.where(*is_in).group_by(tally.c.bucket)):
             if row.bucket in counted:
-                sums.setdefault(row.bucket, Counter()).update({name: int(row._mapping[name]) for name in names})
+                sums.setdefault(row.bucket, Counter()).update(
+                    {name: int(row._mapping[name]) for name in names}
+                )
     return sums
 
 
-async def _not_run(connection: AsyncConnection, since: datetime, until: datetime) -> dict[str, Counter[str]]:
-    """For each task the sums of the slots in the tally that did not run, from `since` up to the last whole bucket."""
+async def _not_run(
+    connection: AsyncConnection, since: datetime, until: datetime
+) -> dict[str, Counter[str]]:
+    """For each task the sums of the slots in the tally that did not run, from `since` up to the
+    last whole bucket.
+    """
     sums = [func.sum(tally.c[name]).label(name) for name in NOT_RUN]
     some = tally.c.missed + tally.c.paused + tally.c.skipped > 0
     query = (
@@ -185,8 +230,9 @@ def intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
 class Kept:
     """`counted`: how many buckets have a tally now. `left`: those that can't be counted yet.
 
-    `unaccounted`: by task, how many slots in these buckets are neither a run nor missed, and a service has gone past.
-    What no service has come to yet is late, which is told as what keeps the services from firing.
+    `unaccounted`: by task, how many slots in these buckets are neither a run nor missed, and a
+    service has gone past. What no service has come to yet is late, which is told as what keeps the
+    services from firing.
     """
 
     counted: int
@@ -195,7 +241,9 @@ class Kept:
 
 
 async def keep(connection: AsyncConnection, wanted: Sequence[datetime], now: datetime) -> Kept:
-    """Count these buckets, and keep the counts of those in which nothing goes on, in the caller's transaction."""
+    """Count these buckets, and keep the counts of those in which nothing goes on, in the caller's
+    transaction.
+    """
     if not wanted:
         return Kept(0, [], Counter())
     await buckets.lock(connection, wanted, now)

@@ -1,4 +1,6 @@
-"""The slots of a window that are unaccounted for, one by one. Finding them costs no more than counting the window."""
+"""The slots of a window that are unaccounted for, one by one. Finding them costs no more than
+counting the window.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class UnaccountedSlot(NamedTuple):
 
 @dataclass(frozen=True)
 class Unaccounted:
-    """`slots`: the newest ones, the newest first. `number`: how many there are in all. `accounted_from`: see Window."""
+    """`slots`: the newest ones, the newest first. `number`: how many there are in all.
+    `accounted_from`: see Window.
+    """
 
     slots: list[UnaccountedSlot]
     number: int
@@ -58,12 +62,18 @@ class _Newest:
 
 
 async def of_window(
-    connection: AsyncConnection, since: datetime, until: datetime, now: datetime, lease: float, most: int
+    connection: AsyncConnection,
+    since: datetime,
+    until: datetime,
+    now: datetime,
+    lease: float,
+    most: int,
 ) -> Unaccounted:
     """The slots from `since` up to `until` (excluded; both aware, UTC), `most` at most.
 
-    What has no tally is counted, as for Night. Of what has one only the buckets are counted again in which a slot is
-    unaccounted for, until there are enough slots. `lease`: see `accounting.accounts`. Call it in one read transaction.
+    What has no tally is counted, as for Night. Of what has one only the buckets are counted again
+    in which a slot is unaccounted for, until there are enough slots. `lease`: see
+    `accounting.accounts`. Call it in one read transaction.
     """
     tallied, rest, accounted_from = await tally.divided(connection, since, until)
     sums = await tally.not_all_good(connection, accounted_from or since, until)

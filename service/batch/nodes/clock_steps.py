@@ -1,8 +1,8 @@
 """Steps of the ledger's clock: times over which it went forward at once, while this process lived.
 
-Time since boot passes as it does, whatever somebody does to the wall clock. If the ledger's clock goes forward by more
-than the time since boot, nobody was down: a clock was set. It may be wrong, so it is believed only if it still says the
-same at the next look.
+Time since boot passes as it does, whatever somebody does to the wall clock. If the ledger's clock
+goes forward by more than the time since boot, nobody was down: a clock was set. It may be wrong, so
+it is believed only if it still says the same at the next look.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ SET_FORWARD = "the clock was set forward"
 """How the reason of slots begins over which a clock was set."""
 
 TRUSTED_AFTER = timedelta(minutes=10)
-"""Slots over which a clock was set are caught up so much later. If it was wrong and is set back, they don't run."""
+"""Slots over which a clock was set are caught up so much later. If it was wrong and is set back,
+they don't run.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ class ClockStep:
         return self.ended + TRUSTED_AFTER
 
     def __str__(self) -> str:
-        return f"{SET_FORWARD}, from {self.began:%Y-%m-%d %H:%M:%S} to {self.ended:%Y-%m-%d %H:%M:%S} UTC"
+        return (
+            f"{SET_FORWARD}, from {self.began:%Y-%m-%d %H:%M:%S} to "
+            f"{self.ended:%Y-%m-%d %H:%M:%S} UTC"
+        )
 
 
 class ClockSteps:
@@ -47,16 +52,20 @@ class ClockSteps:
 
     def __init__(self) -> None:
         self._most: float | None = None
-        """How far the ledger's clock is ahead of the time since boot, in seconds, at most; None: it was never read."""
+        """How far the ledger's clock is ahead of the time since boot, in seconds, at most; None: it
+        was never read.
+        """
         self._believed = datetime.min.replace(tzinfo=UTC)
         self._doubted_at: float | None = None
         self.last: ClockStep | None = None
         """The last step that was believed."""
 
     def is_doubtful(self, now: datetime, asked_at: float, read_at: float | None = None) -> bool:
-        """Whether the ledger's clock, which says `now`, has just been set forward, so that nothing is to be fired yet.
+        """Whether the ledger's clock, which says `now`, has just been set forward, so that nothing
+        is to be fired yet.
 
-        `asked_at`, `read_at`: the boot times before and after it was read. Time between them proves nothing.
+        `asked_at`, `read_at`: the boot times before and after it was read. Time between them proves
+        nothing.
         """
         if clock.is_moved():
             return False
@@ -79,6 +88,9 @@ class ClockSteps:
     def over(self, fired_until: datetime) -> ClockStep | None:
         """The last step, if it concerns a schedule with this cursor.
 
-        If the cursor was ahead of the clock before the step, that clock was behind, and the step has set it right.
+        If the cursor was ahead of the clock before the step, that clock was behind, and the step
+        has set it right.
         """
-        return self.last if self.last is not None and fired_until <= self.last.began + AHEAD else None
+        return (
+            self.last if self.last is not None and fired_until <= self.last.began + AHEAD else None
+        )

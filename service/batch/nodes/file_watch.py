@@ -1,9 +1,10 @@
 """File watch: a thread that notices when another process has told something in an SQLite file.
 
-Linux says when somebody writes to the file (inotify). Then the thread looks again and again, for as long as a commit
-may take, and rests until the next write. On other systems, and where Linux has no watch left, it looks all the time. A
-look reads one number, which SQLite keeps in memory that all its processes share. Only if somebody has committed
-something since, a second statement reads what was told (see ledger/wakes.py).
+Linux says when somebody writes to the file (inotify). Then the thread looks again and again, for as
+long as a commit may take, and rests until the next write. On other systems, and where Linux has no
+watch left, it looks all the time. A look reads one number, which SQLite keeps in memory that all
+its processes share. Only if somebody has committed something since, a second statement reads what
+was told (see ledger/wakes.py).
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ if sys.platform == "linux":
     from inotify_simple import INotify, flags
 
 STEP, COMMIT_STEPS = 0.01, 30
-"""Seconds between two looks, and how many of them follow a write: it is seen before its commit, which waits for the
-disk."""
+"""Seconds between two looks, and how many of them follow a write: it is seen before its commit,
+which waits for the disk.
+"""
 FIRST_STEPS: tuple[float, ...] = (0.001, 0.002, 0.004)
 """The steps before these, if nobody had written for a while."""
 LONG_STEP, SHORT_STEPS = 0.02, 200
-"""The step where nothing says that somebody writes. After something was told, this many steps are as short as STEP."""
+"""The step where nothing says that somebody writes. After something was told, this many steps are
+as short as STEP.
+"""
 LONGEST_REST = 1.0
 """The longest wait for a write, in seconds, until a look is made all the same."""
 REOPEN_SECONDS = 1.0
@@ -71,7 +75,9 @@ class FileWatch:
                     has_ended = bool(select.select([self._is_stopped], [], [], REOPEN_SECONDS)[0])
 
     def _look_again_and_again(self, cursor: sqlite3.Cursor) -> bool:
-        """Look until this is stopped; then it returns True. No transaction stays open between two looks."""
+        """Look until this is stopped; then it returns True. No transaction stays open between two
+        looks.
+        """
         self._tell(Wake(None))  # somebody may have told something before
         version, numbers = _version(cursor), _numbers(cursor)
         with closing(_Pauses(self._is_stopped, cursor)) as pauses:
@@ -93,7 +99,9 @@ class _Pauses:
     """The pauses between two looks."""
 
     def __init__(self, is_stopped: socket.socket, cursor: sqlite3.Cursor) -> None:
-        """`is_stopped` can be read when the watch is to end. `cursor`: of the file that is watched."""
+        """`is_stopped` can be read when the watch is to end. `cursor`: of the file that is
+        watched.
+        """
         self._writes = _writes(cursor)
         self._stop, self._stop_or_write = select.poll(), select.poll()
         for poll in (self._stop, self._stop_or_write):
@@ -128,10 +136,14 @@ class _Pauses:
 
 
 def _writes(cursor: sqlite3.Cursor) -> INotify | None:
-    """What can be read when somebody writes to the file of this connection; None where the system does not say so."""
+    """What can be read when somebody writes to the file of this connection; None where the system
+    does not say so.
+    """
     if sys.platform != "linux":
         return None
-    file = cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchall()[0][0]
+    file = cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchall()[
+        0
+    ][0]
     try:
         writes = INotify()
     except OSError:  # the user has no watch left
@@ -156,4 +168,6 @@ def _numbers(cursor: sqlite3.Cursor) -> Numbers:
 
 def _difference(before: Numbers, now: Numbers) -> Wake:
     changed = {row for row, number in now.items() if number != before.get(row)}
-    return Wake(None if QUEUED in changed else frozenset(), not changed.isdisjoint({CATALOG, ASKED}))
+    return Wake(
+        None if QUEUED in changed else frozenset(), not changed.isdisjoint({CATALOG, ASKED})
+    )

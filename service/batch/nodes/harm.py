@@ -1,7 +1,8 @@
-"""Who harms pays: a run that costs its node the lease or the process waits before it goes on, and fails at last.
+"""Who harms pays: a run that costs its node the lease or the process waits before it goes on, and
+fails at last.
 
-Nobody knows for certain which run it was. So each attempt that was lost without progress counts, except where something
-else was the cause: then it goes on at once, as often as that happens.
+Nobody knows for certain which run it was. So each attempt that was lost without progress counts,
+except where something else was the cause: then it goes on at once, as often as that happens.
 """
 
 from __future__ import annotations
@@ -26,21 +27,26 @@ POISON = "poison: "
 """How the reason of a run begins that has failed because it lost its node too often."""
 
 MOST_LOSSES = 5
-"""How often a run may lose its node without progress in between. Then it fails: it may be the run that kills nodes."""
+"""How often a run may lose its node without progress in between. Then it fails: it may be the run
+that kills nodes.
+"""
 
 SHORTEST_WAIT, LONGEST_WAIT = timedelta(seconds=30), timedelta(minutes=10)
 """How long a run waits at first, and at most."""
 
 SUSPECT_SECONDS = 300.0
-"""An attempt that has gone on for this time before the ledger did not answer any more is not the cause of that."""
+"""An attempt that has gone on for this time before the ledger did not answer any more is not the
+cause of that.
+"""
 
 
 @dataclass(frozen=True)
 class LostLease:
-    """A lease that was lost although the ledger was there: it was locked, it did not answer, or this node stood still.
+    """A lease that was lost although the ledger was there: it was locked, it did not answer, or
+    this node stood still.
 
-    `since`: the boot time at which that began. `cause`: in words for people. `is_proven`: whether something of this
-    process was the cause for certain.
+    `since`: the boot time at which that began. `cause`: in words for people. `is_proven`: whether
+    something of this process was the cause for certain.
     """
 
     cause: str
@@ -53,7 +59,9 @@ class LostLease:
 
 
 def wait_before(losses: int, is_proven: bool = False) -> timedelta:
-    """How long a run waits that has lost its node so often, without progress. The first loss may be chance."""
+    """How long a run waits that has lost its node so often, without progress. The first loss may be
+    chance.
+    """
     doubled = losses - (1 if is_proven else 2)
     return min(LONGEST_WAIT, SHORTEST_WAIT * 2**doubled) if doubled >= 0 else timedelta(0)
 
@@ -61,26 +69,47 @@ def wait_before(losses: int, is_proven: bool = False) -> timedelta:
 Row = Mapping[str, Any]
 
 
-async def charge(connection: AsyncConnection, rows: Mapping[str, Row], outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Count a loss for each of the runs of these interrupted outcomes, and let them wait or fail for it.
+async def charge(
+    connection: AsyncConnection, rows: Mapping[str, Row], outcomes: Sequence[Outcome]
+) -> list[Outcome]:
+    """Count a loss for each of the runs of these interrupted outcomes, and let them wait or fail
+    for it.
 
-    `rows`: the rows of the runs by id, as they are before the outcomes are written. The caller has locked them.
+    `rows`: the rows of the runs by id, as they are before the outcomes are written. The caller has
+    locked them.
     """
     losses = {outcome.id: _losses(rows[outcome.id]) for outcome in outcomes}
     charged = [_charged(outcome, losses[outcome.id]) for outcome in outcomes]
-    await _record(connection, rows, losses, {each.id for each in charged if each.state == RunState.RETRYING})
+    await _record(
+        connection, rows, losses, {each.id for each in charged if each.state == RunState.RETRYING}
+    )
     return charged
 
 
-async def charge_suspects(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes of a node, in which the attempts pay that may have cost it its lease (see Outcome.harm)."""
+async def charge_suspects(
+    connection: AsyncConnection, outcomes: Sequence[Outcome]
+) -> list[Outcome]:
+    """The outcomes of a node, in which the attempts pay that may have cost it its lease (see
+    Outcome.harm).
+    """
     suspects = [outcome for outcome in outcomes if outcome.harm is not None]
     if not suspects:
         return list(outcomes)
-    theirs = json_rows.is_among(runs.c.id, [outcome.id for outcome in suspects], connection.dialect.name)
-    query = select(runs).where(theirs, runs.c.state == RunState.RUNNING).order_by(runs.c.id).with_for_update()
+    theirs = json_rows.is_among(
+        runs.c.id, [outcome.id for outcome in suspects], connection.dialect.name
+    )
+    query = (
+        select(runs)
+        .where(theirs, runs.c.state == RunState.RUNNING)
+        .order_by(runs.c.id)
+        .with_for_update()
+    )
     rows = {row["id"]: dict(row) for row in (await connection.execute(query)).mappings()}
-    held = [outcome for outcome in suspects if outcome.id in rows and rows[outcome.id]["fence"] == outcome.fence]
+    held = [
+        outcome
+        for outcome in suspects
+        if outcome.id in rows and rows[outcome.id]["fence"] == outcome.fence
+    ]
     for outcome in held:
         if outcome.count is not None:  # it may not stand in the row yet
             own = ("count", "count_before", "progress_at")
@@ -92,7 +121,10 @@ async def charge_suspects(connection: AsyncConnection, outcomes: Sequence[Outcom
 def _charged(outcome: Outcome, losses: int) -> Outcome:
     cause = outcome.harm or outcome.reason or ""
     if losses >= MOST_LOSSES:
-        reason = f"{POISON}{cause}, {losses} times without progress; do not retry it before that is mended"
+        reason = (
+            f"{POISON}{cause}, {losses} times without progress; do not retry it before that is "
+            "mended"
+        )
         return failed(outcome, reason)
     wait = wait_before(losses, outcome.harm_is_proven)
     if not wait:
@@ -106,7 +138,9 @@ def _charged(outcome: Outcome, losses: int) -> Outcome:
 
 def failed(outcome: Outcome, reason: str) -> Outcome:
     """The outcome of a run that does not go on because it has lost its node."""
-    return replace(outcome, state=RunState.FAILED, reason=reason, due_at=None, rank=None, fingerprint=LOST)
+    return replace(
+        outcome, state=RunState.FAILED, reason=reason, due_at=None, rank=None, fingerprint=LOST
+    )
 
 
 def _losses(run: Row) -> int:
@@ -117,22 +151,32 @@ def _losses(run: Row) -> int:
 def _made_progress(run: Row) -> bool:
     """Whether the lost attempt did work that the next one need not repeat.
 
-    Loops over chunks go on where earlier attempts ended, so each item they have counted since then is done for good. A
-    task that counts by itself may begin at zero again: it made progress if it came further than all lost attempts.
+    Loops over chunks go on where earlier attempts ended, so each item they have counted since then
+    is done for good. A task that counts by itself may begin at zero again: it made progress if it
+    came further than all lost attempts.
     """
     count, before = run["count"], run["count_before"]
-    if count is None or run["progress_at"] is None or run["progress_at"] < run["attempt_started_at"]:
-        return False  # this attempt has reported nothing; the row has the progress of an earlier one
+    if (
+        count is None
+        or run["progress_at"] is None
+        or run["progress_at"] < run["attempt_started_at"]
+    ):
+        return (
+            False  # this attempt has reported nothing; the row has the progress of an earlier one
+        )
     return bool(count > before if before else count > (run["count_lost"] or 0))
 
 
 async def _record(
-    connection: AsyncConnection, runs_by_id: Mapping[str, Row], losses: Mapping[str, int], waiting: Collection[str]
+    connection: AsyncConnection,
+    runs_by_id: Mapping[str, Row],
+    losses: Mapping[str, int],
+    waiting: Collection[str],
 ) -> None:
     """Write how often the runs were lost to their rows.
 
-    A run that waits goes on by another attempt. It uses up none of those that its policy allows: these are counted from
-    `attempts_before` on.
+    A run that waits goes on by another attempt. It uses up none of those that its policy allows:
+    these are counted from `attempts_before` on.
     """
     kind = connection.dialect.name
     columns = [runs.c[name] for name in ("id", "losses", "count_lost", "attempts_before")]
@@ -148,7 +192,8 @@ async def _record(
     if not rows:
         return
     statement = text(
-        "UPDATE batch_runs SET losses = v.losses, count_lost = v.count_lost, attempts_before = v.attempts_before "
+        "UPDATE batch_runs SET losses = v.losses, count_lost = v.count_lost, attempts_before = "
+        "v.attempts_before "
         f"FROM {json_rows.source(columns, kind)} WHERE batch_runs.id = v.id"
     )
     await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})

@@ -1,7 +1,8 @@
-"""The heartbeat: a thread that keeps a node alive in the ledger, even while the event loop is blocked.
+"""The heartbeat: a thread that keeps a node alive in the ledger, even while the event loop is
+blocked.
 
-The thread also reads what has changed in the ledger, passes that to the event loop, and rescues the runs of dead nodes.
-It hears what other processes tell, and then reads at once.
+The thread also reads what has changed in the ledger, passes that to the event loop, and rescues the
+runs of dead nodes. It hears what other processes tell, and then reads at once.
 """
 
 from __future__ import annotations
@@ -61,14 +62,18 @@ class Heartbeat:
     """Renews the lease of one node. It calls its callbacks on the event loop that started it."""
 
     row: dict[str, Any]
-    """The node's row in the ledger. It is written again if another node has marked this one as stopped."""
+    """The node's row in the ledger. It is written again if another node has marked this one as
+    stopped.
+    """
     name = "heartbeat"
     turn: Turn | None = None
     """The turn that is going on now; None between two."""
     trouble: str | None
     """Why the ledger can't be reached, without addresses; None while it can."""
     files: Mapping[str, OpenFile] = MappingProxyType({})
-    """The files of SQLite that this process uses, by the name of the database: `ledger`, `application`."""
+    """The files of SQLite that this process uses, by the name of the database: `ledger`,
+    `application`.
+    """
     replaced: Mapping[str, str] = MappingProxyType({})
     """What has happened to those of them that were deleted or replaced."""
     troubles: Mapping[str, str] = MappingProxyType({})
@@ -88,10 +93,11 @@ class Heartbeat:
         setting: str = "LEDGER_URL",
         metrics: ProcessMetrics | None = None,
     ) -> None:
-        """`poll_seconds`: how often it reports that runs may start. Other changes it reports at least once a second.
+        """`poll_seconds`: how often it reports that runs may start. Other changes it reports at
+        least once a second.
 
-        `lease_seconds`: after how long without a beat another node counts as dead. Only a node that fires watches
-        other nodes.
+        `lease_seconds`: after how long without a beat another node counts as dead. Only a node that
+        fires watches other nodes.
         """
         self._roles = roles
         self._metrics = metrics or ProcessMetrics()
@@ -108,15 +114,21 @@ class Heartbeat:
         self._beat_seconds = beat_seconds
         self._poll_seconds = poll_seconds
         self._look_seconds = min(LOOK_SECONDS, beat_seconds, poll_seconds)
-        self._tick_seconds = min(LONGEST_TICK, self._look_seconds, beat_seconds / 4, lease_seconds * MARGIN / 4)
+        self._tick_seconds = min(
+            LONGEST_TICK, self._look_seconds, beat_seconds / 4, lease_seconds * MARGIN / 4
+        )
         self._patience = lease.usable_seconds / 3
         self._beat_at = self._look_at = self._poll_at = -math.inf
         self._has_given_up = self._has_reported_loss = False
         self._severed_at: float | None = None
-        """When this node has cut off its connections (boot time), until the server has ended what is left of them."""
+        """When this node has cut off its connections (boot time), until the server has ended what
+        is left of them.
+        """
         self.trouble = None
         self.on_fatal: OnFatal = lambda name, reason: None
-        """Called in this thread with the name of a database and the reason why this process can't go on."""
+        """Called in this thread with the name of a database and the reason why this process can't
+        go on.
+        """
         self.on_damage: Callable[[str], None] = lambda cause: None
         """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
         self._trouble_at: float | None = None
@@ -125,7 +137,9 @@ class Heartbeat:
         self._is_gone = False
         """Whether it was said since the last success that the ledger is not there."""
         self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
-        """When the last turn succeeded: by the boot-time clock, and by the one that stands still in a suspend."""
+        """When the last turn succeeded: by the boot-time clock, and by the one that stands still in
+        a suspend.
+        """
         self._stopping = threading.Event()
         self.on_end: Callable[[BaseException], None] = lambda _: None
         """Called in the thread if that ends without being stopped."""
@@ -140,8 +154,15 @@ class Heartbeat:
         on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
         on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the thread. The callbacks are described in Node.start; they are called on the running event loop."""
-        self._on_loss, self._on_rescue, self._on_changes, self._on_queued = on_loss, on_rescue, on_changes, on_queued
+        """Start the thread. The callbacks are described in Node.start; they are called on the
+        running event loop.
+        """
+        self._on_loss, self._on_rescue, self._on_changes, self._on_queued = (
+            on_loss,
+            on_rescue,
+            on_changes,
+            on_queued,
+        )
         self._on_replaced = on_replaced
         self._lag.loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._serve, name="batch-heartbeat", daemon=True)
@@ -161,7 +182,9 @@ class Heartbeat:
         self._stopping.set()
 
     def stop(self) -> None:
-        """End the thread and wait for it, up to 5 seconds. It blocks, so call it in another thread than the loop's."""
+        """End the thread and wait for it, up to 5 seconds. It blocks, so call it in another thread
+        than the loop's.
+        """
         self.fall_silent()
         if self._own_loop is not None:
             with contextlib.suppress(RuntimeError):  # the thread's own loop has ended by itself
@@ -186,7 +209,8 @@ class Heartbeat:
         return "".join(traceback.format_stack(sys._current_frames().get(self._thread.ident or 0)))
 
     async def _live(self) -> None:
-        """Beat and poll until the heartbeat is stopped. It notices at each tick if the lease has ended.
+        """Beat and poll until the heartbeat is stopped. It notices at each tick if the lease has
+        ended.
 
         That check goes on while a beat or poll waits for the ledger.
         """
@@ -194,7 +218,12 @@ class Heartbeat:
         self._own_loop = asyncio.get_running_loop()
         client = f"batch/{self._node}/heartbeat"
         database = Database(
-            self._url, setting=self._setting, pool_size=1, client=client, plans_once=True, waits_briefly=True
+            self._url,
+            setting=self._setting,
+            pool_size=1,
+            client=client,
+            plans_once=True,
+            waits_briefly=True,
         )
         database.on_damage = self.on_damage
         wakes = Wakes(database, self._node, self._on_wake)
@@ -211,7 +240,9 @@ class Heartbeat:
             self._give_up_if_lease_ended()
             if turn.done() and (self._is_due() or self._has_neighbour_died()):
                 turn = asyncio.create_task(self._turn(database))
-                turn.add_done_callback(lambda _: self._wake.set())  # what was told during the turn is looked at next
+                turn.add_done_callback(
+                    lambda _: self._wake.set()
+                )  # what was told during the turn is looked at next
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._tick(turn.done())):
                     await self._wake.wait()
@@ -233,7 +264,9 @@ class Heartbeat:
         return clock.boottime() >= min(self._beat_at, self._look_at)
 
     def _has_neighbour_died(self) -> bool:
-        """Whether the process of another node of this machine has ended. It does not ask the ledger."""
+        """Whether the process of another node of this machine has ended. It does not ask the
+        ledger.
+        """
         return any(process_lock.is_gone(self._folder, node) for node in self._neighbours)
 
     def _tick(self, is_idle: bool) -> float:
@@ -245,7 +278,10 @@ class Heartbeat:
         if self._lease.is_held or self._has_given_up:
             return
         self._has_given_up = True
-        logger.error("this node could not renew its lease in time: it gives up its runs, and starts none until it can")
+        logger.error(
+            "this node could not renew its lease in time: it gives up its runs, and starts none "
+            "until it can"
+        )
         self._severed_at = clock.boottime()
         self._call(partial(self._on_loss, self._how_lost()))
 
@@ -260,7 +296,9 @@ class Heartbeat:
         since = self._worked_at if self._trouble_at is None else self._trouble_at
         if self._holder is not None:
             seconds = clock.boottime() - since
-            return LostLease(f"its process held the ledger's lock for {seconds:.0f} s while it ran", since, True)
+            return LostLease(
+                f"its process held the ledger's lock for {seconds:.0f} s while it ran", since, True
+            )
         return LostLease("its node could not reach the ledger while it ran", since)
 
     async def _turn(self, database: Database) -> None:
@@ -270,7 +308,8 @@ class Heartbeat:
         try:
             self._refuse_replaced_files()
             async with limited(self._patience):
-                # With trouble, the beat may wait for a lock that a frozen node holds on this node's row.
+                # With trouble, the beat may wait for a lock that a frozen node holds on this node's
+                # row.
                 if self.trouble is not None or self._has_neighbour_died():
                     await self._rescue(database, (await self._look(database)).others)
                 is_due = clock.boottime() >= self._beat_at
@@ -288,10 +327,13 @@ class Heartbeat:
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._trouble_at = began_at if self._trouble_at is None else self._trouble_at
             if database.kind == "sqlite":
-                self._holder = lock_holder.of_write_lock(database.url.database or "") or self._holder
+                self._holder = (
+                    lock_holder.of_write_lock(database.url.database or "") or self._holder
+                )
             self._is_gone |= not troubles.is_busy(error, database.kind)
             self._beat_at = self._look_at = look_at
-            self._neighbours = []  # known again by the next poll, so that no more is tried than one turn a second
+            # Known again by the next poll, so that no more is tried than one turn a second
+            self._neighbours = []
             if troubles.is_read_only(error):
                 self._call(self._on_replaced)
             elif troubles.sqlstate_of(error) == troubles.LOCKED:
@@ -300,8 +342,12 @@ class Heartbeat:
             self.turn = None
 
     async def _beat_only(self, database: Database) -> None:
-        """Keep the lease while what a poll reads is locked: nobody can take over the runs of this node either."""
-        with contextlib.suppress(DBAPIError, DatabaseError, OSError):  # the turn before has reported the same
+        """Keep the lease while what a poll reads is locked: nobody can take over the runs of this
+        node either.
+        """
+        with contextlib.suppress(
+            DBAPIError, DatabaseError, OSError
+        ):  # the turn before has reported the same
             async with limited(self._patience):
                 sent_at = clock.boottime()
                 async with database.engine.begin() as connection:
@@ -310,7 +356,9 @@ class Heartbeat:
                     self._lease.renew(sent_at)
 
     async def _tidy_up(self, database: Database) -> None:
-        """End what connections that were cut off have left on the server, and record outages that are over."""
+        """End what connections that were cut off have left on the server, and record outages that
+        are over.
+        """
         if self._severed_at is not None:
             async with database.engine.begin() as connection:
                 age = clock.boottime() - self._severed_at
@@ -322,11 +370,16 @@ class Heartbeat:
             self._outage.are_written(unwritten)
 
     def _refuse_replaced_files(self) -> None:
-        """Raises DatabaseError if a file of SQLite was deleted or replaced: what is written to the old one is lost.
+        """Raises DatabaseError if a file of SQLite was deleted or replaced: what is written to the
+        old one is lost.
 
-        Nothing is fired or started from then on. If the next turn finds the same, the process can't go on.
+        Nothing is fired or started from then on. If the next turn finds the same, the process can't
+        go on.
         """
-        before, self.replaced = self.replaced, {name: why for name, file in self.files.items() if (why := file.trouble)}
+        before, self.replaced = (
+            self.replaced,
+            {name: why for name, file in self.files.items() if (why := file.trouble)},
+        )
         for name, why in self.replaced.items():
             if name in before:
                 self.on_fatal(name, why)
@@ -357,16 +410,20 @@ class Heartbeat:
     async def _come_back(self, database: Database) -> float:
         """Register this node again, because another node has marked it as stopped.
 
-        Returns the boot time just before the new row was sent. The node keeps its id: its writes about runs are checked
-        by their fences, and runs that it claimed after it was marked as stopped are found by that id.
+        Returns the boot time just before the new row was sent. The node keeps its id: its writes
+        about runs are checked by their fences, and runs that it claimed after it was marked as
+        stopped are found by that id.
         """
         self._lease.end()
         if not self._has_reported_loss:
             self._has_reported_loss = self._has_given_up = True
             logger.error(
-                "this node lost its lease, and other nodes took its runs: it gives them up, and registers again"
+                "this node lost its lease, and other nodes took its runs: it gives them up, and "
+                "registers again"
             )
-        await self._call_and_wait(partial(self._on_loss, None))  # who has rescued the runs has let them pay
+        await self._call_and_wait(
+            partial(self._on_loss, None)
+        )  # who has rescued the runs has let them pay
         sent_at = clock.boottime()
         async with database.engine.begin() as connection:
             await plan_anew(connection)
@@ -380,7 +437,9 @@ class Heartbeat:
             return await ledger_poll.read(connection, self._node, self._roles)
 
     def _may_report_claimable(self) -> bool:
-        """Whether this poll may report that runs may start. That is about once in `poll_seconds`."""
+        """Whether this poll may report that runs may start. That is about once in
+        `poll_seconds`.
+        """
         now = clock.boottime()
         if now < self._poll_at:
             return False
@@ -388,9 +447,15 @@ class Heartbeat:
         return True
 
     async def _rescue(self, database: Database, others: Sequence[NodeStatus]) -> None:
-        """Rescue the runs of nodes that are stopped or silent, and of nodes of this machine whose process has ended."""
-        silent = self._observer.silent({node.id: node.beats for node in others if not node.is_stopped})
-        self._neighbours = [node.id for node in others if process_lock.has_file(self._folder, node.id)]
+        """Rescue the runs of nodes that are stopped or silent, and of nodes of this machine whose
+        process has ended.
+        """
+        silent = self._observer.silent(
+            {node.id: node.beats for node in others if not node.is_stopped}
+        )
+        self._neighbours = [
+            node.id for node in others if process_lock.has_file(self._folder, node.id)
+        ]
         ended = {node for node in self._neighbours if process_lock.is_gone(self._folder, node)}
         dead = {n.id: n.beats for n in others if n.is_stopped or n.id in silent or n.id in ended}
         if dead:
@@ -398,16 +463,23 @@ class Heartbeat:
         else:
             self._unrescued = set()
 
-    async def _take_over(self, database: Database, dead: Mapping[str, int], silent: set[str]) -> None:
+    async def _take_over(
+        self, database: Database, dead: Mapping[str, int], silent: set[str]
+    ) -> None:
         if database.kind == "sqlite":
             for node in silent:
                 process_lock.end_if_frozen(self._folder, node, database.url.database or "")
         async with database.engine.begin() as connection:
             await plan_anew(connection)
-            if held := {node: dead[node] for node in dead if node in silent or node in self._unrescued}:
-                await nodes.end_connections(connection, await nodes.with_same_beats(connection, held))
+            if held := {
+                node: dead[node] for node in dead if node in silent or node in self._unrescued
+            }:
+                await nodes.end_connections(
+                    connection, await nodes.with_same_beats(connection, held)
+                )
             rescued = await rescue(connection, dead, await database_time.now_of(connection))
-        # What another transaction has locked was left: if that is one of the dead node itself, the next turn ends it.
+        # What another transaction has locked was left: if that is one of the dead node itself, the
+        # next turn ends it.
         self._unrescued = set(dead)
         for node in rescued:
             process_lock.remove_if_gone(self._folder, node)
@@ -415,7 +487,9 @@ class Heartbeat:
             self._call(self._on_rescue)
 
     def _call(self, function: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the node's event loop is closed: nothing runs on it any more
+        with contextlib.suppress(
+            RuntimeError
+        ):  # the node's event loop is closed: nothing runs on it any more
             self._lag.loop.call_soon_threadsafe(function)
 
     async def _call_and_wait(self, function: Callable[[], None]) -> None:

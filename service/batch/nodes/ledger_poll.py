@@ -1,7 +1,8 @@
 """The ledger poll: one statement by which an idle node reads everything that may concern it.
 
-It reads whether runs may start, which nodes there are, which of its own runs it is to stop, and whether schedules or
-tasks have changed. The thread of the heartbeat executes the statement, so a blocked event loop does not delay it.
+It reads whether runs may start, which nodes there are, which of its own runs it is to stop, and
+whether schedules or tasks have changed. The thread of the heartbeat executes the statement, so a
+blocked event loop does not delay it.
 """
 
 from __future__ import annotations
@@ -43,37 +44,48 @@ from service.batch.queue.cancel import StopRequest
 from service.batch.queue.claiming import is_any_due
 
 LOOK_SECONDS = 1.0
-"""Seconds between two polls, at most: the upper bound on how late a dead node or a cancel request is noticed."""
+"""Seconds between two polls, at most: the upper bound on how late a dead node or a cancel request
+is noticed.
+"""
 
 CLAIMABLE, UNNOTICED, ACTIVE, UNSENT, WAITING = "c", "u", "a", "s", "w"
 
 FiringState = tuple[int, frozenset[str]]
 """The version of the catalog, and the ids of the other nodes that fire."""
 
-_NEXT_HOLDER = f"SELECT r.node FROM batch_runs r WHERE {HELD_SQL} AND r.node {{}} ORDER BY r.node LIMIT 1"
+_NEXT_HOLDER = (
+    f"SELECT r.node FROM batch_runs r WHERE {HELD_SQL} AND r.node {{}} ORDER BY r.node LIMIT 1"
+)
 HOLDERS = (
-    f"WITH RECURSIVE h(node) AS (SELECT * FROM ({_NEXT_HOLDER.format('IS NOT NULL')}) AS least UNION ALL "
+    f"WITH RECURSIVE h(node) AS (SELECT * FROM ({_NEXT_HOLDER.format('IS NOT NULL')}) AS least "
+    "UNION ALL "
     f"SELECT ({_NEXT_HOLDER.format('> h.node')}) FROM h WHERE h.node IS NOT NULL) "
     "SELECT h.node FROM h WHERE h.node IS NOT NULL"
 )
-"""The ids of the nodes that hold runs. It reads one index entry for each node, not one for each run."""
+"""The ids of the nodes that hold runs. It reads one index entry for each node, not one for each
+run.
+"""
 
 _IS_ANY_HELD_SQL = f"EXISTS (SELECT 1 FROM batch_runs r WHERE {HELD_SQL} AND r.node IS NOT NULL)"
 
 
 @dataclass
 class LedgerChanges:
-    """What a node has read by one poll. `now`: the database time. A node that does not fire reads only the requests.
+    """What a node has read by one poll. `now`: the database time. A node that does not fire reads
+    only the requests.
 
-    `is_unnoticed`: there is something for the watch to notice. `is_active`: some run is running, or waits in
-    any pool. `is_unsent`: a message waits to be sent. `is_waiting`: a run waits whose instant is over. `watcher`: the
-    id of the node that has the duty of the watch. `asked_at`, `read_at`: the boot times before and after the poll.
+    `is_unnoticed`: there is something for the watch to notice. `is_active`: some run is running, or
+    waits in any pool. `is_unsent`: a message waits to be sent. `is_waiting`: a run waits whose
+    instant is over. `watcher`: the id of the node that has the duty of the watch. `asked_at`,
+    `read_at`: the boot times before and after the poll.
     """
 
     now: datetime
     is_claimable: bool
     catalog: int
-    """The version of the catalog. It rises when a schedule or a task changes; a pause and a resume count too."""
+    """The version of the catalog. It rises when a schedule or a task changes; a pause and a resume
+    count too.
+    """
     others: list[NodeStatus] = field(default_factory=list)
     """The other nodes that are not marked as stopped, and the stopped ones that still hold runs."""
     requests: list[StopRequest] = field(default_factory=list)
@@ -89,7 +101,9 @@ class LedgerChanges:
     @property
     def firing_state(self) -> FiringState:
         """If this has changed since the last poll, the node reads tasks and schedules again."""
-        return self.catalog, frozenset(node.id for node in self.others if node.fires and not node.is_stopped)
+        return self.catalog, frozenset(
+            node.id for node in self.others if node.fires and not node.is_stopped
+        )
 
 
 async def read(connection: AsyncConnection, node: str, roles: Roles = SERVICE) -> LedgerChanges:
@@ -124,13 +138,16 @@ async def read(connection: AsyncConnection, node: str, roles: Roles = SERVICE) -
 def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
     """The statement. Its rows all have the same columns; the first row is about the whole ledger.
 
-    It is cached, because building it takes as long as executing it. `has_now`: the time is given as a parameter.
+    It is cached, because building it takes as long as executing it. `has_now`: the time is given as
+    a parameter.
     """
     instant = nodes.c.stopped_at.type
     now = bindparam("now", type_=instant) if has_now else func.statement_timestamp(type_=instant)
     node = bindparam("node", type_=nodes.c.id.type)
     version = func.coalesce(select(catalog.c.version).where(catalog.c.id == 1).scalar_subquery(), 0)
-    flags: list[tuple[str, Any]] = [(CLAIMABLE, is_any_due(now, roles.pools))] if roles.pools else []
+    flags: list[tuple[str, Any]] = (
+        [(CLAIMABLE, is_any_due(now, roles.pools))] if roles.pools else []
+    )
     if roles.fires:
         flags += [
             (UNNOTICED, text(notices.IS_ANY_SQL)),
@@ -151,7 +168,13 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
         literal("request"), runs.c.id, runs.c.fence, runs.c.cancel_reason, _null(nodes.c.stopped_at)
     ).where(runs.c.cancel_reason.is_not(None), text(HELD_SQL), runs.c.node == node)
     held = (
-        select(literal("pause"), runs.c.id, runs.c.fence, "paused by " + tasks.c.paused_by, _null(nodes.c.stopped_at))
+        select(
+            literal("pause"),
+            runs.c.id,
+            runs.c.fence,
+            "paused by " + tasks.c.paused_by,
+            _null(nodes.c.stopped_at),
+        )
         .select_from(runs.join(tasks, tasks.c.name == runs.c.task))
         .where(tasks.c.paused_at >= runs.c.created_at, text(HELD_SQL), runs.c.node == node)
     )
@@ -160,14 +183,18 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
 
 
 def _living(node: ColumnElement[str]) -> Select[Any]:
-    """The other nodes that are not marked as stopped, all in one row: a hundred rows would take longer to read."""
+    """The other nodes that are not marked as stopped, all in one row: a hundred rows would take
+    longer to read.
+    """
     fires = case((nodes.c.fires, ":1:"), else_=":0:")
     lag = cast(nodes.c.loop_lag, String)
-    statuses = func.aggregate_strings(cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires + lag, " ")
-    is_living = (nodes.c.stopped_at.is_(None), nodes.c.id != node)
-    return select(literal("living"), _null(nodes.c.id), literal(0), statuses, _null(nodes.c.stopped_at)).where(
-        *is_living
+    statuses = func.aggregate_strings(
+        cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires + lag, " "
     )
+    is_living = (nodes.c.stopped_at.is_(None), nodes.c.id != node)
+    return select(
+        literal("living"), _null(nodes.c.id), literal(0), statuses, _null(nodes.c.stopped_at)
+    ).where(*is_living)
 
 
 def _status_of_each(listed: str) -> Iterator[NodeStatus]:
@@ -181,9 +208,9 @@ def _stopped_holders(node: ColumnElement[str], kind: str) -> Select[Any]:
     """The other nodes that are marked as stopped and still hold runs."""
     holds = text(queues.among("batch_nodes.id", HOLDERS, kind))
     is_stopped = (nodes.c.stopped_at.is_not(None), nodes.c.id != node)
-    return select(literal("stopped"), nodes.c.id, nodes.c.beats, _null(tasks.c.name), nodes.c.stopped_at).where(
-        holds, *is_stopped
-    )
+    return select(
+        literal("stopped"), nodes.c.id, nodes.c.beats, _null(tasks.c.name), nodes.c.stopped_at
+    ).where(holds, *is_stopped)
 
 
 def _null(like: ColumnElement[Any]) -> ColumnElement[Any]:

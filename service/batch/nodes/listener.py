@@ -1,4 +1,6 @@
-"""Listener: hears the notifications of PostgreSQL on a connection that is open anyway, that of the heartbeat."""
+"""Listener: hears the notifications of PostgreSQL on a connection that is open anyway, that of the
+heartbeat.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,14 @@ IN_USE_SECONDS = 0.02
 
 
 class Listener:
-    """Listens on each connection of `database` from its beginning, and so again after the connection was lost."""
+    """Listens on each connection of `database` from its beginning, and so again after the
+    connection was lost.
+    """
 
     def __init__(self, database: Database, node: str, on_wake: Callable[[Wake], None]) -> None:
-        """`database`: of one connection at a time, which the caller uses again and again, and thereby opens again."""
+        """`database`: of one connection at a time, which the caller uses again and again, and
+        thereby opens again.
+        """
         self._database, self._node, self._on_wake = database, node, on_wake
         self._proof = f"batch/{node} here"
         self._is_heard = asyncio.Event()
@@ -64,28 +70,41 @@ class Listener:
             self._is_heard.set()
             if self._has_warned:
                 self._has_warned = False
-                logger.info(f"{self._database.safe_url} ({self._database.setting}) passes notifications on again")
+                logger.info(
+                    f"{self._database.safe_url} ({self._database.setting}) passes notifications "
+                    "on again"
+                )
         else:
             self._on_wake(Wake.of(payload, self._node))
 
     async def _prove(self, channel: str) -> None:
-        """Send a notification to oneself by another connection. A pooler may accept LISTEN, and then pass nothing on.
+        """Send a notification to oneself by another connection. A pooler may accept LISTEN, and
+        then pass nothing on.
 
-        It has to be another one, while the own one is not in use: a pooler passes on what comes in a transaction.
+        It has to be another one, while the own one is not in use: a pooler passes on what comes in
+        a transaction.
         """
         self._is_heard.clear()
         url = self._database.url.render_as_string(hide_password=False)
-        other = Database(url, setting=self._database.setting, pooled=False, client=f"batch/{self._node}")
+        other = Database(
+            url, setting=self._database.setting, pooled=False, client=f"batch/{self._node}"
+        )
         try:
             async with limited(ANSWER_SECONDS), other.engine.connect() as connection:
-                await connection.execute(text("SELECT pg_notify(:c, :p)"), {"c": channel, "p": self._proof})
+                await connection.execute(
+                    text("SELECT pg_notify(:c, :p)"), {"c": channel, "p": self._proof}
+                )
                 while self._is_in_use():
                     await asyncio.sleep(IN_USE_SECONDS)
                 await connection.commit()
         except (DBAPIError, OSError):  # the polls report it
             return
-        if not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use():  # which delays it
-            self._warn("passes no notifications on, as a pooler such as PgBouncer in transaction mode")
+        if (
+            not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use()
+        ):  # which delays it
+            self._warn(
+                "passes no notifications on, as a pooler such as PgBouncer in transaction mode"
+            )
 
     def _is_in_use(self) -> bool:
         return cast(QueuePool, self._database.engine.pool).checkedout() > 0
@@ -94,6 +113,7 @@ class Listener:
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                f"{self._database.safe_url} ({self._database.setting}) {trouble}: this node finds what other processes "
+                f"{self._database.safe_url} ({self._database.setting}) {trouble}: this node "
+                "finds what other processes "
                 "queue, cancel or change by its polls only, up to POLL_SECONDS later"
             )

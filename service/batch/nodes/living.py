@@ -1,4 +1,6 @@
-"""Which nodes are alive. A restore and the migration of an older ledger are refused while there are any."""
+"""Which nodes are alive. A restore and the migration of an older ledger are refused while there are
+any.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,14 @@ from service.batch.nodes import process_lock
 from service.errors import DatabaseInUse
 
 
-async def living_nodes(connection: AsyncConnection, folder: Path, lease_seconds: float) -> list[str]:
-    """The nodes that have beaten within `lease_seconds` by the database time, each as "pid 12 on host".
+async def living_nodes(
+    connection: AsyncConnection, folder: Path, lease_seconds: float
+) -> list[str]:
+    """The nodes that have beaten within `lease_seconds` by the database time, each as "pid 12 on
+    host".
 
-    `folder`: where the nodes of this machine have their locked files. A node whose file is not locked any more is dead.
+    `folder`: where the nodes of this machine have their locked files. A node whose file is not
+    locked any more is dead.
     """
     oldest = await database_time.now_of(connection) - timedelta(seconds=lease_seconds)
     recent = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(
@@ -31,9 +37,13 @@ async def living_nodes(connection: AsyncConnection, folder: Path, lease_seconds:
 
 
 async def refuse_living(connection: AsyncConnection, folder: Path, lease_seconds: float) -> None:
-    """Refuse the migration of an older ledger: raises DatabaseInUse while a node of that ledger is alive."""
+    """Refuse the migration of an older ledger: raises DatabaseInUse while a node of that ledger is
+    alive.
+    """
     if living := await living_nodes(connection, folder, lease_seconds):
         raise DatabaseInUse(
-            "the ledger is of an older version, and is not migrated while a process of that version lives: "
-            f"{', '.join(living)}. Stop it first. If it was killed, try again in {lease_seconds:g} s (LEASE_SECONDS)"
+            "the ledger is of an older version, and is not migrated while a process of that "
+            "version lives: "
+            f"{', '.join(living)}. Stop it first. If it was killed, try again in "
+            f"{lease_seconds:g} s (LEASE_SECONDS)"
         )

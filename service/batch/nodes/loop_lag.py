@@ -8,7 +8,9 @@ from service import clock
 
 
 class LoopLag:
-    """How long a callback waits on the event loop, in seconds, measured from another thread. `last`: the last one."""
+    """How long a callback waits on the event loop, in seconds, measured from another thread.
+    `last`: the last one.
+    """
 
     loop: asyncio.AbstractEventLoop
 
@@ -17,7 +19,9 @@ class LoopLag:
         self.last = 0.0
 
     def take(self) -> float:
-        """Schedule a callback, and return the lag of the last one. If that has not run yet, how long it has waited."""
+        """Schedule a callback, and return the lag of the last one. If that has not run yet, how
+        long it has waited.
+        """
         if self._scheduled_at is not None:
             return clock.monotonic() - self._scheduled_at
         self._scheduled_at = clock.monotonic()

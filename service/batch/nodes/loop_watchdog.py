@@ -1,7 +1,8 @@
-"""The loop watchdog: a thread that ends the process when its event loop is blocked, or does not stop in time.
+"""The loop watchdog: a thread that ends the process when its event loop is blocked, or does not
+stop in time.
 
-It is not the heartbeat's thread: the heartbeat is stopped before the node leaves the ledger, and the process may hang
-after that too. This module knows no database and no signals.
+It is not the heartbeat's thread: the heartbeat is stopped before the node leaves the ledger, and
+the process may hang after that too. This module knows no database and no signals.
 """
 
 from __future__ import annotations
@@ -30,28 +31,35 @@ GRACE_SECONDS = 2.0
 """How long after DRAIN_SECONDS the process is ended, if it has not ended by itself."""
 
 LAST_SECONDS = 2.0
-"""How long the last log lines and leaving the ledger may take. They may hang for the same reason as the event loop."""
+"""How long the last log lines and leaving the ledger may take. They may hang for the same reason as
+the event loop.
+"""
 
 MOST_FRAMES = 15
 """How many frames of the stack are logged. The frames further out belong to the server."""
 
 EXIT_CODE = 70
-"""The exit code of a process that its watchdog has ended before its work was done (EX_SOFTWARE of sysexits.h)."""
+"""The exit code of a process that its watchdog has ended before its work was done (EX_SOFTWARE of
+sysexits.h).
+"""
 
 
 class Watchdog:
     """Ends this process in three cases.
 
-    These are: the event loop that made the watchdog is blocked for `max_block` seconds (0: never); the process has not
-    stopped in time; a second signal asks the process to stop. The watchdog calls `look` every quarter of a second, with
-    the seconds for which the event loop has worked since, and `leave` and `flush` before it ends the process. It calls
-    all of them in its own threads.
+    These are: the event loop that made the watchdog is blocked for `max_block` seconds (0: never);
+    the process has not stopped in time; a second signal asks the process to stop. The watchdog
+    calls `look` every quarter of a second, with the seconds for which the event loop has worked
+    since, and `leave` and `flush` before it ends the process. It calls all of them in its own
+    threads.
     """
 
     is_drained: bool
     """Whether the work is done, so that the process may end now with exit code 0."""
     has_failed = False
-    """Whether a part of this process can't go on: then it ends once the work is done, with EXIT_CODE."""
+    """Whether a part of this process can't go on: then it ends once the work is done, with
+    EXIT_CODE.
+    """
 
     def __init__(
         self,
@@ -61,7 +69,9 @@ class Watchdog:
         look: Callable[[float], None] = lambda _: None,
         accuse: Callable[[str, str], None] = lambda run, what: None,
     ) -> None:
-        """`accuse`: notes what the run with this id does. It is called before a blocked process is ended."""
+        """`accuse`: notes what the run with this id does. It is called before a blocked process is
+        ended.
+        """
         self._max_block = max_block
         self._leave, self._flush, self._look, self._accuse = leave, flush, look, accuse
         self._loop = asyncio.get_running_loop()
@@ -84,7 +94,9 @@ class Watchdog:
     # Signal handlers call the next two functions, so these take no lock.
 
     def end_after(self, seconds: float) -> None:
-        """End the process GRACE_SECONDS after `seconds`, if it has not ended by then. Later calls change nothing."""
+        """End the process GRACE_SECONDS after `seconds`, if it has not ended by then. Later calls
+        change nothing.
+        """
         if self._end_at is None:
             self._end_at = clock.monotonic() + seconds + GRACE_SECONDS
 
@@ -106,12 +118,16 @@ class Watchdog:
                 self._end_blocked()
 
     def _end_by_signal(self, number: int) -> None:
-        self._log_and_leave(logging.WARNING, "asked again to stop: this process ends at once; its runs are resumed")
+        self._log_and_leave(
+            logging.WARNING, "asked again to stop: this process ends at once; its runs are resumed"
+        )
         os.kill(os.getpid(), number)
         os._exit(128 + number)
 
     def _end_failed(self) -> None:
-        self._log_and_leave(logging.WARNING, f"this process ends with the exit code {EXIT_CODE}, as said above")
+        self._log_and_leave(
+            logging.WARNING, f"this process ends with the exit code {EXIT_CODE}, as said above"
+        )
         os._exit(EXIT_CODE)
 
     def _end_late(self) -> None:
@@ -119,12 +135,16 @@ class Watchdog:
             self._end_failed()
         if self.is_drained:
             text = (
-                "the service has stopped, but its process has not ended (an open connection, a hung thread): "
+                "the service has stopped, but its process has not ended (an open connection, a "
+                "hung thread): "
                 "it is ended now"
             )
             self._log_and_leave(logging.WARNING, text)
             os._exit(0)
-        text = f"the service has not stopped {GRACE_SECONDS:g} s after DRAIN_SECONDS: its process is ended now"
+        text = (
+            f"the service has not stopped {GRACE_SECONDS:g} s after DRAIN_SECONDS: its process "
+            "is ended now"
+        )
         if self.blocked > 2 * ASK_SECONDS:
             text = f"{text}; {self._blocked_where()}"
         self._log_and_leave(logging.ERROR, text)
@@ -143,10 +163,12 @@ class Watchdog:
         os._exit(EXIT_CODE)
 
     def measure(self) -> float:
-        """Schedule a callback on the event loop, or add to `blocked` while one has not run. Called at each tick.
+        """Schedule a callback on the event loop, or add to `blocked` while one has not run. Called
+        at each tick.
 
-        A loop that is not running does not count as blocked. Nor does the time for which a process was frozen: it had
-        no ticks then. Returns the seconds since the last tick, at most those of two ticks.
+        A loop that is not running does not count as blocked. Nor does the time for which a process
+        was frozen: it had no ticks then. Returns the seconds since the last tick, at most those of
+        two ticks.
         """
         now = clock.monotonic()
         passed, self._ticked_at = min(now - self._ticked_at, 2 * TICK_SECONDS), now
@@ -164,23 +186,35 @@ class Watchdog:
         self._is_asked, self.blocked = False, 0.0
 
     def _blocked_where(self) -> str:
-        """For how long the event loop has been blocked, by which run, in which line, and the innermost frames."""
+        """For how long the event loop has been blocked, by which run, in which line, and the
+        innermost frames.
+        """
         stack = traceback.extract_stack(sys._current_frames().get(self._loop_thread))
         task = asyncio.current_task(self._loop)
         blocker = f"by {task.get_name()}" if task is not None else "by a callback"
         lines = "".join(traceback.format_list(stack[-MOST_FRAMES:])).rstrip()
-        return f"the event loop has been blocked for {self.blocked:.0f} s {blocker}, in {_line_of(stack)}\n{lines}"
+        return (
+            f"the event loop has been blocked for {self.blocked:.0f} s {blocker}, in "
+            f"{_line_of(stack)}\n{lines}"
+        )
 
     def _accuse_blocker(self) -> None:
         task = asyncio.current_task(self._loop)
         if task is not None and (named := _RUN.match(task.get_name())):
             stack = traceback.extract_stack(sys._current_frames().get(self._loop_thread))
-            self._accuse(named[1], f"it blocked the event loop for {self.blocked:.0f} s, in {_line_of(stack)}")
+            self._accuse(
+                named[1],
+                f"it blocked the event loop for {self.blocked:.0f} s, in {_line_of(stack)}",
+            )
 
-    def _log_and_leave(self, level: int, text: str, leave: Callable[[], None] | None = None) -> None:
-        """Log the reason and leave the ledger, or do `leave` instead, in threads, for LAST_SECONDS at most.
+    def _log_and_leave(
+        self, level: int, text: str, leave: Callable[[], None] | None = None
+    ) -> None:
+        """Log the reason and leave the ledger, or do `leave` instead, in threads, for LAST_SECONDS
+        at most.
 
-        A log handler of the application may hold a lock that each of them needs, so either may hang.
+        A log handler of the application may hold a lock that each of them needs, so either may
+        hang.
         """
 
         def log() -> None:
@@ -188,7 +222,9 @@ class Watchdog:
             self._flush()
             logging.shutdown()
 
-        threads = [threading.Thread(target=call, daemon=True) for call in (log, leave or self._leave)]
+        threads = [
+            threading.Thread(target=call, daemon=True) for call in (log, leave or self._leave)
+        ]
         for thread in threads:
             thread.start()
         give_up_at = clock.monotonic() + LAST_SECONDS
@@ -198,12 +234,16 @@ class Watchdog:
 
 _RUN = re.compile(r"run ([0-9a-f-]{36}) of ")
 """How the asyncio task of an attempt is named."""
-_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib", "scripts"))
+_LIBRARIES = tuple(
+    sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib", "scripts")
+)
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 def _line_of(stack: traceback.StackSummary) -> str:
-    """The innermost line of the author's code, or the innermost of all if there is none. Written "file line 7"."""
+    """The innermost line of the author's code, or the innermost of all if there is none. Written
+    "file line 7".
+    """
     authors = [frame for frame in stack if not frame.filename.startswith((_OURS, "<", *_LIBRARIES))]
     frame = (authors or list(stack))[-1]
     return f"{frame.filename} line {frame.lineno}"

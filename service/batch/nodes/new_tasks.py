@@ -1,4 +1,6 @@
-"""New tasks: files that come into the folder of tasks while a node runs are imported and written into the ledger."""
+"""New tasks: files that come into the folder of tasks while a node runs are imported and written
+into the ledger.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +24,24 @@ logger = get_logger("service.batch")
 LOOK_SECONDS = 3.0
 """The time between two looks at the folder."""
 IMPORT_SECONDS = 1.0
-"""How long a look waits for the import of new files; an import that hangs must not hold up what follows it."""
+"""How long a look waits for the import of new files; an import that hangs must not hold up what
+follows it.
+"""
 
 Record = Callable[[AsyncConnection, Mapping[str, Task]], Awaitable[None]]
 
 
 class NewTasks:
-    """Takes up new files of tasks on one node. It adds their tasks to `tasks`, which the parts of the process share.
+    """Takes up new files of tasks on one node. It adds their tasks to `tasks`, which the parts of
+    the process share.
 
     Attributes:
         on_added: Functions that are called, on the event loop, each time after tasks were added.
     """
 
-    def __init__(self, database: Database, folder: TasksFolder, tasks: dict[str, Task], node: str) -> None:
+    def __init__(
+        self, database: Database, folder: TasksFolder, tasks: dict[str, Task], node: str
+    ) -> None:
         self._database, self._folder, self._tasks, self._node = database, folder, tasks, node
         self.on_added: list[Callable[[], None]] = []
         self._imported: dict[str, Task] = {}
@@ -45,10 +52,12 @@ class NewTasks:
         """Tasks that can't be used although their files can: what they wait for is missing."""
 
     async def take_up(self, record: Record | None = None) -> dict[str, Task]:
-        """Import new files, and write to the ledger which tasks this node has and which files it can't use.
+        """Import new files, and write to the ledger which tasks this node has and which files it
+        can't use.
 
-        Returns the new tasks by name. `record`: writes more about them than `record_loaded`, which it calls, in the
-        same transaction. What could not be written to the ledger is written by the next call.
+        Returns the new tasks by name. `record`: writes more about them than `record_loaded`, which
+        it calls, in the same transaction. What could not be written to the ledger is written by the
+        next call.
         """
         await self._load_new()
         await self._record_broken()
@@ -71,7 +80,9 @@ class NewTasks:
         await self._importing.stop()
 
     async def _load_new(self) -> None:
-        """Import new files in a thread. An import that takes longer than IMPORT_SECONDS is taken up by a later call."""
+        """Import new files in a thread. An import that takes longer than IMPORT_SECONDS is taken up
+        by a later call.
+        """
         self._imported |= await self._importing.within(IMPORT_SECONDS) or {}
 
     async def _record_broken(self) -> None:
@@ -83,7 +94,9 @@ class NewTasks:
 
 
 class NewTasksLoop(Background):
-    """Takes up new files every LOOK_SECONDS, on a node that fires nothing. On others the schedule sync does that."""
+    """Takes up new files every LOOK_SECONDS, on a node that fires nothing. On others the schedule
+    sync does that.
+    """
 
     def __init__(self, database: Database, new_tasks: NewTasks, outage: Outage) -> None:
         self._database, self._new_tasks, self._outage = database, new_tasks, outage
@@ -99,6 +112,8 @@ class NewTasksLoop(Background):
                 async with self.limited_turn():
                     await self._new_tasks.take_up()
                 self._outage.over_for("new tasks")
-            except Exception as error:  # the background loop's boundary: later files must be taken up
+            except (
+                Exception
+            ) as error:  # the background loop's boundary: later files must be taken up
                 if self._outage.cause_for("new tasks", self._database, error) is None:
                     logger.exception("taking up new files of tasks failed")

@@ -1,4 +1,6 @@
-"""The node: this process in the ledger. It has a row there, a locked file, and a lease that its heartbeat renews."""
+"""The node: this process in the ledger. It has a row there, a locked file, and a lease that its
+heartbeat renews.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,16 @@ from service.metrics.process import ProcessMetrics
 from service.versions import package_version
 
 MOST_TROUBLES, LONGEST_TROUBLE = 10, 500
-"""So many parts of a node are written to the ledger with what is wrong with them, each in so many characters."""
+"""So many parts of a node are written to the ledger with what is wrong with them, each in so many
+characters.
+"""
 
 
 class Node:
     """One running process of the service.
 
-    `roles`: what it does; only a node that fires rescues other nodes. `setting`: the name of the setting that has the
-    URL of the ledger, for messages.
+    `roles`: what it does; only a node that fires rescues other nodes. `setting`: the name of the
+    setting that has the URL of the ledger, for messages.
     """
 
     def __init__(
@@ -53,9 +57,11 @@ class Node:
         metrics: ProcessMetrics | None = None,
         capacity: int | None = None,
     ) -> None:
-        """`application`: the version of the application around the service; it may be set until `register`.
+        """`application`: the version of the application around the service; it may be set until
+        `register`.
 
-        `metrics`: of the service; None where none are kept. `capacity`: how many runs it executes at once, at most.
+        `metrics`: of the service; None where none are kept. `capacity`: how many runs it executes
+        at once, at most.
         """
         self._capacity = capacity
         self.application = application
@@ -65,15 +71,29 @@ class Node:
         self._folder = process_lock.folder_of(url)
         self.outage = Outage()
         self._heartbeat = Heartbeat(
-            url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, roles, self.outage, setting, metrics
+            url,
+            self.id,
+            self.lease,
+            beat_seconds,
+            lease_seconds,
+            poll_seconds,
+            roles,
+            self.outage,
+            setting,
+            metrics,
         )
 
     async def register(
-        self, connection: AsyncConnection, tasks: Iterable[str], now: datetime, broken: list[dict[str, Any]]
+        self,
+        connection: AsyncConnection,
+        tasks: Iterable[str],
+        now: datetime,
+        broken: list[dict[str, Any]],
     ) -> None:
         """Lock this process's file, and write its row to the ledger.
 
-        `tasks`: the names of the tasks it has loaded. `broken`: the files of tasks that it can't use.
+        `tasks`: the names of the tasks it has loaded. `broken`: the files of tasks that it can't
+        use.
         """
         self._process_lock = await offload(process_lock.ProcessLock, self._folder, self.id)
         row: dict[str, Any] = {
@@ -106,19 +126,24 @@ class Node:
     ) -> None:
         """Beat from now on. Call it on the event loop whose lag is to be measured.
 
-        The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs are given up, with how
-        it was lost if runs may be the cause;
-        `on_rescue` when runs of dead nodes were rescued; `on_changes` after each poll of the ledger; `on_queued` when
-        another process has queued runs, with the names of their pools, or None if it may be any pool; `on_replaced`
-        when the server of the ledger takes no writes any more, so that another one may have taken over from it.
+        The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs
+        are given up, with how it was lost if runs may be the cause; `on_rescue` when runs of dead
+        nodes were rescued; `on_changes` after each poll of the ledger; `on_queued` when another
+        process has queued runs, with the names of their pools, or None if it may be any pool;
+        `on_replaced` when the server of the ledger takes no writes any more, so that another one
+        may have taken over from it.
         """
         self._heartbeat.start(on_loss, on_rescue, on_changes, on_queued, on_replaced)
 
-    def watch_files(self, files: Mapping[str, OpenFile], on_fatal: OnFatal, on_damage: Callable[[str], None]) -> None:
-        """Look at each turn whether these files are still the ones that were opened. Call it before `start`.
+    def watch_files(
+        self, files: Mapping[str, OpenFile], on_fatal: OnFatal, on_damage: Callable[[str], None]
+    ) -> None:
+        """Look at each turn whether these files are still the ones that were opened. Call it before
+        `start`.
 
-        `on_fatal`: called in a thread with the name of a database, and the reason, if its file was deleted or replaced.
-        `on_damage`: called in a thread with the cause when SQLite finds that the ledger is damaged.
+        `on_fatal`: called in a thread with the name of a database, and the reason, if its file was
+        deleted or replaced. `on_damage`: called in a thread with the cause when SQLite finds that
+        the ledger is damaged.
         """
         heartbeat = self._heartbeat
         heartbeat.files, heartbeat.on_fatal, heartbeat.on_damage = files, on_fatal, on_damage
@@ -129,22 +154,30 @@ class Node:
         return self._heartbeat.troubles
 
     def tell(self, troubles: Mapping[str, str]) -> None:
-        """Have the next beat write what is wrong with this node, by part, if it has changed. Cuts what is long."""
+        """Have the next beat write what is wrong with this node, by part, if it has changed. Cuts
+        what is long.
+        """
         some = list(troubles.items())[:MOST_TROUBLES]
         self._heartbeat.troubles = {part: line(reason)[:LONGEST_TROUBLE] for part, reason in some}
 
     async def drain(self, connection: AsyncConnection) -> None:
         """Write to the ledger that this node starts no more runs."""
-        await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(draining=True))
+        await connection.execute(
+            update(nodes_table).where(nodes_table.c.id == self.id).values(draining=True)
+        )
 
     def be_supervised(self, supervisor: Supervisor) -> None:
         """Let the supervisor of this process look at the heartbeat."""
         supervisor.watch(self._heartbeat)
-        self._heartbeat.on_end = lambda error: supervisor.fail(self._heartbeat.name, "its thread has ended", error)
+        self._heartbeat.on_end = lambda error: supervisor.fail(
+            self._heartbeat.name, "its thread has ended", error
+        )
 
     @property
     def loop_lag(self) -> float:
-        """How many seconds a callback last waited on the event loop, as measured at the last beat."""
+        """How many seconds a callback last waited on the event loop, as measured at the last
+        beat.
+        """
         return self._heartbeat.loop_lag
 
     @property
@@ -166,13 +199,19 @@ class Node:
         self._heartbeat.fall_silent()
 
     async def leave(self, connection: AsyncConnection) -> None:
-        """Interrupt the runs that this node still holds, and mark it as stopped, in the caller's transaction."""
+        """Interrupt the runs that this node still holds, and mark it as stopped, in the caller's
+        transaction.
+        """
         now = await database_time.now_of(connection)
         await interrupt_runs_of(connection, self.id, now, "the service stopped")
-        await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(stopped_at=now))
+        await connection.execute(
+            update(nodes_table).where(nodes_table.c.id == self.id).values(stopped_at=now)
+        )
 
     async def unlock(self) -> None:
-        """Remove the locked file of this process. Call it when the transaction of `leave` was committed."""
+        """Remove the locked file of this process. Call it when the transaction of `leave` was
+        committed.
+        """
         await offload(self._process_lock.remove)
 
     def unlock_at_once(self) -> None:

@@ -25,18 +25,26 @@ NODE_LOST = "the node was lost while it ran"
 
 
 async def accuse(connection: AsyncConnection, node: str, run: str, what: str) -> None:
-    """Note what a running run does to its node, in its row. The node is about to end, and others rescue its runs."""
-    statement = text(f"UPDATE batch_runs SET reason = :what WHERE id = :run AND node = :node AND {HELD_SQL}")
+    """Note what a running run does to its node, in its row. The node is about to end, and others
+    rescue its runs.
+    """
+    statement = text(
+        f"UPDATE batch_runs SET reason = :what WHERE id = :run AND node = :node AND {HELD_SQL}"
+    )
     given = (bindparam("run", run, runs.c.id.type), bindparam("node", node, runs.c.node.type))
-    await connection.execute(statement.bindparams(*given, bindparam("what", what, runs.c.reason.type)))
+    await connection.execute(
+        statement.bindparams(*given, bindparam("what", what, runs.c.reason.type))
+    )
 
 
 async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: datetime) -> list[str]:
-    """Mark dead nodes as stopped, and interrupt the runs that they hold. Returns the ids of the nodes it has marked.
+    """Mark dead nodes as stopped, and interrupt the runs that they hold. Returns the ids of the
+    nodes it has marked.
 
-    `dead`: the beats of each node when it was found dead, by its id. A node that has beaten since is left as it is.
-    Rows that another transaction has locked are left for the next time. A rescue uses up no attempt. Each lost run pays
-    for it (see `harm.charge`), but if it is known which one has blocked the event loop, only that one of its node.
+    `dead`: the beats of each node when it was found dead, by its id. A node that has beaten since
+    is left as it is. Rows that another transaction has locked are left for the next time. A rescue
+    uses up no attempt. Each lost run pays for it (see `harm.charge`), but if it is known which one
+    has blocked the event loop, only that one of its node.
     """
     columns = [nodes.c[name] for name in ("id", "beats", "host", "pid", "seen_at", "stopped_at")]
     suspects = select(*columns).where(nodes.c.id.in_(dead)).order_by(nodes.c.id)
@@ -49,13 +57,25 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     final = await _not_run_again(connection, lost)
     accused = {run["node"] for run in lost if run["reason"]}
     outcomes = {run["id"]: _lost(run, now) for run in lost}
-    pay = [r["id"] for r in lost if r["task"] not in final and (r["reason"] or r["node"] not in accused)]
-    charged = await harm.charge(connection, {run["id"]: run for run in lost}, [outcomes[run] for run in pay])
+    pay = [
+        r["id"]
+        for r in lost
+        if r["task"] not in final and (r["reason"] or r["node"] not in accused)
+    ]
+    charged = await harm.charge(
+        connection, {run["id"]: run for run in lost}, [outcomes[run] for run in pay]
+    )
     outcomes |= {outcome.id: outcome for outcome in charged}
-    outcomes |= {run["id"]: harm.failed(outcomes[run["id"]], NODE_LOST) for run in lost if run["task"] in final}
+    outcomes |= {
+        run["id"]: harm.failed(outcomes[run["id"]], NODE_LOST)
+        for run in lost
+        if run["task"] in final
+    }
     await transitions.finish(connection, list(outcomes.values()))
     marked = [row for row in found if row["stopped_at"] is None]
-    if not marked and not lost:  # another transaction has locked what they hold: the next poll finds it again
+    if (
+        not marked and not lost
+    ):  # another transaction has locked what they hold: the next poll finds it again
         return []
     mark = update(nodes).where(nodes.c.id.in_(row["id"] for row in marked))
     await connection.execute(mark.values(stopped_at=now, lost_at=now, noticed_at=None))
@@ -66,34 +86,56 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     for row in found:
         names = ", ".join(sorted(tasks_by_node.get(row["id"], ()))) or "none"
         what = f"the node {row['id']} (host {row['host']}, pid {row['pid']})"
-        logger.warning(f"{what} has died or lost its lease; its runs are interrupted, of the tasks: {names}")
+        logger.warning(
+            f"{what} has died or lost its lease; its runs are interrupted, of the tasks: {names}"
+        )
     return lost_nodes
 
 
 def _lost(run: dict[str, Any], now: datetime) -> Outcome:
     """With what its node has noted about the run before it ended (see `accuse`)."""
     known = run["reason"]
-    return replace(_interrupted(run, now, "lost", known or NODE_LOST), harm=known, harm_is_proven=known is not None)
+    return replace(
+        _interrupted(run, now, "lost", known or NODE_LOST),
+        harm=known,
+        harm_is_proven=known is not None,
+    )
 
 
-async def interrupt_runs_of(connection: AsyncConnection, node: str, now: datetime, reason: str) -> None:
-    """Interrupt the runs that a node still holds: claimed and not started, or given up and not reported."""
+async def interrupt_runs_of(
+    connection: AsyncConnection, node: str, now: datetime, reason: str
+) -> None:
+    """Interrupt the runs that a node still holds: claimed and not started, or given up and not
+    reported.
+    """
     held = await _runs_of(connection, [node])
     final = await _not_run_again(connection, held)
-    await transitions.finish(connection, [_outcome_of_left(run, run["task"] in final, now, reason) for run in held])
+    await transitions.finish(
+        connection, [_outcome_of_left(run, run["task"] in final, now, reason) for run in held]
+    )
 
 
 async def _runs_of(connection: AsyncConnection, node_ids: list[str]) -> list[dict[str, Any]]:
-    """The rows of the runs that these nodes hold, locked, but for those that another transaction has locked."""
+    """The rows of the runs that these nodes hold, locked, but for those that another transaction
+    has locked.
+    """
     held = select(runs).where(runs.c.node.in_(node_ids), text(HELD_SQL))
     rows = await connection.execute(held.order_by(runs.c.id).with_for_update(skip_locked=True))
     return [dict(row) for row in rows.mappings()]
 
 
 async def _not_run_again(connection: AsyncConnection, held: list[dict[str, Any]]) -> set[str]:
-    """The tasks of these runs that declare `rerun = False`, by the ledger: this node may not have loaded them."""
-    statement = select(tasks.c.name, tasks.c.policies).where(tasks.c.name.in_({run["task"] for run in held}))
-    return {name for name, policies in await connection.execute(statement) if not policies.get("rerun", True)}
+    """The tasks of these runs that declare `rerun = False`, by the ledger: this node may not have
+    loaded them.
+    """
+    statement = select(tasks.c.name, tasks.c.policies).where(
+        tasks.c.name.in_({run["task"] for run in held})
+    )
+    return {
+        name
+        for name, policies in await connection.execute(statement)
+        if not policies.get("rerun", True)
+    }
 
 
 def _outcome_of_left(run: dict[str, Any], is_final: bool, now: datetime, reason: str) -> Outcome:

@@ -1,4 +1,5 @@
-"""An outage of the ledger: the one place where a process keeps since when it can't use the ledger, and why.
+"""An outage of the ledger: the one place where a process keeps since when it can't use the ledger,
+and why.
 
 Logs, `/readyz`, the records of missed slots and the audit all read it from here.
 """
@@ -23,16 +24,22 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 QUIET_SECONDS = 5.0
-"""An outage is over when nothing has failed for this time: a database that is nearly full works now and then."""
+"""An outage is over when nothing has failed for this time: a database that is nearly full works now
+and then.
+"""
 TOLERANCE = timedelta(seconds=10)
-"""What is within an outage may begin so much before its first failure, and end so much after its last one."""
+"""What is within an outage may begin so much before its first failure, and end so much after its
+last one.
+"""
 MOST_KEPT = 100
 """So many past outages are kept until they are written to the ledger, at most."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """When this process could not use the ledger, by the clock of its machine (UTC), and why, without addresses."""
+    """When this process could not use the ledger, by the clock of its machine (UTC), and why,
+    without addresses.
+    """
 
     since: datetime
     until: datetime
@@ -45,8 +52,8 @@ class Interval:
 class Outage:
     """Each part of a service reports what fails and what works. Any thread may call the methods.
 
-    SQLite may let one part read while another one waits for the write lock, so the outage lasts until all parts that
-    have failed can work again.
+    SQLite may let one part read while another one waits for the write lock, so the outage lasts
+    until all parts that have failed can work again.
     """
 
     cause: str | None = None
@@ -63,7 +70,8 @@ class Outage:
         self._lock = threading.Lock()
 
     def cause_for(self, part: str, ledger: Database, error: BaseException) -> str | None:
-        """Why this part can't use the ledger. None if the error is not about the ledger, so that the part logs it.
+        """Why this part can't use the ledger. None if the error is not about the ledger, so that
+        the part logs it.
 
         The first failure of an outage is logged here.
         """
@@ -83,26 +91,35 @@ class Outage:
             self._reason = _in_words(error) or (type(error).__name__ if is_new else self._reason)
         if is_new:
             logger.warning(
-                f"the ledger can't be used, which is tried again until it can (first by the {part}); no slot is fired, "
+                "the ledger can't be used, which is tried again until it can (first by the "
+                f"{part}); no slot is fired, "
                 f"and what runs have done is kept until then: {cause}"
             )
         return cause
 
     @property
     def in_words(self) -> str | None:
-        """Since when the ledger can't be used, and why, without addresses, for anybody who asks; None while it can."""
+        """Since when the ledger can't be used, and why, without addresses, for anybody who asks;
+        None while it can.
+        """
         with self._lock:
             if self.cause is None or self._since is None:
                 return None
             return f"it can't be used since {self._since:%H:%M:%S} UTC: {self._reason}"
 
     def over_for(self, part: str) -> None:
-        """This part has used the ledger. Logs that the outage is over once all parts can, and nothing has failed."""
+        """This part has used the ledger. Logs that the outage is over once all parts can, and
+        nothing has failed.
+        """
         if self.cause is None:
             return
         with self._lock:
             self._failing.discard(part)
-            if self.cause is None or self._failing or clock.boottime() < self._failed_at + QUIET_SECONDS:
+            if (
+                self.cause is None
+                or self._failing
+                or clock.boottime() < self._failed_at + QUIET_SECONDS
+            ):
                 return
             assert self._since is not None
             seconds = self._failed_at - self._began_at
@@ -111,19 +128,27 @@ class Outage:
             self._unwritten.append(interval)
             tries, self._tries, self.cause = self._tries, Counter(), None
         counts = ", ".join(f"{name} {number:,}" for name, number in sorted(tries.items()))
-        logger.info(f"the ledger is reachable again after {max(1, round(seconds))} s; what failed meanwhile: {counts}")
+        logger.info(
+            f"the ledger is reachable again after {max(1, round(seconds))} s; what failed "
+            f"meanwhile: {counts}"
+        )
 
     def why_missed(self, first: datetime, last: datetime) -> str | None:
-        """Why slots between these two instants were not fired by this process, if that is because of an outage."""
+        """Why slots between these two instants were not fired by this process, if that is because
+        of an outage.
+        """
         outage = self.during(first, last)
         if outage is None:
             return None
         return (
-            f"pid {os.getpid()} on {socket.gethostname()} could not use the ledger from {outage.since:%H:%M:%S} UTC on"
+            f"pid {os.getpid()} on {socket.gethostname()} could not use the ledger from "
+            f"{outage.since:%H:%M:%S} UTC on"
         )
 
     def during(self, first: datetime, last: datetime) -> Interval | None:
-        """The outage of this process in which the time between these two instants lies; None if there was none."""
+        """The outage of this process in which the time between these two instants lies; None if
+        there was none.
+        """
         with self._lock:
             known = list(self._past)
             if self.cause is not None and self._since is not None:
@@ -142,7 +167,9 @@ class Outage:
 
 
 def _in_words(error: BaseException) -> str | None:
-    """What is wrong, without addresses and without what a statement has said; None if the error does not say it."""
+    """What is wrong, without addresses and without what a statement has said; None if the error
+    does not say it.
+    """
     if (advice := troubles.advice_on(error)) is not None:
         return advice
     if isinstance(error, TimeoutError):

@@ -1,8 +1,10 @@
-"""Process locks: each node of this machine keeps a locked file. The kernel drops the lock whenever the process ends.
+"""Process locks: each node of this machine keeps a locked file. The kernel drops the lock whenever
+the process ends.
 
-All users of the machine may be able to write to the folder. A subfolder with a fixed name could be created by another
-user first, so there is none, and each file has a name that can't be guessed. A file counts only if it is a regular file
-of this user and contains the id of its node: files that others have put there, linked or renamed are ignored.
+All users of the machine may be able to write to the folder. A subfolder with a fixed name could be
+created by another user first, so there is none, and each file has a name that can't be guessed. A
+file counts only if it is a regular file of this user and contains the id of its node: files that
+others have put there, linked or renamed are ignored.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 OLD_NS = 30 * 86_400 * 1_000_000_000
-"""Files of dead nodes that are older are removed, even if no node has rescued the runs: 30 days, in nanoseconds."""
+"""Files of dead nodes that are older are removed, even if no node has rescued the runs: 30 days, in
+nanoseconds.
+"""
 PREFIX = ".batch-node-"
 NODE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def folder_of(ledger_url: str | URL) -> Path:
-    """The folder of the locked files: that of the ledger's SQLite file, otherwise the one for temporary files."""
+    """The folder of the locked files: that of the ledger's SQLite file, otherwise the one for
+    temporary files.
+    """
     url = make_url(ledger_url)
     if url.get_backend_name() == "sqlite":
         return Path(url.database or "").parent
@@ -46,7 +52,8 @@ def file_of(folder: Path, node: str) -> Path:
 
 
 class ProcessLock:
-    """The locked file of this process. It stays locked until the process ends, also while that is stopped (SIGSTOP).
+    """The locked file of this process. It stays locked until the process ends, also while that is
+    stopped (SIGSTOP).
 
     If the file can't be made, only the lease of the node decides whether it is alive.
     """
@@ -59,10 +66,12 @@ class ProcessLock:
             self._file = _make(self._path, node)
         except OSError as error:
             logger.warning(
-                f"this node can't have a locked file in the folder {folder} ({error.strerror}): if its process is "
+                f"this node can't have a locked file in the folder {folder} ({error.strerror}): "
+                "if its process is "
                 "killed, its runs are resumed when its lease has ended, and not at once"
             )
-        # Otherwise a forked child, such as a worker of a process pool, would keep the lock after this process ends.
+        # Otherwise a forked child, such as a worker of a process pool, would keep the lock after
+        # this process ends.
         os.register_at_fork(after_in_child=self._release)
 
     def remove(self) -> None:
@@ -83,12 +92,17 @@ def has_file(folder: Path, node: str) -> bool:
 
 
 def is_gone(folder: Path, node: str) -> bool:
-    """Whether the node ran on this machine and its process has ended. False if it has no file here."""
+    """Whether the node ran on this machine and its process has ended. False if it has no file
+    here.
+    """
     if NODE.fullmatch(node) is None:
         return False
     try:
-        # Without O_NONBLOCK this would block on a FIFO, or on a file on which another process holds a kernel lease.
-        file = os.open(file_of(folder, node), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        # Without O_NONBLOCK this would block on a FIFO, or on a file on which another process holds
+        # a kernel lease.
+        file = os.open(
+            file_of(folder, node), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        )
     except OSError:
         return False
     try:
@@ -105,17 +119,25 @@ def remove_if_gone(folder: Path, node: str) -> None:
 
 
 def end_if_frozen(folder: Path, node: str, ledger: str) -> None:
-    """Kill the process of a node of this machine that is stopped while it holds the write lock of the ledger, a file.
+    """Kill the process of a node of this machine that is stopped while it holds the write lock of
+    the ledger, a file.
 
-    Call it for a node that has been silent for a whole lease. Nobody can take the lock from it, so no other process can
-    write until it goes on. On PostgreSQL the connections of such a node are ended.
+    Call it for a node that has been silent for a whole lease. Nobody can take the lock from it, so
+    no other process can write until it goes on. On PostgreSQL the connections of such a node are
+    ended.
     """
     process = lock_holder.of_write_lock(ledger)
-    if process is None or process != lock_holder.of_file(file_of(folder, node)) or not _is_stopped(process):
+    if (
+        process is None
+        or process != lock_holder.of_file(file_of(folder, node))
+        or not _is_stopped(process)
+    ):
         return
     logger.critical(
-        f"the process {process} of node {node} is stopped (by SIGSTOP, Ctrl-Z or a debugger) and holds the write lock "
-        "of the ledger, so it is killed: no other process could write until it goes on. Its runs are resumed"
+        f"the process {process} of node {node} is stopped (by SIGSTOP, Ctrl-Z or a debugger) and "
+        "holds the write lock "
+        "of the ledger, so it is killed: no other process could write until it goes on. Its runs "
+        "are resumed"
     )
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGKILL)

@@ -13,9 +13,10 @@ class Roles:
     """What a node does.
 
     Attributes:
-        fires: Whether it is a service: it fires schedules, rescues the runs of dead nodes, and writes what it knows of
-            its tasks to the ledger. Other nodes only execute runs.
-        pools: The names of the pools whose runs it claims. A node that claims none executes only what it is given.
+        fires: Whether it is a service: it fires schedules, rescues the runs of dead nodes, and
+            writes what it knows of its tasks to the ledger. Other nodes only execute runs.
+        pools: The names of the pools whose runs it claims. A node that claims none executes only
+            what it is given.
         on_tickets: Whether it claims only for tickets, which services place.
     """
 
@@ -25,11 +26,17 @@ class Roles:
 
     @classmethod
     def of_service(cls, pools: Mapping[str, Pool]) -> Roles:
-        """The roles of a service: it claims the runs of the default pool, and of the pools with children on each node.
+        """The roles of a service: it claims the runs of the default pool, and of the pools with
+        children on each node.
 
         `pools`: what serves each pool, by its name, as the settings say.
         """
-        return cls(True, frozenset({DEFAULT_POOL} | {name for name, pool in pools.items() if pool.kind == "process"}))
+        return cls(
+            True,
+            frozenset(
+                {DEFAULT_POOL} | {name for name, pool in pools.items() if pool.kind == "process"}
+            ),
+        )
 
     @property
     def is_worker(self) -> bool:

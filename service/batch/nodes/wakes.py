@@ -1,4 +1,6 @@
-"""Wakes: a node hears what other processes tell when they commit. What it does not hear, its polls find later."""
+"""Wakes: a node hears what other processes tell when they commit. What it does not hear, its polls
+find later.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,19 @@ if TYPE_CHECKING:
     from service.batch.nodes.listener import Listener
 
 SHORTEST_PAUSE = 0.02
-"""Seconds between two wakes, at least. What is told in between is one wake, so that a flood costs no flood of looks."""
+"""Seconds between two wakes, at least. What is told in between is one wake, so that a flood costs
+no flood of looks.
+"""
 
 
 class Wakes:
-    """Hears what the other processes of one ledger tell. It is used on one event loop, which is that of `database`."""
+    """Hears what the other processes of one ledger tell. It is used on one event loop, which is
+    that of `database`.
+    """
 
     def __init__(self, database: Database, node: str, on_wake: Callable[[Wake], None]) -> None:
-        """`database`: of one connection that is kept open, and whose use begins after this. `on_wake` is called at once
+        """`database`: of one connection that is kept open, and whose use begins after this.
+        `on_wake` is called at once
         when something is told, and after that at most once in SHORTEST_PAUSE.
         """
         self._on_wake = on_wake

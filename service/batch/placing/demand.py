@@ -1,4 +1,6 @@
-"""How many tickets of each task are to be open now: what may start and what is running, bounded by the places."""
+"""How many tickets of each task are to be open now: what may start and what is running, bounded by
+the places.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ TICKETS_A_PLACE = 2
 
 @dataclass
 class Wanted:
-    """How many tickets of one task are to be open, the priority of the first run that they are for, and how many runs
-    of the task are running."""
+    """How many tickets of one task are to be open, the priority of the first run that they are for,
+    and how many runs
+    of the task are running.
+    """
 
     tickets: int = 0
     priority: int = 0
@@ -28,12 +32,17 @@ class Wanted:
 
 
 async def demand(
-    connection: AsyncConnection, tasks: Mapping[str, Task], pool: str, places: int, running: Counter[str]
+    connection: AsyncConnection,
+    tasks: Mapping[str, Task],
+    pool: str,
+    places: int,
+    running: Counter[str],
 ) -> dict[str, Wanted]:
-    """The tickets of each task of the pool, in the order in which they are to be placed: that of the queue.
+    """The tickets of each task of the pool, in the order in which they are to be placed: that of
+    the queue.
 
-    Each task with a run that may start has a ticket: for the tasks before it there may be no place at all, such as one
-    with their memory or their file.
+    Each task with a run that may start has a ticket: for the tasks before it there may be no place
+    at all, such as one with their memory or their file.
 
     `tasks`: those that this service has loaded. `running`: what `running` has returned.
     """
@@ -49,7 +58,9 @@ async def demand(
             wanted.setdefault(head.task, Wanted(0, head.priority)).tickets += 1
         while len(heads) == limit and (names := sorted(due.names - wanted.keys())):
             limit = 2 * len(names)
-            heads = await claiming.heads(connection, names, due.now, limit, rules, retries=due.retries)
+            heads = await claiming.heads(
+                connection, names, due.now, limit, rules, retries=due.retries
+            )
             for head in heads:
                 wanted.setdefault(head.task, Wanted(1, head.priority))
     for task in own:

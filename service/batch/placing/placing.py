@@ -1,6 +1,8 @@
-"""The loop that places tickets. Of all services one does it at a time: the one that has the duty `tickets`.
+"""The loop that places tickets. Of all services one does it at a time: the one that has the duty
+`tickets`.
 
-It looks when it is woken, and each second while a run waits or is running in any pool; otherwise it asks nothing.
+It looks when it is woken, and each second while a run waits or is running in any pool; otherwise it
+asks nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ logger = get_logger("service.batch")
 
 DUTY = "tickets"
 IDLE_SECONDS = 5.0
-"""How often the service that places asks for the places while nothing waits: a cluster that was started anew is to
-have nodes before there are runs."""
+"""How often the service that places asks for the places while nothing waits: a cluster that was
+started anew is to have nodes before there are runs.
+"""
 SHORTEST_PAUSE = 0.02
 """The time between two looks, at least: what ends within it is looked at together."""
 
 
 class Placing(Background):
-    """Has as many tickets open in each pool as its runs need. `placers`: by the names of their pools."""
+    """Has as many tickets open in each pool as its runs need. `placers`: by the names of their
+    pools.
+    """
 
     def __init__(
         self,
@@ -75,7 +80,9 @@ class Placing(Background):
                 self._outage.over_for("tickets")
             except Exception as error:  # the background loop's boundary: the next look may succeed
                 if self._outage.cause_for("tickets", self._ledger, error) is None:
-                    logger.exception("placing tickets failed, and is tried again with the next poll")
+                    logger.exception(
+                        "placing tickets failed, and is tried again with the next poll"
+                    )
             await asyncio.sleep(SHORTEST_PAUSE)
 
     async def _turn(self) -> None:
@@ -98,15 +105,22 @@ class Placing(Background):
             is_free = await duties.is_free(connection, DUTY, self._longest_lag)
         return is_free and await self._take()
 
-    async def _look(self, connection: AsyncConnection, places: Mapping[str, int]) -> dict[str, dict[str, Wanted]]:
+    async def _look(
+        self, connection: AsyncConnection, places: Mapping[str, int]
+    ) -> dict[str, dict[str, Wanted]]:
         held = await running(connection)
-        return {pool: await demand(connection, self._tasks, pool, number, held) for pool, number in places.items()}
+        return {
+            pool: await demand(connection, self._tasks, pool, number, held)
+            for pool, number in places.items()
+        }
 
     async def _take(self) -> bool:
         """Take the duty from a service that has ended. It is kept as long as this node lives."""
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
-            return await duties.take_from_the_dead(connection, DUTY, self._node, now, self._longest_lag)
+            return await duties.take_from_the_dead(
+                connection, DUTY, self._node, now, self._longest_lag
+            )
 
     async def _place(self, pool: str, wanted: Mapping[str, Wanted]) -> None:
         placer = self._placers[pool]

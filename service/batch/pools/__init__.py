@@ -1,1 +1,3 @@
-"""Executes bodies of attempts in child processes, which can be killed. Knows no schedule and claims no run."""
+"""Executes bodies of attempts in child processes, which can be killed. Knows no schedule and claims
+no run.
+"""

@@ -1,4 +1,6 @@
-"""A child as the service sees it: it gets a run, tells what it does, is stopped or killed, and ends for a reason."""
+"""A child as the service sees it: it gets a run, tells what it does, is stopped or killed, and ends
+for a reason.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,25 @@ from service.logs.mode import stamp_now
 logger = get_logger("service.batch")
 
 EXIT_SECONDS = 2.0
-"""How long a child may take to end after it has told how its run ended, in seconds. After that it is killed."""
+"""How long a child may take to end after it has told how its run ended, in seconds. After that it
+is killed.
+"""
 MESSAGES_SECONDS, OUTPUT_SECONDS = 30.0, 1.0
-"""How long what a child has told and written is read after its end, in seconds. Its own children may hold both open."""
+"""How long what a child has told and written is read after its end, in seconds. Its own children
+may hold both open.
+"""
 MOST_STARTS = 20
 """How many requests of one child, such as those of `start()`, are carried out at once."""
 
 
 class Child:
-    """The child process of one attempt. Its methods are called inside the run, so that its log has their lines.
+    """The child process of one attempt. Its methods are called inside the run, so that its log has
+    their lines.
 
     Attributes:
         pid: Its process id; None while it has not begun.
-        bound: How many bytes its process group may have in memory, with those that it shares with the nursery; None:
-            any number, or it is not known yet.
+        bound: How many bytes its process group may have in memory, with those that it shares with
+            the nursery; None: any number, or it is not known yet.
     """
 
     def __init__(
@@ -67,10 +74,11 @@ class Child:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def execute(self) -> Ending:
-        """Begin the child, and wait for its end. Raises ProcessDied, and Interrupted if its nursery has ended.
+        """Begin the child, and wait for its end. Raises ProcessDied, and Interrupted if its nursery
+        has ended.
 
-        If it is cancelled, the child is asked to stop, and killed after ABANDON_SECONDS. What it has told by then is
-        returned; if it has told nothing, this raises CancelledError.
+        If it is cancelled, the child is asked to stop, and killed after ABANDON_SECONDS. What it
+        has told by then is returned; if it has told nothing, this raises CancelledError.
         """
         work = asyncio.get_running_loop().create_task(self._live())
         self.attempt.state.on_stop = lambda _: self._tell_stop()
@@ -133,7 +141,8 @@ class Child:
                 self.kill()
             messages.add_done_callback(lambda _, number=self._number: nursery.is_silent(number))  # type: ignore[misc]
             code = await begun.ended
-        except Interrupted as error:  # the nursery has ended, and cannot kill the processes that its child has started
+        except Interrupted as error:
+            # The nursery has ended, and cannot kill the processes that its child has started
             code = error
             _kill_group(self.pid)
         finally:
@@ -144,7 +153,9 @@ class Child:
         return await self._ending_by(code)
 
     async def _ending_by(self, code: int | Interrupted) -> Ending:
-        """What the child has told, which counts whatever became of it afterwards; or what its end means."""
+        """What the child has told, which counts whatever became of it afterwards; or what its end
+        means.
+        """
         if self._ending is not None:
             return self._ending
         if isinstance(code, Interrupted):
@@ -160,10 +171,16 @@ class Child:
     async def _job(self) -> bytes:
         state, claimed = self.attempt.state, child_json.claimed_as_json(self.attempt.claimed)
         try:
-            job = {"claimed": claimed, "stop_reason": state.stop_reason, "upstream": await self._upstream()}
+            job = {
+                "claimed": claimed,
+                "stop_reason": state.stop_reason,
+                "upstream": await self._upstream(),
+            }
             return await offload(frames.encoded, job)
         except frames.BrokenFrame as error:
-            raise ProcessDied(f"its parameters, with the results that it has waited for, are {error}") from None
+            raise ProcessDied(
+                f"its parameters, with the results that it has waited for, are {error}"
+            ) from None
 
     async def _upstream(self) -> list[child_json.Json]:
         """The slots that the run has waited for, if its code asks for them."""
@@ -195,7 +212,12 @@ class Child:
                     if "lines" in message:
                         await give_way(began)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            self.kill(ProcessDied(f"killed, because it told its service something that can't be read: {error!r:.200}"))
+            self.kill(
+                ProcessDied(
+                    "killed, because it told its service something that can't be read: "
+                    f"{error!r:.200}"
+                )
+            )
         except OSError:  # it has ended without reading everything
             return
 
@@ -228,7 +250,9 @@ class Child:
             self._exit_timer = asyncio.get_running_loop().call_later(EXIT_SECONDS, self.kill)
 
     async def _answer(self, number: int, work: Callable[[], Awaitable[Any]]) -> None:
-        """Carry out what the run asks for: a `start()` or `start_all()`, or the next members of its group."""
+        """Carry out what the run asks for: a `start()` or `start_all()`, or the next members of its
+        group.
+        """
         try:
             frame = await offload(frames.encoded, {"answer": number, "value": await work()})
         except (BatchError, frames.BrokenFrame) as error:
@@ -253,7 +277,9 @@ class Child:
             self._outgoing.put_nowait(frame)
 
     async def _write(self, connection: socket.socket, outgoing: asyncio.Queue[bytes]) -> None:
-        """Send what the child is told, until it has ended. That it reads no more does not end the reading here."""
+        """Send what the child is told, until it has ended. That it reads no more does not end the
+        reading here.
+        """
         connection.setblocking(False)
         with connection, suppress(OSError):
             while True:
@@ -267,7 +293,9 @@ class Child:
 
 
 def _connections() -> tuple[socket.socket, socket.socket, socket.socket, int, int]:
-    """The two ends of a socket, the first one a second time for reading, and the two ends of a pipe. Raises OSError."""
+    """The two ends of a socket, the first one a second time for reading, and the two ends of a
+    pipe. Raises OSError.
+    """
     with ExitStack() as opened:
         ours, theirs = socket.socketpair()
         opened.callback(ours.close)
@@ -286,7 +314,9 @@ def _kill_group(pid: int | None) -> None:
 
 
 async def _is_over_within(work: asyncio.Task[Ending], seconds: float | None) -> bool:
-    """Whether the work has ended within these seconds; None: wait for it. A cancel of the caller does not cancel it."""
+    """Whether the work has ended within these seconds; None: wait for it. A cancel of the caller
+    does not cancel it.
+    """
     with suppress(asyncio.CancelledError):
         await asyncio.wait([work], timeout=seconds)
     return work.done()

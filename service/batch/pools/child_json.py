@@ -1,4 +1,6 @@
-"""What a service and a child tell each other, as JSON values and back: runs, endings, and requests of `start()`."""
+"""What a service and a child tell each other, as JSON values and back: runs, endings, and requests
+of `start()`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.batch.queue.requests import Startable, StartRequest, Starts
 from service.batch.tasks.retry_after import MOST_SECONDS
-from service.errors import BatchError, DatabaseError, DatabaseUnreachable, InvalidParameters, LeaseLost, UnknownTask
+from service.errors import (
+    BatchError,
+    DatabaseError,
+    DatabaseUnreachable,
+    InvalidParameters,
+    LeaseLost,
+    UnknownTask,
+)
 
 Json = dict[str, Any]
 
@@ -35,12 +44,17 @@ def claimed_from_json(values: Json) -> Claimed:
 
 def ending_as_json(ending: Ending) -> Json:
     facts = failures.facts_of(ending.error) if ending.error is not None else None
-    values = {name: getattr(ending, name) for name in ("outcome", "reason", "result", "wait", "fingerprint", "parts")}
+    values = {
+        name: getattr(ending, name)
+        for name in ("outcome", "reason", "result", "wait", "fingerprint", "parts")
+    }
     return {**values, "state": ending.state.value, "error": facts}
 
 
 def ending_from_json(values: Json) -> Ending:
-    """The ending. Its error is a ReportedError. Raises KeyError, TypeError and ValueError if it is none."""
+    """The ending. Its error is a ReportedError. Raises KeyError, TypeError and ValueError if it is
+    none.
+    """
     facts, wait = values["error"], values["wait"]
     if wait is not None and not 0 <= wait < MOST_SECONDS:
         raise ValueError(f"wait is {wait!r}")
@@ -83,7 +97,9 @@ def _request_as_json(request: StartRequest) -> Json:
 
 def _request_from_json(values: Json) -> StartRequest:
     task = values["task"]
-    startable = Startable(str(task["name"]), str(task["source"]), _text(task["exclusive"]), int(task["priority"]))
+    startable = Startable(
+        str(task["name"]), str(task["source"]), _text(task["exclusive"]), int(task["priority"])
+    )
     params = dict(values["params"]) if values["params"] is not None else None
     delay = float(values["delay"]) if values["delay"] is not None else None
     at, slot = _instant(values["at"]), _instant(values["slot"])

@@ -1,6 +1,8 @@
-"""The process of a child: it executes the body of one attempt, tells its service what it does, and ends.
+"""The process of a child: it executes the body of one attempt, tells its service what it does, and
+ends.
 
-It has an event loop, and threads for what it sends and receives. A sync run has a thread of its own.
+It has an event loop, and threads for what it sends and receives. A sync run has a thread of its
+own.
 """
 
 from __future__ import annotations
@@ -109,7 +111,9 @@ class Child:
         state.on_refused, state.stop_reason = self._sender.count_refused, job["stop_reason"]
         self._sender.meter = state.meter
         self._work = self._loop.create_task(self._run(), context=contextvars.Context())
-        threading.Thread(target=self._listen, args=(state,), name="batch-child-listener", daemon=True).start()
+        threading.Thread(
+            target=self._listen, args=(state,), name="batch-child-listener", daemon=True
+        ).start()
         self._tell_begin()
         await asyncio.wait([self._work])
         memory.unbound()
@@ -123,7 +127,9 @@ class Child:
             await asyncio.wait_for(self._database.dispose(), CLOSE_SECONDS)
 
     def _tell_begin(self) -> None:
-        """Set the bound of the run's memory, and tell how much this process has of what the nursery has imported."""
+        """Set the bound of the run's memory, and tell how much this process has of what the nursery
+        has imported.
+        """
         bound = self._body.task.policies.memory
         _, in_memory = memory.data_of_this_process()
         self._sender.send({"memory": in_memory})
@@ -150,8 +156,12 @@ class Child:
         return self._body.stop or self._body.failed(asyncio.CancelledError())
 
     def _listen(self, state: AttemptState) -> None:
-        """Receive what the service asks for, in a thread, because the run may hold up the event loop."""
-        with suppress(OSError, frames.BrokenFrame, RuntimeError):  # RuntimeError: the loop has ended
+        """Receive what the service asks for, in a thread, because the run may hold up the event
+        loop.
+        """
+        with suppress(
+            OSError, frames.BrokenFrame, RuntimeError
+        ):  # RuntimeError: the loop has ended
             while (message := frames.receive(self._connection)) is not None:
                 if "answer" in message:
                     self._loop.call_soon_threadsafe(self._answer, message)
@@ -170,7 +180,9 @@ class Child:
             self._work.cancel()
 
     async def _read_upstream(self, run: str, parts: bool) -> Upstream:
-        """What the run has waited for: the slots came with it, and the service is asked for the members, or parts."""
+        """What the run has waited for: the slots came with it, and the service is asked for the
+        members, or parts.
+        """
         return Upstream(self._slots, self._members)
 
     async def _members(self, after: str | None) -> list[Done]:
@@ -184,7 +196,9 @@ class Child:
             raise InvalidParameters(f"start(): its parameters are {error}") from None
 
     async def _ask(self, request: dict[str, Any]) -> Any:
-        """Send a request to the service, and wait for its answer. Raises BrokenFrame if it is too large."""
+        """Send a request to the service, and wait for its answer. Raises BrokenFrame if it is too
+        large.
+        """
         number = len(self._asked) + 1
         answer = self._asked[number] = self._loop.create_future()
         self._sender.send({**request, "number": number})

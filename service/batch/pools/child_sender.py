@@ -1,4 +1,6 @@
-"""What a child sends to its service: lines, progress and messages. A thread sends them, in their order."""
+"""What a child sends to its service: lines, progress and messages. A thread sends them, in their
+order.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ LINES_SECONDS = 0.1
 PROGRESS_SECONDS = 0.5
 """How often progress is sent, in seconds."""
 MOST_LINES, MOST_BYTES = 10_000, 4_000_000
-"""Upper bounds of the lines that wait to be sent. Further lines are dropped, and their number is logged."""
+"""Upper bounds of the lines that wait to be sent. Further lines are dropped, and their number is
+logged.
+"""
 LARGEST_LINE = 4 * log_lines.LONGEST_LINE
 PART_BYTES = 64_000
 """Lines are sent in frames of about this size."""
@@ -46,8 +50,15 @@ class ChildSender:
         """Add a log line, or count it as lost where too many wait."""
         encoded = json.dumps(line, default=str).encode()
         if len(encoded) > LARGEST_LINE:
-            text = log_lines.line(line["event"]) if isinstance(line["event"], dict) else line["event"]
-            short = told(line["at"], line["level"], line["logger"], log_lines.bounded(text, log_lines.LONGEST_LINE))
+            text = (
+                log_lines.line(line["event"]) if isinstance(line["event"], dict) else line["event"]
+            )
+            short = told(
+                line["at"],
+                line["level"],
+                line["logger"],
+                log_lines.bounded(text, log_lines.LONGEST_LINE),
+            )
             encoded = json.dumps(short).encode()
         with self._lock:
             if len(self._lines) < MOST_LINES and self._size < MOST_BYTES:
@@ -58,7 +69,9 @@ class ChildSender:
         self._wake.set()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message at once, after the lines before it. Raises BrokenFrame if it is too large."""
+        """Send a message at once, after the lines before it. Raises BrokenFrame if it is too
+        large.
+        """
         encoded = frames.encoded(message)
         with self._lock:
             self._messages.append(encoded)

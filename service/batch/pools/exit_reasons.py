@@ -14,7 +14,8 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 def exit_error(code: int, has_kernel_killed: bool) -> ProcessDied:
     """The error of a run whose process has ended with this code, which is negative after a signal.
 
-    `has_kernel_killed`: whether the kernel has just killed a process because the machine ran out of memory.
+    `has_kernel_killed`: whether the kernel has just killed a process because the machine ran out of
+    memory.
     """
     if code >= 0:
         return ProcessDied(f"exited with status {code} before run() had ended")
@@ -36,7 +37,9 @@ def memory_error(memory: int) -> MemoryExceeded:
 
 
 def kernel_kills() -> int:
-    """How many processes the kernel has killed since its start because the machine ran out of memory; 0: not known."""
+    """How many processes the kernel has killed since its start because the machine ran out of
+    memory; 0: not known.
+    """
     try:
         lines = _VMSTAT.read_text().splitlines()
     except OSError:

@@ -1,4 +1,6 @@
-"""Frames: bounded JSON objects on a socket between two processes, each after its length in four bytes."""
+"""Frames: bounded JSON objects on a socket between two processes, each after its length in four
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -76,8 +78,8 @@ def receive(connection: socket.socket) -> dict[str, Any] | None:
 class _ReadToTheEnd(asyncio.StreamReaderProtocol):
     """Lets everything be read that came before a connection was reset.
 
-    The kernel resets it if the other process ends with something unread. StreamReader then raises an error, and what
-    it has received by then would be lost.
+    The kernel resets it if the other process ends with something unread. StreamReader then raises
+    an error, and what it has received by then would be lost.
     """
 
     def connection_lost(self, exc: Exception | None) -> None:

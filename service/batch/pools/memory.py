@@ -1,4 +1,6 @@
-"""How much memory processes use, from /proc. Where there is none, nothing is known, and nothing is bounded by it."""
+"""How much memory processes use, from /proc. Where there is none, nothing is known, and nothing is
+bounded by it.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,15 @@ from pathlib import Path
 
 PROC = Path("/proc")
 ROOM = 32 * 2**20
-"""What a child may map beyond its bound, in bytes: the stacks of its threads are mapped, and hardly used."""
+"""What a child may map beyond its bound, in bytes: the stacks of its threads are mapped, and hardly
+used.
+"""
 
 
 def data_of_this_process() -> tuple[int, int]:
-    """The bytes of data that this process has mapped (VmData), and those that are in memory (RssAnon). 0: not known."""
+    """The bytes of data that this process has mapped (VmData), and those that are in memory
+    (RssAnon). 0: not known.
+    """
     try:
         text = (PROC / "self/status").read_text()
     except OSError:
@@ -24,7 +30,9 @@ def data_of_this_process() -> tuple[int, int]:
 
 
 def bound(memory: int) -> None:
-    """Let this process map `memory` bytes more than it has now. Beyond that, Python raises MemoryError."""
+    """Let this process map `memory` bytes more than it has now. Beyond that, Python raises
+    MemoryError.
+    """
     mapped, _ = data_of_this_process()
     if mapped:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -40,7 +48,8 @@ def unbound() -> None:
 
 
 def used_by_groups(leaders: Iterable[int]) -> dict[int, int]:
-    """The bytes in memory that the process groups of these leaders use, by the process id of the leader.
+    """The bytes in memory that the process groups of these leaders use, by the process id of the
+    leader.
 
     Pages of files are left out. It reads each process of the machine, so call it in a thread.
     """
@@ -57,7 +66,9 @@ def used_by_groups(leaders: Iterable[int]) -> dict[int, int]:
 
 def _group_of(process: str) -> int:
     try:
-        return int((PROC / process / "stat").read_text(errors="replace").rpartition(")")[2].split()[2])
+        return int(
+            (PROC / process / "stat").read_text(errors="replace").rpartition(")")[2].split()[2]
+        )
     except (OSError, IndexError):
         return 0
 

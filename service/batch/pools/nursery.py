@@ -1,4 +1,6 @@
-"""A nursery as the service sees it: starts its process, has it begin children, and learns of their ends."""
+"""A nursery as the service sees it: starts its process, has it begin children, and learns of their
+ends.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ SLOW_SECONDS = 30.0
 """A start that takes longer is logged, since an import may hang."""
 POLL_SECONDS = 0.02
 KILL_SECONDS = 5.0
-"""How long a nursery may take to kill a child, in seconds. After that the nursery itself is killed."""
+"""How long a nursery may take to kill a child, in seconds. After that the nursery itself is killed.
+"""
 END_SECONDS = 1.0
 """How long a nursery may take to end, in seconds. After that it is killed."""
 REST_SECONDS = 1.0
@@ -36,14 +39,17 @@ REST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Begun:
-    """A child that has begun. `ended`: its exit code; it raises Interrupted if the nursery has ended before it."""
+    """A child that has begun. `ended`: its exit code; it raises Interrupted if the nursery has
+    ended before it.
+    """
 
     pid: int
     ended: asyncio.Future[int]
 
 
 class Nursery:
-    """One process of a pool, from its start to its end. With `forks` it makes many children, otherwise it becomes one.
+    """One process of a pool, from its start to its end. With `forks` it makes many children,
+    otherwise it becomes one.
 
     Attributes:
         asked: The tasks that it was told of.
@@ -88,7 +94,9 @@ class Nursery:
         except (OSError, ValueError) as error:
             self._control.close()
             interpreter = sys.executable or "(sys.executable is empty)"
-            raise ProcessDied(f"no process could be started by the interpreter {interpreter}: {error}") from error
+            raise ProcessDied(
+                f"no process could be started by the interpreter {interpreter}: {error}"
+            ) from error
         finally:
             theirs.close()
         self._spawn(self._watch_exit(self._spawn(self._listen())))
@@ -99,7 +107,11 @@ class Nursery:
             ready = await self._ready
         finally:
             slow.cancel()
-        self.tasks, self.missing, self.threads = set(ready["tasks"]), ready["missing"], ready["threads"]
+        self.tasks, self.missing, self.threads = (
+            set(ready["tasks"]),
+            ready["missing"],
+            ready["threads"],
+        )
 
     def reserve(self) -> int:
         """The number of a child that will begin. The nursery is not idle until `release`."""
@@ -114,8 +126,8 @@ class Nursery:
     async def begin(self, number: int, connection: socket.socket, output: int) -> Begun:
         """Begin the child of this number with these. The caller closes its copies.
 
-        Raises ProcessDied if no process could be forked, and Interrupted if the nursery has ended. It is killed after
-        LEASE_SECONDS without an answer.
+        Raises ProcessDied if no process could be forked, and Interrupted if the nursery has ended.
+        It is killed after LEASE_SECONDS without an answer.
         """
         begun, ended = self._pids[number], self._ends[number]
         if self.gone.is_set():
@@ -160,7 +172,9 @@ class Nursery:
             with suppress(OSError):  # it has ended
                 self._control.shutdown(socket.SHUT_WR)  # it kills its children and their processes
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.gone.wait(), END_SECONDS if self.tasks and not self.is_taken else 0)
+                await asyncio.wait_for(
+                    self.gone.wait(), END_SECONDS if self.tasks and not self.is_taken else 0
+                )
             self.kill_process()
             await self.gone.wait()
         for task in list(self._tasks):
@@ -169,7 +183,9 @@ class Nursery:
             await asyncio.wait(self._tasks)
 
     def _expect(self, answer: asyncio.Future[int], seconds: float) -> None:
-        """Kill the process if it does not give this answer in time: it may be frozen, and nothing else ends the run."""
+        """Kill the process if it does not give this answer in time: it may be frozen, and nothing
+        else ends the run.
+        """
         timer = asyncio.get_running_loop().call_later(seconds, self._kill_unless, answer, seconds)
         answer.add_done_callback(lambda _: timer.cancel())
 
@@ -213,12 +229,16 @@ class Nursery:
             pid := self._pids.get(int(message.get("forked", message.get("failed", 0))), None)
         ) is not None and not pid.done():
             if "failed" in message:
-                pid.set_exception(ProcessDied(f"no process could be forked for it: {message['error']}"))
+                pid.set_exception(
+                    ProcessDied(f"no process could be forked for it: {message['error']}")
+                )
             else:
                 pid.set_result(message["pid"])
 
     async def _watch_exit(self, listening: asyncio.Task[None]) -> None:
-        """Wait for the end of the process, kill what is left of its process group, and tell who waits for it."""
+        """Wait for the end of the process, kill what is left of its process group, and tell who
+        waits for it.
+        """
         assert self._process is not None
         await _exited(self._process)
         self.kill_process()  # while nobody has reaped it, no other process can have its id
@@ -229,7 +249,9 @@ class Nursery:
         self._control.close()
         self.gone.set()
         if not self._ready.done():
-            self._ready.set_exception(ProcessDied(f"its process ended with status {code} while it imported the tasks"))
+            self._ready.set_exception(
+                ProcessDied(f"its process ended with status {code} while it imported the tasks")
+            )
             self._ready.exception()
         for begun in self._pids.values():
             if not begun.done():
@@ -246,11 +268,14 @@ class Nursery:
             ended.set_result(code)
 
     def _died(self) -> Interrupted:
-        return Interrupted(f"its parent process (the nursery of pool {self._setup.pool}) {self.end_reason}")
+        return Interrupted(
+            f"its parent process (the nursery of pool {self._setup.pool}) {self.end_reason}"
+        )
 
     def _warn_slow(self) -> None:
         logger.warning(
-            f"the nursery of pool {self._setup.pool} has not imported the tasks after {SLOW_SECONDS:g} s: no run of "
+            f"the nursery of pool {self._setup.pool} has not imported the tasks after "
+            f"{SLOW_SECONDS:g} s: no run of "
             "this pool starts here before that"
         )
 
@@ -262,7 +287,9 @@ class Nursery:
 
 
 def _started(stdin: int) -> subprocess.Popen[bytes]:
-    """Start the process on this thread: the kernel ends the nursery when the thread that has started it ends."""
+    """Start the process on this thread: the kernel ends the nursery when the thread that has
+    started it ends.
+    """
     command = (sys.executable or "", *COMMAND)
     return subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True)
 

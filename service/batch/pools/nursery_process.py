@@ -1,4 +1,5 @@
-"""The process of a nursery: it has imported the tasks, and forks a child for each run. It has one thread and no loop.
+"""The process of a nursery: it has imported the tasks, and forks a child for each run. It has one
+thread and no loop.
 
 It waits for nobody but the service: a child that is slow holds up nothing here.
 """
@@ -93,23 +94,35 @@ class Nursery:
                 return setup
 
     def _load(self, setup: NurserySetup) -> dict[str, Any]:
-        """Import the tasks. Returns which of them are here, why the others are not, and how many threads there are."""
+        """Import the tasks. Returns which of them are here, why the others are not, and how many
+        threads there are.
+        """
         os.chdir(setup.folder)
         sys.path[:] = setup.path
-        logging.getLogger().addHandler(logging.NullHandler())  # the service has logged the same about the same files
-        with suppress(BatchError):  # there is no such folder; then each task is looked for by its module
+        logging.getLogger().addHandler(
+            logging.NullHandler()
+        )  # the service has logged the same about the same files
+        with suppress(
+            BatchError
+        ):  # there is no such folder; then each task is looked for by its module
             load_tasks(Path(setup.tasks_dir), shows_tracebacks=False)
         missing: dict[str, str] = {}
         for name, (module, qualname) in setup.tasks.items():
             if name not in TaskRegistry.tasks() and (reason := _register(module, qualname)):
                 missing[name] = reason
-        with suppress(BatchError):  # the author's own class of settings; the child that needs it gets the error
+        with suppress(
+            BatchError
+        ):  # the author's own class of settings; the child that needs it gets the error
             get_settings()
         self._database = setup.open_database()
         child_process.prepare()
         gc.collect()
         gc.freeze()
-        return {"tasks": list(TaskRegistry.tasks()), "missing": missing, "threads": _threads() if setup.forks else 0}
+        return {
+            "tasks": list(TaskRegistry.tasks()),
+            "missing": missing,
+            "threads": _threads() if setup.forks else 0,
+        }
 
     def _receive(self) -> bool:
         """Do what the service asks for. Returns False at the end of the socket."""
@@ -151,7 +164,9 @@ class Nursery:
         os.close(output)
 
     def _become(self, connection: int, output: int, nursery: int | None = None) -> NoReturn:
-        """Be the child of a run, until its end. `nursery`: its process id, if this process was forked from it."""
+        """Be the child of a run, until its end. `nursery`: its process id, if this process was
+        forked from it.
+        """
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
@@ -164,12 +179,16 @@ class Nursery:
             self._waker.close()
             for descriptor in self._received:  # of runs that come next
                 os.close(descriptor)
-            child_process.main(socket.socket(fileno=connection), output, self._setup, self._database, self._lease)
+            child_process.main(
+                socket.socket(fileno=connection), output, self._setup, self._database, self._lease
+            )
         finally:
             os._exit(1)
 
     def _reap(self) -> None:
-        """Report the children that have ended, after the last process of their groups was killed."""
+        """Report the children that have ended, after the last process of their groups was
+        killed.
+        """
         numbers = {child: number for number, child in self._children.items()}
         while numbers:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -193,7 +212,9 @@ class Nursery:
 
 
 def _register(module: str, qualname: str) -> str | None:
-    """Register a task that is in no file of TASKS_DIR. Returns why that is not possible; None if it was done."""
+    """Register a task that is in no file of TASKS_DIR. Returns why that is not possible; None if it
+    was done.
+    """
     try:
         found: Any = importlib.import_module(module)
         for part in qualname.split("."):
@@ -229,7 +250,9 @@ def _wake_at_ended_children() -> tuple[socket.socket, socket.socket]:
 
 
 def _kill(child: int) -> None:
-    """Kill a child that was not reaped yet, and its process group, which it may not have made yet."""
+    """Kill a child that was not reaped yet, and its process group, which it may not have made
+    yet.
+    """
     for kill in (os.killpg, os.kill):
         with suppress(ProcessLookupError, PermissionError):
             kill(child, signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""The settings of a nursery: where the tasks are, and how its children reach the application's database."""
+"""The settings of a nursery: where the tasks are, and how its children reach the application's
+database.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,14 @@ MOST_CONNECTIONS = 5
 
 @dataclass(frozen=True)
 class NurserySetup:
-    """Plain values that can be sent to another process. They have passwords, so they never stand on a command line.
+    """Plain values that can be sent to another process. They have passwords, so they never stand on
+    a command line.
 
     Attributes:
         pool: The name of the pool.
         service: The process id of the service.
-        forks: Whether the nursery forks a child for each run; otherwise it becomes the child of one run.
+        forks: Whether the nursery forks a child for each run; otherwise it becomes the child of one
+            run.
         tasks: The module and the class of each task of the service, by the name of the task.
         level: Lines below this level are dropped.
     """
@@ -43,7 +47,13 @@ class NurserySetup:
 
     @classmethod
     def of(
-        cls, pool: str, forks: bool, settings: Settings, tasks: Mapping[str, Task], node: str, has_lease: bool
+        cls,
+        pool: str,
+        forks: bool,
+        settings: Settings,
+        tasks: Mapping[str, Task],
+        node: str,
+        has_lease: bool,
     ) -> Self:
         """The setup of a nursery for this process, with its present tasks."""
         database = {

@@ -1,4 +1,6 @@
-"""The output of a child: what it, its C libraries and its own children write to stdout and stderr, as lines."""
+"""The output of a child: what it, its C libraries and its own children write to stdout and stderr,
+as lines.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from service.logs.log_lines import LONGEST_LINE
 
 CHUNK = 16_000
 SHARE = 3
-"""Reading waits this many times as long as the last piece took, so that a child leaves the event loop to others."""
+"""Reading waits this many times as long as the last piece took, so that a child leaves the event
+loop to others.
+"""
 
 
 class Lines:
@@ -43,7 +47,9 @@ class Lines:
 
 
 async def copy_lines(descriptor: int, tell: Callable[[str], None]) -> None:
-    """Call `tell` with each line from the pipe until all its writers have closed it. It closes the descriptor."""
+    """Call `tell` with each line from the pipe until all its writers have closed it. It closes the
+    descriptor.
+    """
     reader, lines = asyncio.StreamReader(limit=CHUNK), Lines()
     loop = asyncio.get_running_loop()
     pipe = open(descriptor, "rb", 0)  # noqa: SIM115, ASYNC230 - a pipe that is open already; the transport closes it

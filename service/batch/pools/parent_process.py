@@ -18,9 +18,11 @@ def prepare() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, where the kernel can. If it has ended already, end now.
+    """Have the kernel kill this process when its parent ends, where the kernel can. If it has ended
+    already, end now.
 
-    Elsewhere the end of its sockets ends this process. `parent`: the process id that the parent had.
+    Elsewhere the end of its sockets ends this process. `parent`: the process id that the parent
+    had.
     """
     if _libc is None:
         prepare()

@@ -43,10 +43,12 @@ class ProcessPool:
         lease: Lease | None = None,
         node: str = "",
     ) -> None:
-        """`processes`: how many children at once; None: one for each core. `tasks`: those of the service, by name.
+        """`processes`: how many children at once; None: one for each core. `tasks`: those of the
+        service, by name.
 
-        It reads `tasks` at each start of a nursery. `lease`: of the node; None: it is always held. `node`: its id, by
-        which the connections of the children to the application's database are named.
+        It reads `tasks` at each start of a nursery. `lease`: of the node; None: it is always held.
+        `node`: its id, by which the connections of the children to the application's database are
+        named.
         """
         self.name = name
         self.processes = processes or os.cpu_count() or 1
@@ -79,14 +81,21 @@ class ProcessPool:
     def start(self) -> None:
         """Begin to start a nursery. Returns at once; `free` is 0 until it is ready."""
         with tracing.suppressed():
-            self._work = [asyncio.create_task(self._keep_nursery()), asyncio.create_task(self._watch())]
+            self._work = [
+                asyncio.create_task(self._keep_nursery()),
+                asyncio.create_task(self._watch()),
+            ]
 
     def renew(self) -> None:
-        """Start a new nursery, because the tasks have changed. The old one serves until that is ready."""
+        """Start a new nursery, because the tasks have changed. The old one serves until that is
+        ready.
+        """
         self._needed.set()
 
     async def stop(self) -> None:
-        """Kill the children that are left, end the nurseries, and wait for that. Call it when the runs have ended."""
+        """Kill the children that are left, end the nurseries, and wait for that. Call it when the
+        runs have ended.
+        """
         for task in self._work:
             task.cancel()
         if self._work:
@@ -128,7 +137,8 @@ class ProcessPool:
             child.kill()
 
     async def _nursery_for(self, task: str) -> tuple[Nursery, int]:
-        """A nursery that has the task, and the number of a child that may begin there. It waits for one.
+        """A nursery that has the task, and the number of a child that may begin there. It waits for
+        one.
 
         Raises UnknownTask if a nursery could not import the task.
         """
@@ -145,7 +155,9 @@ class ProcessPool:
                     return nursery, number
                 if task in nursery.asked or task not in self._tasks:
                     why = nursery.missing.get(task, "it is in no file of TASKS_DIR")
-                    raise UnknownTask(f"the nursery of pool {self.name} does not have the task {task}: {why}")
+                    raise UnknownTask(
+                        f"the nursery of pool {self.name} does not have the task {task}: {why}"
+                    )
                 self.renew()  # the file of the task came after the nursery
             self._changed.clear()
             await self._changed.wait()
@@ -156,7 +168,12 @@ class ProcessPool:
         while True:
             self._needed.clear()
             setup = NurserySetup.of(
-                self.name, self._forks, self._settings, self._tasks, self._node, self._lease is not None
+                self.name,
+                self._forks,
+                self._settings,
+                self._tasks,
+                self._node,
+                self._lease is not None,
             )
             nursery = Nursery(setup, self._lease)
             try:
@@ -173,7 +190,8 @@ class ProcessPool:
             pause, self._trouble = FIRST_PAUSE, None
             if self._forks and nursery.threads != 1:
                 logger.info(
-                    f"pool {self.name}: importing the tasks leaves {nursery.threads} threads, with which a process "
+                    f"pool {self.name}: importing the tasks leaves {nursery.threads} threads, "
+                    "with which a process "
                     "can't be forked safely, so each run gets a new process, which takes longer"
                 )
                 self._forks = False
@@ -202,14 +220,18 @@ class ProcessPool:
 
     async def _until_needed(self, nursery: Nursery) -> None:
         """Wait until another nursery is needed."""
-        needed, gone = (asyncio.ensure_future(event.wait()) for event in (self._needed, nursery.gone))
+        needed, gone = (
+            asyncio.ensure_future(event.wait()) for event in (self._needed, nursery.gone)
+        )
         try:
             await asyncio.wait([needed, gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
             needed.cancel()
             gone.cancel()
         if nursery.gone.is_set() and self._nursery is nursery:
-            logger.warning(f"the nursery of pool {self.name} {nursery.end_reason}; a new one is started")
+            logger.warning(
+                f"the nursery of pool {self.name} {nursery.end_reason}; a new one is started"
+            )
             self._nursery = None
             await nursery.end()
 
@@ -217,13 +239,19 @@ class ProcessPool:
         """Log why there is no nursery, once."""
         if trouble != self._trouble:
             self._trouble = trouble
-            logger.error(f"pool {self.name} executes no runs here, because its nursery can't start: {trouble}")
+            logger.error(
+                f"pool {self.name} executes no runs here, because its nursery can't start: "
+                f"{trouble}"
+            )
 
     async def _watch(self) -> None:
         """Look at the memory of the children each second."""
         self._kernel_kills = await offload(kernel_kills)
         if not memory.PROC.is_dir():
-            logger.warning(f"pool {self.name}: this platform has no /proc, so `memory` of its tasks is not kept here")
+            logger.warning(
+                f"pool {self.name}: this platform has no /proc, so `memory` of its tasks is not "
+                "kept here"
+            )
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if self._children:
@@ -233,7 +261,9 @@ class ProcessPool:
 
     async def _kill_the_large(self) -> None:
         """Kill the children that use more memory than their task may."""
-        children = {child.pid: child for child in self._children.values() if child.bound is not None}
+        children = {
+            child.pid: child for child in self._children.values() if child.bound is not None
+        }
         used = await offload(memory.used_by_groups, [pid for pid in children if pid is not None])
         for pid, size in used.items():
             child = children[pid]

@@ -1,1 +1,3 @@
-"""Which runs may start next, and how a person starts, cancels and retries runs. Knows no process and no event loop."""
+"""Which runs may start next, and how a person starts, cancels and retries runs. Knows no process
+and no event loop.
+"""

@@ -18,8 +18,8 @@ class Capacity:
     Attributes:
         runs: How many in all.
         threads: How many of them in threads.
-        pools: The pools whose runs the node claims. For each, how many more runs in child processes; None: its runs
-            execute on the event loop and in threads.
+        pools: The pools whose runs the node claims. For each, how many more runs in child
+            processes; None: its runs execute on the event loop and in threads.
     """
 
     runs: int
@@ -34,11 +34,15 @@ class Capacity:
         return task.on_loop or self.threads > 0 if children is None else children > 0
 
     def holds(self, tasks: Mapping[str, Task], numbers: Mapping[str, int]) -> bool:
-        """Whether this many runs of each task could start. `tasks`: those that the node has loaded, by name."""
+        """Whether this many runs of each task could start. `tasks`: those that the node has loaded,
+        by name.
+        """
         if sum(numbers.values()) > self.runs or not numbers.keys() <= tasks.keys():
             return False
         left = replace(self, pools=dict(self.pools))
-        return all(left.take(tasks[name]) for name, number in numbers.items() for _ in range(number))
+        return all(
+            left.take(tasks[name]) for name, number in numbers.items() for _ in range(number)
+        )
 
     def take(self, task: Task) -> bool:
         """Reserve the capacity for a run of the task. Returns False if there is none left."""

@@ -9,7 +9,19 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, and_, bindparam, false, func, or_, select, text, true
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    false,
+    func,
+    or_,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
@@ -25,25 +37,35 @@ from service.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
 from service.batch.tasks.registry import Task
 
 
-def is_any_due(now: ColumnElement[datetime], pools: Collection[str] | None = None) -> ColumnElement[bool]:
-    """Whether some run of a task of these pools may be claimed at `now`. Without `pools`: of any pool.
+def is_any_due(
+    now: ColumnElement[datetime], pools: Collection[str] | None = None
+) -> ColumnElement[bool]:
+    """Whether some run of a task of these pools may be claimed at `now`. Without `pools`: of any
+    pool.
 
-    It may be true without need if retries are due whose tasks are all paused or of other pools, while retries of other
-    tasks are due later: to rule that out, each of them would have to be read.
+    It may be true without need if retries are due whose tasks are all paused or of other pools,
+    while retries of other tasks are due later: to rule that out, each of them would have to be
+    read.
     """
-    are_waiting, are_retrying = (queues.is_any(condition, pools) for condition in (queues.READY, queues.RETRIES))
+    are_waiting, are_retrying = (
+        queues.is_any(condition, pools) for condition in (queues.READY, queues.RETRIES)
+    )
     return or_(are_waiting, and_(_is_retry_due(now), are_retrying))
 
 
 def _is_retry_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """Whether some retry is due at `now`. With EXISTS instead of min() PostgreSQL may read all retries."""
+    """Whether some retry is due at `now`. With EXISTS instead of min() PostgreSQL may read all
+    retries.
+    """
     first_due_at = select(func.min(runs.c.due_at)).where(text(queues.RETRIES)).scalar_subquery()
     return func.coalesce(first_due_at <= now, false())
 
 
 @dataclass(frozen=True)
 class Due:
-    """The names of the tasks that have runs to start at `now`, the database time. `retries`: some retry is due."""
+    """The names of the tasks that have runs to start at `now`, the database time. `retries`: some
+    retry is due.
+    """
 
     now: datetime
     names: frozenset[str]
@@ -51,37 +73,53 @@ class Due:
 
 
 async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -> Due:
-    """Read which tasks of these pools have runs to start now. It costs one index lookup for each task with such runs.
+    """Read which tasks of these pools have runs to start now. It costs one index lookup for each
+    task with such runs.
 
-    The pool of a task is that of the ledger. A node whose own code names another pool does not claim its runs either
-    (Capacity), so while a deployment moves a task, only processes with the newer code claim them.
+    The pool of a task is that of the ledger. A node whose own code names another pool does not
+    claim its runs either (Capacity), so while a deployment moves a task, only processes with the
+    newer code claim them.
     """
     now = database_time.process_now(connection)
     parameters = {} if now is None else {"process_now": now}
-    rows = (await connection.execute(_due_query(tuple(sorted(pools)), now is None), parameters)).all()
+    rows = (
+        await connection.execute(_due_query(tuple(sorted(pools)), now is None), parameters)
+    ).all()
     names = {row.task for row in rows if row.task is not None}
     if rows[0].retries:
-        names |= set((await connection.execute(queues.names_of_pools(queues.RETRIES, pools))).scalars())
+        names |= set(
+            (await connection.execute(queues.names_of_pools(queues.RETRIES, pools))).scalars()
+        )
     return Due(rows[0].at, frozenset(names), rows[0].retries)
 
 
 @cache
 def _due_query(pools: tuple[str, ...], is_database_time: bool) -> Select[Any]:
     """The query of `due`. To build it takes longer than to execute it."""
-    now = database_time.statement_start() if is_database_time else bindparam("process_now", type_=runs.c.due_at.type)
+    now = (
+        database_time.statement_start()
+        if is_database_time
+        else bindparam("process_now", type_=runs.c.due_at.type)
+    )
     once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
     waiting = queues.names_of_pools(queues.READY, pools).columns(runs.c.task).subquery("waiting")
-    return select(once.c.at, once.c.retries, waiting.c.task).select_from(once.join(waiting, true(), isouter=True))
+    return select(once.c.at, once.c.retries, waiting.c.task).select_from(
+        once.join(waiting, true(), isouter=True)
+    )
 
 
 async def take(
-    connection: AsyncConnection, tasks: Mapping[str, Task], node: str, capacity: Capacity, apart: bool = False
+    connection: AsyncConnection,
+    tasks: Mapping[str, Task],
+    node: str,
+    capacity: Capacity,
+    apart: bool = False,
 ) -> tuple[list[Claimed], bool]:
     """Claim as many runs of `tasks`, which the node has loaded, as `capacity` allows.
 
-    Runs for which threads or children are missing may hide others that have room. Then it looks again, without theirs.
-    `apart`: each is claimed by itself, and those that the database refuses are left. Returns the claimed runs, and
-    whether more runs may be claimable at once.
+    Runs for which threads or children are missing may hide others that have room. Then it looks
+    again, without theirs. `apart`: each is claimed by itself, and those that the database refuses
+    are left. Returns the claimed runs, and whether more runs may be claimable at once.
     """
     claimed: list[Claimed] = []
     claim = _claim_apart if apart else _claim
@@ -94,16 +132,24 @@ async def take(
         got = await claim(connection, chosen, node, now)
         claimed += got
         if len(chosen) == len(first_runs) or len(first_runs) < most:
-            return claimed, len(chosen) == len(first_runs) and (not apart or len(got) == len(chosen))
+            return claimed, len(chosen) == len(first_runs) and (
+                not apart or len(got) == len(chosen)
+            )
 
 
-async def _claim(connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime) -> list[Claimed]:
+async def _claim(
+    connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime
+) -> list[Claimed]:
     other_lanes = {head.id: head.lane for head in heads if head.lane > 1}
     return await transitions.claim(connection, [head.id for head in heads], node, now, other_lanes)
 
 
-async def _claim_apart(connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime) -> list[Claimed]:
-    """Claim those of these runs that the database does not refuse. It refuses one if another run has its lane."""
+async def _claim_apart(
+    connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime
+) -> list[Claimed]:
+    """Claim those of these runs that the database does not refuse. It refuses one if another run
+    has its lane.
+    """
     claimed = []
     for head in sorted(heads, key=lambda head: head.id):  # the usual order of locks
         with suppress(IntegrityError):
@@ -115,11 +161,12 @@ async def _claim_apart(connection: AsyncConnection, heads: Sequence[Head], node:
 async def startable(
     connection: AsyncConnection, tasks: Mapping[str, Task], capacity: Capacity, locks: bool = False
 ) -> tuple[datetime | None, list[Head]]:
-    """The database time and the runs of `tasks` that may start then; (None, []) if there is nothing to start.
+    """The database time and the runs of `tasks` that may start then; (None, []) if there is nothing
+    to start.
 
-    `locks`: on PostgreSQL runs of no queue are locked, and those that another node has locked are left out. So nodes
-    that claim at the same moment find different runs. Without this they would find the same runs, and only one of
-    the nodes would get any.
+    `locks`: on PostgreSQL runs of no queue are locked, and those that another node has locked are
+    left out. So nodes that claim at the same moment find different runs. Without this they would
+    find the same runs, and only one of the nodes would get any.
     """
     if capacity.runs < 1:
         return None, []
@@ -129,7 +176,9 @@ async def startable(
     if not names:
         return None, []
     rules = concurrency.rules(due_tasks)
-    return due_now.now, await heads(connection, names, due_now.now, capacity.runs, rules, locks, due_now.retries)
+    return due_now.now, await heads(
+        connection, names, due_now.now, capacity.runs, rules, locks, due_now.retries
+    )
 
 
 async def heads(
@@ -141,17 +190,23 @@ async def heads(
     locks: bool = False,
     retries: bool = True,
 ) -> list[Head]:
-    """The first `limit` runs of the tasks `names` that may start now, in their order: one for each free `exclusive`.
+    """The first `limit` runs of the tasks `names` that may start now, in their order: one for each
+    free `exclusive`.
 
-    It reads one entry of the queue's index for each task, so a long queue of one task neither costs time nor delays
-    other tasks. A run keeps the `exclusive` that it was made with, also if the overlap policy of its task has changed.
-    For a queue in `rules` there may be several runs, or none. `retries`: whether retries are due.
+    It reads one entry of the queue's index for each task, so a long queue of one task neither costs
+    time nor delays other tasks. A run keeps the `exclusive` that it was made with, also if the
+    overlap policy of its task has changed. For a queue in `rules` there may be several runs, or
+    none. `retries`: whether retries are due.
     """
     ruled = {queue: rule for queue, rule in rules.items() if rule.task in names} if rules else {}
     kind = connection.dialect.name
     statement = _plain_heads(kind, locks, retries)
     rows = [{"task": name, "exclusive": None if name in ruled else name} for name in names]
-    parameters = {"rows": json_rows.encode(rows, kind), "most": limit, "each": _share(limit, len(names))}
+    parameters = {
+        "rows": json_rows.encode(rows, kind),
+        "most": limit,
+        "each": _share(limit, len(names)),
+    }
     result = await connection.execute(statement, parameters | ({"now": now} if retries else {}))
     plain = [Head(*row) for row in result]
     if not ruled:
@@ -162,31 +217,46 @@ async def heads(
 
 @cache
 def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
-    """The query for the first run of each queue, except of tasks with rules, and for runs without `exclusive`."""
+    """The query for the first run of each queue, except of tasks with rules, and for runs without
+    `exclusive`.
+    """
     source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
     # A run that goes on after its parts is the first of its queue, and takes the lane that it has.
     is_first = f"x.rank = {Rank.JOINING} AND x.state = '{RunState.QUEUED}' AND {not_held('x')}"
-    taken = f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL} AND NOT ({is_first})"
+    taken = (
+        f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL} "
+        f"AND NOT ({is_first})"
+    )
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
     head = queues.first("exclusive = v.task", "1", retries)
     not_exclusive = queues.first("exclusive IS NULL", ":each", retries, lock=lock)
     ids = (
         f"SELECT ({head}) FROM {source} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
-        f"UNION ALL SELECT u.id FROM {source} JOIN batch_runs u ON {queues.among('u.id', not_exclusive, kind)}"
+        f"UNION ALL SELECT u.id FROM {source} "
+        f"JOIN batch_runs u ON {queues.among('u.id', not_exclusive, kind)}"
     )
     statement = text(
         f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} FROM batch_runs r "
-        f"WHERE {queues.among('r.id', ids, kind)} ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
-    ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()), bindparam("each", type_=Integer()))
+        f"WHERE {queues.among('r.id', ids, kind)} "
+        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
+    ).bindparams(
+        *queues.parameters(retries),
+        bindparam("most", type_=Integer()),
+        bindparam("each", type_=Integer()),
+    )
     return statement.columns(*HEAD_COLUMNS)
 
 
 def _share(limit: int, tasks: int) -> int:
-    """How many runs of one task are read: `limit`, or twice the equal share of one of `tasks` if that is less."""
+    """How many runs of one task are read: `limit`, or twice the equal share of one of `tasks` if
+    that is less.
+    """
     return max(1, min(limit, -(-2 * limit // max(1, tasks))))
 
 
-async def held_by(connection: AsyncConnection, node: str, known: Iterable[Claimed]) -> list[Claimed]:
+async def held_by(
+    connection: AsyncConnection, node: str, known: Iterable[Claimed]
+) -> list[Claimed]:
     """The runs that a node is running according to the ledger, without those that it knows of.
 
     There are such runs if the reply to a COMMIT was lost.

@@ -1,8 +1,9 @@
 """Lanes: with max_running = k the queue of a task has k lanes, and each lane holds one running run.
 
-A lane is chosen when a run is claimed, and the unique index on (exclusive, lane) decides races. The lane of a waiting
-run has no meaning, so k may change from one deployment to the next. This module serves only tasks with a rule: those
-with `max_running`, and those whose slots wait for each other. For other tasks claiming.py reads one index entry.
+A lane is chosen when a run is claimed, and the unique index on (exclusive, lane) decides races. The
+lane of a waiting run has no meaning, so k may change from one deployment to the next. This module
+serves only tasks with a rule: those with `max_running`, and those whose slots wait for each other.
+For other tasks claiming.py reads one index entry.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from service.batch.tasks.registry import Task
 
 @dataclass(frozen=True)
 class Rule:
-    """How many runs of a queue may run at once (`lanes`), and whether its slots wait for each other (`waits`).
+    """How many runs of a queue may run at once (`lanes`), and whether its slots wait for each other
+    (`waits`).
 
-    With `waits` the run of a slot begins only when the runs of earlier slots have ended, their retries included. The
-    runs are of the task `task`. The name of the queue is that of the task, or for its parts `Task.queue_of_parts`.
+    With `waits` the run of a slot begins only when the runs of earlier slots have ended, their
+    retries included. The runs are of the task `task`. The name of the queue is that of the task, or
+    for its parts `Task.queue_of_parts`.
     """
 
     lanes: int
@@ -37,7 +40,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Head:
-    """A run that is first in its queue, or among the first, and may start. `lane`: the lane it may take, from 1."""
+    """A run that is first in its queue, or among the first, and may start. `lane`: the lane it may
+    take, from 1.
+    """
 
     id: str
     task: str
@@ -54,7 +59,9 @@ class Head:
         return -self.priority, self.rank, self.due_at, self.id
 
 
-HEAD_COLUMNS = [runs.c[name] for name in ("id", "task", "priority", "rank", "due_at", "state", "exclusive")]
+HEAD_COLUMNS = [
+    runs.c[name] for name in ("id", "task", "priority", "rank", "due_at", "state", "exclusive")
+]
 _BLOCKED: Column[Any] = Column("blocked", Boolean)
 
 
@@ -70,13 +77,17 @@ def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
 
 
 async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:
-    """The lanes that a run may take now, smallest first, by name of queue. `lanes`: the number of lanes of each."""
+    """The lanes that a run may take now, smallest first, by name of queue. `lanes`: the number of
+    lanes of each.
+    """
     taken = await _taken(connection, lanes)
     return {name: free_lanes(number, set(taken[name])) for name, number in lanes.items()}
 
 
 async def _taken(connection: AsyncConnection, names: Iterable[str]) -> dict[str, dict[int, bool]]:
-    """The lanes that runs hold, by name of queue, each with whether its run is queued: it goes on after its parts."""
+    """The lanes that runs hold, by name of queue, each with whether its run is queued: it goes on
+    after its parts.
+    """
     kind = connection.dialect.name
     # With CROSS SQLite reads the names first, and not all running runs.
     statement = text(
@@ -94,22 +105,30 @@ async def _taken(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
 def free_lanes(lanes: int, taken: set[int]) -> list[int]:
     """The numbers of the lanes that a run may take, smallest first.
 
-    Lanes above `lanes` may be taken too, since the limit was higher before. They count, so that at most `lanes` runs
-    are running.
+    Lanes above `lanes` may be taken too, since the limit was higher before. They count, so that at
+    most `lanes` runs are running.
     """
     untaken = [lane for lane in range(1, lanes + 1) if lane not in taken]
     return untaken[: max(0, lanes - len(taken))]
 
 
 async def heads_by_rules(
-    connection: AsyncConnection, rules: Mapping[str, Rule], now: datetime, limit: int, retries: bool = True
+    connection: AsyncConnection,
+    rules: Mapping[str, Rule],
+    now: datetime,
+    limit: int,
+    retries: bool = True,
 ) -> list[Head]:
-    """The first runs of each queue in `rules` that may start now, as many as its rule allows, each with its lane."""
+    """The first runs of each queue in `rules` that may start now, as many as its rule allows, each
+    with its lane.
+    """
     taken = await _taken(connection, rules)
     lanes = {name: free_lanes(rule.lanes, set(taken[name])) for name, rule in rules.items()}
     own = {name: sum(taken[name].values()) for name in rules}
     lanes = {name: numbers for name, numbers in lanes.items() if numbers or own[name]}
-    slots_left = {name: len(lanes[name]) for name, rule in rules.items() if rule.waits and name in lanes}
+    slots_left = {
+        name: len(lanes[name]) for name, rule in rules.items() if rule.waits and name in lanes
+    }
     if slots_left:
         pending = await _pending(connection, slots_left)
         slots_left = {name: number - pending[name] for name, number in slots_left.items()}
@@ -132,9 +151,12 @@ async def heads_by_rules(
 
 
 async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter[str]:
-    """How many on-time runs of each queue have begun and will go on: those that are retrying or interrupted."""
+    """How many on-time runs of each queue have begun and will go on: those that are retrying or
+    interrupted.
+    """
     kind = connection.dialect.name
-    # With the bare column PostgreSQL would use the index on slots, and read all runs that the task ever had.
+    # With the bare column PostgreSQL would use the index on slots, and read all runs that the task
+    # ever had.
     begun = (
         "SELECT count(*) FROM batch_runs q WHERE q.task = v.task AND q.exclusive = v.task "
         f"AND q.rank <= {Rank.ON_TIME} AND q.state <> 'queued' AND (q.origin || '') = 'schedule' "
@@ -149,9 +171,15 @@ async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter
 
 
 async def _first(
-    connection: AsyncConnection, tasks: Mapping[str, str], blocked: set[str], now: datetime, most: int, retries: bool
+    connection: AsyncConnection,
+    tasks: Mapping[str, str],
+    blocked: set[str],
+    now: datetime,
+    most: int,
+    retries: bool,
 ) -> list[Head]:
-    """The first `most` due runs of each queue. In the queues in `blocked` queued on-time runs are left out.
+    """The first `most` due runs of each queue. In the queues in `blocked` queued on-time runs are
+    left out.
 
     `tasks`: the task of each queue.
     """
@@ -166,6 +194,13 @@ async def _first(
         f"FROM {source} JOIN batch_runs r ON {queues.among('r.id', first, kind)} "
         "ORDER BY r.priority DESC, r.rank, r.due_at, r.id"
     ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()))
-    rows = [{"task": task, "exclusive": name, "blocked": name in blocked or None} for name, task in tasks.items()]
-    parameters = {"rows": json_rows.encode(rows, kind), "most": most} | ({"now": now} if retries else {})
-    return [Head(*row) for row in await connection.execute(statement.columns(*HEAD_COLUMNS), parameters)]
+    rows = [
+        {"task": task, "exclusive": name, "blocked": name in blocked or None}
+        for name, task in tasks.items()
+    ]
+    parameters = {"rows": json_rows.encode(rows, kind), "most": most} | (
+        {"now": now} if retries else {}
+    )
+    return [
+        Head(*row) for row in await connection.execute(statement.columns(*HEAD_COLUMNS), parameters)
+    ]

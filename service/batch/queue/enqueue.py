@@ -1,4 +1,6 @@
-"""start() and start_all(): code queues runs, in an HTTP handler or in another run. Any node with the task runs them."""
+"""start() and start_all(): code queues runs, in an HTTP handler or in another run. Any node with
+the task runs them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from service.errors import InvalidParameters, LeaseLost, UnknownTask
 Wake = Callable[[], None]
 Forward = Callable[[Starts], Awaitable[str]]
 
-# For each event loop the ledger of its service, and the function that wakes the engine of that service.
+# For each event loop the ledger of its service, and the function that wakes the engine of that
+# service.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Database, Wake]] = WeakKeyDictionary()
 
 
@@ -42,23 +45,30 @@ async def start(
     params: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> str:
-    """Queue a run of `task` with `given`, the parameters of its `run()`, and return its id (a UUID) at once.
+    """Queue a run of `task` with `given`, the parameters of its `run()`, and return its id (a UUID)
+    at once.
 
-    A process of the service runs it as soon as it has capacity and the runs before it in the task's queue have
-    started. The run is written in a transaction of its own: a rollback of the caller's transaction does not remove it.
+    A process of the service runs it as soon as it has capacity and the runs before it in the task's
+    queue have started. The run is written in a transaction of its own: a rollback of the caller's
+    transaction does not remove it.
 
     Args:
-        key: 1 to 200 characters. The same key starts a task once: if the task has a run with this key already, with
-            any parameters and in any state, the id of that run is returned. A key is known as long as its run is kept.
+        key: 1 to 200 characters. The same key starts a task once: if the task has a run with this
+            key already, with any parameters and in any state, the id of that run is returned. A key
+            is known as long as its run is kept.
         slot: The instant (aware) that the run is for; None: the instant of this call.
-        at: The instant (aware) at which the run begins at the earliest, by the clock of the ledger; it begins at most a
-            second later if there is capacity. An instant in the past means at once.
+        at: The instant (aware) at which the run begins at the earliest, by the clock of the ledger;
+            it begins at most a second later if there is capacity. An instant in the past means at
+            once.
         delay: The same as seconds from now, or a timedelta.
-        in_group: Whether the run joins the group of the run that calls this: the follow-up of that group waits for it.
-        params: The parameters of `run()` as a dict, for those that have the name of an argument of `start()`.
+        in_group: Whether the run joins the group of the run that calls this: the follow-up of that
+            group waits for it.
+        params: The parameters of `run()` as a dict, for those that have the name of an argument of
+            `start()`.
 
-    Raises InvalidParameters before anything is written, UnknownTask if no service has loaded the task, DatabaseError
-    if the ledger can't be reached, and LeaseLost with `in_group` if another node holds the calling run by now.
+    Raises InvalidParameters before anything is written, UnknownTask if no service has loaded the
+    task, DatabaseError if the ledger can't be reached, and LeaseLost with `in_group` if another
+    node holds the calling run by now.
     """
     declared = TaskRegistry.of(task)
     own: dict[str, Any] = {"key": key, "slot": slot, "at": at, "delay": delay, "in_group": in_group}
@@ -67,13 +77,16 @@ async def start(
 
 
 async def submit(starts: Starts) -> str:
-    """Write the runs that are asked for, or have another process do so. Returns the id that `write` returns."""
+    """Write the runs that are asked for, or have another process do so. Returns the id that `write`
+    returns.
+    """
     forward = _forwards.get(asyncio.get_running_loop())
     return await (forward or start_checked)(starts)
 
 
 async def start_checked(starts: Starts) -> str:
-    """Write the runs that are asked for. The run that calls this is their parent. Returns the id that `write` returns.
+    """Write the runs that are asked for. The run that calls this is their parent. Returns the id
+    that `write` returns.
 
     Raises UnknownTask, InvalidParameters, LeaseLost and DatabaseError.
     """
@@ -103,25 +116,35 @@ async def enqueue(
     parent: str | None = None,
     at: datetime | None = None,
 ) -> str:
-    """Queue a run that a person asks for, in the caller's transaction, and return its id. Raises UnknownTask.
+    """Queue a run that a person asks for, in the caller's transaction, and return its id. Raises
+    UnknownTask.
 
-    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it goes back to. `at`:
-    when it begins at the earliest (aware).
+    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it
+    goes back to. `at`: when it begins at the earliest (aware).
     """
-    return await write(connection, Starts((StartRequest(task, params, key, slot, at=at),)), by, parent)
+    return await write(
+        connection, Starts((StartRequest(task, params, key, slot, at=at),)), by, parent
+    )
 
 
 async def write(
-    connection: AsyncConnection, starts: Starts, by: str | None, parent: str | None = None, group: str | None = None
+    connection: AsyncConnection,
+    starts: Starts,
+    by: str | None,
+    parent: str | None = None,
+    group: str | None = None,
 ) -> str:
     """Write the runs that are asked for, in the caller's transaction. Raises UnknownTask.
 
-    `by`: who asks for them. `parent`: the id of the run whose code asks for them. `group`: the follow-up that waits for
-    them. Returns the id of their own follow-up, or else of the first run, or of the run that has its key already. If
-    the follow-up's key is known, IntegrityError is raised: then nothing may be committed.
+    `by`: who asks for them. `parent`: the id of the run whose code asks for them. `group`: the
+    follow-up that waits for them. Returns the id of their own follow-up, or else of the first run,
+    or of the run that has its key already. If the follow-up's key is known, IntegrityError is
+    raised: then nothing may be committed.
     """
     then = starts.then
-    await _refuse_unknown(connection, [each.task for each in (*starts.runs, *([then] if then else []))])
+    await _refuse_unknown(
+        connection, [each.task for each in (*starts.runs, *([then] if then else []))]
+    )
     now = await database_time.now_of(connection)
     follow_up = _new(then, now, by, parent) if then is not None else None
     members = [_new(each, now, by, parent) for each in starts.runs]
@@ -139,8 +162,15 @@ async def write(
 
 def _new(request: StartRequest, now: datetime, by: str | None, parent: str | None) -> NewRun:
     task = request.task
-    asked: dict[str, Any] = {"params": request.params, "requested_by": by, "key": request.key, "parent": parent}
-    new = NewRun.queued(task.name, request.slot, now, exclusive=task.exclusive, priority=task.priority, **asked)
+    asked: dict[str, Any] = {
+        "params": request.params,
+        "requested_by": by,
+        "key": request.key,
+        "parent": parent,
+    }
+    new = NewRun.queued(
+        task.name, request.slot, now, exclusive=task.exclusive, priority=task.priority, **asked
+    )
     at = now + timedelta(seconds=request.delay) if request.delay is not None else request.at
     if at is not None and at > now:
         new.wait(at)
@@ -148,22 +178,36 @@ def _new(request: StartRequest, now: datetime, by: str | None, parent: str | Non
 
 
 async def _group_of(connection: AsyncConnection, member: CurrentRun | None) -> str:
-    """The follow-up that waits for the calling run, whose row is locked: it can't end before the commit.
+    """The follow-up that waits for the calling run, whose row is locked: it can't end before the
+    commit.
 
     Raises InvalidParameters if it is no member of a group, and LeaseLost if another node holds it.
     """
     if member is None:
         raise InvalidParameters("in_group=True works inside a run that is a member of a group only")
-    held = (tables.runs.c.id == member.id, tables.runs.c.fence == member.fence, tables.runs.c.state == "running")
+    held = (
+        tables.runs.c.id == member.id,
+        tables.runs.c.fence == member.fence,
+        tables.runs.c.state == "running",
+    )
     row = (
-        await connection.execute(select(tables.runs.c.awaited_by, tables.runs.c.part).where(*held).with_for_update())
+        await connection.execute(
+            select(tables.runs.c.awaited_by, tables.runs.c.part).where(*held).with_for_update()
+        )
     ).first()
     if row is None:
-        raise LeaseLost(f"{member.task}: another node holds run {member.id} now, so it can start nothing in its group")
+        raise LeaseLost(
+            f"{member.task}: another node holds run {member.id} now, so it can start nothing in "
+            "its group"
+        )
     if row.part is not None:
-        raise InvalidParameters(f"in_group=True: run {member.id} of {member.task} is a part, and in no group")
+        raise InvalidParameters(
+            f"in_group=True: run {member.id} of {member.task} is a part, and in no group"
+        )
     if row.awaited_by is None:
-        raise InvalidParameters(f"in_group=True: run {member.id} of {member.task} is no member of a group")
+        raise InvalidParameters(
+            f"in_group=True: run {member.id} of {member.task} is no member of a group"
+        )
     return str(row.awaited_by)
 
 
@@ -179,12 +223,16 @@ _forwards: WeakKeyDictionary[asyncio.AbstractEventLoop, Forward] = WeakKeyDictio
 
 
 def use_forward(forward: Forward) -> None:
-    """Make `start()` on this event loop hand its requests to another process, which returns the ids of the runs."""
+    """Make `start()` on this event loop hand its requests to another process, which returns the ids
+    of the runs.
+    """
     _forwards[asyncio.get_running_loop()] = forward
 
 
 def use_service(database: Database, wake: Wake) -> None:
-    """Make `start()` on this event loop use the ledger of a service. `wake` is called after each start."""
+    """Make `start()` on this event loop use the ledger of a service. `wake` is called after each
+    start.
+    """
     _services[asyncio.get_running_loop()] = database, wake
 
 
@@ -200,18 +248,23 @@ def use_no_service() -> None:
 
 def _without_service() -> tuple[Database, Wake]:
     settings = get_settings()
-    ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False, waits_briefly=True)
+    ledger = Database(
+        settings.ledger_url, setting=settings.ledger_setting, pooled=False, waits_briefly=True
+    )
     return ledger, lambda: None
 
 
 async def _refuse_unknown(connection: AsyncConnection, startables: Sequence[Startable]) -> None:
-    """Raises UnknownTask if no service has loaded one of these tasks: then nothing would ever run it."""
+    """Raises UnknownTask if no service has loaded one of these tasks: then nothing would ever run
+    it.
+    """
     sources = {task.name: task.source for task in startables}
     is_asked = json_rows.is_among(tables.tasks.c.name, sources, connection.dialect.name)
     in_ledger = select(tables.tasks.c.name).where(is_asked, tables.tasks.c.removed_at.is_(None))
     known = set((await connection.execute(in_ledger)).scalars())
     if unknown := sorted(sources.keys() - known):
         raise UnknownTask(
-            f"{unknown[0]}: no service has loaded this task, which is in {sources[unknown[0]]}: a service runs the "
+            f"{unknown[0]}: no service has loaded this task, which is in {sources[unknown[0]]}: "
+            "a service runs the "
             "tasks in TASKS_DIR, and those that were registered before it started"
         )

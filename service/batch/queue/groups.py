@@ -44,34 +44,50 @@ class Start:
 
 
 async def start_all(
-    starts: Iterable[Start], *, then: Start | None = None, key: str | None = None, in_group: bool = False
+    starts: Iterable[Start],
+    *,
+    then: Start | None = None,
+    key: str | None = None,
+    in_group: bool = False,
 ) -> str | None:
-    """Queue many runs in one transaction: all of them, or none. Returns the id of the run of `then`; None without it.
+    """Queue many runs in one transaction: all of them, or none. Returns the id of the run of
+    `then`; None without it.
 
         await start_all([Start(MailTask, to=reader) for reader in readers], then=Start(ReportTask))
 
     Args:
         starts: At most 10,000.
-        then: The follow-up: a run that waits for all of them. It is queued when all have succeeded, or with on="end"
-            when all are over. If one of them does not succeed, it is skipped; when a person then retries that run, it
-            waits again. Without any `starts` it is queued at once.
-        key: 1 to 200 characters, the key of the follow-up. If it has a run with this key already, nothing is written,
-            and the id of that run is returned.
-        in_group: Whether the follow-up, or without one the runs, join the group of the run that calls this.
+        then: The follow-up: a run that waits for all of them. It is queued when all have succeeded,
+            or with on="end" when all are over. If one of them does not succeed, it is skipped; when
+            a person then retries that run, it waits again. Without any `starts` it is queued at
+            once.
+        key: 1 to 200 characters, the key of the follow-up. If it has a run with this key already,
+            nothing is written, and the id of that run is returned.
+        in_group: Whether the follow-up, or without one the runs, join the group of the run that
+            calls this.
 
-    Raises InvalidParameters before anything is written, UnknownTask if no service has loaded one of the tasks,
-    DatabaseError if the ledger can't be reached, and LeaseLost with `in_group` if another node holds the calling run.
+    Raises InvalidParameters before anything is written, UnknownTask if no service has loaded one of
+    the tasks, DatabaseError if the ledger can't be reached, and LeaseLost with `in_group` if
+    another node holds the calling run.
     """
     members = list(starts)
     if len(members) > MOST_MEMBERS:
-        raise InvalidParameters(f"start_all(): {len(members):,} runs; allowed: at most {MOST_MEMBERS:,}")
+        raise InvalidParameters(
+            f"start_all(): {len(members):,} runs; allowed: at most {MOST_MEMBERS:,}"
+        )
     for each in (*members, *([then] if then is not None else [])):
         if not isinstance(each, Start):
-            raise InvalidParameters(f"start_all(): {echoed(each)} is no Start; write Start(MailTask, to=…)")
+            raise InvalidParameters(
+                f"start_all(): {echoed(each)} is no Start; write Start(MailTask, to=…)"
+            )
     if key is not None and then is None:
-        raise InvalidParameters("start_all(): key is the key of the follow-up, so it needs then=Start(…)")
+        raise InvalidParameters(
+            "start_all(): key is the key of the follow-up, so it needs then=Start(…)"
+        )
     if then is not None and then.on not in tuple(Gate):
-        raise InvalidParameters(f"start_all(): on is {echoed(then.on)}; allowed: 'success' or 'end'")
+        raise InvalidParameters(
+            f"start_all(): on is {echoed(then.on)}; allowed: 'success' or 'end'"
+        )
     requests = await offload(lambda: tuple(each.checked() for each in members))
     if not requests and then is None:
         return None

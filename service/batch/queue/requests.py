@@ -1,4 +1,6 @@
-"""The checked arguments of `start()` and `start_all()`: plain values, which another process may send."""
+"""The checked arguments of `start()` and `start_all()`: plain values, which another process may
+send.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from service.escaping import echoed
 
 LONGEST_KEY = 200
 YEARS = range(1901, 9000)
-"""Years of instants that may be given: an engine can't begin the run of a slot for which a time zone has no year."""
+"""Years of instants that may be given: an engine can't begin the run of a slot for which a time
+zone has no year.
+"""
 INSTANT = f"an aware datetime of the years {YEARS[0]} to {YEARS[-1]}"
 
 
@@ -25,7 +29,9 @@ def is_instant(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Startable:
-    """What is needed of a task to queue a run. `source`: its file. `exclusive`: the queue whose runs take lanes."""
+    """What is needed of a task to queue a run. `source`: its file. `exclusive`: the queue whose
+    runs take lanes.
+    """
 
     name: str
     source: str
@@ -40,7 +46,9 @@ class Startable:
 
 @dataclass(frozen=True)
 class StartRequest:
-    """One run that is asked for. It begins at `at` (aware), or after `delay` seconds, at the earliest."""
+    """One run that is asked for. It begins at `at` (aware), or after `delay` seconds, at the
+    earliest.
+    """
 
     task: Startable
     params: dict[str, Any] | None
@@ -62,10 +70,14 @@ class StartRequest:
         in_group: bool = False,
         params: Any = None,
     ) -> StartRequest:
-        """Check what a caller has given. `given`: the parameters of `run()`. Raises InvalidParameters."""
+        """Check what a caller has given. `given`: the parameters of `run()`. Raises
+        InvalidParameters.
+        """
         call = f"start({task.name})"
         if key is not None and not (isinstance(key, str) and 0 < len(key) <= LONGEST_KEY):
-            raise InvalidParameters(f"{call}: key is {echoed(key)}; allowed: 1 to {LONGEST_KEY} characters")
+            raise InvalidParameters(
+                f"{call}: key is {echoed(key)}; allowed: 1 to {LONGEST_KEY} characters"
+            )
         for name, instant in (("slot", slot), ("at", at)):
             if instant is not None and not is_instant(instant):
                 raise InvalidParameters(f"{call}: {name} is {echoed(instant)}; allowed: {INSTANT}")
@@ -81,7 +93,8 @@ class Starts:
     """Runs that are asked for in one transaction.
 
     Attributes:
-        then: The follow-up: a run that waits for all of them. `gate`: which end of theirs opens it, see waits.Gate.
+        then: The follow-up: a run that waits for all of them. `gate`: which end of theirs opens it,
+            see waits.Gate.
         in_group: Whether they join the group of the run that asks for them.
     """
 
@@ -97,13 +110,17 @@ def _parameters_of_run(
     if params is not None:
         if not isinstance(params, Mapping) or given:
             raise InvalidParameters(
-                f"{call}: params has to be a dict with all parameters of run(), and no other parameter is given then"
+                f"{call}: params has to be a dict with all parameters of run(), and no other "
+                "parameter is given then"
             )
         return dict(params)
-    both = sorted(name for name, value in own.items() if value is not None and name in task.parameters.names)
+    both = sorted(
+        name for name, value in own.items() if value is not None and name in task.parameters.names
+    )
     if both:
         raise InvalidParameters(
-            f"{call}: run() has a parameter `{both[0]}`, and start() has one of that name too: give the parameters of "
+            f"{call}: run() has a parameter `{both[0]}`, and start() has one of that name too: "
+            "give the parameters of "
             f"run() as params={{'{both[0]}': …}}"
         )
     return dict(given)
@@ -116,6 +133,7 @@ def _seconds(call: str, delay: Any) -> float | None:
     valid = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not valid or not 0 <= seconds <= LONGEST.total_seconds():
         raise InvalidParameters(
-            f"{call}: delay is {echoed(delay)}; allowed: seconds from 0 (up to 100 years), or a timedelta"
+            f"{call}: delay is {echoed(delay)}; allowed: seconds from 0 (up to 100 years), or a "
+            "timedelta"
         )
     return float(seconds)

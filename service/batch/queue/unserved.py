@@ -1,4 +1,5 @@
-"""Unserved runs: runs that wait for a task which no service has any more, and parts of one that has no parts any more.
+"""Unserved runs: runs that wait for a task which no service has any more, and parts of one that has
+no parts any more.
 
 They fail, since no node would run them.
 """
@@ -23,7 +24,9 @@ from service.database.engine import Database
 GRACE = timedelta(hours=24)
 REASON = "no service has had this task for 24 h"
 GRACE_OF_PARTS = timedelta(hours=1)
-"""During a deployment, parts may have been made by newer code than that of this process. They are not left over."""
+"""During a deployment, parts may have been made by newer code than that of this process. They are
+not left over.
+"""
 REASON_OF_PARTS = "its task is not partitioned any more"
 
 CONDITIONS = (READY_SQL, RETRYING_SQL)
@@ -31,11 +34,14 @@ CONDITIONS = (READY_SQL, RETRYING_SQL)
 BATCH = 100
 """How many runs fail in one transaction, at most."""
 PAUSE_SECONDS = 0.05
-"""The pause between two transactions, in which others may write to SQLite, which has one writer at a time."""
+"""The pause between two transactions, in which others may write to SQLite, which has one writer at
+a time.
+"""
 
 
 async def fail_unserved(ledger: Database) -> Counter[str]:
-    """Fail the runs that have waited for more than GRACE for a task that was removed more than GRACE ago.
+    """Fail the runs that have waited for more than GRACE for a task that was removed more than
+    GRACE ago.
 
     Returns how many of each task.
     """
@@ -47,28 +53,42 @@ async def fail_unserved(ledger: Database) -> Counter[str]:
                 for condition in CONDITIONS
             )
         )
-        removed = await connection.execute(select(tasks.c.name).where(tasks.c.removed_at < before, has_unserved))
+        removed = await connection.execute(
+            select(tasks.c.name).where(tasks.c.removed_at < before, has_unserved)
+        )
         names = sorted(removed.scalars())
-    return await _fail_all(names, lambda task, condition: _fail_some(ledger, task, condition, before))
+    return await _fail_all(
+        names, lambda task, condition: _fail_some(ledger, task, condition, before)
+    )
 
 
 async def fail_left_parts(ledger: Database, loaded: Mapping[str, Task]) -> Counter[str]:
-    """Fail the parts that have waited for more than GRACE_OF_PARTS for a task in `loaded` that is not partitioned.
+    """Fail the parts that have waited for more than GRACE_OF_PARTS for a task in `loaded` that is
+    not partitioned.
 
-    While one of them is running, they are left as they are: a node with other code goes on with them. Returns how many
-    of each task.
+    While one of them is running, they are left as they are: a node with other code goes on with
+    them. Returns how many of each task.
     """
     plain = [name for name, task in loaded.items() if task.partition is None]
     async with ledger.reader.connect() as connection:
         before = await database_time.now_of(connection) - GRACE_OF_PARTS
-        parts = (_left_parts(tasks.c.name, tasks.c.name + OF_PARTS, condition, before) for condition in CONDITIONS)
+        parts = (
+            _left_parts(tasks.c.name, tasks.c.name + OF_PARTS, condition, before)
+            for condition in CONDITIONS
+        )
         has_parts = or_(*(ids.limit(1).scalar_subquery().is_not(None) for ids in parts))
         is_plain = json_rows.is_among(tasks.c.name, plain, ledger.kind)
-        names = sorted((await connection.execute(select(tasks.c.name).where(is_plain, has_parts))).scalars())
-    return await _fail_all(names, lambda task, condition: _fail_some_parts(ledger, loaded[task], condition, before))
+        names = sorted(
+            (await connection.execute(select(tasks.c.name).where(is_plain, has_parts))).scalars()
+        )
+    return await _fail_all(
+        names, lambda task, condition: _fail_some_parts(ledger, loaded[task], condition, before)
+    )
 
 
-async def _fail_all(names: Iterable[str], fail_some: Callable[[str, str], Awaitable[int]]) -> Counter[str]:
+async def _fail_all(
+    names: Iterable[str], fail_some: Callable[[str, str], Awaitable[int]]
+) -> Counter[str]:
     counts: Counter[str] = Counter()
     for name, condition in product(names, CONDITIONS):
         failed = BATCH
@@ -82,8 +102,8 @@ async def _fail_all(names: Iterable[str], fail_some: Callable[[str, str], Awaita
 async def _fail_some(ledger: Database, task: str, condition: str, before: datetime) -> int:
     """Fail up to BATCH unserved runs of a task in one transaction; returns how many.
 
-    The row of the task is locked: a node that loads the task either commits first, and then no run fails, or waits
-    until these runs have failed.
+    The row of the task is locked: a node that loads the task either commits first, and then no run
+    fails, or waits until these runs have failed.
     """
     removed = select(tasks.c.name).where(tasks.c.name == task, tasks.c.removed_at < before)
     ids = _unserved(task, condition, before).order_by(runs.c.id).limit(BATCH)

@@ -1,4 +1,6 @@
-"""Reads what a run has waited for from the ledger of the service on this event loop, when an attempt begins."""
+"""Reads what a run has waited for from the ledger of the service on this event loop, when an
+attempt begins.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from service.batch.queue import enqueue
 
 
 async def read(run: str, parts: bool = False) -> Upstream:
-    """What the run with this id has waited for. `parts`: its members are its parts. Raises DatabaseError."""
+    """What the run with this id has waited for. `parts`: its members are its parts. Raises
+    DatabaseError.
+    """
     database = enqueue.ledger()
     try:
         async with database.reader.connect() as connection:
@@ -28,7 +32,8 @@ async def read(run: str, parts: bool = False) -> Upstream:
 
 
 async def members(run: str, after: str | None, parts: bool = False) -> Sequence[Done]:
-    """The next members of the group of the run with this id, or its parts. `after`: the id of the last one before.
+    """The next members of the group of the run with this id, or its parts. `after`: the id of the
+    last one before.
 
     Raises DatabaseError.
     """
@@ -56,11 +61,21 @@ async def slot_of(run: str) -> datetime | None:
     database = enqueue.ledger()
     try:
         async with database.reader.connect() as connection:
-            slot: datetime | None = (await connection.execute(select(runs.c.slot).where(runs.c.id == run))).scalar()
+            slot: datetime | None = (
+                await connection.execute(select(runs.c.slot).where(runs.c.id == run))
+            ).scalar()
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
     return slot
 
 
 def _done(row: Row[Any]) -> Done:
-    return Done(row.task, row.id, row.slot, row.state, row.params or {}, row.result, getattr(row, "part", None))
+    return Done(
+        row.task,
+        row.id,
+        row.slot,
+        row.state,
+        row.params or {},
+        row.result,
+        getattr(row, "part", None),
+    )

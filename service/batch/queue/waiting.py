@@ -1,4 +1,6 @@
-"""Opens and closes waiting runs: by what they wait for, it decides whether they may start now, or never will."""
+"""Opens and closes waiting runs: by what they wait for, it decides whether they may start now, or
+never will.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class Closed:
-    """A run that has ended while it waited, and not with an attempt: it was skipped, or has failed by its parts."""
+    """A run that has ended while it waited, and not with an attempt: it was skipped, or has failed
+    by its parts.
+    """
 
     id: str
     task: str
@@ -40,12 +44,14 @@ class Closed:
 
 @dataclass
 class Decided:
-    """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id of the run.
-    `without_cause`: those of them that close although nothing has failed, so that nobody knows of it yet.
+    """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id
+    of the run.
+    `without_cause`: those of them that close although nothing has failed, so that nobody knows of
+    it yet.
 
-    Of runs that were split: `joining` go on, `failing` fail (see transitions.fail_split), those in `cancelling` are
-    cancelled, which was asked while parts were running, and of those in `stopping` the other parts are cancelled. The
-    last two have the reason by the id of the run.
+    Of runs that were split: `joining` go on, `failing` fail (see transitions.fail_split), those in
+    `cancelling` are cancelled, which was asked while parts were running, and of those in `stopping`
+    the other parts are cancelled. The last two have the reason by the id of the run.
     """
 
     locked: list[Waiting] = field(default_factory=list)
@@ -67,12 +73,17 @@ class Decided:
 
 
 async def decide(
-    connection: AsyncConnection, now: datetime, only: str | None = None, tasks: Iterable[str] | None = None
+    connection: AsyncConnection,
+    now: datetime,
+    only: str | None = None,
+    tasks: Iterable[str] | None = None,
 ) -> Decided:
-    """Lock up to MOST waiting runs that may be opened or closed at `now` (database time), and decide about each.
+    """Lock up to MOST waiting runs that may be opened or closed at `now` (database time), and
+    decide about each.
 
-    What they wait for is read after they were locked: whoever makes something of that active again locks them first.
-    `only`: the id of a run; no other one is looked at. `tasks`: those whose slots are looked at first.
+    What they wait for is read after they were locked: whoever makes something of that active again
+    locks them first. `only`: the id of a run; no other one is looked at. `tasks`: those whose slots
+    are looked at first.
     """
     ready = await waits.ready(connection, now, MOST, only, tasks)
     decided = Decided(ready)
@@ -94,23 +105,35 @@ async def decide(
 async def apply(connection: AsyncConnection, decided: Decided, now: datetime) -> int:
     """Open and close runs as it was decided, and return how many.
 
-    Left are the runs of slots that were fired on time: the overlap policy decides about them (see firing/opening.py).
+    Left are the runs of slots that were fired on time: the overlap policy decides about them (see
+    firing/opening.py).
     """
     opening = [run.id for run in decided.opening if not run.is_on_time]
     await transitions.open_waiting(connection, opening, now)
-    await transitions.close_waiting(connection, decided.closing, now, gate=True, without_cause=decided.without_cause)
+    await transitions.close_waiting(
+        connection, decided.closing, now, gate=True, without_cause=decided.without_cause
+    )
     await transitions.join_parts(connection, decided.joining, now)
     await transitions.fail_split(connection, decided.failing, now)
     for run, reason in decided.cancelling.items():
-        await transitions.cancel(connection, [run], reason, "", now)  # who has asked for it stands in its row
+        await transitions.cancel(
+            connection, [run], reason, "", now
+        )  # who has asked for it stands in its row
     for run, reason in decided.stopping.items():
         ids = await parts.active_ids(connection, run)
         await transitions.cancel(connection, ids, reason, "fail_fast", now)
-    split = len(decided.joining) + len(decided.failing) + len(decided.cancelling) + len(decided.stopping)
+    split = (
+        len(decided.joining)
+        + len(decided.failing)
+        + len(decided.cancelling)
+        + len(decided.stopping)
+    )
     return len(opening) + len(decided.closing) + split
 
 
-async def _decide_split(connection: AsyncConnection, split: list[Waiting], decided: Decided) -> None:
+async def _decide_split(
+    connection: AsyncConnection, split: list[Waiting], decided: Decided
+) -> None:
     """Decide about runs that wait for their parts. The order of their ids is that of locks."""
     tallies = await parts.tallies(connection, [run.id for run in split]) if split else {}
     for run in split:
@@ -125,20 +148,30 @@ async def _decide_split(connection: AsyncConnection, split: list[Waiting], decid
         bad = await parts.not_succeeded(connection, run.id, parts.MOST_NAMED)
         if not tally.active:
             fingerprint = await parts.fingerprint(connection, bad[0].id) or PARTS
-            decided.failing.append({"id": run.id, "reason": _parts_failed(tally, bad), "fingerprint": fingerprint})
+            decided.failing.append(
+                {"id": run.id, "reason": _parts_failed(tally, bad), "fingerprint": fingerprint}
+            )
         elif run.gate == PartsGate.FAIL_FAST:
             decided.stopping[run.id] = f"part {bad[0].part} did not succeed"
 
 
 def _parts_failed(tally: Tally, bad: Sequence[Any]) -> str:
-    """Why a run fails whose parts are over: how many of them did not succeed, with the numbers of the first ones."""
+    """Why a run fails whose parts are over: how many of them did not succeed, with the numbers of
+    the first ones.
+    """
     failed = tally.states.get(RunState.FAILED, 0)
     cancelled = tally.bad - failed
     named = [str(part.part) for part in bad if (part.state == RunState.FAILED) == bool(failed)]
-    more = f" and {(failed or cancelled) - len(named):,} more" if (failed or cancelled) > len(named) else ""
+    more = (
+        f" and {(failed or cancelled) - len(named):,} more"
+        if (failed or cancelled) > len(named)
+        else ""
+    )
     what = "failed" if failed else "cancelled"
     also = f"; {cancelled:,} cancelled" if failed and cancelled else ""
-    return f"{failed or cancelled:,} of {tally.number:,} parts {what}: {', '.join(named)}{more}{also}"
+    return (
+        f"{failed or cancelled:,} of {tally.number:,} parts {what}: {', '.join(named)}{more}{also}"
+    )
 
 
 def _still_waits_or_closes(
@@ -154,13 +187,19 @@ def _still_waits_or_closes(
         return None
     if members is not None and members.bad:
         return f"{members.bad:,} of {members.number:,} did not succeed: run {members.first_bad}"
-    in_the_way = [_in_the_way(upstream) for upstream in upstreams if upstream.state != RunState.SUCCEEDED]
+    in_the_way = [
+        _in_the_way(upstream) for upstream in upstreams if upstream.state != RunState.SUCCEEDED
+    ]
     return _listed(in_the_way) if in_the_way else None
 
 
 def _has_no_cause(run: Waiting, upstreams: list[Upstream]) -> bool:
-    """Whether nothing that a closed slot waited for has failed: it has waited too long, or for what there is not."""
-    if run.origin == Origin.MANUAL or any(upstream.state == RunState.FAILED for upstream in upstreams):
+    """Whether nothing that a closed slot waited for has failed: it has waited too long, or for what
+    there is not.
+    """
+    if run.origin == Origin.MANUAL or any(
+        upstream.state == RunState.FAILED for upstream in upstreams
+    ):
         return False
     return any(upstream.is_pending or not upstream.is_known for upstream in upstreams)
 

@@ -32,7 +32,16 @@ from service.batch.ledger.people.access import LINK
 from service.batch.ledger.people.access_tables import events, previews, sessions, tokens
 from service.batch.ledger.runs import locked_by_id
 from service.batch.ledger.states import ACTIVE, FINAL
-from service.batch.ledger.tables import HELD_SQL, NO_PART_SQL, OF_SLOT_SQL, is_one_of, missed, nodes, runs, tasks
+from service.batch.ledger.tables import (
+    HELD_SQL,
+    NO_PART_SQL,
+    OF_SLOT_SQL,
+    is_one_of,
+    missed,
+    nodes,
+    runs,
+    tasks,
+)
 
 NODE_AGE = timedelta(days=1)
 
@@ -44,13 +53,18 @@ def delete_over(kind: str) -> TextualSelect:
     """A statement that deletes the runs in :rows that ended before :before, and returns them."""
     named = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)})"
     # Without `|| ''` SQLite would use the index on state and read every final run, for each batch.
-    is_over = f"state || '' IN ({', '.join(repr(str(state)) for state in FINAL)}) AND finished_at < :before"
-    # The members of a group are kept as long as the run that follows them, and a run as long as a part of it is active.
+    is_over = (
+        f"state || '' IN ({', '.join(repr(str(state)) for state in FINAL)}) AND finished_at < "
+        ":before"
+    )
+    # The members of a group are kept as long as the run that follows them, and a run as long as a
+    # part of it is active.
     follow_up = "SELECT f.id FROM batch_runs f WHERE f.id = batch_runs.awaited_by"
     may_go = f"(awaited_by IS NULL OR ({follow_up}) IS NULL)"
     # A slot is kept as long as a run waits for it: without it, that run would be skipped.
     waiting = (
-        "SELECT w.run FROM batch_waits w JOIN batch_runs a ON a.id = w.run WHERE w.task = batch_runs.task "
+        "SELECT w.run FROM batch_waits w JOIN batch_runs a ON a.id = w.run "
+        "WHERE w.task = batch_runs.task "
         f"AND w.slot = batch_runs.slot AND {is_one_of(ACTIVE, 'a.state')}"
     )
     may_go += f" AND NOT (batch_runs.{OF_SLOT_SQL} AND EXISTS ({waiting}))"
@@ -61,7 +75,9 @@ def delete_over(kind: str) -> TextualSelect:
 
 
 def is_gone(now: datetime) -> ColumnElement[bool]:
-    """Nodes that stopped long ago, except those that still hold a run: a rescue finds the run by its node."""
+    """Nodes that stopped long ago, except those that still hold a run: a rescue finds the run by
+    its node.
+    """
     held = select(runs.c.id).where(runs.c.node == nodes.c.id, text(HELD_SQL))
     return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
 
@@ -72,12 +88,15 @@ def is_over(before: datetime) -> ColumnElement[bool]:
 
 
 def is_old(task: str, kept: Row[Any], before: datetime) -> ColumnElement[bool]:
-    """Runs of `task` that ended before `before` and are older than `kept`, the oldest run that is kept at any age.
+    """Runs of `task` that ended before `before` and are older than `kept`, the oldest run that is
+    kept at any age.
 
     Parts are not among them: they go with their run.
     """
     at, run = kept.created_at, kept.id
-    is_older = and_(runs.c.created_at <= min(at, before), or_(runs.c.created_at < at, runs.c.id < run))
+    is_older = and_(
+        runs.c.created_at <= min(at, before), or_(runs.c.created_at < at, runs.c.id < run)
+    )
     return and_(runs.c.task == task, is_older, is_over(before), text(NO_PART_SQL))
 
 
@@ -87,7 +106,9 @@ def is_after(at: datetime, run: str) -> ColumnElement[bool]:
 
 
 def accounts_begin_later(before: datetime) -> Update:
-    """Let the account of each task begin at `before`, or at the task's oldest slot with a run if that is earlier."""
+    """Let the account of each task begin at `before`, or at the task's oldest slot with a run if
+    that is earlier.
+    """
     its_slots = (runs.c.task == tasks.c.name, text(OF_SLOT_SQL))
     oldest = select(func.min(runs.c.slot)).where(*its_slots).scalar_subquery()
     limit = literal(before, tasks.c.accounted_from.type)
@@ -104,12 +125,16 @@ def is_before_the_account(at: Column[Any]) -> ColumnElement[bool]:
     if at.table is not missed:
         return at < begin
     other = missed.alias()
-    newer = select(other.c.id).where(other.c.task == missed.c.task, other.c.last_slot > missed.c.last_slot)
+    newer = select(other.c.id).where(
+        other.c.task == missed.c.task, other.c.last_slot > missed.c.last_slot
+    )
     return and_(at < begin, newer.exists())
 
 
 def has_old_requests(now: datetime, before: datetime) -> Select[Any]:
-    """Whether there are expired sessions, links or previews, or events and incidents that are older than `before`."""
+    """Whether there are expired sessions, links or previews, or events and incidents that are older
+    than `before`.
+    """
     old = (
         select(sessions.c.id).where(sessions.c.expires_at < now),
         select(tokens.c.id).where(tokens.c.kind == LINK, tokens.c.expires_at < now),

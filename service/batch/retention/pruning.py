@@ -1,12 +1,15 @@
-"""Pruning: deletes old runs, and the rows that belong to them, in batches small enough not to block other writers.
+"""Pruning: deletes old runs, and the rows that belong to them, in batches small enough not to block
+other writers.
 
-Two nodes may prune at the same time: each row is deleted once. `batch account` stays correct, because the transaction
-that deletes a slot's run also moves the begin of its task's account past the slot (`batch_tasks.accounted_from`).
+Two nodes may prune at the same time: each row is deleted once. `batch account` stays correct,
+because the transaction that deletes a slot's run also moves the begin of its task's account past
+the slot (`batch_tasks.accounted_from`).
 
-No transaction spans the ledger and the application's database. A run is therefore deleted first, by one statement that
-checks that it is final, and its checkpoints and other rows afterwards: a person who retries the run meanwhile finds
-either the run with its checkpoints, or no run. The run's id stays in `batch_pruned` until all of its rows are deleted,
-so that a later pruning continues after a crash.
+No transaction spans the ledger and the application's database. A run is therefore deleted first, by
+one statement that checks that it is final, and its checkpoints and other rows afterwards: a person
+who retries the run meanwhile finds either the run with its checkpoints, or no run. The run's id
+stays in `batch_pruned` until all of its rows are deleted, so that a later pruning continues after a
+crash.
 """
 
 from __future__ import annotations
@@ -67,21 +70,27 @@ EVENTS = 1_000
 """At most this many events are deleted in one transaction."""
 
 LONG_SECONDS = 0.025
-"""After a transaction that took longer, the next one has half its size, because rows may be large and disks slow."""
+"""After a transaction that took longer, the next one has half its size, because rows may be large
+and disks slow.
+"""
 
 PAUSE_SECONDS = 0.05
 """Pause between two transactions, in which others can take SQLite's write lock."""
 
 
 class DeleteSize:
-    """How many rows one transaction deletes: fewer while transactions take long, then more again, up to `limit`."""
+    """How many rows one transaction deletes: fewer while transactions take long, then more again,
+    up to `limit`.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = self.size = limit
 
     @asynccontextmanager
     async def transaction(self, database: Database) -> AsyncIterator[AsyncConnection]:
-        """A transaction that deletes `size` rows. Its duration adapts the size, without the wait for the lock."""
+        """A transaction that deletes `size` rows. Its duration adapts the size, without the wait
+        for the lock.
+        """
         async with database.engine.begin() as connection:
             began_at = clock.monotonic()
             yield connection
@@ -92,7 +101,9 @@ class DeleteSize:
 class Pruner:
     """Prunes one ledger, and the rows of its runs in the application's database."""
 
-    def __init__(self, ledger: Database, application: Database, keep: Keep, pause: float = PAUSE_SECONDS) -> None:
+    def __init__(
+        self, ledger: Database, application: Database, keep: Keep, pause: float = PAUSE_SECONDS
+    ) -> None:
         self._ledger = ledger
         self._application = application
         self._keep = keep
@@ -100,7 +111,9 @@ class Pruner:
         self._runs, self._blocks = DeleteSize(RUNS), DeleteSize(BLOCKS)
 
     async def prune(self) -> Counter[str]:
-        """Delete what is old. Returns the number of deleted `runs`, `missed ranges`, `schedules`, `nodes`, `events`."""
+        """Delete what is old. Returns the number of deleted `runs`, `missed ranges`, `schedules`,
+        `nodes`, `events`.
+        """
         counts: Counter[str] = Counter()
         now, before = await self._instants()
         while unfinished := await self._unfinished():
@@ -120,7 +133,11 @@ class Pruner:
         _, before = await self._instants()
         async with self._ledger.reader.connect() as connection:
             for task, kept in (await self._oldest_kept(connection, before)).items():
-                old = select(func.count()).select_from(runs).where(conditions.is_old(task, kept, before))
+                old = (
+                    select(func.count())
+                    .select_from(runs)
+                    .where(conditions.is_old(task, kept, before))
+                )
                 counts[task] += (await connection.execute(old)).scalar_one()
         return +counts
 
@@ -133,7 +150,11 @@ class Pruner:
     async def _unfinished(self) -> Sequence[str]:
         """The ids of some deleted runs that may still have rows elsewhere."""
         async with self._ledger.reader.connect() as connection:
-            return (await connection.execute(select(pruned.c.run).limit(self._runs.size))).scalars().all()
+            return (
+                (await connection.execute(select(pruned.c.run).limit(self._runs.size)))
+                .scalars()
+                .all()
+            )
 
     async def _old_runs(self, before: datetime) -> AsyncIterator[tuple[str, list[str]]]:
         """Yield pages of old runs: the name of a task, and the ids of its runs."""
@@ -151,13 +172,19 @@ class Pruner:
                 yield task, [row.id for row in page]
                 rest = ordered.where(conditions.is_after(page[-1].created_at, page[-1].id))
 
-    async def _oldest_kept(self, connection: AsyncConnection, before: datetime) -> dict[str, Row[Any]]:
-        """The oldest run that `per_task` keeps, of each task that has this many runs; empty if no run at all is old."""
+    async def _oldest_kept(
+        self, connection: AsyncConnection, before: datetime
+    ) -> dict[str, Row[Any]]:
+        """The oldest run that `per_task` keeps, of each task that has this many runs; empty if no
+        run at all is old.
+        """
         first = select(func.min(runs.c.created_at)).where(text(NO_PART_SQL))
         oldest = (await connection.execute(first)).scalar()
         if oldest is None or oldest >= before:
             return {}
-        names = (await connection.execute(select(tasks.c.name).order_by(tasks.c.name))).scalars().all()
+        names = (
+            (await connection.execute(select(tasks.c.name).order_by(tasks.c.name))).scalars().all()
+        )
         oldest_kept = {name: (await connection.execute(self._kept(name))).first() for name in names}
         return {name: row for name, row in oldest_kept.items() if row is not None}
 
@@ -167,7 +194,9 @@ class Pruner:
         return ordered.offset(max(0, self._keep.per_task - 1)).limit(1)
 
     async def _clear(self, ids: Sequence[str]) -> None:
-        """Delete what belonged to these deleted runs, their parts too, and then their ids in `batch_pruned`."""
+        """Delete what belonged to these deleted runs, their parts too, and then their ids in
+        `batch_pruned`.
+        """
         if not ids:
             return
         while parts := await self._delete_parts(ids):
@@ -189,12 +218,16 @@ class Pruner:
                 for column in (runs.c.id, attempts.c.run):
                     theirs = column.in_(json_rows.among(column, parts, self._ledger.kind))
                     await connection.execute(delete(column.table).where(theirs))
-                await json_rows.insert(connection, pruned, [{"run": part} for part in parts], "(run)")
+                await json_rows.insert(
+                    connection, pruned, [{"run": part} for part in parts], "(run)"
+                )
             await asyncio.sleep(self._pause)
         return parts
 
     async def _clear_beside(self, ids: Sequence[str]) -> None:
-        """Delete the rows in the application's database, which is written to only if there are any."""
+        """Delete the rows in the application's database, which is written to only if there are
+        any.
+        """
         for table in (checkpoints, once, quarantine):
             theirs = table.c.run.in_(json_rows.among(table.c.run, ids, self._application.kind))
             async with self._application.reader.connect() as reader:
@@ -212,11 +245,15 @@ class Pruner:
         while deleted == size:
             size = self._blocks.size
             async with self._blocks.transaction(self._ledger) as connection:
-                deleted = (await connection.execute(delete(log).where(key.in_(blocks.limit(size))))).rowcount
+                deleted = (
+                    await connection.execute(delete(log).where(key.in_(blocks.limit(size))))
+                ).rowcount
             await asyncio.sleep(self._pause)
 
     async def _delete_runs(self, task: str, ids: Sequence[str], before: datetime) -> list[str]:
-        """Delete those runs of `task` that are still final, and return their ids: a person may have retried one."""
+        """Delete those runs of `task` that are still final, and return their ids: a person may have
+        retried one.
+        """
         kind = self._ledger.kind
         values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "before": before}
         async with self._runs.transaction(self._ledger) as connection:
@@ -227,7 +264,9 @@ class Pruner:
                 theirs = table.c.run.in_(json_rows.among(table.c.run, deleted, kind))
                 await connection.execute(delete(table).where(theirs))
             await json_rows.insert(connection, pruned, [{"run": i} for i in deleted])
-            if newest := max((row.slot for row in rows if row.origin != Origin.MANUAL), default=None):
+            if newest := max(
+                (row.slot for row in rows if row.origin != Origin.MANUAL), default=None
+            ):
                 later = update(tasks).where(tasks.c.name == task, tasks.c.accounted_from <= newest)
                 await connection.execute(later.values(accounted_from=newest + INSTANT))
                 now = before + timedelta(days=self._keep.days)
@@ -235,7 +274,9 @@ class Pruner:
         return deleted
 
     async def _delete_rest(self, before: datetime, now: datetime) -> Counter[str]:
-        """Delete the missed ranges and schedules that no account needs, and the nodes that stopped long ago."""
+        """Delete the missed ranges and schedules that no account needs, and the nodes that stopped
+        long ago.
+        """
         counts = Counter({"nodes": await self._delete(nodes, conditions.is_gone(now))})
         ends = {"missed ranges": missed.c.last_slot, "schedules": schedules.c.valid_until}
         if not any([await self._has_rows(at.table, at < before) for at in ends.values()]):
@@ -245,11 +286,15 @@ class Pruner:
             await connection.execute(conditions.accounts_begin_later(before))
             await buckets.account_begins(connection, None, before, now)
         for name, at in ends.items():
-            counts[name] = await self._delete(at.table, and_(at < before, conditions.is_before_the_account(at)))
+            counts[name] = await self._delete(
+                at.table, and_(at < before, conditions.is_before_the_account(at))
+            )
         return counts
 
     async def _delete_requests(self, now: datetime) -> int:
-        """Delete sessions, links and previews that have expired, and old events. Returns the number of events."""
+        """Delete sessions, links and previews that have expired, and old events. Returns the number
+        of events.
+        """
         before, deleted, total = now - timedelta(days=self._keep.events_days), EVENTS, 0
         async with self._ledger.reader.connect() as connection:
             if not (await connection.execute(conditions.has_old_requests(now, before))).scalar():
@@ -270,7 +315,9 @@ class Pruner:
     async def _delete(self, table: Table, is_old: ColumnElement[bool]) -> int:
         total = 0
         while await self._has_rows(table, is_old):
-            delete_some = delete(table).where(table.c.id.in_(select(table.c.id).where(is_old).limit(RUNS)))
+            delete_some = delete(table).where(
+                table.c.id.in_(select(table.c.id).where(is_old).limit(RUNS))
+            )
             async with self._ledger.engine.begin() as connection:
                 total += (
                     await connection.execute(delete_some.where(is_old))
@@ -280,4 +327,6 @@ class Pruner:
 
     async def _has_rows(self, table: Table, is_old: ColumnElement[bool]) -> bool:
         async with self._ledger.reader.connect() as connection:
-            return (await connection.execute(select(table.c.id).where(is_old).limit(1))).first() is not None
+            return (
+                await connection.execute(select(table.c.id).where(is_old).limit(1))
+            ).first() is not None

@@ -1,4 +1,6 @@
-"""Which runs are kept. It is a module of its own, so that code which only describes the rule imports no deletion."""
+"""Which runs are kept. It is a module of its own, so that code which only describes the rule
+imports no deletion.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Keep:
-    """Which runs are kept: those that ended at most `days` ago, and always the newest `per_task` runs of each task.
+    """Which runs are kept: those that ended at most `days` ago, and always the newest `per_task`
+    runs of each task.
 
     `events_days`: an event of the audit is kept this long.
     """

@@ -1,4 +1,6 @@
-"""Upkeep: once an hour a running service prunes the ledger and fails the runs that no node would execute."""
+"""Upkeep: once an hour a running service prunes the ledger and fails the runs that no node would
+execute.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 FIRST_SECONDS = 600.0
-"""The first upkeep waits this long after the start of the service, which has other work at that time."""
+"""The first upkeep waits this long after the start of the service, which has other work at that
+time.
+"""
 
 EVERY_SECONDS = 3600.0
 
@@ -28,7 +32,11 @@ class Upkeep(Background):
     turn_seconds = 600.0  # it works in batches, and goes on where it has stopped
 
     def __init__(
-        self, ledger: Database, tasks: Mapping[str, Task], pruner: Pruner, first: float = FIRST_SECONDS
+        self,
+        ledger: Database,
+        tasks: Mapping[str, Task],
+        pruner: Pruner,
+        first: float = FIRST_SECONDS,
     ) -> None:
         """`tasks`: those of this service, by name."""
         self._ledger = ledger
@@ -56,4 +64,6 @@ class Upkeep(Background):
             logger.error(f"{number:,} parts of runs of task {task} have failed: {REASON_OF_PARTS}")
         deleted = +await self._pruner.prune()
         if deleted:
-            logger.info("pruned " + ", ".join(f"{number:,} {name}" for name, number in deleted.items()))
+            logger.info(
+                "pruned " + ", ".join(f"{number:,} {name}" for name, number in deleted.items())
+            )

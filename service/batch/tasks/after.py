@@ -32,7 +32,9 @@ class After:
         within: float | timedelta = timedelta(days=1),
         on: Literal["success", "end"] = "success",
     ) -> None:
-        """`within`: seconds or a timedelta. Raises InvalidTask, which names the argument and what is allowed."""
+        """`within`: seconds or a timedelta. Raises InvalidTask, which names the argument and what
+        is allowed.
+        """
         valid = 0 < len(tasks) <= MOST_UPSTREAMS and len(set(tasks)) == len(tasks)
         valid = valid and all(isinstance(task, str) and NAME.fullmatch(task) for task in tasks)
         check(valid, "after", tasks, f"1 to {MOST_UPSTREAMS} different names of tasks")
@@ -50,7 +52,12 @@ class After:
         if after is None or isinstance(after, After):
             return after
         names = (after,) if isinstance(after, str) else after
-        check(isinstance(names, tuple | list), "after", after, "the name of a task, a tuple of names, or an After(…)")
+        check(
+            isinstance(names, tuple | list),
+            "after",
+            after,
+            "the name of a task, a tuple of names, or an After(…)",
+        )
         return cls(*names)
 
     def as_json(self) -> dict[str, Any]:

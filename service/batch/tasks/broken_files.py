@@ -16,7 +16,8 @@ class BrokenFile:
 
     Attributes:
         source: The path of the file.
-        task: The name of the task that is missing because of it; None if it is not known, or another task has it.
+        task: The name of the task that is missing because of it; None if it is not known, or
+            another task has it.
     """
 
     source: str
@@ -30,8 +31,14 @@ LONGEST_ERROR = 500
 
 
 def broken_as_json(broken: Iterable[BrokenFile]) -> list[dict[str, Any]]:
-    """Broken files as the ledger stores them: at most 100, without tracebacks, which the log of the process has."""
+    """Broken files as the ledger stores them: at most 100, without tracebacks, which the log of the
+    process has.
+    """
     return [
-        {"source": file.source, "error": escaping.brief(file.error, LONGEST_ERROR), "task": file.task}
+        {
+            "source": file.source,
+            "error": escaping.brief(file.error, LONGEST_ERROR),
+            "task": file.task,
+        }
         for file in itertools.islice(broken, MOST_BROKEN)
     ]

@@ -1,4 +1,6 @@
-"""Discovery: finds and imports the files of tasks. A file that fails is reported, and the other tasks run."""
+"""Discovery: finds and imports the files of tasks. A file that fails is reported, and the other
+tasks run.
+"""
 
 from __future__ import annotations
 
@@ -35,23 +37,32 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def load_tasks(place: Path, *, shows_tracebacks: bool = True) -> list[BrokenFile]:
-    """Import the files of tasks in the order of their names, and register their concrete tasks. Returns what failed.
+    """Import the files of tasks in the order of their names, and register their concrete tasks.
+    Returns what failed.
 
-    `place` is a folder, or the dotted name of a package. Files whose names begin with an underscore are left out.
-    Tasks that wait for others get their slots, or are among what failed.
-    `shows_tracebacks`: whether the log has the traceback of each failure, and not only one line. Raises InvalidSetting
-    when there is no such folder or package.
+    `place` is a folder, or the dotted name of a package. Files whose names begin with an underscore
+    are left out. Tasks that wait for others get their slots, or are among what failed.
+    `shows_tracebacks`: whether the log has the traceback of each failure, and not only one line.
+    Raises InvalidSetting when there is no such folder or package.
     """
-    return load_files(place, task_files(place), shows_tracebacks=shows_tracebacks) + followers.settle()
+    return (
+        load_files(place, task_files(place), shows_tracebacks=shows_tracebacks) + followers.settle()
+    )
 
 
 def task_files(place: Path) -> list[Path]:
-    """The files of tasks in a folder or package, sorted by name. Raises InvalidSetting when it does not exist."""
+    """The files of tasks in a folder or package, sorted by name. Raises InvalidSetting when it does
+    not exist.
+    """
     return sorted(path for path in folder_of(place).glob("*.py") if not path.name.startswith("_"))
 
 
-def load_files(place: Path, files: Iterable[Path], *, shows_tracebacks: bool = True) -> list[BrokenFile]:
-    """Import these files of a folder or package, and register their concrete tasks. Returns what failed."""
+def load_files(
+    place: Path, files: Iterable[Path], *, shows_tracebacks: bool = True
+) -> list[BrokenFile]:
+    """Import these files of a folder or package, and register their concrete tasks. Returns what
+    failed.
+    """
     folder = folder_of(place)
     broken: list[BrokenFile] = []
     around = _packages_around(folder) if place.is_dir() else _levels(str(place), folder)
@@ -70,16 +81,23 @@ def _load(path: Path, package: str, shows_tracebacks: bool) -> ModuleType | Brok
         return _import(path, package)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's file may raise anything; the others must run
         TaskRegistry.remove(TaskRegistry.names_after(before))
-        # Forget the modules that it had imported from its package, since the author may correct one of these.
+        # Forget the modules that it had imported from its package, since the author may correct one
+        # of these.
         for name in [name for name in set(sys.modules) - modules if name.startswith(f"{package}.")]:
             del sys.modules[name]
         return _not_imported(path, error, shows_tracebacks)
 
 
 def forget(path: Path) -> bool:
-    """Remove a file's modules, so that it can be imported again. Returns False if one of its tasks is registered."""
+    """Remove a file's modules, so that it can be imported again. Returns False if one of its tasks
+    is registered.
+    """
     file = path.resolve()
-    names = [n for n, m in list(sys.modules.items()) if Path(getattr(m, "__file__", None) or "").resolve() == file]
+    names = [
+        n
+        for n, m in list(sys.modules.items())
+        if Path(getattr(m, "__file__", None) or "").resolve() == file
+    ]
     if any(task.cls.__module__ in names for task in TaskRegistry.tasks().values()):
         return False
     for name in names:
@@ -94,7 +112,9 @@ def _register(module: ModuleType, path: Path) -> list[BrokenFile]:
             if not inspect.isabstract(cls):
                 TaskRegistry.register(cls)
             elif "run" in cls.__abstractmethods__ and isinstance(vars(cls).get("name"), str):
-                raise InvalidTask(f"class {cls.__qualname__} has a name and no run(), so it is no task")
+                raise InvalidTask(
+                    f"class {cls.__qualname__} has a name and no run(), so it is no task"
+                )
         except BatchError as error:
             logger.error(f"{path} can't be used: {error.message}")
             broken.append(_broken(path, error, error.message, _name_of(cls)))
@@ -105,7 +125,11 @@ def _register(module: ModuleType, path: Path) -> list[BrokenFile]:
 def _name_of(cls: type[Any]) -> str | None:
     """The name that a class gives to its task, if no other task has it."""
     name = inspect.getattr_static(cls, "name", None)
-    return name if isinstance(name, str) and NAME.fullmatch(name) and name not in TaskRegistry.tasks() else None
+    return (
+        name
+        if isinstance(name, str) and NAME.fullmatch(name) and name not in TaskRegistry.tasks()
+        else None
+    )
 
 
 def _not_imported(path: Path, error: BaseException, shows_traceback: bool = True) -> BrokenFile:
@@ -128,7 +152,9 @@ def _one_line(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.lineno:
         other = "" if error.filename == str(path.resolve()) else f" of {error.filename}"
         return f"{type(error).__name__} in line {error.lineno}{other}: {error.msg}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path.resolve())]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path.resolve())
+    ]
     line = f" in line {frames[-1].lineno}" if frames else ""
     if isinstance(error, BatchError):
         return f"{error.message}{f' ({line.strip()})' if line else ''}"
@@ -147,13 +173,16 @@ def folder_of(place: Path) -> Path:
         raise _refused(f"{echoed(name)} is a file; allowed: a folder")
     if not DOTTED.fullmatch(name):
         raise _refused(
-            f"there is no folder {echoed(name)} in {Path.cwd()}; the name of a package needs a dot, as in myapp.jobs"
+            f"there is no folder {echoed(name)} in {Path.cwd()}; the name of a package needs a "
+            "dot, as in myapp.jobs"
         )
     return _folder_of_package(name)
 
 
 def _folder_of_package(name: str) -> Path:
-    """The folder of a package, found without importing it, so that an error in its __init__.py is reported as such."""
+    """The folder of a package, found without importing it, so that an error in its __init__.py is
+    reported as such.
+    """
     _look_in(Path.cwd())
     top, *rest = name.split(".")
     spec = importlib.util.find_spec(top)
@@ -162,8 +191,13 @@ def _folder_of_package(name: str) -> Path:
         if folder.is_dir():
             return _relative(folder)
         if (file := folder.with_name(f"{folder.name}.py")).exists():
-            raise _refused(f"{echoed(name)} is a module ({_relative(file)}); allowed: a package, which is a folder")
-    raise _refused(f"there is neither a folder {echoed(name)} in {Path.cwd()} nor a package of that name")
+            raise _refused(
+                f"{echoed(name)} is a module ({_relative(file)}); allowed: a package, which is a "
+                "folder"
+            )
+    raise _refused(
+        f"there is neither a folder {echoed(name)} in {Path.cwd()} nor a package of that name"
+    )
 
 
 def _relative(path: Path) -> Path:
@@ -182,10 +216,11 @@ def _look_in(folder: Path) -> None:
 
 
 def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
-    """Import or make the package of a folder of tasks, and return its dotted name, such as `myapp.tasks`.
+    """Import or make the package of a folder of tasks, and return its dotted name, such as
+    `myapp.tasks`.
 
-    `around` are the packages that contain it, outermost first. With the same name as in an author's `import`, a file is
-    loaded only once.
+    `around` are the packages that contain it, outermost first. With the same name as in an author's
+    `import`, a file is loaded only once.
     """
     place = folder.resolve()
     _look_in((around[0] if around else place).parent)
@@ -194,9 +229,12 @@ def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
         name = f"{prefix}{level.name}"
         if not _is_imported(name, level, folder, broken):
             name = f"{prefix}{_unique(level.name.replace('.', '_'), level)}"
-            sys.modules[name] = importlib.util.module_from_spec(ModuleSpec(name, None, is_package=True))
+            sys.modules[name] = importlib.util.module_from_spec(
+                ModuleSpec(name, None, is_package=True)
+            )
         package = sys.modules[name]
-        # An installed package may have the same name (such as `tasks`): submodules are looked for in this folder first.
+        # An installed package may have the same name (such as `tasks`): submodules are looked for
+        # in this folder first.
         if str(level) not in list(package.__path__):
             package.__path__ = [str(level), *package.__path__]
         prefix = f"{name}."
@@ -204,7 +242,9 @@ def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
 
 
 def _packages_around(folder: Path) -> list[Path]:
-    """The packages that contain a folder, outermost first. A folder of `sys.path` is not a package."""
+    """The packages that contain a folder, outermost first. A folder of `sys.path` is not a
+    package.
+    """
     roots = {Path.cwd(), *(Path(entry).resolve() for entry in sys.path)}
     inside = itertools.takewhile(
         lambda path: path not in roots and (path / "__init__.py").exists(), folder.resolve().parents
@@ -213,7 +253,9 @@ def _packages_around(folder: Path) -> list[Path]:
 
 
 def _levels(name: str, folder: Path) -> list[Path]:
-    """The packages that contain the package called `name`, outermost first. They need no __init__.py."""
+    """The packages that contain the package called `name`, outermost first. They need no
+    __init__.py.
+    """
     return list(folder.resolve().parents)[: name.count(".")][::-1]
 
 
@@ -247,12 +289,15 @@ def _import(path: Path, package: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    setattr(sys.modules[package], name.removeprefix(f"{package}."), module)  # `import myapp.tasks.x` finds it there
+    setattr(
+        sys.modules[package], name.removeprefix(f"{package}."), module
+    )  # `import myapp.tasks.x` finds it there
     return module
 
 
 def _keep_lines(path: Path) -> None:
-    """Let tracebacks show the lines of the file as it is now, which is what is executed, also after it has changed.
+    """Let tracebacks show the lines of the file as it is now, which is what is executed, also after
+    it has changed.
 
     An entry without a time of change is left alone by `linecache`.
     """

@@ -1,4 +1,6 @@
-"""Imports of files of tasks that take long are logged, since nothing else would show that one hangs."""
+"""Imports of files of tasks that take long are logged, since nothing else would show that one
+hangs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SLOW_SECONDS = 5.0
 
 
 class SlowImports:
-    """Watches imports, one at a time, from one thread: a thread for each file takes longer than many an import."""
+    """Watches imports, one at a time, from one thread: a thread for each file takes longer than
+    many an import.
+    """
 
     def __init__(self) -> None:
         self._import: tuple[Path, float] | None = None
@@ -29,7 +33,12 @@ class SlowImports:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -46,9 +55,14 @@ class SlowImports:
         logged = None
         while not self._ended.wait(SLOW_SECONDS / 5):
             going_on = self._import
-            if going_on is None or going_on is logged or clock.monotonic() < going_on[1] + SLOW_SECONDS:
+            if (
+                going_on is None
+                or going_on is logged
+                or clock.monotonic() < going_on[1] + SLOW_SECONDS
+            ):
                 continue
             logged = going_on
             logger.warning(
-                f"{going_on[0]}: its import has not ended after {SLOW_SECONDS:g} s; no other file is loaded before that"
+                f"{going_on[0]}: its import has not ended after {SLOW_SECONDS:g} s; no other "
+                "file is loaded before that"
             )

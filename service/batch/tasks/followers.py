@@ -1,4 +1,6 @@
-"""Tasks that wait for others: what they declare is checked together, and followers get the slots that they follow."""
+"""Tasks that wait for others: what they declare is checked together, and followers get the slots
+that they follow.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ logger = get_logger(__name__)
 
 
 def settle() -> list[BrokenFile]:
-    """Give the registered tasks that follow others their slots. Returns those that can't be used, which are removed.
+    """Give the registered tasks that follow others their slots. Returns those that can't be used,
+    which are removed.
 
-    Refused are tasks that wait for each other, and tasks that wait for one which has no slots. A task that is not
-    registered here may be another process's: what waits for it is not refused.
+    Refused are tasks that wait for each other, and tasks that wait for one which has no slots. A
+    task that is not registered here may be another process's: what waits for it is not refused.
     """
     tasks = TaskRegistry.tasks()
     refused = {
@@ -27,30 +30,47 @@ def settle() -> list[BrokenFile]:
         for name in cycle
     }
     for task in tasks.values():
-        for upstream in task.after.tasks if task.after is not None and task.name not in refused else ():
-            if upstream in tasks and tasks[upstream].schedule is None and tasks[upstream].after is None:
+        for upstream in (
+            task.after.tasks if task.after is not None and task.name not in refused else ()
+        ):
+            if (
+                upstream in tasks
+                and tasks[upstream].schedule is None
+                and tasks[upstream].after is None
+            ):
                 refused[task.name] = (
-                    f"after names {upstream}, which has no schedule and so no slots to wait for; for runs that are "
+                    f"after names {upstream}, which has no schedule and so no slots to wait for; "
+                    "for runs that are "
                     "started by code there is start_all(…, then=…)"
                 )
     TaskRegistry.remove(set(refused))
     for name, error in refused.items():
         logger.error(f"{tasks[name].source} can't be used: task {name}: {error}")
     TaskRegistry.replace(dict(_followers(TaskRegistry.tasks())))
-    return [BrokenFile(tasks[name].source, f"task {name}: {error}", "", name) for name, error in refused.items()]
+    return [
+        BrokenFile(tasks[name].source, f"task {name}: {error}", "", name)
+        for name, error in refused.items()
+    ]
 
 
 def _followers(tasks: Mapping[str, Task]) -> Iterator[tuple[str, Task]]:
-    """The tasks that follow others, with the schedule and, unless they have their own, the missed policy of those."""
+    """The tasks that follow others, with the schedule and, unless they have their own, the missed
+    policy of those.
+    """
     for task in tasks.values():
         if task.follows is None:
             continue
         leader = task
         while leader.follows is not None and leader.follows in tasks:
             leader = tasks[leader.follows]
-        missed = leader.policies.missed if task.cls.missed is BaseTask.missed else task.policies.missed
+        missed = (
+            leader.policies.missed if task.cls.missed is BaseTask.missed else task.policies.missed
+        )
         policies = replace(task.policies, missed=missed)
-        yield task.name, replace(task, schedule=leader.schedule, zone=leader.zone, policies=policies)
+        yield (
+            task.name,
+            replace(task, schedule=leader.schedule, zone=leader.zone, policies=policies),
+        )
 
 
 def _awaited(tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
@@ -58,7 +78,8 @@ def _awaited(tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
 
 
 def cycles(waiting: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
-    """The names of the tasks of each cycle, each waiting for the next one. The last name is the first one again.
+    """The names of the tasks of each cycle, each waiting for the next one. The last name is the
+    first one again.
 
     `waiting`: what each task waits for.
     """

@@ -39,7 +39,8 @@ Fetched = TypeVar("Fetched", default=Any)
 
 @dataclass(frozen=True)
 class Skip:
-    """Which errors of an item put it into quarantine instead of failing the run, and for how many items of one run.
+    """Which errors of an item put it into quarantine instead of failing the run, and for how many
+    items of one run.
 
     Raises InvalidTask.
     """
@@ -51,23 +52,32 @@ class Skip:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
             raise InvalidTask(f"Skip(limit) is {self.limit!r}; allowed: an int from 1")
         kinds = self.on if isinstance(self.on, tuple) else (self.on,)
-        if not kinds or not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
-            raise InvalidTask(f"Skip(on) is {self.on!r}; allowed: an exception class, or a tuple of exception classes")
+        if not kinds or not all(
+            isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds
+        ):
+            raise InvalidTask(
+                f"Skip(on) is {self.on!r}; allowed: an exception class, or a tuple of exception "
+                "classes"
+            )
 
 
 class ItemTask(BaseTask, Generic[Item, Fetched]):
-    """A task that processes each row of a select: `items()` returns the select, `save()` writes the result of one row.
+    """A task that processes each row of a select: `items()` returns the select, `save()` writes the
+    result of one row.
 
-    `ItemTask[User, str]` tells type checkers what an item is, and what `fetch()` returns; `ItemTask` leaves both open.
+    `ItemTask[User, str]` tells type checkers what an item is, and what `fetch()` returns;
+    `ItemTask` leaves both open.
 
     Attributes:
-        key: The columns that identify a row, as in `chunks()`; by default the primary key of the selected class.
+        key: The columns that identify a row, as in `chunks()`; by default the primary key of the
+            selected class.
         size: The number of items in one transaction.
         concurrency: How many `fetch()` calls may wait at the same time.
         total: Whether the items are counted when a run begins, as in `chunks()`.
         skip: Which errors set an item aside; with None an item that fails makes the run fail.
-        item_retry: How often one item is tried, and for which errors, before it counts as failed. Between two tries
-            `fetch()` waits, as long as a Retry-After asks if there is one; `save()`, in an open transaction, does not.
+        item_retry: How often one item is tried, and for which errors, before it counts as failed.
+            Between two tries `fetch()` waits, as long as a Retry-After asks if there is one;
+            `save()`, in an open transaction, does not.
     """
 
     key: ClassVar[Any] = None
@@ -81,7 +91,8 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
         super().__init_subclass__(**options)
         if isasyncgenfunction(cls.resources) or iscoroutinefunction(cls.resources):
             raise InvalidTask(
-                f"{cls.__qualname__}.resources() is no async context manager; allowed: a method with one `yield` and "
+                f"{cls.__qualname__}.resources() is no async context manager; allowed: a method "
+                "with one `yield` and "
                 "`@asynccontextmanager` above its `async def`"
             )
 
@@ -89,8 +100,8 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
     def items(self, *args: Any, **parameters: Any) -> Select[*tuple[Any, ...]]:
         """The select of the rows: a mapped class or columns, without ORDER BY and LIMIT.
 
-        Its parameters are those of a run, beside `redrive` and `items`. It is called once, before anything else, so it
-        may keep on `self` what the other methods need of them.
+        Its parameters are those of a run, beside `redrive` and `items`. It is called once, before
+        anything else, so it may keep on `self` what the other methods need of them.
         """
 
     def resources(self) -> AbstractAsyncContextManager[object]:
@@ -106,23 +117,32 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
         return nullcontext()
 
     async def fetch(self, item: Item, /) -> Fetched:
-        """Get what one item needs from other systems, while no transaction is open. `save()` receives the result."""
+        """Get what one item needs from other systems, while no transaction is open. `save()`
+        receives the result.
+        """
         return cast(Fetched, None)
 
     @abstractmethod
     async def save(self, item: Item, fetched: Fetched, db: AsyncSession, /) -> None:
-        """Write the result of one item, in a savepoint of the chunk's transaction. It must not commit."""
+        """Write the result of one item, in a savepoint of the chunk's transaction. It must not
+        commit.
+        """
 
     def _methods_with_parameters(self) -> tuple[Callable[..., Any], ...]:
         return self.run, self.items
 
     async def run(
-        self, redrive: str | None = None, items: list[str] | None = None, *args: Any, **parameters: Any
+        self,
+        redrive: str | None = None,
+        items: list[str] | None = None,
+        *args: Any,
+        **parameters: Any,
     ) -> dict[str, int]:
-        """Process all rows; with `redrive`, the id of a run, only those that it set aside, or of these only `items`.
+        """Process all rows; with `redrive`, the id of a run, only those that it set aside, or of
+        these only `items`.
 
-        The other parameters are those of `items()`. Returns the number of items saved (`done`) and set aside
-        (`set_aside`), over all attempts.
+        The other parameters are those of `items()`. Returns the number of items saved (`done`) and
+        set aside (`set_aside`), over all attempts.
         """
         source = _ItemSource(self, self.items(*args, **parameters))
         await source.begin(redrive, items)
@@ -139,7 +159,9 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
 
 @dataclass(frozen=True)
 class _Attempted:
-    """The result of `fetch()`, or the error of `fetch()` or `save()`, for one item after this number of tries."""
+    """The result of `fetch()`, or the error of `fetch()` or `save()`, for one item after this
+    number of tries.
+    """
 
     value: Any = None
     error: Exception | None = None
@@ -147,7 +169,9 @@ class _Attempted:
 
 
 class _ItemSource:
-    """The source of an item task's loop. It fetches items outside of transactions, and saves each in a savepoint."""
+    """The source of an item task's loop. It fetches items outside of transactions, and saves each
+    in a savepoint.
+    """
 
     def __init__(self, task: ItemTask, statement: Select[*tuple[Any, ...]]) -> None:
         self._task, self._statement = task, statement
@@ -160,10 +184,14 @@ class _ItemSource:
         self.set_aside = 0
 
     async def begin(self, redrive: str | None, items: list[str] | None) -> None:
-        """Prepare the select. Raises ChunkError when the run `redrive` has no items in quarantine."""
+        """Prepare the select. Raises ChunkError when the run `redrive` has no items in
+        quarantine.
+        """
         statement = self._statement
         self._redrive = redrive
-        self._pages: Pages[Any] = Pages(statement, self._task.key or _primary_key(statement), self._size)
+        self._pages: Pages[Any] = Pages(
+            statement, self._task.key or _primary_key(statement), self._size
+        )
         if self._run is not None:
             self.set_aside = await quarantine.count(application_database(), self._run.id)
         if redrive is not None:
@@ -190,7 +218,9 @@ class _ItemSource:
         return bool(self._fetched)
 
     async def load(self, db: AsyncSession, cursor: Any) -> Page[Any]:
-        """The page up to the first row that was not fetched: a row that was inserted since is for the next chunk."""
+        """The page up to the first row that was not fetched: a row that was inserted since is for
+        the next chunk.
+        """
         self._in_chunk = 0
         page = await self._pages.load(db, cursor)
         if not self._has_fetch:
@@ -236,12 +266,16 @@ class _ItemSource:
                     return _Attempted(await self._task.fetch(item), tries=tries)
             except Exception as error:  # noqa: BLE001 - an author's error; it sets the item aside, or is raised later
                 asked = seconds_asked(error)
-                if tries >= retry.attempts or not (isinstance(error, retry.on) or asked is not None):
+                if tries >= retry.attempts or not (
+                    isinstance(error, retry.on) or asked is not None
+                ):
                     return _Attempted(error=error, tries=tries)
                 await asyncio.sleep(retry.seconds_before(tries + 1, asked))
 
     async def _save(self, db: AsyncSession, item: Any, value: Any) -> _Attempted | None:
-        """Save one item; returns the error if it fails. A transient error of the database is raised, for the chunk."""
+        """Save one item; returns the error if it fails. A transient error of the database is
+        raised, for the chunk.
+        """
         retry = self._task.item_retry
         tries = 0
         while True:
@@ -250,7 +284,9 @@ class _ItemSource:
                 async with db.begin_nested():
                     await self._task.save(item, value, db)
                 return None
-            except Exception as error:  # an author's error; it sets the item aside, or is raised later
+            except (
+                Exception
+            ) as error:  # an author's error; it sets the item aside, or is raised later
                 if isinstance(error, DBAPIError) and is_transient(error):
                     raise
                 if tries >= retry.attempts or not isinstance(error, retry.on):
@@ -265,7 +301,8 @@ class _ItemSource:
         item = quarantine.as_text(key)
         if self.set_aside + self._in_chunk >= skip.limit:
             raise ChunkError(
-                f"item {item} failed too ({failures.line_of(error)}), and {skip.limit} are set aside already, "
+                f"item {item} failed too ({failures.line_of(error)}), and {skip.limit} are set "
+                "aside already, "
                 "which is the limit of skip="
             ) from error
         self._in_chunk += 1
@@ -274,7 +311,9 @@ class _ItemSource:
 
 
 async def _refresh(db: AsyncSession, item: Any) -> None:
-    """Read the entities of an item again that a rolled back savepoint has expired: attribute access can't await."""
+    """Read the entities of an item again that a rolled back savepoint has expired: attribute access
+    can't await.
+    """
     for entity in item if isinstance(item, Row) else (item,):
         state = inspect(entity, raiseerr=False)
         if isinstance(state, InstanceState) and state.expired:
@@ -282,19 +321,29 @@ async def _refresh(db: AsyncSession, item: Any) -> None:
 
 
 async def _keys_of(run: str, items: Collection[str] | None, columns: int) -> list[tuple[Any, ...]]:
-    """The keys of the items that a run set aside and no run has processed since. Raises ChunkError without any."""
+    """The keys of the items that a run set aside and no run has processed since. Raises ChunkError
+    without any.
+    """
     set_aside = await quarantine.listed(application_database(), run, items)
     left = [entry for entry in set_aside if entry.redriven_by is None]
     if not left or (items is not None and len(set_aside) < len(items)):
         known = {entry.item for entry in set_aside}
         unknown = ", ".join(item for item in items or () if item not in known)
-        raise ChunkError(f"run {run} has no items set aside that are not processed yet{unknown and f': {unknown}'}")
+        raise ChunkError(
+            f"run {run} has no items set aside that are not processed "
+            f"yet{unknown and f': {unknown}'}"
+        )
     return [quarantine.from_text(entry.item, columns) for entry in left]
 
 
 def _primary_key(statement: Select[*tuple[Any, ...]]) -> tuple[Any, ...]:
     entity = inspect(statement.column_descriptions[0]["expr"], raiseerr=False)
     if not (getattr(entity, "is_mapper", False) or getattr(entity, "is_aliased_class", False)):
-        raise ChunkError("items() selects columns, so name those that identify a row, such as key = User.id")
+        raise ChunkError(
+            "items() selects columns, so name those that identify a row, such as key = User.id"
+        )
     mapper = entity.mapper
-    return tuple(getattr(entity.entity, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
+    return tuple(
+        getattr(entity.entity, mapper.get_property_by_column(column).key)
+        for column in mapper.primary_key
+    )

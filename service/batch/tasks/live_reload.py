@@ -19,10 +19,14 @@ FileState = tuple[int, int]
 
 
 class TasksFolder:
-    """The folder of tasks, `place`. New files can be loaded at any time; an imported file is never imported again."""
+    """The folder of tasks, `place`. New files can be loaded at any time; an imported file is never
+    imported again.
+    """
 
     def __init__(self, place: Path, *, shows_tracebacks: bool = True) -> None:
-        """`shows_tracebacks`: whether the first load logs the traceback of each failure, and not only one line."""
+        """`shows_tracebacks`: whether the first load logs the traceback of each failure, and not
+        only one line.
+        """
         self._place = place
         self._shows_tracebacks = shows_tracebacks
         self._loaded: dict[Path, FileState] = {}
@@ -35,16 +39,19 @@ class TasksFolder:
         return list(self._broken.values())
 
     def load(self) -> dict[str, Task]:
-        """Load all files, and return all registered tasks. Raises InvalidSetting when the folder does not exist."""
+        """Load all files, and return all registered tasks. Raises InvalidSetting when the folder
+        does not exist.
+        """
         self._loaded = self._scan()
         self._add_broken(load_tasks(self._place, shows_tracebacks=self._shows_tracebacks))
         return TaskRegistry.tasks()
 
     def load_new(self) -> dict[str, Task]:
-        """Load new files, and once any file has changed also those that failed. Returns the new tasks by name.
+        """Load new files, and once any file has changed also those that failed. Returns the new
+        tasks by name.
 
-        A new or changed file counts from the second call on that finds it with the same size and time of change, since
-        it may still be being written.
+        A new or changed file counts from the second call on that finds it with the same size and
+        time of change, since it may still be being written.
         """
         before, self._files = self._files, self._scan()
         self._forget_removed()
@@ -57,8 +64,11 @@ class TasksFolder:
         for path in sorted(path for path in changed & imported if not path.name.startswith("_")):
             self._warn_of_change(path)
         self._loaded.update((path, self._files[path]) for path in changed)
-        # Files that failed are tried again when any file has changed, since they may import the corrected one.
-        return self._load({path for path in changed - imported | failed if not path.name.startswith("_")})
+        # Files that failed are tried again when any file has changed, since they may import the
+        # corrected one.
+        return self._load(
+            {path for path in changed - imported | failed if not path.name.startswith("_")}
+        )
 
     def _load(self, files: set[Path]) -> dict[str, Task]:
         registered = TaskRegistry.tasks().keys()
@@ -66,12 +76,17 @@ class TasksFolder:
             if not forget(path):
                 self._warn_of_change(path)
         retried = {"__init__.py", *(path.name for path in files)}
-        self._broken = {key: file for key, file in self._broken.items() if Path(file.source).name not in retried}
+        self._broken = {
+            key: file for key, file in self._broken.items() if Path(file.source).name not in retried
+        }
         self._add_broken(load_files(self._place, sorted(files)))
         self._add_broken(followers.settle())
         new = {name: task for name, task in TaskRegistry.tasks().items() if name not in registered}
         for task in new.values():
-            logger.info(f"loaded {task.name} from {task.source}: {task.schedule.words if task.schedule else 'by hand'}")
+            logger.info(
+                f"loaded {task.name} from {task.source}: "
+                f"{task.schedule.words if task.schedule else 'by hand'}"
+            )
         return new
 
     def _add_broken(self, files: list[BrokenFile]) -> None:
@@ -79,18 +94,25 @@ class TasksFolder:
 
     def _warn_of_change(self, path: Path) -> None:
         logger.warning(
-            f"{path} has changed, but this process goes on with the old version: restart it to use the new one"
+            f"{path} has changed, but this process goes on with the old version: restart it to "
+            "use the new one"
         )
 
     def _forget_removed(self) -> None:
-        """Warn of files that were removed. Their tasks go on, since a deployment may be about to replace the files."""
+        """Warn of files that were removed. Their tasks go on, since a deployment may be about to
+        replace the files.
+        """
         if not self._files:
             return
         for path in sorted(self._loaded.keys() - self._files.keys()):
             del self._loaded[path]
-            self._broken = {key: file for key, file in self._broken.items() if Path(file.source) != path}
+            self._broken = {
+                key: file for key, file in self._broken.items() if Path(file.source) != path
+            }
             if not path.name.startswith("_"):
-                logger.warning(f"{path} is gone, and this process still runs its tasks: restart it to end them")
+                logger.warning(
+                    f"{path} is gone, and this process still runs its tasks: restart it to end them"
+                )
 
     def _scan(self) -> dict[Path, FileState]:
         """All Python files of the folder: those of tasks, and modules that these may import."""

@@ -1,4 +1,6 @@
-"""What a task declares about its monitoring: its owner, what is expected of its runs, and who gets which message."""
+"""What a task declares about its monitoring: its owner, what is expected of its runs, and who gets
+which message.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from urllib.parse import urlsplit
 from service.batch.tasks.policies import LONGEST, NAME, check, fields_of
 from service.errors import InvalidTask
 
-ATTRIBUTES = ("owner", "runbook", "alerts", "deadline", "expect", "expect_every", "each_slot_counts", "ping")
+ATTRIBUTES = (
+    "owner",
+    "runbook",
+    "alerts",
+    "deadline",
+    "expect",
+    "expect_every",
+    "each_slot_counts",
+    "ping",
+)
 
 MOST_CHANNELS = 10
 LONGEST_OWNER = 200
@@ -26,17 +37,19 @@ Expect = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Alerts:
-    """When incidents of a task are sent, and to whom. What is None follows the settings of the service.
+    """When incidents of a task are sent, and to whom. What is None follows the settings of the
+    service.
 
     Attributes:
         after_failures: Send the incident of an error only when this many runs have failed with it.
-        close_after: An incident of an error is over only when this many runs in a row have succeeded after it.
+        close_after: An incident of an error is over only when this many runs in a row have
+            succeeded after it.
         late_after: A slot whose run has not started after this many seconds is late.
         slow_after: A run that goes on for more than this many seconds is slow.
         stalled_after: A run whose progress has not changed for this many seconds is slow.
         to: The names of the channels to use, instead of the channels for all tasks.
-        quiet: A time of day in the zone of the task, such as "22:00-07:00", in which nothing is sent. What opens then
-            and is still open at its end is sent at its end.
+        quiet: A time of day in the zone of the task, such as "22:00-07:00", in which nothing is
+            sent. What opens then and is still open at its end is sent at its end.
     """
 
     after_failures: int
@@ -57,7 +70,9 @@ class Alerts:
         to: str | tuple[str, ...] | list[str] = (),
         quiet: str | None = None,
     ) -> None:
-        """Times are seconds or a timedelta. Raises InvalidTask, which names the argument and what is allowed."""
+        """Times are seconds or a timedelta. Raises InvalidTask, which names the argument and what
+        is allowed.
+        """
         names = (to,) if isinstance(to, str) else tuple(to) if isinstance(to, tuple | list) else to
         vars(self).update(
             after_failures=after_failures,
@@ -76,7 +91,12 @@ class Alerts:
         valid = valid and all(isinstance(name, str) and NAME.fullmatch(name) for name in names)
         check(valid, "Alerts(to)", to, f"a tuple of at most {MOST_CHANNELS} names of a-z 0-9 _ . -")
         valid = quiet is None or (isinstance(quiet, str) and quiet_hours(quiet) is not None)
-        check(valid, "Alerts(quiet)", quiet, "two different times of day, such as '22:00-07:00', or None")
+        check(
+            valid,
+            "Alerts(quiet)",
+            quiet,
+            "two different times of day, such as '22:00-07:00', or None",
+        )
 
 
 @dataclass(frozen=True)
@@ -84,10 +104,12 @@ class Monitoring:
     """What a task declares about its monitoring, as it was checked. Times are in seconds.
 
     Attributes:
-        deadline: The time of day ("06:00") or the seconds after a slot until which the slot must have succeeded.
+        deadline: The time of day ("06:00") or the seconds after a slot until which the slot must
+            have succeeded.
         expects: Whether the task has an `expect`, which checks the results of its runs.
         each_slot_counts: Whether only a success of the same slot makes a failed slot good.
-        ping: The address that is told when a run begins and ends. It is a secret, so the ledger does not have it.
+        ping: The address that is told when a run begins and ends. It is a secret, so the ledger
+            does not have it.
     """
 
     owner: str | None
@@ -101,14 +123,20 @@ class Monitoring:
 
     @classmethod
     def of(cls, task: type[Any], takes_slot: bool) -> Monitoring:
-        """Read and check the class attributes. Raises InvalidTask naming the attribute and what is allowed.
+        """Read and check the class attributes. Raises InvalidTask naming the attribute and what is
+        allowed.
 
-        `takes_slot`: whether `run` has a parameter `slot`. Then each slot is work of its own, unless the task says
-        otherwise.
+        `takes_slot`: whether `run` has a parameter `slot`. Then each slot is work of its own,
+        unless the task says otherwise.
         """
         check(isinstance(task.alerts, Alerts), "alerts", task.alerts, "an Alerts(…)")
         counts = task.each_slot_counts
-        check(counts is None or isinstance(counts, bool), "each_slot_counts", counts, "True, False or None")
+        check(
+            counts is None or isinstance(counts, bool),
+            "each_slot_counts",
+            counts,
+            "True, False or None",
+        )
         return cls(
             owner=_owner_of(task),
             runbook=_url("runbook", task.runbook),
@@ -129,19 +157,25 @@ class Monitoring:
 def expect_of(task: type[Any]) -> Expect | None:
     """The function `expect` of a task class, which gets the result of a run. Raises InvalidTask.
 
-    It is read from the class, so that a lambda there is called with the result and not with an instance.
+    It is read from the class, so that a lambda there is called with the result and not with an
+    instance.
     """
     expect = inspect.getattr_static(task, "expect", None)
     if isinstance(expect, staticmethod):
         expect = expect.__func__
     if expect is None:
         return None
-    allowed = "a function of one argument, the result of a run, such as `lambda result: result['rows'] > 0`"
+    allowed = (
+        "a function of one argument, the result of a run, such as `lambda result: result['rows'] "
+        "> 0`"
+    )
     check(callable(expect) and not inspect.iscoroutinefunction(expect), "expect", expect, allowed)
     try:
         inspect.signature(expect).bind(None)
     except TypeError as error:
-        raise InvalidTask(f"expect can't be called with the result of a run ({error}); allowed: {allowed}") from None
+        raise InvalidTask(
+            f"expect can't be called with the result of a run ({error}); allowed: {allowed}"
+        ) from None
     except ValueError:  # a function of a C library, which has no signature
         pass
     return expect  # type: ignore[no-any-return]
@@ -157,7 +191,9 @@ def quiet_hours(text: str) -> tuple[time, time] | None:
 
 def _owner_of(task: type[Any]) -> str | None:
     owner = task.owner
-    valid = owner is None or (isinstance(owner, str) and 0 < len(owner) <= LONGEST_OWNER and owner.isprintable())
+    valid = owner is None or (
+        isinstance(owner, str) and 0 < len(owner) <= LONGEST_OWNER and owner.isprintable()
+    )
     check(valid, "owner", owner, f"one line of at most {LONGEST_OWNER} characters, or None")
     return owner  # type: ignore[no-any-return]
 
@@ -165,16 +201,30 @@ def _owner_of(task: type[Any]) -> str | None:
 def _deadline_of(task: type[Any]) -> str | float | None:
     deadline = task.deadline
     if isinstance(deadline, str):
-        check(_TIME.fullmatch(deadline) is not None, "deadline", deadline, "a time of day such as '06:00'")
+        check(
+            _TIME.fullmatch(deadline) is not None,
+            "deadline",
+            deadline,
+            "a time of day such as '06:00'",
+        )
         return deadline
     valid = deadline is None or isinstance(deadline, timedelta)
-    check(valid, "deadline", deadline, "a time of day such as '06:00', a timedelta after the slot, or None")
+    check(
+        valid,
+        "deadline",
+        deadline,
+        "a time of day such as '06:00', a timedelta after the slot, or None",
+    )
     return _seconds("deadline", deadline)
 
 
 def _url(name: str, url: object) -> str | None:
-    valid = url is None or (isinstance(url, str) and len(url) <= LONGEST_URL and url.isprintable() and _is_web(url))
-    check(valid, name, url, f"an http or https address of at most {LONGEST_URL:,} characters, or None")
+    valid = url is None or (
+        isinstance(url, str) and len(url) <= LONGEST_URL and url.isprintable() and _is_web(url)
+    )
+    check(
+        valid, name, url, f"an http or https address of at most {LONGEST_URL:,} characters, or None"
+    )
     return url  # type: ignore[return-value]
 
 

@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 from types import FunctionType, MappingProxyType, MethodType
 from typing import Any, NotRequired
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.types import SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError
@@ -28,15 +34,27 @@ NOTHING_WRITTEN: Mapping[str, inspect.Parameter] = MappingProxyType({})
 
 
 class Parameters:
-    """The parameters of the bound method `run` of a task. One that is named `slot` has the run's slot as its default.
+    """The parameters of the bound method `run` of a task. One that is named `slot` has the run's
+    slot as its default.
 
-    One whose annotation is Upstream is filled with what the run has waited for. Nobody gives it, so it is not counted.
+    One whose annotation is Upstream is filled with what the run has waited for. Nobody gives it, so
+    it is not counted.
 
-    `others`: bound methods to which `run` passes the values of its `**parameters`; their parameters count as those of
-    `run`. Raises InvalidTask for a signature that can't be read, or whose types pydantic can't check.
+    `others`: bound methods to which `run` passes the values of its `**parameters`; their parameters
+    count as those of `run`. Raises InvalidTask for a signature that can't be read, or whose types
+    pydantic can't check.
     """
 
-    __slots__ = ("_schema", "_task", "_upstream", "names", "required", "takes_slot", "takes_upstream", "written")
+    __slots__ = (
+        "_schema",
+        "_task",
+        "_upstream",
+        "names",
+        "required",
+        "takes_slot",
+        "takes_upstream",
+        "written",
+    )
 
     def __init__(self, task: str, run: Callable[..., Any], *others: Callable[..., Any]) -> None:
         self._task = task
@@ -49,41 +67,58 @@ class Parameters:
         self.takes_slot = SLOT in signature
         self.takes_upstream = bool(self._upstream)
         """Whether `run` has a parameter that is filled with what the run has waited for."""
-        self.required = tuple(name for name, p in signature.items() if p.default is p.empty and name != SLOT)
+        self.required = tuple(
+            name for name, p in signature.items() if p.default is p.empty and name != SLOT
+        )
         """The parameters without a default, for which a scheduled run has no value."""
         self._schema = _schema(signature, self.required)
 
     def to_json(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Check the values in `given`, which may be texts, and return them as the ledger stores them, without defaults.
+        """Check the values in `given`, which may be texts, and return them as the ledger stores
+        them, without defaults.
 
         Raises InvalidParameters, which names the task, the parameter, and what is allowed.
         """
         checked = self._check(given)
-        if secrets := sorted(name for name, value in checked.items() if isinstance(value, SecretStr | SecretBytes)):
+        if secrets := sorted(
+            name for name, value in checked.items() if isinstance(value, SecretStr | SecretBytes)
+        ):
             raise self._refused(
-                f"{', '.join(secrets)} is a secret, and the ledger stores no secrets: give the name of a setting "
+                f"{', '.join(secrets)} is a secret, and the ledger stores no secrets: give the "
+                "name of a setting "
                 "instead, and read the setting in run()"
             )
         slot = checked.get(SLOT)
         if isinstance(slot, datetime) and slot.utcoffset() is None:
-            raise self._refused(f"slot is {echoed(given[SLOT])}: it needs an offset, as in 2026-11-25T02:00+09:00")
+            raise self._refused(
+                f"slot is {echoed(given[SLOT])}: it needs an offset, as in 2026-11-25T02:00+09:00"
+            )
         try:
             stored = dict(self._schema.adapter.dump_python(checked, mode="json"))
-        except (PydanticSerializationError, ValueError, RecursionError) as error:  # such as a list that contains itself
+        except (
+            PydanticSerializationError,
+            ValueError,
+            RecursionError,
+        ) as error:  # such as a list that contains itself
             raise self._refused(f"the ledger can't store them: {error}") from None
         if deep := next((name for name, value in stored.items() if is_deep(value)), None):
             raise self._refused(f"{deep}: {TOO_DEEP}")
         return stored
 
     def json_schema(self) -> dict[str, Any] | None:
-        """The JSON schema of the parameters that a person may give; None if pydantic can make none of their types.
+        """The JSON schema of the parameters that a person may give; None if pydantic can make none
+        of their types.
 
         Tasks whose parameters are the same share it, so nobody may change it.
         """
         return self._schema.json
 
-    def to_call(self, stored: Mapping[str, Any], slot: datetime, upstream: Upstream | None = None) -> dict[str, Any]:
-        """The keyword arguments of `run` for one attempt, from stored parameters. Raises InvalidParameters."""
+    def to_call(
+        self, stored: Mapping[str, Any], slot: datetime, upstream: Upstream | None = None
+    ) -> dict[str, Any]:
+        """The keyword arguments of `run` for one attempt, from stored parameters. Raises
+        InvalidParameters.
+        """
         given = {SLOT: slot, **stored} if self.takes_slot else stored
         checked = self._check(given) if given or self.required else {}
         return {**checked, **self.filled(Upstream() if upstream is None else upstream)}
@@ -115,14 +150,19 @@ def _sentence(error: Any) -> str:
     return f"{name} is {echoed(error['input'])}: {error['msg']}"
 
 
-def _signature(run: Callable[..., Any], others: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
+def _signature(
+    run: Callable[..., Any], others: Sequence[Callable[..., Any]]
+) -> dict[str, inspect.Parameter]:
     parameters, passes_on = _named("run", run)
     for other in others if passes_on else ():
         if not inspect.signature(other).parameters:
             continue  # its annotations may be of use to type checkers only
         more, _ = _named(other.__name__, other)
         if both := sorted(parameters.keys() & more.keys()):
-            raise InvalidTask(f"{other.__name__}() has the parameter {both[0]}, which run() has already: rename it")
+            raise InvalidTask(
+                f"{other.__name__}() has the parameter {both[0]}, which run() has already: "
+                "rename it"
+            )
         parameters |= more
     return parameters
 
@@ -132,12 +172,15 @@ def _named(method: str, function: Callable[..., Any]) -> tuple[dict[str, inspect
     try:
         signature = inspect.signature(function, eval_str=True)
     except Exception as error:  # an annotation in quotes is evaluated, and may raise anything
-        raise InvalidTask(f"the signature of {method}() can't be read: {failures.message_of(error)}") from error
+        raise InvalidTask(
+            f"the signature of {method}() can't be read: {failures.message_of(error)}"
+        ) from error
     parameters, takes_others = {}, False
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise InvalidTask(
-                f"{method}() takes {name!r} by position only; parameters are passed by name: remove the `/`"
+                f"{method}() takes {name!r} by position only; parameters are passed by name: "
+                "remove the `/`"
             )
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             parameters[name] = parameter
@@ -146,7 +189,9 @@ def _named(method: str, function: Callable[..., Any]) -> tuple[dict[str, inspect
 
 
 def _takes_nothing(run: Callable[..., Any]) -> bool:
-    """Whether the signature is `run(self)`, with nothing in it that would have to be evaluated: that is soon seen."""
+    """Whether the signature is `run(self)`, with nothing in it that would have to be evaluated:
+    that is soon seen.
+    """
     function = getattr(run, "__func__", None)
     if type(run) is not MethodType or type(function) is not FunctionType:
         return False
@@ -155,16 +200,25 @@ def _takes_nothing(run: Callable[..., Any]) -> bool:
     code, annotations = function.__code__, function.__annotations__
     takes_others = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
     is_plain = code.co_argcount == 1 and code.co_kwonlyargcount == 0 and not takes_others
-    return is_plain and (not annotations or (len(annotations) == 1 and annotations.get("return", "") in (None, "None")))
+    return is_plain and (
+        not annotations
+        or (len(annotations) == 1 and annotations.get("return", "") in (None, "None"))
+    )
 
 
-def _written(names: Iterable[str], methods: Iterable[Callable[..., Any]]) -> Mapping[str, inspect.Parameter]:
-    written = {name: p for method in methods for name, p in inspect.signature(method).parameters.items()}
+def _written(
+    names: Iterable[str], methods: Iterable[Callable[..., Any]]
+) -> Mapping[str, inspect.Parameter]:
+    written = {
+        name: p for method in methods for name, p in inspect.signature(method).parameters.items()
+    }
     return {name: written[name] for name in names}
 
 
 class _Schema:
-    """What checks the parameters: `adapter`. `json`: as JSON schema, without the slot, or None where there is none."""
+    """What checks the parameters: `adapter`. `json`: as JSON schema, without the slot, or None
+    where there is none.
+    """
 
     def __init__(self, shape: Any) -> None:
         self.adapter: TypeAdapter[Any] = TypeAdapter(shape)
@@ -180,8 +234,11 @@ class _Schema:
 
 
 def _schema(parameters: Mapping[str, inspect.Parameter], required: Collection[str]) -> _Schema:
-    kinds = tuple((name, Any if p.annotation is p.empty else p.annotation) for name, p in parameters.items())
-    # Only plain classes are surely the same if they are equal: Literal[1] is equal to Literal[True], for example.
+    kinds = tuple(
+        (name, Any if p.annotation is p.empty else p.annotation) for name, p in parameters.items()
+    )
+    # Only plain classes are surely the same if they are equal: Literal[1] is equal to
+    # Literal[True], for example.
     is_shared = all(kind is Any or type(kind) is type for _, kind in kinds)
     return (_shared_schema if is_shared else _new_schema)(kinds, tuple(required))
 
@@ -196,11 +253,16 @@ def _new_schema(kinds: tuple[tuple[str, Any], ...], required: tuple[str, ...]) -
             TypeAdapter(by_name[SLOT]).validate_python(datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC))
         return _Schema(shape)
     except ValidationError:
-        raise InvalidTask("the parameter slot of run() is filled with a datetime: write `slot: datetime`") from None
-    except (PydanticUserError, NameError) as error:
-        reason = str(error).split(". ")[0].splitlines()[0]  # the rest is advice about pydantic's own settings
         raise InvalidTask(
-            f"the parameters of run() can't be checked: {reason}; allowed: types that pydantic reads from JSON, "
+            "the parameter slot of run() is filled with a datetime: write `slot: datetime`"
+        ) from None
+    except (PydanticUserError, NameError) as error:
+        reason = (
+            str(error).split(". ")[0].splitlines()[0]
+        )  # the rest is advice about pydantic's own settings
+        raise InvalidTask(
+            f"the parameters of run() can't be checked: {reason}; allowed: types that pydantic "
+            "reads from JSON, "
             "such as str, int, date, list[str] or a model"
         ) from error
 

@@ -1,4 +1,6 @@
-"""PartitionedTask: a task whose runs are split into parts, which run side by side, on all nodes together."""
+"""PartitionedTask: a task whose runs are split into parts, which run side by side, on all nodes
+together.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,16 @@ from service.batch.tasks.partitions import Part, Stage
 
 
 class PartitionedTask(BaseTask):
-    """A task in three stages: `split()` makes parts, `work()` does one of them, `join()` follows when all succeeded.
+    """A task in three stages: `split()` makes parts, `work()` does one of them, `join()` follows
+    when all succeeded.
 
-    Each part is a run of its own: it has its attempts, its log, its progress and its chunks. A retry of the run
-    executes only the parts that did not succeed.
+    Each part is a run of its own: it has its attempts, its log, its progress and its chunks. A
+    retry of the run executes only the parts that did not succeed.
 
     Attributes:
         parallel: How many parts of the task may run at once, on all nodes together.
-        fail_fast: Whether the first part that fails cancels the others. Otherwise all parts come to their end.
+        fail_fast: Whether the first part that fails cancels the others. Otherwise all parts come to
+            their end.
     """
 
     parallel: ClassVar[int] = 8
@@ -28,21 +32,25 @@ class PartitionedTask(BaseTask):
 
     @abstractmethod
     def split(self, *args: Any, **parameters: Any) -> Any:
-        """`async def split(self) -> list[Part]`: the parts, at most 10,000. Its parameters are those of a run.
+        """`async def split(self) -> list[Part]`: the parts, at most 10,000. Its parameters are
+        those of a run.
 
-        It is called once a run. The parts are stored, and never computed again, unless a person runs it from the
-        beginning.
+        It is called once a run. The parts are stored, and never computed again, unless a person
+        runs it from the beginning.
         """
 
     @abstractmethod
     def work(self, part: Part) -> Any:
-        """Do one part. Loops in chunks, steps and everything else work as in `run()`, within the part.
+        """Do one part. Loops in chunks, steps and everything else work as in `run()`, within the
+        part.
 
         What it returns is the result of the part, and `join()` gets it.
         """
 
     def join(self, parts: list[Done]) -> Any:
-        """Called once, when all parts have succeeded: `parts` has their results. It returns the result of the run."""
+        """Called once, when all parts have succeeded: `parts` has their results. It returns the
+        result of the run.
+        """
         return None
 
     def _methods_with_parameters(self) -> tuple[Callable[..., Any], ...]:

@@ -36,12 +36,14 @@ class Stage(StrEnum):
 
 
 class Part(Mapping[str, Any]):
-    """A part of a run: `Part(first=1, last=1000)`, as `split()` returns it, and `work()` gets it: `part["first"]`.
+    """A part of a run: `Part(first=1, last=1000)`, as `split()` returns it, and `work()` gets it:
+    `part["first"]`.
 
     The values are JSON values, or a datetime, date, time, UUID, Decimal or bytes.
 
     Attributes:
-        number: Its number among the parts of its run, from 1, in the order of `split()`; 0 before it is stored.
+        number: Its number among the parts of its run, from 1, in the order of `split()`; 0 before
+            it is stored.
     """
 
     def __init__(self, **params: Any) -> None:
@@ -56,7 +58,9 @@ class Part(Mapping[str, Any]):
         return part
 
     def as_json(self) -> dict[str, Any]:
-        """The parameters as JSON values. Raises ValueError, TypeError and ChunkError for what can't be stored."""
+        """The parameters as JSON values. Raises ValueError, TypeError and ChunkError for what can't
+        be stored.
+        """
         if deep := next((name for name, value in self._params.items() if is_deep(value)), None):
             raise ValueError(f"{deep}: {TOO_DEEP}")
         return {name: _encoded(value) for name, value in self._params.items()}
@@ -81,7 +85,8 @@ class Partition:
     Attributes:
         parallel: How many parts of the task may run at once, on all nodes together.
         fail_fast: Whether the first part that fails cancels the others.
-        on_loop: For each stage whether its method is a coroutine function; otherwise it runs in a thread.
+        on_loop: For each stage whether its method is a coroutine function; otherwise it runs in a
+            thread.
         joins: Whether it has a `join()` of its own.
     """
 
@@ -92,21 +97,30 @@ class Partition:
 
     @classmethod
     def of(cls, task: Any, base: type[Any]) -> Partition:
-        """Read and check the attributes and methods of an instance. `base`: PartitionedTask. Raises InvalidTask."""
+        """Read and check the attributes and methods of an instance. `base`: PartitionedTask. Raises
+        InvalidTask.
+        """
         valid = isinstance(task.parallel, int) and not isinstance(task.parallel, bool)
         allowed = f"an int from 1 to {MOST_RUNNING:,}"
         check(valid and 1 <= task.parallel <= MOST_RUNNING, "parallel", task.parallel, allowed)
         check(isinstance(task.fail_fast, bool), "fail_fast", task.fail_fast, "True or False")
         if ignored := sorted(vars(task).keys() & {"parallel", "fail_fast"}):
-            raise InvalidTask(f"{', '.join(ignored)} is set on the instance; allowed: a class attribute")
+            raise InvalidTask(
+                f"{', '.join(ignored)} is set on the instance; allowed: a class attribute"
+            )
         if type(task).run is not base.run:
-            raise InvalidTask("it has a run() of its own: a partitioned task has split(), work() and join() instead")
+            raise InvalidTask(
+                "it has a run() of its own: a partitioned task has split(), work() and join() "
+                "instead"
+            )
         methods = {stage: getattr(task, stage) for stage in Stage}
         _check_signature("work", methods[Stage.WORK], "part: Part")
         _check_signature("join", methods[Stage.JOIN], "parts: list[Done]")
         for stage, method in methods.items():
             if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
-                raise InvalidTask(f"{stage}() contains a yield, so its body would never run: use return instead")
+                raise InvalidTask(
+                    f"{stage}() contains a yield, so its body would never run: use return instead"
+                )
         on_loop = {stage: inspect.iscoroutinefunction(method) for stage, method in methods.items()}
         return cls(task.parallel, task.fail_fast, on_loop, type(task).join is not base.join)
 
@@ -119,7 +133,9 @@ def _check_signature(name: str, method: Callable[..., Any], parameter: str) -> N
     try:
         inspect.signature(method).bind(**{parameter.split(":")[0]: None})
     except TypeError:
-        raise InvalidTask(f"{name}() has other parameters; allowed: `async def {name}(self, {parameter})`") from None
+        raise InvalidTask(
+            f"{name}() has other parameters; allowed: `async def {name}(self, {parameter})`"
+        ) from None
 
 
 def stage_of(partition: Partition | None, claimed: Claimed) -> Stage | None:
@@ -137,7 +153,9 @@ def with_values(done: Done) -> Done:
 
 
 def as_json(task: str, parts: Any) -> list[dict[str, Any]]:
-    """The parts that `split()` has returned, as they are stored. Raises InvalidParameters, which names the task."""
+    """The parts that `split()` has returned, as they are stored. Raises InvalidParameters, which
+    names the task.
+    """
     if not isinstance(parts, Sequence) or isinstance(parts, str | bytes):
         raise _refused(task, f"{echoed(parts)}; allowed: a list of Part(…)")
     if len(parts) > MOST_PARTS:
@@ -154,7 +172,8 @@ def as_json(task: str, parts: Any) -> list[dict[str, Any]]:
         if size > MOST_CHARACTERS:
             raise _refused(
                 task,
-                f"parts of which the parameters have more than {MOST_CHARACTERS:,} characters together: put what is "
+                f"parts of which the parameters have more than {MOST_CHARACTERS:,} characters "
+                "together: put what is "
                 "large into a table or a file, and give each part the place",
             )
     return stored

@@ -26,7 +26,8 @@ MOST_TAGS = 20
 LEAST_MEMORY, MOST_MEMORY = 16 * 2**20, 2**50
 """Bounds of `memory`, in bytes: a child process with less can't import anything."""
 ON_TIME = timedelta(minutes=1)
-"""A slot that is handled less than this late still runs as on time; from this on it is a misfire."""
+"""A slot that is handled less than this late still runs as on time; from this on it is a misfire.
+"""
 NAME = re.compile(r"[a-z0-9_.-]{1,100}")
 """What the name of a task, or a tag, looks like."""
 LONGEST = timedelta(days=36_500)
@@ -62,20 +63,36 @@ class Retry:
         jitter: float = 0.1,
         on: type[BaseException] | Collection[type[BaseException]] = Exception,
     ) -> None:
-        """Times are seconds or a timedelta. Raises InvalidTask, which names the argument and what is allowed."""
+        """Times are seconds or a timedelta. Raises InvalidTask, which names the argument and what
+        is allowed.
+        """
         vars(self).update(
             attempts=attempts,
             wait=_seconds(wait),
             factor=factor,
             max_wait=_seconds(max_wait),
             jitter=jitter,
-            on=tuple(on) if isinstance(on, list | set | frozenset) else (on,) if isinstance(on, type) else on,
+            on=tuple(on)
+            if isinstance(on, list | set | frozenset)
+            else (on,)
+            if isinstance(on, type)
+            else on,
         )
         check(_is_int(self.attempts, 1), "Retry(attempts)", self.attempts, "an int from 1")
         check(_is_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0, up to 100 years")
         check(_is_number(self.factor, 1), "Retry(factor)", self.factor, "a number from 1")
-        check(_is_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0, up to 100 years")
-        check(_is_number(self.jitter, 0) and self.jitter <= 1, "Retry(jitter)", self.jitter, "a share from 0 to 1")
+        check(
+            _is_number(self.max_wait, 0),
+            "Retry(max_wait)",
+            self.max_wait,
+            "seconds from 0, up to 100 years",
+        )
+        check(
+            _is_number(self.jitter, 0) and self.jitter <= 1,
+            "Retry(jitter)",
+            self.jitter,
+            "a share from 0 to 1",
+        )
         valid = isinstance(self.on, tuple) and all(
             isinstance(t, type) and issubclass(t, BaseException) for t in self.on
         )
@@ -84,7 +101,8 @@ class Retry:
     def seconds_before(self, attempt: int, asked: float | None = None) -> float:
         """The seconds to wait before attempt number `attempt`, where 2 is the first retry.
 
-        `asked`: the seconds that the error itself asks for. They replace the wait of the policy, without jitter.
+        `asked`: the seconds that the error itself asks for. They replace the wait of the policy,
+        without jitter.
         """
         if asked is not None:
             return min(self.max_wait, max(0.0, asked))
@@ -101,8 +119,8 @@ class Missed:
     """What happens to slots that came due while no service ran.
 
     `skip`: none of them runs. `once`: only the newest one runs. `all`: each runs, oldest first.
-    Slots older than `max_age` never run, nor with `all` any but the newest `max_count`. Slots that do not run are
-    recorded as a missed range.
+    Slots older than `max_age` never run, nor with `all` any but the newest `max_count`. Slots that
+    do not run are recorded as a missed range.
     """
 
     policy: MissedPolicy = "once"
@@ -112,7 +130,12 @@ class Missed:
     def __post_init__(self) -> None:
         check(self.policy in MISSED, "Missed", self.policy, _one_of(MISSED))
         valid = isinstance(self.max_age, timedelta) and timedelta(0) < self.max_age <= LONGEST
-        check(valid, "Missed(max_age)", self.max_age, f"a timedelta above zero, up to {LONGEST.days:,} days")
+        check(
+            valid,
+            "Missed(max_age)",
+            self.max_age,
+            f"a timedelta above zero, up to {LONGEST.days:,} days",
+        )
         valid = self.max_count is None or _is_int(self.max_count, 1)
         check(valid, "Missed(max_count)", self.max_count, "an int from 1, or None for no limit")
 
@@ -135,10 +158,17 @@ class Policies:
 
     @classmethod
     def of(cls, task: type[Any]) -> Policies:
-        """Read and check the class attributes. Raises InvalidTask naming the attribute and what is allowed."""
+        """Read and check the class attributes. Raises InvalidTask naming the attribute and what is
+        allowed.
+        """
         timeout = _seconds(task.timeout)
         valid = timeout is None or (_is_number(timeout, 0) and timeout > 0)
-        check(valid, "timeout", task.timeout, "seconds above 0 (up to 100 years), a timedelta, or None")
+        check(
+            valid,
+            "timeout",
+            task.timeout,
+            "seconds above 0 (up to 100 years), a timedelta, or None",
+        )
         check(isinstance(task.retry, Retry), "retry", task.retry, "a Retry(…)")
         missed = Missed(task.missed) if task.missed in MISSED else task.missed
         check(isinstance(missed, Missed), "missed", missed, f"a Missed(…) or {_one_of(MISSED)}")
@@ -164,14 +194,18 @@ class Policies:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The policies as the ledger stores them. Exception classes are their names, and times are seconds."""
+        """The policies as the ledger stores them. Exception classes are their names, and times are
+        seconds.
+        """
         retry = {**fields_of(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
         missed = {**fields_of(self.missed), "max_age": self.missed.max_age.total_seconds()}
         return {**fields_of(self), "retry": retry, "missed": missed}
 
 
 def fields_of(declared: Any) -> dict[str, Any]:
-    """The values of a dataclass by name. Unlike `asdict` it copies none of them, which would take much longer."""
+    """The values of a dataclass by name. Unlike `asdict` it copies none of them, which would take
+    much longer.
+    """
     return {field.name: getattr(declared, field.name) for field in fields(declared)}
 
 
@@ -180,7 +214,9 @@ def _bytes_of(memory: object) -> int | None:
     if memory is None:
         return None
     try:
-        size = int(TypeAdapter(ByteSize).validate_python(memory)) if type(memory) in (int, str) else 0
+        size = (
+            int(TypeAdapter(ByteSize).validate_python(memory)) if type(memory) in (int, str) else 0
+        )
     except ValidationError:
         size = 0
     allowed = "a size from 16 MiB to 1 PiB, such as '2 GiB', a number of bytes, or None"
@@ -197,7 +233,9 @@ def _check_overlap(task: type[Any]) -> None:
     check(not contradicts, "max_running", running, "None, or an int from 2, with overlap = 'allow'")
     valid = _is_int(waiting, 1) and waiting <= MOST_WAITING
     check(valid, "max_waiting", waiting, f"an int from 1 to {MOST_WAITING:,}")
-    check(waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap = 'wait'")
+    check(
+        waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap = 'wait'"
+    )
 
 
 def tags_of(task: type[Any]) -> tuple[str, ...]:
@@ -210,7 +248,9 @@ def tags_of(task: type[Any]) -> tuple[str, ...]:
 
 
 def not_run_again(reason: str) -> str:
-    """The reason with which a run of a task with `rerun = False` fails, where other runs would be interrupted."""
+    """The reason with which a run of a task with `rerun = False` fails, where other runs would be
+    interrupted.
+    """
     return f"{reason} while it ran, and it is not run again (rerun = False)"
 
 
@@ -226,7 +266,9 @@ def _seconds(time: Any) -> Any:
 
 def _is_number(value: object, least: float) -> bool:
     longest = LONGEST.total_seconds()
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= longest
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= longest
+    )
 
 
 def _is_int(value: object, least: int) -> bool:

@@ -50,9 +50,10 @@ class Task:
 
     Attributes:
         source: The file of the class, relative to the working directory if it is in there.
-        on_loop: Whether `run`, or each stage of a partitioned task, is a coroutine function; otherwise it runs in a
-            thread.
-        may_change: Whether schedule or timezone is a property, whose value may differ the next time it is read.
+        on_loop: Whether `run`, or each stage of a partitioned task, is a coroutine function;
+            otherwise it runs in a thread.
+        may_change: Whether schedule or timezone is a property, whose value may differ the next time
+            it is read.
         schedule: None for a task that is only started by hand.
         partition: What a partitioned task declares; None for other tasks.
     """
@@ -75,7 +76,9 @@ class Task:
     @property
     def follows(self) -> str | None:
         """The task whose slots are its own, for a task without a schedule that waits for others."""
-        return self.after.tasks[0] if self.after is not None and not has_schedule(self.cls) else None
+        return (
+            self.after.tasks[0] if self.after is not None and not has_schedule(self.cls) else None
+        )
 
     @property
     def pool(self) -> str:
@@ -84,8 +87,14 @@ class Task:
 
     @property
     def exclusive(self) -> str | None:
-        """The name of the queue whose runs take lanes: the task's name, or None if any number may run at once."""
-        return None if self.policies.overlap == "allow" and self.policies.max_running is None else self.name
+        """The name of the queue whose runs take lanes: the task's name, or None if any number may
+        run at once.
+        """
+        return (
+            None
+            if self.policies.overlap == "allow" and self.policies.max_running is None
+            else self.name
+        )
 
     @property
     def queue_of_parts(self) -> str:
@@ -98,28 +107,37 @@ class Task:
         return self.policies.max_running or 1
 
     def read_schedule(self) -> Schedule | None:
-        """Read the schedule from a new instance. Raises InvalidTask, which names the class and its file."""
+        """Read the schedule from a new instance. Raises InvalidTask, which names the class and its
+        file.
+        """
         return _read(self.cls, schedule_of)
 
 
 class TaskRegistry:
-    """All tasks of this process, in the order of their registration. The class itself is the one instance."""
+    """All tasks of this process, in the order of their registration. The class itself is the one
+    instance.
+    """
 
     _tasks: dict[str, Task] = {}  # noqa: RUF012 - the one registry of the process
 
     @classmethod
     def register(cls, task_class: type[T]) -> type[T]:
-        """Check and add a task class, and return it, so it is a decorator too. A class may be registered twice.
+        """Check and add a task class, and return it, so it is a decorator too. A class may be
+        registered twice.
 
-        Raises InvalidTask, which names class, file and attribute, also when another class has the same task name.
+        Raises InvalidTask, which names class, file and attribute, also when another class has the
+        same task name.
         """
         if not inspect.isclass(task_class):
-            raise InvalidTask(f"a task must be a subclass of BaseTask, and {echoed(task_class)} is not a class")
+            raise InvalidTask(
+                f"a task must be a subclass of BaseTask, and {echoed(task_class)} is not a class"
+            )
         task = _read(task_class, _task_of)
         existing = cls._tasks.get(task.name)
         if existing is not None and not _is_same(existing.cls, task_class):
             raise InvalidTask(
-                f"two tasks are named {echoed(task.name)}: {existing.cls.__qualname__} in {existing.source} is used, "
+                f"two tasks are named {echoed(task.name)}: {existing.cls.__qualname__} in "
+                f"{existing.source} is used, "
                 f"and {task_class.__qualname__} in {task.source} is not; rename one"
             )
         cls._tasks[task.name] = task
@@ -190,7 +208,9 @@ class TaskRegistry:
 
 
 def task_classes(module: Any) -> Iterator[type[BaseTask]]:
-    """The task classes that a module defines, in their order, also abstract ones; without names that begin with `_`."""
+    """The task classes that a module defines, in their order, also abstract ones; without names
+    that begin with `_`.
+    """
     for value in list(vars(module).values()):
         is_here = _is_task(value) and value.__module__ == module.__name__
         if is_here and not value.__name__.startswith("_"):
@@ -200,14 +220,17 @@ def task_classes(module: Any) -> Iterator[type[BaseTask]]:
 def _is_task(value: Any) -> bool:
     """Whether it is a subclass of BaseTask.
 
-    `issubclass` would remember each class that it was asked about; for one that is no task it asks all tasks.
+    `issubclass` would remember each class that it was asked about; for one that is no task it asks
+    all tasks.
     """
     return isinstance(value, type) and BaseTask in value.__mro__
 
 
 def _is_same(existing: type[BaseTask], new: type[BaseTask]) -> bool:
     """Whether both are one class, maybe from a module that was imported twice."""
-    return existing is new or (existing.__qualname__ == new.__qualname__ and _file(existing) == _file(new))
+    return existing is new or (
+        existing.__qualname__ == new.__qualname__ and _file(existing) == _file(new)
+    )
 
 
 def _file(cls: type[Any]) -> str:
@@ -218,11 +241,15 @@ def _file(cls: type[Any]) -> str:
 
 
 def _read(cls: type[Any], read: Callable[[Any], R]) -> R:
-    """Call `read(cls)`. Any error, also of the author's code, becomes an InvalidTask that names class and file."""
+    """Call `read(cls)`. Any error, also of the author's code, becomes an InvalidTask that names
+    class and file.
+    """
     try:
         return read(cls)
     except (Exception, SystemExit) as error:
-        raise InvalidTask(f"task class {cls.__qualname__} in {_path(cls)}: {one_line(error)}") from error
+        raise InvalidTask(
+            f"task class {cls.__qualname__} in {_path(cls)}: {one_line(error)}"
+        ) from error
 
 
 def _path(cls: type[Any]) -> str:
@@ -252,7 +279,8 @@ def _task_of(cls: type[BaseTask]) -> Task:
     partition = Partition.of(task, PartitionedTask) if PartitionedTask in cls.__mro__ else None
     if (schedule is not None or after is not None) and parameters.required:
         raise InvalidTask(
-            f"run() needs {', '.join(parameters.required)}, for which a scheduled run has no value: "
+            f"run() needs {', '.join(parameters.required)}, for which a scheduled run has no "
+            "value: "
             "give a default, or set schedule = None"
         )
     policies, monitoring = _declared(cls, parameters.takes_slot)
@@ -263,8 +291,12 @@ def _task_of(cls: type[BaseTask]) -> Task:
         source=_path(cls),
         policies=policies,
         parameters=parameters,
-        on_loop=inspect.iscoroutinefunction(run) if partition is None else all(partition.on_loop.values()),
-        may_change=not all(isinstance(static(cls, attribute), str | None) for attribute in ("schedule", "timezone")),
+        on_loop=inspect.iscoroutinefunction(run)
+        if partition is None
+        else all(partition.on_loop.values()),
+        may_change=not all(
+            isinstance(static(cls, attribute), str | None) for attribute in ("schedule", "timezone")
+        ),
         zone=zone_of(timezone_of(task)),
         schedule=schedule,
         monitoring=monitoring,
@@ -285,7 +317,9 @@ def _declared(cls: type[BaseTask], takes_slot: bool) -> tuple[Policies, Monitori
         return policies, monitoring
 
 
-DEFAULTS = tuple((name, getattr(BaseTask, name)) for name in (*LIMITS, "fenced", *MONITORING_ATTRIBUTES))
+DEFAULTS = tuple(
+    (name, getattr(BaseTask, name)) for name in (*LIMITS, "fenced", *MONITORING_ATTRIBUTES)
+)
 
 
 @functools.cache

@@ -1,4 +1,6 @@
-"""The wait that an error asks for: that of a RetryAfter, or the Retry-After header of an httpx response."""
+"""The wait that an error asks for: that of a RetryAfter, or the Retry-After header of an httpx
+response.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,14 @@ MOST_SECONDS = 10**12
 
 
 def seconds_asked(error: BaseException) -> float | None:
-    """The seconds that `error` asks for, at least 0; None when it asks for none, or its header can't be read."""
+    """The seconds that `error` asks for, at least 0; None when it asks for none, or its header
+    can't be read.
+    """
     if isinstance(error, RetryAfter):
         return max(0.0, error.seconds)
-    httpx = sys.modules.get("httpx")  # an error of httpx can't exist before httpx is imported, which takes long
+    httpx = sys.modules.get(
+        "httpx"
+    )  # an error of httpx can't exist before httpx is imported, which takes long
     if httpx is None or not isinstance(error, httpx.HTTPStatusError):
         return None
     headers = getattr(error.response, "headers", {})  # a test may leave out the response
@@ -25,7 +31,9 @@ def seconds_asked(error: BaseException) -> float | None:
 
 
 def _seconds(header: str) -> float | None:
-    """The seconds that the value of a header means: a whole number of seconds, or an HTTP date. None for others."""
+    """The seconds that the value of a header means: a whole number of seconds, or an HTTP date.
+    None for others.
+    """
     if header.isdecimal() and header.isascii():
         return float(min(MOST_SECONDS, int(header[:20])))
     try:

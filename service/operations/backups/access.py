@@ -1,4 +1,5 @@
-"""What every operation on backups needs: the settings about backups, and their records in the ledger.
+"""What every operation on backups needs: the settings about backups, and their records in the
+ledger.
 
 Operations on backups also work on a machine without a ledger. Then nothing is recorded.
 """
@@ -49,7 +50,9 @@ class BackupAccess:
         return Places.of(self.settings)
 
     def place_of(self, source: str) -> str | None:
-        """The place of a backup by its name in the ledger; None if it is in neither BACKUP_DIR nor BACKUP_URL."""
+        """The place of a backup by its name in the ledger; None if it is in neither BACKUP_DIR nor
+        BACKUP_URL.
+        """
         path, url = Path(source), self.settings.BACKUP_URL
         if taken_at(path) is None:
             return None
@@ -60,11 +63,14 @@ class BackupAccess:
             return FOLDER
         return url if url and url.startswith(FILE) and folder == folder_of(url).resolve() else None
 
-    async def in_ledger(self, statements: Statements[T], *, reads: bool = False, migrates: bool = True) -> T | None:
+    async def in_ledger(
+        self, statements: Statements[T], *, reads: bool = False, migrates: bool = True
+    ) -> T | None:
         """Execute statements in one transaction in the ledger; None if there is no ledger yet.
 
-        `reads`: the statements only read, so they wait for no lock, and the ledger is not migrated. `migrates`: an
-        older ledger is migrated first; otherwise it is an error. Raises DatabaseError.
+        `reads`: the statements only read, so they wait for no lock, and the ledger is not migrated.
+        `migrates`: an older ledger is migrated first; otherwise it is an error. Raises
+        DatabaseError.
         """
         ledger = self.databases.ledger
         if not await self.databases.has_ledger():
@@ -72,7 +78,9 @@ class BackupAccess:
         try:
             is_older = not self.databases.is_migrated and not await self._has_columns()
             if is_older and not migrates:
-                raise DatabaseError("the ledger is at an older migration than this code; `batch serve` migrates it")
+                raise DatabaseError(
+                    "the ledger is at an older migration than this code; `batch serve` migrates it"
+                )
             if is_older and not reads:
                 await self.databases.migrate_ledger()
             async with (ledger.reader if reads else ledger.engine).begin() as connection:
@@ -88,27 +96,37 @@ class BackupAccess:
     async def read_ledger(self, query: Statements[T]) -> T | None:
         """Read the records of backups; None if there is no ledger yet.
 
-        Raises DatabaseError, also if the ledger is older than this code, so that its table has other columns.
+        Raises DatabaseError, also if the ledger is older than this code, so that its table has
+        other columns.
         """
         return await self.in_ledger(query, reads=True, migrates=False)
 
     async def record_if_possible(self, name: str, write: Statements[None]) -> None:
-        """Record what was done with the backup `name`, or log a warning if the ledger can't be used or is older.
+        """Record what was done with the backup `name`, or log a warning if the ledger can't be used
+        or is older.
 
-        It is no error, because the work on the backup is done, and the ledger may be what a restore replaces.
+        It is no error, because the work on the backup is done, and the ledger may be what a restore
+        replaces.
         """
         try:
             await self.in_ledger(write, migrates=False)
         except DatabaseError as error:
-            logger.warning(f"What was done with {name} could not be recorded in the ledger: {error.message}")
+            logger.warning(
+                f"What was done with {name} could not be recorded in the ledger: {error.message}"
+            )
 
     async def records(self) -> dict[tuple[str, str], Row]:
         """The ledger's records of backups, by place and name. Raises DatabaseError."""
-        return {(row["place"], row["name"]): row for row in await self.read_ledger(backups.all_rows) or ()}
+        return {
+            (row["place"], row["name"]): row
+            for row in await self.read_ledger(backups.all_rows) or ()
+        }
 
 
 def _has_columns(connection: Connection) -> bool:
     present = inspect(connection)
     if not present.has_table(table.name):
         return False
-    return set(table.columns.keys()) <= {column["name"] for column in present.get_columns(table.name)}
+    return set(table.columns.keys()) <= {
+        column["name"] for column in present.get_columns(table.name)
+    }

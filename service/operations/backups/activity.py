@@ -1,4 +1,6 @@
-"""What may write to the application's database while it is restored, and why a restore is refused because of it."""
+"""What may write to the application's database while it is restored, and why a restore is refused
+because of it.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Activity:
-    """What may write to the database: living nodes, and active runs that a living node executes or could start.
+    """What may write to the database: living nodes, and active runs that a living node executes or
+    could start.
 
-    `ended`: runs that have ended since a given instant. `at`: the ledger's time (UTC); None without a ledger.
+    `ended`: runs that have ended since a given instant. `at`: the ledger's time (UTC); None without
+    a ledger.
     """
 
     nodes: tuple[str, ...] = ()
@@ -36,28 +40,37 @@ class Activity:
     at: datetime | None = None
 
     def refuse(self, force: bool, plan: RestorePlan | None = None) -> None:
-        """Raises BackupError if a restore could lose data; with `plan` also if it would replace the ledger in use."""
+        """Raises BackupError if a restore could lose data; with `plan` also if it would replace the
+        ledger in use.
+        """
         if (objection := self.objection(force, plan)) is not None:
             raise BackupError(objection)
 
     def objection(self, force: bool, plan: RestorePlan | None = None) -> str | None:
         """Why a restore is refused; None if it is not."""
         if self.runs:
-            return f"nothing is restored while runs are active: {some(self.runs)}. Let them end, or `batch cancel` them"
+            return (
+                f"nothing is restored while runs are active: {some(self.runs)}. Let them end, or "
+                "`batch cancel` them"
+            )
         if self.ended:
             return (
-                f"nothing was restored: {some(self.ended)} has ended since the backup that was made before the "
-                "restore, and what it wrote would be lost. Stop the service, or pause the task (--no-safety restores "
+                f"nothing was restored: {some(self.ended)} has ended since the backup that was "
+                "made before the "
+                "restore, and what it wrote would be lost. Stop the service, or pause the task "
+                "(--no-safety restores "
                 "nevertheless)"
             )
         if self.nodes and not force:
             return (
-                f"nothing is restored while a service runs: {some(self.nodes)}. Stop it, or restore while it runs, "
+                f"nothing is restored while a service runs: {some(self.nodes)}. Stop it, or "
+                "restore while it runs, "
                 "by --force"
             )
         if self.nodes and plan is not None and plan.holds_ledger:
             return (
-                f"the backup holds the ledger, which a running service uses: {some(self.nodes)}. Stop the service: "
+                f"the backup holds the ledger, which a running service uses: {some(self.nodes)}. "
+                "Stop the service: "
                 "--force does not allow this"
             )
         return None
@@ -70,11 +83,15 @@ def some(names: Sequence[str]) -> str:
 
 
 async def activity(access: BackupAccess, since: datetime | None = None) -> Activity:
-    """What may write to the database, and the runs that ended since `since` (UTC). Raises DatabaseError."""
+    """What may write to the database, and the runs that ended since `since` (UTC). Raises
+    DatabaseError.
+    """
     return await access.in_ledger(partial(_activity, access, since), reads=True) or Activity()
 
 
-async def _activity(access: BackupAccess, since: datetime | None, connection: AsyncConnection) -> Activity:
+async def _activity(
+    access: BackupAccess, since: datetime | None, connection: AsyncConnection
+) -> Activity:
     """Without a living node no run is active: nothing resumes the runs of dead nodes meanwhile."""
     now = await database_time.now_of(connection)
     folder = process_lock.folder_of(access.settings.ledger_url)
@@ -82,10 +99,18 @@ async def _activity(access: BackupAccess, since: datetime | None, connection: As
     active: tuple[str, ...] = ()
     for kind in (NO_PART_SQL, PART_SQL) if living else ():  # each has its index
         active += await _run_names(connection, runs.c.state.in_(ACTIVE), text(kind))
-    ended = await _run_names(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since) if since else ()
+    ended = (
+        await _run_names(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since)
+        if since
+        else ()
+    )
     return Activity(tuple(living), active, ended, now)
 
 
 async def _run_names(connection: AsyncConnection, *conditions: Any) -> tuple[str, ...]:
-    statement = select(runs.c.id, runs.c.task, runs.c.state).where(*conditions).order_by(runs.c.created_at)
-    return tuple(f"{row.task} {row.id} ({row.state})" for row in await connection.execute(statement))
+    statement = (
+        select(runs.c.id, runs.c.task, runs.c.state).where(*conditions).order_by(runs.c.created_at)
+    )
+    return tuple(
+        f"{row.task} {row.id} ({row.state})" for row in await connection.execute(statement)
+    )

@@ -37,8 +37,8 @@ CHECKS = {"restored": "restored", "checksums": "checksums only"}
 class BackupSummary(Result):
     """A backup in a place. `place`: `folder`, or a URL. `size`: in bytes. Instants are in UTC.
 
-    `check`, `kept` and `where` are texts for people. The other fields are from the ledger, and None if it does not know
-    them.
+    `check`, `kept` and `where` are texts for people. The other fields are from the ledger, and None
+    if it does not know them.
     """
 
     name: str
@@ -67,8 +67,9 @@ class BackupSummary(Result):
 async def list_backups(access: BackupAccess, warn: Callable[[str], None]) -> list[BackupSummary]:
     """List the backups of each place, the newest first. Nothing is changed.
 
-    `warn` is called if the ledger or BACKUP_URL can't be read; the other backups are listed then. The headers of local
-    backups that the ledger does not know are read, but they have no count of rows. Raises BackupError.
+    `warn` is called if the ledger or BACKUP_URL can't be read; the other backups are listed then.
+    The headers of local backups that the ledger does not know are read, but they have no count of
+    rows. Raises BackupError.
     """
     places = access.places
     listings = [await in_thread(lambda _: pins.look(places.folder))]
@@ -83,35 +84,52 @@ async def list_backups(access: BackupAccess, warn: Callable[[str], None]) -> lis
     except BackupError as error:
         warn(f"what is elsewhere is shown as the ledger knows it: {error.message}")
         listings.append(_recorded_listing(rows, places.url or ""))
-    headers = await in_thread(lambda _: _read_all(places.folder, _unknown(listings[0], rows), _header_facts))
-    return _summaries(access, listings, rows | {(FOLDER, name): row for name, row in headers.items()})
+    headers = await in_thread(
+        lambda _: _read_all(places.folder, _unknown(listings[0], rows), _header_facts)
+    )
+    return _summaries(
+        access, listings, rows | {(FOLDER, name): row for name, row in headers.items()}
+    )
 
 
 def _recorded_listing(rows: dict[BackupKey, Row], url: str) -> Listing:
     """The backups at a URL as the ledger knows them."""
-    return Listing(url, {name: row["size"] or 0 for (place, name), row in rows.items() if place == url}, frozenset())
+    return Listing(
+        url,
+        {name: row["size"] or 0 for (place, name), row in rows.items() if place == url},
+        frozenset(),
+    )
 
 
 def _unknown(listing: Listing, rows: dict[BackupKey, Row]) -> dict[str, int]:
-    """The sizes of backups that the ledger does not know, or knows as files of another size, by name."""
-    known = {name: rows.get((listing.place, name), backups.UNKNOWN)["size"] for name in listing.sizes}
+    """The sizes of backups that the ledger does not know, or knows as files of another size, by
+    name.
+    """
+    known = {
+        name: rows.get((listing.place, name), backups.UNKNOWN)["size"] for name in listing.sizes
+    }
     return {name: size for name, size in listing.sizes.items() if known[name] != size}
 
 
 async def record_unknown(
     access: BackupAccess, storages: Sequence[Storage], listings: Sequence[Listing]
 ) -> dict[BackupKey, Row]:
-    """Read the manifests of backups that the ledger does not know, and record them. Returns the rows of all backups.
+    """Read the manifests of backups that the ledger does not know, and record them. Returns the
+    rows of all backups.
 
-    Without a ledger the rows are only from the manifests. A backup that can't be read is not recorded, because it may
-    be sound. Raises BackupError and DatabaseError.
+    Without a ledger the rows are only from the manifests. A backup that can't be read is not
+    recorded, because it may be sound. Raises BackupError and DatabaseError.
     """
     rows, started = await access.records(), clock.now()
     unknown: dict[BackupKey, Row] = {}
     for storage, listing in zip(storages, listings, strict=True):
         read = await in_thread(partial(_manifest_rows, storage, _unknown(listing, rows)))
         unknown |= {(listing.place, name): row for name, row in read.items()}
-    is_recorded = await access.in_ledger(lambda connection: _record(connection, unknown, started)) if unknown else None
+    is_recorded = (
+        await access.in_ledger(lambda connection: _record(connection, unknown, started))
+        if unknown
+        else None
+    )
     if is_recorded:
         unread = {key: row for key, row in unknown.items() if _is_unread(row)}
         return await access.records() | unread
@@ -127,12 +145,16 @@ async def _record(connection: AsyncConnection, rows: dict[BackupKey, Row], at: d
     for (place, name), row in rows.items():
         if _is_unread(row):
             continue
-        await backups.record(connection, Facts(**{key: row[key] for key in backups.FACTS}), place, at)
+        await backups.record(
+            connection, Facts(**{key: row[key] for key in backups.FACTS}), place, at
+        )
         manifests = await backups.manifests(connection, name)
         if row["failed_at"]:
             await backups.mark_failed(connection, name, place, row["failed_check"], at)
         elif manifests and row["manifest"] not in manifests:
-            await backups.mark_failed(connection, name, place, f"it was changed since it was made: {CHANGED}", at)
+            await backups.mark_failed(
+                connection, name, place, f"it was changed since it was made: {CHANGED}", at
+            )
     return True
 
 
@@ -141,15 +163,21 @@ def _is_unread(row: Row) -> bool:
     return row["failed_check"] is not None and row["failed_at"] is None
 
 
-def _read_all(storage: Storage, sizes: dict[str, int], read: Callable[[Source, str], Facts]) -> dict[str, Row]:
-    """Read several backups at a time, but parse one manifest at a time, because that may take much memory."""
+def _read_all(
+    storage: Storage, sizes: dict[str, int], read: Callable[[Source, str], Facts]
+) -> dict[str, Row]:
+    """Read several backups at a time, but parse one manifest at a time, because that may take much
+    memory.
+    """
     parsing = Lock()
     with ThreadPoolExecutor(READERS) as readers:
         rows = readers.map(partial(_read, storage, read, parsing), sizes, sizes.values())
         return dict(zip(sizes, rows, strict=True))
 
 
-def _read(storage: Storage, read: Callable[[Source, str], Facts], parsing: Lock, name: str, size: int) -> Row:
+def _read(
+    storage: Storage, read: Callable[[Source, str], Facts], parsing: Lock, name: str, size: int
+) -> Row:
     at = taken_at(Path(name))
     assert at is not None
     try:
@@ -177,7 +205,9 @@ def _pinned(listings: Sequence[Listing]) -> frozenset[str]:
     return frozenset().union(*(listing.pinned for listing in listings))
 
 
-def decide_all(access: BackupAccess, listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> list[Decision]:
+def decide_all(
+    access: BackupAccess, listings: Sequence[Listing], rows: dict[BackupKey, Row]
+) -> list[Decision]:
     """Decide for each place which backups are kept."""
     pinned = _pinned(listings)
     rules = Rules(
@@ -188,7 +218,11 @@ def decide_all(access: BackupAccess, listings: Sequence[Listing], rows: dict[Bac
         least_share=access.settings.BACKUP_LEAST_SHARE,
     )
     return [
-        decide((_candidate(name, rows.get((place, name)), name in pinned) for name in sizes), rules, clock.now())
+        decide(
+            (_candidate(name, rows.get((place, name)), name in pinned) for name in sizes),
+            rules,
+            clock.now(),
+        )
         for place, sizes in ((listing.place, listing.sizes) for listing in listings)
     ]
 
@@ -200,14 +234,18 @@ def _candidate(name: str, row: Row | None, is_pinned: bool) -> Candidate:
     return Candidate(name, at, row["rows"], *checked, pinned=is_pinned, unread=_is_unread(row))
 
 
-def _summaries(access: BackupAccess, listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> list[BackupSummary]:
+def _summaries(
+    access: BackupAccess, listings: Sequence[Listing], rows: dict[BackupKey, Row]
+) -> list[BackupSummary]:
     summaries, pinned = [], _pinned(listings)
     for listing, decision in zip(listings, decide_all(access, listings, rows), strict=True):
         for verdict in decision.verdicts:
             size = listing.sizes[verdict.name]
             row = rows.get((listing.place, verdict.name), backups.UNKNOWN)
             row = row if row["size"] == size else backups.UNKNOWN
-            summaries.append(BackupSummary.of(_fields(listing, verdict, row), pinned=verdict.name in pinned))
+            summaries.append(
+                BackupSummary.of(_fields(listing, verdict, row), pinned=verdict.name in pinned)
+            )
     return sorted(summaries, key=lambda summary: summary.name, reverse=True)
 
 
@@ -226,10 +264,12 @@ def _fields(listing: Listing, verdict: Verdict, row: Row) -> Row:
 
 
 async def rescan(access: BackupAccess) -> int:
-    """Read the manifests of all backups in both places, and rewrite their records. Returns the number of backups.
+    """Read the manifests of all backups in both places, and rewrite their records. Returns the
+    number of backups.
 
-    Existing records keep what is known of a backup, unless the file has changed. Records without a file are deleted.
-    Raises BackupError if a place can't be read, before any record is deleted, and DatabaseError.
+    Existing records keep what is known of a backup, unless the file has changed. Records without a
+    file are deleted. Raises BackupError if a place can't be read, before any record is deleted, and
+    DatabaseError.
     """
     started = clock.now()
     storages = await in_thread(lambda _: access.places.all())
@@ -247,6 +287,7 @@ async def rescan(access: BackupAccess) -> int:
 
     if await access.in_ledger(write) is None:
         raise BackupError(
-            "there is no ledger yet in which a rescan could record backups: `batch serve` or `batch run` makes it"
+            "there is no ledger yet in which a rescan could record backups: `batch serve` or "
+            "`batch run` makes it"
         )
     return len(rows)

@@ -29,12 +29,17 @@ from service.operations.backups.progress import OnProgress, ignore_progress
 
 
 async def upload(
-    access: BackupAccess, text: str, on_progress: OnProgress = ignore_progress, *, is_checked: bool = False
+    access: BackupAccess,
+    text: str,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    is_checked: bool = False,
 ) -> BackupResult:
-    """Copy a backup and its pin from BACKUP_DIR to BACKUP_URL, and compare the copy with the original.
+    """Copy a backup and its pin from BACKUP_DIR to BACKUP_URL, and compare the copy with the
+    original.
 
-    The backup is compared with its checksums first, unless `is_checked`: the caller has just done so. Raises
-    BackupError.
+    The backup is compared with its checksums first, unless `is_checked`: the caller has just done
+    so. Raises BackupError.
     """
     places = access.places
     elsewhere = await in_thread(lambda _: places.elsewhere())
@@ -50,16 +55,22 @@ async def upload(
             if pins.is_pinned(places.folder, name):
                 pins.put(elsewhere, name, pins.read(places.folder, name))
             if not _is_stored(elsewhere, source, name, stop):
-                elsewhere.put(source, name, stop, lambda done: on_progress(done, source.size, "uploading"))
+                elsewhere.put(
+                    source, name, stop, lambda done: on_progress(done, source.size, "uploading")
+                )
             return facts
 
     facts = await in_thread(copy)
     await record_check(access, facts, elsewhere.place)
-    return BackupResult(path=str(places.folder.path / name), facts=facts, url=f"{elsewhere.name}/{name}")
+    return BackupResult(
+        path=str(places.folder.path / name), facts=facts, url=f"{elsewhere.name}/{name}"
+    )
 
 
 def _local_name(access: BackupAccess, text: str) -> str:
-    """The name of the backup in BACKUP_DIR that a name, a path or `latest` means. Raises BackupError."""
+    """The name of the backup in BACKUP_DIR that a name, a path or `latest` means. Raises
+    BackupError.
+    """
     places = access.places
     local = backups(places.folder.listed())
     name = latest_of(local, clock.now()) or text if text == LATEST else Path(text).name
@@ -71,10 +82,15 @@ def _local_name(access: BackupAccess, text: str) -> str:
 
 
 async def local_file(access: BackupAccess, name: str) -> Path:
-    """The path of the backup of this name in BACKUP_DIR. Raises UnknownBackup; it follows no link."""
+    """The path of the backup of this name in BACKUP_DIR. Raises UnknownBackup; it follows no
+    link.
+    """
     path = access.settings.BACKUP_DIR / name
     if path.name != name or taken_at(path) is None or not await in_thread(lambda _: _is_file(path)):
-        raise UnknownBackup(f"there is no backup {name} in BACKUP_DIR: `batch backup download {name}` copies it there")
+        raise UnknownBackup(
+            f"there is no backup {name} in BACKUP_DIR: `batch backup download {name}` copies it "
+            "there"
+        )
     return path
 
 
@@ -88,8 +104,8 @@ def _is_file(path: Path) -> bool:
 def _is_stored(storage: Storage, source: Source, name: str, stop: Stop) -> bool:
     """Whether the storage has this backup already.
 
-    Raises BackupError if it has another backup of the same name, which another application may have made in the same
-    second.
+    Raises BackupError if it has another backup of the same name, which another application may have
+    made in the same second.
     """
     if name not in storage.listed():
         return False
@@ -97,12 +113,16 @@ def _is_stored(storage: Storage, source: Source, name: str, stop: Stop) -> bool:
         if is_same(stored, source, stop):
             return True
     raise BackupError(
-        f"{storage.name}/{name} exists and is another backup: give each application a place of its own (BACKUP_URL)"
+        f"{storage.name}/{name} exists and is another backup: give each application a place of "
+        "its own (BACKUP_URL)"
     )
 
 
-async def download(access: BackupAccess, text: str, on_progress: OnProgress = ignore_progress) -> BackupResult:
-    """Copy a backup and its pin from BACKUP_URL, or from the URL `text`, into BACKUP_DIR, and verify it.
+async def download(
+    access: BackupAccess, text: str, on_progress: OnProgress = ignore_progress
+) -> BackupResult:
+    """Copy a backup and its pin from BACKUP_URL, or from the URL `text`, into BACKUP_DIR, and
+    verify it.
 
     Raises BackupError.
     """
@@ -115,9 +135,15 @@ async def download(access: BackupAccess, text: str, on_progress: OnProgress = ig
             await refuse_changed(access, source, facts)
 
         def copy(stop: Stop) -> None:
-            if taken_at(Path(name)) and not places.folder.has(name) and pins.is_pinned(storage, name):
+            if (
+                taken_at(Path(name))
+                and not places.folder.has(name)
+                and pins.is_pinned(storage, name)
+            ):
                 pins.put(places.folder, name, pins.read(storage, name))
-            places.folder.put(source, name, stop, lambda done: on_progress(done, source.size, "downloading"))
+            places.folder.put(
+                source, name, stop, lambda done: on_progress(done, source.size, "downloading")
+            )
 
         await in_thread(copy)
     finally:
@@ -129,7 +155,9 @@ async def download(access: BackupAccess, text: str, on_progress: OnProgress = ig
 
 
 def _remote(places: Places, text: str) -> tuple[Storage, str]:
-    """The storage and the name of a backup that is given by its URL or by its name at BACKUP_URL."""
+    """The storage and the name of a backup that is given by its URL or by its name at
+    BACKUP_URL.
+    """
     if "://" in text:
         return places.addressed(text)
     if places.url is None:
@@ -138,9 +166,11 @@ def _remote(places: Places, text: str) -> tuple[Storage, str]:
 
 
 async def waiting(access: BackupAccess) -> list[str]:
-    """The names of verified backups that earlier uploads failed to copy to BACKUP_URL, the newest first.
+    """The names of verified backups that earlier uploads failed to copy to BACKUP_URL, the newest
+    first.
 
-    Only backups younger than BACKUP_RETENTION_DAYS are listed, because retention keeps those in both places.
+    Only backups younger than BACKUP_RETENTION_DAYS are listed, because retention keeps those in
+    both places.
     """
     places = access.places
     elsewhere = await in_thread(lambda _: places.elsewhere())
@@ -148,6 +178,10 @@ async def waiting(access: BackupAccess) -> list[str]:
         return []
     local, uploaded = await in_thread(lambda _: (places.folder.listed(), elsewhere.listed()))
     since = clock.now() - timedelta(days=access.settings.BACKUP_RETENTION_DAYS)
-    rows = [row for (place, _), row in (await access.records()).items() if place == FOLDER and row["verified_at"]]
+    rows = [
+        row
+        for (place, _), row in (await access.records()).items()
+        if place == FOLDER and row["verified_at"]
+    ]
     names = [row["name"] for row in rows if row["taken_at"] >= since]
     return [name for name in names if name in local and name not in uploaded]

@@ -1,4 +1,6 @@
-"""Deletes one backup in each place where it is, because a person asks for it. A pinned one is never deleted."""
+"""Deletes one backup in each place where it is, because a person asks for it. A pinned one is never
+deleted.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,36 @@ class DeletedBackup(Result):
 
 
 async def find(access: BackupAccess, name: str) -> DeletedBackup:
-    """Where the backup of this name is. Raises UnknownBackup, and BackupError if it is pinned in any place."""
+    """Where the backup of this name is. Raises UnknownBackup, and BackupError if it is pinned in
+    any place.
+    """
     if Path(name).name != name or taken_at(Path(name)) is None:
-        raise UnknownBackup(f"{echoed(name)} is no name of a backup, such as `batch backup list` shows")
+        raise UnknownBackup(
+            f"{echoed(name)} is no name of a backup, such as `batch backup list` shows"
+        )
     storages = await in_thread(lambda _: [each for each in access.places.all() if each.has(name)])
     if not storages:
         raise UnknownBackup(f"there is no backup {name} in BACKUP_DIR or at BACKUP_URL")
-    pinned = await in_thread(lambda _: any(pins.is_pinned(storage, name) for storage in access.places.all()))
+    pinned = await in_thread(
+        lambda _: any(pins.is_pinned(storage, name) for storage in access.places.all())
+    )
     if pinned:
-        raise BackupError(f"{name} is pinned, so it is not deleted: `batch backup unpin {name}` allows that")
+        raise BackupError(
+            f"{name} is pinned, so it is not deleted: `batch backup unpin {name}` allows that"
+        )
     return DeletedBackup(backup=name, places=[_place(storage) for storage in storages])
 
 
 async def delete(access: BackupAccess, name: str) -> DeletedBackup:
     """Delete the backup in each place, and its records in the ledger. Raises as `find`."""
     found = await find(access, name)
-    for storage in await in_thread(lambda _: [each for each in access.places.all() if each.has(name)]):
+    for storage in await in_thread(
+        lambda _: [each for each in access.places.all() if each.has(name)]
+    ):
         await in_thread(partial(_delete, storage, name))
-        await access.record_if_possible(name, partial(backups.remove, name=name, place=storage.place))
+        await access.record_if_possible(
+            name, partial(backups.remove, name=name, place=storage.place)
+        )
     return found
 
 

@@ -22,9 +22,11 @@ from service.operations.results import Result
 
 
 class BackupDetails(Result):
-    """What the manifest of a backup and the ledger say about it. Instants are in UTC; `size` is in bytes.
+    """What the manifest of a backup and the ledger say about it. Instants are in UTC; `size` is in
+    bytes.
 
-    `pinned`: when the backup was pinned, or yes if that is not known. `wrong`: why its check failed.
+    `pinned`: when the backup was pinned, or yes if that is not known. `wrong`: why its check
+    failed.
     """
 
     backup: str

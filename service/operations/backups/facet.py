@@ -1,4 +1,6 @@
-"""`operations.backups`: makes, checks, compares, copies, prunes and restores backups of the application's database."""
+"""`operations.backups`: makes, checks, compares, copies, prunes and restores backups of the
+application's database.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.plan import RestorePlan
 from service.batch.ledger import database_time
 from service.batch.ledger.people import audit
-from service.operations.backups import catalogue, copies, delete, details, make, pins, prune, restore
+from service.operations.backups import (
+    catalogue,
+    copies,
+    delete,
+    details,
+    make,
+    pins,
+    prune,
+    restore,
+)
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import BackupSummary
 from service.operations.backups.delete import DeletedBackup
@@ -31,7 +42,9 @@ MOST_NAMED = 20
 """How many deleted backups an event names."""
 
 Warn = Callable[[str], None]
-"""Called with a sentence about something that could not be read or done, while the rest of the work is done."""
+"""Called with a sentence about something that could not be read or done, while the rest of the work
+is done.
+"""
 
 
 def ignore(_: str) -> None:
@@ -39,10 +52,12 @@ def ignore(_: str) -> None:
 
 
 class Backups:
-    """Operations on backups. A backup is given by a path, a name, `latest`, or s3://bucket/prefix/name.
+    """Operations on backups. A backup is given by a path, a name, `latest`, or
+    s3://bucket/prefix/name.
 
-    Each method raises BackupError, of which UnknownBackup, DamagedBackup and PlaceUnreachable are subclasses, and
-    DatabaseError if it needs a database that can't be used. `on_progress` may be called by any thread.
+    Each method raises BackupError, of which UnknownBackup, DamagedBackup and PlaceUnreachable are
+    subclasses, and DatabaseError if it needs a database that can't be used. `on_progress` may be
+    called by any thread.
     """
 
     def __init__(self, access: BackupAccess, context: Context) -> None:
@@ -58,7 +73,9 @@ class Backups:
         return await catalogue.list_backups(self._access, warn)
 
     async def rescan(self) -> int:
-        """Read every backup, and rewrite their records in the ledger. Returns the number of backups."""
+        """Read every backup, and rewrite their records in the ledger. Returns the number of
+        backups.
+        """
         return await catalogue.rescan(self._access)
 
     async def show(self, backup: str, warn: Warn) -> tuple[BackupDetails, Sequence[SavedTable]]:
@@ -71,39 +88,63 @@ class Backups:
         await self._record("backup.verify", result.facts.name)
         return result
 
-    async def verify_by_restoring(self, backup: str, on_progress: OnProgress = ignore_progress) -> RestoreReport:
-        """Restore a backup into a scratch place, compare the counts of rows, and record the outcome."""
+    async def verify_by_restoring(
+        self, backup: str, on_progress: OnProgress = ignore_progress
+    ) -> RestoreReport:
+        """Restore a backup into a scratch place, compare the counts of rows, and record the
+        outcome.
+        """
         return await restore.check_by_restoring(self._access, backup, on_progress)
 
     async def diff(self, before: str, after: str | None = None) -> Difference:
-        """Compare a backup with a later one, or with the database as it is now. Nothing is changed."""
+        """Compare a backup with a later one, or with the database as it is now. Nothing is
+        changed.
+        """
         return await diff(self._access.settings, before, after)
 
     async def upload(
         self, backup: str, on_progress: OnProgress = ignore_progress, *, is_checked: bool = False
     ) -> BackupResult:
-        """Copy a backup from BACKUP_DIR to BACKUP_URL. It is verified first, unless `is_checked`."""
+        """Copy a backup from BACKUP_DIR to BACKUP_URL. It is verified first, unless
+        `is_checked`.
+        """
         return await copies.upload(self._access, backup, on_progress, is_checked=is_checked)
 
     async def waiting(self) -> Sequence[str]:
-        """The names of verified backups that still have to be uploaded to BACKUP_URL, the newest first."""
+        """The names of verified backups that still have to be uploaded to BACKUP_URL, the newest
+        first.
+        """
         return await copies.waiting(self._access)
 
-    async def download(self, backup: str, on_progress: OnProgress = ignore_progress) -> BackupResult:
-        """Copy a backup from BACKUP_URL, or from the URL that is given, into BACKUP_DIR, and verify it."""
+    async def download(
+        self, backup: str, on_progress: OnProgress = ignore_progress
+    ) -> BackupResult:
+        """Copy a backup from BACKUP_URL, or from the URL that is given, into BACKUP_DIR, and verify
+        it.
+        """
         return await copies.download(self._access, backup, on_progress)
 
     async def prune(
-        self, warn: Warn, on_delete: Warn = ignore, *, dry_run: bool = False, allow_many: bool = False
+        self,
+        warn: Warn,
+        on_delete: Warn = ignore,
+        *,
+        dry_run: bool = False,
+        allow_many: bool = False,
     ) -> Sequence[PrunedBackup]:
-        """Delete old backups in each place, and return for each backup whether it was deleted, and why.
+        """Delete old backups in each place, and return for each backup whether it was deleted, and
+        why.
 
-        `on_delete` is called with the path or URL of each deleted backup. `allow_many`: delete also more than half of
-        the backups of a place, which is otherwise refused.
+        `on_delete` is called with the path or URL of each deleted backup. `allow_many`: delete also
+        more than half of the backups of a place, which is otherwise refused.
         """
-        pruned = await prune.prune(self._access, warn, on_delete, dry_run=dry_run, allow_many=allow_many)
+        pruned = await prune.prune(
+            self._access, warn, on_delete, dry_run=dry_run, allow_many=allow_many
+        )
         if deleted := [each.backup for each in pruned if each.then == "deleted"]:
-            await self._record("backup.prune", None, {"number": len(deleted), "deleted": deleted[:MOST_NAMED]})
+            await self._record(
+                "backup.prune", None, {"number": len(deleted), "deleted": deleted[:MOST_NAMED]}
+            )
         return pruned
 
     async def pin(self, backup: str) -> PinChange:
@@ -119,7 +160,9 @@ class Backups:
         return change
 
     async def to_download(self, name: str) -> Path:
-        """The file of the backup of this name in BACKUP_DIR. Raises UnknownBackup if it is not there."""
+        """The file of the backup of this name in BACKUP_DIR. Raises UnknownBackup if it is not
+        there.
+        """
         file = await copies.local_file(self._access, name)
         await self._record("backup.download", name)
         return file
@@ -135,11 +178,17 @@ class Backups:
         return deleted
 
     async def plan_restore(self, request: RestoreRequest) -> RestorePlan:
-        """Plan what `restore` would do. Nothing is changed. Raises BackupError if the restore would be refused."""
+        """Plan what `restore` would do. Nothing is changed. Raises BackupError if the restore would
+        be refused.
+        """
         return await restore.plan_if_possible(self._access, request)
 
-    async def restore(self, request: RestoreRequest, on_progress: OnProgress = ignore_progress) -> RestoreResult:
-        """Restore the application's database from a backup, in one transaction, after backing up what it replaces."""
+    async def restore(
+        self, request: RestoreRequest, on_progress: OnProgress = ignore_progress
+    ) -> RestoreResult:
+        """Restore the application's database from a backup, in one transaction, after backing up
+        what it replaces.
+        """
         result = await restore.restore(self._access, request, on_progress)
         if not request.dry_run:
             into = {"into": result.report.where} if request.into is not None else None
@@ -147,11 +196,15 @@ class Backups:
         return result
 
     async def _record(self, action: str, backup: str | None, after: Any = None) -> None:
-        """Add an event to the audit. Only the name of a backup is recorded: its address may have a secret."""
+        """Add an event to the audit. Only the name of a backup is recorded: its address may have a
+        secret.
+        """
         name = Path(backup).name if backup is not None else None
 
         async def write(connection: AsyncConnection) -> None:
             now = await database_time.now_of(connection)
-            await audit.record(connection, self._context.actor.by, action, now, target=name, after=after)
+            await audit.record(
+                connection, self._context.actor.by, action, now, target=name, after=after
+            )
 
         await self._access.record_if_possible(name or "backups", write)

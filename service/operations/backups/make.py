@@ -31,12 +31,15 @@ T = TypeVar("T")
 logger = get_logger(__name__)
 
 CHANGED = (
-    "its manifest is not the one that the ledger has recorded. Use another backup, and look at who can write there"
+    "its manifest is not the one that the ledger has recorded. Use another backup, and look at "
+    "who can write there"
 )
 
 
 class BackupResult(Result):
-    """A backup that was made, checked or copied. `facts`: from its manifest. `url`: of its copy, if it was uploaded."""
+    """A backup that was made, checked or copied. `facts`: from its manifest. `url`: of its copy, if
+    it was uploaded.
+    """
 
     path: str
     facts: Facts
@@ -44,10 +47,14 @@ class BackupResult(Result):
 
 
 async def create(access: BackupAccess, on_progress: OnProgress = ignore_progress) -> BackupResult:
-    """Make a backup in BACKUP_DIR, and record it as verified, because it was read back. Raises BackupError."""
+    """Make a backup in BACKUP_DIR, and record it as verified, because it was read back. Raises
+    BackupError.
+    """
 
     def report(progress: BackupProgress) -> None:
-        rows = f", {progress.rows:,} rows" if progress.rows else ""  # rows of SQLite are not counted
+        rows = (
+            f", {progress.rows:,} rows" if progress.rows else ""
+        )  # rows of SQLite are not counted
         on_progress(progress.bytes, progress.estimate, progress.stage + rows)
 
     path = await create_backup(access.settings.BACKUP_DIR, on_progress=report)
@@ -63,8 +70,12 @@ async def create(access: BackupAccess, on_progress: OnProgress = ignore_progress
     return BackupResult(path=str(path), facts=facts)
 
 
-async def check(access: BackupAccess, text: str, on_progress: OnProgress = ignore_progress) -> BackupResult:
-    """Compare a backup with its checksums, and record the outcome, also a failure. Raises BackupError."""
+async def check(
+    access: BackupAccess, text: str, on_progress: OnProgress = ignore_progress
+) -> BackupResult:
+    """Compare a backup with its checksums, and record the outcome, also a failure. Raises
+    BackupError.
+    """
     source = await in_thread(lambda _: access.places.find(text))
     try:
         facts = await in_thread(lambda stop: _verified_facts(source, stop, on_progress))
@@ -81,19 +92,28 @@ async def check(access: BackupAccess, text: str, on_progress: OnProgress = ignor
     return BackupResult(path=source.name, facts=facts)
 
 
-async def refuse_changed(access: BackupAccess, source: Source, facts: Facts, hint: str = "") -> None:
-    """Raises DamagedBackup if the manifest of a backup is not the one that the ledger recorded when it was made.
+async def refuse_changed(
+    access: BackupAccess, source: Source, facts: Facts, hint: str = ""
+) -> None:
+    """Raises DamagedBackup if the manifest of a backup is not the one that the ledger recorded when
+    it was made.
 
-    The checksums in a backup have no secret key, so anybody who can write the file can replace them, but not the record
-    in the ledger. `hint`: how to use the backup nevertheless; it ends the message.
+    The checksums in a backup have no secret key, so anybody who can write the file can replace
+    them, but not the record in the ledger. `hint`: how to use the backup nevertheless; it ends the
+    message.
     """
     try:
         recorded = await access.read_ledger(partial(backups.manifests, name=facts.name))
     except DatabaseError as error:
-        logger.warning(f"Whether {facts.name} was changed since it was made could not be checked: {error.message}")
+        logger.warning(
+            f"Whether {facts.name} was changed since it was made could not be checked: "
+            f"{error.message}"
+        )
         return
     if recorded and facts.manifest not in recorded:
-        raise DamagedBackup(f"the backup {source.name} was changed since it was made: {CHANGED}{hint}")
+        raise DamagedBackup(
+            f"the backup {source.name} was changed since it was made: {CHANGED}{hint}"
+        )
 
 
 async def record_check(access: BackupAccess, facts: Facts, place: str) -> None:
@@ -107,7 +127,9 @@ async def record_check(access: BackupAccess, facts: Facts, place: str) -> None:
 
 
 async def record_failure(access: BackupAccess, source: Source, why: str) -> None:
-    """Record why the check of a backup failed. Nothing is recorded of a file outside of BACKUP_DIR and BACKUP_URL."""
+    """Record why the check of a backup failed. Nothing is recorded of a file outside of BACKUP_DIR
+    and BACKUP_URL.
+    """
     place, path = access.place_of(source.name), Path(source.name)
     at = taken_at(path)
     if place is None or at is None:

@@ -1,4 +1,6 @@
-"""`operations.named_backups`: the backups of both places, for callers by HTTP: by their names, and telling no place."""
+"""`operations.named_backups`: the backups of both places, for callers by HTTP: by their names, and
+telling no place.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ logger = get_logger(__name__)
 
 
 class NamedBackups:
-    """What callers by HTTP may do. Each method raises the errors of Backups, whose messages name no folder and no URL.
+    """What callers by HTTP may do. Each method raises the errors of Backups, whose messages name no
+    folder and no URL.
 
     A name is one that the list has, or `latest`: nothing else in the file system is looked at.
     """
@@ -41,7 +44,9 @@ class NamedBackups:
         self._access = access
 
     async def list(self, warn: Warn) -> Sequence[BackupSummary]:
-        """The backups in both places, the newest first. `place` and `where` are `folder` or `elsewhere`."""
+        """The backups in both places, the newest first. `place` and `where` are `folder` or
+        `elsewhere`.
+        """
         async with self._telling_no_place():
             return [self._without_place(each) for each in await self._backups.list(warn)]
 
@@ -58,11 +63,19 @@ class NamedBackups:
             return await self._backups.verify(await self._address(name))
 
     async def diff(self, before: str, after: str | None = None) -> Difference:
-        """Compare a backup with a later one, or with the database as it is now. Nothing is changed."""
+        """Compare a backup with a later one, or with the database as it is now. Nothing is
+        changed.
+        """
         async with self._telling_no_place():
-            addresses = await self._address(before), await self._address(after) if after is not None else None
+            addresses = (
+                await self._address(before),
+                await self._address(after) if after is not None else None,
+            )
             found = await self._backups.diff(*addresses)
-        sides = replace(found.before, name=_name(found.before.name)), replace(found.after, name=_name(found.after.name))
+        sides = (
+            replace(found.before, name=_name(found.before.name)),
+            replace(found.after, name=_name(found.after.name)),
+        )
         return replace(found, before=sides[0], after=sides[1])
 
     async def pin(self, name: str) -> PinChange:
@@ -77,13 +90,21 @@ class NamedBackups:
             return await self._backups.unpin(name if is_name else await self._address(name))
 
     async def to_download(self, name: str) -> Path:
-        """The file of the backup of this name in BACKUP_DIR. Raises UnknownBackup if it is not there."""
+        """The file of the backup of this name in BACKUP_DIR. Raises UnknownBackup if it is not
+        there.
+        """
         async with self._telling_no_place():
             return await self._backups.to_download(name)
 
     async def _address(self, name: str) -> str:
-        """The path or URL of the backup of this name. Raises UnknownBackup if neither place has it."""
-        return name if name == LATEST else await in_thread(lambda _: _address_in(self._access.places, name))
+        """The path or URL of the backup of this name. Raises UnknownBackup if neither place has
+        it.
+        """
+        return (
+            name
+            if name == LATEST
+            else await in_thread(lambda _: _address_in(self._access.places, name))
+        )
 
     @asynccontextmanager
     async def _telling_no_place(self) -> AsyncIterator[None]:
@@ -103,9 +124,15 @@ class NamedBackups:
     def _plain(self, message: str) -> str:
         """The message with the last part of each path and URL in place of the whole."""
         folder, url = self._access.settings.BACKUP_DIR, self._access.settings.BACKUP_URL
-        places = {str(folder): "BACKUP_DIR", str(folder.absolute()): "BACKUP_DIR", str(folder.resolve()): "BACKUP_DIR"}
+        places = {
+            str(folder): "BACKUP_DIR",
+            str(folder.absolute()): "BACKUP_DIR",
+            str(folder.resolve()): "BACKUP_DIR",
+        }
         if url:
-            places[url] = places[str(folder_of(url)) if url.startswith(FILE) else url] = "BACKUP_URL"
+            places[url] = places[str(folder_of(url)) if url.startswith(FILE) else url] = (
+                "BACKUP_URL"
+            )
         for place in sorted(places, key=len, reverse=True):
             message = message.replace(f"{place}/", "")
             if "/" in place:  # otherwise it may be a word of the message

@@ -1,6 +1,7 @@
 """Pins and unpins backups. A pinned backup is kept until somebody unpins it.
 
-A pin is a file beside the backup in each place, so that a new machine knows it before it deletes anything.
+A pin is a file beside the backup in each place, so that a new machine knows it before it deletes
+anything.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class PinChange(Result):
 
 
 async def pin(access: BackupAccess, text: str, by: str) -> PinChange:
-    """Keep a backup until it is unpinned. `by`: the name of the person who asks. Raises BackupError."""
+    """Keep a backup until it is unpinned. `by`: the name of the person who asks. Raises
+    BackupError.
+    """
     name = await in_thread(lambda _: _name_of(access, text))
     new_pin = Pin(by, clock.now())
 
@@ -58,17 +61,22 @@ async def unpin(access: BackupAccess, text: str) -> PinChange:
 
 
 def _name_of(access: BackupAccess, text: str) -> str:
-    """The name of the backup that `text` gives. Raises BackupError, also if it is in neither of the two places."""
+    """The name of the backup that `text` gives. Raises BackupError, also if it is in neither of the
+    two places.
+    """
     with access.places.find(text) as source:
         name = facts_of(source, Path(source.name).name).name
     if access.place_of(source.name) is None:
         raise BackupError(
-            f"{source.name} is neither in BACKUP_DIR nor at BACKUP_URL: only backups there are ever pruned"
+            f"{source.name} is neither in BACKUP_DIR nor at BACKUP_URL: only backups there are "
+            "ever pruned"
         )
     return name
 
 
-def _in_each_place(access: BackupAccess, name: str, done: str, change: Callable[[Storage], bool]) -> bool:
+def _in_each_place(
+    access: BackupAccess, name: str, done: str, change: Callable[[Storage], bool]
+) -> bool:
     """Make a change in each place that can be reached. Returns whether any place was changed.
 
     Raises BackupError if a place can't be reached; `done` is the participle for its message.

@@ -1,4 +1,6 @@
-"""The listeners for the progress of a backup, a check or a copy. It imports nothing that makes one."""
+"""The listeners for the progress of a backup, a check or a copy. It imports nothing that makes
+one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from collections.abc import Callable
 from service.batch.context.current_run import current_run_if_any
 
 OnProgress = Callable[[int, int, str], None]
-"""Called with the bytes that are done, the bytes in all (0: not known), and the stage. Any thread may call it."""
+"""Called with the bytes that are done, the bytes in all (0: not known), and the stage. Any thread
+may call it.
+"""
 
 MEGABYTE = 1_000_000
 
@@ -17,7 +21,9 @@ def ignore_progress(done: int, total: int, stage: str) -> None:
 
 
 def report_to_run() -> OnProgress:
-    """A function that reports progress to the current run, in megabytes. Without a current run it does nothing."""
+    """A function that reports progress to the current run, in megabytes. Without a current run it
+    does nothing.
+    """
     run = current_run_if_any()
 
     def report(done: int, total: int, stage: str) -> None:

@@ -1,6 +1,7 @@
 """Deletes old backups in BACKUP_DIR and at BACKUP_URL by one set of rules.
 
-Backups are deleted one by one, and each deletion is recorded in the ledger after it, so a kill does no harm.
+Backups are deleted one by one, and each deletion is recorded in the ledger after it, so a kill does
+no harm.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class PrunePlan:
 
 
 async def prune_plans(access: BackupAccess) -> list[PrunePlan]:
-    """Plan what to delete in BACKUP_DIR, and at BACKUP_URL if it is set. Raises BackupError and DatabaseError.
+    """Plan what to delete in BACKUP_DIR, and at BACKUP_URL if it is set. Raises BackupError and
+    DatabaseError.
 
     Before that, all backups in these places are recorded in the ledger, if there is one.
     """
@@ -43,15 +45,19 @@ async def prune_plans(access: BackupAccess) -> list[PrunePlan]:
 
 
 def warnings(plans: list[PrunePlan], *, allow_many: bool = False) -> list[str]:
-    """Sentences about what a person should check: why nothing is deleted, and which names are in the future."""
+    """Sentences about what a person should check: why nothing is deleted, and which names are in
+    the future.
+    """
     texts = []
     for plan in plans:
         if plan.decision.doubt:
             texts.append(f"No old backup is deleted in {plan.storage.name}: {plan.decision.doubt}")
         if plan.decision.too_many and not allow_many:
             texts.append(
-                f"No old backup is deleted in {plan.storage.name}: {plan.decision.too_many}, more than half. Look at "
-                "`batch backup prune --dry-run` and the settings BACKUP_…; `batch backup prune --yes` deletes them"
+                f"No old backup is deleted in {plan.storage.name}: {plan.decision.too_many}, "
+                "more than half. Look at "
+                "`batch backup prune --dry-run` and the settings BACKUP_…; `batch backup prune "
+                "--yes` deletes them"
             )
         if plan.decision.in_future:
             future = describe_future(plan.decision.in_future)
@@ -59,11 +65,13 @@ def warnings(plans: list[PrunePlan], *, allow_many: bool = False) -> list[str]:
     return texts
 
 
-async def delete_old(access: BackupAccess, plans: list[PrunePlan], *, allow_many: bool = False) -> AsyncIterator[str]:
+async def delete_old(
+    access: BackupAccess, plans: list[PrunePlan], *, allow_many: bool = False
+) -> AsyncIterator[str]:
     """Delete the backups that the plans don't keep, and yield the path or URL of each after that.
 
-    A backup that is pinned meanwhile is kept. If a plan deletes more than half of a place, nothing is deleted there,
-    unless `allow_many`. Raises BackupError and DatabaseError.
+    A backup that is pinned meanwhile is kept. If a plan deletes more than half of a place, nothing
+    is deleted there, unless `allow_many`. Raises BackupError and DatabaseError.
     """
     for plan in plans:
         storage = plan.storage
@@ -75,7 +83,9 @@ async def delete_old(access: BackupAccess, plans: list[PrunePlan], *, allow_many
 
 
 class PrunedBackup(Result):
-    """The outcome for one backup: `then` is stays, deleted or would go; `where` is folder or elsewhere."""
+    """The outcome for one backup: `then` is stays, deleted or would go; `where` is folder or
+    elsewhere.
+    """
 
     backup: str
     where: str
@@ -93,7 +103,8 @@ async def prune(
 ) -> list[PrunedBackup]:
     """Delete old backups, and return the outcome for each backup; `dry_run`: delete nothing.
 
-    `on_delete` is called with the path or URL of each deleted backup. Raises BackupError and DatabaseError.
+    `on_delete` is called with the path or URL of each deleted backup. Raises BackupError and
+    DatabaseError.
     """
     plans = await prune_plans(access)
     for warning in warnings(plans, allow_many=allow_many):
@@ -105,14 +116,24 @@ async def prune(
     return [pruned for plan in plans for pruned in _outcomes(plan, deleted, dry_run, allow_many)]
 
 
-def _outcomes(plan: PrunePlan, deleted: set[str], dry_run: bool, allow_many: bool) -> Iterator[PrunedBackup]:
+def _outcomes(
+    plan: PrunePlan, deleted: set[str], dry_run: bool, allow_many: bool
+) -> Iterator[PrunedBackup]:
     where = "folder" if plan.storage.place == FOLDER else "elsewhere"
     is_held = plan.decision.too_many and not allow_many
     for verdict in plan.decision.verdicts:
-        goes = not verdict.stays and not is_held and (dry_run or f"{plan.storage.name}/{verdict.name}" in deleted)
+        goes = (
+            not verdict.stays
+            and not is_held
+            and (dry_run or f"{plan.storage.name}/{verdict.name}" in deleted)
+        )
         then = ("would go" if dry_run else "deleted") if goes else "stays"
         is_kept = not goes and not verdict.stays
-        why = ("more than half would go" if is_held else "pinned meanwhile") if is_kept else verdict.why
+        why = (
+            ("more than half would go" if is_held else "pinned meanwhile")
+            if is_kept
+            else verdict.why
+        )
         yield PrunedBackup(backup=verdict.name, where=where, then=then, why=why)
 
 

@@ -1,4 +1,5 @@
-"""Restores backups, and tries restores out, for `batch backup restore`, `batch backup verify --restore` and the drill.
+"""Restores backups, and tries restores out, for `batch backup restore`, `batch backup verify
+--restore` and the drill.
 
 It works beside an idle service and without one, and also on a machine without a ledger.
 """
@@ -40,7 +41,10 @@ from service.operations.backups.restore_into import example_of, planned_into
 from service.operations.results import Result
 
 HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
-BESIDE_A_SERVICE = "a service runs, so that this dry run loads the rows into a scratch place, which it removes again"
+BESIDE_A_SERVICE = (
+    "a service runs, so that this dry run loads the rows into a scratch place, which it removes "
+    "again"
+)
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,18 @@ class RestoreRequest:
 
 
 class RestoreResult(Result):
-    """The outcome of a restore. `safety`: the path of the backup that was made before it; None if none was made."""
+    """The outcome of a restore. `safety`: the path of the backup that was made before it; None if
+    none was made.
+    """
 
     report: RestoreReport
     safety: str | None
 
 
 async def plan_of(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
-    """Plan a restore; the plan lists the problems. Raises BackupError if there is no such backup."""
+    """Plan a restore; the plan lists the problems. Raises BackupError if there is no such
+    backup.
+    """
     source = await in_thread(lambda _: access.places.find(request.backup))
     try:
         await _own_facts(access, source, request)
@@ -83,9 +91,11 @@ async def plan_of(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
 
 
 async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
-    """Plan a restore. Raises BackupError if the restore would be refused, or if there is no such backup.
+    """Plan a restore. Raises BackupError if the restore would be refused, or if there is no such
+    backup.
 
-    A dry run is not refused because of a running service: the notes of its plan say why a restore would be.
+    A dry run is not refused because of a running service: the notes of its plan say why a restore
+    would be.
     """
     active = await activity(access) if request.into is None else Activity()
     if not request.dry_run:
@@ -101,8 +111,12 @@ async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> Res
     return plan
 
 
-async def _planned(access: BackupAccess, source: Source, into: str | None = None) -> tuple[str, RestorePlan]:
-    """The URL to restore by, and the plan. In an empty database the role of DATABASE_URL has to own the new tables."""
+async def _planned(
+    access: BackupAccess, source: Source, into: str | None = None
+) -> tuple[str, RestorePlan]:
+    """The URL to restore by, and the plan. In an empty database the role of DATABASE_URL has to own
+    the new tables.
+    """
     if into is not None:
         return await planned_into(access.settings, source, into, HISTORIES)
     _, url = access.settings.backup_database
@@ -116,16 +130,20 @@ async def _planned(access: BackupAccess, source: Source, into: str | None = None
 async def restore(
     access: BackupAccess, request: RestoreRequest, on_progress: OnProgress = ignore_progress
 ) -> RestoreResult:
-    """Restore the application's database from a backup, after making a backup of the database as it is.
+    """Restore the application's database from a backup, after making a backup of the database as it
+    is.
 
-    Active runs are looked for twice: at first, and when no other connection can write to the tables. A run that starts
-    after that waits, and then finds the restored rows. A run that ended since the new backup prevents the restore,
-    because the new backup does not have what it wrote. Raises BackupError; the database is unchanged then.
+    Active runs are looked for twice: at first, and when no other connection can write to the
+    tables. A run that starts after that waits, and then finds the restored rows. A run that ended
+    since the new backup prevents the restore, because the new backup does not have what it wrote.
+    Raises BackupError; the database is unchanged then.
 
     A dry run, and a restore into another database, lose nothing, so a service may run meanwhile.
     """
     if request.dry_run or request.into is not None:
-        return RestoreResult(report=await _restored_harmlessly(access, request, on_progress), safety=None)
+        return RestoreResult(
+            report=await _restored_harmlessly(access, request, on_progress), safety=None
+        )
     plan: RestorePlan | None = None
     since: datetime | None = None
 
@@ -158,8 +176,12 @@ async def restore(
     return RestoreResult(report=report, safety=safety)
 
 
-async def _restored_harmlessly(access: BackupAccess, request: RestoreRequest, on_progress: OnProgress) -> RestoreReport:
-    """A dry run, or a restore into another database. Beside a service, a dry run uses a scratch place."""
+async def _restored_harmlessly(
+    access: BackupAccess, request: RestoreRequest, on_progress: OnProgress
+) -> RestoreReport:
+    """A dry run, or a restore into another database. Beside a service, a dry run uses a scratch
+    place.
+    """
     source = await in_thread(lambda _: access.places.find(request.backup))
     folder = access.settings.BACKUP_DIR
     try:
@@ -173,9 +195,16 @@ async def _restored_harmlessly(access: BackupAccess, request: RestoreRequest, on
         if request.into is None and (await activity(access)).nodes:
             drill_url = access.settings.RESTORE_DRILL_URL
             report = await restore_into_scratch(
-                source, url, drill_url=drill_url, on_progress=tell, folder=folder, histories=HISTORIES
+                source,
+                url,
+                drill_url=drill_url,
+                on_progress=tell,
+                folder=folder,
+                histories=HISTORIES,
             )
-            counts = tuple(replace(table, before=plan.rows.get(table.table)) for table in report.tables)
+            counts = tuple(
+                replace(table, before=plan.rows.get(table.table)) for table in report.tables
+            )
             return replace(report, tables=counts, where=plan.database)
         report = await restore_backup(
             source,
@@ -195,32 +224,44 @@ async def _restored_harmlessly(access: BackupAccess, request: RestoreRequest, on
 
 @contextmanager
 def _naming_backup(safety: str | None) -> Iterator[None]:
-    """Add to an error that `latest` now means the backup `safety`, so that nobody restores that by mistake."""
+    """Add to an error that `latest` now means the backup `safety`, so that nobody restores that by
+    mistake.
+    """
     try:
         yield
     except (BackupError, DatabaseError) as error:
         if safety is None:
             raise
-        message = f"{error.message.rstrip('.')}. `latest` is now {safety}, the backup made before the restore"
+        message = (
+            f"{error.message.rstrip('.')}. `latest` is now {safety}, the backup made before the "
+            "restore"
+        )
         raise type(error)(message) from error
 
 
-async def _back_up_first(access: BackupAccess, plan: RestorePlan, on_progress: OnProgress) -> str | None:
-    """Make a backup that has all tables that the restore replaces, and return its path; None for a new database."""
+async def _back_up_first(
+    access: BackupAccess, plan: RestorePlan, on_progress: OnProgress
+) -> str | None:
+    """Make a backup that has all tables that the restore replaces, and return its path; None for a
+    new database.
+    """
     if plan.is_new and not plan.rows:
         return None
     try:
         backup = await create(access, on_progress)
     except BackupError as error:
         raise BackupError(
-            f"nothing was restored, because the database could not be backed up first: {error.message} (--no-safety "
+            "nothing was restored, because the database could not be backed up first: "
+            f"{error.message} (--no-safety "
             "restores without a backup)"
         ) from error
     saved = await in_thread(lambda _: _tables_of(backup.path))
     if missing := sorted(plan.rows.keys() & {str(table) for table in plan.tables} - saved):
         raise BackupError(
-            f"nothing was restored, because the backup made before it, {backup.path}, leaves out {some(missing)}: "
-            "look at BACKUP_INCLUDE, BACKUP_EXCLUDE and BACKUP_LEDGER (--no-safety restores nevertheless)"
+            f"nothing was restored, because the backup made before it, {backup.path}, leaves out "
+            f"{some(missing)}: "
+            "look at BACKUP_INCLUDE, BACKUP_EXCLUDE and BACKUP_LEDGER (--no-safety restores "
+            "nevertheless)"
         )
     return backup.path
 
@@ -233,7 +274,9 @@ def _tables_of(path: str) -> set[str]:
 async def check_by_restoring(
     access: BackupAccess, backup: str, on_progress: OnProgress = ignore_progress
 ) -> RestoreReport:
-    """Prove that a backup loads into a scratch place, and record the outcome. Raises BackupError."""
+    """Prove that a backup loads into a scratch place, and record the outcome. Raises
+    BackupError.
+    """
     source = await in_thread(lambda _: access.places.find(backup))
     try:
         facts = await _own_facts(access, source)
@@ -255,8 +298,11 @@ async def check_by_restoring(
     return report
 
 
-async def _own_facts(access: BackupAccess, source: Source, request: RestoreRequest | None = None) -> Facts | None:
-    """The facts of a backup in BACKUP_DIR or at BACKUP_URL; None for another file, of which nothing is recorded.
+async def _own_facts(
+    access: BackupAccess, source: Source, request: RestoreRequest | None = None
+) -> Facts | None:
+    """The facts of a backup in BACKUP_DIR or at BACKUP_URL; None for another file, of which nothing
+    is recorded.
 
     Raises DamagedBackup if it was changed since it was made, unless the request allows that.
     """
@@ -264,19 +310,27 @@ async def _own_facts(access: BackupAccess, source: Source, request: RestoreReque
         return None
     facts = await in_thread(lambda _: facts_of(source, Path(source.name).name))
     if request is None or not request.changed:
-        await refuse_changed(access, source, facts, " (--changed restores it nevertheless)" if request else "")
+        await refuse_changed(
+            access, source, facts, " (--changed restores it nevertheless)" if request else ""
+        )
     return facts
 
 
-async def _record(access: BackupAccess, source: Source, facts: Facts, *, was_real: bool, is_sound: bool = True) -> None:
-    """Record that the backup loads, and if `was_real`, that the application's database was restored from it."""
+async def _record(
+    access: BackupAccess, source: Source, facts: Facts, *, was_real: bool, is_sound: bool = True
+) -> None:
+    """Record that the backup loads, and if `was_real`, that the application's database was restored
+    from it.
+    """
     place = access.place_of(source.name)
     assert place is not None
 
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts, place, clock.now())
         if is_sound:
-            await backups.mark_verified(connection, facts.name, place, backups.RESTORED, clock.now())
+            await backups.mark_verified(
+                connection, facts.name, place, backups.RESTORED, clock.now()
+            )
         if was_real:
             await backups.mark_restored(connection, facts.name, place, clock.now())
 

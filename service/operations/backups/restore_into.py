@@ -1,4 +1,5 @@
-"""Restores a backup into another empty database of the same kind, for `batch backup restore --into`.
+"""Restores a backup into another empty database of the same kind, for `batch backup restore
+--into`.
 
 Neither the application's database nor the ledger is touched, so a service may run meanwhile.
 """
@@ -24,11 +25,15 @@ from service.errors import BackupError, InvalidParameters
 async def planned_into(
     settings: Settings, source: Source, into: str, histories: Sequence[History]
 ) -> tuple[str, RestorePlan]:
-    """The URL to restore by, and the plan. Raises InvalidParameters and BackupError if the database is not fit."""
+    """The URL to restore by, and the plan. Raises InvalidParameters and BackupError if the database
+    is not fit.
+    """
     url = _other_url(settings, into)
     plan = await planned(source, url, histories=histories, example=example_of(settings))
     if not plan.is_new or any(plan.rows.values()):
-        raise BackupError(f"nothing was restored: the database {plan.database} is not empty. Name an empty one")
+        raise BackupError(
+            f"nothing was restored: the database {plan.database} is not empty. Name an empty one"
+        )
     return url, plan
 
 
@@ -39,7 +44,9 @@ def example_of(settings: Settings) -> Path | None:
 
 
 def _other_url(settings: Settings, into: str) -> str:
-    """The URL with its driver. Raises InvalidParameters if it is none, or names a database of the service."""
+    """The URL with its driver. Raises InvalidParameters if it is none, or names a database of the
+    service.
+    """
     try:
         url = async_url(into)
     except ValueError as error:
@@ -48,7 +55,8 @@ def _other_url(settings: Settings, into: str) -> str:
     for setting, own_url in own.items():
         if _place(make_url(url)) == _place(make_url(own_url)):
             raise InvalidParameters(
-                f"the database to restore into, {safe_url(make_url(url))}, is that of {setting}: name another one"
+                f"the database to restore into, {safe_url(make_url(url))}, is that of {setting}: "
+                "name another one"
             )
     return url
 

@@ -17,7 +17,8 @@ from service.operations.context import Context
 async def tell_followers(
     connection: AsyncConnection, context: Context, closed: Sequence[Row[Any]], at: datetime
 ) -> None:
-    """Write messages about incidents that a person has closed, to programs and to services that keep incidents.
+    """Write messages about incidents that a person has closed, to programs and to services that
+    keep incidents.
 
     People are told nothing: one of them has done it.
     """
@@ -27,8 +28,12 @@ async def tell_followers(
         await telling.tell_of_the_end(connection, closed, watched, lambda _: followers, at)
 
 
-async def tell_followers_again(connection: AsyncConnection, context: Context, reopened: Row[Any], at: datetime) -> None:
+async def tell_followers_again(
+    connection: AsyncConnection, context: Context, reopened: Row[Any], at: datetime
+) -> None:
     """Write to the same ones that an incident is open again."""
     followers = context.followers()
     if followers and reopened.told_at is not None:
-        await telling.tell_again(connection, reopened, await watched_tasks(connection), lambda _: followers, at)
+        await telling.tell_again(
+            connection, reopened, await watched_tasks(connection), lambda _: followers, at
+        )

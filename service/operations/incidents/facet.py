@@ -1,4 +1,6 @@
-"""`operations.incidents`: what needs a person; to acknowledge it, and to send nothing about a task for a while."""
+"""`operations.incidents`: what needs a person; to acknowledge it, and to send nothing about a task
+for a while.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,15 @@ LONGEST_MUTE = timedelta(days=31)
 
 
 class Incident(Result):
-    """Something that needs a person, or needed one. `subject`: a node, a file or a place, where it is about one.
+    """Something that needs a person, or needed one. `subject`: a node, a file or a place, where it
+    is about one.
 
-    `count`: its failures, slots or rows so far, also those that are over. `open`: of an open incident of runs, how many
-    of them are neither made good nor acknowledged, which is the number that Night and the status say. `run`: the newest
-    run that it is about. `told_at`: when a message about it was written last. `closed_why`: made_good, acknowledged, or
-    over. `quiet_until`: until then the same error opens no other incident. `error`: open incidents of other tasks with
-    the same one are one problem, if they began together.
+    `count`: its failures, slots or rows so far, also those that are over. `open`: of an open
+    incident of runs, how many of them are neither made good nor acknowledged, which is the number
+    that Night and the status say. `run`: the newest run that it is about. `told_at`: when a message
+    about it was written last. `closed_why`: made_good, acknowledged, or over. `quiet_until`: until
+    then the same error opens no other incident. `error`: open incidents of other tasks with the
+    same one are one problem, if they began together.
     """
 
     id: str
@@ -71,7 +75,9 @@ class IncidentDetails(Incident):
 
 
 class IncidentPage(Result):
-    """A page of incidents, the newest first. `after`: the cursor of the next page; None at the end."""
+    """A page of incidents, the newest first. `after`: the cursor of the next page; None at the
+    end.
+    """
 
     incidents: list[Incident]
     after: str | None
@@ -80,7 +86,8 @@ class IncidentPage(Result):
 class Acknowledged(Result):
     """An acknowledgement. `runs`: how many failed runs it is about.
 
-    `still_open`: how many runs have failed after the given instant. If there are any, the incident stays open.
+    `still_open`: how many runs have failed after the given instant. If there are any, the incident
+    stays open.
     """
 
     incident: Incident
@@ -118,7 +125,9 @@ class Incidents:
         limit: int = 50,
         after: str | None = None,
     ) -> IncidentPage:
-        """A page of at most `limit` incidents. Raises InvalidParameters for a cursor that no page has given."""
+        """A page of at most `limit` incidents. Raises InvalidParameters for a cursor that no page
+        has given.
+        """
         limit = min(limit, MOST_INCIDENTS)
         before = parse_cursor(after) if after is not None else None
         is_open = None if state == "all" else state == "open"
@@ -141,21 +150,29 @@ class Incidents:
             hidden = await hidden_tasks(connection, self._context)
             error = (row.task, row.fingerprint)
             is_open = row.kind == IncidentKind.FAILED and row.closed_at is None
-            kept = (await kept_back.by_errors(connection, [error] if is_open else [])).get(error, ())
+            kept = (await kept_back.by_errors(connection, [error] if is_open else [])).get(
+                error, ()
+            )
             numbers = await _open_runs(connection, [row])
         keeps_back = [KeptBack(**vars(each)) for each in kept]
         return IncidentDetails(**dict(_shown(row, hidden, numbers)), keeps_back=keeps_back)
 
     async def acknowledge(
-        self, incident: str, note: str, quiet_until: datetime | None = None, failed_until: datetime | None = None
+        self,
+        incident: str,
+        note: str,
+        quiet_until: datetime | None = None,
+        failed_until: datetime | None = None,
     ) -> Acknowledged:
-        """Say that a person takes care of an open incident, and why. Its failed runs no longer count as open.
+        """Say that a person takes care of an open incident, and why. Its failed runs no longer
+        count as open.
 
-        An incident that is not about runs stays open until its cause is over. `quiet_until` (aware, 7 days at most):
-        until then, or the first success of the task, the same error opens no other incident. `failed_until` (aware):
-        only the runs that had failed by then are meant, such as the `last_at` of the incident that the person has seen;
-        with `quiet_until`, those that failed since are meant as well. Raises UnknownIncident, and InvalidParameters if
-        the note is too short or too long, or the instant too late.
+        An incident that is not about runs stays open until its cause is over. `quiet_until` (aware,
+        7 days at most): until then, or the first success of the task, the same error opens no other
+        incident. `failed_until` (aware): only the runs that had failed by then are meant, such as
+        the `last_at` of the incident that the person has seen; with `quiet_until`, those that
+        failed since are meant as well. Raises UnknownIncident, and InvalidParameters if the note is
+        too short or too long, or the instant too late.
         """
         check_note(note)
         context = self._context
@@ -169,7 +186,10 @@ class Incidents:
                 connection, row.id, context.actor.name, note, quiet_until, now, bound
             )
             if done.is_new:
-                after = {"runs": done.runs, "quiet_until": quiet_until.isoformat() if quiet_until else None}
+                after = {
+                    "runs": done.runs,
+                    "quiet_until": quiet_until.isoformat() if quiet_until else None,
+                }
                 await audit.record(
                     connection,
                     context.actor.by,
@@ -185,14 +205,17 @@ class Incidents:
         return Acknowledged(incident=shown, runs=done.runs, still_open=done.still_open)
 
     async def plan_retry(self, incident: str, with_same_error: bool = False) -> RetryPlan:
-        """What a retry of the failed runs of an incident would do. Nothing is retried yet. Raises UnknownIncident.
+        """What a retry of the failed runs of an incident would do. Nothing is retried yet. Raises
+        UnknownIncident.
 
         `with_same_error`: also of the incidents that are one problem with it.
         """
         return await plan_retry(self._context, incident, with_same_error)
 
     async def with_same_error(self, incident: str) -> Sequence[Incident]:
-        """The open incidents that are one problem with this one, and itself. Raises UnknownIncident."""
+        """The open incidents that are one problem with this one, and itself. Raises
+        UnknownIncident.
+        """
         async with self._context.databases.reading() as connection:
             row = await _find(connection, incident)
             assert connection is not None
@@ -214,7 +237,8 @@ class Incidents:
             return _shown(reopened, await hidden_tasks(connection, context))
 
     async def mute(self, task: str, until: datetime, note: str | None = None) -> Muted:
-        """Send nothing about a task until an instant (aware, 31 days at most). Incidents are opened as ever.
+        """Send nothing about a task until an instant (aware, 31 days at most). Incidents are opened
+        as ever.
 
         What is still open then is sent then. Raises UnknownTask and InvalidParameters.
         """
@@ -222,11 +246,15 @@ class Incidents:
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
             if not now < until <= now + LONGEST_MUTE:
-                raise InvalidParameters("the end of a mute: allowed is an instant within the next 31 days")
+                raise InvalidParameters(
+                    "the end of a mute: allowed is an instant within the next 31 days"
+                )
             if not await task_rows.mute(connection, task, until, context.actor.name, note):
                 raise UnknownTask(f"the ledger knows no task {echoed(task)}")
             after = {"until": until.isoformat()}
-            await audit.record(connection, context.actor.by, "task.mute", now, task=task, after=after, note=note)
+            await audit.record(
+                connection, context.actor.by, "task.mute", now, task=task, after=after, note=note
+            )
             await wakes.catalog_changed(connection)
         return Muted(task=task, until=until, by=context.actor.name, note=note)
 
@@ -251,11 +279,14 @@ class Incidents:
         Raises InvalidParameters if there is no such channel.
         """
         names = [
-            name for name in self._channels if not channels or name in channels or name.rpartition("/")[0] in channels
+            name
+            for name in self._channels
+            if not channels or name in channels or name.rpartition("/")[0] in channels
         ]
         if not names:
             raise InvalidParameters(
-                f"there is no such channel; the settings have: {', '.join(self._channels) or 'none'}"
+                "there is no such channel; the settings have: "
+                f"{', '.join(self._channels) or 'none'}"
             )
         context = self._context
         async with context.databases.changing() as connection:
@@ -265,7 +296,9 @@ class Incidents:
                 "text": f"{context.actor.name} has sent this to see whether messages arrive.",
             }
             await outbox.write(connection, [Note(name, "test", content) for name in names], now)
-            await audit.record(connection, context.actor.by, "alerts.test", now, target=", ".join(names))
+            await audit.record(
+                connection, context.actor.by, "alerts.test", now, target=", ".join(names)
+            )
         return SentTest(channels=names)
 
 
@@ -277,8 +310,14 @@ async def _find(connection: AsyncConnection | None, incident: str) -> Any:
 
 
 async def _open_runs(connection: AsyncConnection, rows: Sequence[Any]) -> dict[str, int]:
-    """How many runs of each of these incidents are open, by its id; without those that are closed or about no runs."""
-    about = {row.id: (row.task, row.fingerprint) for row in rows if row.closed_at is None and row.kind in OF_RUNS}
+    """How many runs of each of these incidents are open, by its id; without those that are closed
+    or about no runs.
+    """
+    about = {
+        row.id: (row.task, row.fingerprint)
+        for row in rows
+        if row.closed_at is None and row.kind in OF_RUNS
+    }
     if not about:
         return {}
     by_key = await open_failures.incidents_by_key(connection)
@@ -287,11 +326,15 @@ async def _open_runs(connection: AsyncConnection, rows: Sequence[Any]) -> dict[s
     return {incident: numbers.get(key, 0) for incident, key in about.items()}
 
 
-def _shown(row: Any, hidden: frozenset[str], open_runs: Mapping[str, int] = MappingProxyType({})) -> Incident:
+def _shown(
+    row: Any, hidden: frozenset[str], open_runs: Mapping[str, int] = MappingProxyType({})
+) -> Incident:
     values = dict(row._mapping)
     empty = {name: values[name] or None for name in ("task", "subject", "fingerprint")}
     error = one_error.key_in(row.details)
-    unseen = {"text": "", "fingerprint": None, "note": None, "error": None} if row.task in hidden else {}
+    unseen = (
+        {"text": "", "fingerprint": None, "note": None, "error": None} if row.task in hidden else {}
+    )
     return Incident.of(
         {**values, **empty, "run": values["newest_run"], "error": error, **unseen},
         open=open_runs.get(row.id),

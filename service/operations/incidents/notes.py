@@ -9,7 +9,11 @@ SHORTEST_NOTE, LONGEST_NOTE = 3, 500
 
 
 def check_note(note: str | None) -> str:
-    """Returns the note. Raises InvalidParameters if there is none, or if it is too short or too long."""
+    """Returns the note. Raises InvalidParameters if there is none, or if it is too short or too
+    long.
+    """
     if note is None or not SHORTEST_NOTE <= len(note.strip()) <= LONGEST_NOTE:
-        raise InvalidParameters(f"a note of {SHORTEST_NOTE} to {LONGEST_NOTE} characters is needed, which says why")
+        raise InvalidParameters(
+            f"a note of {SHORTEST_NOTE} to {LONGEST_NOTE} characters is needed, which says why"
+        )
     return note

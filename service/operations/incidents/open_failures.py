@@ -1,4 +1,5 @@
-"""The failed runs that are neither made good nor acknowledged, by task and error: the one place that counts them.
+"""The failed runs that are neither made good nor acknowledged, by task and error: the one place
+that counts them.
 
 Night, the status and the incidents say the same numbers.
 """
@@ -25,7 +26,9 @@ ByKey = Mapping[tuple[str, str], Row[Any]]
 
 @dataclass
 class Group:
-    """Open failures of a task with one error: how many, how many of them are retried, the first and the last end."""
+    """Open failures of a task with one error: how many, how many of them are retried, the first and
+    the last end.
+    """
 
     task: str
     fingerprint: str
@@ -41,7 +44,9 @@ async def incidents_by_key(connection: AsyncConnection) -> ByKey:
     return {(row.task, row.fingerprint): row for row in opened if not row.subject}
 
 
-async def groups(connection: AsyncConnection, by_key: ByKey, of: Collection[str] | None = None) -> list[Group]:
+async def groups(
+    connection: AsyncConnection, by_key: ByKey, of: Collection[str] | None = None
+) -> list[Group]:
     """The open failures by task and error. `of`: only those of these tasks."""
     is_active = text(is_one_of(ACTIVE))
     opened = select(
@@ -59,7 +64,9 @@ async def groups(connection: AsyncConnection, by_key: ByKey, of: Collection[str]
 
 
 def _folded(groups: Sequence[Group], by_key: ByKey) -> list[Group]:
-    """Errors of a task that have no incident of their own are one group, if the task has the incident for these."""
+    """Errors of a task that have no incident of their own are one group, if the task has the
+    incident for these.
+    """
     folded: dict[tuple[str, str], Group] = {}
     for each in groups:
         is_further = (each.task, each.fingerprint) not in by_key and (each.task, MORE) in by_key

@@ -32,11 +32,13 @@ LOOKED = 50
 
 
 class RetryPlan(Result):
-    """A retry of the failed runs of an incident that are open. `preview`: acts on these runs, never on later ones.
+    """A retry of the failed runs of an incident that are open. `preview`: acts on these runs, never
+    on later ones.
 
-    `newest`: the run that is tried first. `attempt`: the number of the next attempt of it. `p50`: how many seconds a
-    run usually takes; None if that is not known. `task`: the number of the tasks, if these are one problem. `changed`:
-    what has changed since the last failure, by its action.
+    `newest`: the run that is tried first. `attempt`: the number of the next attempt of it. `p50`:
+    how many seconds a run usually takes; None if that is not known. `task`: the number of the
+    tasks, if these are one problem. `changed`: what has changed since the last failure, by its
+    action.
     """
 
     incident: str
@@ -73,11 +75,20 @@ async def plan_retry(context: Context, incident: str, with_same_error: bool = Fa
         if row is None:
             raise UnknownIncident(f"there is no incident {echoed(incident)}")
         now = await database_time.now_of(connection)
-        columns = [runs.c[name] for name in ("id", "task", "state", "slot", "created_at", "attempt", "finished_at")]
+        columns = [
+            runs.c[name]
+            for name in ("id", "task", "state", "slot", "created_at", "attempt", "finished_at")
+        ]
         meant = await one_problem(connection, row) if with_same_error else [row]
         theirs = _of(meant)
-        query = select(*columns).where(theirs, runs.c.state == RunState.FAILED, text(OPEN_FAILURE_SQL))
-        found = (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(MOST))).mappings().all()
+        query = select(*columns).where(
+            theirs, runs.c.state == RunState.FAILED, text(OPEN_FAILURE_SQL)
+        )
+        found = (
+            (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(MOST)))
+            .mappings()
+            .all()
+        )
         usual = await UsualDurations(connection, now).of_task(row.task)
         request = {"incident": row.id, "task": row.task}
         return RetryPlan(

@@ -1,4 +1,6 @@
-"""What is due in the next two hours: how many slots in each ten minutes, and the tasks that are worth a name."""
+"""What is due in the next two hours: how many slots in each ten minutes, and the tasks that are
+worth a name.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ NextOf = Callable[[Schedule, datetime], datetime | None]
 
 
 class Coming(Result):
-    """A task that is due soon. `slots`: how many are due in the two hours. `why` it has a name here."""
+    """A task that is due soon. `slots`: how many are due in the two hours. `why` it has a name
+    here.
+    """
 
     task: str
     at: datetime
@@ -35,8 +39,12 @@ class Coming(Result):
 
 
 def planned_slots(opened: Mapping[str, OpenSchedule], now: datetime) -> dict[datetime, int]:
-    """How many slots are due in each ten minutes. Those of paused tasks will not run. Call it in a thread."""
-    used = Counter(row.schedule for row in opened.values() if row.is_usable and row.paused_by is None)
+    """How many slots are due in each ten minutes. Those of paused tasks will not run. Call it in a
+    thread.
+    """
+    used = Counter(
+        row.schedule for row in opened.values() if row.is_usable and row.paused_by is None
+    )
     found = {}
     at = bucket_of(now)
     while at < now + AHEAD:
@@ -60,12 +68,19 @@ def coming(opened: Mapping[str, OpenSchedule], found: Night) -> list[Coming]:
         if at is None or at > now + AHEAD:
             continue
         if (why := _why(name, row, at, failing, late, next_of)) is not None:
-            named.append(Coming(task=name, at=at, slots=count(row.schedule, now, now + AHEAD), why=why))
+            named.append(
+                Coming(task=name, at=at, slots=count(row.schedule, now, now + AHEAD), why=why)
+            )
     return sorted(named, key=lambda each: (each.at, each.task))[:MOST_NAMED]
 
 
 def _why(
-    name: str, row: OpenSchedule, at: datetime, failing: Collection[str], late: Collection[str], next_of: NextOf
+    name: str,
+    row: OpenSchedule,
+    at: datetime,
+    failing: Collection[str],
+    late: Collection[str],
+    next_of: NextOf,
 ) -> Why | None:
     if row.paused_by is not None:
         return "paused"

@@ -28,13 +28,19 @@ _PARTS = {IncidentKind.CLOCK: "clock", IncidentKind.UNFIRED: "firing"}
 """The part of `/readyz` that says the same as an incident of the kind."""
 
 
-async def of_nodes(connection: AsyncConnection, context: Context, nodes: Sequence[Node]) -> list[Need]:
-    """Full disks, and what living nodes say is wrong with them, unless a full disk or an incident says the same."""
+async def of_nodes(
+    connection: AsyncConnection, context: Context, nodes: Sequence[Node]
+) -> list[Need]:
+    """Full disks, and what living nodes say is wrong with them, unless a full disk or an incident
+    says the same.
+    """
     disks = await offload(full_disks, context.databases)
     opened = {row.kind for row in await incidents.are_open(connection, tuple(_PARTS))}
     told = {*disks, *(_PARTS[kind] for kind in opened)}
     of_disks = [_alarm("disk", text) for text in disks.values()]
-    return of_disks + [_alarm("readiness", text, subject=named) for named, text in troubles_of(nodes, told)]
+    return of_disks + [
+        _alarm("readiness", text, subject=named) for named, text in troubles_of(nodes, told)
+    ]
 
 
 def of_slots(
@@ -50,23 +56,36 @@ def of_slots(
     number = window.counts["unaccounted"]
     if not living and not is_over:
         since = f" since {last_beat:%Y-%m-%d %H:%M} UTC" if last_beat is not None else ""
-        wait = f": {sentence.number(number, 'slot')} wait{'s' if number == 1 else ''}" if number else ""
+        wait = (
+            f": {sentence.number(number, 'slot')} wait{'s' if number == 1 else ''}"
+            if number
+            else ""
+        )
         found.append(_alarm("down", f"No service runs{since}{wait}"))
     if number:
         verb = "is" if number == 1 else "are"
-        found.append(_alarm("unaccounted", f"{sentence.number(number, 'slot')} {verb} unaccounted for", number))
+        found.append(
+            _alarm(
+                "unaccounted", f"{sentence.number(number, 'slot')} {verb} unaccounted for", number
+            )
+        )
     if backup.age is not None and backup.age > backup.limit:
         age = in_words(timedelta(seconds=backup.age))
         found.append(
             _alarm(
-                "backup", f"The newest verified backup is {age} old" if backup.name else "There is no verified backup"
+                "backup",
+                f"The newest verified backup is {age} old"
+                if backup.name
+                else "There is no verified backup",
             )
         )
     return found
 
 
 def full_disks(databases: Databases) -> dict[str, str]:
-    """What is to be said of the disks of SQLite files that are full, by part. Of PostgreSQL nothing is known."""
+    """What is to be said of the disks of SQLite files that are full, by part. Of PostgreSQL nothing
+    is known.
+    """
     said = {}
     for part, database in (("ledger", databases.ledger), ("application", databases.application)):
         if database.kind != "sqlite" or not database.url.database:

@@ -1,4 +1,5 @@
-"""Runs that wait for a slot of another task which is late itself, or will not succeed by itself; and who is in the way.
+"""Runs that wait for a slot of another task which is late itself, or will not succeed by itself;
+and who is in the way.
 
 A run that waits for a slot that is on its way is not late: what it waits for takes its time.
 """
@@ -34,7 +35,9 @@ _NAMES = ("id", "task", "slot", "state", "due_at", "created_at")
 async def blocked_runs(
     connection: AsyncConnection, late: Sequence[LateRun], now: datetime, shown_after: timedelta
 ) -> list[LateRun]:
-    """The runs that wait in vain, or for one of the runs that are `late`, each with what is in its way."""
+    """The runs that wait in vain, or for one of the runs that are `late`, each with what is in its
+    way.
+    """
     rows = (await connection.execute(_waiting(now - shown_after))).all()
     found = await chains.in_the_way(connection, [row.id for row in rows]) if rows else {}
     late_ids = {run.run for run in late}
@@ -42,7 +45,11 @@ async def blocked_runs(
     blocked = []
     for row in rows:
         cause = chains.root(found, row.id)
-        if cause is None or not _is_late(cause, late_ids, now) or shown.get(row.task, 0) >= OF_A_TASK:
+        if (
+            cause is None
+            or not _is_late(cause, late_ids, now)
+            or shown.get(row.task, 0) >= OF_A_TASK
+        ):
             continue
         shown[row.task] = shown.get(row.task, 0) + 1
         blocked.append(_blocked(row, blocker_of(found, row.id), now))
@@ -66,11 +73,17 @@ def blocker_of(found: Mapping[str, Upstream], run: str) -> Blocker | None:
 
 
 def _waiting(before: datetime) -> Any:
-    """The runs of slots that wait for other slots since before an instant, by the index of what waits."""
+    """The runs of slots that wait for other slots since before an instant, by the index of what
+    waits.
+    """
     columns = [runs.c[name] for name in _NAMES]
-    query = select(*columns).where(text(WAITING_SQL), runs.c.due_at <= before, runs.c.gate.is_not(None))
+    query = select(*columns).where(
+        text(WAITING_SQL), runs.c.due_at <= before, runs.c.gate.is_not(None)
+    )
     query = query.with_hint(runs, "INDEXED BY ix_batch_runs_waits", "sqlite")
-    return query.where(runs.c.slot.is_not(None)).order_by(runs.c.due_at, runs.c.id).limit(MOST_WAITING)
+    return (
+        query.where(runs.c.slot.is_not(None)).order_by(runs.c.due_at, runs.c.id).limit(MOST_WAITING)
+    )
 
 
 def _is_late(cause: Upstream, late: Collection[str], now: datetime) -> bool:

@@ -1,4 +1,6 @@
-"""The clock changes of a window, in the zones that schedules use: nights in which an hour is repeated or left out."""
+"""The clock changes of a window, in the zones that schedules use: nights in which an hour is
+repeated or left out.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ SECOND = timedelta(seconds=1)
 
 
 def clock_changes(names: Iterable[str], since: datetime, until: datetime) -> list[NightChange]:
-    """One change for each instant and zones. `before` and `after`: the times of the clock, such as 03:00 and 02:00.
+    """One change for each instant and zones. `before` and `after`: the times of the clock, such as
+    03:00 and 02:00.
 
     `since` and `until` are aware and in UTC. It computes with zones: call it in a thread.
     """
@@ -32,7 +35,13 @@ def clock_changes(names: Iterable[str], since: datetime, until: datetime) -> lis
             found.setdefault((at, f"{before:%H:%M}", f"{after:%H:%M}"), []).append(name)
     return [
         NightChange(
-            at=at, kind="clock.change", actor=", ".join(zones), task=None, before=before, after=after, note=None
+            at=at,
+            kind="clock.change",
+            actor=", ".join(zones),
+            task=None,
+            before=before,
+            after=after,
+            note=None,
         )
         for (at, before, after), zones in sorted(found.items())
     ]

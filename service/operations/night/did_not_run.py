@@ -1,4 +1,6 @@
-"""The slots that did not run, by their cause. Their sum is what the verdict says: missed, paused and skipped."""
+"""The slots that did not run, by their cause. Their sum is what the verdict says: missed, paused
+and skipped.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ async def by_cause(
 ) -> list[DidNotRun]:
     """`not_run`: by task, how many slots of the window were missed, paused and skipped."""
     ranges = await _ranges(
-        connection, [task for task, counts in not_run.items() if counts["missed"] or counts["paused"]], since, until
+        connection,
+        [task for task, counts in not_run.items() if counts["missed"] or counts["paused"]],
+        since,
+        until,
     )
     outages = await _outages(connection, since, until)
     downs: dict[tuple[int, str], list[Part]] = defaultdict(list)
@@ -75,7 +80,9 @@ class Part(NamedTuple):
 
 
 def _parts(number: int, ranges: Sequence[Row[Any]]) -> list[Part]:
-    """Divide the missed slots of a task among its ranges: the last one has what the others leave."""
+    """Divide the missed slots of a task among its ranges: the last one has what the others
+    leave.
+    """
     parts = []
     for position, each in enumerate(ranges):
         is_last = position == len(ranges) - 1
@@ -88,7 +95,9 @@ def _parts(number: int, ranges: Sequence[Row[Any]]) -> list[Part]:
 
 def _outage_of(part: Part, outages: Sequence[tuple[datetime, datetime]]) -> int | None:
     last = part.range.last_slot
-    return next((n for n, (begin, end) in enumerate(outages) if begin <= last <= end + _LATER), None)
+    return next(
+        (n for n, (begin, end) in enumerate(outages) if begin <= last <= end + _LATER), None
+    )
 
 
 def _left_at(part: Part) -> str:
@@ -98,11 +107,17 @@ def _left_at(part: Part) -> str:
 def _alone(part: Part, hidden: frozenset[str]) -> DidNotRun:
     row = part.range
     more = {**_span([row]), **_left([row], hidden)}
-    return DidNotRun(cause=row.cause, task=row.task, reason=row.reason, slots=part.slots, tasks={}, **more)
+    return DidNotRun(
+        cause=row.cause, task=row.task, reason=row.reason, slots=part.slots, tasks={}, **more
+    )
 
 
-def _down(parts: Sequence[Part], outage: tuple[datetime, datetime], hidden: frozenset[str]) -> DidNotRun:
-    """The slots of an outage that a person has left as they are at one time, or those that nobody has left."""
+def _down(
+    parts: Sequence[Part], outage: tuple[datetime, datetime], hidden: frozenset[str]
+) -> DidNotRun:
+    """The slots of an outage that a person has left as they are at one time, or those that nobody
+    has left.
+    """
     by_task: Counter[str] = Counter()
     for part in parts:
         by_task[part.range.task] += part.slots
@@ -120,7 +135,10 @@ def _down(parts: Sequence[Part], outage: tuple[datetime, datetime], hidden: froz
 
 def _span(ranges: Sequence[Row[Any]]) -> dict[str, Any]:
     first = min((each.first_slot for each in ranges), default=None)
-    return {"first_slot": first, "last_slot": max((each.last_slot for each in ranges), default=None)}
+    return {
+        "first_slot": first,
+        "last_slot": max((each.last_slot for each in ranges), default=None),
+    }
 
 
 def _left(ranges: Sequence[Row[Any]], hidden: frozenset[str]) -> dict[str, Any]:
@@ -136,7 +154,9 @@ _LATER = timedelta(minutes=1)
 async def _ranges(
     connection: AsyncConnection, names: Sequence[str], since: datetime, until: datetime
 ) -> dict[str, list[Row[Any]]]:
-    """The missed ranges of these tasks that touch the window, by task, in the order of their slots."""
+    """The missed ranges of these tasks that touch the window, by task, in the order of their
+    slots.
+    """
     if not names:
         return {}
     theirs = json_rows.is_among(missed.c.task, names, connection.dialect.name)
@@ -147,10 +167,14 @@ async def _ranges(
     return found
 
 
-async def _outages(connection: AsyncConnection, since: datetime, until: datetime) -> list[tuple[datetime, datetime]]:
+async def _outages(
+    connection: AsyncConnection, since: datetime, until: datetime
+) -> list[tuple[datetime, datetime]]:
     """The begin and the end of the outages that were noticed in the window, or touch it."""
     query = select(incidents.c.details).where(
-        incidents.c.kind == IncidentKind.DOWN, incidents.c.opened_at >= since, incidents.c.opened_at < until + _LATER
+        incidents.c.kind == IncidentKind.DOWN,
+        incidents.c.opened_at >= since,
+        incidents.c.opened_at < until + _LATER,
     )
     rows = (await connection.execute(query.order_by(incidents.c.opened_at))).scalars()
     return [

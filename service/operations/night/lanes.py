@@ -1,4 +1,6 @@
-"""The lanes of the night: what was planned and what ran, for the tasks that there is something to say about."""
+"""The lanes of the night: what was planned and what ran, for the tasks that there is something to
+say about.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from service.batch.ledger import json_rows
 from service.batch.ledger.night import buckets
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import BY_HAND_SQL, NO_PART_SQL, OF_SLOT_SQL, attempts, missed, runs
+from service.batch.ledger.tables import (
+    BY_HAND_SQL,
+    NO_PART_SQL,
+    OF_SLOT_SQL,
+    attempts,
+    missed,
+    runs,
+)
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
@@ -25,17 +34,35 @@ from service.operations.results import Result
 
 MOST_LANES = 12
 MOST_SLOTS = 60
-"""A lane with more slots is drawn from the tally: a cell for each ten minutes, and the worst in them wins."""
+"""A lane with more slots is drawn from the tally: a cell for each ten minutes, and the worst in
+them wins.
+"""
 MOST_PLANNED = 60
 
-_NAMES = ("id", "slot", "origin", "state", "created_at", "started_at", "finished_at", "attempt", "attempt_started_at")
+_NAMES = (
+    "id",
+    "slot",
+    "origin",
+    "state",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "attempt",
+    "attempt_started_at",
+)
 _COLUMNS = [runs.c[name] for name in _NAMES]
-_OUTCOMES = {"failed": "failed", "timed out": "failed", "interrupted": "interrupted", "lost": "interrupted"}
+_OUTCOMES = {
+    "failed": "failed",
+    "timed out": "failed",
+    "interrupted": "interrupted",
+    "lost": "interrupted",
+}
 """As what an attempt is drawn that was not the last one of its run, by its outcome."""
 
 
 class LaneRun(Result):
-    """A run in a lane, or one of its earlier attempts, which has no slot here. `begin`: None: it has not begun. `end`:
+    """A run in a lane, or one of its earlier attempts, which has no slot here. `begin`: None: it
+    has not begun. `end`:
     None while it goes on.
     """
 
@@ -48,7 +75,9 @@ class LaneRun(Result):
 
 
 class LaneRange(Result):
-    """Slots that did not run, from the first to the last one. `cause`: down, paused, gone or other."""
+    """Slots that did not run, from the first to the last one. `cause`: down, paused, gone or
+    other.
+    """
 
     first: datetime
     last: datetime
@@ -64,9 +93,11 @@ class Cell(Result):
 
 
 class Lane(Result):
-    """A task in the window. Either `runs` and `missed`, or `cells` if there are too many slots to draw each.
+    """A task in the window. Either `runs` and `missed`, or `cells` if there are too many slots to
+    draw each.
 
-    `planned`: the slots to come; `is_paused`: they will not run. `counts`: the slots of the window, by class.
+    `planned`: the slots to come; `is_paused`: they will not run. `counts`: the slots of the window,
+    by class.
     """
 
     task: str
@@ -94,7 +125,9 @@ async def lanes_of(
     until: datetime,
     ahead: timedelta | None,
 ) -> Lanes:
-    """The lanes of the tasks of the blocks, in their order. `ahead`: up to so far after `until` slots are planned."""
+    """The lanes of the tasks of the blocks, in their order. `ahead`: up to so far after `until`
+    slots are planned.
+    """
     begin = window.accounted_from or found.since
     wanted = buckets.between(begin, until)
     names = _names(found)[:MOST_LANES]
@@ -104,7 +137,9 @@ async def lanes_of(
             by_task[task][bucket] = dict(counts)
     planned = await offload(_planned, opened, until, ahead) if ahead is not None else {}
     lanes = [
-        await _lane(connection, name, by_task[name], planned.get(name, []), opened.get(name), begin, until)
+        await _lane(
+            connection, name, by_task[name], planned.get(name, []), opened.get(name), begin, until
+        )
         for name in names
     ]
     others = sorted((set(opened) | {task for _, task in window.untallied}) - set(names))
@@ -112,7 +147,9 @@ async def lanes_of(
 
 
 def _names(found: Night) -> list[str]:
-    """The tasks of the blocks: what needs a person, what is late, what did not run, what was dealt with."""
+    """The tasks of the blocks: what needs a person, what is late, what did not run, what was dealt
+    with.
+    """
     blocks: list[str | None] = [need.task for need in found.needs]
     blocks += [run.task for run in found.late]
     for each in found.did_not_run:
@@ -121,7 +158,9 @@ def _names(found: Night) -> list[str]:
     return list(dict.fromkeys(name for name in blocks if name))
 
 
-def _planned(opened: Mapping[str, OpenSchedule], until: datetime, ahead: timedelta | None) -> dict[str, list[datetime]]:
+def _planned(
+    opened: Mapping[str, OpenSchedule], until: datetime, ahead: timedelta | None
+) -> dict[str, list[datetime]]:
     end = until + (ahead or timedelta())
     planned = {}
     slots: dict[Schedule, list[datetime]] = {}  # many tasks have the same schedule
@@ -151,35 +190,61 @@ async def _lane(
     if sum(counts.values()) > MOST_SLOTS:
         cells = [Cell(at=bucket, counts=dict(each)) for bucket, each in sorted(by_bucket.items())]
         return lane.model_copy(update={"cells": cells})
-    rows = [*await _of_slots(connection, name, begin, until), *await _beside(connection, name, begin, until)]
+    rows = [
+        *await _of_slots(connection, name, begin, until),
+        *await _beside(connection, name, begin, until),
+    ]
     found = [*await _earlier(connection, rows), *map(_run, rows)]
-    return lane.model_copy(update={"runs": found, "missed": await _missed(connection, name, begin, until)})
+    return lane.model_copy(
+        update={"runs": found, "missed": await _missed(connection, name, begin, until)}
+    )
 
 
 async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[LaneRun]:
-    """The attempts before the last one of each run: a run that failed and was retried has done both."""
+    """The attempts before the last one of each run: a run that failed and was retried has done
+    both.
+    """
     again = {row.id: row for row in rows if row.attempt > 1}
     if not again:
         return []
     columns = (attempts.c.run, attempts.c.outcome, attempts.c.started_at, attempts.c.ended_at)
-    query = select(*columns).where(json_rows.is_among(attempts.c.run, sorted(again), connection.dialect.name))
+    query = select(*columns).where(
+        json_rows.is_among(attempts.c.run, sorted(again), connection.dialect.name)
+    )
     return [
         LaneRun(id=run, slot=None, state=_OUTCOMES[outcome], created_at=begin, begin=begin, end=end)
-        for run, outcome, begin, end in await connection.execute(query.order_by(attempts.c.started_at))
-        if outcome in _OUTCOMES and end is not None and (again[run].attempt_started_at or end) >= end
+        for run, outcome, begin, end in await connection.execute(
+            query.order_by(attempts.c.started_at)
+        )
+        if outcome in _OUTCOMES
+        and end is not None
+        and (again[run].attempt_started_at or end) >= end
     ]
 
 
-async def _of_slots(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> Sequence[Row[Any]]:
+async def _of_slots(
+    connection: AsyncConnection, name: str, begin: datetime, until: datetime
+) -> Sequence[Row[Any]]:
     within = (runs.c.slot >= begin, runs.c.slot < until)
     query = select(*_COLUMNS).where(runs.c.task == name, *within, text(OF_SLOT_SQL))
     return (await connection.execute(query.order_by(runs.c.slot).limit(MOST_SLOTS))).all()
 
 
-async def _beside(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> Sequence[Row[Any]]:
+async def _beside(
+    connection: AsyncConnection, name: str, begin: datetime, until: datetime
+) -> Sequence[Row[Any]]:
     """The newest runs by hand, or started by code."""
-    made = (runs.c.created_at >= begin, runs.c.created_at < until, text(BY_HAND_SQL), text(NO_PART_SQL))
-    query = select(*_COLUMNS).where(runs.c.task == name, *made).order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    made = (
+        runs.c.created_at >= begin,
+        runs.c.created_at < until,
+        text(BY_HAND_SQL),
+        text(NO_PART_SQL),
+    )
+    query = (
+        select(*_COLUMNS)
+        .where(runs.c.task == name, *made)
+        .order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    )
     return (await connection.execute(query.limit(MOST_SLOTS))).all()
 
 
@@ -194,11 +259,19 @@ def _run(row: Any) -> LaneRun:
     )
 
 
-async def _missed(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> list[LaneRange]:
-    query = select(missed).where(missed.c.task == name, missed.c.last_slot >= begin, missed.c.first_slot < until)
-    rows = (await connection.execute(query.order_by(missed.c.last_slot).limit(MOST_SLOTS))).mappings()
+async def _missed(
+    connection: AsyncConnection, name: str, begin: datetime, until: datetime
+) -> list[LaneRange]:
+    query = select(missed).where(
+        missed.c.task == name, missed.c.last_slot >= begin, missed.c.first_slot < until
+    )
+    rows = (
+        await connection.execute(query.order_by(missed.c.last_slot).limit(MOST_SLOTS))
+    ).mappings()
     return [
-        LaneRange(first=row["first_slot"], last=row["last_slot"], cause=row["cause"], count=row["count"])
+        LaneRange(
+            first=row["first_slot"], last=row["last_slot"], cause=row["cause"], count=row["count"]
+        )
         for row in rows
     ]
 
@@ -209,7 +282,9 @@ def _rest(
     others: Sequence[str],
     planned: Mapping[str, Sequence[datetime]],
 ) -> Lane | None:
-    """All tasks without a lane of their own. Their slots are those of the window less those of `by_task`."""
+    """All tasks without a lane of their own. Their slots are those of the window less those of
+    `by_task`.
+    """
     if not others:
         return None
     cells = []
@@ -220,4 +295,9 @@ def _rest(
         if +left:
             cells.append(Cell(at=bucket, counts=dict(+left)))
     coming = sorted({slot for name in others for slot in planned.get(name, ())})
-    return Lane(task="", counts=tally.summed(cell.counts for cell in cells), cells=cells, planned=coming[:MOST_PLANNED])
+    return Lane(
+        task="",
+        counts=tally.summed(cell.counts for cell in cells),
+        cells=cells,
+        planned=coming[:MOST_PLANNED],
+    )

@@ -1,4 +1,6 @@
-"""What is late or slow now: runs that take longer than usual, that wait, or that are tried again; and why."""
+"""What is late or slow now: runs that take longer than usual, that wait, or that are tried again;
+and why.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from service.operations.runs.waiting import Blocker, Waiting
 SHOWN_AFTER = timedelta(minutes=1)
 """What waits or runs for less is not shown."""
 SOON = timedelta(seconds=5)
-"""A run that has waited for less may start at once, because a service looks for runs each second."""
+"""A run that has waited for less may start at once, because a service looks for runs each second.
+"""
 FEW = 10
 """With fewer runs, twice the longest stands for what 95 of 100 take at most."""
 NEARLY = 0.8
@@ -36,21 +39,35 @@ OF_A_TASK = 10
 _COLUMNS = [
     runs.c[name]
     for name in (
-        *("id", "task", "slot", "state", "gate", "attempt", "created_at", "due_at", "started_at", "attempt_started_at"),
+        *(
+            "id",
+            "task",
+            "slot",
+            "state",
+            "gate",
+            "attempt",
+            "created_at",
+            "due_at",
+            "started_at",
+            "attempt_started_at",
+        ),
         *("count", "total", "rate", "progress_at", "exclusive"),
     )
 ]
 
 
 _began_to_wait = case((runs.c.gate.is_(None), runs.c.created_at), else_=runs.c.due_at)
-"""Since when a run waits in the queue: since it was made, or, if it has waited for other tasks, since it was opened."""
+"""Since when a run waits in the queue: since it was made, or, if it has waited for other tasks,
+since it was opened.
+"""
 
 
 @dataclass(frozen=True)
 class Present:
     """What is known of the present, by which blockers are found.
 
-    `paused`: who has paused a task, by its name. `in_vain`: the pool of each task whose runs no node executes.
+    `paused`: who has paused a task, by its name. `in_vain`: the pool of each task whose runs no
+    node executes.
     """
 
     now: datetime
@@ -62,7 +79,10 @@ class Present:
 
 
 async def late_runs(
-    connection: AsyncConnection, watched: Mapping[str, WatchedTask], living: Sequence[Node], now: datetime
+    connection: AsyncConnection,
+    watched: Mapping[str, WatchedTask],
+    living: Sequence[Node],
+    now: datetime,
 ) -> list[LateRun]:
     """What is late or slow at `now`, the oldest first."""
     present = await _present(connection, living, now)
@@ -71,7 +91,8 @@ async def late_runs(
         slow
         for its in present.running.values()
         for run in its
-        if (slow := await _slow(run, watched.get(run.task), timeouts.get(run.task), present)) is not None
+        if (slow := await _slow(run, watched.get(run.task), timeouts.get(run.task), present))
+        is not None
     ]
     waiting = (await connection.execute(_waiting(connection.dialect.name, now))).all()
     late += [await _waits(row, present) for row in waiting]
@@ -80,7 +101,9 @@ async def late_runs(
     return sorted(late, key=lambda each: (-each.elapsed, each.run))
 
 
-async def waiting(connection: AsyncConnection, run: str, living: Sequence[Node], now: datetime) -> Waiting | None:
+async def waiting(
+    connection: AsyncConnection, run: str, living: Sequence[Node], now: datetime
+) -> Waiting | None:
     """Whether a run waits, and what for; None if there is no such run."""
     row = (await connection.execute(select(*_COLUMNS).where(runs.c.id == run))).first()
     if row is None:
@@ -98,7 +121,9 @@ async def waiting(connection: AsyncConnection, run: str, living: Sequence[Node],
 async def _present(connection: AsyncConnection, living: Sequence[Node], now: datetime) -> Present:
     running: dict[str, list[Row[Any]]] = {}
     held = (await connection.execute(select(*_COLUMNS).where(text(HELD_SQL)))).all()
-    for row in sorted(held, key=lambda row: row.created_at):  # with an ORDER BY, SQLite might read all runs
+    for row in sorted(
+        held, key=lambda row: row.created_at
+    ):  # with an ORDER BY, SQLite might read all runs
         running.setdefault(row.task, []).append(row)
     is_paused = select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
     paused = {row.name: row.paused_by or "somebody" for row in await connection.execute(is_paused)}
@@ -107,16 +132,23 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
 
 
 def _waiting(kind: str, now: datetime) -> Any:
-    """The first runs on time in the queue of each task that have waited for a while, whatever else waits there.
+    """The first runs on time in the queue of each task that have waited for a while, whatever else
+    waits there.
 
     One that has waited for other tasks before waits in the queue since it was opened.
     """
     firsts = text(queues.among("batch_runs.id", queues.first_on_time(OF_A_TASK), kind))
-    return select(*_COLUMNS).where(firsts, _began_to_wait <= now - SHOWN_AFTER).order_by(runs.c.created_at)
+    return (
+        select(*_COLUMNS)
+        .where(firsts, _began_to_wait <= now - SHOWN_AFTER)
+        .order_by(runs.c.created_at)
+    )
 
 
 def _retrying(now: datetime) -> Any:
-    """The retries that come next, by the index of when they are due: however many wait for tomorrow."""
+    """The retries that come next, by the index of when they are due: however many wait for
+    tomorrow.
+    """
     is_old = runs.c.created_at <= now - SHOWN_AFTER
     return select(*_COLUMNS).where(text(RETRYING_SQL), is_old).order_by(runs.c.due_at).limit(MOST)
 
@@ -130,7 +162,9 @@ async def _timeouts(connection: AsyncConnection, names: Sequence[str]) -> dict[s
     }
 
 
-async def _slow(run: Row[Any], task: WatchedTask | None, timeout: float | None, present: Present) -> LateRun | None:
+async def _slow(
+    run: Row[Any], task: WatchedTask | None, timeout: float | None, present: Present
+) -> LateRun | None:
     began = run.attempt_started_at or run.started_at
     if began is None or present.now - began < SHOWN_AFTER:
         return None
@@ -189,7 +223,11 @@ async def _waits(run: Row[Any], present: Present) -> LateRun:
         first = next(each for each in present.running[run.task] if each.id == blocker.run)
         usual = await present.usual.of_task(run.task)
         end = _eta(first, usual, present.now)
-        eta = end + timedelta(seconds=usual.p50) if end is not None and usual.p50 is not None else None
+        eta = (
+            end + timedelta(seconds=usual.p50)
+            if end is not None and usual.p50 is not None
+            else None
+        )
     return LateRun(
         run=run.id,
         task=run.task,
@@ -214,13 +252,20 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
         return Blocker(kind="run", run=its[0].id, task=run.task)
     if run.due_at > present.now - SOON:  # it starts with the next poll of a service that has room
         return None
-    everything = [each for its in present.running.values() for each in its if each.attempt_started_at is not None]
+    everything = [
+        each
+        for its in present.running.values()
+        for each in its
+        if each.attempt_started_at is not None
+    ]
     longest = min(everything, key=lambda each: each.attempt_started_at, default=None)
     return Blocker(kind="room", run=longest.id, task=longest.task) if longest is not None else None
 
 
 def _queued_at(run: Row[Any]) -> datetime:
-    """Since when a run could have started, as far as it is known. One that is retried was opened before it started."""
+    """Since when a run could have started, as far as it is known. One that is retried was opened
+    before it started.
+    """
     at: datetime | None = run.created_at
     if run.gate is not None:
         at = run.started_at if run.state == RunState.RETRYING else run.due_at

@@ -17,8 +17,9 @@ MOST = 200
 class SlotCounts(Result):
     """What became of the slots that were due in the window. Each slot is in exactly one class.
 
-    `due` is their sum. `active`: their runs go on, or they were due within the last minute. `unaccounted`: neither a
-    run nor recorded as missed. `recounted_until`: up to then every slot was computed anew by the schedules.
+    `due` is their sum. `active`: their runs go on, or they were due within the last minute.
+    `unaccounted`: neither a run nor recorded as missed. `recounted_until`: up to then every slot
+    was computed anew by the schedules.
     """
 
     due: int
@@ -34,7 +35,8 @@ class SlotCounts(Result):
 
 
 class FailedSlots(Result):
-    """What is known of the failed slots of the window: how many are open, acknowledged, or were made good since.
+    """What is known of the failed slots of the window: how many are open, acknowledged, or were
+    made good since.
 
     `made_good_by_hand`: those of `made_good_since` whose slot a run by hand has made good.
     """
@@ -64,7 +66,9 @@ class LastLine(Result):
 
 
 class ChangeBefore(Result):
-    """A change between the last success and the first failure: it came before it, which need not be the cause."""
+    """A change between the last success and the first failure: it came before it, which need not be
+    the cause.
+    """
 
     kind: str
     version: str | None
@@ -72,7 +76,8 @@ class ChangeBefore(Result):
 
 
 class RetryProgress(Result):
-    """How far the retry of `total` runs is: how many are `done`, have `failed` again, and are `left` to be tried.
+    """How far the retry of `total` runs is: how many are `done`, have `failed` again, and are
+    `left` to be tried.
 
     Runs that a person has cancelled since are in none of these.
     """
@@ -86,11 +91,12 @@ class RetryProgress(Result):
 class Need(Result):
     """Something that needs a person, until it is made good or acknowledged.
 
-    `open`: its failed runs, without those that are `retrying`. `failing_since`: its first failure. `succeeded_since`:
-    when the task last succeeded after its last failure. `also_in`: other tasks with the same error that is open.
-    `progress`: of a retry of its runs that goes on. `keeps_back`: the runs that wait for a success of its failed runs.
-    `tasks`, `incidents`: of several tasks that failed together with one error, which are one row; `task` is None then.
-    None: not known, or does not apply.
+    `open`: its failed runs, without those that are `retrying`. `failing_since`: its first failure.
+    `succeeded_since`: when the task last succeeded after its last failure. `also_in`: other tasks
+    with the same error that is open. `progress`: of a retry of its runs that goes on. `keeps_back`:
+    the runs that wait for a success of its failed runs. `tasks`, `incidents`: of several tasks that
+    failed together with one error, which are one row; `task` is None then. None: not known, or does
+    not apply.
     """
 
     kind: str
@@ -119,7 +125,9 @@ class Need(Result):
 
 
 class DealtWith(Result):
-    """What was made good or acknowledged in the window. `by`: None if nobody did it: it was made good by itself."""
+    """What was made good or acknowledged in the window. `by`: None if nobody did it: it was made
+    good by itself.
+    """
 
     incident: str
     task: str | None
@@ -135,8 +143,9 @@ class DealtWith(Result):
 class LateRun(Result):
     """A run that is late or slow now. `why`: slow, stalled, timeout, waits, or retries.
 
-    `elapsed`, `p95`, `timeout`: seconds. `eta`: about when it ends; None: no estimate. `next_attempt_at`: of a run that
-    is retried. `done`, `total`, `rate`: what a running run has reported: items, and items a second.
+    `elapsed`, `p95`, `timeout`: seconds. `eta`: about when it ends; None: no estimate.
+    `next_attempt_at`: of a run that is retried. `done`, `total`, `rate`: what a running run has
+    reported: items, and items a second.
     """
 
     run: str
@@ -157,10 +166,12 @@ class LateRun(Result):
 
 
 class DidNotRun(Result):
-    """Slots that did not run, by their cause: down, paused, gone, other, overlap, after. `tasks`: slots by task.
+    """Slots that did not run, by their cause: down, paused, gone, other, overlap, after. `tasks`:
+    slots by task.
 
-    `first_slot`, `last_slot`: of the missed ranges. `left_by`: who has decided that nothing has to be done about them.
-    `after`: for the cause after, what was in the way at the beginning of the chain; its retry lets them go on.
+    `first_slot`, `last_slot`: of the missed ranges. `left_by`: who has decided that nothing has to
+    be done about them. `after`: for the cause after, what was in the way at the beginning of the
+    chain; its retry lets them go on.
     """
 
     cause: str
@@ -217,9 +228,10 @@ class NextSlots(Result):
 class Night(Result):
     """What happened from `since` up to `as_of` (UTC), and what needs a person now.
 
-    `older`: how many of `needs` failed for the last time before the window. `accounted_from`: slots before it are not
-    counted, because their tally is still being made. `more`: how many rows of a list were left out, by its name.
-    `unread`: what could not be read: quarantine, if the application's database can't be used.
+    `older`: how many of `needs` failed for the last time before the window. `accounted_from`: slots
+    before it are not counted, because their tally is still being made. `more`: how many rows of a
+    list were left out, by its name. `unread`: what could not be read: quarantine, if the
+    application's database can't be used.
     """
 
     as_of: datetime

@@ -1,4 +1,6 @@
-"""What needs a person: failed runs that are neither made good nor acknowledged, and what else is wrong."""
+"""What needs a person: failed runs that are neither made good nor acknowledged, and what else is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,22 @@ LINES = 50
 MOST_ITEMS = 10_000
 """So many items in quarantine are counted."""
 _OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)
-_KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES, IncidentKind.POOL, *_OF_FIRING)
+_KINDS = (
+    IncidentKind.SILENT,
+    IncidentKind.DEADLINE,
+    IncidentKind.FILES,
+    IncidentKind.POOL,
+    *_OF_FIRING,
+)
 """Kinds of incidents that need a person besides failed runs and alarms."""
 
 
 async def of_runs(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], hidden: frozenset[str]
 ) -> list[Need]:
-    """The failed runs that are open, by task and error: first what still fails, then what has most runs."""
+    """The failed runs that are open, by task and error: first what still fails, then what has most
+    runs.
+    """
     by_key = await open_failures.incidents_by_key(connection)
     groups = await open_failures.groups(connection, by_key)
     seen = await _first_seen(connection, groups)
@@ -56,10 +66,15 @@ async def of_runs(
     for group in groups:
         tasks_by_error[group.fingerprint].append(group.task)
     needs.sort(key=lambda need: (-need.open, need.task or ""))
-    failures = [(n.task or "", n.fingerprint or "", n.last_failed, n.failing_since) for n in needs[:DETAILED]]
+    failures = [
+        (n.task or "", n.fingerprint or "", n.last_failed, n.failing_since)
+        for n in needs[:DETAILED]
+    ]
     successes = await made_good.successes_around(connection, failures)
     detailed = [
-        await _completed(connection, need, *successes[need.task or "", need.fingerprint or ""], hidden)
+        await _completed(
+            connection, need, *successes[need.task or "", need.fingerprint or ""], hidden
+        )
         for need in needs[:DETAILED]
     ]
     detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
@@ -85,7 +100,9 @@ def _one_problem(group: Sequence[Need]) -> Need:
             "fingerprint": None,
             "open": sum(need.open for need in group),
             "retrying": sum(need.retrying for need in group),
-            "failing_since": min((need.failing_since for need in group if need.failing_since), default=None),
+            "failing_since": min(
+                (need.failing_since for need in group if need.failing_since), default=None
+            ),
             "first_seen": min((need.first_seen for need in group if need.first_seen), default=None),
             "owner": ", ".join(sorted({need.owner for need in group if need.owner})) or None,
             "also_in": (),
@@ -102,21 +119,29 @@ async def _with_kept_back(connection: AsyncConnection, needs: Sequence[Need]) ->
     errors = [(n.task or "", n.fingerprint or "") for n in needs if n.kind == IncidentKind.FAILED]
     kept = await kept_back.by_errors(connection, errors)
     shown = {error: [KeptBack(**vars(each)) for each in rows] for error, rows in kept.items()}
-    return [n.model_copy(update={"keeps_back": shown.get((n.task or "", n.fingerprint or ""), ())}) for n in needs]
+    return [
+        n.model_copy(update={"keeps_back": shown.get((n.task or "", n.fingerprint or ""), ())})
+        for n in needs
+    ]
 
 
 def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need:
-    """With the other tasks that have the same error. Words such as `empty` are no error that tasks could share.
+    """With the other tasks that have the same error. Words such as `empty` are no error that tasks
+    could share.
 
     That a hidden task has the same error as another one would tell what its error is.
     """
     is_error = need.fingerprint is not None and ":" in need.fingerprint and need.task not in hidden
-    others = sorted(name for name in with_it if name != need.task and name not in hidden)[:MOST_OTHERS]
+    others = sorted(name for name in with_it if name != need.task and name not in hidden)[
+        :MOST_OTHERS
+    ]
     return need.model_copy(update={"also_in": others}) if is_error and others else need
 
 
 def _seen_by_the_caller(need: Need, hidden: frozenset[str]) -> Need:
-    """Without the fingerprint of a hidden task, which would tell which other tasks have its error."""
+    """Without the fingerprint of a hidden task, which would tell which other tasks have its
+    error.
+    """
     return need.model_copy(update={"fingerprint": None}) if need.task in hidden else need
 
 
@@ -128,7 +153,9 @@ def _need(
     hidden: frozenset[str],
 ) -> Need:
     incident = by_key.get((group.task, group.fingerprint))
-    known = group.fingerprint if group.fingerprint in ("empty", "quarantine", "kept_back") else "failed"
+    known = (
+        group.fingerprint if group.fingerprint in ("empty", "quarantine", "kept_back") else "failed"
+    )
     return Need(
         kind=known,
         incident=incident.id if incident is not None else None,
@@ -136,7 +163,9 @@ def _need(
         fingerprint=group.fingerprint,
         open=group.number - group.retrying,
         retrying=group.retrying,
-        failing_since=min((at for at in (group.first, incident and incident.opened_at) if at), default=None),
+        failing_since=min(
+            (at for at in (group.first, incident and incident.opened_at) if at), default=None
+        ),
         last_failed=group.last,
         first_seen=seen.get((group.task, group.fingerprint)),
         owner=task.owner if task is not None else None,
@@ -159,11 +188,17 @@ async def _first_seen(
 
 
 async def _completed(
-    connection: AsyncConnection, need: Need, since: datetime | None, before: datetime | None, hidden: frozenset[str]
+    connection: AsyncConnection,
+    need: Need,
+    since: datetime | None,
+    before: datetime | None,
+    hidden: frozenset[str],
 ) -> Need:
-    """With the newest failure, the last line of its log, a later success, and what changed before the first failure.
+    """With the newest failure, the last line of its log, a later success, and what changed before
+    the first failure.
 
-    `since`: the task has ended with success then, after the last failure. `before`: and then, before the first one.
+    `since`: the task has ended with success then, after the last failure. `before`: and then,
+    before the first one.
     """
     more: dict[str, Any] = {"succeeded_since": since}
     run = need.newest_run
@@ -196,7 +231,9 @@ async def _last_line(connection: AsyncConnection, run: str) -> LastLine | None:
 async def _change_between(
     connection: AsyncConnection, task: str | None, good: datetime, first: datetime
 ) -> ChangeBefore | None:
-    """The last change between the last success of the task and its first failure; None if there was none."""
+    """The last change between the last success of the task and its first failure; None if there was
+    none.
+    """
     events = (await connection.execute(audit.listing(LINES, since=good, until=first))).all()
     changes = [
         event
@@ -205,19 +242,30 @@ async def _change_between(
     ]
     if not changes:
         return None
-    # A process with a new version or other settings has also started, but that is not what has changed.
-    causes = [each for each in changes if each.action != "service.start" and each.at > changes[0].at - TOGETHER]
+    # A process with a new version or other settings has also started, but that is not what has
+    # changed.
+    causes = [
+        each
+        for each in changes
+        if each.action != "service.start" and each.at > changes[0].at - TOGETHER
+    ]
     event = causes[0] if causes else changes[0]
     version = (event.after or {}).get("application") if event.action == "service.deploy" else None
-    return ChangeBefore(kind=event.action, version=version, seconds=(first - event.at).total_seconds())
+    return ChangeBefore(
+        kind=event.action, version=version, seconds=(first - event.at).total_seconds()
+    )
 
 
 _OF_ALL = ("service.deploy", "service.start", "settings.change")
 
 
 async def names_of_tasks(connection: AsyncConnection, quarantined: Iterable[str]) -> set[str]:
-    """The tasks that need a person: those of what `of_runs`, `others` and `of_quarantine` return. Reads no details."""
-    failing = await connection.execute(select(runs.c.task).where(text(OPEN_FAILURE_SQL)).group_by(runs.c.task))
+    """The tasks that need a person: those of what `of_runs`, `others` and `of_quarantine` return.
+    Reads no details.
+    """
+    failing = await connection.execute(
+        select(runs.c.task).where(text(OPEN_FAILURE_SQL)).group_by(runs.c.task)
+    )
     opened = await incidents.are_open(connection, _KINDS)
     of_others = {_task_of(row) for row in opened if row.acknowledged_at is None}
     return {*failing.scalars(), *quarantined, *(name for name in of_others if name is not None)}
@@ -229,7 +277,9 @@ def _task_of(incident: Row[Any]) -> str | None:
 
 
 async def others(connection: AsyncConnection, watched: Mapping[str, WatchedTask]) -> list[Need]:
-    """What needs a person without a failed run: silent tasks, missed deadlines, unusable files, unserved pools."""
+    """What needs a person without a failed run: silent tasks, missed deadlines, unusable files,
+    unserved pools.
+    """
     opened = await incidents.are_open(connection, _KINDS)
     return [_other(row, watched.get(row.task)) for row in opened if row.acknowledged_at is None]
 
@@ -251,7 +301,9 @@ def _other(row: Row[Any], task: WatchedTask | None) -> Need:
 
 
 async def quarantined_items(context: Context) -> Counter[str] | None:
-    """How many items wait in quarantine, by task; None if the application's database can't be read."""
+    """How many items wait in quarantine, by task; None if the application's database can't be
+    read.
+    """
     application = context.databases.application
     if is_missing_file(application):
         return Counter()
@@ -276,7 +328,9 @@ def of_quarantine(waiting: Counter[str], watched: Mapping[str, WatchedTask]) -> 
                 open=number,
                 owner=task.owner if task is not None else None,
                 runbook=task.runbook if task is not None else None,
-                error=f"{number:,} item waits in quarantine" if number == 1 else f"{number:,} items wait in quarantine",
+                error=f"{number:,} item waits in quarantine"
+                if number == 1
+                else f"{number:,} items wait in quarantine",
             )
         )
     return needs
@@ -287,7 +341,8 @@ async def dealt_with(
 ) -> list[DealtWith]:
     """The incidents of runs that were closed in the window, the newest first.
 
-    Somebody has dealt with one that was made good if the run which did it was asked for by a person or by code.
+    Somebody has dealt with one that was made good if the run which did it was asked for by a person
+    or by code.
     """
     failure, success = runs.alias("failure"), runs.alias("success")
     by = select(success.c.requested_by).where(

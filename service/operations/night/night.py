@@ -49,9 +49,30 @@ MOST_COUNTED = 10_000
 LONGEST_VALUE = 500
 """Of the JSON of a value before or after a change, in characters."""
 CHANGES = (
-    *("service.deploy", "service.start", "settings.change", "database.migrate", "backup.restore", "schedule.change"),
-    *("task.pause", "task.resume", "task.backfill", "task.mute", "task.unmute", "incident.acknowledge"),
-    *("incident.reopen", "run.start", "run.cancel", "run.retry", "run.retry_from_the_beginning", "run.redrive"),
+    *(
+        "service.deploy",
+        "service.start",
+        "settings.change",
+        "database.migrate",
+        "backup.restore",
+        "schedule.change",
+    ),
+    *(
+        "task.pause",
+        "task.resume",
+        "task.backfill",
+        "task.mute",
+        "task.unmute",
+        "incident.acknowledge",
+    ),
+    *(
+        "incident.reopen",
+        "run.start",
+        "run.cancel",
+        "run.retry",
+        "run.retry_from_the_beginning",
+        "run.redrive",
+    ),
     *("run.acknowledge", "slots.leave", "slots.reopen"),
     *("bulk.retry", "bulk.cancel", "bulk.acknowledge", "bulk.backfill"),
 )
@@ -88,7 +109,9 @@ async def snapshot(context: Context) -> AsyncIterator[AsyncConnection]:
 def window_of(
     since: datetime | None, until: datetime | None, now: datetime, zone: ZoneInfo
 ) -> tuple[datetime, datetime | None]:
-    """The begin, and the end of a window that is over. By default since 18:00 of the day before, in the zone."""
+    """The begin, and the end of a window that is over. By default since 18:00 of the day before, in
+    the zone.
+    """
     if until is not None and until >= now:
         until = None
     for name, instant in (("since", since), ("until", until)):
@@ -98,7 +121,9 @@ def window_of(
         local = (until or now).astimezone(zone)
         since = (local - timedelta(days=1)).replace(hour=EVENING, minute=0, second=0, microsecond=0)
     if since >= (until or now):
-        raise InvalidParameters("since: allowed is an instant before the end of the window, which is now at the latest")
+        raise InvalidParameters(
+            "since: allowed is an instant before the end of the window, which is now at the latest"
+        )
     since = bucket_of(since.astimezone(now.tzinfo))
     if (until or now) - since > LONGEST_WINDOW + LENGTH:
         raise InvalidParameters("since: a window has 31 days at most")
@@ -126,7 +151,10 @@ async def read(
     backup = await _backup(connection, watched, settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
     of_nodes = await alarms.of_nodes(connection, context, nodes) if until is None else []
-    needed = [*of_nodes, *alarms.of_slots(window, living, last_beat, backup, is_over=until is not None)]
+    needed = [
+        *of_nodes,
+        *alarms.of_slots(window, living, last_beat, backup, is_over=until is not None),
+    ]
     opened = await _needs(connection, watched, hidden, quarantined or Counter())
     needed += await retries.with_progress(connection, opened, now)
     is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
@@ -145,14 +173,18 @@ async def read(
         slots=slots,
         failed=await outcomes.failed_slots(connection, slots, since, end),
         beside=await outcomes.beside(connection, since, end),
-        older=sum(1 for need in needed if need.last_failed is not None and need.last_failed < since),
+        older=sum(
+            1 for need in needed if need.last_failed is not None and need.last_failed < since
+        ),
         backup=backup,
         next=None if until is not None else await _next(connection, now),
         services=len(living),
         last_beat=last_beat,
         accounted_from=window.accounted_from,
         unread=unread,
-        **_lists(needs=needed, late=is_late, did_not_run=not_run, dealt_with=dealt_with, changes=changes),
+        **_lists(
+            needs=needed, late=is_late, did_not_run=not_run, dealt_with=dealt_with, changes=changes
+        ),
     )
     return found, window
 
@@ -165,36 +197,59 @@ def _is_counted_by_items(need: Need, quarantined: Counter[str]) -> bool:
 def _with_incident(items: Need, incident: Need | None) -> Need:
     """The row of items in quarantine, with the incident and the run that have set them aside."""
     names = ("incident", "newest_run", "failing_since", "last_failed", "first_seen")
-    return items if incident is None else items.model_copy(update={name: getattr(incident, name) for name in names})
+    return (
+        items
+        if incident is None
+        else items.model_copy(update={name: getattr(incident, name) for name in names})
+    )
 
 
 async def _needs(
-    connection: AsyncConnection, watched: dict[str, WatchedTask], hidden: frozenset[str], quarantined: Counter[str]
+    connection: AsyncConnection,
+    watched: dict[str, WatchedTask],
+    hidden: frozenset[str],
+    quarantined: Counter[str],
 ) -> list[Need]:
-    found = [*await needs.of_runs(connection, watched, hidden), *await needs.others(connection, watched)]
+    found = [
+        *await needs.of_runs(connection, watched, hidden),
+        *await needs.others(connection, watched),
+    ]
     own = {need.task: need for need in found if _is_counted_by_items(need, quarantined)}
     return [
         *(need for need in found if not _is_counted_by_items(need, quarantined)),
-        *(_with_incident(need, own.get(need.task)) for need in needs.of_quarantine(quarantined, watched)),
+        *(
+            _with_incident(need, own.get(need.task))
+            for need in needs.of_quarantine(quarantined, watched)
+        ),
     ]
 
 
 def _lists(**lists: Sequence[Any]) -> dict[str, Any]:
-    """Each list with at most 200 rows, of the changes the newest, and in `more` how many were left out."""
+    """Each list with at most 200 rows, of the changes the newest, and in `more` how many were left
+    out.
+    """
     more = {name: len(rows) - MOST for name, rows in lists.items() if len(rows) > MOST}
     kept = {name: slice(-MOST, None) if name == "changes" else slice(MOST) for name in lists}
     return {"more": more, **{name: list(rows[kept[name]]) for name, rows in lists.items()}}
 
 
 async def _changes(
-    connection: AsyncConnection, since: datetime, end: datetime, hidden: frozenset[str], zone: ZoneInfo
+    connection: AsyncConnection,
+    since: datetime,
+    end: datetime,
+    hidden: frozenset[str],
+    zone: ZoneInfo,
 ) -> list[NightChange]:
-    """What has changed in the window, the oldest first: also the clocks of the zones that are in use."""
+    """What has changed in the window, the oldest first: also the clocks of the zones that are in
+    use.
+    """
     zones = await schedules.zones(connection) | {str(zone)}
     clocks = await offload(clock_changes, zones, since, end)
     rows = (await connection.execute(audit.listing(MOST_COUNTED, since=since, until=end))).all()
     changes = [
-        _change(row, hides_change(row.action, row.task, hidden)) for row in reversed(rows) if row.action in CHANGES
+        _change(row, hides_change(row.action, row.task, hidden))
+        for row in reversed(rows)
+        if row.action in CHANGES
     ]
     return sorted([*changes, *clocks], key=lambda change: change.at)
 
@@ -218,7 +273,11 @@ async def _backup(
     """The newest verified backup; without an age where no backups are made."""
     limit = settings.BATCH_ALERT_BACKUP_AFTER
     good = (backups.c.verified_at.is_not(None), backups.c.failed_at.is_(None))
-    row = (await connection.execute(select(backups).where(*good).order_by(backups.c.taken_at.desc()).limit(1))).first()
+    row = (
+        await connection.execute(
+            select(backups).where(*good).order_by(backups.c.taken_at.desc()).limit(1)
+        )
+    ).first()
     task = watched.get(BACKUP_TASK)
     if task is None or task.is_removed or task.is_paused:
         age = None if row is None else (now - row.taken_at).total_seconds()
@@ -240,5 +299,7 @@ async def _backup(
 async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
     """How many slots are due within the next two hours."""
     used = await schedules.in_use(connection)
-    number = await offload(lambda: sum(tasks * count(each, now, now + AHEAD) for each, tasks in used.items()))
+    number = await offload(
+        lambda: sum(tasks * count(each, now, now + AHEAD) for each, tasks in used.items())
+    )
     return NextSlots(until=now + AHEAD, slots=number)

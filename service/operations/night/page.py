@@ -26,10 +26,20 @@ from service.operations.night.sparks import Spark, sparks_of
 from service.operations.results import Result
 
 MOST_COLUMNS = 150
-"""The chart has this many columns at most: in a longer window one holds several times ten minutes."""
+"""The chart has this many columns at most: in a longer window one holds several times ten minutes.
+"""
 NIGHTS = 14
 MORNING = 8
-WORST_FIRST = ("unaccounted", "failed", "missed", "active", "skipped", "cancelled", "paused", "succeeded")
+WORST_FIRST = (
+    "unaccounted",
+    "failed",
+    "missed",
+    "active",
+    "skipped",
+    "cancelled",
+    "paused",
+    "succeeded",
+)
 
 
 class Column(Result):
@@ -41,7 +51,9 @@ class Column(Result):
 
 
 class PastNight(Result):
-    """One of the last nights, from 18:00 to 08:00. `worst`: the worst that happened to a slot; None: none was due."""
+    """One of the last nights, from 18:00 to 08:00. `worst`: the worst that happened to a slot;
+    None: none was due.
+    """
 
     begin: datetime
     end: datetime
@@ -49,7 +61,9 @@ class PastNight(Result):
 
 
 class NightPage(Result):
-    """The night, and what its page draws. `column`: how many seconds a column of the chart holds."""
+    """The night, and what its page draws. `column`: how many seconds a column of the chart
+    holds.
+    """
 
     night: Night
     column: int
@@ -77,9 +91,13 @@ async def night_page(
             column=int(length.total_seconds()),
             columns=_columns(window.by_bucket, planned, begin, end or now + AHEAD, length),
             nights=await _nights(connection, now, local),
-            lanes=await lanes_of(connection, found, window, opened, end or now, None if end is not None else AHEAD),
+            lanes=await lanes_of(
+                connection, found, window, opened, end or now, None if end is not None else AHEAD
+            ),
             coming=[] if end is not None else await offload(coming, opened, found),
-            sparks=await sparks_of(connection, (need.task for need in found.needs[:DETAILED] if need.task)),
+            sparks=await sparks_of(
+                connection, (need.task for need in found.needs[:DETAILED] if need.task)
+            ),
         )
 
 
@@ -111,7 +129,9 @@ def _columns(
 
 
 async def _nights(connection: AsyncConnection, now: datetime, zone: ZoneInfo) -> list[PastNight]:
-    """The last nights, the oldest first; the last one may go on. What has no tally yet is not counted."""
+    """The last nights, the oldest first; the last one may go on. What has no tally yet is not
+    counted.
+    """
     windows = _windows(now, zone)
     by_bucket = await tally.not_all_good(connection, windows[0][0], windows[-1][1])
     worst: dict[tuple[datetime, datetime], str | None] = {}
@@ -128,11 +148,16 @@ async def _nights(connection: AsyncConnection, now: datetime, zone: ZoneInfo) ->
 
 
 def _windows(now: datetime, zone: ZoneInfo) -> Sequence[tuple[datetime, datetime]]:
-    """From 18:00 to 08:00 of the next day in the zone, for the last fourteen nights that have begun."""
+    """From 18:00 to 08:00 of the next day in the zone, for the last fourteen nights that have
+    begun.
+    """
     today = now.astimezone(zone).replace(hour=EVENING, minute=0, second=0, microsecond=0)
     last = today if today <= now.astimezone(zone) else today - timedelta(days=1)
     return [
-        (begin.astimezone(now.tzinfo), (begin + timedelta(days=1)).replace(hour=MORNING).astimezone(now.tzinfo))
+        (
+            begin.astimezone(now.tzinfo),
+            (begin + timedelta(days=1)).replace(hour=MORNING).astimezone(now.tzinfo),
+        )
         for begin in (last - timedelta(days=number) for number in reversed(range(NIGHTS)))
     ]
 

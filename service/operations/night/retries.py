@@ -23,7 +23,9 @@ MOST_RUNS = 1_000
 """Retries of more runs are not followed here: the page of the bulk says how many are queued."""
 
 
-async def with_progress(connection: AsyncConnection, needs: Sequence[Need], now: datetime) -> list[Need]:
+async def with_progress(
+    connection: AsyncConnection, needs: Sequence[Need], now: datetime
+) -> list[Need]:
     """The needs; those whose runs are being retried together say how far that is."""
     retried = {need.incident for need in needs if need.retrying and need.incident is not None}
     if not retried:
@@ -33,19 +35,27 @@ async def with_progress(connection: AsyncConnection, needs: Sequence[Need], now:
         incident = bulk["request"].get("incident")
         if incident in retried and bulk["count"] <= MOST_RUNS:
             by_incident.setdefault(incident, bulk)
-    progress = {incident: await _progress(connection, bulk) for incident, bulk in by_incident.items()}
+    progress = {
+        incident: await _progress(connection, bulk) for incident, bulk in by_incident.items()
+    }
     return [
-        need.model_copy(update={"progress": progress[need.incident]}) if need.incident in progress else need
+        need.model_copy(update={"progress": progress[need.incident]})
+        if need.incident in progress
+        else need
         for need in needs
     ]
 
 
 async def _progress(connection: AsyncConnection, bulk: Mapping[Any, Any]) -> RetryProgress:
-    ids = await offload(previews.unpack, await previews.packed_ids(connection, bulk["id"]), 0, bulk["count"])
+    ids = await offload(
+        previews.unpack, await previews.packed_ids(connection, bulk["id"]), 0, bulk["count"]
+    )
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
     rows = await connection.execute(select(runs.c.state, runs.c.finished_at).where(theirs))
     counts = Counter(_place(state, finished_at, bulk["started_at"]) for state, finished_at in rows)
-    return RetryProgress(total=bulk["count"], done=counts["done"], failed=counts["failed"], left=counts["left"])
+    return RetryProgress(
+        total=bulk["count"], done=counts["done"], failed=counts["failed"], left=counts["left"]
+    )
 
 
 def _place(state: str, finished_at: datetime | None, begun_at: datetime) -> str:

@@ -26,7 +26,10 @@ UNREAD = {"quarantine": "the items in quarantine can't be read now"}
 
 
 def level_of(
-    needs: Sequence[Need], late: Sequence[LateRun], did_not_run: Sequence[DidNotRun], unread: Sequence[str] = ()
+    needs: Sequence[Need],
+    late: Sequence[LateRun],
+    did_not_run: Sequence[DidNotRun],
+    unread: Sequence[str] = (),
 ) -> Level:
     """How bad it is: an alarm, something needs a person, something is to be watched, or nothing."""
     if any(need.kind in ALARMS for need in needs):
@@ -38,22 +41,37 @@ def level_of(
 
 
 def headline(
-    level: Level, needs: Sequence[Need], late: Sequence[LateRun], missed: int, failed: int, unread: Sequence[str] = ()
+    level: Level,
+    needs: Sequence[Need],
+    late: Sequence[LateRun],
+    missed: int,
+    failed: int,
+    unread: Sequence[str] = (),
 ) -> str:
     """The one line that says what matters most.
 
-    `missed`: the slots that were missed, and that nobody chose or has dealt with. `failed`: the slots of the window
-    that have failed.
+    `missed`: the slots that were missed, and that nobody chose or has dealt with. `failed`: the
+    slots of the window that have failed.
     """
     if level == "alarm":
         alarm = next(need for need in needs if need.kind in ALARMS)
         first = alarm.error.split("; ")[0]
-        return f"{alarm.subject[0].upper()}{alarm.subject[1:]}: {first}" if alarm.subject else alarm.error
+        return (
+            f"{alarm.subject[0].upper()}{alarm.subject[1:]}: {first}"
+            if alarm.subject
+            else alarm.error
+        )
     if level == "bad":
         return _who_needs(needs)
     if level == "watch":
-        runs = f"{number(len(late), 'run')} {'is' if len(late) == 1 else 'are'} late or slow" if late else ""
-        slots = f"{number(missed, 'slot')} {'was' if missed == 1 else 'were'} missed" if missed else ""
+        runs = (
+            f"{number(len(late), 'run')} {'is' if len(late) == 1 else 'are'} late or slow"
+            if late
+            else ""
+        )
+        slots = (
+            f"{number(missed, 'slot')} {'was' if missed == 1 else 'were'} missed" if missed else ""
+        )
         begin = "No failure is open." if failed else "Nothing failed."
         parts = ", ".join(filter(None, (runs, slots, *(UNREAD[name] for name in unread))))
         return f"{begin} {parts[0].upper()}{parts[1:]}."
@@ -62,7 +80,9 @@ def headline(
 
 def _who_needs(needs: Sequence[Need]) -> str:
     tasks = list(dict.fromkeys(need.task for need in needs if need.task))
-    if len(tasks) > 3 or len(tasks) < len({(need.task, need.subject) for need in needs if not need.task}):
+    if len(tasks) > 3 or len(tasks) < len(
+        {(need.task, need.subject) for need in needs if not need.task}
+    ):
         return f"{number(len(needs), 'problem')} need{'s' if len(needs) == 1 else ''} a person"
     if not tasks:
         return f"{number(len(needs), 'problem')} need{'s' if len(needs) == 1 else ''} a person"
@@ -78,7 +98,9 @@ def sentence(
     zone: ZoneInfo,
     did_not_run: Sequence[DidNotRun],
 ) -> str:
-    """How many slots were due, and what became of them. `until`: the end of a window that is over; None: it goes on."""
+    """How many slots were due, and what became of them. `until`: the end of a window that is over;
+    None: it goes on.
+    """
     begin = in_zone(since, now, zone)
     window = f"since {begin}" if until is None else f"from {begin} to {in_zone(until, now, zone)}"
     if not slots.due:
@@ -87,9 +109,13 @@ def sentence(
     downs = [each for each in did_not_run if each.cause == "down" and each.begin and each.until]
     if slots.missed and len(downs) == 1:
         (down,) = downs
-        local = [f"{instant.astimezone(zone):%H:%M}" for instant in (down.begin, down.until) if instant]
+        local = [
+            f"{instant.astimezone(zone):%H:%M}" for instant in (down.begin, down.until) if instant
+        ]
         parts = [
-            f"{part} (no service fired from {local[0]} to {local[1]})" if part.endswith(" missed") else part
+            f"{part} (no service fired from {local[0]} to {local[1]})"
+            if part.endswith(" missed")
+            else part
             for part in parts
         ]
     parts.append(f"{slots.unaccounted:,} unaccounted")

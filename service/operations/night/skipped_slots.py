@@ -1,4 +1,6 @@
-"""The skipped slots of a window: by the run that was in the way, or by what they have waited for in vain."""
+"""The skipped slots of a window: by the run that was in the way, or by what they have waited for in
+vain.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,16 @@ MOST_SLOTS = 10_000
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RUN = re.compile(rf"\brun {_ID.pattern}( of slot [-0-9]{{10}} [:0-9]{{8}} UTC)?")
-"""As a reason names a run. Without it, the slots that one slow task has skipped in a night have one reason."""
+"""As a reason names a run. Without it, the slots that one slow task has skipped in a night have one
+reason.
+"""
 _OTHERS = re.compile(r" \(and \d+ more\)")
 
 
 class Key(NamedTuple):
-    """What slots have in common that are told together. `after`, `state`: of what was in the way of closed ones."""
+    """What slots have in common that are told together. `after`, `state`: of what was in the way of
+    closed ones.
+    """
 
     task: str
     reason: str
@@ -42,7 +48,11 @@ async def by_reason(
     """The skipped slots by task and reason, whichever runs were in the way."""
     columns = [runs.c[name] for name in ("id", "task", "reason", "origin", "gate")]
     query = select(*columns).where(text(SKIPPED_SQL), runs.c.slot >= since, runs.c.slot < until)
-    rows = [row for row in await connection.execute(query.limit(MOST_SLOTS)) if row.origin != Origin.MANUAL]
+    rows = [
+        row
+        for row in await connection.execute(query.limit(MOST_SLOTS))
+        if row.origin != Origin.MANUAL
+    ]
     found = await chains.in_the_way(connection, [row.id for row in rows if row.gate is not None])
     slots: Counter[Key] = Counter()
     in_the_way: dict[Key, set[str]] = defaultdict(set)
@@ -54,7 +64,9 @@ async def by_reason(
         in_the_way[key].update(_ID.findall(row.reason or ""))
         if cause is not None:
             causes[key] = cause
-    return [_told(key, number, in_the_way[key], causes, hidden) for key, number in sorted(slots.items())]
+    return [
+        _told(key, number, in_the_way[key], causes, hidden) for key, number in sorted(slots.items())
+    ]
 
 
 def _without_id(run: re.Match[str]) -> str:
@@ -69,7 +81,11 @@ def _key(row: Row[Any], cause: Upstream | None) -> Key:
 
 
 def _told(
-    key: Key, number: int, in_the_way: set[str], causes: Mapping[Key, Upstream], hidden: frozenset[str]
+    key: Key,
+    number: int,
+    in_the_way: set[str],
+    causes: Mapping[Key, Upstream],
+    hidden: frozenset[str],
 ) -> DidNotRun:
     return DidNotRun(
         cause="after" if key.is_closed else "overlap",

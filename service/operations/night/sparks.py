@@ -11,19 +11,34 @@ from service.batch.ledger import last_runs, parts
 from service.operations.results import Result
 
 LAST = 60
-_NAMES = ("id", "task", "state", "created_at", "gate", "started_at", "attempt_started_at", "finished_at")
+_NAMES = (
+    "id",
+    "task",
+    "state",
+    "created_at",
+    "gate",
+    "started_at",
+    "attempt_started_at",
+    "finished_at",
+)
 
 
 class Spark(Result):
-    """A run. `seconds`: of its last attempt, or from its split to its end; None if it has not begun or goes on."""
+    """A run. `seconds`: of its last attempt, or from its split to its end; None if it has not begun
+    or goes on.
+    """
 
     run: str
     state: str
     seconds: float | None
 
 
-async def sparks_of(connection: AsyncConnection, tasks: Iterable[str], last: int = LAST) -> dict[str, list[Spark]]:
-    """The last runs of each of these tasks, the oldest first, in one query. There should be few tasks."""
+async def sparks_of(
+    connection: AsyncConnection, tasks: Iterable[str], last: int = LAST
+) -> dict[str, list[Spark]]:
+    """The last runs of each of these tasks, the oldest first, in one query. There should be few
+    tasks.
+    """
     found: dict[str, list[Spark]] = {task: [] for task in dict.fromkeys(tasks)}
     rows = await last_runs.of_each(connection, list(found), _NAMES, last)
     for row in sorted(rows, key=lambda row: (row.created_at, row.id)):

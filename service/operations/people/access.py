@@ -1,7 +1,7 @@
 """`operations.access`: tokens of programs, links that sign in once, and sessions of people.
 
-A secret is 32 random bytes, so its SHA-256 is stored without a salt or a slow hash. It is never stored itself, and
-appears in no error, log or event.
+A secret is 32 random bytes, so its SHA-256 is stored without a salt or a slow hash. It is never
+stored itself, and appears in no error, log or event.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ RESERVED = ("anonymous", "batch", "service", "sign-in link")
 
 
 class Token(Result):
-    """A token, without its secret. `id`: its key, which stands in the secret too. `used_from`: an address."""
+    """A token, without its secret. `id`: its key, which stands in the secret too. `used_from`: an
+    address.
+    """
 
     id: str
     name: str
@@ -81,35 +83,44 @@ class NewSession(Result):
 
 
 class Access:
-    """Makes and checks tokens, links and sessions. Each method raises DatabaseError if the ledger can't be used."""
+    """Makes and checks tokens, links and sessions. Each method raises DatabaseError if the ledger
+    can't be used.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def create_token(self, name: str, role: str, valid_for: timedelta | None = None) -> NewToken:
+    async def create_token(
+        self, name: str, role: str, valid_for: timedelta | None = None
+    ) -> NewToken:
         """Make a token; `valid_for`: None for a token that does not expire.
 
         Raises InvalidParameters, and WrongState if there is a token of this name.
         """
         if not NAME.fullmatch(name):
             raise InvalidParameters(
-                f"the name {echoed(name)} of the token: allowed are 1 to 100 letters from a to z, digits, spaces and "
+                f"the name {echoed(name)} of the token: allowed are 1 to 100 letters from a to "
+                "z, digits, spaces and "
                 "_ . @ + -"
             )
         if name.lower() in RESERVED:
             raise InvalidParameters(
-                f"the name {echoed(name)} of the token: the service itself has this name in the audit"
+                f"the name {echoed(name)} of the token: the service itself has this name in the "
+                "audit"
             )
         if role not in ROLES:
             raise InvalidParameters(f"there is no role {echoed(role)}; allowed: {', '.join(ROLES)}")
         if valid_for is not None and not timedelta(0) < valid_for <= LONGEST_VALIDITY:
             raise InvalidParameters(
-                f"a token may be valid for more than zero and at most {LONGEST_VALIDITY.days:,} days"
+                f"a token may be valid for more than zero and at most {LONGEST_VALIDITY.days:,} "
+                "days"
             )
         async with self._context.databases.changing() as connection:
             made = await self._add(connection, access.TOKEN, name, role, valid_for)
         if made is None:
-            raise WrongState(f"there is a token named {echoed(name)} already: choose another name, or revoke it")
+            raise WrongState(
+                f"there is a token named {echoed(name)} already: choose another name, or revoke it"
+            )
         return made
 
     async def create_link(self, role: Role = "admin") -> str:
@@ -127,31 +138,48 @@ class Access:
     async def tokens(self) -> Sequence[Token]:
         """All tokens, also those that are revoked or expired, the newest first."""
         async with self._context.databases.reading() as connection:
-            return [Token.of(row) for row in await access.listed(connection)] if connection is not None else []
+            return (
+                [Token.of(row) for row in await access.listed(connection)]
+                if connection is not None
+                else []
+            )
 
     async def revoke_token(self, name: str) -> Token:
-        """Revoke a token, given by its name or id, and the sessions made with it. Raises UnknownToken."""
+        """Revoke a token, given by its name or id, and the sessions made with it. Raises
+        UnknownToken.
+        """
         context = self._context
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
             key = await access.revoke(connection, name, context.actor.name, now)
             if key is None:
-                raise UnknownToken(f"there is no valid token {echoed(name)}; `batch token list` lists the tokens")
-            token = next(Token.of(row) for row in await access.listed(connection) if row["id"] == key)
+                raise UnknownToken(
+                    f"there is no valid token {echoed(name)}; `batch token list` lists the tokens"
+                )
+            token = next(
+                Token.of(row) for row in await access.listed(connection) if row["id"] == key
+            )
             await audit.record(connection, context.actor.by, "token.revoke", now, target=token.name)
         return token
 
     async def holder(self, secret: str, address: str | None) -> Actor | None:
-        """Who holds this token; None if it is not valid. The caller notes the use, see `note_uses`."""
+        """Who holds this token; None if it is not valid. The caller notes the use, see
+        `note_uses`.
+        """
         row = await self._token(secret, "t")
-        return Actor(row["name"], row["role"], "api", address, row["id"]) if row is not None else None
+        return (
+            Actor(row["name"], row["role"], "api", address, row["id"]) if row is not None else None
+        )
 
     async def note_uses(
-        self, uses: Mapping[str, tuple[datetime, str | None]], failures: Mapping[str, int] = NO_FAILURES
+        self,
+        uses: Mapping[str, tuple[datetime, str | None]],
+        failures: Mapping[str, int] = NO_FAILURES,
     ) -> None:
         """Record when and from where tokens were used last, by the ids of the tokens.
 
-        `failures`: how many tokens that are not valid came from each address; they are an event of the audit.
+        `failures`: how many tokens that are not valid came from each address; they are an event of
+        the audit.
         """
         if not uses and not failures:
             return
@@ -159,7 +187,9 @@ class Access:
             await access.note_uses(connection, uses)
             if failures:
                 now, after = await database_time.now_of(connection), dict(failures)
-                await audit.record(connection, self._context.actor.by, "session.refuse", now, after=after)
+                await audit.record(
+                    connection, self._context.actor.by, "session.refuse", now, after=after
+                )
 
     async def sign_in(self, secret: str, address: str | None) -> NewSession | None:
         """Begin a session with a token or a link, which is used up; None if it is not valid."""
@@ -190,7 +220,9 @@ class Access:
     async def sign_out(self, secret: str) -> None:
         """End a session."""
         async with self._context.databases.changing() as connection:
-            await access.end_session(connection, hash_of(secret), await database_time.now_of(connection))
+            await access.end_session(
+                connection, hash_of(secret), await database_time.now_of(connection)
+            )
 
     async def _token(
         self, secret: str, kind: str, query: Callable[[str, datetime], Select[Any]] = access.token
@@ -203,10 +235,17 @@ class Access:
                 return None
             now = await database_time.now_of(connection)
             row = (await connection.execute(query(match[2], now))).mappings().first()
-        return row if row is not None and hmac.compare_digest(row["hash"], hash_of(secret)) else None
+        return (
+            row if row is not None and hmac.compare_digest(row["hash"], hash_of(secret)) else None
+        )
 
     async def _add(
-        self, connection: AsyncConnection, kind: str, name: str, role: str, valid_for: timedelta | None
+        self,
+        connection: AsyncConnection,
+        kind: str,
+        name: str,
+        role: str,
+        valid_for: timedelta | None,
     ) -> NewToken | None:
         context = self._context
         now = await database_time.now_of(connection)
@@ -227,8 +266,12 @@ class Access:
             return None
         if kind == access.TOKEN:
             after = {"role": role, "expires_at": expires_at.isoformat() if expires_at else None}
-            await audit.record(connection, context.actor.by, "token.create", now, target=name, after=after)
-        return NewToken.of({"id": key, "name": name, "role": role, "expires_at": expires_at, "secret": secret})
+            await audit.record(
+                connection, context.actor.by, "token.create", now, target=name, after=after
+            )
+        return NewToken.of(
+            {"id": key, "name": name, "role": role, "expires_at": expires_at, "secret": secret}
+        )
 
     async def _begin_session(
         self, name: str, role: Role, token: str, kind: str, address: str | None
@@ -240,7 +283,12 @@ class Access:
                 return None
             session = {"name": name, "role": role, "expires_at": now + SESSION_TIME}
             await access.add_session(
-                connection, id=hash_of(secret), token=token, address=address, created_at=now, **session
+                connection,
+                id=hash_of(secret),
+                token=token,
+                address=address,
+                created_at=now,
+                **session,
             )
             by = audit.By(name, "page", role, address)
             await audit.record(connection, by, "session.begin", now, target=name)

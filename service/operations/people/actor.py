@@ -9,7 +9,9 @@ from typing import Literal, get_args
 from service.batch.ledger.people.audit import By
 
 Role = Literal["viewer", "operator", "admin"]
-"""A viewer reads, an operator also changes runs and tasks, an admin also manages tokens, pins and pruning."""
+"""A viewer reads, an operator also changes runs and tasks, an admin also manages tokens, pins and
+pruning.
+"""
 Source = Literal["api", "cli", "page", "service"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -17,7 +19,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Actor:
-    """Who asks. `name`: a person or a token. `address`: where the request came from. `token`: the key of its token.
+    """Who asks. `name`: a person or a token. `address`: where the request came from. `token`: the
+    key of its token.
 
     `until`: when the session of a person ends (UTC).
     """

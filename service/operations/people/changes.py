@@ -47,7 +47,11 @@ class ChangePage(Result):
 
 
 def _short(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {**row, "before": shortened(row["before"], LONGEST_VALUE), "after": shortened(row["after"], LONGEST_VALUE)}
+    return {
+        **row,
+        "before": shortened(row["before"], LONGEST_VALUE),
+        "after": shortened(row["after"], LONGEST_VALUE),
+    }
 
 
 def _shown(change: Change, hidden: frozenset[str]) -> Change:

@@ -1,7 +1,9 @@
-"""What of a run is masked: parameters with a secret name for everybody, and what a viewer may not see.
+"""What of a run is masked: parameters with a secret name for everybody, and what a viewer may not
+see.
 
-A viewer may not see what a task with the tag "secret" works on: parameters and their defaults, keys, results, logs, the
-texts of reasons, errors and progress, the items in quarantine, and what the audit says of parameters.
+A viewer may not see what a task with the tag "secret" works on: parameters and their defaults,
+keys, results, logs, the texts of reasons, errors and progress, the items in quarantine, and what
+the audit says of parameters.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ async def hidden_tasks(connection: AsyncConnection, context: Context) -> frozens
 
 
 def hides_change(action: str, task: str | None, hidden: frozenset[str]) -> bool:
-    """Whether the caller may not see what the audit says of a change. A bulk may be about runs of any task."""
+    """Whether the caller may not see what the audit says of a change. A bulk may be about runs of
+    any task.
+    """
     return task in hidden or bool(hidden and action.startswith("bulk."))
 
 
@@ -42,14 +46,22 @@ async def refuse_hidden_log(context: Context, run: str) -> None:
     """Raises Forbidden if the caller may not read the log of this run."""
     async with context.databases.reading() as connection:
         row = await run_rows.get(connection, run) if connection is not None else None
-        if connection is not None and row is not None and row["task"] in await hidden_tasks(connection, context):
-            raise Forbidden(f"a viewer may not read logs of {row['task']}, because it has the tag {SECRET_TAG}")
+        if (
+            connection is not None
+            and row is not None
+            and row["task"] in await hidden_tasks(connection, context)
+        ):
+            raise Forbidden(
+                f"a viewer may not read logs of {row['task']}, because it has the tag {SECRET_TAG}"
+            )
 
 
 async def redacted(connection: AsyncConnection, context: Context, run: R) -> R:
     """The run as the caller may see it."""
     if run.task in await hidden_tasks(connection, context):
-        more: dict[str, Any] = dict.fromkeys(("params", "result", "cancel_reason", "key", "fingerprint"))
+        more: dict[str, Any] = dict.fromkeys(
+            ("params", "result", "cancel_reason", "key", "fingerprint")
+        )
         if isinstance(run, RunDetails):
             more |= {"log": [], "attempts": [_without_error(attempt) for attempt in run.attempts]}
             more |= {"parts": _without_reasons(run.parts) if run.parts is not None else None}
@@ -59,7 +71,9 @@ async def redacted(connection: AsyncConnection, context: Context, run: R) -> R:
 
 
 def _without_reasons(parts: PartsOfRun) -> PartsOfRun:
-    return parts.model_copy(update={"parts": [part.model_copy(update={"reason": None}) for part in parts.parts]})
+    return parts.model_copy(
+        update={"parts": [part.model_copy(update={"reason": None}) for part in parts.parts]}
+    )
 
 
 def _without_error(attempt: Attempt) -> Attempt:
@@ -72,7 +86,11 @@ def without_texts(runs: list[S], hidden: frozenset[str]) -> list[S]:
 
 
 def refuse_secret_filter(context: Context, wanted: RunFilter) -> None:
-    """Raises InvalidParameters for a filter by a value that is masked: it would tell whether a guess is right."""
+    """Raises InvalidParameters for a filter by a value that is masked: it would tell whether a
+    guess is right.
+    """
     secrets = [name for name in wanted.params if context.redaction.is_secret(name)]
     if secrets:
-        raise InvalidParameters(f"param: the values of {', '.join(secrets)} are secret, so runs are not found by them")
+        raise InvalidParameters(
+            f"param: the values of {', '.join(secrets)} are secret, so runs are not found by them"
+        )

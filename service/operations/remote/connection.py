@@ -26,11 +26,16 @@ class ServiceUnreachable(BatchError):
 
 
 def _error(kind_: ErrorKind) -> type[BatchError]:
-    return type("ServiceError", (BatchError,), {"kind": kind_, "__doc__": "An error that the service has answered."})
+    return type(
+        "ServiceError",
+        (BatchError,),
+        {"kind": kind_, "__doc__": "An error that the service has answered."},
+    )
 
 
 ERRORS: Mapping[str, type[BatchError]] = {
-    kind: _error(kind) for kind in ("not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden")
+    kind: _error(kind)
+    for kind in ("not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden")
 }
 
 
@@ -43,11 +48,15 @@ class Connection:
 
     async def get(self, model: type[M], path: str, **query: Any) -> M:
         """The answer to a GET. Raises BatchError."""
-        return await self.send("GET", model, path, params={k: v for k, v in query.items() if v not in (None, [], "")})
+        return await self.send(
+            "GET", model, path, params={k: v for k, v in query.items() if v not in (None, [], "")}
+        )
 
     async def post(self, model: type[M], path: str, body: Any = None, **options: Any) -> M:
         """The answer to a POST. Raises BatchError."""
-        return await self.send("POST", model, path, json=body if body is not None else {}, **options)
+        return await self.send(
+            "POST", model, path, json=body if body is not None else {}, **options
+        )
 
     async def send(self, method: str, model: type[M], path: str, **options: Any) -> M:
         """The answer to a request, as `model`. Raises BatchError."""
@@ -55,14 +64,17 @@ class Connection:
             async with self._client.stream(method, f"/api/v1{path}", **options) as answer:
                 content = await self._read(answer)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ServiceUnreachable(f"the service at {self._url} can't be reached: {_cause(error)}") from None
+            raise ServiceUnreachable(
+                f"the service at {self._url} can't be reached: {_cause(error)}"
+            ) from None
         if answer.status_code >= 300:
             raise self._refusal(answer, content)
         try:
             return model.model_validate_json(content)
         except ValidationError:
             raise ServiceUnreachable(
-                f"what answers at {self._url} is not this version of the service: {path} is not a {model.__name__}"
+                f"what answers at {self._url} is not this version of the service: {path} is not "
+                f"a {model.__name__}"
             ) from None
 
     async def _read(self, answer: httpx.Response) -> bytes:
@@ -70,16 +82,22 @@ class Connection:
         async for chunk in answer.aiter_bytes():
             content += chunk
             if len(content) > LARGEST_ANSWER:
-                raise ServiceUnreachable(f"the answer of {self._url} has more than {LARGEST_ANSWER:,} bytes")
+                raise ServiceUnreachable(
+                    f"the answer of {self._url} has more than {LARGEST_ANSWER:,} bytes"
+                )
         return bytes(content)
 
     def _refusal(self, answer: httpx.Response, content: bytes) -> BatchError:
         try:
             problem = _Problem.model_validate_json(content)
         except ValidationError:
-            return ServiceUnreachable(f"what answers at {self._url} is not the service: status {answer.status_code}")
+            return ServiceUnreachable(
+                f"what answers at {self._url} is not the service: status {answer.status_code}"
+            )
         if answer.status_code == 401:
-            return ERRORS["forbidden"](f"{self._url}: {brief(problem.detail, LONGEST_DETAIL)}; see --token-file")
+            return ERRORS["forbidden"](
+                f"{self._url}: {brief(problem.detail, LONGEST_DETAIL)}; see --token-file"
+            )
         return ERRORS.get(problem.kind, ServiceUnreachable)(brief(problem.detail, LONGEST_DETAIL))
 
 

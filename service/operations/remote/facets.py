@@ -1,4 +1,6 @@
-"""The facets of the operations of a service over its HTTP API, with the methods of the facets of `Operations`."""
+"""The facets of the operations of a service over its HTTP API, with the methods of the facets of
+`Operations`.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ class Facet:
         self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        raise InvalidParameters("this needs the machine of the service: call it there, without --url")
+        raise InvalidParameters(
+            "this needs the machine of the service: call it there, without --url"
+        )
 
 
 def path_of(*parts: str) -> str:
@@ -84,21 +88,29 @@ def path_of(*parts: str) -> str:
 
 class RemoteTasks(Facet):
     async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
-        """Those that any process of the service has loaded: this one has none, so `with_others` changes nothing."""
+        """Those that any process of the service has loaded: this one has none, so `with_others`
+        changes nothing.
+        """
         return (await self._connection.get(_TaskList, "/tasks")).tasks
 
     async def show(self, name: str) -> TaskDetails:
         return await self._connection.get(TaskDetails, path_of("tasks", name))
 
     async def next_slots(self, name: str, number: int) -> Sequence[Slot]:
-        return (await self._connection.get(_Slots, path_of("tasks", name, "schedule"), n=number)).slots
+        return (
+            await self._connection.get(_Slots, path_of("tasks", name, "schedule"), n=number)
+        ).slots
 
-    async def pause(self, name: str, note: str | None = None, until: datetime | None = None) -> Paused:
+    async def pause(
+        self, name: str, note: str | None = None, until: datetime | None = None
+    ) -> Paused:
         body = {"note": note, "until": until.isoformat() if until is not None else None}
         return await self._connection.post(Paused, path_of("tasks", name, "pause"), body)
 
     async def resume(self, name: str, note: str | None = None) -> Resumed:
-        return await self._connection.post(Resumed, path_of("tasks", name, "resume"), {"note": note})
+        return await self._connection.post(
+            Resumed, path_of("tasks", name, "resume"), {"note": note}
+        )
 
     async def resume_ahead(self, note: str | None = None) -> Mapping[str, datetime]:
         return (await self._connection.post(ResumedAhead, "/tasks/resume", {"note": note})).tasks
@@ -113,7 +125,12 @@ class RemoteTasks(Facet):
 
 class RemoteRuns(Facet):
     async def list(
-        self, wanted: RunFilter | None = None, limit: int = 50, after: str | None = None, *, by_slot: bool = False
+        self,
+        wanted: RunFilter | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        *,
+        by_slot: bool = False,
     ) -> RunPage:
         query = (wanted or RunFilter()).model_dump(mode="json", exclude_defaults=True)
         if by_slot:
@@ -121,7 +138,9 @@ class RemoteRuns(Facet):
             return await self._connection.get(
                 RunPage, path_of("tasks", name, "runs"), **query, limit=limit, after=after
             )
-        return await self._connection.get(RunPage, "/runs", **query, limit=min(limit, MOST_RUNS), after=after)
+        return await self._connection.get(
+            RunPage, "/runs", **query, limit=min(limit, MOST_RUNS), after=after
+        )
 
     async def find(self, given: str) -> RunOrTask:
         if given in {task.name for task in (await self._connection.get(_TaskList, "/tasks")).tasks}:
@@ -141,7 +160,9 @@ class RemoteRuns(Facet):
         except ERRORS["not_found"]:
             return None
 
-    async def cancel(self, given: str, wait_seconds: float = 0.0, note: str | None = None) -> RunNow:
+    async def cancel(
+        self, given: str, wait_seconds: float = 0.0, note: str | None = None
+    ) -> RunNow:
         body = {"wait": min(wait_seconds, 25.0), "note": note}
         return await self._connection.post(RunNow, path_of("runs", given, "cancel"), body)
 
@@ -160,7 +181,9 @@ class RemoteRuns(Facet):
         return await self._connection.post(RunNow, path_of("runs", given, "retry"), body)
 
     async def acknowledge(self, given: str, note: str) -> RunNow:
-        return await self._connection.post(RunNow, path_of("runs", given, "acknowledge"), {"note": note})
+        return await self._connection.post(
+            RunNow, path_of("runs", given, "acknowledge"), {"note": note}
+        )
 
     async def waiting(self, given: str) -> Waiting:
         return await self._connection.get(Waiting, path_of("runs", given, "blocker"))
@@ -177,11 +200,16 @@ class RemoteRuns(Facet):
         at: datetime | None = None,
         note: str | None = None,
     ) -> Started:
-        body: dict[str, Any] = {"parameters": dict(params), "slot": slot.isoformat() if slot else None}
+        body: dict[str, Any] = {
+            "parameters": dict(params),
+            "slot": slot.isoformat() if slot else None,
+        }
         body |= {"at": at.isoformat()} if at is not None else {}
         body |= {"note": note} if note is not None else {}
         headers = {"Idempotency-Key": key} if key is not None else {}
-        return await self._connection.post(Started, path_of("tasks", task, "runs"), body, headers=headers)
+        return await self._connection.post(
+            Started, path_of("tasks", task, "runs"), body, headers=headers
+        )
 
     async def follow(self, given: str) -> AsyncGenerator[RunNow]:
         while True:
@@ -196,7 +224,9 @@ class RemoteRuns(Facet):
         run = (await self.current(given)).id
         after: str | None = None
         while True:
-            state = (await self.current(run)).state  # first: a final state comes with the last lines
+            state = (
+                await self.current(run)
+            ).state  # first: a final state comes with the last lines
             while True:
                 page = await self.log_page(run, after)
                 after = page.after
@@ -210,7 +240,12 @@ class RemoteRuns(Facet):
             await asyncio.sleep(POLL_SECONDS)
 
     async def log_page(
-        self, given: str, after: str | None = None, limit: int = 500, level: str = "DEBUG", text: str | None = None
+        self,
+        given: str,
+        after: str | None = None,
+        limit: int = 500,
+        level: str = "DEBUG",
+        text: str | None = None,
     ) -> LogPage:
         query = {"after": after, "limit": limit, "level": level, "q": text}
         return await self._connection.get(LogPage, path_of("runs", given, "log"), **query)
@@ -229,7 +264,9 @@ class RemoteBulks(Facet):
         body = {"action": action, "filter": wanted.model_dump(mode="json", exclude_defaults=True)}
         return await self._connection.post(Preview, "/runs/bulk", body)
 
-    async def begin(self, id: str, action: str, note: str | None = None, task: str | None = None) -> Bulk:
+    async def begin(
+        self, id: str, action: str, note: str | None = None, task: str | None = None
+    ) -> Bulk:
         return await self._connection.post(Bulk, path_of("runs", "bulk", id), {"note": note})
 
     async def get(self, id: str) -> Bulk:
@@ -249,10 +286,14 @@ class RemotePools(Facet):
 class RemoteQuarantine(Facet):
     async def list(self, given: str | None = None, limit: int = 1_000) -> Sequence[Quarantined]:
         if given is None:
-            return (await self._connection.get(_Quarantine, "/quarantine", limit=min(limit, 1_000))).items
+            return (
+                await self._connection.get(_Quarantine, "/quarantine", limit=min(limit, 1_000))
+            ).items
         return (await self._connection.get(_Quarantine, path_of("runs", given, "quarantine"))).items
 
-    async def redrive(self, given: str, items: Sequence[str] | None = None, note: str | None = None) -> Started:
+    async def redrive(
+        self, given: str, items: Sequence[str] | None = None, note: str | None = None
+    ) -> Started:
         body = {"items": list(items) if items else None, "note": note}
         return await self._connection.post(Started, path_of("runs", given, "redrive"), body)
 
@@ -262,20 +303,32 @@ class RemoteNodes(Facet):
         return (await self._connection.get(_Nodes, "/nodes")).nodes
 
     async def living(self, with_workers: bool = False) -> Sequence[Node]:
-        return [node for node in (await self._connection.get(Status, "/status")).nodes if with_workers or node.fires]
+        return [
+            node
+            for node in (await self._connection.get(Status, "/status")).nodes
+            if with_workers or node.fires
+        ]
 
     async def has(self, task: str) -> bool:
         return any(task in node.tasks for node in await self.living())
 
 
 class RemoteChanges(Facet):
-    async def list(self, limit: int = 50, after: str | None = None, **conditions: Any) -> ChangePage:
-        instants = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in conditions.items()}
-        return await self._connection.get(ChangePage, "/changes", limit=limit, after=after, **instants)
+    async def list(
+        self, limit: int = 50, after: str | None = None, **conditions: Any
+    ) -> ChangePage:
+        instants = {
+            k: v.isoformat() if isinstance(v, datetime) else v for k, v in conditions.items()
+        }
+        return await self._connection.get(
+            ChangePage, "/changes", limit=limit, after=after, **instants
+        )
 
 
 class RemoteAccess(Facet):
-    async def create_token(self, name: str, role: str, valid_for: timedelta | None = None) -> NewToken:
+    async def create_token(
+        self, name: str, role: str, valid_for: timedelta | None = None
+    ) -> NewToken:
         days = None if valid_for is None else max(1, round(valid_for / timedelta(days=1)))
         body = {"name": name, "role": role, "expires_in_days": days}
         return await self._connection.post(NewToken, "/tokens", body)

@@ -8,7 +8,14 @@ from datetime import datetime
 from pydantic import BaseModel
 
 from service.batch.ledger.incidents.incidents import IncidentKind
-from service.operations.incidents.facet import Acknowledged, Incident, IncidentDetails, IncidentPage, Muted, SentTest
+from service.operations.incidents.facet import (
+    Acknowledged,
+    Incident,
+    IncidentDetails,
+    IncidentPage,
+    Muted,
+    SentTest,
+)
 from service.operations.remote.facets import Facet, path_of
 
 
@@ -29,13 +36,22 @@ class RemoteIncidents(Facet):
         return await self._connection.get(IncidentPage, "/incidents", **query)
 
     async def show(self, incident: str) -> IncidentDetails:
-        return await self._connection.get(IncidentDetails, path_of("incidents", await self._id(incident)))
+        return await self._connection.get(
+            IncidentDetails, path_of("incidents", await self._id(incident))
+        )
 
     async def acknowledge(
-        self, incident: str, note: str, quiet_until: datetime | None = None, failed_until: datetime | None = None
+        self,
+        incident: str,
+        note: str,
+        quiet_until: datetime | None = None,
+        failed_until: datetime | None = None,
     ) -> Acknowledged:
         instants = {"quiet_until": quiet_until, "failed_until": failed_until}
-        body = {"note": note, **{name: at.isoformat() if at else None for name, at in instants.items()}}
+        body = {
+            "note": note,
+            **{name: at.isoformat() if at else None for name, at in instants.items()},
+        }
         path = path_of("incidents", await self._id(incident), "acknowledge")
         return await self._connection.post(Acknowledged, path, body)
 
@@ -48,7 +64,9 @@ class RemoteIncidents(Facet):
         return await self._connection.post(Muted, path_of("tasks", task, "mute"), body)
 
     async def unmute(self, task: str) -> bool:
-        return (await self._connection.post(_Unmuted, path_of("tasks", task, "unmute"), {})).was_muted
+        return (
+            await self._connection.post(_Unmuted, path_of("tasks", task, "unmute"), {})
+        ).was_muted
 
     async def send_test(self, channels: Sequence[str] = ()) -> SentTest:
         return await self._connection.post(SentTest, "/alerts/test", {"channels": list(channels)})

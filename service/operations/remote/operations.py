@@ -1,4 +1,5 @@
-"""The same operations as `Operations`, asked of a service over its HTTP API: for commands on another machine.
+"""The same operations as `Operations`, asked of a service over its HTTP API: for commands on
+another machine.
 
 What needs the machine of the service, such as a restore, is refused with a sentence that says so.
 """
@@ -53,7 +54,9 @@ class RemoteOperations:
 
     def settings(self) -> Any:
         """Refused: settings are those of a machine."""
-        raise InvalidParameters("this shows the settings of a machine: call it there, without --url")
+        raise InvalidParameters(
+            "this shows the settings of a machine: call it there, without --url"
+        )
 
     async def status(self) -> Status:
         return await self._connection.get(Status, "/status")
@@ -68,14 +71,28 @@ class RemoteOperations:
 
 @asynccontextmanager
 async def remote_operations(url: str, token: str | None) -> AsyncIterator[RemoteOperations]:
-    """The operations of the service at `url`, which may end in a path. Raises InvalidParameters for another URL."""
+    """The operations of the service at `url`, which may end in a path. Raises InvalidParameters for
+    another URL.
+    """
     parsed = _parsed(url)
-    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+    if (
+        parsed is None
+        or parsed.scheme not in ("http", "https")
+        or not parsed.host
+        or parsed.userinfo
+    ):
         given = "has a password" if "@" in url else f"is {echoed(url)}"
-        raise InvalidParameters(f"--url {given}; allowed: http://HOST or https://HOST, without a password")
-    headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        raise InvalidParameters(
+            f"--url {given}; allowed: http://HOST or https://HOST, without a password"
+        )
+    headers = {
+        "Accept": "application/json",
+        **({"Authorization": f"Bearer {token}"} if token else {}),
+    }
     base = str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
-    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=base, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False
+    ) as client:
         yield RemoteOperations(Connection(client, base))
 
 

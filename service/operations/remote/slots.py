@@ -22,14 +22,20 @@ class RemoteSlots(Facet):
         on_slot: Callable[[SlotOutcome], None] | None = None,
     ) -> Accounts:
         if on_slot is not None:
-            raise InvalidParameters("single slots are listed only beside the ledger: call it there, without --url")
+            raise InvalidParameters(
+                "single slots are listed only beside the ledger: call it there, without --url"
+            )
         instants = {"since": since.isoformat(), "until": until.isoformat() if until else None}
         return await self._connection.get(Accounts, "/account", **instants, task=task)
 
     async def backfill(
         self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] | None = None
     ) -> BackfillCounts:
-        body = {"since": request.since.isoformat(), "until": request.until.isoformat(), "redo": request.redo}
+        body = {
+            "since": request.since.isoformat(),
+            "until": request.until.isoformat(),
+            "redo": request.redo,
+        }
         many = {"many": request.allow_many, "and_after": request.and_after}
         preview = await self._connection.post(
             Preview, path_of("tasks", request.task, "backfill", "preview"), {**body, **many}
@@ -55,7 +61,9 @@ class RemoteSlots(Facet):
         return await self._connection.post(LeftSlots, "/slots/leave", body)
 
     async def reopen(self, since: datetime, until: datetime, task: str | None = None) -> LeftSlots:
-        return await self._connection.post(LeftSlots, "/slots/reopen", _interval(since, until, task))
+        return await self._connection.post(
+            LeftSlots, "/slots/reopen", _interval(since, until, task)
+        )
 
 
 def _interval(since: datetime, until: datetime, task: str | None) -> dict[str, str | None]:

@@ -1,4 +1,6 @@
-"""What runs in the state `waiting` wait for: an instant, slots of other tasks, the members of a group, or parts."""
+"""What runs in the state `waiting` wait for: an instant, slots of other tasks, the members of a
+group, or parts.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ from service.batch.ledger.waits import Members, Upstream
 from service.operations.runs.waiting import Awaited, InTheWay
 
 
-async def awaited(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> dict[str, list[Awaited]]:
-    """By the id of each of these runs that waits: its instant, its group or parts, and the slots that are not over.
+async def awaited(
+    connection: AsyncConnection, ids: Sequence[str], now: datetime
+) -> dict[str, list[Awaited]]:
+    """By the id of each of these runs that waits: its instant, its group or parts, and the slots
+    that are not over.
 
-    A slot that is over without success is among them if the run needs its success: only a retry can open the run.
+    A slot that is over without success is among them if the run needs its success: only a retry can
+    open the run.
     """
     if not ids:
         return {}
@@ -32,8 +38,16 @@ async def awaited(connection: AsyncConnection, ids: Sequence[str], now: datetime
     split = [run for run, gate in gated.items() if gate in tuple(PartsGate)]
     tallies = await parts.tallies(connection, split) if split else {}
     slots = await waits.upstreams(connection, gated) if gated else {}
-    left = {run: [each for each in slots.get(run, []) if _is_left(each, gate)] for run, gate in gated.items()}
-    asked = [each.run for its in left.values() for each in its if each.run and each.state in chains.MAY_HAVE_CAUSE]
+    left = {
+        run: [each for each in slots.get(run, []) if _is_left(each, gate)]
+        for run, gate in gated.items()
+    }
+    asked = [
+        each.run
+        for its in left.values()
+        for each in its
+        if each.run and each.state in chains.MAY_HAVE_CAUSE
+    ]
     found = await chains.in_the_way(connection, asked) if asked else {}
     return {
         row.id: [
@@ -52,12 +66,23 @@ def _is_left(upstream: Upstream, gate: str) -> bool:
 
 
 def _of_members(kind: Literal["group", "parts"], members: Members | Tally | None) -> list[Awaited]:
-    return [Awaited(kind=kind, active=members.active, members=members.number)] if members and members.active else []
+    return (
+        [Awaited(kind=kind, active=members.active, members=members.number)]
+        if members and members.active
+        else []
+    )
 
 
 def _of_slot(each: Upstream, found: Mapping[str, Upstream]) -> Awaited:
     cause = chains.root(found, each.run) if each.run is not None else None
-    return Awaited(kind="slot", at=each.slot, task=each.task, run=each.run, state=each.state, cause=shown_cause(cause))
+    return Awaited(
+        kind="slot",
+        at=each.slot,
+        task=each.task,
+        run=each.run,
+        state=each.state,
+        cause=shown_cause(cause),
+    )
 
 
 def shown_cause(upstream: Upstream | None) -> InTheWay | None:
@@ -65,4 +90,10 @@ def shown_cause(upstream: Upstream | None) -> InTheWay | None:
     if upstream is None:
         return None
     reason = upstream.why_none if not upstream.is_pending else None
-    return InTheWay(task=upstream.task, slot=upstream.slot, run=upstream.run, state=upstream.state, reason=reason)
+    return InTheWay(
+        task=upstream.task,
+        slot=upstream.slot,
+        run=upstream.run,
+        state=upstream.state,
+        reason=reason,
+    )

@@ -1,7 +1,9 @@
-"""`operations.bulks`: changes of all runs that match a filter, or of all slots of an interval, with a preview.
+"""`operations.bulks`: changes of all runs that match a filter, or of all slots of an interval, with
+a preview.
 
-A preview is a row of the ledger, good for an hour, which holds the ids of the runs. To begin it makes it a bulk, which
-any process carries out, in transactions of STEP runs with a cursor. If that process dies, another one goes on.
+A preview is a row of the ledger, good for an hour, which holds the ids of the runs. To begin it
+makes it a bulk, which any process carries out, in transactions of STEP runs with a cursor. If that
+process dies, another one goes on.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ MOST_TASKS = 20
 
 
 class Preview(Result):
-    """What a bulk would change: `count` runs or slots. `first` and `last`: the newest and the oldest of the runs.
+    """What a bulk would change: `count` runs or slots. `first` and `last`: the newest and the
+    oldest of the runs.
 
     `tasks`: how many runs of each task, of the twenty with most of them.
     `counts`: of a backfill, what would be done with each slot.
@@ -81,7 +84,8 @@ class Preview(Result):
 
 
 class Bulk(Result):
-    """A change of many runs. `position`: how many of the `count` are done. `changed`: how many of them were changed.
+    """A change of many runs. `position`: how many of the `count` are done. `changed`: how many of
+    them were changed.
 
     The others had another state by then. `finished_at`: None while it goes on.
     """
@@ -99,7 +103,9 @@ class Bulk(Result):
 
 
 class Bulks:
-    """Previews bulks, begins them and carries them out. Raises DatabaseError if the ledger can't be used."""
+    """Previews bulks, begins them and carries them out. Raises DatabaseError if the ledger can't be
+    used.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -114,13 +120,17 @@ class Bulks:
         allowed = STATES[action]
         if other := sorted(set(wanted.state) - allowed):
             states = ", ".join(sorted(allowed))
-            raise InvalidParameters(f"runs that are {', '.join(other)} can't be changed by {action}; allowed: {states}")
+            raise InvalidParameters(
+                f"runs that are {', '.join(other)} can't be changed by {action}; allowed: {states}"
+            )
         wanted = wanted.model_copy(update={"state": list(wanted.state) or sorted(allowed)})
         async with self._context.databases.changing() as connection:
             if wanted.task is not None:
                 await refuse_unknown_task(connection, wanted.task)
             runs = await _all_runs(connection, wanted)
-            return await self.keep(connection, action, runs, wanted.model_dump(mode="json", exclude_defaults=True))
+            return await self.keep(
+                connection, action, runs, wanted.model_dump(mode="json", exclude_defaults=True)
+            )
 
     async def keep(
         self,
@@ -129,7 +139,8 @@ class Bulks:
         runs: Sequence[Mapping[Any, Any]],
         request: Mapping[str, Any],
     ) -> Preview:
-        """Keep a preview of these runs (rows with id, task, state, slot and created_at), the newest first.
+        """Keep a preview of these runs (rows with id, task, state, slot and created_at), the newest
+        first.
 
         `request`: what was asked for, which the audit records.
         """
@@ -143,48 +154,81 @@ class Bulks:
             tasks=dict(Counter(run["task"] for run in runs).most_common(MOST_TASKS)),
             expires_at=now + VALIDITY,
         )
-        await self._add(connection, preview, request, now, await offload(previews.pack, [run["id"] for run in runs]))
+        await self._add(
+            connection,
+            preview,
+            request,
+            now,
+            await offload(previews.pack, [run["id"] for run in runs]),
+        )
         return preview
 
     async def preview_backfill(
-        self, request: backfill.BackfillRequest, on_slot: Callable[[backfill.BackfillSlot], None] = backfill.ignore
+        self,
+        request: backfill.BackfillRequest,
+        on_slot: Callable[[backfill.BackfillSlot], None] = backfill.ignore,
     ) -> Preview:
-        """How many runs a backfill by the present schedule would make. `on_slot`: called for each of its slots."""
+        """How many runs a backfill by the present schedule would make. `on_slot`: called for each
+        of its slots.
+        """
         counted = await backfill.counted(self._context, request, on_slot)
         context = self._context
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
             count = counted.counts.changed
             preview = Preview(
-                id=new_id(), action="backfill", count=count, counts=counted.counts, expires_at=now + VALIDITY
+                id=new_id(),
+                action="backfill",
+                count=count,
+                counts=counted.counts,
+                expires_at=now + VALIDITY,
             )
-            await self._add(connection, preview, {**request.as_json(), "schedule": counted.schedule}, now, None)
+            await self._add(
+                connection, preview, {**request.as_json(), "schedule": counted.schedule}, now, None
+            )
         return preview
 
-    async def begin(self, id: str, action: str, note: str | None = None, task: str | None = None) -> Bulk:
-        """Make a preview a bulk, which a service carries out. Raises UnknownPreview, and WrongState if it has begun.
+    async def begin(
+        self, id: str, action: str, note: str | None = None, task: str | None = None
+    ) -> Bulk:
+        """Make a preview a bulk, which a service carries out. Raises UnknownPreview, and WrongState
+        if it has begun.
 
-        `action`: "bulk" or "backfill". `task`: the task that the backfill has to be of. A backfill is refused if the
-        task has another schedule by now: its slots would be other ones. To acknowledge runs needs a note: without one
-        it raises InvalidParameters.
+        `action`: "bulk" or "backfill". `task`: the task that the backfill has to be of. A backfill
+        is refused if the task has another schedule by now: its slots would be other ones. To
+        acknowledge runs needs a note: without one it raises InvalidParameters.
         """
         context = self._context
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
             row = await previews.get(connection, id)
-            if row is None or row["action"] not in _kinds(action) or task not in (None, row["request"].get("task")):
-                raise UnknownPreview(f"there is no such preview {echoed(id)}; a preview is good for an hour")
+            if (
+                row is None
+                or row["action"] not in _kinds(action)
+                or task not in (None, row["request"].get("task"))
+            ):
+                raise UnknownPreview(
+                    f"there is no such preview {echoed(id)}; a preview is good for an hour"
+                )
             if row["action"] == "backfill":
                 await backfill.refuse_other_schedule(connection, row["request"])
             if row["action"] == "acknowledge":
                 check_note(note)
-            by = {"name": context.actor.name, "role": context.actor.role, "source": context.actor.source}
+            by = {
+                "name": context.actor.name,
+                "role": context.actor.role,
+                "source": context.actor.source,
+            }
             shortened = brief(note, audit.LONGEST_NOTE) if note else None
-            if not await previews.begin(connection, id, {**by, "address": context.actor.address}, shortened, now):
+            if not await previews.begin(
+                connection, id, {**by, "address": context.actor.address}, shortened, now
+            ):
                 raise await _not_begun(connection, id, now)
             started = {"count": row["count"], "request": context.redaction.masked(row["request"])}
             what = f"bulk.{row['action']}"
-            await audit.record(connection, context.actor.by, what, now, target=id, after=started, note=shortened)
+            await audit.record(
+                connection, context.actor.by, what, now, target=id, after=started, note=shortened
+            )
         context.wake_bulks()
         return await self.get(id)
 
@@ -194,7 +238,9 @@ class Bulks:
             row = await previews.get(connection, id) if connection is not None else None
             hidden = await hidden_tasks(connection, self._context) if connection is not None else ()
         if row is None:
-            raise UnknownPreview(f"there is no such preview {echoed(id)}; a preview is good for an hour")
+            raise UnknownPreview(
+                f"there is no such preview {echoed(id)}; a preview is good for an hour"
+            )
         return Bulk.of(row, **({"note": None} if hidden else {}))
 
     async def carry_out(self, id: str) -> None:
@@ -203,7 +249,9 @@ class Bulks:
             self._context.wake()
 
     async def _step(self, id: str) -> bool:
-        """Change the next runs of a bulk. Returns False if it has ended, or another process carries it out."""
+        """Change the next runs of a bulk. Returns False if it has ended, or another process carries
+        it out.
+        """
         context = self._context
         async with context.databases.reading() as connection:
             if connection is None:
@@ -224,7 +272,9 @@ class Bulks:
             moved_to = position + len(ids)
             is_over = moved_to >= count
             finished_at = now if is_over else None
-            if not await previews.move(connection, id, position, to=moved_to, changed=changed, finished_at=finished_at):
+            if not await previews.move(
+                connection, id, position, to=moved_to, changed=changed, finished_at=finished_at
+            ):
                 await connection.rollback()
                 return False
         return not is_over
@@ -234,13 +284,19 @@ class Bulks:
         context = self._context
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
-            if not await duties.take(connection, f"bulk {row['id']}", self._node, now, DUTY_SECONDS):
+            if not await duties.take(
+                connection, f"bulk {row['id']}", self._node, now, DUTY_SECONDS
+            ):
                 return False
         name = str(row["started_by"]["name"])
-        counts = await backfill.make(context, backfill.BackfillRequest.of_json(row["request"]), name)
+        counts = await backfill.make(
+            context, backfill.BackfillRequest.of_json(row["request"]), name
+        )
         async with context.databases.changing() as connection:
             now, changed = await database_time.now_of(connection), counts.changed
-            await previews.move(connection, row["id"], 0, to=row["count"], changed=changed, finished_at=now)
+            await previews.move(
+                connection, row["id"], 0, to=row["count"], changed=changed, finished_at=now
+            )
         return False
 
     async def _add(
@@ -268,11 +324,17 @@ def _kinds(action: str) -> tuple[str, ...]:
     return get_args(BulkAction) if action == "bulk" else (action,)
 
 
-async def _not_begun(connection: AsyncConnection, id: str, now: datetime) -> UnknownPreview | WrongState:
+async def _not_begun(
+    connection: AsyncConnection, id: str, now: datetime
+) -> UnknownPreview | WrongState:
     row = await previews.get(connection, id)
     if row is None or (row["started_at"] is None and row["expires_at"] <= now):
-        return UnknownPreview(f"the preview {id} has expired, because it is older than an hour: make a new one")
-    return WrongState(f"the preview {id} was begun already, at {row['started_at']:%Y-%m-%d %H:%M:%S} UTC")
+        return UnknownPreview(
+            f"the preview {id} has expired, because it is older than an hour: make a new one"
+        )
+    return WrongState(
+        f"the preview {id} was begun already, at {row['started_at']:%Y-%m-%d %H:%M:%S} UTC"
+    )
 
 
 async def _all_runs(connection: AsyncConnection, wanted: RunFilter) -> list[Mapping[Any, Any]]:
@@ -284,15 +346,23 @@ async def _all_runs(connection: AsyncConnection, wanted: RunFilter) -> list[Mapp
         rows, key = await run_query.page(connection, query, run_query.LOOKED, key, columns)
         runs += rows
         if len(runs) > MOST_RUNS:
-            raise InvalidParameters(f"more than {MOST_RUNS:,} runs match; narrow the filter, such as by an interval")
+            raise InvalidParameters(
+                f"more than {MOST_RUNS:,} runs match; narrow the filter, such as by an interval"
+            )
         if key is None:
             return runs
 
 
 async def _change(
-    connection: AsyncConnection, context: Context, row: Mapping[Any, Any], ids: list[str], now: datetime
+    connection: AsyncConnection,
+    context: Context,
+    row: Mapping[Any, Any],
+    ids: list[str],
+    now: datetime,
 ) -> int:
-    """Change these runs, as far as they are in a state in which that can be done. Returns how many were changed."""
+    """Change these runs, as far as they are in a state in which that can be done. Returns how many
+    were changed.
+    """
     by = str(row["started_by"]["name"])
     if row["action"] == "retry":
         return len(await transitions.reopen(connection, ids, Rank.MANUAL, by, now))

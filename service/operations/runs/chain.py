@@ -1,4 +1,6 @@
-"""The chain that a run or a task is in: what it comes after, what comes after it, and what it keeps back."""
+"""The chain that a run or a task is in: what it comes after, what comes after it, and what it keeps
+back.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ async def _before(connection: AsyncConnection, run: str) -> list[Step]:
         links = _links(rows)
         if asked == [run]:
             members = await chains.members(connection, run, MOST_MEMBERS)
-            links += [Link(task=m.task, state=m.state, count=m.number, run=_only(m)) for m in members]
+            links += [
+                Link(task=m.task, state=m.state, count=m.number, run=_only(m)) for m in members
+            ]
         if links:
             steps.append(_step(links))
         asked = _new(rows, seen)
@@ -90,7 +94,9 @@ def _links(rows: Sequence[Row[Any]]) -> list[Link]:
     for row in rows:
         by_state[row.task, row.state].append(row)
     links = []
-    for (task, state), its in sorted(by_state.items(), key=lambda item: (item[0][0], item[0][1] or "")):
+    for (task, state), its in sorted(
+        by_state.items(), key=lambda item: (item[0][0], item[0][1] or "")
+    ):
         only = its[0] if len(its) == 1 else None
         run, slot = (only.id, only.slot) if only is not None else (None, None)
         links.append(Link(task=task, state=state, count=len(its), run=run, slot=slot))
@@ -101,7 +107,9 @@ def _step(links: Sequence[Link]) -> Step:
     return Step(links=links[:MOST_LINKS], more=max(0, len(links) - MOST_LINKS))
 
 
-async def of_task(connection: AsyncConnection, name: str, opened: Mapping[str, OpenSchedule]) -> Chain:
+async def of_task(
+    connection: AsyncConnection, name: str, opened: Mapping[str, OpenSchedule]
+) -> Chain:
     """The tasks that a task comes after and those that come after it, each with its last run.
 
     `opened`: the schedules that tasks have now.
@@ -119,7 +127,8 @@ async def of_task(connection: AsyncConnection, name: str, opened: Mapping[str, O
     rows = await last_runs.of_each(connection, sorted(shown), ("id", "task", "state", "slot"), 1)
     last = {row.task: row for row in rows}
     return Chain(
-        before=[_named_step(step, last) for step in reversed(before)], after=[_named_step(step, last) for step in after]
+        before=[_named_step(step, last) for step in reversed(before)],
+        after=[_named_step(step, last) for step in after],
     )
 
 
@@ -151,10 +160,25 @@ def _named_step(names: Sequence[str], last: Mapping[str, Row[Any]]) -> Step:
 
 
 async def upcoming(connection: AsyncConnection, task: str, now: datetime) -> list[Upcoming]:
-    """The next runs of a task that wait for an instant, among the next 5,000 runs of all tasks that do."""
+    """The next runs of a task that wait for an instant, among the next 5,000 runs of all tasks that
+    do.
+    """
     columns = [runs.c[name] for name in ("id", "task", "due_at", "requested_by")]
-    waiting = select(*columns).where(text(WAITING_SQL), runs.c.due_at > now).order_by(runs.c.due_at, runs.c.id)
-    hinted = waiting.with_hint(runs, "INDEXED BY ix_batch_runs_waits", "sqlite").limit(MOST_LOOKED).subquery()
-    query = select(hinted).where(hinted.c.task == task).order_by(hinted.c.due_at, hinted.c.id).limit(MOST_UPCOMING)
+    waiting = (
+        select(*columns)
+        .where(text(WAITING_SQL), runs.c.due_at > now)
+        .order_by(runs.c.due_at, runs.c.id)
+    )
+    hinted = (
+        waiting.with_hint(runs, "INDEXED BY ix_batch_runs_waits", "sqlite")
+        .limit(MOST_LOOKED)
+        .subquery()
+    )
+    query = (
+        select(hinted)
+        .where(hinted.c.task == task)
+        .order_by(hinted.c.due_at, hinted.c.id)
+        .limit(MOST_UPCOMING)
+    )
     rows = await connection.execute(query)
     return [Upcoming(id=row.id, at=row.due_at, requested_by=row.requested_by) for row in rows]

@@ -1,4 +1,6 @@
-"""Finds the run or the task that a text means: the id of a run, its beginning or end, or the name of a task."""
+"""Finds the run or the task that a text means: the id of a run, its beginning or end, or the name
+of a task.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ class RunOrTask(NamedTuple):
 async def run_or_task(context: Context, given: str) -> RunOrTask:
     """The run or the task that `given` means.
 
-    Tasks are looked for in the ledger first, and then among the loaded tasks. Raises UnknownTask, and UnknownRun, also
-    if several ids begin with `given` or end in it.
+    Tasks are looked for in the ledger first, and then among the loaded tasks. Raises UnknownTask,
+    and UnknownRun, also if several ids begin with `given` or end in it.
     """
     digits = given.lower().replace("-", "")
     is_id = re.fullmatch(r"[0-9a-f]{1,32}", digits) is not None
@@ -44,7 +46,11 @@ async def run_or_task(context: Context, given: str) -> RunOrTask:
             names = set(await task_sync.known(connection))
             if given in names:
                 return RunOrTask("task", given)
-            if is_id and len(digits) >= FEWEST_DIGITS and (run := await _run_with_digits(connection, digits)):
+            if (
+                is_id
+                and len(digits) >= FEWEST_DIGITS
+                and (run := await _run_with_digits(connection, digits))
+            ):
                 return RunOrTask("run", run)
     names |= context.loaded().tasks.keys()
     if given in names:
@@ -52,14 +58,17 @@ async def run_or_task(context: Context, given: str) -> RunOrTask:
     listed = ", ".join(sorted(names)) or "none"
     if is_id:
         raise UnknownRun(
-            f"no run has the id {echoed(given)}, or an id that begins with it or ends in it (at least {FEWEST_DIGITS} "
+            f"no run has the id {echoed(given)}, or an id that begins with it or ends in it (at "
+            f"least {FEWEST_DIGITS} "
             f"digits are needed), and no task has that name; the tasks are: {listed}"
         )
     raise UnknownTask.named(given, names, "no task is named {}, and it is no id of a run")
 
 
 async def run_of(context: Context, given: str) -> str:
-    """The id of the run that `given` means; of a task, the id of its newest run. Raises UnknownRun or UnknownTask."""
+    """The id of the run that `given` means; of a task, the id of its newest run. Raises UnknownRun
+    or UnknownTask.
+    """
     kind, name = await run_or_task(context, given)
     if kind == "run":
         return name
@@ -71,11 +80,15 @@ async def run_of(context: Context, given: str) -> str:
 
 
 async def _run_with_digits(connection: AsyncConnection, digits: str) -> str | None:
-    """The only run whose id begins with these digits, or ends in them. Raises UnknownRun if there are several."""
+    """The only run whose id begins with these digits, or ends in them. Raises UnknownRun if there
+    are several.
+    """
     for where, find in {"begin with": run_ids.begin_with, "end in": run_ids.end_in}.items():
         runs = await find(connection, digits, MOST_NAMED + 1)
         if len(runs) > 1:
-            named = "; ".join(f"{run['id']} ({run['task']}, {run['state']})" for run in runs[:MOST_NAMED])
+            named = "; ".join(
+                f"{run['id']} ({run['task']}, {run['state']})" for run in runs[:MOST_NAMED]
+            )
             more = ", and more" if len(runs) > MOST_NAMED else ""
             raise UnknownRun(f"several runs have ids that {where} {echoed(digits)}: {named}{more}")
         if runs:

@@ -1,4 +1,6 @@
-"""The end of a run's log, or the lines up to one of them, with the numbers that the lines have in the whole log."""
+"""The end of a run's log, or the lines up to one of them, with the numbers that the lines have in
+the whole log.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ PAGE = 10
 class LogWindow(Result):
     """Lines of a log, the oldest first, each with its number in the whole log, from 1.
 
-    `older`: up to which number there are older lines; None: none. `after`: the cursor of what comes after the last
-    line that was looked at. `is_end`: that is the end of the log now. `total`: how many lines the log has.
+    `older`: up to which number there are older lines; None: none. `after`: the cursor of what comes
+    after the last line that was looked at. `is_end`: that is the end of the log now. `total`: how
+    many lines the log has.
     """
 
     lines: list[NumberedLine]
@@ -91,7 +94,11 @@ async def following(context: Context, given: str, after: str, limit: int) -> Log
     fences: list[_Fence] = []
     if page.lines:
         async with context.databases.reading() as connection:
-            fences = await _fences(connection, await run_of(context, given)) if connection is not None else []
+            fences = (
+                await _fences(connection, await run_of(context, given))
+                if connection is not None
+                else []
+            )
     fence, line = run_log.parse_place(page.after)
     last = next((each.before for each in fences if each.fence == fence), 0) + line
     return LogWindow(
@@ -106,7 +113,12 @@ async def following(context: Context, given: str, after: str, limit: int) -> Log
 
 async def _fences(connection: AsyncConnection, run: str) -> list[_Fence]:
     number = func.max(log.c.first_line + log.c.lines)
-    query = select(log.c.fence, number).where(log.c.run == run).group_by(log.c.fence).order_by(log.c.fence)
+    query = (
+        select(log.c.fence, number)
+        .where(log.c.run == run)
+        .group_by(log.c.fence)
+        .order_by(log.c.fence)
+    )
     found, before = [], 0
     for fence, lines in await connection.execute(query):
         found.append(_Fence(fence, before, lines))
@@ -115,7 +127,9 @@ async def _fences(connection: AsyncConnection, run: str) -> list[_Fence]:
 
 
 def _place(fences: Sequence[_Fence], number: int) -> tuple[int, int]:
-    """The fence of the line with this number, and how many lines of the fence there are up to it."""
+    """The fence of the line with this number, and how many lines of the fence there are up to
+    it.
+    """
     for each in fences:
         if number <= each.before + each.lines:
             return each.fence, number - each.before
@@ -127,14 +141,18 @@ async def _before(connection: AsyncConnection, run: str, fence: int, line: int) 
     is_before = or_(log.c.fence < fence, and_(log.c.fence == fence, log.c.first_line < line))
     columns = (log.c.fence, log.c.attempt, log.c.first_line, log.c.lines, log.c.block)
     query = select(*columns).where(log.c.run == run, log.c.fence <= fence, is_before)
-    rows = await connection.execute(query.order_by(log.c.fence.desc(), log.c.first_line.desc()).limit(PAGE))
+    rows = await connection.execute(
+        query.order_by(log.c.fence.desc(), log.c.first_line.desc()).limit(PAGE)
+    )
     return [Packed(run, *row) for row in rows]
 
 
 def _matching(
     blocks: Sequence[Packed], fences: Sequence[_Fence], end: int, wanted: _Wanted, most: int
 ) -> tuple[list[tuple[int, NumberedLine]], int]:
-    """The lines that are wanted, the newest first, and up to which number lines were not looked at."""
+    """The lines that are wanted, the newest first, and up to which number lines were not looked
+    at.
+    """
     before = {each.fence: each.before for each in fences}
     levels = logging.getLevelNamesMapping()
     found: list[tuple[int, NumberedLine]] = []
@@ -148,6 +166,8 @@ def _matching(
                 return found, overall
             is_loud = levels.get(line.level.upper(), 0) >= wanted.level
             if is_loud and (wanted.needle is None or wanted.needle in line.text.lower()):
-                found.append((overall, NumberedLine.of(vars(line), attempt=packed.attempt, number=number)))
+                found.append(
+                    (overall, NumberedLine.of(vars(line), attempt=packed.attempt, number=number))
+                )
         end = min(end, before.get(packed.fence, 0) + packed.first_line)
     return found, end

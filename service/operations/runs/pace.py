@@ -20,18 +20,21 @@ from service.operations.run_details import RunDetails
 from service.poolsettings import DEFAULT_POOL
 
 STALLED = 10
-"""A run stands still if nothing was committed for this many times as long as a chunk usually takes."""
+"""A run stands still if nothing was committed for this many times as long as a chunk usually takes.
+"""
 LEAST_STALLED = 10.0
 """Seconds that a run may take for a chunk in any case."""
 
 
 class RunPace(Result):
-    """`chunks`: how many were committed, by all attempts; None: the run has none, or it is not known.
+    """`chunks`: how many were committed, by all attempts; None: the run has none, or it is not
+    known.
 
-    `chunk_size`: the items of a chunk on average. `stalled`: for how many seconds nothing was committed, if that is far
-    longer than usual. `timeout_at`: when its attempt times out. `skip_limit`: how many items it may set aside.
-    `lease`: seconds after its last heartbeat until the node loses the run. `heartbeat_late`: half of that has passed.
-    `pool`: where it executes, or has executed, as its task says now.
+    `chunk_size`: the items of a chunk on average. `stalled`: for how many seconds nothing was
+    committed, if that is far longer than usual. `timeout_at`: when its attempt times out.
+    `skip_limit`: how many items it may set aside. `lease`: seconds after its last heartbeat until
+    the node loses the run. `heartbeat_late`: half of that has passed. `pool`: where it executes, or
+    has executed, as its task says now.
     """
 
     chunks: int | None = None
@@ -60,7 +63,9 @@ async def pace(context: Context, run: RunDetails) -> RunPace:
     async with context.databases.reading() as connection:
         if connection is None:
             return known
-        policies = (await connection.execute(select(tasks.c.policies).where(tasks.c.name == run.task))).scalar()
+        policies = (
+            await connection.execute(select(tasks.c.policies).where(tasks.c.name == run.task))
+        ).scalar()
         now = await database_time.now_of(connection)
     silent = (now - run.node.seen_at).total_seconds() if run.node is not None else 0.0
     more = {
@@ -74,11 +79,15 @@ async def pace(context: Context, run: RunDetails) -> RunPace:
 async def _pool(context: Context, task: str) -> str:
     async with context.databases.reading() as connection:
         query = select(tasks.c.pool).where(tasks.c.name == task)
-        return ((await connection.execute(query)).scalar() if connection is not None else None) or DEFAULT_POOL
+        return (
+            (await connection.execute(query)).scalar() if connection is not None else None
+        ) or DEFAULT_POOL
 
 
 async def _committed(context: Context, run: RunDetails) -> Committed:
-    """What the database of the application says; nothing if it can't be read, which other checks report."""
+    """What the database of the application says; nothing if it can't be read, which other checks
+    report.
+    """
     application = context.databases.application
     if is_missing_file(application):
         return Committed(0, 0)
@@ -108,7 +117,9 @@ def _timeout_at(run: RunDetails, policies: Any) -> datetime | None:
 
 
 def _stalled(run: RunDetails, chunk_size: float | None, now: datetime) -> float | None:
-    """A chunk has taken as long as all items of this attempt divided into chunks. Without chunks each item counts."""
+    """A chunk has taken as long as all items of this attempt divided into chunks. Without chunks
+    each item counts.
+    """
     began, at = run.attempt_started_at, run.progress_at
     done = (run.count or 0) - (run.count_before or 0)
     if began is None or at is None or at <= began or done <= 0:

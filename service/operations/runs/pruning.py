@@ -9,13 +9,17 @@ from service.operations.context import Context
 
 
 async def prune(context: Context) -> Mapping[str, int]:
-    """Delete old runs and what belongs to them. Returns how many rows were deleted, by kind. Raises DatabaseError."""
+    """Delete old runs and what belongs to them. Returns how many rows were deleted, by kind. Raises
+    DatabaseError.
+    """
     await context.databases.migrate_both()
     return await _pruner(context).prune()
 
 
 async def count(context: Context) -> Mapping[str, int]:
-    """How many runs pruning would delete, by task; empty if there is no ledger yet. Raises DatabaseError."""
+    """How many runs pruning would delete, by task; empty if there is no ledger yet. Raises
+    DatabaseError.
+    """
     async with context.databases.reading() as connection:
         if connection is None:
             return {}

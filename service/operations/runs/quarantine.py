@@ -30,29 +30,38 @@ MOST_ITEMS = 10_000
 
 
 class Quarantine:
-    """Reads the items that a run set aside, and queues redrives. Raises DatabaseError if a database can't be used."""
+    """Reads the items that a run set aside, and queues redrives. Raises DatabaseError if a database
+    can't be used.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def list(self, given: str | None = None, limit: int = MOST_ITEMS) -> Sequence[Quarantined]:
+    async def list(
+        self, given: str | None = None, limit: int = MOST_ITEMS
+    ) -> Sequence[Quarantined]:
         """The items that a run set aside, in the order in which they failed; at most `limit`.
 
-        `given`: as in `operations.runs`. None: the items of all runs that wait for a redrive, the newest first. Raises
-        UnknownRun.
+        `given`: as in `operations.runs`. None: the items of all runs that wait for a redrive, the
+        newest first. Raises UnknownRun.
         """
         run = await run_of(self._context, given) if given is not None else None
         async with self._context.databases.reading() as connection:
-            hidden = await hidden_tasks(connection, self._context) if connection is not None else NOTHING
+            hidden = (
+                await hidden_tasks(connection, self._context) if connection is not None else NOTHING
+            )
         items = await _items(self._context.databases, run, limit)
         return [Quarantined.of(vars(item)) for item in items if item.task not in hidden]
 
-    async def redrive(self, given: str, items: Sequence[str] | None = None, note: str | None = None) -> Started:
-        """Queue a run that processes again the items that a run set aside: all that are left, or `items`.
+    async def redrive(
+        self, given: str, items: Sequence[str] | None = None, note: str | None = None
+    ) -> Started:
+        """Queue a run that processes again the items that a run set aside: all that are left, or
+        `items`.
 
-        It has the slot and the parameters of that run. `items`: keys as in Quarantined.item. Raises UnknownRun,
-        UnknownTask if no process has loaded the task, and WrongState if the run has no such items left; it names the
-        run that has processed them since.
+        It has the slot and the parameters of that run. `items`: keys as in Quarantined.item. Raises
+        UnknownRun, UnknownTask if no process has loaded the task, and WrongState if the run has no
+        such items left; it names the run that has processed them since.
         """
         context = self._context
         run = await run_of(context, given)
@@ -64,18 +73,38 @@ class Quarantine:
         left = {item.item for item in set_aside if item.redriven_by is None}
         if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
             redriven_by = {item.redriven_by for item in set_aside if item.redriven_by is not None}
-            newer = f" (processed since by run {', '.join(sorted(redriven_by)[:3])})" if redriven_by else ""
-            raise WrongState(brief(f"the run {run} has no such items set aside: {', '.join(missing)}{newer}", 2_000))
+            newer = (
+                f" (processed since by run {', '.join(sorted(redriven_by)[:3])})"
+                if redriven_by
+                else ""
+            )
+            raise WrongState(
+                brief(
+                    f"the run {run} has no such items set aside: {', '.join(missing)}{newer}", 2_000
+                )
+            )
         before = {name: value for name, value in (row["params"] or {}).items() if name != "items"}
         given_params = {**before, "redrive": run, **({"items": list(items)} if items else {})}
         slot = row["slot"] or row["created_at"]
         async with context.databases.changing() as connection:
             task = await startable_task(connection, context, row["task"])
             params = task.checked(given_params)
-            started = await enqueue.enqueue(connection, task, params, slot, context.actor.name, parent=run)
-            now, after = await database_time.now_of(connection), {"run": started, "items": len(items or left)}
+            started = await enqueue.enqueue(
+                connection, task, params, slot, context.actor.name, parent=run
+            )
+            now, after = (
+                await database_time.now_of(connection),
+                {"run": started, "items": len(items or left)},
+            )
             await audit.record(
-                connection, context.actor.by, "run.redrive", now, task=task.name, run=run, after=after, note=note
+                connection,
+                context.actor.by,
+                "run.redrive",
+                now,
+                task=task.name,
+                run=run,
+                after=after,
+                note=note,
             )
         context.wake()
         return Started(id=started, task=task.name)
@@ -84,7 +113,8 @@ class Quarantine:
 async def with_quarantined(databases: Databases, page: RunPage) -> RunPage:
     """The page with the number of items that each run has in quarantine.
 
-    An application's database that can't be reached does not make a list of runs fail: then no run has a number.
+    An application's database that can't be reached does not make a list of runs fail: then no run
+    has a number.
     """
     if not page.runs or is_missing_file(databases.application):
         return page
@@ -105,15 +135,23 @@ async def _counts(application: Database, runs: list[str]) -> dict[str, int]:
 async def has_table(application: Database) -> bool:
     """Whether the application's database has the table of items in quarantine yet."""
     async with application.reader.connect() as connection:
-        return await connection.run_sync(lambda sync: inspect(sync).has_table(companions.quarantine.name))
+        return await connection.run_sync(
+            lambda sync: inspect(sync).has_table(companions.quarantine.name)
+        )
 
 
 async def _items(databases: Databases, run: str | None, limit: int | None = None) -> list[SetAside]:
-    """The items that the run set aside; none if the application's database has no table of them yet."""
+    """The items that the run set aside; none if the application's database has no table of them
+    yet.
+    """
     application = databases.application
     if is_missing_file(application):
         return []
     try:
-        return await quarantine.listed(application, run, limit=limit) if await has_table(application) else []
+        return (
+            await quarantine.listed(application, run, limit=limit)
+            if await has_table(application)
+            else []
+        )
     except (DBAPIError, OSError) as error:
         raise application.unreachable(error) from error

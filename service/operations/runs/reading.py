@@ -21,7 +21,9 @@ MOST_PARTS = 200
 """How many parts of a run are listed with it, at most."""
 
 
-async def details_of(connection: AsyncConnection, run_id: str, last_lines: int = LAST_LINES) -> RunDetails:
+async def details_of(
+    connection: AsyncConnection, run_id: str, last_lines: int = LAST_LINES
+) -> RunDetails:
     """The details of a run, with this many last lines of its log. Raises UnknownRun."""
     row = await row_of(connection, run_id)
     spans = await schedules.history(connection, row["task"])
@@ -29,7 +31,9 @@ async def details_of(connection: AsyncConnection, run_id: str, last_lines: int =
     fields: dict[str, Any] = {
         "timezone": spans[-1]["timezone"] if spans else None,
         "node": Node.of(node) if node else None,
-        "attempts": [Attempt.of(attempt) for attempt in await attempt_rows.of_run(connection, run_id)],
+        "attempts": [
+            Attempt.of(attempt) for attempt in await attempt_rows.of_run(connection, run_id)
+        ],
         "log": [Line.of(vars(line)) for line in await run_logs.tail(connection, run_id, last_lines)]
         if last_lines
         else [],
@@ -44,7 +48,10 @@ async def _parts_of(connection: AsyncConnection, row: dict[str, Any]) -> PartsOf
     if row["gate"] not in tuple(PartsGate):
         return None
     tally = (await part_rows.tallies(connection, [row["id"]])).get(row["id"], Tally({}))
-    listed = [PartShort.of(part._mapping) for part in await part_rows.of_run(connection, row["id"], MOST_PARTS)]
+    listed = [
+        PartShort.of(part._mapping)
+        for part in await part_rows.of_run(connection, row["id"], MOST_PARTS)
+    ]
     order = await part_rows.states_in_order(connection, row["id"], tally.number, MOST_PARTS)
     return PartsOfRun(
         number=tally.number,

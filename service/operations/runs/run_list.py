@@ -1,4 +1,6 @@
-"""Lists of runs: the filter that people and programs give, and pages of runs with a cursor for the next one."""
+"""Lists of runs: the filter that people and programs give, and pages of runs with a cursor for the
+next one.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,15 @@ Cursor = Annotated[str, StringConstraints(pattern=CURSOR)]
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME)]
 RunId = Annotated[str, StringConstraints(pattern=ID)]
 StateName = Literal[
-    "waiting", "queued", "running", "retrying", "interrupted", "succeeded", "failed", "cancelled", "skipped"
+    "waiting",
+    "queued",
+    "running",
+    "retrying",
+    "interrupted",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "skipped",
 ]
 OriginName = Literal["schedule", "manual", "backfill", "part"]
 
@@ -73,7 +83,8 @@ Instant = Annotated[AwareDatetime, BeforeValidator(_only_rfc_3339), AfterValidat
 
 
 class RunFilter(BaseModel):
-    """Which runs are meant. All conditions have to hold; several states, or origins, are alternatives.
+    """Which runs are meant. All conditions have to hold; several states, or origins, are
+    alternatives.
 
     Instants are aware. `…_since` is included, `…_until` is not.
     """
@@ -87,26 +98,47 @@ class RunFilter(BaseModel):
     pool: Annotated[str, StringConstraints(pattern=POOL_NAME)] | None = Field(
         None, description="Only runs of tasks of this pool."
     )
-    state: list[StateName] = Field([], max_length=len(RunState), description="Only runs in one of these states.")
-    origin: list[OriginName] = Field([], max_length=4, description="Only runs of one of these origins.")
-    parent: RunId | None = Field(None, description="Only the parts of this run. Other lists have no parts.")
-    node: RunId | None = Field(None, description="Only runs that this node executes, or executed last.")
-    created_since: Instant | None = Field(None, description="Only runs that were made at this instant or later.")
-    created_until: Instant | None = Field(None, description="Only runs that were made before this instant.")
+    state: list[StateName] = Field(
+        [], max_length=len(RunState), description="Only runs in one of these states."
+    )
+    origin: list[OriginName] = Field(
+        [], max_length=4, description="Only runs of one of these origins."
+    )
+    parent: RunId | None = Field(
+        None, description="Only the parts of this run. Other lists have no parts."
+    )
+    node: RunId | None = Field(
+        None, description="Only runs that this node executes, or executed last."
+    )
+    created_since: Instant | None = Field(
+        None, description="Only runs that were made at this instant or later."
+    )
+    created_until: Instant | None = Field(
+        None, description="Only runs that were made before this instant."
+    )
     slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
     slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
-    ended_since: Instant | None = Field(None, description="Only runs that ended at this instant or later.")
-    ended_until: Instant | None = Field(None, description="Only runs that ended before this instant.")
+    ended_since: Instant | None = Field(
+        None, description="Only runs that ended at this instant or later."
+    )
+    ended_until: Instant | None = Field(
+        None, description="Only runs that ended before this instant."
+    )
     param: list[Annotated[str, StringConstraints(pattern=PARAMETER)]] = Field(
         [], max_length=10, description="Only runs whose parameter has this value: NAME=VALUE."
     )
-    text: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=TEXT)] | None = Field(
-        None, description="Only runs whose reason, such as the message of an error, contains this text."
+    text: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=TEXT)] | None = (
+        Field(
+            None,
+            description="Only runs whose reason, such as the message of an error, contains this text.",
+        )
     )
 
     @classmethod
     def of(cls, **conditions: Any) -> Self:
-        """Make a filter. Raises InvalidParameters, which names the condition and what is allowed."""
+        """Make a filter. Raises InvalidParameters, which names the condition and what is
+        allowed.
+        """
         try:
             return cls(**conditions)
         except ValidationError as error:
@@ -124,7 +156,9 @@ class RunFilter(BaseModel):
         return self == RunFilter()
 
     def query(self, tasks: frozenset[str] | None = None, by_slot: bool = False) -> RunQuery:
-        """The query of the ledger. `tasks`: those of the tag and the pool. `by_slot`: needs a task; see RunQuery."""
+        """The query of the ledger. `tasks`: those of the tag and the pool. `by_slot`: needs a task;
+        see RunQuery.
+        """
         times = {n: getattr(self, n) for n in _TIMES}
         return RunQuery(
             task=self.task,
@@ -154,8 +188,8 @@ def _sentence(problem: Any) -> str:
 class RunPage(Result):
     """A page of runs. `after`: the cursor of the next page; None at the end of the list.
 
-    A page may have fewer runs than the limit although others follow, because the work for one page is limited.
-    `awaits`: what each run in the state `waiting` waits for, by its id.
+    A page may have fewer runs than the limit although others follow, because the work for one page
+    is limited. `awaits`: what each run in the state `waiting` waits for, by its id.
     """
 
     runs: list[RunSummary]
@@ -173,8 +207,8 @@ async def page(
 ) -> RunPage:
     """A page of the runs that are wanted. `by_slot`: ordered by slot, which needs a task.
 
-    `hidden`: tasks whose runs are not found by parameters and texts, because these are hidden from the caller.
-    Raises InvalidParameters for a cursor that no page has given.
+    `hidden`: tasks whose runs are not found by parameters and texts, because these are hidden from
+    the caller. Raises InvalidParameters for a cursor that no page has given.
     """
     tasks = await tasks_of(connection, wanted)
     before = parse_cursor(after) if after is not None else None
@@ -183,8 +217,14 @@ async def page(
         query = replace(query, without=hidden)
     rows, key = await run_query.page(connection, query, limit, before)
     now = await database_time.now_of(connection)
-    awaits = await awaited(connection, [row["id"] for row in rows if row["state"] == RunState.WAITING], now)
-    return RunPage(runs=[RunSummary.at(row, now) for row in rows], after=cursor_of(key) if key else None, awaits=awaits)
+    awaits = await awaited(
+        connection, [row["id"] for row in rows if row["state"] == RunState.WAITING], now
+    )
+    return RunPage(
+        runs=[RunSummary.at(row, now) for row in rows],
+        after=cursor_of(key) if key else None,
+        awaits=awaits,
+    )
 
 
 async def tasks_of(connection: AsyncConnection, wanted: RunFilter) -> frozenset[str] | None:
@@ -205,6 +245,8 @@ def cursor_of(key: Key) -> str:
 def parse_cursor(given: str) -> Key:
     """The key in a cursor. Raises InvalidParameters."""
     if not re.fullmatch(CURSOR, given):
-        raise InvalidParameters(f"after is {echoed(given)}; allowed: the cursor that a page of this list has given")
+        raise InvalidParameters(
+            f"after is {echoed(given)}; allowed: the cursor that a page of this list has given"
+        )
     microseconds, _, id = given.partition("_")
     return EPOCH + timedelta(microseconds=int(microseconds)), id

@@ -29,10 +29,11 @@ class NumberedLine(Line):
 
 
 class LogPage(Result):
-    """Lines of a log, the oldest first. `after`: the cursor of the next page, which may have lines later.
+    """Lines of a log, the oldest first. `after`: the cursor of the next page, which may have lines
+    later.
 
-    `is_end`: there are no more lines now. A page may be short although others follow, because the work for one page is
-    limited.
+    `is_end`: there are no more lines now. A page may be short although others follow, because the
+    work for one page is limited.
     """
 
     lines: list[NumberedLine]
@@ -47,20 +48,25 @@ MOST_BLOCKS = 60
 POLL_SECONDS = 0.5
 PAGE = 20
 LATE_FENCES = 20
-"""How many fences before the newest are read again, because a node that lost a run may still write its last lines."""
+"""How many fences before the newest are read again, because a node that lost a run may still write
+its last lines.
+"""
 
 
 async def blocks(context: Context, given: str, follow: bool) -> AsyncGenerator[LogBlock | str]:
-    """The blocks of a run, oldest first, and at the end its state. With `follow` it ends with the run's final state.
+    """The blocks of a run, oldest first, and at the end its state. With `follow` it ends with the
+    run's final state.
 
-    `given`: the id of a run, the beginning of one, or a task, which stands for its newest run. No connection is held
-    between blocks. Raises UnknownRun, UnknownTask, Forbidden and DatabaseError.
+    `given`: the id of a run, the beginning of one, or a task, which stands for its newest run. No
+    connection is held between blocks. Raises UnknownRun, UnknownTask, Forbidden and DatabaseError.
     """
     run = await run_of(context, given)
     await refuse_hidden_log(context, run)
     reader = Reader(context.databases, run)
     while True:
-        state, fence = await _state(context.databases, run)  # first: a final state comes with the last lines
+        state, fence = await _state(
+            context.databases, run
+        )  # first: a final state comes with the last lines
         async for block in reader.new_blocks(fence):
             yield await offload(_log_block, block)
         if not follow or state in FINAL:
@@ -71,7 +77,11 @@ async def blocks(context: Context, given: str, follow: bool) -> AsyncGenerator[L
 
 def _log_block(packed: Packed) -> LogBlock:
     block: Block = packed.unpacked()
-    return LogBlock(fence=block.fence, attempt=block.attempt, lines=[Line.of(vars(line)) for line in block.lines])
+    return LogBlock(
+        fence=block.fence,
+        attempt=block.attempt,
+        lines=[Line.of(vars(line)) for line in block.lines],
+    )
 
 
 async def _state(databases: Databases, run: str) -> tuple[str, int]:
@@ -97,7 +107,9 @@ async def page(
             if connection is None:
                 raise UnknownRun(f"the run {run} was deleted meanwhile")
             blocks = await run_logs.following(connection, run, fence, line, PAGE)
-        matching, place = await offload(_matching, blocks, (fence, line), least, contains, limit - len(lines))
+        matching, place = await offload(
+            _matching, blocks, (fence, line), least, contains, limit - len(lines)
+        )
         lines += matching
         looked += len(blocks)
         fence, line = place
@@ -114,13 +126,17 @@ def parse_place(given: str) -> tuple[int, int]:
         fence, line = map(int, given.split("."))
         if fence < LARGEST and line < LARGEST_LINE:
             return fence, line
-    raise InvalidParameters(f"after is {echoed(given)}; allowed: the cursor that a page of this log has given")
+    raise InvalidParameters(
+        f"after is {echoed(given)}; allowed: the cursor that a page of this log has given"
+    )
 
 
 def _matching(
     blocks: list[Packed], start: tuple[int, int], least: int, contains: str | None, most: int
 ) -> tuple[list[NumberedLine], tuple[int, int]]:
-    """The lines that are wanted, at most `most`, and the place after the last line that was looked at."""
+    """The lines that are wanted, at most `most`, and the place after the last line that was looked
+    at.
+    """
     wanted: list[NumberedLine] = []
     place = start
     needle = contains.lower() if contains is not None else None
@@ -132,13 +148,17 @@ def _matching(
             if len(wanted) == most:
                 return wanted, place
             place = packed.fence, number + 1
-            if levels.get(line.level.upper(), 0) >= least and (needle is None or needle in line.text.lower()):
+            if levels.get(line.level.upper(), 0) >= least and (
+                needle is None or needle in line.text.lower()
+            ):
                 wanted.append(NumberedLine.of(vars(line), attempt=packed.attempt, number=number))
     return wanted, place
 
 
 class Reader:
-    """Reads the new blocks of a run. It keeps its position under each fence, so it returns each block once."""
+    """Reads the new blocks of a run. It keeps its position under each fence, so it returns each
+    block once.
+    """
 
     def __init__(self, databases: Databases, run: str) -> None:
         self._databases = databases
@@ -147,7 +167,9 @@ class Reader:
         self._has_started = False
 
     async def new_blocks(self, newest: int) -> AsyncIterator[Packed]:
-        """The blocks that were written since the last call, as they are stored. `newest`: the run's current fence."""
+        """The blocks that were written since the last call, as they are stored. `newest`: the run's
+        current fence.
+        """
         recent = range(max(0, newest - LATE_FENCES), newest + 1)
         fences = list(recent) if self._has_started else await self._fences()
         self._has_started = True
@@ -163,7 +185,11 @@ class Reader:
     async def _page(self, fence: int) -> list[Packed]:
         begin = self._next.get(fence, 0)
         async with self._databases.reading() as connection:
-            page = await run_logs.page(connection, self._run, fence, begin, PAGE) if connection is not None else []
+            page = (
+                await run_logs.page(connection, self._run, fence, begin, PAGE)
+                if connection is not None
+                else []
+            )
         if page:
             self._next[fence] = page[-1].first_line + page[-1].lines
         return page

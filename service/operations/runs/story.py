@@ -1,4 +1,6 @@
-"""What a run has done so far: how it waited, its attempts with their nodes, what is expected, and what it started."""
+"""What a run has done so far: how it waited, its attempts with their nodes, what is expected, and
+what it started.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ Kind = Literal["wait", "attempt", "backoff", "parts"]
 
 
 class Phase(Result):
-    """A part of the life of a run. `end`: None while it goes on. `outcome`: how the attempt ended, as a word.
+    """A part of the life of a run. `end`: None while it goes on. `outcome`: how the attempt ended,
+    as a word.
 
     `number`, `node`, `fence` and `error`: of an attempt.
     """
@@ -58,7 +61,9 @@ class Child(Result):
 
 
 class RunStory(Result):
-    """`left_out`: how many older phases are not told. `expected`: about when a running run ends; None: not known."""
+    """`left_out`: how many older phases are not told. `expected`: about when a running run ends;
+    None: not known.
+    """
 
     now: datetime
     phases: list[Phase]
@@ -93,11 +98,17 @@ async def _hosts(connection: AsyncConnection, wanted: set[str | None]) -> dict[s
     if not ids:
         return {}
     among = json_rows.is_among(nodes.c.id, ids, connection.dialect.name)
-    return {row.id: row.host for row in await connection.execute(select(nodes.c.id, nodes.c.host).where(among))}
+    return {
+        row.id: row.host
+        for row in await connection.execute(select(nodes.c.id, nodes.c.host).where(among))
+    }
 
 
 def _phases(
-    row: Mapping[str, Any], ended: Sequence[Mapping[str, Any]], hosts: Mapping[str, str], hides: bool
+    row: Mapping[str, Any],
+    ended: Sequence[Mapping[str, Any]],
+    hosts: Mapping[str, str],
+    hides: bool,
 ) -> list[Phase]:
     phases: list[Phase] = []
     at, waits = row["created_at"], _WAIT
@@ -120,7 +131,9 @@ def _phases(
         begin = max(at, row["attempt_started_at"])
         _wait(phases, waits, at, begin)
         node = hosts.get(row["node"] or "")
-        phases.append(Phase(kind="attempt", begin=begin, end=None, number=row["attempt"], node=node))
+        phases.append(
+            Phase(kind="attempt", begin=begin, end=None, number=row["attempt"], node=node)
+        )
     elif row["state"] == RunState.RETRYING:
         phases.append(Phase(kind="backoff", begin=at, end=row["due_at"]))
     elif row["state"] not in FINAL:
@@ -146,7 +159,9 @@ def _error_in(error: Any) -> str | None:
     return f"{error.get('type', '')}: {error.get('message', '')}"
 
 
-async def _expected(connection: AsyncConnection, row: Mapping[str, Any], now: datetime) -> datetime | None:
+async def _expected(
+    connection: AsyncConnection, row: Mapping[str, Any], now: datetime
+) -> datetime | None:
     """About when the run ends: by its rate, else by what half of the runs take."""
     if row["state"] != RunState.RUNNING or row["attempt_started_at"] is None:
         return None
@@ -161,6 +176,8 @@ async def _expected(connection: AsyncConnection, row: Mapping[str, Any], now: da
 async def children(connection: AsyncConnection, run: str) -> list[Child]:
     """The newest runs that the code of this one has started, without its parts."""
     columns = [runs.c[name] for name in ("id", "task", "state", "created_at")]
-    query = select(*columns).where(runs.c.parent == run, text("parent IS NOT NULL"), text(NO_PART_SQL))
+    query = select(*columns).where(
+        runs.c.parent == run, text("parent IS NOT NULL"), text(NO_PART_SQL)
+    )
     newest = query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST_CHILDREN)
     return [Child.of(each) for each in (await connection.execute(newest)).mappings()]

@@ -12,7 +12,8 @@ from service.operations.results import KeptBack, Result
 
 
 class InTheWay(Result):
-    """A slot in the way of a run that waits for it: its `task`, and its `run` with the `state`, if it has one.
+    """A slot in the way of a run that waits for it: its `task`, and its `run` with the `state`, if
+    it has one.
 
     `reason`: why it has no run, if that is known.
     """
@@ -28,8 +29,9 @@ class Blocker(Result):
     """What a waiting run waits for, the first thing that holds it.
 
     Attributes:
-        kind: paused, unserved (no service has the task), pool (no node of its `pool` has the task), run (of the same
-            task), room (all nodes are busy), or slot (of another task, which the run comes after).
+        kind: paused, unserved (no service has the task), pool (no node of its `pool` has the task),
+            run (of the same task), room (all nodes are busy), or slot (of another task, which the
+            run comes after).
         state: Of the run in the way, if it is one of a slot.
         reason: Why the slot has no run, if that is known.
         cause: What is in the way at the beginning of the chain, if the slot waits itself.
@@ -49,8 +51,8 @@ class Awaited(Result):
     """Something that a run in the state `waiting` waits for, and that is not over.
 
     Attributes:
-        kind: `instant`: until `at`. `slot`: the slot `at` of `task`, whose `run` has this `state`, or was not made yet.
-            `group`, `parts`: `active` of `members` runs.
+        kind: `instant`: until `at`. `slot`: the slot `at` of `task`, whose `run` has this `state`,
+            or was not made yet. `group`, `parts`: `active` of `members` runs.
         cause: What is in the way at the beginning of the chain, if the slot waits itself.
     """
 
@@ -70,9 +72,11 @@ class Awaited(Result):
 
 
 class Waiting(Result):
-    """Whether a run waits, and what for. `blocker`: None if it does not wait, or nothing is known to hold it.
+    """Whether a run waits, and what for. `blocker`: None if it does not wait, or nothing is known
+    to hold it.
 
-    `eta`: about when it ends; None: no estimate. `awaits`: what a run in the state `waiting` waits for.
+    `eta`: about when it ends; None: no estimate. `awaits`: what a run in the state `waiting` waits
+    for.
     """
 
     run: str
@@ -104,9 +108,11 @@ class Step(Result):
 
 
 class Chain(Result):
-    """What a run, or a task, comes after (`before`, the last step is next to it), and what comes `after` it.
+    """What a run, or a task, comes after (`before`, the last step is next to it), and what comes
+    `after` it.
 
-    `keeps_back`: the runs that wait for a success of the run, or were closed because it has not succeeded.
+    `keeps_back`: the runs that wait for a success of the run, or were closed because it has not
+    succeeded.
     """
 
     before: Sequence[Step] = ()

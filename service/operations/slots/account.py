@@ -29,8 +29,8 @@ TEXTS = {
 class SlotOutcome(Result):
     """What became of one slot.
 
-    `run`: the id of its run. `state`: of that run. `reason`: of that run, or why the slot has no run. `text`: what the
-    kind means, if it has to be explained.
+    `run`: the id of its run. `state`: of that run. `reason`: of that run, or why the slot has no
+    run. `text`: what the kind means, if it has to be explained.
     """
 
     task: str
@@ -43,7 +43,9 @@ class SlotOutcome(Result):
 
 
 class SlotFinding(Result):
-    """Consecutive slots of one kind, which a person should know of: `count` slots from `first` to `last`."""
+    """Consecutive slots of one kind, which a person should know of: `count` slots from `first` to
+    `last`.
+    """
 
     kind: str
     first: datetime
@@ -71,8 +73,9 @@ class TaskAccount(Result):
 class Accounts(Result):
     """The accounts of several tasks. `complete`: every slot is accounted for.
 
-    `due`: slots that will be handled soon. `unaccounted`: slots that have no run, skip or missed range, or are late.
-    `pools`: for each pool of these tasks in which runs wait for nodes in vain, why that is so, now.
+    `due`: slots that will be handled soon. `unaccounted`: slots that have no run, skip or missed
+    range, or are late. `pools`: for each pool of these tasks in which runs wait for nodes in vain,
+    why that is so, now.
     """
 
     tasks: list[TaskAccount]
@@ -91,7 +94,9 @@ async def accounts(
     task: str | None,
     on_slot: Callable[[SlotOutcome], None] | None,
 ) -> Accounts:
-    """The accounts of all tasks, or of one. `on_slot` is called with each slot. Raises UnknownTask, DatabaseError."""
+    """The accounts of all tasks, or of one. `on_slot` is called with each slot. Raises UnknownTask,
+    DatabaseError.
+    """
 
     def pass_on(slot: AccountedSlot) -> None:
         if on_slot is not None:
@@ -114,9 +119,13 @@ def _outcome(slot: AccountedSlot) -> SlotOutcome:
 
 async def _pools(connection: AsyncConnection, context: Context, task: str | None) -> list[str]:
     """Why runs of all tasks, or of one, wait in vain."""
-    found = await pool_problems.problems(connection, context, await database_time.now_of(connection))
+    found = await pool_problems.problems(
+        connection, context, await database_time.now_of(connection)
+    )
     return [
-        problem.text for problem in found if task is None or task in await task_rows.of_pool(connection, problem.pool)
+        problem.text
+        for problem in found
+        if task is None or task in await task_rows.of_pool(connection, problem.pool)
     ]
 
 

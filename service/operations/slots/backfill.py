@@ -25,7 +25,9 @@ from service.operations.tasks.startable import startable_task
 MOST_SLOTS = 10_000
 """A backfill of more slots is refused unless the request allows it, because it may be a mistake."""
 MOST_ALLOWED = 100_000
-"""A backfill of more slots is always refused: an interval may have any number of slots, and each is looked at."""
+"""A backfill of more slots is always refused: an interval may have any number of slots, and each is
+looked at.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class BackfillRequest:
         redo: Give runs that have ended a new attempt from the beginning.
         allow_many: Allow more than MOST_SLOTS slots.
         dry_run: Change nothing.
-        and_after: Do the same with the slots of the tasks that come after, which wait for these slots.
+        and_after: Do the same with the slots of the tasks that come after, which wait for these
+            slots.
     """
 
     task: str
@@ -61,11 +64,15 @@ class BackfillRequest:
         """The request that `as_json` has stored."""
         since, until = (datetime.fromisoformat(stored[name]) for name in ("since", "until"))
         and_after = bool(stored.get("and_after"))
-        return cls(stored["task"], since, until, stored["redo"], allow_many=True, and_after=and_after)
+        return cls(
+            stored["task"], since, until, stored["redo"], allow_many=True, and_after=and_after
+        )
 
 
 class BackfillSlot(Result):
-    """A slot of a backfill: `action` is new, again or left; `run` and `state` are those of the run that it had."""
+    """A slot of a backfill: `action` is new, again or left; `run` and `state` are those of the run
+    that it had.
+    """
 
     slot: datetime
     action: str
@@ -74,10 +81,12 @@ class BackfillSlot(Result):
 
 
 class BackfillCounts(Result):
-    """How many slots got a run (`new`), had their run repeated (`again`), or were unchanged (`left`).
+    """How many slots got a run (`new`), had their run repeated (`again`), or were unchanged
+    (`left`).
 
-    `after`: the same of the tasks that come after, by name. `pruned`: how many of the new runs are skipped at once,
-    because there are no runs any more of the slots that they wait for. Only a preview counts them.
+    `after`: the same of the tasks that come after, by name. `pruned`: how many of the new runs are
+    skipped at once, because there are no runs any more of the slots that they wait for. Only a
+    preview counts them.
     """
 
     new: int
@@ -108,7 +117,9 @@ def ignore(_: BackfillSlot) -> None:
     """For callers that need only the counts."""
 
 
-async def run(context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None]) -> BackfillCounts:
+async def run(
+    context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None]
+) -> BackfillCounts:
     """Make the runs, unless it is a dry run. `on_slot` is called with each slot.
 
     Raises InvalidParameters, UnknownTask and DatabaseError.
@@ -117,8 +128,13 @@ async def run(context: Context, request: BackfillRequest, on_slot: Callable[[Bac
         return (await counted(context, request, on_slot)).counts
     counts = await make(context, request, context.actor.name, on_slot)
     async with context.databases.changing() as connection:
-        now, after = await database_time.now_of(connection), {**request.as_json(), **counts.model_dump()}
-        await audit.record(connection, context.actor.by, "task.backfill", now, task=request.task, after=after)
+        now, after = (
+            await database_time.now_of(connection),
+            {**request.as_json(), **counts.model_dump()},
+        )
+        await audit.record(
+            connection, context.actor.by, "task.backfill", now, task=request.task, after=after
+        )
     return counts
 
 
@@ -139,11 +155,15 @@ async def counted(
     counts = await task_backfill.look(interval, see)
     after = await _after(context, request, context.actor.name, interval)
     theirs = {each.task.name: await each.look(span) for each, span in after}
-    return Counted(_counts(counts, theirs).model_copy(update={"pruned": pruned}), interval.schedule_id)
+    return Counted(
+        _counts(counts, theirs).model_copy(update={"pruned": pruned}), interval.schedule_id
+    )
 
 
 async def _pruned_until(context: Context, interval: Interval) -> datetime | None:
-    """Up to which instant there are no runs any more that these slots wait for; None if they wait for no success."""
+    """Up to which instant there are no runs any more that these slots wait for; None if they wait
+    for no success.
+    """
     if interval.after is None or interval.after.on != Gate.SUCCESS:
         return None
     rows = tasks_table.c
@@ -153,12 +173,19 @@ async def _pruned_until(context: Context, interval: Interval) -> datetime | None
 
 
 async def make(
-    context: Context, request: BackfillRequest, by: str, on_slot: Callable[[BackfillSlot], None] = ignore
+    context: Context,
+    request: BackfillRequest,
+    by: str,
+    on_slot: Callable[[BackfillSlot], None] = ignore,
 ) -> BackfillCounts:
-    """Make the runs, as asked for by the person `by`. A slot that has a run is left alone, unless `redo`."""
+    """Make the runs, as asked for by the person `by`. A slot that has a run is left alone, unless
+    `redo`.
+    """
     await context.databases.migrate_both()
     task_backfill, interval = await _prepared(context, request, by)
-    counts = await task_backfill.make(interval, lambda decision: on_slot(BackfillSlot(**decision._asdict())))
+    counts = await task_backfill.make(
+        interval, lambda decision: on_slot(BackfillSlot(**decision._asdict()))
+    )
     after = await _after(context, request, by, interval)
     made = {each.task.name: await each.make(theirs) for each, theirs in after}
     context.wake()
@@ -169,14 +196,21 @@ async def refuse_other_schedule(connection: AsyncConnection, request: Mapping[st
     """Raises WrongState if the task has another schedule than at the preview."""
     opened = (await schedules.open_schedules(connection)).get(request["task"])
     if opened is None or opened.id != request["schedule"]:
-        raise WrongState(f"the schedule of task {request['task']} has changed since the preview: make a new preview")
+        raise WrongState(
+            f"the schedule of task {request['task']} has changed since the preview: make a new "
+            "preview"
+        )
 
 
-async def _prepared(context: Context, request: BackfillRequest, by: str) -> tuple[Backfill, Interval]:
+async def _prepared(
+    context: Context, request: BackfillRequest, by: str
+) -> tuple[Backfill, Interval]:
     databases = context.databases
     async with databases.reading() as connection:
         if connection is None:
-            raise InvalidParameters(f"task {request.task}: there is no ledger yet, so there are no slots to backfill")
+            raise InvalidParameters(
+                f"task {request.task}: there is no ledger yet, so there are no slots to backfill"
+            )
         task = await startable_task(connection, context, request.task)
         interval = await backfill.interval_of(connection, task.name, request.since, request.until)
     await _refuse_many(request, task.name, interval)
@@ -187,13 +221,17 @@ async def _refuse_many(request: BackfillRequest, task: str, interval: Interval) 
     most = MOST_ALLOWED if request.allow_many else MOST_SLOTS
     if await interval.count(most) > most:
         hint = "backfill a shorter interval" if request.allow_many else "--yes allows that"
-        raise InvalidParameters(f"task {task}: there are more than {most:,} slots in this interval; {hint}")
+        raise InvalidParameters(
+            f"task {task}: there are more than {most:,} slots in this interval; {hint}"
+        )
 
 
 async def _after(
     context: Context, request: BackfillRequest, by: str, first: Interval
 ) -> list[tuple[Backfill, Interval]]:
-    """The backfills of the tasks that come after, in their order; none if they were not asked for."""
+    """The backfills of the tasks that come after, in their order; none if they were not asked
+    for.
+    """
     if not request.and_after:
         return []
     databases = context.databases
@@ -210,7 +248,9 @@ async def _after(
     ]
 
 
-def _counts(counts: Mapping[SlotAction, int], after: Mapping[str, Mapping[SlotAction, int]]) -> BackfillCounts:
+def _counts(
+    counts: Mapping[SlotAction, int], after: Mapping[str, Mapping[SlotAction, int]]
+) -> BackfillCounts:
     return BackfillCounts(
         new=counts[SlotAction.NEW],
         again=counts[SlotAction.AGAIN],

@@ -1,4 +1,6 @@
-"""Backfills of several tasks together: of all slots that were missed within an interval, such as in an outage."""
+"""Backfills of several tasks together: of all slots that were missed within an interval, such as in
+an outage.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ MOST_TASKS = 50
 class TaskBackfill(Result):
     """What a backfill of one task would do. `why`: why nothing can be done; None if something can.
 
-    `first` and `last`: the slots of the first run and of the last one. `p50`: how many seconds a run usually takes.
+    `first` and `last`: the slots of the first run and of the last one. `p50`: how many seconds a
+    run usually takes.
     """
 
     task: str
@@ -39,7 +42,9 @@ class TaskBackfill(Result):
 
 
 class BackfillPlan(Result):
-    """The backfills of several tasks. `more`: how many other tasks have missed slots in the interval."""
+    """The backfills of several tasks. `more`: how many other tasks have missed slots in the
+    interval.
+    """
 
     tasks: list[TaskBackfill]
     more: int
@@ -47,7 +52,11 @@ class BackfillPlan(Result):
     @property
     def previews(self) -> list[str]:
         """The ids of the previews with runs to make."""
-        return [each.preview.id for each in self.tasks if each.preview is not None and each.preview.count]
+        return [
+            each.preview.id
+            for each in self.tasks
+            if each.preview is not None and each.preview.count
+        ]
 
     @property
     def count(self) -> int:
@@ -84,7 +93,11 @@ def _requests(ranges: Sequence[Row[Any]]) -> list[BackfillRequest]:
         slots[row.task] += row.slots
         by_task[row.task].append(row)
     return [
-        BackfillRequest(task, min(row.first_slot for row in by_task[task]), max(row.last_slot for row in by_task[task]))
+        BackfillRequest(
+            task,
+            min(row.first_slot for row in by_task[task]),
+            max(row.last_slot for row in by_task[task]),
+        )
         for task, _ in slots.most_common()
     ]
 
@@ -103,7 +116,9 @@ async def _planned(context: Context, request: BackfillRequest) -> TaskBackfill:
         why = error.message
     ends = (slots[0], slots[-1]) if slots else (None, None)
     p50 = await _p50(context, request.task)
-    return TaskBackfill(task=request.task, preview=preview, why=why, first=ends[0], last=ends[1], p50=p50)
+    return TaskBackfill(
+        task=request.task, preview=preview, why=why, first=ends[0], last=ends[1], p50=p50
+    )
 
 
 async def _p50(context: Context, task: str) -> float | None:
@@ -134,10 +149,14 @@ async def begun(context: Context, ids: Sequence[str]) -> list[BegunBackfill]:
     if not 0 < len(ids) <= MOST_TASKS:
         raise InvalidParameters(f"allowed are 1 to {MOST_TASKS} previews")
     async with context.databases.reading() as connection:
-        rows = [await previews.get(connection, id) if connection is not None else None for id in dict.fromkeys(ids)]
+        rows = [
+            await previews.get(connection, id) if connection is not None else None
+            for id in dict.fromkeys(ids)
+        ]
     found = [row for row in rows if row is not None and row["action"] == "backfill"]
     if len(found) < len(rows):
         raise UnknownPreview(
-            f"there is no such preview of a backfill among {echoed(', '.join(ids))}; it is good for an hour"
+            f"there is no such preview of a backfill among {echoed(', '.join(ids))}; it is good "
+            "for an hour"
         )
     return [BegunBackfill.of(row, task=row["request"]["task"]) for row in found]

@@ -1,4 +1,6 @@
-"""`operations.slots`: the account of an interval, its unaccounted slots, backfills, and missed slots that are left."""
+"""`operations.slots`: the account of an interval, its unaccounted slots, backfills, and missed
+slots that are left.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from service.operations.slots.unaccounted import UnaccountedSlots
 
 
 class Slots:
-    """Accounts for slots, backfills and leaves them. Each method raises DatabaseError if a database can't be used."""
+    """Accounts for slots, backfills and leaves them. Each method raises DatabaseError if a database
+    can't be used.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -27,23 +31,31 @@ class Slots:
         task: str | None = None,
         on_slot: Callable[[SlotOutcome], None] | None = None,
     ) -> Accounts:
-        """What became of each slot from `since` to `until` (aware; None: now), of all tasks or of one.
+        """What became of each slot from `since` to `until` (aware; None: now), of all tasks or of
+        one.
 
-        The slots are computed in a thread. `on_slot` is called with each, on the event loop. Raises UnknownTask.
+        The slots are computed in a thread. `on_slot` is called with each, on the event loop. Raises
+        UnknownTask.
         """
         return await account.accounts(self._context, since, until, task, on_slot)
 
-    async def unaccounted(self, since: datetime | None, until: datetime | None, zone: str) -> UnaccountedSlots:
-        """The slots of a window of Night that are unaccounted for: the newest 200, at no more cost than Night counts.
+    async def unaccounted(
+        self, since: datetime | None, until: datetime | None, zone: str
+    ) -> UnaccountedSlots:
+        """The slots of a window of Night that are unaccounted for: the newest 200, at no more cost
+        than Night counts.
 
-        The window is that of `operations.night`. Raises NoLedger, InvalidParameters and InvalidSchedule as that does.
+        The window is that of `operations.night`. Raises NoLedger, InvalidParameters and
+        InvalidSchedule as that does.
         """
         return await unaccounted.slots(self._context, since, until, zone)
 
     async def backfill(
         self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = backfill.ignore
     ) -> BackfillCounts:
-        """Make runs for slots of the past; `on_slot` gets each slot. Raises InvalidParameters and UnknownTask."""
+        """Make runs for slots of the past; `on_slot` gets each slot. Raises InvalidParameters and
+        UnknownTask.
+        """
         return await backfill.run(self._context, request, on_slot)
 
     async def leave(
@@ -56,12 +68,14 @@ class Slots:
         *,
         dry_run: bool = False,
     ) -> LeftSlots:
-        """Say that nothing has to be done about missed slots, and why: Night no longer asks to watch them.
+        """Say that nothing has to be done about missed slots, and why: Night no longer asks to
+        watch them.
 
-        It is about the missed ranges that lie within `since` and `until` (aware, both included), of all tasks or of
-        one, and that neither a pause has caused nor anybody has left before. `slots`: how many the caller has seen; if
-        there are others by now, it raises WrongState. Raises InvalidParameters if the note is too short or too long,
-        and UnknownTask. With `dry_run` nothing is changed, and no note is needed.
+        It is about the missed ranges that lie within `since` and `until` (aware, both included), of
+        all tasks or of one, and that neither a pause has caused nor anybody has left before.
+        `slots`: how many the caller has seen; if there are others by now, it raises WrongState.
+        Raises InvalidParameters if the note is too short or too long, and UnknownTask. With
+        `dry_run` nothing is changed, and no note is needed.
         """
         if dry_run:
             return await leaving.look(self._context, since, until, task)
@@ -72,17 +86,22 @@ class Slots:
         return await leaving.reopen(self._context, since, until, task)
 
     async def plan_backfills(self, since: datetime, until: datetime) -> BackfillPlan:
-        """What a backfill of all tasks with missed slots within an interval would do. No run is made yet.
+        """What a backfill of all tasks with missed slots within an interval would do. No run is
+        made yet.
 
-        It is about the missed ranges that `leave` would be about: for each task from its first slot to its last one.
+        It is about the missed ranges that `leave` would be about: for each task from its first slot
+        to its last one.
         """
         return await backfills.plan(self._context, since, until)
 
-    async def begin_backfills(self, previews: Sequence[str], note: str | None = None) -> Sequence[BegunBackfill]:
-        """Begin the backfills of a plan, by the ids of its previews. One that has begun already is left as it is.
+    async def begin_backfills(
+        self, previews: Sequence[str], note: str | None = None
+    ) -> Sequence[BegunBackfill]:
+        """Begin the backfills of a plan, by the ids of its previews. One that has begun already is
+        left as it is.
 
-        A backfill can't begin if its preview has expired, or its task has another schedule by now. Raises
-        InvalidParameters, and UnknownPreview.
+        A backfill can't begin if its preview has expired, or its task has another schedule by now.
+        Raises InvalidParameters, and UnknownPreview.
         """
         return await backfills.begin(self._context, previews, note)
 

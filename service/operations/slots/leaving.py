@@ -1,4 +1,6 @@
-"""Missed slots that a person leaves as they are: nothing has to be done about them, and a note says why."""
+"""Missed slots that a person leaves as they are: nothing has to be done about them, and a note says
+why.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ MOST_RANGES = 10_000
 
 
 class LeftSlots(Result):
-    """Missed slots that were left as they are, or taken up again: how many, and how many of each task."""
+    """Missed slots that were left as they are, or taken up again: how many, and how many of each
+    task.
+    """
 
     slots: int
     tasks: dict[str, int]
@@ -34,8 +38,12 @@ async def look(context: Context, since: datetime, until: datetime, task: str | N
     return _counted(await unchosen(context, since, until, task))
 
 
-async def unchosen(context: Context, since: datetime, until: datetime, task: str | None) -> Sequence[Row[Any]]:
-    """The missed ranges that `leave` would be about: rows with `task`, `first_slot`, `last_slot` and `slots`."""
+async def unchosen(
+    context: Context, since: datetime, until: datetime, task: str | None
+) -> Sequence[Row[Any]]:
+    """The missed ranges that `leave` would be about: rows with `task`, `first_slot`, `last_slot`
+    and `slots`.
+    """
     async with context.databases.reading() as connection:
         if connection is None:
             return []
@@ -43,17 +51,28 @@ async def unchosen(context: Context, since: datetime, until: datetime, task: str
 
 
 async def leave(
-    context: Context, since: datetime, until: datetime, note: str | None, task: str | None, slots: int | None
+    context: Context,
+    since: datetime,
+    until: datetime,
+    note: str | None,
+    task: str | None,
+    slots: int | None,
 ) -> LeftSlots:
     """See `operations.slots.leave`."""
     note = check_note(note)
     async with context.databases.changing() as connection:
-        ranges = await _all(connection, _locked(await _query(connection, since, until, task, is_left=False)))
+        ranges = await _all(
+            connection, _locked(await _query(connection, since, until, task, is_left=False))
+        )
         left = _counted(ranges)
         if slots is not None and left.slots not in (0, slots):
-            raise WrongState(f"there are {left.slots:,} such slots by now, not {slots:,}: look at them again")
+            raise WrongState(
+                f"there are {left.slots:,} such slots by now, not {slots:,}: look at them again"
+            )
         now = await database_time.now_of(connection)
-        await missed_ranges.leave(connection, [row.id for row in ranges], context.actor.name, note, now)
+        await missed_ranges.leave(
+            connection, [row.id for row in ranges], context.actor.name, note, now
+        )
         await _record(connection, context, "slots.leave", left, (since, until), note)
     return left
 
@@ -61,7 +80,9 @@ async def leave(
 async def reopen(context: Context, since: datetime, until: datetime, task: str | None) -> LeftSlots:
     """See `operations.slots.reopen`."""
     async with context.databases.changing() as connection:
-        ranges = await _all(connection, _locked(await _query(connection, since, until, task, is_left=True)))
+        ranges = await _all(
+            connection, _locked(await _query(connection, since, until, task, is_left=True))
+        )
         await missed_ranges.take_up(connection, [row.id for row in ranges])
         found = _counted(ranges)
         await _record(connection, context, "slots.reopen", found, (since, until), None)
@@ -69,16 +90,27 @@ async def reopen(context: Context, since: datetime, until: datetime, task: str |
 
 
 async def _query(
-    connection: AsyncConnection, since: datetime, until: datetime, task: str | None, *, is_left: bool
+    connection: AsyncConnection,
+    since: datetime,
+    until: datetime,
+    task: str | None,
+    *,
+    is_left: bool,
 ) -> Select[Any]:
     if task is not None:
         await refuse_unknown_task(connection, task)
-    names = [task] if task is not None else (await connection.execute(select(tasks.c.name))).scalars().all()
+    names = (
+        [task]
+        if task is not None
+        else (await connection.execute(select(tasks.c.name))).scalars().all()
+    )
     return missed_ranges.unchosen(names, since, until, connection.dialect.name, is_left=is_left)
 
 
 def _locked(query: Select[Any]) -> Select[Any]:
-    """Waits for whoever is just noticing or extending one of the ranges, and then sees it as that has left it."""
+    """Waits for whoever is just noticing or extending one of the ranges, and then sees it as that
+    has left it.
+    """
     return query.with_for_update()
 
 

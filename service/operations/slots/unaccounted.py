@@ -23,7 +23,8 @@ SECOND = timedelta(seconds=1)
 class UnaccountedSlot(Result):
     """`kind`: due, late or gap, as in the account. `text`: what that means.
 
-    `day`: in the zone of the schedule, if a backfill of this day would make a run for the slot; else None.
+    `day`: in the zone of the schedule, if a backfill of this day would make a run for the slot;
+    else None.
     """
 
     task: str
@@ -34,7 +35,8 @@ class UnaccountedSlot(Result):
 
 
 class UnaccountedSlots(Result):
-    """`until`: None if the window goes on until now (`as_of`). `slots`: the newest first. `more`: how many others.
+    """`until`: None if the window goes on until now (`as_of`). `slots`: the newest first. `more`:
+    how many others.
 
     `accounted_from`: earlier slots of the window are not counted yet; None: all are.
     """
@@ -47,13 +49,17 @@ class UnaccountedSlots(Result):
     accounted_from: datetime | None
 
 
-async def slots(context: Context, since: datetime | None, until: datetime | None, zone: str) -> UnaccountedSlots:
+async def slots(
+    context: Context, since: datetime | None, until: datetime | None, zone: str
+) -> UnaccountedSlots:
     """See `Slots.unaccounted`."""
     local = zone_of(zone)
     async with snapshot(context) as connection:
         now = await database_time.now_of(connection)
         begin, end = window_of(since, until, now, local)
-        found = await unaccounted.of_window(connection, begin, end or now, now, context.lease_seconds, MOST)
+        found = await unaccounted.of_window(
+            connection, begin, end or now, now, context.lease_seconds, MOST
+        )
         opened = await schedules.still_open(connection, {each.task for each in found.slots})
     return UnaccountedSlots(
         as_of=now,
@@ -79,7 +85,9 @@ def _slots(found: Unaccounted, opened: Mapping[str, OpenSchedule]) -> list[Unacc
 
 
 def _day(row: OpenSchedule | None, slot: datetime) -> date | None:
-    """The day of the slot, if it is a slot of the schedule that the task has now: a backfill goes by that one."""
+    """The day of the slot, if it is a slot of the schedule that the task has now: a backfill goes
+    by that one.
+    """
     if row is None or not row.is_usable or slot not in row.schedule.between(slot - SECOND, slot):
         return None
     return slot.astimezone(row.schedule.zone).date()

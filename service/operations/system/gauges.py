@@ -1,4 +1,6 @@
-"""What monitoring reads of the ledger, and its reader, which asks the ledger seldom however often it is asked."""
+"""What monitoring reads of the ledger, and its reader, which asks the ledger seldom however often
+it is asked.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,9 @@ MOST_ITEMS = 10_000
 class TaskGauges:
     """The gauges of one task. Instants are in UTC, and None if there is none.
 
-    `next_slot`: the first slot that was not handled yet; None for a paused task. `quarantined`: items that wait for a
-    redrive; None if the application's database can't be read. `failure_streak`: see TaskRow.
+    `next_slot`: the first slot that was not handled yet; None for a paused task. `quarantined`:
+    items that wait for a redrive; None if the application's database can't be read.
+    `failure_streak`: see TaskRow.
     """
 
     last_success_at: datetime | None
@@ -59,26 +62,32 @@ class TaskGauges:
 
 
 class PoolGauges(NamedTuple):
-    """The gauges of one pool. `wanted`: runs that are going on or may start now. `places`: of its living nodes."""
+    """The gauges of one pool. `wanted`: runs that are going on or may start now. `places`: of its
+    living nodes.
+    """
 
     wanted: int
     running: int
     places: int
 
 
-@dataclass(frozen=True, eq=False)  # hashed as the object that it is, for what is made of one reading once
+@dataclass(
+    frozen=True, eq=False
+)  # hashed as the object that it is, for what is made of one reading once
 class Gauges:
     """The gauges of the ledger, of one reading. All nodes of a ledger read the same.
 
     Attributes:
         runs: Runs by active state, each counted up to 10,000. Parts are not among them.
         parts: Parts of runs by active state.
-        oldest_waiting: For how many seconds the run waits that could have started first of all; 0 if none waits.
+        oldest_waiting: For how many seconds the run waits that could have started first of all; 0
+            if none waits.
         tasks: By name.
         incidents: Open incidents by kind.
-        unaccounted: Slots that no node has handled for more than a minute, and those of open incidents about such.
-        nodes: Nodes that fire, by state: living, draining, silent for longer than the lease, or lost within the last
-            15 minutes.
+        unaccounted: Slots that no node has handled for more than a minute, and those of open
+            incidents about such.
+        nodes: Nodes that fire, by state: living, draining, silent for longer than the lease, or
+            lost within the last 15 minutes.
         verified_backup_at: When the newest verified backup was taken; None without one.
         pools: By name, at most MOST_POOLS.
     """
@@ -99,13 +108,17 @@ LOST_SHOWN = timedelta(minutes=15)
 
 @dataclass
 class _Slots:
-    """What the open schedules say: the first slot of each task that was not handled, and the number of late ones."""
+    """What the open schedules say: the first slot of each task that was not handled, and the number
+    of late ones.
+    """
 
     next: dict[str, datetime | None] = field(default_factory=dict)
     late: int = 0
 
 
-async def read(context: Context, connection: AsyncConnection, settings: Mapping[str, Pool] = NO_POOLS) -> Gauges:
+async def read(
+    context: Context, connection: AsyncConnection, settings: Mapping[str, Pool] = NO_POOLS
+) -> Gauges:
     """Read all gauges from the ledger, and the items in quarantine from the application's database.
 
     `settings`: of pools.
@@ -116,17 +129,23 @@ async def read(context: Context, connection: AsyncConnection, settings: Mapping[
     opened = await schedules.open_schedules(connection)
     incidents = await gauges.open_incidents(connection)
     nodes = await gauges.living_nodes(connection)
-    slots = await offload(_slots, [opened[row.name] for row in rows if row.name in opened], totals.now)
+    slots = await offload(
+        _slots, [opened[row.name] for row in rows if row.name in opened], totals.now
+    )
     set_aside = await _set_aside(context)
     silent_since = totals.now - timedelta(seconds=context.lease_seconds)
     lost = await node_rows.lost_since(connection, totals.now - LOST_SHOWN)
     states = {"living": 0, "draining": 0, "silent": 0, "lost": len(lost)}
     for node in nodes:
-        states["silent" if node.seen_at < silent_since else "draining" if node.draining else "living"] += 1
+        states[
+            "silent" if node.seen_at < silent_since else "draining" if node.draining else "living"
+        ] += 1
     return Gauges(
         runs=totals.runs,
         parts=totals.parts,
-        oldest_waiting=max(0.0, (totals.now - waiting_since).total_seconds()) if waiting_since is not None else 0.0,
+        oldest_waiting=max(0.0, (totals.now - waiting_since).total_seconds())
+        if waiting_since is not None
+        else 0.0,
         tasks={row.name: _task(row, slots, set_aside) for row in rows},
         incidents={kind: number for kind, (number, _) in incidents.items()},
         unaccounted=slots.late + incidents[IncidentKind.UNACCOUNTED][1],
@@ -137,14 +156,21 @@ async def read(context: Context, connection: AsyncConnection, settings: Mapping[
 
 
 async def _pools(
-    connection: AsyncConnection, since: datetime, now: datetime, settings: Mapping[str, Pool] = NO_POOLS
+    connection: AsyncConnection,
+    since: datetime,
+    now: datetime,
+    settings: Mapping[str, Pool] = NO_POOLS,
 ) -> dict[str, PoolGauges]:
-    """Only pools that a task or a living node names, so that their number is bounded by what people have declared."""
+    """Only pools that a task or a living node names, so that their number is bounded by what people
+    have declared.
+    """
     running, waiting = await pools.running(connection), await pools.waiting(connection, now)
     places = await pools.places(connection, since, settings)
     names = sorted({*await pools.named(connection), *places, *running, *waiting})[:MOST_POOLS]
     return {
-        name: PoolGauges(running.get(name, 0) + waiting.get(name, 0), running.get(name, 0), places.get(name, 0))
+        name: PoolGauges(
+            running.get(name, 0) + waiting.get(name, 0), running.get(name, 0), places.get(name, 0)
+        )
         for name in names
     }
 
@@ -160,7 +186,9 @@ def _task(row: TaskRow, slots: _Slots, set_aside: Mapping[str, int] | None) -> T
 
 
 def _slots(opened: list[OpenSchedule], now: datetime) -> _Slots:
-    """Computed in a thread, because there may be many schedules. Slots of paused tasks are not waited for."""
+    """Computed in a thread, because there may be many schedules. Slots of paused tasks are not
+    waited for.
+    """
     slots = _Slots()
     for row in opened:
         if row.paused_by is not None or not row.is_usable:
@@ -172,7 +200,9 @@ def _slots(opened: list[OpenSchedule], now: datetime) -> _Slots:
 
 
 async def _set_aside(context: Context) -> dict[str, int] | None:
-    """Items in quarantine by task. None if the application's database can't be read, which other checks report."""
+    """Items in quarantine by task. None if the application's database can't be read, which other
+    checks report.
+    """
     try:
         return await quarantine.waiting_by_task(context.databases.application, MOST_ITEMS)
     except (DBAPIError, OSError):
@@ -180,9 +210,13 @@ async def _set_aside(context: Context) -> dict[str, int] | None:
 
 
 class GaugeReader:
-    """Reads the gauges of one service. However many ask, the ledger is read once in FRESH_SECONDS, by one of them."""
+    """Reads the gauges of one service. However many ask, the ledger is read once in FRESH_SECONDS,
+    by one of them.
+    """
 
-    def __init__(self, context: Context, metrics: ProcessMetrics, settings: Mapping[str, Pool] = NO_POOLS) -> None:
+    def __init__(
+        self, context: Context, metrics: ProcessMetrics, settings: Mapping[str, Pool] = NO_POOLS
+    ) -> None:
         """`settings`: of pools."""
         self._context, self._metrics, self._settings = context, metrics, settings
         self._gauges: Gauges | None = None
@@ -195,7 +229,9 @@ class GaugeReader:
         if self._reading is None or self._reading.done():
             if self._gauges is not None and clock.monotonic() < self._read_at + FRESH_SECONDS:
                 return self._gauges
-            self._reading = asyncio.get_running_loop().create_task(self._read(), name="batch-gauges")
+            self._reading = asyncio.get_running_loop().create_task(
+                self._read(), name="batch-gauges"
+            )
         try:
             return await asyncio.shield(self._reading)
         except asyncio.CancelledError:
@@ -218,20 +254,33 @@ class GaugeReader:
                 self._metrics.timed(LedgerWork.GAUGES),
                 self._context.databases.reading() as connection,
             ):
-                found = await read(self._context, connection, self._settings) if connection is not None else None
+                found = (
+                    await read(self._context, connection, self._settings)
+                    if connection is not None
+                    else None
+                )
         except (BatchError, OSError, TimeoutError) as error:
-            logger.debug(f"the gauges of the ledger could not be read: {str(error) or type(error).__name__}")
+            logger.debug(
+                f"the gauges of the ledger could not be read: {str(error) or type(error).__name__}"
+            )
             return None
-        self._gauges, self._read_at = self._with_successes(found) if found is not None else None, began
+        self._gauges, self._read_at = (
+            self._with_successes(found) if found is not None else None,
+            began,
+        )
         return self._gauges
 
     def _with_successes(self, found: Gauges) -> Gauges:
-        """A success that was seen before is still the last one of a task whose newest runs have all failed since."""
+        """A success that was seen before is still the last one of a task whose newest runs have all
+        failed since.
+        """
         seen = {
             name: max(filter(None, (task.last_success_at, self._successes.get(name))), default=None)
             for name, task in found.tasks.items()
         }
         self._successes = {name: at for name, at in seen.items() if at is not None}
         self._metrics.labels.admit(seen)
-        tasks = {name: replace(task, last_success_at=seen[name]) for name, task in found.tasks.items()}
+        tasks = {
+            name: replace(task, last_success_at=seen[name]) for name, task in found.tasks.items()
+        }
         return replace(found, tasks=tasks)

@@ -1,4 +1,6 @@
-"""`operations.look()`: what of runs, tasks and nodes is shown live, read with one connection for all who watch."""
+"""`operations.look()`: what of runs, tasks and nodes is shown live, read with one connection for
+all who watch.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,11 @@ class TaskState(Result):
 
 
 class Look(NamedTuple):
-    """What was read: runs, all tasks, and the nodes that live or have stopped lately. `newest`: ids of the newest runs.
+    """What was read: runs, all tasks, and the nodes that live or have stopped lately. `newest`: ids
+    of the newest runs.
 
-    `runs` has the newest and the running ones, and those that were asked for. `revoked`: is another value after a token
-    or a session was revoked.
+    `runs` has the newest and the running ones, and those that were asked for. `revoked`: is another
+    value after a token or a session was revoked.
     """
 
     runs: dict[str, RunSummary]
@@ -50,7 +53,9 @@ class Look(NamedTuple):
 
 
 async def look(context: Context, topics: Collection[str], run_ids: Collection[str]) -> Look:
-    """Read what these topics need. `topics`: of runs, tasks and nodes. `run_ids`: further runs, by their whole ids."""
+    """Read what these topics need. `topics`: of runs, tasks and nodes. `run_ids`: further runs, by
+    their whole ids.
+    """
     found = Look({}, [], {}, {})
     async with context.databases.reading() as connection:
         if connection is None:
@@ -58,7 +63,13 @@ async def look(context: Context, topics: Collection[str], run_ids: Collection[st
         if "runs" in topics or run_ids:
             await _read_runs(connection, found, "runs" in topics, run_ids)
         if "tasks" in topics:
-            columns = (tasks.c.name, tasks.c.paused_at, tasks.c.removed_at, tasks.c.source, tasks.c.description)
+            columns = (
+                tasks.c.name,
+                tasks.c.paused_at,
+                tasks.c.removed_at,
+                tasks.c.source,
+                tasks.c.description,
+            )
             for row in await connection.execute(select(*columns)):
                 found.tasks[row.name] = TaskState(
                     name=row.name,
@@ -75,7 +86,9 @@ async def look(context: Context, topics: Collection[str], run_ids: Collection[st
         return found._replace(revoked=await access.last_revoked(connection))
 
 
-async def _read_runs(connection: AsyncConnection, found: Look, with_list: bool, run_ids: Collection[str]) -> None:
+async def _read_runs(
+    connection: AsyncConnection, found: Look, with_list: bool, run_ids: Collection[str]
+) -> None:
     now = await database_time.now_of(connection)
     if with_list:
         running = RunQuery(states=frozenset({RunState.RUNNING}))
@@ -85,7 +98,9 @@ async def _read_runs(connection: AsyncConnection, found: Look, with_list: bool, 
             found.runs.update({row["id"]: RunSummary.at(row, now) for row in rows})
     if others := [run for run in run_ids if run not in found.runs]:
         is_asked = runs.c.id.in_(json_rows.among(runs.c.id, others, connection.dialect.name))
-        listed = await connection.execute(select(*(runs.c[name] for name in LISTED)).where(is_asked))
+        listed = await connection.execute(
+            select(*(runs.c[name] for name in LISTED)).where(is_asked)
+        )
         found.runs.update({row["id"]: RunSummary.at(row, now) for row in listed.mappings()})
     # All who watch share what is read, so nobody sees the texts of a secret task.
     hidden = await task_rows.tagged(connection, SECRET_TAG)

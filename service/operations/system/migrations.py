@@ -1,4 +1,6 @@
-"""`operations.migrations`: which revision each database has, and migrations to the revisions of this code."""
+"""`operations.migrations`: which revision each database has, and migrations to the revisions of
+this code.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ from service.operations.results import Result
 
 
 class Migration(Result):
-    """The state of one history of migrations. `current`: the revision of the database; None if it has no tables yet.
+    """The state of one history of migrations. `current`: the revision of the database; None if it
+    has no tables yet.
 
-    `newest`: the last revision that this code knows. `is_due`: a migration would change the database.
+    `newest`: the last revision that this code knows. `is_due`: a migration would change the
+    database.
     """
 
     database: Literal["application", "ledger"]
@@ -34,20 +38,26 @@ class Migration(Result):
 
 
 class Migrations:
-    """Lists migrations and carries them out. Raises DatabaseError, of which DatabaseTooNew and DatabaseInUse are."""
+    """Lists migrations and carries them out. Raises DatabaseError, of which DatabaseTooNew and
+    DatabaseInUse are.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     async def list(self) -> Sequence[Migration]:
         """The state of each history. Nothing is changed, and no file is made."""
-        return [await _state(name, database, history) for name, database, history in self._histories()]
+        return [
+            await _state(name, database, history) for name, database, history in self._histories()
+        ]
 
     async def carry_out(self, to: str | None = None) -> Sequence[Migration]:
-        """Migrate both databases as a starting service does, and make them if they are missing. Returns their states.
+        """Migrate both databases as a starting service does, and make them if they are missing.
+        Returns their states.
 
-        `to`: only the history that has this revision is migrated, and no further. Raises InvalidParameters if none has
-        it, and DatabaseInUse while a service of an older version lives.
+        `to`: only the history that has this revision is migrated, and no further. Raises
+        InvalidParameters if none has it, and DatabaseInUse while a service of an older version
+        lives.
         """
         databases = self._context.databases
         if to is None:
@@ -70,13 +80,17 @@ class Migrations:
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
             after = {state.version_table: state.current for state in states}
-            await audit.record(connection, context.actor.by, "database.migrate", now, target=to, after=after)
+            await audit.record(
+                connection, context.actor.by, "database.migrate", now, target=to, after=after
+            )
 
     def _history_with(self, revision: str) -> tuple[str, Database, History]:
         for name, database, history in self._histories():
             if revision in history.revisions:
                 return name, database, history
-        known = ", ".join(revision for _, _, history in self._histories() for revision in history.revisions)
+        known = ", ".join(
+            revision for _, _, history in self._histories() for revision in history.revisions
+        )
         raise InvalidParameters(f"there is no revision {echoed(revision)}; allowed: {known}")
 
     def _histories(self) -> Iterator[tuple[Literal["application", "ledger"], Database, History]]:
@@ -86,7 +100,9 @@ class Migrations:
             yield "application", databases.application, history
 
 
-async def _state(name: Literal["application", "ledger"], database: Database, history: History) -> Migration:
+async def _state(
+    name: Literal["application", "ledger"], database: Database, history: History
+) -> Migration:
     newest, current = history.revisions[-1], None
     if not is_missing_file(database):
         await database.check()

@@ -21,7 +21,8 @@ from service.operations.results import Node
 from service.operations.system.pool_problems import PoolProblem, problems
 
 SILENT_SHOWN = timedelta(hours=1)
-"""A service that has not been seen for this time is no longer shown among those that should live."""
+"""A service that has not been seen for this time is no longer shown among those that should live.
+"""
 MOST_BROKEN = 20
 """So many files that can't be used are shown."""
 
@@ -33,10 +34,11 @@ class BusyNode(Node):
 
 
 class Around(NamedTuple):
-    """The services that are alive and fire, the oldest first; and those that should be, but are not seen any more.
+    """The services that are alive and fire, the oldest first; and those that should be, but are not
+    seen any more.
 
-    `pool_problems`: why the runs of some pools wait in vain. `round_trip`: how many seconds the ledger took to
-    answer; None: there is no ledger. `kind`: of its database.
+    `pool_problems`: why the runs of some pools wait in vain. `round_trip`: how many seconds the
+    ledger took to answer; None: there is no ledger. `kind`: of its database.
     """
 
     living: list[BusyNode]
@@ -55,7 +57,9 @@ class BrokenSomewhere(NamedTuple):
 
 
 class Nodes:
-    """Reads the processes of the service. Each method raises DatabaseError if the ledger can't be read."""
+    """Reads the processes of the service. Each method raises DatabaseError if the ledger can't be
+    read.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -65,19 +69,26 @@ class Nodes:
         async with self._context.databases.reading() as connection:
             if connection is None:
                 return []
-            rows = await connection.execute(select(nodes).order_by(nodes.c.started_at.desc(), nodes.c.id))
+            rows = await connection.execute(
+                select(nodes).order_by(nodes.c.started_at.desc(), nodes.c.id)
+            )
             return [Node.of(row) for row in rows.mappings()]
 
     async def living(self, with_workers: bool = False) -> Sequence[Node]:
-        """The services that are alive and fire, the oldest first. `with_workers`: also all other living processes."""
+        """The services that are alive and fire, the oldest first. `with_workers`: also all other
+        living processes.
+        """
         async with self._context.databases.reading() as connection:
             if connection is None:
                 return []
             now = await database_time.now_of(connection)
-            return await (living_nodes if with_workers else living_services)(connection, self._context, now)
+            return await (living_nodes if with_workers else living_services)(
+                connection, self._context, now
+            )
 
     async def around(self) -> Around:
-        """The services that live, and those that were seen within the last hour and have not stopped by themselves.
+        """The services that live, and those that were seen within the last hour and have not
+        stopped by themselves.
 
         A silent one is left out if another one has started on its host since.
         """
@@ -93,32 +104,51 @@ class Nodes:
         gone = await _gone(self._context, rows)
         alive = {row["id"] for row in rows if row["seen_at"] >= now - lease} - gone
         living = [BusyNode.of(row) for row in rows if row["id"] in alive]
-        others = sorted((BusyNode.of(row) for row in rows if row["id"] not in alive), key=lambda node: node.seen_at)
+        others = sorted(
+            (BusyNode.of(row) for row in rows if row["id"] not in alive),
+            key=lambda node: node.seen_at,
+        )
         silent = [
-            node for node in others if not any(e.host == node.host and e.started_at > node.seen_at for e in living)
+            node
+            for node in others
+            if not any(e.host == node.host and e.started_at > node.seen_at for e in living)
         ]
         return Around(living, silent, round_trip, self._context.databases.ledger.kind, in_vain)
 
     async def busy(self) -> dict[str, int]:
         """How many runs each node executes, by its id; nodes without runs are left out."""
-        held = select(runs.c.node, func.count().label("number")).where(text(HELD_SQL), runs.c.node.is_not(None))
+        held = select(runs.c.node, func.count().label("number")).where(
+            text(HELD_SQL), runs.c.node.is_not(None)
+        )
         async with self._context.databases.reading() as connection:
             if connection is None:
                 return {}
-            return {row.node: row.number for row in await connection.execute(held.group_by(runs.c.node))}
+            return {
+                row.node: row.number for row in await connection.execute(held.group_by(runs.c.node))
+            }
 
     async def broken(self) -> Sequence[BrokenSomewhere]:
         """The files of tasks that living nodes can't use, by their names, at most MOST_BROKEN."""
         async with self._context.databases.reading() as connection:
             if connection is None:
                 return []
-            since = await database_time.now_of(connection) - timedelta(seconds=self._context.lease_seconds)
-            lives = (nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since, nodes.c.broken.is_not(None))
-            rows = (await connection.execute(select(nodes.c.host, nodes.c.broken).where(*lives))).all()
+            since = await database_time.now_of(connection) - timedelta(
+                seconds=self._context.lease_seconds
+            )
+            lives = (
+                nodes.c.stopped_at.is_(None),
+                nodes.c.seen_at >= since,
+                nodes.c.broken.is_not(None),
+            )
+            rows = (
+                await connection.execute(select(nodes.c.host, nodes.c.broken).where(*lives))
+            ).all()
         found: dict[str, BrokenSomewhere] = {}
         for row in rows:
             for file in row.broken if isinstance(row.broken, list) else ():
-                each = found.setdefault(str(file["source"]), BrokenSomewhere(file["source"], file["error"], []))
+                each = found.setdefault(
+                    str(file["source"]), BrokenSomewhere(file["source"], file["error"], [])
+                )
                 each.hosts.extend({row.host} - {*each.hosts})
         return sorted(found.values())[:MOST_BROKEN]
 
@@ -127,8 +157,12 @@ class Nodes:
         return any(task in node.tasks for node in await self.living())
 
 
-async def living_services(connection: AsyncConnection, context: Context, now: datetime) -> list[Node]:
-    """The services that fire and were seen within the lease, without those of this machine whose process has ended."""
+async def living_services(
+    connection: AsyncConnection, context: Context, now: datetime
+) -> list[Node]:
+    """The services that fire and were seen within the lease, without those of this machine whose
+    process has ended.
+    """
     return [node for node in await living_nodes(connection, context, now) if node.fires]
 
 
@@ -136,25 +170,38 @@ async def living_nodes(connection: AsyncConnection, context: Context, now: datet
     """The same, with those that don't fire: workers, and processes such as `batch run`."""
     lately = nodes.c.seen_at >= now - timedelta(seconds=context.lease_seconds)
     statement = select(nodes).where(nodes.c.stopped_at.is_(None), lately)
-    rows = (await connection.execute(statement.order_by(nodes.c.started_at, nodes.c.id))).mappings().all()
+    rows = (
+        (await connection.execute(statement.order_by(nodes.c.started_at, nodes.c.id)))
+        .mappings()
+        .all()
+    )
     gone = await _gone(context, rows)
     living = [Node.of(row) for row in rows if row["id"] not in gone]
     return [_with_own_troubles(node, context) for node in living]
 
 
 def _with_own_troubles(node: Node, context: Context) -> Node:
-    """The node of this process says what is wrong with it also while it can't write that to the ledger."""
-    return node.model_copy(update={"troubles": dict(context.troubles())}) if node.id == context.node else node
+    """The node of this process says what is wrong with it also while it can't write that to the
+    ledger.
+    """
+    return (
+        node.model_copy(update={"troubles": dict(context.troubles())})
+        if node.id == context.node
+        else node
+    )
 
 
 def troubles_of(nodes: Iterable[Node], without: Collection[str] = ()) -> list[tuple[str, str]]:
-    """What is wrong with these nodes, once for all that say the same: whose it is, and the reasons by part.
+    """What is wrong with these nodes, once for all that say the same: whose it is, and the reasons
+    by part.
 
     `without`: the parts of which something else tells.
     """
     by_reasons: dict[str, list[Node]] = {}
     for node in nodes:
-        reasons = "; ".join(f"{part}: {reason}" for part, reason in node.troubles.items() if part not in without)
+        reasons = "; ".join(
+            f"{part}: {reason}" for part, reason in node.troubles.items() if part not in without
+        )
         if reasons:
             by_reasons.setdefault(reasons, []).append(node)
     return [(_named(found), reasons) for reasons, found in by_reasons.items()]
@@ -168,14 +215,23 @@ def _named(found: Sequence[Node]) -> str:
 async def _gone(context: Context, rows: Iterable[Mapping[Any, Any]]) -> set[str]:
     """The nodes of this machine whose process has ended."""
     folder = process_lock.folder_of(context.databases.ledger.url)
-    return await offload(lambda: {row["id"] for row in rows if process_lock.is_gone(folder, row["id"])})
+    return await offload(
+        lambda: {row["id"] for row in rows if process_lock.is_gone(folder, row["id"])}
+    )
 
 
 async def last_seen(connection: AsyncConnection, living: Sequence[Node]) -> datetime | None:
-    """When a service was last seen (UTC): one of the living ones, else one of the processes that started last."""
+    """When a service was last seen (UTC): one of the living ones, else one of the processes that
+    started last.
+    """
     if living:
         return max(node.seen_at for node in living)
-    newest = select(nodes.c.seen_at, nodes.c.fires).order_by(nodes.c.id.desc()).limit(MOST_LOOKED_AT).subquery()
+    newest = (
+        select(nodes.c.seen_at, nodes.c.fires)
+        .order_by(nodes.c.id.desc())
+        .limit(MOST_LOOKED_AT)
+        .subquery()
+    )
     of_services = select(func.max(newest.c.seen_at)).where(newest.c.fires)
     seen: datetime | None = (await connection.execute(of_services)).scalar()
     return seen

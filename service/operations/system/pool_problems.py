@@ -20,7 +20,9 @@ class PoolProblem(NamedTuple):
     text: str
 
 
-async def problems(connection: AsyncConnection, context: Context, now: datetime) -> list[PoolProblem]:
+async def problems(
+    connection: AsyncConnection, context: Context, now: datetime
+) -> list[PoolProblem]:
     """The problems of `operations.pools.list()`, in words. It costs little where there are none."""
     if not await pools.named(connection) - {DEFAULT_POOL}:
         return []

@@ -1,4 +1,6 @@
-"""`operations.pools`: where runs execute, what serves each pool, and which of them nobody serves."""
+"""`operations.pools`: where runs execute, what serves each pool, and which of them nobody
+serves.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,12 @@ class PoolState(Result):
     """A pool: where runs of its tasks execute.
 
     Attributes:
-        served_by: What serves it by the settings of the process that answers: "services" for the default pool,
-            "process", "process:N", "nodes", "dask://…" or "placer:…"; None: there is no setting.
+        served_by: What serves it by the settings of the process that answers: "services" for the
+            default pool, "process", "process:N", "nodes", "dask://…" or "placer:…"; None: there is
+            no setting.
         nodes: The ids of the living nodes that claim its runs, without those that stop.
-        places: How many runs these execute at once, together; None: not known. One that claims several pools counts in
-            each.
+        places: How many runs these execute at once, together; None: not known. One that claims
+            several pools counts in each.
         running: Runs that are going on.
         waiting: Runs that may start now, of each task counted up to 1,000.
         tasks: The names of its tasks.
@@ -46,29 +49,45 @@ class PoolState(Result):
 
 
 class Pools:
-    """Reads the pools. `settings`: what serves each pool, by its name, as the settings of this process say."""
+    """Reads the pools. `settings`: what serves each pool, by its name, as the settings of this
+    process say.
+    """
 
     def __init__(self, context: Context, settings: Mapping[str, Pool]) -> None:
         self._context, self._settings = context, settings
 
     async def list(self) -> Sequence[PoolState]:
-        """The pools of all tasks, nodes and settings, the default one first. Raises DatabaseError."""
+        """The pools of all tasks, nodes and settings, the default one first. Raises
+        DatabaseError.
+        """
         async with self._context.databases.reading() as connection:
             if connection is None:
                 return [_state(name, self._settings.get(name)) for name in _ordered(self._settings)]
             return await read(connection, self._context, self._settings)
 
 
-async def read(connection: AsyncConnection, context: Context, settings: Mapping[str, Pool]) -> list[PoolState]:
+async def read(
+    connection: AsyncConnection, context: Context, settings: Mapping[str, Pool]
+) -> list[PoolState]:
     """See Pools.list."""
     now = await database_time.now_of(connection)
     nodes = [node for node in await living_nodes(connection, context, now) if not node.draining]
     by_pool: dict[str, list[str]] = {}
-    known = select(tasks.c.pool, tasks.c.name).where(tasks.c.removed_at.is_(None)).order_by(tasks.c.name)
+    known = (
+        select(tasks.c.pool, tasks.c.name)
+        .where(tasks.c.removed_at.is_(None))
+        .order_by(tasks.c.name)
+    )
     for row in await connection.execute(known):
         by_pool.setdefault(row.pool, []).append(row.name)
     running, waiting = await pool_rows.running(connection), await pool_rows.waiting(connection, now)
-    names = {*settings, *by_pool, *running, *waiting, *(name for node in nodes for name in node.pools)}
+    names = {
+        *settings,
+        *by_pool,
+        *running,
+        *waiting,
+        *(name for node in nodes for name in node.pools),
+    }
     return [
         _state(
             name,
@@ -102,13 +121,20 @@ def _state(
     capacities = [node.capacity for node in nodes if node.capacity is not None]
     places = [setting.places_of(each) for each in capacities] if setting is not None else capacities
     is_problem = bool(missing) and name != DEFAULT_POOL
-    fields: dict[str, Any] = {"running": running, "waiting": waiting, "tasks": names, "missing": missing}
+    fields: dict[str, Any] = {
+        "running": running,
+        "waiting": waiting,
+        "tasks": names,
+        "missing": missing,
+    }
     return PoolState(
         name=name,
         served_by=served_by(name, setting),
         nodes=[node.id for node in nodes],
         places=sum(places) if places else None,
-        problem=why(name, missing, 0 if nodes else waiting, is_claimed=bool(nodes)) if is_problem else None,
+        problem=why(name, missing, 0 if nodes else waiting, is_claimed=bool(nodes))
+        if is_problem
+        else None,
         **fields,
     )
 

@@ -1,4 +1,6 @@
-"""`operations.settings()`: the settings as they are used, without secrets, and where each one came from."""
+"""`operations.settings()`: the settings as they are used, without secrets, and where each one came
+from.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ PLACE = re.compile(r"(?P<scheme>[\w+.-]+://)(?P<login>[^/?#]*@)?(?P<rest>[^?#]*)
 
 
 class UsedSetting(Result):
-    """A setting. `value`: a secret is `***`, and a URL is without its password and its query; None if it is empty.
+    """A setting. `value`: a secret is `***`, and a URL is without its password and its query; None
+    if it is empty.
 
     `source`: default, environment, or `.env`.
     """
@@ -27,7 +30,9 @@ class UsedSetting(Result):
 
 
 class UsedSettings(Result):
-    """All settings. `others`: the names of further keys in `.env`, which may be an author's own, or mistyped."""
+    """All settings. `others`: the names of further keys in `.env`, which may be an author's own, or
+    mistyped.
+    """
 
     settings: list[UsedSetting]
     others: list[str]
@@ -37,7 +42,11 @@ def used(settings: Settings) -> UsedSettings:
     """The settings of the service, in the order of their declaration."""
     sources = sources_of(settings)
     listed = [
-        UsedSetting(name=name, value=_shown(name, getattr(settings, name)), source=sources.get(name, "default"))
+        UsedSetting(
+            name=name,
+            value=_shown(name, getattr(settings, name)),
+            source=sources.get(name, "default"),
+        )
         for name in Settings.model_fields
     ]
     given = {*(settings.model_extra or {}), *(sources.keys() - Settings.model_fields.keys())}

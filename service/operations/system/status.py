@@ -1,4 +1,5 @@
-"""`operations.status()`: whether something is wrong with the service, in one answer for people and monitors.
+"""`operations.status()`: whether something is wrong with the service, in one answer for people and
+monitors.
 
 What is wrong is what the night says (operations/night): there are no two opinions.
 """
@@ -31,7 +32,9 @@ MOST_COUNTED = 10_000
 
 
 class Trouble(Result):
-    """Something that is wrong. `kind`: of what needs a person, such as failed, down or backup. `text`: for people."""
+    """Something that is wrong. `kind`: of what needs a person, such as failed, down or backup.
+    `text`: for people.
+    """
 
     kind: str
     text: str
@@ -41,9 +44,10 @@ class Status(Result):
     """The state of the service. `ok`: nothing needs a person.
 
     `nodes`: the services and workers that live. `pools`: as `operations.pools.list()` has them.
-    `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to 10,000.
-    `failed`: how many failed runs are neither made good nor acknowledged; `failed_runs` has the newest 200 of them.
-    `last_beat`: when a service was last seen. `newest_backup`: when it was taken.
+    `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to
+    10,000. `failed`: how many failed runs are neither made good nor acknowledged; `failed_runs` has
+    the newest 200 of them. `last_beat`: when a service was last seen. `newest_backup`: when it was
+    taken.
     """
 
     ok: bool
@@ -99,7 +103,11 @@ async def status(context: Context, settings: Settings) -> Status:
             headline=answer.headline,
             sentence=answer.sentence,
             troubles=[Trouble(kind=need.kind, text=_text_of(need)) for need in answer.needs],
-            nodes=[node for node in await living_nodes(connection, context, now) if node.fires or node.pools],
+            nodes=[
+                node
+                for node in await living_nodes(connection, context, now)
+                if node.fires or node.pools
+            ],
             pools=await pools.read(connection, context, settings.pools),
             last_beat=answer.last_beat,
             running=counted[RunState.RUNNING],
@@ -127,10 +135,14 @@ def _quarantined(answer: Night) -> int:
 
 
 async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
-    """The newest MOST_FAILED of the failed runs that are open, newest first. At most MOST_COUNTED are looked at."""
+    """The newest MOST_FAILED of the failed runs that are open, newest first. At most MOST_COUNTED
+    are looked at.
+    """
     is_open = (text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL))
     some = select(runs.c.id, runs.c.created_at).where(*is_open).limit(MOST_COUNTED).subquery()
-    newest = select(some.c.id).order_by(some.c.created_at.desc(), some.c.id.desc()).limit(MOST_FAILED)
+    newest = (
+        select(some.c.id).order_by(some.c.created_at.desc(), some.c.id.desc()).limit(MOST_FAILED)
+    )
     query = select(*(runs.c[name] for name in LISTED)).where(runs.c.id.in_(newest))
     rows = (await connection.execute(query)).mappings().all()
     return sorted(rows, key=lambda row: (row["created_at"], row["id"]), reverse=True)
@@ -139,7 +151,9 @@ async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
 async def _number_failed(connection: AsyncConnection) -> int:
     """How many failed runs are open, counted up to MOST_COUNTED."""
     some = select(runs.c.id).where(text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL)).limit(MOST_COUNTED)
-    return (await connection.execute(select(func.count()).select_from(some.subquery()))).scalar_one()
+    return (
+        await connection.execute(select(func.count()).select_from(some.subquery()))
+    ).scalar_one()
 
 
 async def _failed(connection: AsyncConnection, context: Context, now: datetime) -> list[RunSummary]:

@@ -1,4 +1,6 @@
-"""The details of one task: its next slots, policies, parameters, newest runs, and how its runs went."""
+"""The details of one task: its next slots, policies, parameters, newest runs, and how its runs
+went.
+"""
 
 from __future__ import annotations
 
@@ -50,34 +52,50 @@ class TaskRows:
         self.is_hidden = False
 
     @classmethod
-    async def read(cls, connection: AsyncConnection | None, context: Context, name: str) -> TaskRows:
+    async def read(
+        cls, connection: AsyncConnection | None, context: Context, name: str
+    ) -> TaskRows:
         """Read the rows; they are empty if there is no ledger yet."""
         rows = cls()
         if connection is not None:
-            rows.schedules = [ScheduleSpan.of(row) for row in await schedules.history(connection, name)]
+            rows.schedules = [
+                ScheduleSpan.of(row) for row in await schedules.history(connection, name)
+            ]
             now = await database_time.now_of(connection)
             newest = await run_query.page(connection, RunQuery(task=name), LAST_RUNS)
             runs = [RunSummary.at(row, now) for row in newest.rows]
             hidden = await hidden_tasks(connection, context)
             rows.runs, rows.is_hidden = without_texts(runs, hidden), name in hidden
-            rows.missed = [MissedRange.of(row) for row in await missed_ranges.of_task(connection, name, LAST_MISSED)]
+            rows.missed = [
+                MissedRange.of(row)
+                for row in await missed_ranges.of_task(connection, name, LAST_MISSED)
+            ]
             row = await gauges.task_row(connection, name)
             usual = await UsualDurations(connection, now).of_task(name)
             opened = await schedules.open_schedules(connection)
             rows.after = _after(opened.get(name))
             rows.chain = await chain.of_task(connection, name, opened)
             rows.upcoming = await chain.upcoming(connection, name, now)
-            rows.record = {**(record_of(row) if row is not None else {}), "p50": usual.p50, "p95": usual.p95}
+            rows.record = {
+                **(record_of(row) if row is not None else {}),
+                "p50": usual.p50,
+                "p95": usual.p95,
+            }
         return rows
 
 
 def details(
     name: str, loaded: Task | None, row: Mapping[str, Any], rows: TaskRows, redaction: Redaction
 ) -> TaskDetails:
-    """The details of a task as the caller may see them. It computes with schedules: call it in a thread."""
+    """The details of a task as the caller may see them. It computes with schedules: call it in a
+    thread.
+    """
     current = current_schedule(rows.schedules, loaded, is_removed=bool(row.get("removed_at")))
     is_paused = bool(row.get("paused_at"))
-    dates = {key: row.get(key) for key in ("paused_at", "paused_by", "paused_until", "removed_at", "first_seen_at")}
+    dates = {
+        key: row.get(key)
+        for key in ("paused_at", "paused_by", "paused_until", "removed_at", "first_seen_at")
+    }
     return TaskDetails(
         name=name,
         description=loaded.description if loaded else row["description"],
@@ -86,7 +104,9 @@ def details(
         tags=list(loaded.tags) if loaded else tags_of(row),
         pool=pool_of(loaded, row),
         memory=memory_of(loaded, row),
-        schema_of_parameters=None if rows.is_hidden else masked_schema(_schema(loaded, row), redaction),
+        schema_of_parameters=None
+        if rows.is_hidden
+        else masked_schema(_schema(loaded, row), redaction),
         schedule=current.cron if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,
@@ -112,10 +132,13 @@ def _after(row: OpenSchedule | None) -> TaskAfter | None:
     return TaskAfter.of(row.after, follows=row.follows)
 
 
-def current_schedule(spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool) -> Schedule | None:
+def current_schedule(
+    spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool
+) -> Schedule | None:
     """The schedule that fires: the open one in the ledger, or else that of the loaded task.
 
-    None if the ledger has only closed schedules, because then the services know the task without a schedule.
+    None if the ledger has only closed schedules, because then the services know the task without a
+    schedule.
     """
     valid = [span for span in spans if span.valid_until is None]
     try:
@@ -128,7 +151,10 @@ def current_schedule(spans: list[ScheduleSpan], loaded: Task | None, is_removed:
 
 def next_slots(current: Schedule, number: int = NEXT_SLOTS) -> list[Slot]:
     """The next slots of a schedule. Call it in a thread."""
-    return [Slot(slot=slot, local=slot.astimezone(current.zone)) for slot in current.following(clock.now(), number)]
+    return [
+        Slot(slot=slot, local=slot.astimezone(current.zone))
+        for slot in current.following(clock.now(), number)
+    ]
 
 
 def default_policies() -> dict[str, Any]:
@@ -137,13 +163,24 @@ def default_policies() -> dict[str, Any]:
 
 
 def _changed_policies(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The policies, and what is declared about monitoring, that differ from the defaults, by dotted name."""
+    """The policies, and what is declared about monitoring, that differ from the defaults, by dotted
+    name.
+    """
     declared = _monitoring(loaded, row)
     policies = {**(loaded.policies.as_json() if loaded else row["policies"]), **declared}
     default = _by_dotted_name({**DEFAULTS, **MONITORING})
-    changed = {name: value for name, value in _by_dotted_name(policies).items() if default.get(name) != value}
+    changed = {
+        name: value
+        for name, value in _by_dotted_name(policies).items()
+        if default.get(name) != value
+    }
     counts_are_declared = loaded is not None and loaded.cls.each_slot_counts is not None
-    elsewhere = {"owner", "runbook", "expects", *(() if counts_are_declared else ("each_slot_counts",))}
+    elsewhere = {
+        "owner",
+        "runbook",
+        "expects",
+        *(() if counts_are_declared else ("each_slot_counts",)),
+    }
     return {name: value for name, value in changed.items() if name not in elsewhere}
 
 
@@ -155,16 +192,24 @@ def _monitoring(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
 def _contact(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
     """Whose the task is, what to do when it fails, and until when nothing is sent about it."""
     declared = _monitoring(loaded, row)
-    return {name: declared.get(name) for name in ("owner", "runbook")} | {"muted_until": row.get("muted_until")}
+    return {name: declared.get(name) for name in ("owner", "runbook")} | {
+        "muted_until": row.get("muted_until")
+    }
 
 
 def _by_dotted_name(values: Mapping[str, Any]) -> dict[str, Any]:
-    parts = ((key, value if isinstance(value, dict) else {"": value}) for key, value in values.items())
-    return {f"{key}.{inner}".rstrip("."): value for key, part in parts for inner, value in part.items()}
+    parts = (
+        (key, value if isinstance(value, dict) else {"": value}) for key, value in values.items()
+    )
+    return {
+        f"{key}.{inner}".rstrip("."): value for key, part in parts for inner, value in part.items()
+    }
 
 
 def _parameters(task: Task, is_hidden: bool, redaction: Redaction) -> list[Parameter]:
-    """The parameters. Defaults are what a run by schedule works on, so they are masked and hidden as its parameters."""
+    """The parameters. Defaults are what a run by schedule works on, so they are masked and hidden
+    as its parameters.
+    """
     return [
         Parameter(
             name=name,
@@ -185,7 +230,9 @@ def _default(name: str, default: Any, redaction: Redaction) -> str | None:
 
 def _schema(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any] | None:
     stored = row.get("parameters")
-    return loaded.parameters.json_schema() if loaded else stored if isinstance(stored, dict) else None
+    return (
+        loaded.parameters.json_schema() if loaded else stored if isinstance(stored, dict) else None
+    )
 
 
 def masked_schema(schema: Any, redaction: Redaction) -> Any:
@@ -198,7 +245,9 @@ def masked_schema(schema: Any, redaction: Redaction) -> Any:
     properties = schema.get("properties")
     if isinstance(properties, dict):
         defaults = {
-            name: each["default"] for name, each in properties.items() if isinstance(each, dict) and "default" in each
+            name: each["default"]
+            for name, each in properties.items()
+            if isinstance(each, dict) and "default" in each
         }
         for name, default in redaction.masked(defaults).items():
             shown["properties"][name]["default"] = default

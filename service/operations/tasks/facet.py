@@ -32,14 +32,17 @@ if TYPE_CHECKING:
 
 
 class Tasks:
-    """Lists, shows, checks, pauses and resumes tasks. Each method raises DatabaseError if the ledger can't be used."""
+    """Lists, shows, checks, pauses and resumes tasks. Each method raises DatabaseError if the
+    ledger can't be used.
+    """
 
     def __init__(self, context: Context, pools: Collection[str] = ()) -> None:
         """`pools`: the names of the pools that the settings of this process describe."""
         self._context, self._pools = context, pools
 
     async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
-        """The loaded tasks by name, followed by the files that can't be used, with the names of their tasks if known.
+        """The loaded tasks by name, followed by the files that can't be used, with the names of
+        their tasks if known.
 
         `with_others`: also the tasks that only other processes have loaded.
         """
@@ -50,12 +53,18 @@ class Tasks:
         if with_others:
             listed |= {name: row for name, row in known.rows.items() if row["removed_at"] is None}
         summaries = await offload(listing.summaries, listed, loaded, known)
-        return [*summaries, *(TaskSummary(name=file.task, source=file.source, error=file.error) for file in broken)]
+        return [
+            *summaries,
+            *(TaskSummary(name=file.task, source=file.source, error=file.error) for file in broken),
+        ]
 
-    async def overview(self, wanted: str = "all", part: str = "", first: int = 0, hours: int = 12) -> Overview:
+    async def overview(
+        self, wanted: str = "all", part: str = "", first: int = 0, hours: int = 12
+    ) -> Overview:
         """A page of 50 tasks from number `first` on. `wanted`: all, running, attention or paused.
 
-        `part`: of the name, or a tag; empty: any. `hours`: of the timeline, before and after now; 0: no timeline.
+        `part`: of the name, or a tag; empty: any. `hours`: of the timeline, before and after now;
+        0: no timeline.
 
         Raises NoLedger.
         """
@@ -90,8 +99,12 @@ class Tasks:
         return await history(self._context, name, zone)
 
     def broken(self, source: str) -> BrokenFile:
-        """A file that can't be used, with its traceback. Raises UnknownTask if all is well with it, or it is gone."""
-        found = next((each for each in self._context.loaded().broken if each.source == source), None)
+        """A file that can't be used, with its traceback. Raises UnknownTask if all is well with it,
+        or it is gone.
+        """
+        found = next(
+            (each for each in self._context.loaded().broken if each.source == source), None
+        )
         if found is None:
             raise UnknownTask(f"there is no file {echoed(source)} that can't be used")
         return found
@@ -104,17 +117,27 @@ class Tasks:
             if loaded is None and row is None:
                 raise await unknown_task(connection, self._context, name)
             rows = await TaskRows.read(connection, self._context, name)
-        return await offload(details.details, name, loaded, row or {}, rows, self._context.redaction)
+        return await offload(
+            details.details, name, loaded, row or {}, rows, self._context.redaction
+        )
 
     async def next_slots(self, name: str, number: int) -> Sequence[Slot]:
-        """The next slots of a task; empty without a schedule and during a pause. Raises UnknownTask."""
+        """The next slots of a task; empty without a schedule and during a pause. Raises
+        UnknownTask.
+        """
         loaded = self._context.loaded().tasks.get(name)
         async with self._context.databases.reading() as connection:
             row = await task_rows.get(connection, name) if connection is not None else None
             if loaded is None and row is None:
                 raise await unknown_task(connection, self._context, name)
-            spans = [ScheduleSpan.of(span) for span in await schedules.history(connection, name)] if connection else []
-        current = details.current_schedule(spans, loaded, is_removed=bool(row and row["removed_at"]))
+            spans = (
+                [ScheduleSpan.of(span) for span in await schedules.history(connection, name)]
+                if connection
+                else []
+            )
+        current = details.current_schedule(
+            spans, loaded, is_removed=bool(row and row["removed_at"])
+        )
         if current is None or (row is not None and row["paused_at"] is not None):
             return []
         return await offload(details.next_slots, current, number)
@@ -122,9 +145,9 @@ class Tasks:
     async def lint(self, names: Collection[str] = (), next_slots: int = 5) -> Sequence[LintedTask]:
         """Check all loaded tasks, or those of `names`, for likely mistakes. Raises UnknownTask.
 
-        Each result has up to `next_slots` future slots. Without `names` the files that can't be used follow. The ledger
-        is read only if a task waits for one that is not loaded, or is of a pool of which the settings say nothing; a
-        ledger that can't be read knows none.
+        Each result has up to `next_slots` future slots. Without `names` the files that can't be
+        used follow. The ledger is read only if a task waits for one that is not loaded, or is of a
+        pool of which the settings say nothing; a ledger that can't be read knows none.
         """
         loaded = self._context.loaded()
         known = await lint.known_elsewhere(self._context.databases, loaded)
@@ -138,15 +161,20 @@ class Tasks:
             async with self._context.databases.reading() as connection:
                 if connection is None:
                     return set()
-                nodes = await living_nodes(connection, self._context, await database_time.now_of(connection))
+                nodes = await living_nodes(
+                    connection, self._context, await database_time.now_of(connection)
+                )
         except DatabaseError:
             return set()
         return {name for node in nodes for name in node.pools}
 
-    async def pause(self, name: str, note: str | None = None, until: datetime | None = None) -> Paused:
+    async def pause(
+        self, name: str, note: str | None = None, until: datetime | None = None
+    ) -> Paused:
         """Stop firing a task, until it is resumed, or until an instant (aware). Returns the pause.
 
-        Of an existing pause only the end is changed, if `until` is given. Raises UnknownTask and InvalidParameters.
+        Of an existing pause only the end is changed, if `until` is given. Raises UnknownTask and
+        InvalidParameters.
         """
         context = self._context
         async with context.databases.changing() as connection:
@@ -154,16 +182,28 @@ class Tasks:
             if until is not None and until <= now:
                 raise InvalidParameters("the end of a pause: allowed is an instant after now")
             loaded = context.loaded().tasks if context.node else task_sync.NO_TASKS
-            before = await task_sync.pause(connection, name, context.actor.name, loaded, context.node, until)
+            before = await task_sync.pause(
+                connection, name, context.actor.name, loaded, context.node, until
+            )
             pause = await task_sync.pause_of(connection, name)
             assert pause is not None
             if pause != before:
                 after = {"until": until.isoformat()} if until is not None else None
-                await audit.record(connection, context.actor.by, "task.pause", now, task=name, after=after, note=note)
+                await audit.record(
+                    connection,
+                    context.actor.by,
+                    "task.pause",
+                    now,
+                    task=name,
+                    after=after,
+                    note=note,
+                )
         return _paused(pause, is_new=before is None)
 
     async def resume(self, name: str, note: str | None = None) -> Resumed:
-        """Fire a task again from now on: it was paused, or a clock ahead has fired its slots. Raises UnknownTask."""
+        """Fire a task again from now on: it was paused, or a clock ahead has fired its slots.
+        Raises UnknownTask.
+        """
         async with self._context.databases.changing() as connection:
             ended = await task_sync.resume(connection, name)
             ahead = (await task_sync.set_back(connection, [name])).get(name)
@@ -171,17 +211,25 @@ class Tasks:
             before |= {"fired_until": ahead.isoformat()} if ahead is not None else {}
             if before:
                 now, by = await database_time.now_of(connection), self._context.actor.by
-                await audit.record(connection, by, "task.resume", now, task=name, before=before, note=note)
-        return Resumed(ended=_paused(ended, is_new=True) if ended is not None else None, ahead_until=ahead)
+                await audit.record(
+                    connection, by, "task.resume", now, task=name, before=before, note=note
+                )
+        return Resumed(
+            ended=_paused(ended, is_new=True) if ended is not None else None, ahead_until=ahead
+        )
 
     async def resume_ahead(self, note: str | None = None) -> Mapping[str, datetime]:
-        """Fire all tasks again whose slots a clock ahead has fired. Returns up to which instant it had, by task."""
+        """Fire all tasks again whose slots a clock ahead has fired. Returns up to which instant it
+        had, by task.
+        """
         async with self._context.databases.changing() as connection:
             ahead = await task_sync.set_back(connection)
             now, by = await database_time.now_of(connection), self._context.actor.by
             for name, until in sorted(ahead.items()):
                 before = {"fired_until": until.isoformat()}
-                await audit.record(connection, by, "task.resume", now, task=name, before=before, note=note)
+                await audit.record(
+                    connection, by, "task.resume", now, task=name, before=before, note=note
+                )
         return ahead
 
     async def pause_of(self, name: str) -> Paused | None:

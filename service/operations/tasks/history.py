@@ -1,4 +1,6 @@
-"""`operations.tasks.history()`: the next slots of a task, its last 90 days, and how long its last runs took."""
+"""`operations.tasks.history()`: the next slots of a task, its last 90 days, and how long its last
+runs took.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,11 @@ ON_DAY = timedelta(days=1)
 
 
 class FireTime(Result):
-    """A slot to come; `local`: in the zone of the schedule. `is_new`: its offset differs from that of the slot before.
+    """A slot to come; `local`: in the zone of the schedule. `is_new`: its offset differs from that
+    of the slot before.
 
-    `change`: if the clocks will change on its day, their times before and after, such as 03:00 and 02:00.
+    `change`: if the clocks will change on its day, their times before and after, such as 03:00 and
+    02:00.
     """
 
     slot: datetime
@@ -51,7 +55,9 @@ class FireTime(Result):
 
 
 class Day(Result):
-    """The slots of a day by class. `worst`: the worst that became of one; None: none was due, or it is not known."""
+    """The slots of a day by class. `worst`: the worst that became of one; None: none was due, or it
+    is not known.
+    """
 
     date: date
     worst: str | None
@@ -59,7 +65,9 @@ class Day(Result):
 
 
 class Took(Result):
-    """A run. `at`: its slot, or when it was made. `seconds`: of its last attempt; None: it goes on or never began."""
+    """A run. `at`: its slot, or when it was made. `seconds`: of its last attempt; None: it goes on
+    or never began.
+    """
 
     run: str
     state: str
@@ -70,8 +78,8 @@ class Took(Result):
 class TaskHistory(Result):
     """`zone`: of the schedule, in which days are counted. `days`: the oldest first, up to today.
 
-    `known_from`: earlier days are not known, because the task is younger, or its runs were deleted. `took`: the oldest
-    run first.
+    `known_from`: earlier days are not known, because the task is younger, or its runs were deleted.
+    `took`: the oldest run first.
     """
 
     now: datetime
@@ -101,7 +109,9 @@ async def history(context: Context, name: str, zone_name: str) -> TaskHistory:
         return TaskHistory(
             now=now,
             zone=str(zone),
-            next=await offload(_next, schedule, now) if schedule is not None and not is_paused else [],
+            next=await offload(_next, schedule, now)
+            if schedule is not None and not is_paused
+            else [],
             days=days,
             counts=tally.summed(by_day.values()),
             known_from=min((day for day, counts in by_day.items() if counts), default=None),
@@ -115,7 +125,11 @@ def _midnight(day: date, zone: ZoneInfo) -> datetime:
 
 def _day(day: date, by_day: Mapping[date, Mapping[str, int]]) -> Day:
     counts = dict(+Counter(by_day.get(day, {})))
-    return Day(date=day, worst=next((each for each in WORST_FIRST if counts.get(each)), None), counts=counts)
+    return Day(
+        date=day,
+        worst=next((each for each in WORST_FIRST if counts.get(each)), None),
+        counts=counts,
+    )
 
 
 async def _by_day(
@@ -126,7 +140,9 @@ async def _by_day(
     begin: datetime,
     now: datetime,
 ) -> dict[date, Counter[str]]:
-    """The slots of each day by class: from the tally where it is kept, else from the runs and missed ranges."""
+    """The slots of each day by class: from the tally where it is kept, else from the runs and
+    missed ranges.
+    """
     since = max(begin, bucket_of(now - KEPT) + LENGTH)
     counted = await buckets.counted(connection, since, now)
     by_day: dict[date, Counter[str]] = defaultdict(Counter)
@@ -153,7 +169,9 @@ def _states_by_day(
     ]
 
 
-def _gaps(counted: Collection[datetime], begin: datetime, now: datetime) -> list[tuple[datetime, datetime]]:
+def _gaps(
+    counted: Collection[datetime], begin: datetime, now: datetime
+) -> list[tuple[datetime, datetime]]:
     """The intervals without a tally, the newest first; at most MOST_GAPS."""
     gaps, end = [], now + SECOND
     for bucket in sorted(counted, reverse=True):
@@ -178,13 +196,20 @@ async def _states(
 
 async def _ranges(connection: AsyncConnection, name: str, begin: datetime) -> Sequence[Any]:
     query = select(missed).where(missed.c.task == name, missed.c.last_slot >= begin)
-    return (await connection.execute(query.order_by(missed.c.last_slot.desc()).limit(MOST_RANGES))).all()
+    return (
+        await connection.execute(query.order_by(missed.c.last_slot.desc()).limit(MOST_RANGES))
+    ).all()
 
 
 def _missed_by_day(
-    ranges: Sequence[Any], schedule: Schedule | None, zone: ZoneInfo, gaps: Sequence[tuple[datetime, datetime]]
+    ranges: Sequence[Any],
+    schedule: Schedule | None,
+    zone: ZoneInfo,
+    gaps: Sequence[tuple[datetime, datetime]],
 ) -> list[tuple[date, str, int]]:
-    """How many slots of each day are in these ranges, as far as they are in the gaps, by the schedule of today."""
+    """How many slots of each day are in these ranges, as far as they are in the gaps, by the
+    schedule of today.
+    """
     found = []
     for each in ranges:
         cause = "paused" if each.cause == "paused" else "missed"
@@ -193,7 +218,11 @@ def _missed_by_day(
             while at <= last:
                 day = at.astimezone(zone).date()
                 following = _midnight(day + ON_DAY, zone)
-                number = count(schedule, at - SECOND, min(last, following - SECOND)) if schedule is not None else 1
+                number = (
+                    count(schedule, at - SECOND, min(last, following - SECOND))
+                    if schedule is not None
+                    else 1
+                )
                 found.append((day, cause, min(number, each.count)))
                 at = following
     return found
@@ -205,21 +234,42 @@ def _next(schedule: Schedule, now: datetime) -> list[FireTime]:
     for slot in schedule.following(now, NEXT):
         local = slot.astimezone(zone)
         midnight = _midnight(local.date(), zone)
-        changes = clock_changes([str(zone)], midnight - SECOND, _midnight(local.date() + ON_DAY, zone) - SECOND)
-        change = (str(changes[0].before), str(changes[0].after)) if changes and changes[0].at > now else None
-        found.append(FireTime(slot=slot, local=local, is_new=local.utcoffset() != before, change=change))
+        changes = clock_changes(
+            [str(zone)], midnight - SECOND, _midnight(local.date() + ON_DAY, zone) - SECOND
+        )
+        change = (
+            (str(changes[0].before), str(changes[0].after))
+            if changes and changes[0].at > now
+            else None
+        )
+        found.append(
+            FireTime(slot=slot, local=local, is_new=local.utcoffset() != before, change=change)
+        )
         before = local.utcoffset()
     return found
 
 
 async def _took(connection: AsyncConnection, name: str) -> list[Took]:
     """The last runs, the oldest first."""
-    names = ("id", "state", "slot", "created_at", "gate", "started_at", "attempt_started_at", "finished_at")
+    names = (
+        "id",
+        "state",
+        "slot",
+        "created_at",
+        "gate",
+        "started_at",
+        "attempt_started_at",
+        "finished_at",
+    )
     query = select(*(runs.c[each] for each in names)).where(runs.c.task == name, text(NO_PART_SQL))
-    rows = await connection.execute(query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(LAST_RUNS))
+    rows = await connection.execute(
+        query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(LAST_RUNS)
+    )
     found = []
     for row in rows:
         began_at = parts.began_at(row) if row.finished_at is not None else None
         seconds = (row.finished_at - began_at).total_seconds() if began_at is not None else None
-        found.append(Took(run=row.id, state=row.state, at=row.slot or row.created_at, seconds=seconds))
+        found.append(
+            Took(run=row.id, state=row.state, at=row.slot or row.created_at, seconds=seconds)
+        )
     return found[::-1]

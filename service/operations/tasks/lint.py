@@ -1,4 +1,6 @@
-"""Checks the loaded tasks for likely mistakes. It reads the ledger only for tasks that are not loaded here."""
+"""Checks the loaded tasks for likely mistakes. It reads the ledger only for tasks that are not
+loaded here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from service.operations.results import Result
 
 
 class LintSlot(Result):
-    """A future slot; `local`: the same instant in the schedule's zone. `mark`: the effect of a clock change on it."""
+    """A future slot; `local`: the same instant in the schedule's zone. `mark`: the effect of a
+    clock change on it.
+    """
 
     slot: datetime
     local: datetime
@@ -29,8 +33,8 @@ class LintSlot(Result):
 class LintFinding(Result):
     """A likely mistake.
 
-    `severity`: error (the file can't be used, or a task is awaited that does not exist), warning (should be changed) or
-    note.
+    `severity`: error (the file can't be used, or a task is awaited that does not exist), warning
+    (should be changed) or note.
     """
 
     severity: str
@@ -54,8 +58,15 @@ class LintedTask(Result):
 
 
 async def known_elsewhere(databases: Databases, loaded: Loaded) -> set[str]:
-    """The tasks that the ledger knows, if a loaded task waits for one that is not loaded; otherwise none."""
-    awaited = {name for task in loaded.tasks.values() if task.after is not None for name in task.after.tasks}
+    """The tasks that the ledger knows, if a loaded task waits for one that is not loaded; otherwise
+    none.
+    """
+    awaited = {
+        name
+        for task in loaded.tasks.values()
+        if task.after is not None
+        for name in task.after.tasks
+    }
     if awaited <= loaded.tasks.keys():
         return set()
     with suppress(DatabaseError):
@@ -74,8 +85,8 @@ def check(
 ) -> list[LintedTask]:
     """Check all tasks, or those of `names`; each result has up to `number` future slots.
 
-    Without `names` the results include the files that can't be used. `served`: see `findings`. `elsewhere`: tasks
-    that other processes have loaded. Raises UnknownTask.
+    Without `names` the results include the files that can't be used. `served`: see `findings`.
+    `elsewhere`: tasks that other processes have loaded. Raises UnknownTask.
     """
     known = {*loaded.tasks, *elsewhere}
     _refuse_unknown(names, loaded)
@@ -88,11 +99,17 @@ def _refuse_unknown(names: Collection[str], loaded: Loaded) -> None:
     unknown = sorted(set(names) - loaded.tasks.keys())
     if unknown:
         error = UnknownTask.named(unknown[0], loaded.tasks)
-        unusable = f"; can't be used: {', '.join(file.source for file in loaded.broken)}" if loaded.broken else ""
+        unusable = (
+            f"; can't be used: {', '.join(file.source for file in loaded.broken)}"
+            if loaded.broken
+            else ""
+        )
         raise UnknownTask(f"{error.message}{unusable}")
 
 
-def _linted(task: Task, number: int, served: Collection[str] | None, known: Collection[str]) -> LintedTask:
+def _linted(
+    task: Task, number: int, served: Collection[str] | None, known: Collection[str]
+) -> LintedTask:
     schedule = task.schedule
     found = [*unknown_upstreams(task, known), *findings(task, clock.now(), served)]
     return LintedTask(
@@ -109,7 +126,11 @@ def _linted(task: Task, number: int, served: Collection[str] | None, known: Coll
 def _words(task: Task) -> str | None:
     """The schedule in words, with the name of the task that it is taken from."""
     words = task.schedule.words if task.schedule else None
-    return words if task.follows is None else f"The slots of {task.follows}" + (f": {words}" if words else "")
+    return (
+        words
+        if task.follows is None
+        else f"The slots of {task.follows}" + (f": {words}" if words else "")
+    )
 
 
 def _next_slots(schedule: Schedule, number: int) -> list[LintSlot]:
@@ -121,9 +142,19 @@ def _next_slots(schedule: Schedule, number: int) -> list[LintSlot]:
     def mark(slot: datetime) -> str | None:
         return next((effect.words for effect in changes if effect.touches(slot)), None)
 
-    return [LintSlot(slot=slot, local=slot.astimezone(schedule.zone), mark=mark(slot)) for slot in slots]
+    return [
+        LintSlot(slot=slot, local=slot.astimezone(schedule.zone), mark=mark(slot)) for slot in slots
+    ]
 
 
 def _broken(source: str, error: str) -> LintedTask:
     finding = LintFinding(severity="error", rule="broken", message=error)
-    return LintedTask(task=None, source=source, schedule=None, timezone=None, words=None, next=[], findings=[finding])
+    return LintedTask(
+        task=None,
+        source=source,
+        schedule=None,
+        timezone=None,
+        words=None,
+        next=[],
+        findings=[finding],
+    )

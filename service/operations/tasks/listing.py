@@ -24,7 +24,9 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Known:
-    """What the ledger has about all tasks, by name: rows, open schedules, the files that services use, and records."""
+    """What the ledger has about all tasks, by name: rows, open schedules, the files that services
+    use, and records.
+    """
 
     rows: Mapping[str, Row] = field(default_factory=dict)
     schedules: Mapping[str, OpenSchedule] = field(default_factory=dict)
@@ -44,8 +46,12 @@ class Known:
         )
 
 
-def summaries(listed: Mapping[str, Row], loaded: Mapping[str, Task], known: Known) -> list[TaskSummary]:
-    """The summaries of the listed tasks by name. It computes with schedules: call it in a thread."""
+def summaries(
+    listed: Mapping[str, Row], loaded: Mapping[str, Task], known: Known
+) -> list[TaskSummary]:
+    """The summaries of the listed tasks by name. It computes with schedules: call it in a
+    thread.
+    """
     return [_summary(name, row, loaded.get(name), known) for name, row in sorted(listed.items())]
 
 
@@ -71,7 +77,9 @@ def _summary(name: str, row: Row, task: Task | None, known: Known) -> TaskSummar
 
 
 def _usable(span: OpenSchedule) -> Schedule | None:
-    """The schedule; None if another version of the code has written it, and this one can't use it."""
+    """The schedule; None if another version of the code has written it, and this one can't use
+    it.
+    """
     return span.schedule if span.is_usable else None
 
 
@@ -95,4 +103,6 @@ def tags_of(row: Row) -> list[str]:
 
 def record_of(row: TaskRow) -> dict[str, Any]:
     """How the runs of the task went."""
-    return {name: getattr(row, name) for name in ("failure_streak", "last_success_at", "p50", "p95")}
+    return {
+        name: getattr(row, name) for name in ("failure_streak", "last_success_at", "p50", "p95")
+    }

@@ -1,4 +1,6 @@
-"""`operations.tasks.overview()`: a page of the tasks: what is due, what runs, and how the last runs went."""
+"""`operations.tasks.overview()`: a page of the tasks: what is due, what runs, and how the last runs
+went.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 class Numbers(Result):
-    """The numbers above the list. `due`: slots of the next hour. `oldest`: since when the longest waiting run waits.
+    """The numbers above the list. `due`: slots of the next hour. `oldest`: since when the longest
+    waiting run waits.
 
     `slots`: those of the last 24 hours, by class.
     """
@@ -46,7 +49,9 @@ class Numbers(Result):
 
 
 class TaskRow(Result):
-    """A task in the list. `sparks`: its last runs, the oldest first. `needs_attention`: Night lists it too."""
+    """A task in the list. `sparks`: its last runs, the oldest first. `needs_attention`: Night lists
+    it too.
+    """
 
     task: TaskSummary
     sparks: list[Spark]
@@ -54,10 +59,11 @@ class TaskRow(Result):
 
 
 class Overview(Result):
-    """`total`: how many tasks there are that the filter wants; the page has at most 50 of them from `first` on.
+    """`total`: how many tasks there are that the filter wants; the page has at most 50 of them from
+    `first` on.
 
-    `timeline`: None if it was not asked for. `by_tag`: the tasks of the page by their first tag; those without one
-    under an empty name. `shares`: how many tasks each filter would show.
+    `timeline`: None if it was not asked for. `by_tag`: the tasks of the page by their first tag;
+    those without one under an empty name. `shares`: how many tasks each filter would show.
     """
 
     now: datetime
@@ -71,7 +77,9 @@ class Overview(Result):
     shares: dict[str, int]
 
 
-async def overview(context: Context, wanted: str, text_of_name: str, first: int, hours: int = USUAL_HOURS) -> Overview:
+async def overview(
+    context: Context, wanted: str, text_of_name: str, first: int, hours: int = USUAL_HOURS
+) -> Overview:
     """See `operations.tasks.overview`."""
     loaded, quarantined = context.loaded(), await needs.quarantined_items(context) or ()
     async with context.databases.reading() as connection:
@@ -91,19 +99,30 @@ async def overview(context: Context, wanted: str, text_of_name: str, first: int,
         chosen = [task for task in found if _is_wanted(task, wanted, text_of_name, share)]
         shown = chosen[first : first + PAGE]
         sparks = await sparks_of(connection, (task.name for task in shown if task.name), SPARKS)
-        window = await tally.of_window(connection, bucket_of(now - DAY), now, now)  # as Night of 24 hours
+        window = await tally.of_window(
+            connection, bucket_of(now - DAY), now, now
+        )  # as Night of 24 hours
         lanes = {task.name: task.p50 for task in _as_due(shown, running) if task.name}
         return Overview(
             now=now,
             numbers=await _numbers(connection, opened, window.counts, now),
             rows=[
-                TaskRow(task=task, sparks=sparks.get(task.name or "", []), needs_attention=task.name in in_need)
+                TaskRow(
+                    task=task,
+                    sparks=sparks.get(task.name or "", []),
+                    needs_attention=task.name in in_need,
+                )
                 for task in shown
             ],
-            broken=[TaskSummary(source=each.source, name=each.task, error=each.error) for each in loaded.broken],
+            broken=[
+                TaskSummary(source=each.source, name=each.task, error=each.error)
+                for each in loaded.broken
+            ],
             total=len(chosen),
             first=first,
-            timeline=await timeline(connection, lanes, opened, window, now, hours) if hours else None,
+            timeline=await timeline(connection, lanes, opened, window, now, hours)
+            if hours
+            else None,
             by_tag=_by_tag(shown),
             shares={
                 each: sum(_is_wanted(task, each, text_of_name, share) for task in found)
@@ -119,7 +138,9 @@ async def numbers(context: Context) -> Numbers:
             raise NoLedger("there is no ledger yet: no service has ever run")
         now = await database_time.now_of(connection)
         window = await tally.of_window(connection, now - DAY, now, now)
-        return await _numbers(connection, await schedules.open_schedules(connection), window.counts, now)
+        return await _numbers(
+            connection, await schedules.open_schedules(connection), window.counts, now
+        )
 
 
 def _as_due(shown: Sequence[TaskSummary], running: Collection[str]) -> list[TaskSummary]:
@@ -141,7 +162,9 @@ def _by_tag(shown: Sequence[TaskSummary]) -> dict[str, list[str]]:
     return tags
 
 
-def _is_wanted(task: TaskSummary, wanted: str, part: str, share: Mapping[str, Collection[str]]) -> bool:
+def _is_wanted(
+    task: TaskSummary, wanted: str, part: str, share: Mapping[str, Collection[str]]
+) -> bool:
     """`share`: the names of the tasks that some filters show."""
     if part and part.lower() not in (task.name or "").lower() and part.lower() not in task.tags:
         return False
@@ -151,7 +174,8 @@ def _is_wanted(task: TaskSummary, wanted: str, part: str, share: Mapping[str, Co
 
 
 async def _running(connection: AsyncConnection) -> set[str]:
-    """The tasks of which a run goes on. There are no more running runs than the nodes have room for.
+    """The tasks of which a run goes on. There are no more running runs than the nodes have room
+    for.
 
     A DISTINCT would make SQLite walk all runs by their task, which spares it a sort of these few.
     """
@@ -165,7 +189,9 @@ async def _numbers(
     now: datetime,
 ) -> Numbers:
     def ahead() -> tuple[int, datetime | None]:
-        used = Counter(row.schedule for row in opened.values() if row.is_usable and row.paused_by is None)
+        used = Counter(
+            row.schedule for row in opened.values() if row.is_usable and row.paused_by is None
+        )
         due = sum(tasks * count(schedule, now, now + HOUR) for schedule, tasks in used.items())
         following = [at for schedule in used if (at := schedule.next(now)) is not None]
         return due, min(following, default=None)

@@ -7,18 +7,27 @@ from typing import Any
 
 from pydantic import Field
 
-from service.operations.results import MissedRange, Parameter, Result, RunSummary, ScheduleSpan, Slot
+from service.operations.results import (
+    MissedRange,
+    Parameter,
+    Result,
+    RunSummary,
+    ScheduleSpan,
+    Slot,
+)
 from service.operations.runs.waiting import Chain, Upcoming
 from service.poolsettings import DEFAULT_POOL
 
 
 class TaskSummary(Result):
-    """A loaded task, or a file that can't be used, which has an `error`, and a name if that is known.
+    """A loaded task, or a file that can't be used, which has an `error`, and a name if that is
+    known.
 
-    `pool`: where its runs execute. `memory`: how many bytes a run may use at most, where the pool can keep that.
-    `next_run_time`: None without a schedule and during a pause. `served_from`: the file that running services use.
-    `failure_streak`: failed runs since the last success, among its newest 100 runs. `p50`, `p95`: this many seconds at
-    most do half, and 95 of 100, of its last successes take. None: not known.
+    `pool`: where its runs execute. `memory`: how many bytes a run may use at most, where the pool
+    can keep that. `next_run_time`: None without a schedule and during a pause. `served_from`: the
+    file that running services use. `failure_streak`: failed runs since the last success, among its
+    newest 100 runs. `p50`, `p95`: this many seconds at most do half, and 95 of 100, of its last
+    successes take. None: not known.
     """
 
     name: str | None = None
@@ -51,7 +60,8 @@ def memory_in_words(memory: int | None) -> str | None:
 class TaskAfter(Result):
     """What the runs of a task wait for: slots of these `tasks`, `within` this many seconds at most.
 
-    `on`: whether each has to succeed (`success`), or only to be over (`end`). `follows`: the task whose slots it has.
+    `on`: whether each has to succeed (`success`), or only to be over (`end`). `follows`: the task
+    whose slots it has.
     """
 
     tasks: list[str]
@@ -61,14 +71,16 @@ class TaskAfter(Result):
 
 
 class TaskDetails(Result):
-    """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
+    """The details of a task. `policies`: those that differ from the defaults, by dotted name, such
+    as retry.attempts.
 
-    `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the
-    ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it. `words`: the schedule in words.
-    `owner`: whose the task is. `runbook`: the address of what to do. `muted_until`: until then nothing is sent.
-    `paused_until`: when its pause ends by itself. How the
-    runs went, `pool` and `memory` are as in TaskSummary. `after`: what its runs wait for. `chain`: the tasks before and
-    after it, each with its last run. `upcoming`: runs that wait for an instant, the next ones.
+    `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other
+    fields are from the ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it.
+    `words`: the schedule in words. `owner`: whose the task is. `runbook`: the address of what to
+    do. `muted_until`: until then nothing is sent. `paused_until`: when its pause ends by itself.
+    How the runs went, `pool` and `memory` are as in TaskSummary. `after`: what its runs wait for.
+    `chain`: the tasks before and after it, each with its last run. `upcoming`: runs that wait for
+    an instant, the next ones.
     """
 
     name: str

@@ -1,4 +1,6 @@
-"""A task that can be started: one that this process has loaded, or one that only other processes have loaded."""
+"""A task that can be started: one that this process has loaded, or one that only other processes
+have loaded.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ LONGEST_SENTENCE = 500
 
 @dataclass(frozen=True)
 class StartableTask(Startable):
-    """What is needed to queue a run. `schema`: the JSON schema of the parameters of a task that is not loaded here.
+    """What is needed to queue a run. `schema`: the JSON schema of the parameters of a task that is
+    not loaded here.
 
     `redaction`: an error about a secret parameter does not show its value.
     """
@@ -41,11 +44,15 @@ class StartableTask(Startable):
 
 
 async def startable_task(connection: AsyncConnection, context: Context, name: str) -> StartableTask:
-    """The task of this name. A task that is loaded here is preferred. Raises UnknownTask, which lists names."""
+    """The task of this name. A task that is loaded here is preferred. Raises UnknownTask, which
+    lists names.
+    """
     loaded = context.loaded().tasks.get(name)
     if loaded is not None:
         priority = loaded.policies.priority
-        return StartableTask(name, loaded.source, loaded.exclusive, priority, loaded, None, context.redaction)
+        return StartableTask(
+            name, loaded.source, loaded.exclusive, priority, loaded, None, context.redaction
+        )
     row = await task_rows.get(connection, name)
     if row is None or row["removed_at"] is not None:
         raise await unknown_task(connection, context, name)
@@ -57,11 +64,19 @@ async def startable_task(connection: AsyncConnection, context: Context, name: st
     return StartableTask(name, row["source"], exclusive, priority, None, schema, context.redaction)
 
 
-async def unknown_task(connection: AsyncConnection | None, context: Context, name: str) -> UnknownTask:
-    """The error about a name that no task has. It lists the tasks, and first the one with a similar name."""
+async def unknown_task(
+    connection: AsyncConnection | None, context: Context, name: str
+) -> UnknownTask:
+    """The error about a name that no task has. It lists the tasks, and first the one with a similar
+    name.
+    """
     names = set(context.loaded().tasks)
     if connection is not None:
-        names |= {row["name"] for row in await task_rows.all_tasks(connection) if row["removed_at"] is None}
+        names |= {
+            row["name"]
+            for row in await task_rows.all_tasks(connection)
+            if row["removed_at"] is None
+        }
     return UnknownTask.named(name, names)
 
 
@@ -70,7 +85,8 @@ def _checked_by_schema(
 ) -> dict[str, Any] | None:
     """Check the parameters of a task that this process has not loaded.
 
-    A text is also taken for the number or the other JSON value that it spells, because a command line gives only texts.
+    A text is also taken for the number or the other JSON value that it spells, because a command
+    line gives only texts.
     """
     from jsonschema import Draft202012Validator
 
@@ -78,7 +94,8 @@ def _checked_by_schema(
         raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as the slot")
     if schema is None:
         raise InvalidParameters(
-            f"parameters of task {task}: this ledger does not know them; start it where it is loaded"
+            f"parameters of task {task}: this ledger does not know them; start it where it is "
+            "loaded"
         )
     validator = Draft202012Validator(schema)
     properties = schema.get("properties", {})
@@ -89,21 +106,33 @@ def _checked_by_schema(
     if error is not None:
         where = ".".join(str(part) for part in error.absolute_path)
         is_secret = redaction.is_secret(where) or redaction.masked(error.instance) != error.instance
-        sentence = "it has a value that is not allowed" if is_secret else brief(error.message, LONGEST_SENTENCE)
+        sentence = (
+            "it has a value that is not allowed"
+            if is_secret
+            else brief(error.message, LONGEST_SENTENCE)
+        )
         takes = ", ".join(properties) or "none"
         raise InvalidParameters(
-            f"parameters of task {task}: {f'{where}: ' if where else ''}{sentence} (it takes {takes})"
+            f"parameters of task {task}: {f'{where}: ' if where else ''}{sentence} (it takes "
+            f"{takes})"
         )
     return values or None
 
 
 def _read_as(schema: Any, value: Any) -> Any:
     """The value; a text that spells a JSON value is that value, if the schema takes no text."""
-    if not isinstance(value, str) or not isinstance(schema, Mapping) or schema.get("type") == "string":
+    if (
+        not isinstance(value, str)
+        or not isinstance(schema, Mapping)
+        or schema.get("type") == "string"
+    ):
         return value
     if "type" not in schema and "anyOf" not in schema:
         return value
-    if any(isinstance(each, Mapping) and each.get("type") == "string" for each in schema.get("anyOf", [])):
+    if any(
+        isinstance(each, Mapping) and each.get("type") == "string"
+        for each in schema.get("anyOf", [])
+    ):
         return value
     try:
         return json.loads(value)

@@ -1,4 +1,6 @@
-"""The timeline of tasks: what was planned and what ran, some hours before and after now, in few queries."""
+"""The timeline of tasks: what was planned and what ran, some hours before and after now, in few
+queries.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,17 @@ MOST_BESIDE = 40
 MOST_RETRIED = 300
 """Runs with several attempts of which each attempt is drawn, at most; the newest ones."""
 
-_NAMES = ("id", "task", "slot", "origin", "state", "created_at", "started_at", "finished_at", "attempt")
+_NAMES = (
+    "id",
+    "task",
+    "slot",
+    "origin",
+    "state",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "attempt",
+)
 _SECOND = timedelta(seconds=1)
 
 
@@ -45,9 +57,11 @@ class AttemptSpan(Result):
 
 
 class TaskLane(Result):
-    """The lane of a task. `ahead`: how many slots are to come; they are in the lane unless there are too many.
+    """The lane of a task. `ahead`: how many slots are to come; they are in the lane unless there
+    are too many.
 
-    `expected`: how many seconds a run usually takes; None: not known. `attempts`: of runs with several ones, by run.
+    `expected`: how many seconds a run usually takes; None: not known. `attempts`: of runs with
+    several ones, by run.
     """
 
     lane: Lane
@@ -57,9 +71,11 @@ class TaskLane(Result):
 
 
 class Timeline(Result):
-    """`hours` before and after `now`. `lanes`: the tasks with something in it, those that run first, then the next due.
+    """`hours` before and after `now`. `lanes`: the tasks with something in it, those that run
+    first, then the next due.
 
-    `without`: the tasks with nothing in it. `accounted_from`: earlier slots of dense lanes are not counted yet.
+    `without`: the tasks with nothing in it. `accounted_from`: earlier slots of dense lanes are not
+    counted yet.
     """
 
     now: datetime
@@ -89,7 +105,9 @@ async def timeline(
     found, retried = await _runs(connection, sparse, begin, now)
     spans = await _attempts(connection, retried)
     ranges = await _missed(connection, sparse, opened, begin, now)
-    ahead, planned = await offload(_planned, {name: opened[name] for name in names if name in opened}, now, end)
+    ahead, planned = await offload(
+        _planned, {name: opened[name] for name in names if name in opened}, now, end
+    )
     lanes = []
     for name in names:
         row = opened.get(name)
@@ -99,15 +117,21 @@ async def timeline(
             counts=sums[name],
             runs=found.get(name, []),
             missed=ranges.get(name, []),
-            cells=[Cell(at=at, counts=counts) for at, counts in sorted(by_task[name].items())] if is_dense else [],
+            cells=[Cell(at=at, counts=counts) for at, counts in sorted(by_task[name].items())]
+            if is_dense
+            else [],
             planned=planned.get(name, []),
             is_paused=row is not None and row.paused_by is not None,
         )
         its = {run.id: spans[run.id] for run in lane.runs if run.id in spans}
-        lanes.append(TaskLane(lane=lane, ahead=ahead.get(name, 0), expected=shown[name], attempts=its))
+        lanes.append(
+            TaskLane(lane=lane, ahead=ahead.get(name, 0), expected=shown[name], attempts=its)
+        )
     used = [each for each in lanes if _has_something(each)]
     without = [each.lane.task for each in lanes if not _has_something(each)]
-    return Timeline(now=now, hours=hours, lanes=used, without=without, accounted_from=window.accounted_from)
+    return Timeline(
+        now=now, hours=hours, lanes=used, without=without, accounted_from=window.accounted_from
+    )
 
 
 def _has_something(each: TaskLane) -> bool:
@@ -115,7 +139,11 @@ def _has_something(each: TaskLane) -> bool:
 
 
 async def _tally(
-    connection: AsyncConnection, names: Sequence[str], window: Window, begin: datetime, now: datetime
+    connection: AsyncConnection,
+    names: Sequence[str],
+    window: Window,
+    begin: datetime,
+    now: datetime,
 ) -> dict[str, dict[datetime, dict[str, int]]]:
     """The slots of these tasks by class, for each ten minutes."""
     by_task = await tally.of_tasks(connection, names, buckets.between(begin, now))
@@ -137,7 +165,9 @@ async def _runs(
         return {}, []
     columns = [runs.c[name] for name in _NAMES]
     theirs = json_rows.is_among(runs.c.task, names, connection.dialect.name)
-    slots = select(*columns).where(theirs, text(OF_SLOT_SQL), runs.c.slot >= begin, runs.c.slot <= now)
+    slots = select(*columns).where(
+        theirs, text(OF_SLOT_SQL), runs.c.slot >= begin, runs.c.slot <= now
+    )
     held = select(*columns).where(text(HELD_SQL))
     rows = {row.id: row for row in await connection.execute(slots.limit(len(names) * MOST_SLOTS))}
     rows |= {row.id: row for row in await connection.execute(held) if row.task in names}
@@ -150,14 +180,20 @@ async def _runs(
     return found, [run for _, run in retried[-MOST_RETRIED:]]
 
 
-async def _attempts(connection: AsyncConnection, retried: Sequence[str]) -> dict[str, list[AttemptSpan]]:
+async def _attempts(
+    connection: AsyncConnection, retried: Sequence[str]
+) -> dict[str, list[AttemptSpan]]:
     """The attempts of these runs that have ended, the oldest first."""
     found: dict[str, list[AttemptSpan]] = defaultdict(list)
     if retried:
         columns = (attempts.c.run, attempts.c.started_at, attempts.c.ended_at, attempts.c.outcome)
         theirs = json_rows.is_among(attempts.c.run, retried, connection.dialect.name)
-        for row in await connection.execute(select(*columns).where(theirs).order_by(attempts.c.run, attempts.c.fence)):
-            found[row.run].append(AttemptSpan(begin=row.started_at, end=row.ended_at, outcome=row.outcome))
+        for row in await connection.execute(
+            select(*columns).where(theirs).order_by(attempts.c.run, attempts.c.fence)
+        ):
+            found[row.run].append(
+                AttemptSpan(begin=row.started_at, end=row.ended_at, outcome=row.outcome)
+            )
     return found
 
 
@@ -179,7 +215,9 @@ async def _missed(
         return {}
     theirs = json_rows.is_among(missed.c.task, names, connection.dialect.name)
     query = select(missed).where(theirs, missed.c.last_slot >= begin, missed.c.first_slot <= now)
-    rows = await connection.execute(query.order_by(missed.c.last_slot.desc()).limit(len(names) * MOST_SLOTS))
+    rows = await connection.execute(
+        query.order_by(missed.c.last_slot.desc()).limit(len(names) * MOST_SLOTS)
+    )
     by_task: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
         by_task[row.task].append(row)
@@ -187,7 +225,10 @@ async def _missed(
 
 
 def _ranges(
-    by_task: Mapping[str, Sequence[Any]], opened: Mapping[str, OpenSchedule], begin: datetime, now: datetime
+    by_task: Mapping[str, Sequence[Any]],
+    opened: Mapping[str, OpenSchedule],
+    begin: datetime,
+    now: datetime,
 ) -> dict[str, list[LaneRange]]:
     found: dict[str, list[LaneRange]] = defaultdict(list)
     for task, rows in by_task.items():
@@ -205,7 +246,9 @@ def _ranges(
 def _planned(
     opened: Mapping[str, OpenSchedule], now: datetime, end: datetime
 ) -> tuple[dict[str, int], dict[str, list[datetime]]]:
-    """How many slots are to come, and the slots themselves where there are not too many, by task."""
+    """How many slots are to come, and the slots themselves where there are not too many, by
+    task.
+    """
     ahead, listed = {}, {}
     for name, row in opened.items():
         if row.is_usable:
@@ -215,6 +258,8 @@ def _planned(
 
 
 def _slots(row: OpenSchedule, after: datetime, until: datetime, most: int) -> list[datetime]:
-    """The slots in (after, until]; none if there are more than `most`, or the schedule can't be used."""
+    """The slots in (after, until]; none if there are more than `most`, or the schedule can't be
+    used.
+    """
     found = list(islice(row.schedule.between(after, until), most + 1)) if row.is_usable else []
     return found if len(found) <= most else []

@@ -1,1 +1,3 @@
-"""Geometry of charts: where bars, cells and labels stand. It renders nothing and asks no operation."""
+"""Geometry of charts: where bars, cells and labels stand. It renders nothing and asks no
+operation.
+"""

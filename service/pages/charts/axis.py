@@ -16,13 +16,15 @@ QUARTER = timedelta(minutes=15)
 LAST_TICK = 96.0
 """A label further to the right would not fit."""
 PILL, NARROW_PILL, PHONE_PILL = 5.5, 9.0, 19.0
-"""So far from a clock change, in percent, a label of an hour would touch that of the change: in a wide window, in one
-of up to 1,180 pixels, and on a phone."""
+"""So far from a clock change, in percent, a label of an hour would touch that of the change: in a
+wide window, in one of up to 1,180 pixels, and on a phone.
+"""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A label of the axis. `is_wide`: it is left out on a phone. `is_broad`: it is left out in a window of up to 1,180
+    """A label of the axis. `is_wide`: it is left out on a phone. `is_broad`: it is left out in a
+    window of up to 1,180
     pixels. `is_free`: the label of no clock change touches it.
     """
 
@@ -62,11 +64,15 @@ class Axis:
     @cached_property
     def clock_changes(self) -> list[ClockChange]:
         """The clock changes of the zone on the axis."""
-        found = clock_changes([str(self.zone)], self.begin.astimezone(UTC), self.end.astimezone(UTC))
+        found = clock_changes(
+            [str(self.zone)], self.begin.astimezone(UTC), self.end.astimezone(UTC)
+        )
         return [ClockChange(self.x(each.at), f"{each.before} → {each.after}") for each in found]
 
     def time(self, at: datetime, with_seconds: bool = False) -> str:
-        """The time of day in the zone; with its offset where the clocks change, because an hour may come twice."""
+        """The time of day in the zone; with its offset where the clocks change, because an hour may
+        come twice.
+        """
         time, ours = clock(at, self.zone, with_seconds), offset(at, self.zone)
         return f"{time} {ours}" if self.clock_changes and ours not in time else time
 

@@ -1,4 +1,6 @@
-"""The map of the last 90 days of a task, and the chart of how long its last runs took. Pure geometry."""
+"""The map of the last 90 days of a task, and the chart of how long its last runs took. Pure
+geometry.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class DayCell:
 
 @dataclass
 class DayMap:
-    """`months`: where a month begins, with its name. `legend`: what became of the slots, with the style and number."""
+    """`months`: where a month begins, with its name. `legend`: what became of the slots, with the
+    style and number.
+    """
 
     cells: list[DayCell]
     months: list[tuple[float, str]]
@@ -67,7 +71,8 @@ class TookBar:
 
 @dataclass
 class TookChart:
-    """`scale`: labels left of the chart. `lines`: p95 and p50, the y of each, that of its label, and the label.
+    """`scale`: labels left of the chart. `lines`: p95 and p50, the y of each, that of its label,
+    and the label.
 
     `dates`: the x and the date of the first run, of the one in the middle and of the last one.
     """
@@ -91,9 +96,14 @@ def day_map(found: TaskHistory) -> DayMap:
             months.append((x, f"{day.date:%b}"))
             last = x
     number = sum(found.counts.values())
-    legend = [(STYLES[name], word, found.counts[name]) for name, word in WORDS if found.counts.get(name)]
+    legend = [
+        (STYLES[name], word, found.counts[name]) for name, word in WORDS if found.counts.get(name)
+    ]
     return DayMap(
-        cells, months, legend, f"{counted(number, 'slot')}: {in_words(found.counts)}" if number else "no slot was due"
+        cells,
+        months,
+        legend,
+        f"{counted(number, 'slot')}: {in_words(found.counts)}" if number else "no slot was due",
     )
 
 
@@ -102,15 +112,26 @@ def _cell(day: Day, x: float, width: float, known_from: date | None) -> DayCell:
     name = f"{day.date:%a} {day.date.day} {day.date:%b}"
     if day.worst is None:
         is_known = known_from is not None and day.date >= known_from
-        return DayCell(x, y, width, "cell-none", "", f"{name}: {'no slot was due' if is_known else 'not known'}")
+        return DayCell(
+            x,
+            y,
+            width,
+            "cell-none",
+            "",
+            f"{name}: {'no slot was due' if is_known else 'not known'}",
+        )
     total = sum(day.counts.values())
     rest = {word: number for word, number in day.counts.items() if word != "succeeded"}
     title = f"{name}: {day.counts.get('succeeded', 0):,} of {total:,} succeeded"
     style = STYLES[day.worst]
-    return DayCell(x, y, width, f"cell-{style}", style, f"{title}, {in_words(rest)}" if rest else title)
+    return DayCell(
+        x, y, width, f"cell-{style}", style, f"{title}, {in_words(rest)}" if rest else title
+    )
 
 
-def took_chart(took: Sequence[Took], p50: float | None, p95: float | None, zone: ZoneInfo) -> TookChart:
+def took_chart(
+    took: Sequence[Took], p50: float | None, p95: float | None, zone: ZoneInfo
+) -> TookChart:
     """A bar for each run, the newest at the right."""
     chart = TookChart()
     most = max([*(run.seconds or 0.0 for run in took), p95 or 0.0], default=0.0)
@@ -124,7 +145,9 @@ def took_chart(took: Sequence[Took], p50: float | None, p95: float | None, zone:
         says = duration(run.seconds) if run.seconds is not None else "no time"
         title = f"{_date(run.at, zone)} {run.at.astimezone(zone):%H:%M}: {run.state}, {says}"
         x, y = round(number * width, 3), round(CHART - height, 1)
-        chart.bars.append(TookBar(x, round(width * 0.72, 3), y, height, f"bar-{run.state}", run.run, title))
+        chart.bars.append(
+            TookBar(x, round(width * 0.72, 3), y, height, f"bar-{run.state}", run.run, title)
+        )
     chart.scale = [(CHART, "0"), (TOP + scale / 2, duration(most / 2)), (TOP, duration(most))]
     usual: Mapping[str, float | None] = {"p95": p95, "p50": p50}
     lowest = 0.0

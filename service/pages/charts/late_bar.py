@@ -1,4 +1,6 @@
-"""The bar of a run that is late or slow: how long it has taken, what is usual, and when it may end. Pure geometry."""
+"""The bar of a run that is late or slow: how long it has taken, what is usual, and when it may end.
+Pure geometry.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ ROOM = 0.04
 
 @dataclass(frozen=True)
 class LateBar:
-    """`head`: the present. `usual`: where 95 of 100 runs have ended. `end`: about when it ends. x in percent."""
+    """`head`: the present. `usual`: where 95 of 100 runs have ended. `end`: about when it ends. x
+    in percent.
+    """
 
     css: str
     begin_label: str
@@ -33,7 +37,11 @@ class LateBar:
 def late_bar(run: LateRun, now: datetime, zone: ZoneInfo) -> LateBar:
     """The bar begins where the run began, or where it began to wait."""
     begin = now - timedelta(seconds=run.elapsed)
-    usual = begin + timedelta(seconds=run.p95) if run.p95 is not None and run.state == "running" else None
+    usual = (
+        begin + timedelta(seconds=run.p95)
+        if run.p95 is not None and run.state == "running"
+        else None
+    )
     marks = [at for at in (usual, run.eta, run.next_attempt_at) if at is not None]
     last = max([now, *marks])
     axis = Axis(begin, last + (last - begin) * ROOM + timedelta(seconds=1), zone)
@@ -49,5 +57,6 @@ def late_bar(run: LateRun, now: datetime, zone: ZoneInfo) -> LateBar:
         end_label=clock(end, zone) if end is not None else "",
         following=axis.x(following) if following is not None else None,
         following_label=clock(following, zone) if following is not None else "",
-        words=f"since {clock(begin, zone)}" + (f", ends about {clock(end, zone)}" if end is not None else ""),
+        words=f"since {clock(begin, zone)}"
+        + (f", ends about {clock(end, zone)}" if end is not None else ""),
     )

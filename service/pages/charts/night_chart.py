@@ -1,4 +1,6 @@
-"""The chart of a night: a column for some minutes, a cell for a slot. Pure geometry: x in percent, y in pixels."""
+"""The chart of a night: a column for some minutes, a cell for a slot. Pure geometry: x in percent,
+y in pixels.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,32 @@ ABOVE, BELOW = BASE - 1 - TOP, BOTTOM - BASE - 4
 CELL, LOW_CELL = 5.0, 4.0
 """The largest height of a cell above and below the line."""
 CHARACTER = 0.73
-"""About so wide is a character of a label, in percent of a chart of 860 pixels, the narrowest but a phone's."""
+"""About so wide is a character of a label, in percent of a chart of 860 pixels, the narrowest but a
+phone's.
+"""
 
 WORDS = (
-    *(("succeeded", "succeeded"), ("active", "still going on"), ("failed", "failed"), ("missed", "missed")),
-    *(("unaccounted", "unaccounted"), ("skipped", "skipped"), ("paused", "paused"), ("cancelled", "cancelled")),
+    *(
+        ("succeeded", "succeeded"),
+        ("active", "still going on"),
+        ("failed", "failed"),
+        ("missed", "missed"),
+    ),
+    *(
+        ("unaccounted", "unaccounted"),
+        ("skipped", "skipped"),
+        ("paused", "paused"),
+        ("cancelled", "cancelled"),
+    ),
 )
-_LOW = (("unaccounted", "cell-unaccounted", 1.5), ("failed", "f-failed", 1.5), ("missed", "split", 3.0))
-"""What lies below the line: the class, its style, and the least height of its box: less could not be split."""
+_LOW = (
+    ("unaccounted", "cell-unaccounted", 1.5),
+    ("failed", "f-failed", 1.5),
+    ("missed", "split", 3.0),
+)
+"""What lies below the line: the class, its style, and the least height of its box: less could not
+be split.
+"""
 _CHOSEN = ("skipped", "paused", "cancelled")
 
 
@@ -100,11 +120,21 @@ def night_chart(
         left, wide = round(axis.x(column.at) + width * 0.12, 3), round(width * 0.76, 3)
         words = in_words(column.counts)
         title = f"{axis.time(column.at)}: {words}" if words else ""
-        chart.boxes += [*_high(column, left, wide, cell, title), *_low_boxes(column.counts, left, wide, low, title)]
+        chart.boxes += [
+            *_high(column, left, wide, cell, title),
+            *_low_boxes(column.counts, left, wide, low, title),
+        ]
         if words:
             chart.rows.append((axis.time(column.at), words))
     chart.outages = [
-        Box(axis.x(a), axis.width(a, b, 0.3), 16, BOTTOM - 16, "f-missed-t", f"service down {_took(a, b)}")
+        Box(
+            axis.x(a),
+            axis.width(a, b, 0.3),
+            16,
+            BOTTOM - 16,
+            "f-missed-t",
+            f"service down {_took(a, b)}",
+        )
         for a, b in outages
     ]
     chart.marks = _marks(moments, axis)
@@ -127,25 +157,36 @@ def _above(column: Column) -> int:
 
 
 def _below(counts: Mapping[str, int]) -> int:
-    return sum(counts.get(name, 0) for name, _, _ in _LOW) + sum(1 for name in _CHOSEN if counts.get(name))
+    return sum(counts.get(name, 0) for name, _, _ in _LOW) + sum(
+        1 for name in _CHOSEN if counts.get(name)
+    )
 
 
 def _high(column: Column, left: float, wide: float, cell: float, title: str) -> list[Box]:
     boxes, y = [], float(BASE - 1)
     coming = f"{counted(column.planned, 'slot')} to come"
-    parts = (("h-ok", column.counts.get("succeeded", 0), title), ("f-running", column.counts.get("active", 0), title))
+    parts = (
+        ("h-ok", column.counts.get("succeeded", 0), title),
+        ("f-running", column.counts.get("active", 0), title),
+    )
     for css, number, says in (*parts, ("s-exp", column.planned, coming)):
         if number:
             y -= number * cell
-            boxes.append(Box(left, wide, round(y, 1), round(max(0.8, number * cell - 0.6), 1), css, says))
+            boxes.append(
+                Box(left, wide, round(y, 1), round(max(0.8, number * cell - 0.6), 1), css, says)
+            )
     return boxes
 
 
-def _low_boxes(counts: Mapping[str, int], left: float, wide: float, low: float, title: str) -> list[Box]:
+def _low_boxes(
+    counts: Mapping[str, int], left: float, wide: float, low: float, title: str
+) -> list[Box]:
     boxes, y = [], BASE + 2.0
     for name, css, least in _LOW:
         if number := counts.get(name):
-            boxes.append(Box(left, wide, round(y, 1), round(max(least, number * low - 0.6), 1), css, title))
+            boxes.append(
+                Box(left, wide, round(y, 1), round(max(least, number * low - 0.6), 1), css, title)
+            )
             y += number * low
     for name in _CHOSEN:
         if counts.get(name):
@@ -155,7 +196,9 @@ def _low_boxes(counts: Mapping[str, int], left: float, wide: float, low: float, 
 
 
 def _marks(moments: Sequence[Moment], axis: Axis) -> list[Mark]:
-    """A line for each moment. The label of a failure stands right of it, of others left; none covers another one."""
+    """A line for each moment. The label of a failure stands right of it, of others left; none
+    covers another one.
+    """
     marks, last = [], 0.0
     for moment in sorted(moments, key=lambda each: each.at):
         place, width = axis.x(moment.at), len(moment.label) * CHARACTER
@@ -163,18 +206,26 @@ def _marks(moments: Sequence[Moment], axis: Axis) -> list[Mark]:
         begin = place - width if is_end else place
         is_shown = begin >= last
         last = begin + width + 1 if is_shown else last
-        marks.append(Mark(place, moment.css, moment.label if is_shown else "", moment.label_css, is_end))
+        marks.append(
+            Mark(place, moment.css, moment.label if is_shown else "", moment.label_css, is_end)
+        )
     return marks
 
 
-def moments_of(needs: Sequence[Need], changes: Sequence[NightChange], since: datetime) -> list[Moment]:
+def moments_of(
+    needs: Sequence[Need], changes: Sequence[NightChange], since: datetime
+) -> list[Moment]:
     """What the chart marks: deploys, and where each open failure began."""
     moments = [
         Moment(change.at, "s-mark", f"{deployed(change) or 'a new version'} deployed", "axt")
         for change in changes
         if change.kind == "service.deploy"
     ]
-    begun = [(need.failing_since, need.task) for need in needs if need.failing_since is not None and need.task]
+    begun = [
+        (need.failing_since, need.task)
+        for need in needs
+        if need.failing_since is not None and need.task
+    ]
     moments += [Moment(at, "s-failed", f"{task} fails", "axf") for at, task in begun if at >= since]
     moments += [
         Moment(change.at, "s-mark", f"clocks {change.before} → {change.after}", "axt")

@@ -15,8 +15,18 @@ TEN_MINUTES = timedelta(minutes=10)
 HAIR = 0.3
 """The least width of a bar, in percent."""
 _WORST = (
-    *(("unaccounted", "unaccounted"), ("failed", "failed"), ("missed", "missed"), ("active", "running")),
-    *(("skipped", "skipped"), ("paused", "skipped"), ("cancelled", "cancelled"), ("succeeded", "succeeded")),
+    *(
+        ("unaccounted", "unaccounted"),
+        ("failed", "failed"),
+        ("missed", "missed"),
+        ("active", "running"),
+    ),
+    *(
+        ("skipped", "skipped"),
+        ("paused", "skipped"),
+        ("cancelled", "cancelled"),
+        ("succeeded", "succeeded"),
+    ),
 )
 
 
@@ -103,7 +113,9 @@ def _slot(run: LaneRun, axis: Axis) -> list[Glyph]:
 
 
 def _bar(run: LaneRun, task: str, axis: Axis, now: datetime | None) -> list[Bar]:
-    """From the begin of the first attempt to the end of the last one; what waits begins when it was made."""
+    """From the begin of the first attempt to the end of the last one; what waits begins when it was
+    made.
+    """
     if run.state == "skipped":
         return []
     begin = run.begin or run.created_at

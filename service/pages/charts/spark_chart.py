@@ -21,7 +21,20 @@ def spark_boxes(sparks: Sequence[Spark], places: int = 60) -> list[Box]:
     for number, spark in enumerate(shown, places - len(shown)):
         share = (spark.seconds or 0.0) / longest if longest else 0.0
         height = round(LEAST + share * (HEIGHT - LEAST), 1)
-        title = f"{spark.state}, {duration(spark.seconds)}" if spark.seconds is not None else spark.state
+        title = (
+            f"{spark.state}, {duration(spark.seconds)}"
+            if spark.seconds is not None
+            else spark.state
+        )
         left = round(number * width, 2)
-        boxes.append(Box(left, round(width * 0.66, 2), round(FLOOR - height, 1), height, f"bar-{spark.state}", title))
+        boxes.append(
+            Box(
+                left,
+                round(width * 0.66, 2),
+                round(FLOOR - height, 1),
+                height,
+                f"bar-{spark.state}",
+                title,
+            )
+        )
     return boxes

@@ -1,4 +1,6 @@
-"""The timeline of tasks: what was planned and what ran, before and after now. Pure: x in percent, y in pixels."""
+"""The timeline of tasks: what was planned and what ran, before and after now. Pure: x in percent, y
+in pixels.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ LATE = timedelta(seconds=10)
 LEAST_LATE = 0.25
 """A run that starts late by less, in percent of the width, is not marked as late."""
 GAP = 0.05
-ATTEMPTS = {"interrupted": "bar-interrupted", "lost": "bar-interrupted", "cancelled": "bar-cancelled"}
+ATTEMPTS = {
+    "interrupted": "bar-interrupted",
+    "lost": "bar-interrupted",
+    "cancelled": "bar-cancelled",
+}
 MISSED = {"down": "no service fired it", "gone": "the file was gone", "paused": "paused"}
 
 
@@ -37,7 +43,8 @@ class Late:
 
 @dataclass
 class TaskLaneDrawn:
-    """A lane as it is drawn. `hint`: the schedule, or what is instead of it. `rows`: bars with the y of their row.
+    """A lane as it is drawn. `hint`: the schedule, or what is instead of it. `rows`: bars with the
+    y of their row.
 
     `note`: words at `note_x`, right of a slot that was missed.
     """
@@ -78,30 +85,40 @@ class TimelineDrawn:
 
 
 def timeline_drawn(
-    found: Timeline, tasks: Mapping[str, TaskSummary], by_tag: Mapping[str, Sequence[str]] | None, zone: ZoneInfo
+    found: Timeline,
+    tasks: Mapping[str, TaskSummary],
+    by_tag: Mapping[str, Sequence[str]] | None,
+    zone: ZoneInfo,
 ) -> TimelineDrawn:
     """`by_tag`: the tasks by the tag under which they are shown; None: they are not grouped."""
     length = timedelta(hours=found.hours)
     axis = Axis(found.now - length, found.now + length, zone)
     ticks = axis.ticks() if found.hours > 3 else minute_ticks(axis, 15 if found.hours == 1 else 60)
-    lanes = {each.lane.task: _lane(each, tasks[each.lane.task], axis, found.now) for each in found.lanes}
+    lanes = {
+        each.lane.task: _lane(each, tasks[each.lane.task], axis, found.now) for each in found.lanes
+    }
     if by_tag is None:
         every = list(lanes.values())
         groups = [Group("", every[:OPEN_LANES], every[OPEN_LANES:])]
     else:
         named = [
-            Group(tag or "without a tag", [lanes[n] for n in lanes if n in names]) for tag, names in by_tag.items()
+            Group(tag or "without a tag", [lanes[n] for n in lanes if n in names])
+            for tag, names in by_tag.items()
         ]
         groups = [group for group in named if group.lanes]
     now = axis.x(found.now)
-    return TimelineDrawn(ticks, now, clock(found.now, zone)[:5], groups, found.without, axis.clock_changes)
+    return TimelineDrawn(
+        ticks, now, clock(found.now, zone)[:5], groups, found.without, axis.clock_changes
+    )
 
 
 def _lane(found: TaskLane, task: TaskSummary, axis: Axis, now: datetime) -> TaskLaneDrawn:
     lane = found.lane
     simple = drawn(lane, axis, now, axis.width(axis.begin, axis.begin + timedelta(minutes=10)))
     hint = "paused" if lane.is_paused else task.words or task.schedule or "no schedule"
-    out = TaskLaneDrawn(lane.task, hint, simple.words, found.ahead, glyphs=simple.glyphs, cells=simple.cells)
+    out = TaskLaneDrawn(
+        lane.task, hint, simple.words, found.ahead, glyphs=simple.glyphs, cells=simple.cells
+    )
     _place_bars(out, simple.bars)
     out.rows = [(part, y) for bar, y in out.rows for part in _parts(bar, found, axis)]
     if lane.is_paused:  # no slot to come will run
@@ -130,7 +147,8 @@ def _place_bars(out: TaskLaneDrawn, bars: Sequence[Bar]) -> None:
 
 
 def _parts(bar: Bar, found: TaskLane, axis: Axis) -> list[Bar]:
-    """The attempts of a run side by side, with the waits between them left free; or the bar, if it had only one.
+    """The attempts of a run side by side, with the waits between them left free; or the bar, if it
+    had only one.
 
     A run that was split has one bar: between its attempts its parts run.
     """
@@ -174,7 +192,16 @@ def _expected(planned: Sequence[datetime], seconds: float, axis: Axis) -> list[B
         end = at + timedelta(seconds=seconds)
         if number + 1 < len(planned):
             end = min(end, planned[number + 1])
-        boxes.append(Box(axis.x(at), axis.width(at, end, 0.25), BAR_TOP, 13, "s-exp", f"{axis.time(at)}: expected"))
+        boxes.append(
+            Box(
+                axis.x(at),
+                axis.width(at, end, 0.25),
+                BAR_TOP,
+                13,
+                "s-exp",
+                f"{axis.time(at)}: expected",
+            )
+        )
     return boxes
 
 

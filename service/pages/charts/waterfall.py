@@ -10,14 +10,38 @@ from service.operations.runs.story import Phase, RunStory
 from service.pages.charts.axis import Axis
 from service.pages.frame.formatting import brief_duration, duration
 
-STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400, 604_800)
+STEPS = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1_800,
+    3_600,
+    7_200,
+    10_800,
+    21_600,
+    43_200,
+    86_400,
+    604_800,
+)
 MOST_TICKS = 5
 LAST_TICK = 95.0
 INSIDE = 30.0
 """Words fit into what is expected if it is so wide, in percent."""
 LEAST = 0.4
 """The least width of a bar, in percent."""
-WAITS = {"wait": ("Wait", "bar-queued"), "backoff": ("Backoff", ""), "parts": ("Parts", "bar-waiting")}
+WAITS = {
+    "wait": ("Wait", "bar-queued"),
+    "backoff": ("Backoff", ""),
+    "parts": ("Parts", "bar-waiting"),
+}
 """The label of what is no attempt, and its class."""
 OUTCOMES = {
     "succeeded": "bar-succeeded",
@@ -32,7 +56,9 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Step:
-    """A row. `label`, `hint`: left of it. `words`: at `words_x`, left of it if `is_end`. `css`: "" is a dotted line."""
+    """A row. `label`, `hint`: left of it. `words`: at `words_x`, left of it if `is_end`. `css`: ""
+    is a dotted line.
+    """
 
     label: str
     hint: str
@@ -65,13 +91,18 @@ def waterfall(found: RunStory, zone: ZoneInfo) -> Waterfall | None:
         return None
     goes_on = any(phase.end is None or phase.end > found.now for phase in found.phases)
     begin = found.phases[0].begin
-    ends = [phase.end or found.now for phase in found.phases] + ([found.expected] if found.expected else [])
+    ends = [phase.end or found.now for phase in found.phases] + (
+        [found.expected] if found.expected else []
+    )
     last = max([*ends, begin + timedelta(milliseconds=10)])
     axis = Axis(begin, last + (last - begin) * 0.02, zone)
     out = Waterfall(begin, left_out=found.left_out)
     out.ticks = _ticks(axis)
     if goes_on:
-        out.now, out.now_label = axis.x(found.now), brief_duration((found.now - begin).total_seconds())
+        out.now, out.now_label = (
+            axis.x(found.now),
+            brief_duration((found.now - begin).total_seconds()),
+        )
     out.steps = [_step(phase, axis, found) for phase in found.phases]
     return out
 
@@ -81,7 +112,9 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
     length = (axis.end - axis.begin).total_seconds()
     step = next((each for each in STEPS if length / each <= MOST_TICKS), STEPS[-1])
     numbers = range(int(length // step) + 1) if length >= 1 else range(1)
-    ticks = [(axis.x(axis.begin + timedelta(seconds=number * step)), number * step) for number in numbers]
+    ticks = [
+        (axis.x(axis.begin + timedelta(seconds=number * step)), number * step) for number in numbers
+    ]
     return [(x, duration(seconds) if seconds else "0 s") for x, seconds in ticks if x < LAST_TICK]
 
 
@@ -93,20 +126,32 @@ def _step(phase: Phase, axis: Axis, found: RunStory) -> Step:
     expected = None
     if phase.kind == "attempt":
         label, words = f"Attempt {phase.number}", _words(phase)
-        css = OUTCOMES.get(phase.outcome or "", "bar-retrying") if phase.end is not None else "bar-running"
+        css = (
+            OUTCOMES.get(phase.outcome or "", "bar-retrying")
+            if phase.end is not None
+            else "bar-running"
+        )
         if phase.end is None and found.expected is not None:
             expected = (axis.x(found.now), axis.width(found.now, found.expected))
             words = f"{words}, ends about {axis.time(found.expected)}".lstrip(", ")
     else:
         label, css = WAITS[phase.kind]
-        words = f"until {axis.time(phase.end, True)}" if phase.end is not None and phase.end > found.now else ""
+        words = (
+            f"until {axis.time(phase.end, True)}"
+            if phase.end is not None and phase.end > found.now
+            else ""
+        )
     is_wide = expected is not None and expected[1] > INSIDE
-    is_end = not is_wide and x + width + (expected[1] if expected is not None else 0.0) > 62 and x > 30
+    is_end = (
+        not is_wide and x + width + (expected[1] if expected is not None else 0.0) > 62 and x > 30
+    )
     if words and not is_end and not is_wide and x + width > 78:
         hint, words = f"{hint} · {words}", ""
     words_x = x if is_end else expected[0] if is_wide and expected is not None else x + width
     title = f"{label}: {axis.time(phase.begin, True)} to {axis.time(end, True)}, {hint}"
-    return Step(label, hint, x, width, css, words, round(words_x, 3), is_end, title, phase.fence, expected)
+    return Step(
+        label, hint, x, width, css, words, round(words_x, 3), is_end, title, phase.fence, expected
+    )
 
 
 def _words(phase: Phase) -> str:

@@ -1,4 +1,6 @@
-"""What a request for a page is answered with: the page, another address, or an error that says what to do."""
+"""What a request for a page is answered with: the page, another address, or an error that says what
+to do.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,16 @@ def _has_pages(app: Any) -> bool:
 
 
 async def not_found(request: Request, error: Exception) -> Response:
-    """The answer where there is nothing: a page for a browser, and problem details for a program."""
+    """The answer where there is nothing: a page for a browser, and problem details for a
+    program.
+    """
     words = "there is nothing at this address"
     is_of_the_api = request.url.path.startswith(f"{request.scope.get('root_path', '')}/api/")
-    wants_page = request.method == "GET" and "text/html" in request.headers.get("accept", "") and not is_of_the_api
+    wants_page = (
+        request.method == "GET"
+        and "text/html" in request.headers.get("accept", "")
+        and not is_of_the_api
+    )
     if wants_page and _has_pages(request.app):
         return await error_page(request, 404, words)
     return problem(404, words, "not_found")
@@ -99,7 +107,9 @@ def page(path: str, make: Page, role: Role = "viewer", blocks: Collection[str] =
             if (block := _block_of(request)) in blocks:
                 viewer = only(viewer, block)
             response = await html_answer(request, await make(request, viewer))
-            if request.headers.get("sec-fetch-mode", "navigate") == "navigate":  # no poll of a page that is left open
+            if (
+                request.headers.get("sec-fetch-mode", "navigate") == "navigate"
+            ):  # no poll of a page that is left open
                 remember(request, response, visits_in(request, viewer.now))
             return response
 
@@ -109,11 +119,17 @@ def page(path: str, make: Page, role: Role = "viewer", blocks: Collection[str] =
 
 
 def _block_of(request: Request) -> str:
-    """The block that htmx will put into the page, by the id of its element, such as section#all-nodes or div#p-late."""
-    return request.headers.get("hx-target", "").rpartition("#")[2].removeprefix("p-").replace("-", "_")
+    """The block that htmx will put into the page, by the id of its element, such as
+    section#all-nodes or div#p-late.
+    """
+    return (
+        request.headers.get("hx-target", "").rpartition("#")[2].removeprefix("p-").replace("-", "_")
+    )
 
 
-def download(path: str, make: Callable[[Request, Viewer], Awaitable[Response]], role: Role = "viewer") -> Route:
+def download(
+    path: str, make: Callable[[Request, Viewer], Awaitable[Response]], role: Role = "viewer"
+) -> Route:
     """A file that is read."""
 
     async def answer(request: Request) -> Response:
@@ -142,7 +158,9 @@ def action(path: str, act: Action, role: Role = "operator", form: Page | None = 
                 if form is None or wrong is None:
                     raise
                 came_from = local_path(fields.get("next"), "")
-                again = replace(viewer, here=here_of(request), came_from=came_from, entered=fields, wrong=wrong)
+                again = replace(
+                    viewer, here=here_of(request), came_from=came_from, entered=fields, wrong=wrong
+                )
                 return await html_answer(request, await form(request, again), 422)
             if isinstance(done, GoTo):
                 return RedirectResponse(viewer.root + done.path, 303)
@@ -160,36 +178,52 @@ def asked(path: str, ask: Page, act: Action, role: Role = "operator") -> list[Ro
 
 async def _answered(request: Request, make: Callable[[Guard], Awaitable[Response]]) -> Response:
     try:
-        given = (*request.path_params.values(), *(value for _, value in request.query_params.multi_items()))
+        given = (
+            *request.path_params.values(),
+            *(value for _, value in request.query_params.multi_items()),
+        )
         if any("\0" in str(value) for value in given):
             raise Refused(422, "the address has the character NUL, which no name has")
         return await make(request.app.guard)
     except Refused as refused:
-        if refused.status == 401 and request.method == "GET" and "hx-request" not in request.headers:
+        if (
+            refused.status == 401
+            and request.method == "GET"
+            and "hx-request" not in request.headers
+        ):
             return await to_sign_in(request)
         return await error_page(request, refused.status, refused.detail, refused.headers)
     except BatchError as error:
         return await error_page(request, STATUSES[error.kind], error.message)
     except Exception as error:
         logger.error(f"a page failed: {request.method} {request.url.path}", exc_info=error)
-        return await error_page(request, 500, "the service failed to show this page; its log has the error")
+        return await error_page(
+            request, 500, "the service failed to show this page; its log has the error"
+        )
 
 
 async def to_sign_in(request: Request) -> Response:
-    """The answer for a browser of which nobody is known: it goes on to the page where people sign in.
+    """The answer for a browser of which nobody is known: it goes on to the page where people sign
+    in.
 
     Without the URL of that page in the application around this one, it gets the answer 401.
     """
     if request.app.sign_in_url is not None:
         return RedirectResponse(request.app.sign_in_url, 303)
     if not request.app.signs_in:
-        return await error_page(request, 401, "Sign in to the application that contains this service.")
+        return await error_page(
+            request, 401, "Sign in to the application that contains this service."
+        )
     root = request.scope.get("root_path", "")
-    after = request.url.path.removeprefix(root) + (f"?{request.url.query}" if request.url.query else "")
+    after = request.url.path.removeprefix(root) + (
+        f"?{request.url.query}" if request.url.query else ""
+    )
     return RedirectResponse(f"{root}/signin?{urlencode({'next': brief(after, 2_000)})}", 303)
 
 
-async def error_page(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+async def error_page(
+    request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
     """The page for an error."""
     html = await render(
         "error.html",

@@ -1,4 +1,6 @@
-"""The files that pages need beside their HTML: styles, scripts, fonts. Their names change with their contents."""
+"""The files that pages need beside their HTML: styles, scripts, fonts. Their names change with
+their contents.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ STYLES = ("tokens.css", "base.css", "components.css", "night.css", "phone.css", 
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")
 HTMX = ("vendor/htmx.min.js", "vendor/hx-sse.min.js")
-"""htmx and its extension for live updates, which are sent as one: htmx looks at a page as soon as it is there, and an
-extension that came after that would never connect."""
+"""htmx and its extension for live updates, which are sent as one: htmx looks at a page as soon as
+it is there, and an extension that came after that would never connect.
+"""
 MODULE = ("time.js", "live.js", "dialog.js", "log.js", "keys.js")
 """The scripts of the pages, which are sent as one module in this order: they share their names."""
 FONTS = ("fonts/inter.woff2", "fonts/mono.woff2")
@@ -40,7 +43,9 @@ class Asset:
 
 @dataclass(frozen=True)
 class Assets:
-    """`by_name`: each file under the name that its content has given it. `names`: that name for each plain one."""
+    """`by_name`: each file under the name that its content has given it. `names`: that name for
+    each plain one.
+    """
 
     by_name: Mapping[str, Asset]
     names: Mapping[str, str]

@@ -39,10 +39,11 @@ def attempt(what: str, make: Callable[[], T]) -> T | None:
 
 
 async def render_blocks(template: str, blocks: Sequence[str], values: Mapping[str, Any]) -> str:
-    """The HTML of a template, whose `blocks` are rendered one by one before everything else that is in its contents.
+    """The HTML of a template, whose `blocks` are rendered one by one before everything else that is
+    in its contents.
 
-    What a block needs may be missing in `values`: then this block fails. In the blocks after it, `failed` has the names
-    of those that have failed. Raises RuntimeError if all of them have.
+    What a block needs may be missing in `values`: then this block fails. In the blocks after it,
+    `failed` has the names of those that have failed. Raises RuntimeError if all of them have.
     """
     return await offload(_render, template, blocks, values)
 

@@ -1,4 +1,6 @@
-"""A page that asks before something is changed: what will happen, choices, a note, and a way back."""
+"""A page that asks before something is changed: what will happen, choices, a note, and a way
+back.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True)
 class Confirm:
-    """What is asked. `do`, `leave`: the words on the buttons; without `do` there is nothing that could be done.
+    """What is asked. `do`, `leave`: the words on the buttons; without `do` there is nothing that
+    could be done.
 
     `back`: where the second one leads if it is not known where the person came from.
 
@@ -67,4 +70,6 @@ async def confirm(viewer: Viewer, current: str, asked: Confirm) -> str:
     values = [option.value for option in asked.options]
     entered = viewer.entered.get(asked.choice)
     chosen = entered if entered in values else next(iter(values), "")
-    return await render("confirm.html", **await shell_of(viewer, current, asked.title), asked=asked, chosen=chosen)
+    return await render(
+        "confirm.html", **await shell_of(viewer, current, asked.title), asked=asked, chosen=chosen
+    )

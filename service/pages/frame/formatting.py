@@ -1,6 +1,7 @@
 """Numbers, sizes, durations and instants as people read them. Pure.
 
-Everything is given in seconds, bytes and aware instants; an instant is shown in the zone of the viewer.
+Everything is given in seconds, bytes and aware instants; an instant is shown in the zone of the
+viewer.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ def rate(value: float) -> str:
 
 
 def counted(value: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun, such as "1 slot" or "12 slots". `plural`: default is the noun with an s."""
+    """A number with its noun, such as "1 slot" or "12 slots". `plural`: default is the noun with an
+    s.
+    """
     return f"{number(value)} {noun if value == 1 else plural or f'{noun}s'}"
 
 
 def percent(share: float) -> str:
-    """A share of 1 with one decimal, such as 41.2 %. It is rounded down: only all of it is 100 %."""
+    """A share of 1 with one decimal, such as 41.2 %. It is rounded down: only all of it is 100
+    %.
+    """
     return f"{math.floor(share * 1000 + 1e-9) / 10:.1f} %"
 
 
@@ -77,11 +82,15 @@ def brief_duration(seconds: float) -> str:
     """As a clock that was started shows it: 2:08, or 1:04:09."""
     whole = max(0, round(seconds))
     minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    return (
+        f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    )
 
 
 def relative(at: datetime, now: datetime) -> str:
-    """How far away an instant is, such as "in 12 min 52 s" or "4 min ago"; absolute beyond 30 days."""
+    """How far away an instant is, such as "in 12 min 52 s" or "4 min ago"; absolute beyond 30
+    days.
+    """
     distance = at - now
     if abs(distance) > FAR:
         return date(at, now)
@@ -90,14 +99,20 @@ def relative(at: datetime, now: datetime) -> str:
 
 
 def clock(at: datetime, zone: ZoneInfo, with_seconds: bool = False) -> str:
-    """The time of day in the zone, of 24 hours. In an hour that is repeated, as clocks go back, with its offset."""
+    """The time of day in the zone, of 24 hours. In an hour that is repeated, as clocks go back,
+    with its offset.
+    """
     local = at.astimezone(zone)
     is_repeated = local.replace(fold=0).utcoffset() != local.replace(fold=1).utcoffset()
-    return local.strftime("%H:%M:%S" if with_seconds else "%H:%M") + (f" {offset(at, zone)}" if is_repeated else "")
+    return local.strftime("%H:%M:%S" if with_seconds else "%H:%M") + (
+        f" {offset(at, zone)}" if is_repeated else ""
+    )
 
 
 def log_time(text: str, zone: ZoneInfo) -> str:
-    """The time of day of a log line, to the millisecond. `text`: the instant as it was logged; it may be anything."""
+    """The time of day of a log line, to the millisecond. `text`: the instant as it was logged; it
+    may be anything.
+    """
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
@@ -113,7 +128,9 @@ def day(at: datetime, zone: ZoneInfo, now: datetime) -> str:
 
 
 def moment(at: datetime, zone: ZoneInfo, now: datetime) -> str:
-    """The time of day; on other days than today with the day: "Sat 23:00" within a week, else "12 Sep 23:00"."""
+    """The time of day; on other days than today with the day: "Sat 23:00" within a week, else "12
+    Sep 23:00".
+    """
     local, today = at.astimezone(zone), now.astimezone(zone)
     time = clock(at, zone)
     if local.date() == today.date():
@@ -125,7 +142,9 @@ def moment(at: datetime, zone: ZoneInfo, now: datetime) -> str:
 
 
 def date(at: datetime, now: datetime) -> str:
-    """The date of an instant in its own zone, such as "12 Sep"; the year only if it is not this one."""
+    """The date of an instant in its own zone, such as "12 Sep"; the year only if it is not this
+    one.
+    """
     year = "" if at.year == now.year else f" {at.year}"
     return f"{at.day} {at:%b}{year}"
 
@@ -138,4 +157,6 @@ def offset(at: datetime, zone: ZoneInfo) -> str:
 
 def sentence_list(names: list[str]) -> str:
     """The names as in a sentence: "a, b and c"."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    return (
+        names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    )

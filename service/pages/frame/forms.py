@@ -35,7 +35,8 @@ _ALLOWED = re.compile(r" \(it takes [^()]*\)\Z")
 
 
 class Wrong(NamedTuple):
-    """What is wrong with a form that was sent. `field`: the name of the field; empty if it is not one of them.
+    """What is wrong with a form that was sent. `field`: the name of the field; empty if it is not
+    one of them.
 
     `others`: what is wrong with other fields, by their names.
     """
@@ -53,7 +54,10 @@ def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None
     if isinstance(error, Refused):
         words, is_mistake = error.detail, error.status in (400, 422)
     else:
-        words, is_mistake = error.message, error.kind == "invalid" or isinstance(error, UnknownPreview)
+        words, is_mistake = (
+            error.message,
+            error.kind == "invalid" or isinstance(error, UnknownPreview),
+        )
     if not is_mistake:
         return None
     about = _OF_TASK.sub("", words, count=1)
@@ -77,7 +81,9 @@ def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None
 
 
 async def fields_of(request: Request) -> Mapping[str, str]:
-    """The fields of a form; of several with one name the last one. Raises Refused for what no page of ours sends."""
+    """The fields of a form; of several with one name the last one. Raises Refused for what no page
+    of ours sends.
+    """
     if not hasattr(request.state, "fields"):
         request.state.fields = await _read_fields(request)
     fields: Mapping[str, str] = request.state.fields
@@ -90,7 +96,10 @@ async def csrf_in(request: Request) -> str:
 
 
 async def _read_fields(request: Request) -> Mapping[str, str]:
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+    if (
+        request.headers.get("content-type", "").partition(";")[0].strip()
+        != "application/x-www-form-urlencoded"
+    ):
         raise Refused(400, "allowed is the content of a form: application/x-www-form-urlencoded")
     body = bytearray()
     try:
@@ -101,7 +110,9 @@ async def _read_fields(request: Request) -> Mapping[str, str]:
     except ClientDisconnect:
         raise Refused(400, "the connection ended before the form was complete") from None
     try:
-        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
+        pairs = parse_qsl(
+            body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict"
+        )
     except ValueError:
         raise Refused(400, f"a form has {MOST_FIELDS} fields at most, in UTF-8") from None
     if any("\0" in value for _, value in pairs):
@@ -110,10 +121,14 @@ async def _read_fields(request: Request) -> Mapping[str, str]:
 
 
 def whole_id(request: Request, what: str) -> str:
-    """The id in the address: what is asked about has to be what is changed then, so a part of an id is not allowed."""
+    """The id in the address: what is asked about has to be what is changed then, so a part of an id
+    is not allowed.
+    """
     given = str(request.path_params[what])
     if ID.fullmatch(given) is None:
-        raise Refused(404, f"there is no {what} with the id {echoed(given)}; here it has to be whole")
+        raise Refused(
+            404, f"there is no {what} with the id {echoed(given)}; here it has to be whole"
+        )
     return given
 
 
@@ -137,7 +152,10 @@ def needed_note_of(fields: Mapping[str, str]) -> str:
     """The note that an acknowledgement needs. Raises Refused if it is too short or too long."""
     note = fields.get("note", "").strip()
     if not SHORTEST_NOTE <= len(note) <= LONGEST_NEEDED_NOTE:
-        raise Refused(422, f"note: {SHORTEST_NOTE} to {LONGEST_NEEDED_NOTE} characters are needed, which say why")
+        raise Refused(
+            422,
+            f"note: {SHORTEST_NOTE} to {LONGEST_NEEDED_NOTE} characters are needed, which say why",
+        )
     return note
 
 
@@ -155,7 +173,9 @@ def instant_of(name: str, fields: Mapping[str, str]) -> datetime | None:
 
 
 def local_instant_of(name: str, fields: Mapping[str, str], zone: ZoneInfo) -> datetime | None:
-    """The instant that was entered, which has no offset and is in the zone of the viewer; None if it is empty."""
+    """The instant that was entered, which has no offset and is in the zone of the viewer; None if
+    it is empty.
+    """
     if not (given := fields.get(name, "").strip()):
         return None
     try:
@@ -166,14 +186,23 @@ def local_instant_of(name: str, fields: Mapping[str, str], zone: ZoneInfo) -> da
 
 
 def check_number(count: int, fields: Mapping[str, str]) -> None:
-    """Raises Refused if so many runs are meant that their number has to be typed, and it was not."""
+    """Raises Refused if so many runs are meant that their number has to be typed, and it was
+    not.
+    """
     if count > TYPED_FROM and fields.get("number", "").replace(",", "").strip() != str(count):
         raise Refused(422, f"number: enter the number of runs, {count}, because there are many")
 
 
 def local_path(given: str | None, default: str = "/") -> str:
-    """A path on this site that a form or a link names, or the default: never the address of another site."""
-    if not given or not given.startswith("/") or given.startswith(("//", "/\\")) or len(given) > 2_000:
+    """A path on this site that a form or a link names, or the default: never the address of another
+    site.
+    """
+    if (
+        not given
+        or not given.startswith("/")
+        or given.startswith(("//", "/\\"))
+        or len(given) > 2_000
+    ):
         return default
     parts = urlsplit(given)
     is_plain = given.isprintable() and "\\" not in given

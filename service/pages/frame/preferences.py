@@ -1,4 +1,6 @@
-"""How somebody wants to see the pages: the time zone, light or dark. They are kept in cookies of the browser."""
+"""How somebody wants to see the pages: the time zone, light or dark. They are kept in cookies of
+the browser.
+"""
 
 from __future__ import annotations
 
@@ -38,4 +40,6 @@ async def set_preferences(request: Request) -> Response:
 def _set(request: Request, answer: Response, name: str, value: str) -> None:
     path = request.scope.get("root_path") or "/"
     is_secure = request.url.scheme == "https"
-    answer.set_cookie(name, value, max_age=YEAR, path=path, secure=is_secure, httponly=True, samesite="lax")
+    answer.set_cookie(
+        name, value, max_age=YEAR, path=path, secure=is_secure, httponly=True, samesite="lax"
+    )

@@ -1,4 +1,6 @@
-"""Renders templates. All text is escaped, and characters that could mislead a reader are made visible first."""
+"""Renders templates. All text is escaped, and characters that could mislead a reader are made
+visible first.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,12 @@ def environment() -> Environment:
     )
     for name in ("number", "rate", "counted", "percent", "size", "duration"):
         made.filters[name] = getattr(formatting, name)
-    made.filters |= {"lines": lines, "marked": marked, "tojson_text": json_text, "log_time": formatting.log_time}
+    made.filters |= {
+        "lines": lines,
+        "marked": marked,
+        "tojson_text": json_text,
+        "log_time": formatting.log_time,
+    }
     made.filters["kept_parts"] = parts_of
     made.globals |= {"icon": icon, "asset": assets().names.__getitem__, "formatting": formatting}
     return made
@@ -59,7 +66,9 @@ def _render(template: str, values: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """A value as it is put into a page: invisible and control characters of text are escapes such as `\\x1b`."""
+    """A value as it is put into a page: invisible and control characters of text are escapes such
+    as `\\x1b`.
+    """
     if value is None:
         return ""
     if isinstance(value, Markup) or not isinstance(value, str):
@@ -78,7 +87,8 @@ _COLOURS = re.compile(r"(?:\x1b|\\x1b)\[[0-9;]{0,20}m")
 def marked(text: str, wanted: str | None = None) -> Markup:
     """Text of several lines, in which what was searched for is marked, in large and small letters.
 
-    Colours of a terminal are left out: they are escaped in what was logged, such as \\x1b[33m, and tell nothing here.
+    Colours of a terminal are left out: they are escaped in what was logged, such as \\x1b[33m, and
+    tell nothing here.
     """
     text = _COLOURS.sub("", text)
     if not wanted:
@@ -86,7 +96,8 @@ def marked(text: str, wanted: str | None = None) -> Markup:
     shown = escaping.lines(escaping.brief(text, LONGEST_LINES))
     parts = re.split(f"({re.escape(wanted)})", shown, maxsplit=MOST_MARKS, flags=re.IGNORECASE)
     marks = (
-        Markup("<mark>{}</mark>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+        Markup("<mark>{}</mark>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
     )
     return Markup("").join(marks)
 
@@ -98,7 +109,9 @@ def json_text(value: Any) -> str:
 
 @cache
 def icon(name: str, css: str = "") -> Markup:
-    """An icon as SVG that stands in the page, so that it takes the colour of its text. It says nothing to readers."""
+    """An icon as SVG that stands in the page, so that it takes the colour of its text. It says
+    nothing to readers.
+    """
     found = _INNER.search((STATIC / "icons" / f"{name}.svg").read_text())
     assert found is not None, name
     inner = " ".join(found[1].split()).replace(" />", "/>").replace("> <", "><")

@@ -1,4 +1,6 @@
-"""What is around the contents of each page: navigation, the strip of nodes, the choice of zone and colours."""
+"""What is around the contents of each page: navigation, the strip of nodes, the choice of zone and
+colours.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ LIVE = {"/": "night", "/tasks": "tasks", "/runs": "runs"}
 
 @dataclass(frozen=True)
 class LiveViewer(Viewer):
-    """Only these blocks are rendered: for all who look at the page in the same way, or for one who asks for a block."""
+    """Only these blocks are rendered: for all who look at the page in the same way, or for one who
+    asks for a block.
+    """
 
     parts: tuple[str, ...] = ()
 
@@ -50,10 +54,14 @@ async def shell_of(viewer: Viewer, current: str, title: str) -> dict[str, Any]:
 
 
 def _live(here: str) -> str:
-    """The query of the stream that keeps this page up to date. A night that is over does not change."""
+    """The query of the stream that keeps this page up to date. A night that is over does not
+    change.
+    """
     path, _, query = here.partition("?")
     topic = LIVE.get(path, "nodes")
-    given = [(name, value) for name, value in parse_qsl(query) if name not in ("topic", "after_line")]
+    given = [
+        (name, value) for name, value in parse_qsl(query) if name not in ("topic", "after_line")
+    ]
     if topic == "nodes" or (topic == "night" and any(name == "until" for name, _ in given)):
         return "topic=nodes"
     return urlencode([("topic", topic), *given])

@@ -1,4 +1,6 @@
-"""Who looks at a page, and how: the role, the time zone, light or dark, and what forms have to send."""
+"""Who looks at a page, and how: the role, the time zone, light or dark, and what forms have to
+send.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,15 @@ ZONE_COOKIE, THEME_COOKIE = "batch_zone", "batch_theme"
 
 @dataclass(frozen=True)
 class Viewer:
-    """`zone`: in which instants are shown. `csrf`: what forms send back; None if nothing has to be sent.
+    """`zone`: in which instants are shown. `csrf`: what forms send back; None if nothing has to be
+    sent.
 
-    `root`: the path below which the pages stand, without a slash at its end. `here`: the path of this page below it,
-    with its query; empty for the answer to a form. `address`: the URL of the service, as the browser calls it.
-    `looked_before`: the end of the visit before this one; None if it is not known. `came_from`: the path of the page
-    from which this one was opened; empty if it is not known. `entered`, `wrong`: what was sent with a form, and what is
-    wrong with it, where the page of the form is shown again.
+    `root`: the path below which the pages stand, without a slash at its end. `here`: the path of
+    this page below it, with its query; empty for the answer to a form. `address`: the URL of the
+    service, as the browser calls it. `looked_before`: the end of the visit before this one; None if
+    it is not known. `came_from`: the path of the page from which this one was opened; empty if it
+    is not known. `entered`, `wrong`: what was sent with a form, and what is wrong with it, where
+    the page of the form is shown again.
     """
 
     actor: Actor
@@ -66,7 +70,9 @@ class Viewer:
         return str(self.zone).rpartition("/")[2].replace("_", " ")
 
 
-async def viewer_of(request: Request, guard: Guard, role: Role = "viewer", csrf: ReadCsrf | None = None) -> Viewer:
+async def viewer_of(
+    request: Request, guard: Guard, role: Role = "viewer", csrf: ReadCsrf | None = None
+) -> Viewer:
     """Who makes this request. Raises Refused: 401 for nobody, 403 for somebody without the role.
 
     `csrf`: reads what the form has sent back, once it is known who asks.

@@ -1,4 +1,6 @@
-"""When somebody looked before: the end of the visit before this one. It is kept in a cookie of the browser."""
+"""When somebody looked before: the end of the visit before this one. It is kept in a cookie of the
+browser.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ MONTH = 30 * 24 * 60 * 60
 
 @dataclass(frozen=True)
 class Visits:
-    """`before`: the end of the visit before this one, in whole seconds (UTC); None: it is not known."""
+    """`before`: the end of the visit before this one, in whole seconds (UTC); None: it is not
+    known.
+    """
 
     before: datetime | None
     now: datetime

@@ -1,4 +1,6 @@
-"""What many people see of one page while it changes: it is rendered once for all, and only what changed is sent."""
+"""What many people see of one page while it changes: it is rendered once for all, and only what
+changed is sent.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ LEAST_SECONDS = 1.0
 MOST_SHARE = 4.0
 """Between two renderings there is at least this many times as long as the last one took."""
 MOST_REST = 10.0
-"""The most seconds between two renderings: the last one may have waited for something, or its process may have been
-stopped meanwhile."""
+"""The most seconds between two renderings: the last one may have waited for something, or its
+process may have been stopped meanwhile.
+"""
 MOST_BEHIND = 10
 """A browser that has not seen this many versions gets the whole page again."""
 AT_ONCE = 2
@@ -34,7 +37,9 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 
 
 class Part(NamedTuple):
-    """A piece of HTML, and where it goes. `target`: the id of an element. `swap`: a way to swap of htmx."""
+    """A piece of HTML, and where it goes. `target`: the id of an element. `swap`: a way to swap of
+    htmx.
+    """
 
     target: str
     swap: str
@@ -44,8 +49,9 @@ class Part(NamedTuple):
 class Watch:
     """The parts of one page, as a viewer of this kind sees them.
 
-    `make`: renders them. `rest_seconds`: after this time they are rendered anew without an event. `slow`: targets of
-    parts that are sent once in SLOW_SECONDS. `quiet`: targets that those who have just come are not told.
+    `make`: renders them. `rest_seconds`: after this time they are rendered anew without an event.
+    `slow`: targets of parts that are sent once in SLOW_SECONDS. `quiet`: targets that those who
+    have just come are not told.
     """
 
     def __init__(
@@ -81,12 +87,16 @@ class Watch:
             await asyncio.shield(self._making)
 
     def changes(self, seen: int) -> bytes:
-        """What somebody gets who has seen this version, as the data of an event; empty if it is the newest one."""
+        """What somebody gets who has seen this version, as the data of an event; empty if it is the
+        newest one.
+        """
         if seen < self.version - MOST_BEHIND:
             seen = 0
         if seen not in self._told:
             parts = [part for part, version in self._parts.values() if version > seen]
-            self._told[seen] = data_of(part for part in parts if seen or part.target not in self._quiet)
+            self._told[seen] = data_of(
+                part for part in parts if seen or part.target not in self._quiet
+            )
         return self._told[seen]
 
     def _is_due(self) -> bool:
@@ -96,7 +106,10 @@ class Watch:
         return self._is_outdated or passed >= self._rest_seconds
 
     async def _remake(self) -> None:
-        began, self._took = clock.monotonic(), 0.0  # what has failed says nothing of how long it takes
+        began, self._took = (
+            clock.monotonic(),
+            0.0,
+        )  # what has failed says nothing of how long it takes
         self._is_outdated = False
         try:
             async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE)):
@@ -140,7 +153,12 @@ class Watch:
 def data_of(parts: Iterable[Part]) -> bytes:
     """Parts as the data of a server-sent event."""
     text = "".join(
-        f'<hx-partial hx-target="[id=\'{part.target}\']" hx-swap="{part.swap}">{part.html}</hx-partial>'
+        f"<hx-partial hx-target=\"[id='{part.target}']\" "
+        f'hx-swap="{part.swap}">{part.html}</hx-partial>'
         for part in parts
     )
-    return b"".join(b"data: %b\n" % line for line in re.split(rb"\r\n|\r|\n", text.encode())) if text else b""
+    return (
+        b"".join(b"data: %b\n" % line for line in re.split(rb"\r\n|\r|\n", text.encode()))
+        if text
+        else b""
+    )

@@ -16,15 +16,22 @@ TOGETHER = timedelta(minutes=10)
 """Processes that start within this time with the same version are one deploy."""
 OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
 """Kinds of needs that are about runs that have failed."""
-_BEGUN = {"quarantine": "has put items into quarantine", "empty": "has a result that is not as expected"}
-"""What happened first to a task that needs a person, by the kind of the need, where its run did not fail."""
+_BEGUN = {
+    "quarantine": "has put items into quarantine",
+    "empty": "has a result that is not as expected",
+}
+"""What happened first to a task that needs a person, by the kind of the need, where its run did not
+fail.
+"""
 MANY = 3
 """So many runs by hand of one task and person, and more, are one line."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of "What changed". `task`: the task that the words begin with. `css`: hit for a failure, or nothing."""
+    """A line of "What changed". `task`: the task that the words begin with. `css`: hit for a
+    failure, or nothing.
+    """
 
     at: datetime
     icon: str
@@ -66,12 +73,25 @@ def lines_of(
     since: datetime,
     outages: Sequence[tuple[datetime, datetime]] = (),
 ) -> list[Line]:
-    """The changes of the window, where each open failure began, and when no service ran, the oldest first."""
+    """The changes of the window, where each open failure began, and when no service ran, the oldest
+    first.
+    """
     lines = [_line(change) for change in changes]
     failing = [need for need in needs if need.kind in OF_RUNS and need.failing_since is not None]
-    lines += [_begun(need) for need in failing if need.failing_since is not None and need.failing_since >= since]
     lines += [
-        Line(begin, "unplug", None, f"No service for {duration((end - begin).total_seconds())}", "", "out")
+        _begun(need)
+        for need in failing
+        if need.failing_since is not None and need.failing_since >= since
+    ]
+    lines += [
+        Line(
+            begin,
+            "unplug",
+            None,
+            f"No service for {duration((end - begin).total_seconds())}",
+            "",
+            "out",
+        )
         for begin, end in outages
     ]
     return _by_hand(_joined(sorted(lines, key=lambda line: line.at)))
@@ -97,21 +117,47 @@ def _line(change: NightChange) -> Line:
     if change.kind == "service.deploy":
         before = change.before.get("application") if isinstance(change.before, dict) else None
         was = f", was {before}" if before else ""
-        return Line(change.at, "rocket", None, f"{deployed(change) or 'A new version'} deployed{was}", change.actor)
+        return Line(
+            change.at,
+            "rocket",
+            None,
+            f"{deployed(change) or 'A new version'} deployed{was}",
+            change.actor,
+        )
     if change.kind == "service.start":
         return Line(change.at, "power", None, "A service started", change.actor)
     if change.kind == "clock.change":
         way = "back" if str(change.after) < str(change.before) else "forward"
-        return Line(change.at, "sun-moon", None, f"Clocks went {way}: {change.before} to {change.after}", change.actor)
+        return Line(
+            change.at,
+            "sun-moon",
+            None,
+            f"Clocks went {way}: {change.before} to {change.after}",
+            change.actor,
+        )
     if change.kind == "settings.change":
-        return Line(change.at, "settings-2", None, _settings(change.before, change.after), change.actor)
+        return Line(
+            change.at, "settings-2", None, _settings(change.before, change.after), change.actor
+        )
     if change.kind == "schedule.change":
-        return Line(change.at, "calendar-clock", change.task, _schedule(change.before, change.after), change.actor)
+        return Line(
+            change.at,
+            "calendar-clock",
+            change.task,
+            _schedule(change.before, change.after),
+            change.actor,
+        )
     icon, words = _PLAIN.get(change.kind, ("info", change.kind.replace(".", " ").replace("_", " ")))
     if change.kind.startswith("bulk.") and isinstance(change.after, dict):
         request = change.after.get("request")
         task = request.get("task") if isinstance(request, dict) else None
-        return Line(change.at, icon, task, f"{change.after.get('count', 0):,} {words}", f"{change.actor}{note}")
+        return Line(
+            change.at,
+            icon,
+            task,
+            f"{change.after.get('count', 0):,} {words}",
+            f"{change.actor}{note}",
+        )
     if change.kind == "task.backfill" and isinstance(change.after, dict):
         words += _runs_of_backfill(change.after)
     if change.kind.startswith("slots.") and isinstance(change.after, dict):
@@ -120,14 +166,20 @@ def _line(change: NightChange) -> Line:
 
 
 def _runs_of_backfill(counts: Mapping[str, Any]) -> str:
-    """How many runs a backfill has made or repeated, also of the tasks that come after; empty if it does not say so."""
+    """How many runs a backfill has made or repeated, also of the tasks that come after; empty if it
+    does not say so.
+    """
     number, after = _changed(counts), counts.get("after")
     if number is None or not isinstance(after, dict):
         return ""
-    named = {str(name): _changed(each) or 0 for name, each in after.items() if isinstance(each, dict)}
+    named = {
+        str(name): _changed(each) or 0 for name, each in after.items() if isinstance(each, dict)
+    }
     parts = [f"{runs:,} of {name}" for name, runs in named.items() if runs]
     more = f" and {len(parts) - MANY} more" if len(parts) > MANY else ""
-    return f", {counted(number, 'run')}" + (f"; after it {', '.join(parts[:MANY])}{more}" if parts else "")
+    return f", {counted(number, 'run')}" + (
+        f"; after it {', '.join(parts[:MANY])}{more}" if parts else ""
+    )
 
 
 def _changed(counts: Mapping[str, Any]) -> int | None:
@@ -152,7 +204,11 @@ def _schedule(before: Any, after: Any) -> str:
 
 
 def _cron(value: Any) -> str | None:
-    return f"{value.get('cron')} {value.get('timezone', '')}".strip() if isinstance(value, dict) else value
+    return (
+        f"{value.get('cron')} {value.get('timezone', '')}".strip()
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _begun(need: Need) -> Line:
@@ -160,7 +216,9 @@ def _begun(need: Need) -> Line:
     detail = need.error
     if need.after is not None and need.after.version:
         detail = f"{duration(need.after.seconds)} after {need.after.version}"
-    words = _BEGUN.get(need.kind) or ("begins to fail" if need.open + need.retrying > 1 else "failed")
+    words = _BEGUN.get(need.kind) or (
+        "begins to fail" if need.open + need.retrying > 1 else "failed"
+    )
     return Line(need.failing_since, "circle-x", need.task, words, detail, "hit")
 
 
@@ -168,10 +226,19 @@ def _joined(lines: Sequence[Line]) -> list[Line]:
     """Starts and deploys of several processes at about the same time are one line."""
     joined: list[Line] = []
     for line in lines:
-        last = next((n for n in reversed(range(len(joined))) if joined[n].words == line.words and not line.task), None)
+        last = next(
+            (
+                n
+                for n in reversed(range(len(joined)))
+                if joined[n].words == line.words and not line.task
+            ),
+            None,
+        )
         if last is not None and not line.css and line.at - joined[last].at <= TOGETHER:
             before = joined[last]
-            joined[last] = Line(before.at, before.icon, None, before.words, f"{before.detail}, {line.detail}")
+            joined[last] = Line(
+                before.at, before.icon, None, before.words, f"{before.detail}, {line.detail}"
+            )
         else:
             joined.append(line)
     return joined

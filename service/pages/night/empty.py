@@ -1,4 +1,6 @@
-"""What is shown instead of Night and of the tasks as long as there is no task: how to make the first one."""
+"""What is shown instead of Night and of the tasks as long as there is no task: how to make the
+first one.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Hello(BaseTask):
 
 
 async def show_empty(viewer: Viewer, current: str) -> str:
-    """Render the page, which changes by itself with the first task. `current`: the page in whose place it is."""
+    """Render the page, which changes by itself with the first task. `current`: the page in whose
+    place it is.
+    """
     operations = viewer.operations
     settings = {each.name: each.value for each in (await operations.settings()).settings}
     shell = await shell_of(viewer, current, "No tasks yet")

@@ -34,7 +34,8 @@ CHANGES = {
 # The clock of the database may be a little behind; it allows seven days.
 _LEFT = "It leaves “Needs a person”, with your name and note."
 _ACKNOWLEDGED = (
-    "Its runs leave “Needs a person” and stand under “Dealt with”, with your name and note. They stay failed in every "
+    "Its runs leave “Needs a person” and stand under “Dealt with”, with your name and note. They "
+    "stay failed in every "
     "count, and can still be retried."
 )
 KINDS = {
@@ -58,7 +59,12 @@ KINDS = {
 }
 _LONGEST_NUMBER = 9
 OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
-QUIET = {"no": None, "hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7, minutes=-5)}
+QUIET = {
+    "no": None,
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+    "week": timedelta(days=7, minutes=-5),
+}
 
 
 async def show_incident(request: Request, viewer: Viewer) -> str:
@@ -81,29 +87,48 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
 def _just_done(request: Request) -> str:
     """What an acknowledgement has just done that has left later failures open."""
     numbers = [request.query_params.get(name, "") for name in ("acknowledged", "still_open")]
-    if not all(number.isascii() and number.isdigit() and len(number) < _LONGEST_NUMBER for number in numbers):
+    if not all(
+        number.isascii() and number.isdigit() and len(number) < _LONGEST_NUMBER
+        for number in numbers
+    ):
         return ""
     acknowledged, still_open = map(int, numbers)
     verb = "it is" if still_open == 1 else "they are"
-    return f"{formatting.counted(acknowledged, 'run')} acknowledged; {still_open:,} failed since, {verb} still open."
+    return (
+        f"{formatting.counted(acknowledged, 'run')} acknowledged; {still_open:,} failed since, "
+        f"{verb} still open."
+    )
 
 
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     """Say what a retry of all failed runs means, and offer to try the newest one first."""
     with_same = request.query_params.get("same") == "1"
-    plan = await viewer.operations.incidents.plan_retry(whole_id(request, "incident"), with_same_error=with_same)
+    plan = await viewer.operations.incidents.plan_retry(
+        whole_id(request, "incident"), with_same_error=with_same
+    )
     number = plan.preview.count
     if not number:
-        words = "No failed run of this incident is open: all were retried, made good or acknowledged."
+        words = (
+            "No failed run of this incident is open: all were retried, made good or acknowledged."
+        )
         return await confirm(viewer, "night", Confirm("Nothing to retry", [words], "", "Back", "/"))
     if plan.changed:
-        words = f"Since the last failure {formatting.sentence_list([CHANGES[each] for each in plan.changed])}."
+        words = (
+            "Since the last failure "
+            f"{formatting.sentence_list([CHANGES[each] for each in plan.changed])}."
+        )
     else:
         words = "Nothing has changed since the last failure: the same error is likely."
     every = "the run" if number == 1 else f"all {number:,} runs"
     options = [
-        Option("trial", "The newest one first", f"If it succeeds, Night offers to retry the other {number - 1:,}."),
-        Option("all", f"{every[0].upper()}{every[1:]}", "They wait behind every slot that is on time."),
+        Option(
+            "trial",
+            "The newest one first",
+            f"If it succeeds, Night offers to retry the other {number - 1:,}.",
+        ),
+        Option(
+            "all", f"{every[0].upper()}{every[1:]}", "They wait behind every slot that is on time."
+        ),
     ]
     fields = [Field("note", "Why", "It is recorded with the change.")]
     if number > TYPED_FROM:
@@ -119,15 +144,23 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     hidden = Field("preview", "", kind="hidden", value=plan.preview.id)
     newest = Field("newest", "", kind="hidden", value=plan.newest or "")
     chosen = options if number > 1 else options[1:]
-    return await confirm(viewer, "night", asked.with_options("which", chosen).with_fields(*fields, hidden, newest))
+    return await confirm(
+        viewer, "night", asked.with_options("which", chosen).with_fields(*fields, hidden, newest)
+    )
 
 
 def _facts(plan: RetryPlan, viewer: Viewer) -> list[tuple[str, str]]:
     facts = [("Runs", f"{plan.preview.count:,}"), *by_task(plan.preview)]
     first, last = plan.preview.first, plan.preview.last
     if first is not None and last is not None and first.slot is not None and last.slot is not None:
-        slots = [formatting.moment(each.slot, viewer.zone, viewer.now) for each in (last, first) if each.slot]
-        facts.append(("Slots", slots[0] if plan.preview.count == 1 else f"{slots[0]} to {slots[1]}"))
+        slots = [
+            formatting.moment(each.slot, viewer.zone, viewer.now)
+            for each in (last, first)
+            if each.slot
+        ]
+        facts.append(
+            ("Slots", slots[0] if plan.preview.count == 1 else f"{slots[0]} to {slots[1]}")
+        )
     facts.append(("Attempt", f"number {plan.attempt} of the newest"))
     if plan.p50 is not None:
         all_of_them = formatting.duration(plan.p50 * plan.preview.count)
@@ -165,11 +198,15 @@ async def ask_to_acknowledge(request: Request, viewer: Viewer) -> str:
         Option("no", "If the same error comes again, show it at once"),
         Option("hour", "Stay quiet about this error for an hour"),
         Option("day", "Stay quiet about this error for a day", "This ends with the first success."),
-        Option("week", "Stay quiet about this error for a week", "This ends with the first success."),
+        Option(
+            "week", "Stay quiet about this error for a week", "This ends with the first success."
+        ),
     ]
     note = Field("note", "What is done about it, or why nothing has to be done", is_needed=True)
     seen = Field("failed_until", "", kind="hidden", value=incident.last_at.isoformat())
-    return await confirm(viewer, "night", asked.with_options("quiet", options).with_fields(note, seen))
+    return await confirm(
+        viewer, "night", asked.with_options("quiet", options).with_fields(note, seen)
+    )
 
 
 async def acknowledge(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
@@ -178,7 +215,9 @@ async def acknowledge(request: Request, viewer: Viewer, fields: Mapping[str, str
     until = viewer.now + quiet if quiet is not None else None
     seen = instant_of("failed_until", fields)
     incident = whole_id(request, "incident")
-    done = await viewer.operations.incidents.acknowledge(incident, needed_note_of(fields), until, seen)
+    done = await viewer.operations.incidents.acknowledge(
+        incident, needed_note_of(fields), until, seen
+    )
     if done.still_open:
         return GoTo(f"/incidents/{incident}?acknowledged={done.runs}&still_open={done.still_open}")
     return back(fields, "/")

@@ -15,7 +15,8 @@ from service.pages.frame.viewer import Viewer
 from service.web.problems import Refused
 
 _WORDS = (
-    "They stay missed in every count, and Night no longer asks to watch them. Your name and note stand beside them.",
+    "They stay missed in every count, and Night no longer asks to watch them. Your name and note "
+    "stand beside them.",
     "A backfill can still run them.",
 )
 MOST_NAMED = 20

@@ -26,7 +26,9 @@ from service.pages.night.empty import show_empty
 MOST_ROWS = 20
 """So many rows of what needs a person are shown in full; a bad night may have hundreds."""
 BLOCKS = ("chart", "needs", "late", "missing", "changes", "next", "backup", "lanes", "verdict")
-"""The blocks of the page. The verdict is the last one, because it says whether all others could be rendered."""
+"""The blocks of the page. The verdict is the last one, because it says whether all others could be
+rendered.
+"""
 
 
 async def show_night(request: Request, viewer: Viewer) -> str:
@@ -63,9 +65,15 @@ def _drawn(page: NightPage, viewer: Viewer) -> dict[str, Any]:
     found = page.night
     drawings: Mapping[str, Callable[[], dict[str, Any]]] = {
         "charts": lambda: _charts(page, viewer),
-        "changes": lambda: {"changes": lines_of(found.changes, found.needs, found.since, _outages(found))},
-        "late": lambda: {"late_bars": [late_bar(run, found.as_of, viewer.zone) for run in found.late]},
-        "sparks": lambda: {"sparks": {task: spark_boxes(runs) for task, runs in page.sparks.items()}},
+        "changes": lambda: {
+            "changes": lines_of(found.changes, found.needs, found.since, _outages(found))
+        },
+        "late": lambda: {
+            "late_bars": [late_bar(run, found.as_of, viewer.zone) for run in found.late]
+        },
+        "sparks": lambda: {
+            "sparks": {task: spark_boxes(runs) for task, runs in page.sparks.items()}
+        },
         "needs": lambda: _rows(page, viewer),
     }
     drawn: dict[str, Any] = {}
@@ -75,7 +83,8 @@ def _drawn(page: NightPage, viewer: Viewer) -> dict[str, Any]:
 
 
 def _rows(page: NightPage, viewer: Viewer) -> dict[str, Any]:
-    """What needs a person: MOST_ROWS as whole rows, the others as lines, and what is older than the night.
+    """What needs a person: MOST_ROWS as whole rows, the others as lines, and what is older than the
+    night.
 
     The last runs of a task stand in its first row only.
     """
@@ -85,7 +94,10 @@ def _rows(page: NightPage, viewer: Viewer) -> dict[str, Any]:
     older = [need for need, old in zip(needs, is_old, strict=True) if old]
     first_of = {need.task: need for need in reversed([*fresh, *older])}
     rows, old_rows = (
-        [(need, _facts(page, need, viewer, is_first=first_of[need.task] is need)) for need in some[:MOST_ROWS]]
+        [
+            (need, _facts(page, need, viewer, is_first=first_of[need.task] is need))
+            for need in some[:MOST_ROWS]
+        ]
         for some in (fresh, older)
     )
     more = {"further": fresh[MOST_ROWS:], "older_further": older[MOST_ROWS:]}
@@ -94,7 +106,9 @@ def _rows(page: NightPage, viewer: Viewer) -> dict[str, Any]:
 
 def _outages(found: Night) -> list[tuple[datetime, datetime]]:
     return [
-        (each.begin, each.until) for each in found.did_not_run if each.cause == "down" and each.begin and each.until
+        (each.begin, each.until)
+        for each in found.did_not_run
+        if each.cause == "down" and each.begin and each.until
     ]
 
 
@@ -103,9 +117,18 @@ def _charts(page: NightPage, viewer: Viewer) -> dict[str, Any]:
     found, length = page.night, timedelta(seconds=page.column)
     axis, outages = axis_of(page.columns, length, viewer.zone), _outages(found)
     now = found.as_of if found.next is not None else None
-    chart = night_chart(page.columns, axis, length, now, moments_of(found.needs, found.changes, found.since), outages)
+    chart = night_chart(
+        page.columns,
+        axis,
+        length,
+        now,
+        moments_of(found.needs, found.changes, found.since),
+        outages,
+    )
     pairs = joined(page.columns)
-    small = night_chart(pairs, axis_of(pairs, 2 * length, viewer.zone), 2 * length, now, [], outages)
+    small = night_chart(
+        pairs, axis_of(pairs, 2 * length, viewer.zone), 2 * length, now, [], outages
+    )
     ten_minutes = axis.width(axis.begin, axis.begin + timedelta(minutes=10))
     lanes = [drawn(lane, axis, now, ten_minutes) for lane in page.lanes.lanes]
     rest = drawn(page.lanes.rest, axis, now, ten_minutes) if page.lanes.rest is not None else None
@@ -133,21 +156,30 @@ def _heading(found: Night, until: datetime | None, viewer: Viewer) -> str:
 
 
 def _facts(page: NightPage, need: Any, viewer: Viewer, is_first: bool) -> dict[str, Any]:
-    """The words of a row: since when it fails, and when it was first seen. `is_first`: of its task."""
+    """The words of a row: since when it fails, and when it was first seen. `is_first`: of its
+    task.
+    """
     found, sparks = page.night, page.sparks.get(need.task or "", ())
     ended = [spark.state for spark in sparks if spark.state in ("succeeded", "failed")]
     bad = ended.count("failed")
-    in_a_row = next((number for number, state in enumerate(reversed(ended)) if state == "succeeded"), len(ended))
+    in_a_row = next(
+        (number for number, state in enumerate(reversed(ended)) if state == "succeeded"), len(ended)
+    )
     is_each = in_a_row and in_a_row >= need.open
     share = "each run since" if is_each else f"{bad} of its last {len(ended)} runs" if bad else ""
     now, zone = found.as_of, viewer.zone
     since = formatting.moment(need.failing_since, zone, now) if need.failing_since else "–"
-    elapsed = formatting.duration((now - need.failing_since).total_seconds()) if need.failing_since else ""
+    elapsed = (
+        formatting.duration((now - need.failing_since).total_seconds())
+        if need.failing_since
+        else ""
+    )
     after = ""
     if need.after is not None:
-        what = need.after.version or {"service.start": "a restart", "settings.change": "a new setting"}.get(
-            need.after.kind, "a change of its schedule"
-        )
+        what = need.after.version or {
+            "service.start": "a restart",
+            "settings.change": "a new setting",
+        }.get(need.after.kind, "a change of its schedule")
         after = f"{formatting.duration(need.after.seconds)} after {what}"
     is_new = need.first_seen is not None and need.first_seen >= found.since
     first = formatting.moment(need.first_seen, zone, now) if need.first_seen else "–"

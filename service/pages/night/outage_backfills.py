@@ -15,10 +15,14 @@ from service.web.problems import Refused
 
 
 async def ask(request: Request, viewer: Viewer) -> str:
-    """The preview of `?since=&until=`, the first and the last slot. Or how far the backfills of `?begun=` are."""
+    """The preview of `?since=&until=`, the first and the last slot. Or how far the backfills of
+    `?begun=` are.
+    """
     if begun := request.query_params.get("begun"):
         found = await viewer.operations.slots.begun_backfills(_ids(begun))
-        return await render("backfills.html", **await shell_of(viewer, "night", "Backfill"), begun=found)
+        return await render(
+            "backfills.html", **await shell_of(viewer, "night", "Backfill"), begun=found
+        )
     since, until = (instant_of(name, request.query_params) for name in ("since", "until"))
     if since is None or until is None:
         raise Refused(422, "since and until: the first and the last slot are needed")
@@ -33,7 +37,9 @@ async def ask(request: Request, viewer: Viewer) -> str:
 
 
 async def begin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
-    """Begin the backfills that the page has shown. Sent twice, it begins them once: each preview can begin once."""
+    """Begin the backfills that the page has shown. Sent twice, it begins them once: each preview
+    can begin once.
+    """
     ids = _ids(fields.get("previews", ""))
     known = await viewer.operations.slots.begun_backfills(ids)
     check_number(sum(each.count for each in known), fields)

@@ -1,4 +1,6 @@
-"""The page of the slots that are unaccounted for: what the number in Night's sentence counts, one by one."""
+"""The page of the slots that are unaccounted for: what the number in Night's sentence counts, one
+by one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from service.pages.frame.window import window_in, window_in_words
 
 WHAT_TO_DO = {
     Kind.GAP: "A service has gone past it, so nothing will run it by itself. A backfill does its work.",
-    Kind.LATE: "The service is busy or stuck. It handles the slot as soon as it goes on; its log may say why.",
+    Kind.LATE: "The service is busy or stuck. It handles the slot as soon as it goes on; its log may "
+    "say why.",
     Kind.DUE: "No running service has the task: start one, or bring the file of the task back.",
 }
 
@@ -23,7 +26,10 @@ async def show_unaccounted(request: Request, viewer: Viewer) -> str:
     """The slots of a window as Night has it, the newest first."""
     since, until, _ = window_in(request, viewer)
     found = await viewer.operations.slots.unaccounted(since, until, str(viewer.zone))
-    ends = {"since": found.since.isoformat(), **({"until": found.until.isoformat()} if found.until else {})}
+    ends = {
+        "since": found.since.isoformat(),
+        **({"until": found.until.isoformat()} if found.until else {}),
+    }
     return await render(
         "unaccounted.html",
         **await shell_of(viewer, "night", "Unaccounted slots"),

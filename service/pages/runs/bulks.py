@@ -1,4 +1,6 @@
-"""Changes of many runs: a preview of what the filter of the list finds, the begin, and how far a bulk is."""
+"""Changes of many runs: a preview of what the filter of the list finds, the begin, and how far a
+bulk is.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from service.operations.runs.run_list import RunFilter
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo
 from service.pages.frame.confirm import Confirm, Field, confirm
-from service.pages.frame.forms import TYPED_FROM, check_number, needed_note_of, note_of, preview_of, whole_id
+from service.pages.frame.forms import (
+    TYPED_FROM,
+    check_number,
+    needed_note_of,
+    note_of,
+    preview_of,
+    whole_id,
+)
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.states import ACTIVE
@@ -20,14 +29,17 @@ from service.pages.frame.viewer import Viewer
 from service.pages.runs.run_filter import conditions_of, given_in, words_of
 
 SAYS = {
-    "retry": "Each gets a new attempt, which goes on after its last checkpoint, and waits behind every slot on time.",
+    "retry": "Each gets a new attempt, which goes on after its last checkpoint, and waits behind "
+    "every slot on time.",
     "cancel": "What they have committed stays committed. Their slots count as cancelled.",
     "acknowledge": "They stay failed, and no longer count as something that needs a person.",
 }
 
 
 async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
-    """Say which runs of the filter would be changed. The preview keeps their ids, so later ones are not among them."""
+    """Say which runs of the filter would be changed. The preview keeps their ids, so later ones are
+    not among them.
+    """
     given = given_in(request.query_params)
     conditions = conditions_of(given, viewer)
     if states := conditions.get("state"):
@@ -36,16 +48,27 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
     preview = await viewer.operations.bulks.preview(action, RunFilter.of(**conditions))
     what = formatting.counted(preview.count, "run")
     if not preview.count:
-        words = f"None of the runs of this filter is in a state in which it can be changed: {_states(action)}."
-        return await confirm(viewer, "runs", Confirm(f"Nothing to {action}", [words], "", "Back", back))
+        words = (
+            "None of the runs of this filter is in a state in which it can be changed: "
+            f"{_states(action)}."
+        )
+        return await confirm(
+            viewer, "runs", Confirm(f"Nothing to {action}", [words], "", "Back", back)
+        )
     facts = [("Filter", words_of(given, viewer)), ("Runs", f"{preview.count:,}"), *by_task(preview)]
     for name, run in (("Newest", preview.first), ("Oldest", preview.last)):
         if run is not None:
             at = formatting.moment(run.slot or run.created_at, viewer.zone, viewer.now)
             facts.append((name, f"{run.task} {at}, {run.state}"))
-    fields = [Field("note", "Why", "It is recorded with the change.", is_needed=action == "acknowledge")]
+    fields = [
+        Field("note", "Why", "It is recorded with the change.", is_needed=action == "acknowledge")
+    ]
     if preview.count > TYPED_FROM:
-        fields.append(Field("number", f"Enter the number of runs, {preview.count}", kind="text", is_needed=True))
+        fields.append(
+            Field(
+                "number", f"Enter the number of runs, {preview.count}", kind="text", is_needed=True
+            )
+        )
     asked = Confirm(
         f"{action.capitalize()} {what}?",
         [SAYS[action]],

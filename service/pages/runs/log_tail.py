@@ -1,4 +1,6 @@
-"""The new lines of a run's log, read and rendered once for all who have seen the same lines before."""
+"""The new lines of a run's log, read and rendered once for all who have seen the same lines
+before.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class LogTail:
         self._answers: dict[str, tuple[float, asyncio.Task[More]]] = {}
 
     async def after(self, place: str) -> More:
-        """The lines after a place. Those who ask within half a second for the same place get the same answer."""
+        """The lines after a place. Those who ask within half a second for the same place get the
+        same answer.
+        """
         now = clock.monotonic()
         asked_at, answer = self._answers.get(place, (0.0, None))
         if answer is None or (answer.done() and now - asked_at >= LOOK_SECONDS):

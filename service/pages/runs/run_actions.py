@@ -1,4 +1,6 @@
-"""What a person does with one run: cancel it, retry it, acknowledge it. Each asks first, on a page of its own."""
+"""What a person does with one run: cancel it, retry it, acknowledge it. Each asks first, on a page
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ async def ask_to_cancel(request: Request, viewer: Viewer) -> str:
     run = await viewer.operations.runs.current(whole_id(request, "run"))
     if run.state not in ACTIVE:
         ended = [f"The run has ended: it is {run.state}."]
-        return await confirm(viewer, "runs", Confirm("Nothing to cancel", ended, "", "Back", f"/runs/{run.id}"))
+        return await confirm(
+            viewer, "runs", Confirm("Nothing to cancel", ended, "", "Back", f"/runs/{run.id}")
+        )
     if run.state == "running":
         kept = (
             f"The {run.count:,} items so far that are committed stay so."
@@ -29,10 +33,19 @@ async def ask_to_cancel(request: Request, viewer: Viewer) -> str:
         )
         words = [f"The run stops at its next checkpoint. {kept}"]
     else:
-        words = ["It waits, and no further attempt is made. What earlier attempts have committed stays so."]
+        words = [
+            "It waits, and no further attempt is made. What earlier attempts have committed "
+            "stays so."
+        ]
     if run.slot is not None:
         words.append("Its slot counts as cancelled. A retry can run it later.")
-    asked = Confirm(f"Cancel this run of {run.task}?", words, "Cancel the run", "Keep it running", f"/runs/{run.id}")
+    asked = Confirm(
+        f"Cancel this run of {run.task}?",
+        words,
+        "Cancel the run",
+        "Keep it running",
+        f"/runs/{run.id}",
+    )
     return await confirm(viewer, "runs", asked.with_fields(NOTE))
 
 
@@ -43,11 +56,23 @@ async def cancel(request: Request, viewer: Viewer, fields: Mapping[str, str]) ->
 
 
 OF_OTHERS = [
-    Option("resume", "Go on after its last checkpoint", "What earlier attempts have committed is not done again."),
-    Option("anew", "From the beginning", "Its checkpoints and its items in quarantine are deleted first."),
+    Option(
+        "resume",
+        "Go on after its last checkpoint",
+        "What earlier attempts have committed is not done again.",
+    ),
+    Option(
+        "anew",
+        "From the beginning",
+        "Its checkpoints and its items in quarantine are deleted first.",
+    ),
 ]
 OF_SPLIT = [
-    Option("resume", "Run the parts that did not succeed", "Parts that have succeeded are not done again."),
+    Option(
+        "resume",
+        "Run the parts that did not succeed",
+        "Parts that have succeeded are not done again.",
+    ),
     Option("anew", "From the beginning", "Its parts are deleted, and it is split anew."),
 ]
 """How a run is retried."""
@@ -58,7 +83,9 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     run = await viewer.operations.runs.current(whole_id(request, "run"))
     if run.state in ACTIVE:
         goes_on = [f"The run has not ended: it is {run.state}."]
-        return await confirm(viewer, "runs", Confirm("Nothing to retry", goes_on, "", "Back", f"/runs/{run.id}"))
+        return await confirm(
+            viewer, "runs", Confirm("Nothing to retry", goes_on, "", "Back", f"/runs/{run.id}")
+        )
     options = OF_SPLIT if run.is_split else OF_OTHERS
     options = options[1:] if run.state == "succeeded" else options
     asked = Confirm(
@@ -74,7 +101,9 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
 async def retry(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Queue the run for a new attempt."""
     run = await viewer.operations.runs.retry(
-        whole_id(request, "run"), from_the_beginning=fields.get("how") == "anew", note=note_of(fields)
+        whole_id(request, "run"),
+        from_the_beginning=fields.get("how") == "anew",
+        note=note_of(fields),
     )
     return back(fields, f"/runs/{run.id}")
 
@@ -84,7 +113,10 @@ async def ask_to_acknowledge(request: Request, viewer: Viewer) -> str:
     run = await viewer.operations.runs.current(whole_id(request, "run"))
     asked = Confirm(
         f"Acknowledge this failed run of {run.task}?",
-        ["It stays failed, and no longer counts as something that needs a person.", run.reason or ""],
+        [
+            "It stays failed, and no longer counts as something that needs a person.",
+            run.reason or "",
+        ],
         "Acknowledge",
         "Leave it open",
         f"/runs/{run.id}",

@@ -1,4 +1,6 @@
-"""The filter of the list of runs as a query of the page has it. Instants may be local times of the viewer."""
+"""The filter of the list of runs as a query of the page has it. Instants may be local times of the
+viewer.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,19 @@ from service.pages.frame.states import ACTIVE
 from service.pages.frame.viewer import Viewer
 
 FILTERS = (
-    *("task", "tag", "pool", "state", "origin", "parent", "param", "text", "within", "since", "until"),
+    *(
+        "task",
+        "tag",
+        "pool",
+        "state",
+        "origin",
+        "parent",
+        "param",
+        "text",
+        "within",
+        "since",
+        "until",
+    ),
     *("created_since", "created_until", "slot_since", "slot_until"),
 )
 WITHIN = {"1h": timedelta(hours=1), "24h": timedelta(hours=24), "7d": timedelta(days=7)}
@@ -42,13 +56,17 @@ def given_in(query: Mapping[str, str]) -> dict[str, str]:
 
 def conditions_of(given: Mapping[str, str], viewer: Viewer) -> dict[str, Any]:
     """The conditions of RunFilter. Raises InvalidParameters for a time that is none."""
-    conditions: dict[str, Any] = {n: v for n, v in given.items() if n not in ("within", "since", "until")}
+    conditions: dict[str, Any] = {
+        n: v for n, v in given.items() if n not in ("within", "since", "until")
+    }
     if "param" in given:
         conditions["param"] = [given["param"]]
     if "state" in given:
         conditions["state"] = list(ACTIVE) if given["state"] == "active" else [given["state"]]
     if "origin" in given:
-        conditions["origin"] = ["schedule", "backfill"] if given["origin"] == "planned" else [given["origin"]]
+        conditions["origin"] = (
+            ["schedule", "backfill"] if given["origin"] == "planned" else [given["origin"]]
+        )
     for name in ("since", "until"):
         if name in given:
             conditions[f"created_{name}"] = _instant(name, given[name], viewer)
@@ -63,14 +81,18 @@ def _instant(name: str, given: str, viewer: Viewer) -> datetime:
     """A local time of the viewer, such as 2026-10-25T02:30, or an instant with its offset."""
     try:
         found = datetime.fromisoformat(given)
-        return (found if found.tzinfo is not None else found.replace(tzinfo=viewer.zone)).astimezone(UTC)
+        return (
+            found if found.tzinfo is not None else found.replace(tzinfo=viewer.zone)
+        ).astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidParameters(f"{name}: allowed is a time such as 2026-10-25T02:30") from None
 
 
 def words_of(given: Mapping[str, str], viewer: Viewer) -> str:
     """The filter in words."""
-    parts = [f"{WORDS.get(name, name)} {_shown(name, value, viewer)}" for name, value in given.items()]
+    parts = [
+        f"{WORDS.get(name, name)} {_shown(name, value, viewer)}" for name, value in given.items()
+    ]
     return ", ".join(parts) or "all runs"
 
 

@@ -1,4 +1,6 @@
-"""Parts of one run on pages of their own: the traceback of an attempt, the log as text, and its quarantine."""
+"""Parts of one run on pages of their own: the traceback of an attempt, the log as text, and its
+quarantine.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +53,14 @@ async def download_log(request: Request, viewer: Viewer) -> Response:
     first = await anext(blocks)  # what can't be answered is known before anything is sent
     name = quote(f"{run.task}-{run.id[-8:]}.txt")
     headers = {"Content-Disposition": f"attachment; filename={name}"}
-    return StreamingResponse(_text(first, blocks), media_type="text/plain; charset=utf-8", headers=headers)
+    return StreamingResponse(
+        _text(first, blocks), media_type="text/plain; charset=utf-8", headers=headers
+    )
 
 
-async def _text(first: LogBlock | str, blocks: AsyncIterator[LogBlock | str]) -> AsyncIterator[bytes]:
+async def _text(
+    first: LogBlock | str, blocks: AsyncIterator[LogBlock | str]
+) -> AsyncIterator[bytes]:
     """The lines of the blocks. Control characters in them are visible escapes."""
     sent = 0
     block: LogBlock | str | None = first
@@ -73,22 +79,31 @@ async def _text(first: LogBlock | str, blocks: AsyncIterator[LogBlock | str]) ->
 
 
 async def ask_to_redrive(request: Request, viewer: Viewer) -> str:
-    """Say what a redrive does. `?item=` the key of one item; without it all that are left are meant."""
+    """Say what a redrive does. `?item=` the key of one item; without it all that are left are
+    meant.
+    """
     run = await viewer.operations.runs.current(whole_id(request, "run"))
     item = request.query_params.get("item")
-    left = [each for each in await viewer.operations.quarantine.list(run.id) if each.redriven_by is None]
+    left = [
+        each for each in await viewer.operations.quarantine.list(run.id) if each.redriven_by is None
+    ]
     number = len([each for each in left if item in (None, each.item)])
     what = "the item" if number == 1 else f"all {number:,} items"
     back = f"/runs/{run.id}#quarantine"
     if not number:
         words = ["It was processed again since, or another run has set it aside."]
-        return await confirm(viewer, "runs", Confirm("Nothing to re-drive", words, "", "Back", back))
+        return await confirm(
+            viewer, "runs", Confirm("Nothing to re-drive", words, "", "Back", back)
+        )
     words = [
         "A new run processes only these items again, with the parameters and the slot of this run.",
         "What fails again is set aside by the new run.",
     ]
     shown = escaping.brief(item or left[0].item, 200)
-    facts = [("Task", run.task), ("Item" if number == 1 else "Items", shown if number == 1 else f"{number:,}")]
+    facts = [
+        ("Task", run.task),
+        ("Item" if number == 1 else "Items", shown if number == 1 else f"{number:,}"),
+    ]
     leave = "Leave it" if number == 1 else "Leave them"
     asked = Confirm(f"Re-drive {what} of {run.task}?", words, "Re-drive", leave, back, facts=facts)
     return await confirm(viewer, "runs", asked.with_fields(NOTE))
@@ -98,5 +113,7 @@ async def redrive(request: Request, viewer: Viewer, fields: Mapping[str, str]) -
     """Queue a run for one item, or for all that are left."""
     item = request.query_params.get("item")
     items = [item] if item is not None else None
-    started = await viewer.operations.quarantine.redrive(whole_id(request, "run"), items, note_of(fields))
+    started = await viewer.operations.quarantine.redrive(
+        whole_id(request, "run"), items, note_of(fields)
+    )
     return GoTo(f"/runs/{started.id}")

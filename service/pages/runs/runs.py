@@ -40,7 +40,9 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     """The runs that the query asks for, the newest first."""
     given = given_in(request.query_params)
     after = request.query_params.get("after")
-    found = await viewer.operations.runs.list(RunFilter.of(**conditions_of(given, viewer)), PAGE, after)
+    found = await viewer.operations.runs.list(
+        RunFilter.of(**conditions_of(given, viewer)), PAGE, after
+    )
     return await render(
         "runs.html",
         **await shell_of(viewer, "runs", "Runs"),
@@ -55,24 +57,38 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         is_first=after is None,
         seconds={run.id: _seconds(run.began_at, run.finished_at, viewer.now) for run in found.runs},
         bulk=urlencode(given),
-        actions=[action for action in get_args(BulkAction) if _may_change(action, given.get("state"))],
+        actions=[
+            action for action in get_args(BulkAction) if _may_change(action, given.get("state"))
+        ],
     )
 
 
 def _address(given: Mapping[str, str], **other: str) -> str:
-    """The address of the page with the same filter but these conditions; an empty one is left out."""
-    return f"/runs?{urlencode({name: value for name, value in {**given, **other}.items() if value})}"
+    """The address of the page with the same filter but these conditions; an empty one is left
+    out.
+    """
+    return (
+        f"/runs?{urlencode({name: value for name, value in {**given, **other}.items() if value})}"
+    )
 
 
 def _may_change(action: str, state: str | None) -> bool:
     """Whether the action changes runs that the list is filtered by."""
-    return state is None or (state == "active" and action == "cancel") or state in BULK_STATES[action]
+    return (
+        state is None or (state == "active" and action == "cancel") or state in BULK_STATES[action]
+    )
 
 
 async def show_run(request: Request, viewer: Viewer) -> str:
-    """One run. `?level=` and `?text=` leave lines of the log out; `?to=` the number of the last line that is shown."""
+    """One run. `?level=` and `?text=` leave lines of the log out; `?to=` the number of the last
+    line that is shown.
+    """
     run = await _run(request.path_params["run"], viewer)
-    waiting = await viewer.operations.runs.waiting(run.id) if run.state in ACTIVE and run.state != "running" else None
+    waiting = (
+        await viewer.operations.runs.waiting(run.id)
+        if run.state in ACTIVE and run.state != "running"
+        else None
+    )
     story = await viewer.operations.runs.story(run.id)
     items = await _quarantined(viewer, run.id)
     return await render(
@@ -91,16 +107,22 @@ async def show_run(request: Request, viewer: Viewer) -> str:
         is_active=run.state in ACTIVE,
         seconds=_seconds(run.began_at, run.finished_at, viewer.now),
         delay=_delay(run),
-        wait=_seconds(run.created_at, run.started_at, viewer.now) if run.started_at is not None else None,
+        wait=_seconds(run.created_at, run.started_at, viewer.now)
+        if run.started_at is not None
+        else None,
         pace=await viewer.operations.runs.pace(run),
         share=_share(run.count, run.total),
         before=_share(run.count_before, run.total),
-        error=run.attempts[-1].error if run.attempts and run.state in ("failed", "retrying") else None,
+        error=run.attempts[-1].error
+        if run.attempts and run.state in ("failed", "retrying")
+        else None,
     )
 
 
 async def _run(given: str, viewer: Viewer) -> RunDetails:
-    """The run without its log, which is read by itself. Raises UnknownRun, which says if it was probably deleted."""
+    """The run without its log, which is read by itself. Raises UnknownRun, which says if it was
+    probably deleted.
+    """
     try:
         return await viewer.operations.runs.show(given, last_lines=0)
     except UnknownRun:
@@ -109,7 +131,9 @@ async def _run(given: str, viewer: Viewer) -> RunDetails:
     settings = {each.name: each.value for each in (await viewer.operations.settings()).settings}
     days = int(settings["KEEP_RUNS_DAYS"] or 0)
     words = f"there is no run with the id {given}"
-    made = int(given[:8] + given[9:13], 16) / 1_000  # an id of version 7 begins with the time of its making
+    made = (
+        int(given[:8] + given[9:13], 16) / 1_000
+    )  # an id of version 7 begins with the time of its making
     if given[14] == "7" and 0 < made < (viewer.now - timedelta(days=days)).timestamp():
         at = day(datetime.fromtimestamp(made, UTC), viewer.zone, viewer.now)
         words += f": it was made on {at}, and runs that have ended are deleted after {days} days"
@@ -119,7 +143,15 @@ async def _run(given: str, viewer: Viewer) -> RunDetails:
 async def _log(request: Request, viewer: Viewer, run: RunDetails) -> dict[str, Any]:
     """The lines of the log that are shown, and the filter."""
     if isinstance(viewer, LiveViewer):  # its lines come with the stream
-        return {"log": NO_LOG, "log_words": "", "older": None, "newest": "", "level": "", "levels": LEVELS, "text": ""}
+        return {
+            "log": NO_LOG,
+            "log_words": "",
+            "older": None,
+            "newest": "",
+            "level": "",
+            "levels": LEVELS,
+            "text": "",
+        }
     level = request.query_params.get("level", "DEBUG")
     text = request.query_params.get("text", "").strip()[:200]
     level = level if level in LEVELS else "DEBUG"
@@ -130,14 +162,20 @@ async def _log(request: Request, viewer: Viewer, run: RunDetails) -> dict[str, A
         log = await viewer.operations.runs.log_window(run.id, to, LOG_LINES, level, text or None)
     except Forbidden as refused:
         log, words = NO_LOG, refused.message
-    kept = {name: value for name, value in (("level", level if level != "DEBUG" else ""), ("text", text)) if value}
+    kept = {
+        name: value
+        for name, value in (("level", level if level != "DEBUG" else ""), ("text", text))
+        if value
+    }
     older = urlencode({**kept, "to": log.older}) if log.older else None
     shown = {"log": log, "log_words": words, "older": older, "newest": urlencode(kept)}
     return {**shown, "level": level, "levels": LEVELS, "text": text}
 
 
 async def _quarantined(viewer: Viewer, run: str) -> Sequence[Quarantined] | None:
-    """The items that the run has set aside; None if the database of the application can't be read."""
+    """The items that the run has set aside; None if the database of the application can't be
+    read.
+    """
     try:
         return await viewer.operations.quarantine.list(run, MOST_ITEMS + 1)
     except DatabaseError:
@@ -145,7 +183,9 @@ async def _quarantined(viewer: Viewer, run: str) -> Sequence[Quarantined] | None
 
 
 def _share(count: int | None, total: int | None) -> float | None:
-    """A part of the total, 1.0 at most; None if it is not known. An author may have counted wrongly."""
+    """A part of the total, 1.0 at most; None if it is not known. An author may have counted
+    wrongly.
+    """
     return min(1.0, count / total) if count is not None and total else None
 
 
@@ -154,7 +194,9 @@ def _seconds(begin: datetime | None, end: datetime | None, now: datetime) -> flo
 
 
 def _delay(run: RunDetails) -> float | None:
-    """How late the run began after its slot; None if that is not known, or it was caught up on purpose."""
+    """How late the run began after its slot; None if that is not known, or it was caught up on
+    purpose.
+    """
     if run.slot is None or run.started_at is None or run.origin != "schedule":
         return None
     late = run.started_at - run.slot

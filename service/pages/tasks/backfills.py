@@ -42,7 +42,9 @@ async def ask_to_backfill(request: Request, viewer: Viewer) -> str:
     """The form: the first and the last day, and what to do with slots that have a run."""
     task = await viewer.operations.tasks.show(request.path_params["task"])
     given = viewer.entered or request.query_params
-    if "preview" in viewer.entered and "first" in viewer.entered:  # something is wrong with what was entered below it
+    if (
+        "preview" in viewer.entered and "first" in viewer.entered
+    ):  # something is wrong with what was entered below it
         return await _with_preview(task, viewer, viewer.entered)
     today = viewer.now.astimezone(zone_of(task.timezone or "UTC")).date()
     return await render(
@@ -63,10 +65,14 @@ async def backfill(request: Request, viewer: Viewer, fields: Mapping[str, str]) 
     if "preview" in fields:
         known = await viewer.operations.bulks.get(preview_of(fields))
         check_number(known.count, fields)
-        begun = await viewer.operations.bulks.begin(known.id, "backfill", note_of(fields), task.name)
+        begun = await viewer.operations.bulks.begin(
+            known.id, "backfill", note_of(fields), task.name
+        )
         return GoTo(f"/bulks/{begun.id}")
     came_from = local_path(fields.get("next"), "")
-    return await _with_preview(task, replace(viewer, here=f"/tasks/{task.name}/backfill", came_from=came_from), fields)
+    return await _with_preview(
+        task, replace(viewer, here=f"/tasks/{task.name}/backfill", came_from=came_from), fields
+    )
 
 
 async def _with_preview(task: TaskDetails, viewer: Viewer, fields: Mapping[str, str]) -> str:
@@ -93,12 +99,16 @@ async def _with_preview(task: TaskDetails, viewer: Viewer, fields: Mapping[str, 
 
 
 def _request(task: str, zone: ZoneInfo, fields: Mapping[str, str]) -> BackfillRequest:
-    """From the begin of the first day to the end of the last one, in the zone of the schedule. Changes nothing."""
+    """From the begin of the first day to the end of the last one, in the zone of the schedule.
+    Changes nothing.
+    """
     first, last = _date("first", fields), _date("last", fields)
     if last < first:
         raise InvalidParameters("last: the last day is before the first one")
     since = datetime.combine(first, time(), zone).astimezone(UTC)
-    until = datetime.combine(last + timedelta(days=1), time(), zone).astimezone(UTC) - timedelta(microseconds=1)
+    until = datetime.combine(last + timedelta(days=1), time(), zone).astimezone(UTC) - timedelta(
+        microseconds=1
+    )
     return BackfillRequest(task, since, until, redo=fields.get("already") == "redo", dry_run=True)
 
 

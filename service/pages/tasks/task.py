@@ -1,4 +1,6 @@
-"""The page of one task: its schedule, its last days, its runs and its parameters; and a file that can't be used."""
+"""The page of one task: its schedule, its last days, its runs and its parameters; and a file that
+can't be used.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ async def show_task(request: Request, viewer: Viewer) -> str:
         **await offload(_drawn, task, found, viewer),
         memory=memory_in_words(task.memory),
         broken=_broken(viewer, task.source),
-        defaults={name: value for name, value in default_policies().items() if name not in task.policies},
+        defaults={
+            name: value for name, value in default_policies().items() if name not in task.policies
+        },
         pause_note=await _pause_note(viewer, task),
     )
 
@@ -63,7 +67,9 @@ async def _pause_note(viewer: Viewer, task: TaskDetails) -> str | None:
 
 
 async def show_broken(request: Request, viewer: Viewer) -> str:
-    """The error of a file that can't be used, with its traceback. `?source=` the path of the file."""
+    """The error of a file that can't be used, with its traceback. `?source=` the path of the
+    file.
+    """
     source = request.query_params.get("source", "")[:LONGEST_SOURCE]
     found = viewer.operations.tasks.broken(source)
     return await render(

@@ -1,4 +1,6 @@
-"""The page of all tasks, with their timeline and their last runs, and what a person does with a task."""
+"""The page of all tasks, with their timeline and their last runs, and what a person does with a
+task.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ FOR = {
 
 
 async def show_tasks(request: Request, viewer: Viewer) -> str:
-    """A page of the tasks. `?show=` running, attention or paused; `?text=` a part of the name, or a tag."""
+    """A page of the tasks. `?show=` running, attention or paused; `?text=` a part of the name, or a
+    tag.
+    """
     wanted = request.query_params.get("show", "all")
     wanted = wanted if wanted in dict(WANTED) else "all"
     part = request.query_params.get("text", "").strip()[:100]
@@ -59,9 +63,16 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
     if parts is None and not await viewer.operations.tasks.are_known():
         return await show_empty(viewer, "tasks")
     has_timeline = parts is None or "timeline" in parts
-    found = await viewer.operations.tasks.overview(wanted, part, first, hours if has_timeline else 0)
+    found = await viewer.operations.tasks.overview(
+        wanted, part, first, hours if has_timeline else 0
+    )
     given_range = str(hours) if hours != USUAL_HOURS else ""
-    chosen = {"show": wanted if wanted != "all" else "", "text": part, "range": given_range, "group": group}
+    chosen = {
+        "show": wanted if wanted != "all" else "",
+        "text": part,
+        "range": given_range,
+        "group": group,
+    }
     kept = {name: value for name, value in chosen.items() if value}
     tasks = {row.task.name: row.task for row in found.rows if row.task.name}
     by_tag = found.by_tag if group else None
@@ -69,8 +80,12 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
         "tasks.html",
         **await shell_of(viewer, "tasks", "Tasks"),
         found=found,
-        drawn=await offload(timeline_drawn, found.timeline, tasks, by_tag, viewer.zone) if found.timeline else None,
-        ranges=[(each, _address(kept, range=str(each) if each != USUAL_HOURS else "")) for each in HOURS],
+        drawn=await offload(timeline_drawn, found.timeline, tasks, by_tag, viewer.zone)
+        if found.timeline
+        else None,
+        ranges=[
+            (each, _address(kept, range=str(each) if each != USUAL_HOURS else "")) for each in HOURS
+        ],
         filters=[(n, label, _address(kept, show=n if n != "all" else "")) for n, label in WANTED],
         grouping=_address(kept, group="" if group else "tag"),
         group=group,
@@ -101,7 +116,8 @@ def fields_of_schema(
 ) -> list[dict[str, Any]]:
     """What a form has to ask for, from the JSON schema of a task's parameters.
 
-    `parameters`: with their defaults, which the schema does not have; None if this process has not loaded the task.
+    `parameters`: with their defaults, which the schema does not have; None if this process has not
+    loaded the task.
     """
     defaults = {each.name: each.default for each in parameters or ()}
     properties = (schema or {}).get("properties")
@@ -120,13 +136,17 @@ def fields_of_schema(
             "choices": _choices_of(described),
             "default": _as_typed(defaults.get(name) or ""),
         }
-        for name, described in ((name, _meant(given, of_types)) for name, given in properties.items())
+        for name, described in (
+            (name, _meant(given, of_types)) for name, given in properties.items()
+        )
         if described is not None
     ]
 
 
 def _meant(described: Any, of_types: Any) -> dict[str, Any] | None:
-    """What a schema says of a value that is not null, such as of `date | None` or of a type with a name."""
+    """What a schema says of a value that is not null, such as of `date | None` or of a type with a
+    name.
+    """
     if not isinstance(described, dict):
         return None
     some = described.get("anyOf")
@@ -139,11 +159,17 @@ def _meant(described: Any, of_types: Any) -> dict[str, Any] | None:
 
 
 def _as_typed(default: str) -> str:
-    """A default as a person would type it: it is written as in Python, such as 'eu' or Decimal('10.50')."""
+    """A default as a person would type it: it is written as in Python, such as 'eu' or
+    Decimal('10.50').
+    """
     if (of_day := _DAY.fullmatch(default)) is not None:
         return "-".join(number.zfill(2) for number in of_day.groups())
     quoted = _QUOTED.fullmatch(default)
-    return quoted[2] if quoted is not None else {"None": "", "True": "true", "False": "false"}.get(default, default)
+    return (
+        quoted[2]
+        if quoted is not None
+        else {"None": "", "True": "true", "False": "false"}.get(default, default)
+    )
 
 
 def _type_of(described: Mapping[str, Any]) -> str:
@@ -206,17 +232,23 @@ async def start(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     if mistakes:
         raise InvalidParameters("; ".join(mistakes))
     key, at = fields.get("key") or None, local_instant_of("at", fields, viewer.zone)
-    started = await viewer.operations.runs.start(task.name, params, key=key, at=at, note=note_of(fields))
+    started = await viewer.operations.runs.start(
+        task.name, params, key=key, at=at, note=note_of(fields)
+    )
     return GoTo(f"/runs/{started.id}")
 
 
 def _value(field: Mapping[str, Any], given: str) -> Any:
-    """What was entered: a number where one is wanted, JSON where it looks like JSON, else the text."""
+    """What was entered: a number where one is wanted, JSON where it looks like JSON, else the
+    text.
+    """
     if field["type"] in ("number", "boolean") or (given[:1] in "[{" and not field["is_text"]):
         try:
             return json.loads(given)
         except (ValueError, RecursionError):
-            raise InvalidParameters(f"{field['name']}: allowed is a number, true or false, or JSON") from None
+            raise InvalidParameters(
+                f"{field['name']}: allowed is a number, true or false, or JSON"
+            ) from None
     return given
 
 
@@ -234,7 +266,9 @@ async def ask_to_pause(request: Request, viewer: Viewer) -> str:
         f"/tasks/{task.name}",
     )
     options = [Option("", "Until somebody resumes it"), *_options()]
-    return await confirm(viewer, "tasks", asked.with_options("for", options).with_fields(Field("note", "Why")))
+    return await confirm(
+        viewer, "tasks", asked.with_options("for", options).with_fields(Field("note", "Why"))
+    )
 
 
 async def pause(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
@@ -248,8 +282,13 @@ async def pause(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
 async def ask_to_resume(request: Request, viewer: Viewer) -> str:
     """Say what a resume does."""
     task = await viewer.operations.tasks.show(request.path_params["task"])
-    words = ["It fires again from now on. The slots of the pause stay as they are; a backfill can run them."]
-    asked = Confirm(f"Resume {task.name}?", words, "Resume the task", "Leave it paused", f"/tasks/{task.name}")
+    words = [
+        "It fires again from now on. The slots of the pause stay as they are; a backfill can run "
+        "them."
+    ]
+    asked = Confirm(
+        f"Resume {task.name}?", words, "Resume the task", "Leave it paused", f"/tasks/{task.name}"
+    )
     return await confirm(viewer, "tasks", asked.with_fields(Field("note", "Why")))
 
 
@@ -268,7 +307,9 @@ async def ask_to_mute(request: Request, viewer: Viewer) -> str:
         "What is still open then is sent then.",
     ]
     asked = Confirm(f"Mute {task.name}?", words, "Mute", "Leave it", f"/tasks/{task.name}")
-    return await confirm(viewer, "tasks", asked.with_options("for", _options()).with_fields(Field("note", "Why")))
+    return await confirm(
+        viewer, "tasks", asked.with_options("for", _options()).with_fields(Field("note", "Why"))
+    )
 
 
 async def mute(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:

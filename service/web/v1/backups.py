@@ -1,4 +1,6 @@
-"""Backups: lists, shows, verifies, compares and pins them. No path and no address of a place is answered."""
+"""Backups: lists, shows, verifies, compares and pins them. No path and no address of a place is
+answered.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ class VerifiedBackup(Result):
 
 
 class TableDifference(Result):
-    """How many rows of a table differ. `added`, `removed` and `changed`: None if no primary key identifies rows."""
+    """How many rows of a table differ. `added`, `removed` and `changed`: None if no primary key
+    identifies rows.
+    """
 
     table: str
     rows_before: int | None
@@ -121,28 +125,42 @@ async def show_backup(operations: Viewer, name: BackupName) -> ShownBackup:
         restored_at=details.restored,
         is_pinned=details.pinned is not None,
         left_out=details.left_out,
-        tables=[TableOfBackup(name=str(table), rows=table.rows, bytes=table.bytes) for table in tables[:MOST_TABLES]],
+        tables=[
+            TableOfBackup(name=str(table), rows=table.rows, bytes=table.bytes)
+            for table in tables[:MOST_TABLES]
+        ],
         warnings=warnings,
     )
 
 
 @backups.post("/backups/{name}/verify")
 async def verify_backup(operations: Operator, name: BackupName) -> VerifiedBackup:
-    """Compare every byte of a backup with its checksums, and record the outcome. It takes as long as reading it."""
+    """Compare every byte of a backup with its checksums, and record the outcome. It takes as long
+    as reading it.
+    """
     result: BackupResult = await operations.named_backups.verify(name)
-    return VerifiedBackup(backup=result.facts.name, rows=result.facts.rows, tables=result.facts.tables)
+    return VerifiedBackup(
+        backup=result.facts.name, rows=result.facts.rows, tables=result.facts.tables
+    )
 
 
 @backups.get("/backups/{name}/diff")
 async def diff_backup(
-    operations: Operator, name: BackupName, after: Annotated[str | None, Query(pattern=BACKUP)] = None
+    operations: Operator,
+    name: BackupName,
+    after: Annotated[str | None, Query(pattern=BACKUP)] = None,
 ) -> Difference:
-    """Compare a backup with a later one, or with the database as it is now. It takes as long as reading both."""
+    """Compare a backup with a later one, or with the database as it is now. It takes as long as
+    reading both.
+    """
     difference = await operations.named_backups.diff(name, after)
     return Difference(
         before=difference.before.name,
         after=difference.after.name,
-        tables=[TableDifference.of(asdict(table), schema_changes=table.schema) for table in difference.tables],
+        tables=[
+            TableDifference.of(asdict(table), schema_changes=table.schema)
+            for table in difference.tables
+        ],
     )
 
 

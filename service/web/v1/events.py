@@ -25,8 +25,9 @@ SEND_SECONDS = 30.0
 CHECK_SECONDS = 0.5
 """How long a stream waits for events before it looks whether there is something else to do."""
 VALID_SECONDS = 5.0
-"""How often a stream asks the ledger whether its token or session has expired. With many viewers each stream asks about
-another session, so this is most of what an idle stream costs. What was revoked is seen with the next look of the feed.
+"""How often a stream asks the ledger whether its token or session has expired. With many viewers
+each stream asks about another session, so this is most of what an idle stream costs. What was
+revoked is seen with the next look of the feed.
 """
 END_SECONDS = 1.0
 """At a stop of the service, the time that a client has to read what is being sent to it."""
@@ -35,14 +36,17 @@ Topic = Annotated[str, StringConstraints(pattern=TOPIC)]
 
 
 class EventStream(Response):
-    """Sends the events of topics until the client leaves, its token is revoked, or the service stops.
+    """Sends the events of topics until the client leaves, its token is revoked, or the service
+    stops.
 
     A subclass may send something else about them: it overrides `texts_of` and `ping`.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, topics: frozenset[str], owner: str, last_id: str | None) -> None:
+    def __init__(
+        self, request: Request, topics: frozenset[str], owner: str, last_id: str | None
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._request, self._topics, self._owner, self._last_id = request, topics, owner, last_id
@@ -59,7 +63,9 @@ class EventStream(Response):
             await asyncio.wait({leaving, sending, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not leaving.done() and not sending.done():
                 stream.wake()
-                await asyncio.wait({leaving, sending}, timeout=END_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {leaving, sending}, timeout=END_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
         finally:
             feed.close(stream)
             for task in (leaving, sending, stopping):
@@ -93,7 +99,9 @@ class EventStream(Response):
         return await self._guard.still(self._request)
 
     async def texts_of(self, events: Sequence[Event]) -> Sequence[bytes]:
-        """What is sent for these events. It is asked every CHECK_SECONDS at least, also without events."""
+        """What is sent for these events. It is asked every CHECK_SECONDS at least, also without
+        events.
+        """
         return [event.text for event in events]
 
     def ping(self) -> bytes:
@@ -116,7 +124,10 @@ EVENT: dict[str, Any] = {
     "description": "An event of the stream. The first one has only an id, with which a stream can go on.",
     "type": "object",
     "properties": {
-        "id": {"type": "string", "description": "What a client sends as Last-Event-ID when it comes back."},
+        "id": {
+            "type": "string",
+            "description": "What a client sends as Last-Event-ID when it comes back.",
+        },
         "event": {"enum": ["run", "task", "node", "reload"]},
         "data": {
             "type": "string",
@@ -131,7 +142,12 @@ EVENT: dict[str, Any] = {
 @events.get(
     "/events",
     response_class=Response,
-    responses={200: {"description": "A stream of these events.", "content": {"text/event-stream": {"schema": EVENT}}}},
+    responses={
+        200: {
+            "description": "A stream of these events.",
+            "content": {"text/event-stream": {"schema": EVENT}},
+        }
+    },
 )
 async def stream_events(
     request: Request,
@@ -139,7 +155,9 @@ async def stream_events(
     topic: Annotated[list[Topic], Query(min_length=1, max_length=20)],
     last_event_id: Annotated[str | None, Header(max_length=100, pattern=r"^[ -~]*$")] = None,
 ) -> Response:
-    """Changes in these topics, as server-sent events `run`, `task` and `node`, whose data is JSON; or `reload`."""
+    """Changes in these topics, as server-sent events `run`, `task` and `node`, whose data is JSON;
+    or `reload`.
+    """
     guard = guard_of(request)
     if guard.feed.stopping.is_set():
         raise Refused(503, "the service is stopping")

@@ -19,7 +19,16 @@ from service.operations.incidents.facet import (
 )
 from service.operations.results import Result
 from service.operations.runs.run_list import ID, TASK_NAME, Cursor, Instant
-from service.web.v1.requests import Admin, Body, NeededNote, Note, Operator, TaskName, Viewer, router
+from service.web.v1.requests import (
+    Admin,
+    Body,
+    NeededNote,
+    Note,
+    Operator,
+    TaskName,
+    Viewer,
+    router,
+)
 
 incidents = router("incidents")
 
@@ -63,7 +72,9 @@ class Acknowledgement(Body):
         None, description="Until then, 7 days at most, the same error opens no other incident."
     )
     failed_until: Instant | None = Field(
-        None, description="Acknowledge only the runs that had failed by then, such as the `last_at` of the incident."
+        None,
+        description="Acknowledge only the runs that had failed by then, such as the `last_at` of the "
+        "incident.",
     )
 
 
@@ -83,11 +94,15 @@ class Unmuted(Result):
 class AlertTest(Body):
     """The channels that a test message goes to; none for all."""
 
-    channels: list[Annotated[str, Field(pattern=rf"^{NAME.pattern}(/[0-9]{{1,4}})?$")]] = Field([], max_length=20)
+    channels: list[Annotated[str, Field(pattern=rf"^{NAME.pattern}(/[0-9]{{1,4}})?$")]] = Field(
+        [], max_length=20
+    )
 
 
 @incidents.get("/incidents")
-async def list_incidents(operations: Viewer, query: Annotated[IncidentQuery, Query()]) -> IncidentPage:
+async def list_incidents(
+    operations: Viewer, query: Annotated[IncidentQuery, Query()]
+) -> IncidentPage:
     """A page of the incidents, the newest first."""
     return await operations.incidents.list(**query.model_dump())
 
@@ -99,9 +114,13 @@ async def show_incident(operations: Viewer, incident: IncidentId) -> IncidentDet
 
 
 @incidents.post("/incidents/{incident}/acknowledge")
-async def acknowledge_incident(operations: Operator, incident: IncidentId, body: Acknowledgement) -> Acknowledged:
+async def acknowledge_incident(
+    operations: Operator, incident: IncidentId, body: Acknowledgement
+) -> Acknowledged:
     """Say that a person takes care of an incident. Its failed runs no longer count as open."""
-    return await operations.incidents.acknowledge(incident, body.note, body.quiet_until, body.failed_until)
+    return await operations.incidents.acknowledge(
+        incident, body.note, body.quiet_until, body.failed_until
+    )
 
 
 @incidents.post("/incidents/{incident}/reopen")

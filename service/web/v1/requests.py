@@ -1,4 +1,6 @@
-"""What all resources need: the operations by the actor of the request, roles, and query parameters that are refused."""
+"""What all resources need: the operations by the actor of the request, roles, and query parameters
+that are refused.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from service.web.access import Guard, needs
 from service.web.problems import MEDIA_TYPE
 
 BEARER = HTTPBearer(auto_error=False, description="A token, as `batch token create` makes it.")
-COOKIE = APIKeyCookie(name="batch_session", auto_error=False, description="The session of a person.")
+COOKIE = APIKeyCookie(
+    name="batch_session", auto_error=False, description="The session of a person."
+)
 
 V1 = "/api/v1"
 """Where the resources stand."""
@@ -32,14 +36,21 @@ GivenRun = Annotated[
     str,
     Path(
         pattern=GIVEN,
-        description="The id of the run, at least six digits of its beginning or end, or a task: its newest run.",
+        description="The id of the run, at least six digits of its beginning or end, or a task: its "
+        "newest run.",
     ),
 ]
-BackupName = Annotated[str, Path(pattern=BACKUP, description="The name of the backup, or `latest`.")]
+BackupName = Annotated[
+    str, Path(pattern=BACKUP, description="The name of the backup, or `latest`.")
+]
 Note = Annotated[str, StringConstraints(max_length=2_000, pattern=TEXT)] | None
 NeededNote = Annotated[
     str,
-    StringConstraints(min_length=SHORTEST_NOTE, max_length=LONGEST_NOTE, pattern=r"^\s*[^\s\x00][^\x00]+[^\s\x00]\s*$"),
+    StringConstraints(
+        min_length=SHORTEST_NOTE,
+        max_length=LONGEST_NOTE,
+        pattern=r"^\s*[^\s\x00][^\x00]+[^\s\x00]\s*$",
+    ),
 ]
 """A note of at least three characters, without those blanks that stand at its ends."""
 
@@ -63,7 +74,9 @@ def guard_of(request: Request) -> Guard:
 
 
 class AskedFirst(APIRoute):
-    """A route that knows who asks before it reads the body: nobody without a token makes it wait for one."""
+    """A route that knows who asks before it reads the body: nobody without a token makes it wait
+    for one.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The function that answers a request."""
@@ -98,14 +111,23 @@ Admin = Annotated[Operations, Depends(caller("admin"))]
 
 
 def refuse_unknown_query(request: Request) -> None:
-    """Raises RequestValidationError for query parameters that the document of the API does not have."""
+    """Raises RequestValidationError for query parameters that the document of the API does not
+    have.
+    """
     if not request.query_params:
         return
-    path = request.app.openapi()["paths"][V1 + request.scope["route"].path_format][request.method.lower()]
-    known = {parameter["name"] for parameter in path.get("parameters", []) if parameter["in"] == "query"}
+    path = request.app.openapi()["paths"][V1 + request.scope["route"].path_format][
+        request.method.lower()
+    ]
+    known = {
+        parameter["name"] for parameter in path.get("parameters", []) if parameter["in"] == "query"
+    }
     if unknown := sorted(set(request.query_params) - known):
         allowed = f"allowed: {', '.join(sorted(known))}" if known else "none is allowed here"
-        errors = [{"type": "extra_forbidden", "loc": ("query", name), "msg": f"unknown; {allowed}"} for name in unknown]
+        errors = [
+            {"type": "extra_forbidden", "loc": ("query", name), "msg": f"unknown; {allowed}"}
+            for name in unknown
+        ]
         raise RequestValidationError(errors)
 
 
@@ -114,13 +136,19 @@ _DETAILS = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Pr
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request is not as this document says.", **_DETAILS},
     401: {"description": "A token or a sign-in is needed.", **_DETAILS},
-    403: {"description": "The role of the caller does not allow this, or the request is forged.", **_DETAILS},
+    403: {
+        "description": "The role of the caller does not allow this, or the request is forged.",
+        **_DETAILS,
+    },
     404: {"description": "There is no such thing.", **_DETAILS},
     409: {"description": "The present state does not allow this.", **_DETAILS},
     413: {"description": "The body is too large.", **_DETAILS},
     421: {"description": "The Host header is not allowed.", **_DETAILS},
     405: {"description": "The method is not allowed.", **_DETAILS},
-    422: {"description": "A value can't be used, such as a parameter that the task does not take.", **_DETAILS},
+    422: {
+        "description": "A value can't be used, such as a parameter that the task does not take.",
+        **_DETAILS,
+    },
     429: {"description": "Too many requests.", **_DETAILS},
     500: {"description": "Stored data is damaged, or the service failed.", **_DETAILS},
     503: {"description": "A database or a place does not answer.", **_DETAILS},

@@ -57,7 +57,9 @@ class Leave(MissedInterval):
     """That nothing has to be done about missed slots, and why."""
 
     note: NeededNote | None = Field(None, description="It is needed, unless `dry_run` is true.")
-    slots: int | None = Field(None, ge=0, description="How many slots they are. It is refused if there are others.")
+    slots: int | None = Field(
+        None, ge=0, description="How many slots they are. It is refused if there are others."
+    )
     dry_run: bool = Field(False, description="Change nothing. No note is needed then.")
 
 
@@ -66,9 +68,12 @@ class NightQuery(Body):
 
     since: Instant | None = Field(
         None,
-        description="Before the end of the window, 31 days at most. Default: 18:00 of the day before, in the zone.",
+        description="Before the end of the window, 31 days at most. Default: 18:00 of the day before, in "
+        "the zone.",
     )
-    until: Instant | None = Field(None, description="Default, and in place of a later instant: now.")
+    until: Instant | None = Field(
+        None, description="Default, and in place of a later instant: now."
+    )
     zone: str = Field("UTC", max_length=100, description="The IANA name of a time zone.")
 
 
@@ -78,7 +83,9 @@ class ChangeQuery(Body):
     since: Instant | None = None
     until: Instant | None = None
     task: str | None = Field(None, pattern=TASK_NAME)
-    action: str | None = Field(None, pattern=r"^[a-z_.]{1,60}$", description="Only events such as `run.cancel`.")
+    action: str | None = Field(
+        None, pattern=r"^[a-z_.]{1,60}$", description="Only events such as `run.cancel`."
+    )
     limit: int = Field(50, ge=1, le=MOST_CHANGES)
     after: Cursor | None = None
 
@@ -104,19 +111,27 @@ class TokenList(Result):
 class TokenRequest(Body):
     """A token to make."""
 
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.@+-]([A-Za-z0-9_ .@+-]*[A-Za-z0-9_.@+-])?$")
+    name: str = Field(
+        min_length=1,
+        max_length=100,
+        pattern=r"^[A-Za-z0-9_.@+-]([A-Za-z0-9_ .@+-]*[A-Za-z0-9_.@+-])?$",
+    )
     role: Role
     expires_in_days: int | None = Field(None, ge=1, le=LONGEST_DAYS)
 
 
 @rest.get("/status")
 async def status(operations: Viewer) -> Status:
-    """Whether something needs a person, as the night says it; the services, and the newest backup."""
+    """Whether something needs a person, as the night says it; the services, and the newest
+    backup.
+    """
     return await operations.status()
 
 
 @rest.get(
-    "/night", response_model=Night, responses={304: {"description": "The answer is the one that the caller has."}}
+    "/night",
+    response_model=Night,
+    responses={304: {"description": "The answer is the one that the caller has."}},
 )
 async def night(
     operations: Viewer,
@@ -124,7 +139,9 @@ async def night(
     response: Response,
     known: Annotated[str | None, Header(alias="If-None-Match", max_length=100)] = None,
 ) -> Night | Response:
-    """What happened in a window of time, and what needs a person. The ETag is the hash of the answer but its time."""
+    """What happened in a window of time, and what needs a person. The ETag is the hash of the
+    answer but its time.
+    """
     answer = await operations.night(query.since, query.until, query.zone)
     tag = await offload(_tag_of, answer)
     if known == tag:
@@ -146,7 +163,9 @@ async def account(operations: Viewer, query: Annotated[AccountQuery, Query()]) -
 
 @rest.post("/slots/leave")
 async def leave_slots(operations: Operator, body: Leave) -> LeftSlots:
-    """Say that nothing has to be done about the missed ranges that lie within an interval, and why."""
+    """Say that nothing has to be done about the missed ranges that lie within an interval, and
+    why.
+    """
     return await operations.slots.leave(**body.model_dump())
 
 
@@ -170,7 +189,9 @@ async def list_nodes(operations: Viewer) -> NodeList:
 
 @rest.get("/pools")
 async def list_pools(operations: Viewer) -> PoolList:
-    """Where runs execute: what serves each pool, its nodes, and how many runs are running and waiting."""
+    """Where runs execute: what serves each pool, its nodes, and how many runs are running and
+    waiting.
+    """
     return PoolList(pools=list(await operations.pools.list()))
 
 
@@ -184,7 +205,9 @@ async def list_tokens(operations: Admin) -> TokenList:
 async def create_token(operations: Admin, body: TokenRequest) -> NewToken:
     """Make a token. Its secret is in this answer, and nowhere else."""
     days = body.expires_in_days
-    return await operations.access.create_token(body.name, body.role, timedelta(days=days) if days else None)
+    return await operations.access.create_token(
+        body.name, body.role, timedelta(days=days) if days else None
+    )
 
 
 @tokens.delete("/tokens/{name}")

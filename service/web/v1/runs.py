@@ -1,4 +1,6 @@
-"""Runs: lists and shows them, cancels, retries and redrives, one at a time or all that match a filter."""
+"""Runs: lists and shows them, cancels, retries and redrives, one at a time or all that match a
+filter.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,14 @@ class RunQuery(RunFilter):
 class LogQuery(Body):
     """Which lines of a log are wanted."""
 
-    after: str | None = Field(None, pattern=LOG_CURSOR, description="The cursor that the page before has given.")
+    after: str | None = Field(
+        None, pattern=LOG_CURSOR, description="The cursor that the page before has given."
+    )
     limit: int = Field(500, ge=1, le=2_000, description="How many lines the answer has at most.")
     level: Level = Field("DEBUG", description="Lines below this level are left out.")
-    q: str | None = Field(None, min_length=1, max_length=200, description="Only lines that contain this text.")
+    q: str | None = Field(
+        None, min_length=1, max_length=200, description="Only lines that contain this text."
+    )
 
 
 class Cancel(WithNote):
@@ -49,8 +55,12 @@ class Cancel(WithNote):
 class Retry(WithNote):
     """A retry."""
 
-    from_the_beginning: bool = Field(False, description="Do everything again, also in a run that has succeeded.")
-    and_after: bool = Field(False, description="Also run again, after it, the runs that have waited for it.")
+    from_the_beginning: bool = Field(
+        False, description="Do everything again, also in a run that has succeeded."
+    )
+    and_after: bool = Field(
+        False, description="Also run again, after it, the runs that have waited for it."
+    )
 
 
 class Acknowledge(Body):
@@ -63,7 +73,10 @@ class Redrive(WithNote):
     """A redrive of items."""
 
     items: list[Annotated[str, Field(max_length=1_000, pattern=r"^[ -~]*$")]] | None = Field(
-        None, min_length=1, max_length=500, description="Keys of items, as the quarantine lists them. Default: all."
+        None,
+        min_length=1,
+        max_length=500,
+        description="Keys of items, as the quarantine lists them. Default: all.",
     )
 
 
@@ -80,7 +93,9 @@ class QuarantineList(Result):
 
 
 class BulkPreview(Body):
-    """What a bulk shall do, and to which runs. Without states: to all runs in states that the action can change."""
+    """What a bulk shall do, and to which runs. Without states: to all runs in states that the
+    action can change.
+    """
 
     action: BulkAction
     filter: RunFilter
@@ -99,8 +114,12 @@ async def preview_bulk(operations: Operator, body: BulkPreview) -> Preview:
 
 
 @runs.post("/runs/bulk/{preview}", status_code=202)
-async def begin_bulk(operations: Operator, preview: PreviewId, body: WithNote | None = None) -> Bulk:
-    """Change the runs of a preview, and no others. A service carries it out; GET tells how far it is."""
+async def begin_bulk(
+    operations: Operator, preview: PreviewId, body: WithNote | None = None
+) -> Bulk:
+    """Change the runs of a preview, and no others. A service carries it out; GET tells how far it
+    is.
+    """
     return await operations.bulks.begin(preview, "bulk", body.note if body else None)
 
 
@@ -136,7 +155,8 @@ async def list_attempts(operations: Viewer, run: GivenRun) -> Attempts:
 async def show_log(
     request: Request, operations: Viewer, run: GivenRun, query: Annotated[LogQuery, Query()]
 ) -> Response | LogPage:
-    """Lines of the log of a run, the oldest first. With `Accept: text/plain` the answer is text for people.
+    """Lines of the log of a run, the oldest first. With `Accept: text/plain` the answer is text for
+    people.
 
     Control characters in it are visible escapes.
     """
@@ -146,14 +166,19 @@ async def show_log(
 
     async def lines() -> AsyncIterator[str]:
         for line in page.lines:
-            yield f"{escaping.line(line.at)} {escaping.line(line.level):<8} {escaping.lines(line.text)}\n"
+            yield (
+                f"{escaping.line(line.at)} {escaping.line(line.level):<8} "
+                f"{escaping.lines(line.text)}\n"
+            )
 
     return StreamingResponse(lines(), media_type="text/plain; charset=utf-8")
 
 
 @runs.get("/runs/{run}/blocker")
 async def show_blocker(operations: Viewer, run: GivenRun) -> Waiting:
-    """Whether a run waits, and what for: a pause, a task that no service has loaded, another run, or room."""
+    """Whether a run waits, and what for: a pause, a task that no service has loaded, another run,
+    or room.
+    """
     return await operations.runs.waiting(run)
 
 
@@ -170,7 +195,9 @@ async def list_quarantine_of_run(operations: Viewer, run: GivenRun) -> Quarantin
 
 
 @runs.get("/quarantine")
-async def list_quarantine(operations: Viewer, limit: Annotated[int, Query(ge=1, le=1_000)] = 200) -> QuarantineList:
+async def list_quarantine(
+    operations: Viewer, limit: Annotated[int, Query(ge=1, le=1_000)] = 200
+) -> QuarantineList:
     """The items of all runs that wait for a redrive, the newest first."""
     return QuarantineList(items=list(await operations.quarantine.list(limit=limit)))
 
@@ -199,7 +226,9 @@ async def retry_run(operations: Operator, run: GivenRun, body: Retry | None = No
 
 @runs.post("/runs/{run}/acknowledge")
 async def acknowledge_run(operations: Operator, run: GivenRun, body: Acknowledge) -> RunNow:
-    """Say that a person takes care of a failed run. It no longer counts as open, but is not made good."""
+    """Say that a person takes care of a failed run. It no longer counts as open, but is not made
+    good.
+    """
     return await operations.runs.acknowledge(run, body.note)
 
 

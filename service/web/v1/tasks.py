@@ -9,7 +9,16 @@ from pydantic import Field
 
 from service.operations.results import Paused, Result, Resumed, ResumedAhead, Slot, Started
 from service.operations.runs.bulk import Bulk, Preview
-from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
+from service.operations.runs.run_list import (
+    ID,
+    MOST_RUNS,
+    Cursor,
+    Instant,
+    OriginName,
+    RunFilter,
+    RunPage,
+    StateName,
+)
 from service.operations.slots.backfill import BackfillRequest
 from service.operations.tasks.results import TaskDetails, TaskSummary
 from service.poolsettings import POOL_NAME
@@ -32,7 +41,9 @@ class Start(Body):
 
     parameters: dict[str, Any] = Field({}, description="The parameters of the task's run().")
     slot: Instant | None = Field(None, description="The instant that the run is for. Default: now.")
-    at: Instant | None = Field(None, description="When the run begins at the earliest. Default: at once.")
+    at: Instant | None = Field(
+        None, description="When the run begins at the earliest. Default: at once."
+    )
     note: Note = Field(None, description="Why. It is recorded with the start.")
 
 
@@ -45,7 +56,9 @@ class Slots(Result):
 class Pause(WithNote):
     """A pause of a task."""
 
-    until: Instant | None = Field(None, description="When the pause ends by itself: after now. Null: never.")
+    until: Instant | None = Field(
+        None, description="When the pause ends by itself: after now. Null: never."
+    )
 
 
 class Backfill(Body):
@@ -53,9 +66,13 @@ class Backfill(Body):
 
     since: Instant
     until: Instant
-    redo: bool = Field(False, description="Also give runs that have ended a new attempt from the beginning.")
+    redo: bool = Field(
+        False, description="Also give runs that have ended a new attempt from the beginning."
+    )
     many: bool = Field(False, description="Allow more than 10,000 slots.")
-    and_after: bool = Field(False, description="Also backfill the slots of the tasks that come after.")
+    and_after: bool = Field(
+        False, description="Also backfill the slots of the tasks that come after."
+    )
 
 
 class BackfillStart(Body):
@@ -72,7 +89,11 @@ async def list_tasks(
 ) -> TaskList:
     """All tasks that a process of the service has loaded, by name."""
     listed = await operations.tasks.list(with_others=True)
-    return TaskList(tasks=[task for task in listed if pool is None or (task.error is None and task.pool == pool)])
+    return TaskList(
+        tasks=[
+            task for task in listed if pool is None or (task.error is None and task.pool == pool)
+        ]
+    )
 
 
 @tasks.get("/tasks/{name}")
@@ -82,7 +103,9 @@ async def show_task(operations: Viewer, name: TaskName) -> TaskDetails:
 
 
 @tasks.get("/tasks/{name}/schedule")
-async def next_slots(operations: Viewer, name: TaskName, n: Annotated[int, Query(ge=1, le=1_000)] = 10) -> Slots:
+async def next_slots(
+    operations: Viewer, name: TaskName, n: Annotated[int, Query(ge=1, le=1_000)] = 10
+) -> Slots:
     """The next slots of a task."""
     return Slots(slots=list(await operations.tasks.next_slots(name, n)))
 
@@ -93,20 +116,28 @@ class RunsOfTask(Body):
     state: list[StateName] = Field(
         [], max_length=len(get_args(StateName)), description="Only runs in one of these states."
     )
-    origin: list[OriginName] = Field([], max_length=4, description="Only runs of one of these origins.")
+    origin: list[OriginName] = Field(
+        [], max_length=4, description="Only runs of one of these origins."
+    )
     slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
     slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
-    order: Literal["created", "slot"] = Field("slot", description="By slot, manual runs are left out.")
+    order: Literal["created", "slot"] = Field(
+        "slot", description="By slot, manual runs are left out."
+    )
     limit: int = Field(50, ge=1, le=MOST_RUNS, description="How many runs the page has at most.")
     after: Cursor | None = Field(None, description="The cursor that the page before has given.")
 
 
 @tasks.get("/tasks/{name}/runs")
-async def list_runs_of_task(operations: Viewer, name: TaskName, query: Annotated[RunsOfTask, Query()]) -> RunPage:
+async def list_runs_of_task(
+    operations: Viewer, name: TaskName, query: Annotated[RunsOfTask, Query()]
+) -> RunPage:
     """A page of the runs of a task, the newest slot first."""
     conditions = query.model_dump(exclude={"order", "limit", "after"}, exclude_defaults=True)
     wanted = RunFilter(task=name, **conditions)
-    return await operations.runs.list(wanted, query.limit, query.after, by_slot=query.order == "slot")
+    return await operations.runs.list(
+        wanted, query.limit, query.after, by_slot=query.order == "slot"
+    )
 
 
 @tasks.post("/tasks/{name}/runs", status_code=202)
@@ -121,7 +152,8 @@ async def start_run(
             min_length=1,
             max_length=LONGEST_KEY,
             pattern=r"^[!-~]([ -~]*[!-~])?$",
-            description="The same key starts a task once: a second request answers with the run of the first.",
+            description="The same key starts a task once: a second request answers with the run of the "
+            "first.",
         ),
     ] = None,
 ) -> Started:
@@ -132,25 +164,37 @@ async def start_run(
 @tasks.post("/tasks/{name}/pause")
 async def pause_task(operations: Operator, name: TaskName, body: Pause | None = None) -> Paused:
     """Stop firing a task. Of an existing pause only the end is changed, if one is given."""
-    return await operations.tasks.pause(name, body.note if body else None, body.until if body else None)
+    return await operations.tasks.pause(
+        name, body.note if body else None, body.until if body else None
+    )
 
 
 @tasks.post("/tasks/resume")
 async def resume_tasks_ahead(operations: Operator, body: WithNote | None = None) -> ResumedAhead:
     """Fire all tasks again that don't fire because a clock was ahead. Paused tasks stay paused."""
-    return ResumedAhead(tasks=dict(await operations.tasks.resume_ahead(body.note if body else None)))
+    return ResumedAhead(
+        tasks=dict(await operations.tasks.resume_ahead(body.note if body else None))
+    )
 
 
 @tasks.post("/tasks/{name}/resume")
-async def resume_task(operations: Operator, name: TaskName, body: WithNote | None = None) -> Resumed:
-    """Fire a task again from now on, which was paused, or which does not fire because a clock was ahead."""
+async def resume_task(
+    operations: Operator, name: TaskName, body: WithNote | None = None
+) -> Resumed:
+    """Fire a task again from now on, which was paused, or which does not fire because a clock was
+    ahead.
+    """
     return await operations.tasks.resume(name, body.note if body else None)
 
 
 @tasks.post("/tasks/{name}/backfill/preview")
 async def preview_backfill(operations: Operator, name: TaskName, body: Backfill) -> Preview:
-    """How many runs a backfill would make. The preview is good for an hour, and nothing is changed."""
-    request = BackfillRequest(name, body.since, body.until, body.redo, body.many, and_after=body.and_after)
+    """How many runs a backfill would make. The preview is good for an hour, and nothing is
+    changed.
+    """
+    request = BackfillRequest(
+        name, body.since, body.until, body.redo, body.many, and_after=body.and_after
+    )
     return await operations.bulks.preview_backfill(request)
 
 

@@ -1,4 +1,6 @@
-"""Mistakes in what a task says beside its code. Both checkers report each line that is marked, and no other."""
+"""Mistakes in what a task says beside its code. Both checkers report each line that is marked, and
+no other.
+"""
 
 from datetime import timedelta
 

@@ -4,7 +4,14 @@ import asyncio
 from typing import assert_type
 
 import service
-from service import BaseTask, BatchError, TaskRegistry, create_scheduler, start_scheduler, stop_scheduler
+from service import (
+    BaseTask,
+    BatchError,
+    TaskRegistry,
+    create_scheduler,
+    start_scheduler,
+    stop_scheduler,
+)
 
 
 class TickTask(service.BaseTask):

@@ -44,7 +44,9 @@ class TickTask(BaseTask):
 
 
 class _CopyTask(BaseTask):
-    """Adds a user for each item, in chunks. No two may have one address: an item that is done twice fails the run."""
+    """Adds a user for each item, in chunks. No two may have one address: an item that is done twice
+    fails the run.
+    """
 
     schedule = None
 
@@ -117,7 +119,9 @@ class SortTask(ItemTask):
 
 
 class GathersTask(BaseTask):
-    """Starts a group while no service runs, so its follow-up waits for a member that nobody has begun."""
+    """Starts a group while no service runs, so its follow-up waits for a member that nobody has
+    begun.
+    """
 
     name, schedule = "gathers", None
 
@@ -158,7 +162,9 @@ class _PartsTask(PartitionedTask):
 
 
 class SpreadsTask(_PartsTask):
-    """Adds users in three parts. The first one is short, and the others pause once, after two chunks."""
+    """Adds users in three parts. The first one is short, and the others pause once, after two
+    chunks.
+    """
 
     name, parallel = "spreads", 2
 

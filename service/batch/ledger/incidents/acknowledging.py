@@ -1,4 +1,6 @@
-"""Acknowledgements: a person takes care of an incident. Its runs are locked before it, as everywhere."""
+"""Acknowledgements: a person takes care of an incident. Its runs are locked before it, as
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,18 @@ from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, new_id, runs
 
 ENDED_BY_A_PERSON = (*OF_RUNS, IncidentKind.MISSED, IncidentKind.DEADLINE)
-"""Kinds of incidents that an acknowledgement closes. The others stay open until their cause is over."""
+"""Kinds of incidents that an acknowledgement closes. The others stay open until their cause is
+over.
+"""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What an acknowledgement did. `runs`: how many failed runs it is about. `is_new`: False if it changed nothing.
+    """What an acknowledgement did. `runs`: how many failed runs it is about. `is_new`: False if it
+    changed nothing.
 
-    `closed`: the incidents that it has closed. `still_open`: failed runs that have ended too late to be meant.
+    `closed`: the incidents that it has closed. `still_open`: failed runs that have ended too late
+    to be meant.
     """
 
     runs: int
@@ -47,7 +53,8 @@ async def acknowledge(
 ) -> Done:
     """Acknowledge an open incident. One that is closed or acknowledged already is left as it is.
 
-    `failed_until`: only the runs that had failed by then are meant. If others are open, so is the incident.
+    `failed_until`: only the runs that had failed by then are meant. If others are open, so is the
+    incident.
     """
     row = (await connection.execute(select(incidents).where(incidents.c.id == incident))).one()
     number = still_open = 0
@@ -55,33 +62,59 @@ async def acknowledge(
         number, still_open = await _acknowledge_runs(connection, row, failed_until)
     if still_open:
         return Done(number, bool(number), still_open=still_open)
-    is_open = (incidents.c.id == incident, incidents.c.closed_at.is_(None), incidents.c.acknowledged_at.is_(None))
-    values = {"acknowledged_at": now, "acknowledged_by": by, "note": note, "quiet_until": quiet_until}
+    is_open = (
+        incidents.c.id == incident,
+        incidents.c.closed_at.is_(None),
+        incidents.c.acknowledged_at.is_(None),
+    )
+    values = {
+        "acknowledged_at": now,
+        "acknowledged_by": by,
+        "note": note,
+        "quiet_until": quiet_until,
+    }
     if row.kind in ENDED_BY_A_PERSON:
         values |= {"closed_at": now, "closed_why": Closed.ACKNOWLEDGED}
-    changed = (await connection.execute(update(incidents).where(*is_open).values(values).returning(incidents))).all()
+    changed = (
+        await connection.execute(
+            update(incidents).where(*is_open).values(values).returning(incidents)
+        )
+    ).all()
     return Done(number, bool(changed), [row for row in changed if row.closed_at is not None])
 
 
 async def _acknowledge_runs(
     connection: AsyncConnection, incident: Row[Any], failed_until: datetime | None
 ) -> tuple[int, int]:
-    """Acknowledge the failed runs of an incident. Runs that a person has retried go on, and are not acknowledged.
+    """Acknowledge the failed runs of an incident. Runs that a person has retried go on, and are not
+    acknowledged.
 
     Returns how many were acknowledged, and how many have failed after `failed_until`.
     """
-    theirs = (runs.c.task == incident.task, text(OPEN_FAILURE_SQL), text(f"NOT ({is_one_of(ACTIVE)})"))
-    query = select(runs.c.id, runs.c.finished_at).where(*theirs, is_of(incident.task, incident.fingerprint))
+    theirs = (
+        runs.c.task == incident.task,
+        text(OPEN_FAILURE_SQL),
+        text(f"NOT ({is_one_of(ACTIVE)})"),
+    )
+    query = select(runs.c.id, runs.c.finished_at).where(
+        *theirs, is_of(incident.task, incident.fingerprint)
+    )
     rows = (await connection.execute(query.order_by(runs.c.id).with_for_update())).all()
     meant = [row.id for row in rows if failed_until is None or row.finished_at <= failed_until]
-    return await marks.mark(connection, meant, {"acknowledged": incident.id}), len(rows) - len(meant)
+    return await marks.mark(connection, meant, {"acknowledged": incident.id}), len(rows) - len(
+        meant
+    )
 
 
 def is_of(task: str, fingerprint: str) -> ColumnElement[bool]:
-    """Whether a run of the task belongs to the incident of this fingerprint. That of all further errors is MORE."""
+    """Whether a run of the task belongs to the incident of this fingerprint. That of all further
+    errors is MORE.
+    """
     if fingerprint != MORE:
         return runs.c.fingerprint == fingerprint
-    own = select(incidents.c.fingerprint).where(incidents.c.task == task, incidents.c.closed_at.is_(None))
+    own = select(incidents.c.fingerprint).where(
+        incidents.c.task == task, incidents.c.closed_at.is_(None)
+    )
     return runs.c.fingerprint.not_in(own)
 
 
@@ -90,11 +123,16 @@ async def acknowledge_runs(
 ) -> Done:
     """Acknowledge those of these runs that have failed and are open.
 
-    An incident of which no run is open any more is closed by it. A failure that the watch has not seen yet belongs to
-    no incident, and opens none.
+    An incident of which no run is open any more is closed by it. A failure that the watch has not
+    seen yet belongs to no incident, and opens none.
     """
-    theirs = (json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name), text(OPEN_FAILURE_SQL))
-    query = select(runs.c.id, runs.c.task, runs.c.fingerprint).where(*theirs, text(f"NOT ({is_one_of(ACTIVE)})"))
+    theirs = (
+        json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name),
+        text(OPEN_FAILURE_SQL),
+    )
+    query = select(runs.c.id, runs.c.task, runs.c.fingerprint).where(
+        *theirs, text(f"NOT ({is_one_of(ACTIVE)})")
+    )
     rows = (await connection.execute(query.order_by(runs.c.id).with_for_update())).all()
     by_key = {
         (incident.task, incident.fingerprint): incident.id
@@ -108,7 +146,9 @@ async def acknowledge_runs(
     for incident, its in sorted(runs_by_incident.items()):
         await marks.mark(connection, its, {"acknowledged": incident})
     over = runs_by_incident.keys() & set(await incident_rows.without_open_runs(connection))
-    closing = update(incidents).where(incidents.c.id.in_(sorted(over)), incidents.c.closed_at.is_(None))
+    closing = update(incidents).where(
+        incidents.c.id.in_(sorted(over)), incidents.c.closed_at.is_(None)
+    )
     ending = {"closed_at": now, "closed_why": Closed.ACKNOWLEDGED}
     values = ending | {"acknowledged_at": now, "acknowledged_by": by, "note": note}
     closed = (await connection.execute(closing.values(values).returning(incidents))).all()
@@ -116,12 +156,19 @@ async def acknowledge_runs(
 
 
 async def undo(connection: AsyncConnection, incident: str, now: datetime) -> bool:
-    """Undo an acknowledgement of the incident, or of some of its runs. Returns False if there is none."""
+    """Undo an acknowledgement of the incident, or of some of its runs. Returns False if there is
+    none.
+    """
     row = (await connection.execute(select(incidents).where(incidents.c.id == incident))).one()
     if row.acknowledged_at is None:
         return bool(await marks.reopen_acknowledged(connection, incident))
-    same = (incidents.c[name] == getattr(row, name) for name in ("kind", "task", "subject", "fingerprint"))
-    another = select(incidents.c.id).where(*same, incidents.c.closed_at.is_(None), incidents.c.id != incident)
+    same = (
+        incidents.c[name] == getattr(row, name)
+        for name in ("kind", "task", "subject", "fingerprint")
+    )
+    another = select(incidents.c.id).where(
+        *same, incidents.c.closed_at.is_(None), incidents.c.id != incident
+    )
     await marks.reopen_acknowledged(connection, incident)
     values = dict.fromkeys(("acknowledged_at", "acknowledged_by", "note", "quiet_until"))
     is_last = (await connection.execute(another)).first() is None

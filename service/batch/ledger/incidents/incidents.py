@@ -45,11 +45,14 @@ class IncidentKind(StrEnum):
 
 
 OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, IncidentKind.KEPT_BACK)
-"""Kinds of incidents that last as long as one of their runs is neither made good nor acknowledged."""
+"""Kinds of incidents that last as long as one of their runs is neither made good nor acknowledged.
+"""
 
 
 MORE = "more"
-"""The fingerprint of the incident of a task that has many errors with an incident of their own already."""
+"""The fingerprint of the incident of a task that has many errors with an incident of their own
+already.
+"""
 
 
 class Closed(StrEnum):
@@ -62,7 +65,9 @@ class Closed(StrEnum):
 
 @dataclass(frozen=True)
 class Opening:
-    """What opens an incident, or continues it if it is open. `count`: how many more runs, slots or rows it has now."""
+    """What opens an incident, or continues it if it is open. `count`: how many more runs, slots or
+    rows it has now.
+    """
 
     kind: IncidentKind
     text: str
@@ -87,29 +92,40 @@ _DETAILS = (
     "ELSE coalesce(excluded.details, batch_incidents.details) END"
 )
 # A failure may be written later than one that came after it.
-_LAST_AT = "CASE WHEN excluded.last_at > batch_incidents.last_at THEN excluded.last_at ELSE batch_incidents.last_at END"
+_LAST_AT = (
+    "CASE WHEN excluded.last_at > batch_incidents.last_at THEN excluded.last_at ELSE "
+    "batch_incidents.last_at END"
+)
 _COLUMNS = [incidents.c[name] for name in ("id", *Opening.__dataclass_fields__, "opened_at")]
 
 
-async def open_or_continue(connection: AsyncConnection, openings: Collection[Opening], now: datetime) -> list[Row[Any]]:
-    """Open incidents, or continue those that are open. At most one opening for each key. Returns their rows."""
+async def open_or_continue(
+    connection: AsyncConnection, openings: Collection[Opening], now: datetime
+) -> list[Row[Any]]:
+    """Open incidents, or continue those that are open. At most one opening for each key. Returns
+    their rows.
+    """
     if not openings:
         return []
     kind = connection.dialect.name
     names = ", ".join(column.name for column in _COLUMNS)
     returned = ", ".join(f"batch_incidents.{column.name}" for column in incidents.c)
     statement = text(
-        f"INSERT INTO batch_incidents ({names}) SELECT {names} FROM {json_rows.source(_COLUMNS, kind)} WHERE true "
+        f"INSERT INTO batch_incidents ({names}) SELECT {names} "
+        f"FROM {json_rows.source(_COLUMNS, kind)} WHERE true "
         f"ON CONFLICT (kind, task, subject, fingerprint) WHERE {OPEN_SQL} DO UPDATE SET "
         f"count = batch_incidents.count + excluded.count, last_at = {_LAST_AT}, successes = 0, "
-        "newest_run = coalesce(excluded.newest_run, batch_incidents.newest_run), text = excluded.text, "
+        "newest_run = coalesce(excluded.newest_run, batch_incidents.newest_run), text = "
+        "excluded.text, "
         f"details = {_DETAILS} RETURNING {returned}"
     )
     rows = [
         {**asdict(opening), "id": new_id(), "opened_at": now, "text": opening.text[:LONGEST_TEXT]}
         for opening in sorted(openings, key=lambda opening: opening.key)
     ]
-    result = await connection.execute(statement.columns(*incidents.c), {"rows": json_rows.encode(rows, kind)})
+    result = await connection.execute(
+        statement.columns(*incidents.c), {"rows": json_rows.encode(rows, kind)}
+    )
     return list(result)
 
 
@@ -119,7 +135,9 @@ async def told(connection: AsyncConnection, rows: Sequence[Row[Any]], now: datet
     await connection.execute(update(incidents).where(theirs).values(told_at=now))
 
 
-async def close(connection: AsyncConnection, ids: Collection[str], why: Closed, now: datetime) -> list[Row[Any]]:
+async def close(
+    connection: AsyncConnection, ids: Collection[str], why: Closed, now: datetime
+) -> list[Row[Any]]:
     """Close those of these incidents that are open. Returns their rows."""
     if not ids:
         return []
@@ -128,17 +146,23 @@ async def close(connection: AsyncConnection, ids: Collection[str], why: Closed, 
     return list(await connection.execute(closing.returning(*incidents.c)))
 
 
-async def are_open(connection: AsyncConnection, kinds: Collection[IncidentKind] | None = None) -> list[Row[Any]]:
+async def are_open(
+    connection: AsyncConnection, kinds: Collection[IncidentKind] | None = None
+) -> list[Row[Any]]:
     """The open incidents, oldest first; only of these kinds if they are given."""
     query = select(incidents).where(text(OPEN_SQL))
     if kinds is not None:
         query = query.where(incidents.c.kind.in_(kinds))
     # Sorted here: with an ORDER BY, SQLite might read all incidents by the index on their openings.
-    return sorted(await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id))
+    return sorted(
+        await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id)
+    )
 
 
 async def without_open_runs(connection: AsyncConnection) -> list[str]:
-    """The ids of the open incidents of runs that are over: each run was made good or acknowledged."""
+    """The ids of the open incidents of runs that are over: each run was made good or
+    acknowledged.
+    """
     kinds = ", ".join(repr(str(kind)) for kind in OF_RUNS)
     statement = text(
         f"SELECT i.id FROM batch_incidents i WHERE i.{OPEN_SQL} AND i.kind IN ({kinds}) AND CASE "
@@ -148,7 +172,9 @@ async def without_open_runs(connection: AsyncConnection) -> list[str]:
 
 
 async def with_cancelled_runs(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
-    """Those of these incidents whose newest run a person has cancelled, so that nothing was made good."""
+    """Those of these incidents whose newest run a person has cancelled, so that nothing was made
+    good.
+    """
     theirs = json_rows.is_among(incidents.c.id, sorted(ids), connection.dialect.name)
     query = select(incidents.c.id).join(runs, runs.c.id == incidents.c.newest_run)
     is_cancelled = text(is_one_of([RunState.CANCELLED], "(batch_runs.state || '')"))
@@ -157,25 +183,34 @@ async def with_cancelled_runs(connection: AsyncConnection, ids: Collection[str])
 
 
 _IS_OPEN = " AND ".join(f"r.{part}" for part in OPEN_FAILURE_SQL.split(" AND "))
-_OF_IT = f"SELECT 1 FROM batch_runs r WHERE r.task = i.task AND r.fingerprint = i.fingerprint AND {_IS_OPEN}"
+_OF_IT = (
+    "SELECT 1 FROM batch_runs r WHERE r.task = i.task AND r.fingerprint = i.fingerprint "
+    f"AND {_IS_OPEN}"
+)
 _HAS_ITS_OWN = (
     f"SELECT 1 FROM batch_incidents o WHERE o.{OPEN_SQL} AND o.kind = i.kind AND o.task = r.task "
     "AND o.subject = '' AND o.fingerprint = r.fingerprint"
 )
-_FURTHER = f"SELECT 1 FROM batch_runs r WHERE r.task = i.task AND {_IS_OPEN} AND NOT EXISTS ({_HAS_ITS_OWN})"
+_FURTHER = (
+    f"SELECT 1 FROM batch_runs r WHERE r.task = i.task AND {_IS_OPEN} "
+    f"AND NOT EXISTS ({_HAS_ITS_OWN})"
+)
 
 
 async def quiet(
     connection: AsyncConnection, keys: Collection[tuple[str, str]], now: datetime
 ) -> dict[tuple[str, str], Row[Any]]:
-    """The acknowledged incidents to which new failures with these (task, fingerprint) belong until `quiet_until`."""
+    """The acknowledged incidents to which new failures with these (task, fingerprint) belong until
+    `quiet_until`.
+    """
     if not keys:
         return {}
     columns = [incidents.c.task, incidents.c.fingerprint]
     kind = connection.dialect.name
     statement = text(
         "SELECT i.task, i.fingerprint, i.id, i.acknowledged_at FROM batch_incidents i "
-        f"JOIN {json_rows.source(columns, kind)} ON i.task = v.task AND i.fingerprint = v.fingerprint "
+        f"JOIN {json_rows.source(columns, kind)} ON i.task = v.task "
+        "AND i.fingerprint = v.fingerprint "
         "WHERE i.quiet_until IS NOT NULL AND i.quiet_until > :now ORDER BY i.quiet_until"
     ).bindparams(bindparam("now", now, type_=incidents.c.quiet_until.type))
     rows = [{"task": task, "fingerprint": fingerprint} for task, fingerprint in keys]
@@ -192,13 +227,23 @@ def listing(
     task: str | None = None,
     closed_since: datetime | None = None,
 ) -> Select[Any]:
-    """A query for a page of incidents, the newest first. `before`: (opened_at, id) of the last one shown."""
-    query = select(incidents).order_by(incidents.c.opened_at.desc(), incidents.c.id.desc()).limit(limit)
+    """A query for a page of incidents, the newest first. `before`: (opened_at, id) of the last one
+    shown.
+    """
+    query = (
+        select(incidents).order_by(incidents.c.opened_at.desc(), incidents.c.id.desc()).limit(limit)
+    )
     if before is not None:
         at, last = before
-        query = query.where(or_(incidents.c.opened_at < at, and_(incidents.c.opened_at == at, incidents.c.id < last)))
+        query = query.where(
+            or_(
+                incidents.c.opened_at < at, and_(incidents.c.opened_at == at, incidents.c.id < last)
+            )
+        )
     if is_open is not None:
-        query = query.where(incidents.c.closed_at.is_(None) if is_open else incidents.c.closed_at.is_not(None))
+        query = query.where(
+            incidents.c.closed_at.is_(None) if is_open else incidents.c.closed_at.is_not(None)
+        )
     if kind is not None:
         query = query.where(incidents.c.kind == kind)
     if task is not None:
@@ -209,9 +254,13 @@ def listing(
 
 
 async def find(connection: AsyncConnection, incident: str) -> Row[Any] | None:
-    """The row of an incident, by its id, or by the last digits of the id of an open one; None if there is none."""
+    """The row of an incident, by its id, or by the last digits of the id of an open one; None if
+    there is none.
+    """
     if _ID.fullmatch(incident):
-        return (await connection.execute(select(incidents).where(incidents.c.id == incident))).first()
+        return (
+            await connection.execute(select(incidents).where(incidents.c.id == incident))
+        ).first()
     if not _END.fullmatch(incident):
         return None
     ending = [row for row in await are_open(connection) if row.id.endswith(incident)]
@@ -220,7 +269,9 @@ async def find(connection: AsyncConnection, incident: str) -> Row[Any] | None:
 
 async def prune(connection: AsyncConnection, before: datetime) -> int:
     """Delete the incidents that were closed before. Returns how many."""
-    return (await connection.execute(delete(incidents).where(incidents.c.closed_at < before))).rowcount
+    return (
+        await connection.execute(delete(incidents).where(incidents.c.closed_at < before))
+    ).rowcount
 
 
 def ids_of(rows: Sequence[Row[Any]]) -> list[str]:

@@ -1,4 +1,5 @@
-"""What the watch and people write on runs about incidents: that they are noticed, made good or acknowledged.
+"""What the watch and people write on runs about incidents: that they are noticed, made good or
+acknowledged.
 
 It never writes a state: transitions.py does.
 """
@@ -17,8 +18,12 @@ from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 NAMES = ("fingerprint", "acknowledged", "made_good_at", "made_good_by")
 
 
-async def mark(connection: AsyncConnection, ids: Collection[str], values: Mapping[str, str | datetime | None]) -> int:
-    """Write these values, by the names in NAMES, to the rows of these runs. Returns how many rows there are."""
+async def mark(
+    connection: AsyncConnection, ids: Collection[str], values: Mapping[str, str | datetime | None]
+) -> int:
+    """Write these values, by the names in NAMES, to the rows of these runs. Returns how many rows
+    there are.
+    """
     if wrong := values.keys() - set(NAMES):
         raise ValueError(f"no marks of a run: {', '.join(sorted(wrong))}")
     if not ids:
@@ -32,12 +37,17 @@ async def mark(connection: AsyncConnection, ids: Collection[str], values: Mappin
     return (await connection.execute(statement.bindparams(*typed), {"rows": rows})).rowcount
 
 
-async def good_by_themselves(connection: AsyncConnection, ids: Collection[str], now: datetime) -> None:
-    """Nothing is wrong any more with these runs, which have succeeded after a person had retried them."""
+async def good_by_themselves(
+    connection: AsyncConnection, ids: Collection[str], now: datetime
+) -> None:
+    """Nothing is wrong any more with these runs, which have succeeded after a person had retried
+    them.
+    """
     kind = connection.dialect.name
     theirs = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
     statement = text(
-        f"UPDATE batch_runs SET fingerprint = NULL, made_good_at = :now, made_good_by = id WHERE {theirs}"
+        "UPDATE batch_runs SET fingerprint = NULL, made_good_at = :now, made_good_by = id "
+        f"WHERE {theirs}"
     ).bindparams(bindparam("now", now, type_=runs.c.made_good_at.type))
     rows = json_rows.encode([{"id": run} for run in sorted(ids)], kind)
     if ids:
@@ -60,7 +70,9 @@ async def made_good(connection: AsyncConnection, by_run: Mapping[str, str], now:
 
 
 async def reopen_acknowledged(connection: AsyncConnection, incident: str) -> int:
-    """The runs that were acknowledged with this incident count as open again. Returns how many there are."""
+    """The runs that were acknowledged with this incident count as open again. Returns how many
+    there are.
+    """
     statement = text("UPDATE batch_runs SET acknowledged = NULL WHERE acknowledged = :incident")
     bound = statement.bindparams(bindparam("incident", incident, type_=runs.c.acknowledged.type))
     return (await connection.execute(bound)).rowcount

@@ -1,4 +1,6 @@
-"""What the watch has not noticed yet: each kind of row has a column for it, and a nearly empty partial index."""
+"""What the watch has not noticed yet: each kind of row has a column for it, and a nearly empty
+partial index.
+"""
 
 from __future__ import annotations
 
@@ -38,28 +40,46 @@ IS_ANY_SQL = " OR ".join(
 RUN_COLUMNS = [
     runs.c[name]
     for name in (
-        *("id", "task", "slot", "origin", "state", "reason", "fingerprint", "finished_at", "requested_by"),
+        *(
+            "id",
+            "task",
+            "slot",
+            "origin",
+            "state",
+            "reason",
+            "fingerprint",
+            "finished_at",
+            "requested_by",
+        ),
         "acknowledged",
     )
 ]
 
 
 async def mark_runs(connection: AsyncConnection, now: datetime) -> Sequence[Row[Any]]:
-    """Mark runs as noticed, the oldest first, and return them (RUN_COLUMNS) as they were when they were marked.
+    """Mark runs as noticed, the oldest first, and return them (RUN_COLUMNS) as they were when they
+    were marked.
 
     Rows that another transaction has locked are left for the next time.
     """
     lock = " FOR UPDATE SKIP LOCKED" if connection.dialect.name == "postgresql" else ""
-    ids = f"SELECT id FROM batch_runs WHERE {UNNOTICED_RUN_SQL} ORDER BY id LIMIT (SELECT {MOST}){lock}"
+    ids = (
+        f"SELECT id FROM batch_runs WHERE {UNNOTICED_RUN_SQL} ORDER BY id "
+        f"LIMIT (SELECT {MOST}){lock}"
+    )
     among = f"= ANY(ARRAY({ids}))" if lock else f"IN ({ids})"
     returned = ", ".join(column.name for column in RUN_COLUMNS)
-    statement = text(f"UPDATE batch_runs SET noticed_at = :now WHERE id {among} RETURNING {returned}")
+    statement = text(
+        f"UPDATE batch_runs SET noticed_at = :now WHERE id {among} RETURNING {returned}"
+    )
     statement = statement.bindparams(bindparam("now", now, type_=runs.c.noticed_at.type))
     return (await connection.execute(statement.columns(*RUN_COLUMNS))).all()
 
 
 async def mark_ranges(connection: AsyncConnection) -> Sequence[Mapping[Any, Any]]:
-    """Mark missed ranges as noticed. Returns them as they were before, each with the number of `unnoticed` slots."""
+    """Mark missed ranges as noticed. Returns them as they were before, each with the number of
+    `unnoticed` slots.
+    """
     query = select(missed).where(text(UNNOTICED_RANGE_SQL)).order_by(missed.c.id).limit(MOST)
     rows = (await connection.execute(query.with_for_update(skip_locked=True))).mappings().all()
     theirs = json_rows.is_among(missed.c.id, [row["id"] for row in rows], connection.dialect.name)
@@ -82,6 +102,8 @@ async def mark_nodes(connection: AsyncConnection, ids: Sequence[str], now: datet
 
 async def mark_backups(connection: AsyncConnection, now: datetime) -> Sequence[Mapping[Any, Any]]:
     """Mark the backups of which a check has failed as noticed, and return them."""
-    statement = update(backups).where(text(UNNOTICED_BACKUP_SQL)).values(noticed_at=now).returning(backups)
+    statement = (
+        update(backups).where(text(UNNOTICED_BACKUP_SQL)).values(noticed_at=now).returning(backups)
+    )
     marked: CursorResult[Any] = await connection.execute(statement)
     return marked.mappings().all()

@@ -1,4 +1,6 @@
-"""The outbox: what has to be sent, to which channel and when. It is written in the transaction of what it is about."""
+"""The outbox: what has to be sent, to which channel and when. It is written in the transaction of
+what it is about.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ LONGEST_ERROR = 500
 class Note:
     """One thing to tell a channel. `kind`: "opened", "repeated", "closed", "digest" or "test".
 
-    `content`: JSON, from which the message is made. `key`: the same thing is told only once. `not_before`: it is held
-    back until then.
+    `content`: JSON, from which the message is made. `key`: the same thing is told only once.
+    `not_before`: it is held back until then.
     """
 
     channel: str
@@ -40,8 +42,13 @@ class Note:
 
 
 async def write(connection: AsyncConnection, notes: Collection[Note], now: datetime) -> None:
-    """Write what has to be sent. What comes shortly after another message to a channel waits, and goes together."""
-    due = {channel: await _due_at(connection, channel, now) for channel in sorted({note.channel for note in notes})}
+    """Write what has to be sent. What comes shortly after another message to a channel waits, and
+    goes together.
+    """
+    due = {
+        channel: await _due_at(connection, channel, now)
+        for channel in sorted({note.channel for note in notes})
+    }
     rows = [
         {
             "id": new_id(),
@@ -59,8 +66,14 @@ async def write(connection: AsyncConnection, notes: Collection[Note], now: datet
 
 
 async def _due_at(connection: AsyncConnection, channel: str, now: datetime) -> datetime:
-    """When a note to this channel is sent: now, or together with others 20 seconds after the last message."""
-    last = (await connection.execute(select(func.max(outbox.c.due_at)).where(outbox.c.channel == channel))).scalar()
+    """When a note to this channel is sent: now, or together with others 20 seconds after the last
+    message.
+    """
+    last = (
+        await connection.execute(
+            select(func.max(outbox.c.due_at)).where(outbox.c.channel == channel)
+        )
+    ).scalar()
     if last is None or last + TOGETHER <= now:
         return now
     following: datetime = last if last > now else last + TOGETHER
@@ -68,22 +81,29 @@ async def _due_at(connection: AsyncConnection, channel: str, now: datetime) -> d
 
 
 async def take(connection: AsyncConnection, channel: str, now: datetime) -> Sequence[Row[Any]]:
-    """The rows that make the next message to this channel; empty if none is due. They all have the id of that message.
+    """The rows that make the next message to this channel; empty if none is due. They all have the
+    id of that message.
 
     A message that was not sent is taken again with the same rows and the same id.
     """
     due = (outbox.c.channel == channel, text(UNSENT_SQL), outbox.c.due_at <= now)
     first = (
-        await connection.execute(select(outbox).where(*due).order_by(outbox.c.due_at, outbox.c.id).limit(1))
+        await connection.execute(
+            select(outbox).where(*due).order_by(outbox.c.due_at, outbox.c.id).limit(1)
+        )
     ).first()
     if first is None:
         return []
     if first.message is None:
         same = select(outbox.c.id).where(*due, outbox.c.message.is_(None), outbox.c.attempts == 0)
         ids = same.order_by(outbox.c.due_at, outbox.c.id).limit(MOST_TOGETHER)
-        await connection.execute(update(outbox).where(outbox.c.id.in_(ids)).values(message=first.id))
+        await connection.execute(
+            update(outbox).where(outbox.c.id.in_(ids)).values(message=first.id)
+        )
     message = select(outbox).where(
-        outbox.c.channel == channel, text(UNSENT_SQL), outbox.c.message == (first.message or first.id)
+        outbox.c.channel == channel,
+        text(UNSENT_SQL),
+        outbox.c.message == (first.message or first.id),
     )
     return (await connection.execute(message.order_by(outbox.c.due_at, outbox.c.id))).all()
 
@@ -93,35 +113,51 @@ async def sent(connection: AsyncConnection, rows: Sequence[Row[Any]], now: datet
     await _set(connection, rows, {"sent_at": now, "error": None, "attempts": outbox.c.attempts + 1})
 
 
-async def failed(connection: AsyncConnection, rows: Sequence[Row[Any]], error: str, again_at: datetime) -> None:
+async def failed(
+    connection: AsyncConnection, rows: Sequence[Row[Any]], error: str, again_at: datetime
+) -> None:
     """Record that a message could not be sent, and when it is tried again."""
     values = {"due_at": again_at, "error": error[:LONGEST_ERROR], "attempts": outbox.c.attempts + 1}
     await _set(connection, rows, values)
 
 
-async def given_up(connection: AsyncConnection, rows: Sequence[Row[Any]], error: str, now: datetime) -> None:
+async def given_up(
+    connection: AsyncConnection, rows: Sequence[Row[Any]], error: str, now: datetime
+) -> None:
     """Record that a message will not be sent."""
     await _set(
-        connection, rows, {"given_up_at": now, "error": error[:LONGEST_ERROR], "attempts": outbox.c.attempts + 1}
+        connection,
+        rows,
+        {"given_up_at": now, "error": error[:LONGEST_ERROR], "attempts": outbox.c.attempts + 1},
     )
 
 
 async def give_up(
-    connection: AsyncConnection, channels: Collection[str], before: datetime, error: str, now: datetime
+    connection: AsyncConnection,
+    channels: Collection[str],
+    before: datetime,
+    error: str,
+    now: datetime,
 ) -> None:
     """Give up the unsent messages to these channels that were written before an instant."""
     old = (outbox.c.channel.in_(sorted(channels)), text(UNSENT_SQL), outbox.c.created_at < before)
     await connection.execute(update(outbox).where(*old).values(given_up_at=now, error=error))
 
 
-async def _set(connection: AsyncConnection, rows: Sequence[Row[Any]], values: dict[str, Any]) -> None:
+async def _set(
+    connection: AsyncConnection, rows: Sequence[Row[Any]], values: dict[str, Any]
+) -> None:
     theirs = json_rows.is_among(outbox.c.id, [row.id for row in rows], connection.dialect.name)
     await connection.execute(update(outbox).where(theirs).values(values))
 
 
 async def next_due(connection: AsyncConnection) -> dict[str, datetime]:
     """When the next message to each channel is due that has unsent ones."""
-    query = select(outbox.c.channel, func.min(outbox.c.due_at)).where(text(UNSENT_SQL)).group_by(outbox.c.channel)
+    query = (
+        select(outbox.c.channel, func.min(outbox.c.due_at))
+        .where(text(UNSENT_SQL))
+        .group_by(outbox.c.channel)
+    )
     return {row[0]: row[1] for row in await connection.execute(query)}
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, PrimaryKeyConstraint, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
 
 from service.batch.ledger.tables import ledger, where
 from service.database.types import Id, Json, UtcDateTime
@@ -10,9 +20,10 @@ from service.database.types import Id, Json, UtcDateTime
 OPEN_SQL = "closed_at IS NULL"
 UNSENT_SQL = "sent_at IS NULL AND given_up_at IS NULL"
 
-# Something that needs a person. `task`, `subject` (a node, a file, a place of backups) and `fingerprint` are '' where
-# they do not apply, so that the unique index holds. `count`: its runs, slots or rows so far. `first_run`: NULL if it is
-# not about runs. `told_at`: when a message about its opening was written. `successes`: in a row, since it last failed.
+# Something that needs a person. `task`, `subject` (a node, a file, a place of backups) and
+# `fingerprint` are '' where they do not apply, so that the unique index holds. `count`: its runs,
+# slots or rows so far. `first_run`: NULL if it is not about runs. `told_at`: when a message about
+# its opening was written. `successes`: in a row, since it last failed.
 incidents = Table(
     "batch_incidents",
     ledger,
@@ -29,11 +40,20 @@ incidents = Table(
     Column("successes", Integer, nullable=False, server_default="0"),
     *(Column(name, UtcDateTime) for name in ("told_at", "closed_at")),
     Column("closed_why", String(20)),
-    # The acknowledgement of a person. Until `quiet_until` what comes again belongs to it, and opens no other incident.
+    # The acknowledgement of a person. Until `quiet_until` what comes again belongs to it, and opens
+    # no other incident.
     Column("acknowledged_at", UtcDateTime),
     *(Column(name, Text) for name in ("acknowledged_by", "note")),
     Column("quiet_until", UtcDateTime),
-    Index("uq_batch_incidents_open", "kind", "task", "subject", "fingerprint", unique=True, **where(OPEN_SQL)),
+    Index(
+        "uq_batch_incidents_open",
+        "kind",
+        "task",
+        "subject",
+        "fingerprint",
+        unique=True,
+        **where(OPEN_SQL),
+    ),
     Index("ix_batch_incidents_open", "opened_at", "id", **where(OPEN_SQL)),
     Index("ix_batch_incidents_opened", "opened_at", "id"),
     Index("ix_batch_incidents_closed", "closed_at", "id", **where("closed_at IS NOT NULL")),
@@ -51,7 +71,8 @@ fingerprints = Table(
     PrimaryKeyConstraint("task", "fingerprint"),
 )
 
-# How long runs of a task take, in seconds, over the last `runs` ones that have succeeded, and the last success.
+# How long runs of a task take, in seconds, over the last `runs` ones that have succeeded, and the
+# last success.
 durations = Table(
     "batch_durations",
     ledger,
@@ -62,8 +83,8 @@ durations = Table(
     Column("computed_at", UtcDateTime, nullable=False),
 )
 
-# A message to one channel, or a part of one: rows of a channel that are due together are sent as one message, whose id
-# is `message`. `key`: the same thing is written only once.
+# A message to one channel, or a part of one: rows of a channel that are due together are sent as
+# one message, whose id is `message`. `key`: the same thing is written only once.
 outbox = Table(
     "batch_outbox",
     ledger,

@@ -1,4 +1,6 @@
-"""Buckets of ten minutes: which of them are counted, and marking those in which a slot changes afterwards."""
+"""Buckets of ten minutes: which of them are counted, and marking those in which a slot changes
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,14 @@ def between(since: datetime, until: datetime) -> list[datetime]:
     return [first + number * LENGTH for number in range(max(0, -((first - until) // LENGTH)))]
 
 
-async def slots_have_changed(connection: AsyncConnection, slots: Iterable[datetime | None], now: datetime) -> None:
+async def slots_have_changed(
+    connection: AsyncConnection, slots: Iterable[datetime | None], now: datetime
+) -> None:
     """Mark the buckets of these slots, so that they are counted again.
 
-    Call it late in the transaction that changes the slots: their rows are locked until its end. Whoever counts a bucket
-    locks its row first, so it sees this change, or is marked by it afterwards.
+    Call it late in the transaction that changes the slots: their rows are locked until its end.
+    Whoever counts a bucket locks its row first, so it sees this change, or is marked by it
+    afterwards.
     """
     changed = {bucket_of(slot) for slot in slots if slot is not None and slot >= now - KEPT}
     if not changed:
@@ -41,7 +46,8 @@ async def slots_have_changed(connection: AsyncConnection, slots: Iterable[dateti
     kind = connection.dialect.name
     source = json_rows.source([buckets.c.bucket], kind)
     statement = text(
-        f"INSERT INTO batch_buckets (bucket) SELECT v.bucket FROM {source} WHERE true ORDER BY v.bucket "
+        f"INSERT INTO batch_buckets (bucket) SELECT v.bucket FROM {source} WHERE true "
+        "ORDER BY v.bucket "
         "ON CONFLICT (bucket) DO UPDATE SET counted_at = NULL"
     )
     rows = [{"bucket": bucket} for bucket in sorted(changed)]
@@ -58,7 +64,12 @@ async def counted(connection: AsyncConnection, since: datetime, until: datetime)
 
 async def dirty(connection: AsyncConnection, limit: int) -> Sequence[datetime]:
     """Some buckets in which a slot has changed since they were counted, the newest first."""
-    query = select(buckets.c.bucket).where(text("counted_at IS NULL")).order_by(buckets.c.bucket.desc()).limit(limit)
+    query = (
+        select(buckets.c.bucket)
+        .where(text("counted_at IS NULL"))
+        .order_by(buckets.c.bucket.desc())
+        .limit(limit)
+    )
     return (await connection.execute(query)).scalars().all()
 
 
@@ -81,8 +92,12 @@ async def unmark(connection: AsyncConnection, wanted: Collection[datetime]) -> N
     await connection.execute(delete(buckets).where(among))
 
 
-async def account_begins(connection: AsyncConnection, task: str | None, at: datetime, now: datetime) -> None:
-    """The account of a task (None: of each task) begins at this instant now: its earlier slots no longer count."""
+async def account_begins(
+    connection: AsyncConnection, task: str | None, at: datetime, now: datetime
+) -> None:
+    """The account of a task (None: of each task) begins at this instant now: its earlier slots no
+    longer count.
+    """
     if at < now - KEPT:
         return
     earlier = delete(tally).where(tally.c.bucket < bucket_of(at))

@@ -7,8 +7,19 @@ from sqlalchemy import Column, Index, Integer, PrimaryKeyConstraint, String, Tab
 from service.batch.ledger.tables import ledger, where
 from service.database.types import UtcDateTime
 
-CLASSES = ("succeeded", "failed", "cancelled", "skipped", "missed", "paused", "active", "unaccounted")
-"""What a slot may have become. Each slot is in exactly one class, so that their sum is what was due."""
+CLASSES = (
+    "succeeded",
+    "failed",
+    "cancelled",
+    "skipped",
+    "missed",
+    "paused",
+    "active",
+    "unaccounted",
+)
+"""What a slot may have become. Each slot is in exactly one class, so that their sum is what was
+due.
+"""
 
 NOT_RUN = ("missed", "paused", "skipped")
 """The classes of slots that did not run, by a rule or because no service was there."""
@@ -16,7 +27,8 @@ NOT_ALL_GOOD = tuple(name for name in CLASSES if name != "succeeded")
 NOT_ALL_GOOD_SQL = f"{' + '.join(NOT_ALL_GOOD)} > 0"
 """Rows of the tally with slots that have not succeeded. On a good night there are few of them."""
 
-# Ten minutes whose slots were counted at `counted_at`; NULL: some slot has changed since, so they are counted again.
+# Ten minutes whose slots were counted at `counted_at`; NULL: some slot has changed since, so they
+# are counted again.
 buckets = Table(
     "batch_buckets",
     ledger,
@@ -25,7 +37,8 @@ buckets = Table(
     Index("ix_batch_buckets_dirty", "bucket", **where("counted_at IS NULL")),
 )
 
-# The slots of one task in ten minutes, as they were counted. A task without a slot in them has no row.
+# The slots of one task in ten minutes, as they were counted. A task without a slot in them has no
+# row.
 tally = Table(
     "batch_tally",
     ledger,

@@ -1,4 +1,6 @@
-"""The ledger's tables of who may ask for what, and of what was asked: tokens, sessions, the audit, previews, duties."""
+"""The ledger's tables of who may ask for what, and of what was asked: tokens, sessions, the audit,
+previews, duties.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ from sqlalchemy import BigInteger, Column, Index, LargeBinary, String, Table, Te
 from service.batch.ledger.tables import ledger, where
 from service.database.types import Id, Json, UtcDateTime
 
-# A secret is never stored. `hash`: SHA-256 of the secret, as hex digits. `kind`: "token" for programs, or "link" for a
-# link that signs in once.
+# A secret is never stored. `hash`: SHA-256 of the secret, as hex digits. `kind`: "token" for
+# programs, or "link" for a link that signs in once.
 tokens = Table(
     "batch_tokens",
     ledger,
@@ -21,10 +23,16 @@ tokens = Table(
     Column("created_by", Text, nullable=False),
     *(Column(f"{event}_at", UtcDateTime) for event in ("expires", "revoked", "used")),
     *(Column(name, Text) for name in ("revoked_by", "used_from")),
-    Index("uq_batch_tokens_name", "name", unique=True, **where("kind = 'token' AND revoked_at IS NULL")),
+    Index(
+        "uq_batch_tokens_name",
+        "name",
+        unique=True,
+        **where("kind = 'token' AND revoked_at IS NULL"),
+    ),
 )
 
-# `id`: SHA-256 of the cookie's value, as hex digits. `token`: the token or link that the person signed in with.
+# `id`: SHA-256 of the cookie's value, as hex digits. `token`: the token or link that the person
+# signed in with.
 sessions = Table(
     "batch_sessions",
     ledger,
@@ -39,8 +47,8 @@ sessions = Table(
     Index("ix_batch_sessions_expires", "expires_at"),
 )
 
-# The audit. Rows are only inserted, and deleted when they are older than BATCH_KEEP_EVENTS_DAYS. `key`: several
-# processes that notice the same change write it once.
+# The audit. Rows are only inserted, and deleted when they are older than BATCH_KEEP_EVENTS_DAYS.
+# `key`: several processes that notice the same change write it once.
 events = Table(
     "batch_events",
     ledger,
@@ -63,8 +71,9 @@ events = Table(
     Index("uq_batch_events_key", "key", unique=True, **where("key IS NOT NULL")),
 )
 
-# What a person was shown before a bulk or a backfill, and the progress of what was made of it. `ids`: the runs, 16
-# bytes each, compressed. `position`: how many of them are done. `changed`: how many of these were changed.
+# What a person was shown before a bulk or a backfill, and the progress of what was made of it.
+# `ids`: the runs, 16 bytes each, compressed. `position`: how many of them are done. `changed`: how
+# many of these were changed.
 previews = Table(
     "batch_previews",
     ledger,
@@ -73,14 +82,21 @@ previews = Table(
     Column("actor", Text, nullable=False),
     Column("request", Json, nullable=False),
     Column("ids", LargeBinary),
-    *(Column(name, BigInteger, nullable=False, server_default="0") for name in ("count", "position", "changed")),
+    *(
+        Column(name, BigInteger, nullable=False, server_default="0")
+        for name in ("count", "position", "changed")
+    ),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("started_by", Json),
     Column("finished_at", UtcDateTime),
     Column("note", Text),
-    Index("ix_batch_previews_open", "started_at", **where("started_at IS NOT NULL AND finished_at IS NULL")),
+    Index(
+        "ix_batch_previews_open",
+        "started_at",
+        **where("started_at IS NOT NULL AND finished_at IS NULL"),
+    ),
     Index("ix_batch_previews_expires", "expires_at"),
 )
 

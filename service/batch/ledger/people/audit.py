@@ -1,4 +1,6 @@
-"""The audit: who changed what, when and from where. Rows are only added, in the transaction of the change itself."""
+"""The audit: who changed what, when and from where. Rows are only added, in the transaction of the
+change itself.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ LONGEST_NOTE = 2_000
 
 @dataclass(frozen=True)
 class By:
-    """Who changes something. `source`: "api", "cli", "page" or "service". `address`: where the request came from."""
+    """Who changes something. `source`: "api", "cli", "page" or "service". `address`: where the
+    request came from.
+    """
 
     actor: str
     source: str = "service"
@@ -44,8 +48,8 @@ async def record(
 ) -> None:
     """Add one event in the caller's transaction.
 
-    `action`: what was done, such as "run.cancel". `before` and `after`: JSON values. `key`: an event with the same key
-    is added only once.
+    `action`: what was done, such as "run.cancel". `before` and `after`: JSON values. `key`: an
+    event with the same key is added only once.
     """
     event = {
         "id": new_id(),
@@ -75,7 +79,9 @@ def listing(
     task: str | None = None,
     action: str | None = None,
 ) -> Select[Any]:
-    """A query for a page of events, newest first. `before`: the (at, id) of the last event of the previous page."""
+    """A query for a page of events, newest first. `before`: the (at, id) of the last event of the
+    previous page.
+    """
     query = select(events).order_by(events.c.at.desc(), events.c.id.desc()).limit(limit)
     if before is not None:
         at, last = before
@@ -93,11 +99,18 @@ def listing(
 
 async def newest(connection: AsyncConnection, action: str) -> Mapping[Any, Any] | None:
     """The newest event with this action; None if there is none."""
-    rows: Sequence[Mapping[Any, Any]] = (await connection.execute(listing(1, action=action))).mappings().all()
+    rows: Sequence[Mapping[Any, Any]] = (
+        (await connection.execute(listing(1, action=action))).mappings().all()
+    )
     return rows[0] if rows else None
 
 
 async def prune(connection: AsyncConnection, before: datetime, limit: int) -> int:
     """Delete at most `limit` events that are older. Returns how many."""
-    old = select(events.c.id).where(events.c.at < before).order_by(events.c.at, events.c.id).limit(limit)
+    old = (
+        select(events.c.id)
+        .where(events.c.at < before)
+        .order_by(events.c.at, events.c.id)
+        .limit(limit)
+    )
     return (await connection.execute(delete(events).where(events.c.id.in_(old)))).rowcount

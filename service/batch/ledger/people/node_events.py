@@ -28,21 +28,36 @@ class Interval(Protocol):
 
 
 async def record_lost(
-    connection: AsyncConnection, nodes: Sequence[Mapping[Any, Any]], tasks: Mapping[str, Collection[str]], now: datetime
+    connection: AsyncConnection,
+    nodes: Sequence[Mapping[Any, Any]],
+    tasks: Mapping[str, Collection[str]],
+    now: datetime,
 ) -> None:
-    """Write that these nodes have ended without saying so. `nodes`: their rows. `tasks`: those of the runs of each."""
+    """Write that these nodes have ended without saying so. `nodes`: their rows. `tasks`: those of
+    the runs of each.
+    """
     for node in nodes:
-        after = {"seen_at": node["seen_at"].isoformat(), "tasks": sorted(tasks.get(node["id"], ()))[:20]}
+        after = {
+            "seen_at": node["seen_at"].isoformat(),
+            "tasks": sorted(tasks.get(node["id"], ()))[:20],
+        }
         await audit.record(connection, _by(node), LOST, now, target=node["id"], after=after)
 
 
-async def record_outages(connection: AsyncConnection, node: Mapping[Any, Any], outages: Sequence[Interval]) -> None:
+async def record_outages(
+    connection: AsyncConnection, node: Mapping[Any, Any], outages: Sequence[Interval]
+) -> None:
     """Write the outages of the ledger that a node has had. `node`: its row."""
     now = await database_time.now_of(connection)
     for outage in outages:
         since, until = outage.since.isoformat(), outage.until.isoformat()
-        after, key = {"since": since, "until": until, "cause": outage.cause}, f"{OUTAGE} {node['id']} {since}"
-        await audit.record(connection, _by(node), OUTAGE, now, target=node["id"], after=after, key=key)
+        after, key = (
+            {"since": since, "until": until, "cause": outage.cause},
+            f"{OUTAGE} {node['id']} {since}",
+        )
+        await audit.record(
+            connection, _by(node), OUTAGE, now, target=node["id"], after=after, key=key
+        )
 
 
 def _by(node: Mapping[Any, Any]) -> audit.By:

@@ -1,6 +1,7 @@
 """Our tables beside the authors' data, with which they commit, as the first release makes them.
 
-They hold the places of loops and their fences, what was done once, and the items that runs set aside.
+They hold the places of loops and their fences, what was done once, and the items that runs set
+aside.
 """
 
 import sqlalchemy as sa

@@ -1,4 +1,6 @@
-"""Item tasks: with and without the types of their items, with parameters, and with what they open for all items."""
+"""Item tasks: with and without the types of their items, with parameters, and with what they open
+for all items.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -82,6 +84,8 @@ class Plain(ItemTask):
     async def save(self, user: User, fetched: Any, db: AsyncSession) -> None:
         user.email = fetched
 
-    async def run(self, redrive: str | None = None, items: list[str] | None = None) -> dict[str, int]:
+    async def run(
+        self, redrive: str | None = None, items: list[str] | None = None
+    ) -> dict[str, int]:
         counts = await super().run(redrive, items)
         return assert_type(counts, dict[str, int])

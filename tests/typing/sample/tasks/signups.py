@@ -7,7 +7,17 @@ from typing import assert_type
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import BaseTask, CurrentRun, DomainError, Missed, Retry, TaskRegistry, current_run, get_db, get_logger
+from service import (
+    BaseTask,
+    CurrentRun,
+    DomainError,
+    Missed,
+    Retry,
+    TaskRegistry,
+    current_run,
+    get_db,
+    get_logger,
+)
 from service.application.models import User
 
 logger = get_logger(__name__)
@@ -31,7 +41,9 @@ class SignupsTask(BaseTask):
     overlap = "allow"
     priority = 10
 
-    async def run(self, slot: datetime, day: date | None = None, dry_run: bool = False) -> dict[str, int | str]:
+    async def run(
+        self, slot: datetime, day: date | None = None, dry_run: bool = False
+    ) -> dict[str, int | str]:
         run = assert_type(current_run(), CurrentRun)
         assert_type(run.previous_slot, datetime | None)
         day = day or slot.date() - timedelta(days=1)

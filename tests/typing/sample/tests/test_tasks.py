@@ -48,7 +48,9 @@ async def test_parameters_and_results(batch: Batch) -> None:
     assert (await batch.run(Decorated)).result == 1
 
 
-async def test_items_have_a_client_and_parameters(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_items_have_a_client_and_parameters(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with get_db() as db:
         db.add(User(email="A@example.com", created_at=datetime(2025, 1, 1, tzinfo=UTC)))
         await db.commit()

@@ -1,4 +1,6 @@
-"""The tables of the ledger, as the first release makes them. Later changes are migrations of their own."""
+"""The tables of the ledger, as the first release makes them. Later changes are migrations of their
+own.
+"""
 
 from typing import Any
 
@@ -61,7 +63,9 @@ def upgrade() -> None:
         sa.Column("counted_at", Instant),
         sa.PrimaryKeyConstraint("bucket"),
     )
-    op.create_index("ix_batch_buckets_dirty", "batch_buckets", ["bucket"], **where("counted_at IS NULL"))
+    op.create_index(
+        "ix_batch_buckets_dirty", "batch_buckets", ["bucket"], **where("counted_at IS NULL")
+    )
     op.create_table(
         "batch_catalog",
         sa.Column("id", sa.SmallInteger(), autoincrement=False, nullable=False),
@@ -106,8 +110,12 @@ def upgrade() -> None:
     )
     op.create_index("ix_batch_events_at", "batch_events", ["at", "id"])
     op.create_index("ix_batch_events_action", "batch_events", ["action", "at", "id"])
-    op.create_index("ix_batch_events_task", "batch_events", ["task", "at", "id"], **where("task IS NOT NULL"))
-    op.create_index("uq_batch_events_key", "batch_events", ["key"], unique=True, **where("key IS NOT NULL"))
+    op.create_index(
+        "ix_batch_events_task", "batch_events", ["task", "at", "id"], **where("task IS NOT NULL")
+    )
+    op.create_index(
+        "uq_batch_events_key", "batch_events", ["key"], unique=True, **where("key IS NOT NULL")
+    )
     op.create_table(
         "batch_fingerprints",
         sa.Column("task", sa.String(100), nullable=False),
@@ -148,12 +156,23 @@ def upgrade() -> None:
         **where("closed_at IS NULL"),
     )
     op.create_index("ix_batch_incidents_opened", "batch_incidents", ["opened_at", "id"])
-    op.create_index("ix_batch_incidents_open", "batch_incidents", ["opened_at", "id"], **where("closed_at IS NULL"))
     op.create_index(
-        "ix_batch_incidents_closed", "batch_incidents", ["closed_at", "id"], **where("closed_at IS NOT NULL")
+        "ix_batch_incidents_open",
+        "batch_incidents",
+        ["opened_at", "id"],
+        **where("closed_at IS NULL"),
     )
     op.create_index(
-        "ix_batch_incidents_quiet", "batch_incidents", ["task", "fingerprint"], **where("quiet_until IS NOT NULL")
+        "ix_batch_incidents_closed",
+        "batch_incidents",
+        ["closed_at", "id"],
+        **where("closed_at IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_batch_incidents_quiet",
+        "batch_incidents",
+        ["task", "fingerprint"],
+        **where("quiet_until IS NOT NULL"),
     )
     op.create_table(
         "batch_log",
@@ -182,7 +201,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_batch_missed_task", "batch_missed", ["task", "last_slot"])
-    op.create_index("ix_batch_missed_unnoticed", "batch_missed", ["id"], **where("unnoticed IS NOT NULL"))
+    op.create_index(
+        "ix_batch_missed_unnoticed", "batch_missed", ["id"], **where("unnoticed IS NOT NULL")
+    )
     op.create_table(
         "batch_nodes",
         sa.Column("id", Id, nullable=False),
@@ -206,8 +227,12 @@ def upgrade() -> None:
         sa.Column("troubles", Json),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index("ix_batch_nodes_live", "batch_nodes", ["id", "fires"], **where("stopped_at IS NULL"))
-    op.create_index("ix_batch_nodes_unnoticed", "batch_nodes", ["id"], **where("noticed_at IS NULL"))
+    op.create_index(
+        "ix_batch_nodes_live", "batch_nodes", ["id", "fires"], **where("stopped_at IS NULL")
+    )
+    op.create_index(
+        "ix_batch_nodes_unnoticed", "batch_nodes", ["id"], **where("noticed_at IS NULL")
+    )
     op.create_table(
         "batch_outbox",
         sa.Column("id", Id, nullable=False),
@@ -233,7 +258,9 @@ def upgrade() -> None:
     )
     op.create_index("ix_batch_outbox_due", "batch_outbox", ["channel", "due_at"])
     op.create_index("ix_batch_outbox_created", "batch_outbox", ["created_at", "id"])
-    op.create_index("uq_batch_outbox_key", "batch_outbox", ["key"], unique=True, **where("key IS NOT NULL"))
+    op.create_index(
+        "uq_batch_outbox_key", "batch_outbox", ["key"], unique=True, **where("key IS NOT NULL")
+    )
     op.create_table(
         "batch_previews",
         sa.Column("id", Id, nullable=False),
@@ -315,10 +342,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(
-        "uq_batch_runs_task_slot", "batch_runs", ["task", "slot"], unique=True, **where("origin <> 'manual'")
+        "uq_batch_runs_task_slot",
+        "batch_runs",
+        ["task", "slot"],
+        unique=True,
+        **where("origin <> 'manual'"),
     )
-    op.create_index("uq_batch_runs_task_key", "batch_runs", ["task", "key"], unique=True, **where("key IS NOT NULL"))
-    op.create_index("ix_batch_runs_held", "batch_runs", ["node"], **where("(state || '') = 'running'"))
+    op.create_index(
+        "uq_batch_runs_task_key",
+        "batch_runs",
+        ["task", "key"],
+        unique=True,
+        **where("key IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_batch_runs_held", "batch_runs", ["node"], **where("(state || '') = 'running'")
+    )
     op.create_index(
         "ix_batch_runs_in_the_way",
         "batch_runs",
@@ -340,9 +379,14 @@ def upgrade() -> None:
         ["task", "exclusive", "rank", "due_at", "id"],
         **where("(state || '') IN ('queued', 'interrupted')"),
     )
-    op.create_index("ix_batch_runs_retry_due", "batch_runs", ["due_at"], **where("(state || '') = 'retrying'"))
     op.create_index(
-        "ix_batch_runs_retrying", "batch_runs", ["task", "created_at"], **where("(state || '') = 'retrying'")
+        "ix_batch_runs_retry_due", "batch_runs", ["due_at"], **where("(state || '') = 'retrying'")
+    )
+    op.create_index(
+        "ix_batch_runs_retrying",
+        "batch_runs",
+        ["task", "created_at"],
+        **where("(state || '') = 'retrying'"),
     )
     op.create_index(
         "ix_batch_runs_retry_queue",
@@ -362,13 +406,31 @@ def upgrade() -> None:
         ["task", "fingerprint", "finished_at"],
         **where("fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"),
     )
-    op.create_index("ix_batch_runs_acknowledged", "batch_runs", ["acknowledged"], **where("acknowledged IS NOT NULL"))
-    op.create_index("ix_batch_runs_left", "batch_runs", ["node"], **where("(state || '') = 'interrupted'"))
-    op.create_index("ix_batch_runs_skipped", "batch_runs", ["slot"], **where("(state || '') = 'skipped'"))
-    op.create_index("ix_batch_runs_by_hand", "batch_runs", ["created_at"], **where("origin = 'manual'"))
+    op.create_index(
+        "ix_batch_runs_acknowledged",
+        "batch_runs",
+        ["acknowledged"],
+        **where("acknowledged IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_batch_runs_left", "batch_runs", ["node"], **where("(state || '') = 'interrupted'")
+    )
+    op.create_index(
+        "ix_batch_runs_skipped", "batch_runs", ["slot"], **where("(state || '') = 'skipped'")
+    )
+    op.create_index(
+        "ix_batch_runs_by_hand", "batch_runs", ["created_at"], **where("origin = 'manual'")
+    )
     op.create_index("ix_batch_runs_parent", "batch_runs", ["parent"], **where("parent IS NOT NULL"))
-    op.create_index("ix_batch_runs_waits", "batch_runs", ["due_at", "id"], **where("(state || '') = 'waiting'"))
-    op.create_index("ix_batch_runs_members", "batch_runs", ["awaited_by", "state"], **where("awaited_by IS NOT NULL"))
+    op.create_index(
+        "ix_batch_runs_waits", "batch_runs", ["due_at", "id"], **where("(state || '') = 'waiting'")
+    )
+    op.create_index(
+        "ix_batch_runs_members",
+        "batch_runs",
+        ["awaited_by", "state"],
+        **where("awaited_by IS NOT NULL"),
+    )
     op.create_index(
         "uq_batch_runs_exclusive",
         "batch_runs",
@@ -376,15 +438,26 @@ def upgrade() -> None:
         unique=True,
         **where("attempt > attempts_before AND state IN ('running', 'waiting', 'queued')"),
     )
-    op.create_index("ix_batch_runs_created", "batch_runs", ["created_at", "id"], **where("origin <> 'part'"))
     op.create_index(
-        "ix_batch_runs_state_created", "batch_runs", ["state", "created_at", "id"], **where("origin <> 'part'")
+        "ix_batch_runs_created", "batch_runs", ["created_at", "id"], **where("origin <> 'part'")
     )
     op.create_index(
-        "ix_batch_runs_task_created", "batch_runs", ["task", "created_at", "id"], **where("origin <> 'part'")
+        "ix_batch_runs_state_created",
+        "batch_runs",
+        ["state", "created_at", "id"],
+        **where("origin <> 'part'"),
     )
     op.create_index(
-        "ix_batch_runs_parts", "batch_runs", ["state", "created_at", "id"], **where("(origin || '') = 'part'")
+        "ix_batch_runs_task_created",
+        "batch_runs",
+        ["task", "created_at", "id"],
+        **where("origin <> 'part'"),
+    )
+    op.create_index(
+        "ix_batch_runs_parts",
+        "batch_runs",
+        ["state", "created_at", "id"],
+        **where("(origin || '') = 'part'"),
     )
     op.create_table(
         "batch_schedules",
@@ -402,7 +475,13 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": 50},
     )
     op.create_index("ix_batch_schedules_task", "batch_schedules", ["task", "valid_from"])
-    op.create_index("uq_batch_schedules_open", "batch_schedules", ["task"], unique=True, **where("valid_until IS NULL"))
+    op.create_index(
+        "uq_batch_schedules_open",
+        "batch_schedules",
+        ["task"],
+        unique=True,
+        **where("valid_until IS NULL"),
+    )
     op.create_table(
         "batch_sessions",
         sa.Column("id", sa.String(64), nullable=False),
@@ -430,7 +509,9 @@ def upgrade() -> None:
         sa.Column("unaccounted", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("bucket", "task"),
     )
-    op.create_index("ix_batch_tally_unaccounted", "batch_tally", ["task", "bucket"], **where("unaccounted > 0"))
+    op.create_index(
+        "ix_batch_tally_unaccounted", "batch_tally", ["task", "bucket"], **where("unaccounted > 0")
+    )
     op.create_index(
         "ix_batch_tally_not_all_good",
         "batch_tally",
@@ -477,7 +558,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(
-        "uq_batch_tokens_name", "batch_tokens", ["name"], unique=True, **where("kind = 'token' AND revoked_at IS NULL")
+        "uq_batch_tokens_name",
+        "batch_tokens",
+        ["name"],
+        unique=True,
+        **where("kind = 'token' AND revoked_at IS NULL"),
     )
     op.create_table(
         "batch_waits",
