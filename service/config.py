@@ -58,8 +58,8 @@ class Settings(AccessSettings, AlertSettings):
     )
     LEDGER_URL: LedgerUrl | None = Field(
         None,
-        description="The ledger's database. Empty: ledger.db beside an SQLite file, or the PostgreSQL "
-        "database.",
+        description="The ledger's database. "
+        "Empty: ledger.db beside an SQLite file, or the PostgreSQL database.",
     )
     DATABASE_POOL_SIZE: int = Field(
         20, ge=1, description="PostgreSQL connections for the application per process."
@@ -144,7 +144,8 @@ class Settings(AccessSettings, AlertSettings):
         0.5,
         ge=0,
         le=1,
-        description="No backup is deleted after one with less than this share of the last one's rows.",
+        description="No backup is deleted after one with less than this share "
+        "of the last one's rows.",
     )
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
     BACKUP_URL: PlaceUrl | None = Field(

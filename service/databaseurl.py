@@ -28,9 +28,8 @@ def async_url(url: str) -> str:
     if "@" in (parsed.host or ""):
         raise ValueError("an @ in the password is read as the end of the password: write it as %40")
     parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
-    if parsed.drivername == "postgresql+asyncpg" and (
-        mode := parsed.query.get("sslmode")
-    ):  # libpq's name of `ssl`
+    # libpq's name of `ssl`
+    if parsed.drivername == "postgresql+asyncpg" and (mode := parsed.query.get("sslmode")):
         parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
     _refuse_driver(parsed)
     return parsed.render_as_string(hide_password=False)

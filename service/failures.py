@@ -84,9 +84,8 @@ class ReportedError(Exception):
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
         self.traceback = traceback
-        self.add_note(
-            f"as another process has reported it:\n{traceback}"
-        )  # for handlers of other libraries
+        # For handlers of other libraries.
+        self.add_note(f"as another process has reported it:\n{traceback}")
 
 
 def reported(facts: Mapping[str, str]) -> ReportedError:

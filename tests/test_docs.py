@@ -310,9 +310,8 @@ def test_a_command_of_the_readme_prints_what_is_shown(
 ) -> None:
     words = re.findall(r'"[^"]*"|\S+', command)[1:]
     printed = call(first_steps, [*BATCH, *(word.strip('"') for word in words)])
-    printed = printed.replace(
-        f"batch: {NO_SERVICE}\n", ""
-    )  # a reader has started one in another terminal
+    # A reader has started one in another terminal.
+    printed = printed.replace(f"batch: {NO_SERVICE}\n", "")
     if "--after" in words:  # then it prints the same at any time
         assert printed == output
     assert masked(printed) == masked(output)

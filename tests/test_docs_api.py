@@ -207,9 +207,8 @@ class Reader:
         )
 
         async def is_at_rest() -> bool:
-            if (
-                await self.service.operations.bulks_under_way()
-            ):  # asked first: its last step makes runs
+            # Asked first: its last step makes runs.
+            if await self.service.operations.bulks_under_way():
                 return False
             async with self.service.ledger.reader.connect() as connection:
                 return bool((await connection.execute(active)).scalar_one() == 0)

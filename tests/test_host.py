@@ -466,7 +466,7 @@ async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_n
     assert nodes[second.node.id]["stopped_at"] is None
 
 
-async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_the_signal_interrupts_one(
+async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_it_interrupts_one(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run(self: object) -> str:

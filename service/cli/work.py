@@ -35,7 +35,8 @@ def work(
         typer.Option(
             parser=whole(0, 65535),
             metavar="NUMBER",
-            help="Answer /healthz, /readyz and /metrics on this port. Without it no port is opened.",
+            help="Answer /healthz, /readyz and /metrics on this port. "
+            "Without it no port is opened.",
         ),
     ] = None,
     host: Annotated[

@@ -75,9 +75,8 @@ async def _migrate(database: Database, history: History, to: str, before: Before
             return
     async with database.engine.begin() as connection:
         if database.kind == "postgresql":
-            await connection.execute(
-                text("SET LOCAL lock_timeout = 0")
-            )  # the second process waits for the first
+            # The second process waits for the first.
+            await connection.execute(text("SET LOCAL lock_timeout = 0"))
             await connection.execute(
                 text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": history.lock}
             )

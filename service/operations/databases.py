@@ -110,9 +110,8 @@ async def _prepare(application: Database, ledger: Database, lease_seconds: float
     _refuse_one_file(application, ledger)
     for database in (application, ledger):
         await database.check()
-    await migrate_ledger(
-        ledger, lease_seconds
-    )  # first: it is refused while processes of an older version live
+    # First: it is refused while processes of an older version live.
+    await migrate_ledger(ledger, lease_seconds)
     await migrate(application, *APPLICATION_HISTORIES)
 
 

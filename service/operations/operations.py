@@ -82,19 +82,17 @@ class Operations:
         lease = settings.LEASE_SECONDS
         followers = partial(_followers, settings)
         self._context = Context(
-            *(
-                databases,
-                loaded,
-                actor,
-                lease,
-                keep,
-                wake,
-                wake_bulks,
-                node,
-                troubles,
-                redaction,
-                followers,
-            )
+            databases,
+            loaded,
+            actor,
+            lease,
+            keep,
+            wake,
+            wake_bulks,
+            node,
+            troubles,
+            redaction,
+            followers,
         )
 
     def by(self, actor: Actor) -> Operations:

@@ -303,16 +303,14 @@ class BatchService:
     async def _fire(self, stack: AsyncExitStack) -> None:
         lease, outage = self._settings.LEASE_SECONDS, self.node.outage
         self.dispatcher = Dispatcher(
-            *(
-                self.ledger,
-                self.tasks,
-                self.node.id,
-                self.engine,
-                outage,
-                self.metrics,
-                self.opener.wake,
-                lease,
-            ),
+            self.ledger,
+            self.tasks,
+            self.node.id,
+            self.engine,
+            outage,
+            self.metrics,
+            self.opener.wake,
+            lease,
             steps=(steps := ClockSteps()),
         )
         self._on_changes.append(steps.on_changes)

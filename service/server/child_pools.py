@@ -26,7 +26,8 @@ class ChildPools:
 
         A node that claims nothing serves all of them, for the run that it is given.
         """
-        self._tasks, self._claims = tasks, bool(node.roles.pools)
+        self._tasks = tasks
+        self._claims = bool(node.roles.pools)
         self._is_started: set[str] = set()
         served = node.roles.pools or settings.pools.keys()
         self.by_name = {

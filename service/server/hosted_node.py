@@ -49,12 +49,10 @@ class HostedNode:
 
         `drain_seconds`: a drain takes no longer, whatever DRAIN_SECONDS says.
         """
-        self._pools, self._places, self._on_tasks, self._drain_seconds = (
-            pools,
-            places,
-            on_tasks,
-            drain_seconds,
-        )
+        self._pools = pools
+        self._places = places
+        self._on_tasks = on_tasks
+        self._drain_seconds = drain_seconds
         self._known: set[str] = set()
         self._mistake: DatabaseError | None = None
         self._started: Future[None] = Future()
@@ -115,7 +113,8 @@ class HostedNode:
             self._ended.set_result(None)
 
     async def _live(self) -> None:
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
         settings = self._settings()
         batch = self._batch = BatchService(
             settings, Roles(fires=False, pools=self._pools, on_tickets=True)

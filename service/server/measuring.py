@@ -19,7 +19,8 @@ class Monitoring:
         self.metrics = metrics
         self.gauges = operations.gauges(metrics)
         """Reads the gauges of the ledger. Call its `stop` before the databases are closed."""
-        self._engine, self._node = engine, node
+        self._engine = engine
+        self._node = node
 
     def snapshot(self) -> ProcessSnapshot:
         """The metrics of this process at this instant, with those of the attempts that go on."""

@@ -139,7 +139,8 @@ class Stopping:
         shell or under pytest. `call` gets an empty context: a handler has that of the run that it
         interrupts, whose log would get the service's lines.
         """
-        self._is_requested, self._is_final = True, self._is_final or is_final
+        self._is_requested = True
+        self._is_final = self._is_final or is_final
         self._watchdog.end_after(self._drain_seconds)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call, context=contextvars.Context())

@@ -20,7 +20,8 @@ class SignOff:
     """Signs a node off in the ledger, once."""
 
     def __init__(self, node: Node, settings: Settings) -> None:
-        self._node, self._settings = node, settings
+        self._node = node
+        self._settings = settings
         self._is_done = False
 
     async def through(self, ledger: Database) -> None:

@@ -268,10 +268,12 @@ class Guard:
         minute.
         """
         await asyncio.sleep(NOTE_SECONDS)
-        uses, self._uses = self._uses, {}
+        uses = self._uses
+        self._uses = {}
         failures: Counter[str] = Counter()
         if self._failures and clock.monotonic() - self._failures_noted_at >= FAILURE_NOTE_SECONDS:
-            failures, self._failures = self._failures, Counter()
+            failures = self._failures
+            self._failures = Counter()
             self._failures_noted_at = clock.monotonic()
         with suppress(BatchError):
             await self.operations.access.note_uses(uses, failures)

@@ -178,7 +178,8 @@ async def test_a_file_that_cannot_be_read_back_never_becomes_a_backup(
     monkeypatch.setattr(worker, "Archive", Faulty)
     with pytest.raises(
         BackupError,
-        match=r"no backup was made in .* the new file could not be verified .*The disk may be faulty",
+        match=r"no backup was made in .* the new file could not be verified "
+        r".*The disk may be faulty",
     ):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []

@@ -230,7 +230,7 @@ async def test_nothing_is_deleted_while_the_ledger_is_unreachable(
     assert (folder / OLD).exists()
 
 
-async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before_anything_is_deleted(
+async def test_a_place_unknown_to_the_ledger_is_read_and_recorded_before_anything_is_deleted(
     in_ledger: str, folder: Path
 ) -> None:
     broken = "backup_20251110_020000.backup.gz"

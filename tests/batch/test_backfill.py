@@ -45,9 +45,8 @@ async def interval(ledger: Database, since: datetime = FROM, until: datetime = N
 
 
 def filling(ledger: Database, task: Task) -> Backfill:
-    return Backfill(
-        ledger, ledger, Startable.of(task), "ann"
-    )  # the application's database is needed for `redo` only
+    # The application's database is needed for `redo` only.
+    return Backfill(ledger, ledger, Startable.of(task), "ann")
 
 
 async def account_of(ledger: Database) -> Account:

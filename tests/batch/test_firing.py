@@ -142,9 +142,8 @@ async def test_a_catch_up_does_not_block_a_slot_on_time(ledger: Database) -> Non
     await fire(ledger, loaded, minutes(10.6))
     states = {run["slot"]: run["state"] for run in await rows(ledger) if not run["catch_up"]}
     assert states[minutes(9.5)] == "queued"
-    assert (
-        states[minutes(10.5)] == "skipped"
-    )  # because of the run on time, not of the catch-up before it
+    # The run on time is the reason, not the catch-up before it.
+    assert states[minutes(10.5)] == "skipped"
 
 
 async def test_the_firings_after_a_long_downtime_extend_one_missed_range(ledger: Database) -> None:
@@ -307,9 +306,8 @@ async def test_two_dispatchers_in_opposite_order_never_deadlock(
     assert len({(run["task"], run["slot"]) for run in found}) == len(found) == 40 * 100
 
 
-@pytest.mark.parametrize(
-    "ledger_url", ["postgresql"], indirect=True
-)  # SQLite's one writer waits instead
+# SQLite's one writer waits instead.
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 async def test_a_schedule_that_another_node_is_firing_is_tried_again(
     ledger: Database, ledger_url: str
 ) -> None:

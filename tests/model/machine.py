@@ -196,9 +196,8 @@ class Machine(RuleBasedStateMachine):
         self._stack.enter_context(clock.moved(START))
         numbers = itertools.count()
         counting = SimpleNamespace(randbits=lambda bits: next(numbers))
-        self._stack.enter_context(
-            patch.object(ids, "secrets", counting)
-        )  # else the same choices may do something else
+        # Else the same choices may do something else.
+        self._stack.enter_context(patch.object(ids, "secrets", counting))
         TaskRegistry.clear()
         self.world.clear()
         self.model = Model(START)

@@ -201,9 +201,8 @@ def _keyless(connection: sqlite3.Connection, pair: Pair) -> Counts:
     for side in (BEFORE, AFTER):
         cursor = connection.execute(f"SELECT {values} FROM {_named(side, pair)}")  # noqa: S608 (names are quoted)
         while rows := cursor.fetchmany(FETCHED):
-            tally.add(
-                side, [marshal.dumps(row, 2) for row in rows]
-            )  # in version 2, equal values have equal bytes
+            # In version 2, equal values have equal bytes.
+            tally.add(side, [marshal.dumps(row, 2) for row in rows])
     return tally.counts()
 
 

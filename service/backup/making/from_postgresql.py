@@ -23,13 +23,11 @@ from service.concurrency.stoppable import Stop, in_own_loop
 from service.errors import BackupError
 
 _ADVICE = {
-    asyncpg.InsufficientPrivilegeError: (
-        "A backup needs a role that may read every row: the owner, or one with pg_read_all_data "
-        "and BYPASSRLS "
-        "(BACKUP_DATABASE_URL)."
-    ),
+    asyncpg.InsufficientPrivilegeError: "A backup needs a role that may read every row: "
+    "the owner, or one with pg_read_all_data and BYPASSRLS (BACKUP_DATABASE_URL).",
     asyncpg.OutOfMemoryError: "It has many tables: raise the server's max_locks_per_transaction.",
-    asyncpg.LockNotAvailableError: "Another transaction, perhaps a migration, has locked a table: try after its end.",
+    asyncpg.LockNotAvailableError: "Another transaction, perhaps a migration, has locked a table: "
+    "try after its end.",
 }
 
 

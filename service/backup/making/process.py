@@ -75,9 +75,8 @@ def _send(process: subprocess.Popen[bytes], line: bytes) -> None:
     has a password.
     """
     with suppress(BrokenPipeError):  # the exit status of the process tells how it ended
-        os.write(
-            _input(process).fileno(), line
-        )  # unbuffered: a buffer would retry when it is closed
+        # Unbuffered: a buffer would retry when it is closed.
+        os.write(_input(process).fileno(), line)
 
 
 def _ask_to_end(process: subprocess.Popen[bytes]) -> None:

@@ -73,9 +73,8 @@ async def connected(
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
-        with suppress(
-            OSError, asyncpg.PostgresError, asyncpg.InterfaceError
-        ):  # all work is done by now
+        # All work is done by now.
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             await connection.close(timeout=CLOSE_SECONDS)
     finally:
         connection.terminate()
@@ -126,10 +125,8 @@ async def _join(first: Any, connection: Any, tables: list[SourceRelation]) -> bo
     await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
     try:
         await _lock(connection, tables, "NOWAIT")
-    except (
-        asyncpg.LockNotAvailableError,
-        asyncpg.OutOfMemoryError,
-    ):  # the server's table of locks is full
+    except (asyncpg.LockNotAvailableError, asyncpg.OutOfMemoryError):
+        # The server's table of locks is full.
         return False
     return True
 

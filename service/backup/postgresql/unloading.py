@@ -214,7 +214,8 @@ class _Rows:
         )
         self.table.bytes += self._gathered
         self.meter.add(self._gathered)
-        self._chunks, self._gathered = [], 0
+        self._chunks = []
+        self._gathered = 0
 
     async def _settle(self) -> None:
         rows = await asyncio.wrap_future(self._futures.popleft())

@@ -100,9 +100,8 @@ async def _restore(
 ) -> RestoreReport:
     started = clock.monotonic()
     async with server.connected(url) as connection:
-        transaction = connection.transaction(
-            isolation="read_committed"
-        )  # it sees what others commit meanwhile
+        # It sees what others commit meanwhile.
+        transaction = connection.transaction(isolation="read_committed")
         await transaction.start()
         try:
             transaction_id = await connection.fetchval(

@@ -105,9 +105,8 @@ class NewFile:
         """Copy the rows of tables that are not restored, from the live file or from the file of the
         migrations.
         """
-        self.connection.setlimit(
-            sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE
-        )  # these files are trusted
+        # These files are trusted.
+        self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
         self._attach(schema, path, "mode=rw")
         for name in tables:
             for part in self._structure.parts(name):

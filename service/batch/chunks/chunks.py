@@ -156,7 +156,8 @@ class Chunks(Generic[T]):
             )
         if position.chunks > self.position.chunks:
             self._failures = 0
-        self.position, self._is_known = position, True
+        self.position = position
+        self._is_known = True
         self._report_progress()
 
     def _report_progress(self) -> None:
@@ -194,10 +195,8 @@ class Chunks(Generic[T]):
                 await checkpoints.write(db, self.run, self.name, self.position, finished)
                 await db.commit()
             self.position = finished
-        self._chunk, self._has_ended = (
-            None,
-            True,
-        )  # the loop may outlive its last chunk, whose memory is freed
+        self._chunk = None  # the loop may outlive its last chunk, whose memory is freed
+        self._has_ended = True
         self.total = self.done if self._wants_total else None
         self._report_progress()
         state_of(self.run).loops.ended(self)

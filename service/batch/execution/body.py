@@ -83,9 +83,11 @@ class Body:
         self.task = task
         slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
         self.state = AttemptState.of(claimed.id, task.name, claimed.attempt, task.schedule)
-        self.state.fence, self.state.holds_lease = claimed.fence, holds_lease
+        self.state.fence = claimed.fence
+        self.state.holds_lease = holds_lease
         self.stage = stage_of(task.partition, claimed)
-        self.state.stage, self.state.part = self.stage or "", claimed.part
+        self.state.stage = self.stage or ""
+        self.state.part = claimed.part
         self.state.is_fenced = claimed.fence > 0 and task.policies.fenced
         origin = Origin(claimed.origin)
         self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, self.state)

@@ -41,7 +41,9 @@ class ClaimedAttempts:
     ) -> None:
         """As for `Attempt`. `child_pools`: by name, those that execute in child processes."""
         self.by_run: dict[str, Attempt] = {}
-        self._tasks, self._child_pools, self._metrics = tasks, child_pools, metrics
+        self._tasks = tasks
+        self._child_pools = child_pools
+        self._metrics = metrics
         self._given = (threads, on_end, take_over, holds_lease, metrics)
         self._ahead: dict[str, Attempt] = {}
         self._written: list[Outcome] = []
@@ -64,9 +66,8 @@ class ClaimedAttempts:
             old.give_up(LOST)
             measuring.forgotten(self._metrics, old)
         attempt = self._ahead.pop(run.id, None)
-        if (
-            attempt is None or attempt.claimed.fence != run.fence
-        ):  # the run may have been lost, and claimed again
+        # The run may have been lost, and claimed again.
+        if attempt is None or attempt.claimed.fence != run.fence:
             attempt = self._made(run)
         self.by_run[run.id] = attempt
         attempt.start(is_traced)
@@ -85,8 +86,10 @@ class ClaimedAttempts:
 
         Returns them. `wake` is called when a run that is retried may start again.
         """
-        outcomes, self._written = self._written, []
-        lost, self._refused = self._refused, set()
+        outcomes = self._written
+        self._written = []
+        lost = self._refused
+        self._refused = set()
         for outcome in outcomes:
             if not self._forget(outcome, is_refused=outcome.id in lost):
                 continue

@@ -38,8 +38,12 @@ class Claims:
         wake: Callable[[], None],
     ) -> None:
         """`wake`: has the engine claim again."""
-        self._database, self._tasks, self._node = database, tasks, node
-        self._metrics, self._tickets, self._wake = metrics, tickets, wake
+        self._database = database
+        self._tasks = tasks
+        self._node = node
+        self._metrics = metrics
+        self._tickets = tickets
+        self._wake = wake
         self._is_apart = False
         if tickets is not None:
             tickets.attach(wake)
@@ -64,7 +68,8 @@ class Claims:
         self, connection: AsyncConnection, capacity: Capacity, outcomes: Sequence[Outcome]
     ) -> Look:
         """Claim runs in the caller's transaction. `outcomes`: those that are written in it."""
-        apart, self._is_apart = self._is_apart, False
+        apart = self._is_apart
+        self._is_apart = False
         if self._tickets is None:
             claimed, are_more = await claiming.take(
                 connection, self._tasks, self._node, capacity, apart

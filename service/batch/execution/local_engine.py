@@ -89,12 +89,18 @@ class LocalEngine(Background):
         it no run commits. `on_ended`: called with outcomes that were committed. `tickets`: it
         claims only for these; None: whatever may start.
         """
-        self._database, self._outage = database, outage or Outage()
+        self._database = database
+        self._outage = outage or Outage()
         self._metrics = metrics or ProcessMetrics()
-        self._node, self._max_running, self._unlaunched = node, max_running, 0
+        self._node = node
+        self._max_running = max_running
+        self._unlaunched = 0
         self._claims = Claims(database, tasks, node, self._metrics, tickets, self.wake)
-        self._pools, self._child_pools, self._on_ended = pools, child_pools, on_ended
-        self._threads, self._max_threads = ThreadPool(max_threads), max_threads
+        self._pools = pools
+        self._child_pools = child_pools
+        self._on_ended = on_ended
+        self._threads = ThreadPool(max_threads)
+        self._max_threads = max_threads
         self._crowded_since: datetime | None = None
         self.crowded: str | None = None
         """Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS while runs
@@ -109,13 +115,18 @@ class LocalEngine(Background):
         )
         self._claimed = ClaimedAttempts(tasks, *given, child_pools)
         self._attempts = self._claimed.by_run
-        self.until_written, self._buffer = self._claimed.until_written, WriteBuffer(node)
-        self._wake, self._all_ended, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.until_written = self._claimed.until_written
+        self._buffer = WriteBuffer(node)
+        self._wake = asyncio.Event()
+        self._all_ended = asyncio.Event()
+        self._idle = asyncio.Event()
         self._idle.set()
-        self._is_claiming, self.may_work = bool(pools), may_work
+        self._is_claiming = bool(pools)
+        self.may_work = may_work
         self._is_draining = self.is_recheck_due = False
         self._turned_at = 0.0  # when the last turn ended, by the monotonic clock
-        self.losses, self.claiming = 0, asyncio.Lock()
+        self.losses = 0
+        self.claiming = asyncio.Lock()
         self._locked = LockedRuns(database)
 
     def wake(self) -> None:
@@ -214,10 +225,8 @@ class LocalEngine(Background):
             attempt = self._claimed.start(run, is_traced)
             if self._is_draining:  # the drain began during the claim
                 attempt.interrupt("the service stopped")
-            elif not self.may_work() or losses not in (
-                None,
-                self.losses,
-            ):  # the lease was lost during the claim
+            elif not self.may_work() or losses not in (None, self.losses):
+                # The lease was lost during the claim.
                 attempt.give_up(LOST)
         if claimed:
             self._idle.clear()
@@ -236,7 +245,8 @@ class LocalEngine(Background):
         """Claim nothing more from now on, and ask the running runs to stop at their next
         checkpoint.
         """
-        self._is_claiming, self._is_draining = False, True
+        self._is_claiming = False
+        self._is_draining = True
         self._claims.close()
         for attempt in self._attempts.values():
             attempt.state.ask_to_stop("the service stops")
@@ -304,9 +314,8 @@ class LocalEngine(Background):
         except TimeoutError:
             return False
         self._wake.clear()
-        is_busy = (
-            clock.monotonic() - self._turned_at < GROUP_SECONDS
-        )  # after a quiet time, nobody is waited for
+        # After a quiet time, nobody is waited for.
+        is_busy = clock.monotonic() - self._turned_at < GROUP_SECONDS
         if is_busy and self._buffer.waiting < min(GROUP_LIMIT, len(self._attempts)):
             self._all_ended.clear()
             await is_set_within(self._all_ended, GROUP_SECONDS)
@@ -380,9 +389,8 @@ class LocalEngine(Background):
                 claimed += await claiming.held_by(connection, self._node, known)
         self._leave_locked(left)
         self._claimed.are_written(group.outcomes, bounced)
-        if (
-            claimed or not self._buffer.has_next
-        ):  # else it is done beside the next write, which follows at once
+        # Else it is done beside the next write, which follows at once.
+        if claimed or not self._buffer.has_next:
             self._forget_written()
         self._launch(claimed, losses)
         self._claims.settle(look, group.outcomes)

@@ -203,9 +203,8 @@ def start(scheduler: AsyncIOScheduler) -> None:
 def stop(scheduler: AsyncIOScheduler) -> None:
     """Stop the scheduler: it fires no slot after this call."""
     if scheduler.running:
-        BaseScheduler.shutdown(
-            scheduler, wait=False
-        )  # AsyncIOScheduler.shutdown() takes effect a loop turn later
+        # AsyncIOScheduler.shutdown() takes effect a loop turn later.
+        BaseScheduler.shutdown(scheduler, wait=False)
         scheduler._stop_timer()
         logger.info("Scheduler stopped")
 

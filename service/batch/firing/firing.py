@@ -117,9 +117,8 @@ class _NewRuns:
         await waited_slots.record(
             connection, [(run, after) for run, after in self.waiting if run.id in inserted]
         )
-        known = {
-            run.task for run in new if run.id not in inserted and not run.catch_up
-        }  # such a slot replaces no run
+        # Such a slot replaces no run.
+        known = {run.task for run in new if run.id not in inserted and not run.catch_up}
         await _cancel(
             connection, [(run, reason) for run, reason in self.replaced if run.task not in known]
         )
@@ -266,9 +265,8 @@ def _due(
     """The schedules that can be handled now. The others are noted in `fired`."""
     due = []
     for row in opened:
-        if (
-            row.paused_until is not None and row.paused_until <= now
-        ):  # its end is recorded first, by the schedule sync
+        # Its end is recorded first, by the schedule sync.
+        if row.paused_until is not None and row.paused_until <= now:
             fired.again_at[row.task] = now + BUSY_AGAIN
         elif (
             ahead is not None
@@ -321,9 +319,8 @@ async def _plan_all(
     def plan_all() -> list[tuple[OpenSchedule, SlotPlan]]:
         for row in opened:
             key = _key(row, tasks)
-            if (
-                key not in plans
-            ):  # many tasks have the same schedule and cursor, and so the same plan
+            # Many tasks have the same schedule and cursor, and so the same plan.
+            if key not in plans:
                 plans[key] = _plan(key, now, budget)
         return [(row, plans[_key(row, tasks)]) for row in opened]
 
@@ -377,9 +374,8 @@ def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -
 
 
 async def _cancel(connection: AsyncConnection, replaced: list[tuple[Active, str]]) -> None:
-    for run, reason in sorted(
-        replaced, key=lambda pair: pair[0].id
-    ):  # by id, so that two nodes never deadlock
+    # By id, so that two nodes never deadlock.
+    for run, reason in sorted(replaced, key=lambda pair: pair[0].id):
         await request_cancel(connection, run.id, reason, by="its overlap policy")
 
 

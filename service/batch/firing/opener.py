@@ -45,8 +45,10 @@ class Opener(Background):
         queued.
         `on_closed`: called with runs that were closed, after that was committed.
         """
-        self._ledger, self._tasks = ledger, tasks
-        self._on_opened, self._on_closed = on_opened, on_closed
+        self._ledger = ledger
+        self._tasks = tasks
+        self._on_opened = on_opened
+        self._on_closed = on_closed
         self._outage = outage or Outage()
         self._woken = asyncio.Event()
         self._upstreams: Callable[[], Collection[str]] = tuple
@@ -61,7 +63,8 @@ class Opener(Background):
         without it looks now and then: it may be the only one that has loaded a task, and so the
         only one that opens its slots.
         """
-        self._upstreams, self._watches = upstreams, watches
+        self._upstreams = upstreams
+        self._watches = watches
 
     def on_ended(self, outcomes: Sequence[Outcome]) -> None:
         """Look at what waits if one of these outcomes, which were committed, may be awaited."""

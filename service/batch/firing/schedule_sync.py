@@ -156,9 +156,8 @@ class ScheduleSync(Background):
         """Take the result of a ledger poll, by which the next refresh decides whether it reads the
         ledger again.
         """
-        if (
-            self._changes is not None and changes.now < self._changes.now - AHEAD
-        ):  # the database's clock was set back
+        # The database's clock was set back.
+        if self._changes is not None and changes.now < self._changes.now - AHEAD:
             self._is_unsettled = True
         if self._changes is not None and changes.firing_state != self._changes.firing_state:
             self._woken.set()
@@ -205,9 +204,8 @@ class ScheduleSync(Background):
     async def _read_ledger(self) -> None:
         state = self._changes.firing_state if self._changes is not None else None
         gone, removed = await self.update_jobs()
-        is_settled = (
-            clock.boottime() > self._started_at + self._lease
-        )  # others may be about to start, too
+        # Others may be about to start, too.
+        is_settled = clock.boottime() > self._started_at + self._lease
         if removed:
             await self._restore_tasks(removed)
         if gone and is_settled:
@@ -300,7 +298,8 @@ class ScheduleSync(Background):
 
     def _skip_fired(self) -> None:
         """Go on to the next slots of the tasks that this process has fired."""
-        fired, self._fired = self._fired, {}
+        fired = self._fired
+        self._fired = {}
         for name, until in fired.items():
             if self._next_slots.get(name, NEVER) <= until:
                 self._next_slots[name] = self._in_force[name].next(until) or NEVER
@@ -356,9 +355,8 @@ class ScheduleSync(Background):
         except InvalidSetting as error:
             self._warn_once("settings", f"the changed settings are not used: {error.message}")
         changed = {}
-        for name, task in list(
-            self._tasks.items()
-        ):  # a copy: tasks may be added while a property takes long
+        # A copy: tasks may be added while a property takes long.
+        for name, task in list(self._tasks.items()):
             if not task.may_change:
                 continue
             self._being_read = name

@@ -98,9 +98,8 @@ def _count(
 ) -> Counted:
     counts: Counts = defaultdict(Counter)
     unhandled: set[datetime] = set()
-    names_by_spans: dict[tuple[_Span, ...], list[str]] = defaultdict(
-        list
-    )  # many tasks have the same schedule
+    # Many tasks have the same schedule.
+    names_by_spans: dict[tuple[_Span, ...], list[str]] = defaultdict(list)
     for name, task in found.items():
         names_by_spans[tuple(task.spans)].append(name)
     for spans, names in names_by_spans.items():

@@ -78,7 +78,9 @@ class ClockSteps:
             if read_at < self._doubted_at + LOOK_SECONDS:
                 return True
             self.last = ClockStep(self._believed, now)
-        self._most, self._believed, self._doubted_at = most, now, None
+        self._most = most
+        self._believed = now
+        self._doubted_at = None
         return False
 
     def on_changes(self, changes: LedgerChanges) -> None:

@@ -101,7 +101,8 @@ class Heartbeat:
         """
         self._roles = roles
         self._metrics = metrics or ProcessMetrics()
-        self._url, self._setting = url, setting
+        self._url = url
+        self._setting = setting
         self._outage = outage or Outage()
         self._folder = process_lock.folder_of(url)
         self._node = node
@@ -136,7 +137,8 @@ class Heartbeat:
         """The process that holds the write lock of the ledger's file, since the last success."""
         self._is_gone = False
         """Whether it was said since the last success that the ledger is not there."""
-        self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
+        self._worked_at = clock.boottime()
+        self._awake_at = clock.monotonic()
         """When the last turn succeeded: by the boot-time clock, and by the one that stands still in
         a suspend.
         """
@@ -157,12 +159,10 @@ class Heartbeat:
         """Start the thread. The callbacks are described in Node.start; they are called on the
         running event loop.
         """
-        self._on_loss, self._on_rescue, self._on_changes, self._on_queued = (
-            on_loss,
-            on_rescue,
-            on_changes,
-            on_queued,
-        )
+        self._on_loss = on_loss
+        self._on_rescue = on_rescue
+        self._on_changes = on_changes
+        self._on_queued = on_queued
         self._on_replaced = on_replaced
         self._lag.loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._serve, name="batch-heartbeat", daemon=True)
@@ -240,9 +240,8 @@ class Heartbeat:
             self._give_up_if_lease_ended()
             if turn.done() and (self._is_due() or self._has_neighbour_died()):
                 turn = asyncio.create_task(self._turn(database))
-                turn.add_done_callback(
-                    lambda _: self._wake.set()
-                )  # what was told during the turn is looked at next
+                # What was told during the turn is looked at next.
+                turn.add_done_callback(lambda _: self._wake.set())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._tick(turn.done())):
                     await self._wake.wait()
@@ -318,8 +317,12 @@ class Heartbeat:
                 self._call(partial(self._on_changes, changes))
                 await self._rescue(database, changes.others)
                 await self._tidy_up(database)
-            self.trouble, self._trouble_at, self._is_gone, self._holder = None, None, False, None
-            self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
+            self.trouble = None
+            self._trouble_at = None
+            self._is_gone = False
+            self._holder = None
+            self._worked_at = clock.boottime()
+            self._awake_at = clock.monotonic()
             self._outage.over_for("heartbeat")
         except Exception as error:  # the boundary of a background loop: the next beat may succeed
             if self._outage.cause_for("heartbeat", database, error) is None:
@@ -345,9 +348,8 @@ class Heartbeat:
         """Keep the lease while what a poll reads is locked: nobody can take over the runs of this
         node either.
         """
-        with contextlib.suppress(
-            DBAPIError, DatabaseError, OSError
-        ):  # the turn before has reported the same
+        # The turn before has reported the same.
+        with contextlib.suppress(DBAPIError, DatabaseError, OSError):
             async with limited(self._patience):
                 sent_at = clock.boottime()
                 async with database.engine.begin() as connection:
@@ -376,10 +378,8 @@ class Heartbeat:
         Nothing is fired or started from then on. If the next turn finds the same, the process can't
         go on.
         """
-        before, self.replaced = (
-            self.replaced,
-            {name: why for name, file in self.files.items() if (why := file.trouble)},
-        )
+        before = self.replaced
+        self.replaced = {name: why for name, file in self.files.items() if (why := file.trouble)}
         for name, why in self.replaced.items():
             if name in before:
                 self.on_fatal(name, why)
@@ -421,9 +421,8 @@ class Heartbeat:
                 "this node lost its lease, and other nodes took its runs: it gives them up, and "
                 "registers again"
             )
-        await self._call_and_wait(
-            partial(self._on_loss, None)
-        )  # who has rescued the runs has let them pay
+        # The node that has rescued the runs has counted their losses.
+        await self._call_and_wait(partial(self._on_loss, None))
         sent_at = clock.boottime()
         async with database.engine.begin() as connection:
             await plan_anew(connection)
@@ -487,9 +486,8 @@ class Heartbeat:
             self._call(self._on_rescue)
 
     def _call(self, function: Callable[[], None]) -> None:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the node's event loop is closed: nothing runs on it any more
+        # The node's event loop is closed: nothing runs on it any more.
+        with contextlib.suppress(RuntimeError):
             self._lag.loop.call_soon_threadsafe(function)
 
     async def _call_and_wait(self, function: Callable[[], None]) -> None:

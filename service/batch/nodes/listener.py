@@ -38,7 +38,9 @@ class Listener:
         """`database`: of one connection at a time, which the caller uses again and again, and
         thereby opens again.
         """
-        self._database, self._node, self._on_wake = database, node, on_wake
+        self._database = database
+        self._node = node
+        self._on_wake = on_wake
         self._proof = f"batch/{node} here"
         self._is_heard = asyncio.Event()
         self._proving: asyncio.Task[None] | None = None
@@ -99,9 +101,8 @@ class Listener:
                 await connection.commit()
         except (DBAPIError, OSError):  # the polls report it
             return
-        if (
-            not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use()
-        ):  # which delays it
+        # Connections that are in use delay the proof.
+        if not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use():
             self._warn(
                 "passes no notifications on, as a pooler such as PgBouncer in transaction mode"
             )

@@ -32,6 +32,7 @@ class LoopLag:
         return self.last
 
     def _measure(self) -> None:
-        scheduled_at, self._scheduled_at = self._scheduled_at, None
+        scheduled_at = self._scheduled_at
+        self._scheduled_at = None
         if scheduled_at is not None:
             self.last = clock.monotonic() - scheduled_at

@@ -73,9 +73,8 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     }
     await transitions.finish(connection, list(outcomes.values()))
     marked = [row for row in found if row["stopped_at"] is None]
-    if (
-        not marked and not lost
-    ):  # another transaction has locked what they hold: the next poll finds it again
+    # Another transaction has locked what they hold: the next poll finds it again.
+    if not marked and not lost:
         return []
     mark = update(nodes).where(nodes.c.id.in_(row["id"] for row in marked))
     await connection.execute(mark.values(stopped_at=now, lost_at=now, noticed_at=None))

@@ -59,5 +59,7 @@ class Wakes:
         self._on_wake(wake)
 
     def _go_on(self) -> None:
-        kept, self._kept, self._pause = self._kept, Wake(), None
+        kept = self._kept
+        self._kept = Wake()
+        self._pause = None
         self._hear(kept)

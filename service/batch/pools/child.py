@@ -60,7 +60,8 @@ class Child:
         self.attempt = attempt
         self.pid: int | None = None
         self.bound: int | None = None
-        self._find_nursery, self._has_kernel_killed = find_nursery, has_kernel_killed
+        self._find_nursery = find_nursery
+        self._has_kernel_killed = has_kernel_killed
         self._nursery: Nursery | None = None
         self._number: int | None = None
         self._is_killed = False

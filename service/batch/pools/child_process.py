@@ -94,8 +94,11 @@ class Child:
         database: Database,
         holds_lease: Callable[[], bool],
     ) -> None:
-        self._connection, self._sender = connection, sender
-        self._setup, self._database, self._holds_lease = setup, database, holds_lease
+        self._connection = connection
+        self._sender = sender
+        self._setup = setup
+        self._database = database
+        self._holds_lease = holds_lease
         self._asked: dict[int, asyncio.Future[Any]] = {}
 
     async def execute(self, job: dict[str, Any]) -> None:
@@ -159,9 +162,8 @@ class Child:
         """Receive what the service asks for, in a thread, because the run may hold up the event
         loop.
         """
-        with suppress(
-            OSError, frames.BrokenFrame, RuntimeError
-        ):  # RuntimeError: the loop has ended
+        # RuntimeError: the loop has ended.
+        with suppress(OSError, frames.BrokenFrame, RuntimeError):
             while (message := frames.receive(self._connection)) is not None:
                 if "answer" in message:
                     self._loop.call_soon_threadsafe(self._answer, message)

@@ -99,20 +99,17 @@ class Nursery:
         """
         os.chdir(setup.folder)
         sys.path[:] = setup.path
-        logging.getLogger().addHandler(
-            logging.NullHandler()
-        )  # the service has logged the same about the same files
-        with suppress(
-            BatchError
-        ):  # there is no such folder; then each task is looked for by its module
+        # The service has logged the same about the same files.
+        logging.getLogger().addHandler(logging.NullHandler())
+        # There is no such folder; then each task is looked for by its module.
+        with suppress(BatchError):
             load_tasks(Path(setup.tasks_dir), shows_tracebacks=False)
         missing: dict[str, str] = {}
         for name, (module, qualname) in setup.tasks.items():
             if name not in TaskRegistry.tasks() and (reason := _register(module, qualname)):
                 missing[name] = reason
-        with suppress(
-            BatchError
-        ):  # the author's own class of settings; the child that needs it gets the error
+        # The author's own class of settings; the child that needs it gets the error.
+        with suppress(BatchError):
             get_settings()
         self._database = setup.open_database()
         child_process.prepare()

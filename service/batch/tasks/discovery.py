@@ -289,9 +289,8 @@ def _import(path: Path, package: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    setattr(
-        sys.modules[package], name.removeprefix(f"{package}."), module
-    )  # `import myapp.tasks.x` finds it there
+    # `import myapp.tasks.x` finds it there.
+    setattr(sys.modules[package], name.removeprefix(f"{package}."), module)
     return module
 
 

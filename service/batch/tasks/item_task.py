@@ -174,7 +174,8 @@ class _ItemSource:
     """
 
     def __init__(self, task: ItemTask, statement: Select[*tuple[Any, ...]]) -> None:
-        self._task, self._statement = task, statement
+        self._task = task
+        self._statement = statement
         self._run = current_run.current_run_if_any()
         self._has_fetch = type(task).fetch is not ItemTask.fetch
         self._fetch_slots = asyncio.Semaphore(task.concurrency)

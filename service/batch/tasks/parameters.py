@@ -257,9 +257,8 @@ def _new_schema(kinds: tuple[tuple[str, Any], ...], required: tuple[str, ...]) -
             "the parameter slot of run() is filled with a datetime: write `slot: datetime`"
         ) from None
     except (PydanticUserError, NameError) as error:
-        reason = (
-            str(error).split(". ")[0].splitlines()[0]
-        )  # the rest is advice about pydantic's own settings
+        # The rest is advice about pydantic's own settings.
+        reason = str(error).split(". ")[0].splitlines()[0]
         raise InvalidTask(
             f"the parameters of run() can't be checked: {reason}; allowed: types that pydantic "
             "reads from JSON, "

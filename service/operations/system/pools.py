@@ -54,7 +54,8 @@ class Pools:
     """
 
     def __init__(self, context: Context, settings: Mapping[str, Pool]) -> None:
-        self._context, self._settings = context, settings
+        self._context = context
+        self._settings = settings
 
     async def list(self) -> Sequence[PoolState]:
         """The pools of all tasks, nodes and settings, the default one first. Raises

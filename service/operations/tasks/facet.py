@@ -38,7 +38,8 @@ class Tasks:
 
     def __init__(self, context: Context, pools: Collection[str] = ()) -> None:
         """`pools`: the names of the pools that the settings of this process describe."""
-        self._context, self._pools = context, pools
+        self._context = context
+        self._pools = pools
 
     async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
         """The loaded tasks by name, followed by the files that can't be used, with the names of

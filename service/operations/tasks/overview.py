@@ -99,9 +99,8 @@ async def overview(
         chosen = [task for task in found if _is_wanted(task, wanted, text_of_name, share)]
         shown = chosen[first : first + PAGE]
         sparks = await sparks_of(connection, (task.name for task in shown if task.name), SPARKS)
-        window = await tally.of_window(
-            connection, bucket_of(now - DAY), now, now
-        )  # as Night of 24 hours
+        # The same window as Night of 24 hours.
+        window = await tally.of_window(connection, bucket_of(now - DAY), now, now)
         lanes = {task.name: task.p50 for task in _as_due(shown, running) if task.name}
         return Overview(
             now=now,

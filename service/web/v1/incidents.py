@@ -73,8 +73,8 @@ class Acknowledgement(Body):
     )
     failed_until: Instant | None = Field(
         None,
-        description="Acknowledge only the runs that had failed by then, such as the `last_at` of the "
-        "incident.",
+        description="Acknowledge only the runs that had failed by then, "
+        "such as the `last_at` of the incident.",
     )
 
 

@@ -152,8 +152,8 @@ async def start_run(
             min_length=1,
             max_length=LONGEST_KEY,
             pattern=r"^[!-~]([ -~]*[!-~])?$",
-            description="The same key starts a task once: a second request answers with the run of the "
-            "first.",
+            description="The same key starts a task once: "
+            "a second request answers with the run of the first.",
         ),
     ] = None,
 ) -> Started:
