@@ -775,7 +775,8 @@ async def test_a_row_that_cannot_be_stored_delays_no_other(
     ) -> list[Outcome]:
         if any(outcome.result == "poison" for outcome in outcomes):
             refusal = Exception("this database can't hold it")
-            refusal.sqlstate = "22P02"  # type: ignore[attr-defined] # as asyncpg's, which has no class of its own
+            # As asyncpg's, which has no class of its own.
+            refusal.sqlstate = "22P02"  # type: ignore[attr-defined]
             raise DBAPIError("…", {}, refusal)
         return await finish(connection, outcomes, *given)
 

@@ -93,5 +93,6 @@ async def _call(client: httpx.AsyncClient, url: str) -> None:
         async with asyncio.timeout(sending.LONGEST_CALL), client.stream("GET", url) as answer:
             if answer.status_code >= 400:
                 logger.warning(f"a dead man's switch has answered {answer.status_code}")
-    except Exception as error:  # noqa: BLE001 - of an address that can't be read, httpx passes on errors of any class
+    except Exception as error:  # noqa: BLE001
+        # Of an address that can't be read, httpx passes on errors of any class.
         logger.warning(f"a dead man's switch does not answer ({type(error).__name__})")

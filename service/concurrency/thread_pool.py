@@ -131,7 +131,8 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         failure = RuntimeError(f"run() raised StopIteration({failures.message_of(error)})")
         failure.__cause__ = error
         future.set_exception(failure)
-    except BaseException as error:  # noqa: BLE001 - the attempt's boundary in a thread: the future holds the error
+    except BaseException as error:  # noqa: BLE001
+        # The attempt's boundary in a thread: the future holds the error.
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -81,7 +81,8 @@ class Cluster:
             async with asyncio.timeout(ANSWER_SECONDS):
                 identity = await client.scheduler.identity(n_workers=-1)
                 await self._register(client, identity["id"])
-        except Exception as error:  # noqa: BLE001 - it is gone, or the client closes; the next look may succeed
+        except Exception as error:  # noqa: BLE001
+            # It is gone, or the client closes; the next look may succeed.
             self._lost(error)
             return {}
         self._reached()
@@ -136,7 +137,8 @@ class Cluster:
                         client, (await client.scheduler.identity(n_workers=0))["id"]
                     )
                 break
-            except Exception as error:  # noqa: BLE001 - the boundary of a background loop: the next try may succeed
+            except Exception as error:  # noqa: BLE001
+                # The boundary of a background loop: the next try may succeed.
                 self._lost(error)
                 await _close(client)
             except BaseException:

@@ -167,6 +167,5 @@ def _current(connection: Connection, history: History) -> list[str]:
     """What the version table says; nothing where it is missing."""
     if not inspect(connection).has_table(history.version_table):
         return []
-    return list(
-        connection.execute(text(f"SELECT version_num FROM {history.version_table}")).scalars()  # noqa: S608
-    )
+    statement = text(f"SELECT version_num FROM {history.version_table}")  # noqa: S608
+    return list(connection.execute(statement).scalars())

@@ -118,7 +118,8 @@ class _Writer(logging.handlers.QueueListener):
     def handle(self, record: logging.LogRecord) -> None:
         try:
             text = self._formatter.format(record)
-        except Exception as error:  # noqa: BLE001 - the background loop's boundary: later lines must be written
+        except Exception as error:  # noqa: BLE001
+            # The background loop's boundary: later lines must be written.
             text = escaping.line(
                 f"a line of the logger {record.name} can't be rendered: {type(error).__name__}"
             )

@@ -63,7 +63,8 @@ async def pruned() -> list[str]:
 
 
 def pins_in(bucket: Bucket) -> set[str]:
-    return {Path(key).name for key in bucket.keys() if key.endswith(".pin")}  # noqa: SIM118, it is no dict
+    names = bucket.keys()
+    return {Path(key).name for key in names if key.endswith(".pin")}
 
 
 async def test_a_pin_is_written_beside_the_backup_in_each_place_and_removed_from_each(

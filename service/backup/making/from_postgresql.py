@@ -1,5 +1,5 @@
-"""Backs up a PostgreSQL database: the rows of every table, by COPY, over two connections that see
-one snapshot.
+"""Backs up a PostgreSQL database, as from_sqlite.py does SQLite: the rows of every table, by COPY,
+over two connections that see one snapshot.
 
 The connections have an event loop of their own in the process of the backup. The backup leaves out
 the ledger's tables, materialized views (which can be refreshed after a restore), and what the

@@ -165,7 +165,7 @@ async def facts(connection: Any, contents: Contents) -> dict[str, Any]:
 
 
 async def _revision(connection: Any, table: SourceRelation) -> str:
-    rows = await connection.fetch(f"SELECT version_num FROM {table} ORDER BY 1")  # noqa: S608 (names are quoted)
+    rows = await connection.fetch(f"SELECT version_num FROM {table} ORDER BY 1")
     return ", ".join(row["version_num"] for row in rows)
 
 
@@ -202,8 +202,7 @@ async def values(connection: Any, sequences: list[SourceRelation]) -> list[dict[
     for start in range(0, len(sequences), AT_ONCE):
         group = sequences[start : start + AT_ONCE]
         selects = (
-            f"SELECT {n} AS n, last_value, is_called FROM {each}"  # noqa: S608
-            for n, each in enumerate(group)
+            f"SELECT {n} AS n, last_value, is_called FROM {each}" for n, each in enumerate(group)
         )
         for row in await connection.fetch(f"{' UNION ALL '.join(selects)} ORDER BY n"):
             names = {"schema": group[row["n"]].schema, "name": group[row["n"]].name}

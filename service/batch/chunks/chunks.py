@@ -143,7 +143,8 @@ class Chunks(Generic[T]):
                 "do not catch the error, or use an ItemTask, which sets bad items aside"
             ) from last.error
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2**self._failures)
-        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - spreads chunks that collided
+        # Spreads chunks that collided.
+        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311
 
     async def _read_position(self) -> None:
         assert self.run is not None

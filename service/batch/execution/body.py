@@ -112,7 +112,8 @@ class Body:
             ending = self.stop or self.interrupted(str(stopped))
         except ProcessDied as error:  # its message is for people as it is
             ending = self.stop or self.failed(error, reason=error.message)
-        except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
+        except BaseException as error:  # noqa: BLE001
+            # The attempt's boundary; SystemExit must not end the service.
             ending = self.stop or self.failed(error)
         if self.state.is_lost:  # a commit was refused; the body may have caught that error
             ending = self.stop or self.interrupted(LOST)

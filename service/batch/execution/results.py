@@ -41,7 +41,8 @@ async def unmet(task: Task, result: Any, threads: ThreadPool, patience: float) -
             is_met = bool(expect(result))
         else:
             is_met = await threads.run(lambda: bool(expect(result)), patience=patience)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's function may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        # An author's function may raise anything.
         return f"{UNMET}: `expect` raised {failures.line_of(error)}"
     return None if is_met else UNMET
 

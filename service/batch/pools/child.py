@@ -140,7 +140,8 @@ class Child:
             self.pid = begun.pid
             if self._is_killed:
                 self.kill()
-            messages.add_done_callback(lambda _, number=self._number: nursery.is_silent(number))  # type: ignore[misc]
+            number = self._number
+            messages.add_done_callback(lambda _: nursery.is_silent(number))
             code = await begun.ended
         except Interrupted as error:
             # The nursery has ended, and cannot kill the processes that its child has started

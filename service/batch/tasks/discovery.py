@@ -79,7 +79,8 @@ def _load(path: Path, package: str, shows_tracebacks: bool) -> ModuleType | Brok
     before, modules = TaskRegistry.number(), set(sys.modules)
     try:
         return _import(path, package)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's file may raise anything; the others must run
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        # An author's file may raise anything; the others must run.
         TaskRegistry.remove(TaskRegistry.names_after(before))
         # Forget the modules that it had imported from its package, since the author may correct one
         # of these.
@@ -262,7 +263,8 @@ def _levels(name: str, folder: Path) -> list[Path]:
 def _is_imported(name: str, level: Path, folder: Path, broken: list[BrokenFile]) -> bool:
     try:
         package = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - its __init__.py is an author's file too
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        # Its __init__.py is an author's file too.
         if (level / "__init__.py").exists():
             path = folder if level == folder.resolve() else _relative(level)
             broken.append(_not_imported(path / "__init__.py", error))

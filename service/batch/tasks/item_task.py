@@ -265,7 +265,8 @@ class _ItemSource:
             try:
                 async with self._fetch_slots:
                     return _Attempted(await self._task.fetch(item), tries=tries)
-            except Exception as error:  # noqa: BLE001 - an author's error; it sets the item aside, or is raised later
+            except Exception as error:  # noqa: BLE001
+                # An author's error; it sets the item aside, or is raised later.
                 asked = seconds_asked(error)
                 if tries >= retry.attempts or not (
                     isinstance(error, retry.on) or asked is not None

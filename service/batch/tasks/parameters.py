@@ -247,7 +247,8 @@ def _new_schema(kinds: tuple[tuple[str, Any], ...], required: tuple[str, ...]) -
     fields = {name: kind if name in required else NotRequired[kind] for name, kind in kinds}
     # A TypedDict, since a pydantic model can't have fields named `copy`, `json` or `schema`.
     shape = TypedDict("run", fields)  # type: ignore[misc] # made at run time
-    shape.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    shape.__pydantic_config__ = config  # type: ignore[attr-defined]
     try:
         if SLOT in (by_name := dict(kinds)):
             TypeAdapter(by_name[SLOT]).validate_python(datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC))

@@ -110,7 +110,8 @@ class Retry:
             base = min(self.max_wait, self.wait * float(self.factor) ** (attempt - 2))
         except OverflowError:
             base = self.max_wait if self.wait else 0.0
-        spread = 1 + self.jitter * random.uniform(-1, 1)  # noqa: S311 - spreads load, protects no secret
+        # Spreads load, protects no secret.
+        spread = 1 + self.jitter * random.uniform(-1, 1)  # noqa: S311
         return min(self.max_wait, base * spread)
 
 
