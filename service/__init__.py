@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.tasks.policies import Retry as Retry
     from service.batch.tasks.ranges import ranges as ranges
     from service.batch.tasks.registry import TaskRegistry as TaskRegistry
-    from service.config import Settings as Settings
-    from service.config import get_settings as get_settings
     from service.database.session import get_db as get_db
     from service.database.sync import call_async as call_async
     from service.database.sync import call_db as call_db
@@ -40,6 +38,8 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.server.by_hand import create_scheduler as create_scheduler
     from service.server.by_hand import start_scheduler as start_scheduler
     from service.server.by_hand import stop_scheduler as stop_scheduler
+    from service.settings.reading import Settings as Settings
+    from service.settings.reading import get_settings as get_settings
 
 _HOMES = {
     "After": "batch.tasks.after",
@@ -56,7 +56,7 @@ _HOMES = {
     "PartitionedTask": "batch.tasks.partitioned_task",
     "Retry": "batch.tasks.policies",
     "RetryAfter": "errors",
-    "Settings": "config",
+    "Settings": "settings.reading",
     "Skip": "batch.tasks.item_task",
     "Start": "batch.queue.groups",
     "TaskRegistry": "batch.tasks.registry",
@@ -67,7 +67,7 @@ _HOMES = {
     "current_run": "batch.context.current_run",
     "get_db": "database.session",
     "get_logger": "logs",
-    "get_settings": "config",
+    "get_settings": "settings.reading",
     "once": "batch.context.once",
     "ranges": "batch.tasks.ranges",
     "start": "batch.queue.enqueue",

@@ -39,6 +39,7 @@ DOORS = {
     "service.batch.base": "service.batch.tasks.base",
     "service.batch.registry": "service.batch.tasks.registry",
     "service.batch.scheduler": "service.server.by_hand",
+    "service.config": "service.settings.reading",
 }
 """Modules of no room. Those with a target name again what people import from there, and have no
 code of their own.
@@ -89,7 +90,7 @@ BROAD = {
     # A background loop, and a call of an address that httpx may not be able to read
     "service.alerts.pings": 2,
     "service.alerts.sender": 2,  # a background loop, and one for each channel
-    "service.config": 1,  # the module that SETTINGS names
+    "service.settings.reading": 1,  # the module that SETTINGS names
     # What an author does with one item, outside and inside the transaction
     "service.batch.tasks.item_task": 2,
     # What a chunk's block, or its beginning, raises; told again unless it is retried
@@ -337,7 +338,8 @@ def impure_imports(modules: list[Module]) -> list[str]:
         "threading",
         "service.clock",
         "service.database",
-        "service.config",
+        "service.settings.reading",
+        "service.settings.settings",
     )
     return [
         f"{module.name}:{line} imports {base}"
@@ -384,7 +386,7 @@ def _reads_time(call: ast.Call) -> bool:
     return function.attr in CLOCKS and owner != "clock"
 
 
-ENVIRONMENT = ("service.config", "service.testing.postgres")
+ENVIRONMENT = ("service.settings.settings", "service.testing.postgres")
 """Where everything may be read. (Where the tests' server is, is no setting.)"""
 
 
@@ -517,7 +519,9 @@ CASES: list[tuple[Rule, list[Module]]] = [
     ),
     (
         imports_that_point_up,
-        broken("service.config", "from service.database import get_db", "service.database"),
+        broken(
+            "service.settings.reading", "from service.database import get_db", "service.database"
+        ),
     ),
     (modules_without_a_room, broken("service.helpers", "")),
     (modules_without_a_room, broken("service.batch.helpers", "")),

@@ -9,8 +9,8 @@ import pytest
 
 from service import Settings, get_settings
 from service.config import forget_settings, refresh_settings
-from service.databaseurl import async_url
 from service.errors import InvalidSetting
+from service.settings.urls import async_url
 
 ENV = Path(".env")
 

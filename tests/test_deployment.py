@@ -25,7 +25,6 @@ from service.backup import create_backup
 from service.batch.execution import local_engine
 from service.batch.nodes import loop_watchdog
 from service.config import Settings, get_settings
-from service.databaseurl import async_url
 from service.operations.backups.restore import (
     HISTORIES,
     RestoreRequest,
@@ -33,6 +32,7 @@ from service.operations.backups.restore import (
     restore,
 )
 from service.operations.system.gauges import FRESH_SECONDS, PoolGauges
+from service.settings.urls import async_url
 from service.testing.postgres import PostgresServer
 from service.web import api, exposition
 from service.web.access import _hosts

@@ -44,7 +44,7 @@ from tests.docs_blocks import (
 from tests.processes import BATCH, environment
 from tests.processes import service as running_service
 
-# Settings: .env.example and service/config.py say the same.
+# Settings: .env.example and service/settings say the same.
 
 
 class Example(NamedTuple):

@@ -39,6 +39,7 @@ from service.database.engine import Database
 from service.errors import InvalidSetting
 from service.server.batch_service import BatchService
 from service.server.shutdown import Stopping
+from service.settings.settings import ENV_FILE
 from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, refresh, rows, until
 
@@ -279,7 +280,7 @@ async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
 ) -> None:
     monkeypatch.setattr(new_tasks, "IMPORT_SECONDS", 0.05)
     monkeypatch.setattr(discovery_watch, "SLOW_SECONDS", 0.1)
-    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
+    ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()
     logging.getLogger().addHandler(caplog.handler)
@@ -288,7 +289,7 @@ async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
     async with asyncio.timeout(10):
         for _ in range(2):
             await refresh(service.schedules)
-        config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
+        ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
         await refresh(service.schedules)
     assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
     await until(lambda: told(caplog, "tasks/dropped.py: its import has not ended after 0.1 s"))
@@ -810,7 +811,7 @@ async def test_a_result_too_large_for_the_ledger_is_cut(begin: Begin) -> None:
 async def test_a_schedule_from_settings_is_read_again_and_an_invalid_one_is_ignored(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    env = config.ENV_FILE
+    env = ENV_FILE
     env.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()
@@ -830,10 +831,10 @@ async def test_a_schedule_from_settings_is_read_again_and_an_invalid_one_is_igno
 
 
 async def test_a_changed_setting_is_in_force_within_five_seconds(begin: Begin) -> None:
-    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
+    ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()
-    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
+    ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
     job = service.scheduler.get_job("dynamic")
 
     async def follows() -> bool:

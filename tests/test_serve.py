@@ -25,7 +25,7 @@ from service.batch.ledger import database_time, tables
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
 from service.database.engine import Database
-from service.databaseurl import async_url
+from service.settings.urls import async_url
 from service.testing.postgres import PostgresServer
 from tests.batch.ledger_world import rows, until
 from tests.processes import BATCH, SERVE, UVICORN, Service, batch, process, service

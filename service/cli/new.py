@@ -115,7 +115,7 @@ def new(
     from service import console
     from service.batch.cron.cron import schedule as schedule_of
     from service.batch.tasks.discovery import folder_of
-    from service.config import get_settings
+    from service.settings.reading import get_settings
 
     settings = get_settings()
     if "TASKS_DIR" not in settings.model_fields_set:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from service.batch.ledger.people import previews
 from service.batch.retention.retention import Keep
-from service.config import Settings
 from service.database.engine import Database
 from service.operations.context import Context, Loaded, wake_nothing
 from service.operations.databases import Databases
 from service.operations.people.actor import Actor
 from service.redaction import Redaction
+from service.settings.settings import Settings
 
 if TYPE_CHECKING:
     from service.metrics.process import ProcessMetrics

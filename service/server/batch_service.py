@@ -42,7 +42,6 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
 from service.concurrency.supervisor import Supervisor
-from service.config import Settings
 from service.database import checkpoints, open_file
 from service.database.open_file import OpenFile
 from service.database.session import leave_application_database, use_application_database
@@ -63,6 +62,7 @@ from service.server.sign_off import SignOff
 from service.server.sign_on import sign_on
 from service.server.waking import Waking
 from service.server.watching import Watching, start_pings
+from service.settings.settings import Settings
 
 logger = get_logger("service.batch")
 

@@ -9,7 +9,7 @@ from service.batch.nodes.new_tasks import NewTasks
 from service.batch.nodes.node import Node
 from service.batch.pools.process_pool import ProcessPool
 from service.batch.tasks.registry import Task
-from service.config import Settings
+from service.settings.settings import Settings
 
 
 class ChildPools:

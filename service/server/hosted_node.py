@@ -19,10 +19,11 @@ from sqlalchemy import select
 from service import logs
 from service.batch.ledger.tables import nodes
 from service.batch.nodes.roles import Roles
-from service.config import Settings, get_settings
 from service.errors import DatabaseError
 from service.server.batch_service import BatchService
 from service.server.shutdown import serving
+from service.settings.reading import get_settings
+from service.settings.settings import Settings
 
 logger = logs.get_logger("service.batch")
 

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import database_time
 from service.batch.nodes import orphans
 from service.batch.nodes.node import Node
-from service.config import Settings
 from service.database.engine import Database
 from service.server import deploys
 from service.server.probes import write_if_reachable
+from service.settings.settings import Settings
 
 
 class SignOff:

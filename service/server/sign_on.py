@@ -16,9 +16,9 @@ from service.batch.tasks.broken_files import BrokenFile, broken_as_json
 from service.batch.tasks.discovery import folder_of
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.database.engine import Database, whole_tables
 from service.server import deploys
+from service.settings.settings import Settings
 from service.versions import application_version, package_version
 
 

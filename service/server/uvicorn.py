@@ -17,7 +17,6 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service import console, logs
-from service.config import Settings
 from service.errors import DatabaseError, InvalidSetting
 from service.escaping import echoed
 from service.server.batch_service import BatchService
@@ -28,6 +27,7 @@ from service.server.starting import (
     collect_no_garbage_yet,
     print_summary,
 )
+from service.settings.settings import Settings
 from service.web.access import is_loopback
 
 BACKLOG = 2048

@@ -17,11 +17,11 @@ from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node
 from service.concurrency.background import Background
 from service.concurrency.supervisor import Supervisor
-from service.config import Settings
 from service.database.engine import Database
 from service.metrics.process import ProcessMetrics
 from service.operations.operations import Operations
 from service.server.digest import Digest
+from service.settings.settings import Settings
 
 
 class Watching:

@@ -73,7 +73,7 @@ from service.operations.night import needs as night_needs
 from service.operations.night.models import SlotCounts
 from service.operations.operations import Operations
 from service.operations.runs import story
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new

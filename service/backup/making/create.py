@@ -26,9 +26,10 @@ from service.backup.file.selection import Selection
 from service.backup.making.request import BackupRequest
 from service.concurrency.own_process import arguments_of
 from service.concurrency.stoppable import Stop, in_thread
-from service.config import Settings, get_settings
 from service.database.urls import connect_arguments, safe_url
 from service.errors import BackupError
+from service.settings.reading import get_settings
+from service.settings.settings import Settings
 
 COMMAND = arguments_of("service.backup.making.worker")
 KILL_AFTER_SECONDS = 1.0

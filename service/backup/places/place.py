@@ -23,11 +23,12 @@ from service.backup.file.reader import LocalFile, Source
 from service.backup.file.verify import verify
 from service.backup.places.retention import describe_future, is_in_future, latest_of
 from service.concurrency.stoppable import Stop
-from service.config import Settings, get_settings
 from service.errors import BackupError, UnknownBackup
 from service.escaping import brief
 from service.logs import get_logger
-from service.placeurl import FILE, folder_of, refuse_one_place
+from service.settings.reading import get_settings
+from service.settings.settings import Settings
+from service.settings.urls import FILE, folder_of, refuse_one_place
 
 if TYPE_CHECKING:
     from service.backup.places.s3 import Object

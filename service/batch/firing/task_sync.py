@@ -30,7 +30,7 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import UnknownTask
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 GONE = "its file is gone"
 DECLARED = ("pool", "policies", "tags", "parameters", "monitoring")

@@ -20,7 +20,7 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import queues
 from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
-from service.poolsettings import DEFAULT_POOL, NO_POOLS, Pool
+from service.settings.pools import DEFAULT_POOL, NO_POOLS, Pool
 
 MOST_COUNTED = 1_000
 """Waiting runs of one task are counted up to this number."""

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from service.batch.ledger.ids import new_id as new_id
 from service.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
 from service.database.types import Id, Json, UtcDateTime
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 ledger = MetaData()
 

@@ -35,11 +35,11 @@ from service.batch.queue import enqueue
 from service.batch.queue.requests import Starts
 from service.batch.tasks.registry import TaskRegistry
 from service.concurrency.thread_pool import ThreadPool
-from service.config import refresh_settings
 from service.database.engine import Database
 from service.database.session import use_application_database
 from service.errors import BatchError, InvalidParameters
 from service.logs.relay import tell_lines
+from service.settings.reading import refresh_settings
 
 SEND_SECONDS = 10.0
 """How long the last messages may take to be sent, in seconds."""

@@ -26,8 +26,8 @@ from service.batch.pools.nursery_setup import NurserySetup
 from service.batch.pools.parent_process import die_with_parent
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import TaskRegistry
-from service.config import get_settings
 from service.errors import BatchError
+from service.settings.reading import get_settings
 
 MOST_DESCRIPTORS = 8
 """How many file descriptors one message brings, at most."""

@@ -19,9 +19,9 @@ from service.batch.pools.nursery import Nursery
 from service.batch.pools.nursery_setup import NurserySetup
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.errors import ProcessDied, UnknownTask
 from service.logs import get_logger
+from service.settings.settings import Settings
 
 logger = get_logger("service.batch")
 

@@ -23,10 +23,10 @@ from typing_extensions import TypedDict
 
 from service import failures
 from service.batch.context.upstream import Upstream
-from service.config import get_settings
 from service.errors import InvalidParameters, InvalidTask
 from service.escaping import MOST_LEVELS, echoed, is_deep
 from service.redaction import Redaction
+from service.settings.reading import get_settings
 
 SLOT = "slot"
 TOO_DEEP = f"lists and objects may be nested on {MOST_LEVELS} levels at most"

@@ -13,7 +13,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from service.errors import InvalidTask
 from service.escaping import echoed
-from service.poolsettings import DEFAULT_POOL, POOL_NAME, POOL_NAME_ALLOWED
+from service.settings.pools import DEFAULT_POOL, POOL_NAME, POOL_NAME_ALLOWED
 
 MissedPolicy = Literal["skip", "once", "all"]
 OverlapPolicy = Literal["skip", "wait", "allow", "replace"]

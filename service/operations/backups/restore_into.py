@@ -15,11 +15,11 @@ from service.backup.file.reader import Source
 from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.restore import planned
 from service.backup.restoring.scratch import address
-from service.config import Settings
 from service.database.migrate import History
 from service.database.urls import safe_url
-from service.databaseurl import async_url
 from service.errors import BackupError, InvalidParameters
+from service.settings.settings import Settings
+from service.settings.urls import async_url
 
 
 async def planned_into(

@@ -23,7 +23,6 @@ from service.batch.ledger.tables import backups
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
 from service.escaping import shortened
 from service.operations.context import Context
@@ -40,6 +39,7 @@ from service.operations.night.models import (
 )
 from service.operations.people.redacting import hidden_tasks, hides_change
 from service.operations.system.nodes import last_seen, living_nodes
+from service.settings.settings import Settings
 
 LONGEST_WINDOW = timedelta(days=31)
 AHEAD = timedelta(hours=2)

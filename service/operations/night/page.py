@@ -14,7 +14,6 @@ from service.batch.ledger import database_time, schedules
 from service.batch.ledger.night.buckets import LENGTH
 from service.batch.night import tally
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.operations.context import Context
 from service.operations.night import night
 from service.operations.night.ahead import Coming, coming, planned_slots
@@ -24,6 +23,7 @@ from service.operations.night.needs import DETAILED
 from service.operations.night.night import AHEAD, EVENING
 from service.operations.night.sparks import Spark, sparks_of
 from service.operations.results import Result
+from service.settings.settings import Settings
 
 MOST_COLUMNS = 150
 """The chart has this many columns at most: in a longer window one holds several times ten minutes.

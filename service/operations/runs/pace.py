@@ -17,7 +17,7 @@ from service.operations.context import Context
 from service.operations.databases import is_missing_file
 from service.operations.results import Result
 from service.operations.run_details import RunDetails
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 STALLED = 10
 """A run stands still if nothing was committed for this many times as long as a chunk usually takes.

@@ -17,7 +17,7 @@ from service.batch.ledger.tables import tasks
 from service.operations.context import Context
 from service.operations.results import Node, Result
 from service.operations.system.nodes import living_nodes
-from service.poolsettings import DEFAULT_POOL, Pool
+from service.settings.pools import DEFAULT_POOL, Pool
 
 
 class PoolState(Result):

@@ -23,7 +23,7 @@ from service.operations.tasks.lint import LintedTask
 from service.operations.tasks.listing import Known
 from service.operations.tasks.results import TaskDetails, TaskSummary
 from service.operations.tasks.startable import unknown_task
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 if TYPE_CHECKING:
     from service.batch.tasks.broken_files import BrokenFile

@@ -20,7 +20,7 @@ from service.operations.runs.run_list import (
 )
 from service.operations.slots.backfill import BackfillRequest
 from service.operations.tasks.results import TaskDetails, TaskSummary
-from service.poolsettings import POOL_NAME
+from service.settings.pools import POOL_NAME
 from service.web.v1.requests import Body, Note, Operator, TaskName, Viewer, WithNote, router
 
 tasks = router("tasks")
