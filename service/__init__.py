@@ -18,13 +18,13 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.queue.groups import start_all as start_all
     from service.batch.tasks.after import After as After
     from service.batch.tasks.base import BaseTask as BaseTask
+    from service.batch.tasks.declaration import Alerts as Alerts
+    from service.batch.tasks.declaration import Missed as Missed
+    from service.batch.tasks.declaration import Retry as Retry
     from service.batch.tasks.item_task import ItemTask as ItemTask
     from service.batch.tasks.item_task import Skip as Skip
-    from service.batch.tasks.monitoring import Alerts as Alerts
     from service.batch.tasks.partitioned_task import PartitionedTask as PartitionedTask
     from service.batch.tasks.partitions import Part as Part
-    from service.batch.tasks.policies import Missed as Missed
-    from service.batch.tasks.policies import Retry as Retry
     from service.batch.tasks.ranges import ranges as ranges
     from service.batch.tasks.registry import TaskRegistry as TaskRegistry
     from service.database.session import get_db as get_db
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
 
 _HOMES = {
     "After": "batch.tasks.after",
-    "Alerts": "batch.tasks.monitoring",
+    "Alerts": "batch.tasks.declaration",
     "BaseTask": "batch.tasks.base",
     "BatchError": "errors",
     "ChunkError": "errors",
@@ -51,10 +51,10 @@ _HOMES = {
     "DomainError": "errors",
     "Done": "batch.context.upstream",
     "ItemTask": "batch.tasks.item_task",
-    "Missed": "batch.tasks.policies",
+    "Missed": "batch.tasks.declaration",
     "Part": "batch.tasks.partitions",
     "PartitionedTask": "batch.tasks.partitioned_task",
-    "Retry": "batch.tasks.policies",
+    "Retry": "batch.tasks.declaration",
     "RetryAfter": "errors",
     "Settings": "settings.reading",
     "Skip": "batch.tasks.item_task",

@@ -22,7 +22,7 @@ from service.batch.ledger.states import TRANSITIONS, Origin, RunState
 from service.batch.ledger.tables import ledger
 from service.batch.nodes.roles import BY_HAND
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
+from service.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
 from service.cli import cli
 from service.cli.hints import NO_SERVICE
 from service.config import Settings, get_settings

@@ -168,7 +168,7 @@ def _module(name: str) -> str:
     """The name of the file without `.py`. Dots and dashes become underscores, because Python can't
     import them.
     """
-    from service.batch.tasks.policies import NAME
+    from service.batch.tasks.declaration import NAME
 
     if not NAME.fullmatch(name):
         raise InvalidParameters(f"the name is {echoed(name)}; allowed: 1 to 100 of a-z 0-9 _ . -")

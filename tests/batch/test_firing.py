@@ -20,8 +20,7 @@ from service.batch.ledger import tables, transitions
 from service.batch.ledger.tables import new_id
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
-from service.batch.tasks.monitoring import Alerts
-from service.batch.tasks.policies import Missed
+from service.batch.tasks.declaration import Alerts, Missed
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 

@@ -30,8 +30,8 @@ from service.batch.execution.fingerprint import (
 )
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
+from service.batch.tasks.declaration import not_run_again
 from service.batch.tasks.partitions import Part, Stage, as_json, stage_of, with_values
-from service.batch.tasks.policies import not_run_again
 from service.batch.tasks.registry import Task
 from service.batch.tasks.retry_after import seconds_asked
 from service.concurrency.thread_pool import ThreadPool

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from service import escaping, failures
-from service.batch.tasks.monitoring import expect_of
+from service.batch.tasks.declaration import expect_of
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
 from service.logs import get_logger, log_lines

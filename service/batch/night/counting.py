@@ -24,7 +24,7 @@ from service.batch.ledger.night.buckets import bucket_of
 from service.batch.ledger.night.tables import CLASSES
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import OF_SLOT_SQL, missed, runs, schedules, tasks
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from service import clock
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 
 AHEAD = ON_TIME
 """A difference between two clocks from which on it is reported, and acted upon."""

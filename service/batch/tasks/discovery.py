@@ -24,8 +24,8 @@ from typing import Any
 from service import failures
 from service.batch.tasks import followers
 from service.batch.tasks.broken_files import BrokenFile
+from service.batch.tasks.declaration import NAME
 from service.batch.tasks.discovery_watch import SlowImports
-from service.batch.tasks.policies import NAME
 from service.batch.tasks.registry import TaskRegistry, task_classes
 from service.errors import BatchError, InvalidSetting, InvalidTask
 from service.escaping import echoed

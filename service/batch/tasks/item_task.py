@@ -23,7 +23,7 @@ from service.batch.chunks.chunks import Chunks
 from service.batch.chunks.keyset_pages import Page, Pages
 from service.batch.context import current_run
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.policies import Retry
+from service.batch.tasks.declaration import Retry
 from service.batch.tasks.retry_after import seconds_asked
 from service.database.engine import Database
 from service.database.session import application_database

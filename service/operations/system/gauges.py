@@ -21,7 +21,7 @@ from service.batch.ledger import nodes as node_rows
 from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import IncidentKind
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 from service.concurrency.limits import limited
 from service.concurrency.offload import offload
 from service.errors import BatchError

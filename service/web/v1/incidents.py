@@ -8,7 +8,7 @@ from fastapi import Path, Query
 from pydantic import Field
 
 from service.batch.ledger.states import IncidentKind
-from service.batch.tasks.policies import NAME
+from service.batch.tasks.declaration import NAME
 from service.operations.incidents.facet import (
     MOST_INCIDENTS,
     Acknowledged,
