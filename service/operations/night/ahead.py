@@ -12,7 +12,7 @@ from typing import Literal
 
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
-from service.batch.ledger.night.buckets import LENGTH, bucket_of
+from service.batch.ledger.buckets import LENGTH, bucket_of
 from service.batch.ledger.schedules import OpenSchedule
 from service.operations.night.models import Night
 from service.operations.night.night import AHEAD

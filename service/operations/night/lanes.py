@@ -14,8 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
-from service.batch.ledger import json_rows
-from service.batch.ledger.night import buckets
+from service.batch.ledger import buckets, json_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import (

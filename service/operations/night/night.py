@@ -17,7 +17,7 @@ from service.batch.cron.zones import zone_of
 from service.batch.incidents.overdue import BACKUP_TASK
 from service.batch.incidents.watched import WatchedTask, watched_tasks
 from service.batch.ledger import database_time, schedules
-from service.batch.ledger.night.buckets import LENGTH, bucket_of
+from service.batch.ledger.buckets import LENGTH, bucket_of
 from service.batch.ledger.people import audit
 from service.batch.ledger.tables import backups
 from service.batch.night import tally

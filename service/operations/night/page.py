@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.zones import zone_of
 from service.batch.ledger import database_time, schedules
-from service.batch.ledger.night.buckets import LENGTH
+from service.batch.ledger.buckets import LENGTH
 from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.config import Settings

@@ -16,9 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
 from service.batch.cron.zones import zone_of
-from service.batch.ledger import database_time, parts, schedules
-from service.batch.ledger.night import buckets
-from service.batch.ledger.night.buckets import KEPT, LENGTH, bucket_of
+from service.batch.ledger import buckets, database_time, parts, schedules
+from service.batch.ledger.buckets import KEPT, LENGTH, bucket_of
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, missed, runs
 from service.batch.night import tally

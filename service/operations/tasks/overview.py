@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
 from service.batch.ledger import database_time, gauges, schedules
-from service.batch.ledger.night.buckets import bucket_of
+from service.batch.ledger.buckets import bucket_of
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, runs

@@ -14,8 +14,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
-from service.batch.ledger import json_rows, last_runs
-from service.batch.ledger.night import buckets
+from service.batch.ledger import buckets, json_rows, last_runs
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import HELD_SQL, OF_SLOT_SQL, attempts, missed, runs
 from service.batch.night import tally

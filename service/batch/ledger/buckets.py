@@ -1,5 +1,5 @@
-"""Buckets of ten minutes: which of them are counted, and marking those in which a slot changes
-afterwards.
+"""Buckets of ten minutes: how many slots of each task became what, which buckets are counted, and
+marking those in which a slot changes afterwards.
 """
 
 from __future__ import annotations
@@ -7,11 +7,65 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import delete, select, text
+from sqlalchemy import (
+    Column,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    delete,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
-from service.batch.ledger.night.tables import buckets, tally
+from service.batch.ledger.tables import ledger, where
+from service.database.types import UtcDateTime
+
+CLASSES = (
+    "succeeded",
+    "failed",
+    "cancelled",
+    "skipped",
+    "missed",
+    "paused",
+    "active",
+    "unaccounted",
+)
+"""What a slot may have become. Each slot is in exactly one class, so that their sum is what was
+due.
+"""
+
+NOT_RUN = ("missed", "paused", "skipped")
+"""The classes of slots that did not run, by a rule or because no service was there."""
+NOT_ALL_GOOD = tuple(name for name in CLASSES if name != "succeeded")
+NOT_ALL_GOOD_SQL = f"{' + '.join(NOT_ALL_GOOD)} > 0"
+"""Rows of the tally with slots that have not succeeded. On a good night there are few of them."""
+
+# Ten minutes whose slots were counted at `counted_at`; NULL: some slot has changed since, so they
+# are counted again.
+buckets = Table(
+    "batch_buckets",
+    ledger,
+    Column("bucket", UtcDateTime, primary_key=True),
+    Column("counted_at", UtcDateTime),
+    Index("ix_batch_buckets_dirty", "bucket", **where("counted_at IS NULL")),
+)
+
+# The slots of one task in ten minutes, as they were counted. A task without a slot in them has no
+# row.
+tally = Table(
+    "batch_tally",
+    ledger,
+    Column("bucket", UtcDateTime, nullable=False),
+    Column("task", String(100), nullable=False),
+    *(Column(name, Integer, nullable=False) for name in CLASSES),
+    PrimaryKeyConstraint("bucket", "task"),
+    Index("ix_batch_tally_not_all_good", "bucket", **where(NOT_ALL_GOOD_SQL)),
+    Index("ix_batch_tally_unaccounted", "task", "bucket", **where("unaccounted > 0")),
+)
 
 LENGTH = timedelta(minutes=10)
 KEPT = timedelta(days=32)
