@@ -24,8 +24,10 @@ from service.app import create_app
 from service.application.models import User
 from service.batch.ledger import run_query, tables
 from service.batch.ledger.states import ACTIVE
-from service.operations.people import actor, changes
-from service.operations.runs import bulk, run_list
+from service.operations.asking import actor
+from service.operations.bulks import bulk
+from service.operations.people import changes
+from service.operations.runs import run_list
 from service.server.batch_service import BatchService
 from service.web import headers, live, problems
 from service.web.v1 import events, requests, rest, runs, tasks

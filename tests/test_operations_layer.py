@@ -40,12 +40,12 @@ from service.errors import (
     UnknownTask,
     WrongState,
 )
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
+from service.operations.asking.filter import RunFilter
+from service.operations.asking.results import Attempt, Line, LogBlock, Started
 from service.operations.operations import Operations, open_operations
-from service.operations.people.actor import Actor
-from service.operations.results import Attempt, Line, LogBlock, Started
 from service.operations.runs.facet import Runs
-from service.operations.runs.run_list import RunFilter
 from service.server.batch_service import BatchService
 from tests.asking import operations_on
 from tests.batch.ledger_world import until

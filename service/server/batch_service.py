@@ -48,8 +48,8 @@ from service.database.open_file import OpenFile
 from service.database.session import leave_application_database, use_application_database
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
-from service.operations.context import Loaded
-from service.operations.databases import open_databases
+from service.operations.asking.context import Loaded
+from service.operations.asking.databases import open_databases
 from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.server.bulk_worker import BulkWorker

@@ -34,10 +34,10 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import BatchError
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
 from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
 from service.testing.engine import DrivenEngine
 from service.testing.instances import Prepare, prepared
 from service.testing.kills import Kill

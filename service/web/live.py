@@ -16,8 +16,8 @@ from typing import Any
 from service import clock, tracing
 from service.errors import BatchError
 from service.logs import get_logger
+from service.operations.asking.results import Result
 from service.operations.operations import Operations
-from service.operations.results import Result
 from service.operations.runs.states import FINAL_STATES
 from service.operations.system.live import NEWEST, Look
 from service.web.stream import Event, Stream

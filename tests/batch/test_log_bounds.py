@@ -24,7 +24,7 @@ from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
-from service.operations.databases import Databases
+from service.operations.asking.databases import Databases
 from service.operations.runs.run_log import Reader
 from tests.batch.attempts import Begun, ending_of
 from tests.batch.ledger_world import NODE

@@ -27,7 +27,7 @@ from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.night import lanes, outcomes
 from service.operations.night.models import SlotCounts
 from service.operations.operations import Operations

@@ -65,12 +65,12 @@ from service.config import Settings
 from service.database import companions
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.night import did_not_run, outcomes
-from service.operations.night import late as night_late
 from service.operations.night import needs as night_needs
 from service.operations.night.models import SlotCounts
 from service.operations.operations import Operations
+from service.operations.runs import late as night_late
 from service.operations.runs import story
 from service.poolsettings import DEFAULT_POOL
 from tests.batch.crowd import crowd

@@ -19,7 +19,7 @@ from service.batch.ledger.buckets import buckets, tally
 from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.tables import new_id
-from service.operations.people.actor import ROLES, Role
+from service.operations.asking.actor import ROLES, Role
 from service.pages.routes import routes
 from service.pages.tasks import tasks
 from service.web.access import Guard

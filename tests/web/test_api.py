@@ -23,7 +23,7 @@ from service.batch.execution import local_engine
 from service.batch.firing import task_sync
 from service.config import get_settings
 from service.errors import InvalidSetting
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
 from service.server import readiness
 from service.testing.postgres import OwnServer, find_binaries

@@ -22,7 +22,7 @@ from service.batch.ledger.run_query import LOOKED
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
-from service.operations.people.actor import Actor
+from service.operations.asking.actor import Actor
 from service.operations.tasks.details import masked_schema
 from service.redaction import Redaction
 from tests.batch.ledger_world import until
@@ -405,7 +405,7 @@ async def test_a_bulk_goes_on_in_another_process_after_the_first_one_died(served
 
 
 def _filter(**conditions: Any) -> Any:
-    from service.operations.runs.run_list import RunFilter
+    from service.operations.asking.filter import RunFilter
 
     return RunFilter.of(**conditions)
 

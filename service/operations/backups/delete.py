@@ -14,8 +14,8 @@ from service.batch.ledger import backups
 from service.concurrency.stoppable import in_thread
 from service.errors import BackupError, UnknownBackup
 from service.escaping import echoed
+from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
-from service.operations.results import Result
 
 
 class DeletedBackup(Result):

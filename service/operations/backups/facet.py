@@ -17,6 +17,7 @@ from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.plan import RestorePlan
 from service.batch.ledger import database_time
 from service.batch.ledger.people import audit
+from service.operations.asking.context import Context
 from service.operations.backups import (
     catalogue,
     copies,
@@ -36,7 +37,6 @@ from service.operations.backups.pins import PinChange
 from service.operations.backups.progress import OnProgress, ignore_progress
 from service.operations.backups.prune import PrunedBackup
 from service.operations.backups.restore import RestoreRequest, RestoreResult
-from service.operations.context import Context
 
 MOST_NAMED = 20
 """How many deleted backups an event names."""

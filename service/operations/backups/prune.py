@@ -17,9 +17,9 @@ from service.backup.places.place import FOLDER, Storage
 from service.backup.places.retention import Decision, describe_future
 from service.batch.ledger import backups
 from service.concurrency.stoppable import Stop, in_thread
+from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import decide_all, record_unknown
-from service.operations.results import Result
 
 
 @dataclass(frozen=True)

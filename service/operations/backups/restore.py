@@ -28,6 +28,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import in_thread
 from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup, DatabaseError
+from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.activity import Activity, activity, some
 from service.operations.backups.make import (
@@ -38,7 +39,6 @@ from service.operations.backups.make import (
 )
 from service.operations.backups.progress import OnProgress, ignore_progress
 from service.operations.backups.restore_into import example_of, planned_into
-from service.operations.results import Result
 
 HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 BESIDE_A_SERVICE = (

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from service.operations.results import KeptBack, Result
-from service.operations.runs.waiting import Blocker, InTheWay
+from service.operations.asking.results import KeptBack, Result
+from service.operations.runs.waiting import InTheWay, LateRun
 
 Level = Literal["alarm", "bad", "watch", "calm"]
 MOST = 200
@@ -138,31 +138,6 @@ class DealtWith(Result):
     note: str | None
     runs: int
     error: str
-
-
-class LateRun(Result):
-    """A run that is late or slow now. `why`: slow, stalled, timeout, waits, or retries.
-
-    `elapsed`, `p95`, `timeout`: seconds. `eta`: about when it ends; None: no estimate.
-    `next_attempt_at`: of a run that is retried. `done`, `total`, `rate`: what a running run has
-    reported: items, and items a second.
-    """
-
-    run: str
-    task: str
-    slot: datetime | None
-    state: str
-    why: Literal["slow", "stalled", "timeout", "waits", "retries"]
-    elapsed: float
-    p95: float | None = None
-    timeout: float | None = None
-    done: int | None = None
-    total: int | None = None
-    rate: float | None = None
-    eta: datetime | None = None
-    blocker: Blocker | None = None
-    next_attempt_at: datetime | None = None
-    attempt: int | None = None
 
 
 class DidNotRun(Result):

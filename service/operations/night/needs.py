@@ -24,11 +24,11 @@ from service.batch.ledger.incidents.tables import fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.people import audit
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
-from service.operations.context import Context
-from service.operations.databases import is_missing_file
+from service.operations.asking.context import Context
+from service.operations.asking.databases import is_missing_file
+from service.operations.asking.results import KeptBack
 from service.operations.incidents import open_failures
 from service.operations.night.models import ChangeBefore, DealtWith, LastLine, Need
-from service.operations.results import KeptBack
 from service.operations.runs.quarantine import has_table
 
 DETAILED = 20

@@ -26,8 +26,8 @@ from service.concurrency.offload import offload
 from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
 from service.escaping import shortened
-from service.operations.context import Context
-from service.operations.night import alarms, did_not_run, late, needs, outcomes, retries, sentence
+from service.operations.asking.context import Context
+from service.operations.night import alarms, did_not_run, needs, outcomes, retries, sentence
 from service.operations.night.clock_changes import clock_changes
 from service.operations.night.models import (
     MOST,
@@ -39,6 +39,7 @@ from service.operations.night.models import (
     SlotCounts,
 )
 from service.operations.people.redacting import hidden_tasks, hides_change
+from service.operations.runs import late
 from service.operations.system.nodes import last_seen, living_nodes
 
 LONGEST_WINDOW = timedelta(days=31)

@@ -16,6 +16,7 @@ import httpx
 from service.errors import InvalidParameters
 from service.escaping import echoed
 from service.operations.night.models import Night
+from service.operations.night.status import Status
 from service.operations.remote.connection import TIMEOUT_SECONDS, Connection
 from service.operations.remote.facets import (
     RemoteAccess,
@@ -31,7 +32,6 @@ from service.operations.remote.facets import (
 )
 from service.operations.remote.incidents import RemoteIncidents
 from service.operations.remote.slots import RemoteSlots
-from service.operations.system.status import Status
 
 
 class RemoteOperations:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 from service.errors import InvalidParameters
+from service.operations.bulks.bulk import Bulk, Preview
 from service.operations.remote.facets import Facet, RemoteBulks, path_of
-from service.operations.runs.bulk import Bulk, Preview
 from service.operations.slots.account import Accounts, SlotOutcome
-from service.operations.slots.backfill import BackfillCounts, BackfillRequest, BackfillSlot
 from service.operations.slots.leaving import LeftSlots
+from service.operations.starting.backfill import BackfillCounts, BackfillRequest, BackfillSlot
 
 
 class RemoteSlots(Facet):

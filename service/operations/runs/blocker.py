@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from service.batch.ledger import database_time
 from service.errors import UnknownRun
-from service.operations.context import Context
-from service.operations.night import late
+from service.operations.asking.context import Context
+from service.operations.runs import late
 from service.operations.runs.finding import run_of
 from service.operations.runs.waiting import Waiting
 from service.operations.system.nodes import living_services

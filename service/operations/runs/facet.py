@@ -21,7 +21,9 @@ from service.batch.queue import cancel, enqueue
 from service.batch.queue.requests import INSTANT, LONGEST_KEY, is_instant
 from service.errors import InvalidParameters, UnknownRun, WrongState
 from service.escaping import brief, echoed
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.filter import RunFilter
+from service.operations.asking.results import LogBlock, RunDetails, RunNow, RunsAfter, Started
 from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import (
@@ -30,8 +32,6 @@ from service.operations.people.redacting import (
     refuse_secret_filter,
     without_texts,
 )
-from service.operations.results import LogBlock, RunNow, RunsAfter, Started
-from service.operations.run_details import RunDetails
 from service.operations.runs import (
     blocker,
     chain,
@@ -47,11 +47,11 @@ from service.operations.runs.log_window import LogWindow
 from service.operations.runs.pace import RunPace
 from service.operations.runs.quarantine import with_quarantined
 from service.operations.runs.reading import LAST_LINES, details_of, row_of
-from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
+from service.operations.runs.run_list import MOST_RUNS, RunPage
 from service.operations.runs.run_log import LogPage
 from service.operations.runs.story import RunStory
 from service.operations.runs.waiting import Chain, Waiting
-from service.operations.tasks.startable import startable_task
+from service.operations.starting.startable import startable_task
 
 ALL = RunFilter()
 

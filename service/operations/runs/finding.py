@@ -14,7 +14,7 @@ from service.batch.ledger import run_ids
 from service.batch.ledger import runs as run_rows
 from service.errors import UnknownRun, UnknownTask
 from service.escaping import echoed
-from service.operations.context import Context
+from service.operations.asking.context import Context
 
 FEWEST_DIGITS = 6
 """How many digits of a run's id have to be given at least."""

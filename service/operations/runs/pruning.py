@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from service.batch.retention.pruning import Pruner
-from service.operations.context import Context
+from service.operations.asking.context import Context
 
 
 async def prune(context: Context) -> Mapping[str, int]:

@@ -17,13 +17,13 @@ from service.database import companions
 from service.database.engine import Database
 from service.errors import UnknownRun, WrongState
 from service.escaping import brief
-from service.operations.context import Context
-from service.operations.databases import Databases, is_missing_file
+from service.operations.asking.context import Context
+from service.operations.asking.databases import Databases, is_missing_file
+from service.operations.asking.results import Quarantined, Started
 from service.operations.people.redacting import NOTHING, hidden_tasks
-from service.operations.results import Quarantined, Started
 from service.operations.runs.finding import run_of
 from service.operations.runs.run_list import RunPage
-from service.operations.tasks.startable import startable_task
+from service.operations.starting.startable import startable_task
 
 MOST_ITEMS = 10_000
 """Longest list of items in quarantine."""

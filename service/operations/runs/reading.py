@@ -13,8 +13,7 @@ from service.batch.ledger import runs as run_rows
 from service.batch.ledger.parts import PartsGate, Tally
 from service.batch.ledger.states import RunState
 from service.errors import UnknownRun
-from service.operations.results import Attempt, Line, Node
-from service.operations.run_details import PartShort, PartsOfRun, RunDetails
+from service.operations.asking.results import Attempt, Line, Node, PartShort, PartsOfRun, RunDetails
 
 LAST_LINES = 20
 MOST_PARTS = 200

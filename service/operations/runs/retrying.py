@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger.states import RunState
 from service.batch.queue import retry
 from service.errors import InvalidParameters
-from service.operations.context import Context
-from service.operations.results import RunsAfter
+from service.operations.asking.context import Context
+from service.operations.asking.results import RunsAfter
 from service.operations.runs.reading import row_of
 
 Record = Callable[

@@ -19,9 +19,9 @@ from service.batch.ledger import runs as run_rows
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import NO_PART_SQL, nodes, runs
 from service.errors import UnknownRun
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 from service.operations.people.redacting import hidden_tasks
-from service.operations.results import Result
 from service.operations.runs.finding import run_of
 
 MOST_PHASES = 25

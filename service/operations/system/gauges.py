@@ -28,7 +28,7 @@ from service.concurrency.offload import offload
 from service.errors import BatchError
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
-from service.operations.context import Context
+from service.operations.asking.context import Context
 from service.poolsettings import NO_POOLS, Pool
 
 logger = get_logger("service.batch")

@@ -23,10 +23,10 @@ from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, missed, runs
 from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.errors import NoLedger
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 from service.operations.night.clock_changes import clock_changes
 from service.operations.night.page import WORST_FIRST
-from service.operations.results import Result
 
 DAYS = 90
 NEXT = 10

@@ -20,10 +20,10 @@ from service.batch.ledger.tables import HELD_SQL, runs
 from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.errors import NoLedger
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 from service.operations.night import needs
 from service.operations.night.sparks import Spark, sparks_of
-from service.operations.results import Result
 from service.operations.tasks.listing import Known, summaries
 from service.operations.tasks.results import TaskSummary
 from service.operations.tasks.timeline import USUAL_HOURS, Timeline, timeline

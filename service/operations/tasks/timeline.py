@@ -20,8 +20,8 @@ from service.batch.ledger.tables import HELD_SQL, OF_SLOT_SQL, attempts, missed,
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
+from service.operations.asking.results import Result
 from service.operations.night.lanes import MOST_SLOTS, Cell, Lane, LaneRange, LaneRun
-from service.operations.results import Result
 
 HOURS = (1, 3, 6, 12, 24)
 USUAL_HOURS = 12

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from starlette.requests import Request
 
-from service.operations.incidents.retrying import RetryPlan
+from service.operations.bulks.retrying import RetryPlan
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, Option, confirm
@@ -103,7 +103,7 @@ def _just_done(request: Request) -> str:
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     """Say what a retry of all failed runs means, and offer to try the newest one first."""
     with_same = request.query_params.get("same") == "1"
-    plan = await viewer.operations.incidents.plan_retry(
+    plan = await viewer.operations.bulks.plan_retry(
         whole_id(request, "incident"), with_same_error=with_same
     )
     number = plan.preview.count

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from service.concurrency.offload import offload
 from service.errors import InvalidParameters
-from service.operations.results import Parameter
+from service.operations.asking.results import Parameter
 from service.operations.tasks.overview import PAGE
 from service.operations.tasks.results import TaskDetails
 from service.operations.tasks.timeline import HOURS, USUAL_HOURS

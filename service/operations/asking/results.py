@@ -269,6 +269,50 @@ class Line(Result):
     text: str
 
 
+class PartShort(Result):
+    """A part of a run, by its number. `count` and `total`: its progress."""
+
+    id: str
+    part: int
+    state: str
+    reason: str | None
+    attempt: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    count: int | None
+    total: int | None
+
+
+class PartsOfRun(Result):
+    """The parts of a run. `states`: how many of them there are in each state. `count` and `total`:
+    the sums of theirs.
+
+    `order`: the states in the order of the parts, at most 200; of more parts, each is the worst one
+    of several that follow one another. `parts`: at most 200 of them: those that did not succeed
+    first, then running ones, then the slowest ones.
+    """
+
+    number: int
+    states: dict[str, int]
+    count: int | None
+    total: int | None
+    order: list[str]
+    parts: list[PartShort]
+
+
+class RunDetails(RunRow[Node | None]):
+    """The details of a run. `timezone`: of the schedule of its task. `log`: the last lines of its
+    log.
+
+    `parts`: of a run that was split; None for others.
+    """
+
+    timezone: str | None
+    parts: PartsOfRun | None = None
+    attempts: list[Attempt]
+    log: list[Line]
+
+
 class LogBlock(Result):
     """Consecutive lines of a run's log, all of one attempt and one fence."""
 
@@ -311,35 +355,6 @@ class ScheduleSpan(Result):
     valid_until: datetime | None
     node: str
     fired_until: datetime
-
-
-class Paused(Result):
-    """The pause of a task. `is_new`: this request has begun or ended it. `until`: when it ends by
-    itself.
-    """
-
-    at: datetime
-    by: str
-    is_new: bool
-    until: datetime | None = None
-
-
-class Resumed(Result):
-    """What resuming a task did. `ended`: the pause that has ended; None if it was not paused.
-
-    `ahead_until`: up to then it would not have fired, because a clock was ahead; None if none was.
-    """
-
-    ended: Paused | None
-    ahead_until: datetime | None = None
-
-
-class ResumedAhead(Result):
-    """Tasks that fire again. `tasks`: up to which instant a clock that was ahead had fired each of
-    them, by name.
-    """
-
-    tasks: dict[str, datetime]
 
 
 class Quarantined(Result):

@@ -16,11 +16,12 @@ from service.batch.ledger import database_time
 from service.batch.ledger.people import previews
 from service.errors import InvalidParameters, UnknownPreview, UnknownTask, WrongState
 from service.escaping import echoed
-from service.operations.context import Context
-from service.operations.results import Result
-from service.operations.runs.bulk import Bulks, Preview
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
+from service.operations.bulks import bulk
+from service.operations.bulks.bulk import Preview
 from service.operations.slots import leaving
-from service.operations.slots.backfill import BackfillRequest, BackfillSlot
+from service.operations.starting.backfill import BackfillRequest, BackfillSlot
 
 MOST_TASKS = 50
 """Tasks that are backfilled together, at most; those with the most missed slots come first."""
@@ -79,7 +80,7 @@ class BegunBackfill(Result):
 
 
 async def plan(context: Context, since: datetime, until: datetime) -> BackfillPlan:
-    """See `operations.slots.plan_backfills`."""
+    """See `operations.bulks.plan_backfills`."""
     requests = _requests(await leaving.unchosen(context, since, until, None))
     tasks = [await _planned(context, request) for request in requests[:MOST_TASKS]]
     return BackfillPlan(tasks=tasks, more=len(requests[MOST_TASKS:]))
@@ -111,7 +112,7 @@ async def _planned(context: Context, request: BackfillRequest) -> TaskBackfill:
 
     preview, why = None, None
     try:
-        preview = await Bulks(context).preview_backfill(request, note)
+        preview = await bulk.preview_backfill(context, request, note)
     except (InvalidParameters, UnknownTask) as error:
         why = error.message
     ends = (slots[0], slots[-1]) if slots else (None, None)
@@ -130,12 +131,12 @@ async def _p50(context: Context, task: str) -> float | None:
 
 
 async def begin(context: Context, ids: Sequence[str], note: str | None) -> list[BegunBackfill]:
-    """See `operations.slots.begin_backfills`."""
+    """See `operations.bulks.begin_backfills`."""
     known = await begun(context, ids)
     for each in known:
         if each.started_at is None:
             try:
-                await Bulks(context).begin(each.id, "backfill", note)
+                await bulk.begin(context, each.id, "backfill", note)
             except (
                 WrongState,
                 UnknownPreview,
@@ -145,7 +146,7 @@ async def begin(context: Context, ids: Sequence[str], note: str | None) -> list[
 
 
 async def begun(context: Context, ids: Sequence[str]) -> list[BegunBackfill]:
-    """See `operations.slots.begun_backfills`."""
+    """See `operations.bulks.begun_backfills`."""
     if not 0 < len(ids) <= MOST_TASKS:
         raise InvalidParameters(f"allowed are 1 to {MOST_TASKS} previews")
     async with context.databases.reading() as connection:

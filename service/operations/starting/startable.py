@@ -18,7 +18,7 @@ from service.batch.tasks.parameters import SLOT, TOO_DEEP
 from service.batch.tasks.registry import Task
 from service.errors import InvalidParameters, UnknownTask
 from service.escaping import brief, is_deep
-from service.operations.context import Context
+from service.operations.asking.context import Context
 from service.redaction import Redaction
 
 LONGEST_SENTENCE = 500

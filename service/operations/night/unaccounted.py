@@ -1,4 +1,4 @@
-"""`operations.slots.unaccounted()`: the slots behind the number "unaccounted" of Night."""
+"""`operations.unaccounted()`: the slots behind the number "unaccounted" of Night."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from service.batch.ledger.schedules import OpenSchedule
 from service.batch.night import unaccounted
 from service.batch.night.unaccounted import Unaccounted
 from service.concurrency.offload import offload
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 from service.operations.night.models import MOST
 from service.operations.night.night import snapshot, window_of
-from service.operations.results import Result
 from service.operations.slots.account import TEXTS
 
 SECOND = timedelta(seconds=1)
@@ -52,7 +52,7 @@ class UnaccountedSlots(Result):
 async def slots(
     context: Context, since: datetime | None, until: datetime | None, zone: str
 ) -> UnaccountedSlots:
-    """See `Slots.unaccounted`."""
+    """See `operations.unaccounted`."""
     local = zone_of(zone)
     async with snapshot(context) as connection:
         now = await database_time.now_of(connection)

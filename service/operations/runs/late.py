@@ -17,11 +17,10 @@ from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import pools, queues
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
-from service.operations.night.blocked import blocked_runs
-from service.operations.night.models import MOST, LateRun
-from service.operations.results import Node
+from service.operations.asking.results import Node
 from service.operations.runs.awaited import awaited
-from service.operations.runs.waiting import Blocker, Waiting
+from service.operations.runs.blocked import blocked_runs
+from service.operations.runs.waiting import Blocker, LateRun, Waiting
 
 SHOWN_AFTER = timedelta(minutes=1)
 """What waits or runs for less is not shown."""
@@ -33,6 +32,8 @@ FEW = 10
 NEARLY = 0.8
 """A run is shown as slow after this share of its timeout."""
 
+MOST_RETRYING = 200
+"""Runs that wait for their next attempt that are shown, at most."""
 OF_A_TASK = 10
 """Waiting runs of one task that are shown, at most."""
 
@@ -150,7 +151,12 @@ def _retrying(now: datetime) -> Any:
     tomorrow.
     """
     is_old = runs.c.created_at <= now - SHOWN_AFTER
-    return select(*_COLUMNS).where(text(RETRYING_SQL), is_old).order_by(runs.c.due_at).limit(MOST)
+    return (
+        select(*_COLUMNS)
+        .where(text(RETRYING_SQL), is_old)
+        .order_by(runs.c.due_at)
+        .limit(MOST_RETRYING)
+    )
 
 
 async def _timeouts(connection: AsyncConnection, names: Sequence[str]) -> dict[str, float]:

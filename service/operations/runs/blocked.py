@@ -17,9 +17,8 @@ from service.batch.ledger import chains
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import WAITING_SQL, runs
 from service.batch.ledger.waits import Upstream
-from service.operations.night.models import LateRun
 from service.operations.runs.awaited import shown_cause
-from service.operations.runs.waiting import Blocker
+from service.operations.runs.waiting import Blocker, LateRun
 
 MOST_WAITING = 200
 """So many runs that wait are looked at, those that have waited for the longest time."""

@@ -18,9 +18,9 @@ from service.batch.ledger.people import audit
 from service.batch.ledger.tables import tasks as tasks_table
 from service.batch.ledger.waits import Gate
 from service.errors import InvalidParameters, WrongState
-from service.operations.context import Context
-from service.operations.results import Result
-from service.operations.tasks.startable import startable_task
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
+from service.operations.starting.startable import startable_task
 
 MOST_SLOTS = 10_000
 """A backfill of more slots is refused unless the request allows it, because it may be a mistake."""

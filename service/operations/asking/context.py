@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from service.accesssettings import SECRET_WORDS
 from service.batch.retention.retention import Keep
-from service.operations.databases import Databases
-from service.operations.people.actor import Actor
+from service.operations.asking.actor import Actor
+from service.operations.asking.databases import Databases
 from service.redaction import Redaction
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from service.batch.ledger.states import CLAIMABLE, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, backups, is_one_of, runs
 from service.config import Settings
 from service.errors import NoLedger
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Node, Result, RunSummary
 from service.operations.night.models import Level, Need, Night
 from service.operations.night.night import night
 from service.operations.people.redacting import hidden_tasks, without_texts
-from service.operations.results import Node, Result, RunSummary
 from service.operations.system import pools
 from service.operations.system.nodes import living_nodes
 from service.operations.system.pools import PoolState

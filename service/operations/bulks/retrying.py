@@ -9,21 +9,21 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, and_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.incidents import problem as one_error
 from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.acknowledging import is_of
-from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.access_tables import events
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 from service.errors import UnknownIncident
 from service.escaping import echoed
-from service.operations.context import Context
-from service.operations.results import Result
-from service.operations.runs.bulk import Bulks, Preview
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
+from service.operations.bulks import bulk
+from service.operations.bulks.bulk import Preview
+from service.operations.incidents.open_failures import one_problem
 
 MOST = 100_000
 CHANGES = ("service.deploy", "service.start", "settings.change", "schedule.change")
@@ -51,12 +51,6 @@ class RetryPlan(Result):
     changed: list[str]
 
 
-async def one_problem(connection: AsyncConnection, row: Row[Any]) -> Sequence[Row[Any]]:
-    """The open incidents that are one problem with this one, and itself."""
-    problems = one_error.of_rows(await incidents.are_open(connection, [IncidentKind.FAILED]))
-    return next((problem for problem in problems if row.id in incidents.ids_of(problem)), [row])
-
-
 def _of(meant: Sequence[Row[Any]]) -> ColumnElement[bool]:
     """Whether a run belongs to one of these incidents."""
     if len(meant) == 1:
@@ -69,7 +63,7 @@ def _of(meant: Sequence[Row[Any]]) -> ColumnElement[bool]:
 
 
 async def plan_retry(context: Context, incident: str, with_same_error: bool = False) -> RetryPlan:
-    """See `operations.incidents.plan_retry`."""
+    """See `operations.bulks.plan_retry`."""
     async with context.databases.changing() as connection:
         row = await incidents.find(connection, incident)
         if row is None:
@@ -95,7 +89,7 @@ async def plan_retry(context: Context, incident: str, with_same_error: bool = Fa
             incident=row.id,
             task=row.task if len(meant) == 1 else f"{len(meant):,} tasks",
             error=row.text,
-            preview=await Bulks(context).keep(connection, "retry", found, request),
+            preview=await bulk.keep(context, connection, "retry", found, request),
             newest=found[0]["id"] if found else None,
             attempt=found[0]["attempt"] + 1 if found else 1,
             p50=usual.p50,
