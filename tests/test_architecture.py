@@ -291,6 +291,35 @@ def cycles(modules: list[Module]) -> list[str]:
     return found
 
 
+STILL_OPEN = {("service.web", "service.web.v1")}
+"""Pairs of folders that import each other. The list may only become shorter."""
+
+
+def pairs_of_folders(modules: list[Module]) -> set[tuple[str, str]]:
+    """Folders that import each other, at any depth; also a folder and one inside it."""
+    folders = {module.name: _folder_of(module) for module in inside(modules)}
+    arrows = {
+        (folders[module.name], folders[target])
+        for module in inside(modules)
+        for _, target in targets(module, set(folders))
+    }
+    return {(a, b) for a, b in arrows if a < b and (b, a) in arrows}
+
+
+def _folder_of(module: Module) -> str:
+    """A module beside the folders of `service` is a room of its own."""
+    folder = module.name.rpartition(".")[0]
+    return module.name if module.is_package or folder == "service" else folder
+
+
+def folders_that_import_each_other(modules: list[Module]) -> list[str]:
+    return [f"{a} and {b}" for a, b in sorted(pairs_of_folders(modules) - STILL_OPEN)]
+
+
+def test_a_pair_of_folders_that_was_parted_is_no_longer_open(project: list[Module]) -> None:
+    assert pairs_of_folders(project) == STILL_OPEN
+
+
 def foreign_apscheduler(modules: list[Module]) -> list[str]:
     """Only firing/apscheduler.py uses apscheduler. Elsewhere its names may stand in annotations,
     and nowhere else.
@@ -538,6 +567,30 @@ CASES: list[tuple[Rule, list[Module]]] = [
             Module("service.a", "import service.b.c"),
             Module("service.b.c", "def f():\n from service.a import x"),
         ],
+    ),
+    (
+        folders_that_import_each_other,
+        [
+            Module("service.a.one.x", "from service.a.two import y"),
+            Module("service.a.two.y", "def f():\n from service.a.one import z"),
+            Module("service.a.one.z", ""),
+        ],
+    ),
+    (
+        folders_that_import_each_other,
+        [
+            Module("service.a.x", "from service.a.inner import y"),
+            Module("service.a.inner.y", "import service.a.z"),
+            Module("service.a.z", ""),
+        ],
+    ),
+    (
+        imports_that_point_up,
+        broken(
+            "service.operations.runs.late",
+            "from service.operations.night import models",
+            "service.operations.night.models",
+        ),
     ),
     (foreign_apscheduler, broken("service.server.batch_service", "import apscheduler")),
     (

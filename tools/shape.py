@@ -62,7 +62,9 @@ IMPORTS = {name: imported_by(name) for name in FILES}
 
 
 def folder_of(name: str) -> str:
-    return name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
+    """The folder of a module. A module beside the folders of `service/` is a room of its own."""
+    folder = name.rpartition(".")[0]
+    return name if FILES[name].name == "__init__.py" or folder == "service" else folder
 
 
 ARROWS = {
