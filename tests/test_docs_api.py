@@ -25,9 +25,10 @@ from service.application.models import User
 from service.batch.ledger import run_query, tables
 from service.batch.ledger.states import ACTIVE
 from service.operations.asking import actor
+from service.operations.asking.filter import RunFilter
 from service.operations.bulks import bulk
 from service.operations.people import changes
-from service.operations.runs import run_list
+from service.operations.runs.read import MOST_RUNS
 from service.server.batch_service import BatchService
 from service.web import headers, live, problems
 from service.web.v1 import events, requests, rest, runs, tasks
@@ -89,7 +90,7 @@ def test_each_resource_has_an_example() -> None:
 
 def test_the_page_has_every_filter_of_runs() -> None:
     filters = list(rows(section("docs/api.md", "### Filters of runs")))
-    assert filters == [*run_list.RunFilter.model_fields]
+    assert filters == [*RunFilter.model_fields]
 
 
 def test_the_page_has_the_statuses_and_kinds_of_problems() -> None:
@@ -115,7 +116,7 @@ def test_the_page_has_the_roles_and_the_topics() -> None:
 
 
 LIMITS = {
-    "a page of runs": run_list.MOST_RUNS,
+    "a page of runs": MOST_RUNS,
     "a page of the audit": changes.MOST_CHANGES,
     "runs looked at": run_query.LOOKED,
     "a body": headers.LARGEST_BODY,

@@ -66,8 +66,9 @@ from service.database import companions
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.operations.asking.context import Loaded
-from service.operations.night import did_not_run, outcomes
+from service.operations.night import did_not_run
 from service.operations.night import needs as night_needs
+from service.operations.night import night as night_reading
 from service.operations.night.models import SlotCounts
 from service.operations.operations import Operations
 from service.operations.runs import late as night_late
@@ -560,8 +561,8 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             failed_slots = SlotCounts(
                 due=1, recounted_until=now, **{**dict.fromkeys(CLASSES, 0), "failed": 1}
             )
-            await outcomes.failed_slots(connection, failed_slots, now - later, now)
-            await outcomes.beside(connection, now - later, now)
+            await night_reading.failed_slots(connection, failed_slots, now - later, now)
+            await night_reading.beside(connection, now - later, now)
             await schedules.in_use(connection)
     with plans.of("night"):
         await Operations(ledger, application, Loaded, Settings()).status()

@@ -16,7 +16,7 @@ from tests.waiting.world import MINUTE, START, Waits
 
 async def shown(waits: Waits, run: str) -> Waiting:
     async with waits.ledger.reader.connect() as connection:
-        found = await late.waiting(connection, run, [], await database_time.now_of(connection))
+        found = await late.waiting_of(connection, run, [], await database_time.now_of(connection))
     assert found is not None
     return found
 

@@ -114,7 +114,8 @@ class RunFilter(BaseModel):
     text: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=TEXT)] | None = (
         Field(
             None,
-            description="Only runs whose reason, such as the message of an error, contains this text.",
+            description="Only runs whose reason, such as the message of an error, contains this "
+            "text.",
         )
     )
 

@@ -25,17 +25,15 @@ from service.operations.backups import (
     details,
     make,
     pins,
-    prune,
     restore,
 )
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import BackupSummary
-from service.operations.backups.delete import DeletedBackup
+from service.operations.backups.delete import DeletedBackup, PrunedBackup
 from service.operations.backups.details import BackupDetails
 from service.operations.backups.make import BackupResult
 from service.operations.backups.pins import PinChange
 from service.operations.backups.progress import OnProgress, ignore_progress
-from service.operations.backups.prune import PrunedBackup
 from service.operations.backups.restore import RestoreRequest, RestoreResult
 
 MOST_NAMED = 20
@@ -138,7 +136,7 @@ class Backups:
         `on_delete` is called with the path or URL of each deleted backup. `allow_many`: delete also
         more than half of the backups of a place, which is otherwise refused.
         """
-        pruned = await prune.prune(
+        pruned = await delete.prune(
             self._access, warn, on_delete, dry_run=dry_run, allow_many=allow_many
         )
         if deleted := [each.backup for each in pruned if each.then == "deleted"]:

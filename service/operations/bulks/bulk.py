@@ -30,8 +30,7 @@ from service.operations.asking.results import Result
 from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import hidden_tasks, refuse_secret_filter
-from service.operations.runs.finding import refuse_unknown_task
-from service.operations.runs.run_list import tasks_of
+from service.operations.runs.read import refuse_unknown_task, tasks_of
 from service.operations.starting import backfill
 
 Action = Literal["retry", "cancel", "acknowledge", "backfill"]

@@ -123,6 +123,10 @@ class Need(Result):
     tasks: Sequence[str] = ()
     incidents: Sequence[str] = ()
 
+    def failed_before(self, instant: datetime) -> bool:
+        """Whether its last failure is known, and was before an instant."""
+        return self.last_failed is not None and self.last_failed < instant
+
 
 class DealtWith(Result):
     """What was made good or acknowledged in the window. `by`: None if nobody did it: it was made

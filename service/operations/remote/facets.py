@@ -32,9 +32,7 @@ from service.operations.night.status import Status
 from service.operations.people.access import NewToken, Token
 from service.operations.people.changes import ChangePage
 from service.operations.remote.connection import ERRORS, Connection
-from service.operations.runs.finding import RunOrTask
-from service.operations.runs.reading import LAST_LINES
-from service.operations.runs.run_list import MOST_RUNS, RunPage
+from service.operations.runs.read import LAST_LINES, MOST_RUNS, RunOrTask, RunPage
 from service.operations.runs.run_log import POLL_SECONDS, LogPage
 from service.operations.runs.waiting import Chain, Waiting
 from service.operations.system.pools import PoolState

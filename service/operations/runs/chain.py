@@ -20,7 +20,7 @@ from service.batch.ledger.tables import WAITING_SQL, runs
 from service.errors import UnknownRun
 from service.operations.asking.context import Context
 from service.operations.asking.results import KeptBack
-from service.operations.runs.finding import run_of
+from service.operations.runs.read import run_of
 from service.operations.runs.waiting import Chain, Link, Step, Upcoming
 
 STEPS = 3

@@ -14,13 +14,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import pools, queues
+from service.batch.ledger import database_time, pools, queues
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
+from service.errors import UnknownRun
+from service.operations.asking.context import Context
 from service.operations.asking.results import Node
 from service.operations.runs.awaited import awaited
 from service.operations.runs.blocked import blocked_runs
+from service.operations.runs.read import run_of
 from service.operations.runs.waiting import Blocker, LateRun, Waiting
+from service.operations.system.nodes import living_services
 
 SHOWN_AFTER = timedelta(minutes=1)
 """What waits or runs for less is not shown."""
@@ -102,7 +106,20 @@ async def late_runs(
     return sorted(late, key=lambda each: (-each.elapsed, each.run))
 
 
-async def waiting(
+async def waiting(context: Context, given: str) -> Waiting:
+    """See `operations.runs.waiting`."""
+    run = await run_of(context, given)
+    async with context.databases.reading() as connection:
+        assert connection is not None
+        now = await database_time.now_of(connection)
+        living = await living_services(connection, context, now)
+        found = await waiting_of(connection, run, living, now)
+    if found is None:
+        raise UnknownRun(f"the run {run} was deleted just now")
+    return found
+
+
+async def waiting_of(
     connection: AsyncConnection, run: str, living: Sequence[Node], now: datetime
 ) -> Waiting | None:
     """Whether a run waits, and what for; None if there is no such run."""

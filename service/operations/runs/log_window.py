@@ -19,7 +19,7 @@ from service.operations.asking.context import Context
 from service.operations.asking.results import Result
 from service.operations.people.redacting import refuse_hidden_log
 from service.operations.runs import run_log
-from service.operations.runs.finding import run_of
+from service.operations.runs.read import run_of
 from service.operations.runs.run_log import MOST_BLOCKS, NumberedLine
 
 PAGE = 10

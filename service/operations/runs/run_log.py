@@ -18,7 +18,7 @@ from service.operations.asking.context import Context
 from service.operations.asking.databases import Databases
 from service.operations.asking.results import Line, LogBlock, Result
 from service.operations.people.redacting import refuse_hidden_log
-from service.operations.runs.finding import run_of
+from service.operations.runs.read import run_of
 
 
 class NumberedLine(Line):

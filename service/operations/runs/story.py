@@ -22,7 +22,7 @@ from service.errors import UnknownRun
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
 from service.operations.people.redacting import hidden_tasks
-from service.operations.runs.finding import run_of
+from service.operations.runs.read import run_of
 
 MOST_PHASES = 25
 """Phases that are told, at most: the newest ones."""

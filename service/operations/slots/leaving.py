@@ -19,7 +19,7 @@ from service.errors import InvalidParameters, WrongState
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
 from service.operations.incidents.notes import check_note
-from service.operations.runs.finding import refuse_unknown_task
+from service.operations.runs.read import refuse_unknown_task
 
 MOST_RANGES = 10_000
 

@@ -99,21 +99,13 @@ async def overview(
         chosen = [task for task in found if _is_wanted(task, wanted, text_of_name, share)]
         shown = chosen[first : first + PAGE]
         sparks = await sparks_of(connection, (task.name for task in shown if task.name), SPARKS)
-        window = await tally.of_window(
-            connection, bucket_of(now - DAY), now, now
-        )  # as Night of 24 hours
+        # As Night of 24 hours.
+        window = await tally.of_window(connection, bucket_of(now - DAY), now, now)
         lanes = {task.name: task.p50 for task in _as_due(shown, running) if task.name}
         return Overview(
             now=now,
             numbers=await _numbers(connection, opened, window.counts, now),
-            rows=[
-                TaskRow(
-                    task=task,
-                    sparks=sparks.get(task.name or "", []),
-                    needs_attention=task.name in in_need,
-                )
-                for task in shown
-            ],
+            rows=[_row(task, sparks, in_need) for task in shown],
             broken=[
                 TaskSummary(source=each.source, name=each.task, error=each.error)
                 for each in loaded.broken
@@ -129,6 +121,13 @@ async def overview(
                 for each in ("all", "running", "attention", "paused")
             },
         )
+
+
+def _row(
+    task: TaskSummary, sparks: Mapping[str, list[Spark]], in_need: Collection[str | None]
+) -> TaskRow:
+    its = sparks.get(task.name or "", [])
+    return TaskRow(task=task, sparks=its, needs_attention=task.name in in_need)
 
 
 async def numbers(context: Context) -> Numbers:

@@ -112,13 +112,6 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
             "No failed run of this incident is open: all were retried, made good or acknowledged."
         )
         return await confirm(viewer, "night", Confirm("Nothing to retry", [words], "", "Back", "/"))
-    if plan.changed:
-        words = (
-            "Since the last failure "
-            f"{formatting.sentence_list([CHANGES[each] for each in plan.changed])}."
-        )
-    else:
-        words = "Nothing has changed since the last failure: the same error is likely."
     every = "the run" if number == 1 else f"all {number:,} runs"
     options = [
         Option(
@@ -135,7 +128,7 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
         fields.append(Field("number", f"To retry all, enter their number, {number}", kind="text"))
     asked = Confirm(
         f"Retry {every} of {plan.task}?",
-        [words, plan.error],
+        [_changed_since(plan), plan.error],
         "Retry",
         "Leave them" if number > 1 else "Leave it",
         "/",
@@ -147,6 +140,13 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     return await confirm(
         viewer, "night", asked.with_options("which", chosen).with_fields(*fields, hidden, newest)
     )
+
+
+def _changed_since(plan: RetryPlan) -> str:
+    if not plan.changed:
+        return "Nothing has changed since the last failure: the same error is likely."
+    changes = formatting.sentence_list([CHANGES[each] for each in plan.changed])
+    return f"Since the last failure {changes}."
 
 
 def _facts(plan: RetryPlan, viewer: Viewer) -> list[tuple[str, str]]:

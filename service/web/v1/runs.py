@@ -24,7 +24,7 @@ from service.operations.asking.results import (
     Started,
 )
 from service.operations.bulks.bulk import Bulk, BulkAction, Preview
-from service.operations.runs.run_list import MOST_RUNS, RunPage
+from service.operations.runs.read import MOST_RUNS, RunPage
 from service.operations.runs.run_log import LOG_CURSOR, LogPage
 from service.operations.runs.waiting import Chain, Waiting
 from service.web.v1.requests import Body, GivenRun, NeededNote, Operator, Viewer, WithNote, router

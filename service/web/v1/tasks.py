@@ -11,7 +11,7 @@ from service.operations.asking.cursors import Cursor
 from service.operations.asking.filter import ID, Instant, OriginName, RunFilter, StateName
 from service.operations.asking.results import Result, Slot, Started
 from service.operations.bulks.bulk import Bulk, Preview
-from service.operations.runs.run_list import MOST_RUNS, RunPage
+from service.operations.runs.read import MOST_RUNS, RunPage
 from service.operations.starting.backfill import BackfillRequest
 from service.operations.tasks.results import Paused, Resumed, ResumedAhead, TaskDetails, TaskSummary
 from service.poolsettings import POOL_NAME
