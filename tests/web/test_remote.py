@@ -21,9 +21,9 @@ from service.operations.bulks.facet import Bulks
 from service.operations.people.access import Access
 from service.operations.people.changes import Changes
 from service.operations.remote import connection as remote_connection
-from service.operations.remote import facets, slots
+from service.operations.remote import facets
 from service.operations.remote.connection import Connection
-from service.operations.remote.operations import RemoteOperations, remote_operations
+from service.operations.remote.operations import RemoteOperations, RemoteSlots, remote_operations
 from service.operations.runs.facet import Runs
 from service.operations.runs.quarantine import Quarantine
 from service.operations.slots.facet import Slots
@@ -220,7 +220,7 @@ def test_each_method_has_the_signature_of_the_facet_beside_the_ledger() -> None:
         facets.RemoteTasks: Tasks,
         facets.RemoteRuns: Runs,
         facets.RemoteBulks: Bulks,
-        slots.RemoteSlots: Slots,
+        RemoteSlots: Slots,
         facets.RemoteQuarantine: Quarantine,
         facets.RemoteNodes: Nodes,
         facets.RemoteAccess: Access,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from service.batch.ledger.run_query import RunQuery
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import Origin, RunState
 from service.errors import InvalidParameters
 from service.escaping import echoed
 from service.operations.asking.cursors import EPOCH
@@ -31,18 +31,6 @@ TEXT = r"^[^\x00]*$"
 
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME)]
 RunId = Annotated[str, StringConstraints(pattern=ID)]
-StateName = Literal[
-    "waiting",
-    "queued",
-    "running",
-    "retrying",
-    "interrupted",
-    "succeeded",
-    "failed",
-    "cancelled",
-    "skipped",
-]
-OriginName = Literal["schedule", "manual", "backfill", "part"]
 
 EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
@@ -82,11 +70,11 @@ class RunFilter(BaseModel):
     pool: Annotated[str, StringConstraints(pattern=POOL_NAME)] | None = Field(
         None, description="Only runs of tasks of this pool."
     )
-    state: list[StateName] = Field(
+    state: list[RunState] = Field(
         [], max_length=len(RunState), description="Only runs in one of these states."
     )
-    origin: list[OriginName] = Field(
-        [], max_length=4, description="Only runs of one of these origins."
+    origin: list[Origin] = Field(
+        [], max_length=len(Origin), description="Only runs of one of these origins."
     )
     parent: RunId | None = Field(
         None, description="Only the parts of this run. Other lists have no parts."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query
 from pydantic import Field
 
+from service.batch.ledger.states import Origin, RunState
 from service.operations.asking.cursors import Cursor
-from service.operations.asking.filter import ID, Instant, OriginName, RunFilter, StateName
+from service.operations.asking.filter import ID, Instant, RunFilter
 from service.operations.asking.results import Result, Slot, Started
 from service.operations.bulks.bulk import Bulk, Preview
 from service.operations.runs.read import MOST_RUNS, RunPage
@@ -106,11 +107,11 @@ async def next_slots(
 class RunsOfTask(Body):
     """Which runs of a task are wanted."""
 
-    state: list[StateName] = Field(
-        [], max_length=len(get_args(StateName)), description="Only runs in one of these states."
+    state: list[RunState] = Field(
+        [], max_length=len(RunState), description="Only runs in one of these states."
     )
-    origin: list[OriginName] = Field(
-        [], max_length=4, description="Only runs of one of these origins."
+    origin: list[Origin] = Field(
+        [], max_length=len(Origin), description="Only runs of one of these origins."
     )
     slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
     slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
