@@ -595,8 +595,8 @@ CASES: list[tuple[Rule, list[Module]]] = [
         imports_that_point_up,
         broken(
             "service.operations.runs.late",
-            "from service.operations.night import models",
-            "service.operations.night.models",
+            "from service.operations.night import results",
+            "service.operations.night.results",
         ),
     ),
     (foreign_apscheduler, broken("service.server.batch_service", "import apscheduler")),

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from service.operations.backups.named import NamedBackups
     from service.operations.bulks.facet import Bulks
     from service.operations.incidents.facet import Incidents
-    from service.operations.night.models import Night
     from service.operations.night.page import NightPage
+    from service.operations.night.results import Night
     from service.operations.night.status import Status
     from service.operations.night.unaccounted import UnaccountedSlots
     from service.operations.people.access import Access

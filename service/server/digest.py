@@ -26,7 +26,7 @@ from service.operations.asking.actor import Actor
 from service.operations.operations import Operations
 
 if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
-    from service.operations.night.models import Night
+    from service.operations.night.results import Night
 
 logger = get_logger("service.batch")
 

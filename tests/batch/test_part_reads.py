@@ -30,7 +30,7 @@ from service.database.engine import Database
 from service.operations.asking.context import Loaded
 from service.operations.night import lanes
 from service.operations.night import night as night_reading
-from service.operations.night.models import SlotCounts
+from service.operations.night.results import SlotCounts
 from service.operations.operations import Operations
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_plans import Plans

@@ -66,13 +66,13 @@ from service.database import companions
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.operations.asking.context import Loaded
+from service.operations.night import attention as night_needs
 from service.operations.night import did_not_run
-from service.operations.night import needs as night_needs
 from service.operations.night import night as night_reading
-from service.operations.night.models import SlotCounts
+from service.operations.night.results import SlotCounts
 from service.operations.operations import Operations
 from service.operations.runs import late as night_late
-from service.operations.runs import story
+from service.operations.runs import phases
 from service.poolsettings import DEFAULT_POOL
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
@@ -618,7 +618,7 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             await run_ids.begin_with(connection, "0000", 2)
             await attempts.of_run(connection, run)
             await missed_ranges.of_task(connection, "over-1", 3)
-            await story.children(connection, run)
+            await phases.children(connection, run)
         with plans.of("cancel"):
             await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
         with plans.of("start"):

@@ -24,7 +24,7 @@ from service.errors import InvalidParameters, InvalidSchedule
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
 from service.operations.asking.filter import RunFilter
-from service.operations.night.models import Night, RetryProgress
+from service.operations.night.results import Night, RetryProgress
 from service.operations.operations import Operations
 from tests.batch.ledger_world import fire, know, make_task, rows
 from tests.incidents.test_conditions import checked

@@ -19,7 +19,7 @@ from service.operations.asking.context import Context
 from service.operations.asking.databases import Databases
 from service.operations.asking.results import Node
 from service.operations.night import sentence
-from service.operations.night.models import Need, NightBackup
+from service.operations.night.results import Need, NightBackup
 from service.operations.system.nodes import troubles_of
 
 LEAST_FREE = 1_000_000

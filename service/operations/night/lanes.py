@@ -29,7 +29,7 @@ from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
 from service.operations.asking.results import Result
-from service.operations.night.models import Night
+from service.operations.night.results import Night
 
 MOST_LANES = 12
 MOST_SLOTS = 60

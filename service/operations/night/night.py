@@ -35,9 +35,9 @@ from service.errors import InvalidParameters, NoLedger
 from service.escaping import shortened
 from service.operations.asking.context import Context
 from service.operations.asking.results import Node
-from service.operations.night import alarms, did_not_run, needs, sentence
+from service.operations.night import alarms, attention, did_not_run, sentence
 from service.operations.night.clock_changes import clock_changes
-from service.operations.night.models import (
+from service.operations.night.results import (
     MOST,
     Beside,
     FailedSlots,
@@ -156,7 +156,7 @@ async def read(
     zone: ZoneInfo,
 ) -> tuple[Night, Window]:
     """The night of a window, and its slots by ten minutes."""
-    quarantined = await needs.quarantined_items(context)
+    quarantined = await attention.quarantined_items(context)
     unread, end = ["quarantine"] if quarantined is None else [], until or now
     hidden = await hidden_tasks(connection, context)
     watched = await watched_tasks(connection)
@@ -171,7 +171,7 @@ async def read(
     ]
     is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
     not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
-    dealt_with = await needs.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
+    dealt_with = await attention.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
     changes = await _changes(connection, since, end, hidden, zone)
     unchosen = sum(each.slots for each in not_run if each.is_unchosen)
     level = sentence.level_of(needed, is_late, not_run, unread)
@@ -231,15 +231,15 @@ async def _needs(
     now: datetime,
 ) -> list[Need]:
     found = [
-        *await needs.of_runs(connection, watched, hidden),
-        *await needs.others(connection, watched),
+        *await attention.of_runs(connection, watched, hidden),
+        *await attention.others(connection, watched),
     ]
     own = {need.task: need for need in found if _is_counted_by_items(need, quarantined)}
     opened = [
         *(need for need in found if not _is_counted_by_items(need, quarantined)),
         *(
             _with_incident(need, own.get(need.task))
-            for need in needs.of_quarantine(quarantined, watched)
+            for need in attention.of_quarantine(quarantined, watched)
         ),
     ]
     return await _with_progress(connection, opened, now)

@@ -19,10 +19,10 @@ from service.operations.asking.context import Context
 from service.operations.asking.results import Result
 from service.operations.night import night
 from service.operations.night.ahead import Coming, coming, planned_slots
+from service.operations.night.attention import DETAILED
 from service.operations.night.lanes import Lanes, lanes_of
-from service.operations.night.models import Night
-from service.operations.night.needs import DETAILED
 from service.operations.night.night import AHEAD, EVENING
+from service.operations.night.results import Night
 from service.operations.night.sparks import Spark, sparks_of
 
 MOST_COLUMNS = 150

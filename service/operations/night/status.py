@@ -19,8 +19,8 @@ from service.config import Settings
 from service.errors import NoLedger
 from service.operations.asking.context import Context
 from service.operations.asking.results import Node, Result, RunSummary
-from service.operations.night.models import Level, Need, Night
 from service.operations.night.night import night
+from service.operations.night.results import Level, Need, Night
 from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.system import pools
 from service.operations.system.nodes import living_nodes

@@ -13,8 +13,8 @@ from service.batch.night.unaccounted import Unaccounted
 from service.concurrency.offload import offload
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
-from service.operations.night.models import MOST
 from service.operations.night.night import snapshot, window_of
+from service.operations.night.results import MOST
 from service.operations.slots.account import TEXTS
 
 SECOND = timedelta(seconds=1)

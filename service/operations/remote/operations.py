@@ -16,7 +16,7 @@ import httpx
 from service.errors import InvalidParameters
 from service.escaping import echoed
 from service.operations.bulks.bulk import Bulk, Preview
-from service.operations.night.models import Night
+from service.operations.night.results import Night
 from service.operations.night.status import Status
 from service.operations.remote.connection import TIMEOUT_SECONDS, Connection
 from service.operations.remote.facets import (

@@ -19,9 +19,10 @@ from service.operations.people.redacting import (
     refuse_secret_filter,
     without_texts,
 )
-from service.operations.runs import chain, change, late, log_window, pace, read, run_log, story
+from service.operations.runs import chain, change, late, log_window, pace, phases, read, run_log
 from service.operations.runs.log_window import LogWindow
 from service.operations.runs.pace import RunPace
+from service.operations.runs.phases import RunStory
 from service.operations.runs.quarantine import with_quarantined
 from service.operations.runs.read import (
     LAST_LINES,
@@ -34,7 +35,6 @@ from service.operations.runs.read import (
     run_or_task,
 )
 from service.operations.runs.run_log import LogPage
-from service.operations.runs.story import RunStory
 from service.operations.runs.waiting import Chain, Waiting
 
 ALL = RunFilter()
@@ -226,7 +226,7 @@ class Runs:
         """How a run waited, its attempts with their nodes, what is expected, and what it started.
         Raises UnknownRun.
         """
-        return await story.story(self._context, given)
+        return await phases.story(self._context, given)
 
     async def get(self, run_id: str) -> RunNow | None:
         """A run as it is now, by its whole id; None if there is no such run."""

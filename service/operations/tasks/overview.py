@@ -22,7 +22,7 @@ from service.concurrency.offload import offload
 from service.errors import NoLedger
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
-from service.operations.night import needs
+from service.operations.night import attention
 from service.operations.night.sparks import Spark, sparks_of
 from service.operations.tasks.listing import Known, summaries
 from service.operations.tasks.results import TaskSummary
@@ -81,7 +81,7 @@ async def overview(
     context: Context, wanted: str, text_of_name: str, first: int, hours: int = USUAL_HOURS
 ) -> Overview:
     """See `operations.tasks.overview`."""
-    loaded, quarantined = context.loaded(), await needs.quarantined_items(context) or ()
+    loaded, quarantined = context.loaded(), await attention.quarantined_items(context) or ()
     async with context.databases.reading() as connection:
         if connection is None:
             raise NoLedger("there is no ledger yet: no service has ever run")
@@ -89,7 +89,7 @@ async def overview(
         known = await Known.read(connection)
         opened = await schedules.open_schedules(connection)
         running = await _running(connection)
-        in_need = await needs.names_of_tasks(connection, quarantined)
+        in_need = await attention.names_of_tasks(connection, quarantined)
         share = {"running": running, "attention": in_need}
         listed: dict[str, Mapping[str, object]] = {
             **{name: {} for name in loaded.tasks},

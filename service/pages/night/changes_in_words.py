@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from service.batch.ledger.states import OF_RUNS
-from service.operations.night.models import Need, NightChange
+from service.operations.night.results import Need, NightChange
 from service.pages.charts.night_chart import deployed
 from service.pages.frame.formatting import counted, duration, sentence_list
 from service.words import EVENTS, EventWord

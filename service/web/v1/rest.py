@@ -14,7 +14,7 @@ from service.operations.asking.actor import Role
 from service.operations.asking.cursors import Cursor
 from service.operations.asking.filter import TASK_NAME, Instant
 from service.operations.asking.results import Node, Result
-from service.operations.night.models import Night
+from service.operations.night.results import Night
 from service.operations.night.status import Status
 from service.operations.people.access import NewToken, Token
 from service.operations.people.changes import MOST_CHANGES, ChangePage

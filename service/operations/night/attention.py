@@ -28,7 +28,7 @@ from service.operations.asking.context import Context
 from service.operations.asking.databases import is_missing_file
 from service.operations.asking.results import KeptBack
 from service.operations.incidents import open_failures
-from service.operations.night.models import ChangeBefore, DealtWith, LastLine, Need
+from service.operations.night.results import ChangeBefore, DealtWith, LastLine, Need
 from service.operations.runs.quarantine import has_table
 
 DETAILED = 20
