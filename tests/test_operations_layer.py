@@ -66,7 +66,7 @@ SQL = re.compile(r"\b(SELECT\s.+\sFROM|INSERT\s+INTO|UPDATE\s.+\sSET|DELETE\s+FR
 
 def sql_in_faces(modules: list[Module]) -> list[str]:
     """cli/ and web/ have no SQL, and know neither SQLAlchemy nor the ledger's tables and
-    queries.
+    queries; only the names of its states.
     """
     faces = [m for m in modules if m.name.startswith(("service.cli", "service.web"))]
     imported = [
@@ -74,6 +74,7 @@ def sql_in_faces(modules: list[Module]) -> list[str]:
         for module in faces
         for line, base, name in module.imports()
         if f"{base}.{name}".startswith(("sqlalchemy", "service.batch.ledger"))
+        and base != "service.batch.ledger.states"
     ]
     written = [
         f"{module.name}:{node.lineno} has SQL"
