@@ -26,7 +26,7 @@ from service.batch.ledger import run_query, tables
 from service.batch.ledger.states import ACTIVE
 from service.operations.people import actor, changes
 from service.operations.runs import bulk, run_list
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.web import headers, live, problems
 from service.web.v1 import events, requests, rest, runs, tasks
 from tests.batch.ledger_world import until

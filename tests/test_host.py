@@ -37,7 +37,7 @@ from service.batch.tasks import discovery_watch
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidSetting
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import Stopping
 from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, refresh, rows, until

@@ -12,7 +12,7 @@ from service.batch.tasks.registry import TaskRegistry
 from service.config import get_settings
 from service.errors import BatchError
 from service.logs import get_logger
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import serving
 
 logger = get_logger("service.batch")

@@ -21,7 +21,7 @@ from service.batch.ledger.tables import nodes
 from service.batch.nodes.roles import Roles
 from service.config import Settings, get_settings
 from service.errors import DatabaseError
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import serving
 
 logger = logs.get_logger("service.batch")

@@ -20,9 +20,9 @@ from service import console, logs
 from service.config import Settings
 from service.errors import DatabaseError, InvalidSetting
 from service.escaping import echoed
-from service.server.batch_service import BatchService
 from service.server.connections import Connections, raise_file_limit, share_of
 from service.server.front import Front
+from service.server.service import BatchService
 from service.server.starting import (
     collect_garbage_less_often,
     collect_no_garbage_yet,

@@ -19,7 +19,7 @@ from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue.capacity import Capacity
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import NODE, know, make_task
 
 

@@ -34,7 +34,7 @@ from service.batch.nodes.roles import BY_HAND, Roles
 from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch import ledger_world
 from tests.batch.ledger_world import NODE, know, make_task, until
 from tests.batch.test_leases import put_node, put_run

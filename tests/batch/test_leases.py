@@ -34,7 +34,7 @@ from service.batch.queue import claiming
 from service.batch.queue.retry import retry
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.testing.engine import DrivenEngine
 from tests.batch.attempts import Begun
 from tests.batch.ledger_world import fire, know, make_task, rows, until

@@ -11,7 +11,7 @@ import pytest
 
 from service import Start, clock, config, start, start_all
 from service.config import get_settings
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import make_task, rows, until
 from tests.waiting.world import MINUTE
 
