@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing import task_sync
 from service.batch.ledger import database_time, nodes
 from service.batch.nodes import orphans

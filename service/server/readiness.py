@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from sqlalchemy.exc import DBAPIError
 
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger.schedules import ahead_in_words

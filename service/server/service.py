@@ -18,8 +18,9 @@ from service.alerts.channels import Channels
 from service.alerts.pings import Pings
 from service.alerts.sender import Sender
 from service.batch.context import fencing
-from service.batch.execution import closing, pings
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution import pings
+from service.batch.execution.engine import LocalEngine
+from service.batch.execution.outcomes import report_closed
 from service.batch.execution.tickets import Tickets
 from service.batch.firing import apscheduler
 from service.batch.firing.dispatcher import Dispatcher
@@ -243,7 +244,7 @@ class BatchService:
             self.tasks if self._fires else {},
             self.wake,
             self.node.outage,
-            partial(closing.tell, self.metrics, self.tasks),
+            partial(report_closed, self.metrics, self.tasks),
         )
         self.engine = self._new_engine()
         wakes.use_engine(self.ledger.engine, self._takes)

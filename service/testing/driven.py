@@ -19,7 +19,7 @@ from sqlalchemy import func, select, text
 from service import clock, logs
 from service.batch.context import fencing
 from service.batch.cron.cron import Schedule
-from service.batch.execution.write_buffer import progress_of
+from service.batch.execution.outcomes import progress_of
 from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
 from service.batch.firing.opening import open_and_close

@@ -24,7 +24,7 @@ from service.batch.account import accounting
 from service.batch.account.account import AccountedSlot, AccountFinding, Kind
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
-from service.batch.execution.write_buffer import Group, WriteBuffer
+from service.batch.execution.outcomes import Group, WriteBuffer
 from service.batch.firing import firing, opening, task_sync
 from service.batch.firing.firing import Fired
 from service.batch.ledger import ids, nodes

@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Start, clock, start, start_all
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing import opening
 from service.batch.firing.opener import Opener
 from service.batch.ledger import runs, tables, transitions

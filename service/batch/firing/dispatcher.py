@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.exc import IntegrityError
 
 from service import clock
-from service.batch.execution.engine import Engine
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing import firing
 from service.batch.firing.apscheduler import LEAD
 from service.batch.firing.coming_slots import ComingSlots
@@ -51,7 +51,7 @@ class Dispatcher(Background):
         database: Database,
         tasks: Mapping[str, Task],
         node: str,
-        engine: Engine,
+        engine: LocalEngine,
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
         on_waiting: Callable[[], None] = lambda: None,
