@@ -27,7 +27,7 @@ class _ServiceTask:
         self._stop_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.scheduler = self._batch.scheduler
-        apscheduler.add_jobs(self.scheduler, TaskRegistry.tasks().values(), self._batch.notify)
+        apscheduler.add_jobs(self.scheduler, TaskRegistry.tasks().values())
 
     @property
     def is_started(self) -> bool:

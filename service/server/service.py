@@ -7,7 +7,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from datetime import datetime
 from functools import partial
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -30,7 +29,6 @@ from service.batch.incidents.watch import Watch
 from service.batch.incidents.watched import Thresholds
 from service.batch.ledger import wakes
 from service.batch.night.keeper import TallyKeeper
-from service.batch.nodes.clock_steps import ClockSteps
 from service.batch.nodes.harm import LostLease
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
@@ -317,14 +315,14 @@ class BatchService:
         self.dispatcher = self._new_dispatcher()
         apscheduler.prepare(self.scheduler)
         stack.callback(apscheduler.stop, self.scheduler)
-        apscheduler.add_jobs(self.scheduler, self.tasks.values(), self.notify)
+        apscheduler.add_jobs(self.scheduler, self.tasks.values())
         self.schedules = ScheduleSync(
             self.ledger,
             self.new_tasks,
             self.tasks,
             self.node.id,
             self.scheduler,
-            self.notify,
+            self.dispatcher.notify,
             self.settings.LEASE_SECONDS,
             self.node.outage,
         )
@@ -340,12 +338,11 @@ class BatchService:
             self.dispatcher, self.schedules, self._new_upkeep(), self._bulks, *watching
         )
         self._is_firing = True
+        apscheduler.report_to(self.scheduler, self.dispatcher.notify)
         apscheduler.start(self.scheduler)
         self.schedules.fire_due()
 
     def _new_dispatcher(self) -> Dispatcher:
-        steps = ClockSteps()
-        self._on_changes.append(steps.on_changes)
         dispatcher = Dispatcher(
             self.ledger,
             self.tasks,
@@ -355,7 +352,6 @@ class BatchService:
             self.metrics,
             self.opener.wake,
             self.settings.LEASE_SECONDS,
-            steps=steps,
         )
         dispatcher.on_queued = self.wake
         return dispatcher
@@ -440,13 +436,6 @@ class BatchService:
         to know of them.
         """
         return self.tickets is None and self.engine.capacity.holds(self.tasks, queued)
-
-    def notify(self, name: str, slot: datetime | None = None) -> None:
-        """A slot of this task is due now, or at `slot`. Ignored before the start, which fires
-        everything due.
-        """
-        if self._is_firing:
-            self.dispatcher.notify(name, slot)
 
     def _hand_out(self, changes: LedgerChanges) -> None:
         self.metrics.last_tick = changes.now

@@ -124,9 +124,8 @@ async def _welcome(batch: BatchService, where: str) -> None:
     print_summary(batch, where)
     for warning in warnings_of_worker(batch):
         console.warn(f"  {warning}")
-    with contextlib.suppress(
-        DatabaseError
-    ):  # the worker has started, so it goes on if the ledger can't be asked now
+    # The worker has started, so it goes on if the ledger can't be asked now.
+    with contextlib.suppress(DatabaseError):
         await warn_of_services(batch)
 
 

@@ -62,7 +62,7 @@ async def test_a_slot_begins_when_the_slot_that_it_waits_for_has_succeeded(
     await service.start()
     clock.advance(MINUTE)
     for name in ("load", "extract"):
-        service.notify(name)
+        service.dispatcher.notify(name)
     row = await ended(service, "load")
     assert order == ["extract", "load"]
     assert row["slot"] == (await ended(service, "extract"))["slot"]

@@ -87,7 +87,22 @@ class LocalEngine(Background):
             before a loss.
         claiming: Held from the begin of a transaction that claims runs until they were launched, so
             that a recheck does not launch them.
+        crowded: Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS
+            while runs wait.
     """
+
+    losses = 0
+    crowded: str | None = None
+    is_recheck_due = False
+    _crowded_since: datetime | None = None
+    _is_draining = False
+    _claims_apart = False
+    """Whether the next turn claims each run by itself, because the database has refused a claim of
+    several.
+    """
+    _unlaunched = 0
+    _turned_at = 0.0
+    """When the last turn ended, by the monotonic clock."""
 
     def __init__(
         self,
@@ -127,31 +142,17 @@ class LocalEngine(Background):
         if tickets is not None:
             tickets.attach(self.wake)
         self.claiming = asyncio.Lock()
-        self.losses = 0
-        self.is_recheck_due = False
-        self.crowded: str | None = None
-        """Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS while runs
-        wait.
-        """
-        self._crowded_since: datetime | None = None
         self._is_claiming = bool(pools)
-        self._is_draining = False
-        self._claims_apart = False
-        """Whether the next turn claims each run by itself, because the database has refused a claim
-        of several.
-        """
         self._made_ahead: dict[str, Attempt] = {}
         """The attempts of runs whose claim is about to be committed."""
-        self._unlaunched = 0
         self._attempts: dict[str, Attempt] = {}
-        """The attempts that execute, or whose outcomes are not written yet, by the id of the run."""
+        """The attempts that execute, or whose outcomes are not written yet, by their runs' ids."""
         self._buffer = WriteBuffer(node)
         self._written: list[Outcome] = []
         """The outcomes that were written, or refused, since attempts were last forgotten."""
         self._refused: set[str] = set()
         self._written_events: dict[str, asyncio.Event] = {}
         self._locked = LockedRuns(database)
-        self._turned_at = 0.0  # when the last turn ended, by the monotonic clock
         self._wake = asyncio.Event()
         self._all_ended = asyncio.Event()
         self._idle = asyncio.Event()

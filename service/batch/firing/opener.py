@@ -92,9 +92,7 @@ class Opener(Background):
                 while await self.settle() >= waiting.MOST:
                     pass
                 self._outage.over_for("opener")
-            except (
-                Exception
-            ) as error:  # the background loop's boundary: the next look finds the same runs
+            except Exception as error:  # the background loop's boundary; the next look finds them
                 if self._outage.cause_for("opener", self._ledger, error) is None:
                     logger.exception(
                         "opening waiting runs failed; they are looked at again within a second"

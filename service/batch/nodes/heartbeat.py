@@ -74,7 +74,7 @@ class Heartbeat:
     name = "heartbeat"
     turn: Turn | None = None
     """The turn that is going on now; None between two."""
-    trouble: str | None
+    trouble: str | None = None
     """Why the ledger can't be reached, without addresses; None while it can."""
     files: Mapping[str, OpenFile] = MappingProxyType({})
     """The files of SQLite that this process uses, by the name of the database: `ledger`,
@@ -85,6 +85,18 @@ class Heartbeat:
     troubles: Mapping[str, str] = MappingProxyType({})
     """What is wrong with this node, by part. The next beat writes it if it has changed."""
     _written_troubles: Mapping[str, str] = MappingProxyType({})
+    _has_given_up = False
+    _has_reported_loss = False
+    _severed_at: float | None = None
+    """When this node has cut off its connections (boot time), until the server has ended what is
+    left of them.
+    """
+    _trouble_at: float | None = None
+    _holder: int | None = None
+    """The process that holds the write lock of the ledger's file, since the last success."""
+    _is_gone = False
+    """Whether a turn has found since the last success that the ledger is not there."""
+    _own_loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,
@@ -107,7 +119,8 @@ class Heartbeat:
         """
         self._roles = roles
         self._metrics = metrics or ProcessMetrics()
-        self._url, self._setting = url, setting
+        self._url = url
+        self._setting = setting
         self._outage = outage or Outage()
         self._folder = process_lock.folder_of(url)
         self._node = node
@@ -125,23 +138,12 @@ class Heartbeat:
         )
         self._patience = lease.usable_seconds / 3
         self._beat_at = self._look_at = self._poll_at = -math.inf
-        self._has_given_up = self._has_reported_loss = False
-        self._severed_at: float | None = None
-        """When this node has cut off its connections (boot time), until the server has ended what
-        is left of them.
-        """
-        self.trouble = None
         self.on_fatal: OnFatal = lambda name, reason: None
         """Called in this thread with the name of a database and the reason why this process can't
         go on.
         """
         self.on_damage: Callable[[str], None] = lambda cause: None
         """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
-        self._trouble_at: float | None = None
-        self._holder: int | None = None
-        """The process that holds the write lock of the ledger's file, since the last success."""
-        self._is_gone = False
-        """Whether it was said since the last success that the ledger is not there."""
         self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
         """When the last turn succeeded: by the boot-time clock, and by the one that stands still in
         a suspend.
@@ -149,7 +151,6 @@ class Heartbeat:
         self._stopping = threading.Event()
         self.on_end: Callable[[BaseException], None] = lambda _: None
         """Called in the thread if that ends without being stopped."""
-        self._own_loop: asyncio.AbstractEventLoop | None = None
         self._lag = LoopLag()
 
     def start(

@@ -112,8 +112,6 @@ class NewTasksLoop(Background):
                 async with self.limited_turn():
                     await self._new_tasks.take_up()
                 self._outage.over_for("new tasks")
-            except (
-                Exception
-            ) as error:  # the background loop's boundary: later files must be taken up
+            except Exception as error:  # the background loop's boundary: later files count too
                 if self._outage.cause_for("new tasks", self._database, error) is None:
                     logger.exception("taking up new files of tasks failed")
