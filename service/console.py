@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from service import words
 from service.escaping import line, lines, to_json
 
 LAST = 16
@@ -28,13 +29,7 @@ STYLES = {
     "critical": "bold red",
     "note": "cyan",
     "heading": "bold",
-    "running": "blue",
-    "retrying": "yellow",
-    "interrupted": "magenta",
-    "succeeded": "green",
-    "failed": "red",
-    "cancelled": "dim",
-    "skipped": "dim",
+    **words.STYLES,
 }
 """The styles of log levels, headings and states, by what they are of."""
 STATE = "state"

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.batch.ledger.incidents.incidents import IncidentKind
+from service.batch.ledger.states import IncidentKind
 from service.metrics.process import Fate, LedgerWork
 from service.operations.people.actor import ROLES
 from tests.batch.ledger_world import until

@@ -15,6 +15,7 @@ from service import escaping
 from service.batch.incidents import problem as one_error
 from service.batch.ledger.kept_back import KeptBack, in_words
 from service.batch.nodes.harm import POISON
+from service.words import INCIDENTS
 
 MOST_BLOCKS = 20
 """Incidents of one message that are described; of the others only their number is said."""
@@ -24,26 +25,6 @@ MOST_NAMES = 10
 LONGEST_TITLE = 120
 
 Content = dict[str, Any]
-
-_TITLES: dict[str, str] = {
-    "failed": "{task} failed",
-    "empty": "{task} succeeded, but its result is not as expected",
-    "quarantine": "{task} has put items into quarantine",
-    "kept_back": "slots of {task} were kept back",
-    "missed": "slots of {task} did not run",
-    "late": "{task} is late",
-    "slow": "{task} is slow",
-    "deadline": "{task} has missed its deadline",
-    "silent": "{task} has not succeeded for too long",
-    "down": "slots did not run",
-    "node": "a node was lost",
-    "files": "a file of tasks can't be used",
-    "backup": "the backups need attention",
-    "pool": "a pool is not served",
-    "unaccounted": "slots are unaccounted for",
-    "clock": "tasks don't fire, because a clock was ahead",
-    "unfired": "a service lives, but does not fire",
-}
 
 
 @dataclass(frozen=True)
@@ -164,7 +145,8 @@ def _heading(kind: str, content: Content) -> str:
         return "a test message of Batch System"
     if kind == "digest":
         return str(content["title"])
-    title = _TITLES.get(content["kind"], "{task}: " + content["kind"]).format(
+    word = INCIDENTS.get(content["kind"])
+    title = (word.message if word else "{task}: " + content["kind"]).format(
         task=content.get("task") or ""
     )
     if kind == "closed":

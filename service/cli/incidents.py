@@ -74,8 +74,12 @@ def incidents(
         after: str | None = None
         while len(listed) < limit:
             page = await operations.incidents.list(
-                state, _kind(kind), task, limit - len(listed), after
-            )  # type: ignore[arg-type]
+                state,  # type: ignore[arg-type]
+                _kind(kind),
+                task,
+                limit - len(listed),
+                after,
+            )
             listed += page.incidents
             after = page.after
             if after is None:

@@ -34,8 +34,9 @@ from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger import database_time
 from service.batch.ledger.blocking import blocker_in_words
 from service.batch.ledger.incidents import incidents, marks
-from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
+from service.batch.ledger.incidents.incidents import Opening
 from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.states import OF_RUNS, Closed, IncidentKind
 from service.batch.ledger.tables import LEFT_SQL, OF_SLOT_SQL, OPEN_FAILURE_SQL, missed, runs, tasks
 from service.concurrency.offload import offload
 from service.database.engine import Database

@@ -13,9 +13,9 @@ from service.batch.cron.cron import Schedule
 from service.batch.incidents.deadlines import DAY, deadline_of
 from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import json_rows, schedules
-from service.batch.ledger.incidents.incidents import IncidentKind, Opening
+from service.batch.ledger.incidents.incidents import Opening
 from service.batch.ledger.schedules import OpenSchedule
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import IncidentKind, RunState
 from service.batch.ledger.tables import OF_SLOT_SQL, runs, tasks
 from service.concurrency.offload import offload
 

@@ -16,8 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.firing.unfired import NotFired
 from service.batch.incidents.overdue import in_words
 from service.batch.ledger.incidents import incidents
-from service.batch.ledger.incidents.incidents import IncidentKind, Opening
+from service.batch.ledger.incidents.incidents import Opening
 from service.batch.ledger.incidents.tables import incidents as incidents_table
+from service.batch.ledger.states import IncidentKind
 from service.batch.ledger.tables import nodes
 
 FIRING = timedelta(seconds=5)

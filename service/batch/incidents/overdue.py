@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.incidents.durations import UsualDurations
 from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger import queues, schedules
-from service.batch.ledger.incidents.incidents import IncidentKind, Opening
-from service.batch.ledger.states import Rank, RunState
+from service.batch.ledger.incidents.incidents import Opening
+from service.batch.ledger.states import IncidentKind, Rank, RunState
 from service.batch.ledger.tables import HELD_SQL, backups, runs
 from service.batch.nodes.clock_steps import AHEAD
 

@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import pools
-from service.batch.ledger.incidents.incidents import IncidentKind, Opening
+from service.batch.ledger.incidents.incidents import Opening
 from service.batch.ledger.pools import MOST_COUNTED, InVain
+from service.batch.ledger.states import IncidentKind
 
 PATIENCE = timedelta(minutes=1)
 """So long runs may wait in vain before that is an incident. A deploy may stop the nodes of a pool

@@ -16,10 +16,10 @@ from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import kept_back
 from service.batch.ledger.incidents import incidents as incident_rows
 from service.batch.ledger.incidents import outbox
-from service.batch.ledger.incidents.incidents import Closed, IncidentKind
 from service.batch.ledger.incidents.outbox import Note
 from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
 from service.batch.ledger.kept_back import KeptBack
+from service.batch.ledger.states import Closed, IncidentKind
 
 Channels = Callable[[Sequence[str]], Sequence[str]]
 """From the names in `Alerts(to=…)` to the channels of these names; without names to those for all

@@ -17,9 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import database_time, queues
-from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.incidents.tables import OPEN_SQL, durations, incidents
-from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.states import ACTIVE, IncidentKind, RunState
 from service.batch.ledger.tables import (
     NO_PART_SQL,
     PART_SQL,

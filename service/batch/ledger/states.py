@@ -1,5 +1,5 @@
-"""The states of a run, and the allowed transitions. The statements in transitions.py are made from
-TRANSITIONS.
+"""The states of runs with the allowed transitions, the origins of runs, and the kinds of incidents.
+Pure. The statements in transitions.py are made from TRANSITIONS.
 """
 
 from __future__ import annotations
@@ -75,3 +75,38 @@ class Rank:
     ON_TIME = 1
     MANUAL = 2
     CATCH_UP = 3
+
+
+class IncidentKind(StrEnum):
+    """What an incident is about."""
+
+    FAILED = "failed"
+    EMPTY = "empty"
+    QUARANTINE = "quarantine"
+    KEPT_BACK = "kept_back"
+    MISSED = "missed"
+    LATE = "late"
+    SLOW = "slow"
+    DEADLINE = "deadline"
+    SILENT = "silent"
+    DOWN = "down"
+    NODE = "node"
+    FILES = "files"
+    BACKUP = "backup"
+    POOL = "pool"
+    UNACCOUNTED = "unaccounted"
+    CLOCK = "clock"
+    UNFIRED = "unfired"
+
+
+OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, IncidentKind.KEPT_BACK)
+"""Kinds of incidents that last as long as one of their runs is neither made good nor acknowledged.
+"""
+
+
+class Closed(StrEnum):
+    """Why an incident was closed."""
+
+    MADE_GOOD = "made_good"
+    ACKNOWLEDGED = "acknowledged"
+    OVER = "over"

@@ -15,10 +15,10 @@ from service.batch.incidents import problem as one_error
 from service.batch.ledger import database_time, kept_back, wakes
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
-from service.batch.ledger.incidents.incidents import OF_RUNS
-from service.batch.ledger.incidents.incidents import IncidentKind as IncidentKind
 from service.batch.ledger.incidents.outbox import Note
 from service.batch.ledger.people import audit
+from service.batch.ledger.states import OF_RUNS
+from service.batch.ledger.states import IncidentKind as IncidentKind
 from service.errors import InvalidParameters, UnknownIncident, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents import incidents
-from service.batch.ledger.incidents.incidents import MORE, OF_RUNS
-from service.batch.ledger.states import ACTIVE
+from service.batch.ledger.incidents.incidents import MORE
+from service.batch.ledger.states import ACTIVE, OF_RUNS
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, runs
 
 ByKey = Mapping[tuple[str, str], Row[Any]]

@@ -14,10 +14,9 @@ from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.acknowledging import is_of
-from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.access_tables import events
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import IncidentKind, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 from service.errors import UnknownIncident
 from service.escaping import echoed

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.overdue import in_words
 from service.batch.ledger.incidents import incidents
-from service.batch.ledger.incidents.incidents import IncidentKind
+from service.batch.ledger.states import IncidentKind
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
 from service.operations.context import Context

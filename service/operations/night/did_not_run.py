@@ -13,9 +13,9 @@ from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
-from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.states import IncidentKind
 from service.batch.ledger.tables import missed, tasks
 from service.operations.night import skipped_slots
 from service.operations.night.models import DidNotRun

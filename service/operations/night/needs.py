@@ -19,10 +19,10 @@ from service.batch.incidents import problem as one_error
 from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import json_rows, kept_back, run_logs
 from service.batch.ledger.incidents import incidents
-from service.batch.ledger.incidents.incidents import OF_RUNS, IncidentKind
 from service.batch.ledger.incidents.tables import fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.people import audit
+from service.batch.ledger.states import OF_RUNS, IncidentKind
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 from service.operations.context import Context
 from service.operations.databases import is_missing_file

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from service.batch.ledger.incidents.incidents import IncidentKind
+from service.batch.ledger.states import IncidentKind
 from service.operations.incidents.facet import (
     Acknowledged,
     Incident,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import database_time, run_query
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.run_query import Key, RunQuery
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import Origin, RunState
 from service.errors import InvalidParameters
 from service.escaping import echoed
 from service.operations.results import Result, RunSummary
@@ -45,19 +45,6 @@ TEXT = r"^[^\x00]*$"
 Cursor = Annotated[str, StringConstraints(pattern=CURSOR)]
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME)]
 RunId = Annotated[str, StringConstraints(pattern=ID)]
-StateName = Literal[
-    "waiting",
-    "queued",
-    "running",
-    "retrying",
-    "interrupted",
-    "succeeded",
-    "failed",
-    "cancelled",
-    "skipped",
-]
-OriginName = Literal["schedule", "manual", "backfill", "part"]
-
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
@@ -98,11 +85,11 @@ class RunFilter(BaseModel):
     pool: Annotated[str, StringConstraints(pattern=POOL_NAME)] | None = Field(
         None, description="Only runs of tasks of this pool."
     )
-    state: list[StateName] = Field(
+    state: list[RunState] = Field(
         [], max_length=len(RunState), description="Only runs in one of these states."
     )
-    origin: list[OriginName] = Field(
-        [], max_length=4, description="Only runs of one of these origins."
+    origin: list[Origin] = Field(
+        [], max_length=len(Origin), description="Only runs of one of these origins."
     )
     parent: RunId | None = Field(
         None, description="Only the parts of this run. Other lists have no parts."

@@ -19,8 +19,8 @@ from service.batch.cron.counting import count
 from service.batch.ledger import gauges, pools, schedules
 from service.batch.ledger import nodes as node_rows
 from service.batch.ledger.gauges import TaskRow
-from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.schedules import OpenSchedule
+from service.batch.ledger.states import IncidentKind
 from service.batch.tasks.policies import ON_TIME
 from service.concurrency.limits import limited
 from service.concurrency.offload import offload

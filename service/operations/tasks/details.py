@@ -92,10 +92,6 @@ def details(
     """
     current = current_schedule(rows.schedules, loaded, is_removed=bool(row.get("removed_at")))
     is_paused = bool(row.get("paused_at"))
-    dates = {
-        key: row.get(key)
-        for key in ("paused_at", "paused_by", "paused_until", "removed_at", "first_seen_at")
-    }
     return TaskDetails(
         name=name,
         description=loaded.description if loaded else row["description"],
@@ -121,7 +117,11 @@ def details(
         after=rows.after,
         chain=rows.chain,
         upcoming=rows.upcoming,
-        **dates,
+        paused_at=row.get("paused_at"),
+        paused_by=row.get("paused_by"),
+        paused_until=row.get("paused_until"),
+        removed_at=row.get("removed_at"),
+        first_seen_at=row.get("first_seen_at"),
     )
 
 

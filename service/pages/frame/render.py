@@ -17,6 +17,7 @@ from service.concurrency.offload import offload
 from service.operations.runs.waiting import parts_of
 from service.pages.frame import formatting
 from service.pages.frame.assets import STATIC, assets
+from service.words import CHIPS, SUBJECTS
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 LONGEST_TEXT = 10_000
@@ -52,6 +53,8 @@ def environment() -> Environment:
         "log_time": formatting.log_time,
     }
     made.filters["kept_parts"] = parts_of
+    made.filters["chip_word"] = lambda kind: CHIPS.get(kind, kind)
+    made.filters["subject_word"] = lambda kind: SUBJECTS.get(kind, kind)
     made.globals |= {"icon": icon, "asset": assets().names.__getitem__, "formatting": formatting}
     return made
 

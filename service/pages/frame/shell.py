@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from service.operations.system.nodes import Around
-from service.pages.frame.states import ICONS
 from service.pages.frame.viewer import Viewer
+from service.words import ICONS
 
 PAGES = (
     *(("night", "Night", "/"), ("tasks", "Tasks", "/tasks"), ("runs", "Runs", "/runs")),

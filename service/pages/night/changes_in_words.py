@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from service.batch.ledger.states import OF_RUNS
 from service.operations.night.models import Need, NightChange
 from service.pages.charts.night_chart import deployed
 from service.pages.frame.formatting import counted, duration, sentence_list
+from service.words import EVENTS, EventWord
 
 TOGETHER = timedelta(minutes=10)
 """Processes that start within this time with the same version are one deploy."""
-OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
-"""Kinds of needs that are about runs that have failed."""
 _BEGUN = {
     "quarantine": "has put items into quarantine",
     "empty": "has a result that is not as expected",
@@ -39,32 +39,6 @@ class Line:
     words: str
     detail: str
     css: str = ""
-
-
-_PLAIN = {
-    "task.pause": ("circle-pause", "paused"),
-    "task.resume": ("play", "resumed"),
-    "task.mute": ("bell-off", "muted"),
-    "task.unmute": ("bell", "no longer muted"),
-    "task.backfill": ("calendar-plus", "backfilled"),
-    "incident.acknowledge": ("check", "acknowledged"),
-    "incident.reopen": ("rotate-cw", "taken up again"),
-    "slots.leave": ("check", "left as they are"),
-    "slots.reopen": ("rotate-cw", "taken up again"),
-    "run.start": ("hand", "run by hand"),
-    "run.cancel": ("ban", "cancelled"),
-    "run.retry": ("rotate-cw", "retried"),
-    "run.retry_from_the_beginning": ("rotate-cw", "retried from the beginning"),
-    "run.redrive": ("repeat", "items re-driven"),
-    "run.acknowledge": ("check", "acknowledged"),
-    "bulk.retry": ("rotate-cw", "runs retried"),
-    "bulk.cancel": ("ban", "runs cancelled"),
-    "bulk.acknowledge": ("check", "runs acknowledged"),
-    "bulk.backfill": ("calendar-plus", "slots backfilled"),
-    "backup.download": ("download", "A backup was downloaded"),
-    "backup.restore": ("history", "A backup was restored"),
-    "database.migrate": ("database", "The database was migrated"),
-}
 
 
 def lines_of(
@@ -147,7 +121,9 @@ def _line(change: NightChange) -> Line:
             _schedule(change.before, change.after),
             change.actor,
         )
-    icon, words = _PLAIN.get(change.kind, ("info", change.kind.replace(".", " ").replace("_", " ")))
+    unknown = EventWord("info", change.kind.replace(".", " ").replace("_", " "))
+    event = EVENTS.get(change.kind, unknown)
+    icon, words = event.icon, event.said
     if change.kind.startswith("bulk.") and isinstance(change.after, dict):
         request = change.after.get("request")
         task = request.get("task") if isinstance(request, dict) else None

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from starlette.requests import Request
 
+from service.batch.ledger.states import OF_RUNS
 from service.operations.incidents.retrying import RetryPlan
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo, back
@@ -24,6 +25,7 @@ from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
 from service.pages.runs.bulks import by_task
+from service.words import INCIDENTS
 
 CHANGES = {
     "service.deploy": "a new version was deployed",
@@ -38,27 +40,7 @@ _ACKNOWLEDGED = (
     "stay failed in every "
     "count, and can still be retried."
 )
-KINDS = {
-    "failed": "Runs have failed",
-    "empty": "Runs have succeeded with nothing done",
-    "quarantine": "Items are in quarantine",
-    "kept_back": "Slots were kept back",
-    "missed": "Slots were missed",
-    "late": "Slots are late",
-    "slow": "A run takes too long",
-    "silent": "There was no success for too long",
-    "deadline": "A deadline was missed",
-    "node": "A service was lost",
-    "down": "No service fired",
-    "files": "A file of tasks can't be used",
-    "backup": "A backup can't be relied on",
-    "pool": "Runs wait for a pool that no node serves",
-    "unaccounted": "Slots are unaccounted for",
-    "clock": "A clock was ahead",
-    "unfired": "A service lives, but does not fire",
-}
 _LONGEST_NUMBER = 9
-OF_RUNS = ("failed", "empty", "quarantine", "kept_back")
 QUIET = {
     "no": None,
     "hour": timedelta(hours=1),
@@ -78,7 +60,7 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
         incident=incident,
         what=what,
         is_of_runs=incident.kind in OF_RUNS,
-        words=KINDS.get(incident.kind, incident.kind),
+        words=INCIDENTS[incident.kind].heading,
         can_reopen=incident.acknowledged_at is not None or bool(just_done),
         just_done=just_done,
     )

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 
+from service.batch.ledger.states import ACTIVE
 from service.operations.runs.bulk import STATES, BulkAction, Preview
 from service.operations.runs.run_list import RunFilter
 from service.pages.frame import formatting
@@ -24,7 +25,6 @@ from service.pages.frame.forms import (
 )
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
-from service.pages.frame.states import ACTIVE
 from service.pages.frame.viewer import Viewer
 from service.pages.runs.run_filter import conditions_of, given_in, words_of
 

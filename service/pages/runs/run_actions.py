@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from starlette.requests import Request
 
+from service.batch.ledger.states import ACTIVE
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, Option, confirm
 from service.pages.frame.forms import needed_note_of, note_of, whole_id
-from service.pages.frame.states import ACTIVE
 from service.pages.frame.viewer import Viewer
 
 NOTE = Field("note", "Why", "It is recorded with the change, and people read it afterwards.")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from service.batch.ledger.states import ACTIVE
 from service.errors import InvalidParameters
 from service.pages.frame.formatting import moment
-from service.pages.frame.states import ACTIVE
 from service.pages.frame.viewer import Viewer
 
 FILTERS = (

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 
+from service.batch.ledger.states import ACTIVE, RunState
 from service.errors import DatabaseError, Forbidden, UnknownRun
 from service.operations.results import Quarantined
 from service.operations.run_details import RunDetails
@@ -21,7 +22,6 @@ from service.pages.frame.formatting import day
 from service.pages.frame.forms import ID
 from service.pages.frame.render import render
 from service.pages.frame.shell import LiveViewer, shell_of
-from service.pages.frame.states import ACTIVE, STATES
 from service.pages.frame.viewer import Viewer
 from service.pages.runs.run_filter import WITHIN, conditions_of, given_in, words_of
 
@@ -50,7 +50,7 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         awaits=found.awaits,
         given=given,
         words=words_of(given, viewer),
-        states=("active", *STATES),
+        states=("active", *RunState),
         origins=ORIGINS,
         within=[(each, _address(given, within=each, since="", until="")) for each in WITHIN],
         following=urlencode({**given, "after": found.after}) if found.after else None,

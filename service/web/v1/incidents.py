@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import Path, Query
 from pydantic import Field
 
+from service.batch.ledger.states import IncidentKind
 from service.batch.tasks.policies import NAME
 from service.operations.incidents.facet import (
     MOST_INCIDENTS,
@@ -32,25 +33,6 @@ from service.web.v1.requests import (
 
 incidents = router("incidents")
 
-KindName = Literal[
-    "failed",
-    "empty",
-    "quarantine",
-    "kept_back",
-    "missed",
-    "late",
-    "slow",
-    "deadline",
-    "silent",
-    "down",
-    "node",
-    "files",
-    "backup",
-    "unaccounted",
-    "pool",
-    "clock",
-    "unfired",
-]
 IncidentId = Annotated[str, Path(pattern=ID, description="The id of the incident.")]
 
 
@@ -58,7 +40,7 @@ class IncidentQuery(Body):
     """Which incidents are wanted."""
 
     state: Literal["open", "closed", "all"] = "open"
-    kind: KindName | None = None
+    kind: IncidentKind | None = None
     task: str | None = Field(None, pattern=TASK_NAME)
     limit: int = Field(50, ge=1, le=MOST_INCIDENTS)
     after: Cursor | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query
 from pydantic import Field
 
+from service.batch.ledger.states import Origin, RunState
 from service.operations.results import Paused, Result, Resumed, ResumedAhead, Slot, Started
 from service.operations.runs.bulk import Bulk, Preview
 from service.operations.runs.run_list import (
@@ -14,10 +15,8 @@ from service.operations.runs.run_list import (
     MOST_RUNS,
     Cursor,
     Instant,
-    OriginName,
     RunFilter,
     RunPage,
-    StateName,
 )
 from service.operations.slots.backfill import BackfillRequest
 from service.operations.tasks.results import TaskDetails, TaskSummary
@@ -113,11 +112,11 @@ async def next_slots(
 class RunsOfTask(Body):
     """Which runs of a task are wanted."""
 
-    state: list[StateName] = Field(
-        [], max_length=len(get_args(StateName)), description="Only runs in one of these states."
+    state: list[RunState] = Field(
+        [], max_length=len(RunState), description="Only runs in one of these states."
     )
-    origin: list[OriginName] = Field(
-        [], max_length=4, description="Only runs of one of these origins."
+    origin: list[Origin] = Field(
+        [], max_length=len(Origin), description="Only runs of one of these origins."
     )
     slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
     slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")

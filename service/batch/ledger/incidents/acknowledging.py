@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents import incidents as incident_rows
 from service.batch.ledger.incidents import marks
-from service.batch.ledger.incidents.incidents import MORE, OF_RUNS, Closed, IncidentKind
+from service.batch.ledger.incidents.incidents import MORE
 from service.batch.ledger.incidents.tables import incidents
-from service.batch.ledger.states import ACTIVE
+from service.batch.ledger.states import ACTIVE, OF_RUNS, Closed, IncidentKind
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, new_id, runs
 
 ENDED_BY_A_PERSON = (*OF_RUNS, IncidentKind.MISSED, IncidentKind.DEADLINE)

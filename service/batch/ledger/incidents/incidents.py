@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, bindparam, delete, or_, select, text, update
@@ -14,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import OF_RUNS, Closed, IncidentKind, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, new_id, runs
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -24,43 +23,10 @@ LONGEST_TEXT = 1_000
 """Characters of the text of an incident, at most."""
 
 
-class IncidentKind(StrEnum):
-    FAILED = "failed"
-    EMPTY = "empty"
-    QUARANTINE = "quarantine"
-    KEPT_BACK = "kept_back"
-    MISSED = "missed"
-    LATE = "late"
-    SLOW = "slow"
-    DEADLINE = "deadline"
-    SILENT = "silent"
-    DOWN = "down"
-    NODE = "node"
-    FILES = "files"
-    BACKUP = "backup"
-    POOL = "pool"
-    UNACCOUNTED = "unaccounted"
-    CLOCK = "clock"
-    UNFIRED = "unfired"
-
-
-OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, IncidentKind.KEPT_BACK)
-"""Kinds of incidents that last as long as one of their runs is neither made good nor acknowledged.
-"""
-
-
 MORE = "more"
 """The fingerprint of the incident of a task that has many errors with an incident of their own
 already.
 """
-
-
-class Closed(StrEnum):
-    """Why an incident was closed."""
-
-    MADE_GOOD = "made_good"
-    ACKNOWLEDGED = "acknowledged"
-    OVER = "over"
 
 
 @dataclass(frozen=True)

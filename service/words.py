@@ -1,0 +1,150 @@
+"""The words for people, each once: how a state, a kind of incident and an event of the audit are
+shown on pages, in the terminal and in messages. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.batch.ledger.states import IncidentKind, RunState
+
+
+@dataclass(frozen=True)
+class StateWord:
+    """How the state of a run is shown. `icon`: on pages. `style`: of rich, in a terminal."""
+
+    icon: str
+    style: str = ""
+
+
+STATES = {
+    RunState.WAITING: StateWord("hourglass"),
+    RunState.QUEUED: StateWord("clock"),
+    RunState.RUNNING: StateWord("loader-circle", "blue"),
+    RunState.RETRYING: StateWord("rotate-cw", "yellow"),
+    RunState.INTERRUPTED: StateWord("unplug", "magenta"),
+    RunState.SUCCEEDED: StateWord("circle-check", "green"),
+    RunState.FAILED: StateWord("circle-x", "red"),
+    RunState.CANCELLED: StateWord("ban", "dim"),
+    RunState.SKIPPED: StateWord("skip-forward", "dim"),
+}
+ICONS = {**{str(state): word.icon for state, word in STATES.items()}, "missed": "calendar-x"}
+"""The icons of states, and of slots that have no run."""
+STYLES = {str(state): word.style for state, word in STATES.items() if word.style}
+
+
+@dataclass(frozen=True)
+class IncidentWord:
+    """How a kind of incident is named.
+
+    `message`: the title of a message, with the name of the task in it. `heading`: of the incident's
+    page. `chip`: beside what needs a person, where that is not a number of runs. `subject`: what
+    needs a person, if it is no task.
+    """
+
+    message: str
+    heading: str
+    chip: str = ""
+    subject: str = ""
+
+
+INCIDENTS = {
+    IncidentKind.FAILED: IncidentWord("{task} failed", "Runs have failed"),
+    IncidentKind.EMPTY: IncidentWord(
+        "{task} succeeded, but its result is not as expected",
+        "Runs have succeeded with nothing done",
+    ),
+    IncidentKind.QUARANTINE: IncidentWord(
+        "{task} has put items into quarantine", "Items are in quarantine"
+    ),
+    IncidentKind.KEPT_BACK: IncidentWord("slots of {task} were kept back", "Slots were kept back"),
+    IncidentKind.MISSED: IncidentWord("slots of {task} did not run", "Slots were missed"),
+    IncidentKind.LATE: IncidentWord("{task} is late", "Slots are late"),
+    IncidentKind.SLOW: IncidentWord("{task} is slow", "A run takes too long"),
+    IncidentKind.DEADLINE: IncidentWord(
+        "{task} has missed its deadline", "A deadline was missed", chip="deadline missed"
+    ),
+    IncidentKind.SILENT: IncidentWord(
+        "{task} has not succeeded for too long",
+        "There was no success for too long",
+        chip="no success",
+    ),
+    IncidentKind.DOWN: IncidentWord(
+        "slots did not run", "No service fired", chip="alarm", subject="Service"
+    ),
+    IncidentKind.NODE: IncidentWord(
+        "a node was lost", "A service was lost", chip="process in trouble"
+    ),
+    IncidentKind.FILES: IncidentWord(
+        "a file of tasks can't be used", "A file of tasks can't be used", chip="file can't be used"
+    ),
+    IncidentKind.BACKUP: IncidentWord(
+        "the backups need attention",
+        "A backup can't be relied on",
+        chip="alarm",
+        subject="Backup",
+    ),
+    IncidentKind.POOL: IncidentWord(
+        "a pool is not served",
+        "Runs wait for a pool that no node serves",
+        chip="pool not served",
+    ),
+    IncidentKind.UNACCOUNTED: IncidentWord(
+        "slots are unaccounted for", "Slots are unaccounted for", chip="alarm", subject="Slots"
+    ),
+    IncidentKind.CLOCK: IncidentWord(
+        "tasks don't fire, because a clock was ahead",
+        "A clock was ahead",
+        chip="does not fire",
+        subject="Clock",
+    ),
+    IncidentKind.UNFIRED: IncidentWord(
+        "a service lives, but does not fire",
+        "A service lives, but does not fire",
+        chip="alarm",
+    ),
+}
+CHIPS = {
+    **{str(kind): word.chip for kind, word in INCIDENTS.items() if word.chip},
+    "disk": "alarm",
+    "readiness": "not ready",
+}
+"""Of what needs a person: a kind of incident, or what was found without one."""
+SUBJECTS = {
+    **{str(kind): word.subject for kind, word in INCIDENTS.items() if word.subject},
+    "disk": "Disk",
+}
+
+
+@dataclass(frozen=True)
+class EventWord:
+    """How an event of the audit is shown among the changes. `said`: after the name of its task."""
+
+    icon: str
+    said: str
+
+
+EVENTS = {
+    "task.pause": EventWord("circle-pause", "paused"),
+    "task.resume": EventWord("play", "resumed"),
+    "task.mute": EventWord("bell-off", "muted"),
+    "task.unmute": EventWord("bell", "no longer muted"),
+    "task.backfill": EventWord("calendar-plus", "backfilled"),
+    "incident.acknowledge": EventWord("check", "acknowledged"),
+    "incident.reopen": EventWord("rotate-cw", "taken up again"),
+    "slots.leave": EventWord("check", "left as they are"),
+    "slots.reopen": EventWord("rotate-cw", "taken up again"),
+    "run.start": EventWord("hand", "run by hand"),
+    "run.cancel": EventWord("ban", "cancelled"),
+    "run.retry": EventWord("rotate-cw", "retried"),
+    "run.retry_from_the_beginning": EventWord("rotate-cw", "retried from the beginning"),
+    "run.redrive": EventWord("repeat", "items re-driven"),
+    "run.acknowledge": EventWord("check", "acknowledged"),
+    "bulk.retry": EventWord("rotate-cw", "runs retried"),
+    "bulk.cancel": EventWord("ban", "runs cancelled"),
+    "bulk.acknowledge": EventWord("check", "runs acknowledged"),
+    "bulk.backfill": EventWord("calendar-plus", "slots backfilled"),
+    "backup.download": EventWord("download", "A backup was downloaded"),
+    "backup.restore": EventWord("history", "A backup was restored"),
+    "database.migrate": EventWord("database", "The database was migrated"),
+}
