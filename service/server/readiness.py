@@ -32,10 +32,10 @@ NO_ANSWER = "no answer within {:g} s"
 
 
 class Troubles(Background):
-    """Has the heartbeat write to the ledger what is wrong with this node, so that it is said
-    wherever somebody asks.
+    """Has the heartbeat write to the ledger what is wrong with this node, so that any process can
+    show it.
 
-    It is told what was wrong at two looks in a row: a database that was busy for a moment is no
+    It writes only what was wrong at two looks in a row: a database that was busy for a moment is no
     trouble.
     """
 

@@ -71,7 +71,7 @@ FLUSH_SECONDS = 0.25
 """How often the log lines and the progress of running attempts are written."""
 LONGEST_PAUSE = 5.0
 CROWDED_SECONDS = 30.0
-"""No thread may be free for this long, while runs wait, until it is said."""
+"""How long no thread is free while runs wait, until the log and `/readyz` say so."""
 REACT_SECONDS = 0.5
 """How long an interrupted run may take to end by itself when the service stops."""
 WRITE_SECONDS = 1.0

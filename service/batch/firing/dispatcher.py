@@ -97,7 +97,7 @@ class Dispatcher(Background):
         """The instants of reported slots for which the work has not begun."""
         self._longest = min(LONGEST_SECONDS, SHARE_OF_LEASE * lease)
         self._seconds_each = 0.0001
-        """How long the work for many slots took the last time, for each of them."""
+        """How long the work for many slots takes, for each of them, as measured before."""
         self._due: set[str] = set()
         self._early: list[tuple[Collection[str], datetime]] = []
         self._wake = asyncio.Event()

@@ -1,7 +1,8 @@
 """The opener: it opens and closes waiting runs when something that they wait for may be over. For a
 slot that was fired on time, the overlap policy decides.
 
-Overlap is decided when a run opens, not when it was fired: a run that waits is in nobody's way.
+Overlap is decided when a run opens, not when it was fired: a run that waits is in the way of no
+other one.
 """
 
 from __future__ import annotations
@@ -176,8 +177,8 @@ async def _open_slots(
 
     The row of a task's schedule is locked, so that no slot of it is fired meanwhile. If another
     node has locked it, its runs are left for the next time. So are they if another transaction has
-    locked a run that has to be replaced: an opening waits for nobody, since it has locked runs in
-    another order than those who lock several by their ids.
+    locked a run that has to be replaced: an opening waits for no lock, since it has locked runs in
+    another order than transactions that lock several by their ids.
     """
     names = {run.task for run in on_time}
     locked = {row.task for row in await schedules.lock(connection, names)}

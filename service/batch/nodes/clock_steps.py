@@ -21,7 +21,7 @@ SET_FORWARD = "the clock was set forward"
 """How the reason of slots begins over which a clock was set."""
 
 TRUSTED_AFTER = timedelta(minutes=10)
-"""Slots over which a clock was set are caught up so much later. If it was wrong and is set back,
+"""How much later slots over which a clock was set are caught up. If it was wrong and is set back,
 they don't run.
 """
 

@@ -53,7 +53,7 @@ OnFatal = Callable[[str, str], None]
 LONGEST_TICK = 0.25
 """Upper bound, in seconds, of the time between two checks of the lease."""
 AGAIN_SECONDS = 1.0
-"""A heartbeat that has failed begins again so much later."""
+"""How much later a heartbeat that has failed begins again."""
 SLEPT_SECONDS = 5.0
 """If the machine has slept for longer since the last turn, the lease was lost by that."""
 LAST_TURN_SECONDS = 2.0
@@ -257,7 +257,7 @@ class Heartbeat:
             await asyncio.wait([turn])
 
     def _on_wake(self, wake: Wake) -> None:
-        """Do what another process has told this node to do, on the heartbeat's own event loop."""
+        """Take a notification of another process, on the heartbeat's own event loop."""
         if wake.pools is None or wake.pools:
             self._call(partial(self._on_queued, wake.pools))
         if wake.asks:

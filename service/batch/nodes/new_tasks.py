@@ -45,7 +45,7 @@ class NewTasks:
         self._database, self._folder, self._tasks, self._node = database, folder, tasks, node
         self.on_added: list[Callable[[], None]] = []
         self._imported: dict[str, Task] = {}
-        """Tasks that the ledger was not told of yet."""
+        """Tasks that are not written to the ledger yet."""
         self._importing = SlowCall(folder.load_new)
         self._broken = broken_as_json(folder.broken)
         self.unusable: list[BrokenFile] = []
