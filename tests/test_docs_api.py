@@ -29,7 +29,7 @@ from service.operations.asking.filter import RunFilter
 from service.operations.bulks import bulk
 from service.operations.people import changes
 from service.operations.runs.read import MOST_RUNS
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.web import headers, live, problems
 from service.web.v1 import events, requests, rest, runs, tasks
 from tests.batch.ledger_world import until

@@ -46,7 +46,7 @@ from service.operations.asking.filter import RunFilter
 from service.operations.asking.results import Attempt, Line, LogBlock, Started
 from service.operations.operations import Operations, open_operations
 from service.operations.runs.facet import Runs
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.asking import operations_on
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import insert, new

@@ -164,7 +164,7 @@ async def walk_of_a_slot() -> Walk:
     """
     from service.batch.tasks.discovery import load_tasks
     from service.config import get_settings
-    from service.server.batch_service import BatchService
+    from service.server.service import BatchService
 
     load_tasks(Path("tasks"))
     service = BatchService(get_settings())

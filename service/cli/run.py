@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from service.cli.bar import Bar, Lines
     from service.operations.asking.results import RunNow, Started
     from service.operations.operations import Operations
-    from service.server.batch_service import BatchService
+    from service.server.service import BatchService
 
 BAR_AFTER_SECONDS = 1.0
 """The bar is shown if the run takes longer than this."""
@@ -116,7 +116,7 @@ async def _run(
     from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
     from service.operations.asking.results import RunNow
-    from service.server.batch_service import BatchService
+    from service.server.service import BatchService
 
     settings = get_settings()
     logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, display.log_stream)

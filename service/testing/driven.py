@@ -19,10 +19,10 @@ from sqlalchemy import func, select, text
 from service import clock, logs
 from service.batch.context import fencing
 from service.batch.cron.cron import Schedule
-from service.batch.execution.write_buffer import progress_of
+from service.batch.execution.outcomes import progress_of
 from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
-from service.batch.firing.opening import open_and_close
+from service.batch.firing.opener import open_and_close
 from service.batch.ledger import database_time, nodes, run_progress, runs, tables
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import FINAL, RunState

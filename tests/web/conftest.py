@@ -14,7 +14,7 @@ from service import config
 from service.app import create_app
 from service.operations.asking.actor import ROLES, Role
 from service.operations.operations import Operations
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 
 TASKS = '''
 from service import BaseTask, ItemTask

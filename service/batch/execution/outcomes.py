@@ -1,10 +1,10 @@
-"""The write buffer: outcomes, log lines and progress of a node's runs, which are written to the
-ledger in groups.
+"""Outcomes, log lines and progress of a node's runs: they are collected, and written to the ledger
+in groups. What was written is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, failures
 from service.batch.context.progress import Progress
+from service.batch.execution import pings
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
 from service.batch.ledger import database_time, run_logs, run_progress, transitions
@@ -24,9 +25,12 @@ from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, Rank, RunState
 from service.batch.nodes import harm
+from service.batch.queue.waiting import Closed
+from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
 from service.database import troubles
 from service.logs import get_logger
+from service.metrics.process import ProcessMetrics
 
 logger = get_logger("service.batch")
 
@@ -60,7 +64,7 @@ class Group:
         return ", ".join(ends + [f"lines of run {block.run}" for block in self.blocks])
 
     def parts(self) -> Iterator[Group]:
-        """A group for each outcome and each block. The progress is left out: it is reported again
+        """A group for each outcome and each block. They have no progress, which is reported again
         later.
         """
         yield from (Group(outcomes=[outcome]) for outcome in self.outcomes)
@@ -144,7 +148,7 @@ class Group:
 async def write_one_by_one(group: Group, write: Callable[[Group], Awaitable[None]]) -> None:
     """Write each part of a group by itself, because the database has refused the group.
 
-    Of a part that it refuses too, only the state of the run is written.
+    If it refuses a part too, only the state of the run is written.
     """
     for part in group.parts():
         try:
@@ -328,3 +332,42 @@ def _progress(attempt: Attempt, progress: Progress | None) -> dict[str, Any]:
         "message": progress.message,
         "progress_at": at,
     }
+
+
+def count_ended(
+    metrics: ProcessMetrics, attempt: Attempt, outcome: Outcome, is_refused: bool
+) -> None:
+    """Count an attempt that has ended. `is_refused`: its outcome is not in the ledger, because
+    another node holds the run.
+    """
+    if is_refused:
+        metrics.count_refused()
+    else:
+        seconds = (outcome.ended_at - outcome.started_at).total_seconds()
+        goes_on = outcome.due_at is not None or outcome.split is not None
+        state = None if goes_on else outcome.state.value
+        metrics.count_attempt(outcome.task, outcome.outcome, seconds, state, attempt.claimed.origin)
+    count_work(metrics, attempt)
+
+
+def count_work(metrics: ProcessMetrics, attempt: Attempt) -> None:
+    """Count what an attempt has done that the engine forgets now, whether its outcome is in the
+    ledger or not.
+    """
+    metrics.count_work(attempt.task.name, attempt.state.loops.done_here, attempt.state.log.dropped)
+
+
+def report_closed(
+    metrics: ProcessMetrics, tasks: Mapping[str, Task], closed: Sequence[Closed]
+) -> None:
+    """Report runs that this node has closed while they waited: to the metrics, the log and dead
+    man's switches.
+
+    Call it after the commit. `tasks`: those that the node has loaded.
+    """
+    for run in closed:
+        metrics.count_run(run.task, run.state, run.origin)
+        if run.state == RunState.FAILED:  # a warning: the errors of its parts were logged as errors
+            logger.warning(f"{run.task} failed: {run.reason}", run=run.id)
+        if (task := tasks.get(run.task)) is not None:
+            pings.run_ended(task, run.state)
