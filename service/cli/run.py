@@ -19,9 +19,9 @@ from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.cli.bar import Bar, Lines
+    from service.operations.asking.results import RunNow, Started
     from service.operations.operations import Operations
-    from service.operations.results import RunNow, Started
-    from service.server.batch_service import BatchService
+    from service.server.service import BatchService
 
 BAR_AFTER_SECONDS = 1.0
 """The bar is shown if the run takes longer than this."""
@@ -114,8 +114,8 @@ async def _run(
     from service.batch.execution.run_here import ManualRun, refuse_other_pools
     from service.batch.nodes.roles import BY_HAND
     from service.batch.tasks.registry import TaskRegistry
-    from service.operations.results import RunNow
-    from service.server.batch_service import BatchService
+    from service.operations.asking.results import RunNow
+    from service.server.service import BatchService
     from service.settings.reading import get_settings
 
     settings = get_settings()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations, open_operations
 from service.settings.settings import Settings
 

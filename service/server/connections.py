@@ -241,7 +241,7 @@ class LimitedProtocol(asyncio.Protocol):
     def _check_body(self) -> None:
         """End the connection if the body is late, and otherwise look again when it would be."""
         now = clock.monotonic()
-        # The application does not take what has come, so the client can send no more.
+        # While the application does not take what has come, the client can send no more.
         if self.flow.read_paused:
             self._body_began_at = self._body_moved_at = now
         late_at = min(

@@ -20,7 +20,7 @@ from service import logs
 from service.batch.ledger.tables import nodes
 from service.batch.nodes.roles import Roles
 from service.errors import DatabaseError
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import serving
 from service.settings.reading import get_settings
 from service.settings.settings import Settings
@@ -28,7 +28,7 @@ from service.settings.settings import Settings
 logger = logs.get_logger("service.batch")
 
 MOST_KNOWN = 1_000
-"""So many services are remembered as those of this node's ledger, at most."""
+"""How many services are remembered as those of this node's ledger, at most."""
 
 
 class HostedNode:
@@ -59,7 +59,7 @@ class HostedNode:
         self._started: Future[None] = Future()
         self._ended: Future[None] = Future()
         for future in (self._started, self._ended):
-            # Who waits for them may be cancelled, and they may not
+            # Cancelling the waiter must not cancel the future.
             future.set_running_or_notify_cancel()
 
     async def start(self) -> None:
@@ -103,9 +103,7 @@ class HostedNode:
     def _run(self) -> None:
         try:
             asyncio.run(self._live())
-        except (
-            Exception
-        ) as error:  # the thread's boundary: it is raised again where the start is awaited
+        except Exception as error:  # the thread's boundary; `start` raises it again
             if self._started.done():
                 logger.exception("a hosted node has ended")
             else:

@@ -20,7 +20,7 @@ from typing import Any
 
 from service import clock, logs, sentry
 from service.batch.nodes.loop_watchdog import Watchdog
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.settings.settings import Settings
 
 logger = logs.get_logger("service.batch")

@@ -15,7 +15,7 @@ from typing import Any
 from service import console, logs
 from service.batch.nodes.roles import Roles
 from service.errors import DatabaseError
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import serving
 from service.server.starting import (
     collect_garbage_less_often,

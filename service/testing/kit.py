@@ -17,7 +17,7 @@ from service.batch.tasks.base import BaseTask
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.errors import BatchError, InvalidParameters, UnknownRun, UnknownTask
-from service.operations.results import Quarantined
+from service.operations.asking.results import Quarantined
 from service.settings.reading import get_settings
 from service.settings.urls import async_url
 from service.testing.driven import DrivenService

@@ -16,7 +16,7 @@ from service.batch.ledger.run_logs import LogLine
 from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import attempts, log, missed, runs
 from service.database.engine import Database
-from service.operations.databases import Databases
+from service.operations.asking.databases import Databases
 from service.settings.reading import get_settings
 from service.testing.databases import wait_for
 

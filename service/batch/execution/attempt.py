@@ -237,7 +237,7 @@ class Attempt:
 
     def _log_ending(self, ending: Ending) -> None:
         """Write the last line of the attempt to its log, unless it has succeeded."""
-        # Many may end at once, and log_outcomes counts them together.
+        # Many may succeed at once: log_outcomes counts them together.
         if ending.state == RunState.SUCCEEDED:
             return
         self.state.will_retry = ending.error is not None and ending.wait is not None
@@ -263,7 +263,7 @@ class Attempt:
         for timer in self._timers:
             timer.cancel()
         self.state.loops.close()
-        # A thread or a coroutine of the attempt may still go on.
+        # A thread or a coroutine of an attempt that has not succeeded may still go on.
         if ending.state != RunState.SUCCEEDED:
             seal(self.state)
         pings.ended(self.task, self.claimed, ending)

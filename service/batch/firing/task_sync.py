@@ -61,16 +61,13 @@ async def record_tasks(
     number = Column("number", Integer)
     own = ("name", "description", "source")
     shared = (*DECLARED, "first_seen_at", "last_seen_at")
-    values = ", ".join([*(f"v.{name}" for name in own), *(f"declared.{name}" for name in shared)])
     from_rows = json_rows.source([*(tasks.c[name] for name in own), number], kind)
     from_declared = json_rows.source(
         [number, *(tasks.c[name] for name in shared)], kind, parameter="declared"
     )
-    updates = ", ".join(
-        f"{name} = excluded.{name}"
-        for name in (*own, *shared)
-        if name not in ("name", "first_seen_at")
-    )
+    changing = [name for name in (*own, *shared) if name not in ("name", "first_seen_at")]
+    updates = ", ".join(f"{name} = excluded.{name}" for name in changing)
+    values = ", ".join((*(f"v.{name}" for name in own), *(f"declared.{name}" for name in shared)))
     statement = text(
         f"WITH declared AS MATERIALIZED (SELECT * FROM {from_declared}) "
         f"INSERT INTO batch_tasks ({', '.join((*own, *shared))}) "

@@ -22,7 +22,7 @@ from service.batch.ledger.backups import Row
 from service.batch.ledger.tables import backups as table
 from service.errors import DatabaseError
 from service.logs import get_logger
-from service.operations.databases import Databases
+from service.operations.asking.databases import Databases
 from service.settings.settings import Settings
 from service.settings.urls import FILE, folder_of
 

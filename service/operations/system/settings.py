@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from service.operations.results import Result
+from service.operations.asking.results import Result
 from service.redaction import MASK
 from service.settings.alerts import NAMED
 from service.settings.settings import SECRET, Settings
