@@ -201,11 +201,9 @@ class Pause:
         """Up to when it holds the task's slots, if it ends at `now`: a slot at its end is not one
         of them.
         """
-        return (
-            now
-            if self.until is None or now < self.until
-            else self.until - timedelta(microseconds=1)
-        )
+        if self.until is None or now < self.until:
+            return now
+        return self.until - timedelta(microseconds=1)
 
 
 NO_TASKS: Mapping[str, Task] = MappingProxyType({})
