@@ -32,7 +32,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import new_tasks
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import BY_HAND
-from service.batch.tasks import discovery_watch
+from service.batch.tasks import discovery
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidSetting
@@ -278,7 +278,7 @@ async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(new_tasks, "IMPORT_SECONDS", 0.05)
-    monkeypatch.setattr(discovery_watch, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(discovery, "SLOW_SECONDS", 0.1)
     ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()

@@ -12,20 +12,20 @@ import itertools
 import linecache
 import re
 import sys
+import threading
 import tokenize
 import traceback
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
-from service import failures
+from service import clock, failures
 from service.batch.tasks import followers
 from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.declaration import NAME
-from service.batch.tasks.discovery_watch import SlowImports
 from service.batch.tasks.registry import TaskRegistry, task_classes
 from service.errors import BatchError, InvalidSetting, InvalidTask
 from service.escaping import echoed
@@ -33,6 +33,8 @@ from service.logs import get_logger
 
 logger = get_logger(__name__)
 
+SLOW_SECONDS = 5.0
+"""An import that takes longer is logged, since nothing else would show that one hangs."""
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
@@ -311,3 +313,52 @@ def _keep_lines(path: Path) -> None:
 def _unique(name: str, path: Path) -> str:
     """A module name that no other path gives."""
     return f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+class SlowImports:
+    """Watches imports, one at a time, from one thread: a thread for each file takes longer than
+    many an import.
+    """
+
+    def __init__(self) -> None:
+        self._import: tuple[Path, float] | None = None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> SlowImports:
+        self._thread = threading.Thread(target=self._look, name="batch-imports", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @contextmanager
+    def watched(self, path: Path) -> Iterator[None]:
+        """Log it if the block, which imports this file, takes longer than SLOW_SECONDS."""
+        self._import = path, clock.monotonic()
+        try:
+            yield
+        finally:
+            self._import = None
+
+    def _look(self) -> None:
+        logged = None
+        while not self._ended.wait(SLOW_SECONDS / 5):
+            going_on = self._import
+            if (
+                going_on is None
+                or going_on is logged
+                or clock.monotonic() < going_on[1] + SLOW_SECONDS
+            ):
+                continue
+            logged = going_on
+            logger.warning(
+                f"{going_on[0]}: its import has not ended after {SLOW_SECONDS:g} s; no other "
+                "file is loaded before that"
+            )
