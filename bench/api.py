@@ -45,9 +45,9 @@ from service.batch.ledger.run_logs import Block, LogLine
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
 from service.testing.postgres import start_server
 from tests.batch.crowd import OF_A_KIND, crowd
 

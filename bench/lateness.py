@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import BaseTask, TaskRegistry, logs
 from service.config import Settings
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.uvicorn import collect_garbage_less_often
 from service.testing.postgres import PostgresServer, start_server
 

@@ -51,7 +51,7 @@ PAIRS = {
 LEDGER = """
 import asyncio
 from service.config import get_settings
-from service.operations.databases import open_databases
+from service.operations.asking.databases import open_databases
 
 async def make():
     for database in await open_databases(get_settings()):

@@ -44,7 +44,7 @@ from service.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL, new_id
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.uvicorn import collect_garbage_less_often
 from service.testing.postgres import PostgresServer, start_server
 

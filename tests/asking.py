@@ -5,11 +5,11 @@ from __future__ import annotations
 from service.batch.tasks.registry import TaskRegistry
 from service.config import Settings, get_settings
 from service.database.engine import Database
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
+from service.operations.asking.databases import Databases
 from service.operations.backups.access import BackupAccess
-from service.operations.context import Loaded
-from service.operations.databases import Databases
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
 
 
 def operations_on(

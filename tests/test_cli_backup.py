@@ -24,9 +24,9 @@ from service.config import forget_settings, get_settings
 from service.database import engine
 from service.errors import BackupError
 from service.operations.backups.copies import upload, waiting
+from service.operations.backups.delete import delete_old, prune_plans
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin
-from service.operations.backups.prune import delete_old, prune_plans
 from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.here import make_backups_here

@@ -18,7 +18,7 @@ from service.batch.ledger.runs import NewRun
 from service.cli.runs import COLUMNS
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.operations.results import RunSummary
+from service.operations.asking.results import RunSummary
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, Done, in_this_process, refuses

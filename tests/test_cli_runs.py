@@ -29,8 +29,8 @@ from service.batch.ledger.runs import NewRun
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import UnknownRun
-from service.operations.databases import Databases
-from service.operations.results import LogBlock
+from service.operations.asking.databases import Databases
+from service.operations.asking.results import LogBlock
 from service.operations.runs import run_log
 from service.operations.runs.run_log import Reader
 from tests.asking import operations_on

@@ -19,8 +19,8 @@ from service.batch.ledger import tables
 from service.batch.ledger.states import RunState
 from service.cli.hints import NO_SERVICE
 from service.database.engine import Database
-from service.operations.results import Node
-from service.operations.system.status import Status
+from service.operations.asking.results import Node
+from service.operations.night.status import Status
 from service.testing.databases import wait_for
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new

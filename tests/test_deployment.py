@@ -22,7 +22,7 @@ import yaml
 from sqlalchemy import make_url
 
 from service.backup import create_backup
-from service.batch.execution import local_engine
+from service.batch.execution import engine
 from service.batch.nodes import loop_watchdog
 from service.config import Settings, get_settings
 from service.databaseurl import async_url
@@ -141,7 +141,7 @@ def test_the_supervisor_waits_longer_than_the_longest_drain(file: str) -> None:
 
 
 def test_a_drain_that_goes_well_is_over_before_the_watchdog_ends_it() -> None:
-    assert local_engine.REACT_SECONDS + local_engine.WRITE_SECONDS < loop_watchdog.GRACE_SECONDS
+    assert engine.REACT_SECONDS + engine.WRITE_SECONDS < loop_watchdog.GRACE_SECONDS
     assert f"gone after {DRAIN + ENDED:g} seconds" in PAGE
     assert DRAIN + ENDED < 30  # what Kubernetes grants
 

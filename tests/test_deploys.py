@@ -12,7 +12,7 @@ import pytest
 from service import TaskRegistry, config
 from service.config import get_settings
 from service.operations.people.changes import Change
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.versions import application_version
 
 TASK = """

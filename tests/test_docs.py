@@ -27,7 +27,7 @@ from service.cli import cli
 from service.cli.hints import NO_SERVICE
 from service.config import Settings, get_settings
 from service.database.companions import companions
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests import preloaded
 from tests.docs_blocks import (
     ROOT,

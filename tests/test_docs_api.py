@@ -24,9 +24,12 @@ from service.app import create_app
 from service.application.models import User
 from service.batch.ledger import run_query, tables
 from service.batch.ledger.states import ACTIVE
-from service.operations.people import actor, changes
-from service.operations.runs import bulk, run_list
-from service.server.batch_service import BatchService
+from service.operations.asking import actor
+from service.operations.asking.filter import RunFilter
+from service.operations.bulks import bulk
+from service.operations.people import changes
+from service.operations.runs.read import MOST_RUNS
+from service.server.service import BatchService
 from service.web import headers, live, problems
 from service.web.v1 import events, requests, rest, runs, tasks
 from tests.batch.ledger_world import until
@@ -87,7 +90,7 @@ def test_each_resource_has_an_example() -> None:
 
 def test_the_page_has_every_filter_of_runs() -> None:
     filters = list(rows(section("docs/api.md", "### Filters of runs")))
-    assert filters == [*run_list.RunFilter.model_fields]
+    assert filters == [*RunFilter.model_fields]
 
 
 def test_the_page_has_the_statuses_and_kinds_of_problems() -> None:
@@ -113,7 +116,7 @@ def test_the_page_has_the_roles_and_the_topics() -> None:
 
 
 LIMITS = {
-    "a page of runs": run_list.MOST_RUNS,
+    "a page of runs": MOST_RUNS,
     "a page of the audit": changes.MOST_CHANGES,
     "runs looked at": run_query.LOOKED,
     "a body": headers.LARGEST_BODY,

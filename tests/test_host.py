@@ -22,9 +22,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, clock, config, current_run, get_logger, logs
-from service.batch.execution.claims import Claims
+from service.batch.execution.engine import LocalEngine
+from service.batch.execution.outcomes import Group
 from service.batch.execution.tickets import Look
-from service.batch.execution.write_buffer import Group
 from service.batch.firing import schedule_sync, task_sync
 from service.batch.ledger import run_logs, tables, transitions
 from service.batch.ledger.attempts import Outcome
@@ -32,12 +32,11 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import new_tasks
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import BY_HAND
-from service.batch.queue.capacity import Capacity
 from service.batch.tasks import discovery_watch
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidSetting
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import Stopping
 from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, refresh, rows, until
@@ -703,12 +702,12 @@ async def test_a_group_that_was_committed_without_a_reply_is_written_again_witho
 async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_reply_goes_on(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take, lost = Claims.take, asyncio.Event()
+    claim, lost = LocalEngine._claim, asyncio.Event()
 
     async def lose_the_reply(
-        self: Claims, connection: AsyncConnection, capacity: Capacity, outcomes: Sequence[Outcome]
+        self: LocalEngine, connection: AsyncConnection, outcomes: Sequence[Outcome]
     ) -> Look:
-        look = await take(self, connection, capacity, outcomes)
+        look = await claim(self, connection, outcomes)
         if look.claimed and not lost.is_set():
             await connection.commit()
             lost.set()
@@ -721,7 +720,7 @@ async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_repl
 
     make_task("flaky", run=run, retry=Retry(attempts=2, wait=0))
     service = await begin()
-    monkeypatch.setattr(Claims, "take", lose_the_reply)
+    monkeypatch.setattr(LocalEngine, "_claim", lose_the_reply)
     clock.advance(MINUTE)
     fire(service, "flaky")
     done = await run_in(service, "succeeded")

@@ -20,7 +20,7 @@ from service.batch.ledger import tables
 from service.batch.nodes import process_lock
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, rows, until
 from tests.processes import Service, service

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.batch.ledger.states import IncidentKind
 from service.metrics.process import Fate, LedgerWork
-from service.operations.people.actor import ROLES
+from service.operations.asking.actor import ROLES
 from tests.batch.ledger_world import until
 from tests.docs_blocks import read, rows, section
 from tests.web.conftest import Served, served

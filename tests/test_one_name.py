@@ -13,9 +13,9 @@ import pytest
 from service import TaskRegistry, logs
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import refresh
 from tests.processes import batch
 

@@ -40,13 +40,13 @@ from service.errors import (
     UnknownTask,
     WrongState,
 )
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
+from service.operations.asking.filter import RunFilter
+from service.operations.asking.results import Attempt, Line, LogBlock, Started
 from service.operations.operations import Operations, open_operations
-from service.operations.people.actor import Actor
-from service.operations.results import Attempt, Line, LogBlock, Started
 from service.operations.runs.facet import Runs
-from service.operations.runs.run_list import RunFilter
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.asking import operations_on
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import insert, new
@@ -66,7 +66,7 @@ SQL = re.compile(r"\b(SELECT\s.+\sFROM|INSERT\s+INTO|UPDATE\s.+\sSET|DELETE\s+FR
 
 def sql_in_faces(modules: list[Module]) -> list[str]:
     """cli/ and web/ have no SQL, and know neither SQLAlchemy nor the ledger's tables and
-    queries.
+    queries; only the names of its states.
     """
     faces = [m for m in modules if m.name.startswith(("service.cli", "service.web"))]
     imported = [
@@ -74,6 +74,7 @@ def sql_in_faces(modules: list[Module]) -> list[str]:
         for module in faces
         for line, base, name in module.imports()
         if f"{base}.{name}".startswith(("sqlalchemy", "service.batch.ledger"))
+        and base != "service.batch.ledger.states"
     ]
     written = [
         f"{module.name}:{node.lineno} has SQL"

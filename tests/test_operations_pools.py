@@ -8,7 +8,7 @@ from service import clock
 from service.batch.lint.lint import findings
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
 from service.operations.system.gauges import _pools
 from service.poolsettings import Pool

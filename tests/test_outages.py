@@ -24,7 +24,7 @@ from service.batch.ledger import tables
 from service.config import Settings, forget_settings
 from service.database.engine import Database
 from service.errors import DatabaseUnreachable
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
 from service.server.uvicorn import offer_sign_in
 from service.testing.databases import wait_for

@@ -32,9 +32,9 @@ from service.batch.nodes.roles import BY_HAND, Roles
 from service.config import get_settings
 from service.errors import InvalidSetting
 from service.logs.mode import mode
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.processes import ROOT, SERVE, UVICORN, batch
 from tests.processes import service as running_service
 

@@ -18,7 +18,7 @@ from service.concurrency.background import Background
 from service.concurrency.limits import LimitReached, hold, limited
 from service.concurrency.supervisor import Supervisor
 from service.config import Settings
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.processes import SERVE, service
 
 LOOPS = {
@@ -112,7 +112,7 @@ async def test_each_loop_that_ends_with_an_error_is_named_logged_shown_and_count
             await asyncio.sleep(0)
             assert ends == [True], name
             assert name in await node.readiness()
-            assert node.monitoring.snapshot().failed_parts == {name: 1}
+            assert node.snapshot().failed_parts == {name: 1}
             critical = [record for record in caplog.records if record.levelno == logging.CRITICAL]
             assert [name in record.getMessage() for record in critical] == [True], name
         finally:

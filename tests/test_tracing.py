@@ -177,7 +177,7 @@ async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
 
 def test_the_engine_does_not_import_opentelemetry() -> None:
     imported = "[name for name in sys.modules if name.startswith('opentelemetry')]"
-    program = f"import sys, service.batch.execution.local_engine; print({imported})"
+    program = f"import sys, service.batch.execution.engine; print({imported})"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -62,7 +62,9 @@ IMPORTS = {name: imported_by(name) for name in FILES}
 
 
 def folder_of(name: str) -> str:
-    return name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
+    """The folder of a module. A module beside the folders of `service/` is a room of its own."""
+    folder = name.rpartition(".")[0]
+    return name if FILES[name].name == "__init__.py" or folder == "service" else folder
 
 
 ARROWS = {
@@ -162,7 +164,7 @@ async def walk_of_a_slot() -> Walk:
     """
     from service.batch.tasks.discovery import load_tasks
     from service.config import get_settings
-    from service.server.batch_service import BatchService
+    from service.server.service import BatchService
 
     load_tasks(Path("tasks"))
     service = BatchService(get_settings())

@@ -15,10 +15,10 @@ from service.cli.options import AsJson, Note, RunOrNone, seconds, short, utc
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
+    from service.operations.asking.filter import RunFilter
+    from service.operations.asking.results import RunNow
+    from service.operations.bulks.bulk import Bulk, BulkAction, Preview, PreviewedRun
     from service.operations.operations import Operations
-    from service.operations.results import RunNow
-    from service.operations.runs.bulk import Bulk, BulkAction, Preview, PreviewedRun
-    from service.operations.runs.run_list import RunFilter
 
 Again = Annotated[
     bool,
@@ -213,7 +213,7 @@ def change_all(
 
 
 async def _of_error(operations: Operations, incident: str) -> Preview:
-    return (await operations.incidents.plan_retry(incident, with_same_error=True)).preview
+    return (await operations.bulks.plan_retry(incident, with_same_error=True)).preview
 
 
 def _change(

@@ -31,9 +31,9 @@ def task_names(incomplete: str) -> list[str]:
 
 def states(incomplete: str) -> list[str]:
     """The states of runs that begin with `incomplete`."""
-    from service.operations.runs.states import STATES
+    from service.batch.ledger.states import RunState
 
-    return [state for state in STATES if state.startswith(incomplete)]
+    return [state for state in RunState if state.startswith(incomplete)]
 
 
 def _names(file: Path) -> Iterator[str]:

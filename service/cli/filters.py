@@ -11,7 +11,7 @@ from service.cli.options import instant_or_age, pairs
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
-    from service.operations.runs.run_list import RunFilter
+    from service.operations.asking.filter import RunFilter
 
 OfTask = Annotated[
     str | None,
@@ -79,7 +79,7 @@ def filter_of(
     text: str | None,
 ) -> RunFilter:
     """The filter that these options make. Raises InvalidParameters."""
-    from service.operations.runs.run_list import RunFilter
+    from service.operations.asking.filter import RunFilter
 
     pairs(param or [])
     if (param or text is not None) and (task is None or (since is None and ended_since is None)):

@@ -16,9 +16,9 @@ from service.cli.options import AsJson, Note, TaskName, age, instant, short, utc
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
+    from service.operations.asking.filter import RunFilter
     from service.operations.incidents.facet import Acknowledged, Incident
     from service.operations.operations import Operations
-    from service.operations.runs.run_list import RunFilter
 
 COLUMNS = [
     "opened_at",

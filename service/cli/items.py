@@ -12,8 +12,8 @@ from service.cli.opening import ask
 from service.cli.options import AsJson, Note, RunOrNone, RunOrTask, short
 
 if TYPE_CHECKING:
+    from service.operations.asking.results import Started
     from service.operations.operations import Operations
-    from service.operations.results import Started
 
 Items = Annotated[
     list[str] | None,

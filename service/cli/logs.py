@@ -14,7 +14,7 @@ from service.cli.opening import ask
 from service.cli.options import RunOrTask
 
 if TYPE_CHECKING:
-    from service.operations.results import LogBlock
+    from service.operations.asking.results import LogBlock
 
 
 def logs(

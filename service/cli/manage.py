@@ -16,7 +16,7 @@ from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
-    from service.operations.slots.backfill import BackfillCounts, BackfillSlot
+    from service.operations.starting.backfill import BackfillCounts, BackfillSlot
 
 
 def pause(
@@ -135,7 +135,7 @@ def backfill(
     after has succeeded.
     """
     from service import console
-    from service.operations.slots.backfill import BackfillRequest
+    from service.operations.starting.backfill import BackfillRequest
 
     def print_slot(slot: BackfillSlot) -> None:
         if dry_run and as_json:

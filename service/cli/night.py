@@ -12,7 +12,8 @@ from service.cli.opening import FAILED, ask
 from service.cli.options import AsJson, instant, instant_or_age, short
 
 if TYPE_CHECKING:
-    from service.operations.night.models import DidNotRun, LateRun, Need, Night
+    from service.operations.night.results import DidNotRun, Need, Night
+    from service.operations.runs.waiting import LateRun
 
 NEEDS_A_PERSON = ("alarm", "bad")
 SHOWN = 20

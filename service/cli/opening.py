@@ -14,7 +14,7 @@ from service.errors import ErrorKind, InvalidParameters, InvalidSetting
 from service.escaping import echoed
 
 if TYPE_CHECKING:
-    from service.operations.context import Loaded
+    from service.operations.asking.context import Loaded
     from service.operations.operations import Operations
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ def _load() -> Loaded:
     from service.batch.tasks.discovery import load_tasks
     from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
-    from service.operations.context import Loaded
+    from service.operations.asking.context import Loaded
 
     broken = load_tasks(get_settings().TASKS_DIR)
     return Loaded(TaskRegistry.tasks(), broken)
@@ -149,7 +149,7 @@ def _load() -> Loaded:
 
 def _load_if_any() -> Loaded:
     """Import the files in TASKS_DIR; no tasks if there is no such folder."""
-    from service.operations.context import Loaded
+    from service.operations.asking.context import Loaded
 
     with suppress(InvalidSetting):
         return _load()

@@ -20,7 +20,7 @@ from service.escaping import echoed
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
-    from service.operations.people.actor import Actor
+    from service.operations.asking.actor import Actor
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """
     import asyncio
 
-    from service.operations.databases import errors_explained
+    from service.operations.asking.databases import errors_explained
 
     with errors_explained():
         return asyncio.run(work)
@@ -80,7 +80,7 @@ def actor() -> Actor:
     """The user who has called the command, as the ledger records it."""
     import socket
 
-    from service.operations.people.actor import Actor
+    from service.operations.asking.actor import Actor
 
     return Actor(user(), source="cli", address=socket.gethostname())
 

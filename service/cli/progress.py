@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from service.operations.results import RunNow
+    from service.operations.asking.results import RunNow
 
 Row = Mapping[str, Any]
 

@@ -19,9 +19,9 @@ from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.cli.bar import Bar, Lines
+    from service.operations.asking.results import RunNow, Started
     from service.operations.operations import Operations
-    from service.operations.results import RunNow, Started
-    from service.server.batch_service import BatchService
+    from service.server.service import BatchService
 
 BAR_AFTER_SECONDS = 1.0
 """The bar is shown if the run takes longer than this."""
@@ -115,8 +115,8 @@ async def _run(
     from service.batch.nodes.roles import BY_HAND
     from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
-    from service.operations.results import RunNow
-    from service.server.batch_service import BatchService
+    from service.operations.asking.results import RunNow
+    from service.server.service import BatchService
 
     settings = get_settings()
     logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, display.log_stream)

@@ -13,9 +13,9 @@ from service.cli.opening import FAILED, ask
 from service.cli.options import AsJson, short, whole
 
 if TYPE_CHECKING:
+    from service.operations.asking.filter import RunFilter
+    from service.operations.asking.results import RunSummary
     from service.operations.operations import Operations
-    from service.operations.results import RunSummary
-    from service.operations.runs.run_list import RunFilter
     from service.operations.runs.waiting import Awaited
 
 COLUMNS = [

@@ -16,9 +16,15 @@ from service.errors import InvalidSchedule
 from service.poolsettings import DEFAULT_POOL
 
 if TYPE_CHECKING:
+    from service.operations.asking.results import (
+        Attempt,
+        Node,
+        Parameter,
+        PartShort,
+        PartsOfRun,
+        RunDetails,
+    )
     from service.operations.operations import Operations
-    from service.operations.results import Attempt, Node, Parameter
-    from service.operations.run_details import PartShort, PartsOfRun, RunDetails
     from service.operations.tasks.results import TaskAfter, TaskDetails
 
 Waits = dict[str, Any]
@@ -39,7 +45,7 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
     task.
     """
     from service import console
-    from service.operations.run_details import RunDetails
+    from service.operations.asking.results import RunDetails
 
     async def work(operations: Operations) -> tuple[str, RunDetails | TaskDetails, Waits | None]:
         kind, name = await operations.runs.find(run)

@@ -12,10 +12,10 @@ from service.poolsettings import DEFAULT_POOL
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from service.operations.asking.results import Node, RunSummary
+    from service.operations.night.status import Status
     from service.operations.operations import Operations
-    from service.operations.results import Node, RunSummary
     from service.operations.system.pools import PoolState
-    from service.operations.system.status import Status
 
 MOST_FAILED = 10
 

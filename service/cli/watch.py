@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from service.cli.bar import Bar, Lines
+    from service.operations.asking.results import RunNow
     from service.operations.operations import Operations
-    from service.operations.results import RunNow
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
 from service.config import Settings
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations, open_operations
 
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, Operations] = WeakKeyDictionary()

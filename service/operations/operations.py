@@ -13,21 +13,23 @@ from service.batch.ledger.people import previews
 from service.batch.retention.retention import Keep
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.context import Context, Loaded, wake_nothing
-from service.operations.databases import Databases
-from service.operations.people.actor import Actor
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Context, Loaded, wake_nothing
+from service.operations.asking.databases import Databases
 from service.redaction import Redaction
 
 if TYPE_CHECKING:
     from service.metrics.process import ProcessMetrics
     from service.operations.backups.facet import Backups
     from service.operations.backups.named import NamedBackups
+    from service.operations.bulks.facet import Bulks
     from service.operations.incidents.facet import Incidents
-    from service.operations.night.models import Night
     from service.operations.night.page import NightPage
+    from service.operations.night.results import Night
+    from service.operations.night.status import Status
+    from service.operations.night.unaccounted import UnaccountedSlots
     from service.operations.people.access import Access
     from service.operations.people.changes import Changes
-    from service.operations.runs.bulk import Bulks
     from service.operations.runs.facet import Runs
     from service.operations.runs.quarantine import Quarantine
     from service.operations.slots.facet import Slots
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from service.operations.system.nodes import Nodes
     from service.operations.system.pools import Pools
     from service.operations.system.settings import UsedSettings
-    from service.operations.system.status import Status
     from service.operations.tasks.facet import Tasks
 
 
@@ -136,7 +137,7 @@ class Operations:
         """Whether something is wrong, and what. Raises DatabaseError if the ledger can't be
         read.
         """
-        from service.operations.system.status import status
+        from service.operations.night.status import status
 
         return await status(self._context, self._settings)
 
@@ -160,6 +161,19 @@ class Operations:
         from service.operations.night.page import night_page
 
         return await night_page(self._context, self._settings, since, until, zone)
+
+    async def unaccounted(
+        self, since: datetime | None, until: datetime | None, zone: str
+    ) -> UnaccountedSlots:
+        """The slots of a window of Night that are unaccounted for: the newest 200, at no more cost
+        than Night counts.
+
+        The window is that of `night`. Raises NoLedger, InvalidParameters and InvalidSchedule as
+        that does.
+        """
+        from service.operations.night import unaccounted
+
+        return await unaccounted.slots(self._context, since, until, zone)
 
     def gauges(self, metrics: ProcessMetrics) -> GaugeReader:
         """A reader of what monitoring shows of the ledger. `metrics`: it is measured there how long
@@ -189,7 +203,7 @@ class Operations:
 
     @cached_property
     def bulks(self) -> Bulks:
-        from service.operations.runs.bulk import Bulks
+        from service.operations.bulks.facet import Bulks
 
         return Bulks(self._context)
 

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import clock
+from service.operations.asking.actor import Actor, Role
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor, Role
 from service.pages.frame import formatting
 from service.pages.frame.answers import PageRoute
 from service.pages.frame.blocks import FAILED, NOTE, noted

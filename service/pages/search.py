@@ -12,8 +12,8 @@ from typing import Any
 from starlette.requests import Request
 
 from service.errors import InvalidParameters, UnknownRun, UnknownTask
-from service.operations.results import RunNow, RunSummary
-from service.operations.runs.run_list import RunFilter
+from service.operations.asking.filter import RunFilter
+from service.operations.asking.results import RunNow, RunSummary
 from service.operations.tasks.results import TaskSummary
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 
 from service.errors import InvalidParameters
-from service.operations.results import Node
+from service.operations.asking.results import Node
 from service.operations.system.nodes import troubles_of
 from service.operations.system.pools import PoolState
 from service.pages.frame.render import render

@@ -6,8 +6,8 @@ from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import BatchError
-from service.operations.people.actor import Actor as Actor
-from service.operations.people.actor import Role as Role
+from service.operations.asking.actor import Actor as Actor
+from service.operations.asking.actor import Role as Role
 from service.pages.frame.answers import not_found
 from service.pages.routes import routes as pages
 from service.server.lifespans import lifespan as lifespan

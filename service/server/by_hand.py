@@ -12,7 +12,7 @@ from service.batch.tasks.registry import TaskRegistry
 from service.config import get_settings
 from service.errors import BatchError
 from service.logs import get_logger
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import serving
 
 logger = get_logger("service.batch")
@@ -27,7 +27,7 @@ class _ServiceTask:
         self._stop_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.scheduler = self._batch.scheduler
-        apscheduler.add_jobs(self.scheduler, TaskRegistry.tasks().values(), self._batch.notify)
+        apscheduler.add_jobs(self.scheduler, TaskRegistry.tasks().values())
 
     @property
     def is_started(self) -> bool:

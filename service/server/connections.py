@@ -49,9 +49,8 @@ def raise_file_limit() -> int:
     allowed = [MOST_FILES if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard)]
     raised = min(allowed[1], MOST_FILES)
     if raised > allowed[0]:
-        with contextlib.suppress(
-            ValueError, OSError
-        ):  # some systems allow less than the hard limit that they report
+        # Some systems allow less than the hard limit that they report.
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             return raised
     return allowed[0]
@@ -242,9 +241,8 @@ class LimitedProtocol(asyncio.Protocol):
     def _check_body(self) -> None:
         """End the connection if the body is late, and otherwise look again when it would be."""
         now = clock.monotonic()
-        if (
-            self.flow.read_paused
-        ):  # the application does not take what has come, so the client can send no more
+        # While the application does not take what has come, the client can send no more.
+        if self.flow.read_paused:
             self._body_began_at = self._body_moved_at = now
         late_at = min(
             self._body_moved_at + self._all.body_pause_seconds,

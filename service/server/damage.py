@@ -1,4 +1,6 @@
-"""What a person can do about a damaged file of SQLite."""
+"""What a person can do about a damaged file of SQLite; alone, because only this part of the server
+knows backups.
+"""
 
 from __future__ import annotations
 

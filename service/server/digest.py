@@ -22,11 +22,11 @@ from service.concurrency.background import Background
 from service.database.engine import Database
 from service.errors import BatchError
 from service.logs import get_logger
+from service.operations.asking.actor import Actor
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
 
 if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
-    from service.operations.night.models import Night
+    from service.operations.night.results import Night
 
 logger = get_logger("service.batch")
 

@@ -21,13 +21,13 @@ from service.batch.ledger.tables import nodes
 from service.batch.nodes.roles import Roles
 from service.config import Settings, get_settings
 from service.errors import DatabaseError
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import serving
 
 logger = logs.get_logger("service.batch")
 
 MOST_KNOWN = 1_000
-"""So many services are remembered as those of this node's ledger, at most."""
+"""How many services are remembered as those of this node's ledger, at most."""
 
 
 class HostedNode:
@@ -49,18 +49,16 @@ class HostedNode:
 
         `drain_seconds`: a drain takes no longer, whatever DRAIN_SECONDS says.
         """
-        self._pools, self._places, self._on_tasks, self._drain_seconds = (
-            pools,
-            places,
-            on_tasks,
-            drain_seconds,
-        )
+        self._pools = pools
+        self._places = places
+        self._on_tasks = on_tasks
+        self._drain_seconds = drain_seconds
         self._known: set[str] = set()
         self._mistake: DatabaseError | None = None
         self._started: Future[None] = Future()
         self._ended: Future[None] = Future()
         for future in (self._started, self._ended):
-            # Who waits for them may be cancelled, and they may not
+            # Cancelling the waiter must not cancel the future.
             future.set_running_or_notify_cancel()
 
     async def start(self) -> None:
@@ -104,9 +102,7 @@ class HostedNode:
     def _run(self) -> None:
         try:
             asyncio.run(self._live())
-        except (
-            Exception
-        ) as error:  # the thread's boundary: it is raised again where the start is awaited
+        except Exception as error:  # the thread's boundary; `start` raises it again
             if self._started.done():
                 logger.exception("a hosted node has ended")
             else:

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from service import logs
 from service.config import get_settings
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import serving
 from service.web.access import check_settings
 

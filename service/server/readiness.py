@@ -7,28 +7,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from service.batch.execution.local_engine import LocalEngine
+from sqlalchemy.exc import DBAPIError
+
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger.schedules import ahead_in_words
 from service.batch.nodes.node import Node
 from service.concurrency.background import Background
+from service.concurrency.limits import limited
+from service.database import troubles
 from service.database.engine import Database
+from service.errors import DatabaseError
 from service.logs import get_logger
-from service.server.probes import trouble_with
 
 logger = get_logger("service.batch")
 
-LOOK_SECONDS, LOOK_AGAIN_SECONDS = 10.0, 1.0
+LOOK_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 1.0
 """How often a process looks for what is wrong with it, and how often while something is."""
+ANSWER_SECONDS = 3.0
+"""How long a database may take to answer."""
 NO_ANSWER = "no answer within {:g} s"
 
 
 class Troubles(Background):
-    """Has the heartbeat write to the ledger what is wrong with this node, so that it is said
-    wherever somebody asks.
+    """Has the heartbeat write to the ledger what is wrong with this node, so that any process can
+    show it.
 
-    It is told what was wrong at two looks in a row: a database that was busy for a moment is no
+    It writes only what was wrong at two looks in a row: a database that was busy for a moment is no
     trouble.
     """
 
@@ -100,9 +107,19 @@ async def reasons(
 
 
 async def _of_databases(application: Database, ledger: Database) -> dict[str, str]:
-    troubles = await asyncio.gather(trouble_with(application), trouble_with(ledger))
+    found = await asyncio.gather(_trouble_with(application), _trouble_with(ledger))
     return {
         name: trouble
-        for name, trouble in zip(("application", "ledger"), troubles, strict=True)
+        for name, trouble in zip(("application", "ledger"), found, strict=True)
         if trouble
     }
+
+
+async def _trouble_with(database: Database) -> str | None:
+    """Why a database does not answer; None if it does."""
+    try:
+        async with limited(ANSWER_SECONDS):
+            await database.answer()
+    except (DBAPIError, DatabaseError, OSError) as error:
+        return f"the database does not answer ({troubles.advice_on(error) or type(error).__name__})"
+    return None

@@ -61,9 +61,8 @@ class _Reloader:
         self._listening = listening
         self._is_stopping = False
         self._is_impatient = False
-        self._wake: queue.SimpleQueue[None] = (
-            queue.SimpleQueue()
-        )  # the only kind of queue whose put() is safe in a signal handler
+        # The only kind of queue whose put() is safe in a signal handler
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._watched, self._alive = os.pipe()
 
     def run(self) -> None:

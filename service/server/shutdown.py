@@ -21,7 +21,7 @@ from typing import Any
 from service import clock, logs, sentry
 from service.batch.nodes.loop_watchdog import Watchdog
 from service.config import Settings
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 
 logger = logs.get_logger("service.batch")
 

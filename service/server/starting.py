@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from service import console
 from service.batch.firing.apscheduler import next_run_times
 from service.batch.tasks.discovery import folder_of
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 
 MOST_LISTED = 20
 """How many tasks the summary of a service lists, at most: those that are due next."""

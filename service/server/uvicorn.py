@@ -1,10 +1,13 @@
-"""`batch serve`: runs the application in uvicorn, and prints a short summary at the start."""
+"""`batch serve`: runs the application in uvicorn, and prints a short summary at the start. The API
+and the pages are imported after the start.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import socket
@@ -14,26 +17,37 @@ from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service import console, logs
+from service.concurrency.offload import offload
 from service.config import Settings
 from service.errors import DatabaseError, InvalidSetting
 from service.escaping import echoed
-from service.server.batch_service import BatchService
 from service.server.connections import Connections, raise_file_limit, share_of
-from service.server.front import Front
+from service.server.lifespans import lifespan_with_logs
+from service.server.service import BatchService
 from service.server.starting import (
     collect_garbage_less_often,
     collect_no_garbage_yet,
     print_summary,
 )
+from service.web import api
 from service.web.access import is_loopback
+from service.web.headers import Headed
 
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 16
 """The number of connections that the event loop accepts in one step, before it counts them."""
 
+IMPORT_AFTER_SECONDS = 0.1
+"""The import of the whole application begins this long after the start, because a thread that
+imports slows the event loop down.
+"""
+
+logger = logs.get_logger("service.batch")
 uvicorn_log = logging.getLogger("uvicorn.error")
 
 
@@ -49,21 +63,21 @@ def serve_on(listening: socket.socket, settings: Settings) -> None:
     """Serve like `serve`, on a bound socket."""
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     collect_no_garbage_yet()
-    front = Front()
+    app = LateImport()
 
     async def welcome(batch: BatchService, url: str) -> None:
         print_summary(batch, f" on {url}")
         await offer_sign_in(batch, url, settings)
-        front.import_soon()
+        app.import_soon()
 
-    run(front, listening, welcome)
+    run(app, listening, welcome)
 
 
 Welcome = Callable[[BatchService, str], Awaitable[None]]
 """What is done when the server has started: it gets the service, and the URL of the server."""
 
 
-def run(app: Starlette | Front, listening: socket.socket, welcome: Welcome) -> None:
+def run(app: Starlette | LateImport, listening: socket.socket, welcome: Welcome) -> None:
     """Serve this application until SIGTERM or SIGINT.
 
     Its lifespan sets `app.state.batch`, or the error `app.state.failure`, which is raised here. An
@@ -87,6 +101,75 @@ def run(app: Starlette | Front, listening: socket.socket, welcome: Welcome) -> N
         _Server(config, listening, welcome).run(sockets=[listening])
     if (error := getattr(app.state, "import_error", None)) is not None:
         raise error
+
+
+class LateImport:
+    """Passes requests to the whole application, which is imported when the service has started.
+
+    Until then it answers health checks, and other requests wait. Importing the API and the pages
+    takes half as long as the start of the service, which needs nothing of them: it fires slots and
+    executes runs meanwhile. `state` is that of the whole application too.
+    """
+
+    def __init__(self) -> None:
+        self._early = Starlette(
+            routes=api.health_checks,
+            lifespan=lifespan_with_logs,
+            middleware=[Middleware(Headed, hosts=lambda: None)],
+        )
+        self.state = self._early.state
+        self._whole: Starlette | None = None
+        self._import: asyncio.Task[Starlette] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (self._whole is None and _is_health_check(scope)):
+            await self._early(scope, receive, send)
+        else:
+            whole = (
+                await asyncio.shield(self.import_whole()) if self._whole is None else self._whole
+            )
+            await whole(scope, receive, send)
+
+    def import_soon(self) -> None:
+        """Begin to import the whole application in a moment, after slots that are due and the first
+        health check.
+        """
+        asyncio.get_running_loop().call_later(IMPORT_AFTER_SECONDS, self.import_whole)
+
+    def import_whole(self) -> asyncio.Task[Starlette]:
+        """Begin to import the whole application, once. If that fails, `state.import_error` says
+        why.
+        """
+        if self._import is None:
+            self._import = asyncio.create_task(offload(_create_app))
+            self._import.add_done_callback(self._on_imported)
+        return self._import
+
+    def _on_imported(self, done: asyncio.Task[Starlette]) -> None:
+        if done.cancelled():
+            return
+        if error := done.exception():
+            logger.error(
+                "the API and the pages can't be imported, so the service ends", exc_info=error
+            )
+            self.state.import_error = error
+            return
+        self._whole = done.result()
+        self._whole.state = self.state
+        gc.freeze()  # what was imported, which no collection needs to look at
+
+
+def _is_health_check(scope: Scope) -> bool:
+    return scope["method"] == "GET" and any(
+        scope["path"] == route.path for route in api.health_checks
+    )
+
+
+def _create_app() -> Starlette:
+    """In a thread, because it takes some tenths of a second."""
+    from service.server.app import create_app
+
+    return create_app()
 
 
 def _close_copy(listening: socket.socket) -> None:

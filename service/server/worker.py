@@ -16,7 +16,7 @@ from service import console, logs
 from service.batch.nodes.roles import Roles
 from service.config import Settings
 from service.errors import DatabaseError
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.server.shutdown import serving
 from service.server.starting import (
     collect_garbage_less_often,
@@ -124,9 +124,8 @@ async def _welcome(batch: BatchService, where: str) -> None:
     print_summary(batch, where)
     for warning in warnings_of_worker(batch):
         console.warn(f"  {warning}")
-    with contextlib.suppress(
-        DatabaseError
-    ):  # the worker has started, so it goes on if the ledger can't be asked now
+    # The worker has started, so it goes on if the ledger can't be asked now.
+    with contextlib.suppress(DatabaseError):
         await warn_of_services(batch)
 
 

@@ -19,10 +19,10 @@ from sqlalchemy import func, select, text
 from service import clock, logs
 from service.batch.context import fencing
 from service.batch.cron.cron import Schedule
-from service.batch.execution.write_buffer import progress_of
+from service.batch.execution.outcomes import progress_of
 from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
-from service.batch.firing.opening import open_and_close
+from service.batch.firing.opener import open_and_close
 from service.batch.ledger import database_time, nodes, run_progress, runs, tables
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import FINAL, RunState
@@ -34,10 +34,10 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import BatchError
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
 from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
 from service.testing.engine import DrivenEngine
 from service.testing.instances import Prepare, prepared
 from service.testing.kills import Kill

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 
 
 async def nothing() -> None:

@@ -19,7 +19,7 @@ from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
 from service.databaseurl import async_url
 from service.errors import BatchError, InvalidParameters, UnknownRun, UnknownTask
-from service.operations.results import Quarantined
+from service.operations.asking.results import Quarantined
 from service.testing.driven import DrivenService
 from service.testing.failures import Failures
 from service.testing.made_upstream import Given, MadeUpstreams

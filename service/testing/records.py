@@ -17,7 +17,7 @@ from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import attempts, log, missed, runs
 from service.config import get_settings
 from service.database.engine import Database
-from service.operations.databases import Databases
+from service.operations.asking.databases import Databases
 from service.testing.databases import wait_for
 
 T = TypeVar("T")

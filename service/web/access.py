@@ -21,9 +21,9 @@ from service import clock
 from service.config import Settings
 from service.errors import BatchError, InvalidSetting
 from service.escaping import echoed
+from service.operations.asking.actor import ROLES, Actor, Role
 from service.operations.operations import Operations
 from service.operations.people.access import SECRET, hash_of
-from service.operations.people.actor import ROLES, Actor, Role
 from service.web.csrf import refuse_foreign, refuse_foreign_read, refuse_without_csrf
 from service.web.limits import Limits
 from service.web.problems import Refused

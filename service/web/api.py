@@ -59,13 +59,11 @@ async def metrics(request: Request) -> Response:
             return problem(401, f"{detail}: mount service.app.create_app()")
         await guard.actor(request, may_be_anonymous=has_own_name)
     try:
-        monitoring = _started(request, "batch").monitoring
+        batch = _started(request, "batch")
     except BatchError as error:
         return problem(503, error.message)
-    gauges = await monitoring.gauges.read()
-    content, media_type = await offload(
-        _exposed, monitoring.snapshot(), gauges, monitoring.metrics.labels
-    )
+    gauges = await batch.gauges.read()
+    content, media_type = await offload(_exposed, batch.snapshot(), gauges, batch.metrics.labels)
     return Response(content, media_type=media_type)
 
 

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service import clock, tracing
+from service.batch.ledger.states import FINAL
 from service.errors import BatchError
 from service.logs import get_logger
+from service.operations.asking.results import Result
 from service.operations.operations import Operations
-from service.operations.results import Result
-from service.operations.runs.states import FINAL_STATES
 from service.operations.system.live import NEWEST, Look
 from service.web.stream import Event, Stream
 
@@ -180,7 +180,7 @@ class Feed:
         return {
             run
             for run, fields in self._last.get("runs", {}).items()
-            if fields["state"] not in FINAL_STATES
+            if fields["state"] not in FINAL
         }
 
     def _compare(self, look: Look, topics: set[str], runs: set[str]) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from service.operations.asking.actor import Role
+from service.operations.asking.results import Result
 from service.operations.people.access import NewSession
-from service.operations.people.actor import Role
-from service.operations.results import Result
 from service.web.access import Guard, address_of, cookie_name, needs
 from service.web.csrf import csrf_of, refuse_foreign
 from service.web.problems import Refused

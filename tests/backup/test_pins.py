@@ -20,9 +20,9 @@ from service.batch.ledger import backups
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, DatabaseError
 from service.operations.backups.copies import download, upload
+from service.operations.backups.delete import delete_old, prune_plans
 from service.operations.backups.details import describe_backup
 from service.operations.backups.pins import PinChange, pin, unpin
-from service.operations.backups.prune import delete_old, prune_plans
 from tests.asking import access
 from tests.backup.contents import HEADER, forge, make_archive
 from tests.backup.s3 import Bucket, bucket, refusing, s3_server

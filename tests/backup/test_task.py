@@ -209,7 +209,7 @@ import asyncio, os, signal
 from pathlib import Path
 from service.backup.places.place import Folder
 from service.config import get_settings
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
 
 left = 3

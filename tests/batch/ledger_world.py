@@ -14,7 +14,7 @@ from sqlalchemy import Table, select, text
 from service import BaseTask, TaskRegistry, clock, current_run
 from service.batch.context.current_run import state_of
 from service.batch.context.lease import Lease
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing import apscheduler, firing, task_sync
 from service.batch.firing.apscheduler import Notify
 from service.batch.firing.firing import Fired

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from service import clock
-from service.batch.execution.engine import Engine
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.firing import Fired
 from service.batch.ledger.runs import Claimed
@@ -19,7 +19,7 @@ from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue.capacity import Capacity
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import NODE, know, make_task
 
 
@@ -98,7 +98,8 @@ async def test_the_dispatcher_launches_claimed_runs_on_any_engine_and_makes_it_r
     ledger: Database,
 ) -> None:
     tasks = await know(ledger, make_task("a", "* * * * * *"))
-    engine: Engine = (recording := Recording())
+    recording = Recording()
+    engine: Any = recording
     dispatcher = Failing(ledger, tasks, NODE, engine)
     await dispatcher._turn({"a"})
     assert (recording.checks, recording.launched) == (1, [])

@@ -16,8 +16,8 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.firing import coming_slots, task_sync
-from service.batch.firing.dispatcher import Dispatcher
+from service.batch.firing import task_sync
+from service.batch.firing.dispatcher import BETWEEN_SECONDS, FEW, LONGEST_SECONDS, Dispatcher
 from service.batch.ledger import database_time, schedules, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.states import RunState
@@ -222,10 +222,22 @@ async def test_two_nodes_make_one_run_of_each_slot(ledger: Database) -> None:
     assert set(first.recording.launched) == set(tasks) and second.recording.launched == {}
 
 
-def add_many(coming: coming_slots.ComingSlots) -> None:
+class Coming(Dispatcher):
+    """It only notes what it is to fire: how many tasks, and the instant if that is to come."""
+
+    def __init__(self, lease: float = 30.0) -> None:
+        super().__init__(None, {}, NODE, Recording(), lease=lease)
+
+    @property
+    def begun(self) -> list[tuple[int, datetime | None]]:
+        due = [(len(self._due), None)] if self._due else []
+        return due + [(len(names), slot) for names, slot in self._early]
+
+
+def add_many(coming: Coming) -> None:
     """Add so many slots that the work for them begins before they are due."""
-    for number in range(coming_slots.FEW + 1):
-        coming.add(f"t{number}", SLOT)
+    for number in range(FEW + 1):
+        coming.notify(f"t{number}", SLOT)
 
 
 async def until_planned() -> None:
@@ -237,61 +249,56 @@ async def until_planned() -> None:
 
 
 async def test_few_slots_are_fired_when_they_are_due_and_many_before() -> None:
-    begun: list[tuple[int, datetime | None]] = []
-    coming = coming_slots.ComingSlots(lambda names, slot: begun.append((len(names), slot)))
+    coming = Coming()
     with clock.moved(SLOT - timedelta(seconds=0.25)):
         add_many(coming)
-        coming.add("alone", SLOT - timedelta(seconds=0.2))
+        coming.notify("alone", SLOT - timedelta(seconds=0.2))
         clock.advance(timedelta(seconds=0.24))
-        await until(lambda: _true(len(begun) == 2))
-        assert sorted(begun, key=str) == [(1, None), (coming_slots.FEW + 1, SLOT)]
+        await until(lambda: _true(len(coming.begun) == 2))
+        assert sorted(coming.begun, key=str) == [(1, None), (FEW + 1, SLOT)]
 
 
 async def test_the_lead_follows_what_the_work_has_taken_within_its_bound() -> None:
-    begun: list[datetime | None] = []
-    coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot))
-    coming.measured(10, 50.0)
-    with clock.moved(SLOT - timedelta(seconds=coming_slots.LONGEST_SECONDS)):
+    coming = Coming()
+    coming._seconds_each = 5.0
+    with clock.moved(SLOT - timedelta(seconds=LONGEST_SECONDS)):
         add_many(coming)
-        await until(lambda: _true(begun == [SLOT]))
+        await until(lambda: _true(coming.begun == [(FEW + 1, SLOT)]))
 
 
 async def test_a_short_lease_bounds_the_lead() -> None:
-    begun: list[datetime | None] = []
-    coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot), lease=2.0)
-    coming.measured(10, 50.0)
+    coming = Coming(lease=2.0)
+    coming._seconds_each = 5.0
     with clock.moved(SLOT - timedelta(seconds=0.3)):
         add_many(coming)
         await until_planned()
-        assert begun == []
+        assert coming.begun == []
         clock.advance(timedelta(seconds=0.11))
-        await until(lambda: _true(begun == [SLOT]))
+        await until(lambda: _true(coming.begun == [(FEW + 1, SLOT)]))
 
 
 async def test_no_transaction_is_open_at_an_instant_with_other_slots_before() -> None:
-    begun: list[datetime | None] = []
-    coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot))
-    coming.measured(10, 50.0)  # so that the work would begin LONGEST_SECONDS before the slot
+    coming = Coming()
+    coming._seconds_each = 5.0  # so that the work would begin LONGEST_SECONDS before the slot
     before = SLOT - timedelta(seconds=1)
     with clock.moved(before - timedelta(seconds=0.4)):
-        coming.add("alone", before)
+        coming.notify("alone", before)
         add_many(coming)
         await until_planned()
-        assert begun == []
+        assert coming.begun == []
         clock.advance(timedelta(seconds=0.4))
-        await until(lambda: _true(begun == [None]))
-        clock.advance(timedelta(seconds=coming_slots.BETWEEN_SECONDS))
-        await until(lambda: _true(begun == [None, SLOT]))
+        await until(lambda: _true(coming.begun == [(1, None)]))
+        clock.advance(timedelta(seconds=BETWEEN_SECONDS))
+        await until(lambda: _true(coming.begun == [(1, None), (FEW + 1, SLOT)]))
 
 
 async def test_a_slot_that_is_to_come_is_fired_soon_after_the_clock_was_set_forward() -> None:
-    begun: list[datetime | None] = []
-    coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot))
+    coming = Coming()
     with clock.moved(SLOT - timedelta(minutes=10)):
-        coming.add("alone", SLOT)
+        coming.notify("alone", SLOT)
         await asyncio.sleep(0)
         clock.advance(timedelta(hours=1))
-        await until(lambda: _true(begun == [None]), seconds=10)
+        await until(lambda: _true(coming.begun == [(1, None)]), seconds=10)
 
 
 async def clocks_differ(

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import TaskRegistry, clock, config, logs
 from service.batch.account import accounting
 from service.batch.context.lease import Lease
-from service.batch.execution import local_engine
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution import engine as engine_module
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing import schedule_sync, task_sync
 from service.batch.incidents.watch import Watch
 from service.batch.ledger import nodes, tables
@@ -34,7 +34,7 @@ from service.batch.nodes.roles import BY_HAND, Roles
 from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch import ledger_world
 from tests.batch.ledger_world import NODE, know, make_task, until
 from tests.batch.test_leases import put_node, put_run
@@ -158,7 +158,7 @@ async def start(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch, boot_time: Seconds
 ) -> AsyncIterator[Any]:
     monkeypatch.setattr(schedule_sync, "REFRESH_SECONDS", 0.02)
-    monkeypatch.setattr(local_engine, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(engine_module, "FLUSH_SECONDS", 0.01)
     logs.set_up("INFO")
     services = Services(boot_time)
     async with AsyncExitStack() as stack:

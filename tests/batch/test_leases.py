@@ -27,14 +27,13 @@ from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import heartbeat, ledger_poll, orphans, process_lock
 from service.batch.nodes.harm import LostLease
-from service.batch.nodes.heartbeat import Heartbeat
+from service.batch.nodes.heartbeat import Heartbeat, Wakes
 from service.batch.nodes.orphans import rescue
-from service.batch.nodes.wakes import Wakes
 from service.batch.queue import claiming
 from service.batch.queue.retry import retry
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from service.testing.engine import DrivenEngine
 from tests.batch.attempts import Begun
 from tests.batch.ledger_world import fire, know, make_task, rows, until

@@ -13,9 +13,8 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.execution import claims
-from service.batch.execution.claims import Claims
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution import engine as engine_module
+from service.batch.execution.engine import LocalEngine
 from service.batch.execution.tickets import Tickets
 from service.batch.ledger import runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
@@ -53,11 +52,9 @@ async def commit_a_claim(ledger: Database, exclusive: str | None = "t") -> runs.
     return runs.claimed_from(made)
 
 
-@pytest.mark.parametrize(
-    ("owner", "await_of_the_turn"), [(Claims, "may_start"), (LocalEngine, "_write")]
-)
+@pytest.mark.parametrize("await_of_the_turn", ["_may_claim", "_write"])
 async def test_a_recheck_requested_during_a_turn_starts_no_run_twice(
-    ledger: Database, monkeypatch: pytest.MonkeyPatch, owner: type, await_of_the_turn: str
+    ledger: Database, monkeypatch: pytest.MonkeyPatch, await_of_the_turn: str
 ) -> None:
     """A recheck holds `claiming` all the time, so that it does not see runs that are about to be
     launched.
@@ -67,18 +64,18 @@ async def test_a_recheck_requested_during_a_turn_starts_no_run_twice(
     """
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
-    original = getattr(owner, await_of_the_turn)
+    original = getattr(LocalEngine, await_of_the_turn)
     is_there, may_go_on = asyncio.Event(), asyncio.Event()
 
     async def slowly(self: object, *args: object, **more: object) -> object:
         is_there.set()
         await may_go_on.wait()
-        return (await original(self, *args, **more)) or owner == Claims
+        return (await original(self, *args, **more)) or await_of_the_turn == "_may_claim"
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, await_of_the_turn, slowly)
-        if owner == LocalEngine:
-            patch.setattr(Claims, "may_start", lambda *_: asyncio.sleep(0, True))
+        patch.setattr(LocalEngine, await_of_the_turn, slowly)
+        if await_of_the_turn == "_write":
+            patch.setattr(LocalEngine, "_may_claim", lambda *_: asyncio.sleep(0, True))
         turn = asyncio.create_task(engine._turn())
         await is_there.wait()
         engine.recheck_claims()
@@ -99,7 +96,7 @@ async def launch_five(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Counted, DrivenEngine, asyncio.Task[None]]:
     """Begin to start five runs, two in each step. The engine has room for six."""
-    monkeypatch.setattr("service.batch.execution.local_engine.LAUNCHED_AT_ONCE", 2)
+    monkeypatch.setattr("service.batch.execution.engine.LAUNCHED_AT_ONCE", 2)
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
     claimed = [await commit_a_claim(ledger, None) for _ in range(5)]
@@ -167,7 +164,7 @@ async def test_groups_that_were_prepared_ahead_are_written_after_a_failure_and_i
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the database writes a group of outcomes, the next one is taken and encoded."""
-    for module in ("write_buffer", "local_engine"):
+    for module in ("outcomes", "engine"):
         monkeypatch.setattr(f"service.batch.execution.{module}.GROUP_LIMIT", 3)
     finish, written = transitions.finish, list[list[str]]()
 
@@ -292,7 +289,7 @@ async def test_while_all_runs_that_may_start_are_locked_it_looks_now_and_then(
         return await take(*given)
 
     monkeypatch.setattr(claiming, "take", counted)
-    monkeypatch.setattr(claims, "LOCKED_SECONDS", 1_000.0)
+    monkeypatch.setattr(engine_module, "LOCKED_LOOK_SECONDS", 1_000.0)
     engine = LocalEngine(ledger, loaded, NODE)
     async with ledger.engine.begin() as locking:
         await locking.execute(select(tables.runs.c.id).with_for_update())
@@ -301,7 +298,7 @@ async def test_while_all_runs_that_may_start_are_locked_it_looks_now_and_then(
         await until(lambda: asyncio.sleep(0, looks))
         await asyncio.sleep(0.2)
         assert looks == 1
-        monkeypatch.setattr(claims, "LOCKED_SECONDS", 0.02)
+        monkeypatch.setattr(engine_module, "LOCKED_LOOK_SECONDS", 0.02)
         engine.wake()
         await until(lambda: asyncio.sleep(0, looks > 2))
     await until(lambda: rows(ledger, id=run.id, state="succeeded"))

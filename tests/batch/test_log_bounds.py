@@ -17,14 +17,14 @@ import pytest
 
 from service import failures, get_logger, logs
 from service.batch.context.attempt_state import LogBuffer
-from service.batch.execution import write_buffer
-from service.batch.execution.write_buffer import WriteBuffer
+from service.batch.execution import outcomes
+from service.batch.execution.outcomes import WriteBuffer
 from service.batch.ledger import run_logs
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
-from service.operations.databases import Databases
+from service.operations.asking.databases import Databases
 from service.operations.runs.run_log import Reader
 from tests.batch.attempts import Begun, ending_of
 from tests.batch.ledger_world import NODE
@@ -129,7 +129,7 @@ async def log_much(self: Any) -> None:
 async def test_while_the_ledger_is_away_bytes_are_bounded_and_each_run_logs_what_was_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(write_buffer, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(outcomes, "MOST_BYTES", 2_000_000)
     logs.set_up(stream=StringIO())
     waiting = WriteBuffer(NODE)
     for _ in range(10):
@@ -149,7 +149,7 @@ async def test_while_the_ledger_is_away_bytes_are_bounded_and_each_run_logs_what
 async def test_running_attempts_keep_their_lines_while_the_write_buffer_is_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(write_buffer, "MOST_BYTES", 500_000)
+    monkeypatch.setattr(outcomes, "MOST_BYTES", 500_000)
     logs.set_up(stream=StringIO())
     waiting, begun = WriteBuffer(NODE), [Begun(log_much) for _ in range(3)]
     for each in begun:

@@ -15,7 +15,7 @@ from sqlalchemy import event, update
 from sqlalchemy.exc import IntegrityError
 
 from service import Retry, TaskRegistry, clock, current_run
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.execution.run_here import ManualRun
 from service.batch.ledger import runs, tables, transitions
 from service.batch.ledger.attempts import Outcome

@@ -27,9 +27,10 @@ from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.context import Loaded
-from service.operations.night import lanes, outcomes
-from service.operations.night.models import SlotCounts
+from service.operations.asking.context import Loaded
+from service.operations.night import lanes
+from service.operations.night import night as night_reading
+from service.operations.night.results import SlotCounts
 from service.operations.operations import Operations
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_plans import Plans
@@ -164,7 +165,7 @@ async def read_tasks(connection: AsyncConnection, _: Key) -> None:
             "recounted_until": now,
         }
     )
-    await outcomes.failed_slots(connection, failed, now - timedelta(hours=1), now)
+    await night_reading.failed_slots(connection, failed, now - timedelta(hours=1), now)
 
 
 READERS: dict[str, Callable[[AsyncConnection, Key], Awaitable[None]]] = {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service import clock, current_run
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing import task_sync
 from service.batch.ledger.states import CLAIMABLE
 from service.batch.nodes import ledger_poll

@@ -28,6 +28,7 @@ from service.batch.incidents.checks import Checks
 from service.batch.incidents.watched import Thresholds, watched_tasks
 from service.batch.ledger import (
     attempts,
+    buckets,
     duties,
     gauges,
     missed_ranges,
@@ -42,12 +43,10 @@ from service.batch.ledger import (
     waits,
 )
 from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.buckets import CLASSES
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
 from service.batch.ledger.incidents import tables as incident_tables
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.night import buckets
-from service.batch.ledger.night import tables as night_tables
-from service.batch.ledger.night.tables import CLASSES
 from service.batch.ledger.people import access, access_tables, audit, previews
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
@@ -66,13 +65,14 @@ from service.config import Settings
 from service.database import companions
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
-from service.operations.context import Loaded
-from service.operations.night import did_not_run, outcomes
-from service.operations.night import late as night_late
-from service.operations.night import needs as night_needs
-from service.operations.night.models import SlotCounts
+from service.operations.asking.context import Loaded
+from service.operations.night import attention as night_needs
+from service.operations.night import did_not_run
+from service.operations.night import night as night_reading
+from service.operations.night.results import SlotCounts
 from service.operations.operations import Operations
-from service.operations.runs import story
+from service.operations.runs import late as night_late
+from service.operations.runs import phases
 from service.poolsettings import DEFAULT_POOL
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
@@ -421,7 +421,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             await gauges.oldest_waiting_since(connection)
             await gauges.task_rows(connection)
             await durations.outdated(connection, clock.now())
-            await gauges.open_incidents(connection)
+            await incidents.numbers_open(connection)
             await gauges.living_nodes(connection)
             await quarantine.waiting_by_task(application, 100)
         with plans.of("beat"):
@@ -561,8 +561,8 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             failed_slots = SlotCounts(
                 due=1, recounted_until=now, **{**dict.fromkeys(CLASSES, 0), "failed": 1}
             )
-            await outcomes.failed_slots(connection, failed_slots, now - later, now)
-            await outcomes.beside(connection, now - later, now)
+            await night_reading.failed_slots(connection, failed_slots, now - later, now)
+            await night_reading.beside(connection, now - later, now)
             await schedules.in_use(connection)
     with plans.of("night"):
         await Operations(ledger, application, Loaded, Settings()).status()
@@ -618,7 +618,7 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             await run_ids.begin_with(connection, "0000", 2)
             await attempts.of_run(connection, run)
             await missed_ranges.of_task(connection, "over-1", 3)
-            await story.children(connection, run)
+            await phases.children(connection, run)
         with plans.of("cancel"):
             await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
         with plans.of("start"):
@@ -813,7 +813,7 @@ async def _fill_incidents(connection: AsyncConnection, now: datetime, number: in
     )
     took = {"runs": 1, "computed_at": now}
     await connection.execute(
-        incident_tables.durations.insert(), [{"task": f"over-{n}", **took} for n in range(number)]
+        tables.durations.insert(), [{"task": f"over-{n}", **took} for n in range(number)]
     )
     good = {"fingerprint": "1:boom", "noticed_at": now, "made_good_at": now}
     bad = [new(f"over-{n % 10}", state="failed", finished_at=now) for n in range(number)]
@@ -826,13 +826,13 @@ async def _fill_incidents(connection: AsyncConnection, now: datetime, number: in
 async def _fill_tally(ledger: Database, now: datetime, number: int) -> None:
     """So many buckets that were counted."""
     at = [buckets.bucket_of(now - timedelta(days=2, minutes=10 * n)) for n in range(number)]
-    counts = dict.fromkeys(night_tables.CLASSES, 0)
+    counts = dict.fromkeys(buckets.CLASSES, 0)
     async with ledger.engine.begin() as connection:
         await connection.execute(
-            night_tables.buckets.insert(), [{"bucket": one, "counted_at": now} for one in at]
+            buckets.buckets.insert(), [{"bucket": one, "counted_at": now} for one in at]
         )
         rows = [{"bucket": one, "task": "over-1", **counts} for one in at]
-        await connection.execute(night_tables.tally.insert(), rows)
+        await connection.execute(buckets.tally.insert(), rows)
     if ledger.kind == "postgresql":
         async with ledger.engine.begin() as connection:
             await connection.execute(text("ANALYZE batch_buckets, batch_tally"))

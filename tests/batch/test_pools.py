@@ -29,8 +29,8 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
-from service.server.sign_on import sign_on
+from service.server.lifecycle import sign_on
+from service.server.service import BatchService
 from service.server.worker import warn_of_services
 from tests.batch.crowd import words
 from tests.batch.ledger_world import NODE, know, make_task, refresh, rows, schedule_sync_of, until

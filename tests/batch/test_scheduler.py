@@ -59,7 +59,8 @@ async def started() -> AsyncIterator[Callable[..., AsyncIOScheduler]]:
 
 def with_jobs(notify: module.Notify) -> AsyncIOScheduler:
     scheduler = module.new_scheduler()
-    module.add_jobs(scheduler, TaskRegistry.tasks().values(), notify)
+    module.report_to(scheduler, notify)
+    module.add_jobs(scheduler, TaskRegistry.tasks().values())
     return scheduler
 
 

@@ -11,7 +11,7 @@ import pytest
 from service import BaseTask, TaskRegistry, call_async, config, current_run, start
 from service.config import get_settings
 from service.errors import DatabaseError, InvalidParameters, UnknownTask
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import know, rows, until
 
 SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)

@@ -14,7 +14,7 @@ from sqlalchemy import update
 
 from service import Retry, clock
 from service.batch.execution import tickets as tickets_module
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.execution.tickets import Tickets
 from service.batch.ledger import database_time, duties, tables
 from service.batch.nodes.outage import Outage

@@ -27,7 +27,7 @@ from service.batch.queue import cancel
 from service.batch.queue.capacity import Capacity
 from service.config import get_settings
 from service.database.engine import Database
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch import ledger_world
 from tests.batch.ledger_world import NODE, know, make_task, until
 from tests.batch.test_leases import put_node

@@ -115,7 +115,7 @@ async def test_another_service_places_when_the_one_that_places_is_killed(place: 
 
 
 async def placing_node(place: Place) -> dict[str, object]:
-    from service.batch.ledger.people.access_tables import duties
+    from service.batch.ledger.duties import duties
 
     (duty,) = await rows(place.ledger, duties, name="tickets")
     (node,) = await rows(place.ledger, tables.nodes, id=duty["node"])

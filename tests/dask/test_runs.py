@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from service import clock
 from service.batch.ledger import tables
-from service.batch.ledger.people.access_tables import duties
+from service.batch.ledger.duties import duties
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
 from tests.processes import batch

@@ -17,7 +17,7 @@ from service import clock, config, get_db
 from service.batch.ledger import tables
 from service.config import get_settings
 from service.database import engine
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import make_task, rows, until
 
 SECONDS = int(os.environ.get("WRITER_SECONDS", "11"))

@@ -23,7 +23,7 @@ from service.database.session import (
     use_application_database,
 )
 from service.errors import LeaseLost
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import make_task, until
 
 

@@ -14,7 +14,7 @@ from service import clock
 from service.batch.ledger.run_logs import LogLine
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
-from service.operations.runs.run_list import RunFilter
+from service.operations.asking.filter import RunFilter
 from tests.demo.cast import PARTS
 from tests.demo.failing import failure_of
 from tests.demo.times import SHORTLY

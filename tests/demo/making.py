@@ -16,7 +16,7 @@ from service.batch.nodes.outage import Outage
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.config import forget_settings, get_settings
-from service.operations.databases import open_databases
+from service.operations.asking.databases import open_databases
 from tests.demo import acts, backing_up, earlier, files, services, story
 from tests.demo.cast import CAST, FEED_BEFORE, Part
 from tests.demo.ordinary import Made, Maker

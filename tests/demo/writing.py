@@ -28,9 +28,9 @@ from service.batch.nodes.outage import Outage
 from service.batch.tasks.registry import Task
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
 from tests.demo.failing import Failure, stamp
 from tests.demo.ordinary import SEED, Made
 from tests.demo.times import SERVICES

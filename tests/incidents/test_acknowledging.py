@@ -14,10 +14,10 @@ from service.batch.ledger.states import RunState
 from service.config import Settings, get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, WrongState
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
+from service.operations.asking.filter import RunFilter
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
-from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, retried, started, succeeded, watching
 

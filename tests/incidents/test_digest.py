@@ -17,7 +17,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
 from service.config import get_settings
 from service.database.engine import Database
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
 from service.server.digest import Digest
 from tests.batch.ledger_world import know, make_task, rows, until

@@ -18,7 +18,7 @@ from service.batch.ledger import tables
 from service.batch.ledger.incidents.tables import incidents, outbox
 from service.config import get_settings
 from service.database.engine import Database
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
 from tests.batch.ledger_world import know, make_task, rows
 from tests.commands import Batch, in_this_process
@@ -182,7 +182,7 @@ async def test_one_error_of_more_than_a_thousand_tasks_is_retried_at_once(
     others = [{**row, "id": tables.new_id(), "task": f"other{number}"} for number in range(1_100)]
     async with watch.ledger.engine.begin() as connection:
         await connection.execute(incidents.insert(), others)
-    plan = await operations.incidents.plan_retry(row["id"], with_same_error=True)
+    plan = await operations.bulks.plan_retry(row["id"], with_same_error=True)
     assert (plan.task, plan.preview.count) == ("1,101 tasks", 1)
 
 

@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from service.batch.ledger.duties import duties
 from service.batch.ledger.incidents.tables import incidents
-from service.batch.ledger.people.access_tables import duties
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.incidents.receivers import HttpReceiver

@@ -24,8 +24,8 @@ from service.batch.account import accounting
 from service.batch.account.account import AccountedSlot, AccountFinding, Kind
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
-from service.batch.execution.write_buffer import Group, WriteBuffer
-from service.batch.firing import firing, opening, task_sync
+from service.batch.execution.outcomes import Group, WriteBuffer
+from service.batch.firing import firing, opener, task_sync
 from service.batch.firing.firing import Fired
 from service.batch.ledger import ids, nodes
 from service.batch.ledger.attempts import Outcome
@@ -317,7 +317,7 @@ class Machine(RuleBasedStateMachine):
     def _open(self, which: str) -> None:
         loaded = self.processes[which].tasks
         expected = self.model.look(loaded.keys())
-        assert self.world.write(opening.open_and_close, loaded, clock.now()).number == expected
+        assert self.world.write(opener.open_and_close, loaded, clock.now()).number == expected
 
     def _take(self, process: Process, claimed: Sequence[Claimed]) -> None:
         """It works on these now. What it holds of an older attempt of one of them it gives up."""

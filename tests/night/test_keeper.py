@@ -13,9 +13,10 @@ from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time, duties, runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.duties import WATCH
-from service.batch.ledger.incidents.tables import durations, incidents
+from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import durations
 from service.batch.night.keeper import TallyKeeper
 from service.batch.nodes.outage import Outage
 from service.database.engine import Database

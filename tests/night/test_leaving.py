@@ -17,9 +17,9 @@ from service.batch.ledger.missed_ranges import Cause, MissedRange, record
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownTask, WrongState
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
 from tests.batch.ledger_world import fire, know, make_task, rows, until_waiting
 from tests.incidents.watching import Watching
 from tests.night.conftest import START
@@ -158,7 +158,7 @@ async def test_the_slots_of_several_tasks_are_backfilled_together(
 ) -> None:
     """One preview for all of them, and an event of the audit for each task."""
     await know(ledger, make_task("other", "* * * * *"))
-    plan = await mara.slots.plan_backfills(START, clock.now())
+    plan = await mara.bulks.plan_backfills(START, clock.now())
     planned = {
         each.task: (each.preview and each.preview.count, each.first, each.last)
         for each in plan.tasks
@@ -166,7 +166,7 @@ async def test_the_slots_of_several_tasks_are_backfilled_together(
     assert planned == dict.fromkeys(("load", "tick"), (9, START + MINUTE, START + 9 * MINUTE))
     assert (plan.count, plan.more) == (18, 0)
     for _ in range(2):  # sent twice
-        begun = await mara.slots.begin_backfills(plan.previews, NOTE)
+        begun = await mara.bulks.begin_backfills(plan.previews, NOTE)
         assert [each.started_at is not None for each in begun] == [True, True]
     for each in begun:
         await mara.bulks.carry_out(each.id)
@@ -188,18 +188,18 @@ async def test_the_slots_of_several_tasks_are_backfilled_together(
 async def test_a_task_that_can_t_be_backfilled_is_named_with_the_reason(
     ledger: Database, mara: Operations
 ) -> None:
-    plan = await mara.slots.plan_backfills(START, clock.now())
+    plan = await mara.bulks.plan_backfills(START, clock.now())
     async with ledger.engine.begin() as connection:
         of_tick = tables.schedules.c.task == "tick"
         await connection.execute(
             tables.schedules.update().where(of_tick).values(valid_until=clock.now())
         )
-    begun = await mara.slots.begin_backfills(plan.previews)
+    begun = await mara.bulks.begin_backfills(plan.previews)
     assert {each.task: each.started_at is not None for each in begun} == {
         "load": True,
         "tick": False,
     }
-    plan = await mara.slots.plan_backfills(START, clock.now())
+    plan = await mara.bulks.plan_backfills(START, clock.now())
     why = {each.task: each.why for each in plan.tasks}
     assert (why["load"], plan.count) == (None, 9)
     assert "the ledger has no schedule for it" in (why["tick"] or "")

@@ -21,11 +21,11 @@ from service.batch.ledger.tables import new_id
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, InvalidSchedule
-from service.operations.context import Loaded
-from service.operations.night.models import Night, RetryProgress
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
+from service.operations.asking.filter import RunFilter
+from service.operations.night.results import Night, RetryProgress
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
-from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import fire, know, make_task, rows
 from tests.incidents.test_conditions import checked
 from tests.incidents.watching import (
@@ -190,7 +190,7 @@ async def test_a_row_says_how_far_the_retry_of_its_runs_is(
     failures = [await failed(ledger, "load") for _ in range(5)]
     await watch.turn(2)
     (incident,) = (await operations.incidents.list()).incidents
-    plan = await operations.incidents.plan_retry(incident.id)
+    plan = await operations.bulks.plan_retry(incident.id)
     watch.later(60)
     later = await failed(ledger, "load")  # it is not one of those that are retried
     await watch.turn(2)

@@ -17,11 +17,10 @@ from service import clock
 from service.batch.account import accounting
 from service.batch.account.account import SLOTS, AccountedSlot, Kind
 from service.batch.firing.backfill import Backfill
-from service.batch.ledger import tables, transitions
+from service.batch.ledger import buckets, tables, transitions
 from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.night import buckets
-from service.batch.ledger.night.buckets import bucket_of
-from service.batch.ledger.night.tables import buckets as buckets_table
+from service.batch.ledger.buckets import bucket_of
+from service.batch.ledger.buckets import buckets as buckets_table
 from service.batch.ledger.states import ACTIVE, Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.night import counting, tally, unaccounted

@@ -16,9 +16,9 @@ from sqlalchemy import text
 
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor
 from tests.processes import UVICORN, Service, batch, process
 
 TASKS = '''

@@ -15,11 +15,11 @@ from sqlalchemy import update
 
 from service import clock
 from service.batch.ledger import missed_ranges, schedules, tables
+from service.batch.ledger.buckets import buckets, tally
 from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.missed_ranges import Cause, MissedRange
-from service.batch.ledger.night.tables import buckets, tally
 from service.batch.ledger.tables import new_id
-from service.operations.people.actor import ROLES, Role
+from service.operations.asking.actor import ROLES, Role
 from service.pages.routes import routes
 from service.pages.tasks import tasks
 from service.web.access import Guard

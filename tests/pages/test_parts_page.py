@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from service import clock
 from service.batch.ledger import tables
-from service.operations.runs.run_list import RunFilter
+from service.operations.asking.filter import RunFilter
 from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run
 

@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import BrowserContext, Page, expect
 
 from service.config import Settings
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
 from tests.processes import UVICORN, Service, process, service
 from tests.web import browsers

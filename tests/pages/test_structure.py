@@ -24,9 +24,9 @@ from service import TaskRegistry, clock
 from service.batch.cron.zones import zone_of
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
-from service.operations.context import Loaded
+from service.operations.asking.actor import Actor, Role
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations, open_operations
-from service.operations.people.actor import Actor, Role
 from service.pages import backups, search, sign_in, system
 from service.pages.frame.viewer import Viewer
 from service.pages.night import incidents, left_slots, outage_backfills

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.operations.night.models import Need, NightChange
+from service.operations.night.results import Need, NightChange
 from service.pages.frame import formatting
 from service.pages.frame.render import marked
 from service.pages.night.changes_in_words import lines_of

@@ -17,8 +17,8 @@ from service.batch.nodes.process_lock import ProcessLock
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import DatabaseError, DatabaseInUse
-from service.operations import databases
-from service.operations.databases import migrate_ledger
+from service.operations.asking import databases
+from service.operations.asking.databases import migrate_ledger
 from tests.migrations import add_migration
 
 OLDER = LEDGER_HISTORY.revisions[-1]

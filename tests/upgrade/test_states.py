@@ -14,7 +14,7 @@ import pytest
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import until
 from tests.commands import Batch, in_this_process
 from tests.upgrade import states

@@ -27,9 +27,9 @@ from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import Rank
 from service.batch.queue import waiting
 from service.database.engine import Database
-from service.operations.night.blocked import blocked_runs
 from service.operations.runs import chain
 from service.operations.runs.awaited import awaited
+from service.operations.runs.blocked import blocked_runs
 from tests.batch.test_runs import new
 
 Of = Callable[[str], AbstractContextManager[None]]

@@ -20,9 +20,9 @@ from service.batch.tasks.registry import Task
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, WrongState
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
-from service.operations.slots.backfill import BackfillRequest
+from service.operations.starting.backfill import BackfillRequest
 from tests.batch.ledger_world import make_task, rows
 from tests.commands import Batch, in_this_process
 from tests.waiting.test_after import THREE, daily

@@ -16,8 +16,8 @@ from service.batch.ledger.incidents.tables import outbox
 from service.batch.ledger.states import RunState
 from service.batch.queue.retry import retry
 from service.config import get_settings
-from service.operations.context import Loaded
-from service.operations.night.models import Need, Night
+from service.operations.asking.context import Loaded
+from service.operations.night.results import Need, Night
 from service.operations.operations import Operations
 from tests.batch.ledger_world import make_task, rows
 from tests.incidents.watching import Watching, watching

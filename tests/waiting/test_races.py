@@ -21,9 +21,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Start, clock, start, start_all
-from service.batch.execution.local_engine import LocalEngine
-from service.batch.firing import opening
-from service.batch.firing.opener import Opener
+from service.batch.execution.engine import LocalEngine
+from service.batch.firing.opener import Opener, open_and_close
 from service.batch.ledger import runs, tables, transitions
 from service.batch.ledger import waits as waits_module
 from service.batch.ledger.attempts import Outcome
@@ -85,7 +84,7 @@ def succeeded(run: str) -> Outcome:
 
 
 async def look(connection: AsyncConnection) -> int:
-    return (await opening.open_and_close(connection, {}, clock.now())).number
+    return (await open_and_close(connection, {}, clock.now())).number
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from service import Start, clock, config, start, start_all
 from service.config import get_settings
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import make_task, rows, until
 from tests.waiting.world import MINUTE
 
@@ -62,7 +62,7 @@ async def test_a_slot_begins_when_the_slot_that_it_waits_for_has_succeeded(
     await service.start()
     clock.advance(MINUTE)
     for name in ("load", "extract"):
-        service.notify(name)
+        service.dispatcher.notify(name)
     row = await ended(service, "load")
     assert order == ["extract", "load"]
     assert row["slot"] == (await ended(service, "extract"))["slot"]

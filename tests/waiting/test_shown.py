@@ -7,7 +7,7 @@ from typing import Any
 
 from service import Start, clock, start, start_all
 from service.batch.ledger import database_time
-from service.operations.night import late
+from service.operations.runs import late
 from service.operations.runs.waiting import Waiting
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.test_after import THREE
@@ -16,7 +16,7 @@ from tests.waiting.world import MINUTE, START, Waits
 
 async def shown(waits: Waits, run: str) -> Waiting:
     async with waits.ledger.reader.connect() as connection:
-        found = await late.waiting(connection, run, [], await database_time.now_of(connection))
+        found = await late.waiting_of(connection, run, [], await database_time.now_of(connection))
     assert found is not None
     return found
 

@@ -19,7 +19,7 @@ from service.batch.queue.enqueue import use_no_service, use_service
 from service.batch.tasks.registry import TaskRegistry
 from service.database.engine import Database
 from service.errors import InvalidParameters
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 from tests.batch.ledger_world import make_task, rows
 from tests.pools.world import pool_of
 from tests.waiting.test_service import ended

@@ -12,9 +12,9 @@ from starlette.applications import Starlette
 
 from service import config
 from service.app import create_app
+from service.operations.asking.actor import ROLES, Role
 from service.operations.operations import Operations
-from service.operations.people.actor import ROLES, Role
-from service.server.batch_service import BatchService
+from service.server.service import BatchService
 
 TASKS = '''
 from service import BaseTask, ItemTask

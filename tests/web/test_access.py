@@ -16,8 +16,8 @@ from service.app import create_app
 from service.batch.ledger.people import access
 from service.config import forget_settings, get_settings
 from service.errors import InvalidSetting
+from service.operations.asking.actor import ROLES, Actor, Role
 from service.operations.people.access import Access, hash_of
-from service.operations.people.actor import ROLES, Actor, Role
 from service.server.uvicorn import listen
 from service.web.csrf import csrf_of
 from service.web.limits import LOOKS

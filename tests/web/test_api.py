@@ -19,11 +19,11 @@ from starlette.applications import Starlette
 
 from service import TaskRegistry, config, start
 from service.app import create_app
-from service.batch.execution import local_engine
+from service.batch.execution import engine
 from service.batch.firing import task_sync
 from service.config import get_settings
 from service.errors import InvalidSetting
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
 from service.server import readiness
 from service.testing.postgres import OwnServer, find_binaries
@@ -143,7 +143,7 @@ async def test_a_service_without_a_free_thread_says_so_and_is_ready_and_so_does_
         goes_on.wait()
 
     make_task("sync", None, run, overlap="allow")
-    monkeypatch.setattr(local_engine, "CROWDED_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "CROWDED_SECONDS", 0.1)
     monkeypatch.setattr(readiness, "LOOK_SECONDS", 0.05)
     monkeypatch.setenv("MAX_THREADS", "1")
     monkeypatch.setenv("HEARTBEAT_SECONDS", "0.2")

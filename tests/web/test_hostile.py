@@ -22,7 +22,7 @@ import pytest
 from service.batch.ledger.runs import NewRun
 from service.config import Settings
 from service.database.types import stamp
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
 from tests.batch.ledger_world import until
 from tests.processes import Service, service

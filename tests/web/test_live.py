@@ -20,8 +20,8 @@ from service import clock
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id, nodes, runs
+from service.operations.asking.actor import Actor
 from service.operations.people.access import Access
-from service.operations.people.actor import Actor
 from service.operations.system.live import NEWEST
 from service.server.connections import Connections
 from service.web.stream import MOST_WAITING_BYTES

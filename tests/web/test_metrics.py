@@ -273,7 +273,7 @@ async def test_many_scrapes_read_the_ledger_once_in_15_seconds_and_write_their_t
     await asyncio.gather(*(scrape(served) for _ in range(10)))
     await scrape(served)
     assert reads() == 1
-    served.service.monitoring.gauges._read_at -= gauges.FRESH_SECONDS
+    served.service.gauges._read_at -= gauges.FRESH_SECONDS
     await scrape(served)
     assert reads() == 2
     assert threads and threading.get_ident() not in threads

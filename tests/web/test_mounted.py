@@ -16,7 +16,7 @@ from starlette.routing import Mount
 
 from service import config
 from service.app import create_app, lifespan
-from service.operations.people.actor import Actor
+from service.operations.asking.actor import Actor
 from service.server.connections import Connections
 from tests.web.conftest import TASKS
 from tests.web.streams import Server, listening

@@ -21,7 +21,7 @@ import pytest
 
 from service import clock
 from service.config import Settings
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
 from service.testing.postgres import PostgresServer
 from tests.processes import Service, free_port, process

@@ -15,19 +15,19 @@ import pytest
 
 from service import clock
 from service.errors import BatchError, InvalidParameters
+from service.operations.asking.actor import Actor
+from service.operations.asking.filter import RunFilter
+from service.operations.bulks.facet import Bulks
 from service.operations.people.access import Access
-from service.operations.people.actor import Actor
 from service.operations.people.changes import Changes
 from service.operations.remote import connection as remote_connection
-from service.operations.remote import facets, slots
+from service.operations.remote import facets
 from service.operations.remote.connection import Connection
-from service.operations.remote.operations import RemoteOperations, remote_operations
-from service.operations.runs.bulk import Bulks
+from service.operations.remote.operations import RemoteOperations, RemoteSlots, remote_operations
 from service.operations.runs.facet import Runs
 from service.operations.runs.quarantine import Quarantine
-from service.operations.runs.run_list import RunFilter
-from service.operations.slots.backfill import BackfillRequest
 from service.operations.slots.facet import Slots
+from service.operations.starting.backfill import BackfillRequest
 from service.operations.system.nodes import Nodes
 from service.operations.tasks.facet import Tasks
 from tests.batch.ledger_world import until
@@ -220,7 +220,7 @@ def test_each_method_has_the_signature_of_the_facet_beside_the_ledger() -> None:
         facets.RemoteTasks: Tasks,
         facets.RemoteRuns: Runs,
         facets.RemoteBulks: Bulks,
-        slots.RemoteSlots: Slots,
+        RemoteSlots: Slots,
         facets.RemoteQuarantine: Quarantine,
         facets.RemoteNodes: Nodes,
         facets.RemoteAccess: Access,

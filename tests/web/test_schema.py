@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.operations.people.actor import ROLES, Role
+from service.operations.asking.actor import ROLES, Role
 from tests.processes import batch, service
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "3"))

@@ -22,7 +22,8 @@ from service.batch.ledger.run_query import LOOKED
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
-from service.operations.people.actor import Actor
+from service.operations.asking.actor import Actor
+from service.operations.bulks.bulk import _step as step
 from service.operations.tasks.details import masked_schema
 from service.redaction import Redaction
 from tests.batch.ledger_world import until
@@ -393,7 +394,8 @@ async def test_a_bulk_goes_on_in_another_process_after_the_first_one_died(served
     preview = await operations.bulks.preview("retry", _filter(state=["failed"]))
     async with served.service.ledger.engine.begin() as connection:
         assert await previews.begin(connection, preview.id, {"name": "ann"}, None, clock.now())
-    assert await operations.bulks._step(preview.id)  # the process dies after one transaction
+    # The process dies after one transaction.
+    assert await step(operations._context, operations._context.node, preview.id)
     assert (await operations.bulks.get(preview.id)).position == 1_000
     served.service._wake_bulks()
 
@@ -405,7 +407,7 @@ async def test_a_bulk_goes_on_in_another_process_after_the_first_one_died(served
 
 
 def _filter(**conditions: Any) -> Any:
-    from service.operations.runs.run_list import RunFilter
+    from service.operations.asking.filter import RunFilter
 
     return RunFilter.of(**conditions)
 

@@ -20,7 +20,7 @@ from service.batch.ledger import database_time, tables
 from service.batch.ledger.people import access_tables
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.context import Loaded
+from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
 from service.server import deploys
 from tests.batch.ledger_world import rows, until

@@ -236,9 +236,8 @@ class Attempt:
 
     def _log_ending(self, ending: Ending) -> None:
         """Write the last line of the attempt to its log, unless it has succeeded."""
-        if (
-            ending.state == RunState.SUCCEEDED
-        ):  # many may end at once, and log_outcomes counts them together
+        # Many may succeed at once: log_outcomes counts them together.
+        if ending.state == RunState.SUCCEEDED:
             return
         self.state.will_retry = ending.error is not None and ending.wait is not None
         log_ending(ending, self.claimed, self.ledger_time())
@@ -263,9 +262,8 @@ class Attempt:
         for timer in self._timers:
             timer.cancel()
         self.state.loops.close()
-        if (
-            ending.state != RunState.SUCCEEDED
-        ):  # a thread or a coroutine of the attempt may still go on
+        # A thread or a coroutine of an attempt that has not succeeded may still go on.
+        if ending.state != RunState.SUCCEEDED:
             seal(self.state)
         pings.ended(self.task, self.claimed, ending)
         is_wrong = ending.outcome not in ("succeeded", "interrupted", "cancelled")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from service.batch.context.attempt_state import AttemptState
@@ -27,18 +26,6 @@ class PooledAttempt(Protocol):
     def begins(self) -> None: ...
 
     def child_begins(self) -> None: ...
-
-
-NO_CHILDREN: Mapping[str, ChildPool] = {}
-
-
-def room_by_pool(
-    pools: Iterable[str], child_pools: Mapping[str, ChildPool]
-) -> dict[str, int | None]:
-    """For each pool how many more children may begin; None for a pool whose runs execute in this
-    process.
-    """
-    return {name: child_pools[name].free if name in child_pools else None for name in pools}
 
 
 class ChildPool(Protocol):

@@ -1,5 +1,5 @@
 """Dead man's switches of tasks: which address is called when a run begins and ends. The service
-sets who calls it.
+sets the function that calls it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def began(task: Task, claimed: Claimed) -> None:
 
 
 def ended(task: Task, claimed: Claimed, ending: Ending) -> None:
-    """An attempt has ended. Only the end of the run is told, and not that of a part."""
+    """An attempt has ended. Only the end of a run is reported, and not that of a part."""
     if claimed.origin != Origin.PART:
         run_ended(task, ending.state)
 
 
 def run_ended(task: Task, state: RunState) -> None:
-    """A run is in this state now. It is told if it has succeeded or failed."""
+    """A run is in this state now. It is reported if it has succeeded or failed."""
     if _tell is None or task.monitoring.ping is None:
         return
     if state == RunState.SUCCEEDED:

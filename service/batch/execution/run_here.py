@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import LocalEngine
 from service.batch.ledger import database_time, parts, runs, transitions
 from service.batch.ledger.runs import Claimed, NewRun
 from service.batch.ledger.states import FINAL, RunState

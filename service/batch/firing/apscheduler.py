@@ -118,30 +118,37 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no t
 
 
 class NotifyExecutor(LoopExecutor):
-    """Executes jobs that only report slots: without bookkeeping of running jobs."""
+    """Reports the slots of tasks to `notify`, without bookkeeping of running jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notify: Notify = _ignore
 
     def submit_job(self, job: Any, run_times: list[datetime]) -> None:
         for run_time in run_times:  # several slots may come within LEAD
-            job.func(job.id, _slot_of(run_time))
+            self.notify(job.id, _slot_of(run_time))
+
+
+def _ignore(name: str, slot: datetime | None = None, /) -> None:
+    """What is due before the start of a service is not reported: the start fires everything due."""
 
 
 class SlotJob(Job):  # type: ignore[misc] # APScheduler 3 has no types
-    """The job of a task, for which its executor calls `notify(task.name, slot)`. Its id is the
-    task's name.
+    """The job of a task, whose slots the NotifyExecutor reports. Its id is the task's name.
 
-    It is made without APScheduler's checks of what a job calls, which take longer than all else
-    about it.
+    It is made without APScheduler's checks of what a job calls, which take longer than everything
+    else about it. It calls nothing.
     """
 
     __slots__ = ()
 
-    def __init__(self, scheduler: AsyncIOScheduler, task: Task, notify: Notify) -> None:
+    def __init__(self, scheduler: AsyncIOScheduler, task: Task) -> None:
         values = {
             "_scheduler": scheduler,
             "_jobstore_alias": None,
             "id": task.name,
             "name": task.description or task.name,
-            "func": notify,
+            "func": _ignore,
             "func_ref": None,
             "args": (),
             "kwargs": NO_ARGUMENTS,
@@ -162,8 +169,13 @@ def new_scheduler() -> AsyncIOScheduler:
     )
 
 
-def add_jobs(scheduler: AsyncIOScheduler, tasks: Iterable[Task], notify: Notify) -> None:
-    """Add jobs that call `notify(task.name, slot)` LEAD before each slot of these tasks.
+def report_to(scheduler: AsyncIOScheduler, notify: Notify) -> None:
+    """Have `notify(task.name, slot)` called LEAD before each slot from now on."""
+    scheduler._lookup_executor("notify").notify = notify
+
+
+def add_jobs(scheduler: AsyncIOScheduler, tasks: Iterable[Task]) -> None:
+    """Add jobs that report each slot of these tasks.
 
     A job's id is the task's name, and its name is the task's description. An existing job of a task
     is kept.
@@ -173,7 +185,7 @@ def add_jobs(scheduler: AsyncIOScheduler, tasks: Iterable[Task], notify: Notify)
         for task in tasks:
             if task.name in existing:
                 continue
-            job = SlotJob(scheduler, task, notify)
+            job = SlotJob(scheduler, task)
             if scheduler.state == STATE_STOPPED:
                 scheduler._pending_jobs.append((job, "default", False))
             else:
@@ -203,9 +215,8 @@ def start(scheduler: AsyncIOScheduler) -> None:
 def stop(scheduler: AsyncIOScheduler) -> None:
     """Stop the scheduler: it fires no slot after this call."""
     if scheduler.running:
-        BaseScheduler.shutdown(
-            scheduler, wait=False
-        )  # AsyncIOScheduler.shutdown() takes effect a loop turn later
+        # AsyncIOScheduler.shutdown() takes effect a loop turn later.
+        BaseScheduler.shutdown(scheduler, wait=False)
         scheduler._stop_timer()
         logger.info("Scheduler stopped")
 

@@ -17,8 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.cron import Schedule
 from service.batch.firing import waited_slots
 from service.batch.firing.misfires import INSTANT
-from service.batch.ledger import database_time, runs, schedules, transitions, waiting_runs
-from service.batch.ledger.night import buckets
+from service.batch.ledger import buckets, database_time, runs, schedules, transitions, waiting_runs
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
 from service.batch.ledger.tables import OF_SLOT_SQL

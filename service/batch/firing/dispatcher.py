@@ -1,10 +1,13 @@
 """The dispatcher: when slots are due, it fires their tasks in one transaction, and has the engine
 start their runs.
 
-If many slots are due at one instant, the transaction begins before it. All its statements are
-executed by then, and it is committed at the instant, so that only the start of the runs is left. A
-transaction that pauses a task or changes its schedule locks that schedule, and so waits for the
-commit.
+If many slots are due at one instant, the transaction begins before it, as early as such a
+transaction took the last time. All its statements are executed by then, and it is committed at the
+instant, so that only the start of the runs is left. A transaction that pauses a task or changes its
+schedule locks that schedule, and so waits for the commit.
+
+What the transaction does stands in firing.py, because task_sync.py, which fires before it changes a
+schedule, needs nothing of the dispatcher.
 """
 
 from __future__ import annotations
@@ -16,11 +19,9 @@ from datetime import datetime, timedelta
 from sqlalchemy.exc import IntegrityError
 
 from service import clock
-from service.batch.execution.engine import Engine
-from service.batch.firing import firing
+from service.batch.execution.engine import LocalEngine
 from service.batch.firing.apscheduler import LEAD
-from service.batch.firing.coming_slots import ComingSlots
-from service.batch.firing.firing import Fired, SlotPlans
+from service.batch.firing.firing import Fired, SlotPlans, fire, plan_ahead
 from service.batch.ledger import database_time
 from service.batch.nodes.clock_steps import ClockSteps
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
@@ -40,6 +41,24 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 STOP_SECONDS = 1.0
 """How long an open transaction may still take when the dispatcher is stopped."""
 
+FEW = 20
+"""Up to this many slots of one instant are fired when they are due. That takes some milliseconds,
+and holds no lock before.
+"""
+BASE_SECONDS = 0.01
+LONGEST_SECONDS = 1.5
+"""How long before an instant the work for its slots may begin at most. Nobody else writes to SQLite
+in this time.
+"""
+SHARE_OF_LEASE = 0.1
+"""That is at most this part of a lease, which the heartbeat has to renew meanwhile."""
+BETWEEN_SECONDS = 0.05
+"""How long after an instant with other slots the work for later ones begins at the earliest."""
+CLOCK_SECONDS = 0.5
+"""The seconds between two looks at the clock while slots are still to come: it may be set, and the
+machine may be suspended.
+"""
+
 
 class Dispatcher(Background):
     """Fires the tasks that `notify` names. Which of their slots are due is read from the cursors in
@@ -51,18 +70,16 @@ class Dispatcher(Background):
         database: Database,
         tasks: Mapping[str, Task],
         node: str,
-        engine: Engine,
+        engine: LocalEngine,
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
         on_waiting: Callable[[], None] = lambda: None,
         lease: float = 30.0,
-        steps: ClockSteps | None = None,
     ) -> None:
         """`on_waiting`: called when runs were made that wait for other slots. `lease`:
-        LEASE_SECONDS. `steps`: those of
-        the ledger's clock, which each poll looks for.
+        LEASE_SECONDS.
         """
-        self._steps = steps or ClockSteps()
+        self._steps = ClockSteps()
         self._on_waiting = on_waiting
         self._database = database
         self._metrics = metrics or ProcessMetrics()
@@ -74,9 +91,15 @@ class Dispatcher(Background):
         """Called when runs were made that wait in the queue."""
         self.on_fired: Callable[[Collection[str], datetime], None] = lambda names, until: None
         """Called with the names of tasks of which all slots up to an instant were handled."""
+        self._reported: dict[datetime, set[str]] = {}
+        """The tasks with a slot at an instant, until `_plan` decides when their work begins."""
+        self._coming: set[datetime] = set()
+        """The instants of reported slots for which the work has not begun."""
+        self._longest = min(LONGEST_SECONDS, SHARE_OF_LEASE * lease)
+        self._seconds_each = 0.0001
+        """How long the work for many slots takes, for each of them, as measured before."""
         self._due: set[str] = set()
         self._early: list[tuple[Collection[str], datetime]] = []
-        self._coming = ComingSlots(self._begin, lease)
         self._wake = asyncio.Event()
         self._pause = SHORTEST_PAUSE
         self._not_before = 0.0
@@ -95,24 +118,53 @@ class Dispatcher(Background):
     def notify(self, name: str, slot: datetime | None = None) -> None:
         """Have this task fired, because a slot of it is due now, or at `slot`. Returns at once, and
         never raises.
+
+        Slots that are reported in the same step of the event loop are fired together.
         """
         if slot is None or slot <= clock.now():
-            self._begin([name], None)
-        else:
-            self._coming.add(name, slot)
+            self._due.add(name)
+            self._wake.set()
+            return
+        if slot not in self._reported:
+            self._reported[slot] = set()
+            self._coming.add(slot)
+            asyncio.get_running_loop().call_soon(self._plan, slot)
+        self._reported[slot].add(name)
 
-    def on_changes(self, _: LedgerChanges) -> None:
-        """The heartbeat has reached the ledger, so firing may succeed again."""
+    def _plan(self, slot: datetime) -> None:
+        """Decide when the work for the slots of this instant begins."""
+        names = self._reported.pop(slot)
+        lead = 0.0
+        if len(names) > FEW:
+            lead = min(self._longest, BASE_SECONDS + len(names) * self._seconds_each)
+        if before := max((other for other in self._coming if other < slot), default=None):
+            lead = max(0.0, min(lead, (slot - before).total_seconds() - BETWEEN_SECONDS))
+        self._begin_at(slot, lead, names)
+
+    def _begin_at(self, slot: datetime, lead: float, names: Collection[str]) -> None:
+        """Have the work for these tasks begin `lead` seconds before their slot, by this machine's
+        clock.
+        """
+        wait = (slot - clock.now()).total_seconds()
+        if wait > lead:
+            asyncio.get_running_loop().call_later(
+                min(wait - lead, CLOCK_SECONDS), self._begin_at, slot, lead, names
+            )
+            return
+        self._coming.discard(slot)
+        if lead and wait > 0:
+            self._early.append((names, slot))
+        else:
+            self._due.update(names)
+        self._wake.set()
+
+    def on_changes(self, changes: LedgerChanges) -> None:
+        """Take the result of a ledger poll: the clock of the ledger, and that firing may succeed
+        again.
+        """
+        self._steps.is_doubtful(changes.now, changes.asked_at, changes.read_at)
         if self.trouble is not None:
             self._is_reached.set()
-
-    def _begin(self, names: Collection[str], slot: datetime | None) -> None:
-        """Fire these tasks, whose slots are due now, or at `slot`."""
-        if slot is None:
-            self._due.update(names)
-        else:
-            self._early.append((names, slot))
-        self._wake.set()
 
     async def _loop(self) -> None:
         """Fire until it is stopped. A transaction that is open then has STOP_SECONDS to commit."""
@@ -147,11 +199,9 @@ class Dispatcher(Background):
         try:
             async with self.limited_turn():
                 fired = await self._fire_and_launch(names, slot)
-            self._ahead = (
-                await firing.plan_ahead(fired.behind, self._tasks, fired.now)
-                if fired.behind
-                else {}
-            )
+            self._ahead = {}
+            if fired.behind:
+                self._ahead = await plan_ahead(fired.behind, self._tasks, fired.now)
             self._pause, self.trouble = SHORTEST_PAUSE, None
             self._outage.over_for("dispatcher")
             if fired.queued:
@@ -160,9 +210,7 @@ class Dispatcher(Background):
                 self._on_waiting()
             for name, at in fired.again_at.items():
                 self._later(max(0.0, (at - fired.now).total_seconds()), name)
-        except (
-            Exception
-        ) as error:  # the background loop's boundary: the slots stay due, and are fired late
+        except Exception as error:  # the background loop's boundary: the slots stay due
             cause = self._outage.cause_for("dispatcher", self._database, error)
             self.trouble = cause or str(error).split("\n")[0]
             if cause is None:
@@ -182,29 +230,30 @@ class Dispatcher(Background):
         self._metrics.count_slots(fired.slots)
         return fired
 
-    async def _fire(self, names: Collection[str]) -> Fired:
+    async def _fire(self, names: Collection[str], capacity: Capacity | None = None) -> Fired:
+        """Fire slots that are due. `capacity`: for their runs; None: that of the engine."""
+        room = self._engine.capacity if capacity is None else capacity
         try:
-            return await self._try_to_fire(names, self._engine.capacity)
+            async with (
+                self._metrics.timed(LedgerWork.FIRE),
+                self._database.engine.begin() as connection,
+            ):
+                return await fire(
+                    connection,
+                    names,
+                    self._tasks,
+                    self._node,
+                    room,
+                    ahead=self._ahead,
+                    steps=self._steps,
+                    why_missed=self._outage.why_missed,
+                )
         except IntegrityError:
+            if capacity is not None:
+                raise
             # Another node has just claimed a run in the lane of one of the new runs: put all new
             # runs into the queue.
-            return await self._try_to_fire(names, Capacity(0, 0))
-
-    async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
-        async with (
-            self._metrics.timed(LedgerWork.FIRE),
-            self._database.engine.begin() as connection,
-        ):
-            return await firing.fire(
-                connection,
-                names,
-                self._tasks,
-                self._node,
-                capacity,
-                ahead=self._ahead,
-                steps=self._steps,
-                why_missed=self._outage.why_missed,
-            )
+            return await self._fire(names, Capacity(0, 0))
 
     async def _fire_at(self, slot: datetime, names: Collection[str]) -> Fired:
         """Fire slots before they are due, in a transaction that is committed when they are."""
@@ -220,18 +269,18 @@ class Dispatcher(Background):
                     # The clock of the database differs from this one, and decides.
                     return Fired(now, again_at=dict.fromkeys(names, slot))
                 capacity = self._engine.capacity
-                fired = await firing.fire(
+                fired = await fire(
                     connection, names, self._tasks, self._node, capacity, slot, {}, is_early=True
                 )
                 self._engine.make_ready(fired.claimed)
                 seconds = clock.monotonic() - begun_at
                 self._metrics.ledger[LedgerWork.FIRE].add(seconds)
-                self._coming.measured(len(names), seconds)
+                self._seconds_each = max(seconds / len(names), 0.8 * self._seconds_each)
                 await self._wait((slot - now).total_seconds() - (clock.monotonic() - read_at))
             return fired
         except IntegrityError:  # as in _fire: it is done when the slots are due
             self._engine.make_ready([])
-            self._coming.begin_when_due(names, slot)
+            self._begin_at(slot, 0.0, names)
             return Fired(clock.now())
         except BaseException:
             self._engine.make_ready([])
@@ -245,9 +294,10 @@ class Dispatcher(Background):
         """Fire these tasks once more, but not before `slot`, and no task before a pause."""
         self._not_before = clock.monotonic() + pause
         if slot is not None and slot > clock.now():
-            self._coming.begin_when_due(names, slot)
+            self._begin_at(slot, 0.0, names)
         else:
-            self._begin(names, None)
+            self._due.update(names)
+            self._wake.set()
 
     def _later(self, seconds: float, name: str) -> None:
         """Fire this task again after these seconds. Each task has one timer; the earlier one is

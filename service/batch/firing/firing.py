@@ -117,9 +117,8 @@ class _NewRuns:
         await waited_slots.record(
             connection, [(run, after) for run, after in self.waiting if run.id in inserted]
         )
-        known = {
-            run.task for run in new if run.id not in inserted and not run.catch_up
-        }  # such a slot replaces no run
+        # A slot that has its run already replaces no run.
+        known = {run.task for run in new if run.id not in inserted and not run.catch_up}
         await _cancel(
             connection, [(run, reason) for run, reason in self.replaced if run.task not in known]
         )
@@ -165,17 +164,10 @@ async def fire(
     missing = set(names) & tasks.keys() - {row.task for row in opened}
     busy = await schedules.still_open(connection, missing) if missing else set()
     fired.again_at |= dict.fromkeys(busy, now + BUSY_AGAIN)
-    bounded = [
-        row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None
-    ]
-    active = await runs.active(connection, bounded) if bounded else {}
+    active = await _active(connection, plans, tasks)
     if is_early:
         plans = await _leave_undecided(connection, plans, active, fired)
-    over = {
-        row.task: step
-        for row, _ in plans
-        if steps is not None and (step := steps.over(row.fired_until))
-    }
+    over = {} if steps is None else _steps_over(plans, steps)
     new = _NewRuns(node, capacity, now)
     for row, plan in plans:
         slots = _all_of(tasks[row.task], plan, now, over.get(row.task))
@@ -189,12 +181,30 @@ async def fire(
         if plan.missed
     ]
     await missed_ranges.record(connection, ranges, now)
-    fired.queued, fired.waiting = (
-        sum(run.state == RunState.QUEUED for run in new.ready),
-        len(new.waiting),
-    )
+    fired.queued = sum(run.state == RunState.QUEUED for run in new.ready)
+    fired.waiting = len(new.waiting)
     fired.count(made, plans)
     return fired
+
+
+async def _active(
+    connection: AsyncConnection,
+    plans: Sequence[tuple[OpenSchedule, SlotPlan]],
+    tasks: Mapping[str, Task],
+) -> Mapping[str, list[Active]]:
+    """The active runs of the tasks with slots on time, if their overlap is bounded."""
+    bounded = [
+        row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None
+    ]
+    return await runs.active(connection, bounded) if bounded else {}
+
+
+def _steps_over(
+    plans: Sequence[tuple[OpenSchedule, SlotPlan]], steps: ClockSteps
+) -> dict[str, ClockStep]:
+    """The step of the ledger's clock that concerns the plan of a task, by task."""
+    found = {row.task: steps.over(row.fired_until) for row, _ in plans}
+    return {task: step for task, step in found.items() if step is not None}
 
 
 def _again(row: OpenSchedule, plan: SlotPlan, now: datetime) -> dict[str, datetime]:
@@ -266,9 +276,8 @@ def _due(
     """The schedules that can be handled now. The others are noted in `fired`."""
     due = []
     for row in opened:
-        if (
-            row.paused_until is not None and row.paused_until <= now
-        ):  # its end is recorded first, by the schedule sync
+        if row.paused_until is not None and row.paused_until <= now:
+            # The schedule sync records the end of the pause first.
             fired.again_at[row.task] = now + BUSY_AGAIN
         elif (
             ahead is not None
@@ -321,9 +330,8 @@ async def _plan_all(
     def plan_all() -> list[tuple[OpenSchedule, SlotPlan]]:
         for row in opened:
             key = _key(row, tasks)
-            if (
-                key not in plans
-            ):  # many tasks have the same schedule and cursor, and so the same plan
+            if key not in plans:
+                # Many tasks have the same schedule and cursor, and so the same plan.
                 plans[key] = _plan(key, now, budget)
         return [(row, plans[_key(row, tasks)]) for row in opened]
 
@@ -344,8 +352,7 @@ def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
 
 def _because_of(missed: MissedRange, step: ClockStep | None, why_missed: WhyMissed) -> MissedRange:
     """With the step of the clock as the reason, if all slots of the range lie in it."""
-    is_its = step is not None and step.covers(missed.first) and step.covers(missed.last)
-    if is_its:
+    if step is not None and step.covers(missed.first) and step.covers(missed.last):
         return replace(missed, reason=str(step))
     why = why_missed(missed.first, missed.last) if missed.cause == Cause.DOWN else None
     return replace(missed, reason=f"{missed.reason}: {why}") if why is not None else missed
@@ -369,26 +376,25 @@ def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -
     """The runs of a plan, as queued ones. Those over which the clock was set are due once it is
     trusted.
     """
-    catch_up = [_new(task, slot, now, catch_up=True) for slot in plan.catch_up]
-    for run, slot in zip(catch_up, plan.catch_up, strict=True):
+    new = [
+        NewRun.scheduled(
+            task.name,
+            slot,
+            now,
+            catch_up=was_missed,
+            exclusive=task.exclusive,
+            priority=task.policies.priority,
+        )
+        for was_missed, slots in ((True, plan.catch_up), (False, plan.on_time))
+        for slot in slots
+    ]
+    for run, slot in zip(new, plan.catch_up, strict=False):
         if step is not None and step.covers(slot):
             run.due_at = max(now, step.trusted_at)
-    return catch_up + [_new(task, slot, now) for slot in plan.on_time]
+    return new
 
 
 async def _cancel(connection: AsyncConnection, replaced: list[tuple[Active, str]]) -> None:
-    for run, reason in sorted(
-        replaced, key=lambda pair: pair[0].id
-    ):  # by id, so that two nodes never deadlock
+    # By id, so that two nodes never deadlock
+    for run, reason in sorted(replaced, key=lambda pair: pair[0].id):
         await request_cancel(connection, run.id, reason, by="its overlap policy")
-
-
-def _new(task: Task, slot: datetime, now: datetime, catch_up: bool = False) -> NewRun:
-    return NewRun.scheduled(
-        task.name,
-        slot,
-        now,
-        catch_up=catch_up,
-        exclusive=task.exclusive,
-        priority=task.policies.priority,
-    )

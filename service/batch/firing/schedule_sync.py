@@ -73,9 +73,8 @@ class ScheduleSync(Background):
             name: task.schedule for name, task in tasks.items()
         }
         self._reading = SlowCall(self._read_changed_schedules)
-        self._being_read = (
-            ""  # the task whose property is read, or was read last; empty: the settings are read
-        )
+        self._being_read = ""
+        """The task whose property is read, or was read last; empty: the settings are read."""
         self._warned: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
@@ -156,10 +155,8 @@ class ScheduleSync(Background):
         """Take the result of a ledger poll, by which the next refresh decides whether it reads the
         ledger again.
         """
-        if (
-            self._changes is not None and changes.now < self._changes.now - AHEAD
-        ):  # the database's clock was set back
-            self._is_unsettled = True
+        if self._changes is not None and changes.now < self._changes.now - AHEAD:
+            self._is_unsettled = True  # the database's clock was set back
         if self._changes is not None and changes.firing_state != self._changes.firing_state:
             self._woken.set()
         if changes.now >= self._end_of_pauses:
@@ -171,14 +168,11 @@ class ScheduleSync(Background):
         if new := await self._new_tasks.take_up(self._record_new):
             self._own_schedules |= {name: task.schedule for name, task in new.items()}
             self._is_unsettled = True
-            scheduler.add_jobs(self._jobs, new.values(), self._notify)
+            scheduler.add_jobs(self._jobs, new.values())
         changed = await self._reading.within(READ_SECONDS)
         if changed is None:
-            what = (
-                f"the schedule of {self._being_read}"
-                if self._being_read
-                else "the file of settings"
-            )
+            task = self._being_read
+            what = f"the schedule of {task}" if task else "the file of settings"
             self._warn_once(
                 "reading", f"{what} takes long to be read: no schedule that is a property is read"
             )
@@ -205,9 +199,8 @@ class ScheduleSync(Background):
     async def _read_ledger(self) -> None:
         state = self._changes.firing_state if self._changes is not None else None
         gone, removed = await self.update_jobs()
-        is_settled = (
-            clock.boottime() > self._started_at + self._lease
-        )  # others may be about to start, too
+        # Before that, others may be about to start, too.
+        is_settled = clock.boottime() > self._started_at + self._lease
         if removed:
             await self._restore_tasks(removed)
         if gone and is_settled:
@@ -252,9 +245,8 @@ class ScheduleSync(Background):
         """
         async with self._database.reader.connect() as connection, whole_tables(connection):
             is_removed = await task_sync.known(connection)
-            others = {
-                name for name, removed in is_removed.items() if not removed
-            } - self._tasks.keys()
+            there = {name for name, removed in is_removed.items() if not removed}
+            others = there - self._tasks.keys()
             gone = sorted(others - await self._live_tasks(connection)) if others else []
             self._read_at = await database_time.now_of(connection)
             self._fired.clear()
@@ -264,11 +256,8 @@ class ScheduleSync(Background):
                 self._tasks, {n for n, removed in is_removed.items() if not removed}
             )
             for name, upstreams in missing.items():
-                what = (
-                    "it has no slots"
-                    if self._tasks[name].schedule is None
-                    else "its slots are skipped"
-                )
+                has_none = self._tasks[name].schedule is None
+                what = "it has no slots" if has_none else "its slots are skipped"
                 awaited = ", ".join(upstreams)
                 self._warn_once(
                     f"after {name}", f"{name} waits for {awaited}, which no service has: {what}"
@@ -356,9 +345,8 @@ class ScheduleSync(Background):
         except InvalidSetting as error:
             self._warn_once("settings", f"the changed settings are not used: {error.message}")
         changed = {}
-        for name, task in list(
-            self._tasks.items()
-        ):  # a copy: tasks may be added while a property takes long
+        # Of a copy, since tasks may be added while a property takes long
+        for name, task in list(self._tasks.items()):
             if not task.may_change:
                 continue
             self._being_read = name

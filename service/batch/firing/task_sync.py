@@ -64,15 +64,13 @@ async def record_tasks(
     from_declared = json_rows.source(
         [number, *(tasks.c[name] for name in shared)], kind, parameter="declared"
     )
-    updates = ", ".join(
-        f"{name} = excluded.{name}"
-        for name in (*own, *shared)
-        if name not in ("name", "first_seen_at")
-    )
+    changing = [name for name in (*own, *shared) if name not in ("name", "first_seen_at")]
+    updates = ", ".join(f"{name} = excluded.{name}" for name in changing)
+    values = ", ".join((*(f"v.{name}" for name in own), *(f"declared.{name}" for name in shared)))
     statement = text(
         f"WITH declared AS MATERIALIZED (SELECT * FROM {from_declared}) "
         f"INSERT INTO batch_tasks ({', '.join((*own, *shared))}) "
-        f"SELECT {', '.join((*(f'v.{name}' for name in own), *(f'declared.{name}' for name in shared)))} "
+        f"SELECT {values} "
         # A CROSS JOIN has SQLite read each of the rows once.
         f"FROM {from_rows} CROSS JOIN declared WHERE declared.number = v.number "
         f"ORDER BY v.name ON CONFLICT (name) DO UPDATE SET {updates}, removed_at = NULL"
@@ -87,12 +85,8 @@ async def record_tasks(
 def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) -> dict[str, Any]:
     """What this task declares, from `declared`, to which it is added if it is not in there."""
     schema = task.parameters.json_schema()
-    key = (
-        id(task.policies),
-        id(task.monitoring),
-        id(schema),
-        task.tags,
-    )  # equal ones are one object, mostly
+    # Equal ones are one object, mostly.
+    key = (id(task.policies), id(task.monitoring), id(schema), task.tags)
     if key not in declared:
         declared[key] = {
             "number": len(declared),
@@ -392,9 +386,8 @@ async def remove_gone(
     have.
     """
     locked = await schedules.lock(connection, names, wait=True)
-    gone = sorted(
-        set(names) - await live(connection)
-    )  # a node that starts now waits for the locked rows
+    # A node that starts now waits for the locked rows.
+    gone = sorted(set(names) - await live(connection))
     now = await database_time.now_of(connection)
     for row in locked:
         if row.task in gone:

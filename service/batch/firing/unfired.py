@@ -27,9 +27,8 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class NotFired:
-    """`since`: the first slot that stays due. `holder`: who has locked the schedules. `in_words`:
-    what is wrong, in one
-    line with what to do.
+    """`since`: the first slot that stays due. `holder`: the connection that has locked the
+    schedules. `in_words`: what is wrong, in one line with what to do.
     """
 
     since: datetime
@@ -51,7 +50,7 @@ class Unfired:
         """The ledger says that these slots are due and were not handled. What is not among them was
         handled.
 
-        An outage of the ledger is told by itself. What is due in it counts from its end on.
+        An outage of the ledger is reported by itself. What is due in it counts from its end on.
         """
         now = clock.boottime()
         before = self._due if self._outage.cause is None else {}

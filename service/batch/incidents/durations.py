@@ -13,10 +13,9 @@ from sqlalchemy import TextClause, bindparam, case, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
-from service.batch.ledger.incidents.tables import durations
 from service.batch.ledger.parts import is_split
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import NO_PART_SQL, runs, tasks
+from service.batch.ledger.tables import NO_PART_SQL, durations, runs, tasks
 from service.database.engine import whole_tables
 
 LAST = 100

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import Column, String, Table, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger.people.access_tables import duties
+from service.batch.ledger.tables import ledger
+from service.database.types import Id, UtcDateTime
+
+duties = Table(
+    "batch_duties",
+    ledger,
+    Column("name", String(100), primary_key=True),
+    Column("node", Id),
+    Column("until", UtcDateTime, nullable=False),
+)
+"""`node` holds the duty `name` until then, by the database's time."""
 
 WATCH = "watch"
 SHARE_OF_LEASE = 0.5

@@ -17,13 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import database_time, queues
-from service.batch.ledger.incidents.tables import OPEN_SQL, durations, incidents
-from service.batch.ledger.states import ACTIVE, IncidentKind, RunState
+from service.batch.ledger.states import ACTIVE, RunState
 from service.batch.ledger.tables import (
     NO_PART_SQL,
     PART_SQL,
     READY_SQL,
     backups,
+    durations,
     nodes,
     not_held,
     runs,
@@ -207,20 +207,6 @@ def _task_row(row: Row[Any]) -> TaskRow:
     return TaskRow(
         row.name, row.paused_at is not None, row.last_success_at, row.streak, row.p50, row.p95
     )
-
-
-async def open_incidents(connection: AsyncConnection) -> dict[str, tuple[int, int]]:
-    """How many incidents of each kind are open, and how many runs, slots or rows these have
-    together.
-    """
-    query = select(incidents.c.kind, func.count(), func.sum(incidents.c.count)).where(
-        text(OPEN_SQL)
-    )
-    found = {
-        kind: (number, int(count))
-        for kind, number, count in await connection.execute(query.group_by("kind"))
-    }
-    return {str(kind): found.get(kind, (0, 0)) for kind in IncidentKind}
 
 
 async def living_nodes(connection: AsyncConnection) -> list[Row[Any]]:

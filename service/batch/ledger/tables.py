@@ -248,6 +248,18 @@ runs = Table(
     Index("ix_batch_runs_acknowledged", "acknowledged", **where("acknowledged IS NOT NULL")),
 )
 
+# How long runs of a task take, in seconds, over the last `runs` ones that have succeeded, and the
+# last success.
+durations = Table(
+    "batch_durations",
+    ledger,
+    Column("task", String(100), primary_key=True),
+    *(Column(name, Float) for name in ("p50", "p95", "longest")),
+    Column("runs", Integer, nullable=False),
+    Column("last_success_at", UtcDateTime),
+    Column("computed_at", UtcDateTime, nullable=False),
+)
+
 # A running attempt is kept in the row of its run. A row is written here once, when the attempt has
 # ended. An interrupted run goes on with the same attempt, which then has another row with another
 # fence.

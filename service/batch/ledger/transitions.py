@@ -11,10 +11,9 @@ from typing import Any
 from sqlalchemy import Row, Select, Text, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import attempts, json_rows, parts, queues, waiting_runs, wakes
+from service.batch.ledger import attempts, buckets, json_rows, parts, queues, waiting_runs, wakes
 from service.batch.ledger import outcome as outcomes_of
 from service.batch.ledger.attempts import EncodedOutcomes, Outcome
-from service.batch.ledger.night import buckets
 from service.batch.ledger.run_progress import IS_RUNNING, PROGRESS
 from service.batch.ledger.runs import Claimed, locked_by_id
 from service.batch.ledger.states import ACTIVE, FINAL, TRANSITIONS, Origin, Rank, RunState, before

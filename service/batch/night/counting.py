@@ -19,9 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import json_rows
+from service.batch.ledger.buckets import CLASSES, bucket_of
 from service.batch.ledger.missed_ranges import Cause
-from service.batch.ledger.night.buckets import bucket_of
-from service.batch.ledger.night.tables import CLASSES
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import OF_SLOT_SQL, missed, runs, schedules, tasks
 from service.batch.tasks.policies import ON_TIME

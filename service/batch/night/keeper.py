@@ -16,11 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents import durations
 from service.batch.incidents.durations import UsualDurations
-from service.batch.ledger import database_time, duties
+from service.batch.ledger import buckets, database_time, duties
 from service.batch.ledger.duties import WATCH
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.incidents import Opening
-from service.batch.ledger.night import buckets
 from service.batch.ledger.states import Closed, IncidentKind
 from service.batch.ledger.tables import schedules
 from service.batch.night import tally

@@ -12,17 +12,17 @@ from datetime import datetime, timedelta
 from sqlalchemy import bindparam, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows
-from service.batch.ledger.night import buckets
-from service.batch.ledger.night.buckets import LENGTH, bucket_of
-from service.batch.ledger.night.tables import (
+from service.batch.ledger import buckets, json_rows
+from service.batch.ledger.buckets import (
     CLASSES,
+    LENGTH,
     NOT_ALL_GOOD,
     NOT_ALL_GOOD_SQL,
     NOT_RUN,
+    bucket_of,
     tally,
 )
-from service.batch.ledger.night.tables import buckets as buckets_table
+from service.batch.ledger.buckets import buckets as buckets_table
 from service.batch.night.counting import Counts, count
 from service.concurrency.offload import offload
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.account import accounting
 from service.batch.account.account import Kind
-from service.batch.ledger.night.buckets import LENGTH
+from service.batch.ledger.buckets import LENGTH
 from service.batch.night import tally
 from service.batch.night.counting import count
 from service.batch.night.tally import MOST_COUNTED_AT_ONCE

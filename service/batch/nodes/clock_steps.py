@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from service import clock
-from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
+from service.batch.nodes.ledger_poll import LOOK_SECONDS
 from service.batch.tasks.policies import ON_TIME
 
 AHEAD = ON_TIME
@@ -21,7 +21,7 @@ SET_FORWARD = "the clock was set forward"
 """How the reason of slots begins over which a clock was set."""
 
 TRUSTED_AFTER = timedelta(minutes=10)
-"""Slots over which a clock was set are caught up so much later. If it was wrong and is set back,
+"""How much later slots over which a clock was set are caught up. If it was wrong and is set back,
 they don't run.
 """
 
@@ -48,7 +48,7 @@ class ClockStep:
 
 
 class ClockSteps:
-    """Compares the ledger's clock with the time since boot, each time when it was read."""
+    """Compares the ledger's clock with the time since boot, each time it was read."""
 
     def __init__(self) -> None:
         self._most: float | None = None
@@ -80,10 +80,6 @@ class ClockSteps:
             self.last = ClockStep(self._believed, now)
         self._most, self._believed, self._doubted_at = most, now, None
         return False
-
-    def on_changes(self, changes: LedgerChanges) -> None:
-        """Look at the ledger's clock at each poll."""
-        self.is_doubtful(changes.now, changes.asked_at, changes.read_at)
 
     def over(self, fired_until: datetime) -> ClockStep | None:
         """The last step, if it concerns a schedule with this cursor.

@@ -39,7 +39,7 @@ as short as STEP.
 LONGEST_REST = 1.0
 """The longest wait for a write, in seconds, until a look is made all the same."""
 REOPEN_SECONDS = 1.0
-"""After an error the file is opened again so much later."""
+"""How much later the file is opened again after an error."""
 
 Numbers = dict[int, int]
 

@@ -1,8 +1,8 @@
 """The heartbeat: a thread that keeps a node alive in the ledger, even while the event loop is
 blocked.
 
-The thread also reads what has changed in the ledger, passes that to the event loop, and rescues the
-runs of dead nodes. It hears what other processes tell, and then reads at once.
+The thread also polls the ledger for changes, passes them to the event loop, and rescues the runs of
+dead nodes. When another process notifies it, it polls at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -28,13 +28,12 @@ from service.batch.ledger.nodes import NodeStatus
 from service.batch.ledger.people import node_events
 from service.batch.ledger.wakes import Wake
 from service.batch.nodes import ledger_poll, process_lock
+from service.batch.nodes.file_watch import FileWatch
 from service.batch.nodes.harm import LostLease
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
-from service.batch.nodes.loop_lag import LoopLag
 from service.batch.nodes.orphans import interrupt_runs_of, rescue
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import SERVICE, Roles
-from service.batch.nodes.wakes import Wakes
 from service.concurrency.background import Turn
 from service.concurrency.limits import limited
 from service.database import lock_holder, troubles
@@ -44,6 +43,9 @@ from service.errors import DatabaseError
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 
+if TYPE_CHECKING:
+    from service.batch.nodes.listener import Listener
+
 logger = get_logger("service.batch")
 
 OnFatal = Callable[[str, str], None]
@@ -51,11 +53,15 @@ OnFatal = Callable[[str, str], None]
 LONGEST_TICK = 0.25
 """Upper bound, in seconds, of the time between two checks of the lease."""
 AGAIN_SECONDS = 1.0
-"""A heartbeat that has failed begins again so much later."""
+"""How much later a heartbeat that has failed begins again."""
 SLEPT_SECONDS = 5.0
 """If the machine has slept for longer since the last turn, the lease was lost by that."""
 LAST_TURN_SECONDS = 2.0
 """How long a beat that is going on may still take when the heartbeat is stopped."""
+SHORTEST_PAUSE = 0.02
+"""Seconds between two wakes, at least. Notifications in between become one wake, so that a flood of
+them costs no flood of polls.
+"""
 
 
 class Heartbeat:
@@ -68,7 +74,7 @@ class Heartbeat:
     name = "heartbeat"
     turn: Turn | None = None
     """The turn that is going on now; None between two."""
-    trouble: str | None
+    trouble: str | None = None
     """Why the ledger can't be reached, without addresses; None while it can."""
     files: Mapping[str, OpenFile] = MappingProxyType({})
     """The files of SQLite that this process uses, by the name of the database: `ledger`,
@@ -79,6 +85,18 @@ class Heartbeat:
     troubles: Mapping[str, str] = MappingProxyType({})
     """What is wrong with this node, by part. The next beat writes it if it has changed."""
     _written_troubles: Mapping[str, str] = MappingProxyType({})
+    _has_given_up = False
+    _has_reported_loss = False
+    _severed_at: float | None = None
+    """When this node has cut off its connections (boot time), until the server has ended what is
+    left of them.
+    """
+    _trouble_at: float | None = None
+    _holder: int | None = None
+    """The process that holds the write lock of the ledger's file, since the last success."""
+    _is_gone = False
+    """Whether a turn has found since the last success that the ledger is not there."""
+    _own_loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,
@@ -93,7 +111,7 @@ class Heartbeat:
         setting: str = "LEDGER_URL",
         metrics: ProcessMetrics | None = None,
     ) -> None:
-        """`poll_seconds`: how often it reports that runs may start. Other changes it reports at
+        """`poll_seconds`: how often it reports that runs may start. It reports other changes at
         least once a second.
 
         `lease_seconds`: after how long without a beat another node counts as dead. Only a node that
@@ -101,7 +119,8 @@ class Heartbeat:
         """
         self._roles = roles
         self._metrics = metrics or ProcessMetrics()
-        self._url, self._setting = url, setting
+        self._url = url
+        self._setting = setting
         self._outage = outage or Outage()
         self._folder = process_lock.folder_of(url)
         self._node = node
@@ -119,23 +138,12 @@ class Heartbeat:
         )
         self._patience = lease.usable_seconds / 3
         self._beat_at = self._look_at = self._poll_at = -math.inf
-        self._has_given_up = self._has_reported_loss = False
-        self._severed_at: float | None = None
-        """When this node has cut off its connections (boot time), until the server has ended what
-        is left of them.
-        """
-        self.trouble = None
         self.on_fatal: OnFatal = lambda name, reason: None
         """Called in this thread with the name of a database and the reason why this process can't
         go on.
         """
         self.on_damage: Callable[[str], None] = lambda cause: None
         """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
-        self._trouble_at: float | None = None
-        self._holder: int | None = None
-        """The process that holds the write lock of the ledger's file, since the last success."""
-        self._is_gone = False
-        """Whether it was said since the last success that the ledger is not there."""
         self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
         """When the last turn succeeded: by the boot-time clock, and by the one that stands still in
         a suspend.
@@ -143,7 +151,6 @@ class Heartbeat:
         self._stopping = threading.Event()
         self.on_end: Callable[[BaseException], None] = lambda _: None
         """Called in the thread if that ends without being stopped."""
-        self._own_loop: asyncio.AbstractEventLoop | None = None
         self._lag = LoopLag()
 
     def start(
@@ -157,12 +164,10 @@ class Heartbeat:
         """Start the thread. The callbacks are described in Node.start; they are called on the
         running event loop.
         """
-        self._on_loss, self._on_rescue, self._on_changes, self._on_queued = (
-            on_loss,
-            on_rescue,
-            on_changes,
-            on_queued,
-        )
+        self._on_loss = on_loss
+        self._on_rescue = on_rescue
+        self._on_changes = on_changes
+        self._on_queued = on_queued
         self._on_replaced = on_replaced
         self._lag.loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._serve, name="batch-heartbeat", daemon=True)
@@ -240,9 +245,8 @@ class Heartbeat:
             self._give_up_if_lease_ended()
             if turn.done() and (self._is_due() or self._has_neighbour_died()):
                 turn = asyncio.create_task(self._turn(database))
-                turn.add_done_callback(
-                    lambda _: self._wake.set()
-                )  # what was told during the turn is looked at next
+                # A notification that comes during the turn is looked at next.
+                turn.add_done_callback(lambda _: self._wake.set())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._tick(turn.done())):
                     await self._wake.wait()
@@ -253,7 +257,7 @@ class Heartbeat:
             await asyncio.wait([turn])
 
     def _on_wake(self, wake: Wake) -> None:
-        """Do what another process has told this node to do, on the heartbeat's own event loop."""
+        """Take a notification of another process, on the heartbeat's own event loop."""
         if wake.pools is None or wake.pools:
             self._call(partial(self._on_queued, wake.pools))
         if wake.asks:
@@ -318,7 +322,8 @@ class Heartbeat:
                 self._call(partial(self._on_changes, changes))
                 await self._rescue(database, changes.others)
                 await self._tidy_up(database)
-            self.trouble, self._trouble_at, self._is_gone, self._holder = None, None, False, None
+            self.trouble = self._trouble_at = self._holder = None
+            self._is_gone = False
             self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
             self._outage.over_for("heartbeat")
         except Exception as error:  # the boundary of a background loop: the next beat may succeed
@@ -345,9 +350,8 @@ class Heartbeat:
         """Keep the lease while what a poll reads is locked: nobody can take over the runs of this
         node either.
         """
-        with contextlib.suppress(
-            DBAPIError, DatabaseError, OSError
-        ):  # the turn before has reported the same
+        # The turn before has reported the same errors.
+        with contextlib.suppress(DBAPIError, DatabaseError, OSError):
             async with limited(self._patience):
                 sent_at = clock.boottime()
                 async with database.engine.begin() as connection:
@@ -376,10 +380,8 @@ class Heartbeat:
         Nothing is fired or started from then on. If the next turn finds the same, the process can't
         go on.
         """
-        before, self.replaced = (
-            self.replaced,
-            {name: why for name, file in self.files.items() if (why := file.trouble)},
-        )
+        before = self.replaced
+        self.replaced = {name: why for name, file in self.files.items() if (why := file.trouble)}
         for name, why in self.replaced.items():
             if name in before:
                 self.on_fatal(name, why)
@@ -421,9 +423,8 @@ class Heartbeat:
                 "this node lost its lease, and other nodes took its runs: it gives them up, and "
                 "registers again"
             )
-        await self._call_and_wait(
-            partial(self._on_loss, None)
-        )  # who has rescued the runs has let them pay
+        # The node that has rescued the runs has charged the loss to them.
+        await self._call_and_wait(partial(self._on_loss, None))
         sent_at = clock.boottime()
         async with database.engine.begin() as connection:
             await plan_anew(connection)
@@ -487,9 +488,8 @@ class Heartbeat:
             self._call(self._on_rescue)
 
     def _call(self, function: Callable[[], None]) -> None:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the node's event loop is closed: nothing runs on it any more
+        # A RuntimeError means that the node's event loop is closed: nothing runs on it any more.
+        with contextlib.suppress(RuntimeError):
             self._lag.loop.call_soon_threadsafe(function)
 
     async def _call_and_wait(self, function: Callable[[], None]) -> None:
@@ -503,3 +503,75 @@ class Heartbeat:
 
         self._call(call)
         await has_returned.wait()
+
+
+class Wakes:
+    """Takes the notifications of the other processes of one ledger, on the event loop of
+    `database`. Later polls find what it misses.
+    """
+
+    def __init__(self, database: Database, node: str, on_wake: Callable[[Wake], None]) -> None:
+        """`database`: has one connection, which is kept open, and is used only after this.
+        `on_wake`: called at once with a notification, and after that at most once in
+        SHORTEST_PAUSE.
+        """
+        self._on_wake = on_wake
+        self._kept = Wake()
+        self._pause: asyncio.TimerHandle | None = None
+        self._source: FileWatch | Listener | None = None
+        if database.kind == "sqlite":
+            self._source = FileWatch(database, self._hear)
+        elif database.url.drivername == "postgresql+asyncpg":
+            from service.batch.nodes.listener import Listener  # it needs the driver of PostgreSQL
+
+            self._source = Listener(database, node, self._hear)
+
+    async def stop(self) -> None:
+        """Take no more notifications."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._source is not None:
+            await self._source.stop()
+
+    def _hear(self, wake: Wake) -> None:
+        if wake == Wake():
+            return
+        if self._pause is not None:
+            self._kept |= wake
+            return
+        self._pause = asyncio.get_running_loop().call_later(SHORTEST_PAUSE, self._go_on)
+        self._on_wake(wake)
+
+    def _go_on(self) -> None:
+        kept, self._kept, self._pause = self._kept, Wake(), None
+        self._hear(kept)
+
+
+class LoopLag:
+    """How many seconds a callback waits on the event loop, measured from another thread. `last`:
+    how many the last callback has waited.
+    """
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self) -> None:
+        self._scheduled_at: float | None = None
+        self.last = 0.0
+
+    def take(self) -> float:
+        """Schedule a callback, and return the lag of the last one. If that has not run yet, how
+        long it has waited.
+        """
+        if self._scheduled_at is not None:
+            return clock.monotonic() - self._scheduled_at
+        self._scheduled_at = clock.monotonic()
+        try:
+            self.loop.call_soon_threadsafe(self._measure)
+        except RuntimeError:  # the loop is closed
+            self._scheduled_at = None
+        return self.last
+
+    def _measure(self) -> None:
+        scheduled_at, self._scheduled_at = self._scheduled_at, None
+        if scheduled_at is not None:
+            self.last = clock.monotonic() - scheduled_at

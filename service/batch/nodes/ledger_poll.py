@@ -33,11 +33,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.ledger import database_time, queues
-from service.batch.ledger.duties import WATCH
+from service.batch.ledger.duties import WATCH, duties
 from service.batch.ledger.incidents import notices
 from service.batch.ledger.incidents.tables import UNSENT_SQL
 from service.batch.ledger.nodes import NodeStatus
-from service.batch.ledger.people.access_tables import duties
 from service.batch.ledger.tables import HELD_SQL, WAITING_SQL, catalog, nodes, runs, tasks
 from service.batch.nodes.roles import SERVICE, Roles
 from service.batch.queue.cancel import StopRequest

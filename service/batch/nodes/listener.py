@@ -99,9 +99,8 @@ class Listener:
                 await connection.commit()
         except (DBAPIError, OSError):  # the polls report it
             return
-        if (
-            not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use()
-        ):  # which delays it
+        # A use of the connection delays the notification.
+        if not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use():
             self._warn(
                 "passes no notifications on, as a pooler such as PgBouncer in transaction mode"
             )

@@ -45,7 +45,7 @@ class NewTasks:
         self._database, self._folder, self._tasks, self._node = database, folder, tasks, node
         self.on_added: list[Callable[[], None]] = []
         self._imported: dict[str, Task] = {}
-        """Tasks that the ledger was not told of yet."""
+        """Tasks that are not written to the ledger yet."""
         self._importing = SlowCall(folder.load_new)
         self._broken = broken_as_json(folder.broken)
         self.unusable: list[BrokenFile] = []
@@ -112,8 +112,6 @@ class NewTasksLoop(Background):
                 async with self.limited_turn():
                     await self._new_tasks.take_up()
                 self._outage.over_for("new tasks")
-            except (
-                Exception
-            ) as error:  # the background loop's boundary: later files must be taken up
+            except Exception as error:  # the background loop's boundary: later files count too
                 if self._outage.cause_for("new tasks", self._database, error) is None:
                     logger.exception("taking up new files of tasks failed")

@@ -33,8 +33,8 @@ from service.metrics.process import ProcessMetrics
 from service.versions import package_version
 
 MOST_TROUBLES, LONGEST_TROUBLE = 10, 500
-"""So many parts of a node are written to the ledger with what is wrong with them, each in so many
-characters.
+"""How many parts of a node are written to the ledger with what is wrong with them, and the
+characters of each text, at most.
 """
 
 

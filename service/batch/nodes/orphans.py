@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select, text, update
+from sqlalchemy import RowMapping, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import transitions
@@ -73,9 +73,8 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     }
     await transitions.finish(connection, list(outcomes.values()))
     marked = [row for row in found if row["stopped_at"] is None]
-    if (
-        not marked and not lost
-    ):  # another transaction has locked what they hold: the next poll finds it again
+    if not marked and not lost:
+        # Another transaction has locked what they hold: the next poll finds it again.
         return []
     mark = update(nodes).where(nodes.c.id.in_(row["id"] for row in marked))
     await connection.execute(mark.values(stopped_at=now, lost_at=now, noticed_at=None))
@@ -83,13 +82,17 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     for run in lost:
         tasks_by_node.setdefault(run["node"], set()).add(run["task"])
     await node_events.record_lost(connection, marked, tasks_by_node, now)
+    _log_lost(found, tasks_by_node)
+    return lost_nodes
+
+
+def _log_lost(found: Iterable[RowMapping], tasks_by_node: Mapping[str, set[str]]) -> None:
     for row in found:
         names = ", ".join(sorted(tasks_by_node.get(row["id"], ()))) or "none"
         what = f"the node {row['id']} (host {row['host']}, pid {row['pid']})"
         logger.warning(
             f"{what} has died or lost its lease; its runs are interrupted, of the tasks: {names}"
         )
-    return lost_nodes
 
 
 def _lost(run: dict[str, Any], now: datetime) -> Outcome:

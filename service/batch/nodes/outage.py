@@ -32,7 +32,7 @@ TOLERANCE = timedelta(seconds=10)
 last one.
 """
 MOST_KEPT = 100
-"""So many past outages are kept until they are written to the ledger, at most."""
+"""How many past outages are kept until they are written to the ledger, at most."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
     """Open and close runs as it was decided, and return how many.
 
     Left are the runs of slots that were fired on time: the overlap policy decides about them (see
-    firing/opening.py).
+    firing/opener.py).
     """
     opening = [run.id for run in decided.opening if not run.is_on_time]
     await transitions.open_waiting(connection, opening, now)

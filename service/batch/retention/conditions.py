@@ -24,9 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import json_rows
+from service.batch.ledger.buckets import KEPT, buckets
 from service.batch.ledger.incidents.tables import incidents, outbox
-from service.batch.ledger.night.buckets import KEPT
-from service.batch.ledger.night.tables import buckets
 from service.batch.ledger.parts import HAS_NO_ACTIVE
 from service.batch.ledger.people.access import LINK
 from service.batch.ledger.people.access_tables import events, previews, sessions, tokens

@@ -38,9 +38,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.firing.misfires import INSTANT
-from service.batch.ledger import database_time, json_rows
+from service.batch.ledger import buckets, database_time, json_rows
 from service.batch.ledger.incidents import incidents, outbox
-from service.batch.ledger.night import buckets
 from service.batch.ledger.people import access, audit, previews
 from service.batch.ledger.schedules import lock_tasks
 from service.batch.ledger.states import Origin

@@ -23,7 +23,7 @@ from service.batch.ledger.tables import backups as table
 from service.config import Settings
 from service.errors import DatabaseError
 from service.logs import get_logger
-from service.operations.databases import Databases
+from service.operations.asking.databases import Databases
 from service.placeurl import FILE, folder_of
 
 T = TypeVar("T")

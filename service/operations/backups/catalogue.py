@@ -24,9 +24,9 @@ from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts, Row
 from service.concurrency.stoppable import in_thread
 from service.errors import BackupError, DamagedBackup, DatabaseError
+from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import CHANGED, facts_of
-from service.operations.results import Result
 
 BackupKey = tuple[str, str]
 """A place and a name."""

@@ -16,9 +16,9 @@ from service.batch.ledger import backups
 from service.batch.ledger.backups import Row
 from service.concurrency.stoppable import in_thread
 from service.errors import DatabaseError
+from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import CHECKS
-from service.operations.results import Result
 
 
 class BackupDetails(Result):

@@ -17,6 +17,7 @@ from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.plan import RestorePlan
 from service.batch.ledger import database_time
 from service.batch.ledger.people import audit
+from service.operations.asking.context import Context
 from service.operations.backups import (
     catalogue,
     copies,
@@ -24,19 +25,16 @@ from service.operations.backups import (
     details,
     make,
     pins,
-    prune,
     restore,
 )
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import BackupSummary
-from service.operations.backups.delete import DeletedBackup
+from service.operations.backups.delete import DeletedBackup, PrunedBackup
 from service.operations.backups.details import BackupDetails
 from service.operations.backups.make import BackupResult
 from service.operations.backups.pins import PinChange
 from service.operations.backups.progress import OnProgress, ignore_progress
-from service.operations.backups.prune import PrunedBackup
 from service.operations.backups.restore import RestoreRequest, RestoreResult
-from service.operations.context import Context
 
 MOST_NAMED = 20
 """How many deleted backups an event names."""
@@ -138,7 +136,7 @@ class Backups:
         `on_delete` is called with the path or URL of each deleted backup. `allow_many`: delete also
         more than half of the backups of a place, which is otherwise refused.
         """
-        pruned = await prune.prune(
+        pruned = await delete.prune(
             self._access, warn, on_delete, dry_run=dry_run, allow_many=allow_many
         )
         if deleted := [each.backup for each in pruned if each.then == "deleted"]:

@@ -22,9 +22,9 @@ from service.batch.ledger.backups import CHECKSUMS, Facts
 from service.concurrency.stoppable import Stop, in_thread
 from service.errors import DamagedBackup, DatabaseError
 from service.logs import get_logger
+from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.progress import OnProgress, ignore_progress
-from service.operations.results import Result
 
 T = TypeVar("T")
 

@@ -17,9 +17,9 @@ from service.backup.places.pins import Pin
 from service.backup.places.place import Storage
 from service.concurrency.stoppable import in_thread
 from service.errors import BackupError
+from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import facts_of
-from service.operations.results import Result
 
 
 class PinChange(Result):

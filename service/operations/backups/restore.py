@@ -6,12 +6,13 @@ It works beside an idle service and without one, and also on a machine without a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
@@ -21,13 +22,18 @@ from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.restore import planned
 from service.backup.restoring.restore import restore as restore_backup
-from service.backup.restoring.scratch import restore_into_scratch
+from service.backup.restoring.scratch import address, restore_into_scratch
 from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import in_thread
+from service.config import Settings
 from service.database.histories import APPLICATION_HISTORIES
-from service.errors import BackupError, DamagedBackup, DatabaseError
+from service.database.migrate import History
+from service.database.urls import safe_url
+from service.databaseurl import async_url
+from service.errors import BackupError, DamagedBackup, DatabaseError, InvalidParameters
+from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.activity import Activity, activity, some
 from service.operations.backups.make import (
@@ -37,8 +43,6 @@ from service.operations.backups.make import (
     refuse_changed,
 )
 from service.operations.backups.progress import OnProgress, ignore_progress
-from service.operations.backups.restore_into import example_of, planned_into
-from service.operations.results import Result
 
 HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 BESIDE_A_SERVICE = (
@@ -335,3 +339,51 @@ async def _record(
             await backups.mark_restored(connection, facts.name, place, clock.now())
 
     await access.record_if_possible(facts.name, write)
+
+
+async def planned_into(
+    settings: Settings, source: Source, into: str, histories: Sequence[History]
+) -> tuple[str, RestorePlan]:
+    """The URL of another, empty database of the same kind to restore by, and the plan.
+
+    Neither the application's database nor the ledger is touched, so a service may run meanwhile.
+    Raises InvalidParameters and BackupError if the database is not fit.
+    """
+    url = _other_url(settings, into)
+    plan = await planned(source, url, histories=histories, example=example_of(settings))
+    if not plan.is_new or any(plan.rows.values()):
+        raise BackupError(
+            f"nothing was restored: the database {plan.database} is not empty. Name an empty one"
+        )
+    return url, plan
+
+
+def example_of(settings: Settings) -> Path | None:
+    """The application's SQLite file, whose tables an empty file gets; None on PostgreSQL."""
+    url = make_url(settings.DATABASE_URL)
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def _other_url(settings: Settings, into: str) -> str:
+    """The URL with its driver. Raises InvalidParameters if it is none, or names a database of the
+    service.
+    """
+    try:
+        url = async_url(into)
+    except ValueError as error:
+        raise InvalidParameters(f"the database to restore into is {error}") from None
+    own = {"DATABASE_URL": settings.DATABASE_URL, "LEDGER_URL": settings.ledger_url}
+    for setting, own_url in own.items():
+        if _place(make_url(url)) == _place(make_url(own_url)):
+            raise InvalidParameters(
+                f"the database to restore into, {safe_url(make_url(url))}, is that of {setting}: "
+                "name another one"
+            )
+    return url
+
+
+def _place(url: URL) -> object:
+    """What two URLs of one database have in common."""
+    if url.get_backend_name() == "sqlite":
+        return Path(url.database or ":memory:").resolve()
+    return address(url)

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents import telling
 from service.batch.incidents.watched import watched_tasks
-from service.operations.context import Context
+from service.operations.asking.context import Context
 
 
 async def tell_followers(

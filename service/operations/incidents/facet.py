@@ -21,14 +21,13 @@ from service.batch.ledger.states import OF_RUNS
 from service.batch.ledger.states import IncidentKind as IncidentKind
 from service.errors import InvalidParameters, UnknownIncident, UnknownTask
 from service.escaping import echoed
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.cursors import cursor_of, parse_cursor
+from service.operations.asking.results import KeptBack, Result
 from service.operations.incidents import open_failures
 from service.operations.incidents.ending import tell_followers, tell_followers_again
 from service.operations.incidents.notes import check_note
-from service.operations.incidents.retrying import RetryPlan, one_problem, plan_retry
 from service.operations.people.redacting import hidden_tasks
-from service.operations.results import KeptBack, Result
-from service.operations.runs.run_list import cursor_of, parse_cursor
 
 MOST_INCIDENTS = 200
 LONGEST_QUIET = timedelta(days=7)
@@ -204,14 +203,6 @@ class Incidents:
             shown = _shown(await _find(connection, row.id), await hidden_tasks(connection, context))
         return Acknowledged(incident=shown, runs=done.runs, still_open=done.still_open)
 
-    async def plan_retry(self, incident: str, with_same_error: bool = False) -> RetryPlan:
-        """What a retry of the failed runs of an incident would do. Nothing is retried yet. Raises
-        UnknownIncident.
-
-        `with_same_error`: also of the incidents that are one problem with it.
-        """
-        return await plan_retry(self._context, incident, with_same_error)
-
     async def with_same_error(self, incident: str) -> Sequence[Incident]:
         """The open incidents that are one problem with this one, and itself. Raises
         UnknownIncident.
@@ -220,7 +211,9 @@ class Incidents:
             row = await _find(connection, incident)
             assert connection is not None
             hidden = await hidden_tasks(connection, self._context)
-            return [_shown(each, hidden) for each in await one_problem(connection, row)]
+            return [
+                _shown(each, hidden) for each in await open_failures.one_problem(connection, row)
+            ]
 
     async def reopen(self, incident: str) -> Incident:
         """Undo an acknowledgement: its failed runs count as open again. Raises UnknownIncident."""

@@ -14,10 +14,11 @@ from typing import Any
 from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.incidents import problem as one_error
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.incidents import MORE
-from service.batch.ledger.states import ACTIVE, OF_RUNS
+from service.batch.ledger.states import ACTIVE, OF_RUNS, IncidentKind
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, runs
 
 ByKey = Mapping[tuple[str, str], Row[Any]]
@@ -61,6 +62,12 @@ async def groups(
         opened = opened.where(json_rows.is_among(runs.c.task, sorted(of), connection.dialect.name))
     rows = (await connection.execute(opened.group_by(runs.c.task, runs.c.fingerprint))).all()
     return _folded([Group(*row) for row in rows], by_key)
+
+
+async def one_problem(connection: AsyncConnection, row: Row[Any]) -> Sequence[Row[Any]]:
+    """The open incidents that are one problem with this one, and itself."""
+    problems = one_error.of_rows(await incidents.are_open(connection, [IncidentKind.FAILED]))
+    return next((problem for problem in problems if row.id in incidents.ids_of(problem)), [row])
 
 
 def _folded(groups: Sequence[Group], by_key: ByKey) -> list[Group]:

@@ -1,3 +1,1 @@
-"""What happened in a window of time, and what needs a person: one answer for pages, alerts,
-commands and programs.
-"""
+"""What happened in a window of time, and what needs a person: one answer for all doors."""

@@ -12,11 +12,11 @@ from typing import Literal
 
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
-from service.batch.ledger.night.buckets import LENGTH, bucket_of
+from service.batch.ledger.buckets import LENGTH, bucket_of
 from service.batch.ledger.schedules import OpenSchedule
-from service.operations.night.models import Night
+from service.operations.asking.results import Result
 from service.operations.night.night import AHEAD
-from service.operations.results import Result
+from service.operations.night.results import Night
 
 MOST_NAMED = 8
 RARE = timedelta(days=6)

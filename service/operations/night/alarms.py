@@ -15,11 +15,11 @@ from service.batch.ledger.incidents import incidents
 from service.batch.ledger.states import IncidentKind
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
-from service.operations.context import Context
-from service.operations.databases import Databases
+from service.operations.asking.context import Context
+from service.operations.asking.databases import Databases
+from service.operations.asking.results import Node
 from service.operations.night import sentence
-from service.operations.night.models import Need, NightBackup
-from service.operations.results import Node
+from service.operations.night.results import Need, NightBackup
 from service.operations.system.nodes import troubles_of
 
 LEAST_FREE = 1_000_000

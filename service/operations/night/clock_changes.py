@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from service.batch.cron import utc_offsets
 from service.batch.cron.zones import zone_of
 from service.errors import BatchError
-from service.operations.night.models import NightChange
+from service.operations.night.results import NightChange
 
 MOST_ZONES = 100
 SECOND = timedelta(seconds=1)

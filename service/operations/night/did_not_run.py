@@ -18,7 +18,7 @@ from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.states import IncidentKind
 from service.batch.ledger.tables import missed, tasks
 from service.operations.night import skipped_slots
-from service.operations.night.models import DidNotRun
+from service.operations.night.results import DidNotRun
 
 MOST_RANGES = 10_000
 

@@ -14,8 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
-from service.batch.ledger import json_rows
-from service.batch.ledger.night import buckets
+from service.batch.ledger import buckets, json_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import (
@@ -29,8 +28,8 @@ from service.batch.ledger.tables import (
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
-from service.operations.night.models import Night
-from service.operations.results import Result
+from service.operations.asking.results import Result
+from service.operations.night.results import Night
 
 MOST_LANES = 12
 MOST_SLOTS = 60

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, alias, case, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
 from service.batch.cron.zones import zone_of
 from service.batch.incidents.overdue import BACKUP_TASK
 from service.batch.incidents.watched import WatchedTask, watched_tasks
-from service.batch.ledger import database_time, schedules
-from service.batch.ledger.night.buckets import LENGTH, bucket_of
-from service.batch.ledger.people import audit
-from service.batch.ledger.tables import backups
+from service.batch.ledger import database_time, json_rows, schedules
+from service.batch.ledger.buckets import LENGTH, bucket_of
+from service.batch.ledger.people import audit, previews
+from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.tables import (
+    BY_HAND_SQL,
+    NO_PART_SQL,
+    OPEN_FAILURE_SQL,
+    backups,
+    runs,
+)
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
 from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
 from service.escaping import shortened
-from service.operations.context import Context
-from service.operations.night import alarms, did_not_run, late, needs, outcomes, retries, sentence
+from service.operations.asking.context import Context
+from service.operations.asking.results import Node
+from service.operations.night import alarms, attention, did_not_run, sentence
 from service.operations.night.clock_changes import clock_changes
-from service.operations.night.models import (
+from service.operations.night.results import (
     MOST,
+    Beside,
+    FailedSlots,
     Need,
     NextSlots,
     Night,
     NightBackup,
     NightChange,
+    RetryProgress,
     SlotCounts,
 )
 from service.operations.people.redacting import hidden_tasks, hides_change
+from service.operations.runs import late
 from service.operations.system.nodes import last_seen, living_nodes
 
 LONGEST_WINDOW = timedelta(days=31)
@@ -46,6 +58,10 @@ AHEAD = timedelta(hours=2)
 OLDEST = timedelta(days=3_653)
 EVENING = 18
 MOST_COUNTED = 10_000
+MOST_BULKS = 100
+"""The newest bulks whose progress is looked for."""
+MOST_FOLLOWED = 1_000
+"""Retries of more runs are not followed here: the page of the bulk says how many are queued."""
 LONGEST_VALUE = 500
 """Of the JSON of a value before or after a change, in characters."""
 CHANGES = (
@@ -140,26 +156,22 @@ async def read(
     zone: ZoneInfo,
 ) -> tuple[Night, Window]:
     """The night of a window, and its slots by ten minutes."""
-    quarantined = await needs.quarantined_items(context)
+    quarantined = await attention.quarantined_items(context)
     unread, end = ["quarantine"] if quarantined is None else [], until or now
     hidden = await hidden_tasks(connection, context)
     watched = await watched_tasks(connection)
     window = await tally.of_window(connection, since, end, now)
-    nodes = await living_nodes(connection, context, now)
-    living = [node for node in nodes if node.fires]
-    last_beat = await last_seen(connection, living)
+    nodes, living, last_beat = await _nodes(connection, context, now)
     backup = await _backup(connection, watched, settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
-    of_nodes = await alarms.of_nodes(connection, context, nodes) if until is None else []
     needed = [
-        *of_nodes,
+        *(await alarms.of_nodes(connection, context, nodes) if until is None else []),
         *alarms.of_slots(window, living, last_beat, backup, is_over=until is not None),
+        *await _needs(connection, watched, hidden, quarantined or Counter(), now),
     ]
-    opened = await _needs(connection, watched, hidden, quarantined or Counter())
-    needed += await retries.with_progress(connection, opened, now)
     is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
     not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
-    dealt_with = await needs.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
+    dealt_with = await attention.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
     changes = await _changes(connection, since, end, hidden, zone)
     unchosen = sum(each.slots for each in not_run if each.is_unchosen)
     level = sentence.level_of(needed, is_late, not_run, unread)
@@ -171,11 +183,9 @@ async def read(
         headline=sentence.headline(level, needed, is_late, unchosen, slots.failed, unread),
         sentence=sentence.sentence(slots, since, until, now, zone, not_run),
         slots=slots,
-        failed=await outcomes.failed_slots(connection, slots, since, end),
-        beside=await outcomes.beside(connection, since, end),
-        older=sum(
-            1 for need in needed if need.last_failed is not None and need.last_failed < since
-        ),
+        failed=await failed_slots(connection, slots, since, end),
+        beside=await beside(connection, since, end),
+        older=sum(need.failed_before(since) for need in needed),
         backup=backup,
         next=None if until is not None else await _next(connection, now),
         services=len(living),
@@ -187,6 +197,15 @@ async def read(
         ),
     )
     return found, window
+
+
+async def _nodes(
+    connection: AsyncConnection, context: Context, now: datetime
+) -> tuple[Sequence[Node], list[Node], datetime | None]:
+    """The nodes that live, the services among them, and when a service was last seen."""
+    nodes = await living_nodes(connection, context, now)
+    living = [node for node in nodes if node.fires]
+    return nodes, living, await last_seen(connection, living)
 
 
 def _is_counted_by_items(need: Need, quarantined: Counter[str]) -> bool:
@@ -209,19 +228,21 @@ async def _needs(
     watched: dict[str, WatchedTask],
     hidden: frozenset[str],
     quarantined: Counter[str],
+    now: datetime,
 ) -> list[Need]:
     found = [
-        *await needs.of_runs(connection, watched, hidden),
-        *await needs.others(connection, watched),
+        *await attention.of_runs(connection, watched, hidden),
+        *await attention.others(connection, watched),
     ]
     own = {need.task: need for need in found if _is_counted_by_items(need, quarantined)}
-    return [
+    opened = [
         *(need for need in found if not _is_counted_by_items(need, quarantined)),
         *(
             _with_incident(need, own.get(need.task))
-            for need in needs.of_quarantine(quarantined, watched)
+            for need in attention.of_quarantine(quarantined, watched)
         ),
     ]
+    return await _with_progress(connection, opened, now)
 
 
 def _lists(**lists: Sequence[Any]) -> dict[str, Any]:
@@ -303,3 +324,98 @@ async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
         lambda: sum(tasks * count(each, now, now + AHEAD) for each, tasks in used.items())
     )
     return NextSlots(until=now + AHEAD, slots=number)
+
+
+async def failed_slots(
+    connection: AsyncConnection, slots: SlotCounts, since: datetime, end: datetime
+) -> FailedSlots:
+    """How many of the failed slots of the window are open, were acknowledged, or were made good
+    since.
+    """
+    if not slots.failed:
+        return FailedSlots(open=0, acknowledged=0, made_good_since=0, made_good_by_hand=0)
+    by_hand = alias(runs)
+    is_of_slot = (by_hand.c.slot == runs.c.slot, by_hand.c.origin == "manual")
+    is_good_by_hand = exists().where(by_hand.c.id == runs.c.made_good_by, *is_of_slot)
+    conditions = (text(OPEN_FAILURE_SQL), runs.c.acknowledged.is_not(None), is_good_by_hand)
+    # A run is made after its slot, so few runs are read by their state and this instant. A
+    # condition on the slot alone would have SQLite read all slots of the window instead.
+    slot = func.coalesce(runs.c.slot, runs.c.created_at)
+    of_slots = (slot >= since, slot < end, runs.c.origin != "manual", text(NO_PART_SQL))
+    numbers = (
+        func.coalesce(func.sum(case((condition, 1), else_=0)), 0) for condition in conditions
+    )
+    query = select(*numbers).select_from(runs)
+    failed = query.where(runs.c.state == RunState.FAILED, runs.c.created_at >= since, *of_slots)
+    is_open, is_known, is_by_hand = (await connection.execute(failed)).one()
+    good = max(0, slots.failed - is_open - is_known)
+    return FailedSlots(
+        open=is_open,
+        acknowledged=is_known,
+        made_good_since=good,
+        made_good_by_hand=min(is_by_hand, good),
+    )
+
+
+async def beside(connection: AsyncConnection, since: datetime, end: datetime) -> Beside:
+    """The runs of the window without a slot of a schedule, by state; 10,000 of the newest ones are
+    counted at most.
+    """
+    newest = (
+        select(runs.c.state)
+        .where(runs.c.created_at >= since, runs.c.created_at < end, text(BY_HAND_SQL))
+        .order_by(runs.c.created_at.desc())
+        .limit(MOST_COUNTED)
+        .subquery()
+    )
+    rows = await connection.execute(select(newest.c.state, func.count()).group_by(newest.c.state))
+    states = {row[0]: row[1] for row in rows}
+    return Beside(
+        runs=sum(states.values()),
+        succeeded=states.get(RunState.SUCCEEDED, 0),
+        failed=states.get(RunState.FAILED, 0),
+        cancelled=states.get(RunState.CANCELLED, 0),
+        active=sum(states.get(state, 0) for state in ACTIVE),
+    )
+
+
+async def _with_progress(
+    connection: AsyncConnection, needs: Sequence[Need], now: datetime
+) -> list[Need]:
+    """The needs; those whose runs are being retried together say how far that is."""
+    retried = {need.incident for need in needs if need.retrying and need.incident is not None}
+    if not retried:
+        return list(needs)
+    by_incident: dict[str, Mapping[Any, Any]] = {}
+    for bulk in await previews.begun(connection, "retry", now, MOST_BULKS):
+        incident = bulk["request"].get("incident")
+        if incident in retried and bulk["count"] <= MOST_FOLLOWED:
+            by_incident.setdefault(incident, bulk)
+    progress = {
+        incident: await _progress(connection, bulk) for incident, bulk in by_incident.items()
+    }
+    return [
+        need.model_copy(update={"progress": progress[need.incident]})
+        if need.incident in progress
+        else need
+        for need in needs
+    ]
+
+
+async def _progress(connection: AsyncConnection, bulk: Mapping[Any, Any]) -> RetryProgress:
+    ids = await offload(
+        previews.unpack, await previews.packed_ids(connection, bulk["id"]), 0, bulk["count"]
+    )
+    theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
+    rows = await connection.execute(select(runs.c.state, runs.c.finished_at).where(theirs))
+    counts = Counter(_place(state, finished_at, bulk["started_at"]) for state, finished_at in rows)
+    return RetryProgress(
+        total=bulk["count"], done=counts["done"], failed=counts["failed"], left=counts["left"]
+    )
+
+
+def _place(state: str, finished_at: datetime | None, begun_at: datetime) -> str:
+    """Where a run of the bulk stands. One that ended before the begin is not queued yet."""
+    if state in ACTIVE or finished_at is None or finished_at < begun_at:
+        return "left"
+    return {RunState.SUCCEEDED: "done", RunState.FAILED: "failed"}.get(RunState(state), "other")

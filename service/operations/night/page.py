@@ -11,19 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.zones import zone_of
 from service.batch.ledger import database_time, schedules
-from service.batch.ledger.night.buckets import LENGTH
+from service.batch.ledger.buckets import LENGTH
 from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.config import Settings
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 from service.operations.night import night
 from service.operations.night.ahead import Coming, coming, planned_slots
+from service.operations.night.attention import DETAILED
 from service.operations.night.lanes import Lanes, lanes_of
-from service.operations.night.models import Night
-from service.operations.night.needs import DETAILED
 from service.operations.night.night import AHEAD, EVENING
+from service.operations.night.results import Night
 from service.operations.night.sparks import Spark, sparks_of
-from service.operations.results import Result
 
 MOST_COLUMNS = 150
 """The chart has this many columns at most: in a longer window one holds several times ten minutes.

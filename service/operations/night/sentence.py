@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from service.operations.night.models import DidNotRun, LateRun, Level, Need, Night, SlotCounts
+from service.operations.night.results import DidNotRun, Level, Need, Night, SlotCounts
+from service.operations.runs.waiting import LateRun
 
 _CLASSES = (
     ("succeeded", "succeeded"),

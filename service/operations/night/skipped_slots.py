@@ -17,7 +17,7 @@ from service.batch.ledger import chains
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import SKIPPED_SQL, runs
 from service.batch.ledger.waits import Upstream
-from service.operations.night.models import DidNotRun
+from service.operations.night.results import DidNotRun
 from service.operations.runs.awaited import shown_cause
 
 MOST_SLOTS = 10_000

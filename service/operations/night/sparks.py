@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import last_runs, parts
-from service.operations.results import Result
+from service.operations.asking.results import Result
 
 LAST = 60
 _NAMES = (

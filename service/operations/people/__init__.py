@@ -1,1 +1,1 @@
-"""Who asks for something, what that person may do and see, and what people have done."""
+"""What a person may do and see, and what people have done."""

@@ -22,9 +22,9 @@ from service.batch.ledger import database_time
 from service.batch.ledger.people import access, audit
 from service.errors import InvalidParameters, UnknownToken, WrongState
 from service.escaping import echoed
-from service.operations.context import Context
-from service.operations.people.actor import ROLES, Actor, Role
-from service.operations.results import Result
+from service.operations.asking.actor import ROLES, Actor, Role
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 
 LINK_TIME = timedelta(minutes=5)
 SESSION_TIME = timedelta(hours=12)

@@ -8,10 +8,10 @@ from typing import Any
 
 from service.batch.ledger.people import audit
 from service.escaping import shortened
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.cursors import cursor_of, parse_cursor
+from service.operations.asking.results import Result
 from service.operations.people.redacting import hidden_tasks, hides_change
-from service.operations.results import Result
-from service.operations.runs.run_list import cursor_of, parse_cursor
 
 MOST_CHANGES = 200
 LONGEST_VALUE = 2_000

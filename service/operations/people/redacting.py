@@ -16,10 +16,9 @@ from service.batch.ledger import runs as run_rows
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.tasks import SECRET_TAG as SECRET_TAG
 from service.errors import Forbidden, InvalidParameters
-from service.operations.context import Context
-from service.operations.results import Attempt, RunRow, RunShort
-from service.operations.run_details import PartsOfRun, RunDetails
-from service.operations.runs.run_list import RunFilter
+from service.operations.asking.context import Context
+from service.operations.asking.filter import RunFilter
+from service.operations.asking.results import Attempt, PartsOfRun, RunDetails, RunRow, RunShort
 
 NOTHING: frozenset[str] = frozenset()
 HIDDEN = {"reason": None, "message": None}

@@ -14,33 +14,29 @@ from pydantic import BaseModel
 
 from service.batch.ledger.states import FINAL
 from service.errors import InvalidParameters
-from service.operations.backups.catalogue import BackupSummary
-from service.operations.people.access import NewToken, Token
-from service.operations.people.changes import ChangePage
-from service.operations.remote.connection import ERRORS, Connection
-from service.operations.results import (
+from service.operations.asking.filter import RunFilter
+from service.operations.asking.results import (
     Line,
     LogBlock,
     Node,
-    Paused,
     Quarantined,
-    Resumed,
-    ResumedAhead,
+    RunDetails,
     RunNow,
     RunsAfter,
     Slot,
     Started,
 )
-from service.operations.run_details import RunDetails
-from service.operations.runs.bulk import Bulk, BulkAction, Preview
-from service.operations.runs.finding import RunOrTask
-from service.operations.runs.reading import LAST_LINES
-from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
+from service.operations.backups.catalogue import BackupSummary
+from service.operations.bulks.bulk import Bulk, BulkAction, Preview
+from service.operations.night.status import Status
+from service.operations.people.access import NewToken, Token
+from service.operations.people.changes import ChangePage
+from service.operations.remote.connection import ERRORS, Connection
+from service.operations.runs.read import LAST_LINES, MOST_RUNS, RunOrTask, RunPage
 from service.operations.runs.run_log import POLL_SECONDS, LogPage
 from service.operations.runs.waiting import Chain, Waiting
 from service.operations.system.pools import PoolState
-from service.operations.system.status import Status
-from service.operations.tasks.results import TaskDetails, TaskSummary
+from service.operations.tasks.results import Paused, Resumed, ResumedAhead, TaskDetails, TaskSummary
 
 
 class _TaskList(BaseModel):

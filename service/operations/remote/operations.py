@@ -6,7 +6,7 @@ What needs the machine of the service, such as a restore, is refused with a sent
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -15,9 +15,12 @@ import httpx
 
 from service.errors import InvalidParameters
 from service.escaping import echoed
-from service.operations.night.models import Night
+from service.operations.bulks.bulk import Bulk, Preview
+from service.operations.night.results import Night
+from service.operations.night.status import Status
 from service.operations.remote.connection import TIMEOUT_SECONDS, Connection
 from service.operations.remote.facets import (
+    Facet,
     RemoteAccess,
     RemoteBackups,
     RemoteBulks,
@@ -28,10 +31,69 @@ from service.operations.remote.facets import (
     RemoteQuarantine,
     RemoteRuns,
     RemoteTasks,
+    path_of,
 )
 from service.operations.remote.incidents import RemoteIncidents
-from service.operations.remote.slots import RemoteSlots
-from service.operations.system.status import Status
+from service.operations.slots.account import Accounts, SlotOutcome
+from service.operations.slots.leaving import LeftSlots
+from service.operations.starting.backfill import BackfillCounts, BackfillRequest, BackfillSlot
+
+
+class RemoteSlots(Facet):
+    async def account(
+        self,
+        since: datetime,
+        until: datetime | None = None,
+        task: str | None = None,
+        on_slot: Callable[[SlotOutcome], None] | None = None,
+    ) -> Accounts:
+        if on_slot is not None:
+            raise InvalidParameters(
+                "single slots are listed only beside the ledger: call it there, without --url"
+            )
+        instants = {"since": since.isoformat(), "until": until.isoformat() if until else None}
+        return await self._connection.get(Accounts, "/account", **instants, task=task)
+
+    async def backfill(
+        self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] | None = None
+    ) -> BackfillCounts:
+        body = {
+            "since": request.since.isoformat(),
+            "until": request.until.isoformat(),
+            "redo": request.redo,
+        }
+        many = {"many": request.allow_many, "and_after": request.and_after}
+        preview = await self._connection.post(
+            Preview, path_of("tasks", request.task, "backfill", "preview"), {**body, **many}
+        )
+        assert preview.counts is not None
+        if not request.dry_run:
+            path = path_of("tasks", request.task, "backfill")
+            bulk = await self._connection.post(Bulk, path, {"preview": preview.id})
+            await RemoteBulks(self._connection).carry_out(bulk.id)
+        return preview.counts
+
+    async def leave(
+        self,
+        since: datetime,
+        until: datetime,
+        note: str | None = None,
+        task: str | None = None,
+        slots: int | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> LeftSlots:
+        body = {**_interval(since, until, task), "note": note, "slots": slots, "dry_run": dry_run}
+        return await self._connection.post(LeftSlots, "/slots/leave", body)
+
+    async def reopen(self, since: datetime, until: datetime, task: str | None = None) -> LeftSlots:
+        return await self._connection.post(
+            LeftSlots, "/slots/reopen", _interval(since, until, task)
+        )
+
+
+def _interval(since: datetime, until: datetime, task: str | None) -> dict[str, str | None]:
+    return {"since": since.isoformat(), "until": until.isoformat(), "task": task}
 
 
 class RemoteOperations:

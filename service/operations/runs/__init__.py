@@ -1,1 +1,1 @@
-"""What people ask of runs: lists, details, logs, cancelling, retrying, quarantine and pruning."""
+"""What people ask of runs: lists, details, logs, what is late, cancelling, retrying, quarantine."""

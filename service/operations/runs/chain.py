@@ -18,9 +18,9 @@ from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import WAITING_SQL, runs
 from service.errors import UnknownRun
-from service.operations.context import Context
-from service.operations.results import KeptBack
-from service.operations.runs.finding import run_of
+from service.operations.asking.context import Context
+from service.operations.asking.results import KeptBack
+from service.operations.runs.read import run_of
 from service.operations.runs.waiting import Chain, Link, Step, Upcoming
 
 STEPS = 3

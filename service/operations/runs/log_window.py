@@ -15,11 +15,11 @@ from service.batch.ledger.run_logs import Packed
 from service.batch.ledger.tables import log
 from service.concurrency.offload import offload
 from service.errors import UnknownRun
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 from service.operations.people.redacting import refuse_hidden_log
-from service.operations.results import Result
 from service.operations.runs import run_log
-from service.operations.runs.finding import run_of
+from service.operations.runs.read import run_of
 from service.operations.runs.run_log import MOST_BLOCKS, NumberedLine
 
 PAGE = 10

@@ -13,10 +13,9 @@ from service.batch.chunks.checkpoints import Committed
 from service.batch.ledger import database_time
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import tasks
-from service.operations.context import Context
-from service.operations.databases import is_missing_file
-from service.operations.results import Result
-from service.operations.run_details import RunDetails
+from service.operations.asking.context import Context
+from service.operations.asking.databases import is_missing_file
+from service.operations.asking.results import Result, RunDetails
 from service.poolsettings import DEFAULT_POOL
 
 STALLED = 10

@@ -17,13 +17,12 @@ from service.database import companions
 from service.database.engine import Database
 from service.errors import UnknownRun, WrongState
 from service.escaping import brief
-from service.operations.context import Context
-from service.operations.databases import Databases, is_missing_file
+from service.operations.asking.context import Context
+from service.operations.asking.databases import Databases, is_missing_file
+from service.operations.asking.results import Quarantined, Started
 from service.operations.people.redacting import NOTHING, hidden_tasks
-from service.operations.results import Quarantined, Started
-from service.operations.runs.finding import run_of
-from service.operations.runs.run_list import RunPage
-from service.operations.tasks.startable import startable_task
+from service.operations.runs.read import RunPage, run_of
+from service.operations.starting.startable import startable_task
 
 MOST_ITEMS = 10_000
 """Longest list of items in quarantine."""
@@ -72,17 +71,7 @@ class Quarantine:
         set_aside = await _items(context.databases, run)
         left = {item.item for item in set_aside if item.redriven_by is None}
         if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
-            redriven_by = {item.redriven_by for item in set_aside if item.redriven_by is not None}
-            newer = (
-                f" (processed since by run {', '.join(sorted(redriven_by)[:3])})"
-                if redriven_by
-                else ""
-            )
-            raise WrongState(
-                brief(
-                    f"the run {run} has no such items set aside: {', '.join(missing)}{newer}", 2_000
-                )
-            )
+            raise _not_set_aside(run, missing, set_aside)
         before = {name: value for name, value in (row["params"] or {}).items() if name != "items"}
         given_params = {**before, "redrive": run, **({"items": list(items)} if items else {})}
         slot = row["slot"] or row["created_at"]
@@ -108,6 +97,13 @@ class Quarantine:
             )
         context.wake()
         return Started(id=started, task=task.name)
+
+
+def _not_set_aside(run: str, missing: Sequence[str], set_aside: Sequence[SetAside]) -> WrongState:
+    redriven_by = {item.redriven_by for item in set_aside if item.redriven_by is not None}
+    newer = f" (processed since by run {', '.join(sorted(redriven_by)[:3])})" if redriven_by else ""
+    words = f"the run {run} has no such items set aside: {', '.join(missing)}{newer}"
+    return WrongState(brief(words, 2_000))
 
 
 async def with_quarantined(databases: Databases, page: RunPage) -> RunPage:

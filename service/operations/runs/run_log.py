@@ -14,11 +14,11 @@ from service.batch.ledger.states import FINAL
 from service.concurrency.offload import offload
 from service.errors import InvalidParameters, UnknownRun
 from service.escaping import echoed
-from service.operations.context import Context
-from service.operations.databases import Databases
+from service.operations.asking.context import Context
+from service.operations.asking.databases import Databases
+from service.operations.asking.results import Line, LogBlock, Result
 from service.operations.people.redacting import refuse_hidden_log
-from service.operations.results import Line, LogBlock, Result
-from service.operations.runs.finding import run_of
+from service.operations.runs.read import run_of
 
 
 class NumberedLine(Line):

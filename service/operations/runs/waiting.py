@@ -8,7 +8,7 @@ from typing import Literal
 
 from service.batch.ledger.kept_back import in_words as in_words
 from service.batch.ledger.kept_back import parts_of as parts_of
-from service.operations.results import KeptBack, Result
+from service.operations.asking.results import KeptBack, Result
 
 
 class InTheWay(Result):
@@ -85,6 +85,31 @@ class Waiting(Result):
     blocker: Blocker | None
     eta: datetime | None
     awaits: Sequence[Awaited] = ()
+
+
+class LateRun(Result):
+    """A run that is late or slow now. `why`: slow, stalled, timeout, waits, or retries.
+
+    `elapsed`, `p95`, `timeout`: seconds. `eta`: about when it ends; None: no estimate.
+    `next_attempt_at`: of a run that is retried. `done`, `total`, `rate`: what a running run has
+    reported: items, and items a second.
+    """
+
+    run: str
+    task: str
+    slot: datetime | None
+    state: str
+    why: Literal["slow", "stalled", "timeout", "waits", "retries"]
+    elapsed: float
+    p95: float | None = None
+    timeout: float | None = None
+    done: int | None = None
+    total: int | None = None
+    rate: float | None = None
+    eta: datetime | None = None
+    blocker: Blocker | None = None
+    next_attempt_at: datetime | None = None
+    attempt: int | None = None
 
 
 class Link(Result):

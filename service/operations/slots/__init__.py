@@ -1,1 +1,1 @@
-"""The account of slots, and backfills of them."""
+"""The account of slots, and missed slots that are left as they are."""

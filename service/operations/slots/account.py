@@ -12,9 +12,9 @@ from service.batch.account import accounting
 from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind
 from service.batch.ledger import database_time
 from service.batch.ledger import tasks as task_rows
-from service.operations.context import Context
-from service.operations.results import Result
-from service.operations.runs.finding import refuse_unknown_task
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
+from service.operations.runs.read import refuse_unknown_task
 from service.operations.system import pool_problems
 
 TEXTS = {

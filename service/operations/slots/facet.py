@@ -1,19 +1,16 @@
-"""`operations.slots`: the account of an interval, its unaccounted slots, backfills, and missed
-slots that are left.
-"""
+"""`operations.slots`: the account of an interval, backfills, and missed slots that are left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 
-from service.operations.context import Context
-from service.operations.slots import account, backfill, backfills, leaving, unaccounted
+from service.operations.asking.context import Context
+from service.operations.slots import account, leaving
 from service.operations.slots.account import Accounts, SlotOutcome
-from service.operations.slots.backfill import BackfillCounts, BackfillRequest, BackfillSlot
-from service.operations.slots.backfills import BackfillPlan, BegunBackfill
 from service.operations.slots.leaving import LeftSlots
-from service.operations.slots.unaccounted import UnaccountedSlots
+from service.operations.starting import backfill
+from service.operations.starting.backfill import BackfillCounts, BackfillRequest, BackfillSlot
 
 
 class Slots:
@@ -38,17 +35,6 @@ class Slots:
         UnknownTask.
         """
         return await account.accounts(self._context, since, until, task, on_slot)
-
-    async def unaccounted(
-        self, since: datetime | None, until: datetime | None, zone: str
-    ) -> UnaccountedSlots:
-        """The slots of a window of Night that are unaccounted for: the newest 200, at no more cost
-        than Night counts.
-
-        The window is that of `operations.night`. Raises NoLedger, InvalidParameters and
-        InvalidSchedule as that does.
-        """
-        return await unaccounted.slots(self._context, since, until, zone)
 
     async def backfill(
         self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = backfill.ignore
@@ -84,27 +70,3 @@ class Slots:
     async def reopen(self, since: datetime, until: datetime, task: str | None = None) -> LeftSlots:
         """Undo `leave` for the missed ranges within an interval. Raises UnknownTask."""
         return await leaving.reopen(self._context, since, until, task)
-
-    async def plan_backfills(self, since: datetime, until: datetime) -> BackfillPlan:
-        """What a backfill of all tasks with missed slots within an interval would do. No run is
-        made yet.
-
-        It is about the missed ranges that `leave` would be about: for each task from its first slot
-        to its last one.
-        """
-        return await backfills.plan(self._context, since, until)
-
-    async def begin_backfills(
-        self, previews: Sequence[str], note: str | None = None
-    ) -> Sequence[BegunBackfill]:
-        """Begin the backfills of a plan, by the ids of its previews. One that has begun already is
-        left as it is.
-
-        A backfill can't begin if its preview has expired, or its task has another schedule by now.
-        Raises InvalidParameters, and UnknownPreview.
-        """
-        return await backfills.begin(self._context, previews, note)
-
-    async def begun_backfills(self, previews: Sequence[str]) -> Sequence[BegunBackfill]:
-        """How far these backfills are. Raises as `begin_backfills`."""
-        return await backfills.begun(self._context, previews)

@@ -16,10 +16,10 @@ from service.batch.ledger import database_time, missed_ranges
 from service.batch.ledger.people import audit
 from service.batch.ledger.tables import tasks
 from service.errors import InvalidParameters, WrongState
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 from service.operations.incidents.notes import check_note
-from service.operations.results import Result
-from service.operations.runs.finding import refuse_unknown_task
+from service.operations.runs.read import refuse_unknown_task
 
 MOST_RANGES = 10_000
 

@@ -1,1 +1,1 @@
-"""What people ask of the system as a whole: its state, its nodes, settings and migrations."""
+"""What people ask of the system as a whole: its nodes, pools, gauges, settings and migrations."""

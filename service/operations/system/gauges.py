@@ -19,6 +19,7 @@ from service.batch.cron.counting import count
 from service.batch.ledger import gauges, pools, schedules
 from service.batch.ledger import nodes as node_rows
 from service.batch.ledger.gauges import TaskRow
+from service.batch.ledger.incidents import incidents as incident_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import IncidentKind
 from service.batch.tasks.policies import ON_TIME
@@ -27,7 +28,7 @@ from service.concurrency.offload import offload
 from service.errors import BatchError
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
-from service.operations.context import Context
+from service.operations.asking.context import Context
 from service.poolsettings import NO_POOLS, Pool
 
 logger = get_logger("service.batch")
@@ -127,7 +128,7 @@ async def read(
     waiting_since = await gauges.oldest_waiting_since(connection)
     rows = await gauges.task_rows(connection)
     opened = await schedules.open_schedules(connection)
-    incidents = await gauges.open_incidents(connection)
+    incidents = await incident_rows.numbers_open(connection)
     nodes = await gauges.living_nodes(connection)
     slots = await offload(
         _slots, [opened[row.name] for row in rows if row.name in opened], totals.now

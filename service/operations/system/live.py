@@ -18,9 +18,9 @@ from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import nodes, runs, tasks
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Node, Result, RunSummary
 from service.operations.people.redacting import SECRET_TAG, without_texts
-from service.operations.results import Node, Result, RunSummary
 
 NEWEST = 200
 MOST_RUNNING = 500

@@ -17,9 +17,9 @@ from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import History, migrate, revision_of
 from service.errors import InvalidParameters
 from service.escaping import echoed
-from service.operations.context import Context
-from service.operations.databases import is_missing_file, migrate_ledger
-from service.operations.results import Result
+from service.operations.asking.context import Context
+from service.operations.asking.databases import is_missing_file, migrate_ledger
+from service.operations.asking.results import Result
 
 
 class Migration(Result):

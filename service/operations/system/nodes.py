@@ -16,8 +16,8 @@ from service.batch.ledger.nodes import MOST_LOOKED_AT
 from service.batch.ledger.tables import HELD_SQL, nodes, runs
 from service.batch.nodes import process_lock
 from service.concurrency.offload import offload
-from service.operations.context import Context
-from service.operations.results import Node
+from service.operations.asking.context import Context
+from service.operations.asking.results import Node
 from service.operations.system.pool_problems import PoolProblem, problems
 
 SILENT_SHOWN = timedelta(hours=1)

@@ -14,8 +14,8 @@ from service.batch.incidents.pool_check import why
 from service.batch.ledger import database_time
 from service.batch.ledger import pools as pool_rows
 from service.batch.ledger.tables import tasks
-from service.operations.context import Context
-from service.operations.results import Node, Result
+from service.operations.asking.context import Context
+from service.operations.asking.results import Node, Result
 from service.operations.system.nodes import living_nodes
 from service.poolsettings import DEFAULT_POOL, Pool
 

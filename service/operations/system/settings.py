@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from service.alertsettings import NAMED
 from service.config import SECRET, Settings, sources_of
-from service.operations.results import Result
+from service.operations.asking.results import Result
 from service.redaction import MASK
 
 PLACE = re.compile(r"(?P<scheme>[\w+.-]+://)(?P<login>[^/?#]*@)?(?P<rest>[^?#]*)")

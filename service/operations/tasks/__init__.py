@@ -1,1 +1,1 @@
-"""What people ask of tasks: lists, details, starting, pausing and checking."""
+"""What people ask of tasks: lists, details, history, pausing and checking."""

@@ -21,9 +21,9 @@ from service.batch.tasks.policies import Missed, Policies, Retry
 from service.batch.tasks.registry import Task
 from service.errors import InvalidSchedule
 from service.escaping import echoed
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot
 from service.operations.people.redacting import hidden_tasks, without_texts
-from service.operations.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot
 from service.operations.runs import chain
 from service.operations.runs.waiting import Chain, Upcoming
 from service.operations.tasks.listing import memory_of, pool_of, record_of, tags_of

@@ -14,15 +14,15 @@ from service.batch.ledger.people import audit
 from service.concurrency.offload import offload
 from service.errors import DatabaseError, InvalidParameters, UnknownTask
 from service.escaping import echoed
-from service.operations.context import Context
-from service.operations.results import Paused, Resumed, ScheduleSpan, Slot
+from service.operations.asking.context import Context
+from service.operations.asking.results import ScheduleSpan, Slot
+from service.operations.starting.startable import unknown_task
 from service.operations.system.nodes import living_nodes
 from service.operations.tasks import details, lint, listing
 from service.operations.tasks.details import TaskRows
 from service.operations.tasks.lint import LintedTask
 from service.operations.tasks.listing import Known
-from service.operations.tasks.results import TaskDetails, TaskSummary
-from service.operations.tasks.startable import unknown_task
+from service.operations.tasks.results import Paused, Resumed, TaskDetails, TaskSummary
 from service.poolsettings import DEFAULT_POOL
 
 if TYPE_CHECKING:

@@ -16,18 +16,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
 from service.batch.cron.zones import zone_of
-from service.batch.ledger import database_time, parts, schedules
-from service.batch.ledger.night import buckets
-from service.batch.ledger.night.buckets import KEPT, LENGTH, bucket_of
+from service.batch.ledger import buckets, database_time, parts, schedules
+from service.batch.ledger.buckets import KEPT, LENGTH, bucket_of
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, missed, runs
 from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.errors import NoLedger
-from service.operations.context import Context
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
 from service.operations.night.clock_changes import clock_changes
 from service.operations.night.page import WORST_FIRST
-from service.operations.results import Result
 
 DAYS = 90
 NEXT = 10

@@ -15,9 +15,9 @@ from service.batch.lint.clock_changes import DAY, effects
 from service.batch.lint.lint import findings, unknown_upstreams
 from service.batch.tasks.registry import Task
 from service.errors import DatabaseError, UnknownTask
-from service.operations.context import Loaded
-from service.operations.databases import Databases
-from service.operations.results import Result
+from service.operations.asking.context import Loaded
+from service.operations.asking.databases import Databases
+from service.operations.asking.results import Result
 
 
 class LintSlot(Result):

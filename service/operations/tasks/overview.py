@@ -13,17 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
 from service.batch.ledger import database_time, gauges, schedules
-from service.batch.ledger.night.buckets import bucket_of
+from service.batch.ledger.buckets import bucket_of
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, runs
 from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.errors import NoLedger
-from service.operations.context import Context
-from service.operations.night import needs
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
+from service.operations.night import attention
 from service.operations.night.sparks import Spark, sparks_of
-from service.operations.results import Result
 from service.operations.tasks.listing import Known, summaries
 from service.operations.tasks.results import TaskSummary
 from service.operations.tasks.timeline import USUAL_HOURS, Timeline, timeline
@@ -81,7 +81,7 @@ async def overview(
     context: Context, wanted: str, text_of_name: str, first: int, hours: int = USUAL_HOURS
 ) -> Overview:
     """See `operations.tasks.overview`."""
-    loaded, quarantined = context.loaded(), await needs.quarantined_items(context) or ()
+    loaded, quarantined = context.loaded(), await attention.quarantined_items(context) or ()
     async with context.databases.reading() as connection:
         if connection is None:
             raise NoLedger("there is no ledger yet: no service has ever run")
@@ -89,7 +89,7 @@ async def overview(
         known = await Known.read(connection)
         opened = await schedules.open_schedules(connection)
         running = await _running(connection)
-        in_need = await needs.names_of_tasks(connection, quarantined)
+        in_need = await attention.names_of_tasks(connection, quarantined)
         share = {"running": running, "attention": in_need}
         listed: dict[str, Mapping[str, object]] = {
             **{name: {} for name in loaded.tasks},
@@ -99,21 +99,13 @@ async def overview(
         chosen = [task for task in found if _is_wanted(task, wanted, text_of_name, share)]
         shown = chosen[first : first + PAGE]
         sparks = await sparks_of(connection, (task.name for task in shown if task.name), SPARKS)
-        window = await tally.of_window(
-            connection, bucket_of(now - DAY), now, now
-        )  # as Night of 24 hours
+        # As Night of 24 hours.
+        window = await tally.of_window(connection, bucket_of(now - DAY), now, now)
         lanes = {task.name: task.p50 for task in _as_due(shown, running) if task.name}
         return Overview(
             now=now,
             numbers=await _numbers(connection, opened, window.counts, now),
-            rows=[
-                TaskRow(
-                    task=task,
-                    sparks=sparks.get(task.name or "", []),
-                    needs_attention=task.name in in_need,
-                )
-                for task in shown
-            ],
+            rows=[_row(task, sparks, in_need) for task in shown],
             broken=[
                 TaskSummary(source=each.source, name=each.task, error=each.error)
                 for each in loaded.broken
@@ -129,6 +121,13 @@ async def overview(
                 for each in ("all", "running", "attention", "paused")
             },
         )
+
+
+def _row(
+    task: TaskSummary, sparks: Mapping[str, list[Spark]], in_need: Collection[str | None]
+) -> TaskRow:
+    its = sparks.get(task.name or "", [])
+    return TaskRow(task=task, sparks=its, needs_attention=task.name in in_need)
 
 
 async def numbers(context: Context) -> Numbers:

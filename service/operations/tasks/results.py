@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from service.operations.results import (
+from service.operations.asking.results import (
     MissedRange,
     Parameter,
     Result,
@@ -115,3 +115,32 @@ class TaskDetails(Result):
     after: TaskAfter | None = None
     chain: Chain = Chain()
     upcoming: list[Upcoming] = Field(default_factory=list)
+
+
+class Paused(Result):
+    """The pause of a task. `is_new`: this request has begun or ended it. `until`: when it ends by
+    itself.
+    """
+
+    at: datetime
+    by: str
+    is_new: bool
+    until: datetime | None = None
+
+
+class Resumed(Result):
+    """What resuming a task did. `ended`: the pause that has ended; None if it was not paused.
+
+    `ahead_until`: up to then it would not have fired, because a clock was ahead; None if none was.
+    """
+
+    ended: Paused | None
+    ahead_until: datetime | None = None
+
+
+class ResumedAhead(Result):
+    """Tasks that fire again. `tasks`: up to which instant a clock that was ahead had fired each of
+    them, by name.
+    """
+
+    tasks: dict[str, datetime]

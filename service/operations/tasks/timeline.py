@@ -14,15 +14,14 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
-from service.batch.ledger import json_rows, last_runs
-from service.batch.ledger.night import buckets
+from service.batch.ledger import buckets, json_rows, last_runs
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import HELD_SQL, OF_SLOT_SQL, attempts, missed, runs
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
+from service.operations.asking.results import Result
 from service.operations.night.lanes import MOST_SLOTS, Cell, Lane, LaneRange, LaneRun
-from service.operations.results import Result
 
 HOURS = (1, 3, 6, 12, 24)
 USUAL_HOURS = 12

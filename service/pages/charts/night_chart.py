@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from service.operations.night.models import Need, NightChange
 from service.operations.night.page import Column
+from service.operations.night.results import Need, NightChange
 from service.pages.charts.axis import Axis, ClockChange, Tick
 from service.pages.frame.formatting import clock, counted, duration
 

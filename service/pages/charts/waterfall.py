@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from service.operations.runs.story import Phase, RunStory
+from service.operations.runs.phases import Phase, RunStory
 from service.pages.charts.axis import Axis
 from service.pages.frame.formatting import brief_duration, duration
 

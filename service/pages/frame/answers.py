@@ -21,7 +21,7 @@ from service.concurrency.offload import offload
 from service.errors import BatchError
 from service.escaping import brief
 from service.logs import get_logger
-from service.operations.people.actor import Role
+from service.operations.asking.actor import Role
 from service.pages.frame.forms import csrf_in, fields_of, local_path, wrong_in
 from service.pages.frame.render import render
 from service.pages.frame.shell import only

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from service import clock
 from service.batch.cron.zones import zone_of
 from service.errors import BatchError
+from service.operations.asking.actor import Actor, Role
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor, Role
 from service.pages.frame.forms import Wrong, local_path
 from service.pages.frame.visits import visits_in
 from service.web.access import Guard, ReadCsrf, cookie_name, needs

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from service.batch.ledger.states import OF_RUNS
-from service.operations.night.models import Need, NightChange
+from service.operations.night.results import Need, NightChange
 from service.pages.charts.night_chart import deployed
 from service.pages.frame.formatting import counted, duration, sentence_list
 from service.words import EVENTS, EventWord
@@ -87,58 +87,41 @@ def _by_hand(lines: Sequence[Line]) -> list[Line]:
 
 
 def _line(change: NightChange) -> Line:
-    note = f": “{change.note}”" if change.note else ""
+    def line(icon: str, words: str, task: str | None = None) -> Line:
+        return Line(change.at, icon, task, words, change.actor)
+
     if change.kind == "service.deploy":
         before = change.before.get("application") if isinstance(change.before, dict) else None
         was = f", was {before}" if before else ""
-        return Line(
-            change.at,
-            "rocket",
-            None,
-            f"{deployed(change) or 'A new version'} deployed{was}",
-            change.actor,
-        )
+        return line("rocket", f"{deployed(change) or 'A new version'} deployed{was}")
     if change.kind == "service.start":
-        return Line(change.at, "power", None, "A service started", change.actor)
+        return line("power", "A service started")
     if change.kind == "clock.change":
         way = "back" if str(change.after) < str(change.before) else "forward"
-        return Line(
-            change.at,
-            "sun-moon",
-            None,
-            f"Clocks went {way}: {change.before} to {change.after}",
-            change.actor,
-        )
+        return line("sun-moon", f"Clocks went {way}: {change.before} to {change.after}")
     if change.kind == "settings.change":
-        return Line(
-            change.at, "settings-2", None, _settings(change.before, change.after), change.actor
-        )
+        return line("settings-2", _settings(change.before, change.after))
     if change.kind == "schedule.change":
-        return Line(
-            change.at,
-            "calendar-clock",
-            change.task,
-            _schedule(change.before, change.after),
-            change.actor,
-        )
+        return line("calendar-clock", _schedule(change.before, change.after), change.task)
+    return _of_a_person(change)
+
+
+def _of_a_person(change: NightChange) -> Line:
+    """What a person did, with the note."""
     unknown = EventWord("info", change.kind.replace(".", " ").replace("_", " "))
     event = EVENTS.get(change.kind, unknown)
     icon, words = event.icon, event.said
+    by = f"{change.actor}: “{change.note}”" if change.note else change.actor
+    task = change.task
     if change.kind.startswith("bulk.") and isinstance(change.after, dict):
         request = change.after.get("request")
         task = request.get("task") if isinstance(request, dict) else None
-        return Line(
-            change.at,
-            icon,
-            task,
-            f"{change.after.get('count', 0):,} {words}",
-            f"{change.actor}{note}",
-        )
+        words = f"{change.after.get('count', 0):,} {words}"
     if change.kind == "task.backfill" and isinstance(change.after, dict):
         words += _runs_of_backfill(change.after)
     if change.kind.startswith("slots.") and isinstance(change.after, dict):
         words = f"{counted(change.after.get('slots', 0), 'missed slot')} {words}"
-    return Line(change.at, icon, change.task, words, f"{change.actor}{note}")
+    return Line(change.at, icon, task, words, by)
 
 
 def _runs_of_backfill(counts: Mapping[str, Any]) -> str:

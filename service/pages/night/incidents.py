@@ -8,7 +8,7 @@ from datetime import timedelta
 from starlette.requests import Request
 
 from service.batch.ledger.states import OF_RUNS
-from service.operations.incidents.retrying import RetryPlan
+from service.operations.bulks.retrying import RetryPlan
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, Option, confirm
@@ -85,7 +85,7 @@ def _just_done(request: Request) -> str:
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     """Say what a retry of all failed runs means, and offer to try the newest one first."""
     with_same = request.query_params.get("same") == "1"
-    plan = await viewer.operations.incidents.plan_retry(
+    plan = await viewer.operations.bulks.plan_retry(
         whole_id(request, "incident"), with_same_error=with_same
     )
     number = plan.preview.count
@@ -94,13 +94,6 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
             "No failed run of this incident is open: all were retried, made good or acknowledged."
         )
         return await confirm(viewer, "night", Confirm("Nothing to retry", [words], "", "Back", "/"))
-    if plan.changed:
-        words = (
-            "Since the last failure "
-            f"{formatting.sentence_list([CHANGES[each] for each in plan.changed])}."
-        )
-    else:
-        words = "Nothing has changed since the last failure: the same error is likely."
     every = "the run" if number == 1 else f"all {number:,} runs"
     options = [
         Option(
@@ -117,7 +110,7 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
         fields.append(Field("number", f"To retry all, enter their number, {number}", kind="text"))
     asked = Confirm(
         f"Retry {every} of {plan.task}?",
-        [words, plan.error],
+        [_changed_since(plan), plan.error],
         "Retry",
         "Leave them" if number > 1 else "Leave it",
         "/",
@@ -129,6 +122,13 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     return await confirm(
         viewer, "night", asked.with_options("which", chosen).with_fields(*fields, hidden, newest)
     )
+
+
+def _changed_since(plan: RetryPlan) -> str:
+    if not plan.changed:
+        return "Nothing has changed since the last failure: the same error is likely."
+    changes = formatting.sentence_list([CHANGES[each] for each in plan.changed])
+    return f"Since the last failure {changes}."
 
 
 def _facts(plan: RetryPlan, viewer: Viewer) -> list[tuple[str, str]]:

@@ -9,8 +9,8 @@ from typing import Any
 from starlette.requests import Request
 
 from service.concurrency.offload import offload
-from service.operations.night.models import Night
 from service.operations.night.page import NightPage
+from service.operations.night.results import Night
 from service.pages.charts.late_bar import late_bar
 from service.pages.charts.night_chart import axis_of, joined, moments_of, night_chart
 from service.pages.charts.night_lanes import drawn

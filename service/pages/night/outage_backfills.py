@@ -19,14 +19,14 @@ async def ask(request: Request, viewer: Viewer) -> str:
     `?begun=` are.
     """
     if begun := request.query_params.get("begun"):
-        found = await viewer.operations.slots.begun_backfills(_ids(begun))
+        found = await viewer.operations.bulks.begun_backfills(_ids(begun))
         return await render(
             "backfills.html", **await shell_of(viewer, "night", "Backfill"), begun=found
         )
     since, until = (instant_of(name, request.query_params) for name in ("since", "until"))
     if since is None or until is None:
         raise Refused(422, "since and until: the first and the last slot are needed")
-    plan = await viewer.operations.slots.plan_backfills(since, until)
+    plan = await viewer.operations.bulks.plan_backfills(since, until)
     return await render(
         "backfills.html",
         **await shell_of(viewer, "night", "Backfill"),
@@ -41,9 +41,9 @@ async def begin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     can begin once.
     """
     ids = _ids(fields.get("previews", ""))
-    known = await viewer.operations.slots.begun_backfills(ids)
+    known = await viewer.operations.bulks.begun_backfills(ids)
     check_number(sum(each.count for each in known), fields)
-    await viewer.operations.slots.begin_backfills(ids, note_of(fields))
+    await viewer.operations.bulks.begin_backfills(ids, note_of(fields))
     return GoTo(f"/backfill?begun={','.join(ids)}")
 
 

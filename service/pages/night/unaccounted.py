@@ -25,7 +25,7 @@ WHAT_TO_DO = {
 async def show_unaccounted(request: Request, viewer: Viewer) -> str:
     """The slots of a window as Night has it, the newest first."""
     since, until, _ = window_in(request, viewer)
-    found = await viewer.operations.slots.unaccounted(since, until, str(viewer.zone))
+    found = await viewer.operations.unaccounted(since, until, str(viewer.zone))
     ends = {
         "since": found.since.isoformat(),
         **({"until": found.until.isoformat()} if found.until else {}),

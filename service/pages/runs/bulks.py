@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 
 from service.batch.ledger.states import ACTIVE
-from service.operations.runs.bulk import STATES, BulkAction, Preview
-from service.operations.runs.run_list import RunFilter
+from service.operations.asking.filter import RunFilter
+from service.operations.bulks.bulk import STATES, BulkAction, Preview
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo
 from service.pages.frame.confirm import Confirm, Field, confirm

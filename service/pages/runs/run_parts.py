@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from service import escaping
 from service.errors import UnknownRun
-from service.operations.results import LogBlock
+from service.operations.asking.results import LogBlock
 from service.pages.frame.answers import GoTo
 from service.pages.frame.confirm import Confirm, Field, confirm
 from service.pages.frame.forms import note_of, whole_id

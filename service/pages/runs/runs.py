@@ -11,12 +11,11 @@ from starlette.requests import Request
 
 from service.batch.ledger.states import ACTIVE, RunState
 from service.errors import DatabaseError, Forbidden, UnknownRun
-from service.operations.results import Quarantined
-from service.operations.run_details import RunDetails
-from service.operations.runs.bulk import STATES as BULK_STATES
-from service.operations.runs.bulk import BulkAction
+from service.operations.asking.filter import RunFilter
+from service.operations.asking.results import Quarantined, RunDetails
+from service.operations.bulks.bulk import STATES as BULK_STATES
+from service.operations.bulks.bulk import BulkAction
 from service.operations.runs.log_window import LogWindow
-from service.operations.runs.run_list import RunFilter
 from service.pages.charts.waterfall import waterfall
 from service.pages.frame.formatting import day
 from service.pages.frame.forms import ID

@@ -11,8 +11,8 @@ from starlette.requests import Request
 
 from service.batch.cron.zones import zone_of
 from service.errors import InvalidParameters
-from service.operations.runs.bulk import Preview
-from service.operations.slots.backfill import BackfillRequest, BackfillSlot
+from service.operations.bulks.bulk import Preview
+from service.operations.starting.backfill import BackfillRequest, BackfillSlot
 from service.operations.tasks.results import TaskDetails
 from service.pages.frame.answers import GoTo
 from service.pages.frame.forms import TYPED_FROM, check_number, local_path, note_of, preview_of

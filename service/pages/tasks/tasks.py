@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from service.concurrency.offload import offload
 from service.errors import InvalidParameters
-from service.operations.results import Parameter
+from service.operations.asking.results import Parameter
 from service.operations.tasks.overview import PAGE
 from service.operations.tasks.results import TaskDetails
 from service.operations.tasks.timeline import HOURS, USUAL_HOURS
@@ -66,16 +66,10 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
     found = await viewer.operations.tasks.overview(
         wanted, part, first, hours if has_timeline else 0
     )
-    given_range = str(hours) if hours != USUAL_HOURS else ""
-    chosen = {
-        "show": wanted if wanted != "all" else "",
-        "text": part,
-        "range": given_range,
-        "group": group,
-    }
-    kept = {name: value for name, value in chosen.items() if value}
+    kept = _chosen(wanted, part, hours, group)
     tasks = {row.task.name: row.task for row in found.rows if row.task.name}
     by_tag = found.by_tag if group else None
+    after = first + len(found.rows)
     return await render(
         "tasks.html",
         **await shell_of(viewer, "tasks", "Tasks"),
@@ -93,11 +87,20 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
         wanted=wanted,
         part=part,
         kept=kept,
-        following=urlencode({**kept, "first": first + len(found.rows)})
-        if first + len(found.rows) < found.total
-        else None,
+        following=urlencode({**kept, "first": after}) if after < found.total else None,
         before=urlencode({**kept, "first": max(0, first - PAGE)}) if first else None,
     )
+
+
+def _chosen(wanted: str, part: str, hours: int, group: str) -> dict[str, str]:
+    """The choices of the page that are not the usual ones, as its address has them."""
+    chosen = {
+        "show": wanted if wanted != "all" else "",
+        "text": part,
+        "range": str(hours) if hours != USUAL_HOURS else "",
+        "group": group,
+    }
+    return {name: value for name, value in chosen.items() if value}
 
 
 def hours_of(given: str) -> int:

@@ -10,9 +10,9 @@ from typing import Annotated
 
 from fastapi import Query
 
+from service.operations.asking.results import Result
 from service.operations.backups.catalogue import BackupSummary
 from service.operations.backups.make import BackupResult
-from service.operations.results import Result
 from service.web.v1.requests import BACKUP, Admin, BackupName, Operator, Viewer, router
 
 backups = router("backups")

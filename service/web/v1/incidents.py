@@ -9,6 +9,9 @@ from pydantic import Field
 
 from service.batch.ledger.states import IncidentKind
 from service.batch.tasks.policies import NAME
+from service.operations.asking.cursors import Cursor
+from service.operations.asking.filter import ID, TASK_NAME, Instant
+from service.operations.asking.results import Result
 from service.operations.incidents.facet import (
     MOST_INCIDENTS,
     Acknowledged,
@@ -18,8 +21,6 @@ from service.operations.incidents.facet import (
     Muted,
     SentTest,
 )
-from service.operations.results import Result
-from service.operations.runs.run_list import ID, TASK_NAME, Cursor, Instant
 from service.web.v1.requests import (
     Admin,
     Body,

@@ -14,10 +14,10 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
+from service.operations.asking.actor import Actor, Role
+from service.operations.asking.filter import TASK_NAME, TEXT
 from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.operations import Operations
-from service.operations.people.actor import Actor, Role
-from service.operations.runs.run_list import TASK_NAME, TEXT
 from service.web.access import Guard, needs
 from service.web.problems import MEDIA_TYPE
 

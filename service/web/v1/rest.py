@@ -10,16 +10,17 @@ from fastapi import Header, Path, Query, Request, Response
 from pydantic import Field
 
 from service.concurrency.offload import offload
-from service.operations.night.models import Night
+from service.operations.asking.actor import Role
+from service.operations.asking.cursors import Cursor
+from service.operations.asking.filter import TASK_NAME, Instant
+from service.operations.asking.results import Node, Result
+from service.operations.night.results import Night
+from service.operations.night.status import Status
 from service.operations.people.access import NewToken, Token
-from service.operations.people.actor import Role
 from service.operations.people.changes import MOST_CHANGES, ChangePage
-from service.operations.results import Node, Result
-from service.operations.runs.run_list import TASK_NAME, Cursor, Instant
 from service.operations.slots.account import Accounts
 from service.operations.slots.leaving import LeftSlots
 from service.operations.system.pools import PoolState
-from service.operations.system.status import Status
 from service.web.v1.requests import Admin, Body, NeededNote, Operator, Viewer, guard_of, router
 
 rest = router("service")

@@ -12,10 +12,19 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from service import escaping
-from service.operations.results import Attempt, Quarantined, Result, RunNow, RunsAfter, Started
-from service.operations.run_details import RunDetails
-from service.operations.runs.bulk import Bulk, BulkAction, Preview
-from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
+from service.operations.asking.cursors import Cursor
+from service.operations.asking.filter import ID, RunFilter
+from service.operations.asking.results import (
+    Attempt,
+    Quarantined,
+    Result,
+    RunDetails,
+    RunNow,
+    RunsAfter,
+    Started,
+)
+from service.operations.bulks.bulk import Bulk, BulkAction, Preview
+from service.operations.runs.read import MOST_RUNS, RunPage
 from service.operations.runs.run_log import LOG_CURSOR, LogPage
 from service.operations.runs.waiting import Chain, Waiting
 from service.web.v1.requests import Body, GivenRun, NeededNote, Operator, Viewer, WithNote, router

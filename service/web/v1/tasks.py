@@ -8,18 +8,13 @@ from fastapi import Header, Query
 from pydantic import Field
 
 from service.batch.ledger.states import Origin, RunState
-from service.operations.results import Paused, Result, Resumed, ResumedAhead, Slot, Started
-from service.operations.runs.bulk import Bulk, Preview
-from service.operations.runs.run_list import (
-    ID,
-    MOST_RUNS,
-    Cursor,
-    Instant,
-    RunFilter,
-    RunPage,
-)
-from service.operations.slots.backfill import BackfillRequest
-from service.operations.tasks.results import TaskDetails, TaskSummary
+from service.operations.asking.cursors import Cursor
+from service.operations.asking.filter import ID, Instant, RunFilter
+from service.operations.asking.results import Result, Slot, Started
+from service.operations.bulks.bulk import Bulk, Preview
+from service.operations.runs.read import MOST_RUNS, RunPage
+from service.operations.starting.backfill import BackfillRequest
+from service.operations.tasks.results import Paused, Resumed, ResumedAhead, TaskDetails, TaskSummary
 from service.poolsettings import POOL_NAME
 from service.web.v1.requests import Body, Note, Operator, TaskName, Viewer, WithNote, router
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, delete, or_, select, text, update
+from sqlalchemy import Row, Select, and_, bindparam, delete, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -123,6 +123,20 @@ async def are_open(
     return sorted(
         await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id)
     )
+
+
+async def numbers_open(connection: AsyncConnection) -> dict[str, tuple[int, int]]:
+    """How many incidents of each kind are open, and how many runs, slots or rows these have
+    together.
+    """
+    query = select(incidents.c.kind, func.count(), func.sum(incidents.c.count)).where(
+        text(OPEN_SQL)
+    )
+    found = {
+        kind: (number, int(count))
+        for kind, number, count in await connection.execute(query.group_by("kind"))
+    }
+    return {str(kind): found.get(kind, (0, 0)) for kind in IncidentKind}
 
 
 async def without_open_runs(connection: AsyncConnection) -> list[str]:

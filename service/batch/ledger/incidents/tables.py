@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
-    Float,
     Index,
     Integer,
     PrimaryKeyConstraint,
@@ -69,18 +68,6 @@ fingerprints = Table(
     Column("first_seen_at", UtcDateTime, nullable=False),
     Column("error", Text, nullable=False),
     PrimaryKeyConstraint("task", "fingerprint"),
-)
-
-# How long runs of a task take, in seconds, over the last `runs` ones that have succeeded, and the
-# last success.
-durations = Table(
-    "batch_durations",
-    ledger,
-    Column("task", String(100), primary_key=True),
-    *(Column(name, Float) for name in ("p50", "p95", "longest")),
-    Column("runs", Integer, nullable=False),
-    Column("last_success_at", UtcDateTime),
-    Column("computed_at", UtcDateTime, nullable=False),
 )
 
 # A message to one channel, or a part of one: rows of a channel that are due together are sent as

@@ -1,5 +1,5 @@
 """The ledger's tables of who may ask for what, and of what was asked: tokens, sessions, the audit,
-previews, duties.
+previews.
 """
 
 from __future__ import annotations
@@ -98,13 +98,4 @@ previews = Table(
         **where("started_at IS NOT NULL AND finished_at IS NULL"),
     ),
     Index("ix_batch_previews_expires", "expires_at"),
-)
-
-# What one process at a time does: it holds the duty until then, by the database's time.
-duties = Table(
-    "batch_duties",
-    ledger,
-    Column("name", String(100), primary_key=True),
-    Column("node", Id),
-    Column("until", UtcDateTime, nullable=False),
 )

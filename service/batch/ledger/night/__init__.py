@@ -1,1 +1,0 @@
-"""The ledger's rows by which slots of many days are counted at once."""

@@ -1,0 +1,1 @@
+"""What each question needs: databases, the actor, filters, cursors, and the base of all results."""

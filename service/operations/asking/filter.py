@@ -1,0 +1,158 @@
+"""The filter that people and programs give when they ask for runs."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+
+from service.batch.ledger.run_query import RunQuery
+from service.batch.ledger.states import Origin, RunState
+from service.errors import InvalidParameters
+from service.escaping import echoed
+from service.operations.asking.cursors import EPOCH
+
+PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]{0,99}=[^\x00]{0,500}$"
+TASK_NAME = r"^[a-z0-9_.-]{1,100}$"
+POOL_NAME = r"^[a-z0-9_]{1,40}$"
+ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+TEXT = r"^[^\x00]*$"
+
+TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME)]
+RunId = Annotated[str, StringConstraints(pattern=ID)]
+
+EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def _only_rfc_3339(value: Any) -> Any:
+    """Refuse numbers and other texts, which pydantic would also take for an instant."""
+    if isinstance(value, datetime) or (isinstance(value, str) and RFC_3339.fullmatch(value)):
+        return value
+    raise ValueError("allowed: an instant with its offset, such as 2026-11-27T02:00:00Z")
+
+
+def _in_utc(value: datetime) -> datetime:
+    """The instant in UTC; one that UTC has no year for is moved to the end of the calendar."""
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        return EARLIEST if value < EPOCH else LATEST
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_only_rfc_3339), AfterValidator(_in_utc)]
+
+
+class RunFilter(BaseModel):
+    """Which runs are meant. All conditions have to hold; several states, or origins, are
+    alternatives.
+
+    Instants are aware. `…_since` is included, `…_until` is not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: TaskName | None = Field(None, description="Only runs of this task.")
+    tag: Annotated[str, StringConstraints(pattern=TASK_NAME)] | None = Field(
+        None, description="Only runs of tasks that have this tag."
+    )
+    pool: Annotated[str, StringConstraints(pattern=POOL_NAME)] | None = Field(
+        None, description="Only runs of tasks of this pool."
+    )
+    state: list[RunState] = Field(
+        [], max_length=len(RunState), description="Only runs in one of these states."
+    )
+    origin: list[Origin] = Field(
+        [], max_length=len(Origin), description="Only runs of one of these origins."
+    )
+    parent: RunId | None = Field(
+        None, description="Only the parts of this run. Other lists have no parts."
+    )
+    node: RunId | None = Field(
+        None, description="Only runs that this node executes, or executed last."
+    )
+    created_since: Instant | None = Field(
+        None, description="Only runs that were made at this instant or later."
+    )
+    created_until: Instant | None = Field(
+        None, description="Only runs that were made before this instant."
+    )
+    slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
+    slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
+    ended_since: Instant | None = Field(
+        None, description="Only runs that ended at this instant or later."
+    )
+    ended_until: Instant | None = Field(
+        None, description="Only runs that ended before this instant."
+    )
+    param: list[Annotated[str, StringConstraints(pattern=PARAMETER)]] = Field(
+        [], max_length=10, description="Only runs whose parameter has this value: NAME=VALUE."
+    )
+    text: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=TEXT)] | None = (
+        Field(
+            None,
+            description="Only runs whose reason, such as the message of an error, contains this "
+            "text.",
+        )
+    )
+
+    @classmethod
+    def of(cls, **conditions: Any) -> Self:
+        """Make a filter. Raises InvalidParameters, which names the condition and what is
+        allowed.
+        """
+        try:
+            return cls(**conditions)
+        except ValidationError as error:
+            sentences = (_sentence(problem) for problem in error.errors())
+            raise InvalidParameters("; ".join(sentences)) from None
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The values that parameters have to have, by the names of the parameters."""
+        return dict(condition.split("=", 1) for condition in self.param)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all runs are meant."""
+        return self == RunFilter()
+
+    def query(self, tasks: frozenset[str] | None = None, by_slot: bool = False) -> RunQuery:
+        """The query of the ledger. `tasks`: those of the tag and the pool. `by_slot`: needs a task;
+        see RunQuery.
+        """
+        times = {n: getattr(self, n) for n in _TIMES}
+        return RunQuery(
+            task=self.task,
+            tasks=tasks,
+            states=frozenset(self.state),
+            origins=frozenset(self.origin),
+            node=self.node,
+            params=self.params,
+            text=self.text,
+            parent=self.parent,
+            by_slot=by_slot,
+            **times,
+        )
+
+
+_TIMES = [f"{what}_{end}" for what in ("created", "slot", "ended") for end in ("since", "until")]
+
+
+def _sentence(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"][:1])
+    message = problem["msg"].removeprefix("Value error, ")
+    if name == "state":
+        return f"there is no state {echoed(problem['input'])}; allowed: {', '.join(RunState)}"
+    return f"{name} is {echoed(problem['input'])}: {message}" if name else message

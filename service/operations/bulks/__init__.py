@@ -1,0 +1,1 @@
+"""Changes of many runs or slots at once, each with a preview."""

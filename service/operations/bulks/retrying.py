@@ -1,0 +1,104 @@
+"""What a retry of all failed runs of an incident would do, before anybody decides about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.incidents.durations import UsualDurations
+from service.batch.ledger import database_time
+from service.batch.ledger.incidents import incidents
+from service.batch.ledger.incidents.acknowledging import is_of
+from service.batch.ledger.people import audit
+from service.batch.ledger.people.access_tables import events
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
+from service.errors import UnknownIncident
+from service.escaping import echoed
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
+from service.operations.bulks import bulk
+from service.operations.bulks.bulk import Preview
+from service.operations.incidents.open_failures import one_problem
+
+MOST = 100_000
+CHANGES = ("service.deploy", "service.start", "settings.change", "schedule.change")
+"""What may have mended the cause."""
+LOOKED = 50
+
+
+class RetryPlan(Result):
+    """A retry of the failed runs of an incident that are open. `preview`: acts on these runs, never
+    on later ones.
+
+    `newest`: the run that is tried first. `attempt`: the number of the next attempt of it. `p50`:
+    how many seconds a run usually takes; None if that is not known. `task`: the number of the
+    tasks, if these are one problem. `changed`: what has changed since the last failure, by its
+    action.
+    """
+
+    incident: str
+    task: str
+    error: str
+    preview: Preview
+    newest: str | None
+    attempt: int
+    p50: float | None
+    changed: list[str]
+
+
+def _of(meant: Sequence[Row[Any]]) -> ColumnElement[bool]:
+    """Whether a run belongs to one of these incidents."""
+    if len(meant) == 1:
+        (row,) = meant
+        return and_(runs.c.task == row.task, is_of(row.task, row.fingerprint))
+    # Not one condition for each, joined by OR: SQLite refuses more than a thousand of them.
+    pairs = [f"{row.task} {row.fingerprint}" for row in meant]
+    is_of_tasks = runs.c.task.in_(sorted({row.task for row in meant}))
+    return and_(is_of_tasks, (runs.c.task + " " + runs.c.fingerprint).in_(pairs))
+
+
+async def plan_retry(context: Context, incident: str, with_same_error: bool = False) -> RetryPlan:
+    """See `operations.bulks.plan_retry`."""
+    async with context.databases.changing() as connection:
+        row = await incidents.find(connection, incident)
+        if row is None:
+            raise UnknownIncident(f"there is no incident {echoed(incident)}")
+        now = await database_time.now_of(connection)
+        columns = [
+            runs.c[name]
+            for name in ("id", "task", "state", "slot", "created_at", "attempt", "finished_at")
+        ]
+        meant = await one_problem(connection, row) if with_same_error else [row]
+        theirs = _of(meant)
+        query = select(*columns).where(
+            theirs, runs.c.state == RunState.FAILED, text(OPEN_FAILURE_SQL)
+        )
+        found = (
+            (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(MOST)))
+            .mappings()
+            .all()
+        )
+        usual = await UsualDurations(connection, now).of_task(row.task)
+        request = {"incident": row.id, "task": row.task}
+        return RetryPlan(
+            incident=row.id,
+            task=row.task if len(meant) == 1 else f"{len(meant):,} tasks",
+            error=row.text,
+            preview=await bulk.keep(context, connection, "retry", found, request),
+            newest=found[0]["id"] if found else None,
+            attempt=found[0]["attempt"] + 1 if found else 1,
+            p50=usual.p50,
+            changed=await _changed(connection, row.task, row.last_at) if found else [],
+        )
+
+
+async def _changed(connection: AsyncConnection, task: str, since: datetime) -> list[str]:
+    """The actions since an instant that may have mended the cause, each once, the newest first."""
+    listing = audit.listing(LOOKED, since=since).where(events.c.action.in_(CHANGES))
+    rows = (await connection.execute(listing)).all()
+    return list(dict.fromkeys(row.action for row in rows if row.task in (None, "", task)))

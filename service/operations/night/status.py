@@ -1,0 +1,161 @@
+"""`operations.status()`: whether something is wrong with the service, in one answer for people and
+monitors.
+
+What is wrong is what the night says (operations/night): there are no two opinions.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import RowMapping, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import gauges
+from service.batch.ledger.runs import LISTED
+from service.batch.ledger.states import CLAIMABLE, RunState
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, backups, is_one_of, runs
+from service.config import Settings
+from service.errors import NoLedger
+from service.operations.asking.context import Context
+from service.operations.asking.results import Node, Result, RunSummary
+from service.operations.night.night import night
+from service.operations.night.results import Level, Need, Night
+from service.operations.people.redacting import hidden_tasks, without_texts
+from service.operations.system import pools
+from service.operations.system.nodes import living_nodes
+from service.operations.system.pools import PoolState
+
+IS_FAILED_SQL = is_one_of([RunState.FAILED])
+MOST_FAILED = 200
+MOST_COUNTED = 10_000
+
+
+class Trouble(Result):
+    """Something that is wrong. `kind`: of what needs a person, such as failed, down or backup.
+    `text`: for people.
+    """
+
+    kind: str
+    text: str
+
+
+class Status(Result):
+    """The state of the service. `ok`: nothing needs a person.
+
+    `nodes`: the services and workers that live. `pools`: as `operations.pools.list()` has them.
+    `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to
+    10,000. `failed`: how many failed runs are neither made good nor acknowledged; `failed_runs` has
+    the newest 200 of them. `last_beat`: when a service was last seen. `newest_backup`: when it was
+    taken.
+    """
+
+    ok: bool
+    level: Level
+    headline: str
+    sentence: str
+    troubles: list[Trouble]
+    nodes: list[Node]
+    pools: list[PoolState]
+    last_beat: datetime | None
+    running: int
+    queued: int
+    failed: int
+    failed_runs: list[RunSummary]
+    quarantined: int
+    newest_backup: datetime | None
+
+
+NO_SERVICE_YET = "there is no ledger yet: no service has ever run"
+
+NEVER_RUN = Status(
+    ok=False,
+    level="alarm",
+    headline=NO_SERVICE_YET,
+    sentence="",
+    troubles=[Trouble(kind="down", text=NO_SERVICE_YET)],
+    nodes=[],
+    pools=[],
+    last_beat=None,
+    running=0,
+    queued=0,
+    failed=0,
+    failed_runs=[],
+    quarantined=0,
+    newest_backup=None,
+)
+
+
+async def status(context: Context, settings: Settings) -> Status:
+    """See `operations.status`."""
+    try:
+        answer = await night(context, settings)
+    except NoLedger:
+        return NEVER_RUN
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return NEVER_RUN
+        totals = await gauges.totals(connection)
+        now, counted = totals.now, totals.by_state
+        return Status(
+            ok=answer.level in ("calm", "watch"),
+            level=answer.level,
+            headline=answer.headline,
+            sentence=answer.sentence,
+            troubles=[Trouble(kind=need.kind, text=_text_of(need)) for need in answer.needs],
+            nodes=[
+                node
+                for node in await living_nodes(connection, context, now)
+                if node.fires or node.pools
+            ],
+            pools=await pools.read(connection, context, settings.pools),
+            last_beat=answer.last_beat,
+            running=counted[RunState.RUNNING],
+            queued=sum(counted[state] for state in CLAIMABLE),
+            failed=await _number_failed(connection),
+            failed_runs=await _failed(connection, context, now),
+            quarantined=_quarantined(answer),
+            newest_backup=(await connection.execute(select(func.max(backups.c.taken_at)))).scalar(),
+        )
+
+
+def _text_of(need: Need) -> str:
+    about = need.task or need.subject
+    if need.kind != "failed":
+        return f"{about}: {need.error}" if about else need.error
+    if need.tasks:
+        return f"{len(need.tasks):,} tasks failed with one error: {need.error}"
+    runs = need.open + need.retrying
+    failed = "1 run failed" if runs == 1 else f"{runs:,} runs failed"
+    return f"{about}: {failed}" + (f": {need.error}" if need.error else "")
+
+
+def _quarantined(answer: Night) -> int:
+    return sum(need.open for need in answer.needs if need.kind == "quarantine")
+
+
+async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
+    """The newest MOST_FAILED of the failed runs that are open, newest first. At most MOST_COUNTED
+    are looked at.
+    """
+    is_open = (text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL))
+    some = select(runs.c.id, runs.c.created_at).where(*is_open).limit(MOST_COUNTED).subquery()
+    newest = (
+        select(some.c.id).order_by(some.c.created_at.desc(), some.c.id.desc()).limit(MOST_FAILED)
+    )
+    query = select(*(runs.c[name] for name in LISTED)).where(runs.c.id.in_(newest))
+    rows = (await connection.execute(query)).mappings().all()
+    return sorted(rows, key=lambda row: (row["created_at"], row["id"]), reverse=True)
+
+
+async def _number_failed(connection: AsyncConnection) -> int:
+    """How many failed runs are open, counted up to MOST_COUNTED."""
+    some = select(runs.c.id).where(text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL)).limit(MOST_COUNTED)
+    return (
+        await connection.execute(select(func.count()).select_from(some.subquery()))
+    ).scalar_one()
+
+
+async def _failed(connection: AsyncConnection, context: Context, now: datetime) -> list[RunSummary]:
+    failed = [RunSummary.at(row, now) for row in await newest_failed(connection)]
+    return without_texts(failed, await hidden_tasks(connection, context))

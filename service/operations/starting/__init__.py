@@ -1,0 +1,1 @@
+"""Starts runs: which tasks can be started, and backfills of their slots."""

@@ -1,0 +1,259 @@
+"""Makes runs for slots of the past on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from pydantic import Field
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.firing import backfill
+from service.batch.firing.backfill import Backfill, Interval, SlotAction, SlotDecision
+from service.batch.ledger import database_time, schedules
+from service.batch.ledger.people import audit
+from service.batch.ledger.tables import tasks as tasks_table
+from service.batch.ledger.waits import Gate
+from service.errors import InvalidParameters, WrongState
+from service.operations.asking.context import Context
+from service.operations.asking.results import Result
+from service.operations.starting.startable import startable_task
+
+MOST_SLOTS = 10_000
+"""A backfill of more slots is refused unless the request allows it, because it may be a mistake."""
+MOST_ALLOWED = 100_000
+"""A backfill of more slots is always refused: an interval may have any number of slots, and each is
+looked at.
+"""
+
+
+@dataclass(frozen=True)
+class BackfillRequest:
+    """The request for a backfill.
+
+    Attributes:
+        task: The name of a loaded task.
+        since: The first instant, aware.
+        until: The last instant, aware, included.
+        redo: Give runs that have ended a new attempt from the beginning.
+        allow_many: Allow more than MOST_SLOTS slots.
+        dry_run: Change nothing.
+        and_after: Do the same with the slots of the tasks that come after, which wait for these
+            slots.
+    """
+
+    task: str
+    since: datetime
+    until: datetime
+    redo: bool = False
+    allow_many: bool = False
+    dry_run: bool = False
+    and_after: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The request as the ledger stores it."""
+        interval = {"since": self.since.isoformat(), "until": self.until.isoformat()}
+        and_after = {"and_after": True} if self.and_after else {}
+        return {"task": self.task, **interval, "redo": self.redo, **and_after}
+
+    @classmethod
+    def of_json(cls, stored: Mapping[str, Any]) -> BackfillRequest:
+        """The request that `as_json` has stored."""
+        since, until = (datetime.fromisoformat(stored[name]) for name in ("since", "until"))
+        and_after = bool(stored.get("and_after"))
+        return cls(
+            stored["task"], since, until, stored["redo"], allow_many=True, and_after=and_after
+        )
+
+
+class BackfillSlot(Result):
+    """A slot of a backfill: `action` is new, again or left; `run` and `state` are those of the run
+    that it had.
+    """
+
+    slot: datetime
+    action: str
+    run: str | None
+    state: str | None
+
+
+class BackfillCounts(Result):
+    """How many slots got a run (`new`), had their run repeated (`again`), or were unchanged
+    (`left`).
+
+    `after`: the same of the tasks that come after, by name. `pruned`: how many of the new runs are
+    skipped at once, because there are no runs any more of the slots that they wait for. Only a
+    preview counts them.
+    """
+
+    new: int
+    again: int
+    left: int
+    pruned: int = 0
+    after: dict[str, BackfillCounts] = Field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """The number of all slots."""
+        return self.new + self.again + self.left
+
+    @property
+    def changed(self) -> int:
+        """How many runs are made or repeated, also of the tasks that come after."""
+        return self.new + self.again + sum(counts.changed for counts in self.after.values())
+
+
+class Counted(NamedTuple):
+    """What a backfill would do, and the id of the schedule that its slots are computed by."""
+
+    counts: BackfillCounts
+    schedule: str
+
+
+def ignore(_: BackfillSlot) -> None:
+    """For callers that need only the counts."""
+
+
+async def run(
+    context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None]
+) -> BackfillCounts:
+    """Make the runs, unless it is a dry run. `on_slot` is called with each slot.
+
+    Raises InvalidParameters, UnknownTask and DatabaseError.
+    """
+    if request.dry_run:
+        return (await counted(context, request, on_slot)).counts
+    counts = await make(context, request, context.actor.name, on_slot)
+    async with context.databases.changing() as connection:
+        now, after = (
+            await database_time.now_of(connection),
+            {**request.as_json(), **counts.model_dump()},
+        )
+        await audit.record(
+            connection, context.actor.by, "task.backfill", now, task=request.task, after=after
+        )
+    return counts
+
+
+async def counted(
+    context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = ignore
+) -> Counted:
+    """What a backfill would do. Nothing is changed. Raises as `run`."""
+    task_backfill, interval = await _prepared(context, request, context.actor.name)
+    pruned_until = await _pruned_until(context, interval)
+    pruned = 0
+
+    def see(decision: SlotDecision) -> None:
+        nonlocal pruned
+        is_new = decision.action == SlotAction.NEW
+        pruned += is_new and pruned_until is not None and decision.slot < pruned_until
+        on_slot(BackfillSlot(**decision._asdict()))
+
+    counts = await task_backfill.look(interval, see)
+    after = await _after(context, request, context.actor.name, interval)
+    theirs = {each.task.name: await each.look(span) for each, span in after}
+    return Counted(
+        _counts(counts, theirs).model_copy(update={"pruned": pruned}), interval.schedule_id
+    )
+
+
+async def _pruned_until(context: Context, interval: Interval) -> datetime | None:
+    """Up to which instant there are no runs any more that these slots wait for; None if they wait
+    for no success.
+    """
+    if interval.after is None or interval.after.on != Gate.SUCCESS:
+        return None
+    rows = tasks_table.c
+    begins = select(func.max(rows.accounted_from)).where(rows.name.in_(interval.after.tasks))
+    async with context.databases.reading() as connection:
+        return (await connection.execute(begins)).scalar() if connection is not None else None
+
+
+async def make(
+    context: Context,
+    request: BackfillRequest,
+    by: str,
+    on_slot: Callable[[BackfillSlot], None] = ignore,
+) -> BackfillCounts:
+    """Make the runs, as asked for by the person `by`. A slot that has a run is left alone, unless
+    `redo`.
+    """
+    await context.databases.migrate_both()
+    task_backfill, interval = await _prepared(context, request, by)
+    counts = await task_backfill.make(
+        interval, lambda decision: on_slot(BackfillSlot(**decision._asdict()))
+    )
+    after = await _after(context, request, by, interval)
+    made = {each.task.name: await each.make(theirs) for each, theirs in after}
+    context.wake()
+    return _counts(counts, made)
+
+
+async def refuse_other_schedule(connection: AsyncConnection, request: Mapping[str, Any]) -> None:
+    """Raises WrongState if the task has another schedule than at the preview."""
+    opened = (await schedules.open_schedules(connection)).get(request["task"])
+    if opened is None or opened.id != request["schedule"]:
+        raise WrongState(
+            f"the schedule of task {request['task']} has changed since the preview: make a new "
+            "preview"
+        )
+
+
+async def _prepared(
+    context: Context, request: BackfillRequest, by: str
+) -> tuple[Backfill, Interval]:
+    databases = context.databases
+    async with databases.reading() as connection:
+        if connection is None:
+            raise InvalidParameters(
+                f"task {request.task}: there is no ledger yet, so there are no slots to backfill"
+            )
+        task = await startable_task(connection, context, request.task)
+        interval = await backfill.interval_of(connection, task.name, request.since, request.until)
+    await _refuse_many(request, task.name, interval)
+    return Backfill(databases.ledger, databases.application, task, by, request.redo), interval
+
+
+async def _refuse_many(request: BackfillRequest, task: str, interval: Interval) -> None:
+    most = MOST_ALLOWED if request.allow_many else MOST_SLOTS
+    if await interval.count(most) > most:
+        hint = "backfill a shorter interval" if request.allow_many else "--yes allows that"
+        raise InvalidParameters(
+            f"task {task}: there are more than {most:,} slots in this interval; {hint}"
+        )
+
+
+async def _after(
+    context: Context, request: BackfillRequest, by: str, first: Interval
+) -> list[tuple[Backfill, Interval]]:
+    """The backfills of the tasks that come after, in their order; none if they were not asked
+    for.
+    """
+    if not request.and_after:
+        return []
+    databases = context.databases
+    async with databases.reading() as connection:
+        assert connection is not None
+        intervals = await backfill.intervals_after(connection, request.task, first)
+        tasks = {name: await startable_task(connection, context, name) for name in intervals}
+    for name, interval in intervals.items():
+        await _refuse_many(request, name, interval)
+    given = (databases.ledger, databases.application)
+    return [
+        (Backfill(*given, tasks[name], by, request.redo, comes_after=True), interval)
+        for name, interval in intervals.items()
+    ]
+
+
+def _counts(
+    counts: Mapping[SlotAction, int], after: Mapping[str, Mapping[SlotAction, int]]
+) -> BackfillCounts:
+    return BackfillCounts(
+        new=counts[SlotAction.NEW],
+        again=counts[SlotAction.AGAIN],
+        left=counts[SlotAction.LEFT],
+        after={name: _counts(theirs, {}) for name, theirs in after.items()},
+    )
