@@ -1,7 +1,8 @@
 """How long do answers of the HTTP API take, and what do streams and requests cost a service, beside
 a large ledger?
 
-    python bench/api.py [--runs 1000000] [--requests 100] [--streams 200] [--seconds 20] [--kinds sqlite postgresql]
+    python bench/api.py [--runs 1000000] [--requests 100] [--streams 200] [--seconds 20]
+                        [--kinds sqlite postgresql]
 
 For each database a ledger is made with so many runs of 200 tasks (see tests/batch/crowd.py) and a
 hundred log lines for each of up to 100,000 runs. A real `batch serve` on it is asked over loopback,
@@ -62,7 +63,8 @@ def make(number):
         late = time.time() - current_run().slot.timestamp()
         with open("late", "a") as file:
             file.write(f"{{time.time()}} {{late}}\\n")
-    return type(f"Tick{{number}}", (BaseTask,), {{"name": f"tick-{{number}}", "schedule": "* * * * * *", "run": run}})
+    facts = {{"name": f"tick-{{number}}", "schedule": "* * * * * *", "run": run}}
+    return type(f"Tick{{number}}", (BaseTask,), facts)
 
 for number in range({TICKS}):
     TaskRegistry.register(make(number))
@@ -74,8 +76,11 @@ from service import BaseTask, TaskRegistry
 async def run(self):
     pass
 
-for name in [*(f"many-{{n}}" for n in range({MANY})), *(f"over-{{n}}" for n in range({OF_A_KIND}))]:
-    TaskRegistry.register(type(name, (BaseTask,), {{"name": name, "schedule": "0 0 1 1 *", "run": run}}))
+many = [f"many-{{n}}" for n in range({MANY})]
+over = [f"over-{{n}}" for n in range({OF_A_KIND})]
+for name in many + over:
+    facts = {{"name": name, "schedule": "0 0 1 1 *", "run": run}}
+    TaskRegistry.register(type(name, (BaseTask,), facts))
 """
 """Loaded by the service are the tasks of the ledger that have no runs to execute."""
 SETTLING = 10
@@ -150,9 +155,8 @@ async def fill(ledger: Database, runs: int) -> None:
     async with ledger.engine.begin() as connection:
         await connection.execute(text(failing))
         await connection.execute(text(logging), {"block": packed["block"]})
-    if (
-        ledger.kind == "sqlite"
-    ):  # a service does not meet a ledger that was written in one transaction a second ago
+    # A service does not meet a ledger that was written in one transaction a second ago.
+    if ledger.kind == "sqlite":
         await ledger.dispose()
         with closing(sqlite3.connect(str(ledger.url.database))) as file:
             file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -230,8 +234,8 @@ async def measure_requests(served: Served, number: int) -> list[list[str]]:
             "/runs?limit=200": "/api/v1/runs?limit=200",
             "/runs?state=failed": "/api/v1/runs?state=failed",
             "/runs?task=": "/api/v1/runs?task=over-1",
-            "/runs, all filters": f"/api/v1/runs?task=over-1&state=failed&origin=manual&created_since={day}"
-            f"&ended_since={day}&param=day%3D1&text=nowhere",
+            "/runs, all filters": "/api/v1/runs?task=over-1&state=failed&origin=manual"
+            f"&created_since={day}&ended_since={day}&param=day%3D1&text=nowhere",
             "/runs/{run}": f"/api/v1/runs/{run}",
             "/runs/{run}, by its end": f"/api/v1/runs/{run[-8:]}",
             "/runs/{run}/log": f"/api/v1/runs/{run}/log",

@@ -54,10 +54,11 @@ MOST_MB = 100.0
 MOST_LATE_MS = 10.0
 
 TEXT = """
-invoice customer delivery address street payment reminder account balance refund order shipped returned pending approved
-because although between through without please regards morning evening question answer support ticket warehouse
-container pallet weight volume discount voucher season autumn winter summer spring the a of and to in is was for on with
-as at by from this that it not are be have had
+invoice customer delivery address street payment reminder account balance refund order shipped
+returned pending approved because although between through without please regards morning evening
+question answer support ticket warehouse container pallet weight volume discount voucher season
+autumn winter summer spring the a of and to in is was for on with as at by from this that it not are
+be have had
 """
 WORDS = TEXT.split()
 
@@ -78,9 +79,12 @@ CREATE TABLE orders (
 """
 FILL_ORDERS = """
 INSERT INTO orders (customer, state, placed_at, note, tags, details, attachment, net)
-SELECT gen_random_uuid(), (enum_range(NULL::state))[1 + n % 4], '2026-01-01'::timestamptz + n * interval '37 seconds',
+SELECT gen_random_uuid(),
+    (enum_range(NULL::state))[1 + n % 4],
+    '2026-01-01'::timestamptz + n * interval '37 seconds',
     CASE WHEN n % 10 > 0 THEN (
-        SELECT string_agg(($2::text[])[1 + (random() * ($3 - 1))::int], ' ') FROM generate_series(1, 60 + n % 40)
+        SELECT string_agg(($2::text[])[1 + (random() * ($3 - 1))::int], ' ')
+        FROM generate_series(1, 60 + n % 40)
     ) END,
     ARRAY[($2::text[])[1 + n % $3], ($2::text[])[1 + (n * 7) % $3]],
     jsonb_build_object('source', ($2::text[])[1 + (n * 3) % $3], 'items', n % 9, 'paid', n % 2 = 0,
@@ -93,10 +97,14 @@ PGBENCH = """
 CREATE TABLE pgbench_accounts (aid int PRIMARY KEY, bid int, abalance int, filler char(84));
 CREATE TABLE pgbench_branches (bid int PRIMARY KEY, bbalance int, filler char(88));
 CREATE TABLE pgbench_tellers (tid int PRIMARY KEY, bid int, tbalance int, filler char(84));
-CREATE TABLE pgbench_history (tid int, bid int, aid int, delta int, mtime timestamp, filler char(22));
+CREATE TABLE pgbench_history (
+    tid int, bid int, aid int, delta int, mtime timestamp, filler char(22)
+);
 INSERT INTO pgbench_branches SELECT n, 0, '' FROM generate_series(1, {scale}) n;
-INSERT INTO pgbench_tellers SELECT n, (n - 1) / 10 + 1, 0, '' FROM generate_series(1, {scale} * 10) n;
-INSERT INTO pgbench_accounts SELECT n, (n - 1) / 100000 + 1, 0, '' FROM generate_series(1, {scale} * 100000) n;
+INSERT INTO pgbench_tellers
+    SELECT n, (n - 1) / 10 + 1, 0, '' FROM generate_series(1, {scale} * 10) n;
+INSERT INTO pgbench_accounts
+    SELECT n, (n - 1) / 100000 + 1, 0, '' FROM generate_series(1, {scale} * 100000) n;
 """
 
 

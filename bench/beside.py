@@ -83,7 +83,6 @@ async def main(mode: str, folder: Path) -> None:
     print(json.dumps({**found, "late": late, "naps": len(lateness.found)}))
 
 
-if (
-    __name__ == "__main__" and len(sys.argv) == 3
-):  # `make bench` starts each file here by itself too
+# `make bench` starts each file here by itself too.
+if __name__ == "__main__" and len(sys.argv) == 3:
     uvloop.run(main(sys.argv[1], Path(sys.argv[2])))

@@ -127,9 +127,8 @@ def resumed(place: Place, chunk: int) -> tuple[float, float]:
     new = place.start()
     place.wait_for(new, 1)
     begun, first = place.noted(new)[:2]
-    if (
-        not done < first.chunk <= done + 2
-    ):  # of the last chunk the line may be missing, and not the commit
+    # Of the last chunk the line may be missing, and not the commit.
+    if not done < first.chunk <= done + 2:
         raise SystemExit(
             f"chunk {first.chunk} followed on chunk {done}: the figures are worth nothing"
         )

@@ -1,8 +1,9 @@
 """What a Dask cluster costs and gives: runs a second, the wait of the first and of the urgent,
 memory, a killed worker.
 
-    python bench/dask_pool.py [--runs 2000] [--turns 3] [--queued 100000] [--seconds 180] [--kills 10]
-                              [--parts rate first urgent memory kill] [--kinds PostgreSQL SQLite]
+    python bench/dask_pool.py [--runs 2000] [--turns 3] [--queued 100000] [--seconds 180]
+                              [--kills 10] [--parts rate first urgent memory kill]
+                              [--kinds PostgreSQL SQLite]
 
 Each part has a service and `batch work --dask` with two workers of four places, on a ledger of its
 own.

@@ -228,9 +228,8 @@ def measure(
     kinds = ("SQLite", "PostgreSQL")
     elsewhere = {kind: settle(place(kind, "elsewhere"), samples) for kind in kinds}
     kill_all([*elsewhere.values()])
-    same = {
-        kind: on_one_machine(place(kind, "here"), samples) for kind in kinds
-    }  # while the leases run out
+    # While the leases run out.
+    same = {kind: on_one_machine(place(kind, "here"), samples) for kind in kinds}
     rows = [["", "samples", "min", "median", "max", "goal for all"]]
     rows += [row(kind, name, same[kind][name], 2) for name in FAULTS for kind in kinds]
     for kind, group in elsewhere.items():

@@ -1,6 +1,7 @@
 """Does what a service does all the time cost the same whatever else stands in the ledger?
 
-    python bench/growth.py [--runs 100000 1000000] [--tasks 10000] [--nodes 100] [--loops 5000] [--rounds 100]
+    python bench/growth.py [--runs 100000 1000000] [--tasks 10000] [--nodes 100] [--loops 5000]
+                           [--rounds 100]
 
 Five things are timed, by the functions that a service and `batch runs` call, each in a transaction
 of its own:

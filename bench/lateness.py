@@ -97,9 +97,8 @@ async def run(self: BaseTask) -> None:
 
 @contextlib.asynccontextmanager
 async def stock(count: int, second: str) -> AsyncIterator[None]:
-    logging.getLogger("apscheduler").setLevel(
-        logging.CRITICAL
-    )  # a line for each run that it drops; see "started"
+    # A line for each run that it drops; see "started".
+    logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
     scheduler = AsyncIOScheduler(timezone=UTC)
     for number in range(count):
         scheduler.add_job(bare, CronTrigger(second=second, timezone=UTC), id=f"task-{number}")

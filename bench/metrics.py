@@ -1,6 +1,7 @@
 """How long does `/metrics` take with 200 tasks, and what does the counting cost a run?
 
-    python bench/metrics.py [--tasks 200] [--runs 1000000] [--requests 200] [--cold 4] [--kinds sqlite postgresql]
+    python bench/metrics.py [--tasks 200] [--runs 1000000] [--requests 200] [--cold 4]
+                            [--kinds sqlite postgresql]
 
 A real `batch serve` has so many tasks, each of which has run once. It is asked over loopback by one
 client that waits for each answer, so the time of a request has that of the client in it; the bare
@@ -48,7 +49,8 @@ from service import BaseTask, TaskRegistry
 def make(number):
     async def run(self): pass
     name = f"task-{{number:03}}"
-    return type(f"Task{{number}}", (BaseTask,), {{"name": name, "schedule": "0 0 1 1 *", "run": run}})
+    facts = {{"name": name, "schedule": "0 0 1 1 *", "run": run}}
+    return type(f"Task{{number}}", (BaseTask,), facts)
 
 for number in range({number}):
     TaskRegistry.register(make(number))

@@ -1,6 +1,7 @@
 """How long does the answer about the night take, on a ledger with very many slots in the window?
 
-    python bench/night.py [--runs 1000000] [--slots 176000] [--requests 50] [--kinds sqlite postgresql]
+    python bench/night.py [--runs 1000000] [--slots 176000] [--requests 50]
+                          [--kinds sqlite postgresql]
 
 For each database a ledger is made in which 200 tasks were due every minute: so many runs in all,
 and so many slots in the window. One run in 20,000 has failed and is open. The tally is kept by the

@@ -1,6 +1,7 @@
 """How long do the pages take, how many bytes are they, and how soon does a person see what happens?
 
-    python bench/pages.py [--runs 1000000] [--requests 50] [--viewers 200] [--seconds 60] [--kinds sqlite postgresql]
+    python bench/pages.py [--runs 1000000] [--requests 50] [--viewers 200] [--seconds 60]
+                          [--kinds sqlite postgresql]
 
 For each database a ledger is made as bench/api.py makes it, and one for Night as bench/night.py
 makes it. A real `batch serve` on it is asked over loopback by one client, so the time of a page has

@@ -118,7 +118,9 @@ import procrastinate
 from noting import note_first
 
 app = procrastinate.App(
-    connector=procrastinate.PsycopgConnector(conninfo=os.environ["BENCH_URL"], min_size={pool}, max_size={pool})
+    connector=procrastinate.PsycopgConnector(
+        conninfo=os.environ["BENCH_URL"], min_size={pool}, max_size={pool}
+    )
 )
 
 @app.task(name="empty")

@@ -1,7 +1,8 @@
 """What a process of its own costs a run: its begin, memory, runs a second, and what the runs of a
 service notice.
 
-    python bench/pools.py [--runs 200] [--seconds 60] [--rate 10] [--parts start rate cpu claims long]
+    python bench/pools.py [--runs 200] [--seconds 60] [--rate 10]
+                          [--parts start rate cpu claims long]
 
 - `start`: from the claim of a run to the first line of its body in a child, one run after the
   other: of children that a nursery forks, and of those that are spawned because the import of the
@@ -124,9 +125,8 @@ class Place:
         await insert(self.url, new)
         while await self._ended([run.id for run in new]) < len(new):
             self.worker.check()
-            await asyncio.sleep(
-                0.01 if len(new) == 1 else 0.1
-            )  # To look takes time of the cores that are measured.
+            # To look takes time of the cores that are measured.
+            await asyncio.sleep(0.01 if len(new) == 1 else 0.1)
             if time.monotonic() > began_at + LIMIT:
                 raise SystemExit(f"{len(new)} runs did not end within {LIMIT:.0f} s")
         return time.monotonic() - began_at

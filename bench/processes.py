@@ -1,6 +1,7 @@
 """How many empty runs a second do 1, 2 and 4 processes make of one queue on one PostgreSQL?
 
-    python bench/processes.py [--runs 40000] [--processes 1 2 4] [--max-running 100 1000] [--rounds 2]
+    python bench/processes.py [--runs 40000] [--processes 1 2 4] [--max-running 100 1000]
+                              [--rounds 2]
 
 Each process is a `batch serve`. They are idle when N queued runs of ten no-op tasks (overlap =
 "allow") are put into the ledger with one COMMIT. Measured is from the first line of the first body,

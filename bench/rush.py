@@ -65,9 +65,8 @@ async def rush(
     ended_at, after = time.monotonic(), _cpu(workers, server)
     await connection.close()
     seconds = ended_at - min(float(path.read_text()) for path in folder.glob("first-*"))
-    ours, theirs = (
-        (now - then) / seconds for now, then in zip(after, before, strict=True)
-    )  # idle, they use nothing
+    # Idle, they use nothing.
+    ours, theirs = ((now - then) / seconds for now, then in zip(after, before, strict=True))
     return Rush(seconds, ours, theirs if isinstance(server, OwnServer) else None)
 
 

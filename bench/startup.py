@@ -71,7 +71,8 @@ from starlette.routing import Route
 async def answer(request):
     return JSONResponse({"status": "ok"})
 
-uvicorn.run(Starlette(routes=[Route("/healthz", answer)]), port=int(sys.argv[1]), log_level="critical")
+app = Starlette(routes=[Route("/healthz", answer)])
+uvicorn.run(app, port=int(sys.argv[1]), log_level="critical")
 """
 BARE = (sys.executable, "-c", BARE_SERVER)
 SERVE = (*BATCH, "serve", "--port")

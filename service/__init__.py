@@ -18,17 +18,15 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.queue.groups import start_all as start_all
     from service.batch.tasks.after import After as After
     from service.batch.tasks.base import BaseTask as BaseTask
+    from service.batch.tasks.declaration import Alerts as Alerts
+    from service.batch.tasks.declaration import Missed as Missed
+    from service.batch.tasks.declaration import Retry as Retry
     from service.batch.tasks.item_task import ItemTask as ItemTask
     from service.batch.tasks.item_task import Skip as Skip
-    from service.batch.tasks.monitoring import Alerts as Alerts
     from service.batch.tasks.partitioned_task import PartitionedTask as PartitionedTask
     from service.batch.tasks.partitions import Part as Part
-    from service.batch.tasks.policies import Missed as Missed
-    from service.batch.tasks.policies import Retry as Retry
     from service.batch.tasks.ranges import ranges as ranges
     from service.batch.tasks.registry import TaskRegistry as TaskRegistry
-    from service.config import Settings as Settings
-    from service.config import get_settings as get_settings
     from service.database.session import get_db as get_db
     from service.database.sync import call_async as call_async
     from service.database.sync import call_db as call_db
@@ -40,10 +38,12 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.server.by_hand import create_scheduler as create_scheduler
     from service.server.by_hand import start_scheduler as start_scheduler
     from service.server.by_hand import stop_scheduler as stop_scheduler
+    from service.settings.reading import Settings as Settings
+    from service.settings.reading import get_settings as get_settings
 
 _HOMES = {
     "After": "batch.tasks.after",
-    "Alerts": "batch.tasks.monitoring",
+    "Alerts": "batch.tasks.declaration",
     "BaseTask": "batch.tasks.base",
     "BatchError": "errors",
     "ChunkError": "errors",
@@ -51,12 +51,12 @@ _HOMES = {
     "DomainError": "errors",
     "Done": "batch.context.upstream",
     "ItemTask": "batch.tasks.item_task",
-    "Missed": "batch.tasks.policies",
+    "Missed": "batch.tasks.declaration",
     "Part": "batch.tasks.partitions",
     "PartitionedTask": "batch.tasks.partitioned_task",
-    "Retry": "batch.tasks.policies",
+    "Retry": "batch.tasks.declaration",
     "RetryAfter": "errors",
-    "Settings": "config",
+    "Settings": "settings.reading",
     "Skip": "batch.tasks.item_task",
     "Start": "batch.queue.groups",
     "TaskRegistry": "batch.tasks.registry",
@@ -67,7 +67,7 @@ _HOMES = {
     "current_run": "batch.context.current_run",
     "get_db": "database.session",
     "get_logger": "logs",
-    "get_settings": "config",
+    "get_settings": "settings.reading",
     "once": "batch.context.once",
     "ranges": "batch.tasks.ranges",
     "start": "batch.queue.enqueue",

@@ -2,13 +2,13 @@
 
     BatchError
     ├── DomainError             for authors: a rule of their domain was broken
-    ├── RetryAfter              for authors: the attempt failed, and the next one starts after the given seconds
+    ├── RetryAfter              for authors: the attempt failed; says when the next one starts
     ├── InvalidSetting          a setting has a value that is not allowed
-    ├── InvalidSchedule         a cron expression or a time zone that can't be used (also a ValueError)
+    ├── InvalidSchedule         a cron expression or time zone is not valid (also a ValueError)
     ├── InvalidTask             a task class that can't be registered
-    ├── InvalidParameters       a run was requested with parameters that its signature does not accept
+    ├── InvalidParameters       the parameters of a requested run don't fit the task's signature
     │   └── WrongState          the run or the task is in a state in which this can't be done
-    ├── ChunkError              a loop over chunks, or a chunk, was used in a way that would lose or repeat items
+    ├── ChunkError              a chunk or a loop over chunks is used so that items would be lost
     ├── ProcessDied             the process of a run has ended before its run() had
     │   └── MemoryExceeded      a run used more than the `memory` of its task (also a MemoryError)
     ├── UnknownTask             no task has this name
@@ -23,17 +23,17 @@
     │   │   └── DatabaseDamaged SQLite has found that the file of the database is damaged
     │   ├── DatabaseTooNew      the database has migrations that this code does not know
     │   ├── DatabaseTooOld      the database was made by code from before the first release
-    │   ├── DatabaseInUse       a process of an older version lives, and the ledger has to be migrated
+    │   ├── DatabaseInUse       the ledger must be migrated, but a process of an older version lives
     │   ├── DatabaseBusy        another connection held SQLite's write lock for too long
     │   ├── DamagedRow          a row of the ledger holds something that this code never writes
     │   ├── SecondWriter        a run that has a writing session on SQLite opened another one
-    │   └── LeaseLost           an attempt that lost its run or its lease, or was abandoned, can't commit any more
-    └── BackupError             a backup could not be made, read, compared, copied or restored; nothing was lost
+    │   └── LeaseLost           an attempt without its run or lease, or abandoned, can't commit
+    └── BackupError             a backup can't be made, read, compared, copied or restored
         ├── UnknownBackup       no backup has this name or address
         ├── PlaceUnreachable    the place of the backups does not answer, or refuses the keys
         └── DamagedBackup       a backup's file was changed or cut, or its rows can't be loaded
 
-    Interrupted (BaseException) a run stops at a checkpoint as the service stops; `except Exception` does not catch it
+    Interrupted (BaseException) the service stops, and so does a run at its next checkpoint
 
 A message says what is wrong and where, and what is allowed. Each class has a `kind`, by which a
 program decides what to do: the command line maps kinds to exit codes, and an HTTP API maps them to

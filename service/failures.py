@@ -58,7 +58,8 @@ def traceback_of(error: BaseException) -> str:
             size += len(parts[-1])
             while size > LONGEST and len(parts) > 1:
                 size -= len(parts.popleft())
-    except Exception:  # noqa: BLE001 - an author's error may have attributes that Python can't print
+    except Exception:  # noqa: BLE001
+        # An author's error may have attributes that Python can't print.
         parts.append(f"{type(error).__name__}: its traceback can't be read")
     return "".join(parts).rstrip()
 
@@ -84,9 +85,8 @@ class ReportedError(Exception):
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
         self.traceback = traceback
-        self.add_note(
-            f"as another process has reported it:\n{traceback}"
-        )  # for handlers of other libraries
+        # For handlers of other libraries.
+        self.add_note(f"as another process has reported it:\n{traceback}")
 
 
 def reported(facts: Mapping[str, str]) -> ReportedError:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from service.batch.context.current_run import CurrentRun, current_run_if_any, state_of
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.errors import InvalidSetting
+from service.settings.settings import Settings
 from service.versions import package_version
 
 if TYPE_CHECKING:

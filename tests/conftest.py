@@ -142,9 +142,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[KEPT_CLUSTER] = tempfile.mkdtemp(prefix="batch-pg-files-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(KEPT_CLUSTER)))
         folder = postgres.folder_for_files(fast=True)
-        if (
-            config.option.basetemp is None and folder == postgres.MEMORY
-        ):  # the tests' folders are there too
+        # The tests' folders are there too.
+        if config.option.basetemp is None and folder == postgres.MEMORY:
             config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(
                 prefix="batch-tests-", dir=folder
             )
@@ -209,9 +208,8 @@ def own_world(
     (tmp_path / "tasks").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where nodes leave their files
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(
-        new_tasks, "IMPORT_SECONDS", 60.0
-    )  # a refresh loads new files on a slow machine too
+    # A refresh loads new files on a slow machine too.
+    monkeypatch.setattr(new_tasks, "IMPORT_SECONDS", 60.0)
     monkeypatch.setattr(schedule_sync, "READ_SECONDS", 60.0)
     config.forget_settings()
     TaskRegistry.clear()
@@ -263,9 +261,8 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
     histories: tuple[History, ...] = ()
     if {"application", "served"} & set(request.fixturenames):
         histories = APPLICATION_HISTORIES
-    if (
-        "served" in request.fixturenames and request.param == "postgresql"
-    ):  # SQLite's ledger is a file of its own
+    # SQLite's ledger is a file of its own.
+    if "served" in request.fixturenames and request.param == "postgresql":
         histories += (LEDGER_HISTORY,)
     url = await databases.make(tmp_path / "test.db", *histories)
     yield url

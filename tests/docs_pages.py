@@ -32,7 +32,8 @@ def tasks_in(files: list[str]) -> set[str]:
 @pytest.mark.parametrize("file", FILES)
 async def test_its_tasks_succeed(batch: Batch, file: str) -> None:
     for name in tasks_in([file]):
-        if not TaskRegistry.get(name).parameters.required:  # else another task of the page starts it
+        # Tasks with required parameters are started by another task of the page.
+        if not TaskRegistry.get(name).parameters.required:
             await batch.run(name)
     await batch.settle()
     assert [(run.task, run.reason) for run in batch.runs() if run.state != "succeeded"] == []
@@ -59,9 +60,8 @@ class Page:
         shutil.copytree(
             ROOT / "tasks", self._folder / "tasks", ignore=shutil.ignore_patterns("__pycache__")
         )
-        (self._folder / "pytest.ini").write_text(
-            PYTEST_SETTINGS
-        )  # as a clone has, and `batch new` makes elsewhere
+        # As a clone has, and `batch new` makes elsewhere.
+        (self._folder / "pytest.ini").write_text(PYTEST_SETTINGS)
         for block in blocks(read(self._name)):
             if block.is_run:
                 self._play(block)

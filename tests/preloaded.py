@@ -260,9 +260,8 @@ def _run(words: list[str]) -> None:
         words = words[2:]
     _forget("tests")  # the folder may have a package of that name
     if words[:2] == ["-m", "pytest"]:
-        _forget(
-            "service", "anyio"
-        )  # pytest warns where it can't rewrite the assertions of what has its plugins
+        # pytest warns where it can't rewrite the assertions of what has its plugins.
+        _forget("service", "anyio")
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

@@ -272,7 +272,10 @@ class Talks(BaseTask):
 CONFIGURED = """
 import logging.config, structlog
 structlog.configure(
-    processors=[structlog.processors.add_log_level, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ],
     logger_factory=structlog.stdlib.LoggerFactory(),
 )
 logging.config.dictConfig({
@@ -293,8 +296,10 @@ from tests.batch.ledger_world import rows, until
 
 def state():
     root = logging.getLogger()
-    levels = {name: logging.getLogger(name).level for name in ("apscheduler", "aiosqlite", "alembic")}
-    return [root.level, [repr(handler) for handler in root.handlers], levels, repr(structlog.get_config())]
+    handlers = [repr(handler) for handler in root.handlers]
+    names = ("apscheduler", "aiosqlite", "alembic")
+    levels = {name: logging.getLogger(name).level for name in names}
+    return [root.level, handlers, levels, repr(structlog.get_config())]
 
 async def main():
     app, before = Starlette(), [*state(), repr(logging.getLogRecordFactory())]

@@ -39,6 +39,7 @@ DOORS = {
     "service.batch.base": "service.batch.tasks.base",
     "service.batch.registry": "service.batch.tasks.registry",
     "service.batch.scheduler": "service.server.by_hand",
+    "service.config": "service.settings.reading",
 }
 """Modules of no room. Those with a target name again what people import from there, and have no
 code of their own.
@@ -65,7 +66,7 @@ PURE = (
         "service.batch.firing.misfires",
         "service.batch.cron.cron",
         "service.batch.ledger.states",
-        "service.batch.tasks.policies",
+        "service.batch.tasks.declaration",
     ),
     *(
         "service.batch.cron.zones",
@@ -88,7 +89,7 @@ BROAD = {
     # A background loop, and a call of an address that httpx may not be able to read
     "service.alerts.pings": 2,
     "service.alerts.sender": 2,  # a background loop, and one for each channel
-    "service.config": 1,  # the module that SETTINGS names
+    "service.settings.reading": 1,  # the module that SETTINGS names
     # What an author does with one item, outside and inside the transaction
     "service.batch.tasks.item_task": 2,
     # What a chunk's block, or its beginning, raises; told again unless it is retried
@@ -107,7 +108,7 @@ BROAD = {
     "service.batch.nodes.heartbeat": 2,  # a background loop, and its thread
     "service.batch.nodes.new_tasks": 1,  # a background loop
     "service.batch.tasks.parameters": 1,  # an author's annotations are evaluated
-    "service.batch.tasks.declared": 2,  # an author's constructor and properties
+    "service.batch.tasks.declaration": 2,  # an author's constructor and properties
     "service.batch.tasks.registry": 1,  # an author's class
     "service.batch.execution.body": 1,  # the attempt
     "service.batch.pools.nursery_process": 1,  # an author's module
@@ -134,6 +135,7 @@ MAIN_STORIES = {
     "service.batch.incidents.noticing",
     "service.batch.ledger.transitions",
     "service.batch.nodes.heartbeat",
+    "service.batch.tasks.declaration",
     "service.database.engine",
     "service.operations.night.night",
     "service.server.service",
@@ -375,7 +377,8 @@ def impure_imports(modules: list[Module]) -> list[str]:
         "threading",
         "service.clock",
         "service.database",
-        "service.config",
+        "service.settings.reading",
+        "service.settings.settings",
     )
     return [
         f"{module.name}:{line} imports {base}"
@@ -422,7 +425,7 @@ def _reads_time(call: ast.Call) -> bool:
     return function.attr in CLOCKS and owner != "clock"
 
 
-ENVIRONMENT = ("service.config", "service.testing.postgres")
+ENVIRONMENT = ("service.settings.settings", "service.testing.postgres")
 """Where everything may be read. (Where the tests' server is, is no setting.)"""
 
 
@@ -555,7 +558,9 @@ CASES: list[tuple[Rule, list[Module]]] = [
     ),
     (
         imports_that_point_up,
-        broken("service.config", "from service.database import get_db", "service.database"),
+        broken(
+            "service.settings.reading", "from service.database import get_db", "service.database"
+        ),
     ),
     (modules_without_a_room, broken("service.helpers", "")),
     (modules_without_a_room, broken("service.batch.helpers", "")),

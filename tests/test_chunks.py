@@ -78,7 +78,8 @@ def prepare(db):
         event.listen(engine, "commit", strike, once=True)
     if point == "in":
         event.listen(engine, "commit", lambda _: strike_within(0.0005), once=True)
-        event.listen(db.sync_session, "after_commit", lambda _: time.sleep(60), once=True)  # it goes no further
+        # It goes no further.
+        event.listen(db.sync_session, "after_commit", lambda _: time.sleep(60), once=True)
     if point == "after":
         event.listen(db.sync_session, "after_commit", strike, once=True)
     if point == "at random":
@@ -89,10 +90,13 @@ class Work(BaseTask):
     retry = Retry(attempts=1_000_000, wait=0.05, factor=1)
 
     async def run(self, pause: float = 0.002) -> int:
-        source, by_itself = select(Item.id), current_run().fence % 2 == 0
-        async for chunk in self.chunks(source, key=Item.id, size=SIZE, pause=pause, retry_chunk=by_itself):
+        run = current_run()
+        by_itself = run.fence % 2 == 0
+        async for chunk in self.chunks(
+            select(Item.id), key=Item.id, size=SIZE, pause=pause, retry_chunk=by_itself
+        ):
             async with chunk as (db, items):
-                rows = [{"item": item, "run": current_run().id, "chunk": chunk.number} for item in items]
+                rows = [{"item": item, "run": run.id, "chunk": chunk.number} for item in items]
                 await db.execute(insert(Witness), rows)
                 if chunk.number in left:
                     left.remove(chunk.number)
@@ -295,9 +299,8 @@ def test_cancelled_in_a_pause_it_ends_within_two_seconds(world: World) -> None:
     assert world.seen == SIZE
 
 
-@pytest.mark.parametrize(
-    "database_url", ["sqlite"], indirect=True
-)  # PostgreSQL's is in test_chunk_faults.py
+# PostgreSQL's is in test_chunk_faults.py.
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_frozen_beyond_its_lease_it_commits_nothing_that_another_one_does_too(world: World) -> None:
     world.settings |= {"LEASE_SECONDS": "2", "HEARTBEAT_SECONDS": "0.3"}
     with service(world.folder, settings=world.settings) as frozen:

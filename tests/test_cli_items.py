@@ -134,9 +134,8 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     assert [one["redriven_by"] for one in batch("quarantine", run, "--json").json] == [None, second]
     assert [one["item"] for one in batch("quarantine", "--json").json] == ["2"]
     refuses(batch("redrive", run, "--item", "4"), f"processed since by run {second}")
-    assert (
-        batch("redrive", "greet", "--json").code == 2
-    )  # the newest run of the task set nothing aside
+    # The newest run of the task set nothing aside.
+    assert batch("redrive", "greet", "--json").code == 2
     assert batch("redrive", run).code == 0
     refuses(batch("redrive", second), "has no such items set aside: none is left")
     assert batch("quarantine", second).err == "batch: no item of this run was set aside\n"

@@ -107,9 +107,8 @@ async def test_a_run_in_another_process_is_cancelled_within_two_seconds(
     with service(tmp_path, settings=settings_of(ledger)) as running:
         for name in ("long", "sync"):
             took = [await seconds_to_cancel(ledger, batch, name)]
-            while (
-                took[-1] >= 2 and len(took) < 3
-            ):  # the machine may be busy with something else just then
+            # The machine may be busy with something else just then.
+            while took[-1] >= 2 and len(took) < 3:
                 took.append(await seconds_to_cancel(ledger, batch, name))
             assert min(took) < 2
         running.stop()

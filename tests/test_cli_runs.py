@@ -391,9 +391,8 @@ async def test_what_does_not_fire_has_no_next_times_and_only_a_person_pauses(
     async with prepared.engine.begin() as connection:
         if why in ("a person", "removed in a pause"):
             await task_sync.pause(connection, "flaky", "ann", loaded, tables.new_id())
-        if (
-            why == "its schedule is empty now"
-        ):  # for the services: what the file says here does not fire
+        # For the services: what the file says here does not fire.
+        if why == "its schedule is empty now":
             await task_sync.set_schedules(connection, {"flaky": None}, loaded, tables.new_id())
     if "removed" in why:
         (tmp_path / "tasks" / "flaky.py").unlink()

@@ -625,9 +625,8 @@ def test_the_examples_of_commands_about_tasks_work(batch: Batch, name: str, tmp_
     for task in ("backup", "daily_report"):
         (folder / f"{task}.py").write_text((ROOT / "tasks" / f"{task}.py").read_text())
     for line in EXAMPLES[name]:
-        words = [
-            word for word in shlex.split(line)[1:] if word != "--wait"
-        ]  # no service is here that would take it
+        # No service is here that would take it.
+        words = [word for word in shlex.split(line)[1:] if word != "--wait"]
         if name == "new":
             os.chdir(_emptied(tmp_path))
             done = batch(*words)

@@ -47,9 +47,12 @@ class Slow(BaseTask):
     """Says how far it is, until a file says that it may end."""
     name, schedule = "slow", None
 
-    async def run(self, lines: int = 0, long: int = 20, total: int = 1000, prints: bool = True) -> int:
+    async def run(
+        self, lines: int = 0, long: int = 20, total: int = 1000, prints: bool = True
+    ) -> int:
         for done in range(total):
-            current_run().progress(done + 1, total, f"at item {done // 100 * 100} of a file whose name is a long one")
+            item = f"at item {done // 100 * 100} of a file whose name is a long one"
+            current_run().progress(done + 1, total, item)
             if done % 10 == 0 and done < 10 * lines:
                 get_logger("slow").info(f"line {done}, " + "and so on " * long)
                 if prints:

@@ -238,9 +238,8 @@ def test_no_slot_is_lost_or_doubled(world: World, name: str, kind: str) -> None:
     case: Case = getattr(world, name)[kind]
     for task in ("tick", "one", "flaky", "patient"):
         (cursor,) = [row["fired_until"] for row in case.rows(tables.schedules, task=task)]
-        ran = [
-            run["slot"] for run in of(case, task) if run["slot"] <= cursor
-        ]  # a clock ahead has fired later ones
+        # A clock ahead has fired later ones.
+        ran = [run["slot"] for run in of(case, task) if run["slot"] <= cursor]
         ranges = case.rows(tables.missed, task=task)
         inside = [
             slot

@@ -9,8 +9,8 @@ import pytest
 
 from service import Settings, get_settings
 from service.config import forget_settings, refresh_settings
-from service.databaseurl import async_url
 from service.errors import InvalidSetting
+from service.settings.urls import async_url
 
 ENV = Path(".env")
 
@@ -359,7 +359,9 @@ def test_the_value_of_an_author_s_own_setting_is_never_shown(own: str) -> None:
 
 def test_the_repr_of_settings_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     write(
-        "DATABASE_URL=postgresql://me:hunter2@localhost/x\nSENTRY_DSN=https://hunter2@localhost/1\nOWN_KEY=hunter2\n"
+        "DATABASE_URL=postgresql://me:hunter2@localhost/x\n"
+        "SENTRY_DSN=https://hunter2@localhost/1\n"
+        "OWN_KEY=hunter2\n"
     )
     shown = f"{get_settings()!r} {get_settings()}"
     assert "hunter2" not in shown and "PORT=8000" in shown and "DATABASE_URL='***'" in shown

@@ -61,11 +61,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         **dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "contributor@example.com"),
     }.items():
         monkeypatch.setenv(name, value)
-    for name in (
-        "GIT_DIR",
-        "GIT_WORK_TREE",
-        "GIT_INDEX_FILE",
-    ):  # set where a hook of git runs the tests
+    # Set where a hook of git runs the tests.
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "clone"
     (typed,) = (hook["entry"].partition("--strict ")[2] for hook in hooks() if hook["id"] == "mypy")

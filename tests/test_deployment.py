@@ -25,7 +25,6 @@ from service.backup import create_backup
 from service.batch.execution import engine
 from service.batch.nodes import loop_watchdog
 from service.config import Settings, get_settings
-from service.databaseurl import async_url
 from service.operations.backups.restore import (
     HISTORIES,
     RestoreRequest,
@@ -33,6 +32,7 @@ from service.operations.backups.restore import (
     restore,
 )
 from service.operations.system.gauges import FRESH_SECONDS, PoolGauges
+from service.settings.urls import async_url
 from service.testing.postgres import PostgresServer
 from service.web import api, exposition
 from service.web.access import _hosts
@@ -490,9 +490,7 @@ def test_links_of_the_page_lead_somewhere() -> None:
     assert len(targets) > 5 and [t for t in targets if not (ROOT / "docs" / t).exists()] == []
 
 
-def test_the_autoscaler_asks_for_a_metric_that_there_is_and_knows_how_many_runs_a_worker_takes() -> (
-    None
-):
+def test_the_autoscaler_asks_for_an_existing_metric_and_knows_the_places_of_a_worker() -> None:
     (worker,) = keda()["Deployment"]["spec"]["template"]["spec"]["containers"]
     scaled = keda()["ScaledObject"]["spec"]
     (trigger,) = scaled["triggers"]

@@ -22,7 +22,7 @@ from service.batch.ledger.states import TRANSITIONS, Origin, RunState
 from service.batch.ledger.tables import ledger
 from service.batch.nodes.roles import BY_HAND
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
+from service.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
 from service.cli import cli
 from service.cli.hints import NO_SERVICE
 from service.config import Settings, get_settings
@@ -44,7 +44,7 @@ from tests.docs_blocks import (
 from tests.processes import BATCH, environment
 from tests.processes import service as running_service
 
-# Settings: .env.example and service/config.py say the same.
+# Settings: .env.example and service/settings say the same.
 
 
 class Example(NamedTuple):
@@ -310,9 +310,8 @@ def test_a_command_of_the_readme_prints_what_is_shown(
 ) -> None:
     words = re.findall(r'"[^"]*"|\S+', command)[1:]
     printed = call(first_steps, [*BATCH, *(word.strip('"') for word in words)])
-    printed = printed.replace(
-        f"batch: {NO_SERVICE}\n", ""
-    )  # a reader has started one in another terminal
+    # A reader has started one in another terminal.
+    printed = printed.replace(f"batch: {NO_SERVICE}\n", "")
     if "--after" in words:  # then it prints the same at any time
         assert printed == output
     assert masked(printed) == masked(output)

@@ -141,7 +141,9 @@ def test_a_limit_of_the_page_is_that_of_the_code(name: str) -> None:
 # Each example is sent, in the order of the page.
 
 SECRETS = re.compile(
-    r"b[tls]_[0-9a-f]{12}_[\w-]{43}|(?:\d{16}_)?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b"
+    r"b[tls]_[0-9a-f]{12}_[\w-]{43}"
+    r"|(?:\d{16}_)?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}"
+    r"|\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b"
     r"|\bbackup_\d{8}_\d{6}\.backup\.gz\b"
 )
 """What is new each time, and is used by later requests: secrets, ids, cursors, CSRF tokens, names
@@ -210,9 +212,8 @@ class Reader:
         )
 
         async def is_at_rest() -> bool:
-            if (
-                await self.service.operations.bulks_under_way()
-            ):  # asked first: its last step makes runs
+            # Asked first: its last step makes runs.
+            if await self.service.operations.bulks_under_way():
                 return False
             async with self.service.ledger.reader.connect() as connection:
                 return bool((await connection.execute(active)).scalar_one() == 0)

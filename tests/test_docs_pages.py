@@ -18,7 +18,7 @@ from service.batch.cron.cron import schedule
 from service.batch.firing.misfires import plan_slots
 from service.batch.ledger.states import TRANSITIONS, RunState
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
+from service.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
 from service.config import Settings, get_settings
 from service.database.engine import Database
 from service.testing import Batch

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from service.app import create_app
 from service.config import forget_settings
-from service.databaseurl import async_url
+from service.settings.urls import async_url
 from service.testing.postgres import PostgresServer
 from service.web import access, live
 from service.web.v1 import events

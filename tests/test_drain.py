@@ -66,7 +66,8 @@ async def polite(request: Request) -> StreamingResponse:
         yield b"the last line"
     return StreamingResponse(lines())
 
-app = Starlette(routes=[Route("/endless", endless), Route("/polite", polite), *routes], lifespan=lifespan)
+own_routes = [Route("/endless", endless), Route("/polite", polite)]
+app = Starlette(routes=[*own_routes, *routes], lifespan=lifespan)
 """
 
 TASKS = """
@@ -352,9 +353,8 @@ def test_nothing_is_fired_after_the_signal(cases: dict[str, Case], name: str) ->
     process.
     """
     ((last,),) = cases[name].select("SELECT max(created_at) FROM batch_runs WHERE task = 'tick'")
-    halfway = cases[name].asked + timedelta(
-        seconds=cases[name].took / 2
-    )  # to the end of the process
+    # To the end of the process.
+    halfway = cases[name].asked + timedelta(seconds=cases[name].took / 2)
     assert datetime.fromisoformat(last).replace(tzinfo=UTC) < halfway
 
 

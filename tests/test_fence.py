@@ -37,7 +37,8 @@ class Adds(BaseTask):
     async def run(self, freeze_at: str) -> None:
         while not os.path.exists("go"):
             await asyncio.sleep(0.01)
-        if freeze_at == "commit":  # after the fence statement, which stands in the transaction by then
+        # After the fence statement, which stands in the transaction by then.
+        if freeze_at == "commit":
             event.listen(application_database().engine.sync_engine, "commit", freeze)
         async with get_db() as db:
             await db.execute(text("UPDATE witness SET writes = writes + 1"))
@@ -123,9 +124,8 @@ async def test_a_process_that_wakes_up_after_its_run_was_taken_over_writes_nothi
     command = (*BATCH, "run", "adds", "--param", f"freeze_at={point}")
     with (
         process(tmp_path, command, {**databases, **PATIENT}) as old,
-        service(
-            tmp_path, settings={**databases, **QUICK}
-        ),  # it has to migrate before SQLite's lock is taken for good
+        # It has to migrate before SQLite's lock is taken for good.
+        service(tmp_path, settings={**databases, **QUICK}),
     ):
         run = await frozen_run(ledger, old)
         if holds_the_file:  # nobody can take the lock from a stopped process: the next one waits
@@ -141,6 +141,5 @@ async def test_a_process_that_wakes_up_after_its_run_was_taken_over_writes_nothi
         assert "what it did here is not recorded" in old.stderr
     lost, done = await rows(ledger, tables.attempts, run=run)
     assert (lost["outcome"], done["outcome"], row["fence"]) == ("lost", "succeeded", 2)
-    assert holds_the_file or done["ended_at"] - done["started_at"] < timedelta(
-        seconds=3
-    )  # it was not held up
+    # The other one is not held up.
+    assert holds_the_file or done["ended_at"] - done["started_at"] < timedelta(seconds=3)

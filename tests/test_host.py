@@ -38,6 +38,7 @@ from service.database.engine import Database
 from service.errors import InvalidSetting
 from service.server.service import BatchService
 from service.server.shutdown import Stopping
+from service.settings.settings import ENV_FILE
 from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, refresh, rows, until
 
@@ -278,7 +279,7 @@ async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
 ) -> None:
     monkeypatch.setattr(new_tasks, "IMPORT_SECONDS", 0.05)
     monkeypatch.setattr(discovery_watch, "SLOW_SECONDS", 0.1)
-    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
+    ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()
     logging.getLogger().addHandler(caplog.handler)
@@ -287,7 +288,7 @@ async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
     async with asyncio.timeout(10):
         for _ in range(2):
             await refresh(service.schedules)
-        config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
+        ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
         await refresh(service.schedules)
     assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
     await until(lambda: told(caplog, "tasks/dropped.py: its import has not ended after 0.1 s"))
@@ -465,7 +466,7 @@ async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_n
     assert nodes[second.node.id]["stopped_at"] is None
 
 
-async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_the_signal_interrupts_one(
+async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_it_interrupts_one(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run(self: object) -> str:
@@ -774,7 +775,8 @@ async def test_a_row_that_cannot_be_stored_delays_no_other(
     ) -> list[Outcome]:
         if any(outcome.result == "poison" for outcome in outcomes):
             refusal = Exception("this database can't hold it")
-            refusal.sqlstate = "22P02"  # type: ignore[attr-defined] # as asyncpg's, which has no class of its own
+            # As asyncpg's, which has no class of its own.
+            refusal.sqlstate = "22P02"  # type: ignore[attr-defined]
             raise DBAPIError("…", {}, refusal)
         return await finish(connection, outcomes, *given)
 
@@ -808,7 +810,7 @@ async def test_a_result_too_large_for_the_ledger_is_cut(begin: Begin) -> None:
 async def test_a_schedule_from_settings_is_read_again_and_an_invalid_one_is_ignored(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    env = config.ENV_FILE
+    env = ENV_FILE
     env.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()
@@ -828,10 +830,10 @@ async def test_a_schedule_from_settings_is_read_again_and_an_invalid_one_is_igno
 
 
 async def test_a_changed_setting_is_in_force_within_five_seconds(begin: Begin) -> None:
-    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
+    ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()
-    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
+    ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
     job = service.scheduler.get_job("dynamic")
 
     async def follows() -> bool:

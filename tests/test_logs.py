@@ -251,9 +251,8 @@ async def test_a_slow_stderr_does_not_block_the_loop_and_loses_no_line() -> None
         logs.set_up(stream=stream)
         for number in range(count):
             logger.info(f"{number} {text}")
-        await asyncio.sleep(
-            0
-        )  # nobody has read anything yet: a loop that waits for the pipe would not get here
+        # Nobody has read anything yet: a loop that waits for the pipe would not get here.
+        await asyncio.sleep(0)
         seen: list[bytes] = []
         reader = threading.Thread(
             target=lambda: seen.extend(iter(lambda: os.read(reading, 65536), b""))

@@ -11,7 +11,7 @@ from service.database.engine import Database
 from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
 from service.operations.system.gauges import _pools
-from service.poolsettings import Pool
+from service.settings.pools import Pool
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.incidents.test_pools import join

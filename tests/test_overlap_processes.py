@@ -22,13 +22,19 @@ from service import BaseTask
 from service.batch.firing.dispatcher import Dispatcher
 
 silent, notify = set(), Dispatcher.notify
-Dispatcher.notify = lambda self, name, slot=None: None if name in silent else notify(self, name, slot)
+
+def notify_unless_silent(self, name, slot=None):
+    if name not in silent:
+        notify(self, name, slot)
+
+Dispatcher.notify = notify_unless_silent
 
 class _Long(BaseTask):
     schedule = "*/2 * * * * *"
 
     async def run(self) -> None:
-        silent.add(self.name)  # whoever runs it fires it no more: the next slot is the other process's
+        # The process that runs it fires it no more: the next slot is the other process's.
+        silent.add(self.name)
         while not os.path.exists(self.name):
             await asyncio.sleep(0.01)
 

@@ -6,7 +6,7 @@ import pytest
 
 from service.config import get_settings
 from service.errors import InvalidSetting
-from service.poolsettings import Pool, pools_of
+from service.settings.pools import Pool, pools_of
 
 DASK = [
     ("dask://host", Pool("dask", address="tcp://host:8786")),

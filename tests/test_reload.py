@@ -149,9 +149,8 @@ def is_refused(url: str) -> bool:
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5).close()
     except ConnectionRefusedError:
         return True
-    except (
-        ConnectionResetError
-    ):  # the port was closed while the connection was made: the next one is refused
+    except ConnectionResetError:
+        # The port was closed while the connection was made: the next one is refused.
         return False
     return False
 
@@ -328,7 +327,7 @@ async def resumed_as_one_row(ledger: Any, run: dict[str, Any]) -> None:
     assert len(await rows(ledger, task=run["task"], slot=run["slot"])) == 1
 
 
-async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the_next_process_resumes(
+async def test_a_reload_lets_short_runs_end_and_interrupts_long_ones_that_the_next_process_resumes(
     tmp_path: Path,
 ) -> None:
     """The long run sleeps through DRAIN_SECONDS, one stops at its checkpoint, and the short one

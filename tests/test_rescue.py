@@ -34,7 +34,8 @@ class Long(BaseTask):
     async def run(self) -> None:
         with open("started", "a") as file:
             file.write(current_run().id + "\\n")
-        if current_run().id == open("started").readline().strip() and len(open("started").readlines()) == 1:
+        lines = open("started").read().splitlines()
+        if lines == [current_run().id]:
             await asyncio.Event().wait()
 """
 SETTINGS = {"HEARTBEAT_SECONDS": "0.3", "POLL_SECONDS": "0.1"}
@@ -98,7 +99,8 @@ class Pool(BaseTask):
     name, schedule = "pool", "* * * * * *"
 
     async def run(self) -> None:
-        pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+        fork = multiprocessing.get_context("fork")
+        pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=fork)
         future = pool.submit(time.sleep, 30)
         while not future.running():
             await asyncio.sleep(0.01)
@@ -151,7 +153,8 @@ from service import BaseTask
 async def run(self) -> None: ...
 
 for number in range(300):
-    more = {"name": f"many-{number}", "schedule": "*/2 * * * * *", "run": run, "__module__": __name__}
+    more = {"name": f"many-{number}", "schedule": "*/2 * * * * *", "run": run}
+    more["__module__"] = __name__
     globals()[f"Many{number}"] = type(f"Many{number}", (BaseTask,), more)
 """
 

@@ -201,9 +201,8 @@ def events_in(envelope: bytes) -> Iterator[dict[str, Any]]:
         header, _, rest = rest.partition(b"\n")
         described = json.loads(header)
         payload, rest = rest[: described["length"]], rest[described["length"] :].removeprefix(b"\n")
-        assert described["type"] in ("event", "client_report"), (
-            described
-        )  # the latter: how many were dropped
+        # The latter: how many were dropped.
+        assert described["type"] in ("event", "client_report"), described
         if described["type"] == "event":
             yield json.loads(payload)
 
@@ -307,7 +306,8 @@ class SecretiveTask(BaseTask):
                 get_logger("secretive").error(f"it failed: {error}", exc_info=error)
         async with get_db() as db:
             for _ in range(2):
-                await db.execute(text("INSERT INTO users (email) VALUES (:email)"), {"email": SECRET})
+                statement = text("INSERT INTO users (email) VALUES (:email)")
+                await db.execute(statement, {"email": SECRET})
 """
 
 

@@ -25,7 +25,7 @@ from service.batch.ledger import database_time, tables
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
 from service.database.engine import Database
-from service.databaseurl import async_url
+from service.settings.urls import async_url
 from service.testing.postgres import PostgresServer
 from tests.batch.ledger_world import rows, until
 from tests.processes import BATCH, SERVE, UVICORN, Service, batch, process, service
@@ -61,7 +61,8 @@ from service import BaseTask
 class Collects(BaseTask):
     name, schedule = "collects", "* * * * * *"
     def run(self):
-        pathlib.Path("told").write_text(json.dumps([gc.get_threshold()[0], gc.get_freeze_count() > 10_000]))
+        found = [gc.get_threshold()[0], gc.get_freeze_count() > 10_000]
+        pathlib.Path("told").write_text(json.dumps(found))
         os.replace("told", "collects")
 """
 
@@ -167,7 +168,8 @@ class Mixed:
         named = self.settings.get(setting) or self.settings.get("DATABASE_URL")
         if named is not None and (setting in self.settings or named.startswith("postgresql")):
             return named
-        return f"sqlite+aiosqlite:///{self.folder}/{'app' if setting == 'DATABASE_URL' else 'ledger'}.db"
+        name = "app" if setting == "DATABASE_URL" else "ledger"
+        return f"sqlite+aiosqlite:///{self.folder}/{name}.db"
 
 
 @pytest.fixture(scope="module")
@@ -495,9 +497,8 @@ class OneAtATime(BaseTask):
 async def test_a_run_by_hand_beside_a_service_claims_no_other_run(tmp_path: Path) -> None:
     make_folder(tmp_path, one=ONE_AT_A_TIME, by_hand=BY_HAND)
     async with ledger_in(tmp_path) as ledger:
-        with service(
-            tmp_path, settings={"POLL_SECONDS": "60"}
-        ):  # the service will not see it either
+        # The service will not see it either.
+        with service(tmp_path, settings={"POLL_SECONDS": "60"}):
             await until(lambda: rows(ledger, tables.nodes))
             queued = tables.new_id()
             async with ledger.engine.begin() as connection:
@@ -515,9 +516,8 @@ async def test_a_run_by_hand_beside_a_service_claims_no_other_run(tmp_path: Path
                     now,
                     exclusive=name,
                 )
-                await connection.execute(
-                    insert(tables.runs).values(**asdict(other))
-                )  # which tells the service nothing
+                # This tells the service nothing.
+                await connection.execute(insert(tables.runs).values(**asdict(other)))
             done = batch(tmp_path, "run", "by_hand", settings={"POLL_SECONDS": "0.05"})
             assert done.returncode == 0
             found = {run["task"]: run for run in await rows(ledger)}

@@ -68,7 +68,8 @@ class Saboteur(BaseTask):
                 try:
                     loop.get_coro().throw(Defect())
                 except Defect:
-                    loop.cancel()  # its coroutine has ended, which the asyncio task finds when it goes on
+                    # Its coroutine has ended, which the asyncio task finds when it goes on.
+                    loop.cancel()
 
 
 class Defect(BaseException):
@@ -162,9 +163,8 @@ async def test_a_turn_that_is_not_ended_by_its_limit_is_a_failure_but_no_blocked
                 while True:
                     try:
                         await asyncio.sleep(60)
-                    except (
-                        asyncio.CancelledError
-                    ):  # what waits for an answer in a rollback does the same
+                    except asyncio.CancelledError:
+                        # What waits for an answer in a rollback does the same.
                         if self._is_asked_to_end:
                             raise
 
@@ -181,9 +181,7 @@ async def test_a_turn_that_is_not_ended_by_its_limit_is_a_failure_but_no_blocked
     await stuck.stop()
 
 
-async def test_what_a_limited_block_holds_is_cut_off_at_its_limit_and_what_it_has_begun_is_not() -> (
-    None
-):
+async def test_at_its_limit_a_block_loses_what_it_holds_but_not_what_it_has_begun() -> None:
     cut: list[str] = []
 
     async def begun() -> None:

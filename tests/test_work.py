@@ -48,7 +48,8 @@ class Long(BaseTask):
     async def run(self) -> int:
         async for chunk in self.chunks(range(40), size=1):
             async with chunk as (db, items):
-                await db.execute(text("INSERT INTO done (item) VALUES (:item)"), {{"item": items[0]}})
+                statement = text("INSERT INTO done (item) VALUES (:item)")
+                await db.execute(statement, {{"item": items[0]}})
             while items[0] >= 20 and os.path.exists(os.environ["WITNESS"] + ".hold"):
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.04)
@@ -216,9 +217,8 @@ async def test_only_a_service_rescues_the_runs_of_a_dead_worker(place: Place) ->
     first.process.kill()
     first.process.wait()
     await insert(place.ledger, new("long"))
-    await place.run_of(
-        "long", "succeeded"
-    )  # after two seconds: a service has looked at all nodes by then
+    # After two seconds: a service has looked at all nodes by then.
+    await place.run_of("long", "succeeded")
     await place.run_of("stubborn", "running", node)
     place.serve()
     await place.run_of("stubborn", "running", (await place.node(second))["id"])

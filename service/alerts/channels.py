@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.config import Settings
 from service.errors import InvalidSetting
 from service.logs import get_logger
+from service.settings.settings import Settings
 
 logger = get_logger("service.batch")
 

@@ -32,7 +32,8 @@ class Pings(Background):
     """
 
     def __init__(self, url: str | None, is_working: Callable[[], bool]) -> None:
-        self._url, self._is_working = url, is_working
+        self._url = url
+        self._is_working = is_working
         self._waiting: asyncio.Queue[str] = asyncio.Queue(MOST_WAITING)
         self._is_full = False
         self._is_needed = asyncio.Event()
@@ -57,9 +58,8 @@ class Pings(Background):
         while True:
             try:
                 await self._call_all()
-            except (
-                Exception
-            ):  # the background loop's boundary, such as a file of certificates that is missing
+            except Exception:
+                # The background loop's boundary, such as a file of certificates that is missing.
                 logger.exception(
                     "dead man's switches can't be called, which is tried again in a minute"
                 )
@@ -93,5 +93,6 @@ async def _call(client: httpx.AsyncClient, url: str) -> None:
         async with asyncio.timeout(sending.LONGEST_CALL), client.stream("GET", url) as answer:
             if answer.status_code >= 400:
                 logger.warning(f"a dead man's switch has answered {answer.status_code}")
-    except Exception as error:  # noqa: BLE001 - of an address that can't be read, httpx passes on errors of any class
+    except Exception as error:  # noqa: BLE001
+        # Of an address that can't be read, httpx passes on errors of any class.
         logger.warning(f"a dead man's switch does not answer ({type(error).__name__})")

@@ -60,8 +60,12 @@ class Sender(Background):
     ) -> None:
         self._metrics = metrics or ProcessMetrics()
         self._metrics.announce(channels.by_name)
-        self._ledger, self._node, self._channels, self._holds = ledger, node, channels, holds
-        self._secret, self._public_url = secret, public_url
+        self._ledger = ledger
+        self._node = node
+        self._channels = channels
+        self._holds = holds
+        self._secret = secret
+        self._public_url = public_url
         self._woken = asyncio.Event()
         self._woken.set()
         self._next: dict[str, datetime] = {}

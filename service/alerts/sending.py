@@ -89,7 +89,9 @@ class NotSent(Exception):
 
     def __init__(self, reason: str, wait: float | None = None, is_final: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.wait, self.is_final = reason, wait, is_final
+        self.reason = reason
+        self.wait = wait
+        self.is_final = is_final
 
 
 async def post(

@@ -3,10 +3,11 @@
 A backup is one file, `backup_YYYYMMDD_HHMMSS.backup.gz` (UTC), which only this user may read. It is
 a tar archive in gzip members of about 2 MiB each, so `tar tzf` lists its files:
 
-    header.json                            format version, kind of database, server version, instant of the backup
-    data/0001-public.users/0001.copy …     PostgreSQL: whole rows in the text format of COPY, in UTF-8
-    database.sqlite3                       SQLite: the database file
-    manifest.json                          place and SHA-256 of every gzip member; all tables; the values of sequences
+    header.json         format version, kind of database, server version, instant of the backup
+    data/0001-public.users/0001.copy …
+                        PostgreSQL: whole rows in the text format of COPY, in UTF-8
+    database.sqlite3    SQLite: the database file
+    manifest.json       place and SHA-256 of every gzip member; tables; the values of sequences
 
 A larger file takes several gzip members. The trailer follows the archive: an empty gzip member
 whose extra field gives the place of the manifest. The names of the folders are numbered, shortened

@@ -13,10 +13,10 @@ from service.cli.options import AsJson, first_of, within
 from service.escaping import brief
 
 if TYPE_CHECKING:
-    from service.config import Settings
     from service.operations.backups.catalogue import BackupSummary
     from service.operations.backups.make import BackupResult
     from service.operations.operations import Operations
+    from service.settings.settings import Settings
 
 MOST_SHOWN, MOST_NAMED, LONGEST_SHOWN = 1_000, 20, 200
 """The most tables in a list, names in a line, and characters of a name. A file from elsewhere may
@@ -293,7 +293,7 @@ def delete(
 
 
 def _settings() -> Settings:
-    from service.config import get_settings
+    from service.settings.reading import get_settings
 
     return get_settings()
 

@@ -84,7 +84,8 @@ class Lines:
         values = run["count"], run["total"], run["message"]
         has_progress = values != self._printed and run["state"] == "running"
         if has_new_state or (has_progress and clock.monotonic() >= self._printed_at + LINE_SECONDS):
-            self._printed, self._printed_at = values, clock.monotonic()
+            self._printed = values
+            self._printed_at = clock.monotonic()
             self._print_line(run, _line(run))
 
 
@@ -126,7 +127,8 @@ class Bar(Progress):
 
     def update_run(self, run: Row) -> None:
         """Show this row of the run from now on."""
-        self.run, self._updated_at = run, clock.monotonic()
+        self.run = run
+        self._updated_at = clock.monotonic()
 
     def get_renderables(self) -> Iterator[RenderableType]:
         if self.run is not None and clock.monotonic() >= self._drawn_from:

@@ -265,11 +265,10 @@ def _print_preview(preview: Preview) -> None:
 
     console.say(f"{preview.action} {_number(preview.count)}:")
     if len(preview.tasks) > 1:
+        named = ", ".join(f"{number:,} of {task}" for task, number in preview.tasks.items())
         rest = preview.count - sum(preview.tasks.values())
         others = f", and {rest:,} of other tasks" if rest else ""
-        console.say(
-            f"  {', '.join(f'{number:,} of {task}' for task, number in preview.tasks.items())}{others}"
-        )
+        console.say(f"  {named}{others}")
     if preview.first is not None and preview.last is not None:
         console.say(f"  the newest  {_named(preview.first)}")
         console.say(f"  the oldest  {_named(preview.last)}")

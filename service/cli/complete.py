@@ -20,7 +20,7 @@ def task_names(incomplete: str) -> list[str]:
     key must run nothing.
     """
     from service.batch.tasks.discovery import folder_of
-    from service.config import get_settings
+    from service.settings.reading import get_settings
 
     try:
         files = sorted(folder_of(get_settings().TASKS_DIR).glob("[!_]*.py"))

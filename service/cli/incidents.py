@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -74,7 +74,7 @@ def incidents(
         after: str | None = None
         while len(listed) < limit:
             page = await operations.incidents.list(
-                state,  # type: ignore[arg-type]
+                cast(Literal["open", "closed", "all"], state),
                 _kind(kind),
                 task,
                 limit - len(listed),

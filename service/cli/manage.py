@@ -191,7 +191,7 @@ def prune(
     every hour.
     """
     from service import console
-    from service.config import get_settings
+    from service.settings.reading import get_settings
 
     if not dry_run:
         deleted = ask(lambda operations: operations.runs.prune())

@@ -115,7 +115,7 @@ def new(
     from service import console
     from service.batch.cron.cron import schedule as schedule_of
     from service.batch.tasks.discovery import folder_of
-    from service.config import get_settings
+    from service.settings.reading import get_settings
 
     settings = get_settings()
     if "TASKS_DIR" not in settings.model_fields_set:
@@ -168,7 +168,7 @@ def _module(name: str) -> str:
     """The name of the file without `.py`. Dots and dashes become underscores, because Python can't
     import them.
     """
-    from service.batch.tasks.policies import NAME
+    from service.batch.tasks.declaration import NAME
 
     if not NAME.fullmatch(name):
         raise InvalidParameters(f"the name is {echoed(name)}; allowed: 1 to 100 of a-z 0-9 _ . -")

@@ -98,8 +98,8 @@ def _read_token(file: Path) -> str:
 
 
 async def _call(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -> T:
-    from service.config import get_settings
     from service.operations.operations import open_operations
+    from service.settings.reading import get_settings
 
     settings = get_settings()
     url, token = _service or (settings.BATCH_URL, None)
@@ -140,8 +140,8 @@ def _load() -> Loaded:
     """Import the files in TASKS_DIR. Raises InvalidSetting."""
     from service.batch.tasks.discovery import load_tasks
     from service.batch.tasks.registry import TaskRegistry
-    from service.config import get_settings
     from service.operations.asking.context import Loaded
+    from service.settings.reading import get_settings
 
     broken = load_tasks(get_settings().TASKS_DIR)
     return Loaded(TaskRegistry.tasks(), broken)

@@ -69,9 +69,8 @@ def restore(
 
     request = RestoreRequest(file, dry_run, force, not no_safety, changed, into)
     plan = ask(lambda operations: operations.backups.plan_restore(request), log_level=LOGGED)
-    request = replace(
-        request, backup=plan.backup
-    )  # after the answer, `latest` may be another backup
+    # After the answer, `latest` may be another backup.
+    request = replace(request, backup=plan.backup)
     if not as_json:
         _print_plan(plan)
     if not (yes or dry_run or into is not None):

@@ -114,9 +114,9 @@ async def _run(
     from service.batch.execution.run_here import ManualRun, refuse_other_pools
     from service.batch.nodes.roles import BY_HAND
     from service.batch.tasks.registry import TaskRegistry
-    from service.config import get_settings
     from service.operations.asking.results import RunNow
     from service.server.service import BatchService
+    from service.settings.reading import get_settings
 
     settings = get_settings()
     logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, display.log_stream)

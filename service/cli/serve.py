@@ -36,9 +36,9 @@ def serve(
     refuse_service("`batch serve`")
     # Hardly anything of what is imported is ever garbage, and it would be looked at again and again
     gc.disable()
-    from service.config import get_settings
     from service.server import reload as reloading
     from service.server import uvicorn as server
+    from service.settings.reading import get_settings
 
     gc.enable()  # the server freezes what is there now
     (reloading if reload else server).serve(get_settings(), host, port)

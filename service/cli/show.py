@@ -13,7 +13,7 @@ from service.cli.logs import text
 from service.cli.opening import ask
 from service.cli.options import AsJson, RunOrTask, short, utc
 from service.errors import InvalidSchedule
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 if TYPE_CHECKING:
     from service.operations.asking.results import (

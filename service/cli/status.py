@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from service.cli.hints import warn
 from service.cli.opening import FAILED, ask
 from service.cli.options import AsJson, short
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -67,7 +67,7 @@ def tasks(as_json: AsJson = False) -> None:
 def _row(task: TaskSummary) -> dict[str, object]:
     """The cells of a task. The default pool is not named."""
     from service.operations.tasks.results import memory_in_words
-    from service.poolsettings import DEFAULT_POOL
+    from service.settings.pools import DEFAULT_POOL
 
     pool = task.pool if task.pool != DEFAULT_POOL else None
     return {**task.model_dump(), "pool": pool, "memory": memory_in_words(task.memory)}

@@ -10,8 +10,8 @@ def print_version() -> None:
     start.
     """
     from service import console
-    from service.config import get_settings
     from service.errors import BatchError
+    from service.settings.reading import get_settings
     from service.versions import application_version, package_version
 
     console.say(f"batch {package_version()}")

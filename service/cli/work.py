@@ -10,7 +10,7 @@ from service.cli.opening import refuse_service
 from service.cli.options import whole
 from service.errors import InvalidParameters
 from service.escaping import echoed
-from service.poolsettings import POOL_NAME, POOL_NAME_ALLOWED
+from service.settings.pools import POOL_NAME, POOL_NAME_ALLOWED
 
 
 def work(
@@ -35,7 +35,8 @@ def work(
         typer.Option(
             parser=whole(0, 65535),
             metavar="NUMBER",
-            help="Answer /healthz, /readyz and /metrics on this port. Without it no port is opened.",
+            help="Answer /healthz, /readyz and /metrics on this port. "
+            "Without it no port is opened.",
         ),
     ] = None,
     host: Annotated[
@@ -85,7 +86,7 @@ def work(
         raise InvalidParameters("--dask, --ticket and --port can't be combined")
     if not pools and not dask:
         raise InvalidParameters("--pool is missing: name the pools whose runs are executed here")
-    from service.config import get_settings
+    from service.settings.reading import get_settings
 
     settings = get_settings()
     if dask:

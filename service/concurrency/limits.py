@@ -45,9 +45,8 @@ async def limited(seconds: float) -> AsyncIterator[None]:
         raise
     finally:
         timer.cancel()
-        _blocks.set(
-            outer
-        )  # not `reset`, which fails where a generator around the block is ended in another context
+        # Not `reset`, which fails where a generator around the block is ended in another context.
+        _blocks.set(outer)
 
 
 def hold(thing: object, cut: Cut) -> None:

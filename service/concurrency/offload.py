@@ -43,7 +43,8 @@ class SlowCall(Generic[T]):
         done, _ = await asyncio.wait([self._going_on], timeout=seconds)
         if not done:
             return None
-        ended, self._going_on = self._going_on, None
+        ended = self._going_on
+        self._going_on = None
         return ended.result()
 
     async def stop(self) -> None:

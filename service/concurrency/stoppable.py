@@ -67,9 +67,8 @@ def in_own_loop(work: Coroutine[Any, Any, T], stop: Stop) -> T:
 async def _until_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
     task, is_cancelled = asyncio.ensure_future(work), False
     while not task.done():
-        if (
-            stop.is_requested() and not is_cancelled
-        ):  # a second cancel would interrupt the clean-up of the task
+        # A second cancel would interrupt the clean-up of the task.
+        if stop.is_requested() and not is_cancelled:
             is_cancelled = task.cancel()
         await asyncio.wait([task], timeout=CHECK_EVERY_SECONDS)
     if task.cancelled():

@@ -59,9 +59,8 @@ class ThreadPool:
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            if (
-                not future.cancel()
-            ):  # the call has begun, and may check whether it was asked to stop
+            # The call has begun, and may check whether it was asked to stop.
+            if not future.cancel():
                 await asyncio.wait([waiting], timeout=patience)
             raise
         finally:
@@ -84,9 +83,8 @@ class ThreadPool:
                 self._abandoned.add(future)
                 self._busy -= 1
                 self._threads -= 1
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # the operating system refuses another thread
+                # The operating system refuses another thread.
+                with contextlib.suppress(RuntimeError):
                     self._grow(self._busy)
 
     def _serve(self) -> None:
@@ -133,7 +131,8 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         failure = RuntimeError(f"run() raised StopIteration({failures.message_of(error)})")
         failure.__cause__ = error
         future.set_exception(failure)
-    except BaseException as error:  # noqa: BLE001 - the attempt's boundary in a thread: the future holds the error
+    except BaseException as error:  # noqa: BLE001
+        # The attempt's boundary in a thread: the future holds the error.
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -53,12 +53,10 @@ class Cluster:
 
         `on_change`: called when the cluster was reached.
         """
-        self.address, self._pools, self._host, self._on_change = (
-            address,
-            sorted(pools),
-            host,
-            on_change,
-        )
+        self.address = address
+        self._pools = sorted(pools)
+        self._host = host
+        self._on_change = on_change
         self._client: Any = None  # the methods of distributed.Client have no types
         self._scheduler: str | None = None
         self._workers: Workers = {}
@@ -83,7 +81,8 @@ class Cluster:
             async with asyncio.timeout(ANSWER_SECONDS):
                 identity = await client.scheduler.identity(n_workers=-1)
                 await self._register(client, identity["id"])
-        except Exception as error:  # noqa: BLE001 - it is gone, or the client closes; the next look may succeed
+        except Exception as error:  # noqa: BLE001
+            # It is gone, or the client closes; the next look may succeed.
             self._lost(error)
             return {}
         self._reached()
@@ -138,7 +137,8 @@ class Cluster:
                         client, (await client.scheduler.identity(n_workers=0))["id"]
                     )
                 break
-            except Exception as error:  # noqa: BLE001 - the boundary of a background loop: the next try may succeed
+            except Exception as error:  # noqa: BLE001
+                # The boundary of a background loop: the next try may succeed.
                 self._lost(error)
                 await _close(client)
             except BaseException:
@@ -146,7 +146,8 @@ class Cluster:
                 raise
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
-        self._client, self._looked_at = client, 0.0
+        self._client = client
+        self._looked_at = 0.0
         self._reached()
         self._on_change()
 
@@ -182,7 +183,8 @@ class Cluster:
         self._trouble = None
 
     def _lost(self, error: BaseException) -> None:
-        self._workers, self._scheduler = {}, None
+        self._workers = {}
+        self._scheduler = None
         text = brief(str(error).split("\n")[0], MOST_TOLD) or type(error).__name__
         if self._trouble is None and not self._is_closed:
             logger.warning(
@@ -200,8 +202,10 @@ class Cluster:
         )
 
     async def _drop(self) -> None:
-        client, self._client = self._client, None
-        self._workers, self._scheduler = {}, None
+        client = self._client
+        self._client = None
+        self._workers = {}
+        self._scheduler = None
         if self._registering is not None:
             self._registering.cancel()
         if client is not None:

@@ -40,8 +40,12 @@ class DaskPlacer:
         `lease`: LEASE_SECONDS. After it a run of a worker that is frozen may be executed by another
         one.
         """
-        self._pool, self._further, self._cluster = pool, further, cluster
-        self._node, self._wake, self._lease = node, wake, lease
+        self._pool = pool
+        self._further = further
+        self._cluster = cluster
+        self._node = node
+        self._wake = wake
+        self._lease = lease
         self._open: dict[str, dict[Ticket, float]] = {}
         """The tickets of each task, and when they were placed."""
         self._warning = ""

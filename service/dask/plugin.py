@@ -47,7 +47,8 @@ class NodePlugin(WorkerPlugin):
 
     async def setup(self, worker: Worker) -> None:
         """The worker has started, or has got this plugin."""
-        self._worker, self._loop = worker, asyncio.get_running_loop()
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
         self._life = asyncio.create_task(self._live(), name="batch-node")
 
     async def teardown(self, worker: Worker) -> None:

@@ -36,7 +36,8 @@ class PluginByName(WorkerPlugin):
     """
 
     def __init__(self, module: str, function: str, pools: list[str]) -> None:
-        self._module, self._text = module, expression(module, function, pools)
+        self._module = module
+        self._text = expression(module, function, pools)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return eval, (

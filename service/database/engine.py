@@ -174,9 +174,8 @@ class Database:
             listener(connection)
         try:
             _until_unlocked(connection.connection, "BEGIN IMMEDIATE", self._tell_locked)
-            if (
-                connection.invalidated
-            ):  # SQLAlchemy would open another one, and execute what follows in no transaction
+            # SQLAlchemy would open another one, and execute what follows in no transaction.
+            if connection.invalidated:
                 raise sqlite3.OperationalError(
                     "connection closed while it waited for the write lock"
                 )
@@ -331,9 +330,8 @@ def _server_engine(
             # speed up
             "jit": "off",
         }
-        from service.database import (
-            postgresql_connections,
-        )  # where SQLite is used, asyncpg is not needed
+        # Where SQLite is used, asyncpg is not needed.
+        from service.database import postgresql_connections
 
         connecting = {"connection_class": postgresql_connections.Connection, "timeout": 10}
         options["connect_args"] = {"server_settings": settings, **connecting}

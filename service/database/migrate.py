@@ -75,9 +75,8 @@ async def _migrate(database: Database, history: History, to: str, before: Before
             return
     async with database.engine.begin() as connection:
         if database.kind == "postgresql":
-            await connection.execute(
-                text("SET LOCAL lock_timeout = 0")
-            )  # the second process waits for the first
+            # The second process waits for the first.
+            await connection.execute(text("SET LOCAL lock_timeout = 0"))
             await connection.execute(
                 text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": history.lock}
             )
@@ -168,6 +167,5 @@ def _current(connection: Connection, history: History) -> list[str]:
     """What the version table says; nothing where it is missing."""
     if not inspect(connection).has_table(history.version_table):
         return []
-    return list(
-        connection.execute(text(f"SELECT version_num FROM {history.version_table}")).scalars()  # noqa: S608
-    )
+    statement = text(f"SELECT version_num FROM {history.version_table}")  # noqa: S608
+    return list(connection.execute(statement).scalars())

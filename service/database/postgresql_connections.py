@@ -43,9 +43,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
         _ask_now_and_then(transport.get_extra_info("socket"))
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        if (
-            self.first_statement is not None and query.startswith("BEGIN") and not args
-        ):  # of asyncpg's Transaction
+        # asyncpg's Transaction begins it without arguments.
+        if self.first_statement is not None and query.startswith("BEGIN") and not args:
             query = f"{query} {self.first_statement};"
         status: str = await super().execute(query, *args, timeout=timeout)
         return status

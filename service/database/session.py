@@ -66,7 +66,7 @@ def application_database() -> Database:
     """The application's database on this event loop. Outside of a service it keeps no connection
     between uses.
     """
-    from service.config import get_settings
+    from service.settings.reading import get_settings
 
     loop = asyncio.get_running_loop()
     if services := _services.get(loop):

@@ -29,9 +29,8 @@ class _FileConnection(sqlite3.Connection):
     """
 
     def close(self) -> None:
-        with suppress(
-            sqlite3.Error
-        ):  # such as a disk error; aiosqlite's thread does not end if close() raises
+        # Such as a disk error; aiosqlite's thread does not end if close() raises.
+        with suppress(sqlite3.Error):
             if self.in_transaction:
                 self.rollback()
         super().close()
@@ -45,7 +44,8 @@ class _Cursor(aiosqlite.Cursor):
     """
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
-        self._conn, self.iter_chunk_size = connection, connection._iter_chunk_size
+        self._conn = connection
+        self.iter_chunk_size = connection._iter_chunk_size
         self._rows: list[Any] = []
         # From a statement until the thread has read all its rows, or has closed the cursor
         self._is_open = False
@@ -65,13 +65,15 @@ class _Cursor(aiosqlite.Cursor):
         size = self.arraysize if size is None else size
         if self._is_open and len(self._rows) < size:
             await self._execute(self._read, size - len(self._rows))
-        rows, self._rows = self._rows[:size], self._rows[size:]
+        rows = self._rows[:size]
+        self._rows = self._rows[size:]
         return rows
 
     async def fetchall(self) -> list[Any]:
         if self._is_open:
             await self._execute(self._read)
-        rows, self._rows = self._rows, []
+        rows = self._rows
+        self._rows = []
         return rows
 
     async def close(self) -> None:
@@ -85,12 +87,13 @@ class _Cursor(aiosqlite.Cursor):
     # In the thread:
 
     def _run(self, method: str, sql: str, parameters: Iterable[Any]) -> None:
-        self._cursor, self._rows, self._is_open = self._conn._conn.cursor(), [], True
+        self._cursor = self._conn._conn.cursor()
+        self._rows = []
+        self._is_open = True
         try:
             getattr(self._cursor, method)(sql, parameters)
-        except (
-            BaseException
-        ):  # the error may be kept for long, and with it the cursor, the connection and its files
+        except BaseException:
+            # The error may be kept for long, and with it the cursor, the connection and its files.
             self._close()
             raise
         self._read(FIRST_ROWS)

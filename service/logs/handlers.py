@@ -69,9 +69,8 @@ class _Queue(logging.handlers.QueueHandler):
     _lost = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        copied = logging.LogRecord.__new__(
-            logging.LogRecord
-        )  # its constructor looks up what is overwritten here
+        # Its constructor looks up what is overwritten here.
+        copied = logging.LogRecord.__new__(logging.LogRecord)
         vars(copied).update(vars(record))  # the handlers after this one may write on the original
         return copied
 
@@ -119,13 +118,13 @@ class _Writer(logging.handlers.QueueListener):
     def handle(self, record: logging.LogRecord) -> None:
         try:
             text = self._formatter.format(record)
-        except Exception as error:  # noqa: BLE001 - the background loop's boundary: later lines must be written
+        except Exception as error:  # noqa: BLE001
+            # The background loop's boundary: later lines must be written.
             text = escaping.line(
                 f"a line of the logger {record.name} can't be rendered: {type(error).__name__}"
             )
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # the pipe has no reader, or the stream is closed
+        # The pipe has no reader, or the stream is closed.
+        with contextlib.suppress(OSError, ValueError):
             self._write(f"{text}\n")
         self.queue.taken += record.batch_size  # type: ignore[attr-defined]
 
@@ -225,9 +224,8 @@ def keep_run_lines(level: str = "INFO") -> Iterator[None]:
 def _keep_copy(record: logging.LogRecord, run: RunLog) -> None:
     """Keep a copy's line, so that the application's handlers get the record unchanged."""
     settled = copy.copy(record)
-    if (
-        isinstance(settled.msg, dict) and "event" in settled.msg
-    ):  # the record comes from the application's own structlog
+    # The record comes from the application's own structlog.
+    if isinstance(settled.msg, dict) and "event" in settled.msg:
         settled._logger = None
     log_lines.settle(settled)
     run.keep_line(stamp_now(), record.levelname.lower(), record.name, log_lines.text(settled))

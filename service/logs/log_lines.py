@@ -115,9 +115,8 @@ class _Copy:
                 return {self._text(key): self.of(item, depth - 1) for key, item in pairs}
             if depth and isinstance(value, list | tuple | set | frozenset):
                 return [self.of(item, depth - 1) for item in self._first(value, _MORE)]
-            if isinstance(value, int) or (
-                isinstance(value, float) and math.isfinite(value)
-            ):  # an IntEnum, say
+            # An IntEnum, say.
+            if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
                 return plain(
                     int.__int__(value) if isinstance(value, int) else float.__float__(value)
                 )
@@ -135,7 +134,8 @@ class _Copy:
 
     def _text(self, value: Any) -> str:
         text = str.__str__(value) if isinstance(value, str) else str(value)
-        left, self._left = max(0, self._left), self._left - len(text)
+        left = max(0, self._left)
+        self._left = self._left - len(text)
         return bounded(text if len(text) <= left else f"{text[:left]}{_MORE}")
 
 

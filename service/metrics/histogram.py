@@ -6,8 +6,24 @@ from bisect import bisect_left
 from typing import NamedTuple
 
 BOUNDS = (
-    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
-    *(60.0, 300.0, 900.0, 1_800.0, 3_600.0, 7_200.0, 21_600.0),
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+    900.0,
+    1_800.0,
+    3_600.0,
+    7_200.0,
+    21_600.0,
 )
 """The upper bounds of the buckets in seconds, from 0.01 seconds to 6 hours. One more bucket has
 what is longer.

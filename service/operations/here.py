@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
-from service.config import Settings
 from service.operations.asking.context import Loaded
 from service.operations.operations import Operations, open_operations
+from service.settings.settings import Settings
 
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, Operations] = WeakKeyDictionary()
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from service.batch.ledger.people import previews
 from service.batch.retention.retention import Keep
-from service.config import Settings
 from service.database.engine import Database
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Context, Loaded, wake_nothing
 from service.operations.asking.databases import Databases
 from service.redaction import Redaction
+from service.settings.settings import Settings
 
 if TYPE_CHECKING:
     from service.metrics.process import ProcessMetrics
@@ -83,19 +83,17 @@ class Operations:
         lease = settings.LEASE_SECONDS
         followers = partial(_followers, settings)
         self._context = Context(
-            *(
-                databases,
-                loaded,
-                actor,
-                lease,
-                keep,
-                wake,
-                wake_bulks,
-                node,
-                troubles,
-                redaction,
-                followers,
-            )
+            databases,
+            loaded,
+            actor,
+            lease,
+            keep,
+            wake,
+            wake_bulks,
+            node,
+            troubles,
+            redaction,
+            followers,
         )
 
     def by(self, actor: Actor) -> Operations:

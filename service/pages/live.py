@@ -238,7 +238,10 @@ class PageStream(EventStream):
         kind = Kind(topic, query, str(viewer.zone), viewer.root, viewer.actor.role)
         self._strip = watches.page(kind._replace(topic="nodes", query=""))[1]
         self._page = self._tail = None
-        self._name, self._seen, self._seen_strip, self._place = "", 0, 0, place
+        self._name = ""
+        self._seen = 0
+        self._seen_strip = 0
+        self._place = place
         self._first: list[bytes] = []
         last_id = request.headers.get("last-event-id", "")[:100]
         if topic != "nodes":
@@ -264,7 +267,8 @@ class PageStream(EventStream):
 
     async def texts_of(self, events: Sequence[Event]) -> Sequence[bytes]:
         """What has changed since this client got something."""
-        texts, self._first = self._first, []
+        texts = self._first
+        self._first = []
         await self._strip.refresh()
         if self._page is not None:
             self._page.note([event for event in events if event.topic != "nodes"])

@@ -51,9 +51,8 @@ async def _tasks(viewer: Viewer, wanted: str) -> Sequence[TaskSummary]:
     """
     text = wanted.lower()
     listed = await viewer.operations.tasks.list(with_others=True)
-    found = {
-        task.name: task for task in reversed(listed) if task.name
-    }  # a loaded one counts more than a broken file
+    # A loaded one counts more than a broken file.
+    found = {task.name: task for task in reversed(listed) if task.name}
     named = [
         task for task in found.values() if text in (task.name or "").lower() or text in task.tags
     ]

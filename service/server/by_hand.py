@@ -9,11 +9,11 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from service import logs
 from service.batch.firing import apscheduler
 from service.batch.tasks.registry import TaskRegistry
-from service.config import get_settings
 from service.errors import BatchError
 from service.logs import get_logger
 from service.server.service import BatchService
 from service.server.shutdown import serving
+from service.settings.reading import get_settings
 
 logger = get_logger("service.batch")
 

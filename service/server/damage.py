@@ -12,8 +12,8 @@ from sqlalchemy import make_url
 
 from service.backup.file.folder import taken_at
 from service.backup.places.place import Places
-from service.config import Settings
 from service.errors import DatabaseDamaged
+from service.settings.settings import Settings
 
 
 @contextmanager

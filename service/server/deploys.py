@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.audit import By
-from service.config import SECRET, Settings
 from service.redaction import MASK, Redaction
+from service.settings.settings import SECRET, Settings
 
 START, STOP, DEPLOY, SETTINGS = "service.start", "service.stop", "service.deploy", "settings.change"
 

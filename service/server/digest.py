@@ -53,7 +53,9 @@ class Digest(Background):
         holds: Callable[[], bool],
     ) -> None:
         self._operations = operations.by(READER)
-        self._ledger, self._channels, self._holds = ledger, channels, holds
+        self._ledger = ledger
+        self._channels = channels
+        self._holds = holds
         self._schedule = schedule(cron)
         self._woken = asyncio.Event()
         self._next: datetime | None = None
@@ -65,7 +67,8 @@ class Digest(Background):
         if self._next is None:
             self._next = self._schedule.next(changes.now)
         elif changes.now >= self._next:
-            self._due, self._next = self._next, self._schedule.next(changes.now)
+            self._due = self._next
+            self._next = self._schedule.next(changes.now)
             self._again_at = changes.now
         if self._due is not None and changes.now >= self._again_at:
             self._again_at = changes.now + AGAIN

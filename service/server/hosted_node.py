@@ -19,10 +19,11 @@ from sqlalchemy import select
 from service import logs
 from service.batch.ledger.tables import nodes
 from service.batch.nodes.roles import Roles
-from service.config import Settings, get_settings
 from service.errors import DatabaseError
 from service.server.service import BatchService
 from service.server.shutdown import serving
+from service.settings.reading import get_settings
+from service.settings.settings import Settings
 
 logger = logs.get_logger("service.batch")
 
@@ -111,7 +112,8 @@ class HostedNode:
             self._ended.set_result(None)
 
     async def _live(self) -> None:
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
         settings = self._settings()
         batch = self._batch = BatchService(
             settings, Roles(fires=False, pools=self._pools, on_tickets=True)

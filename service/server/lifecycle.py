@@ -22,12 +22,12 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.limits import limited
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.database.engine import Database, whole_tables
 from service.errors import DatabaseError
 from service.logs import get_logger
 from service.server import deploys
 from service.server.readiness import ANSWER_SECONDS
+from service.settings.settings import Settings
 from service.versions import application_version, package_version
 
 logger = get_logger("service.batch")

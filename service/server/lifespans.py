@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from starlette.applications import Starlette
 
 from service import logs
-from service.config import get_settings
 from service.server.service import BatchService
 from service.server.shutdown import serving
+from service.settings.reading import get_settings
 from service.web.access import check_settings
 
 

@@ -7,9 +7,9 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from service import console, logs
-from service.config import Settings
 from service.errors import InvalidParameters
-from service.poolsettings import DASK_PORT, PREFIX
+from service.settings.pools import DASK_PORT, PREFIX
+from service.settings.settings import Settings
 
 PLACES = 4
 """How many runs each worker executes at once, unless `--max-running` says it."""

@@ -18,10 +18,10 @@ from service.batch.placing.placing import Placing
 from service.batch.pools.process_pool import ProcessPool
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.database.engine import Database
 from service.errors import InvalidSetting
-from service.poolsettings import PREFIX, Pool
+from service.settings.pools import PREFIX, Pool
+from service.settings.settings import Settings
 
 HOST = "service.server.dask_node"
 """The module that the workers of a Dask cluster call."""

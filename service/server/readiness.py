@@ -40,7 +40,8 @@ class Troubles(Background):
     """
 
     def __init__(self, node: Node, look: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
-        self._node, self._look = node, look
+        self._node = node
+        self._look = look
 
     async def _loop(self) -> None:
         before: Mapping[str, str] = {}

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from service import clock, console, logs
 from service.batch.tasks.discovery import folder_of
-from service.config import ENV_FILE, Settings, get_settings, refresh_settings
 from service.errors import BatchError, InvalidSetting
 from service.server import uvicorn as server
+from service.settings.reading import get_settings, refresh_settings
+from service.settings.settings import ENV_FILE, Settings
 
 logger = logs.get_logger("service.batch")
 

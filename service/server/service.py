@@ -46,7 +46,6 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
 from service.concurrency.supervisor import Supervisor
-from service.config import Settings
 from service.database import checkpoints, open_file
 from service.database.open_file import OpenFile
 from service.database.session import leave_application_database, use_application_database
@@ -62,6 +61,7 @@ from service.server.digest import Digest
 from service.server.lifecycle import SignOff, end_work, sign_on
 from service.server.pools import ChildPools, placing_of
 from service.server.readiness import Troubles, is_working, reasons, reasons_while_stopping
+from service.settings.settings import Settings
 
 logger = get_logger("service.batch")
 

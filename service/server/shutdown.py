@@ -20,8 +20,8 @@ from typing import Any
 
 from service import clock, logs, sentry
 from service.batch.nodes.loop_watchdog import Watchdog
-from service.config import Settings
 from service.server.service import BatchService
+from service.settings.settings import Settings
 
 logger = logs.get_logger("service.batch")
 
@@ -139,7 +139,8 @@ class Stopping:
         shell or under pytest. `call` gets an empty context: a handler has that of the run that it
         interrupts, whose log would get the service's lines.
         """
-        self._is_requested, self._is_final = True, self._is_final or is_final
+        self._is_requested = True
+        self._is_final = self._is_final or is_final
         self._watchdog.end_after(self._drain_seconds)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call, context=contextvars.Context())

@@ -23,7 +23,6 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service import console, logs
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.errors import DatabaseError, InvalidSetting
 from service.escaping import echoed
 from service.server.connections import Connections, raise_file_limit, share_of
@@ -34,6 +33,7 @@ from service.server.starting import (
     collect_no_garbage_yet,
     print_summary,
 )
+from service.settings.settings import Settings
 from service.web import api
 from service.web.access import is_loopback
 from service.web.headers import Headed

@@ -14,7 +14,6 @@ from typing import Any
 
 from service import console, logs
 from service.batch.nodes.roles import Roles
-from service.config import Settings
 from service.errors import DatabaseError
 from service.server.service import BatchService
 from service.server.shutdown import serving
@@ -24,6 +23,7 @@ from service.server.starting import (
     print_summary,
     warnings_of_worker,
 )
+from service.settings.settings import Settings
 
 MOST_SECONDS = 86_400.0
 """A ticket of the command line ends when there is no run, or after this time."""

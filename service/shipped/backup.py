@@ -5,10 +5,10 @@ backups.
 from __future__ import annotations
 
 from service.batch.tasks.base import BaseTask
-from service.config import get_settings
 from service.logs import get_logger
 from service.operations.backups.progress import report_to_run
 from service.operations.here import operations_here
+from service.settings.reading import get_settings
 
 logger = get_logger(__name__)
 

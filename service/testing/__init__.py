@@ -86,7 +86,7 @@ def batch(
     """
     from service import clock
     from service.batch.tasks.registry import TaskRegistry
-    from service.config import forget_settings
+    from service.settings.reading import forget_settings
     from service.testing import real_databases
     from service.testing.kit import START, Batch
 

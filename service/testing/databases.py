@@ -15,8 +15,8 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
-from service.databaseurl import async_url
 from service.errors import BatchError
+from service.settings.urls import async_url
 
 T = TypeVar("T")
 

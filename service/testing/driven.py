@@ -30,7 +30,6 @@ from service.batch.ledger.tables import CLAIMABLE_SQL, WAITING_SQL, new_id
 from service.batch.nodes.orphans import rescue
 from service.batch.queue import enqueue
 from service.batch.tasks.registry import Task
-from service.config import get_settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import BatchError
@@ -38,6 +37,7 @@ from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
 from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
+from service.settings.reading import get_settings
 from service.testing.engine import DrivenEngine
 from service.testing.instances import Prepare, prepared
 from service.testing.kills import Kill

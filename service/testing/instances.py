@@ -25,9 +25,8 @@ def prepared(tasks: Mapping[str, Task], prepare: Prepare) -> dict[str, Task]:
 
 
 def _maker(task: Task, prepare: Prepare) -> type[BaseTask]:
-    return cast(
-        type[BaseTask], partial(_make, task, prepare)
-    )  # a function will do, because an attempt only calls it
+    # A function will do, because an attempt only calls it.
+    return cast(type[BaseTask], partial(_make, task, prepare))
 
 
 def _make(task: Task, prepare: Prepare) -> BaseTask:

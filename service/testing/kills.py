@@ -39,8 +39,10 @@ class Kill:
         """
         self.chunks = self.parts = 0
         self.is_done = False
-        self._run, self._on_kill = run, on_kill
-        self._after_chunk, self._after_part = after_chunk, after_part
+        self._run = run
+        self._on_kill = on_kill
+        self._after_chunk = after_chunk
+        self._after_part = after_part
         self._coroutines: WeakSet[FreezableCoroutine] = WeakSet()
         self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
 

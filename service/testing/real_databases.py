@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import URL, Engine, event, make_url
 
-from service.config import get_settings
 from service.errors import BatchError, InvalidSetting
+from service.settings.reading import get_settings
 
 Address = tuple[str, ...]
 

@@ -15,9 +15,9 @@ from service.batch.ledger import run_logs
 from service.batch.ledger.run_logs import LogLine
 from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import attempts, log, missed, runs
-from service.config import get_settings
 from service.database.engine import Database
 from service.operations.asking.databases import Databases
+from service.settings.reading import get_settings
 from service.testing.databases import wait_for
 
 T = TypeVar("T")

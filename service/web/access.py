@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 from service import clock
-from service.config import Settings
 from service.errors import BatchError, InvalidSetting
 from service.escaping import echoed
 from service.operations.asking.actor import ROLES, Actor, Role
 from service.operations.operations import Operations
 from service.operations.people.access import SECRET, hash_of
+from service.settings.settings import Settings
 from service.web.csrf import refuse_foreign, refuse_foreign_read, refuse_without_csrf
 from service.web.limits import Limits
 from service.web.problems import Refused
@@ -268,10 +268,12 @@ class Guard:
         minute.
         """
         await asyncio.sleep(NOTE_SECONDS)
-        uses, self._uses = self._uses, {}
+        uses = self._uses
+        self._uses = {}
         failures: Counter[str] = Counter()
         if self._failures and clock.monotonic() - self._failures_noted_at >= FAILURE_NOTE_SECONDS:
-            failures, self._failures = self._failures, Counter()
+            failures = self._failures
+            self._failures = Counter()
             self._failures_noted_at = clock.monotonic()
         with suppress(BatchError):
             await self.operations.access.note_uses(uses, failures)

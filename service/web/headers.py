@@ -19,9 +19,9 @@ PROBES = {"/healthz", "/readyz", "/metrics"}
 """Paths that are answered for any Host, because probes and monitors come by address."""
 
 SECURITY = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
-    "'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
@@ -73,7 +73,9 @@ class _Bounded:
     """Passes a request on, and answers 413 as soon as its body is larger than LARGEST_BODY."""
 
     def __init__(self, app: ASGIApp, receive: Receive, send: Send) -> None:
-        self._app, self._receive, self._send = app, receive, send
+        self._app = app
+        self._receive = receive
+        self._send = send
         self._read = 0
         self._is_answered = False
 

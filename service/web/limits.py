@@ -63,7 +63,8 @@ class _Windows:
     """
 
     def __init__(self, seconds: float, most: int) -> None:
-        self._seconds, self._most = seconds, most
+        self._seconds = seconds
+        self._most = most
         self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def add(self, key: str) -> float | None:

@@ -232,9 +232,8 @@ class Feed:
         now = {key: _significant(row) for key, row in rows.items()}
         if before is not None:
             for key in [key for key, value in now.items() if before.get(key) != value]:
-                self._publish(
-                    topic, name, rows[key].model_dump_json(exclude={"quarantined"})
-                )  # the look does not count
+                # The look does not count.
+                self._publish(topic, name, rows[key].model_dump_json(exclude={"quarantined"}))
         self._last[topic] = now
 
     def _publish(self, topic: str, name: str, data: str = "{}") -> None:

@@ -43,7 +43,9 @@ class Stream:
     """
 
     def __init__(self, topics: frozenset[str], owner: str, is_new: bool) -> None:
-        self.topics, self.owner, self.is_new = topics, owner, is_new
+        self.topics = topics
+        self.owner = owner
+        self.is_new = is_new
         self.has_begun = False
         self._waiting: deque[Event] = deque()
         self._bytes = 0
@@ -63,7 +65,8 @@ class Stream:
             return
         if self._bytes + event.size > MOST_WAITING_BYTES:
             self._waiting.clear()
-            self._bytes, self._has_missed = 0, True
+            self._bytes = 0
+            self._has_missed = True
         else:
             self._waiting.append(event)
             self._bytes += event.size
@@ -83,5 +86,6 @@ class Stream:
         self._wake.clear()
         events = [reload()] if self._has_missed else [*self._waiting]
         self._waiting.clear()
-        self._bytes, self._has_missed = 0, False
+        self._bytes = 0
+        self._has_missed = False
         return events

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.backup.making import process
+from service.backup.making import create
 from service.config import forget_settings
 from tests.backup.here import in_a_process as in_a_process_of_its_own
 from tests.backup.here import make_backups_here
@@ -22,7 +22,7 @@ def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def in_a_process(in_a_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make backups in a process of their own, as by default."""
-    monkeypatch.setattr(process, "run_worker", in_a_process_of_its_own)
+    monkeypatch.setattr(create, "run_worker", in_a_process_of_its_own)
 
 
 @pytest.fixture

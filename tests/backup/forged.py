@@ -314,8 +314,8 @@ def _manifest(kind: str, database: Path) -> tuple[dict[str, Any], Files]:
     is_sqlite = kind == "sqlite"
     version_table = "alembic_version" if is_sqlite else "public.alembic_version"
     header = {
-        "format": 1, "kind": kind, "taken_at": AT, "database": "app", "server_version": "18", "tool": "batch-system 1",
-        "revision": REVISION, "revisions": {version_table: REVISION},
+        "format": 1, "kind": kind, "taken_at": AT, "database": "app", "server_version": "18",
+        "tool": "batch-system 1", "revision": REVISION, "revisions": {version_table: REVISION},
     }  # fmt: skip
     sequence = {"schema": "public", "name": "users_id_seq", "last_value": 3, "is_called": True}
     manifest = {
@@ -337,8 +337,8 @@ def _table(kind: str) -> dict[str, Any]:
     return {
         "schema": None if is_sqlite else "public", "name": "users",
         "folder": None if is_sqlite else "data/0001-public.users", "columns": ["id", "email"],
-        "types": ["INTEGER", "TEXT"] if is_sqlite else ["bigint", "character varying(255)"], "key": ["id"],
-        "rows": 3, "bytes": 0 if is_sqlite else len(ROWS),
+        "types": ["INTEGER", "TEXT"] if is_sqlite else ["bigint", "character varying(255)"],
+        "key": ["id"], "rows": 3, "bytes": 0 if is_sqlite else len(ROWS),
     }  # fmt: skip
 
 
@@ -501,9 +501,15 @@ def _pieces(
     for number, piece in enumerate(pieces):
         rows = (1 if number == len(pieces) - 1 else 0) if more else None
         members.append(
-            {"name": name, "offset": place, "packed": len(piece), "sha256": digests[piece], "bytes": 4 * MEGABYTE,
-             "rows": rows}
-        )  # fmt: skip
+            {
+                "name": name,
+                "offset": place,
+                "packed": len(piece),
+                "sha256": digests[piece],
+                "bytes": 4 * MEGABYTE,
+                "rows": rows,
+            }
+        )
         place += len(piece)
     tables = [{**manifest["tables"][0], **more}]
     whole = {

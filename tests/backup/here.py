@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from service.backup.making import process, worker
+from service.backup.making import create, worker
 
-in_a_process = process.run_worker
+in_a_process = create.run_worker
 
 
 def make_backups_here(patch: pytest.MonkeyPatch) -> None:
     """Have the worker carry them out in the thread that orders them."""
-    patch.setattr(process, "run_worker", worker.carry_out)
+    patch.setattr(create, "run_worker", worker.carry_out)

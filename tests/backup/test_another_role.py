@@ -70,7 +70,7 @@ async def application(
     await postgres_server._execute(f"DROP ROLE {APPLICATION}")
 
 
-async def test_the_backup_role_backs_up_compares_tries_out_and_restores_rows_hidden_from_the_application(
+async def test_the_backup_role_backs_up_compares_and_restores_rows_hidden_from_the_application(
     application: str, postgres_database: str, settings: Callable[..., None], tmp_path: Path
 ) -> None:
     other = get_settings().BACKUP_DATABASE_URL

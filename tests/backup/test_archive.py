@@ -21,8 +21,8 @@ from service.errors import BackupError
 from tests.backup.contents import HEADER, gzip_members, make_archive, members
 
 TABLE: dict[str, Any] = {
-    "schema": "public", "name": "t", "folder": "data/0001-public.t", "columns": ["a"], "types": ["text"], "key": [],
-    "rows": 0, "bytes": 0,
+    "schema": "public", "name": "t", "folder": "data/0001-public.t",
+    "columns": ["a"], "types": ["text"], "key": [], "rows": 0, "bytes": 0,
 }  # fmt: skip
 
 

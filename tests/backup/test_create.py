@@ -25,7 +25,7 @@ from service.backup.file.reader import LocalFile
 from service.backup.file.selection import Selection
 from service.backup.file.verify import verify
 from service.backup.file.writer import Archive
-from service.backup.making import process, worker
+from service.backup.making import create, worker
 from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
@@ -178,7 +178,8 @@ async def test_a_file_that_cannot_be_read_back_never_becomes_a_backup(
     monkeypatch.setattr(worker, "Archive", Faulty)
     with pytest.raises(
         BackupError,
-        match=r"no backup was made in .* the new file could not be verified .*The disk may be faulty",
+        match=r"no backup was made in .* the new file could not be verified "
+        r".*The disk may be faulty",
     ):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []
@@ -188,7 +189,7 @@ async def test_a_folder_that_cannot_be_written_is_noticed_before_a_process_is_st
     app_db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_sqlite(app_db)
-    monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit('it was started')"))
+    monkeypatch.setattr(create, "COMMAND", ("-c", "raise SystemExit('it was started')"))
     with pytest.raises(
         BackupError, match=r"no backup was made in /proc/self: .*BACKUP_DIR to another"
     ):
@@ -198,7 +199,7 @@ async def test_a_folder_that_cannot_be_written_is_noticed_before_a_process_is_st
 async def test_a_cancel_ends_the_process_and_leaves_nothing(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "KILL_AFTER_SECONDS", 60.0)
+    monkeypatch.setattr(create, "KILL_AFTER_SECONDS", 60.0)
     async with held(table):
         backup = asyncio.create_task(create_backup(tmp_path / "backups"))
         await it_waits(table)
@@ -214,7 +215,7 @@ async def test_a_cancel_ends_the_process_and_leaves_nothing(
 async def test_a_process_that_does_not_end_after_a_cancel_is_killed(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "KILL_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr(create, "KILL_AFTER_SECONDS", 0.05)
     async with held(table):
         backup = asyncio.create_task(create_backup(tmp_path / "backups"))
         await it_waits(table)
@@ -271,7 +272,7 @@ async def test_a_process_that_is_killed_leaves_no_copy_of_a_sqlite_database(
 async def test_a_process_that_ends_without_a_result_made_no_backup(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(create, "COMMAND", ("-c", "raise SystemExit(3)"))
     with pytest.raises(
         BackupError, match=r"its process ended with status 3: look at its output on stderr"
     ):
@@ -283,15 +284,15 @@ async def test_a_process_that_ends_before_it_reads_its_request_is_not_reported_a
     app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_sqlite(app_db)
-    monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit(3)"))
-    start = process._start
+    monkeypatch.setattr(create, "COMMAND", ("-c", "raise SystemExit(3)"))
+    start = create._start
 
     def ended(partial: Path) -> subprocess.Popen[bytes]:
         started = start(partial)
         started.wait()
         return started
 
-    monkeypatch.setattr(process, "_start", ended)
+    monkeypatch.setattr(create, "_start", ended)
     with pytest.raises(
         BackupError, match=r"its process ended with status 3: look at its output on stderr"
     ):
@@ -327,7 +328,7 @@ async def test_a_worker_that_reads_its_request_after_the_death_of_its_caller_rem
         partial.touch()
         request = BackupRequest(kind, str(app_db), "", clock.now(), Selection())
         line = json.dumps({**json.loads(request.as_json(partial)), "by": gone.pid}).encode() + b"\n"
-        done = subprocess.run([sys.executable, *process.COMMAND], input=line, capture_output=True)
+        done = subprocess.run([sys.executable, *create.COMMAND], input=line, capture_output=True)
         assert done.returncode == status
         assert not list(tmp_path.glob(".backup_*"))
 
@@ -380,4 +381,4 @@ def environment() -> dict[str, str]:
 
 
 def test_a_process_of_our_own_imports_the_package_from_the_folder_that_it_is_in() -> None:
-    assert (Path(process.COMMAND[-1]) / "service" / "backup").is_dir()
+    assert (Path(create.COMMAND[-1]) / "service" / "backup").is_dir()

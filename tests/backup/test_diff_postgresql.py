@@ -25,7 +25,9 @@ from tests.processes import environment
 SCHEMA = """
 CREATE SCHEMA "Other.Schema";
 CREATE TABLE "Other.Schema"."Größe" ("Key" text, n int, "select" text, PRIMARY KEY (n, "Key"));
-CREATE TABLE floats (id float8 PRIMARY KEY, n numeric, f float4, twice float8 GENERATED ALWAYS AS (id * 2) STORED);
+CREATE TABLE floats (
+    id float8 PRIMARY KEY, n numeric, f float4, twice float8 GENERATED ALWAYS AS (id * 2) STORED
+);
 CREATE TABLE events (id int, day date, what text, PRIMARY KEY (id, day)) PARTITION BY RANGE (id);
 CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (0) TO (10);
 CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM (10) TO (20);
@@ -36,7 +38,8 @@ CREATE TABLE dropped (id int);
 CREATE TABLE ids (a uuid, b bytea, PRIMARY KEY (b, a));
 """
 ROWS = r"""
-INSERT INTO "Other.Schema"."Größe" VALUES ('日本', 1, NULL), ('', 1, '\N'), (E'tab\t\n', 2, E'\\'), ('x', 2, 'y');
+INSERT INTO "Other.Schema"."Größe"
+    VALUES ('日本', 1, NULL), ('', 1, '\N'), (E'tab\t\n', 2, E'\\'), ('x', 2, 'y');
 INSERT INTO floats VALUES ('NaN', 'NaN', 'Infinity'), ('-Infinity', 0, 0), (0.1, 0.1, 0.1);
 INSERT INTO events VALUES (1, '2026-01-01', 'a'), (2, '2026-01-02', 'b'), (11, '2026-01-03', NULL);
 INSERT INTO notes VALUES ('a', '2026-03-04 05:06+00'), ('a', '2026-03-04 05:06+00'), (NULL, NULL);

@@ -25,7 +25,9 @@ from tests.backup.here import make_backups_here
 
 SCHEMA = """
 CREATE TABLE "Größe; DROP" ("Key" TEXT PRIMARY KEY, "select" TEXT);
-CREATE TABLE pairs (a INTEGER, b TEXT, v BLOB, twice INTEGER AS (a * 2), PRIMARY KEY (b, a)) WITHOUT ROWID;
+CREATE TABLE pairs (
+    a INTEGER, b TEXT, v BLOB, twice INTEGER AS (a * 2), PRIMARY KEY (b, a)
+) WITHOUT ROWID;
 CREATE TABLE blobs (id BLOB PRIMARY KEY, v);
 CREATE TABLE cases (name TEXT COLLATE NOCASE PRIMARY KEY, v);
 CREATE TABLE holes (id TEXT PRIMARY KEY, v);
@@ -39,7 +41,8 @@ INSERT INTO blobs VALUES (x'', 1), (x'00', 2), (x'0001', 3);
 INSERT INTO cases VALUES ('a', 1), ('B', 2);
 INSERT INTO holes VALUES (NULL, 1), (NULL, 2), ('x', 3);
 INSERT INTO notes VALUES (1), (1), (CAST(x'ff00' AS TEXT)), (NULL), ('a' || char(0) || 'b');
-INSERT INTO plain VALUES (1, 1), (2, 'text'), (3, x'616263'), (4, 0.1), (5, 'a' || char(0) || 'b'), (6, NULL);
+INSERT INTO plain
+    VALUES (1, 1), (2, 'text'), (3, x'616263'), (4, 0.1), (5, 'a' || char(0) || 'b'), (6, NULL);
 """
 
 

@@ -133,7 +133,8 @@ def parts(order):
         yield [b"%d\\tvalue\\t%0200d" % (order(n), n) for n in range(at, at + 5000)]
 
 pace = Pace(Keyed((0,), Stop()), parts(lambda n: n), Stop())
-for part in parts(lambda n: rows - n):  # the equal row of the other side never comes at the same time
+# The equal row of the other side never comes at the same time.
+for part in parts(lambda n: rows - n):
     pace.after(part)
 counts = pace.end()
 peak = next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))

@@ -34,9 +34,8 @@ async def test_a_drain_ends_the_backup_without_a_file_and_the_next_service_makes
     with process(tmp_path, UVICORN, settings) as running:
         await asyncio.to_thread(running.wait_until_ready)
         async with connected(postgres_database) as holder, holder.transaction():
-            await holder.execute(
-                "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"
-            )  # the backup waits for this lock
+            # The backup waits for this lock.
+            await holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
             queued = await asyncio.to_thread(
                 batch, tmp_path, "run", "backup", "--queue", settings=settings
             )

@@ -53,9 +53,8 @@ async def test_the_latest_backup_is_restored_and_that_is_recorded(
         "nothing of the application's was restored"
     )
     assert row["verified_at"] <= clock.now()
-    versions = (
-        0 if url.startswith("sqlite") else 2
-    )  # what says at which migration a database is, is never restored
+    # What says at which migration a database is, is never restored.
+    versions = 0 if url.startswith("sqlite") else 2
     assert told["backup"] == f"backups/{row['name']}" and told["tables"] == row["tables"] - versions
     assert "a temporary file" in caplog.text or "a scratch schema in postgresql" in caplog.text
 

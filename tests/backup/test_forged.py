@@ -227,7 +227,8 @@ async def test_a_list_reports_forged_backups_and_shows_the_others_as_before(
     settings(LEDGER_URL=url)
     names = {}
     for number, one in enumerate(all_of(world)):
-        name = f"backup_2025{number // 28 % 12 + 1:02}{number % 28 + 1:02}_{number // 336:06}.backup.gz"
+        day = f"2025{number // 28 % 12 + 1:02}{number % 28 + 1:02}"
+        name = f"backup_{day}_{number // 336:06}.backup.gz"
         one.write(world.folder / name)
         names[name] = one.what
     is_damaged = {name: isinstance(error_of(world.folder / name), DamagedBackup) for name in names}
@@ -309,9 +310,13 @@ def test_the_output_about_forged_backups_is_short_and_has_no_control_characters(
         if not is_hostile(one, LOUD) or not is_whole(path):
             continue
         for words in (
-            ("show", str(path)), ("verify", str(path)), ("diff", str(path)), ("diff", sound, str(path)), ("list",),
+            ("show", str(path)),
+            ("verify", str(path)),
+            ("diff", str(path)),
+            ("diff", sound, str(path)),
+            ("list",),
             ("restore", str(path), "--dry-run"),
-        ):  # fmt: skip
+        ):
             done = batch("backup", *words)
             assert re.fullmatch(r"(batch: .+\n)?", done.err), (one.what, words, done.err)
             assert done.code in ((2, 3) if done.err else (0,)), (one.what, words)
@@ -404,10 +409,15 @@ def test_a_small_forged_file_fills_neither_memory_nor_the_disk_nor_the_screen(
     forged.bombs(world.kind, world.database)[what](path)
     os.link(path, world.folder / FORGED)
     commands = (
-        ("list",), ("show", str(path)), ("show", str(path), "--json"), ("verify", str(path)), ("diff", str(path)),
-        ("diff", str(sound), str(path)), ("restore", str(path), "--dry-run"),
+        ("list",),
+        ("show", str(path)),
+        ("show", str(path), "--json"),
+        ("verify", str(path)),
+        ("diff", str(path)),
+        ("diff", str(sound), str(path)),
+        ("restore", str(path), "--dry-run"),
         *((("verify", "--restore", str(path)), ("diff", str(path), str(path))) if ALL else ()),
-    )  # fmt: skip
+    )
     files = world.files()
     done = subprocess.run(
         (sys.executable, "-c", CHILD), input=json.dumps(commands).encode(), capture_output=True,

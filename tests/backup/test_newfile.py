@@ -47,13 +47,16 @@ CREATE VIRTUAL TABLE found USING fts5 (body, content = 'texts', content_rowid = 
 CREATE VIRTUAL TABLE words USING fts5vocab (own, row);
 CREATE VIRTUAL TABLE boxes USING rtree (id, x0, x1);
 CREATE VIEW bosses AS SELECT name FROM people WHERE id IN (SELECT boss FROM people);
-CREATE TRIGGER added AFTER INSERT ON texts BEGIN INSERT INTO found (rowid, body) VALUES (new.id, new.body); END;
+CREATE TRIGGER added AFTER INSERT ON texts BEGIN
+    INSERT INTO found (rowid, body) VALUES (new.id, new.body); END;
 CREATE TRIGGER gone AFTER DELETE ON texts BEGIN
     INSERT INTO found (found, rowid, body) VALUES ('delete', old.id, old.body); END;
-CREATE TRIGGER hired INSTEAD OF INSERT ON bosses BEGIN INSERT INTO people (name) VALUES (new.name); END;
+CREATE TRIGGER hired INSTEAD OF INSERT ON bosses BEGIN
+    INSERT INTO people (name) VALUES (new.name); END;
 INSERT INTO people (name, boss) VALUES ('ann', NULL), ('bob', 1), ('cyd', 1);
 DELETE FROM people WHERE name = 'cyd';
-INSERT INTO notes (_rowid_, body, rowid) VALUES (7, 'x', 'not a number'), (90, x'00ff', NULL), (12, 1.5, '');
+INSERT INTO notes (_rowid_, body, rowid)
+    VALUES (7, 'x', 'not a number'), (90, x'00ff', NULL), (12, 1.5, '');
 INSERT INTO pairs VALUES ('a', 1), ('b', 1);
 INSERT INTO typed (n) VALUES (1), (2);
 INSERT INTO texts (id, body) VALUES (10, 'the quick fox'), (20, 'the lazy dog');

@@ -119,9 +119,8 @@ def shared(
         shared = Shared(folder)
         make_sqlite(folder / "app.db")
         use_database(f"sqlite:///{folder}/app.db")
-        create_backup_sync(
-            folder / "own/first"
-        )  # import everything first: this user may not read the Python files
+        # Import everything first: this user may not read the Python files.
+        create_backup_sync(folder / "own/first")
         for path in folder.glob("app.db*"):
             os.chown(path, OWN, -1)
         monkeypatch.setattr(tempfile, "tempdir", str(folder))

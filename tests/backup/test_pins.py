@@ -63,7 +63,8 @@ async def pruned() -> list[str]:
 
 
 def pins_in(bucket: Bucket) -> set[str]:
-    return {Path(key).name for key in bucket.keys() if key.endswith(".pin")}  # noqa: SIM118, it is no dict
+    names = bucket.keys()
+    return {Path(key).name for key in names if key.endswith(".pin")}
 
 
 async def test_a_pin_is_written_beside_the_backup_in_each_place_and_removed_from_each(
@@ -230,7 +231,7 @@ async def test_nothing_is_deleted_while_the_ledger_is_unreachable(
     assert (folder / OLD).exists()
 
 
-async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before_anything_is_deleted(
+async def test_a_place_unknown_to_the_ledger_is_read_and_recorded_before_anything_is_deleted(
     in_ledger: str, folder: Path
 ) -> None:
     broken = "backup_20251110_020000.backup.gz"

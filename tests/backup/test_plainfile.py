@@ -218,8 +218,11 @@ async def test_nothing_of_the_files_own_schema_is_restored_or_executed(
     before = contents(app_db)[1]
     backup = hostile(
         """
-        CREATE TABLE t (id INTEGER PRIMARY KEY CHECK (randomblob(900000000) > 1), data DEFAULT (zeroblob(900000000)),
-            more AS (zeroblob(900000000)), UNIQUE (data));
+        CREATE TABLE t (
+            id INTEGER PRIMARY KEY CHECK (randomblob(900000000) > 1),
+            data DEFAULT (zeroblob(900000000)),
+            more AS (zeroblob(900000000)),
+            UNIQUE (data));
         PRAGMA ignore_check_constraints = ON;
         INSERT INTO t (id, data) VALUES (5, 'saved');
         CREATE INDEX i ON t (id) WHERE data <> 'saved';

@@ -24,17 +24,18 @@ from tests.backup.restores import restored
 ODD_TYPES = """
 CREATE TYPE mood AS ENUM ('fine', 'à la mode');
 CREATE TABLE odd (
-    id int PRIMARY KEY, f float8, g float4, n numeric, b bytea, a text[], m int[][], j jsonb, t timestamptz,
-    s text, e mood, i interval, r int4range, u uuid, c "char", x bit varying
+    id int PRIMARY KEY, f float8, g float4, n numeric, b bytea, a text[], m int[][], j jsonb,
+    t timestamptz, s text, e mood, i interval, r int4range, u uuid, c "char", x bit varying
 );
 """
 ODD_ROWS = r"""
 INSERT INTO odd VALUES
     (1, 'NaN', '-Infinity', 'NaN', '\x00ff0a5c',
      ARRAY['a,b', NULL, '"', '\', 'NULL', ''], '{{1,2},{3,4}}', '{"k": "\n"}',
-     'infinity', E'tab\t newline\n return\r backslash\\ \\. 日本語 🎉', 'à la mode', '1 mon -1 day', '[1,5)',
-     '12345678-1234-1234-1234-123456789abc', 'x', B'0101'),
-    (2, 0.1, 0.1, 1e-30, '', '{}', '{}', 'null', '0044-03-15 12:00:00+00 BC', '', 'fine', '0', 'empty', NULL, '', B'');
+     'infinity', E'tab\t newline\n return\r backslash\\ \\. 日本語 🎉', 'à la mode',
+     '1 mon -1 day', '[1,5)', '12345678-1234-1234-1234-123456789abc', 'x', B'0101'),
+    (2, 0.1, 0.1, 1e-30, '', '{}', '{}', 'null', '0044-03-15 12:00:00+00 BC', '', 'fine', '0',
+     'empty', NULL, '', B'');
 INSERT INTO odd VALUES (3);
 """
 

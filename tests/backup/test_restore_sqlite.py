@@ -30,9 +30,11 @@ from tests.migrations import add_migration
 
 SCHEMA = """
 PRAGMA journal_mode = WAL;
-CREATE TABLE authors (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, best INT REFERENCES books,
+CREATE TABLE authors (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, best INT REFERENCES books,
     shout TEXT AS (upper(name)) STORED);
-CREATE TABLE books (id INTEGER PRIMARY KEY, author INT NOT NULL REFERENCES authors ON DELETE CASCADE, price REAL);
+CREATE TABLE books (
+    id INTEGER PRIMARY KEY, author INT NOT NULL REFERENCES authors ON DELETE CASCADE, price REAL);
 CREATE TABLE "Größe ""x"" y" (a TEXT, b BLOB, PRIMARY KEY (a)) WITHOUT ROWID;
 CREATE TABLE plain (data);
 CREATE TABLE blank (id INT);

@@ -244,11 +244,14 @@ async def test_another_kind_of_database_is_an_error_that_says_what_is_supported(
 
 
 ODD = """
-CREATE TABLE plain (id INTEGER PRIMARY KEY AUTOINCREMENT, "Größe" REAL, twice INT AS (id * 2) STORED, UNIQUE ("Größe"));
+CREATE TABLE plain (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, "Größe" REAL, twice INT AS (id * 2) STORED,
+    UNIQUE ("Größe"));
 CREATE TABLE pairs (b TEXT, a INT, v BLOB, PRIMARY KEY (a, b)) WITHOUT ROWID;
 CREATE TABLE "a b""c" (n REAL) STRICT;
 CREATE VIEW "sum" AS SELECT total("Größe") FROM plain;
-CREATE TRIGGER copied AFTER INSERT ON plain BEGIN INSERT INTO pairs VALUES ('t', new.id, x'00ff'); END;
+CREATE TRIGGER copied AFTER INSERT ON plain BEGIN
+    INSERT INTO pairs VALUES ('t', new.id, x'00ff'); END;
 CREATE VIRTUAL TABLE words USING fts5 (text);
 INSERT INTO plain ("Größe") VALUES (1.5), (9e999), (NULL);
 INSERT INTO words VALUES ('a cat on a mat'), ('a dog');
@@ -329,7 +332,7 @@ def make_ledger(app_db: Path) -> None:
         connection.commit()
 
 
-async def test_the_ledgers_tables_in_the_same_file_are_dropped_from_the_copy_and_not_a_byte_of_them_is_left(
+async def test_the_ledgers_tables_in_the_same_file_are_dropped_and_no_byte_of_them_is_in_the_copy(
     app_db: Path, tmp_path: Path
 ) -> None:
     make_ledger(app_db)

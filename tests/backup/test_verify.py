@@ -32,8 +32,8 @@ HEADER_FILE = (
 )
 PART = "data/0001-public.t/0001.copy"
 TABLE: dict[str, Any] = {
-    "schema": "public", "name": "t", "folder": "data/0001-public.t", "columns": ["a"], "types": ["text"], "key": [],
-    "rows": 1, "bytes": 2,
+    "schema": "public", "name": "t", "folder": "data/0001-public.t",
+    "columns": ["a"], "types": ["text"], "key": [], "rows": 1, "bytes": 2,
 }  # fmt: skip
 
 
@@ -158,10 +158,19 @@ def nothing_before_it(members: list[bytes]) -> list[bytes]:
 @pytest.mark.parametrize(
     "change",
     [
-        dropped, doubled, swapped, swapped_in_size, cut_at_a_boundary, without_manifest, without_trailer,
-        two_trailers, another_after_it, something_after_it, nothing_before_it,
+        dropped,
+        doubled,
+        swapped,
+        swapped_in_size,
+        cut_at_a_boundary,
+        without_manifest,
+        without_trailer,
+        two_trailers,
+        another_after_it,
+        something_after_it,
+        nothing_before_it,
     ],
-)  # fmt: skip
+)
 def test_moved_members_are_noticed_though_gzip_notices_nothing(
     backup: Path, change: Callable[[list[bytes]], list[bytes]]
 ) -> None:

@@ -33,7 +33,8 @@ _ATTEMPTS = (
 )
 
 _SQLITE = {
-    "series": "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < :count - 1)",
+    "series": "WITH RECURSIVE n(i) AS "
+    "(SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < :count - 1)",
     "id": "printf('%08x-0000-7000-8000-%012x', i, i)",
     "from": "FROM n",
     "number": "CAST({} AS text)",

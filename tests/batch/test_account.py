@@ -22,7 +22,7 @@ from service.batch.firing import task_sync
 from service.batch.ledger import tables
 from service.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
 from service.batch.queue.capacity import Capacity
-from service.batch.tasks.policies import MISSED, Missed
+from service.batch.tasks.declaration import MISSED, Missed
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, rows, schedule_sync_of

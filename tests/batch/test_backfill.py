@@ -17,7 +17,7 @@ from service.batch.firing.backfill import Backfill, Interval, SlotAction, SlotDe
 from service.batch.ledger import tables
 from service.batch.ledger.states import Rank
 from service.batch.queue.enqueue import Startable
-from service.batch.tasks.policies import Missed
+from service.batch.tasks.declaration import Missed
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import InvalidParameters
@@ -45,9 +45,8 @@ async def interval(ledger: Database, since: datetime = FROM, until: datetime = N
 
 
 def filling(ledger: Database, task: Task) -> Backfill:
-    return Backfill(
-        ledger, ledger, Startable.of(task), "ann"
-    )  # the application's database is needed for `redo` only
+    # The application's database is needed for `redo` only.
+    return Backfill(ledger, ledger, Startable.of(task), "ann")
 
 
 async def account_of(ledger: Database) -> Account:

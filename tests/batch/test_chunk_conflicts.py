@@ -60,9 +60,8 @@ async def deadlock(db: AsyncSession) -> None:
         await connection.execute(add_one(1))
 
     holds = asyncio.Event()
-    await db.execute(
-        text("SET LOCAL deadlock_timeout = '20ms'")
-    )  # so this session detects the deadlock, and is the one that fails
+    # So this session detects the deadlock, and is the one that fails.
+    await db.execute(text("SET LOCAL deadlock_timeout = '20ms'"))
     await db.execute(add_one(1))
     async with asyncio.TaskGroup() as group:
         group.create_task(somebody_else(the_other_way_round))
@@ -152,11 +151,8 @@ async def test_chunks_that_postgresql_refuses_are_retried_in_the_attempt_or_in_t
 
 @pytest.mark.parametrize(
     ("database_url", "inside"),
-    [
-        ("sqlite", False),
-        ("postgresql", False),
-        ("postgresql", True),
-    ],  # on SQLite an open chunk would block the other attempt
+    # On SQLite an open chunk would block the other attempt.
+    [("sqlite", False), ("postgresql", False), ("postgresql", True)],
     indirect=["database_url"],
 )
 async def test_an_older_attempt_commits_no_chunk_once_a_newer_one_has(
@@ -201,9 +197,8 @@ async def test_a_locking_select_holds_the_rows_of_a_chunk_and_no_others(world: D
         return free_ids
 
     [first, second] = await Attempt().does(body)
-    assert first == list(
-        range(22, 26)
-    )  # the chunk of 20 rows locks 21: the last one tells whether there is a next chunk
+    # The chunk of 20 rows locks 21: the last one tells whether there is a next chunk.
+    assert first == list(range(22, 26))
     assert second == list(range(1, 21))
 
 

@@ -153,9 +153,8 @@ def cases(draw: st.DrawFn) -> Case:
     kinds = draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3, unique=True))
     has_id = draw(st.booleans())
     names = draw(st.permutations([*kinds, *["id"] * has_id]))
-    least, most = (
-        (6, 14) if len(names) == 1 else (1, 4)
-    )  # few values, so that parts of composite keys are equal
+    # Few values, so that parts of composite keys are equal.
+    least, most = (6, 14) if len(names) == 1 else (1, 4)
     pools = [draw(st.lists(_values(kind), min_size=least, max_size=most)) for kind in kinds]
     values = st.tuples(BIG, *(st.sampled_from(pool) for pool in pools))
     unique = [_id] if has_id else [_id, _folded]

@@ -36,7 +36,7 @@ class Failing(Dispatcher):
         return Fired(clock.now())
 
 
-async def test_while_firing_fails_all_tasks_are_tried_together_and_again_when_the_ledger_was_reached(
+async def test_while_firing_fails_all_tasks_are_tried_together_until_the_ledger_is_reached(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a timer for each task, or a try for each slot, an outage of 200 tasks would be 200 tries
@@ -45,9 +45,8 @@ async def test_while_firing_fails_all_tasks_are_tried_together_and_again_when_th
     names = [f"task{number}" for number in range(20)]
     tasks = await know(ledger, *(make_task(name) for name in names))
     dispatcher = Failing(ledger, tasks, NODE, LocalEngine(ledger, tasks, NODE))
-    monkeypatch.setattr(
-        "service.batch.firing.dispatcher.LONGEST_PAUSE", 3600.0
-    )  # no pause is over within the test
+    # No pause is over within the test.
+    monkeypatch.setattr("service.batch.firing.dispatcher.LONGEST_PAUSE", 3600.0)
     dispatcher._pause = 3600.0
     dispatcher.start()
     for tries in range(1, 4):
@@ -94,7 +93,7 @@ class Recording:
         self.checks += 1
 
 
-async def test_the_dispatcher_launches_claimed_runs_on_any_engine_and_makes_it_recheck_after_a_failure(
+async def test_the_dispatcher_launches_runs_on_any_engine_and_makes_it_recheck_after_a_failure(
     ledger: Database,
 ) -> None:
     tasks = await know(ledger, make_task("a", "* * * * * *"))
@@ -147,9 +146,8 @@ async def test_a_service_is_not_ready_while_no_slot_can_be_fired(
                 await asyncio.sleep(0.01)
             while service.engine.is_recheck_due:
                 await asyncio.sleep(0.01)
-            async with asyncio.timeout(
-                30
-            ):  # an outage is over when nothing has failed for some seconds
+            # An outage is over when nothing has failed for some seconds.
+            async with asyncio.timeout(30):
                 while ("ledger" not in await service.readiness()) is not is_ready:
                     await asyncio.sleep(0.1)
     finally:

@@ -79,9 +79,8 @@ async def test_it_rests_while_nobody_writes_and_hears_a_commit_long_after_its_fi
     assert await watched.hears() == Wake(None)
     assert await watched.rests()
     with closing(sqlite3.connect(watched.file, isolation_level=None)) as other:
-        other.execute(
-            "PRAGMA cache_size = 1"
-        )  # so that SQLite writes to the file before the commit
+        # So that SQLite writes to the file before the commit.
+        other.execute("PRAGMA cache_size = 1")
         other.execute("CREATE TABLE filled (x)")
         other.execute("BEGIN IMMEDIATE")
         other.execute(MUCH)

@@ -20,8 +20,7 @@ from service.batch.ledger import tables, transitions
 from service.batch.ledger.tables import new_id
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
-from service.batch.tasks.monitoring import Alerts
-from service.batch.tasks.policies import Missed
+from service.batch.tasks.declaration import Alerts, Missed
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 
@@ -142,9 +141,8 @@ async def test_a_catch_up_does_not_block_a_slot_on_time(ledger: Database) -> Non
     await fire(ledger, loaded, minutes(10.6))
     states = {run["slot"]: run["state"] for run in await rows(ledger) if not run["catch_up"]}
     assert states[minutes(9.5)] == "queued"
-    assert (
-        states[minutes(10.5)] == "skipped"
-    )  # because of the run on time, not of the catch-up before it
+    # The run on time is the reason, not the catch-up before it.
+    assert states[minutes(10.5)] == "skipped"
 
 
 async def test_the_firings_after_a_long_downtime_extend_one_missed_range(ledger: Database) -> None:
@@ -307,9 +305,8 @@ async def test_two_dispatchers_in_opposite_order_never_deadlock(
     assert len({(run["task"], run["slot"]) for run in found}) == len(found) == 40 * 100
 
 
-@pytest.mark.parametrize(
-    "ledger_url", ["postgresql"], indirect=True
-)  # SQLite's one writer waits instead
+# SQLite's one writer waits instead.
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 async def test_a_schedule_that_another_node_is_firing_is_tried_again(
     ledger: Database, ledger_url: str
 ) -> None:

@@ -403,9 +403,8 @@ async def test_a_change_locks_the_version_of_the_catalog_last(
         asked.clear()
         async with ledger.engine.begin() as connection:
             await change(connection)
-        locking = [
-            one for one in asked.statements if "pg_notify" not in one
-        ]  # which locks at the commit
+        # pg_notify takes its lock at the commit.
+        locking = [one for one in asked.statements if "pg_notify" not in one]
         of_the_catalog = [one.startswith("INSERT INTO batch_catalog") for one in locking]
         assert (of_the_catalog[-1], sum(of_the_catalog)) == (True, 1)
 

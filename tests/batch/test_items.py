@@ -161,9 +161,8 @@ async def test_concurrency_items_are_fetched_at_a_time_while_no_transaction_is_o
         nonlocal waiting, most
         waiting += 1
         most = max(most, waiting)
-        async with (
-            get_db() as db
-        ):  # on SQLite this would wait for ever for the session of an open chunk
+        # On SQLite this would wait for ever for the session of an open chunk.
+        async with get_db() as db:
             see(db, [-item.id])
             await db.commit()
         await asyncio.sleep(0.01)
@@ -209,9 +208,8 @@ async def test_a_row_inserted_during_the_fetches_is_not_skipped(world: Database)
         if item.id == 5:
             async with get_db() as db:
                 await db.delete(await db.get_one(Item, 6))
-                db.add(
-                    Item(id=0, kind="a", done=0)
-                )  # its key is before those fetched, and nothing is committed yet
+                # Its key is before those fetched, and nothing is committed yet.
+                db.add(Item(id=0, kind="a", done=0))
                 await db.commit()
 
     own = make(fetch=fetch)

@@ -410,7 +410,7 @@ async def test_a_run_that_has_blocked_the_event_loop_pays_and_others_of_its_node
     )
 
 
-async def test_a_run_with_which_the_ledger_does_not_answer_any_more_pays_and_an_outage_costs_nothing(
+async def test_a_run_with_which_the_ledger_stops_answering_pays_and_an_outage_costs_nothing(
     ledger: Database,
 ) -> None:
     """Nor does it cost a run anything that had gone on for five minutes when the ledger stopped to
@@ -514,9 +514,7 @@ async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> 
     return str((await rows(ledger, id=run))[0]["state"])
 
 
-async def test_an_attempt_that_may_not_be_repeated_fails_if_the_service_stops_after_its_begin() -> (
-    None
-):
+async def test_an_attempt_that_must_not_be_repeated_fails_if_the_service_stops_during_it() -> None:
     async def run(self: object) -> None:
         await asyncio.Event().wait()
 
@@ -685,9 +683,8 @@ async def take_for_dead(world: World, then: Callable[[], None] = lambda: None) -
                 node.id: node.beats
                 for node in (await ledger_poll.read(connection, new_id())).others
             }
-            gone = await rescue(
-                connection, beats, await now_of(connection)
-            )  # none if it beats between the two
+            # None if it beats between the two.
+            gone = await rescue(connection, beats, await now_of(connection))
             if gone:
                 then()
             return gone == [world.service.node.id]

@@ -14,7 +14,7 @@ from service.batch.context.attempt_state import MAX_WAITING_LINES, LogBuffer
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import runs as runs_table
 from service.batch.queue.capacity import Capacity
-from service.batch.tasks.policies import Missed, Retry
+from service.batch.tasks.declaration import Missed, Retry
 from service.database.engine import Database
 from service.metrics.histogram import BOUNDS, Histogram
 from service.metrics.process import Fate, ProcessMetrics

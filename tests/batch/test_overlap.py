@@ -24,7 +24,7 @@ from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.queue import claiming, concurrency
 from service.batch.queue.capacity import Capacity
-from service.batch.tasks.policies import Missed
+from service.batch.tasks.declaration import Missed
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, heart_of, know, make_task, rows, until

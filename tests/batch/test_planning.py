@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing.misfires import BUDGET, SlotPlan, plan_all_missed, plan_slots
 from service.batch.ledger.missed_ranges import Cause
-from service.batch.tasks.policies import ON_TIME, Missed
+from service.batch.tasks.declaration import ON_TIME, Missed
 
 HOURLY = schedule("0 * * * *")
 MINUTELY = schedule("* * * * *")
@@ -52,9 +52,7 @@ def test_each_slot_less_than_a_minute_late_runs_as_on_time() -> None:
     assert plan.missed is None
 
 
-def test_of_slots_that_are_fired_together_a_task_that_wants_all_catches_up_all_but_the_newest() -> (
-    None
-):
+def test_a_task_that_wants_all_slots_fired_together_catches_up_all_but_the_newest() -> None:
     """Its overlap policy would skip them: the last minute of each outage."""
     begin = NOW - timedelta(seconds=90)
     plan = plan_slots(SECONDLY, begin, NOW, Missed("all"))
@@ -142,9 +140,7 @@ def test_the_missed_slots_of_a_month_are_one_range() -> None:
     assert (plan.missed.count, len(plan.on_time)) == (30 * 86_400 - 60, 60)
 
 
-def test_a_plan_catches_up_no_more_slots_than_its_budget_and_the_first_plan_records_the_slots_over_max_age() -> (
-    None
-):
+def test_a_plan_keeps_to_its_budget_and_the_first_one_records_the_slots_over_max_age() -> None:
     policy = Missed("all", max_age=timedelta(hours=3, minutes=30))
     first = plan_slots(HOURLY, hours_ago(6), NOW, policy, budget=2)
     assert (first.catch_up, first.on_time, first.is_complete) == ([at(9), at(10)], [], False)

@@ -73,7 +73,7 @@ from service.operations.night.results import SlotCounts
 from service.operations.operations import Operations
 from service.operations.runs import late as night_late
 from service.operations.runs import phases
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -110,15 +110,18 @@ IN_ORDER = {
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
     r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_previews",
-    "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
+    "notice": r"USING INDEX "
+    r"(ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
-    "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live)"
+    "check": r"USING INDEX "
+    r"(uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live)"
     r"|(SCAN|Seq Scan on) batch_schedules|Seq Scan on batch_incidents",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
     "overview": r"(SCAN|Seq Scan on) (batch_(tasks|schedules|nodes)\b|t$|batch_tally t$)"
-    r"|INDEX (ix_batch_runs_(held|open_failures)|ix_batch_nodes_live|(\w+_batch_quarantine_1|pk_batch_quarantine)$)",
+    r"|INDEX (ix_batch_runs_(held|open_failures)|ix_batch_nodes_live"
+    r"|(\w+_batch_quarantine_1|pk_batch_quarantine)$)",
     "strip": r"USING INDEX ix_batch_nodes_live$",
     "tickets": r"USING (COVERING )?INDEX ix_batch_runs_held",
 }
@@ -302,10 +305,8 @@ HARMLESS = {
     "ix_batch_nodes_live",
 }
 HARMLESS |= {"ix_batch_missed_task", "uq_batch_events_key", "uq_batch_outbox_key"}
-HARMLESS |= {
-    "uq_batch_incidents_open",
-    "ix_batch_incidents_open",
-}  # both have the open incidents, and no others
+# Both have the open incidents, and no others.
+HARMLESS |= {"uq_batch_incidents_open", "ix_batch_incidents_open"}
 """PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one
 row.
 """
@@ -455,9 +456,8 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
                 one.task,
                 one.attempt_started_at,
             )
-            for _ in range(
-                2
-            ):  # the second time the ledger is asked whose ends were not written before
+            # The second time the ledger is asked whose ends were not written before.
+            for _ in range(2):
                 assert (
                     await transitions.finish(connection, [Outcome(*ends, ended_at=clock.now())])
                     == []

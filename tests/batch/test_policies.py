@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import BaseTask, Missed, Retry
-from service.batch.tasks.policies import Policies
+from service.batch.tasks.declaration import Policies
 from service.errors import InvalidTask
 
 

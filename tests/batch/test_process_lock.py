@@ -120,9 +120,8 @@ def test_a_foreign_file_with_the_name_of_a_node_is_ignored_and_kept(
         aged(path)
     before = sorted(shared.iterdir())
     with user(OWN):
-        if (
-            ARE_TWO or what != "a file that names it"
-        ):  # one user's file that names a node is that node's
+        # One user's file that names a node is that node's.
+        if ARE_TWO or what != "a file that names it":
             assert not is_gone(shared, node_of(path))
             ProcessLock(shared, new_id()).remove()
     assert sorted(shared.iterdir()) == before

@@ -313,8 +313,8 @@ def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
 AUTHOR = """
 from __future__ import annotations
 from datetime import date, datetime, timedelta
-from service import BaseTask, Missed, Retry, TaskRegistry, create_scheduler, current_run, get_logger, get_settings
-from service import start_scheduler, stop_scheduler
+from service import BaseTask, Missed, Retry, TaskRegistry, current_run, get_logger, get_settings
+from service import create_scheduler, start_scheduler, stop_scheduler
 
 logger = get_logger(__name__)
 

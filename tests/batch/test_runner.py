@@ -106,7 +106,9 @@ class Unreadable(Exception):
 
 
 UNSHOWABLE = SyntaxError("no good")
-UNSHOWABLE.lineno, UNSHOWABLE.text = 1, 5  # type: ignore[assignment] # it can't be formatted with its traceback
+# It can't be formatted with its traceback.
+UNSHOWABLE.lineno = 1
+UNSHOWABLE.text = 5  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("is_async", [True, False])

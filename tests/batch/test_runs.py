@@ -319,9 +319,8 @@ async def test_an_attempt_never_leaves_a_final_state(ledger: Database) -> None:
     await finish(ledger, ending(claimed, RunState.FAILED))
     (run,) = await rows(ledger)
     assert run["state"] == "succeeded"
-    assert all(
-        TRANSITIONS[state] == {RunState.QUEUED, RunState.WAITING} for state in FINAL
-    )  # by a person
+    # Only a person leads a run out of a final state.
+    assert all(TRANSITIONS[state] == {RunState.QUEUED, RunState.WAITING} for state in FINAL)
 
 
 async def test_large_groups_are_not_quadratic(ledger: Database) -> None:
@@ -354,9 +353,8 @@ async def test_the_listing_is_newest_first_and_pages_by_key(ledger: Database) ->
     assert {row["task"] for row in of_one} == {"t1"}
 
 
-@pytest.mark.parametrize(
-    "ledger_url", ["postgresql"], indirect=True
-)  # SQLite has one writer: the second one waits
+# SQLite has one writer: the second one waits.
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 async def test_nodes_that_claim_at_the_same_moment_find_different_runs(ledger: Database) -> None:
     tasks = {"any": make_task("any", overlap="allow")}
     await insert(ledger, *[new("any", exclusive=None) for _ in range(6)])

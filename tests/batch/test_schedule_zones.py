@@ -51,9 +51,8 @@ def changes_of(zone: ZoneInfo) -> tuple[tuple[int, int, int], ...]:
     weeks = [*range(FIRST_DAY, LAST_DAY, 7 * DAY), LAST_DAY]
     at_week = {day: offset(zone, day) for day in weeks}
     found = []
-    for week, next_week in itertools.pairwise(
-        weeks
-    ):  # no zone changes its offset and takes it back within a week
+    # No zone changes its offset and takes it back within a week.
+    for week, next_week in itertools.pairwise(weeks):
         if at_week[week] != at_week[next_week]:
             offsets = {day: offset(zone, day) for day in range(week, next_week + DAY, DAY)}
             days = [

@@ -121,9 +121,8 @@ async def test_jobs_carry_the_names_of_their_tasks(started: Any) -> None:
 
 async def test_a_due_slot_is_reported_and_the_scheduler_runs_no_task(started: Any) -> None:
     calls = Calls()
-    register(
-        lambda self: calls.add("ran"), schedule=RARELY
-    )  # so that no other slot is due within the test
+    # So that no other slot is due within the test.
+    register(lambda self: calls.add("ran"), schedule=RARELY)
     fire_now(started(calls.add))
     assert await calls.reach(1) == ["every"]
 

@@ -79,9 +79,8 @@ async def test_threads_are_used_again() -> None:
     names = set()
     for _ in range(20):
         names.add((await threads.run(threading.current_thread)).name)
-        await until(
-            lambda: threads.free == 8
-        )  # a thread delivers the result first, and is free a moment later
+        # A thread delivers the result first, and is free a moment later.
+        await until(lambda: threads.free == 8)
     assert len(names) == 1
 
 

@@ -180,10 +180,8 @@ async def test_as_many_tickets_are_wanted_as_may_start_or_are_running_bounded_by
     await insert(ledger, new("urgent", priority=9))
     assert list((await wanted(ledger, loaded, 4)).items()) == [
         ("urgent", (1, 9)),
-        (
-            "many",
-            (6, 0),
-        ),  # no more than twice the equal share of one of three tasks, so that each has its turn
+        # No more than twice the equal share of one of three tasks, so that each has its turn.
+        ("many", (6, 0)),
         ("single", (1, 0)),
     ]
     of_single = await rows(ledger, task="single")

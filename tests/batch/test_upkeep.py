@@ -173,9 +173,8 @@ async def test_the_rows_in_the_application_database_are_found_by_an_index(ledger
         )
         explain = "EXPLAIN QUERY PLAN" if ledger.kind == "sqlite" else "EXPLAIN"
         async with ledger.engine.begin() as connection:
-            if (
-                ledger.kind == "postgresql"
-            ):  # a small table is read as a whole, where that is allowed
+            # A small table is read as a whole, where that is allowed.
+            if ledger.kind == "postgresql":
                 await connection.execute(text("SET LOCAL enable_seqscan = off"))
             plan = "\n".join(
                 str(row) for row in await connection.execute(text(f"{explain} {literal}"))
@@ -481,9 +480,8 @@ async def test_pruning_a_ledger_without_old_rows_takes_a_few_statements(ledger: 
     def count(*given: Any) -> None:
         statements.append(given[2])
 
-    engines = (
-        [ledger.engine, ledger.reader] if ledger.kind == "sqlite" else [ledger.engine]
-    )  # on PostgreSQL the reader is a view of the engine
+    # On PostgreSQL the reader is a view of the engine.
+    engines = [ledger.engine, ledger.reader] if ledger.kind == "sqlite" else [ledger.engine]
     for engine in engines:
         event.listen(engine.sync_engine, "before_cursor_execute", count)
     await pruner(ledger).prune()

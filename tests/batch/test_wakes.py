@@ -254,9 +254,8 @@ async def services(
             await service.start()
             stack.push_async_callback(service.stop)
             await until(lambda polls=polls: asyncio.sleep(0, bool(polls)))
-            service.schedules.on_changes(
-                polls[-1]
-            )  # a poll that ended before they were made was not told to them
+            # A poll that ended before they were made was not told to them.
+            service.schedules.on_changes(polls[-1])
             all_services.append(service)
         await asyncio.sleep(0.2)  # they are told of each other's catalog until then
         yield all_services

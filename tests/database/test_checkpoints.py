@@ -134,7 +134,7 @@ sys.stdin.read()
 """
 
 
-async def test_a_log_that_grows_because_a_reader_never_ends_is_said_with_figures_and_again_when_it_has_doubled(
+async def test_a_log_that_grows_because_a_reader_never_ends_is_reported_again_when_it_has_doubled(
     database: Database,
     checkpoint_loop: Checkpoints,
     monkeypatch: pytest.MonkeyPatch,

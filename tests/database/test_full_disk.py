@@ -74,9 +74,8 @@ async def test_a_transaction_that_sqlite_has_ended_by_itself_takes_no_further_st
     would be lost.
     """
     async with database.session() as db:
-        await db.execute(
-            text("PRAGMA cache_size = 10")
-        )  # so that the statement itself has to write to the disk
+        # So that the statement itself has to write to the disk.
+        await db.execute(text("PRAGMA cache_size = 10"))
         await db.execute(text("INSERT INTO rows VALUES ('before')"))
         with no_file_may_grow():
             with pytest.raises(
@@ -114,9 +113,8 @@ async def test_errors_of_a_full_disk_leave_no_file_open(database: Database) -> N
 
 async def insert_blob(database: Database) -> None:
     async with database.engine.begin() as connection:
-        await connection.execute(
-            text("PRAGMA cache_size = 10")
-        )  # so that the statement itself has to write
+        # So that the statement itself has to write.
+        await connection.execute(text("PRAGMA cache_size = 10"))
         await connection.execute(BLOB)
 
 

@@ -48,11 +48,11 @@ from service import Alerts, BaseTask, current_run
 
 
 def note(what):
-    """A line in the witness: what a run does, in which process and when, by the clock of the machine since boot."""
+    """A line in the witness: what a run does, where, and when since the machine's boot."""
     run = current_run()
     with open(os.environ["WITNESS"], "ab", buffering=0) as file:
-        line = f"{what} {run.task} {run.id} {run.fence} {os.getpid()} {time.clock_gettime(time.CLOCK_BOOTTIME)}\\n"
-        file.write(line.encode())
+        at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        file.write(f"{what} {run.task} {run.id} {run.fence} {os.getpid()} {at}\\n".encode())
 
 
 class Tick(BaseTask):

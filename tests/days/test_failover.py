@@ -112,9 +112,8 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
-        server = stack.enter_context(
-            OwnServer(find_binaries(), fast=False)
-        )  # the fast settings have no replication
+        # The fast settings have no replication.
+        server = stack.enter_context(OwnServer(find_binaries(), fast=False))
         replica = stack.enter_context(replica_of(server))
         network = stack.enter_context(proxy(server.directory, 1))
         made = Cluster(tmp_path, server, replica, network)

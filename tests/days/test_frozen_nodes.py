@@ -40,8 +40,9 @@ def freeze():
 def look(connection, cursor, statement, parameters, *_):
     if MOMENT == "claim" and statement.startswith(CLAIMED):
         freeze()
-    if MOMENT == "prepared slots" and statement.startswith(INSERTED) and str(parameters).count("wide") > 20:
-        freeze()
+    if MOMENT == "prepared slots" and statement.startswith(INSERTED):
+        if str(parameters).count("wide") > 20:
+            freeze()
 
 
 class Work(BaseTask):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.days
 LOCKING = '''
 
 class Locking(BaseTask):
-    """A sync task that holds the write lock of the ledger's file for 45 seconds each time it runs."""
+    """A sync task that holds the write lock of the ledger's file for 45 seconds."""
 
     name, schedule = "locking", None
 

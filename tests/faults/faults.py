@@ -307,9 +307,8 @@ def disturb(world: World, faults: list[Fault]) -> None:
         nodes.until_they_serve()
         nodes.pass_time(LEASE)
         for number, fault in enumerate(faults):
-            world.random = random.Random(
-                f"{world.seed}/{number}"
-            )  # the same one whatever the last ones asked for
+            # The same one whatever the last ones asked for.
+            world.random = random.Random(f"{world.seed}/{number}")
             world.counts[fault.__name__] += 1
             world.say(f"{number + 1}. {fault.__name__}")
             world.say(f"   {fault(world, nodes)}")

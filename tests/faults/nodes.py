@@ -107,9 +107,8 @@ class Nodes:
         self._world.blame(f"pid {self._living[place].process.pid}", seconds, after=LEASE / 2)
         suspend(self._living[place].process.pid)
         self._asleep[place] = boottime(), time.monotonic() + seconds
-        if (
-            self._world.is_ledger_locked()
-        ):  # nobody can renew a lease until this process goes on or is killed
+        # Nobody can renew a lease until this process goes on or is killed.
+        if self._world.is_ledger_locked():
             self._world.say("   it holds the lock of the ledger")
             for other in self._living:
                 self._world.blame(f"place {other}", seconds, after=LEASE / 2)

@@ -42,9 +42,8 @@ async def observe(url: str, file: Path) -> None:
     known: dict[str, tuple[Any, ...]] = {}
     with file.open("a") as out:
         while True:
-            with contextlib.suppress(
-                DBAPIError, DatabaseError, OSError
-            ):  # it is down, or not made yet
+            # It is down, or not made yet.
+            with contextlib.suppress(DBAPIError, DatabaseError, OSError):
                 async with asyncio.timeout(5):
                     for run, state in (await look(database)).items():
                         _note(known, run, state, out)

@@ -7,12 +7,12 @@ its input, to which it answers with one on its output (`network.py` does so):
     cut SHARE           end so many of the connections
     refuse SECONDS      and take no new ones
     hold SECONDS        pass nothing on, and close nothing
-    swallow SECONDS     take everything and pass nothing on; connections of this time stay like that for ever
+    swallow SECONDS     take everything and pass nothing on; new connections stay so for ever
     delay SECONDS EACH  pass each piece on so many seconds later
-    lead SOCKET         to another server from now on; connections that there are stay where they are
-    lose SECONDS SHARE  so many COMMITs are passed on, but not their replies: the connection is cut instead
+    lead SOCKET         to another server from now on; existing connections stay where they are
+    lose SECONDS SHARE  so many COMMITs are passed on, but the connection is cut before the reply
     drop SECONDS SHARE  so many COMMITs are not even passed on
-    count               how many connections were cut so far, how many COMMITs lost a reply, how many were dropped
+    count               the numbers of connections cut, COMMITs without a reply, and COMMITs dropped
 """
 
 from __future__ import annotations

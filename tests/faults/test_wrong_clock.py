@@ -32,7 +32,8 @@ for file_says in ("0", "3600", "-90.5"):
     open({file!r}, "w").write(file_says)
     real = datetime.now(UTC).timestamp()
     durations = round(clock.boottime() - clock.time.clock_gettime(clock.time.CLOCK_BOOTTIME), 1)
-    print(round(clock.now().timestamp() - real), round(clock.unix_ns() / 1e9 - real), durations + 0.0)
+    wall = round(clock.now().timestamp() - real)
+    print(wall, round(clock.unix_ns() / 1e9 - real), durations + 0.0)
 """
 
 YEARLY = """

@@ -113,7 +113,8 @@ class World:
         """Of the service in this place; None: of one that is not disturbed."""
         url = self.application
         if self.network is not None and place is not None:
-            url = f"postgresql+asyncpg://postgres@127.0.0.1:{self.network.ports[place]}/postgres?ssl=disable"
+            port = self.network.ports[place]
+            url = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres?ssl=disable"
         clock = self.clocks[place or 0].settings if place is not None or self.server is None else {}
         fires = {"WITNESS_FIRES": "yes" if self.fires else "no", "WITNESS_FILE": str(self.witness)}
         children = {"BATCH_POOL_CPU": "process:4"} if place == WITH_CHILDREN else {}

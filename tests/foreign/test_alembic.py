@@ -24,7 +24,7 @@ from service.database.engine import Database
 from service.database.histories import DATA_HISTORY
 from service.database.migrate import migrate
 from service.database.our_tables import OUR_TABLES
-from service.databaseurl import async_url
+from service.settings.urls import async_url
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer
 from tests.foreign.places import PLACES, Place

@@ -108,7 +108,8 @@ class Mailbox:
     mails: list[Mail] = field(default_factory=list)
     url: str = ""
 
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - named by aiosmtpd
+    # Named by aiosmtpd.
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
         message = email.message_from_bytes(envelope.content, policy=email.policy.default)
         body = message.get_body(("plain",))
         text = body.get_content() if body is not None else ""

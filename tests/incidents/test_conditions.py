@@ -463,9 +463,8 @@ async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are
     watch.later(3600)
     await watch.turn()
     await fire(ledger, loaded, clock.now())
-    other = await know(
-        ledger, make_task("load", "*/2 * * * *", overlap="allow")
-    )  # its schedule changes meanwhile
+    # Its schedule changes meanwhile.
+    other = await know(ledger, make_task("load", "*/2 * * * *", overlap="allow"))
     before = {run["slot"]: run["id"] for run in await rows(ledger, task="load")}
     assert len(before) == 2, "one on time and one that is caught up"
     with clock.moved(START + timedelta(seconds=20)):

@@ -227,9 +227,8 @@ async def test_what_opened_while_a_channel_was_dead_for_an_hour_arrives_once_whe
         dead.answers = ["204 No Content"]
 
         async def all_sent() -> bool:
-            watch.later(
-                60
-            )  # again and again: a try that was under way has failed, and the next one waits
+            # Again and again: a try that was under way has failed, and the next one waits.
+            watch.later(60)
             sender.wake()
             return all(row["sent_at"] for row in await rows(ledger, outbox))
 

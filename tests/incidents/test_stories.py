@@ -66,9 +66,8 @@ async def test_a_failure_is_told_once_after_its_last_attempt_and_its_recovery_on
         return (await world.incidents())[0]["closed_why"] == "made_good"
 
     await until(is_closed)
-    async with (
-        world.ledger.engine.begin() as connection
-    ):  # what follows a message waits twenty seconds
+    # What follows a message waits twenty seconds.
+    async with world.ledger.engine.begin() as connection:
         await connection.execute(
             update(outbox).where(outbox.c.sent_at.is_(None)).values(due_at=clock.now())
         )

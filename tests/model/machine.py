@@ -37,8 +37,8 @@ from service.batch.queue import claiming, enqueue, upstreams
 from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import Head
 from service.batch.tasks.after import After
+from service.batch.tasks.declaration import Missed
 from service.batch.tasks.partitions import Stage, stage_of
-from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
 from tests.batch.ledger_world import make_task
@@ -196,9 +196,8 @@ class Machine(RuleBasedStateMachine):
         self._stack.enter_context(clock.moved(START))
         numbers = itertools.count()
         counting = SimpleNamespace(randbits=lambda bits: next(numbers))
-        self._stack.enter_context(
-            patch.object(ids, "secrets", counting)
-        )  # else the same choices may do something else
+        # Else the same choices may do something else.
+        self._stack.enter_context(patch.object(ids, "secrets", counting))
         TaskRegistry.clear()
         self.world.clear()
         self.model = Model(START)

@@ -280,9 +280,8 @@ class Nodes(Machine):
             which = OTHER[which]
             self._inherit(which)
             self.compare()
-            self.model.now = clock.advance(
-                timedelta(seconds=120)
-            )  # what waits after a loss goes on
+            # What waits after a loss goes on.
+            self.model.now = clock.advance(timedelta(seconds=120))
             self._claim(which, MANY)
 
     @does(which=WHICH, how=st.sampled_from(ENDS))

@@ -304,9 +304,8 @@ class Model:
         """On-time slots: all are decided upon, oldest first; then those that may start do. Returns
         the room left.
         """
-        taken = (
-            task.lanes_taken()
-        )  # the lane of a split run that is replaced is free when that is committed
+        # The lane of a split run that is replaced is free when that is committed.
+        taken = task.lanes_taken()
         new = [self._admit(task, slot) for slot in due]
         for run, may_start in new:
             if run.state != "queued" or not may_start or room < 1:
@@ -901,9 +900,8 @@ class Model:
         return run
 
     def backfill(self, task: Task, since: datetime, redo: bool) -> None:
-        until = max(
-            task.handled, self.now - MINUTE
-        )  # what may still be fired on time is left to that
+        # What may still be fired on time is left to that.
+        until = max(task.handled, self.now - MINUTE)
         for slot in slots(task.spans[-1].period, since - timedelta(microseconds=1), until):
             run = task.of_slot(slot)
             if run is None:

@@ -66,10 +66,8 @@ async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(
         clock.advance(timedelta(minutes=5))
         await succeeds(ledger, "often", 60)
         clock.advance(timedelta(minutes=4))
-        assert await kept() == {
-            "often": (20, 30, first),
-            "seldom": (7, 7, first),
-        }  # it is less than ten minutes old
+        # It is less than ten minutes old.
+        assert await kept() == {"often": (20, 30, first), "seldom": (7, 7, first)}
         clock.advance(timedelta(minutes=1))
         assert await kept() == {"often": (20, 60, clock.now()), "seldom": (7, 7, first)}
         assert {row["name"] for row in await rows(ledger, tables.tasks)} == {

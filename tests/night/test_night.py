@@ -400,9 +400,8 @@ async def test_slots_that_a_slow_task_has_skipped_are_one_row_whichever_runs_wer
 ) -> None:
     loaded = await know(ledger, make_task("tick", "*/10 * * * *"))
     for _ in range(2):
-        for _ in range(
-            2
-        ):  # the second slot is skipped, because the run of the first one has not begun
+        # The second slot is skipped, because the run of the first one has not begun.
+        for _ in range(2):
             watch.later(600)
             await fire(ledger, loaded, clock.now())
         async with ledger.engine.begin() as connection:

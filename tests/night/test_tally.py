@@ -257,9 +257,8 @@ async def test_a_list_of_unaccounted_slots_counts_no_more_buckets_than_night_doe
         await know(ledger, make_task("tick", "*/10 * * * *"))
         until = bucket_of(START + timedelta(days=20))
         clock.advance(timedelta(days=21))
-        async with (
-            ledger.engine.begin() as connection
-        ):  # a service has gone past all slots, and has left no trace
+        # A service has gone past all slots, and has left no trace.
+        async with ledger.engine.begin() as connection:
             await connection.execute(update(tables.schedules).values(fired_until=clock.now()))
             await tally.keep(connection, buckets.between(START, until), clock.now())
         monkeypatch.setattr(unaccounted, "count", count)

@@ -74,9 +74,8 @@ class Outline(HTMLParser):
     def handle_data(self, data: str) -> None:
         text = " ".join(data.split())
         if text and self._open and not self._drawn and not self._left_out:
-            shown = (
-                "…" if "pre" in self._open else text
-            )  # each version of Python writes its own tracebacks
+            # Each version of Python writes its own tracebacks.
+            shown = "…" if "pre" in self._open else text
             self.lines.append("  " * len(self._open) + f"“{shown}”")
 
     def _say(self, what: str) -> None:

@@ -352,9 +352,8 @@ async def test_without_its_stream_a_page_is_read_again_every_half_minute(
         return len(reads) > before
 
     for before in range(2):
-        await until(
-            is_read_after_half_a_minute
-        )  # the page sets its clock again when it has read the answer
+        # The page sets its clock again when it has read the answer.
+        await until(is_read_after_half_a_minute)
         assert before < len(reads) <= half_minutes
     await page.unroute("**/live?*", cut)
     await page.locator("#stale-now").click()
@@ -373,9 +372,8 @@ async def test_rows_that_need_a_person_do_not_move_while_somebody_reads_them(
     await expect(row_of(page, "parcels")).to_have_count(0)
     link = row_of(page, "orders").get_by_role("link", name="orders", exact=True)
     await link.focus()
-    await site.ended(
-        await site.start("parcels")
-    )  # one item in quarantine: the service lists it after the two runs
+    # One item in quarantine: the service lists it after the two runs.
+    await site.ended(await site.start("parcels"))
     await expect(rows.first).to_contain_text("parcels")
     await expect(rows.first).to_have_class("pb new")
     await expect(link).to_be_focused()
@@ -503,9 +501,8 @@ async def test_axe_finds_nothing_on_any_page(
             await page.goto(site.url + address)
             violations = (await Axe().run(page)).response["violations"]
             found += [(name, width, each["id"], each["nodes"][0]["html"]) for each in violations]
-    errors[:] = [
-        each for each in errors if "status of 404" not in each
-    ]  # one of the pages is not found
+    # One of the pages is not found.
+    errors[:] = [each for each in errors if "status of 404" not in each]
     assert found == []
 
 

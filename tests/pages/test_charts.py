@@ -173,9 +173,7 @@ def test_each_day_of_the_map_that_is_not_all_good_has_a_mark() -> None:
     )
 
 
-def test_below_the_line_of_the_night_failed_is_solid_and_missed_is_split_and_chosen_is_thin() -> (
-    None
-):
+def test_below_the_line_of_the_night_failed_is_solid_missed_is_split_and_chosen_is_thin() -> None:
     counts = {"failed": 2, "missed": 3, "unaccounted": 1, "paused": 4}
     columns = [Column(at=NOW - HOUR, counts=counts)]
     chart = night_chart(columns, axis_of(columns, HOUR, UTC_ZONE), HOUR, None, [], [])

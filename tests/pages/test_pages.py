@@ -261,9 +261,8 @@ async def test_missed_slots_are_backfilled_after_one_preview(people: People) -> 
     night = await _miss(people, slot)
     ledger = people.served.service.ledger
     address = f"/backfill?{urlencode({'since': slot.isoformat(), 'until': slot.isoformat()})}"
-    assert "/backfill?since" not in await operator.page(
-        night
-    )  # it is about one task, whose page has a backfill
+    # It is about one task, whose page has a backfill.
+    assert "/backfill?since" not in await operator.page(night)
     html = await operator.page(address)
     assert "This will create 1 run." in html and "Create 1 run</button>" in html
     assert await rows(ledger, tables.runs, task="report") == []

@@ -136,9 +136,8 @@ async def test_all_parts_of_a_run_with_many_are_one_click_away(people: People) -
     assert f'href="/runs?parent={run}">All 25 parts' in card
     listed = await people.operator.page(f"/runs?parent={run}")
     assert listed.count('<tr id="r-') == 25
-    part = await people.operator.page(
-        f"/runs/{(await people.served.service.operations.runs.list(RunFilter(parent=run))).runs[0].id}"
-    )
+    parts = await people.served.service.operations.runs.list(RunFilter(parent=run))
+    part = await people.operator.page(f"/runs/{parts.runs[0].id}")
     assert f'of <a class="mono" href="/runs/{run}"' in part
 
 

@@ -65,9 +65,8 @@ class Demo:
             actor, self.operations.by(actor), zone, "auto", "0", "", path, "http://localhost", NOW
         )
         html = (await show(Request(scope), viewer)).replace(str(self.folder), "/srv/shop")
-        return re.sub(
-            r"\*\*\* [0-9a-f]{16}", "*** and a mark", html
-        )  # the mark of a secret is another one each time
+        # The mark of a secret is another one each time.
+        return re.sub(r"\*\*\* [0-9a-f]{16}", "*** and a mark", html)
 
     async def run(self, **conditions: str) -> str:
         """The newest run like that."""

@@ -303,9 +303,8 @@ async def test_a_run_is_not_retried_while_a_part_is_active(world: Sums) -> None:
     async with world.ledger.engine.begin() as connection:
         with pytest.raises(WrongState, match=f"the run {run} is waiting: it has not ended"):
             await retry(connection, run, "ann")
-        await connection.execute(
-            update(runs).where(runs.c.id == run).values(state="cancelled")
-        )  # as it once was
+        # As it once was.
+        await connection.execute(update(runs).where(runs.c.id == run).values(state="cancelled"))
     async with world.ledger.engine.begin() as connection:
         with pytest.raises(WrongState, match=f"parts of the run {run} have not ended yet"):
             await retry(connection, run, "ann")
@@ -346,9 +345,8 @@ async def test_parts_of_a_task_that_is_not_partitioned_any_more_fail_with_their_
     clock.advance(unserved.GRACE_OF_PARTS)
     assert await unserved.fail_left_parts(world.ledger, world.tasks) == {}
     clock.advance(timedelta(minutes=1))
-    assert (
-        await unserved.fail_left_parts(world.ledger, world.tasks) == {}
-    )  # a node with the code of before is at it
+    # A node with the code of before is at it.
+    assert await unserved.fail_left_parts(world.ledger, world.tasks) == {}
     await world.finish(first["id"])
     assert await world.take() == []
     assert await unserved.fail_left_parts(world.ledger, before) == {}

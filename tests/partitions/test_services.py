@@ -44,7 +44,8 @@ class Load(PartitionedTask):
             await asyncio.sleep(0.02)
         return os.getpid()
     async def join(self, parts: list[Done]) -> dict:
-        return {"parts": len(parts), "pids": len({done.result for done in parts}), "first": parts[0].params["first"]}
+        pids = {done.result for done in parts}
+        return {"parts": len(parts), "pids": len(pids), "first": parts[0].params["first"]}
 
 class Halves(PartitionedTask):
     name, schedule, ping = "halves", None, "PING"

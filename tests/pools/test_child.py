@@ -41,9 +41,7 @@ class Played:
         return Begun(1, ended)
 
 
-async def test_what_a_child_has_told_is_read_to_its_end_also_if_it_has_left_something_unread() -> (
-    None
-):
+async def test_what_a_child_has_told_is_read_to_its_end_even_if_it_left_something_unread() -> None:
     from service.batch.execution.attempt import Attempt
     from service.batch.ledger.runs import Claimed
     from service.concurrency.thread_pool import ThreadPool

@@ -29,8 +29,9 @@ class Facts(_Pooled):
     def run(self, slot: datetime, number: int = 1) -> dict:
         run = current_run()
         return {
-            "id": run.id, "slot": run.slot, "given": slot, "previous": run.previous_slot, "attempt": run.attempt,
-            "fence": run.fence, "origin": run.origin, "key": run.idempotency_key("a"), "number": number + 1,
+            "id": run.id, "slot": run.slot, "given": slot, "previous": run.previous_slot,
+            "attempt": run.attempt, "fence": run.fence, "origin": run.origin,
+            "key": run.idempotency_key("a"), "number": number + 1,
         }
 
 class Logs(_Pooled):
@@ -74,7 +75,8 @@ class Opens(_Pooled):
                 found.append(os.readlink(f"/proc/self/fd/{name}").split(":")[0])
             except OSError:
                 pass
-        return [found, random.random(), os.getpid() == os.getpgid(0), sorted(signal.pthread_sigmask(0, []))]
+        masked = sorted(signal.pthread_sigmask(0, []))
+        return [found, random.random(), os.getpid() == os.getpgid(0), masked]
 
 class Other(_Pooled):
     name = "other"

@@ -66,7 +66,10 @@ class Reads(_Pooled):
     name = "reads"
     async def run(self) -> str:
         async with get_db(readonly=True) as db:
-            return await db.scalar(text("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()"))
+            name = text(
+                "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            )
+            return await db.scalar(name)
 
 class Items(ItemTask):
     name, schedule, pool, skip = "items", None, "cpu", Skip(5)

@@ -144,7 +144,7 @@ async def shared(
         yield shared
 
 
-async def test_a_run_whose_process_ends_fails_with_the_true_reason_and_the_policy_for_errors_applies(
+async def test_a_run_whose_process_ends_fails_with_the_true_reason_and_the_policy_for_errors(
     world: World,
 ) -> None:
     for how, reason in REASONS.items():
@@ -330,7 +330,8 @@ from service.database.engine import Database
 class Stays(_Pooled):
     name = "stays"
     async def run(self) -> str:
-        Database.dispose = lambda self: time.sleep(600)  # a child closes its connections after it has told its end
+        # A child closes its connections after it has told its end.
+        Database.dispose = lambda self: time.sleep(600)
         current_run().progress(1, 2)
         return "done"
 """

@@ -140,7 +140,7 @@ async def place(ledger: Database, tmp_path: Path) -> Any:
         yield Place(tmp_path / "place", ledger, application, stack)
 
 
-async def test_a_child_that_is_killed_fails_its_attempt_and_the_next_one_goes_on_after_its_last_chunk(
+async def test_a_killed_child_fails_its_attempt_and_the_next_one_goes_on_after_its_last_chunk(
     place: Place,
 ) -> None:
     place.serve()

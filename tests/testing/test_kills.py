@@ -165,9 +165,8 @@ async def test_a_loss_takes_no_attempt_and_retries_are_made_as_ever(batch: Batch
                         self.fails_at.pop(0)
                         raise ConnectionError("away")
 
-    killed = await batch.run(
-        Flaky, kill_after_chunk=3
-    )  # of the first attempt and the second together
+    # Of the first attempt and the second together.
+    killed = await batch.run(Flaky, kill_after_chunk=3)
     assert (killed.state, killed.attempt) == ("running", 2)
     run = await batch.resume()
     assert (run.state, run.attempt, run.reason) == ("failed", 2, "ConnectionError: away")
@@ -282,9 +281,8 @@ async def test_what_runs_beside_the_loop_stands_still_too(batch: Batch) -> None:
     assert Beside.told == ["slow commits", "slow ends"]
 
 
-@pytest.mark.parametrize(
-    "batch_database", ["postgresql"]
-)  # SQLite has one writer, and that was the chunk
+# SQLite has one writer, and that was the chunk.
+@pytest.mark.parametrize("batch_database", ["postgresql"])
 async def test_a_transaction_that_was_open_beside_it_is_rolled_back_and_holds_no_lock(
     batch: Batch,
 ) -> None:
@@ -318,9 +316,8 @@ async def test_a_transaction_that_was_open_beside_it_is_rolled_back_and_holds_no
     assert await emails() == ["ada@example.com"]
 
 
-@pytest.mark.parametrize(
-    "batch_database", ["postgresql"]
-)  # whose old rows an open snapshot keeps from being removed
+# There an open snapshot keeps old rows from being removed.
+@pytest.mark.parametrize("batch_database", ["postgresql"])
 async def test_a_read_only_transaction_that_was_open_beside_it_is_ended_too(batch: Batch) -> None:
     class Reading(BaseTask):
         name, schedule = "reading", None

@@ -162,9 +162,8 @@ def test_a_backup_that_older_code_made_is_verified_and_restored(
         assert batch("backup", "verify", str(backup)).code == 0
     restored = batch("backup", "restore", str(backup), "--yes")
     assert restored.code == 0, restored.err
-    assert (
-        batch("run", "sort").code == 0
-    )  # which upgrades the database to the migrations of the present code
+    # It upgrades the database to the migrations of the present code.
+    assert batch("run", "sort").code == 0
     emails = asyncio.run(
         state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id")
     )
@@ -172,7 +171,7 @@ def test_a_backup_that_older_code_made_is_verified_and_restored(
 
 
 @each_state
-def test_older_backups_are_restored_onto_the_database_that_was_upgraded_unless_the_ledger_is_in_them(
+def test_older_backups_are_restored_onto_the_upgraded_database_unless_they_hold_the_ledger(
     state: State, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On PostgreSQL the ledger is in them. If its tables differ, the error says how to restore
@@ -184,16 +183,14 @@ def test_older_backups_are_restored_onto_the_database_that_was_upgraded_unless_t
     asyncio.run(state.execute("DELETE FROM users WHERE id = 1"))
     for backup in states.backups(state.name, state.kind):
         assert batch("backup", "verify", str(backup), "--restore").code == 0
-    restored = batch(
-        "backup", "restore", str(backup), "--yes", "--no-safety"
-    )  # the run ended at this very instant
+    # The run ended at this very instant.
+    restored = batch("backup", "restore", str(backup), "--yes", "--no-safety")
     if state.kind == "postgresql" and older != LEDGER_HISTORY.revisions[-1]:
         assert restored.code == 2 and f"the backup has {older}" in restored.err
         return
     assert restored.code == 0, restored.err
-    assert (
-        batch("migrate", "--check").code == 0
-    )  # the version of the tables is that of the database, as before
+    # The version of the tables is that of the database, as before.
+    assert batch("migrate", "--check").code == 0
     emails = asyncio.run(
         state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id")
     )

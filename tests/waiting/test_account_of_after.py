@@ -13,7 +13,7 @@ from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill, interval_of
 from service.batch.ledger.states import RunState
 from service.batch.queue.enqueue import Startable
-from service.batch.tasks.policies import Missed
+from service.batch.tasks.declaration import Missed
 from tests.waiting.test_after import THREE, daily, load_after, make_slots
 from tests.waiting.world import DAY, MINUTE, START, Waits
 

@@ -204,7 +204,7 @@ async def test_a_retry_of_the_slot_lets_it_wait_again(waits: Waits) -> None:
 
 
 @pytest.mark.parametrize("overlap", ["skip", "wait", "replace"])
-async def test_a_retry_of_several_slots_loses_none_of_those_that_come_after_and_delays_none_of_today(
+async def test_a_retry_of_several_slots_loses_no_later_slot_and_delays_none_of_today(
     waits: Waits, overlap: str
 ) -> None:
     """Whether they were closed because of the failures, or still wait: they are caught up, one at a
@@ -397,25 +397,13 @@ async def test_a_pause_does_not_count_for_how_long_it_waits(waits: Waits) -> Non
 @pytest.mark.parametrize(
     ("upstream", "own", "slot", "awaited"),
     [
-        (
-            "0 * * * *",
-            "30 3 * * *",
-            "2026-03-11 03:30",
-            "2026-03-11 03:00",
-        ),  # daily after hourly: the newest
-        (
-            "0 3 * * 3",
-            "0 4 * * *",
-            "2026-03-12 04:00",
-            "2026-03-11 03:00",
-        ),  # daily after weekly: the newest
+        # Daily after hourly: the newest.
+        ("0 * * * *", "30 3 * * *", "2026-03-11 03:30", "2026-03-11 03:00"),
+        # Daily after weekly: the newest.
+        ("0 3 * * 3", "0 4 * * *", "2026-03-12 04:00", "2026-03-11 03:00"),
         ("0 3 * * *", "0 3 * * *", "2026-03-11 03:00", "2026-03-11 03:00"),  # the same slot
-        (
-            "5 3 * * *",
-            "0 3 * * *",
-            "2026-03-11 03:00",
-            "2026-03-10 03:05",
-        ),  # the one of the day before
+        # The one of the day before.
+        ("5 3 * * *", "0 3 * * *", "2026-03-11 03:00", "2026-03-10 03:05"),
     ],
 )
 async def test_the_last_slot_at_or_before_its_own_counts(

@@ -156,7 +156,7 @@ async def test_a_backfill_makes_the_slots_of_what_comes_after(
     assert set((await states(waits)).values()) == {"succeeded"}
 
 
-async def test_the_preview_of_a_backfill_says_which_runs_would_be_skipped_because_others_were_pruned(
+async def test_the_preview_of_a_backfill_says_which_runs_are_skipped_because_others_were_pruned(
     waits: Waits, operations: Operations
 ) -> None:
     extract, load = (
@@ -191,11 +191,8 @@ async def test_a_backfill_runs_again_what_comes_after(waits: Waits, operations: 
 @pytest.mark.parametrize(
     ("upstream", "own", "first"),
     [
-        (
-            "0 * * * *",
-            "30 3 * * *",
-            "03:30",
-        ),  # daily after hourly: its slot counts the one of 03:00
+        # Daily after hourly: its slot counts the one of 03:00.
+        ("0 * * * *", "30 3 * * *", "03:30"),
         ("0 3 * * 2", "0 4 * * *", "04:00"),  # daily after weekly: each day until the next week
     ],
 )

@@ -98,9 +98,8 @@ async def meanwhile(
     if ledger.kind == "postgresql":
         await until(lambda: _waits_for_a_lock(ledger), SECONDS)
     else:
-        await asyncio.sleep(
-            0.1
-        )  # SQLite says of nobody that they wait: this only gives a mistake the time to show
+        # SQLite says of nobody that they wait: this only gives a mistake the time to show.
+        await asyncio.sleep(0.1)
     assert not doing.done()
     yield doing
 
@@ -287,7 +286,8 @@ async def test_a_retry_while_the_look_takes_its_locks_is_seen_by_the_second_stat
     ) -> str:
         statement = ready_ids(kind, most, locks, only, first)
         gate = "WITH gate AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(42) AS passed)"
-        return f"{gate} {statement.replace(' WHERE ', ' WHERE (SELECT count(passed) FROM gate) = 1 AND ', 1)}"
+        passed = " WHERE (SELECT count(passed) FROM gate) = 1 AND "
+        return f"{gate} {statement.replace(' WHERE ', passed, 1)}"
 
     async def and_kept(*given: Any) -> list[waits_module.Waiting]:
         locked.extend(await ready(*given))
@@ -343,9 +343,8 @@ async def test_two_openers_open_each_run_once(
     async def take(database: Database, enough: asyncio.Barrier) -> None:
         async with database.engine.begin() as connection:
             decided = await waiting.decide(connection, clock.now())
-            await asyncio.wait_for(
-                enough.wait(), SECONDS
-            )  # both have decided before either is committed
+            # Both have decided before either is committed.
+            await asyncio.wait_for(enough.wait(), SECONDS)
             assert await waiting.apply(connection, decided, clock.now()) == len(decided.opening)
         opened.extend(run.id for run in decided.opening)
 

@@ -121,9 +121,8 @@ class Server:
 
     async def open(self) -> None:
         listening = socket.create_server(("127.0.0.1", 0))
-        listening.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384
-        )  # the system keeps little for slow clients
+        # The system keeps little for slow clients.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
         self.port = listening.getsockname()[1]
         self._server = await asyncio.get_running_loop().create_server(self._make, sock=listening)
 

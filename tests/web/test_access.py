@@ -565,5 +565,6 @@ async def test_nothing_asks_the_ledger_after_the_service_has_stopped(
     async with app.router.lifespan_context(app):
         made = await app.state.batch.operations.access.create_token("ann", "viewer")
         assert (await client_of(app, made.secret).get("/api/v1/session")).status_code == 200
-        noting = app.guard._noting  # type: ignore[attr-defined] # the use of the token is written a second later
+        # The use of the token is written a second later.
+        noting = app.guard._noting  # type: ignore[attr-defined]
     assert noting.cancelled()

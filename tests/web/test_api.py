@@ -39,7 +39,10 @@ class Often(BaseTask):
     async def run(self): pass
 
 class Nightly(BaseTask):
-    name, description, schedule, timezone = "nightly", "At night in Tokyo", "0 1 * * *", "Asia/Tokyo"
+    name = "nightly"
+    description = "At night in Tokyo"
+    schedule = "0 1 * * *"
+    timezone = "Asia/Tokyo"
     async def run(self): pass
 
 class ByHand(BaseTask):

@@ -57,9 +57,8 @@ async def secret(running: Service) -> str:
 @pytest.fixture
 async def client(running: Service, secret: str) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {secret}"}
-    limits = httpx.Limits(
-        max_keepalive_connections=0
-    )  # one that waits may be closed when there are too many
+    # One that waits may be closed when there are too many.
+    limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(
         base_url=running.url, headers=headers, timeout=30, trust_env=False, limits=limits
     ) as client:

@@ -338,7 +338,7 @@ def read_until(client: socket.socket, wanted: bytes) -> None:
 @on_sqlite
 @pytest.mark.usefixtures("looks_often")
 @pytest.mark.parametrize("where", ["its process", "another process"])
-async def test_an_open_stream_rarely_asks_for_its_token_and_ends_with_the_next_look_if_that_is_revoked(
+async def test_an_open_stream_rarely_checks_its_token_and_ends_at_the_next_check_if_it_is_revoked(
     served: Served, site: Server, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr("service.web.access.KNOWN_SECONDS", 0.0)
@@ -359,7 +359,6 @@ async def test_an_open_stream_rarely_asks_for_its_token_and_ends_with_the_next_l
         if where == "its process":
             assert (await served.admin.delete("/api/v1/tokens/laptop")).status_code == 200
         else:
-            await served.operations.access.revoke_token(
-                "laptop"
-            )  # of which nothing in this process is told
+            # Nothing in this process is told of it.
+            await served.operations.access.revoke_token("laptop")
         assert await stream.rest() == []

@@ -71,9 +71,8 @@ def check(role: Role, url: str, folder: Path, phases: str) -> None:
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize(
-    "database_url", ["postgresql"], indirect=True
-)  # it refuses more values than SQLite does
+# It refuses more values than SQLite does.
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_the_api_answers_as_its_document_says(database_url: str, tmp_path: Path) -> None:
     check("operator", database_url, tmp_path, "examples,coverage")
 

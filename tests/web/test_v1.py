@@ -130,9 +130,8 @@ async def test_a_value_of_a_secret_parameter_is_not_told_in_an_error(served: Ser
     )
     assert answer.status_code == 422
     assert "hush" not in answer.text
-    async with (
-        served.service.ledger.engine.begin() as connection
-    ):  # nor of a task that only others have loaded
+    # Nor of a task that only others have loaded.
+    async with served.service.ledger.engine.begin() as connection:
         schema = {
             "type": "object",
             "properties": {"api_key": {"type": "integer"}, "login": {"type": "integer"}},

@@ -21,9 +21,9 @@ from service.backup.file.selection import Selection
 from service.backup.places.place import Places
 from service.backup.sqlite.plain_file import unpack
 from service.concurrency.stoppable import Stop, in_thread
-from service.config import Settings
 from service.database.urls import connect_arguments, safe_url
 from service.errors import BackupError
+from service.settings.settings import Settings
 
 FILES = ("before.sqlite3", "after.sqlite3")
 

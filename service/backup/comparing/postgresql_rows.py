@@ -174,7 +174,7 @@ async def _count_current(connection: Any, table: Table | None) -> int:
     if table is None:
         return 0
     name = quoted(table.schema or "", table.name)
-    return int(await connection.fetchval(f"SELECT count(*) FROM ONLY {name}"))  # noqa: S608 (names are quoted)
+    return int(await connection.fetchval(f"SELECT count(*) FROM ONLY {name}"))
 
 
 def _counts_without_rows(pair: Pair, before: int, after: int) -> Counts | None:

@@ -91,7 +91,7 @@ def revisions(connection: sqlite3.Connection, side: int) -> dict[str, str]:
     for table in tables(connection, side):
         if table.columns == ("version_num",):
             named = f"{SCHEMAS[side]}.{quoted(table.name)}"
-            rows = connection.execute(f"SELECT version_num FROM {named} ORDER BY 1")  # noqa: S608 (names are quoted)
+            rows = connection.execute(f"SELECT version_num FROM {named} ORDER BY 1")
             revisions_by_table[table.name] = ", ".join(str(version) for (version,) in rows)
     return revisions_by_table
 
@@ -121,7 +121,7 @@ def _counts(connection: sqlite3.Connection, pair: Pair) -> Counts:
 def _count(connection: sqlite3.Connection, side: int, pair: Pair) -> int:
     if (pair.before, pair.after)[side] is None:
         return 0
-    return int(connection.execute(f"SELECT count(*) FROM {_named(side, pair)}").fetchone()[0])  # noqa: S608 (names are quoted)
+    return int(connection.execute(f"SELECT count(*) FROM {_named(side, pair)}").fetchone()[0])
 
 
 def _collations(connection: sqlite3.Connection, pair: Pair) -> list[str]:
@@ -157,7 +157,7 @@ def _collations_of(connection: sqlite3.Connection, side: int, pair: Pair) -> lis
 def _has_null(connection: sqlite3.Connection, side: int, pair: Pair) -> bool:
     null = " OR ".join(f"{quoted(name)} IS NULL" for name in pair.key)
     (has_null,) = connection.execute(
-        f"SELECT EXISTS (SELECT 1 FROM {_named(side, pair)} WHERE {null})"  # noqa: S608
+        f"SELECT EXISTS (SELECT 1 FROM {_named(side, pair)} WHERE {null})"
     ).fetchone()
     return bool(has_null)
 
@@ -171,7 +171,7 @@ def _matched(
         for name, collation in zip(pair.key, collations, strict=True)
     )
     matched, changed = connection.execute(
-        f"SELECT count(*), coalesce(sum({_differs(pair.shared)}), "  # noqa: S608
+        f"SELECT count(*), coalesce(sum({_differs(pair.shared)}), "
         "0)"
         f" FROM {_named(BEFORE, pair)} AS b CROSS JOIN {_named(AFTER, pair)} AS a ON {joined}"
     ).fetchone()
@@ -199,11 +199,10 @@ def _keyless(connection: sqlite3.Connection, pair: Pair) -> Counts:
         for name in map(quoted, pair.shared)
     )
     for side in (BEFORE, AFTER):
-        cursor = connection.execute(f"SELECT {values} FROM {_named(side, pair)}")  # noqa: S608 (names are quoted)
+        cursor = connection.execute(f"SELECT {values} FROM {_named(side, pair)}")
         while rows := cursor.fetchmany(FETCHED):
-            tally.add(
-                side, [marshal.dumps(row, 2) for row in rows]
-            )  # in version 2, equal values have equal bytes
+            # In version 2, equal values have equal bytes.
+            tally.add(side, [marshal.dumps(row, 2) for row in rows])
     return tally.counts()
 
 

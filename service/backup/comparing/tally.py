@@ -37,8 +37,13 @@ CREATE TABLE spilled (key BLOB, side INTEGER, row BLOB);
 BEGIN;
 """
 COUNT = """
-SELECT coalesce(sum(before = 0), 0), coalesce(sum(after = 0), 0), coalesce(sum(before AND after AND NOT same), 0) FROM (
-    SELECT sum(side = 0) AS before, sum(side = 1) AS after, min(row) = max(row) AS same FROM spilled GROUP BY key
+SELECT coalesce(sum(before = 0), 0),
+    coalesce(sum(after = 0), 0),
+    coalesce(sum(before AND after AND NOT same), 0)
+FROM (
+    SELECT sum(side = 0) AS before, sum(side = 1) AS after, min(row) = max(row) AS same
+    FROM spilled
+    GROUP BY key
 )
 """
 

@@ -117,9 +117,8 @@ def reserve(folder: Path, at: datetime) -> Iterator[Reservation]:
     try:
         yield reservation
     finally:
-        if (
-            not reservation.published
-        ):  # after publishing, a partial file of that name may belong to another process
+        # After publishing, a partial file of that name may belong to another process.
+        if not reservation.published:
             remove_unfinished(reservation.partial)
 
 
@@ -200,10 +199,8 @@ def sync(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.EBADF,
-        ):  # some network file systems can't synchronize folders
+        # Some network file systems can't synchronize folders.
+        if error.errno not in (errno.EINVAL, errno.EBADF):
             raise
     finally:
         os.close(descriptor)

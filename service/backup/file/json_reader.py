@@ -63,9 +63,8 @@ class JsonReader:
                 raise ValueError(
                     "a number in its JSON is not one that this service writes"
                 ) from error
-            if (
-                end < len(self._text) or not self._more()
-            ):  # else the value may be the start of a longer number
+            # Else the value may be the start of a longer number.
+            if end < len(self._text) or not self._more():
                 self._at = end
                 return value
 
@@ -111,7 +110,8 @@ class JsonReader:
             size += len(piece)
             if size >= left:
                 break
-        self._text, self._at = "".join(pieces), 0
+        self._text = "".join(pieces)
+        self._at = 0
         return size > 0
 
 

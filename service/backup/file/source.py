@@ -88,7 +88,8 @@ class Fetched:
     """
 
     def __init__(self, source: Source) -> None:
-        self.name, self.size = source.name, source.size
+        self.name = source.name
+        self.size = source.size
         self._source = source
         self._end_offset = max(source.size - END_BYTES, 0)
         self._end = source.read(self._end_offset, END_BYTES)

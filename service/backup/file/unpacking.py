@@ -18,9 +18,8 @@ AT_ONCE = 64 * 1024
 memory.
 """
 
-_IsalError = cast(
-    type[Exception], igzip_lib.IsalError
-)  # the type annotations of isal are wrong here
+# The type annotations of isal are wrong here.
+_IsalError = cast(type[Exception], igzip_lib.IsalError)
 
 
 class Unpacked:

@@ -171,7 +171,8 @@ class Archive:
             yield _Piece(name, content, has_rows, before, padding(size) if offset == size else b"")
 
     def _add(self, piece: _Piece) -> Future[int]:
-        number, self._added = self._added, self._added + 1
+        number = self._added
+        self._added += 1
         return self._packers.submit(self._pack, number, piece)
 
     def _pack(self, number: int, piece: _Piece) -> int:

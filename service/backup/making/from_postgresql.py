@@ -1,5 +1,5 @@
-"""Backs up a PostgreSQL database: the rows of every table, by COPY, over two connections that see
-one snapshot.
+"""Backs up a PostgreSQL database, as from_sqlite.py does SQLite: the rows of every table, by COPY,
+over two connections that see one snapshot.
 
 The connections have an event loop of their own in the process of the backup. The backup leaves out
 the ledger's tables, materialized views (which can be refreshed after a restore), and what the
@@ -23,13 +23,11 @@ from service.concurrency.stoppable import Stop, in_own_loop
 from service.errors import BackupError
 
 _ADVICE = {
-    asyncpg.InsufficientPrivilegeError: (
-        "A backup needs a role that may read every row: the owner, or one with pg_read_all_data "
-        "and BYPASSRLS "
-        "(BACKUP_DATABASE_URL)."
-    ),
+    asyncpg.InsufficientPrivilegeError: "A backup needs a role that may read every row: "
+    "the owner, or one with pg_read_all_data and BYPASSRLS (BACKUP_DATABASE_URL).",
     asyncpg.OutOfMemoryError: "It has many tables: raise the server's max_locks_per_transaction.",
-    asyncpg.LockNotAvailableError: "Another transaction, perhaps a migration, has locked a table: try after its end.",
+    asyncpg.LockNotAvailableError: "Another transaction, perhaps a migration, has locked a table: "
+    "try after its end.",
 }
 
 

@@ -33,7 +33,8 @@ _DAMAGED_INDEX = "Rebuild its indexes by sqlite3's REINDEX."
 _ADVICE = {
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_FULL: "Free some space there, or set BACKUP_DIR to a folder on a larger disk.",
-    sqlite3.SQLITE_IOERR: "Look at the space and the health of both disks, or set BACKUP_DIR to another folder.",
+    sqlite3.SQLITE_IOERR: "Look at the space and the health of both disks, or set BACKUP_DIR to "
+    "another folder.",
     sqlite3.SQLITE_BUSY: "Another program holds the database: end it, or try again later.",
 }
 

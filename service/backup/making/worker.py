@@ -82,9 +82,8 @@ def main() -> None:
     except Stopped:
         remove_unfinished(partial)  # the caller may end before it removes the file
     finally:
-        if (
-            os.getppid() != caller
-        ):  # a caller that still lives removes the file of a failed backup itself
+        # A caller that still lives removes the file of a failed backup itself.
+        if os.getppid() != caller:
             remove_unfinished(partial)
 
 

@@ -23,11 +23,12 @@ from service.backup.file.reader import LocalFile, Source
 from service.backup.file.verify import verify
 from service.backup.places.retention import describe_future, is_in_future, latest_of
 from service.concurrency.stoppable import Stop
-from service.config import Settings, get_settings
 from service.errors import BackupError, UnknownBackup
 from service.escaping import brief
 from service.logs import get_logger
-from service.placeurl import FILE, folder_of, refuse_one_place
+from service.settings.reading import get_settings
+from service.settings.settings import Settings
+from service.settings.urls import FILE, folder_of, refuse_one_place
 
 if TYPE_CHECKING:
     from service.backup.places.s3 import Object
@@ -148,9 +149,8 @@ class Folder:
             try:
                 _copy(source, partial, stop, tell)
                 with LocalFile(partial) as copy:
-                    copy.name = (
-                        source.name
-                    )  # messages name the source, because the partial file is removed
+                    # Messages name the source, because the partial file is removed.
+                    copy.name = source.name
                     verify(copy, stop)
                 publish(partial, final)
             except FileExistsError:
@@ -173,9 +173,8 @@ def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
         with suppress(FileNotFoundError):  # another process has just renamed or deleted it
             if entry.is_file(follow_symlinks=False):
                 yield entry.name, entry.stat(follow_symlinks=False).st_size
-            elif entry.name.endswith(
-                PIN
-            ):  # anything with this suffix is a pin, also a folder or a link
+            elif entry.name.endswith(PIN):
+                # Anything with this suffix is a pin, also a folder or a link.
                 yield entry.name, 0
 
 
@@ -319,9 +318,8 @@ def newest(storages: Iterable[Storage], now: datetime) -> tuple[Storage, str] | 
             )
     if not newest_of_each:
         return None
-    name, storage = max(
-        newest_of_each, key=lambda pair: pair[0]
-    )  # the first place, if both have that name
+    # The first place, if both have that name.
+    name, storage = max(newest_of_each, key=lambda pair: pair[0])
     return storage, name
 
 

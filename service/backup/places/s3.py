@@ -40,20 +40,18 @@ TIMEOUTS: ClientConfig = {
 }
 
 VARIABLES = (
-    *(
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "AWS_REGION",
-        "AWS_DEFAULT_REGION",
-    ),
-    *(
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
-        "AWS_SKIP_SIGNATURE",
-    ),
-    *("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID", "AWS_CHECKSUM_ALGORITHM"),
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+    "AWS_SKIP_SIGNATURE",
+    "AWS_SERVER_SIDE_ENCRYPTION",
+    "AWS_SSE_KMS_KEY_ID",
+    "AWS_CHECKSUM_ALGORITHM",
 )
 """The variables that may also stand in `.env`. In the environment, obstore reads further ones."""
 
@@ -188,7 +186,8 @@ class Object:
 
     def __init__(self, store: S3Store, path: str, name: str) -> None:
         self.name = name
-        self._store, self._path = store, path
+        self._store = store
+        self._path = path
         with explained(name):
             try:
                 meta = obstore.head(store, path)
@@ -222,7 +221,9 @@ class _Upload:
 
     def __init__(self, source: Source, stop: Stop, tell: Callable[[int], None]) -> None:
         self.part = max(PART_BYTES, -(-source.size // MOST_PARTS))
-        self._source, self._stop, self._tell = source, stop, tell
+        self._source = source
+        self._stop = stop
+        self._tell = tell
         self._parts: list[Any] = []
         self._whole = hashlib.sha256()
 

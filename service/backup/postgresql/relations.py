@@ -15,27 +15,44 @@ from service.errors import BackupError
 # The column "above": for a partition the tables that it belongs to; for the sequence of a column,
 # the column's table.
 RELATIONS = """
-SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c.relpersistence = 'u' AS is_unlogged,
-    columns.names, columns.types, ARRAY(
-        SELECT a.attname::text FROM pg_catalog.pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place)
+SELECT n.nspname AS schema,
+    c.relname AS name,
+    c.relkind::text AS kind,
+    c.relpersistence = 'u' AS is_unlogged,
+    columns.names,
+    columns.types,
+    ARRAY(
+        SELECT a.attname::text
+        FROM pg_catalog.pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place)
         JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
-        WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid ORDER BY k.place
-    ) AS key, ARRAY(
+        WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid
+        ORDER BY k.place
+    ) AS key,
+    ARRAY(
         SELECT above.oid::text FROM (
             SELECT relid FROM pg_catalog.pg_partition_ancestors(c.oid) WHERE relid <> c.oid
             UNION ALL
-            SELECT refobjid FROM pg_catalog.pg_depend WHERE c.relkind = 'S' AND deptype IN ('a', 'i') AND objid = c.oid
-                AND classid = 'pg_catalog.pg_class'::regclass AND refclassid = 'pg_catalog.pg_class'::regclass
-        ) u(oid) JOIN pg_catalog.pg_class above ON above.oid = u.oid ORDER BY 1
-    ) AS above, c.oid::text AS oid, pg_catalog.row_security_active(c.oid) AS has_row_security,
-    pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AS may_be_read,
+            SELECT refobjid FROM pg_catalog.pg_depend
+            WHERE c.relkind = 'S' AND deptype IN ('a', 'i') AND objid = c.oid
+                AND classid = 'pg_catalog.pg_class'::regclass
+                AND refclassid = 'pg_catalog.pg_class'::regclass
+        ) u(oid)
+        JOIN pg_catalog.pg_class above ON above.oid = u.oid
+        ORDER BY 1
+    ) AS above,
+    c.oid::text AS oid,
+    pg_catalog.row_security_active(c.oid) AS has_row_security,
+    pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+        AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AS may_be_read,
     EXISTS (
         SELECT FROM pg_catalog.pg_depend
         WHERE deptype = 'e' AND objid = c.oid AND classid = 'pg_catalog.pg_class'::regclass
     ) AS is_extensions
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, LATERAL (
     SELECT COALESCE(array_agg(a.attname::text ORDER BY a.attnum), '{}') AS names,
-        COALESCE(array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum), '{}') AS types
+        COALESCE(
+            array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum), '{}'
+        ) AS types
     FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 ) columns

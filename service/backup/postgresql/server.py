@@ -45,7 +45,9 @@ HOLDERS = """
 SELECT a.pid, a.usename, a.application_name, l.relation::pg_catalog.regclass::text AS relation
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 WHERE l.granted AND l.relation = ANY($1::oid[]) AND a.pid <> pg_catalog.pg_backend_pid()
-  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+  AND l.database = (
+      SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()
+  )
 ORDER BY a.xact_start NULLS LAST, a.pid LIMIT 1
 """
 

@@ -73,9 +73,8 @@ async def connected(
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
-        with suppress(
-            OSError, asyncpg.PostgresError, asyncpg.InterfaceError
-        ):  # all work is done by now
+        # All work is done by now.
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             await connection.close(timeout=CLOSE_SECONDS)
     finally:
         connection.terminate()
@@ -126,10 +125,8 @@ async def _join(first: Any, connection: Any, tables: list[SourceRelation]) -> bo
     await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
     try:
         await _lock(connection, tables, "NOWAIT")
-    except (
-        asyncpg.LockNotAvailableError,
-        asyncpg.OutOfMemoryError,
-    ):  # the server's table of locks is full
+    except (asyncpg.LockNotAvailableError, asyncpg.OutOfMemoryError):
+        # The server's table of locks is full.
         return False
     return True
 
@@ -168,7 +165,7 @@ async def facts(connection: Any, contents: Contents) -> dict[str, Any]:
 
 
 async def _revision(connection: Any, table: SourceRelation) -> str:
-    rows = await connection.fetch(f"SELECT version_num FROM {table} ORDER BY 1")  # noqa: S608 (names are quoted)
+    rows = await connection.fetch(f"SELECT version_num FROM {table} ORDER BY 1")
     return ", ".join(row["version_num"] for row in rows)
 
 
@@ -205,8 +202,7 @@ async def values(connection: Any, sequences: list[SourceRelation]) -> list[dict[
     for start in range(0, len(sequences), AT_ONCE):
         group = sequences[start : start + AT_ONCE]
         selects = (
-            f"SELECT {n} AS n, last_value, is_called FROM {each}"  # noqa: S608
-            for n, each in enumerate(group)
+            f"SELECT {n} AS n, last_value, is_called FROM {each}" for n, each in enumerate(group)
         )
         for row in await connection.fetch(f"{' UNION ALL '.join(selects)} ORDER BY n"):
             names = {"schema": group[row["n"]].schema, "name": group[row["n"]].name}

@@ -11,10 +11,18 @@ from typing import Any
 from service.backup.file.selection import quoted
 
 RELATIONS = """
-SELECT c.oid AS id, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c.relforcerowsecurity AS is_forced,
+SELECT c.oid AS id,
+    n.nspname AS schema,
+    c.relname AS name,
+    c.relkind::text AS kind,
+    c.relforcerowsecurity AS is_forced,
     pg_catalog.row_security_active(c.oid) AS is_hidden,
-    pg_catalog.pg_has_role(c.relowner, 'USAGE') AS is_owned, pg_catalog.pg_get_userbyid(c.relowner) AS owner,
-    (SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition) AS parent
+    pg_catalog.pg_has_role(c.relowner, 'USAGE') AS is_owned,
+    pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+    (
+        SELECT i.inhparent FROM pg_catalog.pg_inherits i
+        WHERE i.inhrelid = c.oid AND c.relispartition
+    ) AS parent
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'S', 'f', 'm', 'v') AND c.relpersistence <> 't'
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
@@ -22,7 +30,9 @@ ORDER BY 2, 3
 """
 
 COLUMNS = """
-SELECT a.attrelid AS relation, a.attname AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
+SELECT a.attrelid AS relation,
+    a.attname AS name,
+    pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
     a.attgenerated <> '' AS is_generated,
     a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL AS is_needed
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -32,22 +42,37 @@ WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER 
 # Keys that a partition inherits are left out: they are dropped and created together with the key of
 # the parent.
 KEYS = """
-SELECT k.oid AS id, k.conname AS name, k.conrelid AS holder, k.confrelid AS referred,
-    pg_catalog.pg_get_constraintdef(k.oid) AS text, pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment
-FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 ORDER BY k.conrelid, k.conname
+SELECT k.oid AS id,
+    k.conname AS name,
+    k.conrelid AS holder,
+    k.confrelid AS referred,
+    pg_catalog.pg_get_constraintdef(k.oid) AS text,
+    pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment
+FROM pg_catalog.pg_constraint k
+WHERE k.contype = 'f' AND k.conparentid = 0
+ORDER BY k.conrelid, k.conname
 """
 
 TRIGGERS = """
-SELECT t.tgrelid AS relation, t.tgname AS name, t.tgenabled::text AS state FROM pg_catalog.pg_trigger t
-WHERE NOT t.tgisinternal ORDER BY 1, 2
+SELECT t.tgrelid AS relation, t.tgname AS name, t.tgenabled::text AS state
+FROM pg_catalog.pg_trigger t
+WHERE NOT t.tgisinternal
+ORDER BY 1, 2
 """
 
 SEQUENCES = """
-SELECT s.seqrelid AS id, s.seqincrement AS step, s.seqmin AS least, s.seqmax AS most, d.refobjid AS relation,
+SELECT s.seqrelid AS id,
+    s.seqincrement AS step,
+    s.seqmin AS least,
+    s.seqmax AS most,
+    d.refobjid AS relation,
     a.attname AS column
 FROM pg_catalog.pg_sequence s
-LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = s.seqrelid
-    AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
+LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    AND d.objid = s.seqrelid
+    AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    AND d.refobjsubid > 0
+    AND d.deptype IN ('a', 'i')
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 """
 

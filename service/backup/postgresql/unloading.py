@@ -91,7 +91,7 @@ class _Job:
         before = "" if self.end is None else f" AND ctid < '({self.end},0)'"
         columns = ", ".join(map(quoted, self.table.table.names))
         return (
-            f"SELECT {columns} FROM ONLY {self.table.table} "  # noqa: S608
+            f"SELECT {columns} FROM ONLY {self.table.table} "
             f"WHERE ctid >= '({self.start},0)'{before}"
         )
 
@@ -214,7 +214,8 @@ class _Rows:
         )
         self.table.bytes += self._gathered
         self.meter.add(self._gathered)
-        self._chunks, self._gathered = [], 0
+        self._chunks = []
+        self._gathered = 0
 
     async def _settle(self) -> None:
         rows = await asyncio.wrap_future(self._futures.popleft())

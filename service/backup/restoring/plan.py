@@ -21,8 +21,8 @@ replace its rows.
 """
 AT_ITS_REVISION = {
     "sqlite": "Restore it into a new file, by DATABASE_URL",
-    "postgresql": "Make an empty database with the code that made the backup (`batch serve`), restore it "
-    "into that",
+    "postgresql": "Make an empty database with the code that made the backup (`batch serve`), "
+    "restore it into that",
 }
 """How to restore a backup of another revision: into a database of that revision, which is upgraded
 afterwards.
@@ -179,7 +179,12 @@ def for_postgresql(
     notes = _notes(backup, target, existing)
     header = backup.header
     return RestorePlan(
-        *(backup.source.name, safe_url(url), header.taken_at, header.revision, tables, rows),
+        backup.source.name,
+        safe_url(url),
+        header.taken_at,
+        header.revision,
+        tables,
+        rows,
         tuple(problems),
         tuple(notes),
         is_new=is_new(target),

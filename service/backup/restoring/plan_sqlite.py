@@ -217,7 +217,12 @@ def _planned(
         problems.append("the backup holds no table")
     header = backup.header
     plan = RestorePlan(
-        *(backup.source.name, database, header.taken_at, header.revision, tables, live.rows),
+        backup.source.name,
+        database,
+        header.taken_at,
+        header.revision,
+        tables,
+        live.rows,
         tuple(problems),
         tuple(_notes(backup, live, structure, migrated, tables)),
         is_new=not live.structure.tables,

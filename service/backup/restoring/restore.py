@@ -81,7 +81,10 @@ async def restore(
         meter = BackupMeter(tell)
         if kind is restore_sqlite:
             return restore_sqlite.run(
-                *(backup, target, meter, stop),
+                backup,
+                target,
+                meter,
+                stop,
                 dry_run=dry_run,
                 last_check=last_check,
                 folder=folder or Path(tempfile.gettempdir()),

@@ -100,9 +100,8 @@ async def _restore(
 ) -> RestoreReport:
     started = clock.monotonic()
     async with server.connected(url) as connection:
-        transaction = connection.transaction(
-            isolation="read_committed"
-        )  # it sees what others commit meanwhile
+        # It sees what others commit meanwhile.
+        transaction = connection.transaction(isolation="read_committed")
         await transaction.start()
         try:
             transaction_id = await connection.fetchval(
@@ -136,7 +135,7 @@ async def revisions(connection: Any, database: Target) -> dict[str, str]:
     recorded: dict[str, str] = {}
     for relation in database.relations.values():
         if relation.kind == "r" and [column.name for column in relation.columns] == ["version_num"]:
-            rows = await connection.fetch(f"SELECT version_num FROM {relation.sql} ORDER BY 1")  # noqa: S608 (quoted)
+            rows = await connection.fetch(f"SELECT version_num FROM {relation.sql} ORDER BY 1")
             recorded[str(relation)] = ", ".join(row["version_num"] for row in rows)
     return recorded
 
@@ -144,7 +143,7 @@ async def revisions(connection: Any, database: Target) -> dict[str, str]:
 async def count(connection: Any, relations: Iterable[TargetRelation]) -> dict[str, int]:
     """How many rows each table has, by its name."""
     return {
-        str(relation): await connection.fetchval(f"SELECT count(*) FROM ONLY {relation.sql}")  # noqa: S608 (quoted)
+        str(relation): await connection.fetchval(f"SELECT count(*) FROM ONLY {relation.sql}")
         for relation in relations
     }
 
@@ -287,7 +286,7 @@ class PostgresqlRestore:
             function = "max" if sequence.step > 0 else "min"
             column, table = quoted(sequence.column), self._sql(sequence.relation)
             last = await self.connection.fetchval(
-                f"SELECT {function}({column})::bigint FROM {table}"  # noqa: S608
+                f"SELECT {function}({column})::bigint FROM {table}"
             )
             is_past = last is not None and (last - value) * sequence.step >= 0
             if is_past and sequence.least <= last <= sequence.most:

@@ -218,18 +218,16 @@ class _Swap:
             # The last step commits, so there are at least two.
             pages = max(1, min(STEP_PAGES, self._pages - 1))
             self._new.connection.backup(live, pages=pages, progress=self._step)
-            with suppress(
-                sqlite3.Error
-            ):  # the restore has been committed, so a failed checkpoint does no harm
+            # The restore has been committed, so a failed checkpoint does no harm.
+            with suppress(sqlite3.Error):
                 live.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _let_readers_go_on(self, live: sqlite3.Connection) -> None:
         """Set WAL mode, as get_db() does. In it the kept tables can be read while the live file is
         locked.
         """
-        live.execute(
-            f"PRAGMA page_size = {self._page_size}"
-        )  # it takes effect only in an empty file
+        # It takes effect only in an empty file.
+        live.execute(f"PRAGMA page_size = {self._page_size}")
         while True:
             try:
                 (mode,) = live.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -271,9 +269,8 @@ class _Swap:
             kept = self._restore.kept(LIVE)
             self._new.keep(LIVE, self._path, kept)
             restored = [table.name for table in self._restore.plan.tables]
-            if (
-                set(kept) - live.revisions.keys()
-            ):  # kept rows may refer to row ids that restored tables gave before
+            # Kept rows may refer to row ids that restored tables gave before.
+            if set(kept) - live.revisions.keys():
                 for name in restored:
                     self._new.go_on_behind(LIVE, name)
             self._new.refuse_orphans(restored)

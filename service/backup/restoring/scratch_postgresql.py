@@ -39,7 +39,10 @@ MOST_NAMED = 5
 
 TOUCHED = """
 SELECT l.relation FROM pg_catalog.pg_locks l
-WHERE l.pid = pg_catalog.pg_backend_pid() AND l.relation = ANY($1::oid[]) AND l.mode <> 'AccessShareLock' LIMIT 1
+WHERE l.pid = pg_catalog.pg_backend_pid()
+  AND l.relation = ANY($1::oid[])
+  AND l.mode <> 'AccessShareLock'
+LIMIT 1
 """
 
 

@@ -105,9 +105,8 @@ class NewFile:
         """Copy the rows of tables that are not restored, from the live file or from the file of the
         migrations.
         """
-        self.connection.setlimit(
-            sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE
-        )  # these files are trusted
+        # These files are trusted.
+        self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
         self._attach(schema, path, "mode=rw")
         for name in tables:
             for part in self._structure.parts(name):
@@ -213,9 +212,9 @@ class NewFile:
         rowid = row_number(self.connection, name)
         listed = ", ".join([*([rowid] if rowid else []), *map(quoted, columns)])
         to, table = f"main.{quoted(name)}", f"{schema}.{quoted(name)}"
-        self.connection.execute(f"DELETE FROM {to}")  # noqa: S608 (quoted, as is all below)
+        self.connection.execute(f"DELETE FROM {to}")
         self.connection.execute(
-            f"INSERT INTO {to} ({listed}) SELECT {listed} FROM {table} NOT INDEXED"  # noqa: S608
+            f"INSERT INTO {to} ({listed}) SELECT {listed} FROM {table} NOT INDEXED"
         )
 
     def _make_indexes(self, table: str) -> None:
@@ -226,7 +225,7 @@ class NewFile:
     def _has_numbers(self, schema: str) -> bool:
         """Whether the schema has a table with AUTOINCREMENT."""
         rows = self.connection.execute(
-            f"SELECT 1 FROM {schema}.sqlite_master WHERE name = ?",  # noqa: S608
+            f"SELECT 1 FROM {schema}.sqlite_master WHERE name = ?",
             (SEQUENCES,),
         )
         return rows.fetchone() is not None
@@ -238,7 +237,7 @@ class NewFile:
         if not (self._has_numbers(schema) and self._has_numbers("main")):
             return None
         rows = self.connection.execute(
-            f"SELECT max(seq) FROM {schema}.{SEQUENCES} WHERE name = ? AND typeof(seq) = 'integer'",  # noqa: S608
+            f"SELECT max(seq) FROM {schema}.{SEQUENCES} WHERE name = ? AND typeof(seq) = 'integer'",
             (table,),
         )
         number: int | None = rows.fetchone()[0]
@@ -253,7 +252,7 @@ class NewFile:
             connection.set_progress_handler(self._stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
             return {
                 str(table): connection.execute(
-                    f"SELECT count(*) FROM {quoted(table.name)}"  # noqa: S608
+                    f"SELECT count(*) FROM {quoted(table.name)}"
                 ).fetchone()[0]
                 for table in tables
             }

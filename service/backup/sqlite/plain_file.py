@@ -48,7 +48,8 @@ BY_HAND = (
 )
 
 _ROWS = {
-    sqlite3.SQLITE_CONSTRAINT: "The table refuses a row of the backup: its constraints have changed since.",
+    sqlite3.SQLITE_CONSTRAINT: "The table refuses a row of the backup: its constraints have "
+    "changed since.",
     sqlite3.SQLITE_TOOBIG: f"A value is larger than a file from elsewhere may have. {BY_HAND}",
     **dict.fromkeys(
         (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), "The file is damaged: use another backup."

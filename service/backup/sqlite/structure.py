@@ -19,7 +19,8 @@ SHADOW = "shadow"
 STATISTICS = "sqlite_stat1"
 
 OBJECTS = """
-SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+SELECT type, name, tbl_name, sql FROM sqlite_master
+WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
 ORDER BY rowid
 """
 

@@ -23,7 +23,7 @@ def revisions(connection: sqlite3.Connection) -> dict[str, str]:
         if kind == ORDINARY and [column for column, *_ in _columns(connection, name)] == [
             "version_num"
         ]:
-            rows = connection.execute(f"SELECT version_num FROM {quoted(name)} ORDER BY 1")  # noqa: S608 (quoted)
+            rows = connection.execute(f"SELECT version_num FROM {quoted(name)} ORDER BY 1")
             revisions_by_table[name] = ", ".join(str(version) for (version,) in rows)
     return revisions_by_table
 
@@ -78,7 +78,7 @@ def described(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 def _described(connection: sqlite3.Connection, name: str) -> dict[str, Any]:
     columns = _columns(connection, name)
-    (rows,) = connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()  # noqa: S608 (quoted)
+    (rows,) = connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()
     return {
         "schema": None,
         "name": name,

@@ -36,7 +36,7 @@ from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import database_time
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import OF_SLOT_SQL, missed, nodes, runs, schedules, tasks
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 

@@ -143,7 +143,8 @@ class Chunks(Generic[T]):
                 "do not catch the error, or use an ItemTask, which sets bad items aside"
             ) from last.error
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2**self._failures)
-        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - spreads chunks that collided
+        # Spreads chunks that collided.
+        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311
 
     async def _read_position(self) -> None:
         assert self.run is not None
@@ -156,7 +157,8 @@ class Chunks(Generic[T]):
             )
         if position.chunks > self.position.chunks:
             self._failures = 0
-        self.position, self._is_known = position, True
+        self.position = position
+        self._is_known = True
         self._report_progress()
 
     def _report_progress(self) -> None:
@@ -194,10 +196,8 @@ class Chunks(Generic[T]):
                 await checkpoints.write(db, self.run, self.name, self.position, finished)
                 await db.commit()
             self.position = finished
-        self._chunk, self._has_ended = (
-            None,
-            True,
-        )  # the loop may outlive its last chunk, whose memory is freed
+        self._chunk = None  # the loop may outlive its last chunk, whose memory is freed
+        self._has_ended = True
         self.total = self.done if self._wants_total else None
         self._report_progress()
         state_of(self.run).loops.ended(self)

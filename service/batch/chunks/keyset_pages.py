@@ -64,7 +64,8 @@ class Pages(Generic[T]):
         self._at = _unlocked(self._first).where(self.key.at("batch_key_")).limit(1)
         # Built once, because SQLAlchemy finds the compiled form of the same statement object
         # faster.
-        self._first_page, self._next_page = self._page_of(self._first), self._page_of(self._next)
+        self._first_page = self._page_of(self._first)
+        self._next_page = self._page_of(self._next)
         descriptions = statement.column_descriptions
         self._is_single = len(descriptions) == 1
         self._is_entity = self._is_single and isinstance(descriptions[0]["type"], type)

@@ -90,10 +90,12 @@ class Items(Generic[T]):
         if self._file is not None:
             await self._check(self._file, cursor)
         if isinstance(self._source, Sequence):
-            self._at, self._buffer = position, list(self._source[position : position + self._size])
+            self._at = position
+            self._buffer = list(self._source[position : position + self._size])
         elif self._at + len(self._buffer) <= position:
             await self._skip(position)
-            self._at, self._buffer = position, await self._take(self._size)
+            self._buffer = await self._take(self._size)
+            self._at = position
         return bool(self._buffer)
 
     @property

@@ -78,7 +78,8 @@ class Step:
         async with self._database.reader.connect() as connection:
             row = (await connection.execute(query)).first()
         if row is not None:
-            self.is_done, self.result = True, row.result
+            self.is_done = True
+            self.result = row.result
         return self
 
     async def __aexit__(

@@ -78,7 +78,9 @@ class LogBuffer:
         if not self._lines:
             return []
         with self._lock:
-            taken, self._lines, self._size = self._lines, [], 0
+            taken = self._lines
+            self._lines = []
+            self._size = 0
             if self._lost_lines:
                 taken.append(_dropped(taken[-1].at, self._lost_lines))
                 self._lost_lines = 0
@@ -89,8 +91,11 @@ class LogBuffer:
         dropped lines.
         """
         with self._lock:
-            dropped, self._lines, self._size = self._lines, [], 0
-            number, self._lost_lines = len(dropped) + self._lost_lines, 0
+            dropped = self._lines
+            self._lines = []
+            self._size = 0
+            number = len(dropped) + self._lost_lines
+            self._lost_lines = 0
             self.dropped += len(dropped)
         return [_dropped(dropped[-1].at, number)] if dropped else []
 

@@ -122,9 +122,8 @@ def seal(state: AttemptState) -> None:
     """
     state.is_sealed = True
     running_loop = asyncio.get_running_loop()
-    for reference in (
-        state.transactions.keyrefs()
-    ):  # a copy: a thread of the run may begin a transaction meanwhile
+    # A copy: a thread of the run may begin a transaction meanwhile.
+    for reference in state.transactions.keyrefs():
         connection = reference()
         if connection is None:
             continue
@@ -182,9 +181,8 @@ def _at_begin(idle_ms: int, connection: Connection) -> None:
             _refuse_lost(state)
             if state.is_fenced:
                 first_statement = f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}"
-    if (
-        connection.dialect.driver == "asyncpg"
-    ):  # also None: the connection may have been used by a run before
+    # Also None: the connection may have been used by a run before.
+    if connection.dialect.driver == "asyncpg":
         driver: Any = connection.connection.driver_connection
         driver.first_statement = first_statement
     elif first_statement is not None and connection.dialect.name == "postgresql":
@@ -205,10 +203,8 @@ def _at_commit(connection: Connection) -> None:
         ):
             if _execute(connection, state, CHECK_FENCE, {}) != 1:
                 raise _newer_holder(state)
-            _refuse_lost(
-                state
-                # Again: the statement may have waited, or the process may have been stopped meanwhile
-            )
+            # Again: the statement may have waited, or the process may have been stopped meanwhile.
+            _refuse_lost(state)
     except BaseException:
         _roll_back(connection)
         raise

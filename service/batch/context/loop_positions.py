@@ -130,9 +130,8 @@ class Loops:
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Execute `work` beside the run, until the attempt ends."""
-        task = asyncio.Task(
-            work, loop=asyncio.get_running_loop()
-        )  # a task factory of the application does not see it
+        # A task factory of the application does not see it.
+        task = asyncio.Task(work, loop=asyncio.get_running_loop())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -116,9 +116,8 @@ class ProgressMeter:
         if report.done is None:
             return
         done = report.done - report.before
-        if (
-            self._points and done < self._points[-1][1]
-        ):  # the code has begun to count something else
+        # The code has begun to count something else.
+        if self._points and done < self._points[-1][1]:
             self._points.clear()
         if not self._points or (done > self._points[-1][1] and report.at > self._points[-1][0]):
             self._points.append((report.at, done))

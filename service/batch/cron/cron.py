@@ -47,7 +47,8 @@ _ALLOWED = {
     "hour": "0-23",
     "day-of-month": "1-31, L (the last day) and LW (the last weekday)",
     "month": "1-12 and JAN-DEC",
-    "day-of-week": "0-7 (0 and 7 are Sunday), SUN-SAT, 5L (the last Friday) and 1#2 (the second Monday)",
+    "day-of-week": "0-7 (0 and 7 are Sunday), SUN-SAT, 5L (the last Friday) "
+    "and 1#2 (the second Monday)",
 }
 
 # In cron 5-5/2 means 5. cronsim reads it as 5/2, which means 5, 7, 9 and so on.
@@ -252,9 +253,8 @@ class _Walk(CronSim):
         return True
 
 
-@functools.lru_cache(
-    maxsize=32_768
-)  # more than a service has, since each look at an open schedule asks for it
+# More than a service has, since each look at an open schedule asks for it.
+@functools.lru_cache(maxsize=32_768)
 def schedule(cron: str, timezone: str = "UTC") -> Schedule:
     """The shared Schedule of this expression and zone, which is parsed once. Raises
     InvalidSchedule.

@@ -36,9 +36,8 @@ def _bisect(zone: ZoneInfo, same: datetime, other: datetime, here: timedelta) ->
     """
     while abs(other - same) > _SECOND:
         half = (other - same) // _SECOND // 2
-        middle = (
-            same + (half or 1) * _SECOND
-        )  # `other` may be 1.5 seconds away: half of that would be no step
+        # `other` may be 1.5 seconds away: half of that would be no step.
+        middle = same + (half or 1) * _SECOND
         if offset(zone, middle) == here:
             same = middle
         else:

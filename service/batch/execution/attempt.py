@@ -21,8 +21,8 @@ from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.nodes.harm import LostLease
 from service.batch.queue import upstreams
+from service.batch.tasks.declaration import ON_TIME
 from service.batch.tasks.partitions import Stage
-from service.batch.tasks.policies import ON_TIME
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
 from service.logs import get_logger
@@ -69,7 +69,8 @@ class Attempt:
         self.claimed = claimed
         self.task = task
         self.body = Body(claimed, task, holds_lease)
-        self.state, self.run = self.body.state, self.body.run
+        self.state = self.body.state
+        self.run = self.body.run
         self._child_pool = child_pool
         self._metrics = metrics
         if metrics is not None:

@@ -30,8 +30,8 @@ from service.batch.execution.fingerprint import (
 )
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
+from service.batch.tasks.declaration import not_run_again
 from service.batch.tasks.partitions import Part, Stage, as_json, stage_of, with_values
-from service.batch.tasks.policies import not_run_again
 from service.batch.tasks.registry import Task
 from service.batch.tasks.retry_after import seconds_asked
 from service.concurrency.thread_pool import ThreadPool
@@ -83,9 +83,11 @@ class Body:
         self.task = task
         slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
         self.state = AttemptState.of(claimed.id, task.name, claimed.attempt, task.schedule)
-        self.state.fence, self.state.holds_lease = claimed.fence, holds_lease
+        self.state.fence = claimed.fence
+        self.state.holds_lease = holds_lease
         self.stage = stage_of(task.partition, claimed)
-        self.state.stage, self.state.part = self.stage or "", claimed.part
+        self.state.stage = self.stage or ""
+        self.state.part = claimed.part
         self.state.is_fenced = claimed.fence > 0 and task.policies.fenced
         origin = Origin(claimed.origin)
         self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, self.state)
@@ -110,7 +112,8 @@ class Body:
             ending = self.stop or self.interrupted(str(stopped))
         except ProcessDied as error:  # its message is for people as it is
             ending = self.stop or self.failed(error, reason=error.message)
-        except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
+        except BaseException as error:  # noqa: BLE001
+            # The attempt's boundary; SystemExit must not end the service.
             ending = self.stop or self.failed(error)
         if self.state.is_lost:  # a commit was refused; the body may have caught that error
             ending = self.stop or self.interrupted(LOST)

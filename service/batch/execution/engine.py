@@ -491,7 +491,8 @@ class LocalEngine(Background):
         capacity = self.capacity
         if self._is_claiming and self.may_work():
             capacity.runs += len(outcomes)
-        apart, self._claims_apart = self._claims_apart, False
+        apart = self._claims_apart
+        self._claims_apart = False
         if self._tickets is not None:
             ended = {outcome.id for outcome in outcomes}
             return await self._tickets.take(
@@ -531,8 +532,10 @@ class LocalEngine(Background):
         """Forget the attempts whose outcomes were written or refused since the last call, and log
         these outcomes.
         """
-        outcomes, self._written = self._written, []
-        refused, self._refused = self._refused, set()
+        outcomes = self._written
+        self._written = []
+        refused = self._refused
+        self._refused = set()
         for outcome in outcomes:
             is_refused = outcome.id in refused
             if not self._forget(outcome, is_refused):

@@ -200,8 +200,11 @@ class WriteBuffer:
             number for number, outcome in enumerate(self._outcomes) if outcome.split is not None
         )
         number = min(GROUP_LIMIT, max(1, next(splits, GROUP_LIMIT)))
-        outcomes, self._outcomes = self._outcomes[:number], self._outcomes[number:]
-        blocks, self._blocks, self._bytes = self._blocks, [], 0
+        outcomes = self._outcomes[:number]
+        self._outcomes = self._outcomes[number:]
+        blocks = self._blocks
+        self._blocks = []
+        self._bytes = 0
         return Group(outcomes, blocks, self._take_progress(running))
 
     @property
@@ -221,9 +224,12 @@ class WriteBuffer:
 
     def put_back(self, group: Group) -> None:
         """Put a group that could not be written in front of what was collected since."""
-        following, self._next = self._next or Group(), None
+        following = self._next or Group()
+        self._next = None
         self._outcomes = group.outcomes + following.outcomes + self._outcomes
-        newer, self._blocks, self._bytes = self._blocks, [], 0
+        newer = self._blocks
+        self._blocks = []
+        self._bytes = 0
         self._add_blocks(group.blocks + following.blocks + newer)
 
     @property

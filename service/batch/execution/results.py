@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from service import escaping, failures
-from service.batch.tasks.monitoring import expect_of
+from service.batch.tasks.declaration import expect_of
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
 from service.logs import get_logger, log_lines
@@ -41,7 +41,8 @@ async def unmet(task: Task, result: Any, threads: ThreadPool, patience: float) -
             is_met = bool(expect(result))
         else:
             is_met = await threads.run(lambda: bool(expect(result)), patience=patience)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's function may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        # An author's function may raise anything.
         return f"{UNMET}: `expect` raised {failures.line_of(error)}"
     return None if is_met else UNMET
 

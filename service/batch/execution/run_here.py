@@ -22,7 +22,7 @@ from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import InvalidParameters
 from service.logs import get_logger
-from service.poolsettings import DEFAULT_POOL, Pool
+from service.settings.pools import DEFAULT_POOL, Pool
 
 logger = get_logger("service.batch")
 

@@ -93,7 +93,8 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no t
         ]
         try:
             result = job.func(*job.args, **job.kwargs)
-        except BaseException:  # noqa: BLE001 - a background loop's boundary: one job must not stop the scheduler
+        except BaseException:  # noqa: BLE001
+            # A background loop's boundary: one job must not stop the scheduler.
             self._run_job_error(job.id, *sys.exc_info()[1:])
             return
         if not inspect.isawaitable(result):
@@ -111,7 +112,8 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no t
     ) -> None:
         try:
             await result
-        except BaseException:  # noqa: BLE001 - a background loop's boundary: one job must not stop the scheduler
+        except BaseException:  # noqa: BLE001
+            # A background loop's boundary: one job must not stop the scheduler.
             self._run_job_error(job_id, *sys.exc_info()[1:])
         else:
             self._run_job_success(job_id, events)

@@ -25,7 +25,7 @@ from service.batch.ledger.tables import runs as runs_table
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import again
 from service.batch.tasks.after import After
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 from service.concurrency.offload import offload
 from service.database.engine import Database
 from service.errors import InvalidParameters

@@ -174,8 +174,10 @@ class Dispatcher(Background):
             if (pause := self._not_before - clock.monotonic()) > 0:
                 await is_set_within(self._is_reached, pause)
             self._wake.clear()
-            early, self._early = self._early, []
-            names, self._due = self._due, set()
+            early = self._early
+            self._early = []
+            names = self._due
+            self._due = set()
             turn = asyncio.create_task(self._turns(names, early))
             try:
                 await asyncio.shield(turn)
@@ -202,7 +204,8 @@ class Dispatcher(Background):
             self._ahead = {}
             if fired.behind:
                 self._ahead = await plan_ahead(fired.behind, self._tasks, fired.now)
-            self._pause, self.trouble = SHORTEST_PAUSE, None
+            self._pause = SHORTEST_PAUSE
+            self.trouble = None
             self._outage.over_for("dispatcher")
             if fired.queued:
                 self.on_queued()

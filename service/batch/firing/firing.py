@@ -26,7 +26,7 @@ from service.batch.nodes.ledger_poll import LOOK_SECONDS
 from service.batch.queue.cancel import request_cancel
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.after import After
-from service.batch.tasks.policies import Missed
+from service.batch.tasks.declaration import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
 from service.metrics.process import Fate

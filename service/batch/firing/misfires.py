@@ -12,7 +12,7 @@ from itertools import islice
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
 from service.batch.ledger.missed_ranges import Cause, MissedRange
-from service.batch.tasks.policies import ON_TIME, Missed
+from service.batch.tasks.declaration import ON_TIME, Missed
 
 BUDGET = 5_000
 """Upper bound on the missed slots that one transaction catches up, over all its schedules; later

@@ -75,7 +75,8 @@ class Opener(Background):
         other nodes have left. A node without it looks now and then: it may be the only one that has
         loaded a task, and so the only one that opens its slots.
         """
-        self._upstreams, self._watches = upstreams, watches
+        self._upstreams = upstreams
+        self._watches = watches
 
     def on_ended(self, outcomes: Sequence[Outcome]) -> None:
         """Look at what waits if one of these outcomes, which were committed, may be awaited."""

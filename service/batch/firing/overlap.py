@@ -27,7 +27,8 @@ class Overlap:
         together: str = "was fired late, together with it",
     ) -> None:
         """`together`: how it is said that a new run is in the way of another one."""
-        self._task, self._together = task, together
+        self._task = task
+        self._together = together
         self._is_bounded = task.exclusive is not None
         active = list(active)
         on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]

@@ -25,10 +25,10 @@ from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background, is_set_within
 from service.concurrency.offload import SlowCall
-from service.config import refresh_settings
 from service.database.engine import Database, whole_tables
 from service.errors import BatchError, InvalidSetting
 from service.logs import get_logger
+from service.settings.reading import refresh_settings
 
 logger = get_logger("service.batch")
 
@@ -289,7 +289,8 @@ class ScheduleSync(Background):
 
     def _skip_fired(self) -> None:
         """Go on to the next slots of the tasks that this process has fired."""
-        fired, self._fired = self._fired, {}
+        fired = self._fired
+        self._fired = {}
         for name, until in fired.items():
             if self._next_slots.get(name, NEVER) <= until:
                 self._next_slots[name] = self._in_force[name].next(until) or NEVER

@@ -30,7 +30,7 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import UnknownTask
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 GONE = "its file is gone"
 DECLARED = ("pool", "policies", "tags", "parameters", "monitoring")
@@ -59,7 +59,8 @@ async def record_tasks(
     ]
     kind = connection.dialect.name
     number = Column("number", Integer)
-    own, shared = ("name", "description", "source"), (*DECLARED, "first_seen_at", "last_seen_at")
+    own = ("name", "description", "source")
+    shared = (*DECLARED, "first_seen_at", "last_seen_at")
     from_rows = json_rows.source([*(tasks.c[name] for name in own), number], kind)
     from_declared = json_rows.source(
         [number, *(tasks.c[name] for name in shared)], kind, parameter="declared"

@@ -105,9 +105,12 @@ class Checks:
     def __init__(
         self, ledger: Database, application: Database, thresholds: Thresholds, channels: Channels
     ) -> None:
-        self._ledger, self._application = ledger, application
-        self._thresholds, self._channels = thresholds, channels
-        self._successes, self._pools = Successes(), PoolCheck()
+        self._ledger = ledger
+        self._application = application
+        self._thresholds = thresholds
+        self._channels = channels
+        self._successes = Successes()
+        self._pools = PoolCheck()
         self._may_be_ahead = True
 
     def clock_was_set_back(self) -> None:
@@ -125,7 +128,8 @@ class Checks:
         """Look at everything again, because what was found may not have been written, or not by
         this node.
         """
-        self._successes, self._may_be_ahead = Successes(), True
+        self._successes = Successes()
+        self._may_be_ahead = True
 
     async def redriven(self) -> list[str]:
         """The ids of runs whose items in quarantine were all processed since. Call it outside a
@@ -352,14 +356,13 @@ class Checks:
 
 _OF_TIME = (IncidentKind.LATE, IncidentKind.SLOW)
 _CONDITIONS = (
-    *(
-        IncidentKind.LATE,
-        IncidentKind.SLOW,
-        IncidentKind.SILENT,
-        IncidentKind.BACKUP,
-        IncidentKind.POOL,
-    ),
-    *(IncidentKind.CLOCK, IncidentKind.UNFIRED),
+    IncidentKind.LATE,
+    IncidentKind.SLOW,
+    IncidentKind.SILENT,
+    IncidentKind.BACKUP,
+    IncidentKind.POOL,
+    IncidentKind.CLOCK,
+    IncidentKind.UNFIRED,
 )
 
 

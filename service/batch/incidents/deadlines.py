@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
-from service.batch.tasks.monitoring import quiet_hours
+from service.batch.tasks.declaration import quiet_hours
 
 DAY = timedelta(days=1)
 

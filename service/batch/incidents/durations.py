@@ -51,7 +51,8 @@ class UsualDurations:
     """
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
-        self._connection, self._now = connection, now
+        self._connection = connection
+        self._now = now
         self._known: dict[str, Durations] = {}
         self.computed: list[Durations] = []
 

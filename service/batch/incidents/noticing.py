@@ -435,11 +435,8 @@ async def blocked_nodes(connection: AsyncConnection, ids: Collection[str]) -> li
             .limit(MOST_NAMED + 1)
         )
         names = sorted((await connection.execute(theirs)).scalars())
-        of = (
-            f": those of {', '.join(names[:MOST_NAMED])}{' and others' if names[MOST_NAMED:] else ''}"
-            if names
-            else ""
-        )
+        others = " and others" if names[MOST_NAMED:] else ""
+        of = f": those of {', '.join(names[:MOST_NAMED])}{others}" if names else ""
         openings.append(
             Opening(
                 IncidentKind.NODE,

@@ -63,8 +63,9 @@ def may_tell(
 
 def _is_enough(incident: Row[Any], task: WatchedTask | None) -> bool:
     """Whether an error has come often enough to be told."""
-    is_failure = task is not None and incident.kind == IncidentKind.FAILED
-    return not is_failure or incident._mapping["count"] >= task.after_failures  # type: ignore[union-attr]
+    if task is None or incident.kind != IncidentKind.FAILED:
+        return True
+    return bool(incident._mapping["count"] >= task.after_failures)
 
 
 async def tell(

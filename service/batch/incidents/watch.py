@@ -59,8 +59,11 @@ class Watch(Background):
         self._ledger = ledger
         self._node = node
         self._checks = Checks(ledger, application, thresholds, channels)
-        self._thresholds, self._channels = thresholds, channels
-        self._on_told, self._on_noticed, self._outage = on_told, on_noticed, outage
+        self._thresholds = thresholds
+        self._channels = channels
+        self._on_told = on_told
+        self._on_noticed = on_noticed
+        self._outage = outage
         self._woken = asyncio.Event()
         self._changes: LedgerChanges | None = None
         self._gap: tuple[datetime, datetime] | None = None
@@ -76,10 +79,10 @@ class Watch(Background):
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll, which wakes the watch if there is something to do."""
-        before, self._changes = self._changes, changes
-        if (
-            before is not None and changes.now < before.now - AHEAD
-        ):  # the ledger's clock was set back
+        before = self._changes
+        self._changes = changes
+        # The ledger's clock was set back.
+        if before is not None and changes.now < before.now - AHEAD:
             self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
             self._checks.clock_was_set_back()
         if self.holds and before is not None and _passed(before, changes) >= outages.SHORTEST:
@@ -122,9 +125,8 @@ class Watch(Background):
             async with self.limited_turn():
                 if not await self._take():
                     return
-        unfired = (
-            self.unfired()
-        )  # before what was missed meanwhile is noticed, which belongs to its incident
+        # Before what was missed meanwhile is noticed, which belongs to its incident.
+        unfired = self.unfired()
         is_done = False
         while not is_done:
             async with self.limited_turn():
@@ -141,9 +143,8 @@ class Watch(Background):
                 connection, WATCH, self._node, now, self._longest_lag
             )
             outage = await outages.before_node(connection, self._node) if self.holds else None
-            if (
-                outage is not None
-            ):  # what was before the first watch of this ledger, such as an upgrade, is not sent
+            # What was before the first watch of this ledger, such as an upgrade, is not sent.
+            if outage is not None:
                 await outages.record(connection, *outage, now, is_silent=is_first)
         self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
         self._gap = None
@@ -183,9 +184,8 @@ class Watch(Background):
         self._checks.forget(tasks)
         if gap is not None and not await outages.is_known(connection, *gap):
             known = self._outage.during(*gap)
-            if (
-                known is not None
-            ):  # slots that were due before the last poll, or after the next one, are its slots too
+            # Slots that were due before the last poll, or after the next one, are its slots too.
+            if known is not None:
                 gap = min(known.since, gap[0]), max(known.until, gap[1])
             await outages.record(
                 connection, *gap, now, cause=known.cause if known is not None else None
@@ -224,17 +224,16 @@ class Watch(Background):
                 self._on_told()
         if number:
             following.append(now + _PAUSE)
-        self._last_check, self._next_check = now, min(following, default=NEVER)
+        self._last_check = now
+        self._next_check = min(following, default=NEVER)
 
     def _blocked(self, changes: LedgerChanges | None) -> dict[str, bool]:
         """The other nodes whose event loop stands still, each with whether it is certain: for
         longer than at the last
         check. A node that was frozen says the same in its first beat, once.
         """
-        before, self._lags = (
-            self._lags,
-            {node.id: node.loop_lag for node in changes.others} if changes else {},
-        )
+        before = self._lags
+        self._lags = {node.id: node.loop_lag for node in changes.others} if changes else {}
         return {
             id: BLOCKED_SECONDS / 2 < before.get(id, 0.0) < lag
             for id, lag in self._lags.items()
@@ -247,7 +246,8 @@ class Watch(Background):
         """
         version = self._changes.catalog if self._changes is not None else None
         if self._watched is None or version != self._watched_version:
-            self._watched, self._watched_version = await watched_tasks(connection), version
+            self._watched = await watched_tasks(connection)
+            self._watched_version = version
         return self._watched
 
     async def _still_holds(self, connection: AsyncConnection) -> bool:

@@ -44,7 +44,9 @@ class Blocker:
         on_found: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`rest`: seconds between two questions, at least. `on_found`: called with each answer."""
-        self._database, self._rest, self._on_found = database, rest, on_found
+        self._database = database
+        self._rest = rest
+        self._on_found = on_found
         self._asking: asyncio.Task[None] | None = None
 
     def ask(self, locking: Select[tuple[object]]) -> None:
@@ -81,9 +83,8 @@ async def blocker_in_words(database: Database, locking: Select[tuple[object]]) -
     """
     if database.kind != "postgresql":
         return None
-    with suppress(
-        DBAPIError, OSError
-    ):  # the lock has just been released, or other parts report what is wrong
+    # The lock has just been released, or other parts report what is wrong.
+    with suppress(DBAPIError, OSError):
         async with (
             limited(LOCK_SECONDS + 5),
             database.engine.connect() as waiting,

@@ -157,8 +157,12 @@ def root(found: Mapping[str, Upstream], run: str) -> Upstream | None:
 
 
 _WORST_FIRST: tuple[str | None, ...] = (
-    *(RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED),
-    *(None, RunState.RETRYING, RunState.INTERRUPTED),
+    RunState.FAILED,
+    RunState.CANCELLED,
+    RunState.SKIPPED,
+    None,
+    RunState.RETRYING,
+    RunState.INTERRUPTED,
 )
 
 

@@ -129,11 +129,13 @@ async def _newest(connection: AsyncConnection, names: list[str]) -> dict[str, An
     kind = connection.dialect.name
     columns = [missed.c.id, missed.c.task, missed.c.reason, missed.c.last_slot]
     newest = (
-        "SELECT x.id FROM batch_missed x WHERE x.task = v.task ORDER BY x.last_slot DESC LIMIT 1"
+        "SELECT (SELECT x.id FROM batch_missed x WHERE x.task = v.task "
+        "ORDER BY x.last_slot DESC LIMIT 1) "
+        f"FROM {json_rows.source([missed.c.task], kind)}"
     )
     statement = text(
         "SELECT m.id, m.task, m.reason, m.last_slot FROM batch_missed m "
-        f"WHERE {queues.among('m.id', f'SELECT ({newest}) FROM {json_rows.source([missed.c.task], kind)}', kind)}"
+        f"WHERE {queues.among('m.id', newest, kind)}"
     ).columns(*columns)
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
     return {row.task: row for row in await connection.execute(statement, parameter)}

@@ -238,8 +238,13 @@ def _tally(rows: Sequence[Any]) -> Tally:
 
 
 SEVERE = (
-    *(RunState.SUCCEEDED, RunState.QUEUED, RunState.INTERRUPTED, RunState.RETRYING),
-    *(RunState.RUNNING, RunState.CANCELLED, RunState.FAILED),
+    RunState.SUCCEEDED,
+    RunState.QUEUED,
+    RunState.INTERRUPTED,
+    RunState.RETRYING,
+    RunState.RUNNING,
+    RunState.CANCELLED,
+    RunState.FAILED,
 )
 """The states of parts. Of several parts that are shown as one, the last of these is shown."""
 

@@ -20,7 +20,7 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import queues
 from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
-from service.poolsettings import DEFAULT_POOL, NO_POOLS, Pool
+from service.settings.pools import DEFAULT_POOL, NO_POOLS, Pool
 
 MOST_COUNTED = 1_000
 """Waiting runs of one task are counted up to this number."""
@@ -86,9 +86,8 @@ async def waiting(connection: AsyncConnection, now: datetime) -> dict[str, int]:
 async def running(connection: AsyncConnection) -> dict[str, int]:
     """How many runs of each pool are running. It reads the running runs."""
     pool = select(tasks.c.pool).where(tasks.c.name == runs.c.task).scalar_subquery()
-    held = (
-        select(func.coalesce(pool, DEFAULT_POOL)).select_from(runs).where(text(HELD_SQL))
-    )  # SQLite would read all runs for a GROUP BY
+    # SQLite would read all runs for a GROUP BY.
+    held = select(func.coalesce(pool, DEFAULT_POOL)).select_from(runs).where(text(HELD_SQL))
     return Counter((await connection.execute(held)).scalars())
 
 

@@ -186,9 +186,8 @@ def _within(
     """The interval of the list, and the place in it at which the page begins."""
     if query.by_slot:
         yield text(OF_SLOT_SQL)  # type: ignore[misc]
-        yield at.is_not(
-            None
-        )  # PostgreSQL would begin with the parts of the task, which have no slot
+        # PostgreSQL would begin with the parts of the task, which have no slot.
+        yield at.is_not(None)
         since, until = query.slot_since, query.slot_until
     else:
         since, until = query.created_since, query.created_until

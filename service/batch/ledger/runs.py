@@ -144,20 +144,29 @@ class NewRun:
         `gate`: which end of what it waits for opens it (see waits.Gate); None: it waits for nothing
         but the instant.
         """
-        self.state, self.due_at, self.gate = RunState.WAITING, due_at, gate
+        self.state = RunState.WAITING
+        self.due_at = due_at
+        self.gate = gate
 
     def start(self, node: str, now: datetime) -> None:
         """Make it a running run of this node, instead of a queued one that any node may claim."""
-        self.state, self.node, self.fence, self.attempt = RunState.RUNNING, node, 1, 1
+        self.state = RunState.RUNNING
+        self.node = node
+        self.fence = 1
+        self.attempt = 1
         self.started_at = self.attempt_started_at = now
 
     def skip(self, reason: str, now: datetime) -> None:
         """Make it a skipped run: other runs of its task are in its way."""
-        self.state, self.reason, self.finished_at = RunState.SKIPPED, reason, now
+        self.state = RunState.SKIPPED
+        self.reason = reason
+        self.finished_at = now
 
     def cancel(self, reason: str, now: datetime) -> None:
         """Make it a cancelled run: another slot replaces it."""
-        self.state, self.reason, self.finished_at = RunState.CANCELLED, reason, now
+        self.state = RunState.CANCELLED
+        self.reason = reason
+        self.finished_at = now
 
 
 @dataclass(slots=True)
@@ -332,9 +341,24 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
 
 
 LISTED = (
-    *("id", "task", "slot", "origin", "state", "reason", "attempt", "node", "gate"),
-    *("created_at", "started_at", "finished_at"),
-    *("attempt_started_at", "count", "total", "message", "rate", "progress_at"),
+    "id",
+    "task",
+    "slot",
+    "origin",
+    "state",
+    "reason",
+    "attempt",
+    "node",
+    "gate",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "attempt_started_at",
+    "count",
+    "total",
+    "message",
+    "rate",
+    "progress_at",
 )
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from service.batch.ledger.ids import new_id as new_id
 from service.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
 from service.database.types import Id, Json, UtcDateTime
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 ledger = MetaData()
 
@@ -128,11 +128,15 @@ tasks = Table(
     Column("pool", String(40), nullable=False, server_default=DEFAULT_POOL),
     # What a process that has not loaded the task has to know of it: the tags, the JSON schema of
     # its parameters, and what it declares about its monitoring.
-    *(Column(name, Json) for name in ("tags", "parameters", "monitoring")),
+    Column("tags", Json),
+    Column("parameters", Json),
+    Column("monitoring", Json),
     # `muted_until`: until then nothing is sent about the task. `deadline_until`: up to then its
     # deadlines were checked.
-    *(Column(name, UtcDateTime) for name in ("muted_until", "deadline_until")),
-    *(Column(name, Text) for name in ("muted_by", "mute_note")),
+    Column("muted_until", UtcDateTime),
+    Column("deadline_until", UtcDateTime),
+    Column("muted_by", Text),
+    Column("mute_note", Text),
     Column("paused_until", UtcDateTime),  # null: until somebody resumes it
 )
 
@@ -149,7 +153,8 @@ schedules = Table(
     Column("fired_until", UtcDateTime, nullable=False),
     # `after`: what the runs of its slots wait for, see queue/after.py. `follows`: the task whose
     # schedule it copies.
-    *(Column("after", Json), Column("follows", String(100))),
+    Column("after", Json),
+    Column("follows", String(100)),
     Index("uq_batch_schedules_open", "task", unique=True, **where("valid_until IS NULL")),
     Index("ix_batch_schedules_task", "task", "valid_from"),
     postgresql_with={"fillfactor": 50},  # room beside each row for its next cursor
@@ -174,38 +179,49 @@ runs = Table(
     Column("due_at", UtcDateTime, nullable=False),
     # `attempts_before`: attempts before a person's last retry. `losses`: how often its node was
     # lost without progress.
-    *(
-        Column(name, Integer, nullable=False, server_default="0")
-        for name in ("attempt", "attempts_before", "losses")
-    ),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("attempts_before", Integer, nullable=False, server_default="0"),
+    Column("losses", Integer, nullable=False, server_default="0"),
     Column("node", Id),
     Column("fence", BigInteger, nullable=False, server_default="0"),
     # Progress. `count_before`: items done by earlier attempts. `count_lost`: the largest count at a
     # loss. `rate`: items per second. `progress_at`: the instant since which `count` has this value.
-    *(Column(name, BigInteger) for name in ("count", "total", "count_before", "count_lost")),
-    *(Column("message", Text), Column("rate", Float), Column("progress_at", UtcDateTime)),
-    *(Column("requested_by", Text), Column("key", String(200))),
+    Column("count", BigInteger),
+    Column("total", BigInteger),
+    Column("count_before", BigInteger),
+    Column("count_lost", BigInteger),
+    Column("message", Text),
+    Column("rate", Float),
+    Column("progress_at", UtcDateTime),
+    Column("requested_by", Text),
+    Column("key", String(200)),
     Column("parent", Id),
     # `awaited_by`: the run that waits for this one. Of a waiting run, `gate` says which end of what
     # it waits for opens it ("success" or "end"), and `wait_until` when it has waited long enough. A
     # run that was skipped because of what it waited for keeps its gate.
-    *(Column("awaited_by", Id), Column("gate", String(10)), Column("wait_until", UtcDateTime)),
+    Column("awaited_by", Id),
+    Column("gate", String(10)),
+    Column("wait_until", UtcDateTime),
     Column("part", Integer),  # the number of a part, from 1; NULL for other runs
-    Column(
-        "traceparent", String(55)
-    ),  # the span of OpenTelemetry that asked for the run, as the header of this name
+    # The span of OpenTelemetry that asked for the run, as the header of this name.
+    Column("traceparent", String(55)),
     Column("created_at", UtcDateTime, nullable=False),
-    *(Column(f"{event}_at", UtcDateTime) for event in ("started", "attempt_started", "finished")),
+    Column("started_at", UtcDateTime),
+    Column("attempt_started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
     # The request to cancel a running run, which its node reads (see nodes/ledger_poll.py).
     Column("cancel_at", UtcDateTime),
-    *(Column(name, Text) for name in ("cancel_by", "cancel_reason")),
+    Column("cancel_by", Text),
+    Column("cancel_reason", Text),
     # `fingerprint`: what is wrong with the run, as a class of errors; NULL if nothing is.
     # `noticed_at`: when the watch has seen how it ended. `acknowledged`: the incident with which a
     # person has acknowledged it. `made_good_by`: the run whose success made it good, which may be
     # the run itself.
-    *(Column("fingerprint", String(40)), Column("noticed_at", UtcDateTime)),
+    Column("fingerprint", String(40)),
+    Column("noticed_at", UtcDateTime),
     Column("acknowledged", Id),
-    *(Column("made_good_at", UtcDateTime), Column("made_good_by", Id)),
+    Column("made_good_at", UtcDateTime),
+    Column("made_good_by", Id),
     # There may be any number of manual runs for a slot.
     Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where(OF_SLOT_SQL)),
     Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
@@ -254,7 +270,9 @@ durations = Table(
     "batch_durations",
     ledger,
     Column("task", String(100), primary_key=True),
-    *(Column(name, Float) for name in ("p50", "p95", "longest")),
+    Column("p50", Float),
+    Column("p95", Float),
+    Column("longest", Float),
     Column("runs", Integer, nullable=False),
     Column("last_success_at", UtcDateTime),
     Column("computed_at", UtcDateTime, nullable=False),
@@ -293,7 +311,8 @@ missed = Table(
     Column("unnoticed", BigInteger),
     # Who has decided that nothing has to be done about these slots, and why.
     Column("left_at", UtcDateTime),
-    *(Column(name, Text) for name in ("left_by", "left_note")),
+    Column("left_by", Text),
+    Column("left_note", Text),
     Index("ix_batch_missed_task", "task", "last_slot"),
     Index("ix_batch_missed_unnoticed", "id", **where(UNNOTICED_RANGE_SQL)),
 )
@@ -320,11 +339,11 @@ nodes = Table(
     # `lost_at`: when it was found dead; NULL for a node that stopped by itself. `broken`: the files
     # of tasks that it can't use, and why. `noticed_at`: when the watch has seen this row; NULL
     # after it was lost or `broken` changed.
-    *(Column(name, UtcDateTime) for name in ("lost_at", "noticed_at")),
+    Column("lost_at", UtcDateTime),
+    Column("noticed_at", UtcDateTime),
     Column("broken", Json),
-    Column(
-        "troubles", Json
-    ),  # why it is not ready, or what holds up its runs, by part; NULL or empty: nothing
+    # Why it is not ready, or what holds up its runs, by part; NULL or empty: nothing.
+    Column("troubles", Json),
     Index("ix_batch_nodes_unnoticed", "id", **where(UNNOTICED_NODE_SQL)),
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
 )
@@ -359,10 +378,19 @@ backups = Table(
     Column("name", String(100), primary_key=True),
     Column("place", Text, primary_key=True),
     Column("taken_at", UtcDateTime, nullable=False),
-    *(Column(name, BigInteger) for name in ("size", "rows", "tables")),
+    Column("size", BigInteger),
+    Column("rows", BigInteger),
+    Column("tables", BigInteger),
     Column("taken_by_run", Id),
-    *(Column(f"{event}_at", UtcDateTime) for event in ("verified", "failed", "restored")),
-    *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check")),
-    *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
+    Column("verified_at", UtcDateTime),
+    Column("failed_at", UtcDateTime),
+    Column("restored_at", UtcDateTime),
+    Column("kind", Text),
+    Column("database", Text),
+    Column("revision", Text),
+    Column("verified_how", Text),
+    Column("failed_check", Text),
+    Column("manifest", String(64)),
+    Column("created_at", UtcDateTime, nullable=False),
     Column("noticed_at", UtcDateTime),  # when the watch has seen that a check failed
 )

@@ -276,7 +276,12 @@ async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str
         why = _why_none(row) if row.its is None else None
         found.setdefault(row.run, []).append(
             Upstream(
-                *(row.task, row.slot, row.its, row.its_state, bool(row.pending), why),
+                row.task,
+                row.slot,
+                row.its,
+                row.its_state,
+                bool(row.pending),
+                why,
                 is_known=row.its is not None or (row.missed or row.paused) is not None,
             )
         )

@@ -12,7 +12,11 @@ from types import ModuleType
 from typing import Any
 
 BLOCKING = {
-    *("time.sleep", "os.system", "os.popen", "urllib.request.urlopen", "socket.create_connection"),
+    "time.sleep",
+    "os.system",
+    "os.popen",
+    "urllib.request.urlopen",
+    "socket.create_connection",
     *(f"subprocess.{name}" for name in ("run", "call", "check_call", "check_output", "getoutput")),
     *(
         f"httpx.{name}"
@@ -41,11 +45,8 @@ def blocking_calls(run: Callable[..., Any]) -> list[tuple[int, str]]:
     try:
         lines, first = inspect.getsourcelines(function)
         tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (
-        OSError,
-        TypeError,
-        SyntaxError,
-    ):  # no source: the function was made at run time, or is within other code on its line
+    except (OSError, TypeError, SyntaxError):
+        # No source: the function was made at run time, or is within other code on its line.
         return []
     names = getattr(function, "__globals__", {})
     return [

@@ -19,8 +19,7 @@ from service.batch.lint.clock_changes import effects
 from service.batch.lint.monitoring import mistakes
 from service.batch.lint.pools import unbounded, unserved
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.monitoring import ATTRIBUTES as MONITORING
-from service.batch.tasks.policies import ON_TIME, Retry
+from service.batch.tasks.declaration import MONITORING, ON_TIME, Retry
 from service.batch.tasks.registry import Task
 
 YEAR = timedelta(days=366)

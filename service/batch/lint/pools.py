@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from service.batch.tasks.registry import Task
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 
 def unserved(task: Task, served: Collection[str] | None) -> Iterator[tuple[str, str]]:

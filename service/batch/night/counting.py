@@ -23,7 +23,7 @@ from service.batch.ledger.buckets import CLASSES, bucket_of
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import OF_SLOT_SQL, missed, runs, schedules, tasks
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 
@@ -97,9 +97,8 @@ def _count(
 ) -> Counted:
     counts: Counts = defaultdict(Counter)
     unhandled: set[datetime] = set()
-    names_by_spans: dict[tuple[_Span, ...], list[str]] = defaultdict(
-        list
-    )  # many tasks have the same schedule
+    # Many tasks have the same schedule.
+    names_by_spans: dict[tuple[_Span, ...], list[str]] = defaultdict(list)
     for name, task in found.items():
         names_by_spans[tuple(task.spans)].append(name)
     for spans, names in names_by_spans.items():

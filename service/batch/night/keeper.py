@@ -53,7 +53,10 @@ class TallyKeeper(Background):
     def __init__(
         self, ledger: Database, node: str, holds: Callable[[], bool], outage: Outage
     ) -> None:
-        self._ledger, self._node, self._holds, self._outage = ledger, node, holds, outage
+        self._ledger = ledger
+        self._node = node
+        self._holds = holds
+        self._outage = outage
         self._woken = asyncio.Event()
         self._filled_until: datetime | None = None
         self._pending: set[datetime] = set()
@@ -98,7 +101,8 @@ class TallyKeeper(Background):
             async with self.limited_turn():
                 left |= await self._keep(wanted[first : first + AT_ONCE])
             await asyncio.sleep(PAUSE_SECONDS)
-        self._pending, self._filled_until = left, tally.may_be_over(now)
+        self._pending = left
+        self._filled_until = tally.may_be_over(now)
         await self._measure()
         return tally.until_next(now).total_seconds()
 

@@ -18,7 +18,7 @@ from service.batch.ledger.buckets import LENGTH
 from service.batch.night import tally
 from service.batch.night.counting import count
 from service.batch.night.tally import MOST_COUNTED_AT_ONCE
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 
 
 class UnaccountedSlot(NamedTuple):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from service import clock
 from service.batch.nodes.ledger_poll import LOOK_SECONDS
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 
 AHEAD = ON_TIME
 """A difference between two clocks from which on it is reported, and acted upon."""
@@ -78,7 +78,9 @@ class ClockSteps:
             if read_at < self._doubted_at + LOOK_SECONDS:
                 return True
             self.last = ClockStep(self._believed, now)
-        self._most, self._believed, self._doubted_at = most, now, None
+        self._most = most
+        self._believed = now
+        self._doubted_at = None
         return False
 
     def over(self, fired_until: datetime) -> ClockStep | None:

@@ -53,7 +53,8 @@ class FileWatch:
         self._connect: Callable[[], sqlite3.Connection] = partial(
             sqlite3.connect, *place, **{**options, "isolation_level": None}
         )
-        self._on_wake, self._loop = on_wake, asyncio.get_running_loop()
+        self._on_wake = on_wake
+        self._loop = asyncio.get_running_loop()
         self._stop, self._is_stopped = socket.socketpair()
         self._thread = threading.Thread(target=self._watch, name="batch-file-watch", daemon=True)
         self._thread.start()
@@ -103,7 +104,8 @@ class _Pauses:
         watched.
         """
         self._writes = _writes(cursor)
-        self._stop, self._stop_or_write = select.poll(), select.poll()
+        self._stop = select.poll()
+        self._stop_or_write = select.poll()
         for poll in (self._stop, self._stop_or_write):
             poll.register(is_stopped, select.POLLIN)
         if self._writes is not None:

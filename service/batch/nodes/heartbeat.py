@@ -144,7 +144,8 @@ class Heartbeat:
         """
         self.on_damage: Callable[[str], None] = lambda cause: None
         """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
-        self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
+        self._worked_at = clock.boottime()
+        self._awake_at = clock.monotonic()
         """When the last turn succeeded: by the boot-time clock, and by the one that stands still in
         a suspend.
         """
@@ -324,7 +325,8 @@ class Heartbeat:
                 await self._tidy_up(database)
             self.trouble = self._trouble_at = self._holder = None
             self._is_gone = False
-            self._worked_at, self._awake_at = clock.boottime(), clock.monotonic()
+            self._worked_at = clock.boottime()
+            self._awake_at = clock.monotonic()
             self._outage.over_for("heartbeat")
         except Exception as error:  # the boundary of a background loop: the next beat may succeed
             if self._outage.cause_for("heartbeat", database, error) is None:
@@ -543,7 +545,9 @@ class Wakes:
         self._on_wake(wake)
 
     def _go_on(self) -> None:
-        kept, self._kept, self._pause = self._kept, Wake(), None
+        kept = self._kept
+        self._kept = Wake()
+        self._pause = None
         self._hear(kept)
 
 
@@ -572,6 +576,7 @@ class LoopLag:
         return self.last
 
     def _measure(self) -> None:
-        scheduled_at, self._scheduled_at = self._scheduled_at, None
+        scheduled_at = self._scheduled_at
+        self._scheduled_at = None
         if scheduled_at is not None:
             self.last = clock.monotonic() - scheduled_at

@@ -38,7 +38,9 @@ class Listener:
         """`database`: of one connection at a time, which the caller uses again and again, and
         thereby opens again.
         """
-        self._database, self._node, self._on_wake = database, node, on_wake
+        self._database = database
+        self._node = node
+        self._on_wake = on_wake
         self._proof = f"batch/{node} here"
         self._is_heard = asyncio.Event()
         self._proving: asyncio.Task[None] | None = None

@@ -73,7 +73,10 @@ class Watchdog:
         ended.
         """
         self._max_block = max_block
-        self._leave, self._flush, self._look, self._accuse = leave, flush, look, accuse
+        self._leave = leave
+        self._flush = flush
+        self._look = look
+        self._accuse = accuse
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self.is_drained = self._is_asked = False
@@ -171,11 +174,13 @@ class Watchdog:
         two ticks.
         """
         now = clock.monotonic()
-        passed, self._ticked_at = min(now - self._ticked_at, 2 * TICK_SECONDS), now
+        passed = min(now - self._ticked_at, 2 * TICK_SECONDS)
+        self._ticked_at = now
         if self._is_asked:
             self.blocked += passed if self._loop.is_running() else 0.0
         elif now >= self._asked_at + ASK_SECONDS:
-            self._asked_at, self._is_asked = now, True
+            self._asked_at = now
+            self._is_asked = True
             try:
                 self._loop.call_soon_threadsafe(self._answer)
             except RuntimeError:  # the loop is closed
@@ -183,7 +188,8 @@ class Watchdog:
         return passed
 
     def _answer(self) -> None:
-        self._is_asked, self.blocked = False, 0.0
+        self._is_asked = False
+        self.blocked = 0.0
 
     def _blocked_where(self) -> str:
         """For how long the event loop has been blocked, by which run, in which line, and the

@@ -42,7 +42,10 @@ class NewTasks:
     def __init__(
         self, database: Database, folder: TasksFolder, tasks: dict[str, Task], node: str
     ) -> None:
-        self._database, self._folder, self._tasks, self._node = database, folder, tasks, node
+        self._database = database
+        self._folder = folder
+        self._tasks = tasks
+        self._node = node
         self.on_added: list[Callable[[], None]] = []
         self._imported: dict[str, Task] = {}
         """Tasks that are not written to the ledger yet."""
@@ -99,7 +102,9 @@ class NewTasksLoop(Background):
     """
 
     def __init__(self, database: Database, new_tasks: NewTasks, outage: Outage) -> None:
-        self._database, self._new_tasks, self._outage = database, new_tasks, outage
+        self._database = database
+        self._new_tasks = new_tasks
+        self._outage = outage
 
     async def stop(self) -> None:
         await super().stop()

@@ -16,7 +16,7 @@ from service.batch.ledger.people import node_events
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
 from service.batch.nodes import harm
-from service.batch.tasks.policies import not_run_again
+from service.batch.tasks.declaration import not_run_again
 from service.logs import get_logger
 
 logger = get_logger("service.batch")

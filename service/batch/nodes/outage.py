@@ -86,7 +86,8 @@ class Outage:
             self._tries[part] += 1
             is_new = self.cause is None
             if is_new:
-                self._began_at, self._since = self._failed_at, clock.now()
+                self._began_at = self._failed_at
+                self._since = clock.now()
             self.cause = cause
             self._reason = _in_words(error) or (type(error).__name__ if is_new else self._reason)
         if is_new:
@@ -126,7 +127,9 @@ class Outage:
             interval = Interval(self._since, self._since + timedelta(seconds=seconds), self._reason)
             self._past.append(interval)
             self._unwritten.append(interval)
-            tries, self._tries, self.cause = self._tries, Counter(), None
+            tries = self._tries
+            self._tries = Counter()
+            self.cause = None
         counts = ", ".join(f"{name} {number:,}" for name, number in sorted(tries.items()))
         logger.info(
             f"the ledger is reachable again after {max(1, round(seconds))} s; what failed "

@@ -81,7 +81,8 @@ class ProcessLock:
         self._release()
 
     def _release(self) -> None:
-        file, self._file = self._file, None
+        file = self._file
+        self._file = None
         if file is not None:
             os.close(file)
 

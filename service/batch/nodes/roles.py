@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.poolsettings import DEFAULT_POOL, Pool
+from service.settings.pools import DEFAULT_POOL, Pool
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,11 @@ class Placing(Background):
     ) -> None:
         """`tasks`: those of this process, by name; more may be added. `lease`: LEASE_SECONDS."""
         self._longest_lag = lease * duties.SHARE_OF_LEASE
-        self._ledger, self._node, self._tasks = ledger, node, tasks
-        self._placers, self._outage = placers, outage
+        self._ledger = ledger
+        self._node = node
+        self._tasks = tasks
+        self._placers = placers
+        self._outage = outage
         self._wanted: dict[str, set[str]] = {pool: set() for pool in placers}
         """The tasks of each pool for which tickets were wanted at the last look."""
         self._holds = False

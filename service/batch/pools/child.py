@@ -60,7 +60,8 @@ class Child:
         self.attempt = attempt
         self.pid: int | None = None
         self.bound: int | None = None
-        self._find_nursery, self._has_kernel_killed = find_nursery, has_kernel_killed
+        self._find_nursery = find_nursery
+        self._has_kernel_killed = has_kernel_killed
         self._nursery: Nursery | None = None
         self._number: int | None = None
         self._is_killed = False
@@ -139,7 +140,8 @@ class Child:
             self.pid = begun.pid
             if self._is_killed:
                 self.kill()
-            messages.add_done_callback(lambda _, number=self._number: nursery.is_silent(number))  # type: ignore[misc]
+            number = self._number
+            messages.add_done_callback(lambda _: nursery.is_silent(number))
             code = await begun.ended
         except Interrupted as error:
             # The nursery has ended, and cannot kill the processes that its child has started

@@ -35,11 +35,11 @@ from service.batch.queue import enqueue
 from service.batch.queue.requests import Starts
 from service.batch.tasks.registry import TaskRegistry
 from service.concurrency.thread_pool import ThreadPool
-from service.config import refresh_settings
 from service.database.engine import Database
 from service.database.session import use_application_database
 from service.errors import BatchError, InvalidParameters
 from service.logs.relay import tell_lines
+from service.settings.reading import refresh_settings
 
 SEND_SECONDS = 10.0
 """How long the last messages may take to be sent, in seconds."""
@@ -94,8 +94,11 @@ class Child:
         database: Database,
         holds_lease: Callable[[], bool],
     ) -> None:
-        self._connection, self._sender = connection, sender
-        self._setup, self._database, self._holds_lease = setup, database, holds_lease
+        self._connection = connection
+        self._sender = sender
+        self._setup = setup
+        self._database = database
+        self._holds_lease = holds_lease
         self._asked: dict[int, asyncio.Future[Any]] = {}
 
     async def execute(self, job: dict[str, Any]) -> None:
@@ -159,9 +162,8 @@ class Child:
         """Receive what the service asks for, in a thread, because the run may hold up the event
         loop.
         """
-        with suppress(
-            OSError, frames.BrokenFrame, RuntimeError
-        ):  # RuntimeError: the loop has ended
+        # RuntimeError: the loop has ended.
+        with suppress(OSError, frames.BrokenFrame, RuntimeError):
             while (message := frames.receive(self._connection)) is not None:
                 if "answer" in message:
                     self._loop.call_soon_threadsafe(self._answer, message)

@@ -40,7 +40,8 @@ class ChildSender:
         self._messages: list[bytes] = []
         self._size = self._lost = self._refused = 0
         self._progress_at = 0.0
-        self._wake, self._is_ending = threading.Event(), threading.Event()
+        self._wake = threading.Event()
+        self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="batch-sender", daemon=True)
 
     def start(self) -> None:
@@ -110,10 +111,15 @@ class ChildSender:
         """Send what waits. Returns whether that was everything that will ever be sent."""
         with self._lock:
             is_over = self._is_ending.is_set()
-            lines, self._lines, self._size = self._lines, [], 0
-            messages, self._messages = self._messages, []
-            lost, self._lost = self._lost, 0
-            refused, self._refused = self._refused, 0
+            lines = self._lines
+            self._lines = []
+            self._size = 0
+            messages = self._messages
+            self._messages = []
+            lost = self._lost
+            self._lost = 0
+            refused = self._refused
+            self._refused = 0
         if lost:
             text = f"{lost:,} lines were dropped: they came faster than they could be sent"
             lines.append(json.dumps(told(stamp_now(), "warning", "service.batch", text)).encode())

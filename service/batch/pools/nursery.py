@@ -63,11 +63,14 @@ class Nursery:
     """
 
     def __init__(self, setup: NurserySetup, lease: Lease | None) -> None:
-        self._setup, self._lease = setup, lease
-        self.asked, self.tasks = set(setup.tasks), set[str]()
+        self._setup = setup
+        self._lease = lease
+        self.asked = set(setup.tasks)
+        self.tasks = set[str]()
         self.missing: dict[str, str] = {}
         self.threads = 0
-        self.gone, self.idle = asyncio.Event(), asyncio.Event()
+        self.gone = asyncio.Event()
+        self.idle = asyncio.Event()
         self.is_taken = False
         self.end_reason = "was killed"
         self.idle.set()
@@ -107,11 +110,9 @@ class Nursery:
             ready = await self._ready
         finally:
             slow.cancel()
-        self.tasks, self.missing, self.threads = (
-            set(ready["tasks"]),
-            ready["missing"],
-            ready["threads"],
-        )
+        self.tasks = set(ready["tasks"])
+        self.missing = ready["missing"]
+        self.threads = ready["threads"]
 
     def reserve(self) -> int:
         """The number of a child that will begin. The nursery is not idle until `release`."""

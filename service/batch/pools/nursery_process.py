@@ -26,8 +26,8 @@ from service.batch.pools.nursery_setup import NurserySetup
 from service.batch.pools.parent_process import die_with_parent
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import TaskRegistry
-from service.config import get_settings
 from service.errors import BatchError
+from service.settings.reading import get_settings
 
 MOST_DESCRIPTORS = 8
 """How many file descriptors one message brings, at most."""
@@ -99,20 +99,17 @@ class Nursery:
         """
         os.chdir(setup.folder)
         sys.path[:] = setup.path
-        logging.getLogger().addHandler(
-            logging.NullHandler()
-        )  # the service has logged the same about the same files
-        with suppress(
-            BatchError
-        ):  # there is no such folder; then each task is looked for by its module
+        # The service has logged the same about the same files.
+        logging.getLogger().addHandler(logging.NullHandler())
+        # There is no such folder; then each task is looked for by its module.
+        with suppress(BatchError):
             load_tasks(Path(setup.tasks_dir), shows_tracebacks=False)
         missing: dict[str, str] = {}
         for name, (module, qualname) in setup.tasks.items():
             if name not in TaskRegistry.tasks() and (reason := _register(module, qualname)):
                 missing[name] = reason
-        with suppress(
-            BatchError
-        ):  # the author's own class of settings; the child that needs it gets the error
+        # The author's own class of settings; the child that needs it gets the error.
+        with suppress(BatchError):
             get_settings()
         self._database = setup.open_database()
         child_process.prepare()

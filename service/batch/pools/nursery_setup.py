@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from service.batch.tasks.registry import Task
-from service.config import Settings
 from service.database.engine import Database
+from service.settings.settings import Settings
 
 MOST_CONNECTIONS = 5
 """How many connections to the server of the application's database a child opens, at most."""

@@ -52,7 +52,8 @@ async def copy_lines(descriptor: int, tell: Callable[[str], None]) -> None:
     """
     reader, lines = asyncio.StreamReader(limit=CHUNK), Lines()
     loop = asyncio.get_running_loop()
-    pipe = open(descriptor, "rb", 0)  # noqa: SIM115, ASYNC230 - a pipe that is open already; the transport closes it
+    # A pipe that is open already; the transport closes it.
+    pipe = open(descriptor, "rb", 0)  # noqa: SIM115, ASYNC230
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     try:
         while data := await reader.read(CHUNK):

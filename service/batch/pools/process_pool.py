@@ -19,9 +19,9 @@ from service.batch.pools.nursery import Nursery
 from service.batch.pools.nursery_setup import NurserySetup
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.errors import ProcessDied, UnknownTask
 from service.logs import get_logger
+from service.settings.settings import Settings
 
 logger = get_logger("service.batch")
 
@@ -52,11 +52,15 @@ class ProcessPool:
         """
         self.name = name
         self.processes = processes or os.cpu_count() or 1
-        self._settings, self._tasks, self._lease, self._node = settings, tasks, lease, node
+        self._settings = settings
+        self._tasks = tasks
+        self._lease = lease
+        self._node = node
         self._forks = sys.platform == "linux"
         self._nursery: Nursery | None = None
         self._children: dict[PooledAttempt, Child] = {}
-        self._needed, self._changed = asyncio.Event(), asyncio.Event()
+        self._needed = asyncio.Event()
+        self._changed = asyncio.Event()
         self._retired: set[asyncio.Task[None]] = set()
         self._trouble: str | None = None
         self._kernel_kills = 0
@@ -102,7 +106,8 @@ class ProcessPool:
             await asyncio.wait(self._work)
         for child in self._children.values():
             child.kill()
-        nursery, self._nursery = self._nursery, None
+        nursery = self._nursery
+        self._nursery = None
         if nursery is not None:
             await nursery.end()
         for retired in self._retired:
@@ -187,7 +192,8 @@ class ProcessPool:
             except asyncio.CancelledError:
                 await nursery.end()
                 raise
-            pause, self._trouble = FIRST_PAUSE, None
+            pause = FIRST_PAUSE
+            self._trouble = None
             if self._forks and nursery.threads != 1:
                 logger.info(
                     f"pool {self.name}: importing the tasks leaves {nursery.threads} threads, "
@@ -201,7 +207,8 @@ class ProcessPool:
             await self._until_needed(nursery)
 
     def _offer(self, nursery: Nursery) -> None:
-        old, self._nursery = self._nursery, nursery
+        old = self._nursery
+        self._nursery = nursery
         if old is not None:
             self._retire(old)
         self._changed.set()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from service.batch.tasks.registry import Task
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 OWN_POOLS: Mapping[str, int | None] = {DEFAULT_POOL: None}
 

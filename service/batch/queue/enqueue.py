@@ -21,9 +21,9 @@ from service.batch.queue.requests import Startable as Startable
 from service.batch.queue.requests import StartRequest, Starts
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.registry import TaskRegistry
-from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, LeaseLost, UnknownTask
+from service.settings.reading import get_settings
 
 Wake = Callable[[], None]
 Forward = Callable[[Starts], Awaitable[str]]

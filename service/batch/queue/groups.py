@@ -34,7 +34,8 @@ class Start:
         **given: Any,
     ) -> None:
         """`on`: for a follow-up, whether it needs a success of all members, or only their end."""
-        self.task, self.on = task, on
+        self.task = task
+        self.on = on
         self._asked: dict[str, Any] = {"slot": slot, "at": at, "delay": delay, "params": params}
         self._given = given
 

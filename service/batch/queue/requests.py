@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from service.batch.tasks.policies import LONGEST
+from service.batch.tasks.declaration import LONGEST
 from service.batch.tasks.registry import Task
 from service.errors import InvalidParameters
 from service.escaping import echoed

@@ -95,9 +95,8 @@ async def _gated(
     theirs = tables.runs.c.id.in_(json_rows.among(tables.runs.c.id, ids, connection.dialect.name))
     gated = []
     for run in await connection.execute(select(*columns).where(theirs)):
-        rule = (
-            rules.get(run.task) if run.origin != Origin.MANUAL else None
-        )  # a follow-up waits for its group only
+        # A follow-up waits for its group only.
+        rule = rules.get(run.task) if run.origin != Origin.MANUAL else None
         until = now + timedelta(seconds=rule.within) if rule is not None else None
         own = None if run.gate in tuple(PartsGate) else run.gate
         gate = rule.on if rule is not None else own or str(waits.Gate.SUCCESS)

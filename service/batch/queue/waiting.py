@@ -116,9 +116,8 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
     await transitions.join_parts(connection, decided.joining, now)
     await transitions.fail_split(connection, decided.failing, now)
     for run, reason in decided.cancelling.items():
-        await transitions.cancel(
-            connection, [run], reason, "", now
-        )  # who has asked for it stands in its row
+        # Its row says who has asked for it.
+        await transitions.cancel(connection, [run], reason, "", now)
     for run, reason in decided.stopping.items():
         ids = await parts.active_ids(connection, run)
         await transitions.cancel(connection, ids, reason, "fail_fast", now)

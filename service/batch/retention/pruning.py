@@ -107,7 +107,8 @@ class Pruner:
         self._application = application
         self._keep = keep
         self._pause = pause
-        self._runs, self._blocks = DeleteSize(RUNS), DeleteSize(BLOCKS)
+        self._runs = DeleteSize(RUNS)
+        self._blocks = DeleteSize(BLOCKS)
 
     async def prune(self) -> Counter[str]:
         """Delete what is old. Returns the number of deleted `runs`, `missed ranges`, `schedules`,

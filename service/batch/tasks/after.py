@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from service.batch.tasks.policies import LONGEST, NAME, check
+from service.batch.tasks.declaration import LONGEST, NAME, check
 
 MOST_UPSTREAMS = 20
 

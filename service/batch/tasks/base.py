@@ -8,9 +8,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
 from service.batch.tasks.after import After
-from service.batch.tasks.monitoring import Alerts
-from service.batch.tasks.policies import Missed, MissedPolicy, OverlapPolicy, Retry
-from service.poolsettings import DEFAULT_POOL
+from service.batch.tasks.declaration import Alerts, Missed, MissedPolicy, OverlapPolicy, Retry
+from service.settings.pools import DEFAULT_POOL
 
 MYPY = False
 T = TypeVar("T")

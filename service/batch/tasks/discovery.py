@@ -24,8 +24,8 @@ from typing import Any
 from service import failures
 from service.batch.tasks import followers
 from service.batch.tasks.broken_files import BrokenFile
+from service.batch.tasks.declaration import NAME
 from service.batch.tasks.discovery_watch import SlowImports
-from service.batch.tasks.policies import NAME
 from service.batch.tasks.registry import TaskRegistry, task_classes
 from service.errors import BatchError, InvalidSetting, InvalidTask
 from service.escaping import echoed
@@ -79,7 +79,8 @@ def _load(path: Path, package: str, shows_tracebacks: bool) -> ModuleType | Brok
     before, modules = TaskRegistry.number(), set(sys.modules)
     try:
         return _import(path, package)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's file may raise anything; the others must run
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        # An author's file may raise anything; the others must run.
         TaskRegistry.remove(TaskRegistry.names_after(before))
         # Forget the modules that it had imported from its package, since the author may correct one
         # of these.
@@ -262,7 +263,8 @@ def _levels(name: str, folder: Path) -> list[Path]:
 def _is_imported(name: str, level: Path, folder: Path, broken: list[BrokenFile]) -> bool:
     try:
         package = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - its __init__.py is an author's file too
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        # Its __init__.py is an author's file too.
         if (level / "__init__.py").exists():
             path = folder if level == folder.resolve() else _relative(level)
             broken.append(_not_imported(path / "__init__.py", error))
@@ -289,9 +291,8 @@ def _import(path: Path, package: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    setattr(
-        sys.modules[package], name.removeprefix(f"{package}."), module
-    )  # `import myapp.tasks.x` finds it there
+    # `import myapp.tasks.x` finds it there.
+    setattr(sys.modules[package], name.removeprefix(f"{package}."), module)
     return module
 
 

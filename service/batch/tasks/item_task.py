@@ -23,7 +23,7 @@ from service.batch.chunks.chunks import Chunks
 from service.batch.chunks.keyset_pages import Page, Pages
 from service.batch.context import current_run
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.policies import Retry
+from service.batch.tasks.declaration import Retry
 from service.batch.tasks.retry_after import seconds_asked
 from service.database.engine import Database
 from service.database.session import application_database
@@ -174,7 +174,8 @@ class _ItemSource:
     """
 
     def __init__(self, task: ItemTask, statement: Select[*tuple[Any, ...]]) -> None:
-        self._task, self._statement = task, statement
+        self._task = task
+        self._statement = statement
         self._run = current_run.current_run_if_any()
         self._has_fetch = type(task).fetch is not ItemTask.fetch
         self._fetch_slots = asyncio.Semaphore(task.concurrency)
@@ -264,7 +265,8 @@ class _ItemSource:
             try:
                 async with self._fetch_slots:
                     return _Attempted(await self._task.fetch(item), tries=tries)
-            except Exception as error:  # noqa: BLE001 - an author's error; it sets the item aside, or is raised later
+            except Exception as error:  # noqa: BLE001
+                # An author's error; it sets the item aside, or is raised later.
                 asked = seconds_asked(error)
                 if tries >= retry.attempts or not (
                     isinstance(error, retry.on) or asked is not None

@@ -53,7 +53,8 @@ class TasksFolder:
         A new or changed file counts from the second call on that finds it with the same size and
         time of change, since it may still be being written.
         """
-        before, self._files = self._files, self._scan()
+        before = self._files
+        self._files = self._scan()
         self._forget_removed()
         settled = {path for path, state in self._files.items() if before.get(path) == state}
         changed = {path for path in settled if self._loaded.get(path) != self._files[path]}

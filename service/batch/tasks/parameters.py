@@ -23,10 +23,10 @@ from typing_extensions import TypedDict
 
 from service import failures
 from service.batch.context.upstream import Upstream
-from service.config import get_settings
 from service.errors import InvalidParameters, InvalidTask
 from service.escaping import MOST_LEVELS, echoed, is_deep
 from service.redaction import Redaction
+from service.settings.reading import get_settings
 
 SLOT = "slot"
 TOO_DEEP = f"lists and objects may be nested on {MOST_LEVELS} levels at most"
@@ -247,7 +247,8 @@ def _new_schema(kinds: tuple[tuple[str, Any], ...], required: tuple[str, ...]) -
     fields = {name: kind if name in required else NotRequired[kind] for name, kind in kinds}
     # A TypedDict, since a pydantic model can't have fields named `copy`, `json` or `schema`.
     shape = TypedDict("run", fields)  # type: ignore[misc] # made at run time
-    shape.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    shape.__pydantic_config__ = config  # type: ignore[attr-defined]
     try:
         if SLOT in (by_name := dict(kinds)):
             TypeAdapter(by_name[SLOT]).validate_python(datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC))
@@ -257,9 +258,8 @@ def _new_schema(kinds: tuple[tuple[str, Any], ...], required: tuple[str, ...]) -
             "the parameter slot of run() is filled with a datetime: write `slot: datetime`"
         ) from None
     except (PydanticUserError, NameError) as error:
-        reason = (
-            str(error).split(". ")[0].splitlines()[0]
-        )  # the rest is advice about pydantic's own settings
+        # The rest is advice about pydantic's own settings.
+        reason = str(error).split(". ")[0].splitlines()[0]
         raise InvalidTask(
             f"the parameters of run() can't be checked: {reason}; allowed: types that pydantic "
             "reads from JSON, "

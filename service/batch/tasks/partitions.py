@@ -14,8 +14,8 @@ from service.batch.context.upstream import Done
 from service.batch.ledger.parts import PartsGate
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin
+from service.batch.tasks.declaration import MOST_RUNNING, check
 from service.batch.tasks.parameters import TOO_DEEP
-from service.batch.tasks.policies import MOST_RUNNING, check
 from service.errors import ChunkError, InvalidParameters, InvalidTask
 from service.escaping import echoed, is_deep
 

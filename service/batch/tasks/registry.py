@@ -17,8 +17,11 @@ from service.batch.cron.cron import Schedule
 from service.batch.cron.zones import zone_of
 from service.batch.tasks.after import After
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.declared import (
-    LIMITS,
+from service.batch.tasks.declaration import (
+    MONITORING,
+    POLICIES,
+    Monitoring,
+    Policies,
     description_of,
     has_schedule,
     instance,
@@ -28,14 +31,12 @@ from service.batch.tasks.declared import (
     schedule_in,
     schedule_of,
     static,
+    tags_of,
     timezone_of,
 )
-from service.batch.tasks.monitoring import ATTRIBUTES as MONITORING_ATTRIBUTES
-from service.batch.tasks.monitoring import Monitoring
 from service.batch.tasks.parameters import Parameters
 from service.batch.tasks.partitioned_task import PartitionedTask
 from service.batch.tasks.partitions import Partition
-from service.batch.tasks.policies import Policies, tags_of
 from service.errors import InvalidTask, UnknownTask
 from service.escaping import echoed
 
@@ -269,7 +270,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
     if not _is_task(cls):
         raise InvalidTask("it is not a subclass of BaseTask")
     refuse_abstract(cls)
-    task = instance(cls)
+    task: BaseTask = instance(cls)
     run = task.run
     if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
         raise InvalidTask("run() contains a yield, so its body would never run: use return instead")
@@ -317,9 +318,7 @@ def _declared(cls: type[BaseTask], takes_slot: bool) -> tuple[Policies, Monitori
         return policies, monitoring
 
 
-DEFAULTS = tuple(
-    (name, getattr(BaseTask, name)) for name in (*LIMITS, "fenced", *MONITORING_ATTRIBUTES)
-)
+DEFAULTS = tuple((name, getattr(BaseTask, name)) for name in (*POLICIES, *MONITORING))
 
 
 @functools.cache

@@ -21,9 +21,8 @@ def seconds_asked(error: BaseException) -> float | None:
     """
     if isinstance(error, RetryAfter):
         return max(0.0, error.seconds)
-    httpx = sys.modules.get(
-        "httpx"
-    )  # an error of httpx can't exist before httpx is imported, which takes long
+    # An error of httpx can't exist before httpx is imported, which takes long.
+    httpx = sys.modules.get("httpx")
     if httpx is None or not isinstance(error, httpx.HTTPStatusError):
         return None
     headers = getattr(error.response, "headers", {})  # a test may leave out the response

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from service.accesssettings import SECRET_WORDS
 from service.batch.retention.retention import Keep
 from service.operations.asking.actor import Actor
 from service.operations.asking.databases import Databases
 from service.redaction import Redaction
+from service.settings.access import SECRET_WORDS
 
 if TYPE_CHECKING:
     from service.batch.tasks.broken_files import BrokenFile

@@ -22,11 +22,11 @@ from service.batch.ledger import tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.nodes import living, process_lock
 from service.concurrency.limits import LimitReached, limited
-from service.config import Settings
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import History, migrate, refuse_unknown, revision_of
 from service.errors import DatabaseError, DatabaseUnreachable, InvalidSetting
+from service.settings.settings import Settings
 
 
 @contextmanager
@@ -110,9 +110,8 @@ async def _prepare(application: Database, ledger: Database, lease_seconds: float
     _refuse_one_file(application, ledger)
     for database in (application, ledger):
         await database.check()
-    await migrate_ledger(
-        ledger, lease_seconds
-    )  # first: it is refused while processes of an older version live
+    # First: it is refused while processes of an older version live.
+    await migrate_ledger(ledger, lease_seconds)
     await migrate(application, *APPLICATION_HISTORIES)
 
 

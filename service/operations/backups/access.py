@@ -20,11 +20,11 @@ from service.backup.places.place import FOLDER, Places
 from service.batch.ledger import backups
 from service.batch.ledger.backups import Row
 from service.batch.ledger.tables import backups as table
-from service.config import Settings
 from service.errors import DatabaseError
 from service.logs import get_logger
 from service.operations.asking.databases import Databases
-from service.placeurl import FILE, folder_of
+from service.settings.settings import Settings
+from service.settings.urls import FILE, folder_of
 
 T = TypeVar("T")
 Statements = Callable[[AsyncConnection], Awaitable[T]]

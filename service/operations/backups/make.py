@@ -52,9 +52,8 @@ async def create(access: BackupAccess, on_progress: OnProgress = ignore_progress
     """
 
     def report(progress: BackupProgress) -> None:
-        rows = (
-            f", {progress.rows:,} rows" if progress.rows else ""
-        )  # rows of SQLite are not counted
+        # SQLite's rows are not counted.
+        rows = f", {progress.rows:,} rows" if progress.rows else ""
         on_progress(progress.bytes, progress.estimate, progress.stage + rows)
 
     path = await create_backup(access.settings.BACKUP_DIR, on_progress=report)

@@ -24,7 +24,7 @@ from service.operations.backups.details import BackupDetails
 from service.operations.backups.facet import Backups, Warn
 from service.operations.backups.make import BackupResult
 from service.operations.backups.pins import PinChange
-from service.placeurl import FILE, folder_of
+from service.settings.urls import FILE, folder_of
 
 ELSEWHERE = "elsewhere"
 _PATH = re.compile(r"(?:\w+://|\.{0,2}/)[^\s'\",;()]*[^\s'\",;().:]")

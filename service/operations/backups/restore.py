@@ -27,11 +27,9 @@ from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import in_thread
-from service.config import Settings
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import History
 from service.database.urls import safe_url
-from service.databaseurl import async_url
 from service.errors import BackupError, DamagedBackup, DatabaseError, InvalidParameters
 from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
@@ -43,6 +41,8 @@ from service.operations.backups.make import (
     refuse_changed,
 )
 from service.operations.backups.progress import OnProgress, ignore_progress
+from service.settings.settings import Settings
+from service.settings.urls import async_url
 
 HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 BESIDE_A_SERVICE = (

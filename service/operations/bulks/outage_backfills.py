@@ -137,10 +137,8 @@ async def begin(context: Context, ids: Sequence[str], note: str | None) -> list[
         if each.started_at is None:
             try:
                 await bulk.begin(context, each.id, "backfill", note)
-            except (
-                WrongState,
-                UnknownPreview,
-            ):  # begun by now, expired, or of another schedule: the answer says which began
+            except (WrongState, UnknownPreview):
+                # Begun by now, expired, or of another schedule: the answer says which began.
                 continue
     return await begun(context, ids)
 

@@ -114,7 +114,8 @@ class Incidents:
 
     def __init__(self, context: Context, channels: Sequence[str] = ()) -> None:
         """`channels`: the names of the channels that the settings have."""
-        self._context, self._channels = context, channels
+        self._context = context
+        self._channels = channels
 
     async def list(
         self,

@@ -30,7 +30,6 @@ from service.batch.ledger.tables import (
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
 from service.escaping import shortened
 from service.operations.asking.context import Context
@@ -52,6 +51,7 @@ from service.operations.night.results import (
 from service.operations.people.redacting import hidden_tasks, hides_change
 from service.operations.runs import late
 from service.operations.system.nodes import last_seen, living_nodes
+from service.settings.settings import Settings
 
 LONGEST_WINDOW = timedelta(days=31)
 AHEAD = timedelta(hours=2)
@@ -65,32 +65,31 @@ MOST_FOLLOWED = 1_000
 LONGEST_VALUE = 500
 """Of the JSON of a value before or after a change, in characters."""
 CHANGES = (
-    *(
-        "service.deploy",
-        "service.start",
-        "settings.change",
-        "database.migrate",
-        "backup.restore",
-        "schedule.change",
-    ),
-    *(
-        "task.pause",
-        "task.resume",
-        "task.backfill",
-        "task.mute",
-        "task.unmute",
-        "incident.acknowledge",
-    ),
-    *(
-        "incident.reopen",
-        "run.start",
-        "run.cancel",
-        "run.retry",
-        "run.retry_from_the_beginning",
-        "run.redrive",
-    ),
-    *("run.acknowledge", "slots.leave", "slots.reopen"),
-    *("bulk.retry", "bulk.cancel", "bulk.acknowledge", "bulk.backfill"),
+    "service.deploy",
+    "service.start",
+    "settings.change",
+    "database.migrate",
+    "backup.restore",
+    "schedule.change",
+    "task.pause",
+    "task.resume",
+    "task.backfill",
+    "task.mute",
+    "task.unmute",
+    "incident.acknowledge",
+    "incident.reopen",
+    "run.start",
+    "run.cancel",
+    "run.retry",
+    "run.retry_from_the_beginning",
+    "run.redrive",
+    "run.acknowledge",
+    "slots.leave",
+    "slots.reopen",
+    "bulk.retry",
+    "bulk.cancel",
+    "bulk.acknowledge",
+    "bulk.backfill",
 )
 """The events of the audit that are changes."""
 

@@ -14,7 +14,6 @@ from service.batch.ledger import database_time, schedules
 from service.batch.ledger.buckets import LENGTH
 from service.batch.night import tally
 from service.concurrency.offload import offload
-from service.config import Settings
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
 from service.operations.night import night
@@ -24,6 +23,7 @@ from service.operations.night.lanes import Lanes, lanes_of
 from service.operations.night.night import AHEAD, EVENING
 from service.operations.night.results import Night
 from service.operations.night.sparks import Spark, sparks_of
+from service.settings.settings import Settings
 
 MOST_COLUMNS = 150
 """The chart has this many columns at most: in a longer window one holds several times ten minutes.

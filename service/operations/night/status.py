@@ -15,7 +15,6 @@ from service.batch.ledger import gauges
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import CLAIMABLE, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, backups, is_one_of, runs
-from service.config import Settings
 from service.errors import NoLedger
 from service.operations.asking.context import Context
 from service.operations.asking.results import Node, Result, RunSummary
@@ -25,6 +24,7 @@ from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.system import pools
 from service.operations.system.nodes import living_nodes
 from service.operations.system.pools import PoolState
+from service.settings.settings import Settings
 
 IS_FAILED_SQL = is_one_of([RunState.FAILED])
 MOST_FAILED = 200

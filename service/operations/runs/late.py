@@ -44,19 +44,21 @@ OF_A_TASK = 10
 _COLUMNS = [
     runs.c[name]
     for name in (
-        *(
-            "id",
-            "task",
-            "slot",
-            "state",
-            "gate",
-            "attempt",
-            "created_at",
-            "due_at",
-            "started_at",
-            "attempt_started_at",
-        ),
-        *("count", "total", "rate", "progress_at", "exclusive"),
+        "id",
+        "task",
+        "slot",
+        "state",
+        "gate",
+        "attempt",
+        "created_at",
+        "due_at",
+        "started_at",
+        "attempt_started_at",
+        "count",
+        "total",
+        "rate",
+        "progress_at",
+        "exclusive",
     )
 ]
 
@@ -139,9 +141,8 @@ async def waiting_of(
 async def _present(connection: AsyncConnection, living: Sequence[Node], now: datetime) -> Present:
     running: dict[str, list[Row[Any]]] = {}
     held = (await connection.execute(select(*_COLUMNS).where(text(HELD_SQL)))).all()
-    for row in sorted(
-        held, key=lambda row: row.created_at
-    ):  # with an ORDER BY, SQLite might read all runs
+    # With an ORDER BY, SQLite might read all runs.
+    for row in sorted(held, key=lambda row: row.created_at):
         running.setdefault(row.task, []).append(row)
     is_paused = select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
     paused = {row.name: row.paused_by or "somebody" for row in await connection.execute(is_paused)}

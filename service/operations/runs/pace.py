@@ -16,7 +16,7 @@ from service.batch.ledger.tables import tasks
 from service.operations.asking.context import Context
 from service.operations.asking.databases import is_missing_file
 from service.operations.asking.results import Result, RunDetails
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 STALLED = 10
 """A run stands still if nothing was committed for this many times as long as a chunk usually takes.

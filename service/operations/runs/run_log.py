@@ -64,9 +64,8 @@ async def blocks(context: Context, given: str, follow: bool) -> AsyncGenerator[L
     await refuse_hidden_log(context, run)
     reader = Reader(context.databases, run)
     while True:
-        state, fence = await _state(
-            context.databases, run
-        )  # first: a final state comes with the last lines
+        # First: a final state comes with the last lines.
+        state, fence = await _state(context.databases, run)
         async for block in reader.new_blocks(fence):
             yield await offload(_log_block, block)
         if not follow or state in FINAL:

@@ -22,14 +22,14 @@ from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.incidents import incidents as incident_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import IncidentKind
-from service.batch.tasks.policies import ON_TIME
+from service.batch.tasks.declaration import ON_TIME
 from service.concurrency.limits import limited
 from service.concurrency.offload import offload
 from service.errors import BatchError
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 from service.operations.asking.context import Context
-from service.poolsettings import NO_POOLS, Pool
+from service.settings.pools import NO_POOLS, Pool
 
 logger = get_logger("service.batch")
 
@@ -72,9 +72,8 @@ class PoolGauges(NamedTuple):
     places: int
 
 
-@dataclass(
-    frozen=True, eq=False
-)  # hashed as the object that it is, for what is made of one reading once
+# Hashed as the object that it is, for what is made of one reading once.
+@dataclass(frozen=True, eq=False)
 class Gauges:
     """The gauges of the ledger, of one reading. All nodes of a ledger read the same.
 
@@ -219,7 +218,9 @@ class GaugeReader:
         self, context: Context, metrics: ProcessMetrics, settings: Mapping[str, Pool] = NO_POOLS
     ) -> None:
         """`settings`: of pools."""
-        self._context, self._metrics, self._settings = context, metrics, settings
+        self._context = context
+        self._metrics = metrics
+        self._settings = settings
         self._gauges: Gauges | None = None
         self._read_at = -FRESH_SECONDS
         self._reading: asyncio.Task[Gauges | None] | None = None
@@ -265,10 +266,8 @@ class GaugeReader:
                 f"the gauges of the ledger could not be read: {str(error) or type(error).__name__}"
             )
             return None
-        self._gauges, self._read_at = (
-            self._with_successes(found) if found is not None else None,
-            began,
-        )
+        self._gauges = self._with_successes(found) if found is not None else None
+        self._read_at = began
         return self._gauges
 
     def _with_successes(self, found: Gauges) -> Gauges:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.incidents.pool_check import grouped, why
 from service.batch.ledger import pools
 from service.operations.asking.context import Context
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 
 class PoolProblem(NamedTuple):

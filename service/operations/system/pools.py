@@ -17,7 +17,7 @@ from service.batch.ledger.tables import tasks
 from service.operations.asking.context import Context
 from service.operations.asking.results import Node, Result
 from service.operations.system.nodes import living_nodes
-from service.poolsettings import DEFAULT_POOL, Pool
+from service.settings.pools import DEFAULT_POOL, Pool
 
 
 class PoolState(Result):
@@ -54,7 +54,8 @@ class Pools:
     """
 
     def __init__(self, context: Context, settings: Mapping[str, Pool]) -> None:
-        self._context, self._settings = context, settings
+        self._context = context
+        self._settings = settings
 
     async def list(self) -> Sequence[PoolState]:
         """The pools of all tasks, nodes and settings, the default one first. Raises

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from service.alertsettings import NAMED
-from service.config import SECRET, Settings, sources_of
 from service.operations.asking.results import Result
 from service.redaction import MASK
+from service.settings.alerts import NAMED
+from service.settings.settings import SECRET, Settings
 
 PLACE = re.compile(r"(?P<scheme>[\w+.-]+://)(?P<login>[^/?#]*@)?(?P<rest>[^?#]*)")
 
@@ -40,7 +40,7 @@ class UsedSettings(Result):
 
 def used(settings: Settings) -> UsedSettings:
     """The settings of the service, in the order of their declaration."""
-    sources = sources_of(settings)
+    sources = settings.sources
     listed = [
         UsedSetting(
             name=name,

@@ -16,8 +16,7 @@ from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time, gauges, missed_ranges, run_query, schedules
 from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.schedules import OpenSchedule
-from service.batch.tasks.monitoring import Alerts, Monitoring
-from service.batch.tasks.policies import Missed, Policies, Retry
+from service.batch.tasks.declaration import Alerts, Missed, Monitoring, Policies, Retry
 from service.batch.tasks.registry import Task
 from service.errors import InvalidSchedule
 from service.escaping import echoed

@@ -23,7 +23,7 @@ from service.operations.tasks.details import TaskRows
 from service.operations.tasks.lint import LintedTask
 from service.operations.tasks.listing import Known
 from service.operations.tasks.results import Paused, Resumed, TaskDetails, TaskSummary
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 if TYPE_CHECKING:
     from service.batch.tasks.broken_files import BrokenFile
@@ -38,7 +38,8 @@ class Tasks:
 
     def __init__(self, context: Context, pools: Collection[str] = ()) -> None:
         """`pools`: the names of the pools that the settings of this process describe."""
-        self._context, self._pools = context, pools
+        self._context = context
+        self._pools = pools
 
     async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
         """The loaded tasks by name, followed by the files that can't be used, with the names of

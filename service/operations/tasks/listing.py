@@ -17,7 +17,7 @@ from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.registry import Task
 from service.operations.tasks.results import TaskSummary
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 Row = Mapping[str, Any]
 

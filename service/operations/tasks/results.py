@@ -16,7 +16,7 @@ from service.operations.asking.results import (
     Slot,
 )
 from service.operations.runs.waiting import Chain, Upcoming
-from service.poolsettings import DEFAULT_POOL
+from service.settings.pools import DEFAULT_POOL
 
 
 class TaskSummary(Result):

@@ -26,18 +26,14 @@ phone's.
 """
 
 WORDS = (
-    *(
-        ("succeeded", "succeeded"),
-        ("active", "still going on"),
-        ("failed", "failed"),
-        ("missed", "missed"),
-    ),
-    *(
-        ("unaccounted", "unaccounted"),
-        ("skipped", "skipped"),
-        ("paused", "paused"),
-        ("cancelled", "cancelled"),
-    ),
+    ("succeeded", "succeeded"),
+    ("active", "still going on"),
+    ("failed", "failed"),
+    ("missed", "missed"),
+    ("unaccounted", "unaccounted"),
+    ("skipped", "skipped"),
+    ("paused", "paused"),
+    ("cancelled", "cancelled"),
 )
 _LOW = (
     ("unaccounted", "cell-unaccounted", 1.5),

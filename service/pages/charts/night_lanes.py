@@ -15,18 +15,14 @@ TEN_MINUTES = timedelta(minutes=10)
 HAIR = 0.3
 """The least width of a bar, in percent."""
 _WORST = (
-    *(
-        ("unaccounted", "unaccounted"),
-        ("failed", "failed"),
-        ("missed", "missed"),
-        ("active", "running"),
-    ),
-    *(
-        ("skipped", "skipped"),
-        ("paused", "skipped"),
-        ("cancelled", "cancelled"),
-        ("succeeded", "succeeded"),
-    ),
+    ("unaccounted", "unaccounted"),
+    ("failed", "failed"),
+    ("missed", "missed"),
+    ("active", "running"),
+    ("skipped", "skipped"),
+    ("paused", "skipped"),
+    ("cancelled", "cancelled"),
+    ("succeeded", "succeeded"),
 )
 
 

@@ -107,9 +107,8 @@ def page(path: str, make: Page, role: Role = "viewer", blocks: Collection[str] =
             if (block := _block_of(request)) in blocks:
                 viewer = only(viewer, block)
             response = await html_answer(request, await make(request, viewer))
-            if (
-                request.headers.get("sec-fetch-mode", "navigate") == "navigate"
-            ):  # no poll of a page that is left open
+            # No poll of a page that is left open.
+            if request.headers.get("sec-fetch-mode", "navigate") == "navigate":
                 remember(request, response, visits_in(request, viewer.now))
             return response
 

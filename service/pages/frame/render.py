@@ -118,5 +118,5 @@ def icon(name: str, css: str = "") -> Markup:
     found = _INNER.search((STATIC / "icons" / f"{name}.svg").read_text())
     assert found is not None, name
     inner = " ".join(found[1].split()).replace(" />", "/>").replace("> <", "><")
-    classes = f"i {css}".strip()
-    return Markup(f'<svg class="{classes}" viewBox="0 0 24 24" aria-hidden="true">{inner}</svg>')  # noqa: S704
+    attributes = f'class="{f"i {css}".strip()}" viewBox="0 0 24 24" aria-hidden="true"'
+    return Markup(f"<svg {attributes}>{inner}</svg>")  # noqa: S704

@@ -13,8 +13,11 @@ from service.pages.frame.viewer import Viewer
 from service.words import ICONS
 
 PAGES = (
-    *(("night", "Night", "/"), ("tasks", "Tasks", "/tasks"), ("runs", "Runs", "/runs")),
-    *(("backups", "Backups", "/backups"), ("nodes", "Nodes", "/nodes")),
+    ("night", "Night", "/"),
+    ("tasks", "Tasks", "/tasks"),
+    ("runs", "Runs", "/runs"),
+    ("backups", "Backups", "/backups"),
+    ("nodes", "Nodes", "/nodes"),
 )
 LIVE = {"/": "night", "/tasks": "tasks", "/runs": "runs"}
 """The pages whose parts change while somebody looks, and their topics."""

@@ -64,11 +64,16 @@ class Watch:
         self.version = 0
         self.is_fresh = False
         self.used_at = clock.monotonic()
-        self._make, self._rest_seconds, self._slow, self._quiet = make, rest_seconds, slow, quiet
+        self._make = make
+        self._rest_seconds = rest_seconds
+        self._slow = slow
+        self._quiet = quiet
         self._parts: dict[str, tuple[Part, int]] = {}
         self._slow_at: dict[str, float] = {}
-        self._noted, self._is_outdated = -1, True
-        self._made_at, self._took = 0.0, 0.0
+        self._noted = -1
+        self._is_outdated = True
+        self._made_at = 0.0
+        self._took = 0.0
         self._making: asyncio.Task[None] | None = None
         self._told: dict[int, bytes] = {}
 
@@ -76,7 +81,8 @@ class Watch:
         """Note that something has happened. All who watch get the same events, which count once."""
         newest = max((event.number for event in events), default=-1)
         if newest > self._noted:
-            self._noted, self._is_outdated = newest, True
+            self._noted = newest
+            self._is_outdated = True
 
     async def refresh(self) -> None:
         """Render the parts if they are outdated, and it is not too soon."""
@@ -106,10 +112,8 @@ class Watch:
         return self._is_outdated or passed >= self._rest_seconds
 
     async def _remake(self) -> None:
-        began, self._took = (
-            clock.monotonic(),
-            0.0,
-        )  # what has failed says nothing of how long it takes
+        began = clock.monotonic()
+        self._took = 0.0  # what has failed says nothing of how long it takes
         self._is_outdated = False
         try:
             async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE)):
@@ -117,10 +121,12 @@ class Watch:
             self.is_fresh = True
             self._took = clock.monotonic() - began
         except BatchError as error:
-            self.is_fresh, self._is_outdated = False, True
+            self.is_fresh = False
+            self._is_outdated = True
             logger.debug(f"live page: {error.message}")
         except Exception:
-            self.is_fresh, self._is_outdated = False, True
+            self.is_fresh = False
+            self._is_outdated = True
             logger.exception("a live page could not be rendered")
         finally:
             self._made_at = clock.monotonic()

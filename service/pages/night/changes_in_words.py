@@ -142,8 +142,8 @@ def _runs_of_backfill(counts: Mapping[str, Any]) -> str:
 
 
 def _changed(counts: Mapping[str, Any]) -> int | None:
-    numbers = [counts.get("new"), counts.get("again")]
-    return sum(numbers) if all(type(number) is int for number in numbers) else None  # type: ignore[arg-type]
+    numbers: list[Any] = [counts.get("new"), counts.get("again")]
+    return sum(numbers) if all(type(number) is int for number in numbers) else None
 
 
 def _settings(before: Any, after: Any) -> str:

@@ -15,9 +15,10 @@ from service.pages.frame.viewer import Viewer
 from service.pages.frame.window import window_in, window_in_words
 
 WHAT_TO_DO = {
-    Kind.GAP: "A service has gone past it, so nothing will run it by itself. A backfill does its work.",
-    Kind.LATE: "The service is busy or stuck. It handles the slot as soon as it goes on; its log may "
-    "say why.",
+    Kind.GAP: "A service has gone past it, so nothing will run it by itself. "
+    "A backfill does its work.",
+    Kind.LATE: "The service is busy or stuck. "
+    "It handles the slot as soon as it goes on; its log may say why.",
     Kind.DUE: "No running service has the task: start one, or bring the file of the task back.",
 }
 

@@ -14,20 +14,21 @@ from service.pages.frame.formatting import moment
 from service.pages.frame.viewer import Viewer
 
 FILTERS = (
-    *(
-        "task",
-        "tag",
-        "pool",
-        "state",
-        "origin",
-        "parent",
-        "param",
-        "text",
-        "within",
-        "since",
-        "until",
-    ),
-    *("created_since", "created_until", "slot_since", "slot_until"),
+    "task",
+    "tag",
+    "pool",
+    "state",
+    "origin",
+    "parent",
+    "param",
+    "text",
+    "within",
+    "since",
+    "until",
+    "created_since",
+    "created_until",
+    "slot_since",
+    "slot_until",
 )
 WITHIN = {"1h": timedelta(hours=1), "24h": timedelta(hours=24), "7d": timedelta(days=7)}
 """The quick choices of when a run was made."""

@@ -130,9 +130,8 @@ async def _run(given: str, viewer: Viewer) -> RunDetails:
     settings = {each.name: each.value for each in (await viewer.operations.settings()).settings}
     days = int(settings["KEEP_RUNS_DAYS"] or 0)
     words = f"there is no run with the id {given}"
-    made = (
-        int(given[:8] + given[9:13], 16) / 1_000
-    )  # an id of version 7 begins with the time of its making
+    # An id of version 7 begins with the time of its making.
+    made = int(given[:8] + given[9:13], 16) / 1_000
     if given[14] == "7" and 0 < made < (viewer.now - timedelta(days=days)).timestamp():
         at = day(datetime.fromtimestamp(made, UTC), viewer.zone, viewer.now)
         words += f": it was made on {at}, and runs that have ended are deleted after {days} days"

@@ -42,9 +42,8 @@ async def ask_to_backfill(request: Request, viewer: Viewer) -> str:
     """The form: the first and the last day, and what to do with slots that have a run."""
     task = await viewer.operations.tasks.show(request.path_params["task"])
     given = viewer.entered or request.query_params
-    if (
-        "preview" in viewer.entered and "first" in viewer.entered
-    ):  # something is wrong with what was entered below it
+    # Something is wrong with what was entered below it.
+    if "preview" in viewer.entered and "first" in viewer.entered:
         return await _with_preview(task, viewer, viewer.entered)
     today = viewer.now.astimezone(zone_of(task.timezone or "UTC")).date()
     return await render(

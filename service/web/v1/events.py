@@ -49,9 +49,13 @@ class EventStream(Response):
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._request, self._topics, self._owner, self._last_id = request, topics, owner, last_id
+        self._request = request
+        self._topics = topics
+        self._owner = owner
+        self._last_id = last_id
         self._guard = guard_of(request)
-        self._valid_at, self._revocations = clock.monotonic(), self._guard.revocations()
+        self._valid_at = clock.monotonic()
+        self._revocations = self._guard.revocations()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         feed = self._guard.feed
@@ -95,7 +99,8 @@ class EventStream(Response):
         now, revocations = clock.monotonic(), self._guard.revocations()
         if now - self._valid_at < VALID_SECONDS and self._revocations == revocations:
             return True
-        self._valid_at, self._revocations = now, revocations
+        self._valid_at = now
+        self._revocations = revocations
         return await self._guard.still(self._request)
 
     async def texts_of(self, events: Sequence[Event]) -> Sequence[bytes]:
@@ -121,7 +126,8 @@ async def _until_gone(receive: Receive) -> None:
 
 EVENT: dict[str, Any] = {
     "title": "Event",
-    "description": "An event of the stream. The first one has only an id, with which a stream can go on.",
+    "description": "An event of the stream. "
+    "The first one has only an id, with which a stream can go on.",
     "type": "object",
     "properties": {
         "id": {

@@ -8,7 +8,7 @@ from fastapi import Path, Query
 from pydantic import Field
 
 from service.batch.ledger.states import IncidentKind
-from service.batch.tasks.policies import NAME
+from service.batch.tasks.declaration import NAME
 from service.operations.asking.cursors import Cursor
 from service.operations.asking.filter import ID, TASK_NAME, Instant
 from service.operations.asking.results import Result
@@ -56,8 +56,8 @@ class Acknowledgement(Body):
     )
     failed_until: Instant | None = Field(
         None,
-        description="Acknowledge only the runs that had failed by then, such as the `last_at` of the "
-        "incident.",
+        description="Acknowledge only the runs that had failed by then, "
+        "such as the `last_at` of the incident.",
     )
 
 

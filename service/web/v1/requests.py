@@ -36,8 +36,8 @@ GivenRun = Annotated[
     str,
     Path(
         pattern=GIVEN,
-        description="The id of the run, at least six digits of its beginning or end, or a task: its "
-        "newest run.",
+        description="The id of the run, at least six digits of its beginning or end, "
+        "or a task: its newest run.",
     ),
 ]
 BackupName = Annotated[

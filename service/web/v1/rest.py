@@ -69,8 +69,8 @@ class NightQuery(Body):
 
     since: Instant | None = Field(
         None,
-        description="Before the end of the window, 31 days at most. Default: 18:00 of the day before, in "
-        "the zone.",
+        description="Before the end of the window, 31 days at most. "
+        "Default: 18:00 of the day before, in the zone.",
     )
     until: Instant | None = Field(
         None, description="Default, and in place of a later instant: now."

@@ -15,7 +15,7 @@ from service.operations.bulks.bulk import Bulk, Preview
 from service.operations.runs.read import MOST_RUNS, RunPage
 from service.operations.starting.backfill import BackfillRequest
 from service.operations.tasks.results import Paused, Resumed, ResumedAhead, TaskDetails, TaskSummary
-from service.poolsettings import POOL_NAME
+from service.settings.pools import POOL_NAME
 from service.web.v1.requests import Body, Note, Operator, TaskName, Viewer, WithNote, router
 
 tasks = router("tasks")
@@ -146,8 +146,8 @@ async def start_run(
             min_length=1,
             max_length=LONGEST_KEY,
             pattern=r"^[!-~]([ -~]*[!-~])?$",
-            description="The same key starts a task once: a second request answers with the run of the "
-            "first.",
+            description="The same key starts a task once: "
+            "a second request answers with the run of the first.",
         ),
     ] = None,
 ) -> Started:

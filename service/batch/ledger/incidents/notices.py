@@ -40,17 +40,15 @@ IS_ANY_SQL = " OR ".join(
 RUN_COLUMNS = [
     runs.c[name]
     for name in (
-        *(
-            "id",
-            "task",
-            "slot",
-            "origin",
-            "state",
-            "reason",
-            "fingerprint",
-            "finished_at",
-            "requested_by",
-        ),
+        "id",
+        "task",
+        "slot",
+        "origin",
+        "state",
+        "reason",
+        "fingerprint",
+        "finished_at",
+        "requested_by",
         "acknowledged",
     )
 ]

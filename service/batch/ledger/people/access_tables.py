@@ -21,8 +21,11 @@ tokens = Table(
     Column("hash", String(64), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("created_by", Text, nullable=False),
-    *(Column(f"{event}_at", UtcDateTime) for event in ("expires", "revoked", "used")),
-    *(Column(name, Text) for name in ("revoked_by", "used_from")),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("used_at", UtcDateTime),
+    Column("revoked_by", Text),
+    Column("used_from", Text),
     Index(
         "uq_batch_tokens_name",
         "name",
@@ -62,7 +65,8 @@ events = Table(
     Column("task", String(100)),
     Column("run", Id),
     Column("target", Text),
-    *(Column(name, Json) for name in ("before", "after")),
+    Column("before", Json),
+    Column("after", Json),
     Column("note", Text),
     Column("key", String(200)),
     Index("ix_batch_events_at", "at", "id"),
@@ -82,10 +86,9 @@ previews = Table(
     Column("actor", Text, nullable=False),
     Column("request", Json, nullable=False),
     Column("ids", LargeBinary),
-    *(
-        Column(name, BigInteger, nullable=False, server_default="0")
-        for name in ("count", "position", "changed")
-    ),
+    Column("count", BigInteger, nullable=False, server_default="0"),
+    Column("position", BigInteger, nullable=False, server_default="0"),
+    Column("changed", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),

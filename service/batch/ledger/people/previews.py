@@ -30,9 +30,8 @@ def unpack(packed: bytes, start: int, stop: int) -> list[str]:
     """The ids from number `start` to `stop` of those that `pack` was given. No more than `stop` are
     decompressed.
     """
-    plain = zlib.decompressobj().decompress(
-        packed, max(stop * ID_BYTES, 1)
-    )  # 0 would stand for no limit
+    # 0 would stand for no limit.
+    plain = zlib.decompressobj().decompress(packed, max(stop * ID_BYTES, 1))
     places = range(start * ID_BYTES, len(plain), ID_BYTES)
     return [str(uuid.UUID(bytes=plain[at : at + ID_BYTES])) for at in places]
 

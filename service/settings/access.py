@@ -15,13 +15,13 @@ class AccessSettings(BaseSettings):
 
     BATCH_AUTH: Literal["on", "off"] = Field(
         "on",
-        description="Whether the API asks for a token or a sign-in. off: only where HOST is a loopback "
-        "address.",
+        description="Whether the API asks for a token or a sign-in. "
+        "off: only where HOST is a loopback address.",
     )
     BATCH_ALLOWED_HOSTS: str = Field(
         "",
-        description="Names in the Host header that are answered, by commas. Empty: loopback names and "
-        "HOST. *: all.",
+        description="Names in the Host header that are answered, by commas. "
+        "Empty: loopback names and HOST. *: all.",
     )
     BATCH_PAGES: Literal["on", "off"] = Field(
         "on", description="Whether the service shows pages for people. off: only the API answers."
@@ -33,7 +33,8 @@ class AccessSettings(BaseSettings):
     )
     BATCH_TRUSTED_PROXIES: str = Field(
         "",
-        description="Addresses or networks of proxies whose BATCH_AUTH_HEADER is believed, by commas.",
+        description="Addresses or networks of proxies whose BATCH_AUTH_HEADER is believed, "
+        "by commas.",
     )
     BATCH_AUTH_ROLES: str = Field(
         "",

@@ -50,15 +50,16 @@ class AlertSettings(BaseSettings):
 
     BATCH_ALERT_URLS: SecretStr | None = Field(
         None,
-        description="Where incidents are sent: URLs of Apprise, separated by spaces or lines. Empty: "
-        "nowhere.",
+        description="Where incidents are sent: URLs of Apprise, separated by spaces or lines. "
+        "Empty: nowhere.",
     )
     BATCH_ALERT_WEBHOOK: WebUrl | None = Field(
         None, description="Address that incidents are posted to as JSON."
     )
     BATCH_ALERT_WEBHOOK_SECRET: SecretStr | None = Field(
         None,
-        description="Secret by which the posts to BATCH_ALERT_WEBHOOK are signed. Empty: they are not.",
+        description="Secret by which the posts to BATCH_ALERT_WEBHOOK are signed. "
+        "Empty: they are not.",
     )
     BATCH_ALERT_LATE_AFTER: float = Field(
         300.0,
@@ -98,11 +99,13 @@ class AlertSettings(BaseSettings):
     )
     BATCH_PING_URL: WebUrl | None = Field(
         None,
-        description="Address that is called each minute while the service fires and writes. Empty: none.",
+        description="Address that is called each minute while the service fires and writes. "
+        "Empty: none.",
     )
     BATCH_PUBLIC_URL: PublicUrl | None = Field(
         None,
-        description="Address of this service for people, for the links in messages. Empty: no links.",
+        description="Address of this service for people, for the links in messages. "
+        "Empty: no links.",
     )
 
 
