@@ -19,7 +19,7 @@ INTO = --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev demo screenshots tools hooks test days faults nightly types check bench shape format lock clean
+.PHONY: help install serve dev demo screenshots tools hooks test rest days faults nightly types check bench shape format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -41,8 +41,13 @@ screenshots: tools ## make the pictures of the pages in docs/ anew, with Chromiu
 tools: $(DEV) ## what the targets below need, in .venv
 
 # Hundreds of processes are started: where none of them may keep its bytecode, each compiles all libraries anew.
-test: tools ## the tests, four at a time, for much of it waits; ARGS are passed on
-	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not types and not nightly and not days" $(ARGS)
+# Tests run four at a time, for much of it waits.
+TESTS = PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder
+test: tools ## the tests that prove each promise, about five minutes; ARGS are passed on
+	$(TESTS) -m "not rest and not types and not nightly and not days" $(ARGS)
+
+rest: tools ## all other tests that CI runs each time; ARGS are passed on
+	$(TESTS) -m "rest and not types and not nightly" $(ARGS)
 
 # Stories wait more than they work, so many are told at a time.
 days: tools ## stories of trouble that lasts minutes, with default settings, about ten minutes; ARGS are passed on

@@ -85,8 +85,7 @@ async def record_tasks(
 
 def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) -> dict[str, Any]:
     """What this task declares, from `declared`, to which it is added if it is not in there."""
-    schema = task.parameters.json_schema()
-    # Equal ones are one object, mostly.
+    schema = task.parameters.json_schema()  # equal ones are mostly one object, so ids tell enough
     key = (id(task.policies), id(task.monitoring), id(schema), task.tags)
     if key not in declared:
         declared[key] = {
