@@ -128,7 +128,7 @@ def test_the_project_obeys_the_rule(
         "from sqlalchemy import select",
         "def f():\n    import sqlalchemy.exc",
         "from service.batch.ledger import runs",
-        "from service.batch.ledger.states import RunState",
+        "from service.batch.ledger.tables import runs",
         "from service.batch import ledger",
         "ask('SELECT id FROM batch_runs')",
         "ask(f'DELETE FROM {table}')",
