@@ -28,8 +28,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.cli import bar, progress
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.operations.runs import run_log
-from service.operations.runs.facet import Runs
+from service.operations.runs import read, run_log
 from tests.batch.ledger_world import until as in_time
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
@@ -180,14 +179,14 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._number = 0
-        look = Runs.get
+        look = read.current
 
         async def counted(*given: Any) -> Any:
             found = await look(*given)
             self._number += 1
             return found
 
-        monkeypatch.setattr(Runs, "get", counted)
+        monkeypatch.setattr(read, "current", counted)
         monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
 
     async def more(self, number: int) -> None:

@@ -93,7 +93,7 @@ def fire(service: BatchService, name: str) -> None:
     """Notify the dispatcher as APScheduler does at a slot: it follows the real clock, while ours
     stands still.
     """
-    service.scheduler.get_job(name).func(name)
+    service.dispatcher.notify(name)
 
 
 async def run_in(service: BatchService, state: str, **equal: Any) -> dict[str, Any]:

@@ -278,7 +278,9 @@ class Settings(AccessSettings, AlertSettings):
         """
         if not name.isupper():
             return super().__getattr__(name)  # type: ignore[misc,no-any-return]
-        if name not in (own := self._given):
+        # An author's own setting is read when it is asked for, so that a test may set it after these.
+        own = {**self._given, **os.environ}
+        if name not in own:
             raise AttributeError(
                 f"there is no setting {name}: neither the environment nor {ENV_FILE} has it"
             )
