@@ -278,7 +278,7 @@ class Settings(AccessSettings, AlertSettings):
         """
         if not name.isupper():
             return super().__getattr__(name)  # type: ignore[misc,no-any-return]
-        # An author's own setting is read when it is asked for, so that a test may set it after these.
+        # An author's own setting is read when it is asked for, so that a test may set it later.
         own = {**self._given, **os.environ}
         if name not in own:
             raise AttributeError(
