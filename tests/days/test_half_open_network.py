@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,4 +72,10 @@ def test_each_packet_takes_half_a_second(deployment: Deployment) -> None:
     deployment.network.tell("all", "delay", 120, 0.5)
     story.wait(120)
     story.check_end()
-    story.check_told()  # all was fired
+    if story.night["slots"]["missed"]:  # a transaction of ten round trips may take longer than it has
+        story.until(lambda: story.messages, 60, "the missed slots are told")
+        whatever = r"slots of .* did not"  # one task or more
+        late = down("it does not answer in time")
+        assert re.sub(whatever, "", story.told()) == re.sub(whatever, "", late)
+    else:
+        story.check_told()
