@@ -97,7 +97,12 @@ def test_a_row_of_a_schedule_is_locked(story: Story) -> None:
             rf"slots are not fired .* of short3: their schedules are locked by pid {pid} \(psql",
             told,
         ), told
-        assert all("firing" in (node.readiness() or {}) for node in story.nodes.values())
+        for node in story.nodes.values():
+            story.until(
+                lambda node=node: "firing" in (node.readiness() or {}),
+                15,
+                f"{node.name} says so too",
+            )
         assert "short3" in story.batch("status", code=1)
         story.wait(45)
     story.check_end()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.batch.nodes.loop_watchdog import EXIT_CODE
-from tests.days.story import MISSED, Story, down
+from tests.days.story import MISSED, Story, down, plain
 from tests.processes import BATCH
 
 pytestmark = pytest.mark.days
@@ -71,6 +71,9 @@ def test_the_file_is_replaced_by_a_copy(files: Story) -> None:
     os.replace(f"{path}.copy", path)
     assert files.nodes["a"].process.wait(60) == EXIT_CODE
     assert "deleted or replaced" in files.nodes["a"].said
+    files.start("a")
+    files.check_end()
+    files.check_told()
 
 
 def test_the_file_is_damaged(files: Story) -> None:
@@ -80,7 +83,17 @@ def test_the_file_is_damaged(files: Story) -> None:
         file.write(b"\xff" * (path.stat().st_size - 8192))
     assert files.nodes["a"].process.wait(120) == EXIT_CODE
     critical = [line for line in files.nodes["a"].said.splitlines() if "[critical" in line]
-    assert len(critical) == 1, critical
+    assert plain(critical[0]) == (
+        "TIME [critical ] ledger: sqlite+aiosqlite:///./ledger.db (DATABASE_URL): database disk "
+        "image is malformed: "
+        "its file is damaged. Stop all services, and move ./ledger.db and the files beside it "
+        "away: a service then "
+        "begins with a new ledger, so tasks fire from then on, and their history is lost. "
+        "Backups do not include the "
+        "ledger; `sqlite3 FILE .recover` saves what can be read; this process ends with the exit "
+        "code 70, so that it "
+        "is started anew [service.batch]"
+    )
 
 
 SMALL_DISK = (
