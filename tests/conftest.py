@@ -28,6 +28,7 @@ from service.testing import postgres
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server
 from tests.databases import PostgresDatabases, SQLiteFiles, migrated, url_of
+from tests.first import leave_the_others_to_rest
 from tests.kinds import KINDS, leave_half_to_nightly
 from tests.statements import engine_with_compiled_statements
 
@@ -164,6 +165,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     are done.
     """
     leave_half_to_nightly(items)
+    leave_the_others_to_rest(items)
     order = {f"tests/{file}.py": number for number, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.location[0], len(order)))
 

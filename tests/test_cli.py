@@ -296,6 +296,7 @@ def test_run_refuses_a_task_of_a_pool_of_other_processes(
     assert batch("run", "report", "--queue").code == 0
 
 
+@pytest.mark.rest
 def test_run_of_a_failing_task_is_recorded_and_ends_with_code_1(
     batch: Batch, report: None, database_url: str
 ) -> None:
@@ -361,6 +362,7 @@ async def history(database_url: str) -> str:
     return database_url
 
 
+@pytest.mark.rest
 def test_runs_are_listed_newest_first_and_can_be_narrowed_down(batch: Batch, history: str) -> None:
     all_of_them = batch("runs", "--json", LEDGER_URL=history).json
     created = [row["created_at"] for row in all_of_them]
@@ -541,6 +543,7 @@ async def newer(database_url: str) -> str:
     return database_url
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("setting", ["LEDGER_URL", "DATABASE_URL"])
 @pytest.mark.parametrize("command", ["serve", "run report"])
 def test_a_newer_database_is_refused_and_left_alone(
@@ -569,6 +572,7 @@ def test_a_port_in_use_is_named(batch: Batch, report: None, tmp_path: Path) -> N
     assert not (tmp_path / "ledger.db").exists()
 
 
+@pytest.mark.rest
 def test_a_run_that_is_refused_leaves_no_run(batch: Batch, report: None) -> None:
     assert batch("run", "report").code == 0
     for words in (["nope"], ["report", "--param", "day=x"], ["report", "--slot", "x"]):
@@ -576,6 +580,7 @@ def test_a_run_that_is_refused_leaves_no_run(batch: Batch, report: None) -> None
     assert len(batch("runs", "--json").json) == 1
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("read_only", ["ledger.db", "."])
 def test_a_read_only_file_or_folder_is_named_and_loses_nothing(
     batch: Batch, report: None, tmp_path: Path, read_only: str
@@ -643,6 +648,7 @@ class Slow(BaseTask):
 """
 
 
+@pytest.mark.rest
 def test_a_run_by_hand_in_the_background_of_a_script_is_interrupted_by_sigterm(
     tmp_path: Path,
 ) -> None:

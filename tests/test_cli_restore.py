@@ -96,6 +96,7 @@ async def emails(url: str) -> list[str]:
         await database.dispose()
 
 
+@pytest.mark.rest
 async def test_an_idle_service_goes_on_working_on_the_restored_rows(
     database_url: str, tmp_path: Path, batch: Batch
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_backup_is_restored_into_another_empty_database_of_the_same_kind(
     refuses_into("bob:hunter2", "not a database URL")
 
 
+@pytest.mark.rest
 async def test_a_backup_of_postgresql_is_restored_into_another_database_beside_a_service(
     postgres_database: str, postgres_server: PostgresServer, tmp_path: Path, batch: Batch
 ) -> None:
@@ -327,6 +329,7 @@ def test_what_can_not_be_backed_up_before_needs_no_safety(
     assert users(changed) == ["a@example.org"]
 
 
+@pytest.mark.rest
 async def test_the_ledger_is_never_restored_beneath_a_service(
     postgres_database: str, tmp_path: Path, batch: Batch
 ) -> None:
@@ -442,6 +445,7 @@ def ledger(batch: Batch, tmp_path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("node", "state", "refused"),
     [
@@ -547,6 +551,7 @@ def test_what_a_run_wrote_after_the_safety_backup_is_not_lost(
     assert batch("backup", "restore", "latest", "--yes", "--no-safety").code == 0
 
 
+@pytest.mark.rest
 async def test_a_ledger_beside_no_tables_is_backed_up_before_it_is_replaced(
     postgres_database: str, postgres_server: PostgresServer, batch: Batch
 ) -> None:

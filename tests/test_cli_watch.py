@@ -208,6 +208,7 @@ async def watch(batch: Batch, *words: str) -> Done:
     return await asyncio.to_thread(batch, "watch", *words)
 
 
+@pytest.mark.rest
 async def test_piped_it_prints_a_line_when_something_has_changed_and_the_end(
     batch: Batch, prepared: Database, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +301,7 @@ def test_what_is_not_there_is_refused(batch: Batch, slow: None) -> None:
     refuses(batch("watch", "slow"), "has no run yet")
 
 
+@pytest.mark.rest
 async def test_a_run_that_is_deleted_meanwhile_is_named(
     batch: Batch, prepared: Database, looks: Looks
 ) -> None:
@@ -411,6 +413,7 @@ def has_bar(lines: list[str]) -> bool:
     )
 
 
+@pytest.mark.rest
 async def test_lines_of_the_log_stand_above_the_bar_and_do_not_tear_it(
     slow: None, tmp_path: Path
 ) -> None:
@@ -463,6 +466,7 @@ async def test_ctrl_c_leaves_the_run_alone_and_says_so(prepared: Database, tmp_p
     assert "".join(end).replace(" ", "") == f"batch:theruncontinues;`batchwatch{run}`followsitagain"
 
 
+@pytest.mark.rest
 async def test_a_terminal_that_hangs_does_not_hold_up_the_run(slow: None, tmp_path: Path) -> None:
     """Ctrl-S, or a connection that hangs: nobody reads, and what is written waits."""
 

@@ -51,6 +51,7 @@ ABORTED = b"POST /signin HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n" +
 )
 
 
+@pytest.mark.rest
 def test_half_open_connections_leave_files_for_runs_and_for_other_connections(
     tmp_path: Path,
 ) -> None:

@@ -28,7 +28,7 @@ from service.cli.hints import NO_SERVICE
 from service.config import Settings, get_settings
 from service.database.companions import companions
 from service.server.service import BatchService
-from tests import preloaded
+from tests import first, preloaded
 from tests.docs_blocks import (
     ROOT,
     Block,
@@ -222,6 +222,12 @@ def test_the_modules_of_batch_and_the_tables_are_named_by_terms_of_the_glossary(
     tables = [name.removeprefix("batch_") for name in (*ledger.tables, *companions.tables)]
     assert words_without_a_term([*modules, *tables]) == set()
     assert words_without_a_term(["gossip", "missed_ranges"]) == {"gossip"}
+
+
+def test_make_test_runs_a_file_of_each_promise() -> None:
+    rows = re.findall(r"^\|.*`tests/.*$", read("docs/promises.md"), re.MULTILINE)
+    assert len(rows) > 100
+    assert [row for row in rows if not any(f"`{file}`" in row for file in first.files())] == []
 
 
 def test_the_commands_of_ci_are_in_the_readme() -> None:

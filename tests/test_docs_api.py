@@ -328,6 +328,7 @@ async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             yield Reader(app, service, admin, nobody, {YOURS: made.secret})
 
 
+@pytest.mark.rest
 async def test_each_example_of_the_page_is_answered_as_it_is_shown(reader: Reader) -> None:
     assert len(EXAMPLES) > 40
     for request, shown in EXAMPLES:

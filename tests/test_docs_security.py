@@ -198,6 +198,7 @@ class Stream:
         self.received.extend(message.get("body", b""))
 
 
+@pytest.mark.rest
 async def test_a_stream_ends_when_its_token_is_revoked_and_when_the_service_stops(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +217,7 @@ async def test_a_stream_ends_when_its_token_is_revoked_and_when_the_service_stop
     await asyncio.wait_for(stopped.ending, 10)
 
 
+@pytest.mark.rest
 async def test_a_stream_tells_what_changes_and_continues_after_its_last_event(
     served: Served,
 ) -> None:
@@ -243,6 +245,7 @@ async def test_a_stream_tells_what_changes_and_continues_after_its_last_event(
         await stream.close()
 
 
+@pytest.mark.rest
 async def test_the_number_of_streams_is_limited(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

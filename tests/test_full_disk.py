@@ -234,6 +234,7 @@ def test_a_full_disk_of_postgresql_is_outlived_too(
     is_each_slot_one_run(case)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(("file", "setting"), [(FILES[part], SETTING[part]) for part in FILES])
 def test_a_service_does_not_start_on_a_full_disk_and_says_why(
     small_disks: None, tmp_path: Path, file: str, setting: str

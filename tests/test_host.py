@@ -106,6 +106,7 @@ async def lines_of(service: BatchService, run: str) -> list[str]:
         return [line.text for line in await run_logs.read(connection, run)]
 
 
+@pytest.mark.rest
 async def test_a_due_slot_runs_and_is_recorded_in_the_ledger(begin: Begin) -> None:
     async def run(self: object) -> dict[str, str]:
         logger.info("working", step=1)
@@ -125,6 +126,7 @@ async def test_a_due_slot_runs_and_is_recorded_in_the_ledger(begin: Begin) -> No
     assert await lines_of(service, found["id"]) == ["working step=1", "a line of somebody else"]
 
 
+@pytest.mark.rest
 async def test_the_next_slot_runs_after_the_first_has_ended(begin: Begin) -> None:
     make_task("tick")
     service = await begin()
@@ -139,6 +141,7 @@ async def at_least(service: BatchService, n: int, state: str = "succeeded") -> b
     return len(await rows(service.ledger, state=state)) >= n
 
 
+@pytest.mark.rest
 async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_recorded(
     begin: Begin,
 ) -> None:
@@ -194,6 +197,7 @@ def make_tasks_that_end_in_each_way() -> None:
     make_task("long", "1 12 10 3 *", run=waits)
 
 
+@pytest.mark.rest
 async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_fields(
     begin: Begin,
 ) -> None:
@@ -235,6 +239,7 @@ async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_field
     )
 
 
+@pytest.mark.rest
 async def test_an_error_that_is_not_on_the_list_is_not_retried(begin: Begin) -> None:
     async def run(self: object) -> None:
         raise KeyError("gone")
@@ -248,6 +253,7 @@ async def test_an_error_that_is_not_on_the_list_is_not_retried(begin: Begin) -> 
     assert any("Traceback" in line for line in await lines_of(service, failed["id"]))
 
 
+@pytest.mark.rest
 async def test_a_run_past_its_timeout_has_failed(begin: Begin) -> None:
     async def run(self: object) -> None:
         await asyncio.Event().wait()
@@ -259,6 +265,7 @@ async def test_a_run_past_its_timeout_has_failed(begin: Begin) -> None:
     assert (await run_in(service, "failed"))["reason"] == "timed out after 0.05 s"
 
 
+@pytest.mark.rest
 async def test_a_file_that_is_added_while_the_service_runs_is_loaded_and_fires(
     begin: Begin,
 ) -> None:
@@ -274,6 +281,7 @@ async def test_a_file_that_is_added_while_the_service_runs_is_loaded_and_fires(
     assert node["tasks"] == ["dropped"]
 
 
+@pytest.mark.rest
 async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,6 +310,7 @@ async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
     assert caplog.text.count("has not ended") == 1
 
 
+@pytest.mark.rest
 async def test_a_property_that_hangs_keeps_no_other_change_from_taking_effect_and_is_named(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -356,6 +365,7 @@ async def told(caplog: pytest.LogCaptureFixture, text: str) -> bool:
     return text in caplog.text
 
 
+@pytest.mark.rest
 async def test_a_file_that_is_added_while_the_ledger_is_unreachable_is_loaded_later(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +386,7 @@ async def test_a_file_that_is_added_while_the_ledger_is_unreachable_is_loaded_la
     assert "dropped" in service.tasks and service.scheduler.get_job("dropped").next_run_time
 
 
+@pytest.mark.rest
 async def test_the_log_of_a_long_run_is_in_the_ledger_before_its_end(begin: Begin) -> None:
     go_on = asyncio.Event()
 
@@ -404,6 +415,7 @@ async def test_the_log_of_a_long_run_is_in_the_ledger_before_its_end(begin: Begi
     assert await lines_of(service, running["id"]) == ["half way", "the end"]
 
 
+@pytest.mark.rest
 async def test_progress_is_written_twice_a_second_at_most(begin: Begin) -> None:
     mirrored: list[str] = []
     took = []
@@ -438,6 +450,7 @@ async def is_faster_than(service: BatchService, rate: float) -> bool:
     return (found["rate"] or 0) > rate
 
 
+@pytest.mark.rest
 async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_next_start(
     begin: Begin,
 ) -> None:
@@ -466,6 +479,7 @@ async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_n
     assert nodes[second.node.id]["stopped_at"] is None
 
 
+@pytest.mark.rest
 async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_it_interrupts_one(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +520,7 @@ async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_it_in
     assert lines == ["the last line of the run"]
 
 
+@pytest.mark.rest
 async def test_a_run_that_ends_within_the_drain_is_not_interrupted(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -624,6 +639,7 @@ async def test_sixty_sync_tasks_due_at_once_all_run_and_leave_the_loops_own_thre
     assert {run["state"] for run in await rows(service.ledger)} == {"succeeded"}
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     "error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), StopIteration()]
 )
@@ -649,6 +665,7 @@ async def test_an_exception_that_would_end_the_process_ends_only_the_run(
     assert len(await rows(service.ledger, tables.attempts, outcome="failed")) == 2
 
 
+@pytest.mark.rest
 async def test_a_wall_clock_that_steps_back_fires_no_slot_twice(begin: Begin) -> None:
     make_task("tick", overlap="allow")
     service = await begin()
@@ -668,6 +685,7 @@ async def test_a_wall_clock_that_steps_back_fires_no_slot_twice(begin: Begin) ->
     ]
 
 
+@pytest.mark.rest
 async def test_a_group_that_was_committed_without_a_reply_is_written_again_without_harm(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -700,6 +718,7 @@ async def test_a_group_that_was_committed_without_a_reply_is_written_again_witho
     assert [await lines_of(service, a["run"]) for a in attempts] == [["once"], ["once"]]
 
 
+@pytest.mark.rest
 async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_reply_goes_on(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -829,6 +848,7 @@ async def test_a_schedule_from_settings_is_read_again_and_an_invalid_one_is_igno
     assert caplog.text.count("'0 99 * * *'") == 1
 
 
+@pytest.mark.rest
 async def test_a_changed_setting_is_in_force_within_five_seconds(begin: Begin) -> None:
     ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
@@ -888,6 +908,7 @@ async def test_the_ledger_and_the_application_in_one_sqlite_file_are_refused(
 BACK = "the ledger is reachable again after "
 
 
+@pytest.mark.rest
 async def test_the_end_of_an_outage_is_logged_once_for_all_parts_that_have_noticed_it(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -938,6 +959,7 @@ async def test_an_outage_lasts_until_each_part_that_has_noticed_it_can_work_agai
     assert outage.cause is not None  # a disk that is nearly full works now and then
 
 
+@pytest.mark.rest
 async def test_an_outage_of_the_ledger_delays_slots_and_loses_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -149,6 +149,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.rest
 async def test_no_text_of_the_ledger_acts_in_a_terminal(
     run: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def starts(folder: Path, run: str) -> list[tuple[int, float]]:
     return [(int(pid), float(at)) for id_, pid, at in lines if id_ == run]
 
 
+@pytest.mark.rest
 async def test_a_frozen_node_loses_its_run_and_comes_back_without_it(
     ledger: Database, tmp_path: Path, two_machines: Any
 ) -> None:
@@ -114,6 +115,7 @@ async def test_a_frozen_node_loses_its_run_and_comes_back_without_it(
     assert "Traceback" not in a.stderr + b.stderr
 
 
+@pytest.mark.rest
 async def test_what_was_killed_on_another_machine_is_resumed_within_a_lease_and_two_seconds(
     ledger: Database, tmp_path: Path, two_machines: Any, record_property: Any
 ) -> None:

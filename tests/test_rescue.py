@@ -61,6 +61,7 @@ async def kill(victim: Service) -> None:
     await asyncio.to_thread(victim.process.wait)
 
 
+@pytest.mark.rest
 async def test_the_next_start_resumes_what_was_running_at_a_kill(
     ledger: Database, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ for number in range(300):
 """
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 async def test_a_process_that_is_frozen_with_the_lock_of_the_ledger_stops_the_others_for_a_lease(
     ledger: Database, tmp_path: Path

@@ -198,6 +198,7 @@ async def mixes(
         await postgres_server.drop_database(url)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("mix", MIXES, ids="-".join)
 async def test_each_mix_of_databases_fires_every_slot_once_and_keeps_what_the_task_wrote(
     mixes: dict[tuple[str, str], Mixed], mix: tuple[str, str]
@@ -291,6 +292,7 @@ def test_batch_serve_collects_garbage_less_often(tmp_path: Path) -> None:
     assert json.loads((folder / "collects").read_text()) == [10_000, True]
 
 
+@pytest.mark.rest
 async def test_a_second_service_on_the_same_files_starts_in_three_seconds(tmp_path: Path) -> None:
     make_folder(tmp_path, tick=TICK)
     async with ledger_in(tmp_path) as ledger:
@@ -318,6 +320,7 @@ async def test_a_second_service_on_the_same_files_starts_in_three_seconds(tmp_pa
 # How it stops.
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("command", "number"),
     [
@@ -357,6 +360,7 @@ async def test_a_signal_ends_the_service_in_time_and_an_interrupted_run_resumes_
         ]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("command", "number"),
     [(SERVE, signal.SIGTERM), (SERVE, signal.SIGINT), (UVICORN, signal.SIGTERM)],
@@ -373,6 +377,7 @@ async def test_a_sync_task_that_hangs_in_sleep_does_not_delay_the_end_of_the_pro
         assert {run["state"] for run in await rows(ledger)} <= {"interrupted", "skipped"}
 
 
+@pytest.mark.rest
 def test_enter_in_the_terminal_prints_another_link_until_there_is_a_token(tmp_path: Path) -> None:
     link = r"(http://[\d.:]+)/signin#(bl_\w{12}_[\w-]{43})"
 
@@ -412,6 +417,7 @@ class Forks(BaseTask):
 """
 
 
+@pytest.mark.rest
 async def test_a_forked_child_that_outlives_its_service_does_not_keep_the_port(
     tmp_path: Path,
 ) -> None:
@@ -453,6 +459,7 @@ async def test_a_run_that_ends_within_drain_seconds_is_not_interrupted(tmp_path:
 # What a bad task can't do.
 
 
+@pytest.mark.rest
 async def test_no_slot_is_lost_while_a_bad_task_blocks_the_event_loop(tmp_path: Path) -> None:
     make_folder(tmp_path, tick=TICK, blocks=BLOCKS)
     async with ledger_in(tmp_path) as ledger:
@@ -545,6 +552,7 @@ async def test_a_run_by_hand_waits_for_the_one_that_is_active(tmp_path: Path) ->
         assert one["finished_at"] <= two["started_at"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 async def test_a_run_by_hand_that_gets_a_signal_is_interrupted_and_resumed_by_a_service(
     tmp_path: Path, number: int

@@ -169,6 +169,7 @@ async def test_a_service_fires_and_a_worker_executes_the_runs_of_its_pool(place:
     assert await rows(place.ledger, tables.missed) == []
 
 
+@pytest.mark.rest
 async def test_a_draining_worker_leaves_its_run_to_another_one(place: Place) -> None:
     first = place.work()
     await insert(place.ledger, new("long"))
@@ -185,6 +186,7 @@ async def test_a_draining_worker_leaves_its_run_to_another_one(place: Place) -> 
     )
 
 
+@pytest.mark.rest
 async def test_the_run_of_a_killed_worker_is_rescued_by_a_service_and_resumed_by_another_worker(
     place: Place,
 ) -> None:
@@ -208,6 +210,7 @@ async def test_the_run_of_a_killed_worker_is_rescued_by_a_service_and_resumed_by
     assert lost["lost_at"] is not None
 
 
+@pytest.mark.rest
 async def test_only_a_service_rescues_the_runs_of_a_dead_worker(place: Place) -> None:
     first = place.work()
     await insert(place.ledger, new("stubborn"))
@@ -224,6 +227,7 @@ async def test_only_a_service_rescues_the_runs_of_a_dead_worker(place: Place) ->
     await place.run_of("stubborn", "running", (await place.node(second))["id"])
 
 
+@pytest.mark.rest
 async def test_a_frozen_worker_loses_its_run_and_works_again_when_it_wakes(place: Place) -> None:
     place.serve(**SHORT_LEASE)
     first = place.work(**SHORT_LEASE)
@@ -249,6 +253,7 @@ async def test_a_frozen_worker_loses_its_run_and_works_again_when_it_wakes(place
     assert (await place.run_of("heavy", "succeeded"))["result"] == first.process.pid
 
 
+@pytest.mark.rest
 async def test_two_workers_execute_each_run_once(place: Place) -> None:
     workers = [place.work("--max-running", "3", name=name) for name in ("one", "two")]
     queued = [new("heavy", exclusive=None) for _ in range(200)]
@@ -264,6 +269,7 @@ async def test_two_workers_execute_each_run_once(place: Place) -> None:
     assert {run["result"] for run in ended} == {worker.process.pid for worker in workers}
 
 
+@pytest.mark.rest
 async def test_a_worker_with_other_files_changes_no_task_of_the_services(place: Place) -> None:
     place.serve()
 
@@ -301,6 +307,7 @@ async def test_a_second_ctrl_c_ends_a_worker_at_once_and_its_run_is_interrupted(
     assert (await place.run_of("stubborn", "interrupted"))["reason"] == "the service stopped"
 
 
+@pytest.mark.rest
 async def test_a_worker_opens_no_port_unless_it_is_told_to(place: Place) -> None:
     assert listening(place.work().process.pid) == 0
     worker = place.work("--port", "0", name="second")
@@ -354,6 +361,7 @@ async def test_a_worker_without_a_task_of_its_pool_starts_and_says_which_pools_i
     assert worker.stdout.splitlines()[3:] == ["  0 tasks", "  4 tasks of other pools"]
 
 
+@pytest.mark.rest
 async def test_a_worker_neither_makes_nor_migrates_a_database(
     database_url: str, tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ async def test_a_backup_is_made_by_a_process_of_low_priority_whose_command_has_n
         assert verify(file, Stop()).rows == 1
 
 
+@pytest.mark.rest
 async def test_a_sqlite_backup_by_a_process_tells_its_progress(
     app_db: Path, tmp_path: Path
 ) -> None:
@@ -227,6 +228,7 @@ async def test_a_process_that_does_not_end_after_a_cancel_is_killed(
         assert list((tmp_path / "backups").iterdir()) == []
 
 
+@pytest.mark.rest
 async def test_a_stop_signal_to_the_whole_service_does_not_end_a_backup_that_may_still_be_finished(
     table: str, tmp_path: Path
 ) -> None:
@@ -299,6 +301,7 @@ async def test_a_process_that_ends_before_it_reads_its_request_is_not_reported_a
         await create_backup(tmp_path / "backups")
 
 
+@pytest.mark.rest
 async def test_when_the_caller_is_killed_the_worker_removes_its_files(
     table: str, app_db: Path, tmp_path: Path
 ) -> None:
@@ -317,6 +320,7 @@ async def test_when_the_caller_is_killed_the_worker_removes_its_files(
         assert list((tmp_path / "backups").iterdir()) == []
 
 
+@pytest.mark.rest
 async def test_a_worker_that_reads_its_request_after_the_death_of_its_caller_removes_its_files(
     app_db: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +337,7 @@ async def test_a_worker_that_reads_its_request_after_the_death_of_its_caller_rem
         assert not list(tmp_path.glob(".backup_*"))
 
 
+@pytest.mark.rest
 async def test_the_files_of_a_killed_caller_and_worker_are_removed_a_day_later(
     table: str, tmp_path: Path
 ) -> None:
@@ -352,6 +357,7 @@ async def test_the_files_of_a_killed_caller_and_worker_are_removed_a_day_later(
     assert list((tmp_path / "backups").iterdir()) == [backup]
 
 
+@pytest.mark.rest
 def test_a_script_needs_no_event_loop(app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db)
     done = subprocess.run(

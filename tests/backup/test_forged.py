@@ -167,6 +167,7 @@ def warn(text: str) -> None:
     assert text
 
 
+@pytest.mark.rest
 async def test_each_command_refuses_a_forged_backup_or_treats_it_as_data(world: World) -> None:
     """Those that are refused are so by one sentence, before anything is written. What is in the
     others is not executed:
@@ -212,6 +213,7 @@ async def pinned(settings: Settings, path: str) -> None:
         await unpin(access(settings), Path(path).name)
 
 
+@pytest.mark.rest
 async def test_a_list_reports_forged_backups_and_shows_the_others_as_before(
     world: World, settings: Callable[..., None], postgres_server: PostgresServer
 ) -> None:
@@ -270,6 +272,7 @@ def is_whole(path: Path) -> bool:
     return error_of(path) is None
 
 
+@pytest.mark.rest
 async def test_the_tasks_and_copies_leave_forged_backups_where_they_are(world: World) -> None:
     """Drills, retention, uploads and downloads do not move or delete a forged backup."""
     before, files = await world.contents(), world.files()
@@ -392,6 +395,7 @@ def bombs_of(kind: str) -> list[tuple[str, str]]:
     return [(kind, what) for what in forged.bombs(kind, Path()) if ALL or what in SOME_BOMBS[kind]]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("world", "what"), [*bombs_of("sqlite"), *bombs_of("postgresql")], indirect=["world"]
 )

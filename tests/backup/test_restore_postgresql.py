@@ -143,6 +143,7 @@ async def test_a_dry_run_counts_and_changes_nothing(
     assert await everything(database) == before
 
 
+@pytest.mark.rest
 async def test_kill_9_in_the_middle_leaves_rows_keys_and_triggers(
     database: str, owner: str, backup: Path
 ) -> None:

@@ -234,6 +234,7 @@ async def test_names_in_a_backup_are_only_compared(database: str, tmp_path: Path
     assert await everything(database) == before
 
 
+@pytest.mark.rest
 async def test_all_problems_are_reported_in_one_message_of_bounded_length(
     database: str, tmp_path: Path
 ) -> None:
@@ -391,6 +392,7 @@ async def test_a_key_over_periods_is_checked_too(database: str, tmp_path: Path) 
         await tried(path, database)
 
 
+@pytest.mark.rest
 async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_revision(
     database: str,
     drill: str,

@@ -624,6 +624,7 @@ class Story:
         await know(self.ledger, self.task)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("ledger_url", "seed"),
     [*(("sqlite", seed) for seed in range(8)), ("postgresql", 8)],

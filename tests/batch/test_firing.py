@@ -287,6 +287,7 @@ async def test_thousands_of_tasks_fire_in_one_transaction(ledger: Database) -> N
     assert len(await rows(ledger, state="running")) == 3_000
 
 
+@pytest.mark.rest
 async def test_two_dispatchers_in_opposite_order_never_deadlock(
     ledger: Database, ledger_url: str
 ) -> None:

@@ -178,6 +178,7 @@ async def start(
 # The statements of an idle node.
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("number", [1, 3])
 async def test_an_idle_node_polls_once_a_second_and_beats_in_the_same_transaction(
     start: Any, asked: Asked, number: int
@@ -193,6 +194,7 @@ async def test_an_idle_node_polls_once_a_second_and_beats_in_the_same_transactio
     assert len(asked.statements) == 12 * number  # a beat in 5 seconds
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("state", ["queued", "retrying"])
 async def test_runs_that_wait_for_another_pool_cost_an_idle_service_nothing(
     start: Any, asked: Asked, ledger: Database, state: str
@@ -208,6 +210,7 @@ async def test_runs_that_wait_for_another_pool_cost_an_idle_service_nothing(
     assert asked.transactions == 10
 
 
+@pytest.mark.rest
 async def test_a_run_that_reports_nothing_costs_no_further_statements(
     start: Any, asked: Asked, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +240,7 @@ async def test_a_run_that_reports_nothing_costs_no_further_statements(
     assert asked.transactions == 5
 
 
+@pytest.mark.rest
 async def test_a_run_that_waits_for_another_causes_no_writes(
     start: Any, asked: Asked, ledger: Database
 ) -> None:
@@ -547,6 +551,7 @@ async def test_a_slot_that_is_due_by_database_time_fires_even_if_apscheduler_is_
         assert run["slot"] == START + 0.5 * MINUTE
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("has_node", [True, False])
 async def test_a_task_is_removed_when_no_living_node_has_had_it_for_a_lease(
     start: Any, ledger: Database, has_node: bool

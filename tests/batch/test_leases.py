@@ -242,6 +242,7 @@ async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_data
         await ledger.dispose()
 
 
+@pytest.mark.rest
 async def test_a_node_whose_own_row_a_frozen_node_has_locked_ends_that_lock(
     postgres_database: str,
 ) -> None:
@@ -341,6 +342,7 @@ STATES = {"i": "interrupted", "r": "retrying", "f": "failed"}
 POISON = "5 times without progress; do not retry it before that is mended"
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(("attempts", "states"), LOSSES.values(), ids=LOSSES)
 async def test_a_run_that_is_lost_again_and_again_waits_longer_each_time_and_fails(
     ledger: Database, attempts: list[tuple[int, int] | None], states: str
@@ -451,6 +453,7 @@ async def test_a_run_with_which_the_ledger_stops_answering_pays_and_an_outage_co
     assert found["reason"] == f"poison: its node could not reach the ledger while it ran, {POISON}"
 
 
+@pytest.mark.rest
 async def test_a_lease_is_lost_by_what_runs_only_where_the_ledger_was_there(
     ledger: Database, boot_time: BootTime
 ) -> None:
@@ -534,6 +537,7 @@ async def test_an_attempt_that_may_not_be_repeated_is_resumed_if_it_had_not_begu
     assert (await begun.ending()).state == "interrupted"
 
 
+@pytest.mark.rest
 async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_lease(
     ledger: Database,
 ) -> None:
@@ -636,6 +640,7 @@ async def world(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await world.service.stop()
 
 
+@pytest.mark.rest
 async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     world: World, boot_time: BootTime, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -667,6 +672,7 @@ async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     assert caplog.text.count("could not renew its lease in time") == 1
 
 
+@pytest.mark.rest
 async def test_a_machine_that_wakes_up_gives_up_its_runs_even_if_no_node_took_them(
     world: World, boot_time: BootTime
 ) -> None:
@@ -692,6 +698,7 @@ async def take_for_dead(world: World, then: Callable[[], None] = lambda: None) -
     await until(taken)
 
 
+@pytest.mark.rest
 async def test_a_node_that_was_marked_as_stopped_gives_up_its_runs_and_keeps_its_id(
     world: World, boot_time: BootTime, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -710,6 +717,7 @@ async def test_a_node_that_was_marked_as_stopped_gives_up_its_runs_and_keeps_its
     await until(lambda: rows(world.ledger, state="succeeded", fence=1))  # and it runs further slots
 
 
+@pytest.mark.rest
 async def test_a_node_that_was_marked_as_stopped_within_its_lease_gives_up_its_runs(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,6 +220,7 @@ async def too_much(ledger: Database, plans: Plans) -> list[tuple[int, str]]:
     return [each for each in taken if each[0] > MOST[ledger.kind]]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", READERS)
 async def test_no_parts_are_read(ledger: Database, name: str) -> None:
     key = await fill(ledger)

@@ -382,6 +382,7 @@ async def fill(ledger: Database, task: str, state: str, number: int = OTHERS) ->
             await connection.execute(text("ANALYZE batch_runs"))
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("state", ["queued", "retrying"])
 async def test_a_hundred_thousand_runs_of_another_pool_cost_a_node_nothing(
     ledger: Database, state: str

@@ -323,6 +323,7 @@ async def test_an_attempt_never_leaves_a_final_state(ledger: Database) -> None:
     assert all(TRANSITIONS[state] == {RunState.QUEUED, RunState.WAITING} for state in FINAL)
 
 
+@pytest.mark.rest
 async def test_large_groups_are_not_quadratic(ledger: Database) -> None:
     """A statement that used the index on state for its join took minutes at this size."""
     await insert(ledger, *[new("free", exclusive=None) for _ in range(20_000)])

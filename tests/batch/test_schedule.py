@@ -530,6 +530,7 @@ def random_days(rng: random.Random) -> str:
     return f"{day} {month} {rng.choice([weekday, named])}"
 
 
+@pytest.mark.rest
 def test_weekday_numbers_are_crons_as_naive_cronsim_in_utc_has_them() -> None:
     for number in range(3000):
         rng = random.Random(number)

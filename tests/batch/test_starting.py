@@ -102,6 +102,7 @@ async def test_concurrent_starts_with_the_same_key_make_one_run(batch: BatchServ
     assert len(await rows(batch.ledger, task="greet", key="order 7")) == 1
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("given", "message"),
     [

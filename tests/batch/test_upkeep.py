@@ -325,6 +325,7 @@ def hours(first: datetime, last: datetime) -> list[Any]:
     return [of_slot(first + n * HOUR) for n in range((last - first) // HOUR + 1)]
 
 
+@pytest.mark.rest
 async def test_the_account_stays_complete_and_begins_at_the_oldest_run(ledger: Database) -> None:
     begin = (OLD - 10 * DAY).replace(minute=0)
     await known(ledger, since=begin - HOUR / 2)
@@ -528,6 +529,7 @@ async def test_deleting_a_batch_reads_its_runs_only(ledger: Database) -> None:
     assert "SEARCH batch_runs USING INDEX sqlite_autoindex_batch_runs_1 (id=?)" in plan, plan
 
 
+@pytest.mark.rest
 async def test_pruning_a_large_ledger_does_not_block_other_writers_for_long(
     ledger: Database,
 ) -> None:

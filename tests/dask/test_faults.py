@@ -66,6 +66,7 @@ async def test_a_ticket_whose_worker_dies_before_it_claims_is_placed_again(place
     assert row["result"] != node["pid"]
 
 
+@pytest.mark.rest
 async def test_the_run_of_a_frozen_worker_is_resumed_by_another_one_when_its_lease_is_over(
     place: Place,
 ) -> None:

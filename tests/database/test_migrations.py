@@ -89,6 +89,7 @@ print("alembic" in sys.modules, "mako" in sys.modules)
 """
 
 
+@pytest.mark.rest
 def test_alembic_is_not_imported_where_no_migration_is_executed(ledger_url: str) -> None:
     """It takes a good part of the time in which a command starts."""
     command = [sys.executable, "-c", MIGRATE, ledger_url]

@@ -74,6 +74,7 @@ async def names(url: str) -> set[str]:
     return table_names & {*OUR_TABLES, "batch_orders"}
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("first", ["we", "the application"])
 def test_its_migrations_leave_our_tables_alone(
     place: Place, first: str, monkeypatch: pytest.MonkeyPatch

@@ -142,6 +142,7 @@ async def test_who_takes_over_the_watch_does_not_close_the_incident(
     assert incident["closed_at"] is None
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("why", ["paused", "removed", "due tomorrow", "default", "served"])
 async def test_what_does_not_wait_for_a_node_is_no_incident(
     ledger: Database, watch: Watching, why: str
@@ -178,6 +179,7 @@ async def test_a_node_that_drains_serves_nothing_more(ledger: Database, watch: W
     assert len(await passed(watch, 70)) == 1
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("state", ["queued", "retrying"])
 async def test_the_cost_of_the_look_does_not_grow_with_the_backlog(
     ledger: Database, state: str

@@ -137,6 +137,7 @@ async def test_incidents_night_and_status_say_one_number_of_open_runs(
     assert [each.open for each in (await operations.incidents.list("closed")).incidents] == [None]
 
 
+@pytest.mark.rest
 async def test_one_command_retries_or_acknowledges_the_runs_of_one_error(
     watch: Watching, batch: Batch, ledger_url: str, database_url: str
 ) -> None:

@@ -204,6 +204,7 @@ async def test_pagerduty_keeps_an_alert_for_each_incident_and_resolves_it(
     assert told[2] == ("resolve", ids["load"])
 
 
+@pytest.mark.rest
 async def test_what_opened_while_a_channel_was_dead_for_an_hour_arrives_once_when_it_is_back(
     ledger: Database, watch: Watching
 ) -> None:
@@ -250,6 +251,7 @@ def accepted(receiver: HttpReceiver) -> list[dict[str, Any]]:
     return [event for events in messages.values() for event in events]
 
 
+@pytest.mark.rest
 async def test_a_dead_channel_is_given_up_after_a_day(ledger: Database, watch: Watching) -> None:
     async with (
         http_receiver("503 Down") as receiver,

@@ -150,6 +150,7 @@ def seeds(number: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("ledger_url", "seed"), cases, indirect=["ledger_url"])
 
 
+@pytest.mark.rest
 @seeds(2)
 async def test_after_any_history_the_sums_are_those_of_the_account(
     ledger: Database, seed: int

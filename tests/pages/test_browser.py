@@ -113,6 +113,7 @@ def row_of(page: Page, task: str) -> Any:
     return page.locator("article.pb", has=page.get_by_role("link", name=task, exact=True))
 
 
+@pytest.mark.rest
 async def test_night_adds_up_and_failures_are_retried_by_a_trial(site: Site, page: Page) -> None:
     await fail(site)
     await page.goto(site.url)
@@ -146,6 +147,7 @@ async def test_night_adds_up_and_failures_are_retried_by_a_trial(site: Site, pag
     await expect(row).to_have_count(0)
 
 
+@pytest.mark.rest
 async def test_a_failure_is_acknowledged_and_comes_back(site: Site, page: Page) -> None:
     await fail(site, 2)
     await page.goto(site.url)
@@ -167,6 +169,7 @@ async def test_a_failure_is_acknowledged_and_comes_back(site: Site, page: Page) 
     await expect(page.locator("#left")).to_contain_text("orders made good")
 
 
+@pytest.mark.rest
 async def test_the_bar_and_the_log_of_a_run_move_until_it_is_cancelled(
     site: Site, page: Page
 ) -> None:
@@ -199,6 +202,7 @@ async def test_the_bar_and_the_log_of_a_run_move_until_it_is_cancelled(
     assert (await site.ended(run))["state"] == "cancelled"
 
 
+@pytest.mark.rest
 async def test_a_log_that_is_over_opens_at_its_first_error_or_at_its_end(
     site: Site, page: Page
 ) -> None:
@@ -214,6 +218,7 @@ async def _differs(bar: Any, value: str | None) -> bool:
     return bool(await bar.get_attribute("aria-valuenow") != value)
 
 
+@pytest.mark.rest
 async def test_a_stream_that_is_cut_is_said_and_comes_back(
     site: Site, page: Page, errors: Errors
 ) -> None:
@@ -232,6 +237,7 @@ async def test_a_stream_that_is_cut_is_said_and_comes_back(
     errors[:] = [each for each in errors if "sse:error" not in each and "status of 503" not in each]
 
 
+@pytest.mark.rest
 async def test_live_updates_connect_whichever_script_comes_last(site: Site, page: Page) -> None:
     async def come_late(route: Route) -> None:
         await asyncio.sleep(0.5)  # as on a slow line
@@ -323,6 +329,7 @@ async def test_a_block_that_can_not_be_refreshed_keeps_what_it_shows_and_says_so
     errors[:] = [each for each in errors if "status of 503" not in each]
 
 
+@pytest.mark.rest
 async def test_without_its_stream_a_page_is_read_again_every_half_minute(
     site: Site, page: Page, errors: Errors
 ) -> None:
@@ -362,6 +369,7 @@ async def test_without_its_stream_a_page_is_read_again_every_half_minute(
     errors.clear()  # each attempt to connect has failed, and was logged
 
 
+@pytest.mark.rest
 async def test_rows_that_need_a_person_do_not_move_while_somebody_reads_them(
     site: Site, page: Page
 ) -> None:
@@ -388,6 +396,7 @@ async def test_rows_that_need_a_person_do_not_move_while_somebody_reads_them(
     await expect(page.locator("article.pb.new")).to_have_count(0)
 
 
+@pytest.mark.rest
 async def test_keys_do_what_the_mouse_does(site: Site, page: Page) -> None:
     await page.goto(f"{site.url}/tasks")
     await page.keyboard.press("?")
@@ -416,6 +425,7 @@ async def test_keys_do_what_the_mouse_does(site: Site, page: Page) -> None:
     await expect(page.locator("#verdict")).to_be_visible()
 
 
+@pytest.mark.rest
 async def test_everything_works_without_a_script(site: Site, chromium: Browser) -> None:
     context = await chromium.new_context(java_script_enabled=False)
     context.set_default_timeout(PATIENCE)
@@ -509,6 +519,7 @@ async def test_axe_finds_nothing_on_any_page(
 LAYOUT = (Path(__file__).parent / "layout.js").read_text()
 
 
+@pytest.mark.rest
 async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(
     site: Site, page: Page
 ) -> None:

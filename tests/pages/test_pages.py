@@ -53,6 +53,7 @@ INLINE = re.compile(
 """What the policy forbids."""
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("path", PAGES)
 async def test_a_page_is_shown_to_its_role_and_to_no_lower_one(people: People, path: str) -> None:
     needed = ROLES.index(PAGES[path])
@@ -65,6 +66,7 @@ async def test_a_page_is_shown_to_its_role_and_to_no_lower_one(people: People, p
     assert answer.headers["location"].startswith("/signin?next=")
 
 
+@pytest.mark.rest
 async def test_every_form_needs_its_csrf_token_and_its_role(people: People) -> None:
     forms = [route for route in routes if "POST" in (getattr(route, "methods", None) or ())]
     paths = {
@@ -89,6 +91,7 @@ async def test_every_form_needs_its_csrf_token_and_its_role(people: People) -> N
             await people.viewer.send(path, 403)
 
 
+@pytest.mark.rest
 async def test_a_person_starts_a_run_with_a_form_and_sees_how_it_fails(people: People) -> None:
     operator = people.operator
     form = await operator.page("/tasks/report/start")
@@ -126,6 +129,7 @@ async def test_a_person_starts_a_run_with_a_form_and_sees_how_it_fails(people: P
     )
 
 
+@pytest.mark.rest
 async def test_an_acknowledgement_is_about_the_failures_that_the_page_has_shown(
     people: People,
 ) -> None:
@@ -160,6 +164,7 @@ async def test_an_acknowledgement_is_about_the_failures_that_the_page_has_shown(
         )
 
 
+@pytest.mark.rest
 async def test_tasks_that_have_failed_together_with_one_error_are_one_row_with_one_retry(
     people: People,
 ) -> None:
@@ -224,6 +229,7 @@ async def _miss(people: People, slot: datetime) -> str:
     return f"/?{urlencode({'since': since.isoformat()})}"
 
 
+@pytest.mark.rest
 async def test_missed_slots_are_left_with_a_note_and_taken_up_again(people: People) -> None:
     operator = people.operator
     today = clock.now().replace(hour=3, minute=0, second=0, microsecond=0)
@@ -253,6 +259,7 @@ async def test_missed_slots_are_left_with_a_note_and_taken_up_again(people: Peop
         await operator.page(f"/slots/leave{wrong}", 422)
 
 
+@pytest.mark.rest
 async def test_missed_slots_are_backfilled_after_one_preview(people: People) -> None:
     operator, slot = (
         people.operator,
@@ -311,6 +318,7 @@ async def test_slots_to_come_are_counted_once(people: People) -> None:
     assert "more slot" not in night
 
 
+@pytest.mark.rest
 async def test_a_task_is_paused_and_resumed_with_forms(people: People) -> None:
     operator = people.operator
     await operator.send("/tasks/report/pause", note="the disk is swapped")
@@ -338,6 +346,7 @@ async def test_what_is_wrong_with_a_request_is_said_on_a_page(people: People) ->
         assert words in html, html
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", ["task", "text", "state", "origin", "tag", "created_since"])
 async def test_hostile_values_of_a_filter_are_refused_or_shown_as_text(
     people: People, name: str
@@ -368,6 +377,7 @@ class Hostile(BaseTask):
 '''
 
 
+@pytest.mark.rest
 async def test_texts_of_authors_are_shown_and_never_executed(
     people: People, tmp_path: Path
 ) -> None:
@@ -473,6 +483,7 @@ async def test_without_pages_the_api_answers_alone(
     assert (await served.viewer.get("/api/v1/tasks")).status_code == 200
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("what", ["cancel", "retry", "acknowledge", "redrive"])
 async def test_only_a_whole_id_is_asked_about(people: People, what: str) -> None:
     """A part of it, or the name of a task, may mean another run by the time at which the form is
@@ -498,6 +509,7 @@ async def test_ids_of_bulks_and_previews_are_checked(people: People) -> None:
     await people.operator.send("/runs/bulk/retry", 422, preview="foo")
 
 
+@pytest.mark.rest
 async def test_a_text_that_looks_like_json_stays_a_text(people: People) -> None:
     answer = await people.operator.send("/tasks/report/start", **{"param-day": "[urgent] x"})
     run = answer.headers["location"].rpartition("/")[2]
@@ -520,6 +532,7 @@ async def test_only_who_held_a_token_is_told_that_it_has_expired(people: People)
             assert answer.status_code == 401 and says in answer.text
 
 
+@pytest.mark.rest
 async def test_a_browser_gets_a_page_where_there_is_nothing_and_a_program_gets_problem_details(
     people: People,
 ) -> None:

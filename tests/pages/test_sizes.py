@@ -94,6 +94,7 @@ async def test_night_shows_twenty_failures_in_full_and_the_runs_of_a_task_once(
     assert len(html.encode()) < 200_000
 
 
+@pytest.mark.rest
 async def test_texts_of_ten_megabytes_are_cut(people: People) -> None:
     plain = LONG.replace("\x1b", "?")
     run = await insert_run(

@@ -111,6 +111,7 @@ async def compare(name: str, html: str) -> None:
     )
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("name", "show", "path", "given"),
     [

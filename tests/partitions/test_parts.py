@@ -49,6 +49,7 @@ def sums(batch: Batch) -> type[Sums]:
     return Sums
 
 
+@pytest.mark.rest
 async def test_a_run_is_split_its_parts_run_and_join_gets_their_results(
     batch: Batch, sums: type[Sums]
 ) -> None:
@@ -90,6 +91,7 @@ async def test_a_run_without_parts_goes_on_to_join(batch: Batch, sums: type[Sums
     assert (run.state, run.result) == ("succeeded", 0)
 
 
+@pytest.mark.rest
 async def test_a_failed_part_fails_the_run_and_a_retry_runs_only_that_part(
     batch: Batch, sums: type[Sums]
 ) -> None:
@@ -132,6 +134,7 @@ async def test_a_join_that_fails_is_tried_again_without_the_parts(batch: Batch) 
     assert (run.state, run.result, run.attempt, len(Sums.worked)) == ("succeeded", 2, 2, 4)
 
 
+@pytest.mark.rest
 async def test_with_fail_fast_the_first_failure_cancels_the_others(batch: Batch) -> None:
     class Fast(Sums):
         name, fail_fast, parallel = "fast", True, 1

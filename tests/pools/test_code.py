@@ -114,6 +114,7 @@ async def shared(
         yield shared
 
 
+@pytest.mark.rest
 async def test_the_run_is_as_in_any_process(world: World) -> None:
     begun = world.begin("facts", number=3, fence=7, id="01a222bb-25ab-7510-ba2f-71e27408d247")
     facts = (await begun.ending()).result
@@ -193,6 +194,7 @@ async def test_output_is_lines_of_the_run_and_bounded(world: World) -> None:
     assert begun.lines[-1] == "from another process"
 
 
+@pytest.mark.rest
 async def test_a_flood_of_output_leaves_the_event_loop_to_others(world: World) -> None:
     """How long the loop's thread works between two turns of another task: how long it waits is up
     to the machine.

@@ -230,6 +230,7 @@ async def test_a_run_that_does_not_stop_is_killed_with_all_its_processes(
     assert line == f"{task} failed: timed out after 600 s\nTimeoutError: timed out after 600 s"
 
 
+@pytest.mark.rest
 async def test_a_timeout_counts_from_the_begin_of_the_run_and_not_from_that_of_its_process(
     world: World,
 ) -> None:
@@ -320,6 +321,7 @@ def children_of(world: World) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.rest
 async def test_a_child_that_hangs_after_its_end_is_killed_and_its_ending_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -340,6 +342,7 @@ class Stays(_Pooled):
         assert (ended.state, ended.result) == (RunState.SUCCEEDED, "done")
 
 
+@pytest.mark.rest
 async def test_a_child_that_sends_something_else_than_frames_is_killed() -> None:
     text = """
 import socket
@@ -368,6 +371,7 @@ class Liar(_Pooled):
             assert "can't be read" in (ended.reason or ""), lie
 
 
+@pytest.mark.rest
 async def test_a_killed_child_says_its_last_words() -> None:
     text = """
 class Last(_Pooled):

@@ -52,6 +52,7 @@ class Waits(_Pooled):
 """
 
 
+@pytest.mark.rest
 async def test_the_runs_of_a_nursery_that_is_killed_are_interrupted_and_a_new_one_serves() -> None:
     async with pool_of(TASKS) as world:
         begun = [world.begin("sleeps") for _ in range(2)]
@@ -68,6 +69,7 @@ async def test_the_runs_of_a_nursery_that_is_killed_are_interrupted_and_a_new_on
         assert world.pool.nursery_pid not in (None, nursery)
 
 
+@pytest.mark.rest
 async def test_a_child_is_killed_also_where_its_nursery_does_not_react(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -84,6 +86,7 @@ async def test_a_child_is_killed_also_where_its_nursery_does_not_react(
         assert isinstance((await world.ending_of("pid")).result, int)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("what", ["begins", "dies", "ends"])
 async def test_a_nursery_that_does_not_answer_for_a_lease_is_replaced_and_holds_no_run(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -121,6 +124,7 @@ async def test_a_nursery_that_does_not_answer_for_a_lease_is_replaced_and_holds_
     )
 
 
+@pytest.mark.rest
 async def test_a_nursery_ends_also_if_a_child_could_get_no_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,6 +144,7 @@ async def test_a_nursery_ends_also_if_a_child_could_get_no_connection(
         assert isinstance((await world.ending_of("pid")).result, int)
 
 
+@pytest.mark.rest
 async def test_processes_that_a_child_has_started_do_not_outlive_its_nursery() -> None:
     text = TASKS.replace("time.sleep(600)", "subprocess.run(['sleep', '600'])")
     text = text.replace('f"pid {os.getpid()}"', "f\"pid {subprocess.Popen(['sleep', '600']).pid}\"")
@@ -152,6 +157,7 @@ async def test_processes_that_a_child_has_started_do_not_outlive_its_nursery() -
         await until_gone(pid)
 
 
+@pytest.mark.rest
 async def test_children_die_with_a_service_that_is_killed(tmp_path: Path) -> None:
     write_tasks(TASKS)
     code = f"""
@@ -180,6 +186,7 @@ asyncio.run(main())
         await until_gone(*pids)
 
 
+@pytest.mark.rest
 async def test_where_imports_leave_threads_each_run_gets_a_process_of_its_own() -> None:
     text = "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n" + TASKS
     async with pool_of(text, processes=2) as world:
@@ -208,6 +215,7 @@ async def test_where_imports_leave_threads_each_run_gets_a_process_of_its_own() 
     await until_gone(last)
 
 
+@pytest.mark.rest
 async def test_a_file_that_comes_later_is_served_by_a_new_nursery_and_the_old_one_ends() -> None:
     async with pool_of(TASKS) as world:
         sleeping = world.begin("sleeps")
@@ -281,6 +289,7 @@ async def test_an_import_that_ends_the_nursery_is_said() -> None:
         await pool.stop()
 
 
+@pytest.mark.rest
 async def test_a_task_that_the_nursery_can_not_import_fails_with_that_reason() -> None:
     class Local(BaseTask):
         name, schedule, pool = "local", None, "cpu"
@@ -319,6 +328,7 @@ async def counts(pool: ProcessPool) -> tuple[int, int, int]:
     return len(children), len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("number", [100, pytest.param(1_000, marks=pytest.mark.nightly)])
 async def test_nothing_is_left_of_many_runs(number: int) -> None:
     async with pool_of(TASKS) as world:

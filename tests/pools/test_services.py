@@ -140,6 +140,7 @@ async def place(ledger: Database, tmp_path: Path) -> Any:
         yield Place(tmp_path / "place", ledger, application, stack)
 
 
+@pytest.mark.rest
 async def test_a_killed_child_fails_its_attempt_and_the_next_one_goes_on_after_its_last_chunk(
     place: Place,
 ) -> None:
@@ -158,6 +159,7 @@ async def test_a_killed_child_fails_its_attempt_and_the_next_one_goes_on_after_i
     )
 
 
+@pytest.mark.rest
 async def test_a_nursery_that_is_killed_interrupts_its_runs_which_are_resumed(place: Place) -> None:
     served = place.serve()
     run = await place.queue("long")
@@ -172,6 +174,7 @@ async def test_a_nursery_that_is_killed_interrupts_its_runs_which_are_resumed(pl
     await until_gone(nursery, child)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("kind", ["service", "worker"])
 async def test_the_children_of_a_process_that_is_killed_end_with_it_and_their_runs_are_resumed(
     place: Place, kind: str
@@ -189,6 +192,7 @@ async def test_the_children_of_a_process_that_is_killed_end_with_it_and_their_ru
     assert (row["state"], row["attempt"], await place.done()) == ("succeeded", 1, list(range(40)))
 
 
+@pytest.mark.rest
 async def test_a_drain_interrupts_a_child_after_its_chunk_and_nothing_is_left(place: Place) -> None:
     served = place.serve()
     run = await place.queue("long")
@@ -204,6 +208,7 @@ async def test_a_drain_interrupts_a_child_after_its_chunk_and_nothing_is_left(pl
     assert ((await place.ended(run))["attempt"], await place.done()) == (1, list(range(40)))
 
 
+@pytest.mark.rest
 async def test_a_run_that_never_gives_way_is_cancelled_by_a_kill_and_hurts_nobody(
     place: Place,
 ) -> None:
@@ -229,6 +234,7 @@ async def test_a_task_that_takes_all_memory_has_failed_with_that_reason(place: P
     assert (row["state"], row["reason"]) == ("failed", "used more than 120 MiB")
 
 
+@pytest.mark.rest
 async def test_a_pause_lets_a_child_stop_after_its_chunk_and_a_resume_goes_on(place: Place) -> None:
     hold = place.folder / "hold"
     hold.touch()  # so that the run goes on until the command has paused its task

@@ -111,6 +111,7 @@ async def test_sync_tasks_run_in_threads(batch: Batch) -> None:
     assert (run.result, run.logs[0].text) == (7, "from a thread")
 
 
+@pytest.mark.rest
 async def test_advancing_fires_each_slot_at_its_instant(batch: Batch) -> None:
     batch.add(Hello, InAThread)
     made = await batch.advance(hours=3)
@@ -146,6 +147,7 @@ async def test_only_some_tasks_fire_where_that_is_wanted(batch: Batch) -> None:
     assert (await batch.run(Hello)).state == "succeeded"
 
 
+@pytest.mark.rest
 async def test_what_is_made_to_fail_fails_and_is_retried_on_the_moved_clock(batch: Batch) -> None:
     batch.add(Hello)
     batch.fail_next(Hello, ConnectionError("no network"))
@@ -222,6 +224,7 @@ class SyncParent(BaseTask):
         return call_async(start(Hello, whom=current_run().id))
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("parent", [Parent, SyncParent])
 async def test_what_a_run_starts_runs_in_the_same_call(
     batch: Batch, parent: type[BaseTask]
@@ -286,6 +289,7 @@ async def test_what_can_t_be_run_is_refused(batch: Batch) -> None:
     assert batch.runs() == []
 
 
+@pytest.mark.rest
 async def test_a_run_that_does_not_end_fails_the_test_and_is_given_up(batch: Batch) -> None:
     class Endless(BaseTask):
         name = "endless"
@@ -376,6 +380,7 @@ class Greets(ItemTask):
             raise ValueError("not this one")
 
 
+@pytest.mark.rest
 async def test_a_run_that_has_failed_is_given_a_new_attempt(batch: Batch) -> None:
     batch.fail_next(InAThread, OSError("no network"))
     failed = await batch.run(InAThread)
@@ -397,6 +402,7 @@ async def test_a_run_that_waits_is_cancelled(batch: Batch) -> None:
         await batch.cancel(waiting)
 
 
+@pytest.mark.rest
 async def test_items_that_were_set_aside_are_done_again(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +421,7 @@ async def test_items_that_were_set_aside_are_done_again(
         await batch.redrive(run)
 
 
+@pytest.mark.rest
 async def test_a_task_stands_for_its_newest_run(batch: Batch) -> None:
     with pytest.raises(UnknownRun, match="the task greets has no run yet"):
         await batch.quarantine(Greets)
@@ -430,6 +437,7 @@ async def test_a_task_stands_for_its_newest_run(batch: Batch) -> None:
     assert (again.id, again.attempt) == (redriven.id, 2)
 
 
+@pytest.mark.rest
 async def test_a_redrive_has_the_slot_and_the_parameters_of_its_run(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,6 +462,7 @@ async def test_a_redrive_has_the_slot_and_the_parameters_of_its_run(
     assert third.params == {"first": 2, "redrive": second.id}
 
 
+@pytest.mark.rest
 async def test_a_paused_task_misses_its_slots(batch: Batch) -> None:
     batch.add(Hello)
     await batch.advance(hours=1)
@@ -465,6 +474,7 @@ async def test_a_paused_task_misses_its_slots(batch: Batch) -> None:
     assert [run.state for run in await batch.advance(hours=1)] == ["succeeded"]
 
 
+@pytest.mark.rest
 async def test_the_pool_of_a_task_does_not_matter(batch: Batch) -> None:
     class Elsewhere(Hello):
         name = "elsewhere"
@@ -512,6 +522,7 @@ class Starter(BaseTask):
         await start(Hello, whom="later", at=START + 2 * HOUR)
 
 
+@pytest.mark.rest
 async def test_a_slot_that_waits_runs_after_the_one_that_it_waits_for(batch: Batch) -> None:
     batch.add(Extract, Load)
     batch.only(Extract, Load)
@@ -531,6 +542,7 @@ async def test_a_slot_that_waits_runs_after_the_one_that_it_waits_for(batch: Bat
     assert batch.runs(Load)[-1].state == "succeeded"
 
 
+@pytest.mark.rest
 async def test_run_gives_a_task_what_it_has_waited_for(batch: Batch) -> None:
     batch.add(Extract, Load, Report)
     run = await batch.run(Load, upstream={"extract": {"file": "tuesday.csv"}}, day="!")
@@ -544,6 +556,7 @@ async def test_run_gives_a_task_what_it_has_waited_for(batch: Batch) -> None:
         await batch.run(Extract, upstream={})
 
 
+@pytest.mark.rest
 async def test_groups_and_later_starts_are_opened_when_it_is_time(batch: Batch) -> None:
     batch.add(Starter, Hello, Report)
     batch.only()

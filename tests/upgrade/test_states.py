@@ -27,6 +27,7 @@ batch = pytest.fixture(in_this_process)
 each_state = pytest.mark.parametrize("name", states.NAMES)
 
 
+@pytest.mark.rest
 @each_state
 async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batch: Batch) -> None:
     load_tasks(states.TASKS)
@@ -133,6 +134,7 @@ async def _is(value: Any, expected: dict[str, str]) -> bool:
     return bool(await value == expected)
 
 
+@pytest.mark.rest
 @each_state
 def test_what_commands_tell_of_it_is_complete(state: State, batch: Batch) -> None:
     assert batch("run", "sort").code == 0
@@ -150,6 +152,7 @@ def test_what_commands_tell_of_it_is_complete(state: State, batch: Batch) -> Non
     assert batch("resume", "held").code == 0
 
 
+@pytest.mark.rest
 @each_state
 @pytest.mark.parametrize("place", ["the database it was made of", "an empty database"])
 def test_a_backup_that_older_code_made_is_verified_and_restored(
@@ -170,6 +173,7 @@ def test_a_backup_that_older_code_made_is_verified_and_restored(
     assert emails == [("ada@example.com",), ("bad@example.com",), ("eve@example.com",)]
 
 
+@pytest.mark.rest
 @each_state
 def test_older_backups_are_restored_onto_the_upgraded_database_unless_they_hold_the_ledger(
     state: State, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

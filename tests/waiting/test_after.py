@@ -394,6 +394,7 @@ async def test_a_pause_does_not_count_for_how_long_it_waits(waits: Waits) -> Non
     assert "was still queued after 6 h" in (await waits.run_of("load"))["reason"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("upstream", "own", "slot", "awaited"),
     [

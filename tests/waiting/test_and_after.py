@@ -53,6 +53,7 @@ async def states(waits: Waits) -> dict[str, str]:
     return {row["task"]: row["state"] for row in await rows(waits.ledger)}
 
 
+@pytest.mark.rest
 async def test_a_run_is_run_again_and_what_comes_after_waits_for_it(
     waits: Waits, operations: Operations
 ) -> None:
@@ -215,6 +216,7 @@ def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     yield from in_this_process(capsys, monkeypatch)
 
 
+@pytest.mark.rest
 async def test_the_command_shows_how_many_and_asks(
     waits: Waits, batch: Batch, ledger_url: str, database_url: str
 ) -> None:

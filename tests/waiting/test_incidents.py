@@ -96,6 +96,7 @@ async def test_what_a_failed_slot_has_closed_opens_no_incident_of_its_own(
     assert [each.model_dump() for each in shown.keeps_back] == kept
 
 
+@pytest.mark.rest
 async def test_a_slot_that_is_kept_back_although_nothing_has_failed_is_an_incident_of_its_own(
     waits: Waits, watch: Watching, operations: Operations
 ) -> None:
@@ -276,6 +277,7 @@ async def test_a_run_that_was_opened_is_late_from_its_opening_and_not_from_its_s
     assert 380 <= late.elapsed <= 420
 
 
+@pytest.mark.rest
 async def test_a_run_that_was_opened_is_slow_from_its_begin(waits: Waits, watch: Watching) -> None:
     slow = load_after(alerts=Alerts(slow_after=60))
     await make_slots(waits, daily("extract"), slow)

@@ -122,6 +122,7 @@ async def test_the_table_has_every_resource_of_the_document(served: Served) -> N
     assert document["openapi"].startswith("3.1")
 
 
+@pytest.mark.rest
 async def test_each_resource_answers_the_roles_that_may_ask_and_no_other(served: Served) -> None:
     for endpoint, needed in NEEDED.items():
         for role in ROLES:
@@ -137,6 +138,7 @@ async def test_each_resource_answers_the_roles_that_may_ask_and_no_other(served:
                 assert answer.json()["kind"] == "forbidden"
 
 
+@pytest.mark.rest
 async def test_each_resource_refuses_credentials_that_are_not_good(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +200,7 @@ async def test_a_secret_stands_in_no_table_of_the_ledger(served: Served) -> None
     assert served.secrets["admin"] not in repr(session) and session.secret not in repr(session)
 
 
+@pytest.mark.rest
 async def test_a_session_is_known_by_its_cookie_and_ends_with_a_sign_out(served: Served) -> None:
     client = served.nobody
     begun = await client.post("/api/v1/session", json={"secret": served.secrets["operator"]})

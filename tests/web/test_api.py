@@ -137,6 +137,7 @@ async def test_a_started_service_is_healthy_and_ready(
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
 
 
+@pytest.mark.rest
 async def test_a_service_without_a_free_thread_says_so_and_is_ready_and_so_does_the_ledger(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -213,6 +214,7 @@ def own_server() -> Iterator[OwnServer]:
         yield server
 
 
+@pytest.mark.rest
 async def test_without_its_database_a_service_is_healthy_but_not_ready_until_the_database_is_back(
     own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

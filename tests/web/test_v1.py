@@ -62,6 +62,7 @@ async def fill(served: Served, *rows: dict[str, Any]) -> None:
         await connection.execute(insert(tables.runs), list(rows))
 
 
+@pytest.mark.rest
 async def test_tasks_have_schedule_tags_parameters_and_next_slots(served: Served) -> None:
     tasks = {
         task["name"]: task for task in (await served.viewer.get("/api/v1/tasks")).json()["tasks"]
@@ -79,6 +80,7 @@ async def test_tasks_have_schedule_tags_parameters_and_next_slots(served: Served
     assert "did you mean report?" in unknown.json()["detail"]
 
 
+@pytest.mark.rest
 async def test_a_run_is_started_followed_and_recorded(served: Served) -> None:
     run = await start(served, parameters={"day": "monday", "api_key": "hush"})
     shown = await ended(served.viewer, run)
@@ -209,6 +211,7 @@ async def test_a_viewer_sees_no_parameters_results_and_logs_of_a_secret_task(
     assert (await served.operator.get(f"/api/v1/runs/{run}/log")).status_code == 200
 
 
+@pytest.mark.rest
 async def test_lists_are_filtered_and_paged_to_the_last_run(served: Served) -> None:
     states = [RunState.FAILED, RunState.SUCCEEDED, RunState.CANCELLED]
     await fill(
@@ -258,6 +261,7 @@ async def test_lists_are_filtered_and_paged_to_the_last_run(served: Served) -> N
     assert await listed(origin="backfill") == []
 
 
+@pytest.mark.rest
 async def test_runs_are_found_by_a_parameter_and_by_the_text_of_an_error(served: Served) -> None:
     values: list[Any] = ["monday", 3, "3", True, None, 'a"b', "100%"]
     await fill(
@@ -286,6 +290,7 @@ async def test_runs_are_found_by_a_parameter_and_by_the_text_of_an_error(served:
     assert await found(text="100_") == []
 
 
+@pytest.mark.rest
 async def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_it_stopped(
     served: Served,
 ) -> None:
@@ -300,6 +305,7 @@ async def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_it_stoppe
     assert second["after"] is None
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("after", ["x", "1_2", "-1_01a21d92-eff2-7bb2-a544-63212a7a4a49", "9" * 40])
 async def test_a_cursor_that_no_page_gave_is_refused(served: Served, after: str) -> None:
     for path in ("/runs", "/changes", "/tasks/report/runs"):
@@ -309,6 +315,7 @@ async def test_a_cursor_that_no_page_gave_is_refused(served: Served, after: str)
     assert (await served.viewer.get("/api/v1/runs", params={"limit": 10**9})).status_code == 400
 
 
+@pytest.mark.rest
 async def test_the_log_is_paged_filtered_and_given_as_text(served: Served) -> None:
     run = await start(served, parameters={"day": "never"})
     await ended(served.viewer, run)
@@ -330,6 +337,7 @@ async def test_the_log_is_paged_filtered_and_given_as_text(served: Served) -> No
     assert not {"\x1b", "\u202e"} & set(text.text)
 
 
+@pytest.mark.rest
 async def test_a_cancel_and_a_retry_with_notes_are_in_the_audit(served: Served) -> None:
     run = await start(served, parameters={"day": "never"})
     await ended(served.viewer, run)
@@ -347,6 +355,7 @@ async def test_a_cancel_and_a_retry_with_notes_are_in_the_audit(served: Served) 
     )
 
 
+@pytest.mark.rest
 async def test_a_bulk_changes_the_runs_of_its_preview_and_no_others(served: Served) -> None:
     await served.operator.post("/api/v1/tasks/report/pause")
     failed = [over(number, RunState.FAILED) for number in range(2_500)]
@@ -386,6 +395,7 @@ async def test_a_bulk_changes_the_runs_of_its_preview_and_no_others(served: Serv
     assert cancel["count"] == 2_499
 
 
+@pytest.mark.rest
 async def test_a_bulk_goes_on_in_another_process_after_the_first_one_died(served: Served) -> None:
     await served.operator.post("/api/v1/tasks/report/pause")
     await fill(served, *(over(number, RunState.FAILED) for number in range(2_500)))
@@ -461,6 +471,7 @@ async def test_a_backfill_needs_its_preview_and_the_same_schedule(served: Served
     assert "schedule" in refused.json()["detail"]
 
 
+@pytest.mark.rest
 async def test_the_status_says_what_is_wrong(served: Served) -> None:
     status = (await served.viewer.get("/api/v1/status")).json()
     assert (status["ok"], status["troubles"]) == (True, [])
@@ -476,6 +487,7 @@ async def test_the_status_says_what_is_wrong(served: Served) -> None:
     assert (await served.viewer.get("/api/v1/status")).json()["ok"]
 
 
+@pytest.mark.rest
 async def test_the_audit_has_the_start_of_the_service_and_is_paged(served: Served) -> None:
     events, after = [], None
     while True:
@@ -541,6 +553,7 @@ async def test_only_backups_of_the_list_are_found_and_no_error_says_where_they_a
     assert not [word for word in (str(tmp_path), "other files", "file:", "/backup") if word in said]
 
 
+@pytest.mark.rest
 async def test_the_document_says_what_an_event_is_and_what_is_refused(served: Served) -> None:
     document = (await served.nobody.get("/api/openapi.json")).json()
     answer = document["paths"]["/api/v1/events"]["get"]["responses"]["200"]
@@ -563,6 +576,7 @@ async def test_the_document_says_what_an_event_is_and_what_is_refused(served: Se
             )
 
 
+@pytest.mark.rest
 async def test_large_parameters_are_cut_where_many_changes_are_listed(served: Served) -> None:
     run = await start(served, parameters={"day": "x" * 900_000})
     shown = (await served.viewer.get(f"/api/v1/runs/{run}")).json()
@@ -597,6 +611,7 @@ async def test_tokens_are_made_listed_and_revoked(served: Served) -> None:
     ).status_code == 201
 
 
+@pytest.mark.rest
 async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Served) -> None:
     wrong = await served.operator.post(
         "/api/v1/tasks/payroll/runs", json={"parameters": {"month": 77}}
@@ -670,6 +685,7 @@ def test_defaults_within_parameters_are_masked_by_their_names() -> None:
     )
 
 
+@pytest.mark.rest
 async def test_runs_are_not_found_by_a_value_that_is_masked(served: Served) -> None:
     answer = await served.admin.get("/api/v1/runs", params={"param": "api_key=hush"})
     assert answer.status_code == 422
@@ -679,6 +695,7 @@ async def test_runs_are_not_found_by_a_value_that_is_masked(served: Served) -> N
     assert "hush" not in (await served.admin.get("/api/v1/changes")).text
 
 
+@pytest.mark.rest
 async def test_a_backfill_of_centuries_is_refused_before_its_slots_are_counted(
     served: Served,
 ) -> None:
@@ -691,6 +708,7 @@ async def test_a_backfill_of_centuries_is_refused_before_its_slots_are_counted(
     assert "more than 100,000 slots" in answer.json()["detail"]
 
 
+@pytest.mark.rest
 async def test_an_answer_about_the_night_that_the_caller_has_is_not_sent_again(
     served: Served,
 ) -> None:

@@ -1,0 +1,42 @@
+"""Which tests `make test` runs: those of the first file that docs/promises.md names for each
+promise, and those of ALSO. All others get the mark `rest`, as do single tests that carry it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+PROMISES = Path(__file__).parent.parent / "docs/promises.md"
+FIRST_OF_ROW = re.compile(
+    r"^\|[^`\n]*(?:`(?!tests/)[^`\n]*`[^`\n]*)*`(tests/[\w/]+\.py)`", re.MULTILINE
+)
+ALSO = {
+    "tests/pages/test_pages.py",
+    "tests/test_architecture.py",
+    "tests/test_cli.py",
+    "tests/test_contributing.py",
+    "tests/test_docs.py",
+    "tests/test_front.py",
+    "tests/test_stored.py",
+    "tests/test_words.py",
+    "tests/testing/test_kit.py",
+    "tests/web/test_v1.py",
+}
+"""The shape of the project, its documents, and each of its doors."""
+
+
+def files() -> set[str]:
+    """The files that `make test` runs."""
+    return {*FIRST_OF_ROW.findall(PROMISES.read_text()), *ALSO}
+
+
+def leave_the_others_to_rest(items: Iterable[pytest.Item]) -> None:
+    """Give the mark `rest` to the tests of all other files."""
+    first = files()
+    for item in items:
+        if item.location[0] not in first:
+            item.add_marker(pytest.mark.rest)
