@@ -34,7 +34,7 @@ from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import BY_HAND
 from service.batch.tasks import discovery
 from service.config import get_settings
-from service.database.engine import Database
+from service.database.engine import LOCK_SECONDS, Database
 from service.errors import InvalidSetting
 from service.server.service import BatchService
 from service.server.shutdown import Stopping
@@ -995,3 +995,17 @@ async def test_an_outage_of_the_ledger_delays_slots_and_loses_none(
 
 async def not_ready(service: BatchService) -> dict[str, str]:
     return await service.readiness()
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+async def test_a_start_waits_for_a_lock_for_longer_than_a_turn_of_a_loop_does(
+    begin: Begin, ledger: Database
+) -> None:
+    make_task("tick")
+    await (await begin()).stop()
+    async with ledger.engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE batch_tasks IN ACCESS EXCLUSIVE MODE"))
+        starting = asyncio.create_task(begin())
+        await connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": LOCK_SECONDS + 0.5})
+        assert not starting.done()
+    assert (await starting).scheduler.running

@@ -41,6 +41,9 @@ SEVERED_SECONDS = 5.0
 because of that.
 """
 LOCK_SECONDS, IDLE_SECONDS = 2, 30
+START_LOCK_SECONDS = 20
+"""How long a process that starts waits for a lock of PostgreSQL, beside busy ones, before it ends.
+"""
 BRIEF_WAITS = {
     "lock_timeout": f"{LOCK_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
@@ -390,6 +393,12 @@ def execute_once(connection: Any, statement: str) -> Any:
         return cursor.fetchone()
     finally:
         cursor.close()
+
+
+async def wait_for_locks(connection: AsyncConnection) -> None:
+    """Let this transaction wait START_LOCK_SECONDS for each lock: it belongs to a start."""
+    if connection.dialect.name == "postgresql":
+        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{START_LOCK_SECONDS}s'")
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.limits import limited
 from service.concurrency.offload import offload
-from service.database.engine import Database, whole_tables
+from service.database.engine import Database, wait_for_locks, whole_tables
 from service.errors import DatabaseError
 from service.logs import get_logger
 from service.server import deploys
@@ -53,6 +53,7 @@ async def sign_on(
     node.application = await offload(application_version, version, folder, Path.cwd())
     versions = {"package": package_version(), "application": node.application}
     async with ledger.engine.begin() as connection, whole_tables(connection):
+        await wait_for_locks(connection)
         now = await database_time.now_of(connection)
         if not node.roles.is_worker:  # which may have older code than the services
             await task_sync.record_tasks(connection, await _to_record(connection, node, tasks), now)

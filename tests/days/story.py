@@ -104,10 +104,8 @@ def down(cause: str | None = None) -> str:
     """What reaches a person after an outage of all services, or of the ledger (`cause`)."""
     why = f": the ledger could not be used ({cause})" if cause is not None else ""
     return (
-        f"opened down : no service fired from TIME to TIME UTC (SOME TIME){why}. N slots of 12 "
-        "tasks (long, short0, "
-        "short1, short2, short3, …) did not run; `batch night` lists them, `batch backfill` runs "
-        "them."
+        f"opened down : no service fired from TIME to TIME UTC (SOME TIME){why}. N slots of TASKS "
+        "did not run; `batch night` lists them, `batch backfill` runs them."
     )
 
 
@@ -472,6 +470,7 @@ def plain(text: str) -> str:
         (r"\bfor \d+ (seconds|minutes|s)\b", "for SOME TIME"),
         (r"\(\d+ (seconds|minutes|hours|days)\)", "(SOME TIME)"),
         (r"those of [\w, ]+\.", "those of TASKS."),
+        (r"of \d+ tasks \([\w, ]+, …\)", "of TASKS"),  # one of them may have had no slot then
         (r"\b\d+ services\b", "N services"),
         (rf"\b{re.escape(socket.gethostname())}\b", "HOST"),
         (r"between TIME and TIME UTC", "after TIME UTC"),  # as their schedules have it

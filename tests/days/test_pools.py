@@ -78,4 +78,7 @@ def test_a_child_that_takes_too_much_memory_is_killed_and_the_others_go_on(story
 
 
 def command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return ""

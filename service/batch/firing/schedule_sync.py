@@ -25,7 +25,7 @@ from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background, is_set_within
 from service.concurrency.offload import SlowCall
-from service.database.engine import Database, whole_tables
+from service.database.engine import Database, wait_for_locks, whole_tables
 from service.errors import BatchError, InvalidSetting
 from service.logs import get_logger
 from service.settings.reading import refresh_settings
@@ -103,6 +103,7 @@ class ScheduleSync(Background):
     async def open(self) -> None:
         """Write the schedules of this process into the ledger, at its start."""
         async with self._database.engine.begin() as connection, whole_tables(connection):
+            await wait_for_locks(connection)
             await task_sync.set_schedules(connection, self._own_schedules, self._tasks, self._node)
 
     def fire_due(self) -> None:
