@@ -783,3 +783,18 @@ async def test_many_different_errors_of_a_task_are_few_incidents(
     assert len(incidents) == 51
     (more,) = [row for row in incidents if row["fingerprint"] == "more"]
     assert more["count"] == 70
+
+
+async def test_after_an_outage_a_watch_that_another_node_has_taken_over_says_that_it_can_work(
+    watch: Watching,
+) -> None:
+    await watch.turn(2)
+    other = Watching(watch.ledger, watch.ledger)
+    await other.register()
+    outage = other.watch._outage
+    assert not await other.poll(), "the watch of the first node is enough"
+    outage.cause_for("watch", watch.ledger, OSError("refused"))
+    assert await other.poll()
+    await other.watch._turn()
+    outage.over_for("watch")  # as its loop does after a turn
+    assert not await other.poll() and not other.watch.holds

@@ -18,6 +18,7 @@ from service.batch.ledger.buckets import buckets as buckets_table
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import runs
 from service.batch.nodes.ledger_poll import LedgerChanges
+from service.batch.nodes.outage import Outage
 from service.batch.queue import retry as retrying
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import retry
@@ -175,4 +176,20 @@ async def test_a_node_without_the_watch_opens_what_only_it_has_loaded(waits: Wai
     assert not opener._woken.is_set()
     opener.on_changes(changes)
     await until(lambda: rows(waits.ledger, task="load", state="queued"))
+    await opener.stop()
+
+
+async def test_after_an_outage_the_opener_looks_once_even_if_others_have_opened_what_waited(
+    waits: Waits,
+) -> None:
+    outage = Outage()
+    opener = Opener(waits.ledger, {}, lambda: None, outage)
+    outage.cause_for("opener", waits.ledger, OSError("refused"))
+    opener.start()
+    opener.on_changes(LedgerChanges(clock.now(), is_claimable=False, catalog=1))
+
+    async def can_work() -> bool:
+        return not outage.has_failed("opener")
+
+    await until(can_work)
     await opener.stop()

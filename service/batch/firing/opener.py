@@ -88,6 +88,8 @@ class Opener(Background):
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll."""
+        if self._outage.has_failed("opener"):
+            self.wake()
         if not changes.is_waiting:
             return
         self._left += 1

@@ -87,7 +87,7 @@ class Watch(Background):
             self._checks.clock_was_set_back()
         if self.holds and before is not None and _passed(before, changes) >= outages.SHORTEST:
             self._gap = self._gap or (before.now, changes.now)
-        if self._is_needed(changes):
+        if self._is_needed(changes) or self._outage.has_failed("watch"):
             self._woken.set()
         if self.holds and changes.is_unsent:
             self._on_told()

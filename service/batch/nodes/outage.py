@@ -108,6 +108,14 @@ class Outage:
                 return None
             return f"it can't be used since {self._since:%H:%M:%S} UTC: {self._reason}"
 
+    def has_failed(self, part: str) -> bool:
+        """Whether this part has failed in this outage, and not used the ledger since.
+
+        A part that acts only when there is work for it asks this at each poll: another node may
+        have done the work meanwhile, and then nothing else would have it say that it can work.
+        """
+        return part in self._failing
+
     def over_for(self, part: str) -> None:
         """This part has used the ledger. Logs that the outage is over once all parts can, and
         nothing has failed.
