@@ -90,6 +90,7 @@ LIBRARIES = (
     "alembic",
     "uvicorn",
     "starlette",
+    "fastapi",
 )
 Times = tuple[float, float]
 """Seconds on the clock, and of the processor."""
@@ -167,19 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
-    describe(
-        (
-            "typer",
-            "rich",
-            "sqlalchemy",
-            "pydantic-settings",
-            "structlog",
-            "alembic",
-            "uvicorn",
-            "starlette",
-            "fastapi",
-        )
-    )
+    describe(LIBRARIES)
     rows = [["", "least ms", "median ms", "CPU ms", "least", "median", "CPU"]]
     with tempfile.TemporaryDirectory() as folder:
         run((sys.executable, "-c", LEDGER), folder)

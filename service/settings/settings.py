@@ -279,7 +279,7 @@ class Settings(AccessSettings, AlertSettings):
         if not name.isupper():
             return super().__getattr__(name)  # type: ignore[misc,no-any-return]
         # An author's own setting is read when it is asked for, so that a test may set it later.
-        own = {**self._given, **os.environ}
+        own = {**(self.model_extra or {}), **os.environ}
         if name not in own:
             raise AttributeError(
                 f"there is no setting {name}: neither the environment nor {ENV_FILE} has it"
