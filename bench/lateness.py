@@ -303,8 +303,8 @@ def show(race: Race, found: dict[str, list[Slot]]) -> None:
         )
     rows.append(["goal", "all", "", "", "", "", "<= 0.7", ""])
     title = (
-        f"{race.tasks:,} due at once: ms late, median (range) of {race.slots - 1} slots after "
-        "the first"
+        f"{race.tasks:,} due at once: ms late, median (range) of {race.slots - 1} slots after the "
+        "first"
     )
     print_table(title, rows)
 

@@ -260,8 +260,8 @@ def test_killed_before_in_and_after_its_commits_each_item_is_done_exactly_once(
         assert world.until_over(last)[0] == "succeeded"
     world.assert_exactly_once()
     print(
-        f"seed {SEED}: {KILLS} kills, {ITEMS // SIZE} chunks, {time.monotonic() - began_at:.0f} "
-        f"s; {dict(fates)}"
+        f"seed {SEED}: {KILLS} kills, {ITEMS // SIZE} chunks, {time.monotonic() - began_at:.0f} s; "
+        f"{dict(fates)}"
     )
 
 

@@ -97,8 +97,7 @@ async def test_a_service_keeps_the_file_it_has_and_the_commands_say_so(
     assert (done.returncode, done.stdout.split()[-1]) == (1, "tasks/early.py")
     assert done.stderr.splitlines() == [
         "batch: tasks/early.py is not used yet: running services use tasks/later.py for the task "
-        "same "
-        "until they are restarted",
+        "same until they are restarted",
         f"batch: tasks/later.py can't be used: {refusal('early', 'later')}",
     ]
 

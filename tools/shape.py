@@ -223,8 +223,8 @@ def main() -> None:
     print(f"modules of the doors with the text `failed`: {len(files_with_state())}")
     files = {file for file, _, _ in walk.functions}
     print(
-        f"a slot passes {len(files)} files and {len(walk.functions)} functions, of which only "
-        f"hand over: {len(hops)}"
+        f"a slot passes {len(files)} files and {len(walk.functions)} functions, of which only hand "
+        f"over: {len(hops)}"
     )
     for hop in hops:
         print("   ", hop)

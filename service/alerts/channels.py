@@ -108,17 +108,15 @@ def _check_apprise(urls: Mapping[str, Sequence[str]]) -> None:
     except ImportError:
         setting = _setting_of(next(name for name, its in urls.items() if its))
         raise InvalidSetting(
-            f"setting {setting}: Apprise, which sends to these addresses, is not installed (it "
-            "is the extra `alerts`): "
-            f"pip install '{APPRISE}'"
+            f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is "
+            f"the extra `alerts`): pip install '{APPRISE}'"
         ) from None
     for name, its in urls.items():
         for number, url in enumerate(its, start=1):
             if Apprise.instantiate(url, suppress_exceptions=True) is None:
                 raise InvalidSetting(
-                    f"setting {_setting_of(name)}: its URL number {number} can't be used: "
-                    "Apprise knows no such "
-                    "address; an example is "
+                    f"setting {_setting_of(name)}: its URL number {number} can't be used: Apprise "
+                    "knows no such address; an example is "
                     "mailto://user:password@mail.example.com?to=you@example.com"
                 )
 

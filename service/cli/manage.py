@@ -167,8 +167,7 @@ def backfill(
     if counts.pruned:
         console.warn(
             f"{counts.pruned:,} of the new runs would be skipped at once: there are no runs any "
-            "more of the slots that "
-            "they wait for; backfill those first"
+            "more of the slots that they wait for; backfill those first"
         )
     for task, after in counts.after.items():
         console.say(

@@ -176,8 +176,8 @@ def _module(name: str) -> str:
     if not module[0].isalpha() or keyword.iskeyword(module):
         raise InvalidParameters(
             f"the name is {echoed(name)}, and Python can't import a file that is called "
-            f"{module}.py; allowed here: a "
-            "name that begins with a letter, and is no keyword of Python"
+            f"{module}.py; allowed here: a name that begins with a letter, and is no keyword of "
+            "Python"
         )
     return module
 

@@ -207,6 +207,6 @@ def instant_or_age(text: str, option: str) -> datetime:
         return clock.now() - timedelta(**{unit: int(age[1])})
     except OverflowError:
         raise InvalidParameters(
-            f"{option} is {echoed(text)}; allowed: an age that does not reach back before the "
-            "year 1"
+            f"{option} is {echoed(text)}; allowed: an age that does not reach back before the year "
+            "1"
         ) from None

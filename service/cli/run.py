@@ -158,8 +158,8 @@ async def _drained(batch: BatchService, seconds: float) -> AsyncIterator[None]:
     except asyncio.CancelledError:
         if batch.engine.running:
             text = (
-                f"stopping: if the run does not end within {seconds:g} s, it is interrupted, and "
-                "a service resumes it"
+                f"stopping: if the run does not end within {seconds:g} s, it is interrupted, and a "
+                "service resumes it"
             )
             logs.get_logger("service.batch").info(text)
         await batch.drain()

@@ -54,8 +54,8 @@ def tasks(as_json: AsJson = False) -> None:
     for task in tasks:
         if task.served_from and Path(task.served_from).name != Path(task.source).name:
             reason = (
-                f"running services use {task.served_from} for the task {task.name} until they "
-                "are restarted"
+                f"running services use {task.served_from} for the task {task.name} until they are "
+                "restarted"
             )
             console.warn(f"batch: {task.source} is not used yet: {reason}")
     for file in broken:

@@ -95,8 +95,8 @@ class Checkpoints(Background):
         logger.warning(
             f"the write-ahead log of {file} has {pages * PAGE_BYTES / 1e6:,.0f} MB, and "
             f"{(pages - copied) * PAGE_BYTES / 1e6:,.0f} MB of it can't be copied into the file, "
-            "because a transaction "
-            f"that reads has been open for long{by}: the log grows until that transaction ends"
+            f"because a transaction that reads has been open for long{by}: the log grows until "
+            "that transaction ends"
         )
 
     def _leave_checkpoints(self, connection: Any, _: Any) -> None:

@@ -108,8 +108,8 @@ class Database:
             self._make_engines(pool_size, pooled, client, shows_values, plans_once, waits_briefly)
         except ModuleNotFoundError as error:
             raise DatabaseUnreachable(
-                f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look "
-                f"at {setting}."
+                f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look at "
+                f"{setting}."
             ) from None
 
     def _make_engines(

@@ -119,9 +119,8 @@ def refuse_unknown(connection: Connection, history: History, database: Database)
         at = f"the database {database.safe_url} ({database.setting}) is at migration {revision}"
         if _is_before(revision, known[0]):
             raise DatabaseTooOld(
-                f"{at}, which was made before version 0.1.0: start commit {LAST_BEFORE_RELEASE} "
-                "of this project once "
-                "with it, and then this version"
+                f"{at}, which was made before version 0.1.0: start commit {LAST_BEFORE_RELEASE} of "
+                "this project once with it, and then this version"
             )
         hint = _OF_ANOTHER if history.version_table == ALEMBIC_VERSION else ""
         raise DatabaseTooNew(

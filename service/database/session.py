@@ -54,11 +54,9 @@ async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
         yield session
         if not readonly and run_log.get() is not None and has_changes(session.sync_session):
             logger.warning(
-                f"the session that {session_place.get() or caller()} has opened ended with "
-                "changes that were not "
-                "committed, so they are lost: call `commit()` before the end of its block, or "
-                "`rollback()` if they are "
-                "not wanted"
+                f"the session that {session_place.get() or caller()} has opened ended with changes "
+                "that were not committed, so they are lost: call `commit()` before the end of its "
+                "block, or `rollback()` if they are not wanted"
             )
 
 

@@ -81,10 +81,8 @@ class WriterGuard:
             return
         raise SecondWriter(
             f"a writing session is already open, from {holder.place}, and SQLite has one writer: "
-            "this one, "
-            f"from {session.info['place']}, would wait for ever. Use one session, commit the "
-            "first one before, "
-            "or open one of them with get_db(readonly=True)"
+            f"this one, from {session.info['place']}, would wait for ever. Use one session, commit "
+            "the first one before, or open one of them with get_db(readonly=True)"
         )
 
     @property

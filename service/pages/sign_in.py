@@ -24,8 +24,8 @@ from service.web.sign_in import begin_session, end_session, refuse_sign_in
 
 WRONG = (
     "This token or link is not valid: it is unknown, expired, revoked, or was used already. A "
-    "link signs in once, "
-    "within five minutes; Enter in the terminal of `batch serve` prints another one."
+    "link signs in once, within five minutes; Enter in the terminal of `batch serve` prints "
+    "another one."
 )
 LONGEST_SECRET = 200
 MOST_DIGITS = 5

@@ -124,8 +124,8 @@ class Connections:
             self._warned_at = clock.monotonic()
             logger.warning(
                 f"more than {self.limit} HTTP connections at a time: those idle for the longest "
-                "time are closed, so "
-                "that runs can open files. A higher limit of open files (`ulimit -n`) allows more"
+                "time are closed, so that runs can open files. A higher limit of open files "
+                "(`ulimit -n`) allows more"
             )
 
 

@@ -190,8 +190,8 @@ def listen(settings: Settings, host: str | None = None, port: int | None = None)
     host, port = host or settings.HOST, settings.PORT if port is None else port
     if settings.BATCH_AUTH == "off" and not is_loopback(host):
         raise InvalidSetting(
-            "setting BATCH_AUTH: off is only allowed where HOST is a loopback address, and it "
-            f"is {echoed(host)}"
+            "setting BATCH_AUTH: off is only allowed where HOST is a loopback address, and it is "
+            f"{echoed(host)}"
         )
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -199,8 +199,8 @@ def listen(settings: Settings, host: str | None = None, port: int | None = None)
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise InvalidSetting(
-                f"port {port} on {host} is in use: stop the process that listens there, or "
-                "change PORT"
+                f"port {port} on {host} is in use: stop the process that listens there, or change "
+                "PORT"
             ) from None
         cause = getattr(error, "strerror", None) or error
         raise InvalidSetting(f"can't listen on {host} port {port} (HOST, PORT): {cause}") from None

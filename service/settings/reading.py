@@ -49,8 +49,8 @@ def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
         if isinstance(candidate, cls):
             return candidate
     raise InvalidSetting(
-        f"setting SETTINGS is {echoed(settings.SETTINGS)}; for get_settings({cls.__name__}) it "
-        f"has to be {cls.__module__}:{cls.__qualname__}"
+        f"setting SETTINGS is {echoed(settings.SETTINGS)}; for get_settings({cls.__name__}) it has "
+        f"to be {cls.__module__}:{cls.__qualname__}"
     )
 
 

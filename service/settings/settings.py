@@ -179,10 +179,8 @@ class Settings(AccessSettings, AlertSettings):
         if self.LEASE_SECONDS < 3 * self.HEARTBEAT_SECONDS:
             raise ValueError(
                 f"LEASE_SECONDS ({self.LEASE_SECONDS:g}) must be at least three times "
-                "HEARTBEAT_SECONDS "
-                f"({self.HEARTBEAT_SECONDS:g}), since one heartbeat may fail, and a node gives "
-                "up its runs a sixth "
-                "of the lease before it ends"
+                f"HEARTBEAT_SECONDS ({self.HEARTBEAT_SECONDS:g}), since one heartbeat may fail, "
+                "and a node gives up its runs a sixth of the lease before it ends"
             )
         return self
 
@@ -193,8 +191,7 @@ class Settings(AccessSettings, AlertSettings):
         if url != self.DATABASE_URL and kinds != {"postgresql"}:
             raise ValueError(
                 "BACKUP_DATABASE_URL names another role for the PostgreSQL database of "
-                "DATABASE_URL: both have "
-                "to be postgresql://, or leave it empty"
+                "DATABASE_URL: both have to be postgresql://, or leave it empty"
             )
         return self
 
@@ -203,8 +200,7 @@ class Settings(AccessSettings, AlertSettings):
         if 0 < self.MAX_LOOP_BLOCK < SHORTEST_BLOCK:
             raise ValueError(
                 f"MAX_LOOP_BLOCK ({self.MAX_LOOP_BLOCK:g}) must be 0 (never) or at least "
-                f"{SHORTEST_BLOCK:g}, because "
-                "every event loop is blocked for short times"
+                f"{SHORTEST_BLOCK:g}, because every event loop is blocked for short times"
             )
         return self
 

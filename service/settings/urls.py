@@ -80,8 +80,8 @@ def place_url(url: str) -> str:
     elif any(mark in rest for mark in "@?#"):
         raise ValueError(
             "s3://bucket/prefix may have only a bucket and a prefix; keys, the endpoint and the "
-            "region are read "
-            "from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION"
+            "region are read from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and "
+            "AWS_REGION"
         )
     return url.rstrip("/")
 
@@ -117,8 +117,7 @@ def refuse_one_place(folder: Path, url: str) -> None:
     if is_same:
         raise InvalidSetting(
             f"setting BACKUP_URL: it is the folder of BACKUP_DIR ({folder}), and a copy there "
-            "would be the backup "
-            "itself; allowed: another folder, or s3://bucket/prefix"
+            "would be the backup itself; allowed: another folder, or s3://bucket/prefix"
         )
 
 

@@ -62,8 +62,7 @@ async def _make_schema(connection: AsyncConnection, schema: str) -> None:
     if connection.dialect.name != "postgresql":
         raise BatchError(
             f"batch_metadata has tables in the schema {schema}, and SQLite has no schemas: run "
-            "these tests with "
-            "--batch-database=postgresql"
+            "these tests with --batch-database=postgresql"
         )
     await connection.execute(CreateSchema(schema, if_not_exists=True))
 

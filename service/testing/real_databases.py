@@ -41,8 +41,8 @@ def refused(real: Collection[str], own: Collection[str]) -> Iterator[None]:
         if _address_in(dialect, arguments, parameters) in addresses:
             raise BatchError(
                 "a test with the fixture batch opens the real database, by an engine that is not "
-                "of get_db(): make the "
-                "engine of the test of batch.database_url (docs/testing.md, An engine of your own)"
+                "of get_db(): make the engine of the test of batch.database_url (docs/testing.md, "
+                "An engine of your own)"
             )
 
     event.listen(Engine, "do_connect", refuse)

@@ -352,8 +352,8 @@ def _roles(setting: str) -> list[tuple[str, Role]]:
         role = next((each for each in ROLES if each == given.strip()), None)
         if role is None or not pattern.strip():
             raise InvalidSetting(
-                f"setting BATCH_AUTH_ROLES: {echoed(part)}; allowed: PATTERN=ROLE, with the "
-                f"roles {', '.join(ROLES)}"
+                f"setting BATCH_AUTH_ROLES: {echoed(part)}; allowed: PATTERN=ROLE, with the roles "
+                f"{', '.join(ROLES)}"
             )
         roles.insert(0, (pattern.strip(), role))
     return roles

@@ -56,9 +56,7 @@ def test_a_task_blocks_the_event_loop_for_100_seconds(story: Story) -> None:
     story.check_end()
     told = (
         "node : a run has blocked the event loop of HOST (pid N) for SOME TIME, so it answers "
-        "nobody, and its runs do "
-        "not go on: those of TASKS. Restart it, or wait until it ends by itself "
-        "(MAX_LOOP_BLOCK): then its log names "
-        "the run and the line"
+        "nobody, and its runs do not go on: those of TASKS. Restart it, or wait until it ends by "
+        "itself (MAX_LOOP_BLOCK): then its log names the run and the line"
     )
     story.check_told(f"opened {told}", f"closed {told}")

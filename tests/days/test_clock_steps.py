@@ -16,9 +16,8 @@ pytestmark = pytest.mark.days
 HOUR, DAY = 3_600.0, 86_400.0
 AHEAD = (
     "clock : the clock was ahead, up to TIME UTC: 12 tasks fire again after TIME UTC (long, "
-    "short0, short1, "
-    "short2, short3, short4, short5, short6, short7, short8, …); `batch resume --ahead` lets "
-    "them fire now"
+    "short0, short1, short2, short3, short4, short5, short6, short7, short8, …); `batch resume "
+    "--ahead` lets them fire now"
 )
 
 

@@ -144,9 +144,8 @@ def test_the_scheduler_is_killed_for_two_minutes(server: OwnServer, tmp_path: Pa
             story.until(lambda: "on-dask" in story.ended_since(over), 60, "runs go on")
             story.check_end()
             unserved = (
-                "pool : no node serves pool cpu: 1 run of on-dask waits; start `batch work "
-                "--pool cpu` on some "
-                "machine, or the Dask cluster that BATCH_POOL_CPU names, or set "
+                "pool : no node serves pool cpu: 1 run of on-dask waits; start `batch work --pool "
+                "cpu` on some machine, or the Dask cluster that BATCH_POOL_CPU names, or set "
                 "BATCH_POOL_CPU=process"
             )
             story.check_told(f"opened {unserved}", f"closed {unserved}")

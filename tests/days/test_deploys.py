@@ -77,7 +77,6 @@ def test_the_leader_is_renamed_by_a_deploy_and_its_follower_is_not(story: Story)
     story.check_end()
     text = (
         "kept_back follower: there is no task leader, which it comes after; deploy that task or "
-        "change `after`, and "
-        "retry the skipped slots"
+        "change `after`, and retry the skipped slots"
     )
     story.check_told(f"opened {text}", f"closed {text}", headline=MISSED)

@@ -128,8 +128,7 @@ def test_a_run_that_eats_the_memory_of_the_service_waits_longer_each_time(
 
 CRASHES = (
     "N services on HOST have ended within 10 minutes without saying so, the last one with pid N: "
-    "look at its log, and "
-    "whether its machine has enough memory"
+    "look at its log, and whether its machine has enough memory"
 )
 
 

@@ -27,8 +27,7 @@ def test_a_node_is_killed_and_started_again_every_20_seconds(story: Story) -> No
     story.check_end()
     assert story.told() == (
         "opened node : N services on HOST have ended within 10 minutes without saying so, the "
-        "last one with pid N: "
-        "look at its log, and whether its machine has enough memory"
+        "last one with pid N: look at its log, and whether its machine has enough memory"
     )
     assert "N services on HOST have ended" in story.status()
 

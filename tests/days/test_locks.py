@@ -113,12 +113,10 @@ def test_a_row_of_a_schedule_is_locked(story: Story) -> None:
     )
     story.check_told(
         "opened unfired : a service lives, but slots are not fired since TIME UTC, of short3: "
-        "their schedules are "
-        f"locked {held}; end that transaction",
+        f"their schedules are locked {held}; end that transaction",
         "closed unfired : a service lived, but slots were not fired, from TIME to TIME UTC (SOME "
-        "TIME): their "
-        f"schedules were locked {held}. N slots of short3 did not run; `batch night` lists them, "
-        "`batch backfill` runs them.",
+        f"TIME): their schedules were locked {held}. N slots of short3 did not run; `batch night` "
+        "lists them, `batch backfill` runs them.",
         headline=MISSED,
     )
 

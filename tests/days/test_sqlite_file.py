@@ -85,14 +85,11 @@ def test_the_file_is_damaged(files: Story) -> None:
     critical = [line for line in files.nodes["a"].said.splitlines() if "[critical" in line]
     assert plain(critical[0]) == (
         "TIME [critical ] ledger: sqlite+aiosqlite:///./ledger.db (DATABASE_URL): database disk "
-        "image is malformed: "
-        "its file is damaged. Stop all services, and move ./ledger.db and the files beside it "
-        "away: a service then "
-        "begins with a new ledger, so tasks fire from then on, and their history is lost. "
-        "Backups do not include the "
-        "ledger; `sqlite3 FILE .recover` saves what can be read; this process ends with the exit "
-        "code 70, so that it "
-        "is started anew [service.batch]"
+        "image is malformed: its file is damaged. Stop all services, and move ./ledger.db and the "
+        "files beside it away: a service then begins with a new ledger, so tasks fire from then "
+        "on, and their history is lost. Backups do not include the ledger; `sqlite3 FILE "
+        ".recover` saves what can be read; this process ends with the exit code 70, so that it is "
+        "started anew [service.batch]"
     )
 
 

@@ -164,8 +164,8 @@ def _commits_after_the_next_start(
             if fence > line["fence"] and start["at"] < line["at"]:
                 late = line["at"] - start["at"]
                 yield (
-                    f"run {line['run']} of {line['task']}, fence {line['fence']}: came "
-                    f"{late:.3f} s after {fence}"
+                    f"run {line['run']} of {line['task']}, fence {line['fence']}: came {late:.3f} "
+                    f"s after {fence}"
                 )
 
 
@@ -204,8 +204,8 @@ def bodies_beyond_the_lease(evidence: Evidence) -> Iterator[str]:
                 continue
             if (over := end["at"] - min(later)) > SLACK_SECONDS:
                 yield (
-                    f"run {run} of {start['task']}: fence {fence} went on for {over:.2f} s "
-                    "beside the next one"
+                    f"run {run} of {start['task']}: fence {fence} went on for {over:.2f} s beside "
+                    "the next one"
                 )
 
 

@@ -100,8 +100,8 @@ def closed_wrongly(evidence: Evidence) -> Iterator[str]:
             other is not None and other["state"] == "succeeded" for other in others
         ):
             yield (
-                f"run {run['id']} of {run['task']} is closed ({run['reason']}), and it waited "
-                f"for {others}"
+                f"run {run['id']} of {run['task']} is closed ({run['reason']}), and it waited for "
+                f"{others}"
             )
 
 

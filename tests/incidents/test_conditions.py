@@ -260,9 +260,8 @@ async def test_an_outage_is_one_incident_and_its_slots_are_none(ledger: Database
     assert (channel, kind) == ("all", "opened")
     assert text == (
         "no service fired from 2026-03-10 02:00:00 to 02:30:00 UTC (30 minutes). 1,160 slots of "
-        "40 tasks "
-        "(task0, task1, task10, task11, task12, …) did not run; `batch night` lists them, `batch "
-        "backfill` runs them."
+        "40 tasks (task0, task1, task10, task11, task12, …) did not run; `batch night` lists "
+        "them, `batch backfill` runs them."
     )
 
 
@@ -361,10 +360,8 @@ async def test_slots_that_a_living_service_did_not_fire_are_one_incident(
     assert end[:2] == ("all", "closed")
     assert end[2] == (
         "a service lived, but slots were not fired, from 2026-03-10 02:01:00 to 02:05:20 UTC (4 "
-        "minutes): their "
-        "schedules were locked by pid 12 (psql). 4 slots of load did not run; `batch night` "
-        "lists them, "
-        "`batch backfill` runs them."
+        "minutes): their schedules were locked by pid 12 (psql). 4 slots of load did not run; "
+        "`batch night` lists them, `batch backfill` runs them."
     )
 
 
@@ -383,10 +380,8 @@ async def test_slots_of_an_outage_in_which_the_ledger_could_be_read_are_one_inci
     ((_, _, text),) = await watch.notes()
     assert text == (
         "no service fired from 2026-03-10 02:00:00 to 02:05:00 UTC (5 minutes): the ledger could "
-        "not be used (its "
-        "server can't be reached). 8 slots of extract, load did not run; `batch night` lists "
-        "them, `batch backfill` "
-        "runs them."
+        "not be used (its server can't be reached). 8 slots of extract, load did not run; `batch "
+        "night` lists them, `batch backfill` runs them."
     )
 
 
@@ -409,8 +404,7 @@ async def test_slots_over_which_a_clock_was_set_are_one_incident(
     ((_, _, text),) = await watch.notes()
     assert text == (
         "the clock was set forward from 2026-03-10 02:01:00 to 02:59:00 UTC (58 minutes). 118 "
-        "slots of extract, load "
-        "did not run; `batch night` lists them, `batch backfill` runs them."
+        "slots of extract, load did not run; `batch night` lists them, `batch backfill` runs them."
     )
 
 
@@ -473,9 +467,8 @@ async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are
         await checked(watch)
         (incident,) = await opened(watch, "clock")
         assert incident["text"] == (
-            "the clock was ahead, up to 2026-03-10 03:00 UTC: 1 task fires again after "
-            "2026-03-10 03:00 UTC (load); "
-            "`batch resume --ahead` lets them fire now"
+            "the clock was ahead, up to 2026-03-10 03:00 UTC: 1 task fires again after 2026-03-10 "
+            "03:00 UTC (load); `batch resume --ahead` lets them fire now"
         )
         async with ledger.engine.begin() as connection:
             assert list(await task_sync.set_back(connection)) == ["load"]
@@ -566,10 +559,8 @@ async def test_an_event_loop_that_stands_still_is_one_incident_and_its_runs_are_
     (text,) = await beats(190.0)
     assert text == (
         "a run has blocked the event loop of there (pid 7) for 3 minutes, so it answers nobody, "
-        "and its runs do not go "
-        "on: those of load. Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then "
-        "its log names the run "
-        "and the line"
+        "and its runs do not go on: those of load. Restart it, or wait until it ends by itself "
+        "(MAX_LOOP_BLOCK): then its log names the run and the line"
     )
     assert len(await beats(200.0)) == 1
     (slow,) = await beats(0.1)

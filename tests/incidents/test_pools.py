@@ -84,10 +84,8 @@ async def test_a_pool_that_nobody_serves_is_an_incident_after_a_minute_until_a_n
     assert await passed(watch, 60) == []
     (text,) = await passed(watch, 10)
     assert text == (
-        "no node serves pool gpu: 2 runs of risk wait; "
-        "start `batch work --pool gpu` on some machine, or the Dask cluster that BATCH_POOL_GPU "
-        "names, or set "
-        "BATCH_POOL_GPU=process"
+        "no node serves pool gpu: 2 runs of risk wait; start `batch work --pool gpu` on some "
+        "machine, or the Dask cluster that BATCH_POOL_GPU names, or set BATCH_POOL_GPU=process"
     )
     assert await passed(watch, 60) == [text]
     await join(ledger, "gpu", "risk")

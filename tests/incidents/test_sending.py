@@ -415,8 +415,7 @@ def test_without_apprise_the_setting_is_refused_with_the_command_that_installs_i
     with pytest.raises(InvalidSetting) as refused:
         Channels.of(get_settings())
     assert refused.value.message == (
-        f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is "
-        "the extra `alerts`): "
-        f"pip install '{APPRISE}'"
+        f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is the "
+        f"extra `alerts`): pip install '{APPRISE}'"
     )
     assert f'alerts = ["{APPRISE}"]' in (ROOT / "pyproject.toml").read_text()

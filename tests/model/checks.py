@@ -203,8 +203,8 @@ def _wrong_attempts(before: Snapshot, now: Snapshot) -> Iterator[str]:
         over = run["fence"] - (run["state"] == "running")
         if sorted(row["fence"] for row in ended) != list(range(1, over + 1)):
             yield (
-                f"{run['task']} {run['slot']}: {run['state']} under {run['fence']}, with the "
-                f"ends {ended}"
+                f"{run['task']} {run['slot']}: {run['state']} under {run['fence']}, with the ends "
+                f"{ended}"
             )
     once = Counter(
         (r["run"], r["number"], r["outcome"])

@@ -259,9 +259,9 @@ async def test_a_nursery_that_can_not_start_is_logged_once_and_tried_again(
         await until(lambda: asyncio.sleep(0, tries > 2))
         assert pool.free == 0
         assert [r.message for r in caplog.records if "can't start" in r.message] == [
-            "pool cpu executes no runs here, because its nursery can't start: no process could "
-            "be started by the "
-            "interpreter /nowhere/python: [Errno 2] No such file or directory: '/nowhere/python'"
+            "pool cpu executes no runs here, because its nursery can't start: no process could be "
+            "started by the interpreter /nowhere/python: [Errno 2] No such file or directory: "
+            "'/nowhere/python'"
         ]
         waiting = Begun(pool, TaskRegistry.get("pid"))
         gone = Begun(pool, TaskRegistry.get("pid"))

@@ -119,8 +119,7 @@ async def test_a_slot_that_is_kept_back_although_nothing_has_failed_is_an_incide
             "kept_back",
             "lost",
             "there is no task gone, which it comes after; deploy that task or change `after`, "
-            "and retry the skipped "
-            "slots",
+            "and retry the skipped slots",
         ),
     ]
     needs = of_runs(await night(waits, watch, operations))

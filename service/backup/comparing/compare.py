@@ -143,8 +143,8 @@ def _folder() -> Iterator[Path]:
     except OSError as error:
         raise BackupError(
             f"the backup could not be unpacked in {tempfile.gettempdir()}: "
-            f"{error.strerror or error}. Free some space "
-            "there, or set TMPDIR to a folder on a larger disk."
+            f"{error.strerror or error}. Free some space there, or set TMPDIR to a folder on a "
+            "larger disk."
         ) from error
 
 

@@ -205,14 +205,12 @@ def _explained(database: CurrentDatabase) -> Iterator[None]:
         yield
     except asyncpg.LockNotAvailableError as error:
         raise BackupError(
-            f"the database {database.safe_url} could not be compared: something holds the lock "
-            "of a table, a migration "
-            "perhaps. Try again when it is over."
+            f"the database {database.safe_url} could not be compared: something holds the lock of "
+            "a table, a migration perhaps. Try again when it is over."
         ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         raise BackupError(
             f"the database {database.safe_url} could not be compared: {cause}. Look at "
-            f"{database.setting} and the "
-            "server."
+            f"{database.setting} and the server."
         ) from error

@@ -224,7 +224,6 @@ def explained(what: str, stop: Stop) -> Iterator[None]:
     except sqlite3.Error as error:
         stop.check()
         raise BackupError(
-            f"{what} could not be compared: {error}. Look at the file that DATABASE_URL names, "
-            "and at the room in the "
-            "folder for temporary files (TMPDIR)."
+            f"{what} could not be compared: {error}. Look at the file that DATABASE_URL names, and "
+            "at the room in the folder for temporary files (TMPDIR)."
         ) from error

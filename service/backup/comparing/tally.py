@@ -280,6 +280,6 @@ def _explained(stop: Stop) -> Iterator[None]:
         stop.check()
         raise BackupError(
             f"the rows could not be sorted: {error}. A comparison needs about 50 bytes of disk "
-            "space for each row that "
-            "differs: free some in the folder for temporary files, or set TMPDIR to another folder."
+            "space for each row that differs: free some in the folder for temporary files, or set "
+            "TMPDIR to another folder."
         ) from error

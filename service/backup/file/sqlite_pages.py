@@ -77,8 +77,7 @@ def refuse_large_schema(path: Path, page_size: int) -> None:
             if max(objects, len(visited)) > MOST_OBJECTS or text > MOST_SCHEMA_BYTES:
                 raise ValueError(
                     f"its schema has more than {MOST_OBJECTS:,} tables, indexes, views and "
-                    "triggers, or their text has "
-                    f"more than {MOST_SCHEMA_BYTES:,} bytes"
+                    f"triggers, or their text has more than {MOST_SCHEMA_BYTES:,} bytes"
                 )
 
 

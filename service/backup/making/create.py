@@ -126,8 +126,7 @@ def _start(partial: Path) -> subprocess.Popen[bytes]:
     except (OSError, ValueError) as error:
         raise BackupError(
             f"no backup was made in {partial.parent}: no process could be started for it "
-            f"({error}). Each backup runs "
-            "in a process of its own, by the interpreter "
+            f"({error}). Each backup runs in a process of its own, by the interpreter "
             f"{sys.executable or '(sys.executable is empty)'}"
         ) from error
 

@@ -59,8 +59,8 @@ def _read_back(partial: Path, meter: BackupMeter, stop: Stop) -> None:
     except BackupError as error:
         raise BackupError(
             f"no backup was made in {partial.parent}, because the new file could not be verified "
-            f"({error.message}) "
-            "The disk may be faulty: look at it, or set BACKUP_DIR to another folder."
+            f"({error.message}) The disk may be faulty: look at it, or set BACKUP_DIR to another "
+            "folder."
         ) from error
 
 

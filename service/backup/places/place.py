@@ -163,8 +163,8 @@ class Folder:
             (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise BackupError(
-                f"the old backup {self.path / name} can't be deleted: {error.strerror}. Delete "
-                "it by hand."
+                f"the old backup {self.path / name} can't be deleted: {error.strerror}. Delete it "
+                "by hand."
             ) from error
 
 
@@ -258,9 +258,8 @@ class Places:
             f"; the newest there is {latest}" if (latest := latest_of(names, clock.now())) else ""
         )
         raise UnknownBackup(
-            f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a "
-            "name, latest, "
-            "s3://bucket/prefix/name"
+            f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a name, "
+            "latest, s3://bucket/prefix/name"
         )
 
     def _latest(self) -> LocalFile | Object:
@@ -286,8 +285,7 @@ class Places:
         if text.startswith("s3://") and any(mark in text for mark in "@?#"):
             raise BackupError(
                 "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name; keys "
-                "are read from "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                "are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         url, _, name = text.rpartition("/")
         storage = at(url, self.settings)

@@ -187,15 +187,13 @@ def _refuse(chosen: list[SourceRelation]) -> None:
         chosen,
         lambda relation: not relation.may_be_read,
         "may not be read by this role. A backup needs the owner, or a role with pg_read_all_data "
-        "and BYPASSRLS "
-        "(BACKUP_DATABASE_URL)",
+        "and BYPASSRLS (BACKUP_DATABASE_URL)",
     )
     _refuse_those(
         chosen,
         lambda relation: relation.has_row_security,
-        "has row-level security, which hides rows from this role. "
-        "A backup needs a role with BYPASSRLS (BACKUP_DATABASE_URL), or the owner where it is "
-        "not forced",
+        "has row-level security, which hides rows from this role. A backup needs a role with "
+        "BYPASSRLS (BACKUP_DATABASE_URL), or the owner where it is not forced",
     )
 
 

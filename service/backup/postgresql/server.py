@@ -109,15 +109,13 @@ async def _in_use(url: URL, relations: Sequence[tuple[int, str]]) -> BackupError
         holder = await other.fetchrow(HOLDERS, [oid for oid, _ in relations])
     cause = (
         f"{holder['relation']} is in use by {holder['application_name'] or 'a session'} of "
-        f"{holder['usename']} "
-        f"(pid {holder['pid']})"
+        f"{holder['usename']} (pid {holder['pid']})"
         if holder
         else "a table was in use"
     )
     return BackupError(
         f"nothing was restored into {safe_url(url)}: {cause}, and was not released within "
-        f"{LOCK_SECONDS} s. End that "
-        "session, or try again later"
+        f"{LOCK_SECONDS} s. End that session, or try again later"
     )
 
 
@@ -141,9 +139,9 @@ async def commit(connection: Any, url: URL, transaction: Any, number: str) -> No
             return
         if state != "aborted":
             raise BackupError(
-                f"the connection to {safe_url(url)} was lost during the commit of the restore, "
-                "so it is not known "
-                "whether it was committed: look at the rows when the server is back"
+                f"the connection to {safe_url(url)} was lost during the commit of the restore, so "
+                "it is not known whether it was committed: look at the rows when the server is "
+                "back"
             ) from error
         raise
 

@@ -53,9 +53,7 @@ def checked_counts(
         if rows != table.rows:
             raise DamagedBackup(
                 f"{table} has {'no' if rows is None else rows} rows after the restore, but the "
-                f"backup {source} "
-                f"counts {table.rows}, so nothing was changed. Look for rules or triggers on it, "
-                "or use "
-                "another backup"
+                f"backup {source} counts {table.rows}, so nothing was changed. Look for rules or "
+                "triggers on it, or use another backup"
             )
     return tuple(TableCounts(str(table), before.get(str(table)), table.rows) for table in tables)

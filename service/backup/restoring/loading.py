@@ -47,9 +47,8 @@ async def load(
         asyncpg.BadCopyFileFormatError,
     ) as error:
         raise DamagedBackup(
-            f"the rows of {table} in the backup {backup.source.name} can't be loaded, and "
-            "nothing was changed: "
-            f"{cause_of(error)}"
+            f"the rows of {table} in the backup {backup.source.name} can't be loaded, and nothing "
+            f"was changed: {cause_of(error)}"
         ) from error
     return int(status.removeprefix("COPY "))
 

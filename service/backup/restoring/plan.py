@@ -76,8 +76,8 @@ class RestorePlan:
         if self.problems:
             more = len(self.problems) - MOST_NAMED
             raise BackupError(
-                f"the backup {self.backup} can't be restored into {self.database}, and nothing "
-                "was changed: "
+                f"the backup {self.backup} can't be restored into {self.database}, and nothing was "
+                "changed: "
                 + "; ".join(
                     [*self.problems[:MOST_NAMED], *([f"and {more:,} more"] if more > 0 else [])]
                 )
@@ -92,9 +92,8 @@ def refuse_other_kind(backup: Backup, url: URL) -> None:
     if backup.header.kind != kind:
         raise BackupError(
             f"the backup {backup.source.name} is of {WORDS[backup.header.kind]}, but "
-            f"{safe_url(url)} is "
-            f"{WORDS.get(kind, kind)}: a backup can only be restored into the kind of database "
-            "that it was made from"
+            f"{safe_url(url)} is {WORDS.get(kind, kind)}: a backup can only be restored into the "
+            "kind of database that it was made from"
         )
 
 
@@ -128,10 +127,9 @@ def revision_problems(backup: Backup, present: Mapping[str, str]) -> list[str]:
         if saved != now:
             problems.append(
                 f"the database is at another migration revision ({table}): the backup has "
-                f"{saved or 'none'}, the "
-                f"database {now or 'none'}. {AT_ITS_REVISION[backup.header.kind]}, and then "
-                "start the present "
-                "code, which upgrades it"
+                f"{saved or 'none'}, the database {now or 'none'}. "
+                f"{AT_ITS_REVISION[backup.header.kind]}, and then start the present code, which "
+                "upgrades it"
             )
     return problems
 
@@ -256,8 +254,7 @@ def _key_problems(target: Target, tables: Sequence[TargetRelation]) -> list[str]
     holders = {key.holder: key.referred for key in target.keys_of(tables)}
     return [
         f"the table {target.relations[holder]}, whose foreign keys have to be created again, "
-        "belongs to "
-        f"{target.relations[holder].owner}"
+        f"belongs to {target.relations[holder].owner}"
         for holder in holders
         if not target.relations[holder].is_owned and target.relations[holder] not in tables
     ]
@@ -272,8 +269,8 @@ def _sequence_problems(backup: Backup, target: Target) -> list[str]:
                 problems.append(f"the sequence {sequence} is missing in the database")
         elif not relation.is_owned:
             problems.append(
-                f"the sequence {sequence} belongs to {relation.owner}: only its owner can "
-                "restore it"
+                f"the sequence {sequence} belongs to {relation.owner}: only its owner can restore "
+                "it"
             )
     return problems
 
@@ -295,8 +292,8 @@ def _notes(backup: Backup, target: Target, restored: Sequence[TargetRelation]) -
         if is_kept and refers:
             notes.append(
                 f"{relation} is not in the backup and stays as it is; it refers to "
-                f"{', '.join(refers)}, so the restore "
-                "fails if one of its rows would refer to a row that no longer exists"
+                f"{', '.join(refers)}, so the restore fails if one of its rows would refer to a "
+                "row that no longer exists"
             )
         elif is_kept and not is_ledgers(relation.name):
             notes.append(f"{relation} is not in the backup and stays as it is")

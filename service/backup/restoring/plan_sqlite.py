@@ -246,10 +246,8 @@ def _missing(backup: Backup, names: Sequence[str]) -> list[str]:
     verb, pronoun = ("is", "it") if len(names) == 1 else ("are", "them")
     return [
         f"{tables} {verb} missing in the database, and in the migrations of this code at the "
-        "backup's revision "
-        f"({backup.header.revision or 'none'}): let the application make {pronoun} by its own "
-        "migration, then "
-        f"restore. {BY_HAND}"
+        f"backup's revision ({backup.header.revision or 'none'}): let the application make "
+        f"{pronoun} by its own migration, then restore. {BY_HAND}"
     ]
 
 

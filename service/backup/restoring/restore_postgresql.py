@@ -245,16 +245,13 @@ class PostgresqlRestore:
         except asyncpg.ForeignKeyViolationError as error:
             if {key.holder, key.referred} <= self.target.with_parents(self.relations):
                 raise DamagedBackup(
-                    f"rows of {self.target.relations[key.holder]} in the backup "
-                    f"{self.plan.backup} refer to rows of "
-                    f"{self.target.relations[key.referred]} that the backup does not have: "
-                    f"{server.cause_of(error)}. "
-                    "Nothing was changed"
+                    f"rows of {self.target.relations[key.holder]} in the backup {self.plan.backup} "
+                    f"refer to rows of {self.target.relations[key.referred]} that the backup does "
+                    f"not have: {server.cause_of(error)}. Nothing was changed"
                 ) from error
             raise BackupError(
                 f"after the restore, rows of {self.target.relations[key.holder]} would refer to "
-                "rows that do not "
-                f"exist, so nothing was changed: {server.cause_of(error)}"
+                f"rows that do not exist, so nothing was changed: {server.cause_of(error)}"
             ) from error
         if key.comment is not None:
             comment = await self.connection.fetchval(

@@ -287,6 +287,5 @@ class _Swap:
         if structure.objects != self._restore.live.structure.objects:
             raise BackupError(
                 f"nothing was restored into {self._path.absolute()}: another program has changed "
-                "its tables "
-                "meanwhile. End other programs that use it, and try again"
+                "its tables meanwhile. End other programs that use it, and try again"
             )

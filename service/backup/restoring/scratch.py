@@ -77,9 +77,8 @@ def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
         )
     if drill is not None and address(drill) == address(application):
         raise BackupError(
-            "RESTORE_DRILL_URL is the application's own database: name another database, or "
-            "leave the "
-            "setting empty to use a scratch schema in the application's database"
+            "RESTORE_DRILL_URL is the application's own database: name another database, or leave "
+            "the setting empty to use a scratch schema in the application's database"
         )
 
 

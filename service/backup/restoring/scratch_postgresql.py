@@ -165,9 +165,8 @@ class _Scratch:
         if touched is not None:
             raise BackupError(
                 f"the migrations up to {self.needed[-1].revision} change "
-                f"{self.live.relations[touched]}, which they "
-                "have not made, so they were rolled back: set RESTORE_DRILL_URL to an empty "
-                "database"
+                f"{self.live.relations[touched]}, which they have not made, so they were rolled "
+                "back: set RESTORE_DRILL_URL to an empty database"
             )
         await self._read_target()
         tables = [self.target.find(table.schema, table.name) for table in self.tables]
@@ -277,11 +276,9 @@ class _Scratch:
             more = f" and {len(lacking) - MOST_NAMED:,} more" if len(lacking) > MOST_NAMED else ""
             raise BackupError(
                 f"the backup {self.backup.source.name} can't be tried out as a whole, so it was "
-                "not checked: "
-                f"there is no table for the rows of {', '.join(lacking[:MOST_NAMED])}{more}. "
-                "Neither the service's "
-                f"migrations nor {safe_url(place)} have one: let your own migrations make it "
-                "there, and try again"
+                "not checked: there is no table for the rows of "
+                f"{', '.join(lacking[:MOST_NAMED])}{more}. Neither the service's migrations nor "
+                f"{safe_url(place)} have one: let your own migrations make it there, and try again"
             )
         present = (
             await revisions(self.connection, self.live)

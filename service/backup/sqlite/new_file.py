@@ -151,9 +151,8 @@ class NewFile:
             ):
                 if parent.lower() in parents:
                     raise BackupError(
-                        f"after the restore, rows of {table.name} would refer to rows of "
-                        f"{parent} that are not there, "
-                        "so nothing was changed"
+                        f"after the restore, rows of {table.name} would refer to rows of {parent} "
+                        "that are not there, so nothing was changed"
                     )
 
     def make_views_and_triggers(self) -> None:
@@ -201,8 +200,7 @@ class NewFile:
     def _damaged(self, cause: str) -> DamagedBackup:
         return DamagedBackup(
             f"the database in the backup {self._backup.source.name} is damaged, and nothing was "
-            f"changed: {cause}. Use "
-            "another backup"
+            f"changed: {cause}. Use another backup"
         )
 
     def _copy(self, name: str, schema: str, columns: tuple[str, ...]) -> None:

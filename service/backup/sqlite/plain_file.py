@@ -150,8 +150,7 @@ def _refuse_no_room(backup: Backup, folder: Path, size: int) -> None:
     if (free := shutil.disk_usage(folder).free) < size:
         raise BackupError(
             f"the backup {backup.source.name} needs {size:,} bytes in {folder.parent}, where "
-            f"{free:,} are free, and "
-            "nothing was changed. Free some space there"
+            f"{free:,} are free, and nothing was changed. Free some space there"
         )
 
 
@@ -161,17 +160,15 @@ def _refused_as_damage(backup: Backup) -> Iterator[None]:
         yield
     except ValueError as error:
         raise DamagedBackup(
-            f"the database in the backup {backup.source.name} is damaged, and nothing was "
-            f"changed: {error}. Use "
-            "another backup"
+            f"the database in the backup {backup.source.name} is damaged, and nothing was changed: "
+            f"{error}. Use another backup"
         ) from error
 
 
 def _unwritable(folder: Path, error: OSError) -> BackupError:
     return BackupError(
         f"the backup can't be unpacked in {folder}, and nothing was changed: "
-        f"{error.strerror or error}. Make room "
-        "there, and make it writable for this user"
+        f"{error.strerror or error}. Make room there, and make it writable for this user"
     )
 
 
@@ -223,9 +220,8 @@ class Patience:
         self._stop.check()
         if clock.monotonic() >= self._until:
             raise BackupError(
-                f"nothing was restored into {self._path.absolute()}: another program has held "
-                "its write lock for "
-                f"{BUSY_SECONDS:g} s. End that program, or try again later"
+                f"nothing was restored into {self._path.absolute()}: another program has held its "
+                f"write lock for {BUSY_SECONDS:g} s. End that program, or try again later"
             )
 
 
@@ -259,7 +255,6 @@ def loading(backup: Backup, what: str, stop: Stop) -> Iterator[None]:
         if code not in _ROWS:
             raise
         raise DamagedBackup(
-            f"{what} in the backup {backup.source.name} can't be loaded, and nothing was "
-            f"changed: {error}. "
-            f"{_ROWS[code]}"
+            f"{what} in the backup {backup.source.name} can't be loaded, and nothing was changed: "
+            f"{error}. {_ROWS[code]}"
         ) from error

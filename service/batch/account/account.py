@@ -156,7 +156,7 @@ class RecordedRanges:
         for recorded, seen in ((counted.range, counted.seen) for counted in self._counted):
             if recorded.slots != seen:
                 text = (
-                    f"missed range {recorded.id} counts {recorded.slots} slots, but the "
-                    f"schedules have {seen} there"
+                    f"missed range {recorded.id} counts {recorded.slots} slots, but the schedules "
+                    f"have {seen} there"
                 )
                 yield AccountFinding(Kind.RANGE, recorded.first, recorded.last, 1, text)

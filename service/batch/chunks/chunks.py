@@ -138,9 +138,9 @@ class Chunks(Generic[T]):
         self._expects_more = False
         if self._failures >= TRIES:
             raise ChunkError(
-                f"chunk {last.number} was rolled back {self._failures} times in a row, and a "
-                "loop can't skip it: "
-                "do not catch the error, or use an ItemTask, which sets bad items aside"
+                f"chunk {last.number} was rolled back {self._failures} times in a row, and a loop "
+                "can't skip it: do not catch the error, or use an ItemTask, which sets bad items "
+                "aside"
             ) from last.error
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2**self._failures)
         # Spreads chunks that collided.
@@ -260,9 +260,8 @@ def _source(source: Any, size: int, file: File | None, order: dict[str, Any]) ->
     if isinstance(source, AsyncIterable | Iterable) and not isinstance(source, str | bytes):
         return Items(source, size, file)
     raise ChunkError(
-        f"chunks() was given a {type(source).__name__}; allowed: a select(), an iterable, an "
-        "async iterable, "
-        "or an object with `async def after(self, cursor, size)`"
+        f"chunks() was given a {type(source).__name__}; allowed: a select(), an iterable, an async "
+        "iterable, or an object with `async def after(self, cursor, size)`"
     )
 
 

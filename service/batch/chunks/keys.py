@@ -170,9 +170,8 @@ def _key_column(statement: Select[Any], part: Any) -> KeyColumn:
         )
     if getattr(column, "nullable", False):
         raise ChunkError(
-            f"key={column} may be NULL, and rows can't be ordered by NULL: choose columns that "
-            "are NOT NULL, "
-            "such as the primary key"
+            f"key={column} may be NULL, and rows can't be ordered by NULL: choose columns that are "
+            "NOT NULL, such as the primary key"
         )
     return KeyColumn(column, descends, _reader(statement, column))
 

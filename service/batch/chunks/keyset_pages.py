@@ -119,10 +119,9 @@ class Pages(Generic[T]):
             columns = ", ".join(str(part.column) for part in self.key.columns)
             raise ChunkError(
                 f"SQLite has a value of key={columns} in another format than SQLAlchemy writes, "
-                "such as a timestamp of "
-                "CURRENT_TIMESTAMP, which has no microseconds: rows would be skipped. Let Python "
-                "make the value "
-                "(default=clock.now instead of server_default=func.now()), or choose another key"
+                "such as a timestamp of CURRENT_TIMESTAMP, which has no microseconds: rows would "
+                "be skipped. Let Python make the value (default=clock.now instead of "
+                "server_default=func.now()), or choose another key"
             )
 
     async def count(self, connection: AsyncConnection, cursor: Any) -> int | None:

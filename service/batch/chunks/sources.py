@@ -117,8 +117,8 @@ class Items(Generic[T]):
             taken = len(await self._take(min(position - at, 10_000)))
             if not taken:
                 raise ChunkError(
-                    f"the source has only {at:,} items, but {position:,} are done already: it "
-                    "has changed"
+                    f"the source has only {at:,} items, but {position:,} are done already: it has "
+                    "changed"
                 )
             at += taken
 
@@ -129,8 +129,8 @@ class Items(Generic[T]):
         if cursor is not None and cursor["file"] not in (None, self._stat):
             raise ChunkError(
                 f"{Path(name).name} has changed since {cursor['position']:,} of its items were "
-                "done, so the loop can't "
-                "go on there: put the old file back, or begin anew with `batch retry --again`"
+                "done, so the loop can't go on there: put the old file back, or begin anew with "
+                "`batch retry --again`"
             )
 
 

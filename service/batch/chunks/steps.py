@@ -60,8 +60,8 @@ class Step:
         """
         if self.is_done:
             raise ChunkError(
-                f"step {self.name!r} is done already: use its session under `if not "
-                "step.is_done:` only"
+                f"step {self.name!r} is done already: use its session under `if not step.is_done:` "
+                "only"
             )
         if self._db is None:
             self._db = self._database.session()

@@ -63,8 +63,8 @@ def guard(database: Database, idle_seconds: float) -> None:
     if database.kind not in KINDS:
         logger.warning(
             f"runs are not fenced on {database.kind} ({database.setting}): a process that was "
-            "taken for dead "
-            "and goes on may commit there. Only SQLite and PostgreSQL are supported by the fence"
+            "taken for dead and goes on may commit there. Only SQLite and PostgreSQL are "
+            "supported by the fence"
         )
     database.before_begin(functools.partial(_at_begin, round(idle_seconds * 1000)))
     event.listen(database.engine.sync_engine, "commit", _at_commit)
@@ -240,8 +240,8 @@ def _refuse_lost(state: AttemptState) -> None:
         state.on_refused()
         raise LeaseLost(
             f"{state.task}: the lease of this node is over, so another one may hold run "
-            f"{state.run} by now, and this "
-            "attempt can't write any more; nothing of this transaction is committed"
+            f"{state.run} by now, and this attempt can't write any more; nothing of this "
+            "transaction is committed"
         )
 
 
@@ -268,8 +268,7 @@ def _newer_holder(state: AttemptState) -> LeaseLost:
     state.on_refused()
     return LeaseLost(
         f"{state.task}: another node holds run {state.run} now, so this older attempt (fence "
-        f"{state.fence}) "
-        "can't write any more; nothing of this transaction is committed"
+        f"{state.fence}) can't write any more; nothing of this transaction is committed"
     )
 
 

@@ -78,8 +78,8 @@ class Loops:
         if self._unnamed_at.get(loop.name, self._unnamed) != self._unnamed:
             raise ChunkError(
                 "a loop inside a loop needs a name of its own, made from the current item of the "
-                "outer loop, such as "
-                "name=f'orders-{shop.id}': by its number alone it could not be told from the others"
+                "outer loop, such as name=f'orders-{shop.id}': by its number alone it could not "
+                "be told from the others"
             )
         self._unnamed_at[loop.name] = self._unnamed
         self._rolled_back.pop(loop.name, None)

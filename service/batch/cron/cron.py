@@ -95,8 +95,8 @@ class Schedule:
         if self.next(_REFERENCE) is None:
             raise InvalidSchedule(
                 f"the cron expression {echoed(self.cron)} never fires in {self.timezone}: the "
-                "clock skips "
-                "every time that it names; times that the clock of the zone shows are allowed"
+                "clock skips every time that it names; times that the clock of the zone shows are "
+                "allowed"
             )
 
     @property
@@ -276,16 +276,15 @@ def _utc(moment: datetime, name: str) -> datetime:
 def _parse(cron: str) -> CronSim:
     if len(cron) > _LONGEST or not re.fullmatch(r"[ -~\t]*", cron):
         raise InvalidSchedule(
-            f"the cron expression {echoed(cron)} can't be read: at most {_LONGEST:,} characters "
-            "of ASCII are allowed, "
-            "so digits are 0-9, and fields are separated by spaces"
+            f"the cron expression {echoed(cron)} can't be read: at most {_LONGEST:,} characters of "
+            "ASCII are allowed, so digits are 0-9, and fields are separated by spaces"
         )
     parts = _ONE_VALUE_WITH_STEP.sub(r"\1", _expand(cron)).split()
     if len(parts) not in (5, 6):
         raise InvalidSchedule(
             f"the cron expression {echoed(cron)} has {len(parts)} fields: five (minute hour "
-            "day-of-month month "
-            f"day-of-week) or six (second first) are allowed, or one of {', '.join(_NICKNAMES)}"
+            "day-of-month month day-of-week) or six (second first) are allowed, or one of "
+            f"{', '.join(_NICKNAMES)}"
         )
     try:
         parsed = CronSim(" ".join(parts), _REFERENCE.replace(tzinfo=None))
@@ -326,8 +325,7 @@ def _what_is_wrong(parts: list[str]) -> str:
             )
     return (
         "never fires: no date matches its day-of-month, month and day-of-week fields "
-        f"{echoed(' '.join(parts[-3:]))}; "
-        "dates that exist in the calendar are allowed"
+        f"{echoed(' '.join(parts[-3:]))}; dates that exist in the calendar are allowed"
     )
 
 

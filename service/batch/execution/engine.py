@@ -184,8 +184,7 @@ class LocalEngine(Background):
             return
         self.crowded = (
             f"no thread is free since {since:%H:%M:%S} UTC, and runs wait: {self._max_threads} "
-            "runs execute in "
-            "threads, which is MAX_THREADS"
+            "runs execute in threads, which is MAX_THREADS"
         )
         logger.warning(self.crowded)
 

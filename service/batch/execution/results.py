@@ -65,8 +65,8 @@ def as_json(result: Any) -> Any:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's object may raise anything
         type_name, text = type(result).__name__, escaping.echoed(result, LONGEST_DESCRIPTION)
         return (
-            f"a result of type {type_name} that can't be kept as JSON "
-            f"({failures.line_of(error)}): {text}"
+            f"a result of type {type_name} that can't be kept as JSON ({failures.line_of(error)}): "
+            f"{text}"
         )
 
 

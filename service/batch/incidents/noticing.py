@@ -411,8 +411,8 @@ async def crash_loops(connection: AsyncConnection, now: datetime) -> list[Openin
         Opening(
             IncidentKind.NODE,
             f"{len(lost)} services on {host} have ended within {in_words(CRASH_SPAN)} without "
-            "saying so, the last one "
-            f"with pid {lost[0].pid}: look at its log, and whether its machine has enough memory",
+            f"saying so, the last one with pid {lost[0].pid}: look at its log, and whether its "
+            "machine has enough memory",
             lost[0].lost_at,
             subject=f"{CRASHES_OF}{host}"[:500],
             count=len(lost),
@@ -442,9 +442,8 @@ async def blocked_nodes(connection: AsyncConnection, ids: Collection[str]) -> li
                 IncidentKind.NODE,
                 f"a run has blocked the event loop of {node.host} (pid {node.pid}) for "
                 f"{in_words(timedelta(seconds=node.loop_lag))}, so it answers nobody, and its "
-                f"runs do not go on{of}. "
-                "Restart it, or wait until it ends by itself (MAX_LOOP_BLOCK): then its log "
-                "names the run and the line",
+                f"runs do not go on{of}. Restart it, or wait until it ends by itself "
+                "(MAX_LOOP_BLOCK): then its log names the run and the line",
                 node.seen_at,
                 subject=f"{BLOCK_OF}{node.id}",
                 count=len(names),

@@ -173,15 +173,14 @@ def _missed(task: Task, interval: timedelta) -> Iterator[LintFinding]:
         yield _warning(
             "missed-never",
             f'Missed("{missed.policy}", max_age={span(missed.max_age)}) never catches up a slot: '
-            "it counts as missed "
-            f"when it is {span(ON_TIME)} late, and is older than max_age by then",
+            f"it counts as missed when it is {span(ON_TIME)} late, and is older than max_age by "
+            "then",
         )
     elif missed.max_age < interval:
         yield _note(
             "missed-max-age",
             f"after a downtime of more than {span(missed.max_age)} (max_age of missed) a slot is "
-            "not caught up, and "
-            f"the next one comes {span(interval)} later or more",
+            f"not caught up, and the next one comes {span(interval)} later or more",
         )
     if missed.policy == "all" and missed.max_count is None and missed.max_age / interval > MANY:
         yield _warning(
@@ -199,8 +198,8 @@ def _expression(of: Schedule) -> Iterator[LintFinding]:
         yield _note(
             "day-or-weekday",
             f"day-of-month {day} and day-of-week {weekday} are both given: it fires when either "
-            "matches, as in cron "
-            "(a day-of-week such as 1#2, with * for the day-of-month, is the second Monday)",
+            "matches, as in cron (a day-of-week such as 1#2, with * for the day-of-month, is the "
+            "second Monday)",
         )
     elif month == "*" and re.fullmatch(r"(29|30|31)([,-](29|30|31))*", day):
         yield _note(

@@ -33,8 +33,8 @@ def mistakes(task: Task, now: datetime) -> Iterator[tuple[str, str]]:
             yield (
                 "expect-every-too-short",
                 f"expect_every = {monitoring.expect_every:g} s, but up to "
-                f"{longest.total_seconds():g} s pass between "
-                "two slots: the task would be reported as silent although it runs",
+                f"{longest.total_seconds():g} s pass between two slots: the task would be "
+                "reported as silent although it runs",
             )
     timeout = task.policies.timeout
     if timeout is not None and alerts.slow_after is not None and alerts.slow_after >= timeout:

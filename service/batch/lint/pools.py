@@ -18,8 +18,8 @@ def unserved(task: Task, served: Collection[str] | None) -> Iterator[tuple[str, 
         yield (
             "unserved-pool",
             f"nobody serves pool {task.pool}, so its runs wait: set "
-            f"BATCH_POOL_{task.pool.upper()} to process or "
-            f"nodes, or start `batch work --pool {task.pool}`",
+            f"BATCH_POOL_{task.pool.upper()} to process or nodes, or start `batch work --pool "
+            f"{task.pool}`",
         )
 
 
@@ -29,6 +29,5 @@ def unbounded(task: Task) -> Iterator[tuple[str, str]]:
         yield (
             "memory-without-process",
             "memory has no effect in pool default, whose runs share one process; a pool with "
-            "BATCH_POOL_…=process "
-            "keeps the bound",
+            "BATCH_POOL_…=process keeps the bound",
         )

@@ -42,8 +42,8 @@ class ClockStep:
 
     def __str__(self) -> str:
         return (
-            f"{SET_FORWARD}, from {self.began:%Y-%m-%d %H:%M:%S} to "
-            f"{self.ended:%Y-%m-%d %H:%M:%S} UTC"
+            f"{SET_FORWARD}, from {self.began:%Y-%m-%d %H:%M:%S} to {self.ended:%Y-%m-%d %H:%M:%S} "
+            "UTC"
         )
 
 

@@ -73,8 +73,8 @@ class Listener:
             if self._has_warned:
                 self._has_warned = False
                 logger.info(
-                    f"{self._database.safe_url} ({self._database.setting}) passes notifications "
-                    "on again"
+                    f"{self._database.safe_url} ({self._database.setting}) passes notifications on "
+                    "again"
                 )
         else:
             self._on_wake(Wake.of(payload, self._node))
@@ -114,7 +114,7 @@ class Listener:
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                f"{self._database.safe_url} ({self._database.setting}) {trouble}: this node "
-                "finds what other processes "
-                "queue, cancel or change by its polls only, up to POLL_SECONDS later"
+                f"{self._database.safe_url} ({self._database.setting}) {trouble}: this node finds "
+                "what other processes queue, cancel or change by its polls only, up to "
+                "POLL_SECONDS later"
             )

@@ -43,7 +43,6 @@ async def refuse_living(connection: AsyncConnection, folder: Path, lease_seconds
     if living := await living_nodes(connection, folder, lease_seconds):
         raise DatabaseInUse(
             "the ledger is of an older version, and is not migrated while a process of that "
-            "version lives: "
-            f"{', '.join(living)}. Stop it first. If it was killed, try again in "
+            f"version lives: {', '.join(living)}. Stop it first. If it was killed, try again in "
             f"{lease_seconds:g} s (LEASE_SECONDS)"
         )

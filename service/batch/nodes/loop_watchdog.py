@@ -145,8 +145,8 @@ class Watchdog:
             self._log_and_leave(logging.WARNING, text)
             os._exit(0)
         text = (
-            f"the service has not stopped {GRACE_SECONDS:g} s after DRAIN_SECONDS: its process "
-            "is ended now"
+            f"the service has not stopped {GRACE_SECONDS:g} s after DRAIN_SECONDS: its process is "
+            "ended now"
         )
         if self.blocked > 2 * ASK_SECONDS:
             text = f"{text}; {self._blocked_where()}"
@@ -159,8 +159,8 @@ class Watchdog:
         So the run that blocks the loop counts as lost, and pays for it (see harm.py).
         """
         text = (
-            "this process is ended, so that it is started anew "
-            f"(MAX_LOOP_BLOCK is {self._max_block:g}): {self._blocked_where()}"
+            "this process is ended, so that it is started anew (MAX_LOOP_BLOCK is "
+            f"{self._max_block:g}): {self._blocked_where()}"
         )
         self._log_and_leave(logging.CRITICAL, text, self._accuse_blocker)
         os._exit(EXIT_CODE)

@@ -66,9 +66,9 @@ class ProcessLock:
             self._file = _make(self._path, node)
         except OSError as error:
             logger.warning(
-                f"this node can't have a locked file in the folder {folder} ({error.strerror}): "
-                "if its process is "
-                "killed, its runs are resumed when its lease has ended, and not at once"
+                f"this node can't have a locked file in the folder {folder} ({error.strerror}): if "
+                "its process is killed, its runs are resumed when its lease has ended, and not at "
+                "once"
             )
         # Otherwise a forked child, such as a worker of a process pool, would keep the lock after
         # this process ends.
@@ -136,9 +136,8 @@ def end_if_frozen(folder: Path, node: str, ledger: str) -> None:
         return
     logger.critical(
         f"the process {process} of node {node} is stopped (by SIGSTOP, Ctrl-Z or a debugger) and "
-        "holds the write lock "
-        "of the ledger, so it is killed: no other process could write until it goes on. Its runs "
-        "are resumed"
+        "holds the write lock of the ledger, so it is killed: no other process could write until "
+        "it goes on. Its runs are resumed"
     )
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGKILL)

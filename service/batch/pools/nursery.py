@@ -276,8 +276,7 @@ class Nursery:
     def _warn_slow(self) -> None:
         logger.warning(
             f"the nursery of pool {self._setup.pool} has not imported the tasks after "
-            f"{SLOW_SECONDS:g} s: no run of "
-            "this pool starts here before that"
+            f"{SLOW_SECONDS:g} s: no run of this pool starts here before that"
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -196,9 +196,9 @@ class ProcessPool:
             self._trouble = None
             if self._forks and nursery.threads != 1:
                 logger.info(
-                    f"pool {self.name}: importing the tasks leaves {nursery.threads} threads, "
-                    "with which a process "
-                    "can't be forked safely, so each run gets a new process, which takes longer"
+                    f"pool {self.name}: importing the tasks leaves {nursery.threads} threads, with "
+                    "which a process can't be forked safely, so each run gets a new process, "
+                    "which takes longer"
                 )
                 self._forks = False
                 await nursery.end()

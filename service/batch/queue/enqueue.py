@@ -264,7 +264,6 @@ async def _refuse_unknown(connection: AsyncConnection, startables: Sequence[Star
     known = set((await connection.execute(in_ledger)).scalars())
     if unknown := sorted(sources.keys() - known):
         raise UnknownTask(
-            f"{unknown[0]}: no service has loaded this task, which is in {sources[unknown[0]]}: "
-            "a service runs the "
-            "tasks in TASKS_DIR, and those that were registered before it started"
+            f"{unknown[0]}: no service has loaded this task, which is in {sources[unknown[0]]}: a "
+            "service runs the tasks in TASKS_DIR, and those that were registered before it started"
         )

@@ -120,8 +120,7 @@ def _parameters_of_run(
     if both:
         raise InvalidParameters(
             f"{call}: run() has a parameter `{both[0]}`, and start() has one of that name too: "
-            "give the parameters of "
-            f"run() as params={{'{both[0]}': …}}"
+            f"give the parameters of run() as params={{'{both[0]}': …}}"
         )
     return dict(given)
 

@@ -141,8 +141,8 @@ async def _refusal(
     if row["origin"] == Origin.PART:
         parent = row["awaited_by"]
         return WrongState(
-            f"the run {run_id} is part {row['part']} of run {parent}, which has ended: retry "
-            "that run"
+            f"the run {run_id} is part {row['part']} of run {parent}, which has ended: retry that "
+            "run"
         )
     if row["gate"] in tuple(PartsGate) and row["state"] != RunState.SUCCEEDED:
         return WrongState(

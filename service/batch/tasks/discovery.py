@@ -359,6 +359,6 @@ class SlowImports:
                 continue
             logged = going_on
             logger.warning(
-                f"{going_on[0]}: its import has not ended after {SLOW_SECONDS:g} s; no other "
-                "file is loaded before that"
+                f"{going_on[0]}: its import has not ended after {SLOW_SECONDS:g} s; no other file "
+                "is loaded before that"
             )

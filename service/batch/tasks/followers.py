@@ -40,8 +40,7 @@ def settle() -> list[BrokenFile]:
             ):
                 refused[task.name] = (
                     f"after names {upstream}, which has no schedule and so no slots to wait for; "
-                    "for runs that are "
-                    "started by code there is start_all(…, then=…)"
+                    "for runs that are started by code there is start_all(…, then=…)"
                 )
     TaskRegistry.remove(set(refused))
     for name, error in refused.items():

@@ -92,8 +92,7 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
         if isasyncgenfunction(cls.resources) or iscoroutinefunction(cls.resources):
             raise InvalidTask(
                 f"{cls.__qualname__}.resources() is no async context manager; allowed: a method "
-                "with one `yield` and "
-                "`@asynccontextmanager` above its `async def`"
+                "with one `yield` and `@asynccontextmanager` above its `async def`"
             )
 
     @abstractmethod

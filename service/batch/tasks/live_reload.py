@@ -95,8 +95,8 @@ class TasksFolder:
 
     def _warn_of_change(self, path: Path) -> None:
         logger.warning(
-            f"{path} has changed, but this process goes on with the old version: restart it to "
-            "use the new one"
+            f"{path} has changed, but this process goes on with the old version: restart it to use "
+            "the new one"
         )
 
     def _forget_removed(self) -> None:

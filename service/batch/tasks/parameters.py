@@ -85,8 +85,7 @@ class Parameters:
         ):
             raise self._refused(
                 f"{', '.join(secrets)} is a secret, and the ledger stores no secrets: give the "
-                "name of a setting "
-                "instead, and read the setting in run()"
+                "name of a setting instead, and read the setting in run()"
             )
         slot = checked.get(SLOT)
         if isinstance(slot, datetime) and slot.utcoffset() is None:

@@ -173,8 +173,7 @@ def as_json(task: str, parts: Any) -> list[dict[str, Any]]:
             raise _refused(
                 task,
                 f"parts of which the parameters have more than {MOST_CHARACTERS:,} characters "
-                "together: put what is "
-                "large into a table or a file, and give each part the place",
+                "together: put what is large into a table or a file, and give each part the place",
             )
     return stored
 

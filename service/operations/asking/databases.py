@@ -145,10 +145,8 @@ async def _refuse_unmigrated(database: Database, what: str, *histories: History)
         if revision != history.revisions[-1]:
             raise DatabaseError(
                 f"the {what} {database.safe_url} ({database.setting}) is of an older version "
-                f"({revision}, and this "
-                f"code has {history.revisions[-1]}), and a worker migrates nothing: start the "
-                "service of this version "
-                "first"
+                f"({revision}, and this code has {history.revisions[-1]}), and a worker migrates "
+                "nothing: start the service of this version first"
             )
 
 
@@ -177,10 +175,9 @@ def _refuse_one_file(application: Database, ledger: Database) -> None:
         and _file_of(application).resolve() == _file_of(ledger).resolve()
     ):
         raise InvalidSetting(
-            "setting LEDGER_URL: it names the same SQLite file as DATABASE_URL. A file allows "
-            "one writer, so a task "
-            "with an open session would stop the service: name another file, or leave the "
-            "setting empty"
+            "setting LEDGER_URL: it names the same SQLite file as DATABASE_URL. A file allows one "
+            "writer, so a task with an open session would stop the service: name another file, or "
+            "leave the setting empty"
         )
 
 

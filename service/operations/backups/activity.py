@@ -56,10 +56,8 @@ class Activity:
         if self.ended:
             return (
                 f"nothing was restored: {some(self.ended)} has ended since the backup that was "
-                "made before the "
-                "restore, and what it wrote would be lost. Stop the service, or pause the task "
-                "(--no-safety restores "
-                "nevertheless)"
+                "made before the restore, and what it wrote would be lost. Stop the service, or "
+                "pause the task (--no-safety restores nevertheless)"
             )
         if self.nodes and not force:
             return (

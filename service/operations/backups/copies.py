@@ -113,8 +113,8 @@ def _is_stored(storage: Storage, source: Source, name: str, stop: Stop) -> bool:
         if is_same(stored, source, stop):
             return True
     raise BackupError(
-        f"{storage.name}/{name} exists and is another backup: give each application a place of "
-        "its own (BACKUP_URL)"
+        f"{storage.name}/{name} exists and is another backup: give each application a place of its "
+        "own (BACKUP_URL)"
     )
 
 

@@ -59,10 +59,9 @@ def warnings(plans: list[PrunePlan], *, allow_many: bool = False) -> list[str]:
             texts.append(f"No old backup is deleted in {plan.storage.name}: {plan.decision.doubt}")
         if plan.decision.too_many and not allow_many:
             texts.append(
-                f"No old backup is deleted in {plan.storage.name}: {plan.decision.too_many}, "
-                "more than half. Look at "
-                "`batch backup prune --dry-run` and the settings BACKUP_…; `batch backup prune "
-                "--yes` deletes them"
+                f"No old backup is deleted in {plan.storage.name}: {plan.decision.too_many}, more "
+                "than half. Look at `batch backup prune --dry-run` and the settings BACKUP_…; "
+                "`batch backup prune --yes` deletes them"
             )
         if plan.decision.in_future:
             future = describe_future(plan.decision.in_future)

@@ -256,8 +256,7 @@ async def _back_up_first(
     except BackupError as error:
         raise BackupError(
             "nothing was restored, because the database could not be backed up first: "
-            f"{error.message} (--no-safety "
-            "restores without a backup)"
+            f"{error.message} (--no-safety restores without a backup)"
         ) from error
     saved = await in_thread(lambda _: _tables_of(backup.path))
     if missing := sorted(plan.rows.keys() & {str(table) for table in plan.tables} - saved):

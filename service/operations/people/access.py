@@ -99,9 +99,8 @@ class Access:
         """
         if not NAME.fullmatch(name):
             raise InvalidParameters(
-                f"the name {echoed(name)} of the token: allowed are 1 to 100 letters from a to "
-                "z, digits, spaces and "
-                "_ . @ + -"
+                f"the name {echoed(name)} of the token: allowed are 1 to 100 letters from a to z, "
+                "digits, spaces and _ . @ + -"
             )
         if name.lower() in RESERVED:
             raise InvalidParameters(

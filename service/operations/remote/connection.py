@@ -73,8 +73,8 @@ class Connection:
             return model.model_validate_json(content)
         except ValidationError:
             raise ServiceUnreachable(
-                f"what answers at {self._url} is not this version of the service: {path} is not "
-                f"a {model.__name__}"
+                f"what answers at {self._url} is not this version of the service: {path} is not a "
+                f"{model.__name__}"
             ) from None
 
     async def _read(self, answer: httpx.Response) -> bytes:

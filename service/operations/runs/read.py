@@ -89,8 +89,8 @@ async def run_or_task(context: Context, given: str) -> RunOrTask:
     if is_id:
         raise UnknownRun(
             f"no run has the id {echoed(given)}, or an id that begins with it or ends in it (at "
-            f"least {FEWEST_DIGITS} "
-            f"digits are needed), and no task has that name; the tasks are: {listed}"
+            f"least {FEWEST_DIGITS} digits are needed), and no task has that name; the tasks are: "
+            f"{listed}"
         )
     raise UnknownTask.named(given, names, "no task is named {}, and it is no id of a run")
 

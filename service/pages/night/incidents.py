@@ -37,8 +37,7 @@ CHANGES = {
 _LEFT = "It leaves “Needs a person”, with your name and note."
 _ACKNOWLEDGED = (
     "Its runs leave “Needs a person” and stand under “Dealt with”, with your name and note. They "
-    "stay failed in every "
-    "count, and can still be retried."
+    "stay failed in every count, and can still be retried."
 )
 _LONGEST_NUMBER = 9
 QUIET = {

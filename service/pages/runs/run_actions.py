@@ -34,8 +34,8 @@ async def ask_to_cancel(request: Request, viewer: Viewer) -> str:
         words = [f"The run stops at its next checkpoint. {kept}"]
     else:
         words = [
-            "It waits, and no further attempt is made. What earlier attempts have committed "
-            "stays so."
+            "It waits, and no further attempt is made. What earlier attempts have committed stays "
+            "so."
         ]
     if run.slot is not None:
         words.append("Its slot counts as cancelled. A retry can run it later.")

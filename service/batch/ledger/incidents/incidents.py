@@ -54,8 +54,8 @@ class Opening:
 
 # Those of missed slots have the first one; all others the newest state.
 _DETAILS = (
-    f"CASE WHEN batch_incidents.kind = '{IncidentKind.MISSED}' THEN batch_incidents.details "
-    "ELSE coalesce(excluded.details, batch_incidents.details) END"
+    f"CASE WHEN batch_incidents.kind = '{IncidentKind.MISSED}' THEN batch_incidents.details ELSE "
+    "coalesce(excluded.details, batch_incidents.details) END"
 )
 # A failure may be written later than one that came after it.
 _LAST_AT = (
