@@ -49,6 +49,7 @@ from service.database.migrate import migrate
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
+from service.operations.people import access
 from service.testing.postgres import start_server
 from tests.batch.crowd import OF_A_KIND, crowd
 
@@ -184,7 +185,7 @@ async def serving(folder: Path, url: str, ledger_url: str, tasks: str) -> AsyncI
     ledger = Database(ledger_url, setting="LEDGER_URL", pooled=False)
     operations = Operations(ledger, ledger, Loaded, Settings(), actor=Actor("bench"))
     made = [
-        await operations.access.create_token(f"bench {time.time()} {n}", "admin")
+        await access.create_token(operations.context, f"bench {time.time()} {n}", "admin")
         for n in range(TOKENS)
     ]
     await ledger.dispose()

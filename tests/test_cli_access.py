@@ -12,8 +12,7 @@ import pytest
 
 from service import clock
 from service.database.engine import Database
-from service.operations.people.access import NewToken, Token
-from service.operations.people.changes import Change
+from service.operations.people.results import Change, NewToken, Token
 from tests.asking import operations_on
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new

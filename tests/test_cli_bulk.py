@@ -19,7 +19,7 @@ from sqlalchemy import update
 from service import clock
 from service.batch.ledger.tables import runs
 from service.database.engine import Database
-from service.operations.bulks.bulk import Bulk
+from service.operations.bulks.results import Bulk
 from tests.batch.ledger_world import know, make_task, rows
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process, refuses

@@ -20,7 +20,7 @@ from service.batch.ledger.states import RunState
 from service.cli.hints import NO_SERVICE
 from service.database.engine import Database
 from service.operations.asking.results import Node
-from service.operations.night.status import Status
+from service.operations.night.results import Status
 from service.testing.databases import wait_for
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new

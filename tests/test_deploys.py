@@ -11,8 +11,9 @@ import pytest
 
 from service import TaskRegistry, config
 from service.config import get_settings
-from service.operations.people.changes import Change
+from service.operations.people.results import Change
 from service.server.service import BatchService
+from service.verbs.access import ListChanges
 from service.versions import application_version
 
 TASK = """
@@ -44,7 +45,7 @@ async def start(number: int = 1, **settings: str) -> Sequence[Change]:
         config.forget_settings()
         services = [BatchService(get_settings(), version=None) for _ in range(number)]
         await asyncio.gather(*(service.start() for service in services))
-        changes = (await services[0].operations.changes.list(200)).changes
+        changes = (await services[0].operations(ListChanges(limit=200))).changes
         for service in services:
             await service.stop()
     return changes[::-1]

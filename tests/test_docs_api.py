@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from service.web.v1 import events, requests, rest, runs, tasks
 from sqlalchemy import func, select
 from starlette.routing import compile_path
 
@@ -27,11 +28,11 @@ from service.batch.ledger.states import ACTIVE
 from service.operations.asking import actor
 from service.operations.asking.filter import RunFilter
 from service.operations.bulks import bulk
-from service.operations.people import changes
-from service.operations.runs.read import MOST_RUNS
+from service.operations.people import access
+from service.operations.people.results import MOST_CHANGES
+from service.operations.runs.results import MOST_RUNS
 from service.server.service import BatchService
 from service.web import headers, live, problems
-from service.web.v1 import events, requests, rest, runs, tasks
 from tests.batch.ledger_world import until
 from tests.docs_blocks import Message, blocks, exchanges, masked, read, rows, section
 from tests.web.conftest import client_of
@@ -117,7 +118,7 @@ def test_the_page_has_the_roles_and_the_topics() -> None:
 
 LIMITS = {
     "a page of runs": MOST_RUNS,
-    "a page of the audit": changes.MOST_CHANGES,
+    "a page of the audit": MOST_CHANGES,
     "runs looked at": run_query.LOOKED,
     "a body": headers.LARGEST_BODY,
     "a bulk": bulk.MOST_RUNS,
@@ -323,7 +324,7 @@ async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             db.add_all([User(email="ann@example.com"), User(email="bad address")])
             await db.commit()
         await service.operations.backups.create()
-        made = await service.operations.access.create_token("ann", "admin")
+        made = await access.create_token(service.operations.context, "ann", "admin")
         async with client_of(app, made.secret) as admin, client_of(app) as nobody:
             yield Reader(app, service, admin, nobody, {YOURS: made.secret})
 

@@ -18,10 +18,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from service.app import create_app
 from service.config import forget_settings
+from service.operations.people import access
+from service.operations.runs import change
 from service.settings.urls import async_url
 from service.testing.postgres import PostgresServer
-from service.web import access, live
-from service.web.v1 import events
+from service.verbs.access import RevokeToken
+from service.web import access, events, live
 from tests.batch.ledger_world import until
 from tests.docs_blocks import blocks, read
 from tests.web.conftest import Served, client_of, served
@@ -101,12 +103,12 @@ async def test_with_the_privileges_of_the_page_the_service_works_and_can_only_ad
     try:
         async with _started(monkeypatch, url) as app:
             operations = app.state.batch.operations
-            secret = (await operations.access.create_token("ann", "admin")).secret
+            secret = (await access.create_token(operations.context, "ann", "admin")).secret
             client = client_of(app, secret)
             assert (await client.post("/api/v1/tasks/hello/runs", json={})).status_code == 202
             await until(lambda: _succeeded(client))
             assert (await client.post("/api/v1/tasks/hello/pause")).status_code == 200
-            await operations.runs.prune()
+            await change.prune(operations.context)
             for change in (
                 "UPDATE batch_events SET actor = 'eve'",
                 "DELETE FROM batch_events",
@@ -203,14 +205,14 @@ async def test_a_stream_ends_when_its_token_is_revoked_and_when_the_service_stop
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "KNOWN_SECONDS", 0.1)
-    made = await served.operations.access.create_token("laptop", "viewer")
+    made = await access.create_token(served.operations.context, "laptop", "viewer")
     revoked, stopped = (
         Stream(served.service_app, made.secret),
         Stream(served.service_app, served.secrets["viewer"]),
     )
     await revoked.has("retry: ")
     await stopped.has("retry: ")
-    await served.operations.access.revoke_token("laptop")
+    await served.operations(RevokeToken(name="laptop"))
     await asyncio.wait_for(revoked.ending, 10)
     assert not stopped.ending.done()
     served.service.stopping.set()

@@ -40,6 +40,7 @@ from service.server.service import BatchService
 from service.server.shutdown import Stopping
 from service.settings.settings import ENV_FILE
 from service.testing.postgres import OwnServer, find_binaries
+from service.verbs.run_changes import CancelRun
 from tests.batch.ledger_world import make_task, refresh, rows, until
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
@@ -213,7 +214,7 @@ async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_field
         await run_in(service, "failed", task=name)
     stuck = await run_in(service, "running", task="stuck")
     clock.advance(MINUTE)
-    await service.operations.runs.cancel(stuck["id"], wait_seconds=10)
+    await service.operations(CancelRun(run=stuck["id"], wait=10))
     flaky = await run_in(service, "succeeded", task="flaky")
     await service.stop()
     logs.flush()

@@ -21,6 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.batch.ledger.states import IncidentKind
 from service.metrics.process import Fate, LedgerWork
 from service.operations.asking.actor import ROLES
+from service.verbs.run_changes import StartRun
+from service.verbs.runs import ShowRun
 from tests.batch.ledger_world import until
 from tests.docs_blocks import read, rows, section
 from tests.web.conftest import Served, served
@@ -117,10 +119,10 @@ def series(found: dict[str, tuple[str, set[str]]]) -> set[str]:
 async def test_the_page_the_rules_and_the_dashboard_name_the_metrics_of_a_real_scrape(
     served: Served,
 ) -> None:
-    run = await served.operations.runs.start("report", {})
+    run = await served.operations(StartRun(name="report", parameters={}))
 
     async def has_ended() -> bool:
-        return (await served.operations.runs.show(run.id)).state == "succeeded"
+        return (await served.operations(ShowRun(run=run.id))).state == "succeeded"
 
     await until(has_ended)
     found, page = await families(served), metrics_on_page()

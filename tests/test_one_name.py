@@ -16,6 +16,7 @@ from service.config import get_settings
 from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
 from service.server.service import BatchService
+from service.verbs.tasks import ListTasks
 from tests.batch.ledger_world import refresh
 from tests.processes import batch
 
@@ -42,7 +43,7 @@ async def listed() -> tuple[list[str], list[str]]:
     with TaskRegistry.restored():
         TaskRegistry.clear()
         async with open_operations(get_settings(), loaded) as operations:
-            tasks = await operations.tasks.list()
+            tasks = (await operations(ListTasks())).tasks
     assert all(task.served_from == "tasks/early.py" for task in tasks if task.error is None)
     return [task.source for task in tasks if task.error is None], [
         task.error for task in tasks if task.error

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import structlog
 from pydantic import ValidationError
+from service.operations.runs.facet import Runs
 from sqlalchemy import event, text
 from sqlalchemy import insert as insert_into
 
@@ -45,8 +46,14 @@ from service.operations.asking.context import Loaded
 from service.operations.asking.filter import RunFilter
 from service.operations.asking.results import Attempt, Line, LogBlock, Started
 from service.operations.operations import Operations, open_operations
-from service.operations.runs.facet import Runs
+from service.operations.runs import change, quarantine, read, run_log
+from service.operations.slots import account
+from service.operations.system import nodes
 from service.server.service import BatchService
+from service.verbs.run_changes import CancelRun, StartRun
+from service.verbs.runs import ShowRun
+from service.verbs.system import ListNodes
+from service.verbs.tasks import ListTasks, PauseTask, ShowTask
 from tests.asking import operations_on
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import insert, new
@@ -204,16 +211,18 @@ async def service(tmp_path: Path) -> AsyncIterator[BatchService]:
 async def ask_all(operations: Operations, number: int) -> None:
     """Reads and changes of all facets."""
     asked = operations.by(Actor(f"user{number}"))
-    started = await asked.runs.start("hourly", {"day": number}, key=f"{number}")
-    assert (await asked.runs.show(started.id)).requested_by == f"user{number}"
-    assert await asked.quarantine.list(started.id) == []
-    assert [task.name for task in await asked.tasks.list()] == ["hourly"]
-    assert (await asked.tasks.show("hourly")).is_loaded
+    started = await asked(StartRun(name="hourly", parameters={"day": number}, key=f"{number}"))
+    assert (await asked(ShowRun(run=started.id))).requested_by == f"user{number}"
+    assert await quarantine.list_items(asked.context, started.id) == []
+    assert [task.name for task in (await asked(ListTasks())).tasks] == ["hourly"]
+    assert (await asked(ShowTask(name="hourly"))).is_loaded
     assert await asked.tasks.pause_of("hourly") is None
-    assert len((await asked.runs.list(limit=5)).runs) <= 5
-    assert await asked.nodes.has("hourly") and len(await asked.nodes.list()) == 1
-    assert (await asked.slots.account(clock.now() - timedelta(hours=1))).complete
-    assert [block async for block in asked.runs.log(started.id)][-1]
+    assert len((await read.list_runs(asked.context, limit=5)).runs) <= 5
+    assert (
+        await nodes.has_task(asked.context, "hourly") and len((await asked(ListNodes())).nodes) == 1
+    )
+    assert (await account.accounts(asked.context, clock.now() - timedelta(hours=1))).complete
+    assert [block async for block in run_log.blocks(asked.context, started.id)][-1]
 
 
 def logging_now() -> tuple[Any, ...]:
@@ -258,16 +267,16 @@ async def test_a_service_wakes_its_engine_when_a_run_was_queued(service: BatchSe
 
 
 async def has_succeeded(operations: Operations, run: str) -> bool:
-    now = await operations.runs.get(run)
+    now = await read.get(operations.context, run)
     return now is not None and now.state == "succeeded"
 
 
 async def test_an_actor_is_of_one_call_only(service: BatchService) -> None:
     ann = service.operations.by(Actor("ann"))
-    run = await service.operations.by(Actor("bob")).runs.start("hourly", {})
+    run = await service.operations.by(Actor("bob"))(StartRun(name="hourly", parameters={}))
     await until(lambda: has_succeeded(service.operations, run.id))
     assert (await ann.runs.retry(run.id, from_the_beginning=True)).requested_by == "ann"
-    assert (await service.operations.tasks.pause("hourly")).by == "batch"
+    assert (await service.operations(PauseTask(name="hourly"))).by == "batch"
 
 
 async def test_an_account_is_computed_in_another_thread(
@@ -288,7 +297,7 @@ async def test_an_account_is_computed_in_another_thread(
             insert_into(schedules), {**row, "valid_from": began, "fired_until": began}
         )
     operations = operations_on(ledger)
-    accounts = await operations.slots.account(clock.now() - timedelta(days=2))
+    accounts = await account.accounts(operations.context, clock.now() - timedelta(days=2))
     assert accounts.tasks[0].slots > accounting.CHUNK
     assert threads and threading.get_ident() not in threads
 
@@ -299,16 +308,16 @@ async def test_an_account_is_computed_in_another_thread(
 async def test_what_is_not_there_is_not_found(ledger: Database) -> None:
     operations = operations_on(ledger)
     for asked in (
-        operations.runs.show("01a212f3"),
-        operations.runs.cancel("01a212f3"),
-        operations.quarantine.list("01a212f3"),
+        operations(ShowRun(run="01a212f3")),
+        operations(CancelRun(run="01a212f3")),
+        quarantine.list_items(operations.context, "01a212f3"),
     ):
         with pytest.raises(UnknownRun):
             await asked
     for of_task in (
-        operations.tasks.show("nope"),
-        operations.tasks.pause("nope"),
-        operations.runs.list(RunFilter.of(task="nope")),
+        operations(ShowTask(name="nope")),
+        operations(PauseTask(name="nope")),
+        read.list_runs(operations.context, RunFilter.of(task="nope")),
     ):
         with pytest.raises(UnknownTask):
             await of_task
@@ -335,8 +344,8 @@ def reads(operations: Operations) -> list[Callable[[], Awaitable[Any]]]:
         operations.nodes.list,
         operations.nodes.living,
         operations.quarantine.list,
-        lambda: operations.nodes.has("hourly"),
-        lambda: operations.slots.account(clock.now() - timedelta(days=1)),
+        lambda: nodes.has_task(operations.context, "hourly"),
+        lambda: account.accounts(operations.context, clock.now() - timedelta(days=1)),
         operations.runs.count_prunable,
     ]
 
@@ -352,7 +361,7 @@ async def test_without_a_ledger_reads_find_nothing_and_make_no_file(tmp_path: Pa
         for read in reads(operations):
             answer = await read()
             assert not getattr(answer, "tasks", getattr(answer, "runs", answer))
-        for changed in (operations.tasks.pause("hourly"), operations.runs.prune()):
+        for changed in (operations(PauseTask(name="hourly")), change.prune(operations.context)):
             with pytest.raises(DatabaseUnreachable, match="no ledger yet"):
                 await changed
     assert [path.name for path in tmp_path.iterdir()] == ["tasks"]
@@ -403,7 +412,7 @@ async def test_reads_of_an_older_ledger_migrate_nothing(
                 await read()
             assert await revision() == older
         with pytest.raises(UnknownTask):
-            await operations.tasks.pause("hourly")
+            await operations(PauseTask(name="hourly"))
     assert await revision() == LEDGER_HISTORY.revisions[-1]
 
 

@@ -35,6 +35,7 @@ from service.logs.mode import mode
 from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
 from service.server.service import BatchService
+from service.verbs.runs import ShowRun
 from tests.processes import ROOT, SERVE, UVICORN, batch
 from tests.processes import service as running_service
 
@@ -328,7 +329,7 @@ async def test_the_parameters_of_a_statement_are_shown_only_if_the_setting_says_
     row = await run("secretive")
     logs.flush()
     async with open_operations(get_settings(), Loaded) as operations:
-        shown = await operations.runs.show(row["id"])
+        shown = await operations(ShowRun(run=row["id"]))
     logs.set_up(stream=written)
     everywhere = {
         "stderr": written.getvalue(),

@@ -16,7 +16,7 @@ from service.errors import InvalidParameters
 from service.escaping import LONGEST_QUOTE, cut, echoed, line, to_json
 
 if TYPE_CHECKING:
-    from service.operations.slots.account import Accounts, SlotFinding, SlotOutcome, TaskAccount
+    from service.operations.slots.results import Accounts, SlotFinding, SlotOutcome, TaskAccount
 
 
 def account(
@@ -41,12 +41,14 @@ def account(
     that the tasks had at the time. The exit code is 1 if a slot is not accounted for.
     """
     from service import console
+    from service.operations.slots import account
 
     begin, end = _interval(since, until)
     listed = _SlotList(as_json)
     on_slot = listed.print_slot if slots else None
     accounts = ask(
-        lambda operations: operations.slots.account(begin, end, task, on_slot), log_level="WARNING"
+        lambda operations: account.accounts(operations.context, begin, end, task, on_slot),
+        log_level="WARNING",
     )
     if as_json and slots:
         listed.end()
@@ -122,6 +124,8 @@ def _row(account: TaskAccount, since: datetime) -> dict[str, Any]:
     """The cells of a task. Numbers are text, because a table leaves out a column whose values are
     all empty or 0.
     """
+    from service.operations.slots import account
+
     numbers = {
         name: str(getattr(account, name))
         for name in ("slots", "runs", "skipped", "missed", "due", "gaps")

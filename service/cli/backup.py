@@ -13,8 +13,8 @@ from service.cli.options import AsJson, first_of, within
 from service.escaping import brief
 
 if TYPE_CHECKING:
-    from service.operations.backups.catalogue import BackupSummary
     from service.operations.backups.make import BackupResult
+    from service.operations.backups.results import BackupSummary
     from service.operations.operations import Operations
     from service.settings.settings import Settings
 

@@ -17,7 +17,7 @@ from service.errors import InvalidParameters
 if TYPE_CHECKING:
     from service.operations.asking.filter import RunFilter
     from service.operations.asking.results import RunNow
-    from service.operations.bulks.bulk import Bulk, BulkAction, Preview, PreviewedRun
+    from service.operations.bulks.results import Bulk, BulkAction, Preview, PreviewedRun
     from service.operations.operations import Operations
 
 Again = Annotated[
@@ -72,6 +72,7 @@ def cancel(
     Without RUN, the options say which runs are cancelled. The command shows their number, and asks.
     """
     from service import console
+    from service.verbs.run_changes import CancelRun
 
     wanted = filters.filter_of(
         task=task,
@@ -89,7 +90,7 @@ def cancel(
         change_all("cancel", wanted, yes, as_json, note)
         return
     _refuse_both(wanted)
-    cancelled = ask(lambda operations: operations.runs.cancel(run, wait, note))
+    cancelled = ask(lambda operations: operations(CancelRun(run=run, wait=wait, note=note)))
     if as_json:
         console.show_json(cancelled)
     else:
@@ -163,13 +164,14 @@ def _retry_one(
     run: str, again: bool, and_after: bool, yes: bool, as_json: bool, note: str | None
 ) -> None:
     from service import console
+    from service.verbs.run_changes import RetryRun
 
     if and_after and again and not yes:
         _confirm_after(run, as_json)
 
     async def work(operations: Operations) -> tuple[RunNow, str | None]:
-        retried = await operations.runs.retry(
-            run, from_the_beginning=again, and_after=and_after, note=note
+        retried = await operations(
+            RetryRun(run=run, from_the_beginning=again, and_after=and_after, note=note)
         )
         return retried, await hint_if_held(operations, retried.task)
 
@@ -184,8 +186,9 @@ def _retry_one(
 def _confirm_after(run: str, as_json: bool) -> None:
     """Show how many runs of which tasks are run again after it, and ask."""
     from service import console
+    from service.verbs.runs import CountRunsAfter
 
-    after = ask(lambda operations: operations.runs.comes_after(run))
+    after = ask(lambda operations: operations(CountRunsAfter(run=run)))
     if not after.tasks:
         return
     numbers = ", ".join(f"{_number(count)} of {task}" for task, count in after.tasks.items())
@@ -209,11 +212,17 @@ def change_all(
     action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool, note: str | None = None
 ) -> None:
     """Show what would be changed in the runs that match, ask, and change it."""
-    _change(lambda operations: operations.bulks.preview(action, wanted), yes, as_json, note)
+    from service.verbs.bulks import PreviewBulk
+
+    _change(
+        lambda operations: operations(PreviewBulk(action=action, filter=wanted)), yes, as_json, note
+    )
 
 
 async def _of_error(operations: Operations, incident: str) -> Preview:
-    return (await operations.bulks.plan_retry(incident, with_same_error=True)).preview
+    from service.operations.bulks import retrying
+
+    return (await retrying.plan_retry(operations.context, incident, with_same_error=True)).preview
 
 
 def _change(
@@ -223,6 +232,7 @@ def _change(
     note: str | None = None,
 ) -> None:
     from service import console
+    from service.operations.bulks import bulk
 
     preview = ask(plan)
     action = preview.action
@@ -284,18 +294,21 @@ async def _carried_out(operations: Operations, preview: Preview, note: str | Non
     """
     import asyncio
 
-    bulk = await operations.bulks.begin(preview.id, "bulk", note)
+    from service.operations.bulks import bulk
+    from service.verbs.bulks import ShowBulk
+
+    bulk = await bulk.begin(operations.context, preview.id, "bulk", note)
     report = _reporter()
     while bulk.finished_at is None:
-        working = asyncio.ensure_future(operations.bulks.carry_out(bulk.id))
+        working = asyncio.ensure_future(bulk.carry_out(operations.context, bulk.id))
         while not working.done():
             await asyncio.wait([working], timeout=PROGRESS_SECONDS)
-            bulk = await operations.bulks.get(bulk.id)
+            bulk = await operations(ShowBulk(preview=bulk.id))
             report(bulk)
         await working
         if bulk.finished_at is None:
             await asyncio.sleep(PROGRESS_SECONDS)
-            bulk = await operations.bulks.get(bulk.id)
+            bulk = await operations(ShowBulk(preview=bulk.id))
     return bulk
 
 

@@ -12,7 +12,7 @@ from service.cli.options import AsJson, instant_or_age, short, whole
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
-    from service.operations.people.changes import Change
+    from service.operations.people.results import Change
 
 COLUMNS = ["at", "actor", "source", "action", "task", "run", "target", "note"]
 
@@ -46,6 +46,7 @@ def changes(
     With --json, each change also has the address, the role, and what was changed.
     """
     from service import console
+    from service.verbs.access import ListChanges
 
     at = instant_or_age(since, "--since") if since is not None else None
 
@@ -53,8 +54,10 @@ def changes(
         changes: list[Change] = []
         after: str | None = None
         while len(changes) < limit:
-            page = await operations.changes.list(
-                limit - len(changes), after, since=at, task=task, action=action
+            page = await operations(
+                ListChanges(
+                    limit=limit - len(changes), after=after, since=at, task=task, action=action
+                )
             )
             changes += page.changes
             after = page.after

@@ -23,16 +23,26 @@ async def hint_if_held(operations: Operations, task: str) -> str | None:
 
 async def hint_if_unserved(operations: Operations, task: str) -> str | None:
     """A hint for a user who waits for a run, if no running service has the task. Else None."""
-    if await operations.nodes.has(task):
+    from service.operations.system import nodes
+    from service.verbs.system import ListPools
+
+    if await nodes.has_task(operations.context, task):
         return next(
-            (pool.problem for pool in await operations.pools.list() if task in pool.missing), None
+            (
+                pool.problem
+                for pool in (await operations(ListPools())).pools
+                if task in pool.missing
+            ),
+            None,
         )
     return f"no running service has the task {task}: its runs wait for the next service that has it"
 
 
 async def hint_without_service(operations: Operations) -> str | None:
     """A hint for a user who looks at tasks or runs, if no service is running. Else None."""
-    return None if await operations.nodes.living() else NO_SERVICE
+    from service.operations.system import nodes
+
+    return None if await nodes.living(operations.context) else NO_SERVICE
 
 
 def warn(hint: str | None) -> None:

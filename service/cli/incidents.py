@@ -17,7 +17,7 @@ from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.operations.asking.filter import RunFilter
-    from service.operations.incidents.facet import Acknowledged, Incident
+    from service.operations.incidents.results import Acknowledged, Incident
     from service.operations.operations import Operations
 
 COLUMNS = [
@@ -65,6 +65,7 @@ def incidents(
     """
     from service import console
     from service.batch.incidents import problem as one_error
+    from service.verbs.incidents import ListIncidents
 
     if state not in STATES:
         raise InvalidParameters(f"--state is {state!r}; allowed: {', '.join(STATES)}")
@@ -73,12 +74,14 @@ def incidents(
         listed: list[Incident] = []
         after: str | None = None
         while len(listed) < limit:
-            page = await operations.incidents.list(
-                cast(Literal["open", "closed", "all"], state),
-                _kind(kind),
-                task,
-                limit - len(listed),
-                after,
+            page = await operations(
+                ListIncidents(
+                    state=cast(Literal["open", "closed", "all"], state),
+                    kind=_kind(kind),
+                    task=task,
+                    limit=limit - len(listed),
+                    after=after,
+                )
             )
             listed += page.incidents
             after = page.after
@@ -175,10 +178,13 @@ def _refuse_none(wanted: RunFilter) -> None:
 
 def _acknowledge(incident: str, note: str, quiet: str | None, as_json: bool) -> None:
     from service import console
+    from service.verbs.incidents import AcknowledgeIncident
 
     until = clock.now() + age(quiet, "--quiet") if quiet is not None else None
     done = ask(
-        lambda operations: operations.incidents.acknowledge(incident, note, until),
+        lambda operations: operations(
+            AcknowledgeIncident(incident=incident, note=note, quiet_until=until)
+        ),
         needs_tasks=False,
     )
     if as_json:
@@ -192,12 +198,17 @@ def _acknowledge(incident: str, note: str, quiet: str | None, as_json: bool) -> 
 def _acknowledge_error(incident: str, note: str, quiet: str | None, as_json: bool) -> None:
     """Acknowledge an incident, and those that are one problem with it."""
     from service import console
+    from service.operations.incidents import read
+    from service.verbs.incidents import AcknowledgeIncident
 
     until = clock.now() + age(quiet, "--quiet") if quiet is not None else None
 
     async def work(operations: Operations) -> list[Acknowledged]:
-        meant = await operations.incidents.with_same_error(incident)
-        return [await operations.incidents.acknowledge(each.id, note, until) for each in meant]
+        meant = await read.with_same_error(operations.context, incident)
+        return [
+            await operations(AcknowledgeIncident(incident=each.id, note=note, quiet_until=until))
+            for each in meant
+        ]
 
     done = ask(work, needs_tasks=False)
     if as_json:
@@ -213,8 +224,9 @@ def _acknowledge_error(incident: str, note: str, quiet: str | None, as_json: boo
 
 def _acknowledge_run(run: str, note: str, as_json: bool) -> None:
     from service import console
+    from service.verbs.run_changes import AcknowledgeRun
 
-    done = ask(lambda operations: operations.runs.acknowledge(run, note), needs_tasks=False)
+    done = ask(lambda operations: operations(AcknowledgeRun(run=run, note=note)), needs_tasks=False)
     if as_json:
         console.show_json(done)
     else:
@@ -238,11 +250,14 @@ def mute(
     The task goes on, and incidents are opened as ever. What is still open at the end is sent then.
     """
     from service import console
+    from service.verbs.tasks import MuteTask
 
     if (for_ is None) == (until is None):
         raise InvalidParameters("give either --for or --until")
     end = clock.now() + age(for_, "--for") if for_ is not None else instant(until or "", "--until")
-    muted = ask(lambda operations: operations.incidents.mute(name, end, note), needs_tasks=False)
+    muted = ask(
+        lambda operations: operations(MuteTask(name=name, until=end, note=note)), needs_tasks=False
+    )
     if as_json:
         console.show_json(muted)
     else:
@@ -252,8 +267,9 @@ def mute(
 def unmute(name: TaskName, as_json: AsJson = False) -> None:
     """Send messages about a task again."""
     from service import console
+    from service.verbs.tasks import UnmuteTask
 
-    was_muted = ask(lambda operations: operations.incidents.unmute(name), needs_tasks=False)
+    was_muted = ask(lambda operations: operations(UnmuteTask(name=name)), needs_tasks=False)
     if as_json:
         console.show_json({"task": name, "was_muted": was_muted})
     else:
@@ -276,8 +292,9 @@ def send_test(
     A running service sends it within seconds; `batch incidents` is not changed by it.
     """
     from service import console
+    from service.verbs.incidents import SendTestMessage
 
-    sent = ask(lambda operations: operations.incidents.send_test(to or []), needs_tasks=False)
+    sent = ask(lambda operations: operations(SendTestMessage(channels=to or [])), needs_tasks=False)
     if as_json:
         console.show_json(sent)
     else:

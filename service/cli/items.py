@@ -32,8 +32,11 @@ def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
     traceback.
     """
     from service import console
+    from service.operations.runs import quarantine
 
-    items = ask(lambda operations: operations.quarantine.list(run), needs_tasks=False)
+    items = ask(
+        lambda operations: quarantine.list_items(operations.context, run), needs_tasks=False
+    )
     if as_json:
         console.show_json(list(items))
         return
@@ -69,9 +72,10 @@ def redrive(run: RunOrTask, item: Items = None, note: Note = None, as_json: AsJs
     The new run is queued for a running service. Items that fail again are set aside in the new run.
     """
     from service import console
+    from service.verbs.run_changes import RedriveRun
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
-        started = await operations.quarantine.redrive(run, item, note)
+        started = await operations(RedriveRun(run=run, items=item, note=note))
         return started, await hint_if_unserved(operations, started.task)
 
     started, hint = ask(work)

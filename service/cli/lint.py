@@ -41,8 +41,9 @@ def lint(
     reach.
     """
     from service import console
+    from service.operations.tasks import lint
 
-    tasks = ask(lambda operations: operations.tasks.lint(name or [], n))
+    tasks = ask(lambda operations: lint.lint(operations.context, name or [], n))
     if as_json:
         console.show_json(list(tasks))
     else:

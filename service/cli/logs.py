@@ -32,8 +32,11 @@ def logs(
     stands for its newest run. With --follow, the exit code is 0 if the run succeeded, and 1 if it
     did not.
     """
+    from service.operations.runs import run_log
+
     state = ask(
-        lambda operations: print_log(operations.runs.log(run, follow), as_json), needs_tasks=False
+        lambda operations: print_log(run_log.blocks(operations.context, run, follow), as_json),
+        needs_tasks=False,
     )
     raise SystemExit(1 if follow and state != "succeeded" else 0)
 

@@ -16,7 +16,7 @@ from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
-    from service.operations.starting.backfill import BackfillCounts, BackfillSlot
+    from service.operations.starting.results import BackfillCounts, BackfillSlot
 
 
 def pause(
@@ -37,6 +37,7 @@ def pause(
     --for and --until change the end.
     """
     from service import console
+    from service.verbs.tasks import PauseTask
 
     if for_ is not None and until is not None:
         raise InvalidParameters("give --for or --until, not both")
@@ -47,7 +48,7 @@ def pause(
         if until
         else None
     )
-    paused = ask(lambda operations: operations.tasks.pause(name, note, end))
+    paused = ask(lambda operations: operations(PauseTask(name=name, note=note, until=end)))
     ends = f", until {utc(paused.until)}" if paused.until is not None else ""
     if as_json:
         console.show_json(paused)
@@ -75,11 +76,12 @@ def resume(
     their time; those that have a run get no other one.
     """
     from service import console
+    from service.verbs.tasks import ResumeTask, ResumeTasksAhead
 
     if (name is None) != ahead:
         raise typer.BadParameter("give the name of a task, or --ahead")
     if name is None:
-        resumed = ask(lambda operations: operations.tasks.resume_ahead(note))
+        resumed = ask(lambda operations: operations(ResumeTasksAhead(note=note)))
         if as_json:
             console.show_json(dict(resumed))
             return
@@ -88,7 +90,7 @@ def resume(
         if not resumed:
             console.say("no clock was ahead: each task fires")
         return
-    found = ask(lambda operations: operations.tasks.resume(name, note))
+    found = ask(lambda operations: operations(ResumeTask(name=name, note=note)))
     if as_json:
         console.show_json(found)
         return
@@ -135,7 +137,8 @@ def backfill(
     after has succeeded.
     """
     from service import console
-    from service.operations.starting.backfill import BackfillRequest
+    from service.operations.starting import backfill
+    from service.operations.starting.results import BackfillRequest
 
     def print_slot(slot: BackfillSlot) -> None:
         if dry_run and as_json:
@@ -145,7 +148,7 @@ def backfill(
             console.say(f"{utc(slot.slot)}  {slot.action:<5}  {run}")
 
     async def work(operations: Operations) -> tuple[BackfillCounts, str | None]:
-        counts = await operations.slots.backfill(request, print_slot)
+        counts = await backfill.run(operations.context, request, print_slot)
         changes = not dry_run and counts.changed
         return counts, await hint_if_unserved(operations, name) if changes else None
 
@@ -190,10 +193,11 @@ def prune(
     every hour.
     """
     from service import console
+    from service.operations.runs import change
     from service.settings.reading import get_settings
 
     if not dry_run:
-        deleted = ask(lambda operations: operations.runs.prune())
+        deleted = ask(lambda operations: change.prune(operations.context))
         if as_json:
             console.show_json(dict(deleted))
             return
@@ -202,7 +206,7 @@ def prune(
             + (", ".join(f"{count:,} {kind}" for kind, count in deleted.items()) or "nothing")
         )
         return
-    prunable = ask(lambda operations: operations.runs.count_prunable())
+    prunable = ask(lambda operations: change.count_prunable(operations.context))
     if as_json:
         console.show_json(dict(prunable))
         return

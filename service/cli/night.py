@@ -43,10 +43,13 @@ def night(
     person, otherwise it is 0.
     """
     from service import console
+    from service.operations.night import night
 
     begin = instant_or_age(since, "--since") if since is not None else None
     end = instant(until, "--until") if until is not None else None
-    answer = ask(lambda operations: operations.night(begin, end, zone), needs_tasks=False)
+    answer = ask(
+        lambda operations: night.night(operations.context, begin, end, zone), needs_tasks=False
+    )
     if as_json:
         console.show_json(answer)
     else:
@@ -101,7 +104,7 @@ def _table(heading: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _need(need: Need) -> dict[str, Any]:
-    from service.operations.runs.waiting import in_words
+    from service.words import kept_back_in_words
 
     return {
         "kind": need.kind,
@@ -109,7 +112,7 @@ def _need(need: Need) -> dict[str, Any]:
         "runs": need.open + need.retrying,
         "since": need.failing_since,
         "error": need.error,
-        "keeps back": in_words(need.keeps_back),
+        "keeps back": kept_back_in_words(need.keeps_back),
         "owner": need.owner,
         "incident": short(need.incident) if need.incident else None,
     }

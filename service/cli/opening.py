@@ -104,7 +104,7 @@ async def _call(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -
     settings = get_settings()
     url, token = _service or (settings.BATCH_URL, None)
     if url is not None:
-        from service.operations.remote.operations import remote_operations
+        from service.remote.operations import remote_operations
 
         if token is None and settings.BATCH_TOKEN is not None:
             token = settings.BATCH_TOKEN.get_secret_value()

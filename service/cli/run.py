@@ -90,9 +90,10 @@ def _queue(
     name: str, parameters: dict[str, str], slot: datetime | None, wait: bool, as_json: bool
 ) -> None:
     from service import console
+    from service.verbs.run_changes import StartRun
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
-        started = await operations.runs.start(name, parameters, slot)
+        started = await operations(StartRun(name=name, parameters=parameters, slot=slot))
         return started, await hints.hint_if_unserved(operations, name)
 
     started, hint = ask(work)

@@ -83,6 +83,7 @@ def runs(
     run.
     """
     from service import console
+    from service.verbs.runs import RunAsItIs
 
     wanted = filters.filter_of(
         task=task,
@@ -99,7 +100,7 @@ def runs(
     async def work(operations: Operations) -> tuple[list[RunSummary], Awaits, str | None]:
         of = wanted
         if parent is not None:
-            of = wanted.model_copy(update={"parent": (await operations.runs.current(parent)).id})
+            of = wanted.model_copy(update={"parent": (await operations(RunAsItIs(run=parent))).id})
         listed, awaits = await _listed(operations, of, limit)
         return listed, awaits, None if as_json else await hint_without_service(operations)
 
@@ -143,11 +144,13 @@ async def _listed(
     operations: Operations, wanted: RunFilter, limit: int
 ) -> tuple[list[RunSummary], Awaits]:
     """At most `limit` runs, page by page, and what those that wait are waiting for."""
+    from service.operations.runs import read
+
     runs: list[RunSummary] = []
     awaits: Awaits = {}
     after: str | None = None
     while len(runs) < limit:
-        page = await operations.runs.list(wanted, limit - len(runs), after)
+        page = await read.list_runs(operations.context, wanted, limit - len(runs), after)
         runs += page.runs
         awaits |= page.awaits
         after = page.after

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.operations.operations import Operations
-    from service.operations.system.migrations import Migration
+    from service.operations.system.results import Migration
 
 
 def config(as_json: AsJson = False) -> None:
@@ -56,13 +56,14 @@ def migrate(
     version is running.
     """
     from service import console
+    from service.operations.system import migrations
 
     if check and to is not None:
         raise InvalidParameters("--check changes nothing, so it has no use for --to: leave one out")
 
     async def work(operations: Operations) -> tuple[Sequence[Migration], Sequence[Migration]]:
-        before = await operations.migrations.list()
-        return before, before if check else await operations.migrations.carry_out(to)
+        before = await migrations.list_migrations(operations.context)
+        return before, before if check else await migrations.carry_out(operations.context, to)
 
     before, after = ask(work, needs_tasks=False)
     if as_json:

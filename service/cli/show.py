@@ -46,12 +46,15 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
     """
     from service import console
     from service.operations.asking.results import RunDetails
+    from service.operations.runs import read
+    from service.verbs.runs import ShowRun
+    from service.verbs.tasks import ShowTask
 
     async def work(operations: Operations) -> tuple[str, RunDetails | TaskDetails, Waits | None]:
-        kind, name = await operations.runs.find(run)
+        kind, name = await read.run_or_task(operations.context, run)
         if kind == "task":
-            return kind, await operations.tasks.show(name), None
-        details = await operations.runs.show(name)
+            return kind, await operations(ShowTask(name=name)), None
+        details = await operations(ShowRun(run=name))
         return kind, details, await _waits(operations, details)
 
     kind, details, waits = ask(work, needs_tasks=False)
@@ -70,14 +73,16 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
 
 async def _waits(operations: Operations, run: RunDetails) -> Waits:
     """What the run waits for, and the chain that it is in."""
+    from service.verbs.runs import ShowBlocker, ShowChain
+
     is_waiting = run.state in ("waiting", "queued", "interrupted")
-    waiting = await operations.runs.waiting(run.id) if is_waiting else None
-    return {"waiting": waiting, "chain": await operations.runs.chain(run.id)}
+    waiting = await operations(ShowBlocker(run=run.id)) if is_waiting else None
+    return {"waiting": waiting, "chain": await operations(ShowChain(run=run.id))}
 
 
 def _show_run(run: RunDetails, waits: Waits) -> None:
     from service import console
-    from service.operations.runs.waiting import in_words
+    from service.words import kept_back_in_words
 
     waiting, chain = waits.get("waiting"), waits.get("chain")
 
@@ -87,7 +92,7 @@ def _show_run(run: RunDetails, waits: Waits) -> None:
             "task": run.task,
             "state": f"{run.state}: {run.reason}" if run.reason else run.state,
             "waits": blocking.sentences(waiting) if waiting is not None else None,
-            "keeps back": in_words(chain.keeps_back) or None if chain is not None else None,
+            "keeps back": (kept_back_in_words(chain.keeps_back) or None) if chain else None,
             "chain": blocking.line_of(chain, run.task, run.state) if chain is not None else None,
             "slot": _in_utc_and_zone(run.slot, run.timezone),
             "origin": run.origin

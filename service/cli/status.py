@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.operations.asking.results import Node, RunSummary
-    from service.operations.night.status import Status
+    from service.operations.night.results import Status
     from service.operations.operations import Operations
-    from service.operations.system.pools import PoolState
+    from service.operations.system.results import PoolState
 
 MOST_FAILED = 10
 
@@ -27,8 +27,9 @@ def status(as_json: AsJson = False) -> None:
     is 1 if something needs a person, otherwise it is 0.
     """
     from service import console
+    from service.verbs.night import ShowStatus
 
-    found = ask(lambda operations: operations.status(), needs_tasks=False)
+    found = ask(lambda operations: operations(ShowStatus()), needs_tasks=False)
     if as_json:
         console.show_json(found)
     else:
@@ -103,8 +104,9 @@ def pools(as_json: AsJson = False) -> None:
     pool wait in vain is said on stderr. The exit code is 0.
     """
     from service import console
+    from service.verbs.system import ListPools
 
-    found = ask(lambda operations: operations.pools.list(), needs_tasks=False)
+    found = ask(lambda operations: operations(ListPools()), needs_tasks=False)
     if as_json:
         console.show_json(list(found))
         return
@@ -134,9 +136,13 @@ def nodes(as_json: AsJson = False) -> None:
     says it, is said on stderr before the table.
     """
     from service import console
+    from service.operations.system import nodes
+    from service.verbs.system import ListNodes
 
     async def work(operations: Operations) -> tuple[Sequence[Node], Sequence[Node]]:
-        return await operations.nodes.list(), await operations.nodes.living(with_workers=True)
+        return (await operations(ListNodes())).nodes, await nodes.living(
+            operations.context, with_workers=True
+        )
 
     known, living = ask(work, needs_tasks=False)
     if as_json:

@@ -25,11 +25,12 @@ def tasks(as_json: AsJson = False) -> None:
     task is known, the list has the task too, with the error.
     """
     from service import console
+    from service.verbs.tasks import ListTasks
 
     async def work(operations: Operations) -> tuple[Sequence[TaskSummary], str | None]:
-        return await operations.tasks.list(), None if as_json else await hint_without_service(
-            operations
-        )
+        return (
+            await operations(ListTasks())
+        ).tasks, None if as_json else await hint_without_service(operations)
 
     tasks, hint = ask(work)
     broken = [task for task in tasks if task.error]

@@ -37,10 +37,12 @@ def create(
     The secret is the only line on stdout. It is shown this once, and can't be read again.
     """
     from service import console
+    from service.operations.people import access
 
     valid_for = age(expires, "--expires") if expires is not None else None
     token = ask(
-        lambda operations: operations.access.create_token(name, role, valid_for), needs_tasks=False
+        lambda operations: access.create_token(operations.context, name, role, valid_for),
+        needs_tasks=False,
     )
     if as_json:
         console.show_json(token)
@@ -55,8 +57,9 @@ def create(
 def list_(as_json: AsJson = False) -> None:
     """List the tokens, newest first, also those that are revoked or expired. No secret is shown."""
     from service import console
+    from service.verbs.access import ListTokens
 
-    tokens = ask(lambda operations: operations.access.tokens(), needs_tasks=False)
+    tokens = ask(lambda operations: operations(ListTokens()), needs_tasks=False)
     if as_json:
         console.show_json(list(tokens))
     elif tokens:
@@ -85,8 +88,9 @@ def revoke(
     seconds.
     """
     from service import console
+    from service.verbs.access import RevokeToken
 
-    token = ask(lambda operations: operations.access.revoke_token(name), needs_tasks=False)
+    token = ask(lambda operations: operations(RevokeToken(name=name)), needs_tasks=False)
     if as_json:
         console.show_json(token)
     else:

@@ -62,6 +62,8 @@ def with_log(run: str, as_json: bool) -> NoReturn:
 
     from service import console
     from service.cli import bar
+    from service.operations.runs import run_log
+    from service.verbs.runs import RunAsItIs
 
     def print_line(row: Row, text: str) -> None:
         console.warn(f"{utc(row['now'])} {text}")
@@ -73,8 +75,8 @@ def with_log(run: str, as_json: bool) -> NoReturn:
         showing = asyncio.create_task(_show(operations.runs.follow(run), display))
         try:
             write = print_log_line if as_json else display.write
-            await logs.print_log(operations.runs.log(run, follow=True), write=write)
-            return await operations.runs.current(run)
+            await logs.print_log(run_log.blocks(operations.context, run, follow=True), write=write)
+            return await operations(RunAsItIs(run=run))
         finally:
             await _end(showing)
 
@@ -107,14 +109,15 @@ async def _show_run_here(operations: Operations, run: str, display: Bar | Lines)
     import asyncio
 
     from service.errors import DatabaseError
-    from service.operations.runs import run_log
+    from service.operations.runs import read
+    from service.operations.runs.results import POLL_SECONDS
 
     while True:
         with suppress(DatabaseError, OSError):
-            now = await operations.runs.get(run)
+            now = await read.get(operations.context, run)
             if now is not None:
                 display.update_run(now.model_dump())
-        await asyncio.sleep(run_log.POLL_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _show(states: AsyncGenerator[RunNow], display: Bar | Lines) -> Row:

@@ -15,7 +15,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from service.backup.comparing.differences import Difference
-from service.operations.backups.catalogue import BackupSummary
+from service.operations.backups.named import NamedBackups
+from service.operations.backups.results import BackupSummary
+from service.operations.system.settings import used
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, confirm
 from service.pages.frame.render import render
@@ -47,7 +49,7 @@ class Mark:
 async def show_backups(request: Request, viewer: Viewer) -> str:
     """The backups of each place, the newest first."""
     found, warnings = await _listed(viewer)
-    settings = {each.name: each.value for each in (await viewer.operations.settings()).settings}
+    settings = {each.name: each.value for each in used(viewer.operations.context.settings).settings}
     return await render(
         "backups.html",
         **await shell_of(viewer, "backups", "Backups"),
@@ -67,7 +69,7 @@ async def _listed(viewer: Viewer) -> tuple[list[BackupSummary], list[str]]:
     are not shown.
     """
     warnings: list[str] = []
-    found = await viewer.operations.named_backups.list(warnings.append)
+    found = await NamedBackups(viewer.operations.context).list(warnings.append)
     words = "A place of backups, or the ledger, could not be read: the log of the service says why."
     return list(found), [words] if warnings else []
 
@@ -132,25 +134,25 @@ async def ask_to_verify(request: Request, viewer: Viewer) -> str:
 
 async def verify(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Verify the backup."""
-    await viewer.operations.named_backups.verify(_name_in(request))
+    await NamedBackups(viewer.operations.context).verify(_name_in(request))
     return back(fields, "/backups")
 
 
 async def pin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Keep the backup until it is unpinned."""
-    await viewer.operations.named_backups.pin(_name_in(request))
+    await NamedBackups(viewer.operations.context).pin(_name_in(request))
     return back(fields, "/backups")
 
 
 async def unpin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Allow pruning to delete the backup again."""
-    await viewer.operations.named_backups.unpin(_name_in(request))
+    await NamedBackups(viewer.operations.context).unpin(_name_in(request))
     return back(fields, "/backups")
 
 
 async def download(request: Request, viewer: Viewer) -> Response:
     """The file of a backup in BACKUP_DIR."""
-    file = await viewer.operations.named_backups.to_download(_name_in(request))
+    file = await NamedBackups(viewer.operations.context).to_download(_name_in(request))
     return FileResponse(file, media_type="application/octet-stream", filename=file.name)
 
 
@@ -162,7 +164,7 @@ async def show_differences(request: Request, viewer: Viewer) -> str:
     before, after = request.query_params.get("from", ""), request.query_params.get("to", "")
     difference = None
     if before:
-        difference = await viewer.operations.named_backups.diff(
+        difference = await NamedBackups(viewer.operations.context).diff(
             _checked(before), _checked(after) if after else None
         )
     return await render(

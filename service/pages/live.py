@@ -21,6 +21,8 @@ from starlette.responses import Response
 from service import clock
 from service.operations.asking.actor import Actor, Role
 from service.operations.operations import Operations
+from service.operations.runs import log_window
+from service.operations.system import nodes
 from service.pages.frame import formatting
 from service.pages.frame.answers import PageRoute
 from service.pages.frame.blocks import FAILED, NOTE, noted
@@ -34,10 +36,10 @@ from service.pages.runs.run_filter import FILTERS
 from service.pages.runs.runs import show_run, show_runs
 from service.pages.tasks.tasks import show_tasks
 from service.web.access import Guard
+from service.web.events import EventStream
 from service.web.live import Feed
 from service.web.problems import Refused
 from service.web.stream import Event
-from service.web.v1.events import EventStream
 
 TOPIC = re.compile(r"night|tasks|runs|nodes|run:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PLACE = re.compile(r"[0-9]{1,18}\.[0-9]{1,18}")
@@ -163,7 +165,7 @@ def _viewer(
 
 async def _strip(operations: Operations, kind: Kind) -> Sequence[Part]:
     viewer = _viewer(operations, kind, "/")
-    around = await viewer.operations.nodes.around()
+    around = await nodes.around(viewer.operations.context)
     html = await render("strip.html", viewer=viewer, root=kind.root, around=around)
     return [Part("nodes", "innerMorph", html)]
 
@@ -216,7 +218,7 @@ def _hint(rows: Sequence[Part]) -> Part:
 async def _lines(operations: Operations, kind: Kind, place: str, most: int) -> tuple[str, str]:
     viewer = _viewer(operations, kind, "/")
     run = kind.topic.partition(":")[2]
-    found = await viewer.operations.runs.log_after(run, place, most)
+    found = await log_window.following(viewer.operations.context, run, place, most)
     if not found.lines:
         return "", found.after
     shown = {

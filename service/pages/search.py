@@ -14,10 +14,12 @@ from starlette.requests import Request
 from service.errors import InvalidParameters, UnknownRun, UnknownTask
 from service.operations.asking.filter import RunFilter
 from service.operations.asking.results import RunNow, RunSummary
+from service.operations.runs import read
 from service.operations.tasks.results import TaskSummary
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
+from service.verbs.tasks import ListTasks
 
 LONGEST = 200
 MOST_TASKS, MOST_RUNS = 20, 20
@@ -50,7 +52,7 @@ async def _tasks(viewer: Viewer, wanted: str) -> Sequence[TaskSummary]:
     have it as a tag.
     """
     text = wanted.lower()
-    listed = await viewer.operations.tasks.list(with_others=True)
+    listed = (await viewer.operations(ListTasks())).tasks
     # A loaded one counts more than a broken file.
     found = {task.name: task for task in reversed(listed) if task.name}
     named = [
@@ -68,10 +70,10 @@ async def _run(viewer: Viewer, wanted: str) -> tuple[RunNow | None, str]:
     if DIGITS.fullmatch(wanted.lower().replace("-", "")) is None:
         return None, ""
     try:
-        kind, name = await viewer.operations.runs.find(wanted)
+        kind, name = await read.run_or_task(viewer.operations.context, wanted)
     except (UnknownRun, UnknownTask) as error:
         return None, error.message if error.message.startswith("several runs") else ""
-    return (await viewer.operations.runs.get(name), "") if kind == "run" else (None, "")
+    return (await read.get(viewer.operations.context, name), "") if kind == "run" else (None, "")
 
 
 async def _failed(viewer: Viewer, wanted: str) -> list[RunSummary]:
@@ -83,6 +85,6 @@ async def _failed(viewer: Viewer, wanted: str) -> list[RunSummary]:
     )
     try:
         like_this = RunFilter.of(**condition, created_since=viewer.now - LATELY)
-        return (await viewer.operations.runs.list(like_this, MOST_RUNS)).runs
+        return (await read.list_runs(viewer.operations.context, like_this, MOST_RUNS)).runs
     except InvalidParameters:
         return []

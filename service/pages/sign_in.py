@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from service import clock
 from service.errors import BatchError, InvalidParameters
+from service.operations.people import access
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo, error_page, to_sign_in
 from service.pages.frame.forms import fields_of, local_path
@@ -65,7 +66,7 @@ async def _cause(request: Request, guard: Guard, secret: str) -> str:
     """Why a secret is not valid. Only the holder of a token that was valid once learns more than
     that.
     """
-    at = await guard.operations.access.expired_at(secret)
+    at = await access.expired_at(guard.operations.context, secret)
     if at is None:
         return WRONG
     zone = zone_in(request)
@@ -100,8 +101,11 @@ async def make_token(request: Request, viewer: Viewer, fields: Mapping[str, str]
     days = fields.get("days", "")
     if not days.isdecimal() or len(days) > MOST_DIGITS:
         raise InvalidParameters("days: allowed is a whole number from 1")
-    made = await viewer.operations.access.create_token(
-        fields.get("name", ""), fields.get("role", ""), timedelta(days=int(days))
+    made = await access.create_token(
+        viewer.operations.context,
+        fields.get("name", ""),
+        fields.get("role", ""),
+        timedelta(days=int(days)),
     )
     return await _you(viewer, made.secret, made.name)
 

@@ -10,11 +10,14 @@ from starlette.requests import Request
 
 from service.errors import InvalidParameters
 from service.operations.asking.results import Node
+from service.operations.system import nodes as processes
 from service.operations.system.nodes import troubles_of
-from service.operations.system.pools import PoolState
+from service.operations.system.results import PoolState
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
+from service.verbs.access import ListChanges
+from service.verbs.system import ListNodes, ListPools
 
 PAGE = 100
 MOST_NODES = 200
@@ -27,19 +30,23 @@ async def show_nodes(request: Request, viewer: Viewer) -> str:
     """The pools, and the processes of the service: those that live, and those that have stopped,
     the newest first.
     """
-    alive = {node.id: node for node in await viewer.operations.nodes.living(with_workers=True)}
+    alive = {
+        node.id: node
+        for node in await processes.living(viewer.operations.context, with_workers=True)
+    }
     living = set(alive)
     nodes = [
-        alive.get(node.id, node) for node in list(await viewer.operations.nodes.list())[:MOST_NODES]
+        alive.get(node.id, node)
+        for node in list((await viewer.operations(ListNodes())).nodes)[:MOST_NODES]
     ]
     return await render(
         "nodes.html",
         **await shell_of(viewer, "nodes", "Nodes and pools"),
-        pools=await viewer.operations.pools.list(),
+        pools=(await viewer.operations(ListPools())).pools,
         most_pools=MOST_POOLS,
         served_by=_served_by,
-        broken=await viewer.operations.nodes.broken(),
-        busy=await viewer.operations.nodes.busy(),
+        broken=await processes.broken_files(viewer.operations.context),
+        busy=await processes.busy(viewer.operations.context),
         all_nodes=sorted(nodes, key=lambda node: node.id not in living),
         troubles=troubles_of(alive.values()),
         states={node.id: _state(node, living) for node in nodes},
@@ -91,8 +98,8 @@ async def show_changes(request: Request, viewer: Viewer) -> str:
         raise InvalidParameters(f"a filter has {LONGEST_FILTER} characters at most")
     after = request.query_params.get("after")
     conditions: dict[str, Any] = dict(given)
-    found = await viewer.operations.changes.list(
-        PAGE, after, viewer.now - timedelta(days=3_650), **conditions
+    found = await viewer.operations(
+        ListChanges(limit=PAGE, after=after, since=viewer.now - timedelta(days=3_650), **conditions)
     )
     return await render(
         "changes.html",

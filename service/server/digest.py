@@ -16,14 +16,15 @@ from service.batch.incidents.telling import HIDDEN
 from service.batch.ledger import database_time
 from service.batch.ledger.incidents import outbox
 from service.batch.ledger.incidents.outbox import Note
-from service.batch.ledger.kept_back import in_words
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.concurrency.background import Background
 from service.database.engine import Database
 from service.errors import BatchError
 from service.logs import get_logger
 from service.operations.asking.actor import Actor
+from service.operations.night.night import night as night_of
 from service.operations.operations import Operations
+from service.words import kept_back_in_words
 
 if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
     from service.operations.night.results import Night
@@ -99,7 +100,7 @@ class Digest(Background):
                 logger.exception("the digest could not be written, and is tried again in a minute")
 
     async def _write(self, slot: datetime) -> None:
-        night = await self._operations.night()
+        night = await night_of(self._operations.context)
         content = {"kind": "digest", "title": night.headline, "text": text_of(night)}
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
@@ -113,7 +114,7 @@ def text_of(night: Night) -> str:
     lines = [night.headline, night.sentence]
     for need in night.needs[:MOST_ROWS]:
         owner = f" ({need.owner})" if need.owner else ""
-        keeps = f"; keeps back {in_words(need.keeps_back)}" if need.keeps_back else ""
+        keeps = f"; keeps back {kept_back_in_words(need.keeps_back)}" if need.keeps_back else ""
         lines.append(
             f"- {need.task or need.subject or need.kind}{owner}: {need.error or HIDDEN}{keeps}"
         )

@@ -294,7 +294,9 @@ class BatchService:
             troubles=lambda: self.node.troubles,
             are_ready=True,
         )
-        self.gauges = self.operations.gauges(self.metrics)
+        from service.operations.system.gauges import GaugeReader
+
+        self.gauges = GaugeReader(self.operations.context, self.metrics)
         stack.push_async_callback(self.gauges.stop)
         use_operations(self.operations)
         stack.callback(use_no_operations)
@@ -555,10 +557,13 @@ class BulkWorker(Background):
         """Carry out what is under way. Returns whether something is left that has to be looked at
         again.
         """
+        from service.operations.bulks import bulk
+
+        context = self._operations.context
         try:
-            for bulk in await self._operations.bulks_under_way():
-                await self._operations.bulks.carry_out(bulk)
-            return bool(await self._operations.bulks_under_way())
+            for id in await bulk.under_way(context):
+                await bulk.carry_out(context, context.node, id)
+            return bool(await bulk.under_way(context))
         except BatchError as error:
             logger.warning(f"a bulk stopped, and goes on in {BULK_SECONDS:g} s: {error.message}")
         except Exception:  # the background loop's boundary

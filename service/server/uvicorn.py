@@ -25,6 +25,7 @@ from service import console, logs
 from service.concurrency.offload import offload
 from service.errors import DatabaseError, InvalidSetting
 from service.escaping import echoed
+from service.operations.people import access
 from service.server.connections import Connections, raise_file_limit, share_of
 from service.server.lifespans import lifespan_with_logs
 from service.server.service import BatchService
@@ -244,7 +245,7 @@ async def offer_sign_in(batch: BatchService, url: str, settings: Settings) -> No
     link. The service has started, so it goes on if the ledger can't be asked just now.
     """
     try:
-        if settings.BATCH_AUTH == "off" or await batch.operations.access.has_token():
+        if settings.BATCH_AUTH == "off" or await access.has_token(batch.operations.context):
             return
         if sys.stderr.isatty() and settings.BATCH_PAGES == "on":
             await _print_link(batch, url)
@@ -256,7 +257,7 @@ async def offer_sign_in(batch: BatchService, url: str, settings: Settings) -> No
 
 
 async def _print_link(batch: BatchService, url: str) -> None:
-    secret = await batch.operations.access.create_link()
+    secret = await access.create_link(batch.operations.context)
     more = ". Enter prints another link" if sys.stdin.isatty() else ""
     console.warn(f"  sign in once, within five minutes: {url}/signin#{secret}{more}")
 
@@ -270,7 +271,7 @@ def _print_more_on_enter(batch: BatchService, url: str) -> None:
 
     async def print_another() -> None:
         with contextlib.suppress(DatabaseError):
-            if await batch.operations.access.has_token():
+            if await access.has_token(batch.operations.context):
                 loop.remove_reader(terminal)
                 console.warn(
                     "  there is a token by now: sign in with it, or make another one by `batch "

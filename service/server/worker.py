@@ -15,6 +15,7 @@ from typing import Any
 from service import console, logs
 from service.batch.nodes.roles import Roles
 from service.errors import DatabaseError
+from service.operations.system import nodes
 from service.server.service import BatchService
 from service.server.shutdown import serving
 from service.server.starting import (
@@ -133,7 +134,7 @@ async def warn_of_services(batch: BatchService) -> None:
     """Warn if no service lives, until one does, or if one on another machine uses the same SQLite
     file.
     """
-    services = await batch.operations.nodes.living()
+    services = await nodes.living(batch.operations.context)
     if not services:
         console.warn(
             "  no service is running: until one is, nothing fires, and the runs of lost nodes wait"
@@ -159,6 +160,6 @@ async def _say_when_a_service_runs(batch: BatchService) -> None:
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         with contextlib.suppress(DatabaseError):
-            if services := await batch.operations.nodes.living():
+            if services := await nodes.living(batch.operations.context):
                 console.warn(f"  a service is running now, on the host {services[0].host}")
                 return

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from service.batch.tasks.base import BaseTask
 from service.logs import get_logger
+from service.operations.backups.backups import Backups
 from service.operations.backups.progress import report_to_run
 from service.operations.here import operations_here
 from service.settings.reading import get_settings
@@ -28,7 +29,7 @@ class BackupTask(BaseTask):
     async def run(self) -> None:
         settings, on_progress = get_settings(), report_to_run()
         async with operations_here(settings) as operations:
-            backups = operations.backups
+            backups = Backups(operations.context)
             backup = await backups.create(on_progress)
             logger.info(f"Backup created: {backup.path}")
             if settings.BACKUP_URL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from service.batch.tasks.base import BaseTask
 from service.logs import get_logger
+from service.operations.backups.backups import Backups
 from service.operations.backups.progress import report_to_run
 from service.operations.here import operations_here
 from service.settings.reading import get_settings
@@ -27,7 +28,8 @@ class RestoreDrillTask(BaseTask):
 
     async def run(self) -> dict[str, int | str]:
         async with operations_here(get_settings()) as operations:
-            report = await operations.backups.verify_by_restoring("latest", report_to_run())
+            backups = Backups(operations.context)
+            report = await backups.verify_by_restoring("latest", report_to_run())
         for note in report.notes:
             logger.warning(note)
         logger.info(

@@ -18,6 +18,7 @@ from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.errors import BatchError, InvalidParameters, UnknownRun, UnknownTask
 from service.operations.asking.results import Quarantined
+from service.operations.runs import quarantine
 from service.settings.reading import get_settings
 from service.settings.urls import async_url
 from service.testing.driven import DrivenService
@@ -26,6 +27,8 @@ from service.testing.made_upstream import Given, MadeUpstreams
 from service.testing.recorder import Recorder
 from service.testing.records import CommittedChunk as CommittedChunk
 from service.testing.records import MissedRange, RunRecord, ended_ids, missed_ranges, run_records
+from service.verbs.run_changes import CancelRun, RedriveRun, RetryRun, StartRun
+from service.verbs.tasks import PauseTask, ResumeTask
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PATIENCE = 30.0
@@ -159,7 +162,9 @@ class Batch:
                 "run can be killed"
             )
         async with self._service() as service:
-            started = await service.operations.runs.start(known.name, params, slot)
+            started = await service.operations(
+                StartRun(name=known.name, parameters=params, slot=slot)
+            )
             if upstream is not None:
                 self._upstreams.give(started.id, upstream)
             await self._finish(service, started.id, kill_after_chunk, kill_after_part)
@@ -172,8 +177,8 @@ class Batch:
         False.
         """
         async with self._service() as service:
-            retried = await service.operations.runs.retry(
-                self._id(run), from_the_beginning=from_the_beginning
+            retried = await service.operations(
+                RetryRun(run=self._id(run), from_the_beginning=from_the_beginning)
             )
             await self._finish(service, retried.id, None)
         return self._record(retried.id)
@@ -181,13 +186,13 @@ class Batch:
     async def cancel(self, run: RunOrTask) -> RunRecord:
         """Cancel a waiting run, like `batch cancel`. Raises WrongState if the run is over."""
         async with self._service() as service:
-            cancelled = await service.operations.runs.cancel(self._id(run))
+            cancelled = await service.operations(CancelRun(run=self._id(run)))
         return self._record(cancelled.id)
 
     async def quarantine(self, run: RunOrTask) -> Sequence[Quarantined]:
         """The items that a run has set aside: `item`, `error`, `times`, `redriven_by`."""
         async with self._service() as service:
-            return await service.operations.quarantine.list(self._id(run))
+            return await quarantine.list_items(service.operations.context, self._id(run))
 
     async def redrive(self, run: RunOrTask, items: Sequence[str] | None = None) -> RunRecord:
         """Process the items that a run has set aside once more, in a new run, and return the new
@@ -197,7 +202,9 @@ class Batch:
         quarantine any more.
         """
         async with self._service() as service:
-            started = await service.operations.quarantine.redrive(self._id(run), items)
+            started = await service.operations(
+                RedriveRun(run=self._id(run), items=list(items) if items is not None else None)
+            )
             await self._finish(service, started.id, None)
         return self._record(started.id)
 
@@ -207,13 +214,13 @@ class Batch:
         """
         name = self._known(task).name
         async with self._service() as service:
-            await service.operations.tasks.pause(name)
+            await service.operations(PauseTask(name=name))
 
     async def unpause(self, task: TaskOrName) -> None:
         """Fire a paused task again, like `batch resume`."""
         name = self._known(task).name
         async with self._service() as service:
-            await service.operations.tasks.resume(name)
+            await service.operations(ResumeTask(name=name))
 
     async def resume(self, *, kill_after_chunk: int | None = None) -> RunRecord:
         """Take over the run that a kill has ended, as another process would, and run it to its end.

@@ -21,7 +21,9 @@ from service import clock
 from service.errors import BatchError, InvalidSetting
 from service.escaping import echoed
 from service.operations.asking.actor import ROLES, Actor, Role
+from service.operations.asking.context import Context
 from service.operations.operations import Operations
+from service.operations.people import access
 from service.operations.people.access import SECRET, hash_of
 from service.settings.settings import Settings
 from service.web.csrf import refuse_foreign, refuse_foreign_read, refuse_without_csrf
@@ -38,7 +40,7 @@ Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
 ReadCsrf = Callable[[], Awaitable[str]]
 """Reads the CSRF token in the body of a form. It is called when it is known who asks."""
 
-Ask = Callable[[str, str | None], Coroutine[None, None, Actor | None]]
+Ask = Callable[[Context, str, str | None], Coroutine[None, None, Actor | None]]
 
 KNOWN_SECONDS = 1.0
 """For how long an answer of the ledger about a secret is believed. A revoked token is refused after
@@ -151,7 +153,7 @@ class Guard:
             # decides
             return actor
         if cookie := request.cookies.get(cookie_name(request)):
-            actor = await self._remembered(SESSION, cookie, self.operations.access.session, address)
+            actor = await self._remembered(SESSION, cookie, access.session, address)
             if actor is not None:
                 refuse_foreign(request)
                 refuse_without_csrf(request, cookie, await csrf() if csrf is not None else None)
@@ -170,7 +172,7 @@ class Guard:
         secret = secret.strip()
         actor = None
         if scheme.lower() == "bearer" and SECRET.fullmatch(secret):
-            actor = await self._remembered(TOKEN, secret, self.operations.access.holder, address)
+            actor = await self._remembered(TOKEN, secret, access.holder, address)
         if actor is None:
             raise _WrongToken(401, "the token is not valid: it is unknown, revoked or expired")
         return actor
@@ -200,7 +202,7 @@ class Guard:
                 if key not in self._proved:
                     self.limits.count_look(address)
                 self._asking[key] = asyncio.get_running_loop().create_task(
-                    self._ask(key, ask(secret, None))
+                    self._ask(key, ask(self.operations.context, secret, None))
                 )
                 self._asking[key].add_done_callback(
                     lambda asked: asked.cancelled() or asked.exception()
@@ -276,7 +278,7 @@ class Guard:
             self._failures = Counter()
             self._failures_noted_at = clock.monotonic()
         with suppress(BatchError):
-            await self.operations.access.note_uses(uses, failures)
+            await access.note_uses(self.operations.context, uses, failures)
 
 
 def check_settings(settings: Settings) -> None:
@@ -323,12 +325,6 @@ def cookie_name(request: Request) -> str:
     needs https.
     """
     return "__Host-batch_session" if request.url.scheme == "https" else "batch_session"
-
-
-def needs(actor: Actor, role: Role) -> None:
-    """Refuse an actor whose role does not allow this. Raises Refused."""
-    if not actor.may(role):
-        raise Refused(403, f"this needs the role {role}; {echoed(actor.name)} is {actor.role}")
 
 
 def _hosts(settings: Settings) -> frozenset[str] | None:

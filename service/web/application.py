@@ -11,15 +11,14 @@ from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from service.errors import BatchError
-from service.web import api, sign_in
+from service.web import api, events, sign_in
 from service.web.access import Authorize, Guard
 from service.web.errors import handle_errors
 from service.web.headers import Headed
 from service.web.live import Feed
 from service.web.problems import Problem
 from service.web.proxies import Forwarded, Network
-from service.web.v1 import backups, events, incidents, rest, runs, tasks
-from service.web.v1.requests import V1
+from service.web.routes import V1, made_from_verbs
 
 DOCUMENT = "/api/openapi.json"
 
@@ -113,16 +112,7 @@ class Api(Guarded):
             authorize=authorize,
             **options,
         )
-        for router in (
-            tasks.tasks,
-            runs.runs,
-            incidents.incidents,
-            rest.rest,
-            backups.backups,
-            rest.tokens,
-            sign_in.sessions,
-            events.events,
-        ):
+        for router in (made_from_verbs(), sign_in.sessions, events.events):
             self.include_router(router, prefix=V1)
         self.add_api_route(DOCUMENT, self._document, include_in_schema=False)
 

@@ -19,6 +19,7 @@ from service.errors import BatchError
 from service.logs import get_logger
 from service.operations.asking.results import Result
 from service.operations.operations import Operations
+from service.operations.system import live
 from service.operations.system.live import NEWEST, Look
 from service.web.stream import Event, Stream
 
@@ -164,7 +165,7 @@ class Feed:
             began = clock.monotonic()
             runs = {topic.removeprefix("run:") for topic in topics if topic.startswith("run:")}
             try:
-                look = await self._operations.look(topics, runs | self._followed())
+                look = await live.look(self._operations.context, topics, runs | self._followed())
                 self.revoked = look.revoked
                 self._compare(look, topics, runs)
             except BatchError as error:

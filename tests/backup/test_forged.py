@@ -29,13 +29,14 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import Stop
 from service.config import Settings, get_settings
 from service.errors import BackupError, DamagedBackup
-from service.operations.backups.catalogue import BackupSummary, list_backups, rescan
+from service.operations.backups.catalogue import list_backups, rescan
 from service.operations.backups.copies import download, upload
 from service.operations.backups.delete import delete_old, prune_plans
 from service.operations.backups.details import describe_backup
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin, unpin
 from service.operations.backups.restore import RestoreRequest, check_by_restoring, plan_of, restore
+from service.operations.backups.results import BackupSummary
 from service.testing.postgres import PostgresServer
 from tests.asking import access
 from tests.backup import forged

@@ -32,6 +32,9 @@ from service.operations.night import lanes
 from service.operations.night import night as night_reading
 from service.operations.night.results import SlotCounts
 from service.operations.operations import Operations
+from service.operations.system import live
+from service.operations.tasks import history, overview
+from service.verbs.night import ShowStatus
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_plans import Plans
 from tests.batch.test_runs import new
@@ -238,10 +241,10 @@ async def test_night_and_the_pages_of_tasks_read_no_parts(
     plans = Plans(ledger)
     operations = Operations(ledger, application, Loaded, Settings())
     with plans.of("night"):
-        await operations.status()
-        await operations.tasks.overview("all", "", 0)
-        await operations.tasks.history("split", "UTC")
-        await operations.look({"runs", "tasks", "nodes"}, ())
+        await operations(ShowStatus())
+        await overview.overview(operations.context, "all", "", 0)
+        await history.history(operations.context, "split", "UTC")
+        await live.look(operations.context, {"runs", "tasks", "nodes"}, ())
         assert await Pruner(ledger, application, Keep(1, 1), pause=0).count() == {}
     assert await too_much(ledger, plans) == []
 

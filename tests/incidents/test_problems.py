@@ -19,7 +19,12 @@ from service.batch.ledger.incidents.tables import incidents, outbox
 from service.config import get_settings
 from service.database.engine import Database
 from service.operations.asking.context import Loaded
+from service.operations.bulks import retrying
+from service.operations.night import night
 from service.operations.operations import Operations
+from service.verbs.incidents import AcknowledgeIncident, ListIncidents, ShowIncident
+from service.verbs.night import ShowStatus
+from service.verbs.run_changes import AcknowledgeRun
 from tests.batch.ledger_world import know, make_task, rows
 from tests.commands import Batch, in_this_process
 from tests.incidents.watching import Watching, ended, started, watching
@@ -82,14 +87,14 @@ async def test_tasks_that_fail_together_with_one_error_are_one_row_and_one_messa
     watch.later(700)
     await fail(watch, *FLEET[:4])  # too few for one problem, and the same incidents as before
     assert len(await watch.incidents(kind="failed")) == 13
-    found = await operations.night()
+    found = await night.night(operations.context)
     (one, alone) = sorted(
         (need for need in found.needs if need.kind == "failed"), key=lambda need: -len(need.tasks)
     )
     assert (one.task, one.subject, one.tasks, one.open) == (None, "12 tasks", FLEET, 16)
     assert (one.owner, one.error, len(one.incidents)) == ("data team", AWAY, 12)
     assert (alone.task, alone.tasks) == ("fleet00", ())
-    status = await operations.status()
+    status = await operations(ShowStatus())
     assert f"12 tasks failed with one error: {AWAY}" in [
         trouble.text for trouble in status.troubles
     ]
@@ -122,19 +127,29 @@ async def test_incidents_night_and_status_say_one_number_of_open_runs(
 ) -> None:
     await fail(watch, *["fleet00"] * 3)
     failed = (await rows(watch.ledger, tables.runs))[0]["id"]
-    await operations.runs.acknowledge(failed, "the test")
-    (incident,) = (await operations.incidents.list()).incidents
-    assert (incident.count, incident.open, (await operations.incidents.show(incident.id)).open) == (
+    await operations(AcknowledgeRun(run=failed, note="the test"))
+    (incident,) = (await operations(ListIncidents())).incidents
+    assert (
+        incident.count,
+        incident.open,
+        (await operations(ShowIncident(incident=incident.id))).open,
+    ) == (
         3,
         2,
         2,
     )
-    assert [need.open for need in (await operations.night()).needs if need.task == "fleet00"] == [2]
+    assert [
+        need.open
+        for need in (await night.night(operations.context)).needs
+        if need.task == "fleet00"
+    ] == [2]
     assert f"fleet00: 2 runs failed: {AWAY}" in [
-        trouble.text for trouble in (await operations.status()).troubles
+        trouble.text for trouble in (await operations(ShowStatus())).troubles
     ]
-    await operations.incidents.acknowledge(incident.id, "the test")
-    assert [each.open for each in (await operations.incidents.list("closed")).incidents] == [None]
+    await operations(AcknowledgeIncident(incident=incident.id, note="the test"))
+    assert [each.open for each in (await operations(ListIncidents(state="closed"))).incidents] == [
+        None
+    ]
 
 
 @pytest.mark.rest
@@ -183,7 +198,7 @@ async def test_one_error_of_more_than_a_thousand_tasks_is_retried_at_once(
     others = [{**row, "id": tables.new_id(), "task": f"other{number}"} for number in range(1_100)]
     async with watch.ledger.engine.begin() as connection:
         await connection.execute(incidents.insert(), others)
-    plan = await operations.bulks.plan_retry(row["id"], with_same_error=True)
+    plan = await retrying.plan_retry(operations.context, row["id"], with_same_error=True)
     assert (plan.task, plan.preview.count) == ("1,101 tasks", 1)
 
 

@@ -24,8 +24,16 @@ from service.errors import InvalidParameters, InvalidSchedule
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
 from service.operations.asking.filter import RunFilter
+from service.operations.bulks import bulk, retrying
+from service.operations.night import night, page
 from service.operations.night.results import Night, RetryProgress
 from service.operations.operations import Operations
+from service.operations.system import nodes
+from service.operations.tasks import overview
+from service.verbs.bulks import PreviewBulk, ShowBulk
+from service.verbs.incidents import AcknowledgeIncident, ListIncidents, ReopenIncident
+from service.verbs.run_changes import CancelRun
+from service.verbs.runs import ShowBlocker
 from tests.batch.ledger_world import fire, know, make_task, rows
 from tests.incidents.test_conditions import checked
 from tests.incidents.watching import (
@@ -62,7 +70,7 @@ async def beat(watch: Watching) -> None:
 async def night(watch: Watching, operations: Operations, **window: datetime) -> Night:
     watch.later(1)  # the window ends before the present instant
     await beat(watch)
-    answer = await operations.night(**window)
+    answer = await night.night(operations.context, **window)
     classes = answer.slots.model_dump(exclude={"due", "recounted_until"})
     assert answer.slots.due == sum(classes.values())
     not_run = answer.slots.missed + answer.slots.paused + answer.slots.skipped
@@ -161,7 +169,7 @@ async def test_a_lane_has_the_failure_of_a_run_that_was_retried(
     await retried(ledger, run, RunState.SUCCEEDED, fingerprint=None)
     await watch.turn(2)
     watch.later(1)
-    (lane,) = (await operations.night_page(None, None, "UTC")).lanes.lanes
+    (lane,) = (await page.night_page(operations.context, None, None, "UTC")).lanes.lanes
     assert [(each.id, each.state, each.slot) for each in lane.runs] == [
         (run, "failed", None),
         (run, "succeeded", START),
@@ -189,19 +197,19 @@ async def test_a_row_says_how_far_the_retry_of_its_runs_is(
     await know(ledger, make_task("load", None))
     failures = [await failed(ledger, "load") for _ in range(5)]
     await watch.turn(2)
-    (incident,) = (await operations.incidents.list()).incidents
-    plan = await operations.bulks.plan_retry(incident.id)
+    (incident,) = (await operations(ListIncidents())).incidents
+    plan = await retrying.plan_retry(operations.context, incident.id)
     watch.later(60)
     later = await failed(ledger, "load")  # it is not one of those that are retried
     await watch.turn(2)
-    await operations.bulks.begin(plan.preview.id, "bulk")
+    await bulk.begin(operations.context, plan.preview.id, "bulk")
 
     async def progress() -> RetryProgress | None:
         (need,) = (await night(watch, operations)).needs
         return need.progress
 
     assert await progress() is None
-    await operations.bulks.carry_out(plan.preview.id)
+    await bulk.carry_out(operations.context, plan.preview.id)
     assert await progress() == RetryProgress(total=5, done=0, failed=0, left=5)
     good, bad, other_error, cancelled, _ = failures
     for run, state, outcome in (
@@ -210,7 +218,7 @@ async def test_a_row_says_how_far_the_retry_of_its_runs_is(
         (other_error, RunState.FAILED, {"fingerprint": "1:other"}),
     ):
         await claimed_and_ended(ledger, run, state, **outcome)
-    await operations.runs.cancel(cancelled)
+    await operations(CancelRun(run=cancelled))
     await watch.turn(2)
     need = next(
         each for each in (await night(watch, operations)).needs if each.fingerprint == "1:boom"
@@ -219,7 +227,11 @@ async def test_a_row_says_how_far_the_retry_of_its_runs_is(
     assert (need.retrying, need.newest_run) == (1, bad)
     assert later not in failures
     watch.later(2 * 86_400)
-    need = next(each for each in (await operations.night()).needs if each.fingerprint == "1:boom")
+    need = next(
+        each
+        for each in (await night.night(operations.context)).needs
+        if each.fingerprint == "1:boom"
+    )
     assert need.progress is None  # the preview is no longer kept
 
 
@@ -229,15 +241,17 @@ async def test_an_acknowledged_failure_needs_nobody(
     await know(ledger, make_task("load", None))
     await failed(ledger, "load")
     await watch.turn(2)
-    (incident,) = (await operations.incidents.list()).incidents
-    await operations.by(Actor("ann")).incidents.acknowledge(incident.id, "the bank is down")
+    (incident,) = (await operations(ListIncidents())).incidents
+    await operations.by(Actor("ann"))(
+        AcknowledgeIncident(incident=incident.id, note="the bank is down")
+    )
     answer = await night(watch, operations)
     assert answer.level == "calm"
     assert [(each.how, each.by, each.note) for each in answer.dealt_with] == [
         ("acknowledged", "ann", "the bank is down")
     ]
     assert [change.kind for change in answer.changes] == ["incident.acknowledge"]
-    await operations.incidents.reopen(incident.id)
+    await operations(ReopenIncident(incident=incident.id))
     assert (await night(watch, operations)).level == "bad"
 
 
@@ -257,13 +271,17 @@ async def test_tasks_that_need_attention_are_those_that_the_night_lists(
     run = await failed(ledger, "made_good")
     await retried(ledger, run, RunState.SUCCEEDED, fingerprint=None)
     await checked(watch, 7_201)
-    incidents = {each.task: each.id for each in (await operations.incidents.list()).incidents}
-    await operations.by(Actor("ann")).incidents.acknowledge(incidents["dealt_with"], "known")
+    incidents = {each.task: each.id for each in (await operations(ListIncidents())).incidents}
+    await operations.by(Actor("ann"))(
+        AcknowledgeIncident(incident=incidents["dealt_with"], note="known")
+    )
     found = {need.task for need in (await night(watch, operations)).needs if need.task}
     assert found == {"load", "silent"}
-    everything = await operations.tasks.overview("all")
+    everything = await overview.overview(operations.context, "all")
     assert {row.task.name for row in everything.rows if row.needs_attention} == found
-    assert {row.task.name for row in (await operations.tasks.overview("attention")).rows} == found
+    assert {
+        row.task.name for row in (await overview.overview(operations.context, "attention")).rows
+    } == found
     assert everything.shares["attention"] == len(found)
 
 
@@ -300,7 +318,7 @@ async def test_a_waiting_run_says_what_holds_it(
         return run.id
 
     async def blocker(run: str) -> tuple[str, str | None, str | None] | None:
-        found = (await operations.runs.waiting(run)).blocker
+        found = (await operations(ShowBlocker(run=run))).blocker
         return None if found is None else (found.kind, found.by, found.run)
 
     running = await started(ledger, "load", START)
@@ -373,8 +391,8 @@ async def test_what_people_did_to_many_runs_is_a_change(
 ) -> None:
     await know(ledger, make_task("load", None))
     await failed(ledger, "load")
-    preview = await operations.bulks.preview("retry", RunFilter(task="load"))
-    await operations.bulks.begin(preview.id, "bulk")
+    preview = await operations(PreviewBulk(action="retry", filter=RunFilter(task="load")))
+    await bulk.begin(operations.context, preview.id, "bulk")
     assert [change.kind for change in (await night(watch, operations)).changes] == ["bulk.retry"]
 
 
@@ -426,7 +444,7 @@ async def test_without_a_service_it_is_an_alarm(
 ) -> None:
     await beat(watch)
     clock.advance(timedelta(hours=1))
-    answer = await operations.night()
+    answer = await night.night(operations.context)
     assert (answer.level, answer.headline) == (
         "alarm",
         "No service runs since 2026-03-10 02:00 UTC",
@@ -474,39 +492,41 @@ async def test_what_a_node_says_is_wrong_comes_first_and_once(
         said,
         "application: the database does not answer",
     )
-    (beyond,) = [node for node in await operations.nodes.living() if node.pid == 8]
+    (beyond,) = [node for node in await nodes.living(operations.context) if node.pid == 8]
     assert beyond.troubles == away, "the node itself says all"
     until = clock.now() - MINUTE
-    assert (await operations.night(until=until)).needs[0].kind != "readiness", (
+    assert (await night.night(operations.context, until=until)).needs[0].kind != "readiness", (
         "of a window that is over"
     )
 
 
 async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Operations) -> None:
     with pytest.raises(InvalidParameters, match="31 days"):
-        await operations.night(START - timedelta(days=40))
+        await night.night(operations.context, START - timedelta(days=40))
     with pytest.raises(InvalidParameters, match="before the end"):
-        await operations.night(START + timedelta(days=1))
+        await night.night(operations.context, START + timedelta(days=1))
     far = timezone(timedelta(hours=14))
     for since, until in (
         (datetime.min.replace(tzinfo=far), None),
         (None, datetime.min.replace(tzinfo=UTC)),
     ):
         with pytest.raises(InvalidParameters, match="ten years"):
-            await operations.night(since, until)
+            await night.night(operations.context, since, until)
     with pytest.raises(InvalidParameters, match="before the end"):
-        await operations.night(datetime.max.replace(tzinfo=timezone(-timedelta(hours=14))))
-    assert (
-        await operations.night(until=datetime.max.replace(tzinfo=UTC)) == await operations.night()
-    )
+        await night.night(
+            operations.context, datetime.max.replace(tzinfo=timezone(-timedelta(hours=14)))
+        )
+    assert await night.night(
+        operations.context, until=datetime.max.replace(tzinfo=UTC)
+    ) == await night.night(operations.context)
     with pytest.raises(InvalidSchedule):
-        await operations.night(zone="Mars/Base")
+        await night.night(operations.context, zone="Mars/Base")
 
 
 async def test_the_default_begins_at_six_in_the_evening_of_the_zone(
     watch: Watching, operations: Operations
 ) -> None:
-    answer = await operations.night(zone="Asia/Tokyo")
+    answer = await night.night(operations.context, zone="Asia/Tokyo")
     assert answer.since == datetime(2026, 3, 9, 9, 0, tzinfo=UTC)
 
 
@@ -517,8 +537,8 @@ async def test_a_viewer_does_not_learn_an_error_of_a_secret_task_from_another_ta
     await failed(ledger, "load")
     await failed(ledger, "plain")
     await watch.turn(2)
-    preview = await operations.bulks.preview("acknowledge", RunFilter(task="load"))
-    await operations.bulks.begin(preview.id, "bulk", "the amount 4711 was wrong")
+    preview = await operations(PreviewBulk(action="acknowledge", filter=RunFilter(task="load")))
+    await bulk.begin(operations.context, preview.id, "bulk", "the amount 4711 was wrong")
     clock.advance(timedelta(seconds=1))
     viewer = operations.by(Actor("vera", role="viewer"))
     answer = await viewer.night()
@@ -534,7 +554,7 @@ async def test_a_viewer_does_not_learn_an_error_of_a_secret_task_from_another_ta
     (bulk,) = [change for change in answer.changes if change.kind == "bulk.acknowledge"]
     assert (bulk.note, bulk.after) == (None, None)
     assert (await viewer.bulks.get(preview.id)).note is None
-    assert (await operations.bulks.get(preview.id)).note == "the amount 4711 was wrong"
+    assert (await operations(ShowBulk(preview=preview.id))).note == "the amount 4711 was wrong"
 
 
 async def test_a_viewer_does_not_see_what_runs_of_a_secret_task_have_said(

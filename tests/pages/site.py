@@ -19,6 +19,7 @@ from service.database.engine import Database
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
+from service.operations.people import access
 from tests.processes import UVICORN, Service, batch, process
 
 TASKS = '''
@@ -201,7 +202,7 @@ async def serve(folder: Path, url: str, ledger_url: str, nodes: int = 2) -> Asyn
         operations = Operations(
             ledger, ledger, Loaded, Settings(_env_file=None), actor=Actor("tests")
         )
-        token = await operations.access.create_token("ann", "admin")
+        token = await access.create_token(operations.context, "ann", "admin")
         await ledger.dispose()
         made = await asyncio.to_thread(batch, folder, "backup", "create", settings=settings)
         assert made.returncode == 0, made.stderr

@@ -16,6 +16,8 @@ from service.errors import InvalidParameters
 from service.operations.tasks.results import Parameter
 from service.pages.frame.forms import local_path, wrong_in
 from service.pages.tasks.tasks import fields_of_schema
+from service.verbs.access import ListChanges
+from service.verbs.runs import ShowBlocker
 from tests.batch.ledger_world import make_task
 from tests.pages.conftest import People, failed_run
 from tests.pages.test_run_page import running
@@ -196,10 +198,10 @@ async def test_a_start_has_a_note_and_an_instant_in_the_zone_of_the_viewer(peopl
     assert 'value="soon"' in wrong.text and ">the month was wrong</textarea>" in wrong.text
     done = await people.operator.send("/tasks/payroll/start", **given)
     run = done.headers["location"].removeprefix("/runs/")
-    waits = (await people.served.operations.runs.waiting(run)).awaits
+    waits = (await people.served.operations(ShowBlocker(run=run))).awaits
     assert [each.at for each in waits] == [datetime(2027, 3, 1, 9, 30, tzinfo=UTC)]
     (change,) = (
-        await people.served.operations.changes.list(action="run.start", task="payroll", limit=1)
+        await people.served.operations(ListChanges(action="run.start", task="payroll", limit=1))
     ).changes
     assert (change.note, change.after["at"]) == ("the month was wrong", "2027-03-01T09:30:00+00:00")
 

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import event as database_event
 
 from service.errors import DatabaseError
+from service.operations.night import page
 from service.pages import live
 from service.pages.frame import watch
 from service.pages.frame.watch import Part, Watch, data_of
@@ -291,7 +292,7 @@ async def test_a_block_that_fails_says_so_and_the_others_are_shown(
 async def test_the_verdict_is_not_calm_if_a_block_fails(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = await people.served.operations.night_page(None, None, "UTC")
+    found = await page.night_page(people.served.operations.context, None, None, "UTC")
     calm = found.model_copy(
         update={"night": found.night.model_copy(update={"level": "calm", "needs": []})}
     )

@@ -20,8 +20,12 @@ from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.tables import new_id
 from service.operations.asking.actor import ROLES, Role
+from service.operations.runs import read
 from service.pages.routes import routes
 from service.pages.tasks import tasks
+from service.verbs.access import ListChanges
+from service.verbs.incidents import ListIncidents
+from service.verbs.run_changes import AcknowledgeRun, StartRun
 from service.web.access import Guard
 from tests.batch.ledger_world import rows, until
 from tests.pages.conftest import People
@@ -139,7 +143,7 @@ async def test_an_acknowledgement_is_about_the_failures_that_the_page_has_shown(
         await operator.send("/tasks/report/start", **{"param-day": "never"})
 
         async def is_noticed() -> str:
-            found = (await people.served.operations.incidents.list()).incidents
+            found = (await people.served.operations(ListIncidents())).incidents
             return found[0].id if found and found[0].count == number else ""
 
         return str(await until(is_noticed))
@@ -287,7 +291,7 @@ async def test_missed_slots_are_backfilled_after_one_preview(people: People) -> 
     assert "1 of 1" in await until(is_made)
     (run,) = await rows(ledger, tables.runs, task="report")
     assert (run["slot"], run["origin"], run["requested_by"]) == (slot, "backfill", "operator")
-    changes = (await people.served.operations.changes.list(action="bulk.backfill")).changes
+    changes = (await people.served.operations(ListChanges(action="bulk.backfill"))).changes
     assert [(change.after["count"], change.note) for change in changes] == [(1, "the outage")]
     again = await operator.page(address)
     assert "There is nothing to backfill" in again and "1 slot that has a run" in again
@@ -388,9 +392,11 @@ async def test_texts_of_authors_are_shown_and_never_executed(
         return "hostile" in await admin.page("/tasks")
 
     await until(is_loaded)
-    started = await operations.runs.start("hostile", {"text": HOSTILE.replace("\x00", "")})
+    started = await operations(
+        StartRun(name="hostile", parameters={"text": HOSTILE.replace("\x00", "")})
+    )
     await until(lambda: rows(people.served.service.ledger, id=started.id, state="failed"))
-    await operations.runs.acknowledge(started.id, f"note {HOSTILE.replace(chr(0), '')}")
+    await operations(AcknowledgeRun(run=started.id, note=f"note {HOSTILE.replace(chr(0), '')}"))
     for path in (
         "/",
         "/tasks",
@@ -489,7 +495,7 @@ async def test_only_a_whole_id_is_asked_about(people: People, what: str) -> None
     """A part of it, or the name of a task, may mean another run by the time at which the form is
     sent.
     """
-    run = (await people.served.operations.runs.start("report", {})).id
+    run = (await people.served.operations(StartRun(name="report", parameters={}))).id
     await people.operator.page(f"/runs/{run}/{what}")
     for part in (run[-8:], "report"):
         assert "it has to be whole" in await people.operator.page(f"/runs/{part}/{what}", 404)
@@ -513,7 +519,7 @@ async def test_ids_of_bulks_and_previews_are_checked(people: People) -> None:
 async def test_a_text_that_looks_like_json_stays_a_text(people: People) -> None:
     answer = await people.operator.send("/tasks/report/start", **{"param-day": "[urgent] x"})
     run = answer.headers["location"].rpartition("/")[2]
-    assert (await people.served.operations.runs.get(run)).params == {"day": "[urgent] x"}
+    assert (await read.get(people.served.operations.context, run)).params == {"day": "[urgent] x"}
     await people.operator.send("/tasks/payroll/start", 422, **{"param-month": "[" * 20_000})
 
 

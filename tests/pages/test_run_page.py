@@ -14,8 +14,10 @@ from service import clock
 from service.batch.ledger import run_logs, tables
 from service.batch.ledger.run_logs import Block, LogLine
 from service.database.companions import checkpoints, quarantine
+from service.operations.runs import phases
 from service.pages import live
 from service.pages.live import Kind
+from service.verbs.runs import ShowRun
 from tests.batch.ledger_world import until
 from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run
@@ -81,8 +83,10 @@ async def test_a_run_says_its_chunks_its_wait_its_lease_and_its_timeout(people: 
 async def test_a_run_is_expected_to_end_at_one_instant(people: People) -> None:
     """By the rate at its last progress, wherever the page says so."""
     run = await running(people, progress_at=clock.now() - timedelta(seconds=60), rate=1.0)
-    story = await people.served.service.operations.runs.story(run)
-    assert story.expected == (await people.served.service.operations.runs.show(run)).eta is not None
+    story = await phases.story(people.served.service.operations.context, run)
+    assert (
+        story.expected == (await people.served.service.operations(ShowRun(run=run))).eta is not None
+    )
 
 
 @pytest.mark.parametrize(

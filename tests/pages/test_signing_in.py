@@ -15,6 +15,7 @@ from playwright.async_api import BrowserContext, Page, expect
 from service.config import Settings
 from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
+from service.operations.people import access
 from tests.processes import UVICORN, Service, process, service
 from tests.web import browsers
 from tests.web.browsers import PATIENCE, Errors, show_as
@@ -73,7 +74,7 @@ async def test_a_link_signs_in_and_makes_a_token_that_works(
     errors = Errors()
     errors.watch(context)
     async with open_operations(Settings(_env_file=None), Loaded) as operations:
-        secret = await operations.access.create_link()
+        secret = await access.create_link(operations.context)
     page = await context.new_page()
     await page.goto(f"{site}/signin#{secret}")
     await page.wait_for_url(f"{site}/")
@@ -105,7 +106,7 @@ async def test_a_person_without_a_mouse_signs_in_with_a_token(
     site: str, context: BrowserContext
 ) -> None:
     async with open_operations(Settings(_env_file=None), Loaded) as operations:
-        made = await operations.access.create_token("bea", "viewer")
+        made = await access.create_token(operations.context, "bea", "viewer")
     page = await context.new_page()
     await page.goto(f"{site}/signin")
     await expect(page.get_by_label("Token")).to_be_focused()

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from sqlalchemy import event, update
 
 from service.batch.ledger import tables
+from service.operations.system import nodes
 from service.pages import live
 from service.pages.live import Kind
 from tests.pages.conftest import People
@@ -58,7 +59,7 @@ async def test_the_strip_is_read_with_one_statement(people: People) -> None:
 
     event.listen(engine, "before_cursor_execute", note)
     try:
-        await people.served.operations.nodes.around()
+        await nodes.around(people.served.operations.context)
     finally:
         event.remove(engine, "before_cursor_execute", note)
     assert len([each for each in statements if "batch_nodes" in each]) == 1

@@ -33,6 +33,7 @@ from service.pages.night import incidents, left_slots, outage_backfills
 from service.pages.night.night import show_night
 from service.pages.runs import bulks, run_actions, runs
 from service.pages.tasks import backfills, task, tasks
+from service.verbs.incidents import ListIncidents
 from tests.demo import files, making
 from tests.demo.times import NOW
 from tests.pages.outline import outline
@@ -79,7 +80,7 @@ class Demo:
 
     async def incident(self, task: str) -> str:
         """The open incident of a task."""
-        for each in (await self.operations.incidents.list()).incidents:
+        for each in (await self.operations(ListIncidents())).incidents:
             if each.task == task:
                 return str(each.id)
         raise AssertionError(f"{task} has no incident")

@@ -15,6 +15,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
 from service.server.service import BatchService
+from service.verbs.run_changes import RetryRun
 from tests.batch.ledger_world import until
 from tests.commands import Batch, in_this_process
 from tests.upgrade import states
@@ -96,7 +97,7 @@ async def test_runs_that_were_split_go_on_as_each_was_left(state: State) -> None
         (halves,) = await state.select(
             "LEDGER_URL", "SELECT id FROM batch_runs WHERE task = 'halves' AND origin <> 'part'"
         )
-        await service.operations.runs.retry(str(halves[0]))
+        await service.operations(RetryRun(run=str(halves[0])))
         await until(lambda: _is(state.runs("halves"), {"halves": "succeeded"}))
     finally:
         await service.stop()

@@ -21,8 +21,12 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, WrongState
 from service.operations.asking.context import Loaded
+from service.operations.bulks import bulk
 from service.operations.operations import Operations
-from service.operations.starting.backfill import BackfillRequest
+from service.operations.starting import backfill
+from service.operations.starting.results import BackfillRequest
+from service.verbs.run_changes import RetryRun
+from service.verbs.runs import CountRunsAfter
 from tests.batch.ledger_world import make_task, rows
 from tests.commands import Batch, in_this_process
 from tests.waiting.test_after import THREE, daily
@@ -62,8 +66,8 @@ async def test_a_run_is_run_again_and_what_comes_after_waits_for_it(
     await run_all(waits, "extract", "load", "report")
     clock.advance(MINUTE)
     run = (await waits.run_of("extract"))["id"]
-    assert (await operations.runs.comes_after(run)).tasks == {"load": 1, "report": 1}
-    await operations.runs.retry(run, from_the_beginning=True, and_after=True)
+    assert (await operations(CountRunsAfter(run=run))).tasks == {"load": 1, "report": 1}
+    await operations(RetryRun(run=run, from_the_beginning=True, and_after=True))
     assert await states(waits) == {"extract": "queued", "load": "waiting", "report": "waiting"}
     load = await waits.run_of("load")
     assert (load["gate"], load["wait_until"], load["result"]) == (
@@ -89,11 +93,11 @@ async def test_what_comes_after_keeps_its_rule_and_closes_by_it(
     await waits.know(extract, load)
     await waits.fire(THREE)
     await run_all(waits, "extract", "load")
-    await operations.runs.retry((await waits.run_of("load"))["id"], from_the_beginning=True)
+    await operations(RetryRun(run=(await waits.run_of("load"))["id"], from_the_beginning=True))
     await waits.end("load", state=RunState.FAILED)
     assert (await waits.run_of("load"))["gate"] is None
     run = (await waits.run_of("extract"))["id"]
-    await operations.runs.retry(run, from_the_beginning=True, and_after=True)
+    await operations(RetryRun(run=run, from_the_beginning=True, and_after=True))
     row = await waits.run_of("load")
     assert (row["gate"], row["wait_until"]) == ("end", clock.now() + MINUTE)
     await waits.end("extract", state=RunState.FAILED)
@@ -109,13 +113,13 @@ async def test_active_runs_are_left_and_without_again_it_is_refused(
     await run_all(waits, "extract")
     await waits.look()
     run = (await waits.run_of("extract"))["id"]
-    assert (await operations.runs.comes_after(run)).tasks == {}
-    await operations.runs.retry(run, from_the_beginning=True, and_after=True)
+    assert (await operations(CountRunsAfter(run=run))).tasks == {}
+    await operations(RetryRun(run=run, from_the_beginning=True, and_after=True))
     assert await states(waits) == {"extract": "queued", "load": "queued", "report": "waiting"}
     with pytest.raises(WrongState):
-        await operations.runs.retry(run, from_the_beginning=True, and_after=True)
+        await operations(RetryRun(run=run, from_the_beginning=True, and_after=True))
     with pytest.raises(InvalidParameters, match="--and-after needs --again"):
-        await operations.runs.retry(run, and_after=True)
+        await operations(RetryRun(run=run, and_after=True))
 
 
 async def test_the_follow_up_of_a_member_waits_for_it(waits: Waits, operations: Operations) -> None:
@@ -124,7 +128,7 @@ async def test_the_follow_up_of_a_member_waits_for_it(waits: Waits, operations: 
     follow_up = await start_all([Start(mail.cls)], then=Start(report.cls))
     await run_all(waits, "mail", "report")
     member = (await waits.run_of("mail"))["id"]
-    await operations.runs.retry(member, from_the_beginning=True, and_after=True)
+    await operations(RetryRun(run=member, from_the_beginning=True, and_after=True))
     (row,) = await rows(waits.ledger, id=follow_up)
     assert (row["state"], row["gate"], row["wait_until"]) == ("waiting", "success", None)
 
@@ -143,15 +147,15 @@ async def test_a_backfill_makes_the_slots_of_what_comes_after(
     monthly = make_task("monthly", "0 3 10 * *", after="load", missed="skip")
     await waits.know(extract, load, monthly, daily("other", "30 3 * * *", missed="skip"))
     await waits.fire(THREE + timedelta(hours=2))
-    preview = await operations.bulks.preview_backfill(request())
+    preview = await bulk.preview_backfill(operations.context, request())
     assert preview.count == 3 and preview.counts is not None
     assert {name: counts.new for name, counts in preview.counts.after.items()} == {
         "load": 1,
         "monthly": 1,
     }
     assert await rows(waits.ledger) == []
-    await operations.bulks.begin(preview.id, "backfill")
-    await operations.bulks.carry_out(preview.id)
+    await bulk.begin(operations.context, preview.id, "backfill")
+    await bulk.carry_out(operations.context, preview.id)
     assert await states(waits) == {"extract": "queued", "load": "waiting", "monthly": "waiting"}
     await run_all(waits, "extract", "load", "monthly")
     assert set((await states(waits)).values()) == {"succeeded"}
@@ -170,7 +174,7 @@ async def test_the_preview_of_a_backfill_says_which_runs_are_skipped_because_oth
         rows = tables.tasks.update().where(tables.tasks.c.name == "extract")
         await connection.execute(rows.values(accounted_from=THREE + DAY))
     asked = BackfillRequest("load", THREE, THREE + DAY, dry_run=True)
-    counts = await operations.slots.backfill(asked)
+    counts = await backfill.run(operations.context, asked)
     assert (counts.new, counts.pruned) == (2, 1)
 
 
@@ -179,7 +183,7 @@ async def test_a_backfill_runs_again_what_comes_after(waits: Waits, operations: 
     await waits.fire(THREE)
     await run_all(waits, "extract", "load", "report")
     clock.advance(5 * MINUTE)
-    counts = await operations.slots.backfill(request(redo=True))
+    counts = await backfill.run(operations.context, request(redo=True))
     assert (counts.again, {name: each.again for name, each in counts.after.items()}) == (
         1,
         {"load": 1, "report": 1},
@@ -206,7 +210,7 @@ async def test_other_schedules_count_by_the_last_slot_before(
     )
     await waits.know(extract, load)
     await waits.fire(THREE + timedelta(hours=5))
-    await operations.slots.backfill(request())
+    await backfill.run(operations.context, request())
     (row,) = [row for row in await rows(waits.ledger, task="load") if row["origin"] == "backfill"]
     assert f"{row['slot']:%H:%M}" == first
 

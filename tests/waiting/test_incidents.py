@@ -17,8 +17,10 @@ from service.batch.ledger.states import RunState
 from service.batch.queue.retry import retry
 from service.config import get_settings
 from service.operations.asking.context import Loaded
+from service.operations.night import night
 from service.operations.night.results import Need, Night
 from service.operations.operations import Operations
+from service.verbs.incidents import ShowIncident
 from tests.batch.ledger_world import make_task, rows
 from tests.incidents.watching import Watching, watching
 from tests.waiting.test_after import THREE, again, daily, load_after, make_slots
@@ -51,7 +53,7 @@ async def settle(waits: Waits, watch: Watching) -> None:
 
 async def night(waits: Waits, watch: Watching, operations: Operations) -> Night:
     watch.later(1)  # the window ends before the present instant
-    return await operations.night(since=THREE - HOUR)
+    return await night.night(operations.context, since=THREE - HOUR)
 
 
 def of_runs(found: Night) -> list[Need]:
@@ -92,7 +94,7 @@ async def test_what_a_failed_slot_has_closed_opens_no_incident_of_its_own(
         {"task": "load", "slots": 1, "runs": 0, "at_least": False},
         {"task": "report", "slots": 1, "runs": 0, "at_least": False},
     ]
-    shown = await operations.incidents.show(incident["id"])
+    shown = await operations(ShowIncident(incident=incident["id"]))
     assert [each.model_dump() for each in shown.keeps_back] == kept
 
 

@@ -14,6 +14,7 @@ from service import config
 from service.app import create_app
 from service.operations.asking.actor import ROLES, Role
 from service.operations.operations import Operations
+from service.operations.people import access
 from service.server.service import BatchService
 
 TASKS = '''
@@ -92,7 +93,7 @@ async def served(
     async with app.router.lifespan_context(app):
         service: BatchService = app.state.batch
         secrets = {
-            role: (await service.operations.access.create_token(role, role)).secret
+            role: (await access.create_token(service.operations.context, role, role)).secret
             for role in ROLES
         }
         clients = {role: client_of(app, secret) for role, secret in secrets.items()}

@@ -24,6 +24,7 @@ from service.config import Settings
 from service.database.types import stamp
 from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
+from service.operations.people import access
 from tests.batch.ledger_world import until
 from tests.processes import Service, service
 from tests.web.streams import ask_for_stream, holder_of
@@ -51,7 +52,7 @@ def running(tmp_path: Path) -> Iterator[Service]:
 @pytest.fixture
 async def secret(running: Service) -> str:
     async with open_operations(Settings(_env_file=None), Loaded) as operations:
-        return (await operations.access.create_token("root", "admin")).secret
+        return (await access.create_token(operations.context, "root", "admin")).secret
 
 
 @pytest.fixture

@@ -21,9 +21,11 @@ from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id, nodes, runs
 from service.operations.asking.actor import Actor
+from service.operations.people import access
 from service.operations.people.access import Access
 from service.operations.system.live import NEWEST
 from service.server.connections import Connections
+from service.verbs.access import RevokeToken
 from service.web.stream import MOST_WAITING_BYTES
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served
@@ -245,8 +247,8 @@ async def test_any_number_of_streams_read_the_ledger_once_a_second(
 async def test_a_stream_ends_at_once_when_the_service_stops(
     served: Served, viewer: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.web.v1.events.CHECK_SECONDS", 30.0)
-    monkeypatch.setattr("service.web.v1.events.END_SECONDS", 30.0)
+    monkeypatch.setattr("service.web.events.CHECK_SECONDS", 30.0)
+    monkeypatch.setattr("service.web.events.END_SECONDS", 30.0)
     async with listening(viewer, "runs") as stream:
         served.service.stopping.set()
         assert await stream.rest(within=20) == [], "it waits for the next look at its token"
@@ -342,7 +344,7 @@ async def test_an_open_stream_rarely_checks_its_token_and_ends_at_the_next_check
     served: Served, site: Server, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr("service.web.access.KNOWN_SECONDS", 0.0)
-    made = await served.operations.access.create_token("laptop", "viewer")
+    made = await access.create_token(served.operations.context, "laptop", "viewer")
     holder, asked = Access.holder, []
 
     async def counted(access: Access, secret: str, address: str | None) -> Actor | None:
@@ -350,7 +352,7 @@ async def test_an_open_stream_rarely_checks_its_token_and_ends_at_the_next_check
         return await holder(access, secret, address)
 
     monkeypatch.setattr(Access, "holder", counted)
-    monkeypatch.setattr("service.web.v1.events.VALID_SECONDS", 1_000.0)
+    monkeypatch.setattr("service.web.events.VALID_SECONDS", 1_000.0)
     async with site.client(made.secret) as client, listening(client, "tasks") as stream:
         for change in ("pause", "resume", "pause", "resume"):
             await served.operator.post(f"/api/v1/tasks/report/{change}")
@@ -360,5 +362,5 @@ async def test_an_open_stream_rarely_checks_its_token_and_ends_at_the_next_check
             assert (await served.admin.delete("/api/v1/tokens/laptop")).status_code == 200
         else:
             # Nothing in this process is told of it.
-            await served.operations.access.revoke_token("laptop")
+            await served.operations(RevokeToken(name="laptop"))
         assert await stream.rest() == []

@@ -24,6 +24,9 @@ from service.metrics.labels import OTHER, TaskLabels
 from service.metrics.process import ProcessMetrics, ProcessSnapshot
 from service.operations.system import gauges
 from service.operations.system.gauges import Gauges, TaskGauges
+from service.verbs.run_changes import StartRun
+from service.verbs.runs import ShowRun
+from service.verbs.tasks import PauseTask
 from service.web import exposition
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import new
@@ -95,10 +98,10 @@ async def scrape(served: Served) -> Scrape:
 
 async def ended(served: Served, task: str, **params: Any) -> None:
     """A run of the task by hand, until it has ended."""
-    run = await served.operations.runs.start(task, params)
+    run = await served.operations(StartRun(name=task, parameters=params))
 
     async def has_ended() -> bool:
-        return (await served.operations.runs.show(run.id)).state in ("succeeded", "failed")
+        return (await served.operations(ShowRun(run=run.id))).state in ("succeeded", "failed")
 
     await until(has_ended)
 
@@ -152,7 +155,7 @@ async def put(served: Served) -> None:
     async with served.service.application.engine.begin() as connection:
         for item in items:
             await connection.execute(insert(quarantine), item)
-    await served.operations.tasks.pause("report")
+    await served.operations(PauseTask(name="report"))
 
 
 async def test_a_scrape_shows_what_the_process_has_done_and_what_the_ledger_has(

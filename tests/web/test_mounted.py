@@ -17,6 +17,7 @@ from starlette.routing import Mount
 from service import config
 from service.app import create_app, lifespan
 from service.operations.asking.actor import Actor
+from service.operations.people import access
 from service.server.connections import Connections
 from tests.web.conftest import TASKS
 from tests.web.streams import Server, listening
@@ -103,7 +104,7 @@ async def test_the_document_leads_to_the_resources(client: httpx.AsyncClient) ->
 async def test_tokens_and_users_of_the_application_around_it_are_known(
     app: Any, client: httpx.AsyncClient
 ) -> None:
-    token = await app.state.batch.operations.access.create_token("ci", "viewer")
+    token = await access.create_token(app.state.batch.operations.context, "ci", "viewer")
     bearer = {"Authorization": f"Bearer {token.secret}"}
     assert (await client.get(f"{BELOW}/api/v1/session", headers=bearer)).json()["name"] == "ci"
     ann = {"X-User": "ann"}
@@ -124,7 +125,7 @@ async def test_tokens_and_users_of_the_application_around_it_are_known(
 async def test_the_cookie_is_sent_below_the_path_and_taken_away_again(
     app: Any, client: httpx.AsyncClient
 ) -> None:
-    token = await app.state.batch.operations.access.create_token("ann", "admin")
+    token = await access.create_token(app.state.batch.operations.context, "ann", "admin")
     begun = await client.post(f"{OWN}/api/v1/session", json={"secret": token.secret})
     assert begun.status_code == 201 and "Path=/own/batch;" in begun.headers["set-cookie"]
     session = (await client.get(f"{OWN}/api/v1/session")).json()
@@ -140,7 +141,7 @@ async def test_the_cookie_is_sent_below_the_path_and_taken_away_again(
 
 
 async def test_over_https_the_cookie_has_a_name_that_binds_it_to_the_host(app: Any) -> None:
-    token = await app.state.batch.operations.access.create_token("ann", "admin")
+    token = await access.create_token(app.state.batch.operations.context, "ann", "admin")
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app), base_url="https://ops.example"
     ) as client:

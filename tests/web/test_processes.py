@@ -23,6 +23,7 @@ from service import clock
 from service.config import Settings
 from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
+from service.operations.people import access
 from service.testing.postgres import PostgresServer
 from tests.processes import Service, free_port, process
 from tests.web.streams import Told, listening
@@ -131,7 +132,7 @@ class Way:
         settings = Settings(_env_file=None, **self.settings)  # type: ignore[arg-type]
         async with open_operations(settings, Loaded) as operations:
             return {
-                n: (await operations.access.create_token(n, "admin")).secret
+                n: (await access.create_token(operations.context, n, "admin")).secret
                 for n in ("admin", "ci")
             }
 

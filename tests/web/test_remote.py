@@ -12,24 +12,33 @@ from typing import Any
 
 import httpx
 import pytest
+from service.operations.bulks.facet import Bulks
+from service.operations.runs.facet import Runs
+from service.operations.slots.facet import Slots
+from service.operations.tasks.facet import Tasks
 
 from service import clock
 from service.errors import BatchError, InvalidParameters
 from service.operations.asking.actor import Actor
 from service.operations.asking.filter import RunFilter
-from service.operations.bulks.facet import Bulks
+from service.operations.bulks import bulk
+from service.operations.people import access
 from service.operations.people.access import Access
 from service.operations.people.changes import Changes
-from service.operations.remote import connection as remote_connection
-from service.operations.remote import facets
-from service.operations.remote.connection import Connection
-from service.operations.remote.operations import RemoteOperations, RemoteSlots, remote_operations
-from service.operations.runs.facet import Runs
+from service.operations.runs import run_log
 from service.operations.runs.quarantine import Quarantine
-from service.operations.slots.facet import Slots
-from service.operations.starting.backfill import BackfillRequest
+from service.operations.starting import backfill
+from service.operations.starting.results import BackfillRequest
 from service.operations.system.nodes import Nodes
-from service.operations.tasks.facet import Tasks
+from service.remote import connection as remote_connection
+from service.remote import facets
+from service.remote.connection import Connection
+from service.remote.operations import RemoteOperations, RemoteSlots, remote_operations
+from service.verbs.access import ListChanges, RevokeToken
+from service.verbs.bulks import PreviewBulk, ShowBulk
+from service.verbs.night import ShowStatus
+from service.verbs.run_changes import CancelRun, RetryRun, StartRun
+from service.verbs.tasks import PauseTask, ResumeTask
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served
 from tests.web.test_v1 import ended, start
@@ -98,28 +107,30 @@ def _comparable(answer: Any) -> Any:
 async def test_changes_are_made_by_the_holder_of_the_token(
     served: Served, remote: RemoteOperations
 ) -> None:
-    started = await remote.runs.start("report", {"day": "never"}, key="once")
-    assert (await remote.runs.start("report", {"day": "never"}, key="once")).id == started.id
+    started = await remote(StartRun(name="report", parameters={"day": "never"}, key="once"))
+    assert (
+        await remote(StartRun(name="report", parameters={"day": "never"}, key="once"))
+    ).id == started.id
     states = [row.state async for row in remote.runs.follow(started.id)]
     assert states[-1] == "failed"
-    blocks = [block async for block in remote.runs.log("report")]
+    blocks = [block async for block in run_log.blocks(remote.context, "report")]
     assert blocks[-1] == "failed" and "there is no such day" in str(
         [vars(line) for line in blocks[0].lines]
     )
-    await remote.tasks.pause("report", "a break")
-    assert (await remote.runs.retry(started.id, note="again")).state == "queued"
-    assert (await remote.runs.cancel(started.id)).state == "cancelled"
-    preview = await remote.bulks.preview("retry", RunFilter.of(state=["cancelled"]))
-    await remote.bulks.begin(preview.id, "bulk")
-    await remote.bulks.carry_out(preview.id)
-    assert (await remote.bulks.get(preview.id)).changed == 1
+    await remote(PauseTask(name="report", note="a break"))
+    assert (await remote(RetryRun(run=started.id, note="again"))).state == "queued"
+    assert (await remote(CancelRun(run=started.id))).state == "cancelled"
+    preview = await remote(PreviewBulk(action="retry", filter=RunFilter.of(state=["cancelled"])))
+    await bulk.begin(remote.context, preview.id, "bulk")
+    await bulk.carry_out(remote.context, preview.id)
+    assert (await remote(ShowBulk(preview=preview.id))).changed == 1
     day = clock.now() - timedelta(days=2)
-    counts = await remote.slots.backfill(BackfillRequest("report", day, clock.now()))
+    counts = await backfill.run(remote.context, BackfillRequest("report", day, clock.now()))
     assert counts.new == 2
-    assert (await remote.tasks.resume("report")).ended is not None
-    made = await remote.access.create_token("laptop", "viewer", timedelta(days=3))
-    assert (await remote.access.revoke_token("laptop")).id == made.id
-    changes = (await served.operations.changes.list(200)).changes
+    assert (await remote(ResumeTask(name="report"))).ended is not None
+    made = await access.create_token(remote.context, "laptop", "viewer", timedelta(days=3))
+    assert (await remote(RevokeToken(name="laptop"))).id == made.id
+    changes = (await served.operations(ListChanges(limit=200))).changes
     mine = [
         change.action for change in changes if change.actor == "admin" and change.source == "api"
     ]
@@ -185,7 +196,7 @@ async def answering(status: int, content: bytes, media_type: str) -> AsyncIterat
 async def test_what_answers_and_is_not_the_service_is_named(status: int, content: bytes) -> None:
     async for operations in answering(status, content, "text/html"):
         with pytest.raises(BatchError, match="what answers at http://elsewhere is not") as refused:
-            await operations.status()
+            await operations(ShowStatus())
         assert refused.value.kind == "unavailable"
         assert "\x1b" not in refused.value.message
 
@@ -194,7 +205,7 @@ async def test_an_answer_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(remote_connection, "LARGEST_ANSWER", 1_000)
     async for operations in answering(200, b" " * 10_000, "application/json"):
         with pytest.raises(BatchError, match="more than 1,000 bytes"):
-            await operations.status()
+            await operations(ShowStatus())
 
 
 @pytest.mark.parametrize(
@@ -211,7 +222,7 @@ async def test_a_url_that_can_t_be_one_is_refused_without_its_password(url: str)
 async def test_a_service_that_does_not_answer_is_unavailable() -> None:
     async with remote_operations("http://127.0.0.1:9", "secret") as operations:
         with pytest.raises(BatchError, match="can't be reached") as refused:
-            await operations.status()
+            await operations(ShowStatus())
     assert refused.value.kind == "unavailable"
 
 

@@ -26,6 +26,7 @@ from service.operations.asking.actor import Actor
 from service.operations.bulks.bulk import _step as step
 from service.operations.tasks.details import masked_schema
 from service.redaction import Redaction
+from service.verbs.bulks import PreviewBulk, ShowBulk
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served
 
@@ -400,19 +401,19 @@ async def test_a_bulk_goes_on_in_another_process_after_the_first_one_died(served
     await served.operator.post("/api/v1/tasks/report/pause")
     await fill(served, *(over(number, RunState.FAILED) for number in range(2_500)))
     operations = served.operations.by(Actor("ann"))
-    preview = await operations.bulks.preview("retry", _filter(state=["failed"]))
+    preview = await operations(PreviewBulk(action="retry", filter=_filter(state=["failed"])))
     async with served.service.ledger.engine.begin() as connection:
         assert await previews.begin(connection, preview.id, {"name": "ann"}, None, clock.now())
     # The process dies after one transaction.
     assert await step(operations._context, operations._context.node, preview.id)
-    assert (await operations.bulks.get(preview.id)).position == 1_000
+    assert (await operations(ShowBulk(preview=preview.id))).position == 1_000
     served.service._wake_bulks()
 
     async def is_over() -> bool:
-        return (await operations.bulks.get(preview.id)).finished_at is not None
+        return (await operations(ShowBulk(preview=preview.id))).finished_at is not None
 
     await until(is_over)
-    assert (await operations.bulks.get(preview.id)).changed == 2_500
+    assert (await operations(ShowBulk(preview=preview.id))).changed == 2_500
 
 
 def _filter(**conditions: Any) -> Any:

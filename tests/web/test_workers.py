@@ -22,6 +22,7 @@ from service.config import Settings
 from service.database.engine import Database
 from service.operations.asking.context import Loaded
 from service.operations.operations import open_operations
+from service.operations.people import access
 from service.server import deploys
 from tests.batch.ledger_world import rows, until
 from tests.processes import UVICORN, Service, free_port, process
@@ -125,7 +126,7 @@ async def token(ledger: Database, name: str) -> str:
     async with open_operations(
         Settings(_env_file=None, LEDGER_URL=url_of(ledger)), Loaded
     ) as operations:
-        return (await operations.access.create_token(name, "admin")).secret
+        return (await access.create_token(operations.context, name, "admin")).secret
 
 
 async def events(ledger: Database) -> Counter[str]:

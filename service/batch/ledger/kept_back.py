@@ -7,10 +7,10 @@ A retry with success lets them go on.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Column, Integer, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,8 +24,6 @@ MOST_FAILED = 200
 MOST = 1_000
 """So many runs are counted at each step of the chains."""
 MOST_ERRORS = 20
-MOST_NAMED = 3
-"""So many tasks are named in words."""
 
 K = TypeVar("K")
 Error = tuple[str, str]
@@ -119,27 +117,3 @@ def _by_key(numbers: Mapping[tuple[K, str, bool], int], cut: set[K]) -> dict[K, 
         slots, others = numbers.get((key, task, True), 0), numbers.get((key, task, False), 0)
         found[key].append(KeptBack(task, slots, others, key in cut))
     return dict(found)
-
-
-def in_words(kept: Sequence[Any]) -> str:
-    """Such as "2 slots of load, 1 of report"; empty if nothing is kept back."""
-    return ", ".join(f"{words} of {task}" if task else words for words, task in parts_of(kept))
-
-
-def parts_of(kept: Sequence[Any]) -> list[tuple[str, str]]:
-    """The same in parts: a number in words, and the name of the task; empty for the last part about
-    further tasks.
-    """
-    parts: list[tuple[str, str]] = []
-    noun_before, least = "", "at least " if any(each.at_least for each in kept) else ""
-    for each in kept[:MOST_NAMED]:
-        for number, noun in ((each.slots, "slot"), (each.runs, "run")):
-            if number:
-                named = "" if noun == noun_before else f" {noun}" if number == 1 else f" {noun}s"
-                parts.append((f"{least}{number:,}{named}", each.task))
-                noun_before, least = noun, ""
-    others = sum(each.slots + each.runs for each in kept[MOST_NAMED:])
-    if others:
-        tasks = len(kept) - MOST_NAMED
-        parts.append((f"{others:,} of {tasks} more task{'' if tasks == 1 else 's'}", ""))
-    return parts

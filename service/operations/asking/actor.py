@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from service.batch.ledger.people.audit import By
+from service.errors import Forbidden
+from service.escaping import echoed
+
+if TYPE_CHECKING:
+    from service.batch.ledger.people.audit import By
+
 
 Role = Literal["viewer", "operator", "admin"]
 """A viewer reads, an operator also changes runs and tasks, an admin also manages tokens, pins and
@@ -39,4 +44,12 @@ class Actor:
     @property
     def by(self) -> By:
         """The same for the audit."""
+        from service.batch.ledger.people.audit import By
+
         return By(self.name, self.source, self.role, self.address)
+
+
+def refuse_lower_role(actor: Actor, role: Role) -> None:
+    """Raises Forbidden if this actor may not do what needs `role`."""
+    if not actor.may(role):
+        raise Forbidden(f"this needs the role {role}; {echoed(actor.name)} is {actor.role}")

@@ -1,22 +1,21 @@
-"""What every facet of the operations needs: the databases, the loaded tasks, and the name of the
-caller.
-"""
+"""What each operation needs: the databases, the loaded tasks, the settings, and who asks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from service.batch.retention.retention import Keep
-from service.operations.asking.actor import Actor
-from service.operations.asking.databases import Databases
+from service.operations.asking.actor import Actor, Role
 from service.redaction import Redaction
-from service.settings.access import SECRET_WORDS
+from service.settings.settings import Settings
 
 if TYPE_CHECKING:
+    from service.batch.retention.retention import Keep
     from service.batch.tasks.broken_files import BrokenFile
     from service.batch.tasks.registry import Task
+    from service.operations.asking.databases import Databases
 
 
 class Loaded(NamedTuple):
@@ -32,31 +31,64 @@ def wake_nothing() -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """The context of all facets.
+    """What each operation needs.
 
     Attributes:
         loaded: Returns the loaded tasks. It is called only when they are needed, because the first
             call may import them.
         actor: Who asks. The name is recorded in the ledger.
-        lease_seconds: A process counts as alive for this many seconds after its last sign of life.
-        keep: Which runs pruning keeps.
         wake: Called after a run was queued, so that a service in this process claims it at once.
         wake_bulks: Called after a bulk was begun, so that a service in this process carries it out.
         node: The id of the service's node in this process; empty outside a service.
         troubles: Returns what is wrong with that node now, by part, which it may not be able to
             write to the ledger.
-        redaction: Masks values that are secret by their names.
-        followers: Returns the channels that are told when a person has closed an incident.
     """
 
     databases: Databases
     loaded: Callable[[], Loaded]
     actor: Actor
-    lease_seconds: float
-    keep: Keep
+    settings: Settings
     wake: Callable[[], None] = wake_nothing
     wake_bulks: Callable[[], None] = wake_nothing
     node: str = ""
     troubles: Callable[[], Mapping[str, str]] = dict
-    redaction: Redaction = field(default_factory=lambda: Redaction(SECRET_WORDS))
-    followers: Callable[[], Sequence[str]] = list
+
+    @property
+    def lease_seconds(self) -> float:
+        """A process counts as alive for this many seconds after its last sign of life."""
+        return self.settings.LEASE_SECONDS
+
+    @property
+    def keep(self) -> Keep:
+        """Which runs pruning keeps."""
+        from service.batch.retention.retention import Keep
+
+        settings = self.settings
+        return Keep(
+            settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS
+        )
+
+    @cached_property
+    def redaction(self) -> Redaction:
+        """Masks values that are secret by their names."""
+        return Redaction.of(self.settings.BATCH_SECRET_WORDS)
+
+    def followers(self) -> Sequence[str]:
+        """The channels that are told when a person has closed an incident."""
+        from service.alerts.channels import Channels
+
+        return Channels.of(self.settings, checked=False).followers()
+
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Performs(Protocol[R_co]):
+    """A verb: its answer is what `perform` returns."""
+
+    @property
+    def role_needed(self) -> Role:
+        """The lowest role that may ask for it."""
+
+    async def perform(self, context: Context) -> R_co:
+        """Carry it out."""

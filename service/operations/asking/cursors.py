@@ -8,10 +8,11 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from service.batch.ledger.run_query import Key
 from service.errors import InvalidParameters
 from service.escaping import echoed
 
+Key = tuple[datetime, str]
+"""The place of a row: its instant, and its id."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 CURSOR = r"^[0-9]{1,16}_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 """The place of a row in a list: microseconds since 1970 (UTC), and the id of the row."""

@@ -17,7 +17,6 @@ from pydantic import (
     ValidationError,
 )
 
-from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.states import Origin, RunState
 from service.errors import InvalidParameters
 from service.escaping import echoed
@@ -126,28 +125,7 @@ class RunFilter(BaseModel):
     @property
     def is_empty(self) -> bool:
         """Whether all runs are meant."""
-        return self == RunFilter()
-
-    def query(self, tasks: frozenset[str] | None = None, by_slot: bool = False) -> RunQuery:
-        """The query of the ledger. `tasks`: those of the tag and the pool. `by_slot`: needs a task;
-        see RunQuery.
-        """
-        times = {n: getattr(self, n) for n in _TIMES}
-        return RunQuery(
-            task=self.task,
-            tasks=tasks,
-            states=frozenset(self.state),
-            origins=frozenset(self.origin),
-            node=self.node,
-            params=self.params,
-            text=self.text,
-            parent=self.parent,
-            by_slot=by_slot,
-            **times,
-        )
-
-
-_TIMES = [f"{what}_{end}" for what in ("created", "slot", "ended") for end in ("since", "until")]
+        return all(getattr(self, name) in (None, []) for name in RunFilter.model_fields)
 
 
 def _sentence(problem: Any) -> str:

@@ -24,44 +24,14 @@ from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts, Row
 from service.concurrency.stoppable import in_thread
 from service.errors import BackupError, DamagedBackup, DatabaseError
-from service.operations.asking.results import Result
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import CHANGED, facts_of
+from service.operations.backups.results import BackupSummary
 
 BackupKey = tuple[str, str]
 """A place and a name."""
 READERS = 8
 CHECKS = {"restored": "restored", "checksums": "checksums only"}
-
-
-class BackupSummary(Result):
-    """A backup in a place. `place`: `folder`, or a URL. `size`: in bytes. Instants are in UTC.
-
-    `check`, `kept` and `where` are texts for people. The other fields are from the ledger, and None
-    if it does not know them.
-    """
-
-    name: str
-    place: str
-    taken_at: datetime
-    size: int
-    rows: int | None
-    tables: int | None
-    taken_by_run: str | None
-    verified_at: datetime | None
-    failed_at: datetime | None
-    restored_at: datetime | None
-    kind: str | None
-    database: str | None
-    revision: str | None
-    verified_how: str | None
-    failed_check: str | None
-    manifest: str | None
-    created_at: datetime | None
-    check: str
-    kept: str
-    where: str
-    pinned: bool
 
 
 async def list_backups(access: BackupAccess, warn: Callable[[str], None]) -> list[BackupSummary]:

@@ -18,12 +18,13 @@ from service.concurrency.stoppable import in_thread
 from service.errors import BackupError, UnknownBackup
 from service.escaping import echoed
 from service.logs import get_logger
+from service.operations.asking.context import Context
 from service.operations.backups.access import BackupAccess
-from service.operations.backups.catalogue import BackupSummary
+from service.operations.backups.backups import Backups, Warn
 from service.operations.backups.details import BackupDetails
-from service.operations.backups.facet import Backups, Warn
 from service.operations.backups.make import BackupResult
 from service.operations.backups.pins import PinChange
+from service.operations.backups.results import BackupSummary
 from service.settings.urls import FILE, folder_of
 
 ELSEWHERE = "elsewhere"
@@ -39,9 +40,9 @@ class NamedBackups:
     A name is one that the list has, or `latest`: nothing else in the file system is looked at.
     """
 
-    def __init__(self, backups: Backups, access: BackupAccess) -> None:
-        self._backups = backups
-        self._access = access
+    def __init__(self, context: Context) -> None:
+        self._backups = Backups(context)
+        self._access = BackupAccess(context.settings, context.databases)
 
     async def list(self, warn: Warn) -> Sequence[BackupSummary]:
         """The backups in both places, the newest first. `place` and `where` are `folder` or

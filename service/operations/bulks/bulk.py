@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, duties, run_query, transitions
@@ -26,15 +25,13 @@ from service.errors import InvalidParameters, UnknownPreview, WrongState
 from service.escaping import brief, echoed
 from service.operations.asking.context import Context
 from service.operations.asking.filter import RunFilter
-from service.operations.asking.results import Result
+from service.operations.bulks.results import Bulk, BulkAction, Preview, PreviewedRun
 from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import hidden_tasks, refuse_secret_filter
-from service.operations.runs.read import refuse_unknown_task, tasks_of
+from service.operations.runs.read import query_of, refuse_unknown_task, tasks_of
 from service.operations.starting import backfill
-
-Action = Literal["retry", "cancel", "acknowledge", "backfill"]
-BulkAction = Literal["retry", "cancel", "acknowledge"]
+from service.operations.starting.results import BackfillRequest, BackfillSlot
 
 MOST_RUNS = 100_000
 """A bulk of more runs is refused: narrow the filter."""
@@ -51,59 +48,15 @@ STATES: Mapping[str, frozenset[str]] = {
 """The states of the runs that each action changes."""
 
 
-class PreviewedRun(Result):
-    """A run of a preview."""
-
-    id: str
-    task: str
-    state: str
-    slot: datetime | None
-    created_at: datetime
-
-
 MOST_TASKS = 20
 """A preview counts the runs of at most this many tasks one by one."""
 
 
-class Preview(Result):
-    """What a bulk would change: `count` runs or slots. `first` and `last`: the newest and the
-    oldest of the runs.
-
-    `tasks`: how many runs of each task, of the twenty with most of them.
-    `counts`: of a backfill, what would be done with each slot.
-    """
-
-    id: str
-    action: Action
-    count: int
-    first: PreviewedRun | None = None
-    last: PreviewedRun | None = None
-    tasks: dict[str, int] = Field(default_factory=dict)
-    counts: backfill.BackfillCounts | None = None
-    expires_at: datetime
-
-
-class Bulk(Result):
-    """A change of many runs. `position`: how many of the `count` are done. `changed`: how many of
-    them were changed.
-
-    The others had another state by then. `finished_at`: None while it goes on.
-    """
-
-    id: str
-    action: Action
-    actor: str
-    count: int
-    position: int
-    changed: int
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    note: str | None
-
-
 async def preview(context: Context, action: BulkAction, wanted: RunFilter) -> Preview:
-    """See `operations.bulks.preview`."""
+    """Which runs a bulk would change. Raises InvalidParameters, and UnknownTask.
+
+    Without states in the filter, the runs of all states are meant that the action can change.
+    """
     refuse_secret_filter(context, wanted)
     allowed = STATES[action]
     if other := sorted(set(wanted.state) - allowed):
@@ -156,10 +109,12 @@ async def keep(
 
 async def preview_backfill(
     context: Context,
-    request: backfill.BackfillRequest,
-    on_slot: Callable[[backfill.BackfillSlot], None] = backfill.ignore,
+    request: BackfillRequest,
+    on_slot: Callable[[BackfillSlot], None] = backfill.ignore,
 ) -> Preview:
-    """See `operations.bulks.preview_backfill`."""
+    """How many runs a backfill by the present schedule would make. `on_slot`: called for each of
+    its slots.
+    """
     counted = await backfill.counted(context, request, on_slot)
     async with context.databases.changing() as connection:
         now = await database_time.now_of(connection)
@@ -185,7 +140,13 @@ async def preview_backfill(
 async def begin(
     context: Context, id: str, action: str, note: str | None = None, task: str | None = None
 ) -> Bulk:
-    """See `operations.bulks.begin`."""
+    """Make a preview a bulk, which a service carries out. Raises UnknownPreview, and WrongState if
+    it has begun.
+
+    `action`: "bulk" or "backfill". `task`: the task that the backfill has to be of. A backfill is
+    refused if the task has another schedule by now: its slots would be other ones. To acknowledge
+    runs needs a note: without one it raises InvalidParameters.
+    """
     async with context.databases.changing() as connection:
         now = await database_time.now_of(connection)
         row = await previews.get(connection, id)
@@ -232,8 +193,16 @@ async def get(context: Context, id: str) -> Bulk:
     return Bulk.of(row, **({"note": None} if hidden else {}))
 
 
+async def under_way(context: Context) -> list[str]:
+    """The ids of the bulks that have begun and not ended, the oldest first."""
+    async with context.databases.reading() as connection:
+        return await previews.under_way(connection) if connection is not None else []
+
+
 async def carry_out(context: Context, node: str, id: str) -> None:
-    """See `operations.bulks.carry_out`. `node`: who carries it out."""
+    """Carry out a bulk that has begun, as far as no other process does it at the same time. `node`:
+    who carries it out.
+    """
     while await _step(context, node, id):
         context.wake()
 
@@ -276,7 +245,7 @@ async def _backfill(context: Context, node: str, row: Mapping[Any, Any]) -> bool
         if not await duties.take(connection, f"bulk {row['id']}", node, now, DUTY_SECONDS):
             return False
     name = str(row["started_by"]["name"])
-    counts = await backfill.make(context, backfill.BackfillRequest.of_json(row["request"]), name)
+    counts = await backfill.make(context, BackfillRequest.of_json(row["request"]), name)
     async with context.databases.changing() as connection:
         now, changed = await database_time.now_of(connection), counts.changed
         await previews.move(
@@ -324,7 +293,7 @@ async def _not_begun(
 
 
 async def _all_runs(connection: AsyncConnection, wanted: RunFilter) -> list[Mapping[Any, Any]]:
-    query = wanted.query(await tasks_of(connection, wanted))
+    query = query_of(wanted, await tasks_of(connection, wanted))
     runs: list[Mapping[Any, Any]] = []
     key: run_query.Key | None = None
     columns = ("id", "task", "state", "slot", "created_at")

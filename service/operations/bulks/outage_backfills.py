@@ -19,9 +19,9 @@ from service.escaping import echoed
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
 from service.operations.bulks import bulk
-from service.operations.bulks.bulk import Preview
+from service.operations.bulks.results import Preview
 from service.operations.slots import leaving
-from service.operations.starting.backfill import BackfillRequest, BackfillSlot
+from service.operations.starting.results import BackfillRequest, BackfillSlot
 
 MOST_TASKS = 50
 """Tasks that are backfilled together, at most; those with the most missed slots come first."""
@@ -80,7 +80,12 @@ class BegunBackfill(Result):
 
 
 async def plan(context: Context, since: datetime, until: datetime) -> BackfillPlan:
-    """See `operations.bulks.plan_backfills`."""
+    """What a backfill of all tasks with missed slots within an interval would do. No run is made
+    yet.
+
+    It is about the missed ranges that `operations.slots.leave` would be about: for each task from
+    its first slot to its last one.
+    """
     requests = _requests(await leaving.unchosen(context, since, until, None))
     tasks = [await _planned(context, request) for request in requests[:MOST_TASKS]]
     return BackfillPlan(tasks=tasks, more=len(requests[MOST_TASKS:]))
@@ -131,7 +136,12 @@ async def _p50(context: Context, task: str) -> float | None:
 
 
 async def begin(context: Context, ids: Sequence[str], note: str | None) -> list[BegunBackfill]:
-    """See `operations.bulks.begin_backfills`."""
+    """Begin the backfills of a plan, by the ids of its previews. One that has begun already is left
+    as it is.
+
+    A backfill can't begin if its preview has expired, or its task has another schedule by now.
+    Raises InvalidParameters, and UnknownPreview.
+    """
     known = await begun(context, ids)
     for each in known:
         if each.started_at is None:
@@ -144,7 +154,7 @@ async def begin(context: Context, ids: Sequence[str], note: str | None) -> list[
 
 
 async def begun(context: Context, ids: Sequence[str]) -> list[BegunBackfill]:
-    """See `operations.bulks.begun_backfills`."""
+    """How far these backfills are. Raises as `begin_backfills`."""
     if not 0 < len(ids) <= MOST_TASKS:
         raise InvalidParameters(f"allowed are 1 to {MOST_TASKS} previews")
     async with context.databases.reading() as connection:

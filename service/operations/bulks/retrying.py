@@ -22,7 +22,7 @@ from service.escaping import echoed
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
 from service.operations.bulks import bulk
-from service.operations.bulks.bulk import Preview
+from service.operations.bulks.results import Preview
 from service.operations.incidents.open_failures import one_problem
 
 MOST = 100_000
@@ -63,7 +63,11 @@ def _of(meant: Sequence[Row[Any]]) -> ColumnElement[bool]:
 
 
 async def plan_retry(context: Context, incident: str, with_same_error: bool = False) -> RetryPlan:
-    """See `operations.bulks.plan_retry`."""
+    """What a retry of the failed runs of an incident would do. Nothing is retried yet. Raises
+    UnknownIncident.
+
+    `with_same_error`: also of the incidents that are one problem with it.
+    """
     async with context.databases.changing() as connection:
         row = await incidents.find(connection, incident)
         if row is None:

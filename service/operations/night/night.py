@@ -96,17 +96,21 @@ CHANGES = (
 
 async def night(
     context: Context,
-    settings: Settings,
     since: datetime | None = None,
     until: datetime | None = None,
     zone: str | None = None,
 ) -> Night:
-    """See `operations.night`."""
+    """What happened from `since` (aware; default: 18:00 of the day before, in the zone) to now, or
+    `until`.
+
+    `zone`: an IANA name; default: UTC. Raises NoLedger, InvalidParameters, InvalidSchedule for a
+    zone that does not exist, and DatabaseError if the ledger can't be read.
+    """
     local = zone_of(zone or "UTC")
     async with snapshot(context) as connection:
         now = await database_time.now_of(connection)
         begin, end = window_of(since, until, now, local)
-        return (await read(connection, context, settings, begin, end, now, local))[0]
+        return (await read(connection, context, begin, end, now, local))[0]
 
 
 @asynccontextmanager
@@ -148,7 +152,6 @@ def window_of(
 async def read(
     connection: AsyncConnection,
     context: Context,
-    settings: Settings,
     since: datetime,
     until: datetime | None,
     now: datetime,
@@ -161,7 +164,7 @@ async def read(
     watched = await watched_tasks(connection)
     window = await tally.of_window(connection, since, end, now)
     nodes, living, last_beat = await _nodes(connection, context, now)
-    backup = await _backup(connection, watched, settings, now)
+    backup = await _backup(connection, watched, context.settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
     needed = [
         *(await alarms.of_nodes(connection, context, nodes) if until is None else []),

@@ -23,7 +23,6 @@ from service.operations.night.lanes import Lanes, lanes_of
 from service.operations.night.night import AHEAD, EVENING
 from service.operations.night.results import Night
 from service.operations.night.sparks import Spark, sparks_of
-from service.settings.settings import Settings
 
 MOST_COLUMNS = 150
 """The chart has this many columns at most: in a longer window one holds several times ten minutes.
@@ -75,14 +74,14 @@ class NightPage(Result):
 
 
 async def night_page(
-    context: Context, settings: Settings, since: datetime | None, until: datetime | None, zone: str
+    context: Context, since: datetime | None, until: datetime | None, zone: str
 ) -> NightPage:
-    """See `operations.night_page`."""
+    """The same, with what the page of the night draws."""
     local = zone_of(zone)
     async with night.snapshot(context) as connection:
         now = await database_time.now_of(connection)
         begin, end = night.window_of(since, until, now, local)
-        found, window = await night.read(connection, context, settings, begin, end, now, local)
+        found, window = await night.read(connection, context, begin, end, now, local)
         opened = await schedules.open_schedules(connection)
         planned = {} if end is not None else await offload(planned_slots, opened, now)
         length = _length(begin, (end or now + AHEAD))

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from service.operations.asking.results import KeptBack, Result
+from service.operations.asking.results import KeptBack, Node, Result, RunSummary
 from service.operations.runs.waiting import InTheWay, LateRun
+from service.operations.system.results import PoolState
 
 Level = Literal["alarm", "bad", "watch", "calm"]
 MOST = 200
@@ -235,3 +236,38 @@ class Night(Result):
     accounted_from: datetime | None
     more: dict[str, int]
     unread: Sequence[str] = ()
+
+
+class Trouble(Result):
+    """Something that is wrong. `kind`: of what needs a person, such as failed, down or backup.
+    `text`: for people.
+    """
+
+    kind: str
+    text: str
+
+
+class Status(Result):
+    """The state of the service. `ok`: nothing needs a person.
+
+    `nodes`: the services and workers that live. `pools`: as `operations.pools.list()` has them.
+    `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to
+    10,000. `failed`: how many failed runs are neither made good nor acknowledged; `failed_runs` has
+    the newest 200 of them. `last_beat`: when a service was last seen. `newest_backup`: when it was
+    taken.
+    """
+
+    ok: bool
+    level: Level
+    headline: str
+    sentence: str
+    troubles: list[Trouble]
+    nodes: list[Node]
+    pools: list[PoolState]
+    last_beat: datetime | None
+    running: int
+    queued: int
+    failed: int
+    failed_runs: list[RunSummary]
+    quarantined: int
+    newest_backup: datetime | None

@@ -17,53 +17,16 @@ from service.batch.ledger.states import CLAIMABLE, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, backups, is_one_of, runs
 from service.errors import NoLedger
 from service.operations.asking.context import Context
-from service.operations.asking.results import Node, Result, RunSummary
+from service.operations.asking.results import RunSummary
 from service.operations.night.night import night
-from service.operations.night.results import Level, Need, Night
+from service.operations.night.results import Need, Night, Status, Trouble
 from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.system import pools
 from service.operations.system.nodes import living_nodes
-from service.operations.system.pools import PoolState
-from service.settings.settings import Settings
 
 IS_FAILED_SQL = is_one_of([RunState.FAILED])
 MOST_FAILED = 200
 MOST_COUNTED = 10_000
-
-
-class Trouble(Result):
-    """Something that is wrong. `kind`: of what needs a person, such as failed, down or backup.
-    `text`: for people.
-    """
-
-    kind: str
-    text: str
-
-
-class Status(Result):
-    """The state of the service. `ok`: nothing needs a person.
-
-    `nodes`: the services and workers that live. `pools`: as `operations.pools.list()` has them.
-    `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to
-    10,000. `failed`: how many failed runs are neither made good nor acknowledged; `failed_runs` has
-    the newest 200 of them. `last_beat`: when a service was last seen. `newest_backup`: when it was
-    taken.
-    """
-
-    ok: bool
-    level: Level
-    headline: str
-    sentence: str
-    troubles: list[Trouble]
-    nodes: list[Node]
-    pools: list[PoolState]
-    last_beat: datetime | None
-    running: int
-    queued: int
-    failed: int
-    failed_runs: list[RunSummary]
-    quarantined: int
-    newest_backup: datetime | None
 
 
 NO_SERVICE_YET = "there is no ledger yet: no service has ever run"
@@ -86,10 +49,10 @@ NEVER_RUN = Status(
 )
 
 
-async def status(context: Context, settings: Settings) -> Status:
-    """See `operations.status`."""
+async def status(context: Context) -> Status:
+    """Whether something is wrong, and what. Raises DatabaseError if the ledger can't be read."""
     try:
-        answer = await night(context, settings)
+        answer = await night(context)
     except NoLedger:
         return NEVER_RUN
     async with context.databases.reading() as connection:
@@ -108,7 +71,7 @@ async def status(context: Context, settings: Settings) -> Status:
                 for node in await living_nodes(connection, context, now)
                 if node.fires or node.pools
             ],
-            pools=await pools.read(connection, context, settings.pools),
+            pools=await pools.read(connection, context),
             last_beat=answer.last_beat,
             running=counted[RunState.RUNNING],
             queued=sum(counted[state] for state in CLAIMABLE),

@@ -52,7 +52,12 @@ class UnaccountedSlots(Result):
 async def slots(
     context: Context, since: datetime | None, until: datetime | None, zone: str
 ) -> UnaccountedSlots:
-    """See `operations.unaccounted`."""
+    """The slots of a window of Night that are unaccounted for: the newest 200, at no more cost than
+    Night counts.
+
+    The window is that of `night`. Raises NoLedger, InvalidParameters and InvalidSchedule as that
+    does.
+    """
     local = zone_of(zone)
     async with snapshot(context) as connection:
         now = await database_time.now_of(connection)

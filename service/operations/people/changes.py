@@ -10,40 +10,11 @@ from service.batch.ledger.people import audit
 from service.escaping import shortened
 from service.operations.asking.context import Context
 from service.operations.asking.cursors import cursor_of, parse_cursor
-from service.operations.asking.results import Result
 from service.operations.people.redacting import hidden_tasks, hides_change
+from service.operations.people.results import MOST_CHANGES, Change, ChangePage
 
-MOST_CHANGES = 200
 LONGEST_VALUE = 2_000
 """Of the JSON of a value before or after a change, in characters."""
-
-
-class Change(Result):
-    """An event of the audit. `source`: api, cli, page or service.
-
-    `before` and `after`: JSON values; of large ones the beginning, as text.
-    """
-
-    id: str
-    at: datetime
-    actor: str
-    role: str | None
-    source: str
-    address: str | None
-    action: str
-    task: str | None
-    run: str | None
-    target: str | None
-    before: Any
-    after: Any
-    note: str | None
-
-
-class ChangePage(Result):
-    """A page of the audit, newest first. `after`: the cursor of the next page; None at the end."""
-
-    changes: list[Change]
-    after: str | None
 
 
 def _short(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -61,33 +32,27 @@ def _shown(change: Change, hidden: frozenset[str]) -> Change:
     return change.model_copy(update={"before": None, "after": None, "note": None})
 
 
-class Changes:
-    """Reads the audit. Raises DatabaseError if the ledger can't be read."""
+async def list_changes(
+    context: Context,
+    limit: int = 50,
+    after: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    task: str | None = None,
+    action: str | None = None,
+) -> ChangePage:
+    """A page of at most `limit` events from `since` (aware, included) to `until` (excluded).
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    async def list(
-        self,
-        limit: int = 50,
-        after: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        task: str | None = None,
-        action: str | None = None,
-    ) -> ChangePage:
-        """A page of at most `limit` events from `since` (aware, included) to `until` (excluded).
-
-        Raises InvalidParameters for a cursor that no page has given.
-        """
-        limit = min(limit, MOST_CHANGES)
-        before = parse_cursor(after) if after is not None else None
-        async with self._context.databases.reading() as connection:
-            if connection is None:
-                return ChangePage(changes=[], after=None)
-            query = audit.listing(limit + 1, before, since, until, task, action)
-            rows = (await connection.execute(query)).mappings().all()
-            hidden = await hidden_tasks(connection, self._context)
-        changes = [_shown(Change.of(_short(row)), hidden) for row in rows[:limit]]
-        key = cursor_of((changes[-1].at, changes[-1].id)) if len(rows) > limit else None
-        return ChangePage(changes=changes, after=key)
+    Raises InvalidParameters for a cursor that no page has given.
+    """
+    limit = min(limit, MOST_CHANGES)
+    before = parse_cursor(after) if after is not None else None
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return ChangePage(changes=[], after=None)
+        query = audit.listing(limit + 1, before, since, until, task, action)
+        rows = (await connection.execute(query)).mappings().all()
+        hidden = await hidden_tasks(connection, context)
+    changes = [_shown(Change.of(_short(row)), hidden) for row in rows[:limit]]
+    key = cursor_of((changes[-1].at, changes[-1].id)) if len(rows) > limit else None
+    return ChangePage(changes=changes, after=key)

@@ -34,7 +34,7 @@ MOST_UPCOMING = 10
 
 
 async def chain(context: Context, given: str) -> Chain:
-    """See `operations.runs.chain`."""
+    """What a run comes after, what comes after it, and what it keeps back. Raises UnknownRun."""
     run = await run_of(context, given)
     async with context.databases.reading() as connection:
         row = await run_rows.get(connection, run) if connection is not None else None

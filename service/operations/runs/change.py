@@ -42,7 +42,12 @@ async def start(
     at: datetime | None = None,
     note: str | None = None,
 ) -> Started:
-    """See `operations.runs.start`."""
+    """Queue a run for any service. `slot`: aware; None: the instant of the start.
+
+    The task may be one that only other processes have loaded. `key`: if the task has a run with
+    this key already, that run is returned. `at`: when it begins at the earliest (aware); None: at
+    once. `note`: why. Raises UnknownTask, and InvalidParameters before anything is written.
+    """
     _check_slot_and_key(slot, key)
     if at is not None and not is_instant(at):
         raise InvalidParameters(f"at is {echoed(at)}; allowed: {INSTANT}")
@@ -82,7 +87,12 @@ def _check_slot_and_key(slot: datetime | None, key: str | None) -> None:
 async def cancel(
     context: Context, given: str, wait_seconds: float = 0.0, note: str | None = None
 ) -> RunNow:
-    """See `operations.runs.cancel`."""
+    """Cancel a run, wait at most `wait_seconds` for its end, and return the run as it is then.
+
+    `note`: the reason of the caller, which follows "cancelled by" in the reason of the run.
+
+    Raises UnknownRun, and WrongState, which names the state, if the run has ended.
+    """
     run = await run_of(context, given)
     async with context.databases.changing() as connection:
         before = await row_of(connection, run)
@@ -114,7 +124,12 @@ def _describe_end(row: Mapping[str, Any]) -> str:
 
 
 async def acknowledge(context: Context, given: str, note: str) -> RunNow:
-    """See `operations.runs.acknowledge`."""
+    """Say that a person takes care of a failed run, and why: it no longer counts as open. Returns
+    the run.
+
+    Raises UnknownRun, InvalidParameters if the note is too short or too long, and WrongState if the
+    run has not failed, or was made good or acknowledged already.
+    """
     check_note(note)
     run = await run_of(context, given)
     async with context.databases.changing() as connection:
@@ -134,7 +149,14 @@ async def acknowledge(context: Context, given: str, note: str) -> RunNow:
 async def retry(
     context: Context, given: str, from_the_beginning: bool, and_after: bool, note: str | None
 ) -> RunNow:
-    """See `operations.runs.retry`."""
+    """Give a run that has ended a new attempt, which resumes after its last checkpoint. Returns the
+    run.
+
+    `from_the_beginning`: the attempt does everything again. The run may have succeeded then.
+    `and_after`: the runs that come after it and have ended do everything again too, when it has
+    succeeded. Raises UnknownRun, WrongState, and InvalidParameters for `and_after` without
+    `from_the_beginning`.
+    """
     run = await run_of(context, given)
     if and_after and not from_the_beginning:
         raise InvalidParameters(
@@ -167,7 +189,7 @@ async def retry(
 
 
 async def comes_after(context: Context, given: str) -> RunsAfter:
-    """See `operations.runs.comes_after`."""
+    """How many runs of which tasks come after a run and have ended. Raises UnknownRun."""
     run = await run_of(context, given)
     return RunsAfter(
         run=run, tasks={task: len(ids) for task, ids in (await _after(context, run)).items()}

@@ -109,7 +109,7 @@ async def late_runs(
 
 
 async def waiting(context: Context, given: str) -> Waiting:
-    """See `operations.runs.waiting`."""
+    """Whether a run waits, and what for. Raises UnknownRun."""
     run = await run_of(context, given)
     async with context.databases.reading() as connection:
         assert connection is not None

@@ -20,7 +20,8 @@ from service.operations.asking.results import Result
 from service.operations.people.redacting import refuse_hidden_log
 from service.operations.runs import run_log
 from service.operations.runs.read import run_of
-from service.operations.runs.run_log import MOST_BLOCKS, NumberedLine
+from service.operations.runs.results import NumberedLine
+from service.operations.runs.run_log import MOST_BLOCKS
 
 PAGE = 10
 
@@ -57,7 +58,10 @@ class _Wanted(NamedTuple):
 async def window(
     context: Context, given: str, to: int | None, limit: int, level: str, contains: str | None
 ) -> LogWindow:
-    """See `operations.runs.log_window`."""
+    """At most `limit` lines of the log of a run, up to line number `to`; None: the last lines.
+
+    `level`, `text`: as for `log_page`. Raises UnknownRun.
+    """
     run = await run_of(context, given)
     await refuse_hidden_log(context, run)
     wanted = _Wanted(logging.getLevelNamesMapping()[level], contains.lower() if contains else None)
@@ -89,7 +93,9 @@ async def window(
 
 
 async def following(context: Context, given: str, after: str, limit: int) -> LogWindow:
-    """See `operations.runs.log_after`."""
+    """At most `limit` lines of the log of a run after a place, as `log_window` gives them. Raises
+    UnknownRun.
+    """
     page = await run_log.page(context, given, after, limit, "DEBUG", None)
     fences: list[_Fence] = []
     if page.lines:

@@ -47,7 +47,9 @@ class RunPace(Result):
 
 
 async def pace(context: Context, run: RunDetails) -> RunPace:
-    """See `operations.runs.pace`."""
+    """How a run gets on that was read just now: its chunks, whether it stands still, until when it
+    may go on.
+    """
     committed = await _committed(context, run) if run.count is not None else Committed(0, 0)
     chunks = committed.chunks or None
     known = RunPace(

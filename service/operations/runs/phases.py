@@ -73,7 +73,9 @@ class RunStory(Result):
 
 
 async def story(context: Context, given: str) -> RunStory:
-    """See `operations.runs.story`."""
+    """How a run waited, its attempts with their nodes, what is expected, and what it started.
+    Raises UnknownRun.
+    """
     run = await run_of(context, given)
     async with context.databases.reading() as connection:
         row = await run_rows.get(connection, run) if connection is not None else None

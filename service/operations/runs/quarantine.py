@@ -21,82 +21,73 @@ from service.operations.asking.context import Context
 from service.operations.asking.databases import Databases, is_missing_file
 from service.operations.asking.results import Quarantined, Started
 from service.operations.people.redacting import NOTHING, hidden_tasks
-from service.operations.runs.read import RunPage, run_of
+from service.operations.runs.read import run_of
+from service.operations.runs.results import RunPage
 from service.operations.starting.startable import startable_task
 
 MOST_ITEMS = 10_000
 """Longest list of items in quarantine."""
 
 
-class Quarantine:
-    """Reads the items that a run set aside, and queues redrives. Raises DatabaseError if a database
-    can't be used.
+async def list_items(
+    context: Context, given: str | None = None, limit: int = MOST_ITEMS
+) -> Sequence[Quarantined]:
+    """The items that a run set aside, in the order in which they failed; at most `limit`.
+
+    `given`: as in `operations.runs`. None: the items of all runs that wait for a redrive, the
+    newest first. Raises UnknownRun.
     """
+    run = await run_of(context, given) if given is not None else None
+    async with context.databases.reading() as connection:
+        hidden = await hidden_tasks(connection, context) if connection is not None else NOTHING
+    items = await _items(context.databases, run, limit)
+    return [Quarantined.of(vars(item)) for item in items if item.task not in hidden]
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
 
-    async def list(
-        self, given: str | None = None, limit: int = MOST_ITEMS
-    ) -> Sequence[Quarantined]:
-        """The items that a run set aside, in the order in which they failed; at most `limit`.
+async def redrive(
+    context: Context, given: str, items: Sequence[str] | None = None, note: str | None = None
+) -> Started:
+    """Queue a run that processes again the items that a run set aside: all that are left, or
+    `items`.
 
-        `given`: as in `operations.runs`. None: the items of all runs that wait for a redrive, the
-        newest first. Raises UnknownRun.
-        """
-        run = await run_of(self._context, given) if given is not None else None
-        async with self._context.databases.reading() as connection:
-            hidden = (
-                await hidden_tasks(connection, self._context) if connection is not None else NOTHING
-            )
-        items = await _items(self._context.databases, run, limit)
-        return [Quarantined.of(vars(item)) for item in items if item.task not in hidden]
-
-    async def redrive(
-        self, given: str, items: Sequence[str] | None = None, note: str | None = None
-    ) -> Started:
-        """Queue a run that processes again the items that a run set aside: all that are left, or
-        `items`.
-
-        It has the slot and the parameters of that run. `items`: keys as in Quarantined.item. Raises
-        UnknownRun, UnknownTask if no process has loaded the task, and WrongState if the run has no
-        such items left; it names the run that has processed them since.
-        """
-        context = self._context
-        run = await run_of(context, given)
-        async with context.databases.reading() as connection:
-            row = await run_rows.get(connection, run) if connection is not None else None
-        if row is None:
-            raise UnknownRun(f"the run {run} was deleted just now")
-        set_aside = await _items(context.databases, run)
-        left = {item.item for item in set_aside if item.redriven_by is None}
-        if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
-            raise _not_set_aside(run, missing, set_aside)
-        before = {name: value for name, value in (row["params"] or {}).items() if name != "items"}
-        given_params = {**before, "redrive": run, **({"items": list(items)} if items else {})}
-        slot = row["slot"] or row["created_at"]
-        async with context.databases.changing() as connection:
-            task = await startable_task(connection, context, row["task"])
-            params = task.checked(given_params)
-            started = await enqueue.enqueue(
-                connection, task, params, slot, context.actor.name, parent=run
-            )
-            now, after = (
-                await database_time.now_of(connection),
-                {"run": started, "items": len(items or left)},
-            )
-            await audit.record(
-                connection,
-                context.actor.by,
-                "run.redrive",
-                now,
-                task=task.name,
-                run=run,
-                after=after,
-                note=note,
-            )
-        context.wake()
-        return Started(id=started, task=task.name)
+    It has the slot and the parameters of that run. `items`: keys as in Quarantined.item. Raises
+    UnknownRun, UnknownTask if no process has loaded the task, and WrongState if the run has no
+    such items left; it names the run that has processed them since.
+    """
+    run = await run_of(context, given)
+    async with context.databases.reading() as connection:
+        row = await run_rows.get(connection, run) if connection is not None else None
+    if row is None:
+        raise UnknownRun(f"the run {run} was deleted just now")
+    set_aside = await _items(context.databases, run)
+    left = {item.item for item in set_aside if item.redriven_by is None}
+    if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
+        raise _not_set_aside(run, missing, set_aside)
+    before = {name: value for name, value in (row["params"] or {}).items() if name != "items"}
+    given_params = {**before, "redrive": run, **({"items": list(items)} if items else {})}
+    slot = row["slot"] or row["created_at"]
+    async with context.databases.changing() as connection:
+        task = await startable_task(connection, context, row["task"])
+        params = task.checked(given_params)
+        started = await enqueue.enqueue(
+            connection, task, params, slot, context.actor.name, parent=run
+        )
+        now, after = (
+            await database_time.now_of(connection),
+            {"run": started, "items": len(items or left)},
+        )
+        await audit.record(
+            connection,
+            context.actor.by,
+            "run.redrive",
+            now,
+            task=task.name,
+            run=run,
+            after=after,
+            note=note,
+        )
+    context.wake()
+    return Started(id=started, task=task.name)
 
 
 def _not_set_aside(run: str, missing: Sequence[str], set_aside: Sequence[SetAside]) -> WrongState:

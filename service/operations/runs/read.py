@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import task_sync
@@ -18,6 +17,7 @@ from service.batch.ledger import parts as part_rows
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.parts import PartsGate, Tally
+from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.states import RunState
 from service.errors import UnknownRun, UnknownTask
 from service.escaping import echoed
@@ -30,14 +30,20 @@ from service.operations.asking.results import (
     Node,
     PartShort,
     PartsOfRun,
-    Result,
     RunDetails,
     RunNow,
     RunSummary,
 )
-from service.operations.people.redacting import redacted
+from service.operations.people.redacting import (
+    hidden_tasks,
+    redacted,
+    refuse_secret_filter,
+    without_texts,
+)
+from service.operations.runs import read
 from service.operations.runs.awaited import awaited
-from service.operations.runs.waiting import Awaited
+from service.operations.runs.quarantine import with_quarantined
+from service.operations.runs.results import LAST_LINES, MOST_RUNS, RunOrTask, RunPage
 
 FEWEST_DIGITS = 6
 """How many digits of a run's id have to be given at least."""
@@ -45,19 +51,9 @@ FEWEST_DIGITS = 6
 MOST_NAMED = 10
 """How many runs an error names at most if several ids begin with the given digits."""
 
-MOST_RUNS = 200
-"""Longest page of a list."""
 
-LAST_LINES = 20
 MOST_PARTS = 200
 """How many parts of a run are listed with it, at most."""
-
-
-class RunOrTask(NamedTuple):
-    """A run or a task. `name`: the whole id of the run, or the name of the task."""
-
-    kind: Literal["run", "task"]
-    name: str
 
 
 async def run_or_task(context: Context, given: str) -> RunOrTask:
@@ -133,16 +129,29 @@ async def refuse_unknown_task(connection: AsyncConnection | None, task: str) -> 
         raise UnknownTask.named(task, names, "the ledger knows no task {}", "it knows:")
 
 
-class RunPage(Result):
-    """A page of runs. `after`: the cursor of the next page; None at the end of the list.
-
-    A page may have fewer runs than the limit although others follow, because the work for one page
-    is limited. `awaits`: what each run in the state `waiting` waits for, by its id.
+def query_of(
+    wanted: RunFilter, tasks: frozenset[str] | None = None, by_slot: bool = False
+) -> RunQuery:
+    """The query of the ledger. `tasks`: those of the tag and the pool. `by_slot`: needs a task; see
+    RunQuery.
     """
-
-    runs: list[RunSummary]
-    after: str | None
-    awaits: dict[str, list[Awaited]] = Field(default_factory=dict)
+    return RunQuery(
+        task=wanted.task,
+        tasks=tasks,
+        states=frozenset(wanted.state),
+        origins=frozenset(wanted.origin),
+        node=wanted.node,
+        params=wanted.params,
+        text=wanted.text,
+        parent=wanted.parent,
+        created_since=wanted.created_since,
+        created_until=wanted.created_until,
+        slot_since=wanted.slot_since,
+        slot_until=wanted.slot_until,
+        ended_since=wanted.ended_since,
+        ended_until=wanted.ended_until,
+        by_slot=by_slot,
+    )
 
 
 async def page(
@@ -160,7 +169,7 @@ async def page(
     """
     tasks = await tasks_of(connection, wanted)
     before = parse_cursor(after) if after is not None else None
-    query = wanted.query(tasks, by_slot)
+    query = query_of(wanted, tasks, by_slot)
     if query.params or query.text is not None:
         query = replace(query, without=hidden)
     rows, key = await run_query.page(connection, query, limit, before)
@@ -235,7 +244,7 @@ async def row_of(connection: AsyncConnection, run_id: str) -> dict[str, Any]:
 
 
 async def get(context: Context, run_id: str) -> RunNow | None:
-    """See `operations.runs.get`."""
+    """A run as it is now, by its whole id; None if there is no such run."""
     async with context.databases.reading() as connection:
         row = await run_rows.get(connection, run_id) if connection is not None else None
         if row is None or connection is None:
@@ -250,3 +259,39 @@ async def current(context: Context, run_id: str) -> RunNow:
     if now is None:
         raise UnknownRun(f"the run {run_id} was deleted meanwhile")
     return now
+
+
+async def list_runs(
+    context: Context,
+    wanted: RunFilter,
+    limit: int = 50,
+    after: str | None = None,
+    *,
+    by_slot: bool = False,
+) -> RunPage:
+    """A page of at most `limit` runs (1 to MOST_RUNS), newest first. `after`: the cursor of the
+    page before.
+
+    `by_slot`: ordered by slot instead of the time of making, without manual runs; the filter
+    has to name a task. Raises InvalidParameters for a cursor that no page has given, and
+    UnknownTask for a task that is not in the ledger.
+    """
+    refuse_secret_filter(context, wanted)
+    async with context.databases.reading() as connection:
+        if wanted.task is not None:
+            await refuse_unknown_task(connection, wanted.task)
+        if connection is None:
+            return RunPage(runs=[], after=None)
+        hidden = await hidden_tasks(connection, context)
+        page = await read.page(connection, wanted, min(limit, MOST_RUNS), after, by_slot, hidden)
+        page = page.model_copy(update={"runs": without_texts(page.runs, hidden)})
+    return await with_quarantined(context.databases, page)
+
+
+async def show(context: Context, given: str, last_lines: int = LAST_LINES) -> RunDetails:
+    """The details of one run, with this many last lines of its log. Raises UnknownRun."""
+    run = await run_of(context, given)
+    async with context.databases.reading() as connection:
+        assert connection is not None
+        details = await details_of(connection, run, last_lines)
+        return await redacted(connection, context, details)

@@ -16,36 +16,14 @@ from service.errors import InvalidParameters, UnknownRun
 from service.escaping import echoed
 from service.operations.asking.context import Context
 from service.operations.asking.databases import Databases
-from service.operations.asking.results import Line, LogBlock, Result
+from service.operations.asking.results import Line, LogBlock
 from service.operations.people.redacting import refuse_hidden_log
 from service.operations.runs.read import run_of
+from service.operations.runs.results import LOG_CURSOR, POLL_SECONDS, LogPage, NumberedLine
 
-
-class NumberedLine(Line):
-    """A line of a log. `number`: its number under the fence of its attempt, from 0."""
-
-    attempt: int
-    number: int
-
-
-class LogPage(Result):
-    """Lines of a log, the oldest first. `after`: the cursor of the next page, which may have lines
-    later.
-
-    `is_end`: there are no more lines now. A page may be short although others follow, because the
-    work for one page is limited.
-    """
-
-    lines: list[NumberedLine]
-    after: str
-    is_end: bool
-
-
-LOG_CURSOR = r"^[0-9]{1,18}\.[0-9]{1,9}$"
 LARGEST, LARGEST_LINE = 2**62, 2**31 - 1
 MOST_BLOCKS = 60
 """How many blocks are read for a page at most."""
-POLL_SECONDS = 0.5
 PAGE = 20
 LATE_FENCES = 20
 """How many fences before the newest are read again, because a node that lost a run may still write

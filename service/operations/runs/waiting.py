@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from service.batch.ledger.kept_back import in_words as in_words
-from service.batch.ledger.kept_back import parts_of as parts_of
 from service.operations.asking.results import KeptBack, Result
 
 

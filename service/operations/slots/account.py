@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.account import accounting
@@ -13,8 +12,8 @@ from service.batch.account.account import Account, AccountedSlot, AccountFinding
 from service.batch.ledger import database_time
 from service.batch.ledger import tasks as task_rows
 from service.operations.asking.context import Context
-from service.operations.asking.results import Result
 from service.operations.runs.read import refuse_unknown_task
+from service.operations.slots.results import Accounts, SlotFinding, SlotOutcome, TaskAccount
 from service.operations.system import pool_problems
 
 TEXTS = {
@@ -26,73 +25,12 @@ TEXTS = {
 }
 
 
-class SlotOutcome(Result):
-    """What became of one slot.
-
-    `run`: the id of its run. `state`: of that run. `reason`: of that run, or why the slot has no
-    run. `text`: what the kind means, if it has to be explained.
-    """
-
-    task: str
-    slot: datetime
-    kind: str
-    run: str | None
-    state: str | None
-    reason: str | None
-    text: str | None = Field(exclude=True)
-
-
-class SlotFinding(Result):
-    """Consecutive slots of one kind, which a person should know of: `count` slots from `first` to
-    `last`.
-    """
-
-    kind: str
-    first: datetime
-    last: datetime
-    count: int
-    text: str
-
-
-class TaskAccount(Result):
-    """The account of one task: how many of its slots from `since` to `until` are of each kind."""
-
-    task: str
-    since: datetime
-    until: datetime
-    slots: int
-    runs: int
-    skipped: int
-    missed: int
-    due: int
-    gaps: int
-    complete: bool
-    findings: list[SlotFinding]
-
-
-class Accounts(Result):
-    """The accounts of several tasks. `complete`: every slot is accounted for.
-
-    `due`: slots that will be handled soon. `unaccounted`: slots that have no run, skip or missed
-    range, or are late. `pools`: for each pool of these tasks in which runs wait for nodes in vain,
-    why that is so, now.
-    """
-
-    tasks: list[TaskAccount]
-    complete: bool
-    due: int
-    unaccounted: int
-    wrong_ranges: int
-    unreadable: int
-    pools: list[str]
-
-
 async def accounts(
     context: Context,
     since: datetime,
-    until: datetime | None,
-    task: str | None,
-    on_slot: Callable[[SlotOutcome], None] | None,
+    until: datetime | None = None,
+    task: str | None = None,
+    on_slot: Callable[[SlotOutcome], None] | None = None,
 ) -> Accounts:
     """The accounts of all tasks, or of one. `on_slot` is called with each slot. Raises UnknownTask,
     DatabaseError.

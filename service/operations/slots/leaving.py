@@ -17,20 +17,11 @@ from service.batch.ledger.people import audit
 from service.batch.ledger.tables import tasks
 from service.errors import InvalidParameters, WrongState
 from service.operations.asking.context import Context
-from service.operations.asking.results import Result
 from service.operations.incidents.notes import check_note
 from service.operations.runs.read import refuse_unknown_task
+from service.operations.slots.results import LeftSlots
 
 MOST_RANGES = 10_000
-
-
-class LeftSlots(Result):
-    """Missed slots that were left as they are, or taken up again: how many, and how many of each
-    task.
-    """
-
-    slots: int
-    tasks: dict[str, int]
 
 
 async def look(context: Context, since: datetime, until: datetime, task: str | None) -> LeftSlots:
@@ -58,7 +49,15 @@ async def leave(
     task: str | None,
     slots: int | None,
 ) -> LeftSlots:
-    """See `operations.slots.leave`."""
+    """Say that nothing has to be done about missed slots, and why: Night no longer asks to watch
+    them.
+
+    It is about the missed ranges that lie within `since` and `until` (aware, both included), of all
+    tasks or of one, and that neither a pause has caused nor anybody has left before. `slots`: how
+    many the caller has seen; if there are others by now, it raises WrongState. Raises
+    InvalidParameters if the note is too short or too long, and UnknownTask. With `dry_run` nothing
+    is changed, and no note is needed.
+    """
     note = check_note(note)
     async with context.databases.changing() as connection:
         ranges = await _all(
@@ -78,7 +77,7 @@ async def leave(
 
 
 async def reopen(context: Context, since: datetime, until: datetime, task: str | None) -> LeftSlots:
-    """See `operations.slots.reopen`."""
+    """Undo `leave` for the missed ranges within an interval. Raises UnknownTask."""
     async with context.databases.changing() as connection:
         ranges = await _all(
             connection, _locked(await _query(connection, since, until, task, is_left=True))

@@ -214,13 +214,10 @@ class GaugeReader:
     by one of them.
     """
 
-    def __init__(
-        self, context: Context, metrics: ProcessMetrics, settings: Mapping[str, Pool] = NO_POOLS
-    ) -> None:
-        """`settings`: of pools."""
+    def __init__(self, context: Context, metrics: ProcessMetrics) -> None:
+        """`metrics`: it is measured there how long a reading takes."""
         self._context = context
         self._metrics = metrics
-        self._settings = settings
         self._gauges: Gauges | None = None
         self._read_at = -FRESH_SECONDS
         self._reading: asyncio.Task[Gauges | None] | None = None
@@ -257,7 +254,7 @@ class GaugeReader:
                 self._context.databases.reading() as connection,
             ):
                 found = (
-                    await read(self._context, connection, self._settings)
+                    await read(self._context, connection, self._context.settings.pools)
                     if connection is not None
                     else None
                 )

@@ -19,85 +19,67 @@ from service.errors import InvalidParameters
 from service.escaping import echoed
 from service.operations.asking.context import Context
 from service.operations.asking.databases import is_missing_file, migrate_ledger
-from service.operations.asking.results import Result
+from service.operations.system.results import Migration
 
 
-class Migration(Result):
-    """The state of one history of migrations. `current`: the revision of the database; None if it
-    has no tables yet.
+async def list_migrations(context: Context) -> Sequence[Migration]:
+    """The state of each history. Nothing is changed, and no file is made."""
+    return [
+        await _state(name, database, history) for name, database, history in _histories(context)
+    ]
 
-    `newest`: the last revision that this code knows. `is_due`: a migration would change the
-    database.
+
+async def carry_out(context: Context, to: str | None = None) -> Sequence[Migration]:
+    """Migrate both databases as a starting service does, and make them if they are missing.
+    Returns their states.
+
+    `to`: only the history that has this revision is migrated, and no further. Raises
+    InvalidParameters if none has it, and DatabaseInUse while a service of an older version
+    lives.
     """
-
-    database: Literal["application", "ledger"]
-    version_table: str
-    current: str | None
-    newest: str
-    is_due: bool
-
-
-class Migrations:
-    """Lists migrations and carries them out. Raises DatabaseError, of which DatabaseTooNew and
-    DatabaseInUse are.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    async def list(self) -> Sequence[Migration]:
-        """The state of each history. Nothing is changed, and no file is made."""
-        return [
-            await _state(name, database, history) for name, database, history in self._histories()
-        ]
-
-    async def carry_out(self, to: str | None = None) -> Sequence[Migration]:
-        """Migrate both databases as a starting service does, and make them if they are missing.
-        Returns their states.
-
-        `to`: only the history that has this revision is migrated, and no further. Raises
-        InvalidParameters if none has it, and DatabaseInUse while a service of an older version
-        lives.
-        """
-        databases = self._context.databases
-        if to is None:
-            await databases.make_both()
+    databases = context.databases
+    if to is None:
+        await databases.make_both()
+    else:
+        name, database, history = _history_with(context, to)
+        if name == "ledger":
+            await migrate_ledger(database, context.lease_seconds, to)
         else:
-            name, database, history = self._history_with(to)
-            if name == "ledger":
-                await migrate_ledger(database, self._context.lease_seconds, to)
-            else:
-                await migrate(database, history, to=to)
-        states = await self.list()
-        await self._record(to, states)
-        return states
+            await migrate(database, history, to=to)
+    states = await list_migrations(context)
+    await _record(context, to, states)
+    return states
 
-    async def _record(self, to: str | None, states: Sequence[Migration]) -> None:
-        """Add an event to the audit, if the ledger has its newest tables."""
-        if any(state.is_due for state in states if state.database == "ledger"):
-            return
-        context = self._context
-        async with context.databases.changing() as connection:
-            now = await database_time.now_of(connection)
-            after = {state.version_table: state.current for state in states}
-            await audit.record(
-                connection, context.actor.by, "database.migrate", now, target=to, after=after
-            )
 
-    def _history_with(self, revision: str) -> tuple[str, Database, History]:
-        for name, database, history in self._histories():
-            if revision in history.revisions:
-                return name, database, history
-        known = ", ".join(
-            revision for _, _, history in self._histories() for revision in history.revisions
+async def _record(context: Context, to: str | None, states: Sequence[Migration]) -> None:
+    """Add an event to the audit, if the ledger has its newest tables."""
+    if any(state.is_due for state in states if state.database == "ledger"):
+        return
+    async with context.databases.changing() as connection:
+        now = await database_time.now_of(connection)
+        after = {state.version_table: state.current for state in states}
+        await audit.record(
+            connection, context.actor.by, "database.migrate", now, target=to, after=after
         )
-        raise InvalidParameters(f"there is no revision {echoed(revision)}; allowed: {known}")
 
-    def _histories(self) -> Iterator[tuple[Literal["application", "ledger"], Database, History]]:
-        databases = self._context.databases
-        yield "ledger", databases.ledger, LEDGER_HISTORY
-        for history in APPLICATION_HISTORIES:
-            yield "application", databases.application, history
+
+def _history_with(context: Context, revision: str) -> tuple[str, Database, History]:
+    for name, database, history in _histories(context):
+        if revision in history.revisions:
+            return name, database, history
+    known = ", ".join(
+        revision for _, _, history in _histories(context) for revision in history.revisions
+    )
+    raise InvalidParameters(f"there is no revision {echoed(revision)}; allowed: {known}")
+
+
+def _histories(
+    context: Context,
+) -> Iterator[tuple[Literal["application", "ledger"], Database, History]]:
+    databases = context.databases
+    yield "ledger", databases.ledger, LEDGER_HISTORY
+    for history in APPLICATION_HISTORIES:
+        yield "application", databases.application, history
 
 
 async def _state(

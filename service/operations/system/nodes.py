@@ -56,105 +56,96 @@ class BrokenSomewhere(NamedTuple):
     hosts: list[str]
 
 
-class Nodes:
-    """Reads the processes of the service. Each method raises DatabaseError if the ledger can't be
-    read.
+async def list_nodes(context: Context) -> Sequence[Node]:
+    """All processes that the ledger knows, also those that have stopped, the newest first."""
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return []
+        rows = await connection.execute(
+            select(nodes).order_by(nodes.c.started_at.desc(), nodes.c.id)
+        )
+        return [Node.of(row) for row in rows.mappings()]
+
+
+async def living(context: Context, with_workers: bool = False) -> Sequence[Node]:
+    """The services that are alive and fire, the oldest first. `with_workers`: also all other
+    living processes.
     """
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return []
+        now = await database_time.now_of(connection)
+        return await (living_nodes if with_workers else living_services)(connection, context, now)
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
 
-    async def list(self) -> Sequence[Node]:
-        """All processes that the ledger knows, also those that have stopped, the newest first."""
-        async with self._context.databases.reading() as connection:
-            if connection is None:
-                return []
-            rows = await connection.execute(
-                select(nodes).order_by(nodes.c.started_at.desc(), nodes.c.id)
-            )
-            return [Node.of(row) for row in rows.mappings()]
+async def around(context: Context) -> Around:
+    """The services that live, and those that were seen within the last hour and have not
+    stopped by themselves.
 
-    async def living(self, with_workers: bool = False) -> Sequence[Node]:
-        """The services that are alive and fire, the oldest first. `with_workers`: also all other
-        living processes.
-        """
-        async with self._context.databases.reading() as connection:
-            if connection is None:
-                return []
-            now = await database_time.now_of(connection)
-            return await (living_nodes if with_workers else living_services)(
-                connection, self._context, now
-            )
+    A silent one is left out if another one has started on its host since.
+    """
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return Around([], [])
+        now = await database_time.now_of(connection)
+        lease = timedelta(seconds=context.lease_seconds)
+        began = clock.monotonic()
+        rows = await node_rows.firing_since(connection, now - max(SILENT_SHOWN, lease))
+        round_trip = clock.monotonic() - began
+        in_vain = await problems(connection, context, now)
+    gone = await _gone(context, rows)
+    alive = {row["id"] for row in rows if row["seen_at"] >= now - lease} - gone
+    living = [BusyNode.of(row) for row in rows if row["id"] in alive]
+    others = sorted(
+        (BusyNode.of(row) for row in rows if row["id"] not in alive),
+        key=lambda node: node.seen_at,
+    )
+    silent = [
+        node
+        for node in others
+        if not any(e.host == node.host and e.started_at > node.seen_at for e in living)
+    ]
+    return Around(living, silent, round_trip, context.databases.ledger.kind, in_vain)
 
-    async def around(self) -> Around:
-        """The services that live, and those that were seen within the last hour and have not
-        stopped by themselves.
 
-        A silent one is left out if another one has started on its host since.
-        """
-        async with self._context.databases.reading() as connection:
-            if connection is None:
-                return Around([], [])
-            now = await database_time.now_of(connection)
-            lease = timedelta(seconds=self._context.lease_seconds)
-            began = clock.monotonic()
-            rows = await node_rows.firing_since(connection, now - max(SILENT_SHOWN, lease))
-            round_trip = clock.monotonic() - began
-            in_vain = await problems(connection, self._context, now)
-        gone = await _gone(self._context, rows)
-        alive = {row["id"] for row in rows if row["seen_at"] >= now - lease} - gone
-        living = [BusyNode.of(row) for row in rows if row["id"] in alive]
-        others = sorted(
-            (BusyNode.of(row) for row in rows if row["id"] not in alive),
-            key=lambda node: node.seen_at,
+async def busy(context: Context) -> dict[str, int]:
+    """How many runs each node executes, by its id; nodes without runs are left out."""
+    held = select(runs.c.node, func.count().label("number")).where(
+        text(HELD_SQL), runs.c.node.is_not(None)
+    )
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return {}
+        return {
+            row.node: row.number for row in await connection.execute(held.group_by(runs.c.node))
+        }
+
+
+async def broken_files(context: Context) -> Sequence[BrokenSomewhere]:
+    """The files of tasks that living nodes can't use, by their names, at most MOST_BROKEN."""
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return []
+        since = await database_time.now_of(connection) - timedelta(seconds=context.lease_seconds)
+        lives = (
+            nodes.c.stopped_at.is_(None),
+            nodes.c.seen_at >= since,
+            nodes.c.broken.is_not(None),
         )
-        silent = [
-            node
-            for node in others
-            if not any(e.host == node.host and e.started_at > node.seen_at for e in living)
-        ]
-        return Around(living, silent, round_trip, self._context.databases.ledger.kind, in_vain)
-
-    async def busy(self) -> dict[str, int]:
-        """How many runs each node executes, by its id; nodes without runs are left out."""
-        held = select(runs.c.node, func.count().label("number")).where(
-            text(HELD_SQL), runs.c.node.is_not(None)
-        )
-        async with self._context.databases.reading() as connection:
-            if connection is None:
-                return {}
-            return {
-                row.node: row.number for row in await connection.execute(held.group_by(runs.c.node))
-            }
-
-    async def broken(self) -> Sequence[BrokenSomewhere]:
-        """The files of tasks that living nodes can't use, by their names, at most MOST_BROKEN."""
-        async with self._context.databases.reading() as connection:
-            if connection is None:
-                return []
-            since = await database_time.now_of(connection) - timedelta(
-                seconds=self._context.lease_seconds
+        rows = (await connection.execute(select(nodes.c.host, nodes.c.broken).where(*lives))).all()
+    found: dict[str, BrokenSomewhere] = {}
+    for row in rows:
+        for file in row.broken if isinstance(row.broken, list) else ():
+            each = found.setdefault(
+                str(file["source"]), BrokenSomewhere(file["source"], file["error"], [])
             )
-            lives = (
-                nodes.c.stopped_at.is_(None),
-                nodes.c.seen_at >= since,
-                nodes.c.broken.is_not(None),
-            )
-            rows = (
-                await connection.execute(select(nodes.c.host, nodes.c.broken).where(*lives))
-            ).all()
-        found: dict[str, BrokenSomewhere] = {}
-        for row in rows:
-            for file in row.broken if isinstance(row.broken, list) else ():
-                each = found.setdefault(
-                    str(file["source"]), BrokenSomewhere(file["source"], file["error"], [])
-                )
-                each.hosts.extend({row.host} - {*each.hosts})
-        return sorted(found.values())[:MOST_BROKEN]
+            each.hosts.extend({row.host} - {*each.hosts})
+    return sorted(found.values())[:MOST_BROKEN]
 
-    async def has(self, task: str) -> bool:
-        """Whether a living service that fires has loaded this task."""
-        return any(task in node.tasks for node in await self.living())
+
+async def has_task(context: Context, task: str) -> bool:
+    """Whether a living service that fires has loaded this task."""
+    return any(task in node.tasks for node in await living(context))
 
 
 async def living_services(

@@ -4,7 +4,7 @@ serves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -15,62 +15,24 @@ from service.batch.ledger import database_time
 from service.batch.ledger import pools as pool_rows
 from service.batch.ledger.tables import tasks
 from service.operations.asking.context import Context
-from service.operations.asking.results import Node, Result
+from service.operations.asking.results import Node
 from service.operations.system.nodes import living_nodes
+from service.operations.system.results import PoolState
 from service.settings.pools import DEFAULT_POOL, Pool
 
 
-class PoolState(Result):
-    """A pool: where runs of its tasks execute.
-
-    Attributes:
-        served_by: What serves it by the settings of the process that answers: "services" for the
-            default pool, "process", "process:N", "nodes", "dask://…" or "placer:…"; None: there is
-            no setting.
-        nodes: The ids of the living nodes that claim its runs, without those that stop.
-        places: How many runs these execute at once, together; None: not known. One that claims
-            several pools counts in each.
-        running: Runs that are going on.
-        waiting: Runs that may start now, of each task counted up to 1,000.
-        tasks: The names of its tasks.
-        missing: Those of its tasks that none of its nodes has loaded.
-        problem: Why its runs wait in vain, or would, and what to do; None: they don't.
-    """
-
-    name: str
-    served_by: str | None
-    nodes: list[str]
-    places: int | None
-    running: int
-    waiting: int
-    tasks: list[str]
-    missing: list[str]
-    problem: str | None
+async def list_pools(context: Context) -> list[PoolState]:
+    """The pools of all tasks, nodes and settings, the default one first. Raises DatabaseError."""
+    settings = context.settings.pools
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return [_state(name, settings.get(name)) for name in _ordered(settings)]
+        return await read(connection, context)
 
 
-class Pools:
-    """Reads the pools. `settings`: what serves each pool, by its name, as the settings of this
-    process say.
-    """
-
-    def __init__(self, context: Context, settings: Mapping[str, Pool]) -> None:
-        self._context = context
-        self._settings = settings
-
-    async def list(self) -> Sequence[PoolState]:
-        """The pools of all tasks, nodes and settings, the default one first. Raises
-        DatabaseError.
-        """
-        async with self._context.databases.reading() as connection:
-            if connection is None:
-                return [_state(name, self._settings.get(name)) for name in _ordered(self._settings)]
-            return await read(connection, self._context, self._settings)
-
-
-async def read(
-    connection: AsyncConnection, context: Context, settings: Mapping[str, Pool]
-) -> list[PoolState]:
-    """See Pools.list."""
+async def read(connection: AsyncConnection, context: Context) -> list[PoolState]:
+    """The same by an open connection."""
+    settings = context.settings.pools
     now = await database_time.now_of(connection)
     nodes = [node for node in await living_nodes(connection, context, now) if not node.draining]
     by_pool: dict[str, list[str]] = {}

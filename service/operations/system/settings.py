@@ -9,33 +9,12 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from service.operations.asking.results import Result
+from service.operations.system.results import UsedSetting, UsedSettings
 from service.redaction import MASK
 from service.settings.alerts import NAMED
 from service.settings.settings import SECRET, Settings
 
 PLACE = re.compile(r"(?P<scheme>[\w+.-]+://)(?P<login>[^/?#]*@)?(?P<rest>[^?#]*)")
-
-
-class UsedSetting(Result):
-    """A setting. `value`: a secret is `***`, and a URL is without its password and its query; None
-    if it is empty.
-
-    `source`: default, environment, or `.env`.
-    """
-
-    name: str
-    value: str | int | float | bool | None
-    source: str
-
-
-class UsedSettings(Result):
-    """All settings. `others`: the names of further keys in `.env`, which may be an author's own, or
-    mistyped.
-    """
-
-    settings: list[UsedSetting]
-    others: list[str]
 
 
 def used(settings: Settings) -> UsedSettings:

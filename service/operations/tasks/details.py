@@ -5,7 +5,7 @@ went.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,10 +14,12 @@ from service import clock
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time, gauges, missed_ranges, run_query, schedules
+from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.declaration import Alerts, Missed, Monitoring, Policies, Retry
 from service.batch.tasks.registry import Task
+from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 from service.escaping import echoed
 from service.operations.asking.context import Context
@@ -25,6 +27,7 @@ from service.operations.asking.results import MissedRange, Parameter, RunSummary
 from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.runs import chain
 from service.operations.runs.waiting import Chain, Upcoming
+from service.operations.starting.startable import unknown_task
 from service.operations.tasks.listing import memory_of, pool_of, record_of, tags_of
 from service.operations.tasks.results import TaskAfter, TaskDetails
 from service.redaction import Redaction
@@ -257,3 +260,34 @@ def _type(annotation: Any) -> str | None:
     if annotation is inspect.Parameter.empty:
         return None
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+async def show(context: Context, name: str) -> TaskDetails:
+    """The details of one task, which is loaded or in the ledger. Raises UnknownTask."""
+    loaded = context.loaded().tasks.get(name)
+    async with context.databases.reading() as connection:
+        row = await task_rows.get(connection, name) if connection is not None else None
+        if loaded is None and row is None:
+            raise await unknown_task(connection, context, name)
+        rows = await TaskRows.read(connection, context, name)
+    return await offload(details, name, loaded, row or {}, rows, context.redaction)
+
+
+async def slots_of(context: Context, name: str, number: int) -> Sequence[Slot]:
+    """The next slots of a task; empty without a schedule and during a pause. Raises
+    UnknownTask.
+    """
+    loaded = context.loaded().tasks.get(name)
+    async with context.databases.reading() as connection:
+        row = await task_rows.get(connection, name) if connection is not None else None
+        if loaded is None and row is None:
+            raise await unknown_task(connection, context, name)
+        spans = (
+            [ScheduleSpan.of(span) for span in await schedules.history(connection, name)]
+            if connection
+            else []
+        )
+    current = current_schedule(spans, loaded, is_removed=bool(row and row["removed_at"]))
+    if current is None or (row is not None and row["paused_at"] is not None):
+        return []
+    return await offload(next_slots, current, number)

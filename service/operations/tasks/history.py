@@ -91,7 +91,10 @@ class TaskHistory(Result):
 
 
 async def history(context: Context, name: str, zone_name: str) -> TaskHistory:
-    """See `operations.tasks.history`."""
+    """The next slots of a task, its last 90 days, and how long its last runs took.
+
+    `zone`: in which the days of a task without a schedule are counted. Raises NoLedger.
+    """
     async with context.databases.reading() as connection:
         if connection is None:
             raise NoLedger("there is no ledger yet: no service has ever run")

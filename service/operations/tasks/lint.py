@@ -4,20 +4,24 @@ loaded here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
 
 from service import clock
 from service.batch.cron.cron import Schedule
+from service.batch.ledger import database_time
 from service.batch.ledger import tasks as task_rows
 from service.batch.lint.clock_changes import DAY, effects
 from service.batch.lint.lint import findings, unknown_upstreams
 from service.batch.tasks.registry import Task
+from service.concurrency.offload import offload
 from service.errors import DatabaseError, UnknownTask
-from service.operations.asking.context import Loaded
+from service.operations.asking.context import Context, Loaded
 from service.operations.asking.databases import Databases
 from service.operations.asking.results import Result
+from service.operations.system.nodes import living_nodes
+from service.settings.pools import DEFAULT_POOL
 
 
 class LintSlot(Result):
@@ -158,3 +162,32 @@ def _broken(source: str, error: str) -> LintedTask:
         next=[],
         findings=[finding],
     )
+
+
+async def lint(
+    context: Context, names: Collection[str] = (), next_slots: int = 5
+) -> Sequence[LintedTask]:
+    """Check all loaded tasks, or those of `names`, for likely mistakes. Raises UnknownTask.
+
+    Each result has up to `next_slots` future slots. Without `names` the files that can't be
+    used follow. The ledger is read only if a task waits for one that is not loaded, or is of a
+    pool of which the settings say nothing; a ledger that can't be read knows none.
+    """
+    loaded = context.loaded()
+    known = await known_elsewhere(context.databases, loaded)
+    pools = context.settings.pools
+    unset = {task.pool for task in loaded.tasks.values()} - {DEFAULT_POOL, *pools}
+    served = {*pools, *(await _claimed_pools(context) if unset else ())}
+    return await offload(check, loaded, names, next_slots, served, known)
+
+
+async def _claimed_pools(context: Context) -> set[str]:
+    """The pools that living nodes claim; none where the ledger can't be read."""
+    try:
+        async with context.databases.reading() as connection:
+            if connection is None:
+                return set()
+            nodes = await living_nodes(connection, context, await database_time.now_of(connection))
+    except DatabaseError:
+        return set()
+    return {name for node in nodes for name in node.pools}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,12 @@ from service.batch.ledger import gauges, schedules
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.schedules import OpenSchedule
+from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.registry import Task
+from service.concurrency.offload import offload
+from service.errors import UnknownTask
+from service.escaping import echoed
+from service.operations.asking.context import Context
 from service.operations.tasks.results import TaskSummary
 from service.settings.pools import DEFAULT_POOL
 
@@ -106,3 +111,40 @@ def record_of(row: TaskRow) -> dict[str, Any]:
     return {
         name: getattr(row, name) for name in ("failure_streak", "last_success_at", "p50", "p95")
     }
+
+
+async def list_tasks(context: Context, with_others: bool = False) -> Sequence[TaskSummary]:
+    """The loaded tasks by name, followed by the files that can't be used, with the names of
+    their tasks if known.
+
+    `with_others`: also the tasks that only other processes have loaded.
+    """
+    loaded, broken = context.loaded()
+    async with context.databases.reading() as connection:
+        known = await Known.read(connection)
+    listed = {name: known.rows.get(name, {}) for name in loaded}
+    if with_others:
+        listed |= {name: row for name, row in known.rows.items() if row["removed_at"] is None}
+    shown = await offload(summaries, listed, loaded, known)
+    return [
+        *shown,
+        *(TaskSummary(name=file.task, source=file.source, error=file.error) for file in broken),
+    ]
+
+
+async def are_known(context: Context) -> bool:
+    """Whether this process has loaded a task, or the ledger has ever had one."""
+    if context.loaded().tasks:
+        return True
+    async with context.databases.reading() as connection:
+        return connection is not None and await task_rows.are_known(connection)
+
+
+def broken_file(context: Context, source: str) -> BrokenFile:
+    """A file that can't be used, with its traceback. Raises UnknownTask if all is well with it,
+    or it is gone.
+    """
+    found = next((each for each in context.loaded().broken if each.source == source), None)
+    if found is None:
+        raise UnknownTask(f"there is no file {echoed(source)} that can't be used")
+    return found

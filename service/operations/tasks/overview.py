@@ -80,7 +80,13 @@ class Overview(Result):
 async def overview(
     context: Context, wanted: str, text_of_name: str, first: int, hours: int = USUAL_HOURS
 ) -> Overview:
-    """See `operations.tasks.overview`."""
+    """A page of 50 tasks from number `first` on. `wanted`: all, running, attention or paused.
+
+    `part`: of the name, or a tag; empty: any. `hours`: of the timeline, before and after now; 0: no
+    timeline.
+
+    Raises NoLedger.
+    """
     loaded, quarantined = context.loaded(), await attention.quarantined_items(context) or ()
     async with context.databases.reading() as connection:
         if connection is None:
@@ -131,7 +137,7 @@ def _row(
 
 
 async def numbers(context: Context) -> Numbers:
-    """See `operations.tasks.numbers`."""
+    """The numbers of `overview` alone. Raises NoLedger."""
     async with context.databases.reading() as connection:
         if connection is None:
             raise NoLedger("there is no ledger yet: no service has ever run")

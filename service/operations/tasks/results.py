@@ -144,3 +144,15 @@ class ResumedAhead(Result):
     """
 
     tasks: dict[str, datetime]
+
+
+class TaskList(Result):
+    """The tasks that a process of the service has loaded, and the files that can't be used."""
+
+    tasks: list[TaskSummary]
+
+
+class Slots(Result):
+    """The next slots of a task; empty without a schedule and during a pause."""
+
+    slots: list[Slot]

@@ -14,10 +14,9 @@ from markupsafe import Markup, escape
 
 from service import escaping
 from service.concurrency.offload import offload
-from service.operations.runs.waiting import parts_of
 from service.pages.frame import formatting
 from service.pages.frame.assets import STATIC, assets
-from service.words import CHIPS, SUBJECTS
+from service.words import CHIPS, SUBJECTS, kept_back_parts
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 LONGEST_TEXT = 10_000
@@ -52,7 +51,7 @@ def environment() -> Environment:
         "tojson_text": json_text,
         "log_time": formatting.log_time,
     }
-    made.filters["kept_parts"] = parts_of
+    made.filters["kept_parts"] = kept_back_parts
     made.filters["chip_word"] = lambda kind: CHIPS.get(kind, kind)
     made.filters["subject_word"] = lambda kind: SUBJECTS.get(kind, kind)
     made.globals |= {"icon": icon, "asset": assets().names.__getitem__, "formatting": formatting}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from service.operations.system import nodes
 from service.operations.system.nodes import Around
 from service.pages.frame.viewer import Viewer
 from service.words import ICONS
@@ -40,7 +41,7 @@ def only(viewer: Viewer, block: str) -> LiveViewer:
 async def shell_of(viewer: Viewer, current: str, title: str) -> dict[str, Any]:
     """The values that the layout needs. `current`: the name of the page in the navigation."""
     is_whole = not isinstance(viewer, LiveViewer)
-    around = await viewer.operations.nodes.around() if is_whole else Around([], [])
+    around = await nodes.around(viewer.operations.context) if is_whole else Around([], [])
     return {
         "viewer": viewer,
         "root": viewer.root,

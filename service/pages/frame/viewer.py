@@ -16,11 +16,11 @@ from starlette.requests import Request
 from service import clock
 from service.batch.cron.zones import zone_of
 from service.errors import BatchError
-from service.operations.asking.actor import Actor, Role
+from service.operations.asking.actor import Actor, Role, refuse_lower_role
 from service.operations.operations import Operations
 from service.pages.frame.forms import Wrong, local_path
 from service.pages.frame.visits import visits_in
-from service.web.access import Guard, ReadCsrf, cookie_name, needs
+from service.web.access import Guard, ReadCsrf, cookie_name
 from service.web.csrf import csrf_of, masked
 
 Theme = Literal["light", "dark", "auto"]
@@ -78,7 +78,7 @@ async def viewer_of(
     `csrf`: reads what the form has sent back, once it is known who asks.
     """
     actor = await guard.actor(request, csrf)
-    needs(actor, role)
+    refuse_lower_role(actor, role)
     cookie = request.cookies.get(cookie_name(request)) if actor.source == "page" else None
     now = clock.now()
     return Viewer(

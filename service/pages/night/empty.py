@@ -4,6 +4,8 @@ first one.
 
 from __future__ import annotations
 
+from service.operations.system import migrations
+from service.operations.system.settings import used
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
@@ -30,15 +32,15 @@ async def show_empty(viewer: Viewer, current: str) -> str:
     """Render the page, which changes by itself with the first task. `current`: the page in whose
     place it is.
     """
-    operations = viewer.operations
-    settings = {each.name: each.value for each in (await operations.settings()).settings}
+    context = viewer.operations.context
+    shown = {each.name: each.value for each in used(context.settings).settings}
     shell = await shell_of(viewer, current, "No tasks yet")
     return await render(
         "empty.html",
         **shell,
         file=FILE,
-        folder=settings["TASKS_DIR"],
-        backup_url=settings["BACKUP_URL"],
-        migrations=await operations.migrations.list(),
-        broken=operations.tasks.broken_files(),
+        folder=shown["TASKS_DIR"],
+        backup_url=shown["BACKUP_URL"],
+        migrations=await migrations.list_migrations(context),
+        broken=context.loaded().broken,
     )

@@ -8,6 +8,7 @@ from datetime import timedelta
 from starlette.requests import Request
 
 from service.batch.ledger.states import OF_RUNS
+from service.operations.bulks import retrying
 from service.operations.bulks.retrying import RetryPlan
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo, back
@@ -25,6 +26,9 @@ from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
 from service.pages.runs.bulks import by_task
+from service.verbs.bulks import BeginBulk, ShowBulk
+from service.verbs.incidents import AcknowledgeIncident, ReopenIncident, ShowIncident
+from service.verbs.run_changes import RetryRun
 from service.words import INCIDENTS
 
 CHANGES = {
@@ -50,7 +54,7 @@ QUIET = {
 
 async def show_incident(request: Request, viewer: Viewer) -> str:
     """An incident: the links in messages lead here."""
-    incident = await viewer.operations.incidents.show(request.path_params["incident"])
+    incident = await viewer.operations(ShowIncident(incident=request.path_params["incident"]))
     what = incident.task or incident.subject or incident.kind
     just_done = _just_done(request)
     return await render(
@@ -84,8 +88,8 @@ def _just_done(request: Request) -> str:
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     """Say what a retry of all failed runs means, and offer to try the newest one first."""
     with_same = request.query_params.get("same") == "1"
-    plan = await viewer.operations.bulks.plan_retry(
-        whole_id(request, "incident"), with_same_error=with_same
+    plan = await retrying.plan_retry(
+        viewer.operations.context, whole_id(request, "incident"), with_same_error=with_same
     )
     number = plan.preview.count
     if not number:
@@ -155,17 +159,17 @@ async def retry(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     """Retry the newest run, or all of the preview."""
     note = note_of(fields)
     if fields.get("which") == "trial":
-        run = await viewer.operations.runs.retry(fields.get("newest", ""), note=note)
+        run = await viewer.operations(RetryRun(run=fields.get("newest", ""), note=note))
         return GoTo(f"/runs/{run.id}")
-    bulk = await viewer.operations.bulks.get(preview_of(fields))
+    bulk = await viewer.operations(ShowBulk(preview=preview_of(fields)))
     check_number(bulk.count, fields)
-    await viewer.operations.bulks.begin(bulk.id, "bulk", note)
+    await viewer.operations(BeginBulk(preview=bulk.id, note=note))
     return GoTo(f"/bulks/{bulk.id}")
 
 
 async def ask_to_acknowledge(request: Request, viewer: Viewer) -> str:
     """Ask what is done about it, and whether the same error shall come back."""
-    incident = await viewer.operations.incidents.show(whole_id(request, "incident"))
+    incident = await viewer.operations(ShowIncident(incident=whole_id(request, "incident")))
     what = incident.task or incident.subject or incident.kind
     asked = Confirm(
         f"Acknowledge {what}?",
@@ -196,8 +200,10 @@ async def acknowledge(request: Request, viewer: Viewer, fields: Mapping[str, str
     until = viewer.now + quiet if quiet is not None else None
     seen = instant_of("failed_until", fields)
     incident = whole_id(request, "incident")
-    done = await viewer.operations.incidents.acknowledge(
-        incident, needed_note_of(fields), until, seen
+    done = await viewer.operations(
+        AcknowledgeIncident(
+            incident=incident, note=needed_note_of(fields), quiet_until=until, failed_until=seen
+        )
     )
     if done.still_open:
         return GoTo(f"/incidents/{incident}?acknowledged={done.runs}&still_open={done.still_open}")
@@ -206,5 +212,5 @@ async def acknowledge(request: Request, viewer: Viewer, fields: Mapping[str, str
 
 async def reopen(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Undo an acknowledgement."""
-    await viewer.operations.incidents.reopen(whole_id(request, "incident"))
+    await viewer.operations(ReopenIncident(incident=whole_id(request, "incident")))
     return back(fields, "/")

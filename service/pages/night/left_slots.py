@@ -12,6 +12,7 @@ from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, confirm
 from service.pages.frame.forms import instant_of, needed_note_of
 from service.pages.frame.viewer import Viewer
+from service.verbs.slots import LeaveSlots, ReopenSlots
 from service.web.problems import Refused
 
 _WORDS = (
@@ -33,7 +34,7 @@ def _interval_in(request: Request) -> tuple[datetime, datetime, str | None]:
 async def ask_to_leave(request: Request, viewer: Viewer) -> str:
     """Say which missed slots are meant, and ask why nothing has to be done about them."""
     since, until, task = _interval_in(request)
-    found = await viewer.operations.slots.leave(since, until, task=task, dry_run=True)
+    found = await viewer.operations(LeaveSlots(since=since, until=until, task=task, dry_run=True))
     if not found.slots:
         words = "No slot of this interval was missed that nobody has chosen or dealt with."
         return await confirm(viewer, "night", Confirm("Nothing to leave", [words], "", "Back", "/"))
@@ -61,7 +62,11 @@ async def leave(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     seen = fields.get("slots", "")
     if not (seen.isascii() and seen.isdigit() and len(seen) < _LONGEST_NUMBER):
         raise Refused(422, "slots: allowed is the number that the page has shown")
-    await viewer.operations.slots.leave(since, until, needed_note_of(fields), task, int(seen))
+    await viewer.operations(
+        LeaveSlots(
+            since=since, until=until, note=needed_note_of(fields), task=task, slots=int(seen)
+        )
+    )
     return back(fields, "/")
 
 
@@ -70,5 +75,6 @@ _LONGEST_NUMBER = 13
 
 async def reopen(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Undo that."""
-    await viewer.operations.slots.reopen(*_interval_in(request))
+    since, until, task = _interval_in(request)
+    await viewer.operations(ReopenSlots(since=since, until=until, task=task))
     return GoTo("/")

@@ -9,8 +9,9 @@ from typing import Any
 from starlette.requests import Request
 
 from service.concurrency.offload import offload
-from service.operations.night.page import NightPage
+from service.operations.night.page import NightPage, night_page
 from service.operations.night.results import Night
+from service.operations.tasks import listing
 from service.pages.charts.late_bar import late_bar
 from service.pages.charts.night_chart import axis_of, joined, moments_of, night_chart
 from service.pages.charts.night_lanes import drawn
@@ -33,10 +34,12 @@ rendered.
 
 async def show_night(request: Request, viewer: Viewer) -> str:
     """Render the page. `?since=night` (the default), `24h` or an instant; `until=` an instant."""
-    if not isinstance(viewer, LiveViewer) and not await viewer.operations.tasks.are_known():
+    if not isinstance(viewer, LiveViewer) and not await listing.are_known(
+        viewer.operations.context
+    ):
         return await show_empty(viewer, "night")
     since, until, choice = window_in(request, viewer)
-    page = await viewer.operations.night_page(since, until, str(viewer.zone))
+    page = await night_page(viewer.operations.context, since, until, str(viewer.zone))
     found = page.night
     until = until if until is not None and until < found.as_of else None
     values = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from starlette.requests import Request
 
+from service.operations.bulks import outage_backfills
 from service.pages.frame.answers import GoTo
 from service.pages.frame.forms import ID, TYPED_FROM, check_number, instant_of, note_of
 from service.pages.frame.render import render
@@ -19,14 +20,14 @@ async def ask(request: Request, viewer: Viewer) -> str:
     `?begun=` are.
     """
     if begun := request.query_params.get("begun"):
-        found = await viewer.operations.bulks.begun_backfills(_ids(begun))
+        found = await outage_backfills.begun(viewer.operations.context, _ids(begun))
         return await render(
             "backfills.html", **await shell_of(viewer, "night", "Backfill"), begun=found
         )
     since, until = (instant_of(name, request.query_params) for name in ("since", "until"))
     if since is None or until is None:
         raise Refused(422, "since and until: the first and the last slot are needed")
-    plan = await viewer.operations.bulks.plan_backfills(since, until)
+    plan = await outage_backfills.plan(viewer.operations.context, since, until)
     return await render(
         "backfills.html",
         **await shell_of(viewer, "night", "Backfill"),
@@ -41,9 +42,9 @@ async def begin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     can begin once.
     """
     ids = _ids(fields.get("previews", ""))
-    known = await viewer.operations.bulks.begun_backfills(ids)
+    known = await outage_backfills.begun(viewer.operations.context, ids)
     check_number(sum(each.count for each in known), fields)
-    await viewer.operations.bulks.begin_backfills(ids, note_of(fields))
+    await outage_backfills.begin(viewer.operations.context, ids, note_of(fields))
     return GoTo(f"/backfill?begun={','.join(ids)}")
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 
 from service.batch.account.account import Kind
+from service.operations.night import unaccounted
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
@@ -26,7 +27,7 @@ WHAT_TO_DO = {
 async def show_unaccounted(request: Request, viewer: Viewer) -> str:
     """The slots of a window as Night has it, the newest first."""
     since, until, _ = window_in(request, viewer)
-    found = await viewer.operations.unaccounted(since, until, str(viewer.zone))
+    found = await unaccounted.slots(viewer.operations.context, since, until, str(viewer.zone))
     ends = {
         "since": found.since.isoformat(),
         **({"until": found.until.isoformat()} if found.until else {}),

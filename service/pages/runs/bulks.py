@@ -11,7 +11,8 @@ from starlette.requests import Request
 
 from service.batch.ledger.states import ACTIVE
 from service.operations.asking.filter import RunFilter
-from service.operations.bulks.bulk import STATES, BulkAction, Preview
+from service.operations.bulks.bulk import STATES
+from service.operations.bulks.results import BulkAction, Preview
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo
 from service.pages.frame.confirm import Confirm, Field, confirm
@@ -27,6 +28,7 @@ from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
 from service.pages.runs.run_filter import conditions_of, given_in, words_of
+from service.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
 
 SAYS = {
     "retry": "Each gets a new attempt, which goes on after its last checkpoint, and waits behind "
@@ -45,7 +47,7 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
     if states := conditions.get("state"):
         conditions["state"] = [state for state in states if state in STATES[action]] or states
     back = f"/runs?{urlencode(given)}" if given else "/runs"
-    preview = await viewer.operations.bulks.preview(action, RunFilter.of(**conditions))
+    preview = await viewer.operations(PreviewBulk(action=action, filter=RunFilter.of(**conditions)))
     what = formatting.counted(preview.count, "run")
     if not preview.count:
         words = (
@@ -96,16 +98,16 @@ def _states(action: str) -> str:
 
 async def begin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Begin the change of the runs of the preview."""
-    bulk = await viewer.operations.bulks.get(preview_of(fields))
+    bulk = await viewer.operations(ShowBulk(preview=preview_of(fields)))
     check_number(bulk.count, fields)
     note = needed_note_of(fields) if bulk.action == "acknowledge" else note_of(fields)
-    await viewer.operations.bulks.begin(bulk.id, "bulk", note)
+    await viewer.operations(BeginBulk(preview=bulk.id, note=note))
     return GoTo(f"/bulks/{bulk.id}")
 
 
 async def show_bulk(request: Request, viewer: Viewer) -> str:
     """How far a bulk is."""
-    bulk = await viewer.operations.bulks.get(whole_id(request, "bulk"))
+    bulk = await viewer.operations(ShowBulk(preview=whole_id(request, "bulk")))
     return await render(
         "bulk.html",
         **await shell_of(viewer, "runs", f"Bulk {bulk.action}"),

@@ -13,13 +13,15 @@ from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, Option, confirm
 from service.pages.frame.forms import needed_note_of, note_of, whole_id
 from service.pages.frame.viewer import Viewer
+from service.verbs.run_changes import AcknowledgeRun, CancelRun, RetryRun
+from service.verbs.runs import RunAsItIs
 
 NOTE = Field("note", "Why", "It is recorded with the change, and people read it afterwards.")
 
 
 async def ask_to_cancel(request: Request, viewer: Viewer) -> str:
     """Say what a cancel does, and ask."""
-    run = await viewer.operations.runs.current(whole_id(request, "run"))
+    run = await viewer.operations(RunAsItIs(run=whole_id(request, "run")))
     if run.state not in ACTIVE:
         ended = [f"The run has ended: it is {run.state}."]
         return await confirm(
@@ -51,7 +53,7 @@ async def ask_to_cancel(request: Request, viewer: Viewer) -> str:
 
 async def cancel(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Cancel the run."""
-    run = await viewer.operations.runs.cancel(whole_id(request, "run"), note=note_of(fields))
+    run = await viewer.operations(CancelRun(run=whole_id(request, "run"), note=note_of(fields)))
     return back(fields, f"/runs/{run.id}")
 
 
@@ -80,7 +82,7 @@ OF_SPLIT = [
 
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     """Say what a retry does, and ask whether it goes on or begins anew."""
-    run = await viewer.operations.runs.current(whole_id(request, "run"))
+    run = await viewer.operations(RunAsItIs(run=whole_id(request, "run")))
     if run.state in ACTIVE:
         goes_on = [f"The run has not ended: it is {run.state}."]
         return await confirm(
@@ -100,17 +102,19 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
 
 async def retry(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Queue the run for a new attempt."""
-    run = await viewer.operations.runs.retry(
-        whole_id(request, "run"),
-        from_the_beginning=fields.get("how") == "anew",
-        note=note_of(fields),
+    run = await viewer.operations(
+        RetryRun(
+            run=whole_id(request, "run"),
+            from_the_beginning=fields.get("how") == "anew",
+            note=note_of(fields),
+        )
     )
     return back(fields, f"/runs/{run.id}")
 
 
 async def ask_to_acknowledge(request: Request, viewer: Viewer) -> str:
     """Ask what is done about the failure."""
-    run = await viewer.operations.runs.current(whole_id(request, "run"))
+    run = await viewer.operations(RunAsItIs(run=whole_id(request, "run")))
     asked = Confirm(
         f"Acknowledge this failed run of {run.task}?",
         [
@@ -126,5 +130,7 @@ async def ask_to_acknowledge(request: Request, viewer: Viewer) -> str:
 
 async def acknowledge(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Say that a person takes care of the run."""
-    run = await viewer.operations.runs.acknowledge(whole_id(request, "run"), needed_note_of(fields))
+    run = await viewer.operations(
+        AcknowledgeRun(run=whole_id(request, "run"), note=needed_note_of(fields))
+    )
     return back(fields, f"/runs/{run.id}")

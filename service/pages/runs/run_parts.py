@@ -13,12 +13,15 @@ from starlette.responses import Response, StreamingResponse
 from service import escaping
 from service.errors import UnknownRun
 from service.operations.asking.results import LogBlock
+from service.operations.runs import quarantine, read, run_log
 from service.pages.frame.answers import GoTo
 from service.pages.frame.confirm import Confirm, Field, confirm
 from service.pages.frame.forms import note_of, whole_id
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
+from service.verbs.run_changes import RedriveRun
+from service.verbs.runs import RunAsItIs
 
 MOST_BYTES = 100_000_000
 """A log is cut in a download after this many bytes; `batch log` prints all of it."""
@@ -28,7 +31,7 @@ NOTE = Field("note", "Why", "It is recorded with the change.")
 
 async def show_attempt(request: Request, viewer: Viewer) -> str:
     """The error of an attempt, with its traceback."""
-    run = await viewer.operations.runs.show(request.path_params["run"], last_lines=0)
+    run = await read.show(viewer.operations.context, request.path_params["run"], 0)
     given = request.path_params["fence"]
     attempt = next((each for each in run.attempts if str(each.fence) == given), None)
     if attempt is None:
@@ -48,8 +51,8 @@ async def show_attempt(request: Request, viewer: Viewer) -> str:
 
 async def download_log(request: Request, viewer: Viewer) -> Response:
     """The log as plain text, block by block."""
-    run = await viewer.operations.runs.current(request.path_params["run"])
-    blocks = viewer.operations.runs.log(run.id)
+    run = await viewer.operations(RunAsItIs(run=request.path_params["run"]))
+    blocks = run_log.blocks(viewer.operations.context, run.id, follow=False)
     first = await anext(blocks)  # what can't be answered is known before anything is sent
     name = quote(f"{run.task}-{run.id[-8:]}.txt")
     headers = {"Content-Disposition": f"attachment; filename={name}"}
@@ -82,10 +85,12 @@ async def ask_to_redrive(request: Request, viewer: Viewer) -> str:
     """Say what a redrive does. `?item=` the key of one item; without it all that are left are
     meant.
     """
-    run = await viewer.operations.runs.current(whole_id(request, "run"))
+    run = await viewer.operations(RunAsItIs(run=whole_id(request, "run")))
     item = request.query_params.get("item")
     left = [
-        each for each in await viewer.operations.quarantine.list(run.id) if each.redriven_by is None
+        each
+        for each in await quarantine.list_items(viewer.operations.context, run.id)
+        if each.redriven_by is None
     ]
     number = len([each for each in left if item in (None, each.item)])
     what = "the item" if number == 1 else f"all {number:,} items"
@@ -113,7 +118,7 @@ async def redrive(request: Request, viewer: Viewer, fields: Mapping[str, str]) -
     """Queue a run for one item, or for all that are left."""
     item = request.query_params.get("item")
     items = [item] if item is not None else None
-    started = await viewer.operations.quarantine.redrive(
-        whole_id(request, "run"), items, note_of(fields)
+    started = await viewer.operations(
+        RedriveRun(run=whole_id(request, "run"), items=items, note=note_of(fields))
     )
     return GoTo(f"/runs/{started.id}")

@@ -14,7 +14,8 @@ from service.errors import DatabaseError, Forbidden, UnknownRun
 from service.operations.asking.filter import RunFilter
 from service.operations.asking.results import Quarantined, RunDetails
 from service.operations.bulks.bulk import STATES as BULK_STATES
-from service.operations.bulks.bulk import BulkAction
+from service.operations.bulks.results import BulkAction
+from service.operations.runs import log_window, pace, phases, quarantine, read
 from service.operations.runs.log_window import LogWindow
 from service.pages.charts.waterfall import waterfall
 from service.pages.frame.formatting import day
@@ -23,6 +24,7 @@ from service.pages.frame.render import render
 from service.pages.frame.shell import LiveViewer, shell_of
 from service.pages.frame.viewer import Viewer
 from service.pages.runs.run_filter import WITHIN, conditions_of, given_in, words_of
+from service.verbs.runs import ShowBlocker, ShowChain
 
 PAGE = 50
 LOG_LINES = 1_000
@@ -39,8 +41,8 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     """The runs that the query asks for, the newest first."""
     given = given_in(request.query_params)
     after = request.query_params.get("after")
-    found = await viewer.operations.runs.list(
-        RunFilter.of(**conditions_of(given, viewer)), PAGE, after
+    found = await read.list_runs(
+        viewer.operations.context, RunFilter.of(**conditions_of(given, viewer)), PAGE, after
     )
     return await render(
         "runs.html",
@@ -84,11 +86,11 @@ async def show_run(request: Request, viewer: Viewer) -> str:
     """
     run = await _run(request.path_params["run"], viewer)
     waiting = (
-        await viewer.operations.runs.waiting(run.id)
+        await viewer.operations(ShowBlocker(run=run.id))
         if run.state in ACTIVE and run.state != "running"
         else None
     )
-    story = await viewer.operations.runs.story(run.id)
+    story = await phases.story(viewer.operations.context, run.id)
     items = await _quarantined(viewer, run.id)
     return await render(
         "run.html",
@@ -96,7 +98,7 @@ async def show_run(request: Request, viewer: Viewer) -> str:
         run=run,
         **await _log(request, viewer, run),
         waiting=waiting,
-        chain=await viewer.operations.runs.chain(run.id),
+        chain=await viewer.operations(ShowChain(run=run.id)),
         story=story,
         fall=waterfall(story, viewer.zone),
         items=items,
@@ -109,7 +111,7 @@ async def show_run(request: Request, viewer: Viewer) -> str:
         wait=_seconds(run.created_at, run.started_at, viewer.now)
         if run.started_at is not None
         else None,
-        pace=await viewer.operations.runs.pace(run),
+        pace=await pace.pace(viewer.operations.context, run),
         share=_share(run.count, run.total),
         before=_share(run.count_before, run.total),
         error=run.attempts[-1].error
@@ -123,12 +125,11 @@ async def _run(given: str, viewer: Viewer) -> RunDetails:
     probably deleted.
     """
     try:
-        return await viewer.operations.runs.show(given, last_lines=0)
+        return await read.show(viewer.operations.context, given, 0)
     except UnknownRun:
         if ID.fullmatch(given) is None:
             raise
-    settings = {each.name: each.value for each in (await viewer.operations.settings()).settings}
-    days = int(settings["KEEP_RUNS_DAYS"] or 0)
+    days = viewer.operations.context.settings.KEEP_RUNS_DAYS
     words = f"there is no run with the id {given}"
     # An id of version 7 begins with the time of its making.
     made = int(given[:8] + given[9:13], 16) / 1_000
@@ -157,7 +158,9 @@ async def _log(request: Request, viewer: Viewer, run: RunDetails) -> dict[str, A
     to = int(given) if given.isdecimal() and len(given) <= MOST_DIGITS else None
     words = ""
     try:
-        log = await viewer.operations.runs.log_window(run.id, to, LOG_LINES, level, text or None)
+        log = await log_window.window(
+            viewer.operations.context, run.id, to, LOG_LINES, level, text or None
+        )
     except Forbidden as refused:
         log, words = NO_LOG, refused.message
     kept = {
@@ -175,7 +178,7 @@ async def _quarantined(viewer: Viewer, run: str) -> Sequence[Quarantined] | None
     read.
     """
     try:
-        return await viewer.operations.quarantine.list(run, MOST_ITEMS + 1)
+        return await quarantine.list_items(viewer.operations.context, run, MOST_ITEMS + 1)
     except DatabaseError:
         return None
 

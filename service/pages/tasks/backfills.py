@@ -11,14 +11,17 @@ from starlette.requests import Request
 
 from service.batch.cron.zones import zone_of
 from service.errors import InvalidParameters
-from service.operations.bulks.bulk import Preview
-from service.operations.starting.backfill import BackfillRequest, BackfillSlot
+from service.operations.bulks import bulk
+from service.operations.bulks.results import Preview
+from service.operations.starting.results import BackfillRequest, BackfillSlot
 from service.operations.tasks.results import TaskDetails
 from service.pages.frame.answers import GoTo
 from service.pages.frame.forms import TYPED_FROM, check_number, local_path, note_of, preview_of
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
+from service.verbs.bulks import ShowBulk
+from service.verbs.tasks import ShowTask
 
 ALREADY = (("leave", "Leave them as they are"), ("redo", "Run them again from the beginning"))
 USUAL_DAYS = 7
@@ -40,7 +43,7 @@ class Shown:
 
 async def ask_to_backfill(request: Request, viewer: Viewer) -> str:
     """The form: the first and the last day, and what to do with slots that have a run."""
-    task = await viewer.operations.tasks.show(request.path_params["task"])
+    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     given = viewer.entered or request.query_params
     # Something is wrong with what was entered below it.
     if "preview" in viewer.entered and "first" in viewer.entered:
@@ -60,12 +63,12 @@ async def ask_to_backfill(request: Request, viewer: Viewer) -> str:
 
 async def backfill(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> str | GoTo:
     """Show the preview, or begin what the preview has said."""
-    task = await viewer.operations.tasks.show(request.path_params["task"])
+    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     if "preview" in fields:
-        known = await viewer.operations.bulks.get(preview_of(fields))
+        known = await viewer.operations(ShowBulk(preview=preview_of(fields)))
         check_number(known.count, fields)
-        begun = await viewer.operations.bulks.begin(
-            known.id, "backfill", note_of(fields), task.name
+        begun = await bulk.begin(
+            viewer.operations.context, known.id, "backfill", note_of(fields), task.name
         )
         return GoTo(f"/bulks/{begun.id}")
     came_from = local_path(fields.get("next"), "")
@@ -79,7 +82,7 @@ async def _with_preview(task: TaskDetails, viewer: Viewer, fields: Mapping[str, 
     zone = zone_of(task.timezone or "UTC")
     wanted = _request(task.name, zone, fields)
     shown = Shown()
-    preview = await viewer.operations.bulks.preview_backfill(wanted, shown.note)
+    preview = await bulk.preview_backfill(viewer.operations.context, wanted, shown.note)
     return await render(
         "backfill.html",
         **await shell_of(viewer, "tasks", f"Backfill {task.name}"),

@@ -12,6 +12,7 @@ from service.batch.cron.zones import zone_of
 from service.batch.tasks.broken_files import BrokenFile
 from service.concurrency.offload import offload
 from service.errors import UnknownTask
+from service.operations.tasks import history, listing
 from service.operations.tasks.details import default_policies
 from service.operations.tasks.history import TaskHistory
 from service.operations.tasks.results import TaskDetails, memory_in_words
@@ -20,14 +21,16 @@ from service.pages.frame.formatting import offset
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
+from service.verbs.access import ListChanges
+from service.verbs.tasks import ShowTask
 
 LONGEST_SOURCE = 2_000
 
 
 async def show_task(request: Request, viewer: Viewer) -> str:
     """One task."""
-    task = await viewer.operations.tasks.show(request.path_params["task"])
-    found = await viewer.operations.tasks.history(task.name, str(viewer.zone))
+    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
+    found = await history.history(viewer.operations.context, task.name, str(viewer.zone))
     return await render(
         "task.html",
         **await shell_of(viewer, "tasks", task.name),
@@ -53,7 +56,7 @@ def _drawn(task: TaskDetails, found: TaskHistory, viewer: Viewer) -> dict[str, A
 
 def _broken(viewer: Viewer, source: str) -> BrokenFile | None:
     try:
-        return viewer.operations.tasks.broken(source)
+        return listing.broken_file(viewer.operations.context, source)
     except UnknownTask:
         return None
 
@@ -62,7 +65,9 @@ async def _pause_note(viewer: Viewer, task: TaskDetails) -> str | None:
     """Why the task is paused, as somebody has noted."""
     if task.paused_at is None:
         return None
-    paused = (await viewer.operations.changes.list(1, task=task.name, action="task.pause")).changes
+    paused = (
+        await viewer.operations(ListChanges(limit=1, task=task.name, action="task.pause"))
+    ).changes
     return paused[0].note if paused else None
 
 
@@ -71,7 +76,7 @@ async def show_broken(request: Request, viewer: Viewer) -> str:
     file.
     """
     source = request.query_params.get("source", "")[:LONGEST_SOURCE]
-    found = viewer.operations.tasks.broken(source)
+    found = listing.broken_file(viewer.operations.context, source)
     return await render(
         "traceback.html",
         **await shell_of(viewer, "tasks", "A file that can't be used"),

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from service.concurrency.offload import offload
 from service.errors import InvalidParameters
 from service.operations.asking.results import Parameter
+from service.operations.tasks import listing, overview
 from service.operations.tasks.overview import PAGE
 from service.operations.tasks.results import TaskDetails
 from service.operations.tasks.timeline import HOURS, USUAL_HOURS
@@ -29,7 +30,8 @@ from service.pages.frame.render import render
 from service.pages.frame.shell import LiveViewer, shell_of
 from service.pages.frame.viewer import Viewer
 from service.pages.night.empty import show_empty
-from service.redaction import Redaction
+from service.verbs.run_changes import StartRun
+from service.verbs.tasks import MuteTask, PauseTask, ResumeTask, ShowTask, UnmuteTask
 
 WANTED = (("all", "All"), ("running", "Running"), ("attention", "Attention"), ("paused", "Paused"))
 SPARKS = 30
@@ -58,13 +60,13 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
     group = "tag" if request.query_params.get("group") == "tag" else ""
     parts = viewer.parts if isinstance(viewer, LiveViewer) else None
     if parts == ("numbers",):
-        numbers = {"numbers": await viewer.operations.tasks.numbers()}
+        numbers = {"numbers": await overview.numbers(viewer.operations.context)}
         return await render("tasks.html", **await shell_of(viewer, "tasks", "Tasks"), found=numbers)
-    if parts is None and not await viewer.operations.tasks.are_known():
+    if parts is None and not await listing.are_known(viewer.operations.context):
         return await show_empty(viewer, "tasks")
     has_timeline = parts is None or "timeline" in parts
-    found = await viewer.operations.tasks.overview(
-        wanted, part, first, hours if has_timeline else 0
+    found = await overview.overview(
+        viewer.operations.context, wanted, part, first, hours if has_timeline else 0
     )
     kept = _chosen(wanted, part, hours, group)
     tasks = {row.task.name: row.task for row in found.rows if row.task.name}
@@ -195,7 +197,7 @@ def _as_text(value: Any) -> str:
 
 async def ask_to_start(request: Request, viewer: Viewer) -> str:
     """The form for a run by hand, made from the parameters of the task."""
-    task = await viewer.operations.tasks.show(request.path_params["task"])
+    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     return await render(
         "start.html",
         **await shell_of(viewer, "tasks", f"Run {task.name}"),
@@ -207,8 +209,7 @@ async def ask_to_start(request: Request, viewer: Viewer) -> str:
 
 async def _fields(task: TaskDetails, viewer: Viewer) -> list[dict[str, Any]]:
     """The fields of the form with what was entered before, without what is secret."""
-    settings = {each.name: each.value for each in (await viewer.operations.settings()).settings}
-    redaction = Redaction.of(str(settings["BATCH_SECRET_WORDS"] or ""))
+    redaction = viewer.operations.context.redaction
     fields = fields_of_schema(task.schema_of_parameters, task.parameters)
     for field in fields:
         entered = viewer.entered.get(field["field"], "")
@@ -222,7 +223,7 @@ async def _fields(task: TaskDetails, viewer: Viewer) -> list[dict[str, Any]]:
 
 async def start(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Queue a run. Fields that are left empty are left out, so that the task's defaults count."""
-    task = await viewer.operations.tasks.show(request.path_params["task"])
+    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     params: dict[str, Any] = {}
     mistakes: list[str] = []
     for field in fields_of_schema(task.schema_of_parameters):
@@ -235,8 +236,8 @@ async def start(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     if mistakes:
         raise InvalidParameters("; ".join(mistakes))
     key, at = fields.get("key") or None, local_instant_of("at", fields, viewer.zone)
-    started = await viewer.operations.runs.start(
-        task.name, params, key=key, at=at, note=note_of(fields)
+    started = await viewer.operations(
+        StartRun(name=task.name, parameters=params, key=key, at=at, note=note_of(fields))
     )
     return GoTo(f"/runs/{started.id}")
 
@@ -257,7 +258,7 @@ def _value(field: Mapping[str, Any], given: str) -> Any:
 
 async def ask_to_pause(request: Request, viewer: Viewer) -> str:
     """Say what a pause does."""
-    task = await viewer.operations.tasks.show(request.path_params["task"])
+    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     asked = Confirm(
         f"Pause {task.name}?",
         [
@@ -278,13 +279,13 @@ async def pause(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     """Pause the task."""
     name = request.path_params["task"]
     until = _end_of(fields, viewer) if fields.get("for") else None
-    await viewer.operations.tasks.pause(name, note_of(fields), until)
+    await viewer.operations(PauseTask(name=name, note=note_of(fields), until=until))
     return back(fields, f"/tasks/{name}")
 
 
 async def ask_to_resume(request: Request, viewer: Viewer) -> str:
     """Say what a resume does."""
-    task = await viewer.operations.tasks.show(request.path_params["task"])
+    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     words = [
         "It fires again from now on. The slots of the pause stay as they are; a backfill can run "
         "them."
@@ -298,13 +299,13 @@ async def ask_to_resume(request: Request, viewer: Viewer) -> str:
 async def resume(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Resume the task."""
     name = request.path_params["task"]
-    await viewer.operations.tasks.resume(name, note_of(fields))
+    await viewer.operations(ResumeTask(name=name, note=note_of(fields)))
     return back(fields, f"/tasks/{name}")
 
 
 async def ask_to_mute(request: Request, viewer: Viewer) -> str:
     """Ask for how long nothing shall be sent about the task."""
-    task = await viewer.operations.tasks.show(request.path_params["task"])
+    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     words = [
         "Night shows what is wrong with it as ever, and no message is sent about it until then.",
         "What is still open then is sent then.",
@@ -318,7 +319,9 @@ async def ask_to_mute(request: Request, viewer: Viewer) -> str:
 async def mute(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Send nothing about the task for a while."""
     name = request.path_params["task"]
-    await viewer.operations.incidents.mute(name, _end_of(fields, viewer), note_of(fields))
+    await viewer.operations(
+        MuteTask(name=name, until=_end_of(fields, viewer), note=note_of(fields))
+    )
     return back(fields, f"/tasks/{name}")
 
 
@@ -335,5 +338,5 @@ def _end_of(fields: Mapping[str, str], viewer: Viewer) -> datetime:
 async def unmute(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Send again what happens with the task."""
     name = request.path_params["task"]
-    await viewer.operations.incidents.unmute(name)
+    await viewer.operations(UnmuteTask(name=name))
     return back(fields, f"/tasks/{name}")

@@ -28,13 +28,13 @@ from service.operations.backups import (
     restore,
 )
 from service.operations.backups.access import BackupAccess
-from service.operations.backups.catalogue import BackupSummary
 from service.operations.backups.delete import DeletedBackup, PrunedBackup
 from service.operations.backups.details import BackupDetails
 from service.operations.backups.make import BackupResult
 from service.operations.backups.pins import PinChange
 from service.operations.backups.progress import OnProgress, ignore_progress
 from service.operations.backups.restore import RestoreRequest, RestoreResult
+from service.operations.backups.results import BackupSummary
 
 MOST_NAMED = 20
 """How many deleted backups an event names."""
@@ -58,8 +58,8 @@ class Backups:
     called by any thread.
     """
 
-    def __init__(self, access: BackupAccess, context: Context) -> None:
-        self._access = access
+    def __init__(self, context: Context) -> None:
+        self._access = BackupAccess(context.settings, context.databases)
         self._context = context
 
     async def create(self, on_progress: OnProgress = ignore_progress) -> BackupResult:

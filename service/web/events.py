@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 from service import clock
 from service.web.live import Feed
 from service.web.problems import Refused
+from service.web.routes import Viewer, guard_of, router
 from service.web.stream import Event, Stream
-from service.web.v1.requests import Viewer, guard_of, router
 
 events = router("events")
 

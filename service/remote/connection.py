@@ -46,18 +46,6 @@ class Connection:
         self._client = client
         self._url = url
 
-    async def get(self, model: type[M], path: str, **query: Any) -> M:
-        """The answer to a GET. Raises BatchError."""
-        return await self.send(
-            "GET", model, path, params={k: v for k, v in query.items() if v not in (None, [], "")}
-        )
-
-    async def post(self, model: type[M], path: str, body: Any = None, **options: Any) -> M:
-        """The answer to a POST. Raises BatchError."""
-        return await self.send(
-            "POST", model, path, json=body if body is not None else {}, **options
-        )
-
     async def send(self, method: str, model: type[M], path: str, **options: Any) -> M:
         """The answer to a request, as `model`. Raises BatchError."""
         try:

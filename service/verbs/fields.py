@@ -1,0 +1,72 @@
+"""The types of the fields of verbs, each once: what is allowed, and what it means."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+from service.operations.asking.cursors import CURSOR
+from service.operations.asking.filter import ID, POOL_NAME, TASK_NAME, TEXT
+from service.operations.asking.filter import Instant as Instant
+from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
+
+
+class About(str):
+    """What a field of this type means, where the field itself does not say it."""
+
+
+class Direction(Enum):
+    """Where a length of time leads that a command gets in place of an instant."""
+
+    BACK = "back"
+    FORWARD = "forward"
+
+
+TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME), About("The name of the task.")]
+RunName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,100}$"),
+    About(
+        "The id of the run, at least six digits of its beginning or end, or a task: its newest run."
+    ),
+]
+IncidentId = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9a-f-]{6,36}$"),
+    About("The id of the incident, or the last digits of an open one."),
+]
+PreviewId = Annotated[str, StringConstraints(pattern=ID), About("The id of the preview.")]
+BackupName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$"),
+    About("The name of the backup, or `latest`."),
+]
+Cursor = Annotated[
+    str,
+    StringConstraints(pattern=CURSOR),
+    About("The cursor that the page before has given."),
+]
+LONGEST_WHY = 2_000
+Note = Annotated[
+    str,
+    StringConstraints(max_length=LONGEST_WHY, pattern=TEXT),
+    About("Why. It is recorded with the change."),
+]
+Reason = Annotated[
+    str,
+    StringConstraints(
+        min_length=SHORTEST_NOTE,
+        max_length=LONGEST_NOTE,
+        pattern=r"^\s*[^\s\x00][^\x00]+[^\s\x00]\s*$",
+    ),
+    About(f"What is done about it, in {SHORTEST_NOTE} to {LONGEST_NOTE} characters."),
+]
+"""A note of at least three characters, without those blanks that stand at its ends."""
+PoolName = Annotated[str, StringConstraints(pattern=POOL_NAME), About("The name of the pool.")]
+Since = Annotated[Instant, Direction.BACK]
+"""An instant that a command also takes as an age, which goes back: 2h is two hours ago."""
+Ahead = Annotated[Instant, Direction.FORWARD]
+"""An instant that a command also takes as a length of time, which goes forward: 2h is in two hours.
+"""

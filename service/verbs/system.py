@@ -1,0 +1,31 @@
+"""The system as a whole: its processes and its pools."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.operations.system.results import NodeList, PoolList
+from service.verbs.verb import Verb, get
+
+if TYPE_CHECKING:
+    from service.operations.asking.context import Context
+
+
+class ListNodes(Verb, role="viewer", http=get("/nodes", tag="service"), command="nodes"):
+    """List the processes of the service, also those that have stopped lately, the newest first."""
+
+    async def perform(self, context: Context) -> NodeList:
+        from service.operations.system import nodes
+
+        return NodeList(nodes=list(await nodes.list_nodes(context)))
+
+
+class ListPools(Verb, role="viewer", http=get("/pools", tag="service"), command="pools"):
+    """List where runs execute: what serves each pool, its nodes, and how many runs are running and
+    waiting.
+    """
+
+    async def perform(self, context: Context) -> PoolList:
+        from service.operations.system import pools
+
+        return PoolList(pools=await pools.list_pools(context))

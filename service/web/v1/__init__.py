@@ -1,1 +1,0 @@
-"""The resources of the HTTP API, version 1."""
