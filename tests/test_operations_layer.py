@@ -217,7 +217,7 @@ async def ask_all(operations: Operations, number: int) -> None:
     assert [task.name for task in (await asked(ListTasks())).tasks] == ["hourly"]
     assert (await asked(ShowTask(name="hourly"))).is_loaded
     assert await asked.tasks.pause_of("hourly") is None
-    assert len((await read.list_runs(asked.context, limit=5)).runs) <= 5
+    assert len((await listing.list_runs(asked.context, limit=5)).runs) <= 5
     assert (
         await nodes.has_task(asked.context, "hourly") and len((await asked(ListNodes())).nodes) == 1
     )
@@ -317,7 +317,7 @@ async def test_what_is_not_there_is_not_found(ledger: Database) -> None:
     for of_task in (
         operations(ShowTask(name="nope")),
         operations(PauseTask(name="nope")),
-        read.list_runs(operations.context, RunFilter.of(task="nope")),
+        listing.list_runs(operations.context, RunFilter.of(task="nope")),
     ):
         with pytest.raises(UnknownTask):
             await of_task

@@ -45,6 +45,7 @@ from service.cli import (
     watch,
     work,
 )
+from service.cli.asked import with_options
 from service.cli.examples import EXAMPLES
 from service.cli.opening import EXIT_CODES, FAILED, INTERRUPTED, MISTAKE
 from service.errors import BatchError
@@ -214,7 +215,9 @@ def _command(name: str, command: Callable[..., None] | dict[str, Any]) -> Any:
     examples = "\n".join(f"  {line}\n      {purpose}" for line, purpose in EXAMPLES[name].items())
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     text = "\n\n".join(_paragraphs(name, command))
-    app.command(name.split()[-1], help=text, epilog=f"\b\nExamples:\n{examples}")(command)
+    app.command(name.split()[-1], help=text, epilog=f"\b\nExamples:\n{examples}")(
+        with_options(command)
+    )
     return typer.main.get_command(app)
 
 

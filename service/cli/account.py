@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from service.escaping import LONGEST_QUOTE, cut, echoed, line, to_json
 
 if TYPE_CHECKING:
     from service.operations.slots.results import Accounts, SlotFinding, SlotOutcome, TaskAccount
+    from service.verbs.following import Operations
 
 
 def account(
@@ -41,13 +43,12 @@ def account(
     that the tasks had at the time. The exit code is 1 if a slot is not accounted for.
     """
     from service import console
-    from service.operations.slots import account
 
     begin, end = _interval(since, until)
     listed = _SlotList(as_json)
     on_slot = listed.print_slot if slots else None
     accounts = ask(
-        lambda operations: account.accounts(operations.context, begin, end, task, on_slot),
+        lambda operations: _accounts(operations, begin, end, task, on_slot),
         log_level="WARNING",
     )
     if as_json and slots:
@@ -57,6 +58,25 @@ def account(
     else:
         _show(accounts, begin, end or clock.now())
     raise SystemExit(0 if accounts.complete else 1)
+
+
+async def _accounts(
+    operations: Operations,
+    begin: datetime,
+    end: datetime | None,
+    task: str | None,
+    on_slot: Callable[[SlotOutcome], None] | None,
+) -> Accounts:
+    from service.operations.slots import account
+    from service.verbs.slots import AccountForSlots
+
+    if on_slot is None:
+        return await operations(AccountForSlots(since=begin, until=end, task=task))
+    if not operations.is_here:
+        raise InvalidParameters(
+            "single slots are listed only beside the ledger: call it there, without --url"
+        )
+    return await account.accounts(operations.context, begin, end, task, on_slot)
 
 
 def _interval(since: str, until: str | None) -> tuple[datetime, datetime | None]:
@@ -124,8 +144,6 @@ def _row(account: TaskAccount, since: datetime) -> dict[str, Any]:
     """The cells of a task. Numbers are text, because a table leaves out a column whose values are
     all empty or 0.
     """
-    from service.operations.slots import account
-
     numbers = {
         name: str(getattr(account, name))
         for name in ("slots", "runs", "skipped", "missed", "due", "gaps")

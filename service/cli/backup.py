@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.confirming import confirm
-from service.cli.opening import ask
+from service.cli.opening import ask, backups_of
 from service.cli.options import AsJson, first_of, within
 from service.escaping import brief
 
 if TYPE_CHECKING:
     from service.operations.backups.make import BackupResult
     from service.operations.backups.results import BackupSummary
-    from service.operations.operations import Operations
     from service.settings.settings import Settings
+    from service.verbs.following import Operations
 
 MOST_SHOWN, MOST_NAMED, LONGEST_SHOWN = 1_000, 20, 200
 """The most tables in a list, names in a line, and characters of a name. A file from elsewhere may
@@ -49,7 +49,7 @@ def create(as_json: AsJson = False) -> None:
     these things too.
     """
     with _progress("backup") as on_progress:
-        backup = ask(lambda operations: operations.backups.create(on_progress), log_level=LOGGED)
+        backup = ask(lambda service: backups_of(service).create(on_progress), log_level=LOGGED)
     _print_result(backup, as_json, f"{backup.path}: {_counts(backup)}, verified (checksums only)")
 
 
@@ -74,8 +74,15 @@ def list_(
 
     async def work(operations: Operations) -> Sequence[BackupSummary]:
         if rescan:
-            await operations.backups.rescan()
-        return await operations.backups.list(_warn)
+            await backups_of(operations).rescan()
+        if operations.is_here:
+            return await backups_of(operations).list(_warn)
+        from service.verbs.backups import ListBackups
+
+        answer = await operations(ListBackups())
+        for warning in answer.warnings:
+            _warn(warning)
+        return answer.backups
 
     summaries = ask(work, log_level=LOGGED)
     if as_json:
@@ -110,7 +117,7 @@ def show(file: File, as_json: AsJson = False) -> None:
     from service import console
     from service.cli.meter import size
 
-    details, tables = ask(lambda operations: operations.backups.show(file, _warn), log_level=LOGGED)
+    details, tables = ask(lambda service: backups_of(service).show(file, _warn), log_level=LOGGED)
     values = details.model_dump(by_alias=True)
     if as_json:
         listed = [
@@ -179,10 +186,10 @@ def verify(
     with _progress("verify") as on_progress:
 
         async def work(operations: Operations) -> BackupResult:
-            verified = await operations.backups.verify(file, on_progress)
+            verified = await backups_of(operations).verify(file, on_progress)
             if restore:
                 for note in (
-                    await operations.backups.verify_by_restoring(verified.path, on_progress)
+                    await backups_of(operations).verify_by_restoring(verified.path, on_progress)
                 ).notes:
                     _warn(note)
             return verified
@@ -201,7 +208,7 @@ def upload(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Verify a backup in BACKUP_DIR, copy it to BACKUP_URL, and compare the copy with it."""
     with _progress("upload") as on_progress:
         copied = ask(
-            lambda operations: operations.backups.upload(file, on_progress), log_level=LOGGED
+            lambda service: backups_of(service).upload(file, on_progress), log_level=LOGGED
         )
     _print_result(copied, as_json, f"{copied.url}: {_counts(copied)}, compared with {copied.path}")
 
@@ -212,7 +219,7 @@ def download(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """
     with _progress("download") as on_progress:
         copied = ask(
-            lambda operations: operations.backups.download(file, on_progress), log_level=LOGGED
+            lambda service: backups_of(service).download(file, on_progress), log_level=LOGGED
         )
     _print_result(copied, as_json, f"{copied.path}: {_counts(copied)}, verified (checksums only)")
 
@@ -243,7 +250,7 @@ def prune(
     from service import console
 
     pruned = ask(
-        lambda operations: operations.backups.prune(_warn, dry_run=dry_run, allow_many=yes),
+        lambda service: backups_of(service).prune(_warn, dry_run=dry_run, allow_many=yes),
         log_level=LOGGED,
     )
     if as_json or pruned:
@@ -261,14 +268,14 @@ def pin(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
 
     The pin is a small file beside the backup. It is written in each place that has the backup.
     """
-    change = ask(lambda operations: operations.backups.pin(file), log_level=LOGGED)
+    change = ask(lambda service: backups_of(service).pin(file), log_level=LOGGED)
     state = "is pinned" if change.changed else "was pinned already"
     _print(f"{change.backup} {state}", as_json, change)
 
 
 def unpin(file: File, as_json: AsJson = False) -> None:
     """Remove the pin of a backup, so that it can be deleted when it is old."""
-    change = ask(lambda operations: operations.backups.unpin(file), log_level=LOGGED)
+    change = ask(lambda service: backups_of(service).unpin(file), log_level=LOGGED)
     state = "is not pinned any more" if change.changed else "was not pinned"
     _print(f"{change.backup} {state}", as_json, change)
 
@@ -284,11 +291,11 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a backup in each place where it is. A pinned backup is not deleted."""
-    found = ask(lambda operations: operations.backups.find_to_delete(name), log_level=LOGGED)
+    found = ask(lambda service: backups_of(service).find_to_delete(name), log_level=LOGGED)
     places = " and ".join(found.places)
     if not yes:
         confirm(f"Delete {found.backup} ({places})?", "nothing was deleted")
-    deleted = ask(lambda operations: operations.backups.delete(name), log_level=LOGGED)
+    deleted = ask(lambda service: backups_of(service).delete(name), log_level=LOGGED)
     _print(f"{deleted.backup} is deleted ({places})", as_json, deleted)
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli import filters
+from service.cli.asked import asks
 from service.cli.confirming import confirm
+from service.cli.filters import FILTER, refuse_slow
 from service.cli.hints import hint_if_held, hint_without_service, warn
 from service.cli.opening import ask
 from service.cli.options import AsJson, Note, RunOrNone, seconds, short, utc
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from service.operations.asking.filter import RunFilter
     from service.operations.asking.results import RunNow
     from service.operations.bulks.results import Bulk, BulkAction, Preview, PreviewedRun
-    from service.operations.operations import Operations
+    from service.verbs.following import Operations
 
 Again = Annotated[
     bool,
@@ -31,7 +32,13 @@ AndAfter = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Change all runs that match, without asking.")]
-PROGRESS_SECONDS = 0.5
+OfIncident = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INCIDENT",
+        help="The failed runs of this incident, and of other tasks with its error.",
+    ),
+]
 _DONE = {
     "retry": "queued again",
     "cancel": "cancelled, or asked to stop",
@@ -39,7 +46,9 @@ _DONE = {
 }
 
 
+@asks("wanted", "service.operations.asking.filter:RunFilter", names=FILTER)
 def cancel(
+    wanted: RunFilter,
     run: RunOrNone = None,
     wait: Annotated[
         float,
@@ -49,15 +58,6 @@ def cancel(
             help="The number of seconds to wait for the end of the run.",
         ),
     ] = 10.0,
-    task: filters.OfTask = None,
-    tag: filters.Tag = None,
-    pool: filters.OfPool = None,
-    state: filters.States = None,
-    origin: filters.Origins = None,
-    since: filters.Since = None,
-    ended_since: filters.EndedSince = None,
-    param: filters.Parameters = None,
-    text: filters.Text = None,
     note: Note = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -72,25 +72,14 @@ def cancel(
     Without RUN, the options say which runs are cancelled. The command shows their number, and asks.
     """
     from service import console
-    from service.verbs.run_changes import CancelRun
 
-    wanted = filters.filter_of(
-        task=task,
-        tag=tag,
-        pool=pool,
-        state=state,
-        origin=origin,
-        since=since,
-        ended_since=ended_since,
-        param=param,
-        text=text,
-    )
+    refuse_slow(wanted)
     if run is None:
         _refuse_none(wanted)
         change_all("cancel", wanted, yes, as_json, note)
         return
     _refuse_both(wanted)
-    cancelled = ask(lambda operations: operations(CancelRun(run=run, wait=wait, note=note)))
+    cancelled = ask(lambda operations: _cancelled(operations, run, wait, note))
     if as_json:
         console.show_json(cancelled)
     else:
@@ -104,20 +93,22 @@ def cancel(
     raise SystemExit(0 if cancelled.state == "cancelled" else 1)
 
 
+async def _cancelled(operations: Operations, run: str, seconds: float, note: str | None) -> RunNow:
+    """Cancel a run, and wait at most so many seconds for its end."""
+    from service.verbs.following import ended_within
+    from service.verbs.run_changes import CancelRun
+
+    cancelled = await operations(CancelRun(run=run, note=note))
+    return await ended_within(operations, cancelled, seconds)
+
+
+@asks("wanted", "service.operations.asking.filter:RunFilter", names=FILTER)
 def retry(
+    wanted: RunFilter,
     run: RunOrNone = None,
     again: Again = False,
     and_after: AndAfter = False,
-    task: filters.OfTask = None,
-    tag: filters.Tag = None,
-    pool: filters.OfPool = None,
-    state: filters.States = None,
-    origin: filters.Origins = None,
-    since: filters.Since = None,
-    ended_since: filters.EndedSince = None,
-    param: filters.Parameters = None,
-    text: filters.Text = None,
-    error: filters.Error = None,
+    error: OfIncident = None,
     note: Note = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -133,17 +124,7 @@ def retry(
     is the failed runs of that, and of the other tasks that have failed together with the same
     error. The command shows their number, and asks.
     """
-    wanted = filters.filter_of(
-        task=task,
-        tag=tag,
-        pool=pool,
-        state=state,
-        origin=origin,
-        since=since,
-        ended_since=ended_since,
-        param=param,
-        text=text,
-    )
+    refuse_slow(wanted)
     if error is not None:
         if run is not None or again or and_after or not wanted.is_empty:
             raise InvalidParameters("--error selects the runs: leave out RUN and the other options")
@@ -232,7 +213,8 @@ def _change(
     note: str | None = None,
 ) -> None:
     from service import console
-    from service.operations.bulks import bulk
+    from service.verbs.bulks import BeginBulk
+    from service.verbs.following import carried_out
 
     preview = ask(plan)
     action = preview.action
@@ -245,7 +227,8 @@ def _change(
         confirm(f"{action.capitalize()} {_number(preview.count)}?", "nothing was changed")
 
     async def work(operations: Operations) -> tuple[Bulk, str | None]:
-        bulk = await _carried_out(operations, preview, note)
+        begun = await operations(BeginBulk(preview=preview.id, note=note))
+        bulk = await carried_out(operations, begun, _reporter())
         return bulk, await hint_without_service(operations) if action == "retry" else None
 
     bulk, hint = ask(work)
@@ -286,30 +269,6 @@ def _print_preview(preview: Preview) -> None:
 
 def _named(run: PreviewedRun) -> str:
     return f"{short(run.id)} {run.task} {run.state}, created {utc(run.created_at)}"
-
-
-async def _carried_out(operations: Operations, preview: Preview, note: str | None) -> Bulk:
-    """Begin the bulk, and carry it out. If another process does that at the same time, wait for
-    it.
-    """
-    import asyncio
-
-    from service.operations.bulks import bulk
-    from service.verbs.bulks import ShowBulk
-
-    bulk = await bulk.begin(operations.context, preview.id, "bulk", note)
-    report = _reporter()
-    while bulk.finished_at is None:
-        working = asyncio.ensure_future(bulk.carry_out(operations.context, bulk.id))
-        while not working.done():
-            await asyncio.wait([working], timeout=PROGRESS_SECONDS)
-            bulk = await operations(ShowBulk(preview=bulk.id))
-            report(bulk)
-        await working
-        if bulk.finished_at is None:
-            await asyncio.sleep(PROGRESS_SECONDS)
-            bulk = await operations(ShowBulk(preview=bulk.id))
-    return bulk
 
 
 def _reporter() -> Callable[[Bulk], None]:

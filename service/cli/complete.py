@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from service import escaping
@@ -29,11 +29,13 @@ def task_names(incomplete: str) -> list[str]:
     return sorted({name for file in files for name in _names(file) if name.startswith(incomplete)})
 
 
-def states(incomplete: str) -> list[str]:
-    """The states of runs that begin with `incomplete`."""
-    from service.batch.ledger.states import RunState
+def one_of(values: Collection[str]) -> Callable[[str], list[str]]:
+    """Completes one of these values."""
 
-    return [state for state in RunState if state.startswith(incomplete)]
+    def beginning_with(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return beginning_with
 
 
 def _names(file: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.backup import LOGGED, LONGEST_SHOWN, MOST_NAMED, MOST_SHOWN, File
-from service.cli.opening import ask
+from service.cli.opening import ask, backups_of
 from service.cli.options import AsJson, first_of, utc, within
 from service.escaping import brief
 
@@ -31,7 +31,7 @@ def diff(file: File, other: Other = None, as_json: AsJson = False) -> None:
     Rows are matched by the primary key. For a table without a primary key, the output only says
     whether rows differ. Nothing is changed.
     """
-    difference = ask(lambda operations: operations.backups.diff(file, other), log_level=LOGGED)
+    difference = ask(lambda service: backups_of(service).diff(file, other), log_level=LOGGED)
     if as_json:
         from service import console
 

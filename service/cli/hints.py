@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.operations.operations import Operations
+    from service.verbs.following import Operations
 
 NO_SERVICE = (
     "no service is running, so no task fires and no queued run begins; `batch status` says more"
@@ -16,17 +16,19 @@ async def hint_if_held(operations: Operations, task: str) -> str | None:
     """The reason why a run does not begin now: its task is paused, or no running service has the
     task. Else None.
     """
-    if (pause := await operations.tasks.pause_of(task)) is not None:
+    from service.verbs.tasks import ShowPause
+
+    if (pause := (await operations(ShowPause(name=task))).pause) is not None:
         return f"{task} is paused by {pause.by}: its runs wait until `batch resume {task}`"
     return await hint_if_unserved(operations, task)
 
 
 async def hint_if_unserved(operations: Operations, task: str) -> str | None:
     """A hint for a user who waits for a run, if no running service has the task. Else None."""
-    from service.operations.system import nodes
-    from service.verbs.system import ListPools
+    from service.verbs.system import ListNodes, ListPools
 
-    if await nodes.has_task(operations.context, task):
+    living = (await operations(ListNodes(living=True))).nodes
+    if any(task in node.tasks for node in living if node.fires):
         return next(
             (
                 pool.problem
@@ -40,9 +42,10 @@ async def hint_if_unserved(operations: Operations, task: str) -> str | None:
 
 async def hint_without_service(operations: Operations) -> str | None:
     """A hint for a user who looks at tasks or runs, if no service is running. Else None."""
-    from service.operations.system import nodes
+    from service.verbs.system import ListNodes
 
-    return None if await nodes.living(operations.context) else NO_SERVICE
+    living = (await operations(ListNodes(living=True))).nodes
+    return None if any(node.fires for node in living) else NO_SERVICE
 
 
 def warn(hint: str | None) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from service import clock
-from service.cli import bulk, complete, filters
+from service.cli import bulk
+from service.cli.asked import asks
 from service.cli.bulk import Yes
-from service.cli.opening import ask
-from service.cli.options import AsJson, Note, TaskName, age, instant, short, utc, whole
+from service.cli.filters import FILTER, refuse_slow
+from service.cli.opening import ask, pages
+from service.cli.options import AsJson, Limit, age, short, utc
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.operations.asking.filter import RunFilter
     from service.operations.incidents.results import Acknowledged, Incident
-    from service.operations.operations import Operations
+    from service.verbs.following import Operations
+    from service.verbs.incidents import ListIncidents, SendTestMessage
+    from service.verbs.tasks import MuteTask, UnmuteTask
 
 COLUMNS = [
     "opened_at",
@@ -31,7 +35,6 @@ COLUMNS = [
     "closed_at",
     "id",
 ]
-STATES = ("open", "closed", "all")
 
 IncidentId = Annotated[
     str | None,
@@ -39,25 +42,8 @@ IncidentId = Annotated[
 ]
 
 
-def incidents(
-    state: Annotated[str, typer.Option(help="open, closed or all.")] = "open",
-    kind: Annotated[
-        str | None, typer.Option(help="Only incidents of this kind, such as failed or missed.")
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Only incidents of this task.", autocompletion=complete.task_names),
-    ] = None,
-    limit: Annotated[
-        int,
-        typer.Option(
-            parser=whole(1, 100_000),
-            metavar="NUMBER",
-            help="The largest number of incidents to show.",
-        ),
-    ] = 50,
-    as_json: AsJson = False,
-) -> None:
+@asks("asked", "service.verbs.incidents:ListIncidents", without=("limit", "after"))
+def incidents(asked: ListIncidents, limit: Limit = 50, as_json: AsJson = False) -> None:
     """Show what needs a person, the newest first.
 
     An incident lasts from its first failure, or whatever else it is about, until that is made good
@@ -65,31 +51,9 @@ def incidents(
     """
     from service import console
     from service.batch.incidents import problem as one_error
-    from service.verbs.incidents import ListIncidents
 
-    if state not in STATES:
-        raise InvalidParameters(f"--state is {state!r}; allowed: {', '.join(STATES)}")
-
-    async def work(operations: Operations) -> list[Incident]:
-        listed: list[Incident] = []
-        after: str | None = None
-        while len(listed) < limit:
-            page = await operations(
-                ListIncidents(
-                    state=cast(Literal["open", "closed", "all"], state),
-                    kind=_kind(kind),
-                    task=task,
-                    limit=limit - len(listed),
-                    after=after,
-                )
-            )
-            listed += page.incidents
-            after = page.after
-            if after is None:
-                break
-        return listed
-
-    listed = ask(work, needs_tasks=False)
+    found = ask(lambda operations: pages(operations, asked, limit), needs_tasks=False)
+    listed: list[Incident] = [incident for page in found for incident in page.incidents]
     if len(listed) == limit:
         console.warn(
             f"batch: these are the newest {limit:,}; there may be more: --limit shows them"
@@ -101,11 +65,18 @@ def incidents(
         console.show_fitted(rows, _columns(listed), ["text", "task"])
     else:
         console.warn(
-            "batch: no incident is open" if state == "open" else "batch: no incidents match"
+            "batch: no incident is open" if asked.state == "open" else "batch: no incidents match"
         )
 
 
+@asks(
+    "wanted",
+    "service.operations.asking.filter:RunFilter",
+    names=FILTER,
+    without=("state", "origin", "parent", "node"),
+)
 def ack(
+    wanted: RunFilter,
     incident: IncidentId = None,
     *,
     note: Annotated[
@@ -122,13 +93,7 @@ def ack(
         ),
     ] = None,
     run: Annotated[str | None, typer.Option(help="Acknowledge this failed run only.")] = None,
-    task: filters.OfTask = None,
-    tag: filters.Tag = None,
-    pool: filters.OfPool = None,
-    since: filters.Since = None,
-    ended_since: filters.EndedSince = None,
-    text: filters.Text = None,
-    error: filters.Error = None,
+    error: bulk.OfIncident = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -141,17 +106,7 @@ def ack(
     number, and asks. --error names an incident: it is acknowledged with those of other tasks that
     have failed together with its error.
     """
-    wanted = filters.filter_of(
-        task=task,
-        tag=tag,
-        pool=pool,
-        state=None,
-        origin=None,
-        since=since,
-        ended_since=ended_since,
-        param=None,
-        text=text,
-    )
+    refuse_slow(wanted)
     if sum((incident is not None, run is not None, error is not None, not wanted.is_empty)) > 1:
         raise InvalidParameters(
             "give INCIDENT, or --run, or --error, or options that select failed runs"
@@ -233,84 +188,52 @@ def _acknowledge_run(run: str, note: str, as_json: bool) -> None:
         console.say(f"the failed run {done.id} of {done.task} is acknowledged")
 
 
-def mute(
-    name: TaskName,
-    for_: Annotated[
-        str | None,
-        typer.Option("--for", metavar="AGE", help="For how long, such as 2h or 3d; at most 31d."),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(help="Until when (ISO 8601), instead of --for.")
-    ] = None,
-    note: Note = None,
-    as_json: AsJson = False,
-) -> None:
+@asks("asked", "service.verbs.tasks:MuteTask", names={"name": "NAME", "until": "--until/--for"})
+def mute(asked: MuteTask, as_json: AsJson = False) -> None:
     """Send nothing about a task for a while, such as during maintenance.
 
     The task goes on, and incidents are opened as ever. What is still open at the end is sent then.
     """
     from service import console
-    from service.verbs.tasks import MuteTask
 
-    if (for_ is None) == (until is None):
-        raise InvalidParameters("give either --for or --until")
-    end = clock.now() + age(for_, "--for") if for_ is not None else instant(until or "", "--until")
-    muted = ask(
-        lambda operations: operations(MuteTask(name=name, until=end, note=note)), needs_tasks=False
-    )
+    muted = ask(lambda operations: operations(asked), needs_tasks=False)
     if as_json:
         console.show_json(muted)
     else:
-        console.say(f"nothing is sent about {name} until {utc(muted.until)}")
+        console.say(f"nothing is sent about {muted.task} until {utc(muted.until)}")
 
 
-def unmute(name: TaskName, as_json: AsJson = False) -> None:
+@asks("asked", "service.verbs.tasks:UnmuteTask", names={"name": "NAME"})
+def unmute(asked: UnmuteTask, as_json: AsJson = False) -> None:
     """Send messages about a task again."""
     from service import console
-    from service.verbs.tasks import UnmuteTask
 
-    was_muted = ask(lambda operations: operations(UnmuteTask(name=name)), needs_tasks=False)
+    unmuted = ask(lambda operations: operations(asked), needs_tasks=False)
     if as_json:
-        console.show_json({"task": name, "was_muted": was_muted})
+        console.show_json({"task": asked.name, "was_muted": unmuted.was_muted})
     else:
         console.say(
-            f"messages about {name} are sent again" if was_muted else f"{name} is not muted"
+            f"messages about {asked.name} are sent again"
+            if unmuted.was_muted
+            else f"{asked.name} is not muted"
         )
 
 
-def send_test(
-    to: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only to the channels of this name, such as payments or webhook. May be repeated."
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+@asks("asked", "service.verbs.incidents:SendTestMessage", names={"channels": "--to"})
+def send_test(asked: SendTestMessage, as_json: AsJson = False) -> None:
     """Send a test message to the channels of the settings.
 
     A running service sends it within seconds; `batch incidents` is not changed by it.
     """
     from service import console
-    from service.verbs.incidents import SendTestMessage
 
-    sent = ask(lambda operations: operations(SendTestMessage(channels=to or [])), needs_tasks=False)
+    sent = ask(lambda operations: operations(asked), needs_tasks=False)
     if as_json:
         console.show_json(sent)
     else:
         console.say(
             f"a test message is written for {', '.join(sent.channels)}; a running service sends it"
         )
-
-
-def _kind(name: str | None) -> Any:
-    from service.operations.incidents.facet import IncidentKind
-
-    if name is None:
-        return None
-    if name not in set(IncidentKind):
-        raise InvalidParameters(f"--kind is {name!r}; allowed: {', '.join(IncidentKind)}")
-    return IncidentKind(name)
 
 
 def _columns(listed: list[Incident]) -> list[str]:

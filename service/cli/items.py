@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from service.cli.asked import asks
 from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, Note, RunOrNone, RunOrTask, short
+from service.cli.options import AsJson, RunOrNone, short
 
 if TYPE_CHECKING:
     from service.operations.asking.results import Started
-    from service.operations.operations import Operations
+    from service.verbs.following import Operations
+    from service.verbs.run_changes import RedriveRun
 
-Items = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--item",
-        help="Only this item, written as `batch quarantine` shows it. May be given several times.",
-    ),
-]
+MOST_ITEMS = 1_000
 
 
 def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
@@ -32,13 +26,12 @@ def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
     traceback.
     """
     from service import console
-    from service.operations.runs import quarantine
+    from service.verbs.runs import ListQuarantine, ListQuarantineOfRun
 
-    items = ask(
-        lambda operations: quarantine.list_items(operations.context, run), needs_tasks=False
-    )
+    wanted = ListQuarantine(limit=MOST_ITEMS) if run is None else ListQuarantineOfRun(run=run)
+    items = ask(lambda operations: operations(wanted), needs_tasks=False).items
     if as_json:
-        console.show_json(list(items))
+        console.show_json(items)
         return
     rows = [
         {
@@ -66,16 +59,16 @@ def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
         console.show(rows, ["item", "error", "times", "at", "redriven_by"], as_json=False)
 
 
-def redrive(run: RunOrTask, item: Items = None, note: Note = None, as_json: AsJson = False) -> None:
+@asks("asked", "service.verbs.run_changes:RedriveRun", names={"run": "RUN", "items": "--item"})
+def redrive(asked: RedriveRun, as_json: AsJson = False) -> None:
     """Process once more, in a new run, the items that a run has set aside.
 
     The new run is queued for a running service. Items that fail again are set aside in the new run.
     """
     from service import console
-    from service.verbs.run_changes import RedriveRun
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
-        started = await operations(RedriveRun(run=run, items=item, note=note))
+        started = await operations(asked)
         return started, await hint_if_unserved(operations, started.task)
 
     started, hint = ask(work)

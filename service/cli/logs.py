@@ -32,10 +32,10 @@ def logs(
     stands for its newest run. With --follow, the exit code is 0 if the run succeeded, and 1 if it
     did not.
     """
-    from service.operations.runs import run_log
+    from service.verbs.following import log
 
     state = ask(
-        lambda operations: print_log(run_log.blocks(operations.context, run, follow), as_json),
+        lambda operations: print_log(log(operations, run, follow), as_json),
         needs_tasks=False,
     )
     raise SystemExit(1 if follow and state != "succeeded" else 0)

@@ -8,28 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service import clock
+from service.cli.asked import asks
 from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, Note, OptionalTaskName, TaskName, age, instant, utc
-from service.errors import InvalidParameters
+from service.cli.options import AsJson, Note, OptionalTaskName, TaskName, instant, utc
 
 if TYPE_CHECKING:
-    from service.operations.operations import Operations
-    from service.operations.starting.results import BackfillCounts, BackfillSlot
+    from service.operations.starting.results import BackfillCounts, BackfillRequest, BackfillSlot
+    from service.verbs.following import Operations
+    from service.verbs.tasks import PauseTask
 
 
-def pause(
-    name: TaskName,
-    for_: Annotated[
-        str | None, typer.Option("--for", metavar="AGE", help="For how long, such as 2h or 3d.")
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(help="Until when (ISO 8601), instead of --for.")
-    ] = None,
-    note: Note = None,
-    as_json: AsJson = False,
-) -> None:
+@asks("asked", "service.verbs.tasks:PauseTask", names={"name": "NAME", "until": "--until/--for"})
+def pause(asked: PauseTask, as_json: AsJson = False) -> None:
     """Stop firing a task, until `batch resume`, or for a while: then a running service resumes it.
 
     Active runs of the task stop at their next checkpoint, and continue after the pause. Slots
@@ -37,18 +28,9 @@ def pause(
     --for and --until change the end.
     """
     from service import console
-    from service.verbs.tasks import PauseTask
 
-    if for_ is not None and until is not None:
-        raise InvalidParameters("give --for or --until, not both")
-    end = (
-        clock.now() + age(for_, "--for")
-        if for_ is not None
-        else instant(until, "--until")
-        if until
-        else None
-    )
-    paused = ask(lambda operations: operations(PauseTask(name=name, note=note, until=end)))
+    name = asked.name
+    paused = ask(lambda operations: operations(asked))
     ends = f", until {utc(paused.until)}" if paused.until is not None else ""
     if as_json:
         console.show_json(paused)
@@ -81,9 +63,9 @@ def resume(
     if (name is None) != ahead:
         raise typer.BadParameter("give the name of a task, or --ahead")
     if name is None:
-        resumed = ask(lambda operations: operations(ResumeTasksAhead(note=note)))
+        resumed = ask(lambda operations: operations(ResumeTasksAhead(note=note))).tasks
         if as_json:
-            console.show_json(dict(resumed))
+            console.show_json(resumed)
             return
         for task, until in sorted(resumed.items()):
             console.say(f"{task} fires again; a clock was ahead, up to {utc(until)}")
@@ -148,7 +130,10 @@ def backfill(
             console.say(f"{utc(slot.slot)}  {slot.action:<5}  {run}")
 
     async def work(operations: Operations) -> tuple[BackfillCounts, str | None]:
-        counts = await backfill.run(operations.context, request, print_slot)
+        if operations.is_here:
+            counts = await backfill.run(operations.context, request, print_slot)
+        else:
+            counts = await _asked_for(operations, request)
         changes = not dry_run and counts.changed
         return counts, await hint_if_unserved(operations, name) if changes else None
 
@@ -178,6 +163,28 @@ def backfill(
             f"{after.again:,} {get} a new attempt, {after.left:,} {unchanged}"
         )
     warn(hint)
+
+
+async def _asked_for(operations: Operations, request: BackfillRequest) -> BackfillCounts:
+    """Let a service make the runs. It lists no slots."""
+    from service.verbs.bulks import BeginBackfill, PreviewBackfill
+    from service.verbs.following import carried_out
+
+    preview = await operations(
+        PreviewBackfill(
+            name=request.task,
+            since=request.since,
+            until=request.until,
+            redo=request.redo,
+            many=request.allow_many,
+            and_after=request.and_after,
+        )
+    )
+    assert preview.counts is not None
+    if not request.dry_run:
+        begun = await operations(BeginBackfill(name=request.task, preview=preview.id))
+        await carried_out(operations, begun, lambda _: None)
+    return preview.counts
 
 
 def prune(

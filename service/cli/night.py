@@ -3,53 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from service.cli import blocking
+from service.cli.asked import asks
 from service.cli.opening import FAILED, ask
-from service.cli.options import AsJson, instant, instant_or_age, short
+from service.cli.options import AsJson, short
 
 if TYPE_CHECKING:
     from service.operations.night.results import DidNotRun, Need, Night
     from service.operations.runs.waiting import LateRun
+    from service.verbs.night import ShowNight
 
 NEEDS_A_PERSON = ("alarm", "bad")
 SHOWN = 20
 """Rows of each list that are shown."""
 
 
-def night(
-    since: Annotated[
-        str | None,
-        typer.Option(
-            help="The begin: an instant (ISO 8601) or an age such as 12h or 7d. Default: 18:00 of "
-            "the day before."
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(help="The end, if the window is over (ISO 8601).")
-    ] = None,
-    zone: Annotated[
-        str,
-        typer.Option(help="The time zone of the default and of the text, such as Europe/Berlin."),
-    ] = "UTC",
-    as_json: AsJson = False,
-) -> None:
+@asks("asked", "service.verbs.night:ShowNight")
+def night(asked: ShowNight, as_json: AsJson = False) -> None:
     """Say what happened last night, and what needs a person.
 
     Each slot that was due is counted, by what became of it. The exit code is 1 if something needs a
     person, otherwise it is 0.
     """
     from service import console
-    from service.operations.night import night
 
-    begin = instant_or_age(since, "--since") if since is not None else None
-    end = instant(until, "--until") if until is not None else None
-    answer = ask(
-        lambda operations: night.night(operations.context, begin, end, zone), needs_tasks=False
-    )
+    answer = ask(lambda operations: operations(asked), needs_tasks=False)
     if as_json:
         console.show_json(answer)
     else:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from service import console
 from service.cli.options import actor, wait_for
@@ -15,11 +15,14 @@ from service.escaping import echoed
 
 if TYPE_CHECKING:
     from service.operations.asking.context import Loaded
-    from service.operations.operations import Operations
+    from service.operations.backups.backups import Backups
+    from service.verbs.following import Operations
 
 T = TypeVar("T")
 
 LONGEST_TOKEN = 200
+PAGE = 200
+"""How many items a page has at most."""
 
 FAILED, MISTAKE, OUT_OF_ORDER, INTERRUPTED = 1, 2, 3, 130
 
@@ -78,6 +81,31 @@ def refuse_service(what: str) -> None:
         raise InvalidParameters(f"{what} works on this machine: call it there, without --url")
 
 
+def backups_of(operations: Operations) -> Backups:
+    """The backups of this machine. Raises InvalidParameters where a service is asked."""
+    from service.operations.backups.backups import Backups
+
+    return Backups(operations.context)
+
+
+async def pages(operations: Operations, asked: Any, limit: int) -> list[Any]:
+    """The pages of a list until they have `limit` items, or the list ends. `asked`: a verb with the
+    fields `limit` and `after`; the first field of its answer are the items.
+    """
+    found: list[Any] = []
+    left = limit
+    after: str | None = None
+    while left > 0:
+        more = {"limit": min(left, PAGE), "after": after}
+        page = await operations(asked.model_copy(update=more))
+        found.append(page)
+        left -= len(getattr(page, next(iter(type(page).model_fields))))
+        after = page.after
+        if after is None:
+            break
+    return found
+
+
 def _read_token(file: Path) -> str:
     try:
         with file.open(encoding="utf-8") as opened:
@@ -111,7 +139,7 @@ async def _call(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -
         if token is not None:
             _warn_of_clear_text(url)
         async with remote_operations(url, token) as remote:
-            return await work(cast("Operations", remote))
+            return await work(remote)
     load = functools.cache(_load if needs_tasks else _load_if_any)
     async with open_operations(settings, load, actor(), _tell_locked) as operations:
         return await work(operations)

@@ -61,6 +61,14 @@ RunOrNone = Annotated[
     ),
 ]
 Note = Annotated[str | None, typer.Option(help="Why; it is kept in the audit.")]
+Limit = Annotated[
+    int,
+    typer.Option(
+        parser=lambda value: whole(1, 100_000)(value),
+        metavar="NUMBER",
+        help="The largest number to show.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.backup import LOGGED
-from service.cli.opening import ask
+from service.cli.opening import ask, backups_of
 from service.cli.options import AsJson, utc
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def restore(
     from service.operations.backups.restore import RestoreRequest
 
     request = RestoreRequest(file, dry_run, force, not no_safety, changed, into)
-    plan = ask(lambda operations: operations.backups.plan_restore(request), log_level=LOGGED)
+    plan = ask(lambda service: backups_of(service).plan_restore(request), log_level=LOGGED)
     # After the answer, `latest` may be another backup.
     request = replace(request, backup=plan.backup)
     if not as_json:
@@ -128,7 +128,7 @@ def _restore(request: RestoreRequest) -> RestoreResult:
 
     with metered("restore") as on_progress:
         return ask(
-            lambda operations: operations.backups.restore(request, on_progress), log_level=LOGGED
+            lambda service: backups_of(service).restore(request, on_progress), log_level=LOGGED
         )
 
 

@@ -20,8 +20,8 @@ from service.errors import InvalidParameters
 if TYPE_CHECKING:
     from service.cli.bar import Bar, Lines
     from service.operations.asking.results import RunNow, Started
-    from service.operations.operations import Operations
     from service.server.service import BatchService
+    from service.verbs.following import Operations
 
 BAR_AFTER_SECONDS = 1.0
 """The bar is shown if the run takes longer than this."""

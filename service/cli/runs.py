@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli import blocking, filters, progress
+from service.cli import blocking, progress
+from service.cli.asked import asks
+from service.cli.filters import FILTER, refuse_slow
 from service.cli.hints import hint_without_service, warn
-from service.cli.opening import FAILED, ask
-from service.cli.options import AsJson, short, whole
+from service.cli.opening import FAILED, ask, pages
+from service.cli.options import AsJson, Limit, short
 
 if TYPE_CHECKING:
-    from service.operations.asking.filter import RunFilter
     from service.operations.asking.results import RunSummary
-    from service.operations.operations import Operations
+    from service.operations.runs.results import RunPage
     from service.operations.runs.waiting import Awaited
+    from service.verbs.following import Operations
+    from service.verbs.runs import ListRuns
 
 COLUMNS = [
     "id",
@@ -48,26 +51,14 @@ Awaits = dict[str, "list[Awaited]"]
 """What runs in the state `waiting` wait for, by their ids."""
 
 
+@asks("asked", "service.verbs.runs:ListRuns", names=FILTER, without=("parent", "limit", "after"))
 def runs(
-    task: filters.OfTask = None,
-    tag: filters.Tag = None,
-    pool: filters.OfPool = None,
-    state: filters.States = None,
-    origin: filters.Origins = None,
+    asked: ListRuns,
     parent: Annotated[
         str | None,
         typer.Option("--parent", metavar="RUN", help="Only the parts of this run, by its id."),
     ] = None,
-    since: filters.Since = None,
-    ended_since: filters.EndedSince = None,
-    param: filters.Parameters = None,
-    text: filters.Text = None,
-    limit: Annotated[
-        int,
-        typer.Option(
-            parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of runs to show."
-        ),
-    ] = 50,
+    limit: Limit = 50,
     exit_code: Annotated[
         bool,
         typer.Option("--exit-code", help="Exit with code 1 if any run is listed, for monitoring."),
@@ -85,38 +76,31 @@ def runs(
     from service import console
     from service.verbs.runs import RunAsItIs
 
-    wanted = filters.filter_of(
-        task=task,
-        tag=tag,
-        pool=pool,
-        state=state,
-        origin=origin,
-        since=since,
-        ended_since=ended_since,
-        param=param,
-        text=text,
-    )
+    refuse_slow(asked)
 
-    async def work(operations: Operations) -> tuple[list[RunSummary], Awaits, str | None]:
-        of = wanted
+    async def work(operations: Operations) -> tuple[list[RunPage], str | None]:
+        wanted = asked
         if parent is not None:
-            of = wanted.model_copy(update={"parent": (await operations(RunAsItIs(run=parent))).id})
-        listed, awaits = await _listed(operations, of, limit)
-        return listed, awaits, None if as_json else await hint_without_service(operations)
+            whole_id = (await operations(RunAsItIs(run=parent))).id
+            wanted = asked.model_copy(update={"parent": whole_id})
+        found = await pages(operations, wanted, limit)
+        return found, None if as_json else await hint_without_service(operations)
 
-    listed, awaits, hint = ask(work)
+    listed, hint = ask(work)
+    found = [run for page in listed for run in page.runs]
+    awaits = {run: each for page in listed for run, each in page.awaits.items()}
     if as_json:
         console.show_json(
-            [{**run.model_dump(mode="json"), **_awaits_of(run, awaits)} for run in listed]
+            [{**run.model_dump(mode="json"), **_awaits_of(run, awaits)} for run in found]
         )
-    elif listed:
-        rows = [_row(run, awaits.get(run.id, ())) for run in listed]
+    elif found:
+        rows = [_row(run, awaits.get(run.id, ())) for run in found]
         waits = ["waits for"] if awaits else []
         console.show_fitted(rows, [*COLUMNS, *waits, "reason"], FIRST_LEFT_OUT)
     else:
         console.warn("batch: no runs match")
     warn(hint)
-    raise SystemExit(FAILED if exit_code and listed else 0)
+    raise SystemExit(FAILED if exit_code and found else 0)
 
 
 def _awaits_of(run: RunSummary, awaits: Awaits) -> dict[str, Any]:
@@ -138,22 +122,3 @@ def _row(run: RunSummary, awaits: Sequence[Awaited]) -> dict[str, Any]:
         **row,
         "waits for": "; ".join(blocking.in_brief(each) for each in awaits[:MOST_NAMED]) or None,
     }
-
-
-async def _listed(
-    operations: Operations, wanted: RunFilter, limit: int
-) -> tuple[list[RunSummary], Awaits]:
-    """At most `limit` runs, page by page, and what those that wait are waiting for."""
-    from service.operations.runs import read
-
-    runs: list[RunSummary] = []
-    awaits: Awaits = {}
-    after: str | None = None
-    while len(runs) < limit:
-        page = await read.list_runs(operations.context, wanted, limit - len(runs), after)
-        runs += page.runs
-        awaits |= page.awaits
-        after = page.after
-        if after is None:
-            break
-    return runs, awaits

@@ -13,8 +13,8 @@ from service.errors import InvalidParameters
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.operations.operations import Operations
-    from service.operations.system.results import Migration
+    from service.operations.system.results import Migration, UsedSettings
+    from service.verbs.following import Operations
 
 
 def config(as_json: AsJson = False) -> None:
@@ -25,7 +25,7 @@ def config(as_json: AsJson = False) -> None:
     """
     from service import console
 
-    used = ask(lambda operations: operations.settings(), needs_tasks=False)
+    used = ask(_used, needs_tasks=False)
     if as_json:
         console.show_json(used)
         return
@@ -34,6 +34,16 @@ def config(as_json: AsJson = False) -> None:
     if used.others:
         console.say()
         console.say(f"also in .env, and no settings of the service: {', '.join(used.others)}")
+
+
+async def _used(operations: Operations) -> UsedSettings:
+    from service.operations.system.settings import used
+
+    if not operations.is_here:
+        raise InvalidParameters(
+            "this shows the settings of a machine: call it there, without --url"
+        )
+    return used(operations.context.settings)
 
 
 def migrate(

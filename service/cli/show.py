@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         PartsOfRun,
         RunDetails,
     )
-    from service.operations.operations import Operations
     from service.operations.tasks.results import TaskAfter, TaskDetails
+    from service.verbs.following import Operations
 
 Waits = dict[str, Any]
 """What a run waits for, if it does (`waiting`: a Waiting), and the chain that it is in (`chain`: a
@@ -46,16 +46,15 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
     """
     from service import console
     from service.operations.asking.results import RunDetails
-    from service.operations.runs import read
-    from service.verbs.runs import ShowRun
+    from service.verbs.runs import FindRunOrTask, ShowRun
     from service.verbs.tasks import ShowTask
 
     async def work(operations: Operations) -> tuple[str, RunDetails | TaskDetails, Waits | None]:
-        kind, name = await read.run_or_task(operations.context, run)
-        if kind == "task":
-            return kind, await operations(ShowTask(name=name)), None
-        details = await operations(ShowRun(run=name))
-        return kind, details, await _waits(operations, details)
+        found = await operations(FindRunOrTask(given=run))
+        if found.kind == "task":
+            return found.kind, await operations(ShowTask(name=found.name)), None
+        details = await operations(ShowRun(run=found.name))
+        return found.kind, details, await _waits(operations, details)
 
     kind, details, waits = ask(work, needs_tasks=False)
     if as_json:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from service.operations.asking.results import Node, RunSummary
     from service.operations.night.results import Status
-    from service.operations.operations import Operations
     from service.operations.system.results import PoolState
+    from service.verbs.following import Operations
 
 MOST_FAILED = 10
 
@@ -106,9 +106,9 @@ def pools(as_json: AsJson = False) -> None:
     from service import console
     from service.verbs.system import ListPools
 
-    found = ask(lambda operations: operations(ListPools()), needs_tasks=False)
+    found = ask(lambda operations: operations(ListPools()), needs_tasks=False).pools
     if as_json:
-        console.show_json(list(found))
+        console.show_json(found)
         return
     rows = [
         {
@@ -136,17 +136,15 @@ def nodes(as_json: AsJson = False) -> None:
     says it, is said on stderr before the table.
     """
     from service import console
-    from service.operations.system import nodes
     from service.verbs.system import ListNodes
 
-    async def work(operations: Operations) -> tuple[Sequence[Node], Sequence[Node]]:
-        return (await operations(ListNodes())).nodes, await nodes.living(
-            operations.context, with_workers=True
-        )
+    async def work(operations: Operations) -> tuple[list[Node], list[Node]]:
+        known = await operations(ListNodes())
+        return known.nodes, (await operations(ListNodes(living=True))).nodes
 
     known, living = ask(work, needs_tasks=False)
     if as_json:
-        console.show_json(list(known))
+        console.show_json(known)
         return
     if not known:
         console.warn("batch: no service has ever run")

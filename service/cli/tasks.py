@@ -14,8 +14,8 @@ from service.cli.opening import ask
 from service.cli.options import AsJson, instant, whole
 
 if TYPE_CHECKING:
-    from service.operations.operations import Operations
     from service.operations.tasks.results import TaskSummary
+    from service.verbs.following import Operations
 
 
 def tasks(as_json: AsJson = False) -> None:
@@ -25,12 +25,15 @@ def tasks(as_json: AsJson = False) -> None:
     task is known, the list has the task too, with the error.
     """
     from service import console
+    from service.operations.tasks import listing
     from service.verbs.tasks import ListTasks
 
     async def work(operations: Operations) -> tuple[Sequence[TaskSummary], str | None]:
-        return (
-            await operations(ListTasks())
-        ).tasks, None if as_json else await hint_without_service(operations)
+        if operations.is_here:
+            found = await listing.list_tasks(operations.context)
+        else:
+            found = (await operations(ListTasks())).tasks
+        return found, None if as_json else await hint_without_service(operations)
 
     tasks, hint = ask(work)
     broken = [task for task in tasks if task.error]

@@ -4,46 +4,30 @@ API.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from service.cli.asked import asks
 from service.cli.opening import ask
-from service.cli.options import AsJson, age, utc
+from service.cli.options import AsJson, utc
 
-Name = Annotated[str, typer.Argument(help="The name of the token: who uses it, and for what.")]
+if TYPE_CHECKING:
+    from service.verbs.access import CreateToken, RevokeToken
 
 
-def create(
-    name: Name,
-    role: Annotated[
-        str,
-        typer.Option(
-            help="viewer (reads), operator (also changes runs and tasks), or admin (also manages "
-            "tokens and backups)."
-        ),
-    ],
-    expires: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AGE",
-            help="How long the token is valid, such as 12h or 90d; default: for ever.",
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+@asks(
+    "asked",
+    "service.verbs.access:CreateToken",
+    names={"name": "NAME", "expires": "--expires"},
+    without=("expires_in_days",),
+)
+def create(asked: CreateToken, as_json: AsJson = False) -> None:
     """Make a token, and print its secret.
 
     The secret is the only line on stdout. It is shown this once, and can't be read again.
     """
     from service import console
-    from service.operations.people import access
 
-    valid_for = age(expires, "--expires") if expires is not None else None
-    token = ask(
-        lambda operations: access.create_token(operations.context, name, role, valid_for),
-        needs_tasks=False,
-    )
+    token = ask(lambda operations: operations(asked), needs_tasks=False)
     if as_json:
         console.show_json(token)
         return
@@ -59,9 +43,9 @@ def list_(as_json: AsJson = False) -> None:
     from service import console
     from service.verbs.access import ListTokens
 
-    tokens = ask(lambda operations: operations(ListTokens()), needs_tasks=False)
+    tokens = ask(lambda operations: operations(ListTokens()), needs_tasks=False).tokens
     if as_json:
-        console.show_json(list(tokens))
+        console.show_json(tokens)
     elif tokens:
         rows = [token.model_dump() for token in tokens]
         columns = [
@@ -80,17 +64,14 @@ def list_(as_json: AsJson = False) -> None:
         console.warn("batch: there is no token")
 
 
-def revoke(
-    name: Annotated[str, typer.Argument(help="The name or the id of the token.")],
-    as_json: AsJson = False,
-) -> None:
+@asks("asked", "service.verbs.access:RevokeToken", names={"name": "NAME"})
+def revoke(asked: RevokeToken, as_json: AsJson = False) -> None:
     """Revoke a token, and end the sessions that were begun with it. Services refuse it within two
     seconds.
     """
     from service import console
-    from service.verbs.access import RevokeToken
 
-    token = ask(lambda operations: operations(RevokeToken(name=name)), needs_tasks=False)
+    token = ask(lambda operations: operations(asked), needs_tasks=False)
     if as_json:
         console.show_json(token)
     else:

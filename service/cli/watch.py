@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from service.cli.bar import Bar, Lines
     from service.operations.asking.results import RunNow
-    from service.operations.operations import Operations
+    from service.verbs.following import Operations
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ def watch(run: RunOrTask, as_json: AsJson = False) -> None:
     """
     from service import console
     from service.cli import bar
+    from service.verbs import following
 
     def print_line(row: Row, text: str) -> None:
         if as_json:
@@ -42,7 +43,9 @@ def watch(run: RunOrTask, as_json: AsJson = False) -> None:
             console.say(f"{utc(row['now'])} {text}", flush=True)
 
     with bar.Lines(print_line) if as_json else bar.display(sys.stdout, print_line) as display:
-        row = _wait_for(lambda operations: _show(operations.runs.follow(run), display), display)
+        row = _wait_for(
+            lambda operations: _show(following.follow(operations, run), display), display
+        )
     if as_json:
         console.show_json(row)
     else:
@@ -62,7 +65,7 @@ def with_log(run: str, as_json: bool) -> NoReturn:
 
     from service import console
     from service.cli import bar
-    from service.operations.runs import run_log
+    from service.verbs import following
     from service.verbs.runs import RunAsItIs
 
     def print_line(row: Row, text: str) -> None:
@@ -72,10 +75,10 @@ def with_log(run: str, as_json: bool) -> NoReturn:
         console.write(text, to_stderr=as_json, flush=True)
 
     async def follow(operations: Operations) -> RunNow:
-        showing = asyncio.create_task(_show(operations.runs.follow(run), display))
+        showing = asyncio.create_task(_show(following.follow(operations, run), display))
         try:
             write = print_log_line if as_json else display.write
-            await logs.print_log(run_log.blocks(operations.context, run, follow=True), write=write)
+            await logs.print_log(following.log(operations, run, follow=True), write=write)
             return await operations(RunAsItIs(run=run))
         finally:
             await _end(showing)

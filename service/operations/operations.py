@@ -69,6 +69,9 @@ class Operations:
         refuse_lower_role(self.context.actor, verb.role_needed)
         return await verb.perform(self.context)
 
+    is_here = True
+    """The ledger is used directly."""
+
     @property
     def actor(self) -> Actor:
         """Who asks for these operations."""

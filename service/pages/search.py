@@ -14,7 +14,7 @@ from starlette.requests import Request
 from service.errors import InvalidParameters, UnknownRun, UnknownTask
 from service.operations.asking.filter import RunFilter
 from service.operations.asking.results import RunNow, RunSummary
-from service.operations.runs import read
+from service.operations.runs import listing, read
 from service.operations.tasks.results import TaskSummary
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
@@ -70,10 +70,12 @@ async def _run(viewer: Viewer, wanted: str) -> tuple[RunNow | None, str]:
     if DIGITS.fullmatch(wanted.lower().replace("-", "")) is None:
         return None, ""
     try:
-        kind, name = await read.run_or_task(viewer.operations.context, wanted)
+        found = await read.run_or_task(viewer.operations.context, wanted)
     except (UnknownRun, UnknownTask) as error:
         return None, error.message if error.message.startswith("several runs") else ""
-    return (await read.get(viewer.operations.context, name), "") if kind == "run" else (None, "")
+    if found.kind != "run":
+        return None, ""
+    return await read.get(viewer.operations.context, found.name), ""
 
 
 async def _failed(viewer: Viewer, wanted: str) -> list[RunSummary]:
@@ -85,6 +87,6 @@ async def _failed(viewer: Viewer, wanted: str) -> list[RunSummary]:
     )
     try:
         like_this = RunFilter.of(**condition, created_since=viewer.now - LATELY)
-        return (await read.list_runs(viewer.operations.context, like_this, MOST_RUNS)).runs
+        return (await listing.list_runs(viewer.operations.context, like_this, MOST_RUNS)).runs
     except InvalidParameters:
         return []

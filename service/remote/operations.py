@@ -25,6 +25,8 @@ ONLY_THERE = "this needs the machine of the service: call it there, without --ur
 class RemoteOperations:
     """The operations of a service at a URL: asks it for each verb, with what the verb has set."""
 
+    is_here = False
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 

@@ -562,7 +562,7 @@ class BulkWorker(Background):
         context = self._operations.context
         try:
             for id in await bulk.under_way(context):
-                await bulk.carry_out(context, context.node, id)
+                await bulk.carry_out(context, id)
             return bool(await bulk.under_way(context))
         except BatchError as error:
             logger.warning(f"a bulk stopped, and goes on in {BULK_SECONDS:g} s: {error.message}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from service import clock
 from service.operations.asking.actor import Role
 from service.operations.people.results import (
     MOST_CHANGES,
@@ -15,7 +16,7 @@ from service.operations.people.results import (
     Token,
     TokenList,
 )
-from service.verbs.fields import Cursor, Since, TaskName
+from service.verbs.fields import Ahead, Cursor, Since, TaskName
 from service.verbs.verb import Verb, delete, get, post
 
 if TYPE_CHECKING:
@@ -77,14 +78,16 @@ class CreateToken(
         "manages tokens and backups)."
     )
     expires_in_days: int | None = Field(
-        None, ge=1, le=LONGEST_DAYS, description="For how many days it is valid. Default: for ever."
+        None, ge=1, le=LONGEST_DAYS, description="In how many days it expires. Default: never."
     )
+    expires: Ahead | None = Field(None, description="When it expires. Default: never.")
 
     async def perform(self, context: Context) -> NewToken:
         from service.operations.people import access
 
-        days = self.expires_in_days
-        valid_for = timedelta(days=days) if days is not None else None
+        valid_for = self.expires - clock.now() if self.expires is not None else None
+        if self.expires_in_days is not None:
+            valid_for = timedelta(days=self.expires_in_days)
         return await access.create_token(context, self.name, self.role, valid_for)
 
 

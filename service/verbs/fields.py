@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Annotated
 
 from pydantic import StringConstraints
 
 from service.operations.asking.cursors import CURSOR
 from service.operations.asking.filter import ID, POOL_NAME, TASK_NAME, TEXT
+from service.operations.asking.filter import About as About
+from service.operations.asking.filter import Ahead as Ahead
 from service.operations.asking.filter import Instant as Instant
+from service.operations.asking.filter import Since as Since
 from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
-
-
-class About(str):
-    """What a field of this type means, where the field itself does not say it."""
-
-
-class Direction(Enum):
-    """Where a length of time leads that a command gets in place of an instant."""
-
-    BACK = "back"
-    FORWARD = "forward"
-
 
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME), About("The name of the task.")]
 RunName = Annotated[
@@ -65,8 +55,3 @@ Reason = Annotated[
 ]
 """A note of at least three characters, without those blanks that stand at its ends."""
 PoolName = Annotated[str, StringConstraints(pattern=POOL_NAME), About("The name of the pool.")]
-Since = Annotated[Instant, Direction.BACK]
-"""An instant that a command also takes as an age, which goes back: 2h is two hours ago."""
-Ahead = Annotated[Instant, Direction.FORWARD]
-"""An instant that a command also takes as a length of time, which goes forward: 2h is in two hours.
-"""

@@ -110,7 +110,7 @@ class SendTestMessage(
     """Write a test message to the channels of the settings, which the service sends."""
 
     channels: list[Channel] = Field(
-        [], max_length=20, description="The names of the channels. Default: all."
+        [], max_length=20, description="Only channels of these names. Default: all."
     )
 
     async def perform(self, context: Context) -> SentTest:

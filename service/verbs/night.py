@@ -51,11 +51,16 @@ class ShowNight(
 
     since: Since | None = Field(
         None,
-        description="Before the end of the window, 31 days at most. "
-        "Default: 18:00 of the day before, in the zone.",
+        description="The beginning of the window. Default: 18:00 of the day before, in the zone.",
     )
-    until: Since | None = Field(None, description="Default, and in place of a later instant: now.")
-    zone: str = Field("UTC", max_length=100, description="The IANA name of a time zone.")
+    until: Since | None = Field(
+        None, description="The end of the window. Default, and in place of a later instant: now."
+    )
+    zone: str = Field(
+        "UTC",
+        max_length=100,
+        description="The time zone of the default and of the text, such as Europe/Berlin.",
+    )
 
     async def perform(self, context: Context) -> Night:
         from service.operations.night import night

@@ -113,7 +113,7 @@ class RedriveRun(
         None,
         min_length=1,
         max_length=500,
-        description="Keys of items, as the quarantine lists them. Default: all.",
+        description="Only items with these keys, as the quarantine lists them. Default: all.",
     )
     note: Note | None = None
 

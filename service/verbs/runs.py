@@ -19,6 +19,7 @@ from service.operations.runs.results import (
     Attempts,
     LogPage,
     QuarantineList,
+    RunOrTask,
     RunPage,
 )
 from service.operations.runs.waiting import Chain, Waiting
@@ -43,9 +44,9 @@ class ListRuns(RunFilter, Verb, role="viewer", http=get("/runs"), command="runs"
     after: Cursor | None = None
 
     async def perform(self, context: Context) -> RunPage:
-        from service.operations.runs import read
+        from service.operations.runs import listing
 
-        return await read.list_runs(context, self, self.limit, self.after)
+        return await listing.list_runs(context, self, self.limit, self.after)
 
 
 class ListRunsOfTask(Verb, role="viewer", http=get("/tasks/{name}/runs")):
@@ -67,7 +68,7 @@ class ListRunsOfTask(Verb, role="viewer", http=get("/tasks/{name}/runs")):
     after: Cursor | None = None
 
     async def perform(self, context: Context) -> RunPage:
-        from service.operations.runs import read
+        from service.operations.runs import listing
 
         wanted = RunFilter(
             task=self.name,
@@ -77,7 +78,7 @@ class ListRunsOfTask(Verb, role="viewer", http=get("/tasks/{name}/runs")):
             slot_until=self.slot_until,
         )
         by_slot = self.order == "slot"
-        return await read.list_runs(context, wanted, self.limit, self.after, by_slot=by_slot)
+        return await listing.list_runs(context, wanted, self.limit, self.after, by_slot=by_slot)
 
 
 class ShowRun(Verb, role="viewer", http=get("/runs/{run}")):
@@ -100,6 +101,19 @@ class RunAsItIs(Verb, role="viewer", http=get("/runs/{run}/now")):
         from service.operations.runs import read
 
         return await read.current(context, await read.run_of(context, self.run))
+
+
+class FindRunOrTask(Verb, role="viewer", http=get("/find/{given}", tag="runs")):
+    """Find the run or the task that a text means: the name of a task, or at least six digits of the
+    beginning or the end of the id of a run.
+    """
+
+    given: RunName
+
+    async def perform(self, context: Context) -> RunOrTask:
+        from service.operations.runs import read
+
+        return await read.run_or_task(context, self.given)
 
 
 class ListAttempts(Verb, role="viewer", http=get("/runs/{run}/attempts")):

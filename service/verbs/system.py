@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from service.operations.system.results import NodeList, PoolList
 from service.verbs.verb import Verb, get
 
@@ -14,9 +16,13 @@ if TYPE_CHECKING:
 class ListNodes(Verb, role="viewer", http=get("/nodes", tag="service"), command="nodes"):
     """List the processes of the service, also those that have stopped lately, the newest first."""
 
+    living: bool = Field(False, description="Only those that live, the oldest first.")
+
     async def perform(self, context: Context) -> NodeList:
         from service.operations.system import nodes
 
+        if self.living:
+            return NodeList(nodes=list(await nodes.living(context, with_workers=True)))
         return NodeList(nodes=list(await nodes.list_nodes(context)))
 
 

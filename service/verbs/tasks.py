@@ -9,6 +9,7 @@ from pydantic import Field
 from service.operations.incidents.results import Muted, Unmuted
 from service.operations.tasks.results import (
     Paused,
+    PauseOfTask,
     Resumed,
     ResumedAhead,
     Slots,
@@ -73,15 +74,24 @@ class PauseTask(
     """
 
     name: TaskName
-    until: Ahead | None = Field(
-        None, description="When the pause ends by itself: after now. Default: never."
-    )
+    until: Ahead | None = Field(None, description="When the pause ends by itself. Default: never.")
     note: Note | None = None
 
     async def perform(self, context: Context) -> Paused:
         from service.operations.tasks import pausing
 
         return await pausing.pause(context, self.name, self.note, self.until)
+
+
+class ShowPause(Verb, role="viewer", http=get("/tasks/{name}/pause")):
+    """Show the pause of a task, if it is paused."""
+
+    name: TaskName
+
+    async def perform(self, context: Context) -> PauseOfTask:
+        from service.operations.tasks import pausing
+
+        return PauseOfTask(pause=await pausing.pause_of(context, self.name))
 
 
 class ResumeTask(
@@ -127,7 +137,7 @@ class MuteTask(
     """
 
     name: TaskName
-    until: Ahead = Field(description="After now, and within the next 31 days.")
+    until: Ahead = Field(description="Until when nothing is sent, within the next 31 days.")
     note: Note | None = None
 
     async def perform(self, context: Context) -> Muted:

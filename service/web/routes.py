@@ -194,6 +194,7 @@ def _endpoint(verb: type[Verb], http: Http) -> Callable[..., Coroutine[Any, Any,
         request: Request, response: Response, operations: Operations, **given: Any
     ) -> Any:
         sent_body = given.pop("body", None)
+        known = given.pop("known", None)
         if sent_body is not None:
             given |= {name: getattr(sent_body, name) for name in sent_body.model_fields_set}
         found = await operations(cast(Performs[Any], verb(**given)))
@@ -205,7 +206,7 @@ def _endpoint(verb: type[Verb], http: Http) -> Callable[..., Coroutine[Any, Any,
             )
         if http.passing is not None:
             tag = await offload(_tag_of, found, http.passing)
-            if request.headers.get("if-none-match") == tag:
+            if known == tag:
                 return Response(status_code=304, headers={"etag": tag})
             response.headers["etag"] = tag
         return found
@@ -215,10 +216,7 @@ def _endpoint(verb: type[Verb], http: Http) -> Callable[..., Coroutine[Any, Any,
         _parameter("response", Response),
         _parameter("operations", Annotated[Operations, Depends(caller(verb.doors.role))]),
         *(_of_field(verb, name, None, Path) for name in http.in_path),
-        *(
-            _of_field(verb, name, partial(Header, alias=alias))
-            for name, alias in http.headers.items()
-        ),
+        *(_of_field(verb, *each, Header) for each in http.headers.items()),
     ]
     if http.passing is not None:
         known = Annotated[str | None, Header(alias="If-None-Match", max_length=100)]
@@ -228,9 +226,7 @@ def _endpoint(verb: type[Verb], http: Http) -> Callable[..., Coroutine[Any, Any,
         empty = Parameter.empty if needed else None
         parameters.append(_parameter("body", body if needed else body | None, empty))
     elif http.method != "POST":
-        parameters += [
-            _of_field(verb, name, partial(Query, alias=http.query.get(name))) for name in sent
-        ]
+        parameters += [_of_field(verb, name, http.query.get(name), Query) for name in sent]
     vars(answer)["__signature__"] = Signature(parameters)
     return answer
 

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from service import clock
 from service.batch.ledger import tables
 from service.operations.asking.filter import RunFilter
-from service.operations.runs import read
+from service.operations.runs import listing, read
 from service.verbs.runs import ShowRun
 from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run
@@ -138,14 +138,14 @@ async def test_all_parts_of_a_run_with_many_are_one_click_away(people: People) -
     assert f'href="/runs?parent={run}">All 25 parts' in card
     listed = await people.operator.page(f"/runs?parent={run}")
     assert listed.count('<tr id="r-') == 25
-    parts = await read.list_runs(people.served.service.operations.context, RunFilter(parent=run))
+    parts = await listing.list_runs(people.served.service.operations.context, RunFilter(parent=run))
     part = await people.operator.page(f"/runs/{parts.runs[0].id}")
     assert f'of <a class="mono" href="/runs/{run}"' in part
 
 
 async def test_lists_have_no_parts_unless_they_are_asked_for(people: People) -> None:
     run = await split_run(people, ["succeeded", "failed"])
-    found = await read.list_runs(people.served.service.operations.context)
+    found = await listing.list_runs(people.served.service.operations.context)
     assert {each.origin for each in found.runs} == {"manual"}
     part = await people.operator.page("/runs?origin=part")
     assert part.count(f'/runs/{run}"') == 0

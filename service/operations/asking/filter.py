@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -19,8 +20,8 @@ from pydantic import (
 
 from service.batch.ledger.states import Origin, RunState
 from service.errors import InvalidParameters
-from service.escaping import echoed
 from service.operations.asking.cursors import EPOCH
+from service.operations.asking.sentences import in_words
 
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]{0,99}=[^\x00]{0,500}$"
 TASK_NAME = r"^[a-z0-9_.-]{1,100}$"
@@ -50,7 +51,22 @@ def _in_utc(value: datetime) -> datetime:
         return EARLIEST if value < EPOCH else LATEST
 
 
+class About(str):
+    """What a field of a type means, where the field itself does not say it."""
+
+
+class Direction(Enum):
+    """Where a length of time leads that a person gives in place of an instant."""
+
+    BACK = "back"
+    FORWARD = "forward"
+
+
 Instant = Annotated[AwareDatetime, BeforeValidator(_only_rfc_3339), AfterValidator(_in_utc)]
+Since = Annotated[Instant, Direction.BACK]
+"""An instant in place of which a command also takes an age: 2h is two hours ago."""
+Ahead = Annotated[Instant, Direction.FORWARD]
+"""An instant in place of which a command also takes a length of time: 2h is in two hours."""
 
 
 class RunFilter(BaseModel):
@@ -81,20 +97,18 @@ class RunFilter(BaseModel):
     node: RunId | None = Field(
         None, description="Only runs that this node executes, or executed last."
     )
-    created_since: Instant | None = Field(
+    created_since: Since | None = Field(
         None, description="Only runs that were made at this instant or later."
     )
-    created_until: Instant | None = Field(
+    created_until: Since | None = Field(
         None, description="Only runs that were made before this instant."
     )
-    slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
-    slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
-    ended_since: Instant | None = Field(
+    slot_since: Since | None = Field(None, description="Only runs of this slot or later ones.")
+    slot_until: Since | None = Field(None, description="Only runs of slots before this instant.")
+    ended_since: Since | None = Field(
         None, description="Only runs that ended at this instant or later."
     )
-    ended_until: Instant | None = Field(
-        None, description="Only runs that ended before this instant."
-    )
+    ended_until: Since | None = Field(None, description="Only runs that ended before this instant.")
     param: list[Annotated[str, StringConstraints(pattern=PARAMETER)]] = Field(
         [], max_length=10, description="Only runs whose parameter has this value: NAME=VALUE."
     )
@@ -114,8 +128,7 @@ class RunFilter(BaseModel):
         try:
             return cls(**conditions)
         except ValidationError as error:
-            sentences = (_sentence(problem) for problem in error.errors())
-            raise InvalidParameters("; ".join(sentences)) from None
+            raise InvalidParameters(in_words(error)) from None
 
     @property
     def params(self) -> dict[str, str]:
@@ -126,11 +139,3 @@ class RunFilter(BaseModel):
     def is_empty(self) -> bool:
         """Whether all runs are meant."""
         return all(getattr(self, name) in (None, []) for name in RunFilter.model_fields)
-
-
-def _sentence(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"][:1])
-    message = problem["msg"].removeprefix("Value error, ")
-    if name == "state":
-        return f"there is no state {echoed(problem['input'])}; allowed: {', '.join(RunState)}"
-    return f"{name} is {echoed(problem['input'])}: {message}" if name else message

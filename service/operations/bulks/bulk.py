@@ -29,7 +29,8 @@ from service.operations.bulks.results import Bulk, BulkAction, Preview, Previewe
 from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import hidden_tasks, refuse_secret_filter
-from service.operations.runs.read import query_of, refuse_unknown_task, tasks_of
+from service.operations.runs.listing import query_of, tasks_of
+from service.operations.runs.read import refuse_unknown_task
 from service.operations.starting import backfill
 from service.operations.starting.results import BackfillRequest, BackfillSlot
 
@@ -39,6 +40,8 @@ STEP = 1_000
 """How many runs are changed in one transaction."""
 VALIDITY = timedelta(hours=1)
 DUTY_SECONDS = 30.0
+COMMAND = new_id()
+"""Who carries out bulks in a process that is no service."""
 
 STATES: Mapping[str, frozenset[str]] = {
     "retry": frozenset({RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}),
@@ -199,10 +202,11 @@ async def under_way(context: Context) -> list[str]:
         return await previews.under_way(connection) if connection is not None else []
 
 
-async def carry_out(context: Context, node: str, id: str) -> None:
+async def carry_out(context: Context, id: str) -> None:
     """Carry out a bulk that has begun, as far as no other process does it at the same time. `node`:
     who carries it out.
     """
+    node = context.node or COMMAND
     while await _step(context, node, id):
         context.wake()
 

@@ -5,25 +5,20 @@ with its attempts, its parts and the end of its log.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import task_sync
 from service.batch.ledger import attempts as attempt_rows
-from service.batch.ledger import database_time, nodes, run_ids, run_logs, run_query, schedules
+from service.batch.ledger import database_time, nodes, run_ids, run_logs, schedules
 from service.batch.ledger import parts as part_rows
 from service.batch.ledger import runs as run_rows
-from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.parts import PartsGate, Tally
-from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.states import RunState
 from service.errors import UnknownRun, UnknownTask
 from service.escaping import echoed
 from service.operations.asking.context import Context
-from service.operations.asking.cursors import cursor_of, parse_cursor
-from service.operations.asking.filter import RunFilter
 from service.operations.asking.results import (
     Attempt,
     Line,
@@ -32,18 +27,11 @@ from service.operations.asking.results import (
     PartsOfRun,
     RunDetails,
     RunNow,
-    RunSummary,
 )
 from service.operations.people.redacting import (
-    hidden_tasks,
     redacted,
-    refuse_secret_filter,
-    without_texts,
 )
-from service.operations.runs import read
-from service.operations.runs.awaited import awaited
-from service.operations.runs.quarantine import with_quarantined
-from service.operations.runs.results import LAST_LINES, MOST_RUNS, RunOrTask, RunPage
+from service.operations.runs.results import LAST_LINES, RunOrTask
 
 FEWEST_DIGITS = 6
 """How many digits of a run's id have to be given at least."""
@@ -68,19 +56,19 @@ async def run_or_task(context: Context, given: str) -> RunOrTask:
     async with context.databases.reading() as connection:
         if connection is not None:
             if is_id and len(digits) == 32 and (run := await _run_with_digits(connection, digits)):
-                return RunOrTask("run", run)
+                return RunOrTask(kind="run", name=run)
             names = set(await task_sync.known(connection))
             if given in names:
-                return RunOrTask("task", given)
+                return RunOrTask(kind="task", name=given)
             if (
                 is_id
                 and len(digits) >= FEWEST_DIGITS
                 and (run := await _run_with_digits(connection, digits))
             ):
-                return RunOrTask("run", run)
+                return RunOrTask(kind="run", name=run)
     names |= context.loaded().tasks.keys()
     if given in names:
-        return RunOrTask("task", given)
+        return RunOrTask(kind="task", name=given)
     listed = ", ".join(sorted(names)) or "none"
     if is_id:
         raise UnknownRun(
@@ -95,9 +83,10 @@ async def run_of(context: Context, given: str) -> str:
     """The id of the run that `given` means; of a task, the id of its newest run. Raises UnknownRun
     or UnknownTask.
     """
-    kind, name = await run_or_task(context, given)
-    if kind == "run":
-        return name
+    found = await run_or_task(context, given)
+    if found.kind == "run":
+        return found.name
+    name = found.name
     async with context.databases.reading() as connection:
         newest = await run_rows.latest(connection, name) if connection is not None else None
     if newest is None:
@@ -127,70 +116,6 @@ async def refuse_unknown_task(connection: AsyncConnection | None, task: str) -> 
     names = await task_sync.known(connection) if connection is not None else {}
     if task not in names:
         raise UnknownTask.named(task, names, "the ledger knows no task {}", "it knows:")
-
-
-def query_of(
-    wanted: RunFilter, tasks: frozenset[str] | None = None, by_slot: bool = False
-) -> RunQuery:
-    """The query of the ledger. `tasks`: those of the tag and the pool. `by_slot`: needs a task; see
-    RunQuery.
-    """
-    return RunQuery(
-        task=wanted.task,
-        tasks=tasks,
-        states=frozenset(wanted.state),
-        origins=frozenset(wanted.origin),
-        node=wanted.node,
-        params=wanted.params,
-        text=wanted.text,
-        parent=wanted.parent,
-        created_since=wanted.created_since,
-        created_until=wanted.created_until,
-        slot_since=wanted.slot_since,
-        slot_until=wanted.slot_until,
-        ended_since=wanted.ended_since,
-        ended_until=wanted.ended_until,
-        by_slot=by_slot,
-    )
-
-
-async def page(
-    connection: AsyncConnection,
-    wanted: RunFilter,
-    limit: int,
-    after: str | None,
-    by_slot: bool = False,
-    hidden: frozenset[str] = frozenset(),
-) -> RunPage:
-    """A page of the runs that are wanted. `by_slot`: ordered by slot, which needs a task.
-
-    `hidden`: tasks whose runs are not found by parameters and texts, because these are hidden from
-    the caller. Raises InvalidParameters for a cursor that no page has given.
-    """
-    tasks = await tasks_of(connection, wanted)
-    before = parse_cursor(after) if after is not None else None
-    query = query_of(wanted, tasks, by_slot)
-    if query.params or query.text is not None:
-        query = replace(query, without=hidden)
-    rows, key = await run_query.page(connection, query, limit, before)
-    now = await database_time.now_of(connection)
-    awaits = await awaited(
-        connection, [row["id"] for row in rows if row["state"] == RunState.WAITING], now
-    )
-    return RunPage(
-        runs=[RunSummary.at(row, now) for row in rows],
-        after=cursor_of(key) if key else None,
-        awaits=awaits,
-    )
-
-
-async def tasks_of(connection: AsyncConnection, wanted: RunFilter) -> frozenset[str] | None:
-    """The tasks that have the tag and the pool of the filter; None if it names neither."""
-    tagged = await task_rows.tagged(connection, wanted.tag) if wanted.tag is not None else None
-    if wanted.pool is None:
-        return tagged
-    theirs = await task_rows.of_pool(connection, wanted.pool)
-    return theirs if tagged is None else theirs & tagged
 
 
 async def details_of(
@@ -259,33 +184,6 @@ async def current(context: Context, run_id: str) -> RunNow:
     if now is None:
         raise UnknownRun(f"the run {run_id} was deleted meanwhile")
     return now
-
-
-async def list_runs(
-    context: Context,
-    wanted: RunFilter,
-    limit: int = 50,
-    after: str | None = None,
-    *,
-    by_slot: bool = False,
-) -> RunPage:
-    """A page of at most `limit` runs (1 to MOST_RUNS), newest first. `after`: the cursor of the
-    page before.
-
-    `by_slot`: ordered by slot instead of the time of making, without manual runs; the filter
-    has to name a task. Raises InvalidParameters for a cursor that no page has given, and
-    UnknownTask for a task that is not in the ledger.
-    """
-    refuse_secret_filter(context, wanted)
-    async with context.databases.reading() as connection:
-        if wanted.task is not None:
-            await refuse_unknown_task(connection, wanted.task)
-        if connection is None:
-            return RunPage(runs=[], after=None)
-        hidden = await hidden_tasks(connection, context)
-        page = await read.page(connection, wanted, min(limit, MOST_RUNS), after, by_slot, hidden)
-        page = page.model_copy(update={"runs": without_texts(page.runs, hidden)})
-    return await with_quarantined(context.databases, page)
 
 
 async def show(context: Context, given: str, last_lines: int = LAST_LINES) -> RunDetails:

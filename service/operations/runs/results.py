@@ -4,7 +4,7 @@ asking/results.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ MOST_RUNS = 200
 LAST_LINES = 20
 
 
-class RunOrTask(NamedTuple):
+class RunOrTask(Result):
     """A run or a task. `name`: the whole id of the run, or the name of the task."""
 
     kind: Literal["run", "task"]

@@ -7,8 +7,10 @@ from datetime import datetime
 from service.batch.firing import task_sync
 from service.batch.firing.task_sync import Pause
 from service.batch.ledger import database_time
+from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.people import audit
-from service.errors import InvalidParameters
+from service.errors import InvalidParameters, UnknownTask
+from service.escaping import echoed
 from service.operations.asking.context import Context
 from service.operations.tasks.results import Paused, Resumed, ResumedAhead
 
@@ -77,6 +79,18 @@ async def resume_ahead(context: Context, note: str | None = None) -> ResumedAhea
                 connection, by, "task.resume", now, task=name, before=before, note=note
             )
     return ResumedAhead(tasks=dict(ahead))
+
+
+async def pause_of(context: Context, name: str) -> Paused | None:
+    """The pause of a task; None if it is not paused. Raises UnknownTask."""
+    async with context.databases.reading() as connection:
+        row = await task_rows.get(connection, name) if connection is not None else None
+    if row is None:
+        raise UnknownTask(f"the ledger knows no task {echoed(name)}")
+    if row["paused_at"] is None:
+        return None
+    pause = Pause(row["paused_at"], row["paused_by"] or "somebody", row["paused_until"])
+    return _paused(pause, is_new=False)
 
 
 def _paused(pause: Pause, *, is_new: bool) -> Paused:

@@ -128,6 +128,12 @@ class Paused(Result):
     until: datetime | None = None
 
 
+class PauseOfTask(Result):
+    """The pause of a task; None if it is not paused."""
+
+    pause: Paused | None
+
+
 class Resumed(Result):
     """What resuming a task did. `ended`: the pause that has ended; None if it was not paused.
 

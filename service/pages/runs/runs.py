@@ -15,7 +15,7 @@ from service.operations.asking.filter import RunFilter
 from service.operations.asking.results import Quarantined, RunDetails
 from service.operations.bulks.bulk import STATES as BULK_STATES
 from service.operations.bulks.results import BulkAction
-from service.operations.runs import log_window, pace, phases, quarantine, read
+from service.operations.runs import listing, log_window, pace, phases, quarantine, read
 from service.operations.runs.log_window import LogWindow
 from service.pages.charts.waterfall import waterfall
 from service.pages.frame.formatting import day
@@ -41,7 +41,7 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     """The runs that the query asks for, the newest first."""
     given = given_in(request.query_params)
     after = request.query_params.get("after")
-    found = await read.list_runs(
+    found = await listing.list_runs(
         viewer.operations.context, RunFilter.of(**conditions_of(given, viewer)), PAGE, after
     )
     return await render(

@@ -1,0 +1,128 @@
+"""Follows what goes on: a run to its end, its log, and a bulk. A question is asked again and again,
+of the ledger or of a service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from service.batch.ledger.states import FINAL
+from service.operations.asking.results import Line, LogBlock
+from service.operations.runs.results import POLL_SECONDS
+from service.verbs.bulks import ShowBulk
+from service.verbs.runs import RunAsItIs, ShowLog
+
+if TYPE_CHECKING:
+    from service.operations.asking.context import Context, Performs
+    from service.operations.asking.results import RunNow
+    from service.operations.bulks.results import Bulk
+    from service.operations.runs.results import LogPage
+
+R = TypeVar("R")
+LINES = 2_000
+"""How many lines of a log are asked for at once."""
+
+
+class Operations(Protocol):
+    """What carries out verbs: beside the ledger, or by asking a service."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the ledger is used directly."""
+
+    @property
+    def context(self) -> Context:
+        """For what is no verb. Raises InvalidParameters where a service is asked."""
+
+    async def __call__(self, verb: Performs[R]) -> R:
+        """Carry out a verb."""
+
+
+async def follow(operations: Operations, run: str) -> AsyncGenerator[RunNow]:
+    """Yield a run twice a second until it has a final state. `run` may be a task: its newest run is
+    followed. Raises UnknownRun and UnknownTask.
+    """
+    while True:
+        now = await operations(RunAsItIs(run=run))
+        run = now.id
+        yield now
+        if now.state in FINAL:
+            return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def ended_within(operations: Operations, run: RunNow, seconds: float) -> RunNow:
+    """A run when it has a final state, or as it is after so many seconds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            async for now in follow(operations, run.id):
+                run = now
+    return run
+
+
+async def log(
+    operations: Operations, run: str, follow: bool = False
+) -> AsyncGenerator[LogBlock | str]:
+    """The log of a run, the oldest lines first, and at the end its state. With `follow` it ends
+    with the run's final state. `run` may be a task, which stands for its newest run.
+    """
+    if operations.is_here:
+        from service.operations.runs import run_log
+
+        async for each in run_log.blocks(operations.context, run, follow):
+            yield each
+        return
+    run = (await operations(RunAsItIs(run=run))).id
+    after: str | None = None
+    while True:
+        # First, because a final state comes with the last lines.
+        state = (await operations(RunAsItIs(run=run))).state
+        while True:
+            page = await operations(ShowLog(run=run, after=after, limit=LINES))
+            after = page.after
+            for block in _blocks(page):
+                yield block
+            if page.is_end:
+                break
+        if not follow or state in FINAL:
+            yield state
+            return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _blocks(page: LogPage) -> list[LogBlock]:
+    """The lines of a page, with one block for each attempt."""
+    lines: dict[int, list[Line]] = {}
+    for line in page.lines:
+        lines.setdefault(line.attempt, []).append(Line.of(dict(line)))
+    return [LogBlock(fence=0, attempt=attempt, lines=theirs) for attempt, theirs in lines.items()]
+
+
+async def carried_out(operations: Operations, bulk: Bulk, report: Callable[[Bulk], None]) -> Bulk:
+    """Wait until a bulk is carried out; beside the ledger it is carried out here, unless a service
+    does it. `report`: called twice a second.
+    """
+    working = asyncio.ensure_future(_carry_out(operations, bulk.id))
+    try:
+        while bulk.finished_at is None:
+            await asyncio.wait([working], timeout=POLL_SECONDS)
+            bulk = await operations(ShowBulk(preview=bulk.id))
+            report(bulk)
+            if working.done() and bulk.finished_at is None:
+                working.result()
+                await asyncio.sleep(POLL_SECONDS)
+                working = asyncio.ensure_future(_carry_out(operations, bulk.id))
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+    return bulk
+
+
+async def _carry_out(operations: Operations, id: str) -> None:
+    if operations.is_here:
+        from service.operations.bulks import bulk
+
+        await bulk.carry_out(operations.context, id)
