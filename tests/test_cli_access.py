@@ -12,6 +12,7 @@ import pytest
 
 from service import clock
 from service.database.engine import Database
+from service.operations.people import access
 from service.operations.people.results import Change, NewToken, Token
 from tests.asking import operations_on
 from tests.batch.ledger_world import know, make_task
@@ -39,7 +40,7 @@ async def test_the_secret_of_a_token_stands_alone_on_stdout_and_is_valid(
     done = await call("token", "create", "deploy", "--role", "operator", "--expires", "90d")
     assert done.code == 0 and re.fullmatch(r"bt_\w{12}_[\w-]{43}\n", done.out)
     assert "the token deploy has the role operator, and is valid until " in done.err
-    holder = await operations_on(ledger).access.holder(done.out.strip(), None)
+    holder = await access.holder(operations_on(ledger).context, done.out.strip(), None)
     assert holder is not None and (holder.name, holder.role) == ("deploy", "operator")
     listed = await call("token", "list")
     assert "deploy" in listed.out and done.out.strip() not in listed.out
@@ -53,7 +54,7 @@ async def test_a_revoked_token_is_not_valid(ledger: Database, call: Any) -> None
     made = (await call("token", "create", "deploy", "--role", "viewer", "--json")).json
     assert list(made) == list(NewToken.model_fields) and made["expires_at"] is None
     assert (await call("token", "revoke", "deploy")).out == "the token deploy is revoked\n"
-    assert await operations_on(ledger).access.holder(made["secret"], None) is None
+    assert await access.holder(operations_on(ledger).context, made["secret"], None) is None
     refuses(await call("token", "revoke", "deploy"), "'deploy'", "`batch token list`")
 
 

@@ -25,6 +25,7 @@ from service.batch.ledger.states import Origin
 from service.batch.tasks.discovery import load_tasks
 from service.database.engine import Database
 from service.database.migrate import migrate
+from service.operations.slots import account
 from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.batch.test_runs import insert, new
@@ -196,7 +197,9 @@ async def test_a_task_is_paused_and_resumed_beside_a_service(
 
 
 async def _accounts(ledger: Database, task: str) -> Any:
-    accounts = await operations_on(ledger).slots.account(clock.now() - timedelta(days=2), task=task)
+    accounts = await account.accounts(
+        operations_on(ledger).context, clock.now() - timedelta(days=2), task=task
+    )
     return accounts.tasks
 
 

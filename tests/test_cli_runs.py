@@ -545,7 +545,7 @@ async def test_a_long_log_is_read_some_blocks_at_a_time(
 
     monkeypatch.setattr(run_logs, "unpack", counted)
     seen: list[LogBlock] = []
-    async with aclosing(operations_on(ledger).runs.log(run, follow=True)) as found:
+    async with aclosing(run_log.blocks(operations_on(ledger).context, run, follow=True)) as found:
         async for block in found:
             if isinstance(block, LogBlock):
                 seen.append(block)
@@ -578,7 +578,7 @@ async def test_following_goes_on_until_the_run_has_ended(
     monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "first")
-    async with aclosing(operations_on(ledger).runs.log(run, follow=True)) as found:
+    async with aclosing(run_log.blocks(operations_on(ledger).context, run, follow=True)) as found:
         first = await anext(found)
         assert texts(first) == ["first"]
         waiting = asyncio.create_task(anext(found))
@@ -605,7 +605,7 @@ async def test_lines_that_come_with_the_end_of_the_run_are_not_lost(
         return await state(*given)
 
     monkeypatch.setattr(run_log, "_state", just_ended)
-    async with aclosing(operations_on(ledger).runs.log(run, follow=True)) as found:
+    async with aclosing(run_log.blocks(operations_on(ledger).context, run, follow=True)) as found:
         block, last = [block async for block in found]
     assert (texts(block), last) == (["last"], "succeeded")
 
@@ -617,7 +617,7 @@ async def test_a_run_that_is_deleted_while_it_is_followed_is_named(
     monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "first")
-    async with aclosing(operations_on(ledger).runs.log(run, follow=True)) as found:
+    async with aclosing(run_log.blocks(operations_on(ledger).context, run, follow=True)) as found:
         await anext(found)
         async with ledger.engine.begin() as connection:
             await connection.execute(tables.runs.delete())

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from service.app import create_app
 from service.config import forget_settings
-from service.operations.people import access
-from service.operations.runs import change
+from service.operations.people.access import create_token
+from service.operations.runs.change import prune
 from service.settings.urls import async_url
 from service.testing.postgres import PostgresServer
 from service.verbs.access import RevokeToken
@@ -103,12 +103,12 @@ async def test_with_the_privileges_of_the_page_the_service_works_and_can_only_ad
     try:
         async with _started(monkeypatch, url) as app:
             operations = app.state.batch.operations
-            secret = (await access.create_token(operations.context, "ann", "admin")).secret
+            secret = (await create_token(operations.context, "ann", "admin")).secret
             client = client_of(app, secret)
             assert (await client.post("/api/v1/tasks/hello/runs", json={})).status_code == 202
             await until(lambda: _succeeded(client))
             assert (await client.post("/api/v1/tasks/hello/pause")).status_code == 200
-            await change.prune(operations.context)
+            await prune(operations.context)
             for change in (
                 "UPDATE batch_events SET actor = 'eve'",
                 "DELETE FROM batch_events",
@@ -205,7 +205,7 @@ async def test_a_stream_ends_when_its_token_is_revoked_and_when_the_service_stop
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "KNOWN_SECONDS", 0.1)
-    made = await access.create_token(served.operations.context, "laptop", "viewer")
+    made = await create_token(served.operations.context, "laptop", "viewer")
     revoked, stopped = (
         Stream(served.service_app, made.secret),
         Stream(served.service_app, served.secrets["viewer"]),

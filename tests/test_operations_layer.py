@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import structlog
 from pydantic import ValidationError
-from service.operations.runs.facet import Runs
 from sqlalchemy import event, text
 from sqlalchemy import insert as insert_into
 
@@ -43,17 +42,16 @@ from service.errors import (
 )
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
-from service.operations.asking.filter import RunFilter
-from service.operations.asking.results import Attempt, Line, LogBlock, Started
+from service.operations.asking.results import Attempt, Line, LogBlock, Result, Started
 from service.operations.operations import Operations, open_operations
 from service.operations.runs import change, quarantine, read, run_log
 from service.operations.slots import account
 from service.operations.system import nodes
 from service.server.service import BatchService
-from service.verbs.run_changes import CancelRun, StartRun
-from service.verbs.runs import ShowRun
+from service.verbs.run_changes import CancelRun, RetryRun, StartRun
+from service.verbs.runs import ListQuarantine, ListRuns, ShowRun
 from service.verbs.system import ListNodes
-from service.verbs.tasks import ListTasks, PauseTask, ShowTask
+from service.verbs.tasks import ListTasks, PauseTask, ShowPause, ShowTask
 from tests.asking import operations_on
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import insert, new
@@ -216,8 +214,8 @@ async def ask_all(operations: Operations, number: int) -> None:
     assert await quarantine.list_items(asked.context, started.id) == []
     assert [task.name for task in (await asked(ListTasks())).tasks] == ["hourly"]
     assert (await asked(ShowTask(name="hourly"))).is_loaded
-    assert await asked.tasks.pause_of("hourly") is None
-    assert len((await listing.list_runs(asked.context, limit=5)).runs) <= 5
+    assert (await asked(ShowPause(name="hourly"))).pause is None
+    assert len((await asked(ListRuns(limit=5))).runs) <= 5
     assert (
         await nodes.has_task(asked.context, "hourly") and len((await asked(ListNodes())).nodes) == 1
     )
@@ -258,9 +256,9 @@ async def test_many_calls_open_no_engine_and_leave_logging_as_it_was(
 
 async def test_a_service_wakes_its_engine_when_a_run_was_queued(service: BatchService) -> None:
     woken: list[str] = []
-    context = dataclasses.replace(service.operations._context, wake=lambda: woken.append("woken"))
-    assert service.operations._context.wake == service.wake
-    run = await Runs(context).start("hourly", {})
+    context = dataclasses.replace(service.operations.context, wake=lambda: woken.append("woken"))
+    assert service.operations.context.wake == service.wake
+    run = await change.start(context, "hourly", {})
     assert woken == ["woken"]
     service.wake()
     await until(lambda: has_succeeded(service.operations, run.id))
@@ -275,7 +273,7 @@ async def test_an_actor_is_of_one_call_only(service: BatchService) -> None:
     ann = service.operations.by(Actor("ann"))
     run = await service.operations.by(Actor("bob"))(StartRun(name="hourly", parameters={}))
     await until(lambda: has_succeeded(service.operations, run.id))
-    assert (await ann.runs.retry(run.id, from_the_beginning=True)).requested_by == "ann"
+    assert (await ann(RetryRun(run=run.id, from_the_beginning=True))).requested_by == "ann"
     assert (await service.operations(PauseTask(name="hourly"))).by == "batch"
 
 
@@ -317,7 +315,7 @@ async def test_what_is_not_there_is_not_found(ledger: Database) -> None:
     for of_task in (
         operations(ShowTask(name="nope")),
         operations(PauseTask(name="nope")),
-        listing.list_runs(operations.context, RunFilter.of(task="nope")),
+        operations(ListRuns(task="nope")),
     ):
         with pytest.raises(UnknownTask):
             await of_task
@@ -327,8 +325,8 @@ async def test_what_a_run_s_state_does_not_allow_is_a_conflict(ledger: Database)
     run = new(state="succeeded")
     await insert(ledger, run)
     for asked in (
-        operations_on(ledger).runs.cancel(run.id),
-        operations_on(ledger).runs.retry(run.id),
+        operations_on(ledger)(CancelRun(run=run.id)),
+        operations_on(ledger)(RetryRun(run=run.id)),
     ):
         with pytest.raises(WrongState, match="succeeded"):
             await asked
@@ -339,14 +337,14 @@ async def test_what_a_run_s_state_does_not_allow_is_a_conflict(ledger: Database)
 
 def reads(operations: Operations) -> list[Callable[[], Awaitable[Any]]]:
     return [
-        operations.tasks.list,
-        operations.runs.list,
-        operations.nodes.list,
-        operations.nodes.living,
-        operations.quarantine.list,
+        lambda: operations(ListTasks()),
+        lambda: operations(ListRuns()),
+        lambda: operations(ListNodes()),
+        lambda: operations(ListNodes(living=True)),
+        lambda: operations(ListQuarantine()),
         lambda: nodes.has_task(operations.context, "hourly"),
         lambda: account.accounts(operations.context, clock.now() - timedelta(days=1)),
-        operations.runs.count_prunable,
+        lambda: change.count_prunable(operations.context),
     ]
 
 
@@ -360,7 +358,8 @@ async def test_without_a_ledger_reads_find_nothing_and_make_no_file(tmp_path: Pa
     async with open_operations(get_settings(), loaded) as operations:
         for read in reads(operations):
             answer = await read()
-            assert not getattr(answer, "tasks", getattr(answer, "runs", answer))
+            items = answer.model_dump().values() if isinstance(answer, Result) else [answer]
+            assert not any(isinstance(each, list) and each for each in items)
         for changed in (operations(PauseTask(name="hourly")), change.prune(operations.context)):
             with pytest.raises(DatabaseUnreachable, match="no ledger yet"):
                 await changed

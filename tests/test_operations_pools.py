@@ -10,8 +10,11 @@ from service.config import Settings
 from service.database.engine import Database
 from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
+from service.operations.system import nodes
 from service.operations.system.gauges import _pools
 from service.settings.pools import Pool
+from service.verbs.night import ShowStatus
+from service.verbs.system import ListPools
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.incidents.test_pools import join
@@ -30,7 +33,7 @@ async def test_a_pool_says_its_nodes_its_runs_and_what_is_wrong(ledger: Database
     )
     await insert(ledger, new("risk"), new("usual"), new("usual", state="running"))
     node = await join(ledger, "gpu", "risk", capacity=8)
-    default, cpu, gpu = await operations(ledger).pools.list()
+    default, cpu, gpu = (await operations(ledger)(ListPools())).pools
     assert (default.name, default.served_by, default.running, default.waiting) == (
         "default",
         "services",
@@ -48,9 +51,9 @@ async def test_a_pool_says_its_nodes_its_runs_and_what_is_wrong(ledger: Database
         ["risk"],
         None,
     )
-    around = await operations(ledger).nodes.around()
+    around = await nodes.around(operations(ledger).context)
     assert [problem.pool for problem in around.pool_problems] == ["cpu"]
-    assert [each.name for each in (await operations(ledger).status()).pools] == [
+    assert [each.name for each in (await operations(ledger)(ShowStatus())).pools] == [
         "default",
         "cpu",
         "gpu",
@@ -62,7 +65,9 @@ async def test_a_pool_of_children_has_as_many_places_as_its_setting_says(ledger:
     for _ in range(2):
         await join(ledger, "gpu", "risk", capacity=100)
     settings = Settings(BATCH_POOL_GPU="process:2")
-    (_, gpu) = await Operations(ledger, ledger, Loaded, settings, are_ready=True).pools.list()
+    (_, gpu) = (
+        await Operations(ledger, ledger, Loaded, settings, are_ready=True)(ListPools())
+    ).pools
     assert (gpu.served_by, gpu.places) == ("process:2", 4)
     now = clock.now()
     async with ledger.reader.connect() as connection:

@@ -29,6 +29,7 @@ from service.operations.operations import Operations
 from service.server.uvicorn import offer_sign_in
 from service.testing.databases import wait_for
 from service.testing.postgres import OwnServer, find_binaries
+from service.verbs.tasks import ListTasks, PauseTask
 from tests.outages import Case, locked, until
 from tests.processes import SERVE, process
 
@@ -253,9 +254,9 @@ async def test_a_server_that_refuses_connections_is_unreachable_for_reading_and_
     away: Operations,
 ) -> None:
     with pytest.raises(DatabaseUnreachable):
-        await away.tasks.list()
+        await away(ListTasks())
     with pytest.raises(DatabaseUnreachable):
-        await away.tasks.pause("report")
+        await away(PauseTask(name="report"))
 
 
 async def test_start_says_that_the_ledger_refuses_connections(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LONGEST_DAYS = 3_650
 
 
-class ListChanges(Verb, role="viewer", http=get("/changes", tag="service"), command="changes"):
+class ListChanges(Verb, role="viewer", http=get("/changes", tag="service")):
     """List the changes in the audit: who changed what, when and from where; the newest first, a
     page at a time.
     """
@@ -49,7 +49,7 @@ class ListChanges(Verb, role="viewer", http=get("/changes", tag="service"), comm
         )
 
 
-class ListTokens(Verb, role="admin", http=get("/tokens"), command="token list"):
+class ListTokens(Verb, role="admin", http=get("/tokens")):
     """List the tokens, newest first, also those that are revoked or expired. No secret is shown."""
 
     async def perform(self, context: Context) -> TokenList:
@@ -62,7 +62,6 @@ class CreateToken(
     Verb,
     role="admin",
     http=post("/tokens", status=201),
-    command="token create",
     audit="token.create",
 ):
     """Make a token. Its secret is in this answer, and nowhere else."""
@@ -100,7 +99,6 @@ class RevokeToken(
     Verb,
     role="admin",
     http=delete("/tokens/{name}", revokes=True),
-    command="token revoke",
     audit="token.revoke",
 ):
     """Revoke a token, and end the sessions that were begun with it. Services refuse it within two

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Channel = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}(/[0-9]{1,4})?$")]
 
 
-class ListIncidents(Verb, role="viewer", http=get("/incidents"), command="incidents"):
+class ListIncidents(Verb, role="viewer", http=get("/incidents")):
     """List what needs a person, the newest first, a page at a time.
 
     An incident lasts from its first failure, or whatever else it is about, until that is made good
@@ -104,7 +104,6 @@ class SendTestMessage(
     Verb,
     role="admin",
     http=post("/alerts/test", tag="incidents", status=202),
-    command="alerts test",
     audit="alerts.test",
 ):
     """Write a test message to the channels of the settings, which the service sends."""

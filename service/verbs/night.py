@@ -23,7 +23,7 @@ PASSING: dict[str, Any] = {
 """What changes in the answer about the night while nothing happens."""
 
 
-class ShowStatus(Verb, role="viewer", http=get("/status", tag="service"), command="status"):
+class ShowStatus(Verb, role="viewer", http=get("/status", tag="service")):
     """Say whether something needs a person, as the night says it; the services, and the newest
     backup.
     """
@@ -43,7 +43,6 @@ class ShowNight(
         passing=PASSING,
         about="The ETag is the hash of the answer without what changes by itself.",
     ),
-    command="night",
 ):
     """Say what happened in a window of time, and what needs a person. The window has 31 days at
     most, within the last ten years.

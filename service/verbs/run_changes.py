@@ -100,7 +100,6 @@ class RedriveRun(
     Verb,
     role="operator",
     http=post("/runs/{run}/redrive", status=202),
-    command="redrive",
     audit="run.redrive",
 ):
     """Process once more, in a new run, the items that a run has set aside.

@@ -35,7 +35,7 @@ PageSize = Annotated[
 ]
 
 
-class ListRuns(RunFilter, Verb, role="viewer", http=get("/runs"), command="runs"):
+class ListRuns(RunFilter, Verb, role="viewer", http=get("/runs")):
     """List runs, newest first, a page at a time. A page may be short although others follow:
     `after` says so.
     """

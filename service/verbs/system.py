@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from service.operations.asking.context import Context
 
 
-class ListNodes(Verb, role="viewer", http=get("/nodes", tag="service"), command="nodes"):
+class ListNodes(Verb, role="viewer", http=get("/nodes", tag="service")):
     """List the processes of the service, also those that have stopped lately, the newest first."""
 
     living: bool = Field(False, description="Only those that live, the oldest first.")
@@ -26,7 +26,7 @@ class ListNodes(Verb, role="viewer", http=get("/nodes", tag="service"), command=
         return NodeList(nodes=list(await nodes.list_nodes(context)))
 
 
-class ListPools(Verb, role="viewer", http=get("/pools", tag="service"), command="pools"):
+class ListPools(Verb, role="viewer", http=get("/pools", tag="service")):
     """List where runs execute: what serves each pool, its nodes, and how many runs are running and
     waiting.
     """

@@ -63,7 +63,6 @@ class PauseTask(
     Verb,
     role="operator",
     http=post("/tasks/{name}/pause"),
-    command="pause",
     audit="task.pause",
 ):
     """Stop firing a task, until it is resumed, or for a while: then a running service resumes it.
@@ -94,9 +93,7 @@ class ShowPause(Verb, role="viewer", http=get("/tasks/{name}/pause")):
         return PauseOfTask(pause=await pausing.pause_of(context, self.name))
 
 
-class ResumeTask(
-    Verb, role="operator", http=post("/tasks/{name}/resume"), command="resume", audit="task.resume"
-):
+class ResumeTask(Verb, role="operator", http=post("/tasks/{name}/resume"), audit="task.resume"):
     """Fire a task again, from now on: one that is paused, or that does not fire because a clock was
     ahead.
 
@@ -128,7 +125,6 @@ class MuteTask(
     Verb,
     role="operator",
     http=post("/tasks/{name}/mute", tag="incidents"),
-    command="mute",
     audit="task.mute",
 ):
     """Send nothing about a task for a while: no mail, no message.
@@ -150,7 +146,6 @@ class UnmuteTask(
     Verb,
     role="operator",
     http=post("/tasks/{name}/unmute", tag="incidents"),
-    command="unmute",
     audit="task.unmute",
 ):
     """Send messages about a task again."""

@@ -4,7 +4,7 @@ route, its method of the client, its command and its form.
 A verb is a class. Its fields are what is asked, `perform` answers it, and the class line says by
 which doors it can be asked, and by whom:
 
-    class PauseTask(Verb, role="operator", http=post("/tasks/{name}/pause"), command="pause"):
+    class PauseTask(Verb, role="operator", http=post("/tasks/{name}/pause"), audit="task.pause"):
 
 A verb and its answer import no SQLAlchemy, so that a command's help and a client of the HTTP API
 begin at once; `perform` imports the room that does the work.
@@ -28,7 +28,6 @@ from service.operations.asking.actor import Role
 from service.verbs.fields import About
 
 Method = Literal["GET", "POST", "DELETE"]
-Only = Literal["pages", "here"]
 
 
 @dataclass(frozen=True)
@@ -86,17 +85,12 @@ class Doors:
 
     Attributes:
         role: The lowest role that may ask for it.
-        command: The name of its command, such as `token create`.
         audit: The event that a change adds to the audit.
-        only: `pages`: it is asked by the pages alone. `here`: it is asked on the machine of the
-            service alone.
     """
 
     role: Role
     http: Http | None = None
-    command: str | None = None
     audit: str | None = None
-    only: Only | None = None
 
 
 class Verb(BaseModel):
@@ -110,13 +104,11 @@ class Verb(BaseModel):
         *,
         role: Role,
         http: Http | None = None,
-        command: str | None = None,
         audit: str | None = None,
-        only: Only | None = None,
         **config: Any,
     ) -> None:
         super().__init_subclass__(**config)
-        cls.doors = Doors(role, http, command, audit, only)
+        cls.doors = Doors(role, http, audit)
         if cls.__module__.startswith(f"{__package__}."):
             _KNOWN.append(cls)
 

@@ -73,7 +73,9 @@ from service.operations.night.results import SlotCounts
 from service.operations.operations import Operations
 from service.operations.runs import late as night_late
 from service.operations.runs import phases
+from service.operations.tasks import overview
 from service.settings.pools import DEFAULT_POOL
+from service.verbs.night import ShowStatus
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -565,9 +567,11 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await night_reading.beside(connection, now - later, now)
             await schedules.in_use(connection)
     with plans.of("night"):
-        await Operations(ledger, application, Loaded, Settings()).status()
+        await Operations(ledger, application, Loaded, Settings())(ShowStatus())
     with plans.of("overview"):
-        await Operations(ledger, application, Loaded, Settings()).tasks.overview("all", "", 0)
+        await overview.overview(
+            Operations(ledger, application, Loaded, Settings()).context, "all", "", 0
+        )
 
 
 async def _send_what_people_send(plans: Plans, ledger: Database) -> None:

@@ -15,6 +15,7 @@ from service.batch.ledger.run_logs import LogLine
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.operations.asking.filter import RunFilter
+from service.verbs.run_changes import CancelRun, RetryRun, StartRun
 from tests.demo.cast import PARTS
 from tests.demo.failing import failure_of
 from tests.demo.times import SHORTLY
@@ -81,7 +82,7 @@ async def _fail(stage: Stage, told: Told) -> None:
 
 
 async def _retry(stage: Stage, told: Told, by: str) -> None:
-    await stage.by(by).runs.retry(told.run)
+    await stage.by(by)(RetryRun(run=told.run))
     again(stage, told.run, clock.now() + SECOND, told.again or PARTS[told.task].usual)
 
 
@@ -136,7 +137,7 @@ def plan_by_hand(stage: Stage, run: ByHand) -> None:
 
 
 async def _start(stage: Stage, run: ByHand) -> None:
-    started = await stage.by(run.by).runs.start(run.task, {})
+    started = await stage.by(run.by)(StartRun(name=run.task, parameters={}))
     if run.cancelled is None:
         again(stage, started.id, clock.now() + SECOND, run.seconds)
         return
@@ -148,7 +149,7 @@ async def _start(stage: Stage, run: ByHand) -> None:
 
 
 async def _cancel(stage: Stage, run: ByHand, claimed: Claimed, node: str) -> None:
-    await stage.by(run.by).runs.cancel(claimed.id, note=run.cancelled)
+    await stage.by(run.by)(CancelRun(run=claimed.id, note=run.cancelled))
     reason = f"cancelled by {run.by}: {run.cancelled}"
     clock.advance(SECOND)
     lines: list[LogLine] = [info(run.task, claimed.attempt_started_at + SECOND, "begins")]

@@ -17,7 +17,12 @@ from service.errors import InvalidParameters, WrongState
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
 from service.operations.asking.filter import RunFilter
+from service.operations.bulks.bulk import carry_out
 from service.operations.operations import Operations
+from service.verbs.access import ListChanges
+from service.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
+from service.verbs.incidents import AcknowledgeIncident, ListIncidents, ReopenIncident
+from service.verbs.run_changes import AcknowledgeRun
 from tests.batch.ledger_world import know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, retried, started, succeeded, watching
 
@@ -54,7 +59,7 @@ async def test_an_incident_is_closed_with_the_last_of_its_runs(
 ) -> None:
     first, second = await failed(ledger, "load", START), await failed(ledger, "load", START + HOUR)
     await watch.turn()
-    now = await ann.runs.acknowledge(first, NOTE)
+    now = await ann(AcknowledgeRun(run=first, note=NOTE))
     await watch.turn()
     incident = await the_incident(watch)
     assert (now.id, now.state, now.acknowledged, incident["closed_at"]) == (
@@ -63,14 +68,14 @@ async def test_an_incident_is_closed_with_the_last_of_its_runs(
         incident["id"],
         None,
     )
-    await ann.runs.acknowledge(second, NOTE)
+    await ann(AcknowledgeRun(run=second, note=NOTE))
     incident = await the_incident(watch)
     assert (incident["closed_why"], incident["acknowledged_by"], incident["note"]) == (
         "acknowledged",
         "ann",
         NOTE,
     )
-    events = (await ann.changes.list(action="run.acknowledge")).changes
+    events = (await ann(ListChanges(action="run.acknowledge"))).changes
     assert {(event.actor, event.task, event.run, event.note) for event in events} == {
         ("ann", "load", run, NOTE) for run in (first, second)
     }
@@ -81,13 +86,13 @@ async def test_to_reopen_an_incident_undoes_the_acknowledgements_of_its_runs(
 ) -> None:
     runs = [await failed(ledger, "load", START), await failed(ledger, "load", START + HOUR)]
     await watch.turn()
-    await ann.runs.acknowledge(runs[0], NOTE)
+    await ann(AcknowledgeRun(run=runs[0], note=NOTE))
     incident = (await the_incident(watch))["id"]
-    assert (await ann.incidents.reopen(incident)).closed_at is None
+    assert (await ann(ReopenIncident(incident=incident))).closed_at is None
     assert await acknowledged(ledger) == dict.fromkeys(runs)
     for run in runs:
-        await ann.runs.acknowledge(run, NOTE)
-    reopened = await ann.incidents.reopen(incident)
+        await ann(AcknowledgeRun(run=run, note=NOTE))
+    reopened = await ann(ReopenIncident(incident=incident))
     assert (reopened.closed_at, reopened.acknowledged_by) == (None, None)
     assert await acknowledged(ledger) == dict.fromkeys(runs)
 
@@ -95,7 +100,7 @@ async def test_to_reopen_an_incident_undoes_the_acknowledgements_of_its_runs(
 async def test_a_failure_that_nobody_has_noticed_yet_opens_no_incident(
     ledger: Database, watch: Watching, ann: Operations
 ) -> None:
-    await ann.runs.acknowledge(await failed(ledger, "load", START), NOTE)
+    await ann(AcknowledgeRun(run=await failed(ledger, "load", START), note=NOTE))
     await watch.turn(2)
     assert (await watch.incidents(), await watch.notes()) == ([], [])
     assert [row["fingerprint"] for row in await rows(ledger, fingerprints)] == ["1:boom"]
@@ -106,18 +111,18 @@ async def test_what_has_failed_after_the_question_stays_open(
 ) -> None:
     seen = await failed(ledger, "load", START)
     await watch.turn()
-    (asked,) = (await ann.incidents.list()).incidents
+    (asked,) = (await ann(ListIncidents())).incidents
     watch.later(1)
     since = await failed(ledger, "load", START + HOUR)
-    done = await ann.incidents.acknowledge(asked.id, NOTE, failed_until=asked.last_at)
+    done = await ann(AcknowledgeIncident(incident=asked.id, note=NOTE, failed_until=asked.last_at))
     assert (done.runs, done.still_open, done.incident.closed_at) == (1, 1, None)
     assert await acknowledged(ledger) == {seen: asked.id, since: None}
     await watch.turn(2)
-    (now,) = (await ann.incidents.list()).incidents
+    (now,) = (await ann(ListIncidents())).incidents
     assert (now.id, now.last_at) == (asked.id, START + timedelta(seconds=1))
-    done = await ann.incidents.acknowledge(asked.id, NOTE, failed_until=now.last_at)
+    done = await ann(AcknowledgeIncident(incident=asked.id, note=NOTE, failed_until=now.last_at))
     assert (done.runs, done.still_open, done.incident.closed_why) == (1, 0, "acknowledged")
-    changes = (await ann.changes.list(action="incident.acknowledge")).changes
+    changes = (await ann(ListChanges(action="incident.acknowledge"))).changes
     assert [change.after["runs"] for change in changes] == [1, 1]
 
 
@@ -126,11 +131,13 @@ async def test_to_stay_quiet_is_also_about_what_has_failed_after_the_question(
 ) -> None:
     await failed(ledger, "load", START)
     await watch.turn()
-    (asked,) = (await ann.incidents.list()).incidents
+    (asked,) = (await ann(ListIncidents())).incidents
     watch.later(1)
     await failed(ledger, "load", START + HOUR)
-    done = await ann.incidents.acknowledge(
-        asked.id, NOTE, clock.now() + HOUR, failed_until=asked.last_at
+    done = await ann(
+        AcknowledgeIncident(
+            incident=asked.id, note=NOTE, quiet_until=clock.now() + HOUR, failed_until=asked.last_at
+        )
     )
     assert (done.runs, done.still_open, done.incident.closed_why) == (2, 0, "acknowledged")
 
@@ -146,10 +153,10 @@ async def test_a_failure_that_is_written_late_does_not_move_the_last_one_back(
     with clock.moved(START):
         await ended(ledger, late)
     await watch.turn()
-    (asked,) = (await ann.incidents.list()).incidents
+    (asked,) = (await ann(ListIncidents())).incidents
     assert (asked.count, asked.last_at) == (2, START + timedelta(seconds=10))
     assert (
-        await ann.incidents.acknowledge(asked.id, NOTE, failed_until=asked.last_at)
+        await ann(AcknowledgeIncident(incident=asked.id, note=NOTE, failed_until=asked.last_at))
     ).still_open == 0
 
 
@@ -158,7 +165,7 @@ async def test_an_acknowledged_run_that_is_retried_and_fails_is_open_again(
 ) -> None:
     run = await failed(ledger, "load", START)
     await watch.turn()
-    await ann.runs.acknowledge(run, NOTE)
+    await ann(AcknowledgeRun(run=run, note=NOTE))
     await retried(ledger, run, RunState.FAILED)
     await watch.turn()
     assert await acknowledged(ledger) == {run: None}
@@ -170,10 +177,10 @@ async def test_only_a_failed_run_that_is_open_can_be_acknowledged(
 ) -> None:
     good, running = await succeeded(ledger, "load"), (await started(ledger, "load")).id
     known = await failed(ledger, "load", START)
-    await ann.runs.acknowledge(known, NOTE)
+    await ann(AcknowledgeRun(run=known, note=NOTE))
     for run in (good, running, known):
         with pytest.raises(WrongState, match=f"the run {run} can't be acknowledged"):
-            await ann.runs.acknowledge(run, NOTE)
+            await ann(AcknowledgeRun(run=run, note=NOTE))
 
 
 async def test_programs_are_told_what_a_person_has_closed_and_people_are_not(
@@ -187,10 +194,10 @@ async def test_programs_are_told_what_a_person_has_closed_and_people_are_not(
     )
     run = await failed(ledger, "load", START)
     await watch.turn()
-    await ann.runs.acknowledge(run, NOTE)
-    await ann.incidents.reopen((await the_incident(watch))["id"])
+    await ann(AcknowledgeRun(run=run, note=NOTE))
+    await ann(ReopenIncident(incident=(await the_incident(watch))["id"]))
     watch.later(1)
-    await ann.incidents.acknowledge((await the_incident(watch))["id"], NOTE)
+    await ann(AcknowledgeIncident(incident=(await the_incident(watch))["id"], note=NOTE))
     told = [
         (row["channel"], row["kind"], row["content"]["why"]) for row in await rows(ledger, outbox)
     ]
@@ -204,10 +211,10 @@ async def test_a_note_is_needed(
 ) -> None:
     run = await failed(ledger, "load", START)
     with pytest.raises(InvalidParameters, match="a note of 3 to 500 characters"):
-        await ann.runs.acknowledge(run, note)
-    preview = await ann.bulks.preview("acknowledge", RunFilter(task="load"))
+        await ann(AcknowledgeRun(run=run, note=note))
+    preview = await ann(PreviewBulk(action="acknowledge", filter=RunFilter(task="load")))
     with pytest.raises(InvalidParameters, match="a note of 3 to 500 characters"):
-        await ann.bulks.begin(preview.id, "bulk", note)
+        await ann(BeginBulk(preview=preview.id, note=note))
 
 
 async def test_a_bulk_acknowledges_the_failed_runs_that_match(
@@ -219,13 +226,13 @@ async def test_a_bulk_acknowledges_the_failed_runs_that_match(
     ]
     other, good = await failed(ledger, "other", START), await succeeded(ledger, "third")
     await watch.turn()
-    preview = await ann.bulks.preview("acknowledge", RunFilter(task="load"))
+    preview = await ann(PreviewBulk(action="acknowledge", filter=RunFilter(task="load")))
     assert preview.count == 4
     later = await failed(ledger, "load", START + HOUR * 5, fingerprint="1:0")
     await watch.turn()
-    await ann.bulks.begin(preview.id, "bulk", NOTE)
-    await ann.bulks.carry_out(preview.id)
-    bulk = await ann.bulks.get(preview.id)
+    await ann(BeginBulk(preview=preview.id, note=NOTE))
+    await carry_out(ann.context, preview.id)
+    bulk = await ann(ShowBulk(preview=preview.id))
     assert (bulk.changed, bulk.note, bulk.finished_at is not None) == (4, NOTE, True)
     marked = await acknowledged(ledger)
     assert all(marked[run] for run in theirs) and not any(

@@ -19,7 +19,10 @@ from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownTask, WrongState
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
+from service.operations.bulks import bulk, outage_backfills
 from service.operations.operations import Operations
+from service.verbs.access import ListChanges
+from service.verbs.slots import LeaveSlots, ReopenSlots
 from tests.batch.ledger_world import fire, know, make_task, rows, until_waiting
 from tests.incidents.watching import Watching
 from tests.night.conftest import START
@@ -68,24 +71,28 @@ async def test_slots_that_were_left_are_not_to_be_watched(
         START + 9 * MINUTE,
     )
     assert load.first_slot is not None and load.last_slot is not None
-    left = await mara.slots.leave(load.first_slot, load.last_slot, NOTE, "load", 9)
+    left = await mara(
+        LeaveSlots(since=load.first_slot, until=load.last_slot, note=NOTE, task="load", slots=9)
+    )
     assert (left.slots, left.tasks) == (9, {"load": 9})
     answer = await night(watch, mara)
     assert answer.headline == "Nothing failed. 9 slots were missed."
     load, tick = answer.did_not_run
     assert (load.left_by, load.left_note, tick.left_by) == ("mara", NOTE, None)
-    left = await mara.slots.leave(load.first_slot or START, load.last_slot or START, NOTE)
+    left = await mara(
+        LeaveSlots(since=load.first_slot or START, until=load.last_slot or START, note=NOTE)
+    )
     assert left.tasks == {"tick": 9}
     answer = await night(watch, mara)
     assert (answer.level, answer.slots.missed) == ("calm", 18)
-    changes = (await mara.changes.list(action="slots.leave")).changes
+    changes = (await mara(ListChanges(action="slots.leave"))).changes
     assert [(change.actor, change.task, change.note) for change in changes] == [
         ("mara", name, NOTE) for name in ("tick", "load")
     ]
     assert [change.kind for change in answer.changes if change.actor == "mara"] == [
         "slots.leave"
     ] * 2
-    assert (await mara.slots.reopen(START, clock.now())).slots == 18
+    assert (await mara(ReopenSlots(since=START, until=clock.now()))).slots == 18
     assert (await night(watch, mara)).level == "watch"
 
 
@@ -93,7 +100,7 @@ async def test_slots_that_were_left_are_not_to_be_watched(
 async def test_slots_that_were_missed_later_are_not_left_with_a_range(
     ledger: Database, mara: Operations
 ) -> None:
-    await mara.slots.leave(START, clock.now(), NOTE, "tick")
+    await mara(LeaveSlots(since=START, until=clock.now(), note=NOTE, task="tick"))
     async with ledger.engine.begin() as connection:
         opened = (await schedules.open_schedules(connection))["tick"]
         begin = START + 10 * MINUTE
@@ -108,15 +115,19 @@ async def test_slots_that_were_missed_later_are_not_left_with_a_range(
 @pytest.mark.usefixtures("loaded")
 async def test_only_the_slots_that_the_person_has_seen_are_left(mara: Operations) -> None:
     """A range that has grown ends after the interval."""
-    seen = await mara.slots.leave(START, clock.now(), dry_run=True)
+    seen = await mara(LeaveSlots(since=START, until=clock.now(), dry_run=True))
     assert seen.tasks == {"load": 9, "tick": 9}
     with pytest.raises(WrongState, match="18 such slots by now, not 9"):
-        await mara.slots.leave(START, clock.now(), NOTE, slots=9)
-    assert (await mara.slots.leave(START, START + 8 * MINUTE, NOTE)).slots == 0
-    assert (await mara.slots.leave(START + 2 * MINUTE, clock.now(), NOTE)).slots == 0
-    assert (await mara.changes.list(action="slots.leave")).changes == []
-    assert (await mara.slots.leave(START, clock.now(), NOTE, slots=18)).slots == 18
-    assert (await mara.slots.leave(START, clock.now(), NOTE, slots=18)).slots == 0  # sent twice
+        await mara(LeaveSlots(since=START, until=clock.now(), note=NOTE, slots=9))
+    assert (await mara(LeaveSlots(since=START, until=START + 8 * MINUTE, note=NOTE))).slots == 0
+    assert (
+        await mara(LeaveSlots(since=START + 2 * MINUTE, until=clock.now(), note=NOTE))
+    ).slots == 0
+    assert (await mara(ListChanges(action="slots.leave"))).changes == []
+    assert (await mara(LeaveSlots(since=START, until=clock.now(), note=NOTE, slots=18))).slots == 18
+    assert (
+        await mara(LeaveSlots(since=START, until=clock.now(), note=NOTE, slots=18))
+    ).slots == 0  # sent twice
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -124,7 +135,10 @@ async def test_only_the_slots_that_the_person_has_seen_are_left(mara: Operations
 async def test_a_range_that_is_just_noticed_is_left_and_taken_up_as_well(
     ledger: Database, mara: Operations
 ) -> None:
-    for does in (mara.slots.leave(START, clock.now(), NOTE), mara.slots.reopen(START, clock.now())):
+    for does in (
+        mara(LeaveSlots(since=START, until=clock.now(), note=NOTE)),
+        mara(ReopenSlots(since=START, until=clock.now())),
+    ):
         async with ledger.engine.begin() as noticing:
             await noticing.execute(tables.missed.update().values(unnoticed=None))
             changing = asyncio.create_task(does)
@@ -136,9 +150,9 @@ async def test_a_range_that_is_just_noticed_is_left_and_taken_up_as_well(
 async def test_a_note_and_a_known_task_are_needed(mara: Operations) -> None:
     for note in (None, "no", "x" * 501):
         with pytest.raises(InvalidParameters, match="3 to 500 characters"):
-            await mara.slots.leave(START, clock.now(), note)
+            await mara(LeaveSlots(since=START, until=clock.now(), note=note))
     with pytest.raises(UnknownTask):
-        await mara.slots.leave(START, clock.now(), NOTE, "nothing")
+        await mara(LeaveSlots(since=START, until=clock.now(), note=NOTE, task="nothing"))
 
 
 async def test_a_pause_is_not_left_because_a_person_chose_it(
@@ -149,7 +163,7 @@ async def test_a_pause_is_not_left_because_a_person_chose_it(
         opened = (await schedules.open_schedules(connection))["load"]
         paused = MissedRange(START, START + MINUTE, 2, "paused by ann", Cause.PAUSED)
         await record(connection, [(opened, paused)], START)
-    assert (await mara.slots.leave(START, START + MINUTE, NOTE)).slots == 0
+    assert (await mara(LeaveSlots(since=START, until=START + MINUTE, note=NOTE))).slots == 0
 
 
 @pytest.mark.usefixtures("loaded")
@@ -158,7 +172,7 @@ async def test_the_slots_of_several_tasks_are_backfilled_together(
 ) -> None:
     """One preview for all of them, and an event of the audit for each task."""
     await know(ledger, make_task("other", "* * * * *"))
-    plan = await mara.bulks.plan_backfills(START, clock.now())
+    plan = await outage_backfills.plan(mara.context, START, clock.now())
     planned = {
         each.task: (each.preview and each.preview.count, each.first, each.last)
         for each in plan.tasks
@@ -166,15 +180,15 @@ async def test_the_slots_of_several_tasks_are_backfilled_together(
     assert planned == dict.fromkeys(("load", "tick"), (9, START + MINUTE, START + 9 * MINUTE))
     assert (plan.count, plan.more) == (18, 0)
     for _ in range(2):  # sent twice
-        begun = await mara.bulks.begin_backfills(plan.previews, NOTE)
+        begun = await outage_backfills.begin(mara.context, plan.previews, NOTE)
         assert [each.started_at is not None for each in begun] == [True, True]
     for each in begun:
-        await mara.bulks.carry_out(each.id)
+        await bulk.carry_out(mara.context, each.id)
     made = [row for row in await rows(ledger, tables.runs) if row["origin"] == "backfill"]
     assert {(row["task"], row["slot"]) for row in made} == {
         (task, START + number * MINUTE) for task in ("load", "tick") for number in range(1, 10)
     }
-    changes = (await mara.changes.list(action="bulk.backfill")).changes
+    changes = (await mara(ListChanges(action="bulk.backfill"))).changes
     assert {
         (each.after["request"]["task"], each.after["count"], each.note) for each in changes
     } == {
@@ -188,18 +202,18 @@ async def test_the_slots_of_several_tasks_are_backfilled_together(
 async def test_a_task_that_can_t_be_backfilled_is_named_with_the_reason(
     ledger: Database, mara: Operations
 ) -> None:
-    plan = await mara.bulks.plan_backfills(START, clock.now())
+    plan = await outage_backfills.plan(mara.context, START, clock.now())
     async with ledger.engine.begin() as connection:
         of_tick = tables.schedules.c.task == "tick"
         await connection.execute(
             tables.schedules.update().where(of_tick).values(valid_until=clock.now())
         )
-    begun = await mara.bulks.begin_backfills(plan.previews)
+    begun = await outage_backfills.begin(mara.context, plan.previews)
     assert {each.task: each.started_at is not None for each in begun} == {
         "load": True,
         "tick": False,
     }
-    plan = await mara.bulks.plan_backfills(START, clock.now())
+    plan = await outage_backfills.plan(mara.context, START, clock.now())
     why = {each.task: each.why for each in plan.tasks}
     assert (why["load"], plan.count) == (None, 9)
     assert "the ledger has no schedule for it" in (why["tick"] or "")

@@ -25,13 +25,15 @@ from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
 from service.operations.asking.filter import RunFilter
 from service.operations.bulks import bulk, retrying
-from service.operations.night import night, page
+from service.operations.night import page
+from service.operations.night.night import night as night_of
 from service.operations.night.results import Night, RetryProgress
 from service.operations.operations import Operations
-from service.operations.system import nodes
+from service.operations.system.nodes import living
 from service.operations.tasks import overview
-from service.verbs.bulks import PreviewBulk, ShowBulk
+from service.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
 from service.verbs.incidents import AcknowledgeIncident, ListIncidents, ReopenIncident
+from service.verbs.night import ShowNight
 from service.verbs.run_changes import CancelRun
 from service.verbs.runs import ShowBlocker
 from tests.batch.ledger_world import fire, know, make_task, rows
@@ -70,7 +72,7 @@ async def beat(watch: Watching) -> None:
 async def night(watch: Watching, operations: Operations, **window: datetime) -> Night:
     watch.later(1)  # the window ends before the present instant
     await beat(watch)
-    answer = await night.night(operations.context, **window)
+    answer = await night_of(operations.context, **window)
     classes = answer.slots.model_dump(exclude={"due", "recounted_until"})
     assert answer.slots.due == sum(classes.values())
     not_run = answer.slots.missed + answer.slots.paused + answer.slots.skipped
@@ -228,9 +230,7 @@ async def test_a_row_says_how_far_the_retry_of_its_runs_is(
     assert later not in failures
     watch.later(2 * 86_400)
     need = next(
-        each
-        for each in (await night.night(operations.context)).needs
-        if each.fingerprint == "1:boom"
+        each for each in (await night_of(operations.context)).needs if each.fingerprint == "1:boom"
     )
     assert need.progress is None  # the preview is no longer kept
 
@@ -444,7 +444,7 @@ async def test_without_a_service_it_is_an_alarm(
 ) -> None:
     await beat(watch)
     clock.advance(timedelta(hours=1))
-    answer = await night.night(operations.context)
+    answer = await night_of(operations.context)
     assert (answer.level, answer.headline) == (
         "alarm",
         "No service runs since 2026-03-10 02:00 UTC",
@@ -492,41 +492,41 @@ async def test_what_a_node_says_is_wrong_comes_first_and_once(
         said,
         "application: the database does not answer",
     )
-    (beyond,) = [node for node in await nodes.living(operations.context) if node.pid == 8]
+    (beyond,) = [node for node in await living(operations.context) if node.pid == 8]
     assert beyond.troubles == away, "the node itself says all"
     until = clock.now() - MINUTE
-    assert (await night.night(operations.context, until=until)).needs[0].kind != "readiness", (
+    assert (await night_of(operations.context, until=until)).needs[0].kind != "readiness", (
         "of a window that is over"
     )
 
 
 async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Operations) -> None:
     with pytest.raises(InvalidParameters, match="31 days"):
-        await night.night(operations.context, START - timedelta(days=40))
+        await night_of(operations.context, START - timedelta(days=40))
     with pytest.raises(InvalidParameters, match="before the end"):
-        await night.night(operations.context, START + timedelta(days=1))
+        await night_of(operations.context, START + timedelta(days=1))
     far = timezone(timedelta(hours=14))
     for since, until in (
         (datetime.min.replace(tzinfo=far), None),
         (None, datetime.min.replace(tzinfo=UTC)),
     ):
         with pytest.raises(InvalidParameters, match="ten years"):
-            await night.night(operations.context, since, until)
+            await night_of(operations.context, since, until)
     with pytest.raises(InvalidParameters, match="before the end"):
-        await night.night(
+        await night_of(
             operations.context, datetime.max.replace(tzinfo=timezone(-timedelta(hours=14)))
         )
-    assert await night.night(
+    assert await night_of(
         operations.context, until=datetime.max.replace(tzinfo=UTC)
-    ) == await night.night(operations.context)
+    ) == await night_of(operations.context)
     with pytest.raises(InvalidSchedule):
-        await night.night(operations.context, zone="Mars/Base")
+        await night_of(operations.context, zone="Mars/Base")
 
 
 async def test_the_default_begins_at_six_in_the_evening_of_the_zone(
     watch: Watching, operations: Operations
 ) -> None:
-    answer = await night.night(operations.context, zone="Asia/Tokyo")
+    answer = await night_of(operations.context, zone="Asia/Tokyo")
     assert answer.since == datetime(2026, 3, 9, 9, 0, tzinfo=UTC)
 
 
@@ -538,22 +538,22 @@ async def test_a_viewer_does_not_learn_an_error_of_a_secret_task_from_another_ta
     await failed(ledger, "plain")
     await watch.turn(2)
     preview = await operations(PreviewBulk(action="acknowledge", filter=RunFilter(task="load")))
-    await bulk.begin(operations.context, preview.id, "bulk", "the amount 4711 was wrong")
+    await operations(BeginBulk(preview=preview.id, note="the amount 4711 was wrong"))
     clock.advance(timedelta(seconds=1))
     viewer = operations.by(Actor("vera", role="viewer"))
-    answer = await viewer.night()
+    answer = await viewer(ShowNight())
     need, plain = sorted(answer.needs, key=lambda each: each.task or "")
     assert (need.error, need.last_line, need.fingerprint) == ("", None, None)
     assert need.also_in == () and plain.also_in == (), (
         "an error that a hidden task has too would tell what it is"
     )
     (incident,) = [
-        each for each in (await viewer.incidents.list("all")).incidents if each.task == "load"
+        each for each in (await viewer(ListIncidents(state="all"))).incidents if each.task == "load"
     ]
     assert (incident.text, incident.fingerprint, incident.note) == ("", None, None)
     (bulk,) = [change for change in answer.changes if change.kind == "bulk.acknowledge"]
     assert (bulk.note, bulk.after) == (None, None)
-    assert (await viewer.bulks.get(preview.id)).note is None
+    assert (await viewer(ShowBulk(preview=preview.id))).note is None
     assert (await operations(ShowBulk(preview=preview.id))).note == "the amount 4711 was wrong"
 
 
@@ -564,7 +564,7 @@ async def test_a_viewer_does_not_see_what_runs_of_a_secret_task_have_said(
     await failed(ledger, "load")
     await watch.turn(2)
     viewer = operations.by(Actor("vera", role="viewer"))
-    (need,) = (await viewer.night()).needs
+    (need,) = (await night.night(viewer.context)).needs
     assert (need.error, need.last_line) == ("", None)
     assert [text for _, _, text in await watch.notes()] == [
         "what its runs say is not sent, because the task has the tag secret"

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from service import clock
 from service.batch.ledger import tables
 from service.operations.asking.filter import RunFilter
-from service.operations.runs import listing, read
+from service.operations.runs import listing
 from service.verbs.runs import ShowRun
 from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run

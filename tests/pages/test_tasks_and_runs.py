@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.operations.tasks import history
+from service.operations.tasks.history import history as history_of
 from tests.batch.ledger_world import until
 from tests.pages.conftest import People, failed_run
 
@@ -127,7 +127,7 @@ async def test_the_days_of_a_backfill_are_in_the_history(people: People) -> None
     assert preview is not None
     begun = await people.operator.send("/tasks/report/backfill", preview=preview[1])
     await done(people, begun.headers["location"])
-    history = await history.history(people.served.operations.context, "report", "UTC")
+    history = await history_of(people.served.operations.context, "report", "UTC")
     known = {day.date for day in history.days if day.worst is not None}
     assert {today - timedelta(days=number) for number in range(2, 41)} <= known
     assert sum(history.counts.values()) == sum(sum(day.counts.values()) for day in history.days)

@@ -18,6 +18,7 @@ from service.batch.ledger.states import RunState
 from service.batch.queue import waiting
 from service.batch.queue.waiting import Decided
 from service.database.engine import Database
+from service.operations.system import live
 from tests.batch.ledger_world import make_task, rows, until_waiting
 from tests.waiting.world import START, Waits
 
@@ -57,7 +58,7 @@ async def replacing(waits: Waits) -> tuple[str, str]:
         await waits.fire(slot)
         await waits.end("extract", slot)
         if slot == FIRST:
-            assert await waits.look() == 1
+            assert await live.look(waits.context) == 1
             await waits.start((await waits.run_of("load", FIRST))["id"])
     old, new = await waits.run_of("load", FIRST), await waits.run_of("load", SECOND)
     assert (old["state"], new["state"]) == ("running", "waiting")
@@ -70,8 +71,8 @@ async def test_an_opening_leaves_a_slot_whose_turn_it_would_have_to_wait_for(
     old, new = replacing
     async with other.engine.begin() as connection:
         await lock(connection, old)
-        assert await asyncio.wait_for(waits.look(), SECONDS) == 0
-    assert await waits.look() == 1
+        assert await asyncio.wait_for(live.look(waits.context), SECONDS) == 0
+    assert await live.look(waits.context) == 1
     states = {
         row["id"]: (row["state"], row["cancel_reason"] is not None)
         for row in await rows(waits.ledger)
@@ -93,7 +94,7 @@ async def test_an_opening_that_replaces_and_a_cancel_of_both_runs_do_not_deadloc
         return await apply(connection, decided, now)
 
     monkeypatch.setattr(waiting, "apply", apply_beside)
-    assert await waits.look() == 0
+    assert await live.look(waits.context) == 0
     old, new = replacing
     assert await cancelling[0] == {old: RunState.RUNNING, new: RunState.CANCELLED}
 

@@ -17,9 +17,10 @@ from service.batch.ledger.states import RunState
 from service.batch.queue.retry import retry
 from service.config import get_settings
 from service.operations.asking.context import Loaded
-from service.operations.night import night
+from service.operations.night.night import night as night_of
 from service.operations.night.results import Need, Night
 from service.operations.operations import Operations
+from service.operations.system import live
 from service.verbs.incidents import ShowIncident
 from tests.batch.ledger_world import make_task, rows
 from tests.incidents.watching import Watching, watching
@@ -46,14 +47,14 @@ def operations(waits: Waits) -> Operations:
 async def settle(waits: Waits, watch: Watching) -> None:
     """Open and close what is ready, and have the watch notice what has gone wrong."""
     for _ in range(3):
-        await waits.look()
+        await live.look(waits.context)
     watch.watch._changes = None  # the time was moved by the test, and no service was down
     await watch.turn(3)
 
 
 async def night(waits: Waits, watch: Watching, operations: Operations) -> Night:
     watch.later(1)  # the window ends before the present instant
-    return await night.night(operations.context, since=THREE - HOUR)
+    return await night_of(operations.context, since=THREE - HOUR)
 
 
 def of_runs(found: Night) -> list[Need]:

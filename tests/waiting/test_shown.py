@@ -9,6 +9,7 @@ from service import Start, clock, start, start_all
 from service.batch.ledger import database_time
 from service.operations.runs import late
 from service.operations.runs.waiting import Waiting
+from service.operations.system import live
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.test_after import THREE
 from tests.waiting.world import MINUTE, START, Waits
@@ -31,7 +32,7 @@ async def test_a_run_that_begins_later_says_when(waits: Waits) -> None:
     run = await start(mail.cls, delay=60)
     assert await awaits(waits, run) == [{"kind": "instant", "at": START + MINUTE}]
     clock.advance(MINUTE)
-    await waits.look()
+    await live.look(waits.context)
     assert await awaits(waits, run) == []
 
 

@@ -17,8 +17,7 @@ from service.batch.ledger.people import access
 from service.config import forget_settings, get_settings
 from service.errors import InvalidSetting
 from service.operations.asking.actor import ROLES, Actor, Role
-from service.operations.people import access
-from service.operations.people.access import Access, hash_of
+from service.operations.people.access import Access, create_link, create_token, hash_of, sign_in
 from service.server.uvicorn import listen
 from service.verbs.access import RevokeToken
 from service.web.csrf import csrf_of
@@ -144,16 +143,16 @@ async def test_each_resource_answers_the_roles_that_may_ask_and_no_other(served:
 async def test_each_resource_refuses_credentials_that_are_not_good(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = await access.create_token(served.operations.context, "old", "admin", timedelta(days=1))
+    made = await create_token(served.operations.context, "old", "admin", timedelta(days=1))
     async with served.service.ledger.engine.begin() as connection:
         await connection.execute(
             access.tokens.update()
             .where(access.tokens.c.id == made.id)
             .values(expires_at=clock.now() - timedelta(days=1))
         )
-    revoked = await access.create_token(served.operations.context, "revoked", "admin")
+    revoked = await create_token(served.operations.context, "revoked", "admin")
     await served.operations(RevokeToken(name="revoked"))
-    session = await access.sign_in(served.operations.context, served.secrets["admin"], None)
+    session = await sign_in(served.operations.context, served.secrets["admin"], None)
     assert session is not None
     cookie = {"Cookie": f"batch_session={session.secret}"}
     good = {"Authorization": f"Bearer {served.secrets['admin']}"}
@@ -192,7 +191,7 @@ async def test_each_resource_refuses_credentials_that_are_not_good(
 
 
 async def test_a_secret_stands_in_no_table_of_the_ledger(served: Served) -> None:
-    session = await access.sign_in(served.operations.context, served.secrets["admin"], None)
+    session = await sign_in(served.operations.context, served.secrets["admin"], None)
     assert session is not None
     async with served.service.ledger.engine.connect() as connection:
         for table in (access.tokens, access.sessions):
@@ -223,14 +222,14 @@ async def test_a_session_is_known_by_its_cookie_and_ends_with_a_sign_out(served:
 
 
 async def test_a_link_signs_in_once_and_not_when_it_is_old(served: Served) -> None:
-    link = await access.create_link(served.operations.context)
+    link = await create_link(served.operations.context)
     client = served.nobody
     assert (await client.post("/api/v1/session", json={"secret": link})).status_code == 201
     client.cookies.clear()
     again = await client.post("/api/v1/session", json={"secret": link})
     assert again.status_code == 401
     assert link not in again.text
-    old = await access.create_link(served.operations.context)
+    old = await create_link(served.operations.context)
     async with served.service.ledger.engine.begin() as connection:
         expired = access.tokens.update().where(access.tokens.c.hash == hash_of(old))
         await connection.execute(expired.values(expires_at=clock.now() - timedelta(seconds=1)))
@@ -240,8 +239,8 @@ async def test_a_link_signs_in_once_and_not_when_it_is_old(served: Served) -> No
 async def test_a_revoked_token_ends_its_sessions_too(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = await access.create_token(served.operations.context, "laptop", "viewer")
-    session = await access.sign_in(served.operations.context, made.secret, None)
+    made = await create_token(served.operations.context, "laptop", "viewer")
+    session = await sign_in(served.operations.context, made.secret, None)
     assert session is not None
     headers = {"Cookie": f"batch_session={session.secret}"}
     assert (await served.nobody.get("/api/v1/tasks", headers=headers)).status_code == 200
@@ -568,7 +567,7 @@ async def test_nothing_asks_the_ledger_after_the_service_has_stopped(
     forget_settings()
     app = create_app()
     async with app.router.lifespan_context(app):
-        made = await access.create_token(app.state.batch.operations.context, "ann", "viewer")
+        made = await create_token(app.state.batch.operations.context, "ann", "viewer")
         assert (await client_of(app, made.secret).get("/api/v1/session")).status_code == 200
         # The use of the token is written a second later.
         noting = app.guard._noting  # type: ignore[attr-defined]

@@ -25,8 +25,10 @@ from service.config import get_settings
 from service.errors import InvalidSetting
 from service.operations.asking.context import Loaded
 from service.operations.operations import Operations
+from service.operations.system import nodes
 from service.server import readiness
 from service.testing.postgres import OwnServer, find_binaries
+from service.verbs.night import ShowStatus
 from service.web import api
 from tests.batch.ledger_world import make_task, refresh, rows, until
 
@@ -170,10 +172,10 @@ async def test_a_service_without_a_free_thread_says_so_and_is_ready_and_so_does_
         elsewhere = Operations(ledger, ledger, Loaded, get_settings(), are_ready=True)
 
         async def told() -> object:
-            return (await elsewhere.nodes.living())[0].troubles or None
+            return (await nodes.living(elsewhere.context))[0].troubles or None
 
         assert await until(told) == warnings
-        status = await elsewhere.status()
+        status = await elsewhere(ShowStatus())
         assert (status.ok, status.troubles[0].kind) == (False, "readiness")
         assert re.fullmatch(f"Process {os.getpid()} on .*: threads: {said}", status.headline)
         goes_on.set()
