@@ -24,9 +24,11 @@ from service.batch.nodes.roles import BY_HAND
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
 from service.cli import cli
+from service.cli.filters import FILTER
 from service.cli.hints import NO_SERVICE
 from service.config import Settings, get_settings
 from service.database.companions import companions
+from service.operations.asking.filter import RunFilter
 from service.server.service import BatchService
 from tests import first, preloaded
 from tests.docs_blocks import (
@@ -124,6 +126,12 @@ def options() -> list[tuple[str, str]]:
     ]
 
 
+def selects_runs(name: str, option: str) -> bool:
+    """Whether the docs have this option once for all commands that select runs."""
+    called = {FILTER.get(field, f"--{field.replace('_', '-')}") for field in RunFilter.model_fields}
+    return name in ("runs", "cancel", "retry", "ack") and option in called
+
+
 def policy_values() -> list[str]:
     return [*dict.fromkeys((*MISSED, *OVERLAP))]
 
@@ -150,7 +158,9 @@ def test_each_command_is_in_the_docs(name: str) -> None:
 @pytest.mark.parametrize(("name", "option"), options())
 def test_each_option_stands_in_the_row_of_its_command(name: str, option: str) -> None:
     row = re.search(rf"^\| `batch {name}\b.*$", read("README.md"), re.MULTILINE)
-    assert row is not None and re.search(rf"`{option}\b", row[0])
+    of_runs = re.search(r"^.* select runs, for .*$", read("README.md"), re.MULTILINE)
+    assert row is not None and of_runs is not None
+    assert re.search(rf"`{option}\b", of_runs[0] if selects_runs(name, option) else row[0])
 
 
 @pytest.mark.parametrize("name", [*RunState, *Origin])

@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-from service.web.v1 import events, requests, rest, runs, tasks
 from sqlalchemy import func, select
 from starlette.routing import compile_path
 
@@ -32,7 +31,10 @@ from service.operations.people import access
 from service.operations.people.results import MOST_CHANGES
 from service.operations.runs.results import MOST_RUNS
 from service.server.service import BatchService
-from service.web import headers, live, problems
+from service.verbs.access import LONGEST_DAYS
+from service.verbs.run_changes import LONGEST_KEY
+from service.verbs.runs import ShowLog
+from service.web import events, headers, live, problems, routes
 from tests.batch.ledger_world import until
 from tests.docs_blocks import Message, blocks, exchanges, masked, read, rows, section
 from tests.web.conftest import client_of
@@ -58,7 +60,7 @@ def resources() -> dict[tuple[str, str], list[str]]:
 def document() -> dict[tuple[str, str], Any]:
     paths = create_app().openapi()["paths"]  # type: ignore[attr-defined]
     return {
-        (m.upper(), path.removeprefix(requests.V1)): entry
+        (m.upper(), path.removeprefix(routes.V1)): entry
         for path, ms in paths.items()
         for m, entry in ms.items()
     }
@@ -66,7 +68,7 @@ def document() -> dict[tuple[str, str], Any]:
 
 def resource_of(request: Message) -> tuple[str, str]:
     method, path = request.start.split(" ")
-    path = path.partition("?")[0].removeprefix(requests.V1)
+    path = path.partition("?")[0].removeprefix(routes.V1)
     matching = [p for m, p in document() if m == method and compile_path(p)[0].match(path)]
     return method, min(matching, key=lambda p: p.count("{"))
 
@@ -125,10 +127,10 @@ LIMITS = {
     "streams of one token": live.MOST_STREAMS_OF_ONE,
     "streams of a process": live.MOST_STREAMS,
     "watched runs": live.MOST_RUNS,
-    "a key": tasks.LONGEST_KEY,
-    "days of a token": rest.LONGEST_DAYS,
+    "a key": LONGEST_KEY,
+    "days of a token": LONGEST_DAYS,
     "lines of a log": next(
-        m.le for m in runs.LogQuery.model_fields["limit"].metadata if hasattr(m, "le")
+        m.le for m in ShowLog.model_fields["limit"].metadata if hasattr(m, "le")
     ),
 }
 

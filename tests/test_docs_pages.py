@@ -36,7 +36,7 @@ from tests.docs_blocks import (
 from tests.docs_pages import Page
 from tests.examples.local_api import LocalAPI
 from tests.kinds import KINDS
-from tests.test_docs import commands, options, supported_attributes
+from tests.test_docs import commands, options, selects_runs, supported_attributes
 
 # The pages of docs/: each has what it is about.
 
@@ -70,7 +70,7 @@ def test_each_command_has_a_section_with_its_options_and_no_others(name: str) ->
         re.MULTILINE,
     )
     assert sorted(option for option, _ in listed) == sorted(
-        option for of, option in options() if of == name
+        option for of, option in options() if of == name and not selects_runs(name, option)
     )
 
 

@@ -142,7 +142,7 @@ def test_the_project_obeys_the_rule(
 @pytest.mark.parametrize("module", ["service.cli.runs", "service.web.api"])
 def test_a_face_that_knows_sql_is_found(module: str, code: str) -> None:
     assert sql_in_faces(modules(module, code))
-    assert sql_in_faces(modules("service.operations.runs.facet", code)) == []
+    assert sql_in_faces(modules("service.operations.runs.read", code)) == []
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_face_that_knows_sql_is_found(module: str, code: str) -> None:
     ],
 )
 def test_an_operation_that_does_more_than_asked_is_found(code: str) -> None:
-    assert deeds_of_operations(modules("service.operations.runs.facet", code))
+    assert deeds_of_operations(modules("service.operations.runs.read", code))
     assert deeds_of_operations(modules("service.cli.runs", code)) == []
 
 
@@ -207,7 +207,7 @@ async def service(tmp_path: Path) -> AsyncIterator[BatchService]:
 
 
 async def ask_all(operations: Operations, number: int) -> None:
-    """Reads and changes of all facets."""
+    """Reads and changes through operations."""
     asked = operations.by(Actor(f"user{number}"))
     started = await asked(StartRun(name="hourly", parameters={"day": number}, key=f"{number}"))
     assert (await asked(ShowRun(run=started.id))).requested_by == f"user{number}"
@@ -220,7 +220,7 @@ async def ask_all(operations: Operations, number: int) -> None:
         await nodes.has_task(asked.context, "hourly") and len((await asked(ListNodes())).nodes) == 1
     )
     assert (await account.accounts(asked.context, clock.now() - timedelta(hours=1))).complete
-    assert [block async for block in run_log.blocks(asked.context, started.id)][-1]
+    assert [block async for block in run_log.blocks(asked.context, started.id, follow=False)][-1]
 
 
 def logging_now() -> tuple[Any, ...]:

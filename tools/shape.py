@@ -29,7 +29,7 @@ SHORT = 80
 that importer.
 """
 WIDEST = 100
-DOORS = ("cli", "web", "pages", "operations/remote", "alerts")
+DOORS = ("cli", "web", "pages", "remote", "alerts")
 
 sys.path.insert(0, str(ROOT))
 

@@ -135,7 +135,7 @@ def _checked(asked: Asked, model: Any, values: Mapping[str, Any]) -> Any:
     try:
         return model(**values)
     except ValidationError as error:
-        raise InvalidParameters(in_words(error, asked.name_of)) from None
+        raise InvalidParameters(in_words(error, model, asked.name_of)) from None
 
 
 class _Option:
@@ -145,7 +145,8 @@ class _Option:
         from pydantic import AwareDatetime
 
         from service.operations.asking.filter import Direction
-        from service.verbs.verb import description_of, marks_of
+        from service.operations.asking.sentences import marks_of
+        from service.verbs.verb import description_of
 
         info = model.model_fields[name]
         marks = marks_of(info)

@@ -1,1 +1,1 @@
-"""The operations of a service, asked over its HTTP API. Knows no ledger."""
+"""Asks a service for verbs, over its HTTP API. Knows no ledger."""

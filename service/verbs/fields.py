@@ -8,11 +8,11 @@ from pydantic import StringConstraints
 
 from service.operations.asking.cursors import CURSOR
 from service.operations.asking.filter import ID, POOL_NAME, TASK_NAME, TEXT
-from service.operations.asking.filter import About as About
 from service.operations.asking.filter import Ahead as Ahead
 from service.operations.asking.filter import Instant as Instant
 from service.operations.asking.filter import Since as Since
-from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
+from service.operations.asking.sentences import About, Allowed
+from service.operations.incidents.notes import LONGEST_NOTE, NEEDED, SHORTEST_NOTE
 
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME), About("The name of the task.")]
 RunName = Annotated[
@@ -52,6 +52,7 @@ Reason = Annotated[
         pattern=r"^\s*[^\s\x00][^\x00]+[^\s\x00]\s*$",
     ),
     About(f"What is done about it, in {SHORTEST_NOTE} to {LONGEST_NOTE} characters."),
+    Allowed(NEEDED),
 ]
 """A note of at least three characters, without those blanks that stand at its ends."""
 PoolName = Annotated[str, StringConstraints(pattern=POOL_NAME), About("The name of the pool.")]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, StringConstraints
 
 from service.operations.asking.results import RunNow, Started
-from service.verbs.fields import About, Instant, Note, Reason, RunName, TaskName
+from service.operations.asking.sentences import About
+from service.verbs.fields import Instant, Note, Reason, RunName, TaskName
 from service.verbs.verb import Verb, post
 
 if TYPE_CHECKING:

@@ -13,10 +13,8 @@ begin at once; `perform` imports the room that does the work.
 from __future__ import annotations
 
 import inspect
-import itertools
 import re
 import sys
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -25,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
 from service.operations.asking.actor import Role
-from service.verbs.fields import About
+from service.operations.asking.sentences import About, marks_of
 
 Method = Literal["GET", "POST", "DELETE"]
 
@@ -168,9 +166,3 @@ def description_of(info: FieldInfo) -> str | None:
     if info.description is not None:
         return info.description
     return next((str(each) for each in marks_of(info) if isinstance(each, About)), None)
-
-
-def marks_of(info: FieldInfo) -> list[Any]:
-    """What the type of a field is annotated with. Of `X | None` the type is X."""
-    inner = [getattr(part, "__metadata__", ()) for part in typing.get_args(info.annotation)]
-    return [*info.metadata, *itertools.chain.from_iterable(inner)]

@@ -21,8 +21,9 @@ from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id, nodes, runs
 from service.operations.asking.actor import Actor
+from service.operations.asking.context import Context
 from service.operations.people import access
-from service.operations.people.access import Access
+from service.operations.people import access as people_access
 from service.operations.system.live import NEWEST
 from service.server.connections import Connections
 from service.verbs.access import RevokeToken
@@ -345,13 +346,13 @@ async def test_an_open_stream_rarely_checks_its_token_and_ends_at_the_next_check
 ) -> None:
     monkeypatch.setattr("service.web.access.KNOWN_SECONDS", 0.0)
     made = await access.create_token(served.operations.context, "laptop", "viewer")
-    holder, asked = Access.holder, []
+    holder, asked = people_access.holder, []
 
-    async def counted(access: Access, secret: str, address: str | None) -> Actor | None:
+    async def counted(context: Context, secret: str, address: str | None) -> Actor | None:
         asked.append(secret)
-        return await holder(access, secret, address)
+        return await holder(context, secret, address)
 
-    monkeypatch.setattr(Access, "holder", counted)
+    monkeypatch.setattr(people_access, "holder", counted)
     monkeypatch.setattr("service.web.events.VALID_SECONDS", 1_000.0)
     async with site.client(made.secret) as client, listening(client, "tasks") as stream:
         for change in ("pause", "resume", "pause", "resume"):

@@ -51,10 +51,6 @@ def _in_utc(value: datetime) -> datetime:
         return EARLIEST if value < EPOCH else LATEST
 
 
-class About(str):
-    """What a field of a type means, where the field itself does not say it."""
-
-
 class Direction(Enum):
     """Where a length of time leads that a person gives in place of an instant."""
 
@@ -128,7 +124,7 @@ class RunFilter(BaseModel):
         try:
             return cls(**conditions)
         except ValidationError as error:
-            raise InvalidParameters(in_words(error)) from None
+            raise InvalidParameters(in_words(error, cls)) from None
 
     @property
     def params(self) -> dict[str, str]:

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import itertools
+import typing
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from service.escaping import echoed
 
 
-def in_words(error: ValidationError, named: Callable[[str], str] = str) -> str:
-    """One sentence for each value that is not allowed. `named`: how a field is called there."""
-    return "; ".join(_sentence(problem, named) for problem in error.errors())
+class About(str):
+    """What a field of a type means, where the field itself does not say it."""
 
 
-def _sentence(problem: Any, named: Callable[[str], str]) -> str:
+class Allowed(str):
+    """What is allowed for a type, where its own sentence is better than one about its pattern."""
+
+
+def marks_of(info: FieldInfo) -> list[Any]:
+    """What the type of a field is annotated with. Of `X | None` the type is X."""
+    inner = [getattr(part, "__metadata__", ()) for part in typing.get_args(info.annotation)]
+    return [*info.metadata, *itertools.chain.from_iterable(inner)]
+
+
+def in_words(
+    error: ValidationError, model: type[BaseModel], named: Callable[[str], str] = str
+) -> str:
+    """One sentence for each value that `model` does not allow. `named`: how a field is called where
+    it was given.
+    """
+    return "; ".join(_sentence(problem, model, named) for problem in error.errors())
+
+
+def _sentence(problem: Any, model: type[BaseModel], named: Callable[[str], str]) -> str:
     field = str(problem["loc"][0]) if problem["loc"] else ""
-    if not field:
-        return _message(problem)
+    if field not in model.model_fields:
+        return f"{field}: {_allowed(problem)}" if field else _allowed(problem)
+    own = [mark for mark in marks_of(model.model_fields[field]) if isinstance(mark, Allowed)]
+    if own:
+        return f"{named(field)}: {own[0]}"
     if problem["type"] == "missing":
         return f"{named(field)} is needed"
-    return f"{named(field)} is {echoed(problem['input'])}: {_message(problem)}"
+    if problem["type"] in ("string_too_long", "string_too_short", "too_long", "too_short"):
+        return f"{named(field)}: {_allowed(problem)}"
+    return f"{named(field)} is {echoed(str(problem['input']))}; {_allowed(problem)}"
 
 
-def _message(problem: Any) -> str:
+def _allowed(problem: Any) -> str:
     """What is allowed instead."""
     context = problem.get("ctx", {})
     match problem["type"]:
@@ -32,15 +58,15 @@ def _message(problem: Any) -> str:
             allowed = str(context["expected"]).replace("'", "").replace(" or ", ", ")
             return f"allowed: {allowed}"
         case "string_too_long":
-            return f"allowed are at most {context['max_length']:,} characters"
+            return f"allowed are {context['max_length']:,} characters"
         case "string_too_short":
             return f"allowed are at least {context['min_length']:,} characters"
         case "too_long":
-            return f"allowed are at most {context['max_length']:,}"
+            return f"allowed are {context['max_length']:,} of them"
         case "greater_than_equal":
             return f"allowed: {context['ge']:,} or more"
         case "less_than_equal":
             return f"allowed: at most {context['le']:,}"
         case "string_pattern_mismatch":
-            return f"allowed is a text like {context['pattern']}"
+            return f"allowed: {context['pattern']}"
     return str(problem["msg"]).removeprefix("Value error, ")

@@ -6,6 +6,7 @@ from service.errors import InvalidParameters
 
 SHORTEST_NOTE, LONGEST_NOTE = 3, 500
 """Characters, without blanks at the ends."""
+NEEDED = f"{SHORTEST_NOTE} to {LONGEST_NOTE} characters are needed, which say why"
 
 
 def check_note(note: str | None) -> str:
@@ -13,7 +14,5 @@ def check_note(note: str | None) -> str:
     long.
     """
     if note is None or not SHORTEST_NOTE <= len(note.strip()) <= LONGEST_NOTE:
-        raise InvalidParameters(
-            f"a note of {SHORTEST_NOTE} to {LONGEST_NOTE} characters is needed, which says why"
-        )
+        raise InvalidParameters(f"note: {NEEDED}")
     return note

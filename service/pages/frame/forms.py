@@ -6,23 +6,25 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
 
+from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BatchError, UnknownPreview
 from service.escaping import echoed
-from service.operations.incidents.notes import LONGEST_NOTE as LONGEST_NEEDED_NOTE
-from service.operations.incidents.notes import SHORTEST_NOTE
+from service.operations.asking.sentences import in_words
+from service.verbs.verb import Verb
 from service.web.problems import Refused
+
+V = TypeVar("V", bound=Verb)
 
 LARGEST = 65_536
 MOST_FIELDS = 200
 CSRF = "csrf"
 ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-LONGEST_NOTE = 2_000
 LONGEST_INSTANT = 40
 TYPED_FROM = 500
 """Of more runs than this the number has to be typed."""
@@ -140,23 +142,19 @@ def preview_of(fields: Mapping[str, str]) -> str:
     return given
 
 
-def note_of(fields: Mapping[str, str]) -> str | None:
-    """The note that was entered; None if it is empty. Raises Refused for one that is too long."""
-    note = fields.get("note", "").strip()
-    if len(note) > LONGEST_NOTE:
-        raise Refused(422, f"note: allowed are {LONGEST_NOTE:,} characters")
-    return note or None
-
-
-def needed_note_of(fields: Mapping[str, str]) -> str:
-    """The note that an acknowledgement needs. Raises Refused if it is too short or too long."""
-    note = fields.get("note", "").strip()
-    if not SHORTEST_NOTE <= len(note) <= LONGEST_NEEDED_NOTE:
-        raise Refused(
-            422,
-            f"note: {SHORTEST_NOTE} to {LONGEST_NEEDED_NOTE} characters are needed, which say why",
-        )
-    return note
+def verb_of(verb: type[V], fields: Mapping[str, str], **known: Any) -> V:
+    """The verb that a form asks. `known`: fields of the verb that are not read from the form; of
+    the others, what was entered. Raises Refused if something is not allowed.
+    """
+    entered = {
+        name: text
+        for name in verb.model_fields
+        if name not in known and (text := fields.get(name, "").strip())
+    }
+    try:
+        return verb(**entered, **known)
+    except ValidationError as error:
+        raise Refused(422, in_words(error, verb)) from None
 
 
 def instant_of(name: str, fields: Mapping[str, str]) -> datetime | None:

@@ -17,9 +17,8 @@ from service.pages.frame.forms import (
     TYPED_FROM,
     check_number,
     instant_of,
-    needed_note_of,
-    note_of,
     preview_of,
+    verb_of,
     whole_id,
 )
 from service.pages.frame.render import render
@@ -157,13 +156,14 @@ def _facts(plan: RetryPlan, viewer: Viewer) -> list[tuple[str, str]]:
 
 async def retry(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Retry the newest run, or all of the preview."""
-    note = note_of(fields)
     if fields.get("which") == "trial":
-        run = await viewer.operations(RetryRun(run=fields.get("newest", ""), note=note))
+        run = await viewer.operations(
+            verb_of(RetryRun, {"note": fields.get("note", ""), "run": fields.get("newest", "")})
+        )
         return GoTo(f"/runs/{run.id}")
     bulk = await viewer.operations(ShowBulk(preview=preview_of(fields)))
     check_number(bulk.count, fields)
-    await viewer.operations(BeginBulk(preview=bulk.id, note=note))
+    await viewer.operations(verb_of(BeginBulk, fields, preview=bulk.id))
     return GoTo(f"/bulks/{bulk.id}")
 
 
@@ -201,8 +201,8 @@ async def acknowledge(request: Request, viewer: Viewer, fields: Mapping[str, str
     seen = instant_of("failed_until", fields)
     incident = whole_id(request, "incident")
     done = await viewer.operations(
-        AcknowledgeIncident(
-            incident=incident, note=needed_note_of(fields), quiet_until=until, failed_until=seen
+        verb_of(
+            AcknowledgeIncident, fields, incident=incident, quiet_until=until, failed_until=seen
         )
     )
     if done.still_open:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from service.pages.frame import formatting
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, confirm
-from service.pages.frame.forms import instant_of, needed_note_of
+from service.pages.frame.forms import instant_of, verb_of
 from service.pages.frame.viewer import Viewer
 from service.verbs.slots import LeaveSlots, ReopenSlots
 from service.web.problems import Refused
@@ -63,8 +63,8 @@ async def leave(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     if not (seen.isascii() and seen.isdigit() and len(seen) < _LONGEST_NUMBER):
         raise Refused(422, "slots: allowed is the number that the page has shown")
     await viewer.operations(
-        LeaveSlots(
-            since=since, until=until, note=needed_note_of(fields), task=task, slots=int(seen)
+        verb_of(
+            LeaveSlots, fields, since=since, until=until, task=task, slots=int(seen), dry_run=False
         )
     )
     return back(fields, "/")

@@ -8,10 +8,11 @@ from starlette.requests import Request
 
 from service.operations.bulks import outage_backfills
 from service.pages.frame.answers import GoTo
-from service.pages.frame.forms import ID, TYPED_FROM, check_number, instant_of, note_of
+from service.pages.frame.forms import ID, TYPED_FROM, check_number, instant_of, verb_of
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
+from service.verbs.bulks import BeginBulk
 from service.web.problems import Refused
 
 
@@ -44,7 +45,8 @@ async def begin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     ids = _ids(fields.get("previews", ""))
     known = await outage_backfills.begun(viewer.operations.context, ids)
     check_number(sum(each.count for each in known), fields)
-    await outage_backfills.begin(viewer.operations.context, ids, note_of(fields))
+    note = verb_of(BeginBulk, fields, preview=ids[0]).note
+    await outage_backfills.begin(viewer.operations.context, ids, note)
     return GoTo(f"/backfill?begun={','.join(ids)}")
 
 

@@ -19,9 +19,8 @@ from service.pages.frame.confirm import Confirm, Field, confirm
 from service.pages.frame.forms import (
     TYPED_FROM,
     check_number,
-    needed_note_of,
-    note_of,
     preview_of,
+    verb_of,
     whole_id,
 )
 from service.pages.frame.render import render
@@ -100,8 +99,7 @@ async def begin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     """Begin the change of the runs of the preview."""
     bulk = await viewer.operations(ShowBulk(preview=preview_of(fields)))
     check_number(bulk.count, fields)
-    note = needed_note_of(fields) if bulk.action == "acknowledge" else note_of(fields)
-    await viewer.operations(BeginBulk(preview=bulk.id, note=note))
+    await viewer.operations(verb_of(BeginBulk, fields, preview=bulk.id))
     return GoTo(f"/bulks/{bulk.id}")
 
 

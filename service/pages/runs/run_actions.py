@@ -11,7 +11,7 @@ from starlette.requests import Request
 from service.batch.ledger.states import ACTIVE
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, Option, confirm
-from service.pages.frame.forms import needed_note_of, note_of, whole_id
+from service.pages.frame.forms import verb_of, whole_id
 from service.pages.frame.viewer import Viewer
 from service.verbs.run_changes import AcknowledgeRun, CancelRun, RetryRun
 from service.verbs.runs import RunAsItIs
@@ -53,7 +53,7 @@ async def ask_to_cancel(request: Request, viewer: Viewer) -> str:
 
 async def cancel(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Cancel the run."""
-    run = await viewer.operations(CancelRun(run=whole_id(request, "run"), note=note_of(fields)))
+    run = await viewer.operations(verb_of(CancelRun, fields, run=whole_id(request, "run"), wait=0))
     return back(fields, f"/runs/{run.id}")
 
 
@@ -103,10 +103,12 @@ async def ask_to_retry(request: Request, viewer: Viewer) -> str:
 async def retry(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Queue the run for a new attempt."""
     run = await viewer.operations(
-        RetryRun(
+        verb_of(
+            RetryRun,
+            fields,
             run=whole_id(request, "run"),
             from_the_beginning=fields.get("how") == "anew",
-            note=note_of(fields),
+            and_after=False,
         )
     )
     return back(fields, f"/runs/{run.id}")
@@ -130,7 +132,5 @@ async def ask_to_acknowledge(request: Request, viewer: Viewer) -> str:
 
 async def acknowledge(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Say that a person takes care of the run."""
-    run = await viewer.operations(
-        AcknowledgeRun(run=whole_id(request, "run"), note=needed_note_of(fields))
-    )
+    run = await viewer.operations(verb_of(AcknowledgeRun, fields, run=whole_id(request, "run")))
     return back(fields, f"/runs/{run.id}")

@@ -16,7 +16,7 @@ from service.operations.asking.results import LogBlock
 from service.operations.runs import quarantine, read, run_log
 from service.pages.frame.answers import GoTo
 from service.pages.frame.confirm import Confirm, Field, confirm
-from service.pages.frame.forms import note_of, whole_id
+from service.pages.frame.forms import verb_of, whole_id
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
@@ -119,6 +119,6 @@ async def redrive(request: Request, viewer: Viewer, fields: Mapping[str, str]) -
     item = request.query_params.get("item")
     items = [item] if item is not None else None
     started = await viewer.operations(
-        RedriveRun(run=whole_id(request, "run"), items=items, note=note_of(fields))
+        verb_of(RedriveRun, fields, run=whole_id(request, "run"), items=items)
     )
     return GoTo(f"/runs/{started.id}")

@@ -16,11 +16,11 @@ from service.operations.bulks.results import Preview
 from service.operations.starting.results import BackfillRequest, BackfillSlot
 from service.operations.tasks.results import TaskDetails
 from service.pages.frame.answers import GoTo
-from service.pages.frame.forms import TYPED_FROM, check_number, local_path, note_of, preview_of
+from service.pages.frame.forms import TYPED_FROM, check_number, local_path, preview_of, verb_of
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
-from service.verbs.bulks import ShowBulk
+from service.verbs.bulks import BeginBackfill, ShowBulk
 from service.verbs.tasks import ShowTask
 
 ALREADY = (("leave", "Leave them as they are"), ("redo", "Run them again from the beginning"))
@@ -67,8 +67,8 @@ async def backfill(request: Request, viewer: Viewer, fields: Mapping[str, str]) 
     if "preview" in fields:
         known = await viewer.operations(ShowBulk(preview=preview_of(fields)))
         check_number(known.count, fields)
-        begun = await bulk.begin(
-            viewer.operations.context, known.id, "backfill", note_of(fields), task.name
+        begun = await viewer.operations(
+            verb_of(BeginBackfill, fields, name=task.name, preview=known.id)
         )
         return GoTo(f"/bulks/{begun.id}")
     came_from = local_path(fields.get("next"), "")

@@ -25,7 +25,7 @@ from service.pages.charts.spark_chart import spark_boxes
 from service.pages.charts.timeline import timeline_drawn
 from service.pages.frame.answers import GoTo, back
 from service.pages.frame.confirm import Confirm, Field, Option, confirm
-from service.pages.frame.forms import PARAMETER, local_instant_of, note_of
+from service.pages.frame.forms import PARAMETER, local_instant_of, verb_of
 from service.pages.frame.render import render
 from service.pages.frame.shell import LiveViewer, shell_of
 from service.pages.frame.viewer import Viewer
@@ -237,7 +237,7 @@ async def start(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
         raise InvalidParameters("; ".join(mistakes))
     key, at = fields.get("key") or None, local_instant_of("at", fields, viewer.zone)
     started = await viewer.operations(
-        StartRun(name=task.name, parameters=params, key=key, at=at, note=note_of(fields))
+        verb_of(StartRun, fields, name=task.name, parameters=params, slot=None, key=key, at=at)
     )
     return GoTo(f"/runs/{started.id}")
 
@@ -279,7 +279,7 @@ async def pause(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
     """Pause the task."""
     name = request.path_params["task"]
     until = _end_of(fields, viewer) if fields.get("for") else None
-    await viewer.operations(PauseTask(name=name, note=note_of(fields), until=until))
+    await viewer.operations(verb_of(PauseTask, fields, name=name, until=until))
     return back(fields, f"/tasks/{name}")
 
 
@@ -299,7 +299,7 @@ async def ask_to_resume(request: Request, viewer: Viewer) -> str:
 async def resume(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Resume the task."""
     name = request.path_params["task"]
-    await viewer.operations(ResumeTask(name=name, note=note_of(fields)))
+    await viewer.operations(verb_of(ResumeTask, fields, name=name))
     return back(fields, f"/tasks/{name}")
 
 
@@ -319,9 +319,7 @@ async def ask_to_mute(request: Request, viewer: Viewer) -> str:
 async def mute(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
     """Send nothing about the task for a while."""
     name = request.path_params["task"]
-    await viewer.operations(
-        MuteTask(name=name, until=_end_of(fields, viewer), note=note_of(fields))
-    )
+    await viewer.operations(verb_of(MuteTask, fields, name=name, until=_end_of(fields, viewer)))
     return back(fields, f"/tasks/{name}")
 
 
