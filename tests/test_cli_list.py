@@ -118,7 +118,7 @@ async def test_each_option_narrows_the_list(
             ["--param and --text need --task, and --since or --ended-since"],
         ),
         ("--param day --task import --since 1d", ["--param", "'day'", "name=value"]),
-        ("--origin moon", ["origin", "'moon'", "'manual'"]),
+        ("--origin moon", ["origin", "'moon'", "manual"]),
         ("--state failing", ["'failing'", "failed"]),
         ("--tag Not-a-tag", ["tag", "'Not-a-tag'"]),
         ("--pool GPU", ["pool", "'GPU'"]),

@@ -26,6 +26,7 @@ from service.batch.ledger import run_query, tables
 from service.batch.ledger.states import ACTIVE
 from service.operations.asking import actor
 from service.operations.asking.filter import RunFilter
+from service.operations.backups.backups import Backups
 from service.operations.bulks import bulk
 from service.operations.people import access
 from service.operations.people.results import MOST_CHANGES
@@ -325,7 +326,7 @@ async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         async with get_db() as db:
             db.add_all([User(email="ann@example.com"), User(email="bad address")])
             await db.commit()
-        await service.operations.backups.create()
+        await Backups(service.operations.context).create()
         made = await access.create_token(service.operations.context, "ann", "admin")
         async with client_of(app, made.secret) as admin, client_of(app) as nobody:
             yield Reader(app, service, admin, nobody, {YOURS: made.secret})

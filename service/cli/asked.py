@@ -131,9 +131,12 @@ def _checked(asked: Asked, model: Any, values: Mapping[str, Any]) -> Any:
     from pydantic import ValidationError
 
     from service.operations.asking.sentences import in_words
+    from service.verbs.verb import NotAllowed
 
     try:
         return model(**values)
+    except NotAllowed as error:
+        raise error.named(asked.name_of) from None
     except ValidationError as error:
         raise InvalidParameters(in_words(error, model, asked.name_of)) from None
 
@@ -152,7 +155,7 @@ class _Option:
         marks = marks_of(info)
         self.asked = asked
         self.name = name
-        self._called = asked.name_of(name)
+        self._ways = asked.name_of(name).split("/")
         self._about = description_of(info) or ""
         self._is_needed = info.is_required()
         self._default = info.get_default()
@@ -171,7 +174,7 @@ class _Option:
     def parameter(self) -> Parameter:
         """The parameter of the function that typer reads."""
         type_: Any = bool if self._is_flag else int if self._bounds is not None else str
-        type_ = list[type_] if self._is_list else type_
+        type_ = list[type_] if self._is_list or len(self._ways) > 1 else type_
         default: Any = Parameter.empty
         if not self._is_needed:
             default = self._default if self._is_flag or self._bounds is not None else None
@@ -183,10 +186,12 @@ class _Option:
             shown["autocompletion"] = complete.one_of(self._choices)
         if self._bounds is not None:
             shown |= {"parser": whole(*self._bounds), "metavar": "NUMBER"}
-        if self._called.startswith("-"):
-            place: Any = typer.Option(*self._called.split("/"), **shown)
+        elif self._is_instant:
+            shown["metavar"] = "TIME"
+        if self._ways[0].startswith("-"):
+            place: Any = typer.Option(*self._ways, **shown)
         else:
-            place = typer.Argument(metavar=self._called, **shown)
+            place = typer.Argument(metavar=self._ways[0], **shown)
         annotation = Annotated[type_, place]
         return Parameter(self.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -208,12 +213,17 @@ class _Option:
         """The value of the field for what somebody has typed. Raises InvalidParameters."""
         if not self._is_instant:
             return value
-        name = self._called.split("/")[0]
+        name = self._ways[0]
+        if isinstance(value, list):
+            if len(value) > 1:
+                raise InvalidParameters(f"give {' or '.join(self._ways)}, and only once")
+            value = value[0]
         if self._direction == "back":
             return instant_or_age(value, name)
         if self._direction == "forward" and re.fullmatch(r"[0-9]+[a-z]", value):
             return clock.now() + age(value, name)
-        return instant(value, name)
+        more = ", or for how long, such as 12h or 90d" if self._direction == "forward" else ""
+        return instant(value, name, age=more)
 
 
 def _choices(type_: Any) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from service import clock
 from service.operations.asking.actor import Role
+from service.operations.asking.sentences import Allowed
 from service.operations.people.results import (
     MOST_CHANGES,
     ChangePage,
@@ -66,12 +67,15 @@ class CreateToken(
 ):
     """Make a token. Its secret is in this answer, and nowhere else."""
 
-    name: str = Field(
-        min_length=1,
-        max_length=100,
-        pattern=r"^[A-Za-z0-9_.@+-]([A-Za-z0-9_ .@+-]*[A-Za-z0-9_.@+-])?$",
-        description="The name of the token: who uses it, and for what.",
-    )
+    name: Annotated[
+        str,
+        StringConstraints(
+            min_length=1,
+            max_length=100,
+            pattern=r"^[A-Za-z0-9_.@+-]([A-Za-z0-9_ .@+-]*[A-Za-z0-9_.@+-])?$",
+        ),
+        Allowed("allowed are 1 to 100 letters from a to z, digits, spaces and _ . @ + -"),
+    ] = Field(description="The name of the token: who uses it, and for what.")
     role: Role = Field(
         description="viewer (reads), operator (also changes runs and tasks), or admin (also "
         "manages tokens and backups)."

@@ -18,6 +18,7 @@ TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME), About("The name 
 RunName = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,100}$"),
+    Allowed("allowed: the id of a run, at least six digits of it, or the name of a task"),
     About(
         "The id of the run, at least six digits of its beginning or end, or a task: its newest run."
     ),

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from service.batch.ledger.states import FINAL
+from service.errors import BatchError, UnknownRun
 from service.operations.asking.results import Line, LogBlock
 from service.operations.runs.results import POLL_SECONDS
 from service.verbs.bulks import ShowBulk
@@ -45,13 +46,18 @@ async def follow(operations: Operations, run: str) -> AsyncGenerator[RunNow]:
     """Yield a run twice a second until it has a final state. `run` may be a task: its newest run is
     followed. Raises UnknownRun and UnknownTask.
     """
+    now = await operations(RunAsItIs(run=run))
     while True:
-        now = await operations(RunAsItIs(run=run))
-        run = now.id
         yield now
         if now.state in FINAL:
             return
         await asyncio.sleep(POLL_SECONDS)
+        try:
+            now = await operations(RunAsItIs(run=now.id))
+        except BatchError as error:
+            if error.kind != "not_found":
+                raise
+            raise UnknownRun(f"the run {now.id} was deleted meanwhile") from None
 
 
 async def ended_within(operations: Operations, run: RunNow, seconds: float) -> RunNow:

@@ -17,13 +17,20 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
+from service.errors import InvalidParameters
 from service.operations.asking.actor import Role
-from service.operations.asking.sentences import About, marks_of
+from service.operations.asking.sentences import About, in_words, marks_of
 
 Method = Literal["GET", "POST", "DELETE"]
 
@@ -91,6 +98,19 @@ class Doors:
     audit: str | None = None
 
 
+class NotAllowed(InvalidParameters):
+    """A verb was asked with values that it does not allow."""
+
+    def __init__(self, verb: type[Verb], error: ValidationError) -> None:
+        super().__init__(in_words(error, verb))
+        self.verb = verb
+        self.error = error
+
+    def named(self, name_of: Callable[[str], str]) -> InvalidParameters:
+        """The same, with the names that the fields have where they were given."""
+        return InvalidParameters(in_words(self.error, self.verb, name_of))
+
+
 class Verb(BaseModel):
     """The base of all verbs. A field is what is asked; `perform` carries it out and answers."""
 
@@ -109,6 +129,15 @@ class Verb(BaseModel):
         cls.doors = Doors(role, http, audit)
         if cls.__module__.startswith(f"{__package__}."):
             _KNOWN.append(cls)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Say in words what is wrong with the values of the fields. Raises NotAllowed."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise NotAllowed(cls, error) from None
 
     @property
     def role_needed(self) -> Role:

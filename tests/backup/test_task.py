@@ -178,7 +178,7 @@ async def test_a_backup_that_has_failed_its_check_deletes_nothing(
             file.truncate(path.stat().st_size - 1)
         return path
 
-    monkeypatch.setattr("service.operations.backups.make.create_backup", damaged)
+    monkeypatch.setattr("Backups(service.operations.context).make.create_backup", damaged)
     with (
         clock.moved(NOW),
         pytest.raises(BackupError, match=r"backups/backup_20260329_120000.* is damaged"),
@@ -224,7 +224,7 @@ def delete(self, name, unlink=Folder.delete):
 async def prune():
     Folder.delete = delete
     async with open_operations(get_settings(), Loaded) as operations:
-        await operations.backups.prune(print, allow_many=True)
+        await Backups(operations.context).prune(print, allow_many=True)
 
 asyncio.run(prune())
 """

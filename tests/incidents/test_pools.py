@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from service.batch.ledger import nodes, pools, tables
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
+from service.operations.slots.account import accounts
 from tests.asking import operations_on
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_pools import Cost, fill
@@ -215,7 +217,7 @@ async def test_the_cost_of_the_look_does_not_grow_with_the_backlog(
 async def test_the_account_says_that_the_runs_of_slots_wait_in_vain(ledger: Database) -> None:
     await know(ledger, make_task("risk", None, pool="gpu"), make_task("usual", None))
     await insert(ledger, new("risk"))
-    account = operations_on(ledger).slots.account
+    account = partial(accounts, operations_on(ledger).context)
     since = clock.now() - timedelta(hours=1)
     (sentence,) = (await account(since)).pools
     assert "gpu" in sentence and "risk" in sentence

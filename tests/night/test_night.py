@@ -564,7 +564,7 @@ async def test_a_viewer_does_not_see_what_runs_of_a_secret_task_have_said(
     await failed(ledger, "load")
     await watch.turn(2)
     viewer = operations.by(Actor("vera", role="viewer"))
-    (need,) = (await night.night(viewer.context)).needs
+    (need,) = (await viewer(ShowNight())).needs
     assert (need.error, need.last_line) == ("", None)
     assert [text for _, _, text in await watch.notes()] == [
         "what its runs say is not sent, because the task has the tag secret"

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from service.config import get_settings
 from service.database.session import get_db
+from service.operations.backups.backups import Backups
 from tests.pages.conftest import People
 
 
@@ -22,7 +23,7 @@ async def name(people: People) -> str:
         )
         await db.execute(text("INSERT INTO parcels VALUES (1, 'here'), (2, 'there')"))
         await db.commit()
-    return Path((await people.served.operations.backups.create()).path).name
+    return Path((await Backups(people.served.operations.context).create()).path).name
 
 
 async def test_a_backup_is_verified_pinned_and_unpinned(people: People, name: str) -> None:

@@ -63,7 +63,7 @@ async def ask(
     client: httpx.AsyncClient, endpoint: tuple[str, str], **options: Any
 ) -> httpx.Response:
     method, path = endpoint
-    names = {"name": "unknown", "run": RUN, "preview": RUN, "incident": RUN}
+    names = {"name": "unknown", "given": RUN, "run": RUN, "preview": RUN, "incident": RUN}
     body = {"json": BODIES[endpoint]} if endpoint in BODIES else {}
     url = "/api/v1" + path.format(**names)
     return await client.request(method, url, params=QUERIES.get(path), **body, **options)

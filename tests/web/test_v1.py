@@ -23,6 +23,7 @@ from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
 from service.operations.asking.actor import Actor
+from service.operations.backups.backups import Backups
 from service.operations.bulks.bulk import _step as step
 from service.operations.tasks.details import masked_schema
 from service.redaction import Redaction
@@ -405,7 +406,7 @@ async def test_a_bulk_goes_on_in_another_process_after_the_first_one_died(served
     async with served.service.ledger.engine.begin() as connection:
         assert await previews.begin(connection, preview.id, {"name": "ann"}, None, clock.now())
     # The process dies after one transaction.
-    assert await step(operations._context, operations._context.node, preview.id)
+    assert await step(operations.context, operations.context.node, preview.id)
     assert (await operations(ShowBulk(preview=preview.id))).position == 1_000
     served.service._wake_bulks()
 
@@ -507,7 +508,7 @@ async def test_the_audit_has_the_start_of_the_service_and_is_paged(served: Serve
 
 
 async def test_backups_are_listed_and_verified_without_a_path(served: Served) -> None:
-    made = await served.operations.backups.create()
+    made = await Backups(served.operations.context).create()
     name = made.path.rsplit("/", 1)[-1]
     listed = (await served.viewer.get("/api/v1/backups")).json()
     assert [backup["name"] for backup in listed["backups"]] == [name]
@@ -526,7 +527,7 @@ async def test_backups_are_listed_and_verified_without_a_path(served: Served) ->
 async def test_only_backups_of_the_list_are_found_and_no_error_says_where_they_are(
     served: Served, tmp_path: Path
 ) -> None:
-    made = Path((await served.operations.backups.create()).path)
+    made = Path((await Backups(served.operations.context).create()).path)
     elsewhere = tmp_path / "other files"
     elsewhere.mkdir()
     served.service.settings.BACKUP_URL = f"file://{elsewhere}"
@@ -561,7 +562,8 @@ async def test_the_document_says_what_an_event_is_and_what_is_refused(served: Se
     event = answer["content"]["text/event-stream"]["schema"]
     assert (event["type"], set(event["properties"])) == ("object", {"id", "event", "data"})
     assert (
-        "31 days" in document["components"]["schemas"]["Mute"]["properties"]["until"]["description"]
+        "31 days"
+        in document["components"]["schemas"]["MuteTask"]["properties"]["until"]["description"]
     )
     incident = "/incidents/01a21d92-eff2-7bb2-a544-63212a7a4a49/acknowledge"
     interval = {"since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"}

@@ -21,7 +21,7 @@ from pydantic import (
 from service.batch.ledger.states import Origin, RunState
 from service.errors import InvalidParameters
 from service.operations.asking.cursors import EPOCH
-from service.operations.asking.sentences import in_words
+from service.operations.asking.sentences import Allowed, in_words
 
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]{0,99}=[^\x00]{0,500}$"
 TASK_NAME = r"^[a-z0-9_.-]{1,100}$"
@@ -105,7 +105,9 @@ class RunFilter(BaseModel):
         None, description="Only runs that ended at this instant or later."
     )
     ended_until: Since | None = Field(None, description="Only runs that ended before this instant.")
-    param: list[Annotated[str, StringConstraints(pattern=PARAMETER)]] = Field(
+    param: list[
+        Annotated[str, StringConstraints(pattern=PARAMETER), Allowed("allowed: name=value")]
+    ] = Field(
         [], max_length=10, description="Only runs whose parameter has this value: NAME=VALUE."
     )
     text: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=TEXT)] | None = (

@@ -40,14 +40,18 @@ def _sentence(problem: Any, model: type[BaseModel], named: Callable[[str], str])
     field = str(problem["loc"][0]) if problem["loc"] else ""
     if field not in model.model_fields:
         return f"{field}: {_allowed(problem)}" if field else _allowed(problem)
-    own = [mark for mark in marks_of(model.model_fields[field]) if isinstance(mark, Allowed)]
-    if own:
-        return f"{named(field)}: {own[0]}"
+    marks = marks_of(model.model_fields[field])
+    own = next((str(mark) for mark in marks if isinstance(mark, Allowed)), None)
     if problem["type"] == "missing":
-        return f"{named(field)} is needed"
-    if problem["type"] in ("string_too_long", "string_too_short", "too_long", "too_short"):
-        return f"{named(field)}: {_allowed(problem)}"
-    return f"{named(field)} is {echoed(str(problem['input']))}; {_allowed(problem)}"
+        return f"{named(field)}: {own}" if own else f"{named(field)} is needed"
+    words = own or _allowed(problem)
+    if problem["type"] in _OF_LENGTH or not words.startswith("allowed"):
+        return f"{named(field)}: {words}"
+    return f"{named(field)} is {echoed(str(problem['input']))}; {words}"
+
+
+_OF_LENGTH = ("string_too_long", "too_long", "too_short")
+"""What is too long is not said again."""
 
 
 def _allowed(problem: Any) -> str:

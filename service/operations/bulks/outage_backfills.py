@@ -135,7 +135,9 @@ async def _p50(context: Context, task: str) -> float | None:
         return (await usual.of_task(task)).p50
 
 
-async def begin(context: Context, ids: Sequence[str], note: str | None) -> list[BegunBackfill]:
+async def begin(
+    context: Context, ids: Sequence[str], note: str | None = None
+) -> list[BegunBackfill]:
     """Begin the backfills of a plan, by the ids of its previews. One that has begun already is left
     as it is.
 

@@ -78,7 +78,11 @@ class Overview(Result):
 
 
 async def overview(
-    context: Context, wanted: str, text_of_name: str, first: int, hours: int = USUAL_HOURS
+    context: Context,
+    wanted: str = "all",
+    text_of_name: str = "",
+    first: int = 0,
+    hours: int = USUAL_HOURS,
 ) -> Overview:
     """A page of 50 tasks from number `first` on. `wanted`: all, running, attention or paused.
 

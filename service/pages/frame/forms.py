@@ -10,12 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BatchError, UnknownPreview
 from service.escaping import echoed
-from service.operations.asking.sentences import in_words
 from service.verbs.verb import Verb
 from service.web.problems import Refused
 
@@ -144,17 +142,14 @@ def preview_of(fields: Mapping[str, str]) -> str:
 
 def verb_of(verb: type[V], fields: Mapping[str, str], **known: Any) -> V:
     """The verb that a form asks. `known`: fields of the verb that are not read from the form; of
-    the others, what was entered. Raises Refused if something is not allowed.
+    the others, what was entered. Raises NotAllowed.
     """
     entered = {
         name: text
         for name in verb.model_fields
         if name not in known and (text := fields.get(name, "").strip())
     }
-    try:
-        return verb(**entered, **known)
-    except ValidationError as error:
-        raise Refused(422, in_words(error, verb)) from None
+    return verb(**entered, **known)
 
 
 def instant_of(name: str, fields: Mapping[str, str]) -> datetime | None:
