@@ -114,7 +114,7 @@ def test_frozen_before_its_commit_it_is_refused_when_it_wakes_up(world: World) -
             frozen.process.send_signal(signal.SIGCONT)
             assert world.until_over(other)[0] == "succeeded"
             assert "resumes after chunk 19" in other.stderr
-            until(lambda: "what it did here is not recorded" in frozen.stderr, frozen)
+            until(lambda: "its outcome here is not recorded" in frozen.stderr, frozen)
     # Its COMMIT: the one that took over has ended its connections.
     assert "work failed: DBAPIError" in frozen.stderr
     outcomes = world.query("SELECT fence, outcome FROM batch_attempts ORDER BY fence", ledger=True)

@@ -255,7 +255,7 @@ async def test_once_is_true_for_the_first_transaction_that_commits(world: Databa
     assert await Attempt().does(partial(asks, False)) is True
     assert await Attempt().does(partial(asks, True)) is True
     assert await Attempt().does(partial(asks, True)) is False
-    with pytest.raises(BatchError, match="inside a run only"):
+    with pytest.raises(BatchError, match="only inside a run"):
         await asks(True)
     with pytest.raises(BatchError, match="allowed: 1 to 200"):
         await Attempt().does(lambda: once(None, ""))  # type: ignore[arg-type]

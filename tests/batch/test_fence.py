@@ -302,7 +302,7 @@ async def test_nothing_is_committed_after_the_end_of_the_lease_even_before_it_is
             await db.commit()
 
     with pytest.raises(
-        LeaseLost, match="the lease of this node is over, so another one may hold run"
+        LeaseLost, match="the lease of this node has ended, so another one may hold run"
     ):
         await holder.does(frozen)
     is_held[0] = (

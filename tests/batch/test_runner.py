@@ -282,7 +282,7 @@ async def test_the_beginning_of_a_result_that_is_too_large_is_kept(result: Any) 
         and ending.result.endswith("…")
     )
     [line] = begun.attempt.state.log.take_lines()
-    assert line.text == "the result has more than 1,000,000 bytes: only its beginning is kept"
+    assert line.text == "the result has more than 1,000,000 bytes; only its beginning is kept"
 
 
 async def test_a_result_of_the_allowed_size_stays_whole() -> None:
