@@ -356,7 +356,7 @@ async def test_a_file_of_settings_whose_reading_hangs_is_named(
     await refresh(service.schedules)
     goes_on.set()
     assert (
-        "the file of settings takes long to be read: no schedule that is a property is read"
+        "reading the file of settings takes long; no schedule that is a property is read"
         in caplog.text
     )
 

@@ -173,7 +173,7 @@ async def test_a_group_is_written_as_a_whole_or_not_at_all(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"starts": ["mail"]}, "'mail' is no Start; write Start(MailTask, to=…)"),
+        ({"starts": ["mail"]}, "'mail' is not a Start; write Start(MailTask, to=…)"),
         ({"starts": [], "key": "k"}, "key is the key of the follow-up, so it needs then=Start(…)"),
     ],
 )
@@ -208,7 +208,7 @@ async def test_in_group_needs_a_run_that_is_a_member(
     waits: Waits, tasks: tuple[Task, Task]
 ) -> None:
     with pytest.raises(
-        InvalidParameters, match="works inside a run that is a member of a group only"
+        InvalidParameters, match="works only inside a run that is a member of a group"
     ):
         await start(tasks[0].cls, in_group=True)
 

@@ -56,7 +56,7 @@ ELSEWHERE = {
 }
 """Names of attributes in other schedulers, with our names."""
 OURS = f"{BaseTask.__module__.rpartition('.')[0]}."
-"""The modules of the classes that authors derive theirs from, each with attributes of its own."""
+"""The modules of the base classes for authors, each with attributes of its own."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ def findings(task: Task, now: datetime, served: Collection[str] | None = None) -
     """The likely mistakes in a task, warnings first. Clock changes count in the year after `now`
     (aware).
 
-    `served`: the names of the pools that somebody serves, besides the default one; None: they are
-    not known.
+    `served`: the names of the served pools, besides the default one; None if they are not known.
     """
     unsorted = [
         *_attributes(task),
@@ -103,8 +102,8 @@ def findings(task: Task, now: datetime, served: Collection[str] | None = None) -
 
 
 def unknown_upstreams(task: Task, known: Collection[str]) -> list[LintFinding]:
-    """The tasks that `after` names and that are not among `known`: what waits for them is always
-    skipped.
+    """The tasks that `after` names and that are not among `known`: runs that wait for them are
+    always skipped.
     """
     upstreams = task.after.tasks if task.after is not None else ()
     return [
@@ -210,7 +209,7 @@ def _expression(of: Schedule) -> Iterator[LintFinding]:
 
 def _every_minute(of: Schedule) -> Iterator[LintFinding]:
     """Warn of `* 2 * * *`, which fires each minute of an hour, where `0 2 * * *` is probably
-    meant.
+    intended.
     """
     second, minute, hour = of.fields[:3]
     in_hour = minute == "*" and hour.isdigit() and (second == "*" or second.isdigit())
@@ -268,7 +267,7 @@ def _attributes(task: Task) -> Iterator[LintFinding]:
         policy = _closest_policy(name, unset)
         if policy is not None:
             yield _warning(
-                "unknown-attribute", f"the attribute {name} has no effect; is {policy} meant?"
+                "unknown-attribute", f"the attribute {name} has no effect; is {policy} intended?"
             )
 
 

@@ -10,7 +10,7 @@ from service.batch.cron.cron import Schedule
 from service.batch.tasks.registry import Task
 
 SAMPLE = 100
-"""So many of the next slots are looked at."""
+"""How many of the next slots are examined."""
 
 
 def mistakes(task: Task, now: datetime) -> Iterator[tuple[str, str]]:
