@@ -16,15 +16,14 @@ from itertools import islice, pairwise
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.lint.blocking import blocking_calls
 from service.batch.lint.clock_changes import effects
-from service.batch.lint.monitoring import mistakes
-from service.batch.lint.pools import unbounded, unserved
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.declaration import MONITORING, ON_TIME, Retry
 from service.batch.tasks.registry import Task
+from service.settings.pools import DEFAULT_POOL
 
 YEAR = timedelta(days=366)
-SAMPLE = 500
-"""The number of next slots from which the shortest interval is computed."""
+SAMPLE, LONGEST_SAMPLE = 500, 100
+"""The number of next slots from which the shortest and the longest interval are computed."""
 
 MANY = 1_000
 """More runs than this that catch up together are a likely mistake."""
@@ -87,10 +86,9 @@ def findings(task: Task, now: datetime, served: Collection[str] | None = None) -
     unsorted = [
         *_attributes(task),
         *_body(task),
-        *(_warning(*mistake) for mistake in mistakes(task, now)),
+        *_monitoring(task, now),
+        *_pool(task, served),
     ]
-    unsorted += [_warning(*mistake) for mistake in unserved(task, served)]
-    unsorted += [_note(*mistake) for mistake in unbounded(task)]
     if task.schedule is not None:
         interval = shortest_interval(task.schedule, now)
         unsorted += [
@@ -121,6 +119,63 @@ def shortest_interval(of: Schedule, now: datetime) -> timedelta:
         schedule(of.cron).between(now.astimezone(UTC), now.astimezone(UTC) + 10 * YEAR), SAMPLE
     )
     return min((after - before for before, after in pairwise(slots)), default=10 * YEAR)
+
+
+def _longest_interval(of: Schedule, now: datetime) -> timedelta | None:
+    slots = list(islice(of.following(now, LONGEST_SAMPLE), LONGEST_SAMPLE))
+    return max((after - before for before, after in pairwise(slots)), default=None)
+
+
+def _monitoring(task: Task, now: datetime) -> Iterator[LintFinding]:
+    monitoring, alerts = task.monitoring, task.monitoring.alerts
+    if task.schedule is None:
+        if monitoring.deadline is not None:
+            yield _warning(
+                "deadline-without-schedule",
+                "deadline is of no use: the task has no schedule, so it has no slots",
+            )
+        if alerts.late_after is not None:
+            yield _warning(
+                "late-without-schedule",
+                "Alerts(late_after) is of no use: the task has no schedule, so no slot is late",
+            )
+    elif monitoring.expect_every is not None:
+        longest = _longest_interval(task.schedule, now)
+        if longest is not None and timedelta(seconds=monitoring.expect_every) < longest:
+            yield _warning(
+                "expect-every-too-short",
+                f"expect_every = {monitoring.expect_every:g} s, but up to "
+                f"{longest.total_seconds():g} s pass between two slots: the task would be "
+                "reported as silent although it runs",
+            )
+    timeout = task.policies.timeout
+    if timeout is not None and alerts.slow_after is not None and alerts.slow_after >= timeout:
+        yield _warning(
+            "slow-beyond-timeout",
+            f"Alerts(slow_after) is of no use: a run is ended after {timeout:g} s (timeout)",
+        )
+    if alerts.close_after > 1 and monitoring.each_slot_counts:
+        yield _warning(
+            "close-after-each-slot",
+            "Alerts(close_after) counts successes of any slot, but a failed slot is made good "
+            "only by its own success",
+        )
+
+
+def _pool(task: Task, served: Collection[str] | None) -> Iterator[LintFinding]:
+    if served is not None and task.pool != DEFAULT_POOL and task.pool not in served:
+        yield _warning(
+            "unserved-pool",
+            f"no process serves pool {task.pool}, so its runs wait: set "
+            f"BATCH_POOL_{task.pool.upper()} to process or nodes, or start `batch work --pool "
+            f"{task.pool}`",
+        )
+    if task.policies.memory is not None and task.pool == DEFAULT_POOL:
+        yield _note(
+            "memory-without-process",
+            "memory has no effect in pool default, whose runs share one process; a pool with "
+            "BATCH_POOL_…=process enforces the bound",
+        )
 
 
 def _policies(task: Task, interval: timedelta) -> Iterator[LintFinding]:
