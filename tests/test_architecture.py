@@ -678,7 +678,7 @@ def test_one_broad_except_more_in_an_allowed_place_is_found_and_one_less_too() -
     )
 
 
-def test_an_error_that_flies_on_was_not_caught() -> None:
+def test_an_error_that_is_raised_again_was_not_caught() -> None:
     module = Module(
         "service.batch.ledger.schedules", "try: ...\nexcept BaseException:\n    close()\n    raise"
     )

@@ -247,7 +247,7 @@ def test_a_task_of_another_name_is_refused_and_one_without_slots_has_none(folder
         (["--since", "2999-01-01"], "--since is '2999-01-01'; allowed: an instant before now"),
     ],
 )
-def test_an_interval_that_is_none_is_refused_in_one_line(
+def test_an_invalid_interval_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["batch", "account", *words])

@@ -79,7 +79,7 @@ def test_an_odd_number_or_instant_is_refused(batch: Batch, words: tuple[str, ...
         ),
     ],
 )
-def test_what_is_no_zone_of_iana_is_refused(batch: Batch, zone: str) -> None:
+def test_a_zone_that_iana_does_not_have_is_refused(batch: Batch, zone: str) -> None:
     with pytest.raises(InvalidSchedule, match="IANA names such as") as caught:
         Schedule("@daily", zone)
     assert len(str(caught.value)) < 300

@@ -37,7 +37,7 @@ POLL = 30.0
 FAR_BELOW = timedelta(seconds=POLL / 3)
 
 
-async def test_what_one_process_asks_for_another_one_does_long_before_its_next_look(
+async def test_a_process_does_what_another_one_asks_for_long_before_its_next_poll(
     ledger: Database, tmp_path: Path
 ) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)

@@ -22,7 +22,9 @@ class T(BaseTask):
 
 
 def write(name: str, text: str = TASK, schedule: str = "0 * * * *", age: int = 0) -> Path:
-    """Each time with another modification time, however coarse the file system's is."""
+    """Gives the file another modification time on each call, however coarse the times of the file
+    system are.
+    """
     path = Path("tasks") / f"{name}.py"
     before = path.stat().st_mtime if path.exists() else 1_000_000_000.0
     path.write_text(text.format(name=name, schedule=schedule))

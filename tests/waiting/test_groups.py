@@ -196,7 +196,7 @@ async def test_more_than_ten_thousand_members_are_refused(
 async def test_a_member_may_wait_for_an_instant_and_be_the_follow_up_of_another_group(
     waits: Waits, tasks: tuple[Task, Task]
 ) -> None:
-    """A waiting run is active: what awaits it goes on waiting."""
+    """A waiting run is active: a run that waits for it continues to wait."""
     mail, report = tasks
     outer = await start_all([Start(mail.cls, delay=60)], then=Start(report.cls))
     assert await waits.look() == 0
