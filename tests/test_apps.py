@@ -1,5 +1,5 @@
-"""The service in an application of somebody else: the code of docs/apps.md, its routes, and whose
-the logging is.
+"""The service in the application of somebody else: the code of docs/apps.md, its routes, and whose
+logging is used.
 """
 
 from __future__ import annotations

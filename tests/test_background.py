@@ -1,4 +1,4 @@
-"""Background loops end when they are stopped, also at the moment at which something wakes them."""
+"""Background loops end when they are stopped, even at the moment when something wakes them."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ def test_cut_off_before_in_and_after_its_commits_each_item_is_done_exactly_once(
 
 @on_postgresql
 def test_frozen_before_its_commit_it_is_refused_when_it_wakes_up(world: World) -> None:
-    """Its own lease is long: it does not know that it is over, and the database has to tell it."""
+    """Its own lease is long: it does not know that the lease has ended, so the database has to
+    refuse it.
+    """
     calm = dict(world.settings)
     world.settings |= {"HEARTBEAT_SECONDS": "20", "LEASE_SECONDS": "60"}
     with world.striking("before", 20, "SIGSTOP") as frozen:

@@ -1,4 +1,4 @@
-"""The `batch` command: what each command prints, and what it says of bad input."""
+"""The `batch` command: what each command prints, and how it answers bad input."""
 
 from __future__ import annotations
 
@@ -603,7 +603,7 @@ def test_a_read_only_file_or_folder_is_named_and_loses_nothing(
 
 
 def without_power(folder: Path, *words: str) -> Done:
-    """The command in a process that file permissions hold for, also when root runs the tests."""
+    """The command in a process that file permissions apply to, even when root runs the tests."""
     powerless = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
     command = [*powerless, *BATCH, *words]
     env = {**environment({"PORT": "0"}), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -70,7 +70,7 @@ def ledger(batch: Batch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def keeping_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As little as can be kept: what is older than a day goes, but for the newest."""
+    """The settings that keep the least: backups older than a day are deleted, except the newest."""
     monkeypatch.setenv("BACKUP_KEEP_LAST", "1")
     monkeypatch.setenv("BACKUP_RETENTION_DAYS", "1")
     forget_settings()
@@ -477,7 +477,7 @@ def test_a_check_of_the_copy_says_nothing_of_the_file_in_the_folder(
 
 
 def changed(path: Path, tmp_path: Path) -> None:
-    """Another backup in its place, whose checksums all fit, as somebody makes it who can write
+    """Another backup in its place, whose checksums all fit, made by somebody who can write
     there.
     """
     path.unlink()
@@ -488,7 +488,7 @@ def changed(path: Path, tmp_path: Path) -> None:
 def test_a_backup_that_was_changed_since_we_made_it_is_reported_though_its_checksums_fit(
     batch: Batch, tmp_path: Path, ledger: Path, where: str
 ) -> None:
-    """Whoever can write the place can write the checksums too, but not the ledger."""
+    """Somebody who can write the place can write the checksums too, but not the ledger."""
     far = tmp_path / "mount"
     name = batch("backup", "create", "--json", BACKUP_URL=f"file://{far}").json["name"]
     assert batch("backup", "upload", name).code == 0

@@ -275,7 +275,7 @@ async def test_pausing_runs_no_code_of_an_author_and_fires_nothing_by_a_guess(
 async def test_a_pause_by_a_process_that_has_the_task_handles_due_slots_by_its_policies(
     ledger: Database,
 ) -> None:
-    """As the service's API will. At half past: a slot of this minute would be on time, and get a
+    """As the service's API does. At half past, no slot is on time: one of this minute would get a
     run of its own.
     """
     with clock.moved(datetime(2026, 3, 10, 12, 30, tzinfo=UTC)):

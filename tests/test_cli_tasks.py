@@ -528,8 +528,8 @@ def test_the_script_for_bash_works_in_bash(report: Path, tmp_path: Path) -> None
 def test_other_shells_are_answered_in_their_own_way(
     report: Path, tmp_path: Path, shell: str, answer: str
 ) -> None:
-    """What their scripts send; fish's and zsh's were seen to work so, and no PowerShell was there
-    to try.
+    """What the scripts of these shells send. The scripts of fish and zsh were tried by hand; no
+    PowerShell was available.
     """
     asked = {"_TYPER_COMPLETE_ARGS": "batch run re", "_TYPER_COMPLETE_WORD_TO_COMPLETE": "re"}
     asked |= {"_BATCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}

@@ -468,7 +468,7 @@ async def test_ctrl_c_leaves_the_run_alone_and_says_so(prepared: Database, tmp_p
 
 @pytest.mark.rest
 async def test_a_terminal_that_hangs_does_not_hold_up_the_run(slow: None, tmp_path: Path) -> None:
-    """Ctrl-S, or a connection that hangs: nobody reads, and what is written waits."""
+    """After Ctrl-S, or if a connection hangs, nobody reads, and the output waits."""
 
     def see() -> None:
         params = ("lines=1000", "long=2000", "prints=false")

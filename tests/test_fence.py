@@ -1,4 +1,4 @@
-"""A process is stopped in the midst of a run, another one takes that run over, and the first one
+"""A process is stopped in the middle of a run, another one takes over that run, and the first one
 wakes up.
 """
 

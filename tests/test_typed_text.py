@@ -1,5 +1,5 @@
-"""What a person types: numbers, instants, zones, names, settings. What is odd is refused, and a
-long one is cut.
+"""What a person types: numbers, instants, zones, names, settings. Invalid values are refused, and
+long ones are cut.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Real processes of which one queues or cancels what another one executes. A look at the queue is
-due in 30 seconds.
+"""Real processes, of which one queues or cancels what another one executes. Without a wake a look
+is due in 30 seconds.
 """
 
 from __future__ import annotations
