@@ -2,11 +2,11 @@
 loop.
 
 Rows are read by key: "the next 100 after the last key". OFFSET would be wrong, because the loop
-changes the rows: once 100 sessions are ended they no longer match, the other rows move up, and
-OFFSET 100 would skip the next 100.
+changes the rows: when 100 sessions have been ended they no longer match, the other rows move up,
+and OFFSET 100 would skip the next 100.
 
 Memory holds one chunk, and SQLite's write lock is free between chunks. A run that is stopped or
-crashes goes on after the last committed chunk.
+crashes continues after the last committed chunk.
 """
 
 from datetime import datetime, timedelta

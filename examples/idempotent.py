@@ -1,5 +1,5 @@
-"""A task that does its work once for each day, even if it runs again: by hand, after a crash, or
-late.
+"""A task that does its work only once for each day, even if it runs again: by hand, after a crash,
+or late.
 
 This needs two things. The day is that of the slot, not today: a run that is late, or resumed after
 midnight, still processes the day for which it was due. And the mark that a day was processed is
@@ -16,9 +16,9 @@ from service.application.models import Session
 
 logger = get_logger(__name__)
 
-# The first run creates the table, so that this file works by itself. A table of your own belongs
-# into service/application/models.py, and a migration creates it. The primary key lets only one of
-# two runs commit.
+# The first run creates the table, so that this file works by itself. Your own tables belong in
+# service/application/models.py, and a migration creates them. Because of the primary key, only one
+# of two runs can commit.
 processed_days = Table(
     "processed_days",
     MetaData(),

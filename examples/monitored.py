@@ -1,7 +1,7 @@
 """Report the duration, the progress and the result of the work.
 
-The ledger records when each run began and ended, so a task only has to measure parts of a run. Use
-`time.monotonic()` for durations, since the wall clock can be set back while the work is going on.
+The ledger records when each run began and ended, so a task has to measure only parts of a run. Use
+`time.monotonic()` for durations, since the wall clock can be set back during the work.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
 """Handle errors inside a task. An error logged with `exc_info` is in the log of the run, and in
-Sentry if configured.
+Sentry if that is configured.
 
 After a handled error the run has `succeeded`, and it is not tried again. That is right when the
 next slot does the same work anyway. In most tasks it is better not to catch the error: then the run

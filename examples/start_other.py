@@ -3,9 +3,9 @@
 Each run has its own log, result and error, so a greeting that fails does not affect the others.
 
 `start()` writes a queued run and returns its id at once; any node with capacity executes the run.
-It works the same in a request handler. If a run with the same key exists already, its id is
-returned and nothing is started. So this task may run again, and look back further than one slot,
-without greeting a user twice.
+It works the same in a request handler. If a run with the same key already exists, its id is
+returned and nothing is started. So this task may run again, and may look back further than one
+slot, without greeting a user twice.
 """
 
 from datetime import datetime, timedelta

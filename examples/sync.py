@@ -1,9 +1,9 @@
-"""A run that is not async executes in a thread of its own, so it may block: for files, and for sync
-libraries.
+"""A run that is not async executes in a thread of its own, so it may block: for example on files,
+or in libraries without async.
 
-`call_db` gives it the database: it calls a function with a session, as `async with get_db()` would
-open it, while the thread waits. The function should only query and return; do work that takes long
-afterwards, in the thread.
+`call_db` gives it the database: it calls a function with a session, like that of `async with
+get_db()`, while the thread waits. The function should only query and return; do work that takes
+long afterwards, in the thread.
 """
 
 import csv

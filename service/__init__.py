@@ -79,7 +79,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-if not TYPE_CHECKING:  # or else every name would be there for type checkers
+if not TYPE_CHECKING:  # otherwise every name would be there for type checkers
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:

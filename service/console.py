@@ -18,7 +18,7 @@ from service import words
 from service.escaping import line, lines, to_json
 
 LAST = 16
-"""The last column of a table is folded to fit the terminal, but is at least this many characters
+"""The last column of a table is folded to fit the terminal, but it is at least this many characters
 wide.
 """
 
@@ -31,12 +31,14 @@ STYLES = {
     "heading": "bold",
     **words.STYLES,
 }
-"""The styles of log levels, headings and states, by what they are of."""
+"""The styles of log levels, headings and states."""
 STATE = "state"
-"""The column whose cells have the colours of states."""
+"""The column whose cells are coloured by their state."""
 
 INDENT = "    "
-"""Indents the later lines of a text, so that they can't look like a line of the command."""
+"""The later lines of a text are indented by this, so that they can't look like a line of the
+command.
+"""
 
 
 def say(text: str = "", flush: bool = False) -> None:
@@ -51,18 +53,18 @@ def warn(text: str, end: str = "\n") -> None:
 
 
 def write(text: str, end: str = "\n", flush: bool = False, to_stderr: bool = False) -> None:
-    """Print text as it is: only text made by `paint`, `line`, `message` or `to_json`, which escape
+    """Print text as it is. It must come from `paint`, `line`, `message` or `to_json`, which escape
     it.
 
-    The text and its end are one write, also where Python buffers nothing: else a line of the log
-    may come in between.
+    The text and its end are one write, also where Python buffers nothing. Otherwise a line of the
+    log may come in between.
     """
     print(f"{text}{end}", end="", flush=flush, file=sys.stderr if to_stderr else sys.stdout)
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows: as JSON with all of their keys, or as a table of those `columns` that have a
-    value in any row.
+    value in at least one row.
     """
     if as_json:
         show_json(list(rows))
@@ -80,10 +82,11 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
 def show_fitted(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], first_left_out: Sequence[str]
 ) -> None:
-    """Print rows as a table of these columns, also of empty ones.
+    """Print rows as a table of these columns, including empty ones.
 
     No line is wider than the terminal: columns are left out, in the order of `first_left_out`,
-    until LAST characters of the last column fit, and that is cut. A pipe gets all columns.
+    until LAST characters of the last column fit, and the last column is cut. A pipe gets all
+    columns, uncut.
     """
     cells = [[_text(row[column]) for column in columns] for row in rows]
     if not sys.stdout.isatty():
@@ -135,8 +138,8 @@ def _fitted(columns: Sequence[str], cells: list[list[str]], widths: list[int], w
 
 
 def show_json(value: Any) -> None:
-    """Print a value as one line of JSON, with datetimes in ISO 8601, and models as the HTTP API
-    gives them.
+    """Print a value as one line of JSON, with datetimes in ISO 8601, and models as in the HTTP
+    API.
     """
     write(json_of(value))
 
@@ -147,8 +150,8 @@ def json_of(value: Any) -> str:
 
 
 def show_values(values: Mapping[str, Any]) -> None:
-    """Print a line with name and value for each value that is not empty; a list takes a line for
-    each item.
+    """Print a line with the name and the value for each value that is not empty. A list gets a line
+    for each item.
     """
     used = {name: value for name, value in values.items() if value not in (None, "", [])}
     width = max(map(len, used), default=0)
@@ -197,8 +200,8 @@ def duration(start: datetime | None, end: datetime | None) -> str:
 
 
 def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
-    """Print a table. Only the last column is folded; lines exceed the terminal's width if the
-    others need more.
+    """Print a table. Only the last column is folded. Lines exceed the terminal's width if the other
+    columns need more.
     """
     from rich.console import Console
     from rich.table import Table

@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 ErrorKind = Literal["not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden"]
 """What is wrong with a request: what it names does not exist; the request itself is not allowed; it
-does not fit the present state; a database or a place can't be used now; stored data is damaged; or
-the caller may not ask for it.
+is not possible in the present state; a database or a place can't be used now; stored data is
+damaged; or the caller may not ask for it.
 """
 
 LONGEST_MESSAGE = 4_000
@@ -84,7 +84,7 @@ class DomainError(BatchError):
 
 class RetryAfter(BatchError):
     """For authors: raise it in a run to retry the run after `seconds` (a number or a timedelta),
-    regardless of `on`.
+    even if the task's `retry` does not name this error in `on`.
 
     The attempt counts. The task's `retry` limits the number of `attempts`, and the wait to
     `max_wait`.
@@ -129,7 +129,8 @@ class ProcessDied(BatchError):
 
 
 class MemoryExceeded(ProcessDied, MemoryError):
-    # Raised where the run has asked for too much, or by who has ended its process
+    # Raised where the run has asked for too much, or by the process that has ended the run's
+    # process.
     fingerprint = "memory exceeded"
 
 
@@ -144,8 +145,8 @@ class UnknownTask(BatchError):
         what: str = "no task is named {}",
         listed: str = "the tasks are:",
     ) -> Self:
-        """The error about a name that no task has. It lists the `names`, and before them one that
-        is similar.
+        """The error about a name that no task has. It lists the `names`, and suggests a similar
+        one.
         """
         known = sorted(names)
         return cls(

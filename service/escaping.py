@@ -17,7 +17,7 @@ from typing import Any
 LONGEST_QUOTE = 80
 """Longest quotation of a value in a message, in characters."""
 MOST_LEVELS = 64
-"""On how many levels the JSON of parameters may be nested. Readers in other languages have limits
+"""How many levels deep the JSON of parameters may be nested. Readers in other languages have limits
 too.
 """
 MOST_ITEMS, LONGEST_ITEM = 50, 200
@@ -26,29 +26,27 @@ _NOT_PLAIN = re.compile(r"[^ -~]")
 
 
 def line(text: str) -> str:
-    """The text on one line: line feeds and tabs become spaces, other invisible characters escapes
-    such as `\\x1b`.
+    """The text on one line: line feeds and tabs become spaces, and other invisible characters
+    become escapes such as `\\x1b`.
     """
     return text if text.isprintable() else _NOT_PLAIN.sub(_visible, text)
 
 
 def lines(text: str, indent: str = "") -> str:
-    """The text escaped like `line`, but with its line feeds. The later lines begin with
+    """The text, escaped like `line`, but with its line feeds. The later lines begin with
     `indent`.
     """
     return f"\n{indent}".join(map(line, text.expandtabs().split("\n")))
 
 
 def to_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON on one line, in which invisible characters are JSON escapes and all others are
-    readable.
-    """
+    """JSON on one line. Invisible characters are JSON escapes, and all others are readable."""
     encoded = json.dumps(value, ensure_ascii=False, default=default)
     return encoded if encoded.isprintable() else _NOT_PLAIN.sub(_in_json, encoded)
 
 
 def echoed(value: object, longest: int = LONGEST_QUOTE) -> str:
-    """A value as its Python literal, for a message; a long one is cut, and its length is added.
+    """A value as its Python literal, for a message. A long one is cut, and its length is added.
     Never raises.
     """
     if type(value) is str:
@@ -73,7 +71,7 @@ def brief(text: str, longest: int = 100) -> str:
 
 
 def is_deep(value: object, levels: int = MOST_LEVELS) -> bool:
-    """Whether lists and objects of JSON are nested in `value` on more levels than that."""
+    """Whether lists and objects of JSON are nested in `value` more than `levels` deep."""
     left = [(value, 0)]
     while left:
         each, level = left.pop()
@@ -87,8 +85,8 @@ def is_deep(value: object, levels: int = MOST_LEVELS) -> bool:
 
 
 def shortened(value: Any, longest: int) -> Any:
-    """A JSON value for a list of many: of a large one the beginning, as text; of an object that of
-    each value.
+    """A JSON value for a long list: the beginning of a large value, as text, and of a large object
+    the beginning of each of its values.
     """
     encoded = json.dumps(value, ensure_ascii=False)
     if len(encoded) <= longest and not is_deep(value):
@@ -105,8 +103,8 @@ def shortened(value: Any, longest: int) -> Any:
 
 
 def _is_visible(char: str) -> bool:
-    """Whether a character is printable or a space. `isprintable` is false for all spaces but that
-    of ASCII.
+    """Whether a character is printable or a space. `isprintable` is false for all spaces but the
+    ASCII one.
     """
     return char.isprintable() or unicodedata.category(char) == "Zs"
 

@@ -1,5 +1,5 @@
-"""Exceptions as bounded text. The text of an author's exception may be very long, and its `__str__`
-may raise.
+"""Exceptions as text of limited length. The text of an author's exception may be very long, and its
+`__str__` may raise.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 LONGEST = 20_000
-"""Longest text in characters: the first ones of a message, the last ones of a traceback."""
+"""Longest text in characters: the beginning of a message, or the end of a traceback."""
 
 LONGEST_LINE = 500
 
@@ -18,7 +18,9 @@ LONGEST_PART = 10_000
 
 
 def readable(error: BaseException) -> BaseException:
-    """The error itself, or if it can't be converted to text a RuntimeError that names its class."""
+    """The error itself, or, if it can't be converted to text, a RuntimeError that names its
+    class.
+    """
     try:
         str(error), deque(_parts(error), maxlen=0)
     except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
@@ -78,19 +80,17 @@ def facts_of(error: BaseException) -> dict[str, str]:
 
 
 class ReportedError(Exception):
-    """An error that another process has reported by its facts. `traceback`: as that process has
-    printed it.
-    """
+    """An error that another process has reported. `traceback`: as that process has printed it."""
 
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
         self.traceback = traceback
-        # For handlers of other libraries.
+        # This shows the traceback in handlers of other libraries.
         self.add_note(f"as another process has reported it:\n{traceback}")
 
 
 def reported(facts: Mapping[str, str]) -> ReportedError:
-    """An error with these facts of `facts_of`. The name of its class is the `type`."""
+    """An error made from what `facts_of` has returned. The name of its class is the `type`."""
     kind: type[ReportedError] = type(
         facts["type"][:LONGEST_LINE], (ReportedError,), {"__module__": "builtins"}
     )

@@ -8,7 +8,8 @@ from typing import Any
 
 MASK = "***"
 ORDINARY_KEYS = {"partition", "primary", "foreign", "sort", "group"}
-"""A `key` after one of these words names a part of the data, such as `partition_key`, and is shown.
+"""A `key` after one of these words names a part of the data, such as `partition_key`, and is
+shown.
 """
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -37,7 +38,7 @@ class Redaction:
         )
 
     def masked(self, value: Any) -> Any:
-        """A JSON value with `***` in place of what is secret, at any depth."""
+        """A JSON value with `***` in place of each secret, at any depth."""
         if isinstance(value, Mapping):
             return {
                 name: MASK if self.is_secret(str(name)) and item is not None else self.masked(item)

@@ -1,8 +1,9 @@
-"""Sends errors to Sentry: each line logged as an error is an event, and events of a run are tagged
-with it.
+"""Sends errors to Sentry: each line logged as an error becomes an event, and events of a run have
+tags that name it.
 
-The logging integration of the SDK makes the events. A failed attempt logs its error, so it is one
-event too. The SDK is imported only if SENTRY_DSN is set, or if the application uses Sentry itself.
+The logging integration of the SDK makes the events. A failed attempt logs its error, so it becomes
+one event too. The SDK is imported only if SENTRY_DSN is set, or if the application uses Sentry
+itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sentry_sdk.types import Event, Hint
 
 FLUSH_SECONDS = 2.0
-"""How long the end of the service waits for events that are not sent yet, in seconds."""
+"""How long the service waits at its end for events that have not been sent yet, in seconds."""
 
 REPORTED = "_batch_reported_for"
 
@@ -64,8 +65,8 @@ def _begin(settings: Settings) -> BaseClient | None:
 
 
 def _options(settings: Settings, dsn: str) -> dict[str, Any]:
-    """Options to send errors only, and without values, because local variables and command lines
-    may hold passwords.
+    """Options that send only errors, and no values, because local variables and command lines may
+    hold passwords.
 
     (Personal data is not sent by default, and passing `send_default_pii` is deprecated.)
     """
@@ -112,8 +113,8 @@ def flush() -> None:
 
 @cache
 def _tag_events() -> None:
-    """Install the processor once in a process. The SDK can't remove one, and outside of runs it
-    changes nothing.
+    """Install the processor once in a process. The SDK can't remove one, and outside of runs this
+    one changes nothing.
     """
     from sentry_sdk.scope import add_global_event_processor
 
@@ -121,7 +122,7 @@ def _tag_events() -> None:
 
 
 def _with_run(event: Event, hint: Hint) -> Event | None:
-    """The event with the run's tags, or None if the same error was sent already."""
+    """The event with the run's tags, or None if the same error was already sent."""
     event.get("extra", {}).pop("batch_stamp", None)
     run = current_run_if_any()
     if run is None:

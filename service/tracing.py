@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry: one for each attempt, linked to who asked for its run.
+"""Spans of OpenTelemetry: one for each attempt, linked to the code that asked for its run.
 
 OpenTelemetry is used only if the process has imported it, as `opentelemetry-instrument` and
 applications with traces do. Otherwise everything here does nothing, and nothing is imported.
@@ -30,9 +30,7 @@ def is_in_use() -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether somebody has set a provider of traces in this process, so that a span may be
-    recorded.
-    """
+    """Whether a provider of traces has been set in this process, so that a span may be recorded."""
     if not is_in_use():
         return False
     from opentelemetry import trace
@@ -60,7 +58,7 @@ def begin(
     recorded.
 
     `caller`: the `traceparent` of the code that asked for this work, to which the span is linked.
-    The work may begin hours later and several times, so it is no part of the caller's trace.
+    The work may begin hours later and several times, so it is not part of the caller's trace.
     """
     if not is_recorded():
         return None
@@ -89,7 +87,7 @@ def _links(caller: str | None) -> list[Link]:
 
 
 def end(span: Span | None, outcome: str, error: str | None) -> None:
-    """End the span of an attempt. `error`: in one line, what went wrong; None if nothing has."""
+    """End the span of an attempt. `error`: what went wrong, in one line; None if nothing did."""
     if span is None:
         return
     from opentelemetry.trace import StatusCode
@@ -102,7 +100,7 @@ def end(span: Span | None, outcome: str, error: str | None) -> None:
 
 @contextmanager
 def suppressed() -> Iterator[None]:
-    """Statements and requests within the block, and in the loops that are started in it, have no
+    """Statements and requests within the block, and in event loops that are started in it, have no
     spans.
 
     The service reads the ledger each second, and nobody looks for that in a trace.

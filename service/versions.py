@@ -1,5 +1,5 @@
-"""The versions of this package, and of the application that the service runs in, by which deploys
-are recognised.
+"""The versions of this package, and of the application that the service runs in. They show that a
+new version was deployed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def package_version() -> str:
 
 
 def application_version(given: str | None, folder: Path, here: Path) -> str:
-    """`given`, or else the commit of the git repository that `here` is in, or a hash of the task
-    files in `folder`.
+    """`given`; otherwise the commit of the git repository that `here` is in; otherwise a hash of
+    the task files in `folder`.
 
     It reads files, so call it in a thread.
     """

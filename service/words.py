@@ -1,5 +1,5 @@
-"""The words for people, each once: how a state, a kind of incident and an event of the audit are
-shown on pages, in the terminal and in messages. Pure.
+"""The words for people, each in one place: how a state, a kind of incident and an event of the
+audit are shown on pages, in the terminal and in messages. Pure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from service.batch.ledger.states import IncidentKind, RunState
 
 @dataclass(frozen=True)
 class StateWord:
-    """How the state of a run is shown. `icon`: on pages. `style`: of rich, in a terminal."""
+    """How the state of a run is shown: `icon` on pages, `style` (of rich) in a terminal."""
 
     icon: str
     style: str = ""
@@ -39,9 +39,9 @@ STYLES = {str(state): word.style for state, word in STATES.items() if word.style
 class IncidentWord:
     """How a kind of incident is named.
 
-    `message`: the title of a message, with the name of the task in it. `heading`: of the incident's
-    page. `chip`: beside what needs a person, where that is not a number of runs. `subject`: what
-    needs a person, if it is no task.
+    `message`: the title of a message, which names the task. `heading`: of the incident's page.
+    `chip`: a word beside the incident, where no number of runs is shown. `subject`: what needs a
+    person, if it is not a task.
     """
 
     message: str
@@ -111,7 +111,9 @@ CHIPS = {
     "disk": "alarm",
     "readiness": "not ready",
 }
-"""Of what needs a person: a kind of incident, or what was found without one."""
+"""A word for each thing that needs a person: for kinds of incidents, and for findings without an
+incident.
+"""
 SUBJECTS = {
     **{str(kind): word.subject for kind, word in INCIDENTS.items() if word.subject},
     "disk": "Disk",
@@ -120,7 +122,7 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class EventWord:
-    """How an event of the audit is shown among the changes. `said`: after the name of its task."""
+    """How an event of the audit is shown among the changes. `said` follows the name of its task."""
 
     icon: str
     said: str

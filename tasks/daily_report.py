@@ -12,7 +12,7 @@ logger = get_logger(__name__)
 
 
 class DailyReportTask(BaseTask):
-    """Report the new users and sessions of the day before the slot, by the task's time zone."""
+    """Report the new users and sessions of the day before the slot, in the task's time zone."""
 
     name = "daily_report"
     description = "Report the new users and sessions of the day before"

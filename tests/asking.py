@@ -1,4 +1,4 @@
-"""The operations on a database that a test has, as a service makes them."""
+"""The operations on a database of a test, as a service makes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.operations.operations import Operations
 def operations_on(
     ledger: Database, application: Database | None = None, actor: str = "ann"
 ) -> Operations:
-    """Both databases are migrated; `application`: None where a test asks nothing of it."""
+    """Both databases are migrated. `application` is None if a test does not use it."""
     return Operations(
         ledger,
         application or ledger,

@@ -33,8 +33,8 @@ Batch = Callable[..., Done]
 def in_this_process(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Batch]:
-    """For a fixture: `batch(words, SETTING=value)` runs the command as a new process would find
-    things.
+    """For a fixture: `batch(words, SETTING=value)` runs the command in this process, in the state
+    of a new one.
     """
 
     def call(*words: str, **settings: str) -> Done:
@@ -55,8 +55,8 @@ def in_this_process(
 
 
 def refuses(done: Done, *words: str, code: int = 2) -> None:
-    """One line on stderr that has these words, and nothing on stdout. `code`: 3 where something is
-    out of order.
+    """Stderr has one line with these words, and stdout nothing. `code`: 3 if something is out of
+    order.
     """
     assert done.code == code, done.err
     assert done.out == ""

@@ -118,8 +118,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what `nohup` starts ignores it
 
 
 class _Connection(sqlite_connections._Connection):
-    """It says which test has opened it: if nobody closes it, garbage collection warns of it during
-    some later test.
+    """It names the test that has opened it. If nobody closes it, garbage collection warns of it
+    during some later test.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -154,7 +154,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """What failed tests left stays there to be looked at."""
+    """Files that failed tests left stay there, so that a person can look at them."""
     if exitstatus == pytest.ExitCode.OK and (folder := session.config.stash.get(OWN_FOLDER, None)):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -162,7 +162,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.hookimpl(tryfirst=True)  # before those that `-m` does not ask for are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin first, so that no worker begins one of them when the others
-    are done.
+    have finished.
     """
     leave_half_to_nightly(items)
     leave_the_others_to_rest(items)
@@ -171,8 +171,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays until the end: no collection of garbage has to look at it
-    again.
+    """Modules that are imported now stay until the end, so garbage collection never has to look at
+    them again.
     """
     gc.collect()
     gc.freeze()

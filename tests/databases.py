@@ -1,5 +1,5 @@
-"""Databases of each kind for the tests. A migrated one is a copy of one that was migrated before:
-that is faster.
+"""Databases of each kind for the tests. A migrated one is a copy of one that was migrated before,
+which is faster.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SQLiteFiles:
         return url_of(file)
 
     async def drop(self, url: str) -> None:
-        """Its folder is the test's, and goes with it."""
+        """Its folder is the test's, and is removed with it."""
 
 
 class PostgresDatabases:

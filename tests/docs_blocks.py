@@ -130,8 +130,8 @@ def words_of(command: str) -> list[str]:
 
 
 def masked(output: str) -> list[str]:
-    """Lines without what differs each time: instants, ids, durations, the port, and so the widths
-    of columns.
+    """Lines without the parts that differ each time: instants, ids, durations, the port, and so the
+    widths of columns.
     """
     output = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?", "AT", output)
     output = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", output)

@@ -1,4 +1,4 @@
-"""A page of the documents, played from its first block to its last in a folder of its own."""
+"""A page of the documents, executed from its first block to its last in a folder of its own."""
 
 from __future__ import annotations
 

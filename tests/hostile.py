@@ -1,6 +1,4 @@
-"""Text that acts in a terminal, or hides in it, and what must not be changed by whoever escapes
-it.
-"""
+"""Text that controls a terminal, or hides in it, and text that must not be changed by escaping."""
 
 from __future__ import annotations
 
@@ -30,5 +28,5 @@ SEEN = "日本語　は残る é 😀"
 
 
 def acts(char: str) -> bool:
-    """Whether a terminal, or a reader, is led astray by it."""
+    """Whether it misleads a terminal or a reader."""
     return char != "\n" and unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}

@@ -1,4 +1,4 @@
-"""Lets a test know one migration more than the code has: databases without it are then of an older
+"""Lets a test know one migration more than the code has. Databases without it are then of an older
 version.
 """
 

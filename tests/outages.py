@@ -168,7 +168,7 @@ def locked(*urls: str) -> Iterator[None]:
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Wait until `condition()` is true, and return what it gave; fail after so many seconds."""
+    """Wait until `condition()` is true, and return its value. Fails after `seconds`."""
     give_up_at = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < give_up_at, f"not within {seconds:g} s: {what}"

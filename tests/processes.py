@@ -60,8 +60,8 @@ class Service:
         self._wait_until(self._is_ready, "is not ready")
 
     def wait_until_said(self, words: str) -> None:
-        """Wait until stderr has these words. What a server says once it is ready comes a moment
-        after that.
+        """Wait until stderr has this text. A server prints some lines a moment after it is
+        ready.
         """
         self._wait_until(lambda: words in self.stderr, f"has not said {words!r}")
 
@@ -75,8 +75,8 @@ class Service:
             time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM, within: float = 10.0) -> float:
-        """Send the signal; returns how many seconds it took to end. Longer than `within` is a
-        failure.
+        """Send the signal. Returns after how many seconds the process ended; more than `within` is
+        a failure.
         """
         started_at = time.monotonic()
         self.process.send_signal(number)
@@ -131,7 +131,7 @@ def suspend(pid: int) -> None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process was stopped by a signal, with all its threads."""
+    """Whether a signal has stopped a process with all its threads."""
     return set(_states_of_threads(pid)) == {"T"}
 
 
@@ -155,7 +155,9 @@ def is_locked(file: str) -> bool:
 def service(
     folder: Path, command: Sequence[str] = SERVE, settings: Mapping[str, str] = NOTHING
 ) -> Iterator[Service]:
-    """Starts one in `folder` and waits until it is ready; kills what is left of it at the end."""
+    """Start a service in `folder`, and wait until it is ready. At the end its remaining processes
+    are killed.
+    """
     with process(folder, command, settings) as started:
         started.wait_until_ready()
         yield started

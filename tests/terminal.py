@@ -36,7 +36,7 @@ class Screen:
 
     @property
     def lines(self) -> list[str]:
-        """Those that have scrolled away too."""
+        """The lines that have scrolled away too."""
         return [line.rstrip() for line in self._lines]
 
     def feed(self, text: str) -> None:
@@ -89,7 +89,9 @@ class Terminal:
         self._rest = b""
 
     def until(self, condition: Callable[[list[str]], object], seconds: float = 60.0) -> list[str]:
-        """Read on until what it shows is so, or its process has ended; returns what it shows."""
+        """Read on until the screen fulfils the condition, or the process has ended. Returns what
+        the screen shows.
+        """
         give_up_at = time.monotonic() + seconds
         while not condition(self.screen.lines):
             assert time.monotonic() < give_up_at, "\n".join(self.screen.lines)
@@ -118,7 +120,7 @@ class Terminal:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Neither half a character nor half an escape sequence."""
+    """Neither half of a character nor half of an escape sequence."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -135,7 +137,7 @@ def _hear_ctrl_c() -> None:
 def terminal(
     folder: Path, command: Sequence[str], columns: int, settings: Mapping[str, str] = NOTHING
 ) -> Iterator[Terminal]:
-    """Runs a command in a terminal of that width; kills what is left of it."""
+    """Runs a command in a terminal of that width, and kills its remaining processes."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
     env = {**environment(), "TERM": "xterm", **settings}

@@ -1,5 +1,5 @@
-"""The service in an application of somebody else: the code of docs/apps.md, its routes, and whose
-the logging is.
+"""The service in the application of somebody else: the code of docs/apps.md, its routes, and whose
+logging is used.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ async def test_the_service_stops_when_the_application_fails_after_its_start() ->
     assert app.state.batch.is_stopping and not app.state.scheduler.running
 
 
-async def test_how_the_process_collects_garbage_stays_the_applications_own() -> None:
+async def test_the_application_keeps_its_own_settings_of_garbage_collection() -> None:
     threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
     async with started(Starlette(lifespan=lifespan)):
         assert gc.get_threshold() == threshold

@@ -161,7 +161,7 @@ class Module:
 
     @property
     def part(self) -> str:
-        """The part of the project that it belongs to: what stands after `service`."""
+        """The part of the project that it belongs to: the name after `service`."""
         return self.name.split(".")[1] if "." in self.name else ""
 
     def imports(self) -> Iterator[tuple[int, str, str | None]]:
@@ -223,8 +223,8 @@ def room_of(name: str, rooms: Sequence[str]) -> str | None:
 
 
 def imports_that_point_up(modules: list[Module], rooms: Sequence[str] = tuple(ROOMS)) -> list[str]:
-    """A room imports only rooms below it. What is in no room may be imported by nobody but
-    `service` itself.
+    """A room imports only rooms below it. A module in no room may be imported only by `service`
+    itself.
     """
     known = {module.name for module in modules}
     wrong = []
@@ -509,7 +509,7 @@ PRINTERS = ("service.console", "service.testing.postgres")
 
 
 def prints(modules: list[Module]) -> list[str]:
-    """Whatever is printed goes through console.py, which lets nothing in it act in a terminal."""
+    """All output goes through console.py, which escapes control characters."""
     return [
         f"{module.name}:{node.lineno} {ast.unparse(node)}"
         for module in inside(modules)
@@ -678,7 +678,7 @@ def test_one_broad_except_more_in_an_allowed_place_is_found_and_one_less_too() -
     )
 
 
-def test_an_error_that_flies_on_was_not_caught() -> None:
+def test_an_error_that_is_raised_again_was_not_caught() -> None:
     module = Module(
         "service.batch.ledger.schedules", "try: ...\nexcept BaseException:\n    close()\n    raise"
     )

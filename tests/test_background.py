@@ -1,4 +1,4 @@
-"""Background loops end when they are stopped, also at the moment at which something wakes them."""
+"""Background loops end when they are stopped, even at the moment when something wakes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_a_loop_that_is_woken_as_it_is_stopped_ends() -> None:
         assert not looping.is_alive
 
 
-async def test_it_is_said_whether_the_event_was_set_in_time() -> None:
+async def test_the_return_value_says_whether_the_event_was_set_in_time() -> None:
     event = asyncio.Event()
     assert not await is_set_within(event, 0.01)
     event.set()

@@ -96,7 +96,7 @@ async def test_stopping_fires_nothing_more_and_can_be_awaited_for_what_runs() ->
     assert "running" not in [state for _, state in runs()]
 
 
-async def test_what_keeps_the_service_from_starting_is_told_to_who_awaits_and_in_the_log(
+async def test_an_error_that_keeps_the_service_from_starting_is_raised_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TASKS_DIR", "nowhere")
@@ -108,7 +108,7 @@ async def test_what_keeps_the_service_from_starting_is_told_to_who_awaits_and_in
     await asyncio.wait_for(stop_scheduler(scheduler), SECONDS)
 
 
-async def test_a_start_that_is_not_over_is_stopped() -> None:
+async def test_a_start_that_has_not_ended_is_stopped() -> None:
     scheduler = create_scheduler()
     started = start_scheduler(scheduler)
     await asyncio.wait_for(stop_scheduler(scheduler), SECONDS)

@@ -99,7 +99,9 @@ def test_cut_off_before_in_and_after_its_commits_each_item_is_done_exactly_once(
 
 @on_postgresql
 def test_frozen_before_its_commit_it_is_refused_when_it_wakes_up(world: World) -> None:
-    """Its own lease is long: it does not know that it is over, and the database has to tell it."""
+    """Its own lease is long: it does not know that the lease has ended, so the database has to
+    refuse it.
+    """
     calm = dict(world.settings)
     world.settings |= {"HEARTBEAT_SECONDS": "20", "LEASE_SECONDS": "60"}
     with world.striking("before", 20, "SIGSTOP") as frozen:
@@ -114,7 +116,7 @@ def test_frozen_before_its_commit_it_is_refused_when_it_wakes_up(world: World) -
             frozen.process.send_signal(signal.SIGCONT)
             assert world.until_over(other)[0] == "succeeded"
             assert "resumes after chunk 19" in other.stderr
-            until(lambda: "what it did here is not recorded" in frozen.stderr, frozen)
+            until(lambda: "its outcome here is not recorded" in frozen.stderr, frozen)
     # Its COMMIT: the one that took over has ended its connections.
     assert "work failed: DBAPIError" in frozen.stderr
     outcomes = world.query("SELECT fence, outcome FROM batch_attempts ORDER BY fence", ledger=True)

@@ -1,4 +1,4 @@
-"""The `batch` command: what each command prints, and what it says of bad input."""
+"""The `batch` command: what each command prints, and how it answers bad input."""
 
 from __future__ import annotations
 
@@ -452,7 +452,7 @@ def test_runs_of_a_folder_without_a_ledger_are_none_and_none_is_made(
     ],
     ids=" ".join,
 )
-def test_bad_words_are_refused_in_one_line(
+def test_bad_arguments_are_refused_in_one_line(
     batch: Batch, report: None, words: list[str], named: list[str]
 ) -> None:
     refuses(batch(*words), *named)
@@ -603,7 +603,7 @@ def test_a_read_only_file_or_folder_is_named_and_loses_nothing(
 
 
 def without_power(folder: Path, *words: str) -> Done:
-    """The command in a process that file permissions hold for, also when root runs the tests."""
+    """The command in a process that file permissions apply to, even when root runs the tests."""
     powerless = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
     command = [*powerless, *BATCH, *words]
     env = {**environment({"PORT": "0"}), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -614,7 +614,7 @@ def without_power(folder: Path, *words: str) -> Done:
 # The command itself.
 
 
-def test_the_command_without_words_shows_its_help(batch: Batch) -> None:
+def test_the_command_without_arguments_shows_its_help(batch: Batch) -> None:
     done = batch()
     assert done.code == 2 and done.err == ""
     assert all(command in done.out for command in ("serve", "tasks", "run", "runs", "next"))

@@ -71,7 +71,7 @@ async def test_a_revoked_token_is_not_valid(ledger: Database, call: Any) -> None
         ("rovoke deploy", ["'rovoke'", "Did you mean 'revoke'?"]),
     ],
 )
-async def test_a_token_that_can_not_be_is_refused(call: Any, words: str, named: list[str]) -> None:
+async def test_an_invalid_token_is_refused(call: Any, words: str, named: list[str]) -> None:
     refuses(await call("token", *words.split()), *named)
 
 

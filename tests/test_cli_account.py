@@ -61,7 +61,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
 
 
 def run_until(folder: Path, number: int) -> None:
-    """A service is up until there are so many runs."""
+    """Run a service until there are this many runs."""
     with service(folder) as started:
         until(lambda: sql(folder, "SELECT count(*) FROM batch_runs")[0][0] >= number)
         started.stop()
@@ -89,8 +89,8 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(lived: Path, tmp_path: Path) -> Path:
-    """The same, for one test to spoil. What came due since the service stopped is none of its
-    business.
+    """The same, for one test to damage. Slots that came due since the service stopped do not matter
+    to it.
     """
     with (
         closing(sqlite3.connect(lived / "ledger.db")) as old,
@@ -132,7 +132,9 @@ def test_a_service_that_lived_leaves_a_complete_account(folder: Path) -> None:
 
 
 def test_what_came_due_while_nothing_runs_is_due_and_no_gap(folder: Path) -> None:
-    """Not even where the stopped service was killed, as long as nobody was seen for a lease."""
+    """This holds even if the stopped service was killed, as long as no node was seen for a
+    lease.
+    """
     sql(folder, "UPDATE batch_nodes SET stopped_at = NULL, seen_at = '2000-01-01 00:00:00.000000'")
     stopped = str(datetime.now(UTC) - timedelta(seconds=100))[:26]
     sql(folder, "UPDATE batch_schedules SET valid_from = ?, fired_until = ?", stopped, stopped)
@@ -247,7 +249,7 @@ def test_a_task_of_another_name_is_refused_and_one_without_slots_has_none(folder
         (["--since", "2999-01-01"], "--since is '2999-01-01'; allowed: an instant before now"),
     ],
 )
-def test_an_interval_that_is_none_is_refused_in_one_line(
+def test_an_invalid_interval_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["batch", "account", *words])

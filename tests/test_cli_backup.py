@@ -70,7 +70,7 @@ def ledger(batch: Batch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def keeping_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As little as can be kept: what is older than a day goes, but for the newest."""
+    """The settings that keep the least: backups older than a day are deleted, except the newest."""
     monkeypatch.setenv("BACKUP_KEEP_LAST", "1")
     monkeypatch.setenv("BACKUP_RETENTION_DAYS", "1")
     forget_settings()
@@ -185,7 +185,7 @@ def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(
     }
 
 
-def test_a_file_that_is_none_of_ours_but_for_its_name_is_listed_and_spares_the_others(
+def test_a_file_that_only_has_the_name_of_a_backup_is_listed_and_does_not_affect_others(
     batch: Batch, folder: Path, ledger: Path
 ) -> None:
     (folder / "backup_20251126_020000.backup.gz").write_bytes(b"of somebody else")
@@ -236,7 +236,7 @@ def test_a_backup_goes_to_the_bucket_and_comes_back(
     refuses(batch("backup", "download", OLD), f"{bucket.url}/{OLD}: there is no such backup")
 
 
-def test_what_has_another_name_than_backups_have_is_no_backup_of_ours_when_it_is_here(
+def test_a_download_with_another_name_than_backups_have_is_not_counted_as_a_backup(
     batch: Batch, folder: Path, ledger: Path, bucket: Bucket
 ) -> None:
     bucket.put("elsewhere/renamed.gz", (folder / NEW).read_bytes())
@@ -246,7 +246,7 @@ def test_what_has_another_name_than_backups_have_is_no_backup_of_ours_when_it_is
     assert (folder / "renamed.gz").exists() and asyncio.run(access(get_settings()).records()) == {}
 
 
-def test_what_is_there_already_is_not_sent_again_and_never_written_over(
+def test_a_file_that_is_already_there_is_not_sent_again_and_never_overwritten(
     batch: Batch, folder: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
     bucket.put(f"shop/db/{NEW}", other := make_archive(tmp_path / "other", tables=1).read_bytes())
@@ -271,13 +271,15 @@ def test_a_file_that_only_has_the_name_of_a_backup_in_the_folder_is_not_taken_fo
     assert bucket.keys() == []
 
 
-def test_what_is_damaged_is_not_uploaded(batch: Batch, folder: Path, bucket: Bucket) -> None:
+def test_a_damaged_backup_is_not_uploaded(batch: Batch, folder: Path, bucket: Bucket) -> None:
     damage(folder / NEW)
     refuses(batch("backup", "upload", NEW), NEW, "is damaged", code=3)
     assert bucket.keys() == []
 
 
-def test_what_arrives_damaged_gets_no_name(batch: Batch, folder: Path, bucket: Bucket) -> None:
+def test_a_backup_that_arrives_damaged_gets_no_name(
+    batch: Batch, folder: Path, bucket: Bucket
+) -> None:
     damage(folder / NEW)
     bucket.put(f"shop/db/{NEW}", (folder / NEW).read_bytes())
     (folder / NEW).unlink()
@@ -371,7 +373,7 @@ def test_a_prune_deletes_nothing_while_the_ledger_with_its_pins_is_away(
 
 @pytest.mark.first_start
 @pytest.mark.parametrize("words", [("create",), ("verify", OLD), ("upload", OLD)])
-def test_the_work_is_done_and_told_also_while_the_ledger_is_away(
+def test_the_work_is_done_and_reported_even_while_the_ledger_is_away(
     batch: Batch, folder: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     make_sqlite(tmp_path / "app.db")
@@ -384,7 +386,7 @@ def test_the_work_is_done_and_told_also_while_the_ledger_is_away(
     assert "could not be recorded in the ledger" in done.err and "hunter2" not in done.err
 
 
-def test_a_pin_holds_until_it_is_taken_off(
+def test_a_pin_holds_until_it_is_removed(
     batch: Batch, folder: Path, ledger: Path, keeping_one: None
 ) -> None:
     assert batch("backup", "pin", OLD).out == f"{OLD} is pinned\n"
@@ -433,7 +435,7 @@ def test_only_a_backup_is_deleted_by_its_name(batch: Batch, folder: Path, name: 
     assert len(list(folder.iterdir())) == 2
 
 
-def test_a_pin_can_be_taken_off_what_is_damaged_or_gone(
+def test_a_pin_can_be_removed_from_a_backup_that_is_damaged_or_gone(
     batch: Batch, folder: Path, ledger: Path
 ) -> None:
     for name in (OLD, NEW):
@@ -444,7 +446,7 @@ def test_a_pin_can_be_taken_off_what_is_damaged_or_gone(
         assert batch("backup", "unpin", name).out == f"{name} is not pinned any more\n"
 
 
-async def test_what_is_pinned_between_the_look_and_the_prune_stays(
+async def test_a_backup_that_is_pinned_between_the_preview_and_the_prune_stays(
     batch: Batch, folder: Path, ledger: Path, keeping_one: None
 ) -> None:
     settings = get_settings()
@@ -475,7 +477,7 @@ def test_a_check_of_the_copy_says_nothing_of_the_file_in_the_folder(
 
 
 def changed(path: Path, tmp_path: Path) -> None:
-    """Another backup in its place, whose checksums all fit, as somebody makes it who can write
+    """Another backup in its place, whose checksums all fit, made by somebody who can write
     there.
     """
     path.unlink()
@@ -483,10 +485,10 @@ def changed(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["folder", "elsewhere"])
-def test_what_was_changed_since_we_made_it_is_told_though_its_checksums_fit(
+def test_a_backup_that_was_changed_since_we_made_it_is_reported_though_its_checksums_fit(
     batch: Batch, tmp_path: Path, ledger: Path, where: str
 ) -> None:
-    """Whoever can write the place can write the checksums too, but not the ledger."""
+    """Somebody who can write the place can write the checksums too, but not the ledger."""
     far = tmp_path / "mount"
     name = batch("backup", "create", "--json", BACKUP_URL=f"file://{far}").json["name"]
     assert batch("backup", "upload", name).code == 0
@@ -505,7 +507,7 @@ def test_what_was_changed_since_we_made_it_is_told_though_its_checksums_fit(
     )
 
 
-def test_a_rescan_finds_what_was_changed_since_we_made_it(
+def test_a_rescan_finds_a_backup_that_was_changed_since_we_made_it(
     batch: Batch, tmp_path: Path, ledger: Path
 ) -> None:
     name = batch("backup", "create", "--json").json["name"]
@@ -568,7 +570,7 @@ def test_upload_without_a_place_names_the_setting(batch: Batch, folder: Path) ->
     refuses(batch("backup", "download", NEW), "BACKUP_URL is empty", "whole URL")
 
 
-def test_an_empty_place_is_told(batch: Batch) -> None:
+def test_an_empty_place_is_reported(batch: Batch) -> None:
     assert batch("backup", "list").out == "there is no backup in backups\n"
     assert batch("backup", "list", "--json").json == []
     refuses(batch("backup", "verify"), "there is no backup in backups (BACKUP_DIR)")

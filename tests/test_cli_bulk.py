@@ -182,7 +182,7 @@ async def test_what_is_not_clear_is_refused(
     assert await states(ledger) == BEFORE
 
 
-async def test_where_none_matches_that_is_said_and_nobody_is_asked(
+async def test_if_no_run_matches_that_is_said_and_nobody_is_asked(
     failures: list[str], call: Any
 ) -> None:
     done = await call("retry", "--state", "skipped", "--task", "import")

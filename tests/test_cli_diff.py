@@ -97,7 +97,7 @@ def test_what_has_changed_since_a_backup_is_shown_by_table(batch: Batch, url: st
     assert batch("backup", "diff", first, "latest", "--json").json["tables"] == said["tables"]
 
 
-def test_what_is_no_backup_is_named(batch: Batch) -> None:
+def test_a_file_that_is_not_a_backup_is_named(batch: Batch) -> None:
     refuses(batch("backup", "diff", "latest"), "there is no backup in", "BACKUP_DIR")
     refuses(
         batch("backup", "diff", "backup_20261125_020000.backup.gz"),

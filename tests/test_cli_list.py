@@ -125,7 +125,7 @@ async def test_each_option_narrows_the_list(
         ("--task imprt", ["'imprt'", "did you mean import?"]),
     ],
 )
-def test_what_can_not_be_looked_for_is_refused(
+def test_an_invalid_filter_is_refused(
     here: list[NewRun], batch: Batch, words: str, named: list[str]
 ) -> None:
     refuses(batch("runs", *words.split()), *named)
@@ -196,7 +196,7 @@ def test_no_line_is_wider_than_the_terminal_and_each_run_has_one(
         assert REASON in lines[3] and lines[0].split() == [*COLUMNS, "reason"]
 
 
-def test_a_reason_that_is_cut_ends_so_that_one_sees_it(here: list[NewRun], tmp_path: Path) -> None:
+def test_a_reason_that_is_cut_ends_visibly(here: list[NewRun], tmp_path: Path) -> None:
     assert re.search(r"ValueError: the.*…$", without_styles(table(tmp_path, 80))[3])
 
 

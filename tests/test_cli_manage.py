@@ -250,7 +250,7 @@ async def test_a_pause_has_an_end_if_one_is_given(
 
 
 @pytest.mark.parametrize("word", ["pause", "resume"])
-async def test_an_unknown_task_is_refused_with_those_there_are(
+async def test_an_unknown_task_is_refused_and_the_known_ones_are_listed(
     ledger: Database, batch: Batch, started: None, word: str
 ) -> None:
     refuses(await call(batch, ledger, word, "nope"), "'nope'", "long, often, sync, tick")
@@ -275,10 +275,10 @@ async def test_pausing_runs_no_code_of_an_author_and_fires_nothing_by_a_guess(
     assert found.complete and found.missed == 3
 
 
-async def test_a_pause_by_who_has_the_task_handles_what_is_due_by_its_policies(
+async def test_a_pause_by_a_process_that_has_the_task_handles_due_slots_by_its_policies(
     ledger: Database,
 ) -> None:
-    """As the service's API will. At half past: a slot of this minute would be on time, and get a
+    """As the service's API does. At half past, no slot is on time: one of this minute would get a
     run of its own.
     """
     with clock.moved(datetime(2026, 3, 10, 12, 30, tzinfo=UTC)):
@@ -332,7 +332,7 @@ async def test_a_run_that_succeeded_begins_again_only_when_that_is_said(
     refuses(await call(batch, ledger, "retry", run.id, "--again"), run.id, "is queued")
 
 
-async def test_a_run_from_before_a_pause_is_queued_again_and_who_did_that_is_told_of_the_pause(
+async def test_a_run_from_before_a_pause_is_queued_again_and_the_person_is_told_of_the_pause(
     ledger: Database, batch: Batch, started: None
 ) -> None:
     run = new("tick", state="failed", attempt=1, fence=1)
@@ -400,7 +400,9 @@ def test_wait_goes_with_queue(batch: Batch) -> None:
     refuses(batch("run", "tick", "--wait"), "--wait needs --queue")
 
 
-def test_what_no_service_has_is_not_queued(batch: Batch, files: None, tmp_path: Path) -> None:
+def test_a_task_that_no_service_has_is_not_queued(
+    batch: Batch, files: None, tmp_path: Path
+) -> None:
     assert batch("run", "tick").code == 0
     (tmp_path / "tasks/more.py").write_text(
         TASKS.split("class Sync")[0].replace('"long"', '"late"')

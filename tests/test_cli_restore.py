@@ -292,7 +292,9 @@ def test_it_is_restored_straight_from_a_bucket(
     assert SECRET not in done.out + done.err
 
 
-def test_what_is_no_backup_is_refused(changed: Path, batch: Batch, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_backup_is_refused(
+    changed: Path, batch: Batch, tmp_path: Path
+) -> None:
     (tmp_path / "cat.gz").write_bytes(b"meow")
     refuses(batch("backup", "restore", "./cat.gz", "--yes"), "cat.gz is not a backup", code=3)
     refuses(
@@ -313,7 +315,7 @@ def test_no_password_is_ever_shown(changed: Path, batch: Batch) -> None:
     assert "hunter2" not in done.err + done.out
 
 
-def test_what_can_not_be_backed_up_before_needs_no_safety(
+def test_a_database_that_can_not_be_backed_up_needs_no_safety_backup(
     changed: Path, batch: Batch, tmp_path: Path
 ) -> None:
     file = str(tmp_path / "backups" / backups(tmp_path)[0])
@@ -330,7 +332,7 @@ def test_what_can_not_be_backed_up_before_needs_no_safety(
 
 
 @pytest.mark.rest
-async def test_the_ledger_is_never_restored_beneath_a_service(
+async def test_the_ledger_is_never_restored_while_a_service_uses_it(
     postgres_database: str, tmp_path: Path, batch: Batch
 ) -> None:
     await migrated(postgres_database, LEDGER_HISTORY)
@@ -408,7 +410,7 @@ async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_
         await postgres_server.drop_database(new)
 
 
-async def test_what_fails_into_an_empty_postgresql_leaves_it_empty(
+async def test_a_restore_that_fails_leaves_an_empty_postgresql_empty(
     postgres_database: str, postgres_server: PostgresServer, batch: Batch
 ) -> None:
     await migrated(postgres_database, *APPLICATION_HISTORIES)
@@ -464,7 +466,7 @@ def ledger(batch: Batch, tmp_path: Path) -> Iterator[sqlite3.Connection]:
         ("seen_at = seen_at", "interrupted", None),
     ],
 )
-def test_only_what_lives_is_in_the_way(
+def test_only_living_nodes_and_their_runs_are_in_the_way(
     ledger: sqlite3.Connection, batch: Batch, node: str, state: str, refused: str | None
 ) -> None:
     ledger.execute(f"UPDATE batch_nodes SET {node}")
@@ -484,7 +486,7 @@ def test_a_ledger_in_the_same_sqlite_file_is_asked_while_nobody_can_write(
     assert users(changed) == ["a@example.org"]
 
 
-def test_what_was_shown_is_restored_though_there_is_a_newer_one_by_now(
+def test_the_backup_that_was_shown_is_restored_though_there_is_a_newer_one_by_now(
     changed: Path, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert batch("backup", "create").code == 0
@@ -504,7 +506,7 @@ def test_what_was_shown_is_restored_though_there_is_a_newer_one_by_now(
     assert users(changed) == ["a@example.org"]
 
 
-def test_after_a_restore_that_failed_it_is_said_what_latest_means_by_now(
+def test_a_restore_that_failed_says_what_latest_means_by_now(
     changed: Path, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plain_file, "BUSY_SECONDS", 0.05)
@@ -518,7 +520,7 @@ def test_after_a_restore_that_failed_it_is_said_what_latest_means_by_now(
     )
 
 
-def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
+def test_a_ledger_that_is_away_afterwards_is_reported_and_is_not_a_failure(
     ledger: sqlite3.Connection, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: object) -> None:
@@ -574,7 +576,7 @@ async def test_a_ledger_beside_no_tables_is_backed_up_before_it_is_replaced(
         await postgres_server.drop_database(new)
 
 
-async def test_of_what_could_not_be_loaded_nothing_is_said(
+async def test_nothing_is_said_about_a_backup_that_could_not_be_loaded(
     postgres_database: str, batch: Batch
 ) -> None:
     settings = {"DATABASE_URL": postgres_database}

@@ -366,7 +366,7 @@ async def test_a_task_whose_file_is_gone_is_shown_from_the_ledger(
     assert "parameters" not in shown
 
 
-async def test_without_a_tasks_folder_is_shown_what_the_ledger_knows(
+async def test_without_a_tasks_folder_show_prints_what_the_ledger_knows(
     batch: Batch, prepared: Database, tmp_path: Path
 ) -> None:
     (tmp_path / "tasks").rename(tmp_path / "elsewhere")
@@ -383,7 +383,7 @@ async def test_without_a_tasks_folder_is_shown_what_the_ledger_knows(
 @pytest.mark.parametrize(
     "why", ["a person", "its schedule is empty now", "it was removed", "removed in a pause"]
 )
-async def test_what_does_not_fire_has_no_next_times_and_only_a_person_pauses(
+async def test_a_task_that_does_not_fire_has_no_next_times_and_only_a_person_pauses(
     batch: Batch, prepared: Database, tmp_path: Path, why: str
 ) -> None:
     (tmp_path / "tasks" / "flaky.py").write_text(FLAKY)

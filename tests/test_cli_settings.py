@@ -107,7 +107,7 @@ async def test_a_database_is_migrated_in_steps(
     assert change["action"] == "database.migrate"
 
 
-def test_what_can_not_be_migrated_to_is_refused(batch: Batch) -> None:
+def test_a_revision_that_can_not_be_migrated_to_is_refused(batch: Batch) -> None:
     refuses(batch("migrate", "--to", "ledger_9999"), "'ledger_9999'", HEADS[0])
     refuses(batch("migrate", "--to", HEADS[0], "--check"), "--check", "--to")
     refuses(

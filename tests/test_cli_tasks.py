@@ -345,7 +345,7 @@ def test_new_overwrites_nothing(batch: Batch, tmp_path: Path, there: str) -> Non
         ([], ["NAME"]),
     ],
 )
-def test_new_refuses_what_can_not_be_a_task(
+def test_new_refuses_names_and_options_that_can_not_make_a_task(
     batch: Batch, tmp_path: Path, words: list[str], named: list[str]
 ) -> None:
     refuses(batch("new", *words), *named)
@@ -498,7 +498,7 @@ def test_completing_runs_no_code_of_an_author(report: Path, tmp_path: Path) -> N
     assert not (tmp_path / "ran").exists() and not (tmp_path / "ledger.db").exists()
 
 
-def test_what_is_wrong_is_not_said_at_a_tab(report: Path, tmp_path: Path) -> None:
+def test_errors_are_not_printed_during_completion(report: Path, tmp_path: Path) -> None:
     (tmp_path / "tasks" / "broken.py").write_text("class A(:\n")
     (tmp_path / "tasks" / "warns.py").write_text("'\\d'\n")
     (tmp_path / "tasks" / "binary.py").write_bytes(b"\0\xff")
@@ -507,7 +507,7 @@ def test_what_is_wrong_is_not_said_at_a_tab(report: Path, tmp_path: Path) -> Non
     assert quietly(completed(tmp_path, "run", "", PORT="not a number")) == []
 
 
-def test_the_script_for_bash_works_in_a_bash(report: Path, tmp_path: Path) -> None:
+def test_the_script_for_bash_works_in_bash(report: Path, tmp_path: Path) -> None:
     script = """
         eval "$(batch --show-completion)"
         COMP_WORDS=(batch run re) COMP_CWORD=2
@@ -528,8 +528,8 @@ def test_the_script_for_bash_works_in_a_bash(report: Path, tmp_path: Path) -> No
 def test_other_shells_are_answered_in_their_own_way(
     report: Path, tmp_path: Path, shell: str, answer: str
 ) -> None:
-    """What their scripts send; fish's and zsh's were seen to work so, and no PowerShell was there
-    to try.
+    """What the scripts of these shells send. The scripts of fish and zsh were tried by hand; no
+    PowerShell was available.
     """
     asked = {"_TYPER_COMPLETE_ARGS": "batch run re", "_TYPER_COMPLETE_WORD_TO_COMPLETE": "re"}
     asked |= {"_BATCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
@@ -609,7 +609,7 @@ def test_each_command_has_json_as_a_plain_flag(helps: dict[str, str], name: str)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_has_only_options_that_there_are(name: str) -> None:
+def test_an_example_has_only_options_that_exist(name: str) -> None:
     known = {option for parameter in leaves()[name].params for option in parameter.opts}
     for line in EXAMPLES[name]:
         words = shlex.split(line.split("|")[0])

@@ -115,7 +115,7 @@ HALF = {"count": 412_300, "total": 1_000_000, "rate": 8_240.4, "eta": AT + timed
 # In words
 
 
-def test_what_is_known_is_said() -> None:
+def test_only_what_is_known_is_shown() -> None:
     assert progress.words(row(**HALF), AT) == [
         "412,300 of 1,000,000",
         "41.2 %",
@@ -137,7 +137,7 @@ def test_what_is_known_is_said() -> None:
         (5, None, None),
     ],
 )
-def test_percent_is_cut_and_never_too_early_a_hundred(
+def test_percent_is_rounded_down_and_never_a_hundred_too_early(
     count: int, total: int | None, said: str | None
 ) -> None:
     assert progress.percent({"count": count, "total": total}) == said
@@ -270,7 +270,7 @@ def test_of_a_run_that_says_nothing_nothing_is_told_beside_its_log(
     assert told == ["slow running: file\\x1b[2K 3"]
 
 
-def test_a_run_here_logs_how_far_it_is_where_it_is_piped(
+def test_a_run_here_logs_its_progress_if_it_is_piped(
     batch: Batch, slow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bar, "LINE_SECONDS", 0.1)
@@ -295,7 +295,7 @@ async def test_the_exit_code_is_how_the_run_ended(
     assert (done.code, done.out) == (code, f"run {run} {state} in 1.50 s\n")
 
 
-def test_what_is_not_there_is_refused(batch: Batch, slow: None) -> None:
+def test_an_unknown_run_or_task_is_refused(batch: Batch, slow: None) -> None:
     refuses(batch("watch", "01a212f3"), "'01a212f3'")
     refuses(batch("watch", "nope"), "'nope'", "slow")
     refuses(batch("watch", "slow"), "has no run yet")
@@ -353,7 +353,7 @@ def test_nothing_is_wider_than_the_terminal(width: int) -> None:
     assert any(re.fullmatch(r"[━╸╺]+", line) for line in lines)
 
 
-def test_without_a_total_it_has_the_count_and_how_long_it_goes_on() -> None:
+def test_without_a_total_it_has_the_count_and_how_long_it_has_run() -> None:
     [line] = drawn(80, AT + timedelta(seconds=125), count=1_234, rate=5.0)
     assert re.fullmatch(r"slow running  [━ ]+  1,234  5.0 items/s  2 min 05 s so far", line)
 
@@ -468,7 +468,7 @@ async def test_ctrl_c_leaves_the_run_alone_and_says_so(prepared: Database, tmp_p
 
 @pytest.mark.rest
 async def test_a_terminal_that_hangs_does_not_hold_up_the_run(slow: None, tmp_path: Path) -> None:
-    """Ctrl-S, or a connection that hangs: nobody reads, and what is written waits."""
+    """After Ctrl-S, or if a connection hangs, nobody reads, and the output waits."""
 
     def see() -> None:
         params = ("lines=1000", "long=2000", "prints=false")

@@ -152,7 +152,7 @@ class World:
         return {kind: len(case.rows(task="tick")) for kind, case in self.stepped.items()}
 
     def step(self, seconds: float, kinds: tuple[str, ...] = KINDS) -> None:
-        """And wait until those of these kinds of database have fired three more slots."""
+        """Also wait until the services on these kinds of database have fired three more slots."""
         for wrong in self.clocks.values():
             wrong.set(seconds)
         before = self.ticks()
@@ -299,7 +299,7 @@ def test_while_the_clock_was_ahead_the_service_says_so_until_its_tasks_are_resum
 
 
 def test_on_postgresql_a_nodes_clock_decides_nothing(world: World) -> None:
-    """No slot is missed, and none comes so late that it meets the one after it."""
+    """No slot is missed, and none is so late that it meets the next one."""
     for case in (world.stepped["postgresql"], world.apart["postgresql"]):
         assert case.rows(tables.missed) == []
     begin, end = world.behind

@@ -406,7 +406,7 @@ def test_the_base_image_has_a_python_that_the_project_runs_on() -> None:
 
 @pytest.mark.parametrize("status", [200, 503])
 def test_the_health_check_of_the_image_says_what_healthz_says(status: int) -> None:
-    """The very command, against a real server."""
+    """Exactly this command, against a real server."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

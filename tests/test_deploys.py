@@ -1,4 +1,4 @@
-"""The audit tells of starts, deploys, and changes of settings and schedules, each once."""
+"""The audit records starts, deploys, and changes of settings and schedules, each once."""
 
 from __future__ import annotations
 

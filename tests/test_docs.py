@@ -1,5 +1,5 @@
-"""The docs say what is there, and what they say is true: settings, commands, states, code and its
-output.
+"""The docs describe what exists, and what they say is true: settings, commands, states, code and
+its output.
 """
 
 from __future__ import annotations
@@ -371,7 +371,7 @@ def test_the_japanese_readme_has_the_same_code_and_headings() -> None:
 
 
 def test_the_japanese_readme_has_the_same_names() -> None:
-    """What stands in backquotes outside of code blocks."""
+    """The text in backquotes outside of code blocks."""
 
     def names(text: str) -> set[str]:
         without_code = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)

@@ -1,4 +1,6 @@
-"""The pages of docs/: each has what it is about, and its code, commands and statements work."""
+"""The pages of docs/: each describes all of its subject, and its code, commands and statements
+work.
+"""
 
 from __future__ import annotations
 

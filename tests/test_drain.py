@@ -1,7 +1,8 @@
-"""Stopping under difficulties: the process of each server ends in time, and its runs are resumed.
+"""Stopping in difficult situations: the process of each server ends in time, and its runs are
+resumed.
 
-All processes start at the same time and get their signals at the same time; the tests look at what
-became of each.
+All processes start at the same time and get their signals at the same time. The tests look at the
+result of each.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ SERVERS = {
 
 @dataclass(eq=False)
 class Case:
-    """A server under one difficulty, and how it ended."""
+    """A server in one difficult situation, and how it ended."""
 
     server: str
     workers: int = 1

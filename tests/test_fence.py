@@ -1,4 +1,4 @@
-"""A process is stopped in the midst of a run, another one takes that run over, and the first one
+"""A process is stopped in the middle of a run, another one takes over that run, and the first one
 wakes up.
 """
 
@@ -138,7 +138,7 @@ async def test_a_process_that_wakes_up_after_its_run_was_taken_over_writes_nothi
         seen = await witness(application, run)
         assert (seen["rows"], seen["fence"]) == (1, 2)
         assert holds_the_file or seen["writes"] == 1
-        assert "what it did here is not recorded" in old.stderr
+        assert "its outcome here is not recorded" in old.stderr
     lost, done = await rows(ledger, tables.attempts, run=run)
     assert (lost["outcome"], done["outcome"], row["fence"]) == ("lost", "succeeded", 2)
     # The other one is not held up.

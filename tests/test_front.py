@@ -1,5 +1,5 @@
-"""`batch serve` answers health checks before the API and the pages are imported; whoever asks for
-these waits.
+"""`batch serve` answers health checks before the API and the pages are imported. Requests for these
+wait.
 """
 
 from __future__ import annotations

@@ -144,8 +144,8 @@ def fill(case: Case) -> None:
 
 
 def keep_a_copy(case: Case) -> None:
-    """The disk goes with its process. That is stopped in the midst of its work, as a crash would
-    stop it.
+    """The disk disappears with its process, which is stopped in the middle of its work, as by a
+    crash.
     """
     suspend(case.service.process.pid)
     shutil.copytree(disk_of(case), case.folder / "kept")

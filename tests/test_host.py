@@ -334,7 +334,7 @@ async def test_a_property_that_hangs_keeps_no_other_change_from_taking_effect_an
     async with asyncio.timeout(10):
         while "dropped" not in service.tasks:
             await refresh(service.schedules)
-    assert caplog.text.count("the schedule of dynamic takes long to be read") == 1
+    assert caplog.text.count("reading the schedule of dynamic takes long") == 1
     assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 7 * * *] UTC"
     goes_on.set()
 
@@ -357,7 +357,7 @@ async def test_a_file_of_settings_whose_reading_hangs_is_named(
     await refresh(service.schedules)
     goes_on.set()
     assert (
-        "the file of settings takes long to be read: no schedule that is a property is read"
+        "reading the file of settings takes long; no schedule that is a property is read"
         in caplog.text
     )
 

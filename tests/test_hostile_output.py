@@ -1,5 +1,5 @@
-"""Nothing that a command prints acts in a terminal, whoever wrote it: a row, a task's file, a
-setting, a backup.
+"""Nothing that a command prints controls a terminal, wherever it comes from: a row, a task's file,
+a setting, a backup.
 """
 
 from __future__ import annotations

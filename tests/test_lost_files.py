@@ -27,7 +27,7 @@ def delete(file: Path) -> None:
 
 
 def replace(file: Path) -> None:
-    """By a copy of itself, as somebody does who restores a file."""
+    """Replaced by a copy of itself, as when somebody restores a file."""
     shutil.copy(file, file.with_suffix(".copy"))
     file.with_suffix(".copy").rename(file)
 

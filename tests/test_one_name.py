@@ -1,5 +1,5 @@
-"""Two files with a task of one name: which one is used, by the commands and by a service that
-runs.
+"""Two files with a task of the same name: which one is used by the commands and by a running
+service.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ async def has_loaded(service: BatchService, source: str) -> None:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """A command that lists is silent, and so would be what runs after it in this process."""
+    """A command that lists prints nothing about it, and neither would later code in this
+    process.
+    """
     yield
     logs.set_up()
 

@@ -1,4 +1,4 @@
-"""What `operations.pools` and those who watch say of pools."""
+"""What `operations.pools` and the checks of pools report."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def test_a_run_whose_lease_ended_within_the_outage_was_given_up_and_resumed(
         assert "gives up its runs" in case.service.stderr
 
 
-def test_no_body_ran_twice_but_for_what_was_given_up(case: Case) -> None:
+def test_no_body_ran_twice_except_in_runs_that_were_given_up(case: Case) -> None:
     ended = Counter(case.witness("ended", "tick"))
     assert set(ended.values()) == {1}
     runs = {run["id"]: run for run in case.rows(task="tick")}

@@ -1,4 +1,4 @@
-"""The settings of pools: what is allowed, and what a refusal says."""
+"""The settings of pools: which values are allowed, and how others are refused."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ input()
 
 
 async def fetch(url: str, *statements: str) -> object:
-    """Execute them all in one transaction; the value that the last one selects."""
+    """Execute all of them in one transaction. Returns the value that the last one selects."""
     engine = create_async_engine(url, poolclass=NullPool)
     async with engine.begin() as connection:
         for statement in statements:
@@ -146,7 +146,7 @@ def is_alive(pid: int) -> bool:
 
 
 def is_zombie(pid: int) -> bool:
-    """In a container without an init process, nobody may come to collect what was orphaned."""
+    """In a container without an init process, it may be that nobody collects orphaned processes."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
 

@@ -1,6 +1,4 @@
-"""kill -9: what the process was running is resumed, by the next one or by one that runs beside
-it.
-"""
+"""kill -9: the runs of the process are resumed by its successor, or by a process beside it."""
 
 from __future__ import annotations
 
@@ -196,7 +194,7 @@ async def test_a_process_that_is_frozen_with_the_lock_of_the_ledger_stops_the_ot
 
 
 async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None:
-    """It has no file here, so nothing is known of it."""
+    """It has no file here, so nothing is known about it."""
     node = new_id()
     async with ledger.engine.begin() as connection:
         now = await now_of(connection)

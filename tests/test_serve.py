@@ -398,7 +398,7 @@ def test_enter_in_the_terminal_prints_another_link_until_there_is_a_token(tmp_pa
             assert begun.status_code == 201
         assert batch(tmp_path, "token", "create", "ann", "--role", "admin").returncode == 0
         os.write(shown._ours, b"\n")
-        shown.until(lambda _: "there is a token by now" in shown.raw)
+        shown.until(lambda _: "there is a token now" in shown.raw)
 
 
 FORKS = """

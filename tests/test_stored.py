@@ -1,4 +1,4 @@
-"""The document of the HTTP API and the help of all commands change only where that is meant."""
+"""The document of the HTTP API and the help of all commands change only if that is intended."""
 
 from __future__ import annotations
 

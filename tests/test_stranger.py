@@ -82,7 +82,7 @@ class Clone:
         return {**kept, "PATH": f"{self.folder}/.venv/bin:{os.environ['PATH']}", "PORT": "0"}
 
     def run(self, command: str, seconds: float = 300) -> str:
-        """What it prints; a failure fails the test with all of it."""
+        """Its output; a failure fails the test with all of it."""
         words = shlex.split(command)
         words = ["make", "-n", *words[1:]] if command in OURS else words
         done = subprocess.run(

@@ -1,5 +1,5 @@
-"""Background loops that end, or don't go on: that is logged, shown and counted, and the process
-ends with 70.
+"""Background loops that end, or hang: that is logged, shown and counted, and the process ends with
+70.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ async def test_at_its_limit_a_block_loses_what_it_holds_but_not_what_it_has_begu
 
 
 def test_on_uvloop_a_task_is_fired_again_after_less_than_half_a_millisecond_too() -> None:
-    """Its call_later gives a handle without when() then, which ended the dispatcher's loop for
+    """Its call_later then gives a handle without when(), which ended the dispatcher's loop for
     good.
     """
 

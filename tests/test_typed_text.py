@@ -1,5 +1,5 @@
-"""What a person types: numbers, instants, zones, names, settings. What is odd is refused, and a
-long one is cut.
+"""What a person types: numbers, instants, zones, names, settings. Invalid values are refused, and
+long ones are cut.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_an_odd_number_or_instant_is_refused(batch: Batch, words: tuple[str, ...
         ),
     ],
 )
-def test_what_is_no_zone_of_iana_is_refused(batch: Batch, zone: str) -> None:
+def test_a_zone_that_iana_does_not_have_is_refused(batch: Batch, zone: str) -> None:
     with pytest.raises(InvalidSchedule, match="IANA names such as") as caught:
         Schedule("@daily", zone)
     assert len(str(caught.value)) < 300

@@ -1,5 +1,5 @@
-"""Real processes of which one queues or cancels what another one executes. A look at the queue is
-due in 30 seconds.
+"""Real processes, of which one queues or cancels what another one executes. Without a wake a look
+is due in 30 seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POLL = 30.0
 FAR_BELOW = timedelta(seconds=POLL / 3)
 
 
-async def test_what_one_process_asks_for_another_one_does_long_before_its_next_look(
+async def test_a_process_does_what_another_one_asks_for_long_before_its_next_poll(
     ledger: Database, tmp_path: Path
 ) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)

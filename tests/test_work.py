@@ -113,8 +113,8 @@ class Place:
         return dict(found[0])
 
     def hold(self) -> None:
-        """Let runs of the task `long` go no further than to their middle, whatever a test has to
-        wait for meanwhile.
+        """Let runs of the task `long` go no further than their middle, however long a test has to
+        wait.
         """
         self._held.touch()
 

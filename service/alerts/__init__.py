@@ -1,3 +1,3 @@
-"""Sends what the outbox holds, by Apprise and to a webhook, and calls dead man's switches. Knows no
-incidents.
+"""Sends the messages of the outbox, by Apprise and to a webhook, and calls dead man's switches.
+Knows no incidents.
 """

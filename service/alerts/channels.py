@@ -1,6 +1,4 @@
-"""The channels that messages go to, as the settings have them. Each address is a channel of its
-own.
-"""
+"""The channels for messages, as the settings define them. Each address is a channel of its own."""
 
 from __future__ import annotations
 
@@ -17,15 +15,15 @@ WEBHOOK = "webhook"
 DIGEST = "digest"
 FOR_ALL = "all"
 APPRISE = "apprise>=2.3"
-"""As the extra `alerts` in pyproject.toml has it."""
+"""As in the extra `alerts` of pyproject.toml."""
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One address. `name`: "all/1" for the first URL for all tasks, "payments/1" for one of a name,
-    or "webhook".
+    """One address. `name`: "all/1" for the first URL for all tasks, "payments/1" for the first URL
+    of a name, or "webhook".
 
-    `url` may have a password, so it is shown nowhere.
+    `url` may contain a password, so it is never shown.
     """
 
     name: str
@@ -33,8 +31,8 @@ class Channel:
 
     @property
     def keeps_incidents(self) -> bool:
-        """Whether the service behind it keeps incidents itself: each is told by itself, with our
-        id, and resolved.
+        """Whether the service behind it keeps incidents itself. Each incident is then told
+        separately, with our id, and resolved.
         """
         return self.url.startswith("pagerduty://")
 
@@ -50,9 +48,7 @@ class Channels:
 
     @classmethod
     def of(cls, settings: Settings, checked: bool = True) -> Channels:
-        """The channels that the settings have. `checked`: raise InvalidSetting if one can't be
-        used.
-        """
+        """The channels from the settings. `checked`: raise InvalidSetting if one can't be used."""
         taken = settings.alert_urls.keys() & {FOR_ALL, DIGEST, WEBHOOK}
         if checked and taken:
             raise InvalidSetting(
@@ -76,9 +72,10 @@ class Channels:
 
     def named(self, to: Sequence[str]) -> list[str]:
         """The names of the channels for a task with `Alerts(to=…)`. The webhook, which is for
-        programs, gets all.
+        programs, gets all messages.
 
-        Names that no setting has are those for all tasks, so that no message is lost.
+        Names that are in no setting are replaced by the channels for all tasks, so that no message
+        is lost.
         """
         names = [name for wanted in to for name in self._of(wanted)] or self._of(FOR_ALL)
         return [*dict.fromkeys(names), *([WEBHOOK] if WEBHOOK in self.by_name else [])]
@@ -88,7 +85,7 @@ class Channels:
         return self._of(DIGEST)
 
     def followers(self) -> list[str]:
-        """The names of the channels that follow incidents to their end, also if a person ends
+        """The names of the channels that follow incidents to their end, even if a person ends
         them.
         """
         return [
@@ -102,7 +99,7 @@ class Channels:
 
 
 def _check_apprise(urls: Mapping[str, Sequence[str]]) -> None:
-    """Refuse URLs that Apprise can't read. They are not shown: they contain passwords."""
+    """Refuse URLs that Apprise can't read. They are not shown, because they contain passwords."""
     try:
         from apprise import Apprise
     except ImportError:
@@ -122,6 +119,6 @@ def _check_apprise(urls: Mapping[str, Sequence[str]]) -> None:
 
 
 def _setting_of(name: str) -> str:
-    """The setting that has the addresses of the channels of this name."""
+    """The setting with the addresses of the channels of this name."""
     settings = {FOR_ALL: "BATCH_ALERT_URLS", DIGEST: "BATCH_DIGEST_URLS"}
     return settings.get(name, f"BATCH_ALERT_URL_{name.upper()}")

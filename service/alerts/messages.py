@@ -1,4 +1,4 @@
-"""Messages for people, made from what the outbox holds: what happened, since when, how often, what
+"""Messages for people, made from the rows of the outbox: what happened, since when, how often, what
 can be done.
 """
 
@@ -18,10 +18,10 @@ from service.batch.nodes.harm import POISON
 from service.words import INCIDENTS, kept_back_in_words
 
 MOST_BLOCKS = 20
-"""Incidents of one message that are described; of the others only their number is said."""
+"""How many incidents of one message are described. Of the others only the number is given."""
 LONGEST_LINE = 300
 MOST_NAMES = 10
-"""At most this many tasks with one error are named."""
+"""How many tasks with one error are named."""
 LONGEST_TITLE = 120
 
 Content = dict[str, Any]
@@ -42,10 +42,10 @@ def message_of(
     link: Callable[[Content], str | None],
     last_lines: dict[str, str],
 ) -> Message:
-    """The message that says all of `notes`, each its kind and its content. `last_lines`: by the id
-    of the run.
+    """One message for all of `notes`, each given by its kind and its content. `last_lines`: by the
+    id of the run.
 
-    What several tasks say with one error is said once.
+    An error that several tasks have in common is described once.
     """
     problems = one_error.groups(notes, _error_of)
     blocks = [
@@ -60,10 +60,10 @@ def message_of(
 
 
 def problems_of(rows: Sequence[Row[Any]]) -> Iterator[tuple[Row[Any], dict[str, Any] | None]]:
-    """Rows of the outbox, each with the problem that it is one of: the first incident of that, and
-    how many tasks.
+    """Rows of the outbox, each with its problem: the problem's first incident, and its number of
+    tasks.
 
-    None: it stands alone.
+    None if the row stands alone.
     """
     for problem in one_error.groups(rows, lambda row: _error_of((row.kind, row.content))):
         first = problem[0].content
@@ -76,9 +76,7 @@ def problems_of(rows: Sequence[Row[Any]]) -> Iterator[tuple[Row[Any], dict[str, 
 
 
 def still_news(notes: Sequence[tuple[str, Content]]) -> list[tuple[str, Content]]:
-    """Without the incidents that have begun and ended within what is sent together: they are over
-    already.
-    """
+    """The notes without incidents that have begun and ended within this one message."""
     ids = {
         kind: {content.get("id") for other, content in notes if other == kind}
         for kind in ("opened", "closed")
@@ -88,7 +86,7 @@ def still_news(notes: Sequence[tuple[str, Content]]) -> list[tuple[str, Content]
 
 
 def _error_of(note: tuple[str, Content]) -> tuple[str | None, datetime | None]:
-    """What notes that are one problem have in common, and when the incident was opened."""
+    """A key that the notes of one problem have in common, and when the incident was opened."""
     kind, content = note
     if content.get("kind") != "failed" or content.get("error") is None:
         return None, None
@@ -119,8 +117,8 @@ def _heading_of_many(problem: Sequence[tuple[str, Content]]) -> str:
 
 
 def _block_of_many(problem: Sequence[tuple[str, Content]], link: str | None) -> str:
-    """What several tasks say that failed with one error: once, with their names, and one command
-    for all of them.
+    """The block about several tasks that failed with one error: the error once, the names, and one
+    command for all of them.
     """
     contents = [content for _, content in problem]
     lines = [escaping.line(escaping.brief(_heading_of_many(problem), LONGEST_LINE))]
@@ -164,7 +162,7 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
         return escaping.lines(content["text"])
     lines.append(escaping.line(escaping.brief(content["text"], LONGEST_LINE)))
     if kind != "closed":
-        if content["kind"] != "down":  # its text has the begin, and it was noticed at the end
+        if content["kind"] != "down":  # its text has the beginning; it was noticed at its end
             lines.append(f"Since {_instant(content['opened_at'])}.")
         if last := last_lines.get(content.get("run") or ""):
             lines.append(

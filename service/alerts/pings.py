@@ -1,5 +1,5 @@
-"""Calls dead man's switches: each minute for the service while it does its work, and for runs of
-tasks that have one.
+"""Calls dead man's switches: each minute for the service while it works, and for runs of tasks that
+have one.
 
 An address that hangs or fails delays nothing, and is not called again for the same event.
 """
@@ -22,13 +22,13 @@ logger = get_logger("service.batch")
 EVERY_SECONDS = 60.0
 TIMEOUT = 10.0
 MOST_WAITING = 1_000
-"""Calls that wait, at most. Further ones are dropped, which is logged."""
+"""The most calls that wait. Further ones are dropped, which is logged."""
 AT_ONCE = 8
 
 
 class Pings(Background):
-    """`url`: of the service; None: none. `is_working`: whether the service fires, and its heartbeat
-    writes.
+    """`url`: that of the service, if it has one. `is_working`: whether the service fires, and its
+    heartbeat writes.
     """
 
     def __init__(self, url: str | None, is_working: Callable[[], bool]) -> None:
@@ -49,7 +49,7 @@ class Pings(Background):
         except asyncio.QueueFull:
             if not self._is_full:
                 logger.warning(
-                    f"calls to dead man's switches are dropped: {MOST_WAITING:,} wait already"
+                    f"calls to dead man's switches are dropped: {MOST_WAITING:,} are waiting"
                 )
             self._is_full = True
 
@@ -59,15 +59,16 @@ class Pings(Background):
             try:
                 await self._call_all()
             except Exception:
-                # The background loop's boundary, such as a file of certificates that is missing.
+                # The background loop's boundary. The cause may be a missing file of certificates,
+                # for example.
                 logger.exception(
-                    "dead man's switches can't be called, which is tried again in a minute"
+                    "dead man's switches can't be called, the next attempt is in a minute"
                 )
             await asyncio.sleep(EVERY_SECONDS)
 
     async def _call_all(self) -> None:
         async with await sending.open_client(TIMEOUT) as client:
-            # Not a TaskGroup: an error of one call would end all of them.
+            # Not a TaskGroup, because an error of one call would end all of them.
             workers = [
                 asyncio.create_task(self._work_off(client), name=f"batch-ping {n}")
                 for n in range(AT_ONCE)
@@ -94,5 +95,5 @@ async def _call(client: httpx.AsyncClient, url: str) -> None:
             if answer.status_code >= 400:
                 logger.warning(f"a dead man's switch has answered {answer.status_code}")
     except Exception as error:  # noqa: BLE001
-        # Of an address that can't be read, httpx passes on errors of any class.
+        # For an address that can't be read, httpx passes on errors of any class.
         logger.warning(f"a dead man's switch does not answer ({type(error).__name__})")

@@ -1,8 +1,8 @@
 """Sends the messages of the outbox, each channel by itself, on the one node that has the duty of
 the watch.
 
-A message may be sent twice only where that node ends between the answer of the receiver and the
-mark in the ledger. It has the same id then.
+A message may be sent twice only if that node ends between the answer of the receiver and the mark
+in the ledger. It has the same id both times.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ GIVE_UP_AFTER = timedelta(days=1)
 
 
 class Sender(Background):
-    """`holds`: whether this node has the duty of the watch. `public_url`: of this service, for
-    links; None: none.
+    """`holds`: whether this node has the duty of the watch. `public_url`: that of this service, for
+    links, if it has one.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Sender(Background):
                     await self._look()
             except (DBAPIError, DatabaseError, OSError) as error:
                 logger.warning(
-                    "messages can't be read from the ledger, which is repeated: "
+                    "messages can't be read from the ledger; it is tried again: "
                     f"{self._ledger.why(error)}"
                 )
                 await asyncio.sleep(FIRST_WAIT)
             except Exception:  # the background loop's boundary
-                logger.exception("messages can't be read from the ledger, which is repeated")
+                logger.exception("messages can't be read from the ledger; it is tried again")
                 await asyncio.sleep(FIRST_WAIT)
 
     async def _look(self) -> None:
@@ -128,8 +128,8 @@ class Sender(Background):
                 task.add_done_callback(partial(self._done, name))
 
     async def _give_up_unknown(self, names: Collection[str]) -> None:
-        """Give up messages to channels that the settings no longer have, when they are a day
-        old.
+        """Give up messages to channels that the settings no longer have, once the messages are a
+        day old.
         """
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
@@ -151,11 +151,12 @@ class Sender(Background):
                 pass
         except (DBAPIError, DatabaseError, OSError) as error:
             logger.warning(
-                f"sending to the channel {channel.name} is repeated: {self._ledger.why(error)}"
+                f"sending to the channel {channel.name} failed; it is tried again: "
+                f"{self._ledger.why(error)}"
             )
             await asyncio.sleep(FIRST_WAIT)
         except Exception:  # the background loop's boundary
-            logger.exception(f"sending to the channel {channel.name} failed, and is repeated")
+            logger.exception(f"sending to the channel {channel.name} failed; it is tried again")
             await asyncio.sleep(FIRST_WAIT)
 
     async def _send_next(self, channel: Channel) -> bool:
@@ -221,12 +222,14 @@ class Sender(Background):
             await outbox.failed(connection, rows, error.reason, now + timedelta(seconds=wait))
         self._metrics.notifications[channel.name, "failed"] += 1
         logger.warning(
-            f"a message to the channel {channel.name} could not be sent, again in {wait:g} s: "
-            f"{error.reason}"
+            f"a message to the channel {channel.name} could not be sent, the next attempt is in "
+            f"{wait:g} s: {error.reason}"
         )
 
     async def _last_lines(self, connection: Any, rows: Sequence[Row[Any]]) -> dict[str, str]:
-        """The last line of the logs of the runs that are told of, by the id of the run."""
+        """The last line of the logs of the runs that the messages are about, by the id of the
+        run.
+        """
         told = [
             row.content for row in rows if row.kind != "closed" and not row.content.get("is_secret")
         ]

@@ -1,5 +1,5 @@
-"""Sends one message to one channel. What could not be sent raises NotSent, which says whether to
-try again.
+"""Sends one message to one channel. If that fails, it raises NotSent, which says whether to try
+again.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from service.alerts.channels import Channel
 from service.alerts.messages import Message
 from service.concurrency.offload import offload
 
-# It is imported in a thread when something is sent: it takes long, and many services send nothing
+# These are imported in a thread when something is sent, because that takes long and many services
+# send nothing.
 if TYPE_CHECKING:
     import httpx
 
 Timeout = float | tuple[float, float, float, float]
-"""Seconds: of each step, or to connect, to read, to write, and to wait for a connection."""
+"""Seconds: for each step, or to connect, to read, to write, and to wait for a connection."""
 TIMEOUT: Timeout = (5.0, 20.0, 20.0, 20.0)
 LONGEST_CALL = 60.0
-"""Seconds after which a call ends, also one whose answer comes byte by byte."""
+"""Seconds after which a call ends, even if its answer is still arriving byte by byte."""
 LONGEST_RETRY_AFTER = 3_600.0
 
 
 class _HidesAddresses(logging.Filter):
-    """Leaves out httpx's line about each call of a webhook or a ping, and hides their addresses,
-    which have secrets.
+    """Drops httpx's line about each call of a webhook or a ping, and hides their addresses, which
+    contain secrets.
     """
 
     def __init__(self) -> None:
@@ -56,8 +57,8 @@ logging.getLogger("httpx").addFilter(_hides)
 
 
 async def open_client(timeout: Timeout) -> httpx.AsyncClient:
-    """A client that follows no redirect. The authorities it trusts are read once a process, in a
-    thread.
+    """A client that follows no redirect. The authorities that it trusts are read once per process,
+    in a thread.
     """
     return await offload(_client, timeout)
 
@@ -83,8 +84,8 @@ def hide(address: str) -> None:
 
 
 class NotSent(Exception):
-    """A message could not be sent. `wait`: seconds after which the receiver asks to be tried again;
-    None: not said.
+    """A message could not be sent. `wait`: the seconds after which the receiver wants another try,
+    if it says so.
     """
 
     def __init__(self, reason: str, wait: float | None = None, is_final: bool = False) -> None:
@@ -97,7 +98,7 @@ class NotSent(Exception):
 async def post(
     channel: Channel, secret: str | None, message: str, notes: Sequence[dict[str, Any]]
 ) -> None:
-    """Post notes as JSON to the webhook, signed as Standard Webhooks does it. Raises NotSent."""
+    """Post notes as JSON to the webhook, with a signature by Standard Webhooks. Raises NotSent."""
     body = json.dumps({"id": message, "events": list(notes)}, ensure_ascii=False).encode()
     headers = {
         "content-type": "application/json",
@@ -123,7 +124,7 @@ async def post(
 
 def signature(secret: str | None, message: str, timestamp: int, body: bytes) -> dict[str, str]:
     """The headers of Standard Webhooks: HMAC-SHA256 over the id, the time and the body. Without a
-    secret no signature.
+    secret there is no signature.
 
     `secret`: `whsec_` and base64, or any other text, whose UTF-8 is the key.
     """
@@ -145,14 +146,14 @@ def _key(secret: str) -> bytes:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """The value of Retry-After if it is a number of seconds, an hour at most."""
+    """The value of Retry-After if it is a number of seconds, limited to an hour."""
     if retry_after is None or not retry_after.isascii() or not retry_after.isdigit():
         return None
     return min(LONGEST_RETRY_AFTER, float(retry_after[:9]))
 
 
 def _with(url: str, incident: str | None, is_good: bool) -> str:
-    """The URL for a message about one incident: the service behind it finds it by our id, and
+    """The URL for a message about one incident: the service behind it identifies it by our id, and
     resolves it.
     """
     if incident is None:
@@ -169,7 +170,7 @@ def notify(channel: Channel, message: Message, is_good: bool, incident: str | No
     from apprise import Apprise, NotifyFormat, NotifyType
 
     if (apprise_logger := logging.getLogger("apprise")).level == logging.NOTSET:
-        apprise_logger.setLevel(logging.WARNING)  # its lines name the receivers
+        apprise_logger.setLevel(logging.WARNING)  # its lines would name the receivers
     apprise = Apprise()
     if not apprise.add(_with(channel.url, incident, is_good)):
         raise NotSent("Apprise can't read the URL", is_final=True)

@@ -1,4 +1,4 @@
-"""The application's own tables. Authors add theirs here."""
+"""The application's own tables. Alone, because authors add theirs here."""
 
 from __future__ import annotations
 

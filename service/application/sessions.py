@@ -15,18 +15,18 @@ from service.application.models import Session
 
 class SessionService:
     ORDER = (Session.expires_at, Session.session_id)
-    """Those that expired first come first: the index on `expires_at` has them so, and reads no
-    others.
+    """The order of expiry, which the index on `expires_at` has, so that only expired sessions are
+    read.
     """
 
     def __init__(self, db: AsyncSession) -> None:
         self.db = db
 
     async def cleanup_expired_sessions(self) -> int:
-        """Delete and commit the sessions whose `expires_at` has passed; returns how many.
+        """Delete and commit the sessions whose `expires_at` has passed. Returns their number.
 
-        One statement for all: where they are many, `expired()` and `delete_expired()` in chunks
-        hold up nobody.
+        It is one statement for all of them. If there are many, use `expired()` and
+        `delete_expired()` in chunks, which block no other writer for long.
         """
         count = await self._delete(_expired(clock.now()))
         await self.db.commit()
@@ -34,12 +34,12 @@ class SessionService:
 
     @staticmethod
     def expired() -> Select[*tuple[Any, ...]]:
-        """Of each that has expired by now: when, and its id."""
+        """The `expires_at` and the id of each expired session."""
         return select(*SessionService.ORDER).where(Session.expires_at <= clock.now())
 
     async def delete_expired(self, ids: Sequence[str]) -> int:
-        """Delete these, but for those that were prolonged meanwhile; returns how many. The caller
-        commits.
+        """Delete these sessions, except those that were prolonged meanwhile. Returns their number.
+        The caller commits.
         """
         return await self._delete(_expired(clock.now()).where(Session.session_id.in_(ids)))
 

@@ -1,3 +1,3 @@
-"""Threads and background loops of the service's own, the limits of their waits, and what looks at
-all loops.
+"""The service's own threads and background loops, time limits for their waits, and the supervisor
+of all loops.
 """

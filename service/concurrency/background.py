@@ -1,8 +1,8 @@
 """A background loop of this process: it runs from its start until it is stopped.
 
-Each loop takes turns. A turn has a limit, because whatever it waits for may never answer. The
-supervisor of the process (supervisor.py) looks at all loops from a thread: at those that have
-ended, and at turns that go on beyond their limit.
+Each loop takes turns. A turn has a time limit, because whatever it waits for may never answer. The
+supervisor of the process (supervisor.py) watches all loops from a thread, for loops that have ended
+and for turns that exceed their limit.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from service import tracing
 from service.concurrency.limits import LimitReached, limited
 
 TURN_SECONDS = 10.0
-"""How long a turn may take, unless its loop says something else: a third of the default of
+"""How long a turn may take, unless its loop sets another limit: a third of the default of
 LEASE_SECONDS.
 """
 MOST_TIMES = 8
-"""A turn that has reached its limit may take twice as long the next time, up to this many times the
-first limit.
+"""After a turn has reached its limit, the next one may take twice as long, up to this many times
+the first limit.
 """
 
 
@@ -30,9 +30,7 @@ OnEnd = Callable[["Background", BaseException | None], None]
 
 
 class Turn:
-    """A turn that is going on. `age`: the seconds in which the event loop was able to go on with
-    it.
-    """
+    """A turn in progress. `age`: the seconds in which the event loop was able to work on it."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -40,18 +38,18 @@ class Turn:
 
 
 class Background(ABC):
-    """A loop whose name, for people, is that of its class."""
+    """A loop. Its name, for people, is that of its class."""
 
     turn_seconds = TURN_SECONDS
     """How long a turn of this loop may take at first."""
     turn: Turn | None = None
-    """The turn that is going on now."""
+    """The turn in progress, if any."""
     work: asyncio.Task[None]
     _turn_limit: float | None = None
 
     def start(self, on_end: OnEnd | None = None) -> None:
-        """Begin. `on_end`: called if the loop ends without being stopped, with its error if it has
-        one.
+        """Begin. `on_end`: called if the loop ends without being stopped, with its error if there
+        is one.
         """
         self._is_asked_to_end = False
         self._on_unasked_end = on_end
@@ -83,7 +81,7 @@ class Background(ABC):
 
     @asynccontextmanager
     async def limited_turn(self) -> AsyncIterator[None]:
-        """One turn. Raises TimeoutError when it has reached its limit; then the next one may take
+        """One turn. Raises TimeoutError when it reaches its limit; the next turn may then take
         twice as long.
         """
         limit = self._turn_limit or self.turn_seconds
@@ -107,8 +105,8 @@ class Background(ABC):
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
     """Wait until the event is set, at most this many seconds. Returns whether it is set.
 
-    With asyncio.wait_for, Python 3.11 would drop a cancel that comes as the event is set, and a
-    stop would not end.
+    With asyncio.wait_for, Python 3.11 would drop a cancel that comes just as the event is set, and
+    a stop would not end.
     """
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):

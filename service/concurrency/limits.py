@@ -1,8 +1,8 @@
-"""Limits: a block of code that waits for a database or another process ends when its time is over.
+"""Limits: a block of code that waits for a database or another process ends at a time limit.
 
 A cancel alone does not end such a wait: a connection whose other side acknowledges and forgets is
-first rolled back, which waits for an answer as well. So what is waited for registers how it is cut
-off, and at the limit it is.
+first rolled back, which also waits for an answer. So each connection registers how it can be cut
+off, and at the limit it is cut off.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Cut = Callable[[], None]
 Block = tuple["asyncio.Task[Any] | None", dict[int, Cut]]
 
 _blocks: ContextVar[tuple[Block, ...]] = ContextVar("batch_limits", default=())
-"""The limited blocks around this code: the asyncio task of each, and how what it holds is cut off,
-by its id.
+"""The limited blocks around this code: the asyncio task of each, and for each thing that it holds,
+by id, how to cut it off.
 """
 
 
 class LimitReached(TimeoutError):
-    """What a limited block has waited for has not come in time."""
+    """A limited block has waited for longer than its limit."""
 
 
 @asynccontextmanager
 async def limited(seconds: float) -> AsyncIterator[None]:
-    """Let the block take at most this many seconds. Then what it holds is cut off, and LimitReached
-    is raised.
+    """Let the block take at most this many seconds. At the limit, the things that it holds are cut
+    off, and LimitReached is raised.
     """
     held: dict[int, Cut] = {}
     outer = _blocks.get()
@@ -45,13 +45,12 @@ async def limited(seconds: float) -> AsyncIterator[None]:
         raise
     finally:
         timer.cancel()
-        # Not `reset`, which fails where a generator around the block is ended in another context.
+        # Not `reset`, which fails if a generator around the block is ended in another context.
         _blocks.set(outer)
 
 
 def hold(thing: object, cut: Cut) -> None:
-    """Have `cut` called when the time of a limited block around this code is over. It must not
-    raise.
+    """Call `cut` at the time limit of a limited block around this code. It must not raise.
 
     Tasks that were begun in the block, such as runs that a turn has started, are not limited by it.
     """
@@ -64,7 +63,7 @@ def hold(thing: object, cut: Cut) -> None:
 
 
 def release(thing: object) -> None:
-    """This is no longer waited for."""
+    """Stop holding this thing: nothing waits for it any more."""
     for _, held in _blocks.get():
         held.pop(id(thing), None)
 

@@ -1,5 +1,5 @@
-"""Runs short blocking calls of the service in threads of its own. Authors use the default threads
-of the event loop.
+"""Runs short blocking calls of the service in its own threads. Authors use the default threads of
+the event loop.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ async def offload(call: Callable[..., T], *args: object) -> T:
 
 
 class SlowCall(Generic[T]):
-    """Calls a function of an author again and again in such a thread. One that hangs must not hold
-    up the caller.
+    """Repeatedly calls a function of an author in such a thread. A call that hangs must not hold up
+    the caller.
     """
 
     def __init__(self, call: Callable[[], T]) -> None:
@@ -33,8 +33,8 @@ class SlowCall(Generic[T]):
         self._going_on: asyncio.Task[T] | None = None
 
     async def within(self, seconds: float) -> T | None:
-        """What the function returns; None if that takes longer. Then a later call takes it up, and
-        does not wait.
+        """The result of the function; None if that takes longer. A later call then gets the result,
+        without waiting.
         """
         if self._going_on is not None:
             seconds = 0
@@ -48,7 +48,7 @@ class SlowCall(Generic[T]):
         return ended.result()
 
     async def stop(self) -> None:
-        """End the wait for a call. The call itself can't be ended."""
+        """Stop waiting for a call. The call itself can't be stopped."""
         if self._going_on is not None:
             self._going_on.cancel()
             await asyncio.wait([self._going_on])

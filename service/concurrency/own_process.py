@@ -1,5 +1,5 @@
-"""How a process of our own is started: Python with this package, from whichever folder that was
-imported.
+"""How the service starts another process of its own: Python with this package, from the folder of
+this package.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _FOLDER = str(Path(__file__).parents[2])
-"""The folder that this package is in."""
+"""The folder that contains this package."""
 
 
 def arguments_of(module: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Requests that a thread ends. The thread calls `check` between two pieces of work."""
+    """Asks a thread to end. The thread calls `check` between two pieces of work."""
 
     def __init__(self) -> None:
         self._requested = threading.Event()
@@ -36,13 +36,13 @@ class Stop:
         return self._requested.is_set()
 
     def check(self) -> None:
-        """Raises Stopped when a stop was requested."""
+        """Raises Stopped if a stop was requested."""
         if self._requested.is_set():
             raise Stopped
 
     @contextmanager
     def calling(self, on_request: Callable[[], None]) -> Iterator[None]:
-        """Call `on_request` when a stop is requested during the block.
+        """Call `on_request` if a stop is requested during the block.
 
         This is for a thread that can't call `check` because it waits for something else.
         """
@@ -58,7 +58,7 @@ class Stop:
 
 
 def in_own_loop(work: Coroutine[Any, Any, T], stop: Stop) -> T:
-    """Run `work` on a new event loop in this thread. When a stop is requested, cancel it and raise
+    """Run `work` on a new event loop in this thread. If a stop is requested, cancel it and raise
     Stopped.
     """
     return asyncio.run(_until_stopped(work, stop))
@@ -67,7 +67,7 @@ def in_own_loop(work: Coroutine[Any, Any, T], stop: Stop) -> T:
 async def _until_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
     task, is_cancelled = asyncio.ensure_future(work), False
     while not task.done():
-        # A second cancel would interrupt the clean-up of the task.
+        # A second cancel would interrupt the cleanup of the task.
         if stop.is_requested() and not is_cancelled:
             is_cancelled = task.cancel()
         await asyncio.wait([task], timeout=CHECK_EVERY_SECONDS)

@@ -1,9 +1,9 @@
-"""The supervisor: the one list of the background loops of a process. A process with a loop that
-can't go on ends.
+"""The supervisor: the one list of the background loops of a process. A process ends if one of its
+loops can't go on.
 
-A loop has one way to end: it was stopped. Any other end, and a turn that goes on for twice as long
-as it may, is a failure: it is logged, shown by `/readyz`, counted in `/metrics`, and ends the
-process with the exit code 70, so that whatever has started the process starts it anew.
+A loop may end only because it was stopped. Any other end, and a turn that takes twice as long as
+allowed, is a failure: it is logged, shown by `/readyz`, counted in `/metrics`, and ends the process
+with the exit code 70, so that a process manager starts it again.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 TOLERANCE, SPARE_SECONDS = 2.0, 5.0
-"""A turn that takes this many times as long as it may, and this much longer, is not ended by its
-limit any more.
+"""A turn that takes this many times its limit, and this much longer, will no longer be ended by its
+limit.
 
-The spare seconds are for short limits: on a machine with much other work each turn may be late by
-some seconds.
+The spare seconds are for short limits: on a busy machine, each turn may be late by some seconds.
 """
 
 
 class Supervised(Protocol):
-    """A loop as the supervisor sees it: its name, the turn that is going on, and where that is
-    now.
-    """
+    """A loop as the supervisor sees it: its name, its current turn, and its stack."""
 
     @property
     def name(self) -> str: ...
@@ -41,11 +38,10 @@ class Supervised(Protocol):
 
 
 class Supervisor:
-    """Starts the background loops of a process, and knows what has become of them. Any thread may
-    call the methods.
+    """Starts the background loops of a process, and watches them. Any thread may call the methods.
 
     Attributes:
-        failures: Why this process can't do its work any more, by the name of the part.
+      failures: Why this process can't work any more, by the name of the part.
     """
 
     def __init__(self, count: Callable[[str], None] = lambda _: None) -> None:
@@ -55,27 +51,25 @@ class Supervisor:
         self._lock = threading.Lock()
         self.failures: dict[str, str] = {}
         self.on_failure: Callable[[], None] = lambda: None
-        """Ends the process, when its runs have been given time to end. Called once, in the thread
-        of the failure.
+        """Ends the process, after giving its runs time to end. Called once, in the thread of the
+        failure.
         """
 
     def start(self, *loops: Background) -> None:
-        """Start these loops, which belong to the running event loop, and look at them from now
-        on.
-        """
+        """Start these loops, which belong to the running event loop, and watch them from now on."""
         for loop in loops:
             loop.start(self._on_end)
             self._loops.append(loop)
 
     def watch(self, loop: Supervised) -> None:
-        """Look at a loop that has a thread of its own, and calls `fail` when it ends."""
+        """Watch a loop that has a thread of its own, and calls `fail` when it ends."""
         self._loops.append(loop)
 
     def look(self, seconds: float) -> None:
-        """Let turns that are going on be older by the seconds for which the event loop has worked
-        since the last look.
+        """Add to the age of each current turn the seconds for which the event loop has worked since
+        the last look.
 
-        The time for which the event loop was blocked, or its process frozen, is not a turn's fault.
+        Time in which the event loop was blocked, or its process frozen, does not count.
         """
         for loop in list(self._loops):
             turn = loop.turn
@@ -89,10 +83,10 @@ class Supervisor:
     def fail(
         self, name: str, reason: str, error: BaseException | None = None, where: str = ""
     ) -> None:
-        """This part of the process can't do its work any more: have the process end. Only the first
+        """This part of the process can't work any more, so the process has to end. Only the first
         failure counts.
 
-        `where`: the stack of what does not go on.
+        `where`: the stack of the part that does not go on.
         """
         with self._lock:
             if self.failures:

@@ -68,7 +68,7 @@ class ThreadPool:
                 self._abandon(future)
 
     def _grow(self, calls: int) -> None:
-        """Start one more thread if this number of calls at once needs it."""
+        """Start one more thread if this many calls at once need it."""
         if self._threads < min(calls, self._limit):
             threading.Thread(
                 target=self._serve, name=f"batch-run-{self._threads + 1}", daemon=True
@@ -83,7 +83,7 @@ class ThreadPool:
                 self._abandoned.add(future)
                 self._busy -= 1
                 self._threads -= 1
-                # The operating system refuses another thread.
+                # The operating system may refuse another thread.
                 with contextlib.suppress(RuntimeError):
                     self._grow(self._busy)
 
@@ -132,7 +132,7 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         failure.__cause__ = error
         future.set_exception(failure)
     except BaseException as error:  # noqa: BLE001
-        # The attempt's boundary in a thread: the future holds the error.
+        # This is the boundary of the attempt in a thread: the future holds the error.
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -1,5 +1,5 @@
-"""The connection of one service to one Dask cluster, which comes again by itself when the scheduler
-does.
+"""The connection of one service to one Dask cluster, which is restored when the scheduler comes
+back.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ logger = get_logger("service.batch")
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 2.0
-"""How long an answer of the scheduler is waited for."""
+"""How long to wait for an answer of the scheduler."""
 REGISTER_SECONDS = 1.5
-"""How long it is waited until all workers have a node; less than ANSWER_SECONDS."""
+"""How long to wait until all workers have a node; less than ANSWER_SECONDS."""
 SILENT_SECONDS = 10.0
-"""After this time the log says that a worker does not answer."""
+"""The log reports a worker that does not answer after this time."""
 LOOK_SECONDS = 1.0
-"""How old may be what is known of the workers."""
+"""How old the information about the workers may be."""
 LONGEST_PAUSE = 10.0
 CLOSE_SECONDS = 1.0
 MOST_TOLD = 1_000
-"""Characters of a worker's message that are logged, at most."""
+"""How many characters of a worker's message are logged."""
 TOPIC = "batch-system"
-"""The topic of the events by which workers tell why they can't have a node."""
+"""The topic of the events by which workers report why they can't have a node."""
 
 Workers = Mapping[str, Mapping[str, Any]]
-"""What the scheduler knows of each worker, by its address."""
+"""The scheduler's information about each worker, by its address."""
 
 Ticket = Future[Any]
 """A ticket at the scheduler, as its client knows it."""
@@ -67,7 +67,7 @@ class Cluster:
         self._is_closed = False
 
     async def workers(self) -> Workers:
-        """The workers, as the scheduler knew them a second ago at most; none while it can't be
+        """The workers, as the scheduler knew them at most a second ago; none while it can't be
         reached.
         """
         client = self._client
@@ -82,7 +82,7 @@ class Cluster:
                 identity = await client.scheduler.identity(n_workers=-1)
                 await self._register(client, identity["id"])
         except Exception as error:  # noqa: BLE001
-            # It is gone, or the client closes; the next look may succeed.
+            # The scheduler is gone, or the client closes. The next look may succeed.
             self._lost(error)
             return {}
         self._reached()
@@ -98,8 +98,8 @@ class Cluster:
         takes: Mapping[str, float],
         priority: int,
     ) -> list[Ticket]:
-        """Have the cluster use this many tickets. `takes`: the resources that each of them takes of
-        its worker.
+        """Have the cluster use this many tickets. `takes`: the resources that each of them takes
+        from its worker.
         """
         if self._client is None or self._client.status != "running":
             return []
@@ -111,7 +111,7 @@ class Cluster:
         return placed
 
     async def close(self) -> None:
-        """Close the connection. What workers execute goes on."""
+        """Close the connection. The work in the workers goes on."""
         self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -125,7 +125,7 @@ class Cluster:
             )
 
     async def _keep_connecting(self) -> None:
-        """Connect, and try again until that has succeeded."""
+        """Connect, and try again until that succeeds."""
         await self._drop()
         pause = 0.2
         while True:
@@ -152,8 +152,8 @@ class Cluster:
         self._on_change()
 
     async def _register(self, client: Any, scheduler: str) -> None:
-        """Give the workers of this scheduler, and those that come later, a node. Another service
-        may have done so.
+        """Give the workers of this scheduler, and later ones, a node. Another service may have done
+        so already.
         """
         if scheduler != self._scheduler:
             client.subscribe_topic(TOPIC, self._told)
@@ -162,7 +162,7 @@ class Cluster:
             self._registering = asyncio.ensure_future(registering)
             if (await asyncio.wait([self._registering], timeout=REGISTER_SECONDS))[0]:
                 self._registering.result()
-            else:  # the scheduler has the plugin, and each worker that answers has it soon
+            else:  # the scheduler has the plugin, and passes it to each worker that answers
                 self._registering.add_done_callback(
                     lambda done: done.cancelled() or done.exception()
                 )
@@ -194,7 +194,7 @@ class Cluster:
         self._trouble = text
 
     def _told(self, event: Any) -> None:
-        """A worker tells why it has no node."""
+        """A worker reports why it has no node."""
         _, message = event
         logger.warning(
             f"a worker of the Dask scheduler {self.address} has no node: "

@@ -1,4 +1,4 @@
-"""Loads distributed, which the extra `dask` installs, when a pool needs it and not before."""
+"""Loads distributed, which the extra `dask` installs, only when a pool needs it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def load(setting: str) -> None:
     """Import distributed, which takes about a second. Raises InvalidSetting, which names the
     setting that needs it.
 
-    Its own set-up of logging, which happens at the import, is left out: its lines go where those of
-    the process go.
+    Its own logging setup, which happens at the import, is left out, so that its lines go where
+    those of the process go.
     """
     try:
         import dask

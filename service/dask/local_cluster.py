@@ -1,4 +1,4 @@
-"""A Dask cluster of this machine: a scheduler in this process, and worker processes beside it."""
+"""A Dask cluster on this machine: a scheduler in this process, and worker processes beside it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from service.errors import InvalidParameters
 DASHBOARD_PORT = 8787
 KEEPS_NANNIES = {"distributed.deploy.lost-worker-timeout": "24 h"}
 """The cluster ends the nanny of a worker that has been lost for this time. With Dask's 15 seconds,
-a nanny that starts its killed worker again on a busy machine is ended meanwhile, and the cluster
-has a worker less from then on.
+it could end a nanny that is just restarting its killed worker on a busy machine, and have one
+worker less from then on.
 """
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A cluster of one machine. `places`: how many runs each worker executes at once. `port` 0: a
-    free one.
+    """A cluster of one machine. `places`: how many runs each worker executes at once. `port`: 0 for
+    a free one.
     """
 
     host: str
@@ -38,9 +38,9 @@ def run(shape: Shape, on_ready: Callable[[str, str | None], None]) -> None:
     """Run the cluster until SIGTERM, SIGINT or SIGHUP (unless nohup has it ignored), which drains
     its workers.
 
-    `on_ready` is called with the address of the scheduler and that of its dashboard; None: bokeh,
-    which the dashboard needs, is not installed. Raises InvalidParameters if the port is taken or
-    the host is not this machine.
+    `on_ready` is called with the address of the scheduler and that of its dashboard; the latter is
+    None if bokeh, which the dashboard needs, is not installed. Raises InvalidParameters if the port
+    is taken or the host is not this machine.
     """
     asked = threading.Event()
     is_hang_up_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -18,12 +18,12 @@ logger = get_logger("service.batch")
 
 TICKET_SECONDS = 0.5
 """After this time a ticket claims no further run, so that the scheduler can give its place to
-another.
+another ticket.
 """
 
 
 class DaskPlacer:
-    """A Placer for one pool. `further`: the resources that its setting says."""
+    """A Placer for one pool. `further`: the resources in its setting."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class DaskPlacer:
         """`node`: the id of this service. `wake`: called when a ticket has ended, and another one
         may be needed.
 
-        `lease`: LEASE_SECONDS. After it a run of a worker that is frozen may be executed by another
-        one.
+        `lease`: LEASE_SECONDS. After it, a run of a frozen worker may be executed by another
+        worker.
         """
         self._pool = pool
         self._further = further
@@ -96,11 +96,11 @@ class DaskPlacer:
         await self._cluster.close()
 
     def _stuck(self, tickets: Mapping[Ticket, float], running: int) -> int:
-        """How many of these open tickets seem to have been lost, such as those in a worker that is
-        frozen.
+        """How many of these open tickets seem to be lost, such as those in a frozen worker.
 
-        They are not let go, which would make room for others in that worker. Those that wait behind
-        other work of the cluster count too, so `place` adds at most one ticket for each place.
+        They are not released, because that would make room for others in that worker. Tickets that
+        wait behind other work of the cluster count, too, so `place` adds at most one ticket for
+        each place.
         """
         long_ago = clock.monotonic() - self._lease
         return max(0, sum(at < long_ago for at in tickets.values()) - running)
@@ -122,8 +122,8 @@ class DaskPlacer:
         return False
 
     def _on_done(self, task: str, future: Ticket, placed_at: float) -> None:
-        """A ticket that has ended before its time has found no run, so the next look is soon
-        enough.
+        """A ticket that has ended early has found no run, so no other ticket is needed before the
+        next look.
         """
         self._open.get(task, {}).pop(future, None)
         if future.status == "error":
@@ -141,7 +141,7 @@ class DaskPlacer:
 
 
 def _without(pool: str, task: str, lacks: dict[str, float]) -> str:
-    """In words, that no worker has room for a ticket of this task."""
+    """Why no worker has room for a ticket of this task, in words."""
     if resources.of_task(pool, task) in lacks:
         return (
             f"no worker of pool {pool} has task {task}: its runs wait until one has the file of "
@@ -157,18 +157,18 @@ def _without(pool: str, task: str, lacks: dict[str, float]) -> str:
 
 
 def _release(future: Any) -> None:
-    """The scheduler may forget the ticket."""
+    """Let the scheduler forget the ticket."""
     future.release()
 
 
 def _when_done(future: Any, call: Callable[[Ticket], None]) -> None:
-    """Call `call` on this event loop when the ticket has ended. distributed calls back in a thread
-    of its own.
+    """Call `call` on this event loop when the ticket has ended. distributed would call it in a
+    thread of its own.
     """
     loop = asyncio.get_running_loop()
 
     def call_on_loop(ended: Ticket) -> None:
-        with suppress(RuntimeError):  # the loop is closed: the service has ended
+        with suppress(RuntimeError):  # the loop is closed, so the service has ended
             loop.call_soon_threadsafe(call, ended)
 
     future.add_done_callback(call_on_loop)

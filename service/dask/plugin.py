@@ -22,7 +22,7 @@ LONGEST_PAUSE = 30.0
 
 
 class Node(Protocol):
-    """A node on tickets in this process. `service/server/hosted_node.py` has it."""
+    """A node on tickets in this process. `service/server/hosted_node.py` implements it."""
 
     async def start(self) -> None: ...
     async def until_ended(self) -> None: ...
@@ -30,13 +30,14 @@ class Node(Protocol):
 
 
 Make = Callable[[int, bool, Callable[[dict[str, list[str]]], None]], Node]
-"""Makes a node with this many places. True: its process is killed some seconds after it is asked to
-end. It calls the function, in any thread, with the names of its tasks by pool.
+"""Makes a node with this many places. The second argument: whether its process is killed some
+seconds after it is asked to end. The node calls the function, in any thread, with the names of its
+tasks by pool.
 """
 
 
 class NodePlugin(WorkerPlugin):
-    """Hosts a node as long as the worker lives. It is started again if it can't start, or has
+    """Hosts a node as long as the worker lives. The node is started again if it can't start, or has
     ended.
     """
 
@@ -46,13 +47,13 @@ class NodePlugin(WorkerPlugin):
         self._node: Node | None = None
 
     async def setup(self, worker: Worker) -> None:
-        """The worker has started, or has got this plugin."""
+        """Called when the worker has started, or has got this plugin."""
         self._worker = worker
         self._loop = asyncio.get_running_loop()
         self._life = asyncio.create_task(self._live(), name="batch-node")
 
     async def teardown(self, worker: Worker) -> None:
-        """The worker ends, or loses this plugin: drain the node."""
+        """Called when the worker ends, or loses this plugin: drain the node."""
         self._life.cancel()
         await asyncio.wait([self._life])
         if self._node is not None:
@@ -68,7 +69,7 @@ class NodePlugin(WorkerPlugin):
             try:
                 await node.start()
                 await node.until_ended()
-                self._tell("it has ended, and is started again")
+                self._tell("it has ended, and starts again")
             except BatchError as error:
                 self._tell(error.message)
             except (
@@ -94,7 +95,7 @@ class NodePlugin(WorkerPlugin):
             await self._worker.set_resources(**self._offered)
 
     def _tell(self, reason: str) -> None:
-        """Say why there is no node, in the log of the worker and in those of the services."""
+        """Report why there is no node, in the log of the worker and in those of the services."""
         text = brief(reason, MOST_TOLD)
         logger.error(f"this worker of Dask has no node: {text}")
         self._worker.log_event(TOPIC, f"{self._worker.address}: {text}")

@@ -1,7 +1,8 @@
-"""What is sent to a cluster: expressions that the workers evaluate.
+"""The expressions that are sent to a cluster, for its workers to evaluate. Alone, because the
+workers may lack the rest of this package.
 
-A scheduler unpickles what it passes on, and so does each worker. An expression needs nothing but
-Python there, so a cluster may have workers without this package, or with an older one: these do
+A scheduler unpickles whatever it passes on, and so does each worker. An expression needs nothing
+but Python there, so a cluster may have workers without this package, or with an older one: these do
 other work, and no ticket reaches them.
 """
 
@@ -26,8 +27,8 @@ def only_with(module: str, text: str, otherwise: str) -> str:
 
 
 class PluginByName(WorkerPlugin):
-    """Becomes the plugin that a function of this module returns, or one that does nothing where it
-    is missing.
+    """Becomes the plugin that a function of this module returns, or one that does nothing where the
+    module is missing.
     """
 
     idempotent = True

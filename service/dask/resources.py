@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from service.batch.placing.placer import Needs
 
 MEMORY = "batch-memory"
-"""The memory limit of a worker, in bytes. A ticket of a task with `memory` takes so much of it."""
+"""The memory limit of a worker, in bytes. A ticket of a task with `memory` takes that much of
+it.
+"""
 
 
 def of_pool(pool: str) -> str:
@@ -23,8 +25,8 @@ def of_task(pool: str, task: str) -> str:
 def offered(
     pools: Mapping[str, Iterable[str]], places: int, memory: int | None
 ) -> dict[str, float]:
-    """What a worker offers whose node has these tasks by pool. `places`: how many runs it executes
-    at once.
+    """The resources of a worker whose node has these tasks by pool. `places`: how many runs it
+    executes at once.
     """
     tasks = {of_task(pool, task): float(places) for pool, names in pools.items() for task in names}
     return (
@@ -35,7 +37,9 @@ def offered(
 
 
 def required(task: str, needs: Needs, further: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """What a ticket takes of a worker. `further`: what the setting of the pool says."""
+    """The resources that a ticket takes from a worker. `further`: those from the setting of the
+    pool.
+    """
     own = {of_task(needs.pool, task): 1.0, **dict(further)}
     return own | ({MEMORY: float(needs.memory)} if needs.memory else {})
 
@@ -52,7 +56,5 @@ def places(offers: Mapping[str, float], pool: str, further: Iterable[tuple[str, 
 
 
 def has_room(offers: Mapping[str, float], takes: Mapping[str, float]) -> bool:
-    """Whether a worker with these resources could execute such a ticket if it had nothing else to
-    do.
-    """
+    """Whether an idle worker with these resources could execute such a ticket."""
     return all(offers.get(name, 0.0) >= number for name, number in takes.items())

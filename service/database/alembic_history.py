@@ -1,5 +1,5 @@
-"""Executes migrations with Alembic. Imported only where one has to be executed, because Alembic is
-slow to import.
+"""Executes migrations with Alembic. Alone, because Alembic is slow to import, and rarely has
+something to execute.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def upgrade(
 ) -> None:
     """Execute the migrations that the database lacks, up to the revision `to` or to `head`.
 
-    `schema`: of PostgreSQL, where the version table is; else it is looked for by the search path.
+    `schema`: the schema of PostgreSQL with the version table; by default the search path finds it.
     """
     scripts = script_directory(folder)
 

@@ -1,4 +1,4 @@
-"""Changes of a run's session that were neither committed nor rolled back. To know them costs no
+"""Changes of a run's session that were neither committed nor rolled back. Finding them costs no
 statement.
 """
 
@@ -15,15 +15,15 @@ from sqlalchemy.orm import Session, SessionTransaction
 from service.logs import run_log
 
 KEY = "batch_changes"
-"""Where the changes of a transaction are kept: in `info` of its session, and of its connection."""
+"""The key of a transaction's changes in the `info` of its session, and of its connection."""
 
 _WRITES = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE)\b", re.IGNORECASE)
 
 
 @dataclass
 class _Changes:
-    """Whether the statements of a transaction have changed rows, and whether they had when each
-    savepoint began.
+    """Whether the statements of a transaction have changed rows, and whether they had done so when
+    each savepoint began.
 
     `count`: SQLite's number of all rows that this connection has changed.
     """
@@ -38,7 +38,7 @@ class TrackedSession(Session):
 
 
 def track(engine: Engine) -> None:
-    """Look at the statements on this engine, for the sessions of runs."""
+    """Watch the statements on this engine, for the sessions of runs."""
     event.listen(engine, "after_cursor_execute", _after_statement)
 
 
@@ -60,7 +60,7 @@ def _after_statement(
         context.isinsert or context.isupdate or context.isdelete or _WRITES.match(statement)
     ):
         return
-    if connection.dialect.name == "sqlite":  # it has no rowcount with RETURNING
+    if connection.dialect.name == "sqlite":  # SQLite has no rowcount with RETURNING
         before, changes.count = changes.count, _count(connection)
         changes.are_made |= changes.count != before
     else:
@@ -81,7 +81,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
 
 @event.listens_for(TrackedSession, "after_soft_rollback")
 def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
-    """A savepoint that is rolled back takes the changes since its begin with it."""
+    """Rolling back a savepoint also undoes the changes since its beginning."""
     changes: _Changes | None = session.info.get(KEY)
     if changes is not None and transaction in changes.were_made:
         changes.are_made = changes.were_made[transaction]

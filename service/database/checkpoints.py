@@ -20,10 +20,10 @@ from service.logs import get_logger
 logger = get_logger("service.database")
 
 CHECKPOINT_SECONDS = 2.0
-"""A checkpoint follows this long after a transaction."""
+"""The wait between a transaction and the checkpoint that follows it."""
 MOST_PAGES = 16_000
-"""From this size of the log on (66 MB) commits make checkpoints too: it grows while there are
-always writers.
+"""Above this size of the log (66 MB), commits make checkpoints, too, because the log grows while
+there are always writers.
 """
 PAGE_BYTES = 4_096 + 24
 """The size of a page in the log."""
@@ -31,10 +31,9 @@ AUTOCHECKPOINT = f"PRAGMA wal_autocheckpoint = {MOST_PAGES}"
 
 
 class Checkpoints(Background):
-    """Copies what the writers of this process have committed from SQLite's log into its file, in a
-    reader's thread.
+    """Copies the commits of this process from SQLite's log into its file, in a reader's thread.
 
-    SQLite itself does that within the commit that finds 1,000 pages in the log: it takes ten
+    SQLite itself does that within the commit that finds 1,000 pages in the log. It takes ten
     milliseconds, and after the commit of many slots a tenth of a second, in which none of their
     runs can start. A checkpoint in the background disturbs neither readers nor writers, and also
     writes the log to the disk, which no commit does.
@@ -45,8 +44,8 @@ class Checkpoints(Background):
         self._has_written = asyncio.Event()
         self._warning = ""
         self._told_pages = 0
-        """The size of the log, in pages, at which it was last said that it can't be copied; 0: it
-        can.
+        """The size of the log, in pages, when the last warning said that it can't be copied; 0 if
+        it can.
         """
 
     def start(self, on_end: OnEnd | None = None) -> None:
@@ -55,7 +54,7 @@ class Checkpoints(Background):
         super().start(on_end)
 
     async def _loop(self) -> None:
-        is_set = False  # for the connection of the writers that was opened before
+        is_set = False  # for the writers' connection, which is already open
         while True:
             try:
                 if not is_set:
@@ -70,12 +69,12 @@ class Checkpoints(Background):
                 self._warning = ""
             except (DBAPIError, BatchError, TimeoutError) as error:
                 self._warn_once(
-                    f"the write-ahead log is not copied now: {troubles.cause_of(error, 'sqlite')}"
+                    f"the write-ahead log can't be copied now: {troubles.cause_of(error, 'sqlite')}"
                 )
                 await asyncio.sleep(CHECKPOINT_SECONDS)
 
     async def checkpoint(self) -> None:
-        """Copy what no reader needs any more from the log into the file. Waits for nobody."""
+        """Copy from the log into the file what no reader needs any more. Never waits."""
         async with self._database.reader.connect() as connection:
             row: Any = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")).one()
             _, pages, copied = row
@@ -86,8 +85,8 @@ class Checkpoints(Background):
             await self._tell_growth(pages, copied)
 
     async def _tell_growth(self, pages: int, copied: int) -> None:
-        """Nothing that was committed after the beginning of a transaction that reads can be copied
-        before it ends.
+        """Nothing that was committed after the beginning of a reading transaction can be copied
+        before its end.
         """
         file = self._database.url.database or ""
         readers = await offload(lock_holder.readers, file)
@@ -103,7 +102,7 @@ class Checkpoints(Background):
         execute_once(connection, AUTOCHECKPOINT)
 
     def _on_return(self, *_: Any) -> None:
-        """A writer has given its connection back. SQLAlchemy's event `commit` comes before the
+        """A writer has returned its connection. SQLAlchemy's event `commit` comes before the
         commit.
         """
         self._has_written.set()
@@ -115,5 +114,5 @@ class Checkpoints(Background):
 
 
 def of(database: Database) -> list[Checkpoints]:
-    """The checkpoints of a database, which are to be started. PostgreSQL makes its own."""
+    """The checkpoints of a database, which the caller has to start. PostgreSQL makes its own."""
     return [Checkpoints(database)] if database.kind == "sqlite" else []

@@ -31,7 +31,7 @@ LONG_WAIT_SECONDS = 2.0
 
 CACHE = "PRAGMA cache_size = -{}"
 CACHE_KILOBYTES, WHOLE_TABLES_KILOBYTES = 16_000, 500
-"""How much of a file each connection caches: always, and while it goes through whole tables."""
+"""How much of a file each connection caches: normally, and while it reads whole tables."""
 
 PAGE_ROWS = 500
 """How many rows of a large result are in memory at a time."""
@@ -42,24 +42,23 @@ because of that.
 """
 LOCK_SECONDS, IDLE_SECONDS = 2, 30
 START_LOCK_SECONDS = 20
-"""How long a process that starts waits for a lock of PostgreSQL, beside busy ones, before it ends.
+"""How long a starting process waits for a lock of PostgreSQL, beside busy processes, before it
+ends.
 """
 BRIEF_WAITS = {
     "lock_timeout": f"{LOCK_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
-    # As postgresql_connections.TCP_OPTIONS at the other end of the connection
+    # The same as postgresql_connections.TCP_OPTIONS, at the other end of the connection.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25000",
 }
-"""Settings of PostgreSQL with which no lock is waited for long, and none is held by a client that
-is gone.
-"""
+"""Settings of PostgreSQL that limit waits for locks, and end the locks of a client that is gone."""
 
 PLAN_ONCE = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off"
-"""With these, PostgreSQL plans a statement once for a connection, and by indexes whatever the size
-of the tables is.
+"""With these, PostgreSQL plans a statement once for a connection, and only by indexes, whatever the
+size of the tables.
 """
 PLAN_ANEW = (
     "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), "
@@ -71,14 +70,15 @@ class Database:
     """One database on one event loop: `engine` for writing, `reader` for reading only.
 
     On SQLite a writing transaction takes the write lock at its start (BEGIN IMMEDIATE). The writers
-    of this process queue for a pool of one connection, and readers have another pool. `setting` is
-    the name of the setting with the URL, for messages. `client` names the connections to
-    PostgreSQL. With `pooled=False` no connection is kept between uses, for code outside of a
-    service. With `shows_values` its errors show the parameters of statements, which may be secret.
-    With `plans_once` PostgreSQL plans each statement once for a connection, and only by indexes:
-    for few statements that are sent often, and whose plan takes longer than their execution. With
-    `waits_briefly` PostgreSQL ends what waits for a lock for two seconds, and the transaction of a
-    client that says nothing for half a minute or whose machine is gone: for the ledger, where
+    of this process queue for a pool of one connection, and readers have another pool.
+
+    `setting`: the name of the setting with the URL, for messages. `client`: names the connections
+    to PostgreSQL. `pooled`: without it, no connection is kept between uses, for code outside a
+    service. `shows_values`: its errors show the parameters of statements, which may be secret.
+    `plans_once`: PostgreSQL plans each statement once for a connection, and only by indexes; this
+    is for a few statements that are sent often, and take longer to plan than to execute.
+    `waits_briefly`: PostgreSQL ends a wait for a lock after two seconds, and the transaction of a
+    client that is silent for half a minute or whose machine is gone; this is for the ledger, where
     nothing takes longer. Raises DatabaseUnreachable if the driver is not installed.
     """
 
@@ -161,8 +161,8 @@ class Database:
             )
 
     def before_begin(self, listener: Callable[[Connection], None]) -> None:
-        """Call `listener` before each transaction of `engine` begins. On SQLite it then still has
-        to wait for the lock.
+        """Call `listener` before each transaction of `engine` begins. On SQLite, that is before the
+        wait for the lock.
 
         SQLAlchemy ignores `insert=True` for its event `begin`, so its listeners would be called
         after the wait.
@@ -177,14 +177,15 @@ class Database:
             listener(connection)
         try:
             _until_unlocked(connection.connection, "BEGIN IMMEDIATE", self._tell_locked)
-            # SQLAlchemy would open another one, and execute what follows in no transaction.
+            # Otherwise SQLAlchemy would open another connection, and execute the next statements
+            # without a transaction.
             if connection.invalidated:
                 raise sqlite3.OperationalError(
                     "connection closed while it waited for the write lock"
                 )
         except (
             sqlite3.Error
-        ) as error:  # SQLAlchemy wraps the errors of drivers, but not in its events
+        ) as error:  # SQLAlchemy does not wrap the errors of drivers in its events
             self._look(error)
             raise OperationalError("BEGIN IMMEDIATE", None, error) from error
 
@@ -197,8 +198,8 @@ class Database:
             self.on_damage(self.why(error))
 
     def session(self, readonly: bool = False) -> AsyncSession:
-        """A session whose objects stay usable after a commit. On SQLite a writing one may raise
-        SecondWriter.
+        """A session whose objects stay usable after a commit. On SQLite, a writing session may
+        raise SecondWriter.
         """
         if readonly:
             return AsyncSession(self.reader, expire_on_commit=False)
@@ -220,11 +221,11 @@ class Database:
             OSError,
             sqlite3.Error,
             TypeError,
-        ) as error:  # TypeError: the driver does not have an option of the URL
+        ) as error:  # TypeError: the driver lacks an option of the URL
             raise self.unreachable(error) from None
 
     async def answer(self) -> None:
-        """Execute a query, and on SQLite take the write lock too, unless a session of this process
+        """Execute a query, and on SQLite also take the write lock, unless a session of this process
         holds it.
 
         Raises the driver's errors. It may wait for a lock, so call it with a timeout.
@@ -255,26 +256,26 @@ class Database:
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     def sever(self) -> None:
-        """Cut off all connections to a server at once, without a word to it. Whoever uses one gets
-        an error.
+        """Cut off all connections to a server at once, without notifying it. Code that uses one
+        gets an error.
 
-        A connection that a proxy or a firewall has forgotten would not say so by itself. SQLite has
-        no server.
+        If a proxy or a firewall has forgotten a connection, nothing else would show that. SQLite
+        has no server.
         """
         self._severed_at = clock.monotonic()
         for connection in list(self._open):
             connection.terminate()
 
     def has_severed(self, error: BaseException) -> bool:
-        """Whether a connection that was in use has failed because of `sever`, and not because of
-        the server.
+        """Whether a connection in use has failed because of `sever`, and not because of the
+        server.
         """
         is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
         return is_lost and clock.monotonic() < self._severed_at + SEVERED_SECONDS
 
     def _on_checkout(self, connection: Any, *_: Any) -> None:
-        """A connection is used from now on: let it be cut off when the time of a limited block is
-        over.
+        """A connection is used from now on. Have it cut off when the time of a limited block has
+        passed.
         """
         driver = connection.driver_connection
         if self.kind == "sqlite":
@@ -320,7 +321,7 @@ def _server_engine(
     if pooled:
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
     if url.drivername == "postgresql+asyncpg":
-        # Generic plans live long, and became quadratic on tables that had just been emptied; custom
+        # Generic plans live long, and became quadratic on tables that had just been emptied. Custom
         # plans did not.
         url, given_settings = split_options(url)
         settings = {
@@ -329,11 +330,11 @@ def _server_engine(
             "application_name": client[:63],
             "timezone": "UTC",
             "plan_cache_mode": "force_custom_plan",
-            # Compiling took a hundred times as long as the look at what waits, which it was to
-            # speed up
+            # Compiling took a hundred times as long as the query for waiting runs, which it should
+            # speed up.
             "jit": "off",
         }
-        # Where SQLite is used, asyncpg is not needed.
+        # asyncpg need not be installed where only SQLite is used.
         from service.database import postgresql_connections
 
         connecting = {"connection_class": postgresql_connections.Connection, "timeout": 10}
@@ -352,7 +353,7 @@ def _plan_once(connection: Any, *_: Any) -> None:
 
 
 async def plan_anew(connection: AsyncConnection) -> None:
-    """Within its transaction, let a connection of a database that `plans_once` plan each statement
+    """Within its transaction, let a connection of a database with `plans_once` plan each statement
     for its values.
     """
     if connection.dialect.name == "postgresql":
@@ -396,17 +397,17 @@ def execute_once(connection: Any, statement: str) -> Any:
 
 
 async def wait_for_locks(connection: AsyncConnection) -> None:
-    """Let this transaction wait START_LOCK_SECONDS for each lock: it belongs to a start."""
+    """Let this transaction wait START_LOCK_SECONDS for each lock, because it belongs to a start."""
     if connection.dialect.name == "postgresql":
         await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{START_LOCK_SECONDS}s'")
 
 
 @asynccontextmanager
 async def whole_tables(connection: AsyncConnection) -> AsyncIterator[None]:
-    """Within the block SQLite caches little of the file: whole tables that may be large are read or
-    written, once.
+    """Within the block, SQLite caches little of the file, because whole tables, possibly large, are
+    read or written once.
 
-    What it had cached it would keep for as long as the connection is open.
+    The connection would keep its cache for as long as it is open.
     """
     is_file = connection.dialect.name == "sqlite"
     if is_file:
@@ -421,8 +422,8 @@ async def in_pages(
 ) -> AsyncIterator[Sequence[Row[Any]]]:
     """The rows of a query that may have very many, some at a time.
 
-    Memory for all of them at once would be kept by the process, because it is given back only in
-    large pieces.
+    If all of them were in memory at once, the process would keep that memory, because it returns
+    memory only in large pieces.
     """
     async with connection.stream(query, execution_options={"yield_per": PAGE_ROWS}) as rows:
         async for page in rows.partitions():
@@ -440,8 +441,8 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 def _until_unlocked(
     connection: Any, statement: str, tell: Callable[[], None] = lambda: None
 ) -> None:
-    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long
-    wait delays a drain.
+    """Repeat a short wait for the lock, so that a cancel takes effect between two tries. A single
+    long wait would delay a drain.
 
     `tell`: called once if it waits for LONG_WAIT_SECONDS.
     """

@@ -1,9 +1,9 @@
-"""Closes the copies of a process's PostgreSQL connections in its forked children, such as those of
-a process pool.
+"""Closes the copies of a process's PostgreSQL connections in its forked children. Alone, because
+importing it changes each fork.
 
 A server ends the transaction of a connection when all copies of its socket are closed. If a process
-is killed during a transaction, a child that still has the socket would keep the transaction's rows
-locked.
+is killed during a transaction, a child that still has the socket, such as one of a process pool,
+would keep the transaction's rows locked.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _open: WeakSet[Any] = WeakSet()
 
 
 def remember(connection: Any, _: Any) -> None:
-    """A listener for SQLAlchemy's event `connect` of an engine with asyncpg: connections to close
-    in children.
+    """A listener for SQLAlchemy's event `connect` of an engine with asyncpg: remembers connections
+    to close in children.
     """
     _open.add(connection.driver_connection)
 

@@ -1,6 +1,4 @@
-"""The histories of migrations of the application's database. (That of the ledger is the ledger's
-own.)
-"""
+"""The histories of migrations of the application's database. (The ledger has its own.)"""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ _CLONES = _HERE.parent / "application" / "migrations"
 
 
 DATA_HISTORY = History(_HERE / "migrations", "batch_data_alembic_version")
-"""Our tables beside the authors' data."""
+"""That of our tables beside the authors' data."""
 
 APPLICATION_HISTORIES = (
     *([History(_CLONES, "alembic_version")] if _CLONES.is_dir() else []),

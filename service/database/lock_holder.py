@@ -1,4 +1,6 @@
-"""Who holds a lock on a file of this machine, where the kernel says it: on Linux in /proc/locks."""
+"""Which process holds a lock on a file of this machine, if the kernel tells: on Linux in
+/proc/locks.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from typing import NamedTuple
 
 LOCKS = Path("/proc/locks")
 WRITER, READERS = range(120, 121), range(123, 128)
-"""The bytes of the file `-shm` that who writes or reads has locked, as SQLite's documentation of
-its files says.
+"""The bytes of the file `-shm` that a writer or a reader locks, by SQLite's documentation of its
+files.
 """
 
 
@@ -26,8 +28,8 @@ class _Lock(NamedTuple):
 
 
 def of_write_lock(database: str) -> int | None:
-    """The id of the process that holds the write lock of this file of SQLite; None if nobody does
-    or it isn't known.
+    """The id of the process that holds the write lock of this SQLite file, if there is one and it
+    is known.
     """
     held = _held(f"{os.path.realpath(database)}-shm")
     return next(
@@ -36,7 +38,7 @@ def of_write_lock(database: str) -> int | None:
 
 
 def readers(database: str) -> list[int]:
-    """The ids of the processes that read this file of SQLite now, as far as they are known."""
+    """The ids of the processes that read this SQLite file now, as far as they are known."""
     return sorted(
         {
             lock.process
@@ -47,8 +49,8 @@ def readers(database: str) -> list[int]:
 
 
 def of_file(path: Path) -> int | None:
-    """The id of the process that has locked the whole file by flock(); None if nobody has or it
-    isn't known.
+    """The id of the process that has locked the whole file with flock(), if there is one and it is
+    known.
     """
     return next(
         (lock.process for lock in _held(path) if lock.kind == "FLOCK" and lock.mode == "WRITE"),
@@ -60,8 +62,8 @@ def _held(path: str | Path) -> Iterator[_Lock]:
     """The locks on a file. A process of another container has no id here, so its locks are left
     out.
 
-    A line of /proc/locks is as `1: POSIX  ADVISORY  WRITE 4711 00:1b:229 120 120`, or has an arrow
-    if it only waits.
+    A line of /proc/locks looks like `1: POSIX  ADVISORY  WRITE 4711 00:1b:229 120 120`, with an
+    arrow if it only waits.
     """
     try:
         status, lines = os.stat(path), LOCKS.read_text().splitlines()

@@ -1,5 +1,5 @@
-"""Brings a database up to its histories of migrations. Several processes may start at once: a lock
-lets one do it.
+"""Brings a database up to its histories of migrations. Several processes may start at once; a lock
+lets one of them do it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from service.database.engine import Database
 from service.errors import DatabaseTooNew, DatabaseTooOld
 
 LAST_BEFORE_RELEASE = "6255c2400067"
-"""The last commit that has the migrations which were made before version 0.1.0. Its tables are
-those of the first.
+"""The last commit with the migrations from before version 0.1.0. Its tables are those of the first
+migration here.
 """
 
 ALEMBIC_VERSION = "alembic_version"
-"""The version table that Alembic takes by default: of this clone's application, or of somebody
-else's.
-"""
+"""Alembic's default version table: that of this clone's application, or of another application."""
 
 Before = Callable[[AsyncConnection], Awaitable[None]]
 
@@ -38,8 +36,8 @@ class History:
 
     @property
     def revisions(self) -> list[str]:
-        """Oldest first, by their whole names: Alembic itself also takes `head`, `+1` and the
-        beginning of a name.
+        """The revisions, oldest first, with their whole names. (Alembic itself also accepts `head`,
+        `+1` and the beginning of a name.)
 
         The name of a migration's file begins with its revision: data_0003_tables.py has
         `data_0003`.
@@ -49,7 +47,7 @@ class History:
 
     @property
     def lock(self) -> int:
-        """The number of PostgreSQL's advisory lock of whoever migrates."""
+        """The number of the advisory lock of PostgreSQL that a migrating process holds."""
         return zlib.crc32(self.version_table.encode())
 
 
@@ -58,9 +56,9 @@ async def migrate(
 ) -> None:
     """Bring `database` up to the newest revision of each of `histories`, or to the revision `to`.
 
-    `before` is awaited in the transaction of the migration, where an older revision of the tables
-    is there already; by raising it prevents the migration. Raises DatabaseTooNew, and
-    DatabaseTooOld (see `refuse_unknown`), and DatabaseUnreachable.
+    `before` is awaited in the transaction of the migration, if the database already has an older
+    revision of the tables; it prevents the migration by raising. Raises DatabaseTooNew,
+    DatabaseTooOld (see `refuse_unknown`) and DatabaseUnreachable.
     """
     try:
         for history in histories:
@@ -90,10 +88,10 @@ async def _migrate(database: Database, history: History, to: str, before: Before
 async def make_tables(
     connection: AsyncConnection, history: History, revision: str, schema: str | None = None
 ) -> None:
-    """Make the tables of this revision where there are none, in the transaction of this connection.
+    """Make the tables of this revision if there are none, in the transaction of this connection.
 
-    `schema`: of PostgreSQL, the first of the search path; only there it is looked whether they are
-    there already.
+    `schema`: the first schema of PostgreSQL's search path. Existing tables are looked for only
+    there.
     """
     from service.database.alembic_history import upgrade
 
@@ -110,7 +108,8 @@ _OF_ANOTHER = (
 def refuse_unknown(connection: Connection, history: History, database: Database) -> None:
     """Refuse a database at a revision that this code does not know. Changes nothing.
 
-    Raises DatabaseTooOld if the revision was made before the first release, else DatabaseTooNew.
+    Raises DatabaseTooOld if the revision is from before the first release, otherwise
+    DatabaseTooNew.
     """
     known = history.revisions
     for revision in _current(connection, history):
@@ -131,15 +130,16 @@ def refuse_unknown(connection: Connection, history: History, database: Database)
 
 
 def _is_before(revision: str, first: str) -> bool:
-    """Whether the revision has the name of the first one that this code knows, and a smaller
-    number.
+    """Whether the revision's name differs from that of the first one that this code knows only by a
+    smaller number.
     """
     prefix = first.rpartition("_")[0] + "_"
     return revision.startswith(prefix) and revision < first
 
 
 async def revision_of(database: Database, history: History) -> str | None:
-    """The revision that a database has; None if it has no tables of the history. It is only read.
+    """The revision that a database has; None if it has no tables of the history. The database is
+    only read.
 
     Raises DatabaseTooNew and DatabaseTooOld, as `migrate` does, and the driver's errors.
     """
@@ -163,7 +163,7 @@ def _upgrade(connection: Connection, history: History, to: str) -> None:
 
 
 def _current(connection: Connection, history: History) -> list[str]:
-    """What the version table says; nothing where it is missing."""
+    """The revisions in the version table; none if it is missing."""
     if not inspect(connection).has_table(history.version_table):
         return []
     statement = text(f"SELECT version_num FROM {history.version_table}")  # noqa: S608

@@ -1,4 +1,4 @@
-"""The file of a SQLite database that this process uses: whether its path still leads to it."""
+"""The file of an SQLite database that this process uses, and whether its path still leads to it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sqlalchemy.engine import URL
 class OpenFile:
     """Knows which file, and which write-ahead log beside it, a process has opened under a path.
 
-    A file that was deleted can still be read and written by whoever has it open, so no statement
-    ever fails. The connection here is kept, because SQLite deletes the log when the last connection
-    is closed: another log under the same path is then always somebody else's work. It blocks, so
-    make it in a thread.
+    A process that has a deleted file open can still read and write it, so no statement ever fails.
+    The connection here is kept, because SQLite deletes the log when the last connection is closed:
+    so another log under the same path always belongs to another program. It blocks, so make it in a
+    thread.
     """
 
     def __init__(self, path: str) -> None:
@@ -23,7 +23,7 @@ class OpenFile:
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._connection.execute(
             "SELECT count(*) FROM sqlite_master"
-        ).fetchone()  # which opens the log
+        ).fetchone()  # this opens the log
         self._files = {name: _identity(name) for name in (path, f"{os.path.realpath(path)}-wal")}
 
     @property
@@ -32,7 +32,7 @@ class OpenFile:
         the same.
         """
         for path, identity in self._files.items():
-            with suppress(PermissionError):  # it can't be looked at now
+            with suppress(PermissionError):  # it can't be checked now
                 if _identity(path) != identity:
                     return f"the file {path} was deleted or replaced: restart it"
         return None
@@ -42,17 +42,15 @@ class OpenFile:
 
 
 def of(url: URL) -> OpenFile | None:
-    """The file of a database; None if it is not SQLite, or is opened in a way of the author's
-    own.
-    """
+    """The file of a database; None if it is not SQLite, or if the URL opens it in a special way."""
     if url.get_backend_name() != "sqlite" or not url.database or url.query.get("uri"):
         return None
     return OpenFile(url.database)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """The device and the inode; None if there is no such file. It is not opened: to close it would
-    drop its locks.
+    """The device and the inode; None if there is no such file. The file is not opened, because
+    closing it would drop its locks.
     """
     try:
         status = os.stat(path)

@@ -35,11 +35,9 @@ LEDGER_TABLES = frozenset(
 DATA_TABLES = frozenset(
     f"batch_{name}" for name in ("checkpoints", "data_alembic_version", "once", "quarantine")
 )
-"""They stand in the application's database, because they commit with the authors' data."""
+"""These are in the application's database, because they commit with the authors' data."""
 OUR_TABLES = LEDGER_TABLES | DATA_TABLES
-"""All of them. Not every name that begins with `batch_`: the authors' own tables may be named so
-too.
-"""
+"""All of them. Other names may begin with `batch_`, too: the authors' own tables."""
 
 
 def include_object(
@@ -48,6 +46,7 @@ def include_object(
     """Whether Alembic's autogenerate may look at this object: False for our tables. For
     `context.configure(…)`.
 
-    A table that the application's own metadata declares is the application's, whatever its name.
+    A table that the application's own metadata declares belongs to the application, whatever its
+    name.
     """
     return not (type_ == "table" and reflected and compare_to is None and name in OUR_TABLES)

@@ -1,9 +1,9 @@
-"""Connections to PostgreSQL for SQLAlchemy, by asyncpg: a setting of a transaction is sent together
+"""Connections to PostgreSQL for SQLAlchemy, by asyncpg. A setting of a transaction is sent together
 with its BEGIN.
 
-A machine that was replaced, or a firewall that has forgotten a connection, never says that the
-connection is over. Who waits for a reply would wait for ever, so the kernel asks the other machine
-from time to time whether it is still there.
+If a machine was replaced, or a firewall has forgotten a connection, nothing reports that the
+connection has ended, and a wait for a reply would never end. So the kernel checks from time to time
+whether the other machine is still there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import asyncpg
 
 TCP_OPTIONS = {
-    "TCP_KEEPIDLE": 10,  # seconds without a word after which the kernel asks,
-    "TCP_KEEPINTVL": 5,  # seconds until it asks again,
-    "TCP_KEEPCNT": 3,  # and how often it asks in vain: after 25 seconds the connection is over
-    # Milliseconds after which it is over if what was sent is not acknowledged
+    "TCP_KEEPIDLE": 10,  # seconds of silence after which the kernel checks,
+    "TCP_KEEPINTVL": 5,  # seconds until it checks again,
+    "TCP_KEEPCNT": 3,  # and the number of checks in vain: the connection ends after 25 seconds
+    # Milliseconds after which the connection ends if sent data is not acknowledged
     "TCP_USER_TIMEOUT": 25_000,
 }
 """That is less than a lease of 30 seconds, after which other nodes take over. Some systems lack
@@ -28,12 +28,11 @@ some of the options.
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection that notices when the machine of its server is gone, and whose transactions may
-    begin with one more
-    statement, which takes no round trip of its own.
+    begin with one more statement, which takes no round trip of its own.
 
     Attributes:
-        first_statement: What each transaction from now on executes first; None: nothing. It has no
-            parameters.
+      first_statement: A statement without parameters that each transaction from now on executes
+          first, or None.
     """
 
     first_statement: str | None = None
@@ -51,7 +50,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
 
 
 def _ask_now_and_then(ours: Any) -> None:
-    """Have the kernel ask the machine at the other end of this socket whether it is still there."""
+    """Have the kernel check whether the machine at the other end of this socket is still there."""
     if ours.family == socket.AF_UNIX:
         return
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -23,7 +23,7 @@ Prepare = Callable[[Database], None]
 
 
 class _Origin(NamedTuple):
-    """How to open the application's database outside of a service: its URL, and a function that
+    """How to open the application's database outside a service: its URL, and a function that
     prepares it.
     """
 
@@ -47,8 +47,8 @@ async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
     It never commits by itself. Uncommitted changes are rolled back when the block ends or raises.
     On SQLite a writing session takes the file's write lock at its first statement: open it late,
     commit early, and use `readonly=True` for reading. A second writing session within one run
-    raises SecondWriter. If a session of a run ends with changes that were not committed, and
-    neither an error nor a rollback() explains that, the log of the run names its line.
+    raises SecondWriter. If a session of a run ends with changes that were not committed, without an
+    error or a rollback(), the log of the run names its line.
     """
     async with application_database().session(readonly) as session:
         yield session
@@ -61,7 +61,7 @@ async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
 
 
 def application_database() -> Database:
-    """The application's database on this event loop. Outside of a service it keeps no connection
+    """The application's database on this event loop. Outside a service it keeps no connection
     between uses.
     """
     from service.settings.reading import get_settings
@@ -108,9 +108,8 @@ def leave_application_database(database: Database) -> None:
 
 
 def bind_to_service() -> None:
-    """Make this context open the application's database like the service of this loop, where no
-    service runs: on event
-    loops of other threads, and on this one after the end of the service.
+    """Make this context open the application's database as the service of this loop does, wherever
+    no service runs: on event loops of other threads, and on this one after the end of the service.
     """
     if services := _services.get(asyncio.get_running_loop()):
         _origin.set(next(reversed(services.values())))

@@ -1,4 +1,4 @@
-"""Connections to a file of SQLite for SQLAlchemy, by aiosqlite: each has a thread of its own."""
+"""Connections to an SQLite file for SQLAlchemy, by aiosqlite. Each has a thread of its own."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ advance.
 class _FileConnection(sqlite3.Connection):
     """A connection whose close() ends its transaction and never raises.
 
-    SQLite keeps a closed connection and its locks alive as long as Python has a cursor of it whose
-    rows were not read. A cancel between a statement and its rows leaves such a cursor until the
+    SQLite keeps a closed connection and its locks alive as long as Python has one of its cursors
+    with unread rows. A cancel between a statement and its rows leaves such a cursor until the
     garbage collector frees it.
     """
 
     def close(self) -> None:
-        # Such as a disk error; aiosqlite's thread does not end if close() raises.
+        # For example a disk error. aiosqlite's thread does not end if close() raises.
         with suppress(sqlite3.Error):
             if self.in_transaction:
                 self.rollback()
@@ -37,17 +37,17 @@ class _FileConnection(sqlite3.Connection):
 
 
 class _Cursor(aiosqlite.Cursor):
-    """A cursor that visits the thread once for a statement, and not also to be made, to read its
-    rows and to close.
+    """A cursor that goes to the thread only once for each statement, instead of also for its
+    creation, its rows and its close.
 
-    A visit takes about a tenth of a millisecond, which is longer than many statements take.
+    Going there takes about a tenth of a millisecond, which is longer than many statements take.
     """
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._conn = connection
         self.iter_chunk_size = connection._iter_chunk_size
         self._rows: list[Any] = []
-        # From a statement until the thread has read all its rows, or has closed the cursor
+        # True from a statement until the thread has read all its rows, or has closed the cursor.
         self._is_open = False
 
     async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> aiosqlite.Cursor:
@@ -99,8 +99,8 @@ class _Cursor(aiosqlite.Cursor):
         self._read(FIRST_ROWS)
 
     def _read(self, count: int | None = None) -> None:
-        """Read this many further rows, or all. After the last one, and after an error, the cursor
-        is closed.
+        """Read this many more rows, or all. The cursor is closed after the last row, and after an
+        error.
         """
         try:
             rows = self._cursor.fetchall() if count is None else self._cursor.fetchmany(count)
@@ -117,8 +117,8 @@ class _Cursor(aiosqlite.Cursor):
 
 
 class _Connection(aiosqlite.Connection):
-    """A connection whose cursors visit its thread once. It stops the thread only once, and closes
-    what that has opened.
+    """A connection whose cursors go to its thread once. It stops the thread only once, and closes
+    the connection that the thread has opened.
 
     If a task is cancelled a second time while its connection is being closed, stop() is called
     twice. The second call would return a future that is never completed, because the thread has
@@ -152,13 +152,13 @@ class _Connection(aiosqlite.Connection):
 
 
 def _work_off(calls: Any) -> None:
-    """What aiosqlite's thread does; also after the event loop was closed that waits for a call,
-    such as for a lock.
+    """The work of aiosqlite's thread. It goes on even if the event loop that waits for a call, such
+    as for a lock, was closed.
     """
     while True:
         try:
             return aiosqlite.core._connection_worker_thread(calls)  # type: ignore[no-any-return]
-        except RuntimeError:  # nobody takes the result any more
+        except RuntimeError:  # the result is not needed any more
             continue
 
 
@@ -170,8 +170,8 @@ async def open_file(name: str, **options: Any) -> aiosqlite.Connection:
         partial(sqlite3.connect, name, factory=_FileConnection, **options), iter_chunk_size=64
     )
     async with AsyncExitStack() as stack:
-        # If this fails, aiosqlite's thread still calls the event loop once: wait for it, since the
-        # loop may close soon.
+        # If this fails, aiosqlite's thread still calls the event loop once. Wait for it, because
+        # the loop may close soon.
         stack.push_async_callback(asyncio.to_thread, connection._thread.join)
         await connection
         stack.pop_all()
@@ -179,12 +179,12 @@ async def open_file(name: str, **options: Any) -> aiosqlite.Connection:
 
 
 def interrupt(connection: aiosqlite.Connection) -> None:
-    """End the statement that a connection is executing, if it is, with an error. Any thread may
-    call it.
+    """End the statement that a connection is executing, if any, with an error. Any thread may call
+    it.
     """
     opened = connection._opened if isinstance(connection, _Connection) else None
     if opened is not None:
-        with suppress(sqlite3.ProgrammingError):  # it was closed just now
+        with suppress(sqlite3.ProgrammingError):  # it has just been closed
             opened.interrupt()
 
 

@@ -24,10 +24,10 @@ home_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("home_loop"
 def call_db(work: Callable[[Session], T], readonly: bool = False) -> T:
     """For sync runs: `call_db(lambda db: db.scalar(select(func.count(User.id))), readonly=True)`.
 
-    `work` gets a session on the application's database as from `get_db()`: changes that it does not
-    commit are rolled back. It runs on the event loop, so it should only use the database and not
-    compute for long. Returns the result of `work`, and raises what it raises. Raises BatchError on
-    an event loop: use `async with get_db()` there.
+    `work` gets a session on the application's database like that of `get_db()`: changes that it
+    does not commit are rolled back. It runs on the event loop, so it should only use the database
+    and not compute for long. Returns the result of `work`, and raises its errors. Raises BatchError
+    on an event loop: use `async with get_db()` there.
     """
     place = caller()
 
@@ -43,7 +43,7 @@ def call_async(work: Coroutine[Any, Any, T]) -> T:
     """For sync runs: run a coroutine on the run's event loop, and wait for it:
     `call_async(start(OtherTask))`.
 
-    Outside of a service the coroutine gets an event loop of its own. Raises BatchError on an event
+    Outside a service the coroutine gets an event loop of its own. Raises BatchError on an event
     loop.
     """
     try:

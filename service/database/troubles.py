@@ -23,14 +23,14 @@ DISK_FULL = "53100"
 READ_ONLY = "25006"
 LOCKED = "55P03"
 CONFLICTS = {SERIALIZATION_FAILURE, "40P01", "55P03"}
-"""SQLSTATEs of a serialization failure, a deadlock, and a lock that could not be had."""
+"""SQLSTATEs of a serialization failure, a deadlock, and a lock that was not available."""
 UNREACHABLE = {"08", "53", "57"}
 """Classes of SQLSTATE for a lost connection, for missing resources, and for a server that stops or
 starts.
 """
 DATA_EXCEPTION = "22"
 REFUSED = {DATA_EXCEPTION, "23", "54"}
-"""Classes of SQLSTATE for wrong data, for a broken constraint, and for a limit of the server."""
+"""Classes of SQLSTATE for wrong data, for a violated constraint, and for a limit of the server."""
 
 PRIMARY = 0xFF
 """SQLite's extended error codes have the primary code in their last byte."""
@@ -43,7 +43,7 @@ part of a word.
 """
 
 MOST_VALUES = 10_000
-"""At most this many parameters of a statement are looked for in the messages of its error."""
+"""How many parameters of a statement are looked for in the messages of its error."""
 
 _DETAIL = re.compile(r"\nDETAIL: .*?(?=\nHINT: |\Z)", re.DOTALL)
 _ARGUMENT = re.compile(
@@ -78,7 +78,9 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_unreachable(error: DBAPIError | OSError) -> bool:
-    """Whether the connection failed or was cut, so that the statement itself is not the cause."""
+    """Whether the connection failed or was cut off, so that the statement itself is not the
+    cause.
+    """
     return (
         isinstance(error, OSError)
         or error.connection_invalidated
@@ -87,8 +89,8 @@ def is_unreachable(error: DBAPIError | OSError) -> bool:
 
 
 def is_busy(error: BaseException, kind: str) -> bool:
-    """Whether the database is there, and is only locked or too slow, so that a run of this process
-    may be the cause.
+    """Whether the database is there, but locked or too slow, so that a run of this process may be
+    the cause.
 
     `kind`: "sqlite" or "postgresql". A server that does not answer in time may be gone.
     """
@@ -100,8 +102,8 @@ def is_busy(error: BaseException, kind: str) -> bool:
 
 
 def is_refused(error: DBAPIError) -> bool:
-    """Whether the database refuses the values of a statement, now and later. Some of asyncpg's have
-    no SQLSTATE.
+    """Whether the database refuses the values of a statement, now and later. Some of asyncpg's
+    errors have no SQLSTATE.
     """
     return isinstance(error, IntegrityError | DataError) or sqlstate_of(error)[:2] in REFUSED
 
@@ -123,8 +125,8 @@ def cause_of(error: BaseException, kind: str) -> str:
 
 
 def is_damage(error: BaseException | None) -> bool:
-    """Whether SQLite has read something from the file that it never writes: no later try will find
-    it mended.
+    """Whether SQLite has read something from the file that it never writes, so that no later try
+    can succeed.
     """
     error = getattr(error, "orig", None) or error
     return (
@@ -134,9 +136,8 @@ def is_damage(error: BaseException | None) -> bool:
 
 
 def advice_on(error: BaseException | None) -> str | None:
-    """What the error means and what helps, where its text does not say so: a full disk, a damaged
-    file, a lock, a
-    server that is only read from. None for any other error.
+    """The meaning of the error and advice, if its text lacks them: a full disk, a damaged file, a
+    lock, a read-only server. None for any other error.
     """
     error = getattr(error, "orig", None) or error
     if is_damage(error):
@@ -169,7 +170,7 @@ def on_error(context: ExceptionContext, where: str) -> None:
         error.args = (f"{error.args[0]}: {where}: {advice}", *error.args[1:])
     if is_read_only(context.original_exception) and not _reads_only(context):
         context.is_disconnect = (
-            True  # so that all connections of the pool are opened anew, to the server that writes
+            True  # so that the pool opens all connections again, to the writing server
         )
     if context.statement is not None and _has_ended(context):
         context.is_disconnect = (
@@ -178,14 +179,14 @@ def on_error(context: ExceptionContext, where: str) -> None:
 
 
 def is_read_only(error: BaseException | None) -> bool:
-    """Whether a server has refused a write because it only reads: another one may have taken over
-    from it.
+    """Whether a server has refused a write because it only reads. Another server may have taken
+    over.
     """
     return sqlstate_of(error) == READ_ONLY
 
 
 def _reads_only(context: ExceptionContext) -> bool:
-    """Whether the transaction was begun to read only, so that a write in it is a mistake of its
+    """Whether the transaction was begun as read-only, so that a write in it is a mistake of its
     author.
     """
     connection = context.connection
@@ -195,8 +196,8 @@ def _reads_only(context: ExceptionContext) -> bool:
 
 
 def _has_ended(context: ExceptionContext) -> bool:
-    """Whether SQLite has ended the transaction, as it does on a full disk. Later statements would
-    each commit.
+    """Whether SQLite has ended the transaction, as it does on a full disk. Each later statement
+    would commit by itself.
     """
     original, connection = context.original_exception, context.connection
     if (

@@ -33,7 +33,9 @@ class UtcDateTime(TypeDecorator[datetime]):
     def result_processor(
         self, dialect: Dialect, coltype: object
     ) -> Callable[[Any], datetime | None]:
-        """What makes an instant of what the driver gives. It is called for very many values."""
+        """A function that converts the driver's value to an instant. It is called for very many
+        values.
+        """
         return _from_sqlite if dialect.name == "sqlite" else _in_utc
 
 
@@ -42,7 +44,7 @@ def _from_sqlite(value: str | None) -> datetime | None:
         return None
     try:
         return datetime.fromisoformat(value + "+00:00")
-    except ValueError:  # something else has written it, with an offset
+    except ValueError:  # another program wrote it, with an offset
         return datetime.fromisoformat(value).astimezone(UTC)
 
 
@@ -53,8 +55,8 @@ def _in_utc(value: datetime | None) -> datetime | None:
 
 
 def stamp(value: datetime | None, kind: str) -> str | None:
-    """An instant (aware) as text for a JSON parameter, in the form that a database of this kind
-    stores.
+    """An instant (aware) as text for a JSON parameter, in the form in which a database of this kind
+    stores it.
     """
     if value is None:
         return None

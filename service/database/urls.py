@@ -17,8 +17,8 @@ def safe_url(url: URL) -> str:
 
 
 def split_options(url: URL) -> tuple[URL, dict[str, str]]:
-    """The URL without libpq's `options` (`?options=-csearch_path=shop`), and what a server is given
-    for them.
+    """The URL without libpq's `options` (`?options=-csearch_path=shop`), and the server settings
+    that replace them.
 
     asyncpg has no parameter of that name. The server takes the text as it is, when the connection
     begins.

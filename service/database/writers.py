@@ -23,15 +23,13 @@ logger = get_logger(__name__)
 
 LONG_SECONDS = 1.0
 COMMIT_FIRST = "commit before you wait for anything else"
-"""How the lock is held for less time. Code that commits for its author puts another advice into
-`Session.info`.
+"""Advice on how to hold the lock for less time. Code that commits for its author puts other advice
+into `Session.info`.
 """
 IN_BETWEEN = ("service.database", "service.batch.chunks", "contextlib")
 
 session_owner: ContextVar[object | None] = ContextVar("session_owner", default=None)
-"""The owner of the sessions that are opened here: the current run, or None; then it is the asyncio
-task.
-"""
+"""The owner of the sessions that are opened here: the current run, otherwise the asyncio task."""
 
 session_place: ContextVar[str | None] = ContextVar("session_place", default=None)
 """The file and line where the author's code opened the session, if it did so in another thread."""
@@ -46,7 +44,7 @@ class _Holder:
 
 
 class _GuardedSession(TrackedSession):
-    """A session that asks the guard before each statement, and thus before it waits for the write
+    """A session that asks the guard before each statement, and so before it waits for the write
     lock.
     """
 
@@ -124,7 +122,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 
 def caller() -> str:
-    """The file:line of the author's code that opened the session: the first frame outside of
+    """The file:line of the author's code that opened the session: the first frame outside
     IN_BETWEEN.
     """
     frame = sys._getframe(1)

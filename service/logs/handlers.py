@@ -1,5 +1,5 @@
-"""Logs: structlog over stdlib logging. Within a run each line has the run's context and is kept for
-the ledger.
+"""Logs: structlog over stdlib logging. Within a run, each line has the run's context and is kept
+for the ledger.
 
 A thread renders and writes the lines, so that a slow terminal or pipe never blocks the event loop.
 """
@@ -23,17 +23,17 @@ from service.logs import log_lines
 from service.logs.mode import TOLD_AT, RunLog, mode, run_log, stamp_now
 
 MAX_WAITING = 100_000
-"""At most this many lines wait for a slow stderr."""
+"""The most lines that wait for a slow stderr."""
 
 MAX_WAITING_BYTES = 64_000_000
-"""At most this many bytes of lines wait for a slow stderr."""
+"""The most bytes of lines that wait for a slow stderr."""
 
 FLUSH_SECONDS = 5.0
 
 
 class RunLogHandler(logging.Handler):
-    """Adds the time and the context of the run to each record, and passes the line to the run.
-    Knows no database.
+    """Adds the time and the context of the run to each record, and passes the line to the run. Uses
+    no database.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,7 +48,8 @@ class RunLogHandler(logging.Handler):
 class _Waiting(queue.SimpleQueue[logging.LogRecord]):
     """Records that wait for the writing thread, and their size in bytes.
 
-    `added` is written by the loggers and `taken` by the writing thread only, so no lock is needed.
+    Only the loggers write `added`, and only the writing thread writes `taken`, so no lock is
+    needed.
     """
 
     def __init__(self) -> None:
@@ -62,16 +63,16 @@ class _Waiting(queue.SimpleQueue[logging.LogRecord]):
 
 class _Queue(logging.handlers.QueueHandler):
     """Passes copies of records to the writing thread. Drops them while the queue is full, and then
-    logs how many.
+    logs their number.
     """
 
     queue: _Waiting
     _lost = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        # Its constructor looks up what is overwritten here.
+        # The constructor would look up values that are overwritten here.
         copied = logging.LogRecord.__new__(logging.LogRecord)
-        vars(copied).update(vars(record))  # the handlers after this one may write on the original
+        vars(copied).update(vars(record))  # later handlers may change the original
         return copied
 
     def enqueue(self, record: logging.LogRecord) -> None:
@@ -110,7 +111,9 @@ class _Writer(logging.handlers.QueueListener):
 
     @cached_property
     def _formatter(self) -> logging.Formatter:
-        """Made for the first line: most commands write none, and structlog takes long to import."""
+        """Made for the first line, because most commands write none and structlog takes long to
+        import.
+        """
         from service.logs import rendering
 
         return rendering.formatter(self._format, colors=self._stream.isatty())
@@ -119,11 +122,11 @@ class _Writer(logging.handlers.QueueListener):
         try:
             text = self._formatter.format(record)
         except Exception as error:  # noqa: BLE001
-            # The background loop's boundary: later lines must be written.
+            # The background loop's boundary: later lines must still be written.
             text = escaping.line(
                 f"a line of the logger {record.name} can't be rendered: {type(error).__name__}"
             )
-        # The pipe has no reader, or the stream is closed.
+        # The pipe may have no reader, or the stream may be closed.
         with contextlib.suppress(OSError, ValueError):
             self._write(f"{text}\n")
         self.queue.taken += record.batch_size  # type: ignore[attr-defined]
@@ -139,8 +142,8 @@ class _Writer(logging.handlers.QueueListener):
             data = data[os.write(descriptor, data) :]
 
     def finish(self, seconds: float) -> None:
-        """Stop the thread after it has written the queued lines. Returns after `seconds` at the
-        latest.
+        """Stop the thread after it has written the queued lines. Returns after at most
+        `seconds`.
         """
         self.enqueue_sentinel()
         if self._thread is not None:
@@ -163,14 +166,13 @@ def set_up(
     *,
     lazily: bool = False,
 ) -> None:
-    """Write all logging of this process to `stream` (default: stderr), as `console` or `json`
+    """Write all logging of this process to `stream` (by default stderr), as `console` or `json`
     lines.
 
     It may be called again, and replaces the handlers of the root logger.
 
-
-    `lazily`: import structlog, which takes long, when the first line is logged. Most commands log
-    none.
+    `lazily`: import structlog, which takes long, only when the first line is logged. Most commands
+    log none.
     """
     global _writer
     flush()
@@ -203,8 +205,8 @@ def keep_run_lines(level: str = "INFO") -> Iterator[None]:
         return
     make_record = logging.getLogRecordFactory()
 
-    # A handler would not do: it would not get the records of loggers that don't propagate, and in
-    # an application without handlers Python would no longer print warnings to stderr.
+    # A handler would not be enough: it would not get the records of loggers that don't propagate,
+    # and in an application without handlers Python would no longer print warnings to stderr.
     def make_and_keep(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make_record(*args, **kwargs)
         if record.name and (run := run_log.get()):
@@ -232,8 +234,7 @@ def _keep_copy(record: logging.LogRecord, run: RunLog) -> None:
 
 
 def flush() -> None:
-    """Write the queued lines and stop. Lines that come later are lost until `set_up` is called
-    again.
+    """Write the queued lines and stop. Later lines are lost until `set_up` is called again.
 
     It is called at exit. Lines that can't be written within FLUSH_SECONDS are lost.
     """
@@ -244,7 +245,9 @@ def flush() -> None:
 
 
 def catch_up() -> None:
-    """Write the queued lines and continue: a process may go on after its service has ended."""
+    """Write the queued lines and continue, because a process may go on after its service has
+    ended.
+    """
     if _writer is not None:
         _writer.finish(FLUSH_SECONDS)
         _writer.restart()

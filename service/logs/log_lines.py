@@ -1,4 +1,4 @@
-"""Log lines as text: logged values are copied and cut to a bounded size at once, before they are
+"""Log lines as text: logged values are copied at once, and cut to a limited size, before they are
 rendered.
 
 A thread renders a line later, while the code that logged it may change its objects. Many thousands
@@ -16,21 +16,21 @@ from typing import Any
 from service import failures
 
 LONGEST = 64_000
-"""Longest message or value, in bytes of UTF-8. A longer one is cut, and ends with the number of
+"""The longest message or value, in bytes of UTF-8. A longer one is cut, and ends with the number of
 characters cut.
 """
 
 LONGEST_LINE = 100_000
-"""Longest line, in bytes, with its values and its traceback."""
+"""The longest line, in bytes, with its values and its traceback."""
 
 MOST_DIGITS = 4_000
-"""Longest number, in digits. Python refuses to convert a much longer one to text."""
+"""The longest number, in digits. Python refuses to convert a much longer one to text."""
 
 ITEM = 16
 """Each item of a list counts as at least this many characters."""
 
 OVERHEAD = 1_000
-"""Estimated size of a record without its texts, in bytes."""
+"""The estimated size of a record without its texts, in bytes."""
 
 _MORE = "…"
 
@@ -44,8 +44,8 @@ _RECORD_KEYS = vars(logging.makeLogRecord({})).keys() | {
 }
 
 FIELDS = "batch_fields"
-"""The key of a dict of values that only JSON lines have, each as a field. The text of the message
-has them already.
+"""The key of a dict of values that only JSON lines show, each as a field. The text of the message
+already contains them.
 """
 
 _OWN_KEYS = {"event", "level", "logger", "exc_info", "stack", FIELDS}
@@ -59,8 +59,8 @@ def line(settled: Mapping[str, Any]) -> str:
 
 
 def failure(exc_info: Any) -> BaseException | None:
-    """The exception that `exc_info=` means: itself, that of stdlib's tuple, or for True the one
-    being handled.
+    """The exception that `exc_info=` stands for: itself, that of stdlib's tuple, or for True the
+    one being handled.
     """
     if exc_info and not isinstance(exc_info, BaseException | tuple):
         exc_info = sys.exc_info()
@@ -70,8 +70,8 @@ def failure(exc_info: Any) -> BaseException | None:
 
 
 def bounded(text: str, longest: int = LONGEST) -> str:
-    """The text cut to `longest` bytes of UTF-8, with the number of characters cut. Does not copy
-    all of a long text.
+    """The text cut to `longest` bytes of UTF-8, with the number of characters cut. A long text is
+    not copied as a whole.
     """
     if len(text) <= longest // 4 or (text.isascii() and len(text) <= longest):
         return text
@@ -102,7 +102,7 @@ def plain(value: Any) -> Any:
 
 
 class _Copy:
-    """Copies one value up to LONGEST characters in all. A `…` stands for everything after those."""
+    """Copies one value up to LONGEST characters in all. A `…` stands for the rest."""
 
     def __init__(self) -> None:
         self._left = LONGEST
@@ -115,7 +115,7 @@ class _Copy:
                 return {self._text(key): self.of(item, depth - 1) for key, item in pairs}
             if depth and isinstance(value, list | tuple | set | frozenset):
                 return [self.of(item, depth - 1) for item in self._first(value, _MORE)]
-            # An IntEnum, say.
+            # Such as an IntEnum.
             if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
                 return plain(
                     int.__int__(value) if isinstance(value, int) else float.__float__(value)
@@ -189,7 +189,7 @@ def with_traceback(text: str, error: BaseException | None) -> str:
 
 
 def size(record: logging.LogRecord) -> int:
-    """Estimated size of a settled record in memory, in bytes."""
+    """The estimated size of a settled record in memory, in bytes."""
     return OVERHEAD + _size(record.msg)
 
 

@@ -1,4 +1,6 @@
-"""get_logger(): loggers for authors and for the service."""
+"""get_logger(): loggers for authors and for the service. Alone, because it is imported without
+structlog.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def get_logger(name: str | None = None) -> BoundLogger:
-    """A logger named `name`, by default like the calling module: `info("text", key=value,
+    """A logger named `name`, by default after the calling module: `info("text", key=value,
     exc_info=error)`.
     """
     return cast("BoundLogger", _Logger(name or sys._getframe(1).f_globals.get("__name__", "?")))

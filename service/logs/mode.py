@@ -23,9 +23,7 @@ class RunLog(Protocol):
 
 
 TOLD_AT = "batch_told_at"
-"""The attribute of a record that another process has told, with the instant at which it was logged
-there.
-"""
+"""The attribute of a record from another process, with the instant at which it was logged there."""
 
 run_log: ContextVar[RunLog | None] = ContextVar("run_log", default=None)
 
@@ -35,9 +33,9 @@ class Mode:
     """How this process logs.
 
     Attributes:
-        is_set_up: Whether `set_up` was called, so that lines go to our own handlers.
-        kept_level: In an application with logging of its own, the lowest level of lines that are
-            kept for the ledger; None if none are.
+      is_set_up: Whether `set_up` was called, so that lines go to our own handlers.
+      kept_level: In an application with logging of its own, the lowest level of lines that are
+          kept for the ledger; None if none are.
     """
 
     is_set_up: bool = False

@@ -11,7 +11,7 @@ from service.logs import log_lines
 from service.logs.mode import TOLD_AT, mode, run_log, stamp_now
 
 Line = dict[str, Any]
-"""A line as JSON values: `at`, `level`, `logger`, `event` (a text, or the values of structlog),
+"""A line as JSON values: `at`, `level`, `logger`, `event` (a text, or the values of structlog), and
 `error` or None.
 """
 
@@ -68,7 +68,7 @@ def write(line: Mapping[str, Any]) -> None:
     """Log a line of another process here: it is kept for the run of this context, and written to
     the log, each once.
 
-    Raises KeyError, TypeError and ValueError if it is no Line.
+    Raises KeyError, TypeError or ValueError if it is not a Line.
     """
     record = _record_of(line)
     logger = logging.getLogger(record.name)
@@ -76,7 +76,7 @@ def write(line: Mapping[str, Any]) -> None:
         if not logger.disabled:
             logger.handle(record)
         return
-    # An application with logging of its own. It gets the text, as from a line that was logged in
+    # This application has logging of its own, and gets the text, as from a line that was logged in
     # this process.
     log_lines.settle(record)
     if run := run_log.get():
@@ -90,8 +90,8 @@ def write(line: Mapping[str, Any]) -> None:
 
 
 def _record_of(line: Mapping[str, Any]) -> logging.LogRecord:
-    """A record as a logger of this process would have made it. It is not made by the factory, which
-    may keep it.
+    """A record as a logger of this process would have made it. The factory does not make it,
+    because the factory may keep it.
     """
     name, event, facts = str(line["logger"]), line["event"], line["error"]
     number = logging.getLevelNamesMapping().get(str(line["level"]).upper(), logging.INFO)

@@ -58,7 +58,7 @@ def _without_fields(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _without_delete(_: WrappedLogger, __: str, encoded: Any) -> str:
-    """Escape DELETE, the only character of ASCII-only JSON that can act in a terminal."""
+    """Escape DELETE, the only character of ASCII-only JSON that has an effect in a terminal."""
     return str(encoded).replace("\x7f", "\\u007f")
 
 
@@ -81,8 +81,8 @@ class _AsWritten:
 
 
 def _escaped(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Escape control characters before colours are added, so that only the colours act in a
-    terminal.
+    """Escape control characters before colours are added, so that only the colours have an effect
+    in a terminal.
     """
     return {
         key if key.isprintable() else escaping.line(key): _escape_value(key, value)

@@ -48,8 +48,8 @@ def _is_shown(logger: logging.Logger, method: str) -> bool:
 
 
 def _is_kept(method: str) -> bool:
-    """Whether the ledger gets the line of a run by LOG_LEVEL, in an application whose loggers have
-    their own levels.
+    """Whether LOG_LEVEL keeps the line of a run for the ledger, in an application whose loggers
+    have their own levels.
     """
     return (
         mode.kept_level is not None
@@ -73,8 +73,8 @@ _FORMAT = structlog.stdlib.PositionalArgumentsFormatter()
 
 
 def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
-    """Pass the line to the handlers of `set_up`, or to stdlib logging if that was not called, as in
-    an application.
+    """Pass the line to the handlers of `set_up`, or to stdlib logging if `set_up` was not called,
+    as in an application.
     """
     if mode.is_set_up:
         return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, event)

@@ -1,3 +1,3 @@
-"""What a service has counted and measured since it started, as plain numbers in memory. Knows no
+"""Counts and measurements of a service since it started, as plain numbers in memory. Uses no
 database.
 """

@@ -25,14 +25,14 @@ BOUNDS = (
     7_200.0,
     21_600.0,
 )
-"""The upper bounds of the buckets in seconds, from 0.01 seconds to 6 hours. One more bucket has
-what is longer.
+"""The upper bounds of the buckets in seconds, from 0.01 seconds to 6 hours. One more bucket has all
+longer durations.
 """
 
 
 class Buckets(NamedTuple):
-    """What a histogram had at one instant. `counts`: of each bucket by itself. `total`: the sum in
-    seconds.
+    """The content of a histogram at one instant. `counts`: of each single bucket. `total`: the sum
+    in seconds.
     """
 
     counts: tuple[int, ...]
@@ -49,13 +49,11 @@ class Histogram:
         self._total = 0.0
 
     def add(self, seconds: float) -> None:
-        """Add a duration. A negative one, which a clock that was set back makes, counts as none at
-        all.
-        """
+        """Add a duration. A negative one, caused by a clock that was set back, counts as zero."""
         seconds = max(0.0, seconds)
         self._counts[bisect_left(BOUNDS, seconds)] += 1
         self._total += seconds
 
     def buckets(self) -> Buckets:
-        """What was added until now."""
+        """The durations that were added so far."""
         return Buckets(tuple(self._counts), self._total)

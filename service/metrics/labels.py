@@ -1,5 +1,5 @@
-"""The names of tasks as labels: a bounded number of them, so that no number of tasks makes the
-metrics large.
+"""The names of tasks as labels, in limited number, so that many tasks do not make the metrics
+large.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 MOST_TASKS = 1_000
-"""So many tasks have labels of their own."""
+"""How many tasks have labels of their own."""
 
 OTHER = "other"
 """The label of all further tasks together."""

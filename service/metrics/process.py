@@ -1,8 +1,8 @@
 """The metrics of one service in this process since its start: its parts write them, and `/metrics`
 shows them.
 
-They are written where outcomes are handled in groups, so a run that goes well costs a few additions
-in memory.
+They are written where outcomes are handled in groups, so a successful run costs only a few
+additions in memory.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ _ENDED = {Fate.SKIPPED: "skipped", Fate.REPLACED: "cancelled"}
 
 
 class LedgerWork(StrEnum):
-    """What is asked of the ledger again and again, each with one or a few statements in one
-    transaction.
+    """The kinds of repeated work on the ledger, each one or a few statements in one transaction.
 
-    `fire` turns due slots into runs. `look` asks whether a run may start. `write` writes a group of
-    outcomes, log lines and progress, and claims runs. `poll` reads what may concern this node.
-    `beat` is a heartbeat with a poll. `gauges` reads what `/metrics` shows of the ledger.
+    `fire` turns due slots into runs. `look` checks whether a run may start. `write` writes a group
+    of outcomes, log lines and progress, and claims runs. `poll` reads what may concern this node.
+    `beat` is a heartbeat with a poll. `gauges` reads the gauges that `/metrics` shows.
     """
 
     FIRE = "fire"
@@ -55,7 +54,7 @@ class LedgerWork(StrEnum):
 
 
 class _Timed:
-    """Adds the duration of its `async with` block to a histogram, also if the block raises."""
+    """Adds the duration of its `async with` block to a histogram, even if the block raises."""
 
     __slots__ = ("_began_at", "_histogram")
 
@@ -75,26 +74,25 @@ class _Timed:
 
 
 class ProcessMetrics:
-    """What a service has counted since it started. Everything is written on its event loop, unless
-    it says otherwise.
+    """The counts of a service since it started. Unless noted, everything is written on its event
+    loop.
 
     Attributes:
-        runs: Runs that have ended here, by task, final state and origin. Parts are not among them.
-        parts: Parts of partitioned runs that have ended here, by task and final state.
-        attempts: Attempts that have ended here, by task and outcome.
-        slots: Slots that were fired here, by fate.
-        notifications: Tries to send a message, by channel and outcome.
-        items: Items in chunks that were committed, by task, of attempts that have ended.
-        dropped_lines: Log lines of ended attempts that were dropped, because they came faster than
-            they were written.
-        durations: How long attempts took, by outcome, without those of parts.
-        part_durations: How long attempts of parts took, by outcome.
-        start_delay: From a slot that was fired on time to the first line of its run.
-        ledger: How long the work on the ledger took. One thread does each kind of work: the
-            heartbeat's or the loop's.
-        failed_parts: Parts of the process that can't go on, by name: then the process ends.
-        last_tick: When the event loop last got what the heartbeat had read from the ledger;
-            database time.
+      runs: Runs that have ended here, by task, final state and origin, without parts.
+      parts: Parts of partitioned runs that have ended here, by task and final state.
+      attempts: Attempts that have ended here, by task and outcome.
+      slots: Slots that were fired here, by fate.
+      notifications: Tries to send a message, by channel and outcome.
+      items: Items in committed chunks, by task, of attempts that have ended.
+      dropped_lines: Log lines of ended attempts that were dropped, because they came faster than
+          they were written.
+      durations: How long attempts took, by outcome, without those of parts.
+      part_durations: How long attempts of parts took, by outcome.
+      start_delay: From a slot that was fired on time to the first line of its run.
+      ledger: How long the work on the ledger took. One thread does each kind of work: the
+          heartbeat's or the loop's.
+      failed_parts: Parts of the process that can't go on, by name. The process then ends.
+      last_tick: When the event loop last got a ledger poll of the heartbeat; database time.
     """
 
     def __init__(self) -> None:
@@ -122,8 +120,8 @@ class ProcessMetrics:
         return _Timed(self.ledger[work])
 
     def announce(self, channels: Iterable[str]) -> None:
-        """Show these channels with zero messages, before the first one: monitors see a rise only
-        from a number.
+        """Show these channels with zero messages before the first one, because monitors see a rise
+        only from a number.
         """
         for channel in channels:
             self.notifications.update(
@@ -133,7 +131,7 @@ class ProcessMetrics:
     def count_attempt(
         self, task: str, outcome: str, seconds: float, state: str | None, origin: str
     ) -> None:
-        """Count an attempt that has ended, and its run if that has ended with it.
+        """Count an attempt that has ended, and its run if the run has ended with it.
 
         `outcome`: as in the row of the attempt. `state`: the final state of the run; None if the
         run goes on.
@@ -156,8 +154,8 @@ class ProcessMetrics:
             self.runs[label, state, origin] += 1
 
     def count_slots(self, slots: Mapping[tuple[str, Fate], int]) -> None:
-        """Count slots that were fired, by task and fate. Runs that were skipped or replaced have
-        ended thereby.
+        """Count slots that were fired, by task and fate. Runs that were skipped or replaced count
+        as ended.
         """
         for (task, fate), number in slots.items():
             self.slots[fate] += number
@@ -165,8 +163,8 @@ class ProcessMetrics:
                 self.runs[self.labels.of(task), state, "schedule"] += number
 
     def count_work(self, task: str, items: int, dropped_lines: int) -> None:
-        """Count what an attempt that has ended has done: items in committed chunks, and log lines
-        that were dropped.
+        """Count the work of an attempt that has ended: items in committed chunks, and dropped log
+        lines.
         """
         if items:
             self.items[self.labels.of(task)] += items
@@ -195,9 +193,9 @@ class ProcessSnapshot:
     """The metrics of this process at one instant, for another thread. The names are those of
     ProcessMetrics.
 
-    `running`: attempts that go on, or whose outcome is not written yet. `leases_lost`: how often
-    the node has lost its lease. `loop_lag`: how many seconds a callback last waited on the event
-    loop.
+    `running`: attempts that are running, or whose outcome is not written yet. `leases_lost`: how
+    often the node has lost its lease. `loop_lag`: how many seconds the last callback waited on the
+    event loop.
     """
 
     runs: Mapping[tuple[str, str, str], int]

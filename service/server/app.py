@@ -1,4 +1,6 @@
-"""An application with the endpoints of the service, and what stands in an application around it."""
+"""An application with the endpoints of the service, and its adaptation to an application around
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from service.web.application import Api
 
 
 class Application(Api):
-    """Our application, served by itself or mounted in another one. If mounted it uses that
+    """Our application, served by itself or mounted in another one. If mounted, it uses that
     application's state.
     """
 
@@ -49,12 +51,12 @@ def create_app(
 ) -> Starlette:
     """An application with the service's endpoints, to be served by itself or mounted in yours.
 
-    `authorize`: a function, which may be async, from a request to the Actor that makes it, or None
-    for nobody; so the users of your application are users of this one. Tokens of the service are
-    valid beside it, for programs; nobody signs in to the service itself then. `sign_in_url`: where
-    your application signs people in, to which the pages send a browser of which `authorize` knows
-    nobody; default: such a browser gets the answer 401. `version`: of your application, which the
-    audit records; default: the setting BATCH_VERSION.
+    `authorize`: a function, which may be async, that returns the Actor of a request, or None; so
+    the users of your application are also users of this one. Tokens of the service stay valid, for
+    programs, but people can't sign in to the service itself. `sign_in_url`: where your application
+    signs people in; the pages send a browser there if `authorize` returns None. By default such a
+    browser gets the answer 401. `version`: that of your application, which the audit records; by
+    default the setting BATCH_VERSION.
     """
     app = Application(
         authorize=authorize, sign_in_url=sign_in_url, pages=pages, lifespan=lifespan_with_logs

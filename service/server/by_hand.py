@@ -51,7 +51,7 @@ class _ServiceTask:
     async def _run(self) -> None:
         with logs.keep_run_lines(self._settings.LOG_LEVEL):
             async with serving(self._batch, self._settings, is_guest=True):
-                if not self._started.done():  # it is cancelled if the code that awaits it was
+                if not self._started.done():  # cancelled if the awaiting code was
                     self._started.set_result(None)
                 await self._stop_requested.wait()
 
@@ -60,7 +60,7 @@ class _ServiceTask:
             await asyncio.wait([self._task])
 
     def _report_failure(self, task: asyncio.Task[None]) -> None:
-        """Raise the failure where the start is awaited, and log it too, because the start need not
+        """Raise the failure where the start is awaited, and also log it, because the start need not
         be awaited.
         """
         error = None if task.cancelled() else task.exception()
@@ -68,7 +68,7 @@ class _ServiceTask:
             self._started.set_exception(
                 error or BatchError("the batch service was stopped before it had started")
             )
-            # So that asyncio does not warn that the exception was never retrieved
+            # Otherwise asyncio would warn that the exception was never retrieved.
             self._started.exception()
         if error is not None:
             apscheduler.stop(self.scheduler)

@@ -1,8 +1,8 @@
 """Limits the number of open connections of the HTTP server, and the time that a connection waits
 for its client.
 
-Each connection takes a file descriptor, and runs need file descriptors too. uvicorn counts a
-connection only after it has read a request, and waits without a limit for the request, and for a
+Each connection takes a file descriptor, and runs need file descriptors, too. uvicorn counts a
+connection only after it has read a request, and it waits without a limit for the request, and for a
 client that does not read the answer.
 """
 
@@ -19,26 +19,26 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 REQUEST_SECONDS = 10.0
-"""Longest time from the connection, or from the end of the last response, to the end of a request's
-headers.
+"""The longest time from the connection, or from the end of the last response, to the end of a
+request's headers.
 """
 BODY_PAUSE_SECONDS = 10.0
-"""Longest time between two parts of a request's body."""
+"""The longest time between two parts of a request's body."""
 BODY_SECONDS = 30.0
-"""Longest time from the end of a request's headers to the end of its body."""
+"""The longest time from the end of a request's headers to the end of its body."""
 LAST_BODY_SECONDS = 2.0
-"""Longest time from the stop of the server to the end of a request's body: the server waits for all
-open requests.
+"""The longest time from the stop of the server to the end of a request's body, because the server
+waits for all open requests.
 """
 UNREAD_SECONDS = 30.0
-"""Longest time that a full buffer waits until the client has read some of it."""
+"""The longest time that a full buffer waits until the client has read some of it."""
 MOST_HEADER_BYTES = 65_536
 MOST_CONNECTIONS = 1000
 SHARE = 4
-"""Connections may take one of this many file descriptors of the process, a quarter of all."""
+"""Connections may use one of this many file descriptors of the process: a quarter."""
 MOST_FILES = 65_536
 WARN_SECONDS = 60.0
-"""Time between two warnings that the limit is reached."""
+"""The time between two warnings that the limit is reached."""
 
 
 def raise_file_limit() -> int:
@@ -57,7 +57,7 @@ def raise_file_limit() -> int:
 
 
 def share_of(files: int) -> int:
-    """The number of connections that may be open in a process that may have `files` open files."""
+    """How many connections may be open in a process with a limit of `files` open files."""
     return max(1, min(MOST_CONNECTIONS, files // SHARE))
 
 
@@ -65,8 +65,8 @@ class Connections:
     """The open connections, at most `limit`.
 
     When another one is opened, the connection that has been idle for the longest time is closed, or
-    the new one if none is idle. A connection is idle if it has no complete request to answer: none
-    was sent yet, its headers or its body are not complete, or the last one was answered. A
+    the new one if none is idle. A connection is idle if it has no complete request to answer: no
+    request was sent yet, its headers or its body are not complete, or the last one was answered. A
     request's headers have to arrive within `request_seconds`, and its body within `body_seconds`,
     with at most `body_pause_seconds` between two parts. If an answer fills the buffer, the client
     has to read some of it within `unread_seconds`.
@@ -205,16 +205,16 @@ class LimitedProtocol(asyncio.Protocol):
 
     @property
     def _is_answered(self) -> bool:
-        """Whether there is no request whose headers have come and whose response is not
+        """Whether there is no request whose headers have arrived and whose response is not
         complete.
         """
         return self.cycle is None or bool(self.cycle.response_complete)
 
     @property
     def _is_body_left(self) -> bool:
-        """Whether the headers of a request have come and its body is not complete.
+        """Whether the headers of a request have arrived and its body is not complete.
 
-        Its response may be: then the rest of the body is discarded.
+        Its response may be complete, in which case the rest of the body is discarded.
         """
         return self.cycle is not None and bool(self.cycle.more_body)
 
@@ -229,7 +229,7 @@ class LimitedProtocol(asyncio.Protocol):
             self._timer = None
 
     def _expect_body(self) -> None:
-        """Begin or go on to wait for a body, of which some has just come."""
+        """Begin or continue to wait for a body, of which a part has just arrived."""
         self._body_moved_at = clock.monotonic()
         if self._body_of is not self.cycle:
             self._stop_body_timer()
@@ -239,9 +239,9 @@ class LimitedProtocol(asyncio.Protocol):
             self._check_body()
 
     def _check_body(self) -> None:
-        """End the connection if the body is late, and otherwise look again when it would be."""
+        """End the connection if the body is late, and otherwise check again when it would be."""
         now = clock.monotonic()
-        # While the application does not take what has come, the client can send no more.
+        # While the application does not read the received data, the client can send no more.
         if self.flow.read_paused:
             self._body_began_at = self._body_moved_at = now
         late_at = min(

@@ -1,4 +1,4 @@
-"""What a person can do about a damaged file of SQLite; alone, because only this part of the server
+"""What a person can do about a damaged SQLite file. Alone, because only this part of the server
 knows backups.
 """
 
@@ -18,8 +18,8 @@ from service.settings.settings import Settings
 
 @contextmanager
 def damage_explained(settings: Settings) -> Iterator[None]:
-    """Add to the error of a damaged file what to do about it. Blocks then: it lists the folder of
-    the backups.
+    """Add advice to the error about a damaged file. That blocks, because it lists the folder of the
+    backups.
     """
     try:
         yield

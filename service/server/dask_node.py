@@ -1,5 +1,5 @@
-"""What the workers of a Dask cluster call: `plugin` makes the plugin that hosts a node there, and
-`use` takes a ticket.
+"""The functions that the workers of a Dask cluster call: `plugin` makes the plugin that hosts a
+node there, and `use` takes a ticket.
 
 Services name these two functions to the cluster (service/dask/remote.py), so a worker with an older
 package has to understand their arguments.
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from service.dask.plugin import NodePlugin
 
 NANNY_SECONDS = 1.5
-"""How long a drain lasts in a worker with a nanny. That kills the process four seconds after it has
-asked it to end.
+"""How long a drain lasts in a worker with a nanny, which kills the process four seconds after
+asking it to end.
 """
 
 _nodes: list[HostedNode] = []
-"""The node of this process. While one is replaced by another, the last one counts."""
+"""The node of this process. While one replaces another, the last one counts."""
 
 
 def plugin(pools: list[str]) -> NodePlugin:

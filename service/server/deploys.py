@@ -84,8 +84,8 @@ async def _record_settings(
 
 
 def _settings(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON. Of one that may be secret only a mark is stored, by which a change is
-    recognised.
+    """The settings as JSON. For a setting that may be secret only a mark is stored, which shows
+    changes.
     """
     redaction = Redaction.of(settings.BATCH_SECRET_WORDS)
     values = settings.model_dump(mode="json", include=set(Settings.model_fields))

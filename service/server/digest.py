@@ -1,5 +1,5 @@
-"""The digest: a summary of the night, which is written once for each slot of BATCH_DIGEST_CRON and
-then sent.
+"""The digest: a summary of the night, written once for each slot of BATCH_DIGEST_CRON and then
+sent.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from service.operations.night.night import night as night_of
 from service.operations.operations import Operations
 from service.words import kept_back_in_words
 
-if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
+if TYPE_CHECKING:  # importing it takes long, and the start does not need it
     from service.operations.night.results import Night
 
 logger = get_logger("service.batch")
 
 MOST_ROWS = 20
 READER = Actor("digest", role="viewer", source="service")
-"""The readers of a channel may be anybody, so a digest says no more than a viewer may see."""
+"""Anybody may read a channel, so a digest says no more than a viewer may see."""
 AGAIN = timedelta(minutes=1)
-"""A digest that could not be written is tried again after this time."""
+"""The wait until a digest that could not be written is tried again."""
 
 
 class Digest(Background):
@@ -64,7 +64,7 @@ class Digest(Background):
         self._again_at = datetime.min.replace(tzinfo=UTC)
 
     def on_changes(self, changes: LedgerChanges) -> None:
-        """Take the result of a ledger poll, by which the time passes."""
+        """Take the result of a ledger poll, which shows the time."""
         if self._next is None:
             self._next = self._schedule.next(changes.now)
         elif changes.now >= self._next:
@@ -88,16 +88,16 @@ class Digest(Background):
                 self._due = None
             except BatchError as error:
                 logger.warning(
-                    "the digest could not be written, and is tried again in a minute: "
+                    "the digest could not be written, the next attempt is in a minute: "
                     f"{error.message}"
                 )
             except (DBAPIError, OSError) as error:
                 why = self._ledger.why(error)
                 logger.warning(
-                    f"the digest could not be written, and is tried again in a minute: {why}"
+                    f"the digest could not be written, the next attempt is in a minute: {why}"
                 )
             except Exception:  # the background loop's boundary
-                logger.exception("the digest could not be written, and is tried again in a minute")
+                logger.exception("the digest could not be written, the next attempt is in a minute")
 
     async def _write(self, slot: datetime) -> None:
         night = await night_of(self._operations.context)

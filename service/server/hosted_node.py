@@ -1,7 +1,7 @@
-"""A node on tickets that lives in a process of somebody else, such as a worker of Dask.
+"""A node on tickets inside another program's process, such as a worker of Dask.
 
-It has a thread and an event loop of its own: what blocks the loop of a run does not block that of
-the process, by which others see that the process lives.
+It has a thread and an event loop of its own, so a run that blocks the node's loop does not block
+the loop of the process, which shows others that the process lives.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from service.settings.settings import Settings
 logger = logs.get_logger("service.batch")
 
 MOST_KNOWN = 1_000
-"""How many services are remembered as those of this node's ledger, at most."""
+"""How many services are remembered as those of this node's ledger."""
 
 
 class HostedNode:
-    """A node that claims runs of these pools on tickets, at most `places` at once. Its settings are
-    the process's.
+    """A node that claims runs of these pools on tickets, at most `places` at once. It uses the
+    settings of the process.
 
     `start`, `until_ended` and `stop` may be awaited on any event loop but its own.
     """
@@ -48,7 +48,7 @@ class HostedNode:
         """`on_tasks`: called in the node's thread with the names of its tasks by pool, and again
         when there are more.
 
-        `drain_seconds`: a drain takes no longer, whatever DRAIN_SECONDS says.
+        `drain_seconds`: a limit for the drain, whatever DRAIN_SECONDS says.
         """
         self._pools = pools
         self._places = places
@@ -76,23 +76,24 @@ class HostedNode:
             raise self._mistake
 
     async def stop(self) -> None:
-        """Drain the node and end its thread. It takes DRAIN_SECONDS and a little more, at most."""
+        """Drain the node and end its thread. It takes little more than DRAIN_SECONDS."""
         await asyncio.wait([asyncio.wrap_future(self._started)])
-        with suppress(RuntimeError):  # its loop is closed: it has ended
+        with suppress(RuntimeError):  # its loop is closed, so it has ended
             self._loop.call_soon_threadsafe(self._stopping.set)
         await asyncio.wrap_future(self._ended)
 
     def use(self, task: str, seconds: float, by: str) -> bool:
         """Use a ticket, in another thread than the node's: see Tickets.use. Raises BatchError.
 
-        `by`: the id of the service that has placed it, whose ledger has to be that of this node.
+        `by`: the id of the service that has placed it, and that must have the same ledger as this
+        node.
         """
         if not self._started.done() or self._ended.done():
             return False
         call = self._use(task, seconds, by)
         try:
             using = asyncio.run_coroutine_threadsafe(call, self._loop)
-        except RuntimeError:  # its loop is closed: it has ended just now
+        except RuntimeError:  # its loop is closed, so it has just ended
             call.close()
             return False
         either: list[Future[Any]] = [using, self._ended]
@@ -145,9 +146,7 @@ class HostedNode:
         return await self._batch.tickets.use(task, seconds)
 
     async def _check(self, service: str) -> None:
-        """Raises DatabaseError, and ends the node, if its ledger is not the one that this service
-        has.
-        """
+        """Raises DatabaseError, and ends the node, if its ledger is not that of this service."""
         if service in self._known:
             return
         ledger = self._batch.ledger
@@ -157,7 +156,7 @@ class HostedNode:
             ).first()
         if found is None:
             self._mistake = DatabaseError(
-                f"the ledger of this worker, {ledger.safe_url}, is not that of the service which "
+                f"the ledger of this worker, {ledger.safe_url}, is not that of the service that "
                 "has placed a ticket: "
                 f"let {ledger.setting} name the database that the service uses"
             )

@@ -33,8 +33,8 @@ from service.versions import application_version, package_version
 logger = get_logger("service.batch")
 
 DRAIN_NOTE_SECONDS = 1.0
-"""How long a service waits after its drain until the begin of the drain is written to the ledger,
-at most.
+"""How long a service waits after its drain for the beginning of the drain to be written to the
+ledger.
 """
 
 
@@ -46,8 +46,8 @@ async def sign_on(
     settings: Settings,
     version: str | None,
 ) -> None:
-    """Write the node to the ledger with what it has loaded, and the tasks if it is a service.
-    `version`: of the application, if it is known.
+    """Write the node to the ledger with the names of its tasks; a service also writes the tasks.
+    `version`: that of the application, if known.
     """
     folder = folder_of(settings.TASKS_DIR)
     node.application = await offload(application_version, version, folder, Path.cwd())
@@ -55,7 +55,7 @@ async def sign_on(
     async with ledger.engine.begin() as connection, whole_tables(connection):
         await wait_for_locks(connection)
         now = await database_time.now_of(connection)
-        if not node.roles.is_worker:  # which may have older code than the services
+        if not node.roles.is_worker:  # a worker may have older code than the services
             await task_sync.record_tasks(connection, await _to_record(connection, node, tasks), now)
         await node.register(connection, tasks, now, broken_as_json(broken))
         if node.roles.fires:
@@ -65,8 +65,8 @@ async def sign_on(
 async def _to_record(
     connection: AsyncConnection, node: Node, tasks: Mapping[str, Task]
 ) -> Mapping[str, Task]:
-    """The tasks that this node writes to the ledger. A process by hand writes only tasks that no
-    service has.
+    """The tasks that this node writes to the ledger. A process without a service's role writes only
+    tasks that no service has.
 
     It may have other code than the services. If that code named another pool, no node would claim
     the runs of the task.
@@ -80,17 +80,17 @@ async def _to_record(
 async def end_work(
     ledger: Database, node: Node, engine: LocalEngine, parts: Iterable[Background], seconds: float
 ) -> None:
-    """End all runs, and write to the ledger that the node drains. A ledger that does not answer
-    does not make this take longer than the drain.
+    """End all runs, and write to the ledger that the node drains. If the ledger does not answer,
+    this takes no longer than the drain.
 
-    `parts`: what else is to be stopped. `seconds`: how long runs may go on.
+    `parts`: the other parts to stop. `seconds`: how long runs may go on.
     """
     writing = asyncio.create_task(_write_if_reachable(ledger, node.drain))
     stops = asyncio.gather(*(part.stop() for part in parts))
     is_over = await engine.drain(seconds)
     await stops
     if is_over:
-        await engine.drain(0)  # runs that were launched by a firing that was in progress
+        await engine.drain(0)  # runs of a firing that was in progress
         await asyncio.wait([writing], timeout=DRAIN_NOTE_SECONDS)
     writing.cancel()
     await asyncio.wait([writing])
@@ -111,13 +111,13 @@ class SignOff:
             self._is_done = True
 
     def at_once(self) -> None:
-        """Sign off from another thread, right before the process is ended."""
+        """Sign off from another thread, just before the process is ended."""
         self._node.fall_silent()
         if not self._is_done and asyncio.run(self._through_a_connection_of_its_own(self._write)):
             self._node.unlock_at_once()
 
     def accuse(self, run: str, what: str) -> None:
-        """Write from another thread what this run does to this node, right before the process is
+        """Write from another thread what this run does to this node, just before the process is
         ended.
         """
         asyncio.run(
@@ -149,8 +149,8 @@ class SignOff:
 async def _write_if_reachable(
     ledger: Database, write: Callable[[AsyncConnection], Awaitable[None]]
 ) -> bool:
-    """Call `write` in a transaction of the ledger. Returns False if the ledger can't be reached,
-    which is logged.
+    """Call `write` in a transaction of the ledger. Returns False, and logs it, if the ledger can't
+    be reached.
     """
     try:
         async with limited(ANSWER_SECONDS), ledger.engine.begin() as connection:

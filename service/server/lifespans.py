@@ -1,6 +1,4 @@
-"""The lifespan that runs the batch service in your application, and the one of an application of
-ours.
-"""
+"""The lifespan that runs the batch service in your application, and that of our own application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`batch work --dask`: a Dask cluster of this machine, where services execute the runs of pools."""
+"""`batch work --dask`: a Dask cluster on this machine, where services execute the runs of pools."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.settings.pools import DASK_PORT, PREFIX
 from service.settings.settings import Settings
 
 PLACES = 4
-"""How many runs each worker executes at once, unless `--max-running` says it."""
+"""How many runs each worker executes at once, unless `--max-running` is given."""
 
 
 def run(
@@ -20,8 +20,8 @@ def run(
 ) -> None:
     """Run a cluster until SIGTERM, SIGINT or SIGHUP. Raises BatchError if it can't start.
 
-    `pools`: whose setting names its address; empty: all pools on Dask. `workers`: None: one for
-    each core.
+    `pools`: those whose setting names its address; if empty, all pools on Dask. `workers`: by
+    default one for each core.
     """
     from service.dask import installed
 
@@ -50,8 +50,8 @@ def run(
 
 
 def _address(settings: Settings, pools: Collection[str]) -> tuple[list[str], tuple[str, int]]:
-    """The pools that the settings put on Dask, and the one address that they name, or the default
-    one.
+    """The pools that the settings put on Dask, and the one address that they name, otherwise the
+    default address.
     """
     on_dask = {
         name: pool.address
@@ -61,7 +61,7 @@ def _address(settings: Settings, pools: Collection[str]) -> tuple[list[str], tup
     if len(set(on_dask.values())) > 1:
         raise InvalidParameters(
             f"the pools {', '.join(on_dask)} are on several Dask clusters: "
-            "name with --pool those whose cluster this machine is to be"
+            "name with --pool those whose cluster this machine should run"
         )
     for address in on_dask.values():
         parts = urlsplit(address)

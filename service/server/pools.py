@@ -1,4 +1,4 @@
-"""Pools, as the settings describe them: those that this process executes in child processes, and
+"""Pools as the settings describe them: those that this process executes in child processes, and
 those that it places elsewhere.
 """
 
@@ -28,18 +28,19 @@ HOST = "service.server.dask_node"
 
 
 class ChildPools:
-    """A ProcessPool for each pool that a setting describes as `process`. It has a nursery once a
+    """A ProcessPool for each pool that a setting describes as `process`. Its nursery starts once a
     task needs it.
 
     Attributes:
-        by_name: The pools by their names.
+      by_name: The pools by their names.
     """
 
     def __init__(self, settings: Settings, tasks: Mapping[str, Task], node: Node) -> None:
-        """`tasks`: those of this process, by name; more may be added. It serves the pools that
-        `node` claims from.
+        """`tasks`: those of this process, by name; more may be added. It serves the pools whose
+        runs `node` claims.
 
-        A node that claims nothing serves all of them, for the run that it is given.
+        For a node that claims nothing, it serves all of them, for the one run that the node is
+        given.
         """
         self._tasks = tasks
         self._claims = bool(node.roles.pools)
@@ -64,7 +65,7 @@ class ChildPools:
             self.start_one(name)
 
     def start_one(self, name: str) -> None:
-        """Start a pool, or let it take up tasks that were added. Returns at once."""
+        """Start a pool, or let it load tasks that were added. Returns at once."""
         if name in self._is_started:
             self.by_name[name].renew()
         else:
@@ -72,14 +73,14 @@ class ChildPools:
             self._is_started.add(name)
 
     async def stop(self) -> None:
-        """Kill the children that are left, and end the nurseries."""
+        """Kill the remaining children, and end the nurseries."""
         await asyncio.gather(*(self.by_name[name].stop() for name in self._is_started))
 
 
 async def placing_of(
     settings: Settings, ledger: Database, node: Node, tasks: Mapping[str, Task]
 ) -> Placing | None:
-    """The loop that places tickets for all pools of this kind; None if there is none. Raises
+    """The loop that places tickets for all pools of this kind; None if there are none. Raises
     InvalidSetting.
     """
     placed = {name: pool for name, pool in settings.pools.items() if pool.is_placed}
@@ -103,7 +104,7 @@ async def placing_of(
 async def _on_dask(
     pools: Mapping[str, Pool], node: Node, wake: Callable[[], None], lease: float
 ) -> dict[str, Placer]:
-    """One connection to each cluster, whose workers serve all pools that are on it."""
+    """One connection to each cluster, whose workers serve all pools on it."""
     if not pools:
         return {}
     from service.dask import installed
@@ -125,7 +126,7 @@ async def _on_dask(
 
 
 def _own(pool: str, named: str) -> Placer:
-    """An own placer: its class is called with the name of the pool."""
+    """A placer of the author's: its class is called with the name of the pool."""
     setting = f"setting {PREFIX}{pool.upper()}"
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

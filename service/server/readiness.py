@@ -1,5 +1,5 @@
-"""Why this process is not ready: which of its parts can't do their work now. `/readyz` and the
-ledger say it.
+"""Why this process is not ready: which of its parts can't work now. `/readyz` and the ledger show
+it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ logger = get_logger("service.batch")
 
 LOOK_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 1.0
-"""How often a process looks for what is wrong with it, and how often while something is."""
+"""How often a process looks for its troubles, and how often while it has some."""
 ANSWER_SECONDS = 3.0
 """How long a database may take to answer."""
 NO_ANSWER = "no answer within {:g} s"
 
 
 class Troubles(Background):
-    """Has the heartbeat write to the ledger what is wrong with this node, so that any process can
-    show it.
+    """Has the heartbeat write the troubles of this node to the ledger, so that any process can show
+    them.
 
-    It writes only what was wrong at two looks in a row: a database that was busy for a moment is no
-    trouble.
+    It writes only troubles of two looks in a row: a database that was busy for a moment does not
+    count.
     """
 
     def __init__(self, node: Node, look: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
@@ -53,7 +53,7 @@ class Troubles(Background):
                 now = {"databases": NO_ANSWER.format(self.turn_seconds)}
             except Exception:  # the boundary of a background loop: the next look may succeed
                 logger.exception(
-                    "what is wrong with this process could not be found out, which is tried again"
+                    "looking for the troubles of this process failed; the next look follows"
                 )
                 now = before
             self._node.tell({part: reason for part, reason in now.items() if part in before})
@@ -68,7 +68,7 @@ def is_working(node: Node, dispatcher: Dispatcher, schedules: ScheduleSync) -> b
 
 
 async def reasons_while_stopping(application: Database, ledger: Database) -> dict[str, str]:
-    """The parts that are not ready, each with the reason, of a service that stops."""
+    """The parts of a stopping service that are not ready, each with the reason."""
     return {"service": "it is stopping"} | await _of_databases(application, ledger)
 
 
@@ -79,8 +79,8 @@ async def reasons(
     engine: LocalEngine,
     firing: tuple[Dispatcher, ScheduleSync] | None,
 ) -> dict[str, str]:
-    """The parts that are not ready, each with the reason. `firing`: None for a process that fires
-    nothing.
+    """The parts that are not ready, each with the reason. `firing`: None for a process that does
+    not fire.
     """
     unready = await _of_databases(application, ledger)
     if (outage := node.outage.in_words) is not None:

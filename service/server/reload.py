@@ -32,8 +32,8 @@ SUFFIXES = (".py", ".sql", ".html", ".css", ".js")
 """The suffixes of source files. Files with other suffixes may be written by tasks."""
 
 LOOK_SECONDS = 0.25
-"""Time between two scans of the files. Scanning takes 2 ms, and works in containers and on network
-drives too.
+"""The time between two scans of the files. A scan takes 2 ms, and also works in containers and on
+network drives.
 """
 
 GIVE_UP_SECONDS = 10.0
@@ -62,7 +62,7 @@ class _Reloader:
         self._listening = listening
         self._is_stopping = False
         self._is_impatient = False
-        # The only kind of queue whose put() is safe in a signal handler
+        # The only kind of queue with a put() that is safe in a signal handler.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._watched, self._alive = os.pipe()
 
@@ -97,9 +97,9 @@ class _Reloader:
         self._seen = sources(self._folder)
         self._is_ended = False
         inherited = (self._listening.fileno(), self._watched)
-        # A terminal sends Ctrl-C, and its end, to all of its processes, and this one passes both on
-        # as SIGTERM. The child would take the second signal for a request to end at once. It
-        # inherits the mask, which holds from its very start.
+        # A terminal sends Ctrl-C, and its end, to all of its processes, and this process passes
+        # both on as SIGTERM. The child would take the second signal for a request to end at once.
+        # It inherits the mask, which therefore holds from its very start.
         from_terminal = {signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, from_terminal)
         try:
@@ -111,7 +111,7 @@ class _Reloader:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, from_terminal)
 
     def _wait_for_changes(self) -> str:
-        """Scan once. Returns the names of changed files when no more files change, or an empty
+        """Scan once. Returns the names of changed files once no more files change, or an empty
         string.
         """
         self._sleep(LOOK_SECONDS)
@@ -155,7 +155,7 @@ class _Reloader:
 
 
 def _newest(settings: Settings) -> Settings:
-    """The settings of the current `.env`, or the old ones if it is invalid: the child reports the
+    """The settings of the current `.env`, or the old ones if it is invalid. The child reports the
     error.
     """
     try:
@@ -165,8 +165,8 @@ def _newest(settings: Settings) -> Settings:
 
 
 def _folder(place: Path) -> Path:
-    """The folder of the tasks, or `place` if it does not exist yet: the child reports that, and it
-    is watched.
+    """The folder of the tasks, or `place` if it does not exist yet. The child reports that, and
+    `place` is watched.
     """
     try:
         return folder_of(place)
@@ -180,7 +180,7 @@ def sources(folder: Path) -> dict[Path, int]:
     """
     times = {}
     for path in (ENV_FILE, *_files(folder), *_files(Path(__file__).parents[1])):
-        with contextlib.suppress(OSError):  # the file does not exist, or was just deleted
+        with contextlib.suppress(OSError):  # the file does not exist, or has just been deleted
             times[path] = path.stat().st_mtime_ns
     return times
 
@@ -209,7 +209,7 @@ def main() -> None:
 
 
 def _end_with_the_reloader(alive: int) -> None:
-    """End this process, which would keep the port, when the reloader has ended in any way: that
+    """End this process, which would keep the port, when the reloader ends in any way, because that
     closes the pipe.
     """
     os.read(alive, 1)

@@ -66,7 +66,8 @@ from service.settings.settings import Settings
 logger = get_logger("service.batch")
 
 BULK_SECONDS = 10.0
-"""The seconds between two looks for bulks, after an error or while another process carries one out.
+"""The seconds between two looks for bulks, after an error or while another process carries one
+out.
 """
 
 
@@ -85,11 +86,11 @@ class BatchService:
     def __init__(
         self, settings: Settings, roles: Roles | None = None, version: str | None = None
     ) -> None:
-        """`roles`: what it does; None: it is a service that claims the runs of all pools that are
-        not left to others.
+        """`roles`: what it does; by default it is a service that claims the runs of all pools that
+        no other process has to serve.
 
-        `version`: of the application around the service; None: that of the setting, of git, or of
-        its files.
+        `version`: that of the application around the service; by default that of the setting, of
+        git, or of its files.
         """
         self.settings = settings
         self._version = version or settings.BATCH_VERSION
@@ -109,7 +110,7 @@ class BatchService:
         )
         self.tickets = Tickets() if self.roles.on_tickets else None
         self.stopping = asyncio.Event()
-        """Set when the service begins to stop. Streaming responses end then, because a server waits
+        """Set when the service begins to stop. Streaming responses then end, because a server waits
         for them.
         """
         self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
@@ -174,14 +175,14 @@ class BatchService:
         self._stack.push_async_callback(end)
 
     def leave_at_once(self) -> None:
-        """Sign this node off from another thread, right before the process is ended: its runs are
+        """Sign this node off from another thread, just before the process is ended. Its runs are
         interrupted.
         """
         self._sign_off.at_once()
 
     def accuse(self, run: str, what: str) -> None:
-        """Note from another thread what this run does, right before the process is ended because of
-        that.
+        """Record from another thread what this run does, just before the process is ended because
+        of it.
         """
         self._sign_off.accuse(run, what)
 
@@ -195,7 +196,7 @@ class BatchService:
         """The files of tasks that can't be used."""
         return self.folder.broken
 
-    # What follows starts the parts in this order. They are stopped in the reverse order.
+    # The following methods start the parts in this order. They are stopped in the reverse order.
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """Open the databases, and load the tasks."""
@@ -282,7 +283,9 @@ class BatchService:
         )
 
     def _answer(self, stack: AsyncExitStack) -> None:
-        """Answer what people and programs ask, and let code on this event loop start runs."""
+        """Provide the operations for people and programs, and let code on this event loop start
+        runs.
+        """
         self.operations = Operations(
             self.ledger,
             self.application,
@@ -313,7 +316,7 @@ class BatchService:
         stack.callback(pings.use, None)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
-        """Begin to fire schedules, and do what only services do beside it."""
+        """Begin to fire schedules, and start the other parts that only services have."""
         self.dispatcher = self._new_dispatcher()
         apscheduler.prepare(self.scheduler)
         stack.callback(apscheduler.stop, self.scheduler)
@@ -366,7 +369,7 @@ class BatchService:
         return Upkeep(self.ledger, self.tasks, Pruner(self.ledger, self.application, keep))
 
     def _watch(self) -> list[Background]:
-        """Make the parts that notice what goes wrong and tell people. They work on one node at a
+        """Make the parts that notice problems and notify people. They work on one node at a
         time.
         """
         settings = self.settings
@@ -418,7 +421,7 @@ class BatchService:
         self.supervisor.start(*parts)
         self._parts += parts
 
-    # What follows is called by the parts, when something has happened that concerns others.
+    # The parts call the following methods when something has happened that concerns others.
 
     def wake(self) -> None:
         """Runs may be able to start, here or where tickets are placed. Returns at once."""
@@ -427,15 +430,15 @@ class BatchService:
             self._placing.wake()
 
     def _on_queued(self, pools: frozenset[str] | None) -> None:
-        """Another process has queued runs of these pools; None: it may be any pool."""
+        """Another process has queued runs of these pools; None stands for any pool."""
         if pools is None or pools & self.roles.pools:
             self.engine.wake()
         if self._placing is not None and (pools is None or pools - self.roles.pools):
             self._placing.wake()
 
     def _takes(self, queued: Mapping[str, int]) -> bool:
-        """Whether the engine takes this many runs of each task by itself, so that no other node has
-        to know of them.
+        """Whether the engine takes this many runs of each task itself, so that other nodes need not
+        be notified.
         """
         return self.tickets is None and self.engine.capacity.holds(self.tasks, queued)
 
@@ -449,36 +452,38 @@ class BatchService:
             self._bulks.wake()
 
     def _on_loss(self, lost: LostLease | None) -> None:
-        """This node has lost its lease. Cut off the connections of before: what waits on one of
-        them never ends.
+        """This node has lost its lease. Cut off all existing connections, because a wait on one of
+        them might never end.
         """
         self.engine.give_up(lost)
         self.ledger.sever()
 
     def _on_replaced(self) -> None:
-        """The server takes no writes any more. Open all connections anew, to the server that has
+        """The server takes no writes any more. Open all connections again, to the server that has
         taken over.
         """
         self.ledger.sever()
         self.application.sever()
 
     def _on_rescue(self) -> None:
-        """A node has died: its runs can be claimed, and its bulks carried on."""
+        """A node has died: its runs can be claimed, and its bulks continued."""
         self.wake()
         self._wake_bulks()
 
     def _on_damage(self, cause: str) -> None:
-        """End the process, because no later try can succeed, and the log would be full of the same
+        """End the process, because no later try can succeed, and the log would fill with the same
         error. Called in any thread.
         """
         self.supervisor.fail(
             "ledger", f"{cause}. {after_damage(self.settings, self.ledger.url.database or '')}"
         )
 
-    # What follows says how the service is.
+    # The following methods describe the state of the service.
 
     def snapshot(self) -> ProcessSnapshot:
-        """The metrics of this process at this instant, with those of the attempts that go on."""
+        """The metrics of this process at this instant, including those of attempts that are still
+        running.
+        """
         items: Counter[str] = Counter()
         dropped = 0
         for attempt in self.engine.attempts:
@@ -496,7 +501,9 @@ class BatchService:
 
     @property
     def warnings(self) -> dict[str, str]:
-        """What holds up runs of this process, although it is ready, by the name of the part."""
+        """Problems that hold up runs of this process although it is ready, by the name of the
+        part.
+        """
         return {"threads": crowded} if (crowded := self.engine.crowded) is not None else {}
 
     async def readiness(self) -> dict[str, str]:
@@ -533,7 +540,8 @@ def _thresholds(settings: Settings) -> Thresholds:
 class BulkWorker(Background):
     """Carries out bulks: those that were begun here, and those of a process that has died.
 
-    It looks for them when the service starts, when it is woken, and as long as some are under way.
+    It looks for them when the service starts, when it is woken, and as long as some are in
+    progress.
     """
 
     def __init__(self, operations: Operations) -> None:
@@ -554,9 +562,7 @@ class BulkWorker(Background):
                 self._woken.set()
 
     async def _carry_out_all(self) -> bool:
-        """Carry out what is under way. Returns whether something is left that has to be looked at
-        again.
-        """
+        """Carry out all bulks in progress. Returns whether some are left that need another look."""
         from service.operations.bulks import bulk
 
         context = self._operations.context
@@ -565,7 +571,7 @@ class BulkWorker(Background):
                 await bulk.carry_out(context, id)
             return bool(await bulk.under_way(context))
         except BatchError as error:
-            logger.warning(f"a bulk stopped, and goes on in {BULK_SECONDS:g} s: {error.message}")
+            logger.warning(f"a bulk stopped; it goes on in {BULK_SECONDS:g} s: {error.message}")
         except Exception:  # the background loop's boundary
-            logger.exception(f"a bulk failed, and is tried again in {BULK_SECONDS:g} s")
+            logger.exception(f"a bulk failed, the next attempt is in {BULK_SECONDS:g} s")
         return True

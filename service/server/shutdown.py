@@ -1,8 +1,8 @@
 """Stops the service when its process has to stop: the drain begins at the signal, not at the end of
 the lifespan.
 
-A server ends the lifespan only after its open connections, and a blocked event loop never ends it.
-So the signal handlers here run before the server's own, which they call, and they also inform the
+A server ends the lifespan only after its open connections, and with a blocked event loop never. So
+the signal handlers here run before the server's own, which they call, and they also inform the
 watchdog, which has a thread.
 """
 
@@ -26,8 +26,8 @@ from service.settings.settings import Settings
 logger = logs.get_logger("service.batch")
 
 SAME_REQUEST_SECONDS = 0.5
-"""Two kinds of signals within this time are one request: a terminal or systemd sends one, and a
-parent another one.
+"""Two kinds of signals within this time are one request: a terminal or systemd may send one, and a
+parent process the other.
 """
 
 
@@ -35,8 +35,8 @@ parent another one.
 async def serving(
     batch: BatchService, settings: Settings, is_guest: bool
 ) -> AsyncIterator[BatchService]:
-    """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process is
-    somebody else's.
+    """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process
+    belongs to another application.
     """
     with _hang_up_as_termination():
         await batch.start()
@@ -50,8 +50,8 @@ async def serving(
 
 @contextlib.contextmanager
 def _hang_up_as_termination() -> Iterator[None]:
-    """Take SIGHUP, the end of a terminal or of a session of ssh, as SIGTERM, unless it is handled
-    or ignored.
+    """Treat SIGHUP, the end of a terminal or of an ssh session, as SIGTERM, unless it is handled or
+    ignored.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
@@ -73,7 +73,7 @@ class Stopping:
     """Stops the service once, on a signal or when the server ends the lifespan."""
 
     def __init__(self, batch: BatchService, settings: Settings, is_guest: bool) -> None:
-        """`is_guest`: the service runs in another application, whose process may go on after the
+        """`is_guest`: the service runs in another application, whose process may continue after the
         lifespan.
         """
         self._batch = batch
@@ -93,7 +93,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Handle signals and watch the event loop. If the process has to end, the watchdog goes on
+        """Handle signals and watch the event loop. If the process has to end, the watchdog works
         until then.
         """
         self._watchdog.start()
@@ -134,10 +134,10 @@ class Stopping:
     def _request_stop(self, call: Callable[[], object], is_final: bool = True) -> None:
         """Request a stop, which `call` performs on the event loop.
 
-        It is called by a signal handler between any two lines of the main thread, or in the
-        watchdog's thread. With `is_final` the process has to end too, unlike on Ctrl-C in a Python
-        shell or under pytest. `call` gets an empty context: a handler has that of the run that it
-        interrupts, whose log would get the service's lines.
+        A signal handler calls this between any two lines of the main thread, and the watchdog in
+        its own thread. With `is_final` the process has to end, too, unlike on Ctrl-C in a Python
+        shell or under pytest. `call` gets an empty context, because a handler has that of the run
+        that it interrupts, and that run's log would get the service's lines.
         """
         self._is_requested = True
         self._is_final = self._is_final or is_final
@@ -146,8 +146,8 @@ class Stopping:
             self._loop.call_soon_threadsafe(call, context=contextvars.Context())
 
     def _on_failure(self) -> None:
-        """A part of the service can't go on: have the runs end, and then the process. Any thread
-        may call it.
+        """A part of the service can't go on: end the runs, and then the process. Any thread may
+        call it.
         """
         self._watchdog.has_failed = True
         self._request_stop(self._begin)
@@ -192,9 +192,9 @@ class Stopping:
         """Whether this signal asks for an immediate end, because it is the second one.
 
         SIGINT counts after any first signal, because a parent process may pass on SIGINT as
-        SIGTERM. Others count after one of their own kind, and after another one that is not of the
-        same request; but not in a worker process, because servers may send their workers SIGTERM at
-        any time, as hypercorn does when another worker has ended.
+        SIGTERM. Others count after one of their own kind, and after another kind that does not
+        belong to the same request. In a worker process they do not count, because servers may send
+        their workers SIGTERM at any time, as hypercorn does when another worker has ended.
         """
         if not self._received:
             return False
@@ -211,7 +211,7 @@ class Stopping:
 
 
 def _server_event() -> Callable[[], bool]:
-    """A function that returns whether hypercorn has asked this worker to end, which it does by an
+    """A function that returns whether hypercorn has asked this worker to end, which it does with an
     event.
 
     The worker's own code checks the event on the event loop, and ends the lifespan only after open

@@ -1,6 +1,4 @@
-"""What a process does when it has started: it prints a short summary, and collects garbage less
-often from then on.
-"""
+"""After the start of a process: prints a short summary, and makes garbage collections rarer."""
 
 from __future__ import annotations
 
@@ -14,26 +12,26 @@ from service.batch.tasks.discovery import folder_of
 from service.server.service import BatchService
 
 MOST_LISTED = 20
-"""How many tasks the summary of a service lists, at most: those that are due next."""
+"""How many tasks the summary of a service lists: those that are due next."""
 MOST_NAMED = 10
-"""How many tasks the summary of a worker names, at most."""
+"""How many tasks the summary of a worker names."""
 
 
 def collect_no_garbage_yet() -> None:
-    """Look for no garbage before the start is over: nearly all that is made then stays.
+    """Collect no garbage before the start is over, because nearly all new objects stay.
 
-    With 10,000 tasks the search took almost a second.
+    With 10,000 tasks the collections took almost a second.
     """
     gc.freeze()
     gc.set_threshold(100_000, 50, 1_000)
 
 
 def collect_garbage_less_often() -> None:
-    """A full garbage collection during 10,000 runs would stop the event loop for a third of a
-    second (measured).
+    """Make full garbage collections rare: one during 10,000 runs would stop the event loop for a
+    third of a second (measured).
 
-    The collection of young objects stays frequent: each statement of SQLAlchemy leaves cycles,
-    about 1 MB a minute with 60 tasks each second, which are memory until then.
+    The collection of young objects stays frequent, because each statement of SQLAlchemy leaves
+    cycles: about 1 MB a minute with 60 tasks each second, which would use memory until then.
     """
     gc.collect()
     gc.freeze()
@@ -41,8 +39,8 @@ def collect_garbage_less_often() -> None:
 
 
 def print_summary(batch: BatchService, where: str) -> None:
-    """Print what a service or a worker is, and what it has loaded. `where`: " on " and its address,
-    or nothing.
+    """Print the kind of the process, and what it has loaded. `where`: " on " and its address, or
+    nothing.
     """
     is_worker = batch.roles.is_worker
     lines = [
@@ -94,7 +92,7 @@ def _tasks_of_pools(batch: BatchService) -> Iterator[str]:
 
 
 def warnings_of_worker(batch: BatchService) -> Iterator[str]:
-    """What is likely to be a mistake where a worker has started: pools of which it has no task."""
+    """Likely mistakes of a worker that has started: pools of which it has no task."""
     pools = {task.pool for task in batch.tasks.values()}
     without = batch.roles.pools - pools
     if without:

@@ -41,11 +41,11 @@ from service.web.headers import Headed
 
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 16
-"""The number of connections that the event loop accepts in one step, before it counts them."""
+"""How many connections the event loop accepts in one step, before it counts them."""
 
 IMPORT_AFTER_SECONDS = 0.1
-"""The import of the whole application begins this long after the start, because a thread that
-imports slows the event loop down.
+"""The wait between the start and the import of the whole application, because a thread that imports
+slows the event loop down.
 """
 
 logger = logs.get_logger("service.batch")
@@ -75,14 +75,14 @@ def serve_on(listening: socket.socket, settings: Settings) -> None:
 
 
 Welcome = Callable[[BatchService, str], Awaitable[None]]
-"""What is done when the server has started: it gets the service, and the URL of the server."""
+"""Called when the server has started, with the service and the URL of the server."""
 
 
 def run(app: Starlette | LateImport, listening: socket.socket, welcome: Welcome) -> None:
     """Serve this application until SIGTERM or SIGINT.
 
-    Its lifespan sets `app.state.batch`, or the error `app.state.failure`, which is raised here. An
-    error `app.state.import_error` that comes later stops the service, and is raised too.
+    Its lifespan sets `app.state.batch`, or the error `app.state.failure`, which is raised here. A
+    later error in `app.state.import_error` stops the service, and is raised, too.
     """
     uvicorn_log.setLevel("CRITICAL")
     os.register_at_fork(after_in_child=partial(_close_copy, listening))
@@ -108,8 +108,8 @@ class LateImport:
     """Passes requests to the whole application, which is imported when the service has started.
 
     Until then it answers health checks, and other requests wait. Importing the API and the pages
-    takes half as long as the start of the service, which needs nothing of them: it fires slots and
-    executes runs meanwhile. `state` is that of the whole application too.
+    takes half as long as the start of the service, which does not need them: it fires slots and
+    executes runs meanwhile. `state` is also that of the whole application.
     """
 
     def __init__(self) -> None:
@@ -138,8 +138,8 @@ class LateImport:
         asyncio.get_running_loop().call_later(IMPORT_AFTER_SECONDS, self.import_whole)
 
     def import_whole(self) -> asyncio.Task[Starlette]:
-        """Begin to import the whole application, once. If that fails, `state.import_error` says
-        why.
+        """Begin to import the whole application, once. If that fails, `state.import_error` has the
+        error.
         """
         if self._import is None:
             self._import = asyncio.create_task(offload(_create_app))
@@ -157,7 +157,7 @@ class LateImport:
             return
         self._whole = done.result()
         self._whole.state = self.state
-        gc.freeze()  # what was imported, which no collection needs to look at
+        gc.freeze()  # exempt the imported objects from garbage collection
 
 
 def _is_health_check(scope: Scope) -> bool:
@@ -167,16 +167,17 @@ def _is_health_check(scope: Scope) -> bool:
 
 
 def _create_app() -> Starlette:
-    """In a thread, because it takes some tenths of a second."""
+    """Called in a thread, because it takes some tenths of a second."""
     from service.server.app import create_app
 
     return create_app()
 
 
 def _close_copy(listening: socket.socket) -> None:
-    """Let a forked child not listen: it would keep the port if it lives longer than this process.
+    """Keep a forked child from listening, because it would hold the port if it outlives this
+    process.
 
-    /dev/null takes the number, so that it stays in use until the socket's object closes it.
+    /dev/null takes the descriptor, so that it stays in use until the socket's object closes it.
     """
     if listening.fileno() >= 0:
         null = os.open(os.devnull, os.O_RDWR)
@@ -185,13 +186,13 @@ def _close_copy(listening: socket.socket) -> None:
 
 
 def listen(settings: Settings, host: str | None = None, port: int | None = None) -> socket.socket:
-    """A socket on `host` and `port` (default: HOST and PORT). Raises InvalidSetting if the address
-    can't be used.
+    """A socket on `host` and `port` (by default HOST and PORT). Raises InvalidSetting if the
+    address can't be used.
     """
     host, port = host or settings.HOST, settings.PORT if port is None else port
     if settings.BATCH_AUTH == "off" and not is_loopback(host):
         raise InvalidSetting(
-            "setting BATCH_AUTH: off is only allowed where HOST is a loopback address, and it is "
+            "setting BATCH_AUTH: off is only allowed if HOST is a loopback address, and it is "
             f"{echoed(host)}"
         )
     try:
@@ -208,7 +209,7 @@ def listen(settings: Settings, host: str | None = None, port: int | None = None)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server without its log lines at start and stop, which are replaced by a summary."""
+    """uvicorn's server without its log lines at start and stop, which a summary replaces."""
 
     def __init__(self, config: uvicorn.Config, listening: socket.socket, welcome: Welcome) -> None:
         super().__init__(config)
@@ -227,7 +228,7 @@ class _Server(uvicorn.Server):
         await self._welcome(state.batch, _url_of(self._listening))
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop: also if the rest of the application can't be imported."""
+        """Whether to stop. It also stops if the rest of the application can't be imported."""
         state = self.config.app.state  # type: ignore[union-attr]
         return await super().on_tick(counter) or hasattr(state, "import_error")
 
@@ -238,11 +239,12 @@ def _url_of(listening: socket.socket) -> str:
 
 
 async def offer_sign_in(batch: BatchService, url: str, settings: Settings) -> None:
-    """As long as there is no token: print in a terminal a link that signs in once, and elsewhere
-    how a token is made.
+    """As long as there is no token, print a link that signs in once, or how to make a token if
+    there is no terminal.
 
-    The secret stands behind the #, so that no server, proxy or log sees it when a browser opens the
-    link. The service has started, so it goes on if the ledger can't be asked just now.
+    The secret is in the part after the #, so that no server, proxy or log sees it when a browser
+    opens the link. The service has started, so it goes on if the ledger can't be read at the
+    moment.
     """
     try:
         if settings.BATCH_AUTH == "off" or await access.has_token(batch.operations.context):
@@ -263,7 +265,7 @@ async def _print_link(batch: BatchService, url: str) -> None:
 
 
 def _print_more_on_enter(batch: BatchService, url: str) -> None:
-    """Print another link when somebody presses Enter in the terminal, until there is a token."""
+    """Print another link when a person presses Enter in the terminal, until there is a token."""
     if not sys.stdin.isatty():
         return
     loop, terminal = asyncio.get_running_loop(), sys.stdin.fileno()
@@ -274,7 +276,7 @@ def _print_more_on_enter(batch: BatchService, url: str) -> None:
             if await access.has_token(batch.operations.context):
                 loop.remove_reader(terminal)
                 console.warn(
-                    "  there is a token by now: sign in with it, or make another one by `batch "
+                    "  there is a token now: sign in with it, or make another one with `batch "
                     "token create`"
                 )
             else:
@@ -291,10 +293,10 @@ def _print_more_on_enter(batch: BatchService, url: str) -> None:
 
 
 def _may_read(terminal: int) -> bool:
-    """Whether what is typed is for this process. If it is in the background of a shell, a read
-    would stop it.
+    """Whether terminal input is for this process. In the background of a shell, a read would stop
+    it.
     """
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:  # this terminal does not control this process
+    except OSError:  # not the controlling terminal of this process
         return True

@@ -37,8 +37,8 @@ def work(
 ) -> None:
     """Execute runs of these pools until SIGTERM or SIGINT.
 
-    `port`: where health checks and metrics are answered, at the address `host` (default: the
-    setting HOST); None: no port is opened. Raises BatchError if the worker can't start.
+    `port`: serves health checks and metrics at the address `host` (by default the setting HOST);
+    None opens no port. Raises BatchError if the worker can't start.
     """
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     collect_no_garbage_yet()
@@ -53,14 +53,15 @@ def _work_without_port(settings: Settings, pools: frozenset[str], tasks: Sequenc
         asyncio.run(_until_cancelled(settings, pools, tasks))
     except KeyboardInterrupt:
         return
-    except asyncio.CancelledError:  # by SIGTERM: the process ends by it, as `batch serve` does
+    except asyncio.CancelledError:  # SIGTERM: the process ends by the signal, as `batch serve` does
         logs.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
 
 
 def use_tickets(settings: Settings, pools: frozenset[str], tasks: Sequence[str]) -> None:
-    """Execute the runs of these tasks, each one after another, until there are none, and return.
+    """Execute the runs of these tasks, for each task one after another, until there are none, and
+    return.
 
     A task that is named twice has two runs at a time. SIGTERM and SIGINT drain. Raises BatchError
     if it can't start.
@@ -70,8 +71,8 @@ def use_tickets(settings: Settings, pools: frozenset[str], tasks: Sequence[str])
 
 
 async def _until_cancelled(settings: Settings, pools: frozenset[str], tasks: Sequence[str]) -> None:
-    """Work until this asyncio task is cancelled, which both signals do; asyncio.run() does it for
-    SIGINT.
+    """Work until this asyncio task is cancelled, which both signals do; for SIGINT, asyncio.run()
+    does it.
     """
     loop, work = asyncio.get_running_loop(), asyncio.current_task()
     assert work is not None
@@ -125,7 +126,7 @@ async def _welcome(batch: BatchService, where: str) -> None:
     print_summary(batch, where)
     for warning in warnings_of_worker(batch):
         console.warn(f"  {warning}")
-    # The worker has started, so it goes on if the ledger can't be asked now.
+    # The worker has started, so it goes on if the ledger can't be read now.
     with contextlib.suppress(DatabaseError):
         await warn_of_services(batch)
 

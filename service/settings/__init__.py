@@ -1,1 +1,1 @@
-"""The settings: which there are, what is allowed, and the one place that reads them."""
+"""All settings, their allowed values, and the one place that reads them."""

@@ -1,4 +1,4 @@
-"""The settings of access by HTTP: who may ask, how often, and what is hidden from them."""
+"""The settings of access by HTTP: who may ask, how often, and what is hidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of alerts: which channels there are, and what counts as late or slow."""
+"""The settings of alerts: the channels, and what counts as late or slow."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class AlertSettings(BaseSettings):
 
 
 def alert_urls(urls: SecretStr | None, given: Mapping[str, object]) -> dict[str, list[str]]:
-    """The URLs of Apprise by the name of their channel. `given`: all settings by name, also those
-    of no field.
+    """The URLs of Apprise by the name of their channel. `given`: all settings by name, including
+    those that are not fields.
     """
     named = {
         match[1].lower(): str(value).split()

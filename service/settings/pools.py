@@ -42,15 +42,15 @@ class Pool:
     """What serves a pool.
 
     Attributes:
-        kind: "process": each process of the service executes its runs in children; "nodes": only
-            `batch work` does; "dask": the workers of a Dask cluster; "placer": what an own class
-            places runs on.
-        processes: How many children at once on each node, for `kind` "process"; None: one for each
-            core.
-        address: Of the scheduler, for `kind` "dask".
-        resources: What a worker must offer to a run by Dask's own names, and how much of it, for
-            `kind` "dask".
-        placer: "module:Class", for `kind` "placer".
+      kind: "process": each process of the service executes its runs in children; "nodes": only
+          `batch work` does; "dask": the workers of a Dask cluster; "placer": an author's class
+          places its tickets.
+      processes: How many children at once on each node, for `kind` "process"; by default one for
+          each core.
+      address: That of the scheduler, for `kind` "dask".
+      resources: The names and amounts of Dask's resources that a worker must offer for a run, for
+          `kind` "dask".
+      placer: "module:Class", for `kind` "placer".
     """
 
     kind: Literal["process", "nodes", "dask", "placer"]
@@ -74,7 +74,7 @@ class Pool:
 
     @property
     def words(self) -> str:
-        """What the setting says, in short."""
+        """The setting in short."""
         if self.address is not None:
             return self.address.replace("tcp:", "dask:", 1).replace("tls:", "dask+tls:", 1)
         return (
@@ -88,8 +88,8 @@ NO_POOLS: Mapping[str, Pool] = MappingProxyType({})
 
 
 def pools_of(given: Mapping[str, object]) -> dict[str, Pool]:
-    """The pools that the settings describe, by name. `given`: all settings by name, also those of
-    no field.
+    """The pools that the settings describe, by name. `given`: all settings by name, including those
+    that are not fields.
 
     Raises ValueError, which names the setting and what is allowed.
     """
@@ -129,7 +129,9 @@ def _pool_of(setting: str, text: str) -> Pool:
 
 
 def _dask(setting: str, text: str) -> Pool:
-    """The text is not echoed, because an address may have a password."""
+    """Read an address. The text is not repeated in errors, because an address may contain a
+    password.
+    """
     problem = f"setting {setting} is an address that can't be used; allowed: {DASK_ALLOWED}"
     try:
         parts = urlsplit(text)

@@ -1,7 +1,7 @@
 """Reads the settings once for the process, from the environment and `.env`.
 
-`get_settings()` returns what was read. `refresh_settings()` is the one way to read anew: it does so
-when `.env` has changed, and always after `forget_settings()`, which tests call.
+`get_settings()` returns these settings. Only `refresh_settings()` reads again: if `.env` has
+changed, and always after `forget_settings()`, which tests call.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
 
 
 def refresh_settings() -> Settings:
-    """Read `.env` again if it changed. An invalid value raises InvalidSetting once, and the old
+    """Read `.env` again if it has changed. An invalid value raises InvalidSetting once, and the old
     settings are kept.
     """
     global _settings, _own, _read_at_mtime
@@ -91,7 +91,7 @@ def _load(cls: type[S]) -> S:
 
 
 def _own_class(named: str) -> type[BaseSettings]:
-    """The class that SETTINGS names. One that does not extend Settings reads `.env` too, and
+    """The class that SETTINGS names. If it does not extend Settings, it also reads `.env`, and
     ignores our keys in it.
     """
     module, _, name = named.partition(":")
@@ -100,7 +100,7 @@ def _own_class(named: str) -> type[BaseSettings]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         cls = getattr(import_module(module), name)
-    except ValidationError as error:  # the module reads settings when it is imported
+    except ValidationError as error:  # the import of the module reads settings
         raise InvalidSetting("; ".join(_sentence(e) for e in error.errors())) from None
     except Exception as error:  # an author's module may raise anything
         raise InvalidSetting(f"{setting} can't be imported: {failures.line_of(error)}") from error

@@ -20,8 +20,8 @@ ENV_FILE = Path(".env")
 DAY = 86_400.0
 SHORTEST_BLOCK = 2.0
 SECRET = ("_URL", "_URLS", "_DSN", "_TOKEN", "_SECRET", "_WEBHOOK")
-"""Endings of settings whose values may contain a password. Values of an author's own settings are
-never shown.
+"""Endings of settings whose values may contain a password. The values of an author's own settings
+are never shown.
 """
 
 
@@ -39,8 +39,8 @@ class Settings(AccessSettings, AlertSettings):
     )
 
     _environment: dict[str, str] = PrivateAttr(default_factory=lambda: dict(os.environ))
-    """The environment as it was when these settings were read: names of pools, of channels and of
-    an author's own settings are known only by reading all of it.
+    """The whole environment at the time when these settings were read, because it contains names of
+    pools, of channels and of an author's own settings that are not known in advance.
     """
 
     HOST: str = Field("127.0.0.1", description="Address that `batch serve` listens on.")
@@ -217,12 +217,12 @@ class Settings(AccessSettings, AlertSettings):
 
     @property
     def _given(self) -> dict[str, Any]:
-        """All keys of `.env` that are no fields, and the whole environment, by their names."""
+        """All keys of `.env` that are not fields, and the whole environment, by name."""
         return {**(self.model_extra or {}), **self._environment}
 
     @property
     def sources(self) -> dict[str, str]:
-        """Where each setting that is set comes from: the environment, or `.env`."""
+        """The source of each setting that is set: the environment, or `.env`."""
         return {
             name: "environment" if self._environment.get(name) else str(ENV_FILE)
             for name in self.model_fields_set
@@ -274,7 +274,7 @@ class Settings(AccessSettings, AlertSettings):
         """
         if not name.isupper():
             return super().__getattr__(name)  # type: ignore[misc,no-any-return]
-        # An author's own setting is read when it is asked for, so that a test may set it later.
+        # An author's own setting is read when it is used, so that a test may set it later.
         own = {**(self.model_extra or {}), **os.environ}
         if name not in own:
             raise AttributeError(

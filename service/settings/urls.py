@@ -1,5 +1,5 @@
-"""Checks the settings that are URLs: of databases, such as DATABASE_URL, and BACKUP_URL, which is
-that of a bucket, or of a folder other than BACKUP_DIR.
+"""Checks the settings that are URLs: those of databases, such as DATABASE_URL, and BACKUP_URL,
+which is that of a bucket, or of a folder other than BACKUP_DIR.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def async_url(url: str) -> str:
     if "@" in (parsed.host or ""):
         raise ValueError("an @ in the password is read as the end of the password: write it as %40")
     parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
-    # libpq's name of `ssl`
+    # libpq's name for `ssl`.
     if parsed.drivername == "postgresql+asyncpg" and (mode := parsed.query.get("sslmode")):
         parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
     _refuse_driver(parsed)
@@ -58,7 +58,7 @@ def _refuse_driver(url: URL) -> None:
 
 
 def ledger_database_url(url: str) -> str:
-    """The URL, if the ledger can be in such a database. Raises ValueError."""
+    """The URL, if such a database can hold the ledger. Raises ValueError."""
     if make_url(url).get_backend_name() not in ("postgresql", "sqlite"):
         raise ValueError(
             "the ledger can't be in such a database; allowed: postgresql:// or sqlite://"
@@ -67,8 +67,8 @@ def ledger_database_url(url: str) -> str:
 
 
 def place_url(url: str) -> str:
-    """The URL without a final slash. Raises ValueError without the value, which may contain a
-    password.
+    """The URL without a final slash. Raises ValueError, which does not contain the value, because
+    it may contain a password.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("s3", "file") or not rest.strip("/"):
@@ -104,7 +104,7 @@ def folder_of(url: str) -> Path:
 
 
 def refuse_one_place(folder: Path, url: str) -> None:
-    """Raise InvalidSetting if `url` is the folder BACKUP_DIR itself, also by another name or
+    """Raise InvalidSetting if `url` is the folder BACKUP_DIR itself, even by another name or
     through a link.
     """
     if not url.startswith(FILE):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-# pytest imports this module at each start, and should not become slow for tests that don't use the
+# pytest imports this module at each start, and must not become slow for tests that don't use the
 # fixture.
 if TYPE_CHECKING:
     from service.testing.databases import Tables
@@ -40,12 +40,12 @@ else:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let `from tasks.report import ReportTask` import from the folder `tasks` of the project that
-    is tested.
+    """Let `from tasks.report import ReportTask` import from the folder `tasks` of the tested
+    project.
 
     Without this it may fail for two reasons: the command `pytest` does not put the project's folder
-    on `sys.path`, and a clone of this repository, if the project has one installed, has a package
-    `tasks` too.
+    on `sys.path`, and a clone of this repository, if the project has one installed, also has a
+    package `tasks`.
     """
     project_tasks = config.rootpath / "tasks"
     clone_tasks = Path(__file__).parents[2] / "tasks"
@@ -80,9 +80,8 @@ def batch(
 
     During the test, the settings DATABASE_URL, LEDGER_URL, BACKUP_DATABASE_URL and BACKUP_DIR point
     to databases and a folder of this test, and `get_db()` opens this application database. A
-    connection of another engine to a database of the settings outside of the test raises
-    BatchError. Each method works on the event loop that calls it. Between two calls no connection
-    stays open.
+    connection of another engine to a database of the settings outside the test raises BatchError.
+    Each method works on the event loop that calls it. No connection stays open between two calls.
     """
     from service import clock
     from service.batch.tasks.registry import TaskRegistry

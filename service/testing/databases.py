@@ -24,7 +24,7 @@ T = TypeVar("T")
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end on an event loop in another thread, and return its result.
 
-    It is another thread because an event loop may be running in the caller's.
+    It is another thread because the caller's thread may have a running event loop.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()

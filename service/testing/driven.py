@@ -1,5 +1,5 @@
-"""A service without background work: a test moves its clock and calls it, and it then handles what
-is due.
+"""A service without background work: it handles due slots and runs only when a test moves its clock
+and calls it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class DrivenService:
     DrivenService(…) as service`.
 
     Attributes:
-        node: The id of its node.
-        operations: The operations of the service. They record `test` as the actor who asked.
-        is_dead: Whether it was killed. The runs that were active then stay `running` in the ledger.
+      node: The id of its node.
+      operations: The operations of the service. They record `test` as the actor.
+      is_dead: Whether it was killed. The runs that were active then stay `running` in the ledger.
     """
 
     def __init__(
@@ -63,9 +63,8 @@ class DrivenService:
         recorder: Recorder,
         patience: float,
     ) -> None:
-        """`firing`: the names of the tasks that fire; None: all. `prepare`: called with the
-        instance of each attempt.
-        `patience`: see `Batch`.
+        """`firing`: the names of the tasks that fire; None for all. `prepare`: called with the
+        instance of each attempt. `patience`: see `Batch`.
         """
         self._tasks = tasks
         self._prepare = prepare
@@ -132,8 +131,8 @@ class DrivenService:
         await self._stack.aclose()
 
     async def advance(self, until: datetime) -> None:
-        """Move the clock to `until` in steps: to each instant at which something is due, and handle
-        it there.
+        """Move the clock to `until` in steps, and handle everything that is due at each step's
+        instant.
         """
         await self.settle()
         while (at := await self._next_instant()) is not None and at <= until:
@@ -142,8 +141,8 @@ class DrivenService:
         clock.advance(until - clock.now())
 
     async def jump(self, until: datetime) -> None:
-        """Move the clock to `until` in one step, as if no service had run in between, and handle
-        what is due then.
+        """Move the clock to `until` in one step, as if no service had run in between, and then
+        handle everything that is due.
         """
         clock.advance(until - clock.now())
         await self.settle()
@@ -168,7 +167,7 @@ class DrivenService:
         """Execute this run until it has committed this many chunks, or this many of its parts have
         succeeded.
 
-        It is killed then, or comes to its end before that.
+        It is killed then, unless it ends before.
         """
         with self._recorder.killing(run_id, after_chunk, after_part, self._stop_driving) as kill:
             await self.finish(run_id)
@@ -195,7 +194,7 @@ class DrivenService:
             await rescue(connection, {node: 0}, now)
 
     async def settle(self) -> None:
-        """Fire every due slot and execute every run that may start, until nothing more is due at
+        """Fire every due slot and execute every run that can start, until nothing more is due at
         this instant.
         """
         names = {name for name, schedule in self._schedules.items() if schedule is not None}
@@ -243,24 +242,22 @@ class DrivenService:
             await self._open()
 
     async def _open(self) -> bool:
-        """Open and close what waits and is ready. Returns whether there was any."""
+        """Open and close the waiting runs that are ready. Returns whether there were any."""
         async with self._ledger.engine.begin() as connection:
             return (await open_and_close(connection, self._tasks, clock.now())).number > 0
 
     def _stop_driving(self) -> None:
-        """End the wait for the active runs at once: its timeout is set to an instant that has
-        passed.
-        """
+        """End the wait for the active runs at once, by setting its timeout to a past instant."""
         if not self._timeout.expired():
             self._timeout.reschedule(0)
 
     async def _die(self, kill: Kill) -> None:
         """Give up all attempts, as if this process had died: their progress is written to the
-        ledger, no outcome is.
+        ledger, but no outcome.
 
         A real service has written the progress up to half a second before it dies. At the fifth
-        loss of its node, a run fails if it has made no progress. This must not depend on the speed
-        of the test, so the progress is written now.
+        loss of its node, a run without progress fails. The speed of the test must not decide that,
+        so the progress is written now.
         """
         self.is_dead = True
         async with self._ledger.engine.begin() as connection:
@@ -270,9 +267,7 @@ class DrivenService:
         kill.end_frozen_tasks()
 
     async def _next_instant(self) -> datetime | None:
-        """The instant of the next slot, or of the next one at which a run is due, or has waited
-        long enough.
-        """
+        """The next instant at which a slot or a run is due, or a run has waited long enough."""
         instants = [
             schedule.next(clock.now())
             for schedule in self._schedules.values()
@@ -290,7 +285,7 @@ class DrivenService:
         return min((at for at in instants if at is not None), default=None)
 
     async def _next_part_at(self, run_id: str) -> datetime | None:
-        """The instant at which the next part of a run is tried again; None if none is."""
+        """The instant at which the next part of a run is tried again; None if no part is."""
         query = select(func.min(tables.runs.c.due_at)).where(
             tables.runs.c.awaited_by == run_id,
             text(CLAIMABLE_SQL),
@@ -307,7 +302,7 @@ class DrivenService:
         return row
 
     async def _end(self) -> None:
-        """Stop the engine. Runs are still active if an error has ended the test's call; they are
+        """Stop the engine. If an error has ended the test's call, runs are still active; they are
         interrupted.
         """
         self._engine.start()
@@ -317,8 +312,8 @@ class DrivenService:
 
 
 def _schedules_of(tasks: Mapping[str, Task], firing: set[str] | None) -> dict[str, Schedule | None]:
-    """The schedules of the tasks that fire. A task that follows another has the schedule of that
-    one, if it fires.
+    """The schedules of the tasks that fire. A follower has the schedule of the task that it
+    follows, if that fires.
     """
     read = {
         name: task.read_schedule()

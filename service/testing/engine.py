@@ -1,5 +1,5 @@
-"""The engine that executes runs, without its background loop: it executes runs only when a test
-calls it.
+"""The engine that executes runs, without its background loop. Alone, because only this class of
+testing derives from a part of the service.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from service.batch.execution.engine import LocalEngine
 
 
 async def nothing() -> None:
-    """What is done after a turn by default."""
+    """The default action after a turn."""
 
 
 class DrivenEngine(LocalEngine):
@@ -22,7 +22,7 @@ class DrivenEngine(LocalEngine):
 
     async def settle(self, after_each: Callable[[], Awaitable[None]] = nothing) -> None:
         """Claim and execute runs until no run is active and none can be claimed. `after_each`:
-        after each turn.
+        called after each turn.
         """
         await self._turn()
         while self._attempts:

@@ -1,5 +1,5 @@
-"""The errors that `fail_next` has set up: the next attempts of a task raise them instead of calling
-`run()`.
+"""The errors that `fail_next` has set up, which the next attempts of a task raise. Alone, because
+it knows no service.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from service.batch.tasks.registry import Task
 
 
 class Failures:
-    """The errors that the next attempts of each task are to raise, in this order."""
+    """The errors that the next attempts of each task should raise, in this order."""
 
     def __init__(self) -> None:
         self._errors: defaultdict[tuple[str, int | None], deque[BaseException]] = defaultdict(deque)

@@ -1,5 +1,5 @@
-"""Lets tests change the instance of a task's class that each attempt creates, before its `run()` is
-called.
+"""Lets tests change the task instance of each attempt before its `run()`. Alone, because failures,
+kills and upstreams all use it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Prepare = Callable[[Task, BaseTask], None]
 
 
 def prepared(tasks: Mapping[str, Task], prepare: Prepare) -> dict[str, Task]:
-    """Copies of these tasks. An attempt of one calls `prepare` with its new instance before it
+    """Copies of these tasks. Each attempt of one calls `prepare` with its new instance before it
     calls `run()`.
     """
     return {
@@ -25,7 +25,7 @@ def prepared(tasks: Mapping[str, Task], prepare: Prepare) -> dict[str, Task]:
 
 
 def _maker(task: Task, prepare: Prepare) -> type[BaseTask]:
-    # A function will do, because an attempt only calls it.
+    # A function is enough, because an attempt only calls it.
     return cast(type[BaseTask], partial(_make, task, prepare))
 
 

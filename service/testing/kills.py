@@ -1,5 +1,5 @@
-"""Kills: from a commit of a chunk, or an end of a part on, no code of active runs is executed, not
-even a `finally`.
+"""Kills: from the commit of a chunk or the end of a part on, no code of active runs is executed,
+not even a `finally`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from service.testing.records import RunRecord
 
 
 class Kill:
-    """Freezes all coroutines of runs as soon as one run has come so far, as a `kill -9` would.
+    """Freezes all coroutines of runs as soon as one run has come this far, as a `kill -9` would.
 
     Attributes:
-        chunks: How many chunks the run has committed.
-        parts: How many parts of its task have succeeded.
-        is_done: Whether the run has been killed.
+      chunks: How many chunks the run has committed.
+      parts: How many parts of its task have succeeded.
+      is_done: Whether the run has been killed.
     """
 
     def __init__(
@@ -34,8 +34,7 @@ class Kill:
         after_part: int | None = None,
     ) -> None:
         """`after_chunk`, `after_part`: after how many of these the run is killed. `on_kill` is
-        called during the commit
-        of a chunk, or after that of a part, and must not block.
+        called during the commit of a chunk, or after the commit of a part, and must not block.
         """
         self.chunks = self.parts = 0
         self.is_done = False
@@ -56,9 +55,7 @@ class Kill:
         self._kill_if(self.chunks == self._after_chunk)
 
     def part_succeeded(self) -> None:
-        """Count a part that has succeeded, and kill the run if this is the one after which it is to
-        be killed.
-        """
+        """Count a part that has succeeded, and kill the run if this is part `after_part`."""
         if not self.is_done:
             self.parts += 1
             self._kill_if(self.parts == self._after_part)
@@ -69,7 +66,7 @@ class Kill:
         return f"chunk {self.chunks}" if self._after_part is None else f"{self.parts} parts"
 
     def missed(self, run: RunRecord) -> str:
-        """Why the run was not killed. `run`: as it is now."""
+        """Why the run was not killed. `run`: its present record."""
         state = run.state if run.reason is None else f"{run.state} ({run.reason})"
         if self._after_part is not None:
             wanted, did = f"part {self._after_part}", f"{self.parts} of its parts succeeded"
@@ -94,7 +91,7 @@ class Kill:
 
     @contextmanager
     def freezing_tasks(self) -> Iterator[None]:
-        """Let the kill also freeze the asyncio tasks that runs create on this event loop."""
+        """Make the kill also freeze the asyncio tasks that runs create on this event loop."""
         loop = asyncio.get_running_loop()
         previous_factory = loop.get_task_factory()
 
@@ -113,8 +110,8 @@ class Kill:
             loop.set_task_factory(previous_factory)
 
     def end_frozen_tasks(self) -> None:
-        """End the asyncio tasks of the frozen coroutines. No more code of the coroutines is
-        executed by that.
+        """End the asyncio tasks of the frozen coroutines. That executes no more code of the
+        coroutines.
         """
         for coroutine in self._coroutines:
             coroutine.prevent_closing()
@@ -153,7 +150,7 @@ class FreezableCoroutine(Coroutine[Any, Any, Any]):
     def prevent_closing(self) -> None:
         """Keep one reference to the coroutine for ever, so that Python never frees it.
 
-        Before Python frees a coroutine, also at the end of the process, it executes each `finally`
+        Before Python frees a coroutine, even at the end of the process, it executes each `finally`
         in it.
         """
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._coroutine))

@@ -35,15 +35,15 @@ PATIENCE = 30.0
 
 TaskOrName = type[BaseTask] | str
 RunOrTask = RunRecord | TaskOrName
-"""A run as it was returned, the id of a run, or a task, which stands for its newest run."""
+"""A returned run, the id of a run, or a task, which stands for its newest run."""
 
 
 class Batch:
     """Runs the tasks of TASKS_DIR. The clock stands still, and only calls of this object move it.
 
     Attributes:
-        patience: Seconds of real time that the runs of one call may take. After that the call
-            raises TimeoutError.
+      patience: Seconds of real time that the runs of one call may take. After that the call
+          raises TimeoutError.
     """
 
     def __init__(self, root: Path) -> None:
@@ -92,7 +92,7 @@ class Batch:
         clock.advance(at - clock.now())
 
     def add(self, *tasks: type[BaseTask]) -> None:
-        """Register tasks that are not in TASKS_DIR. Their slots from now on are fired. Raises
+        """Register tasks that are not in TASKS_DIR. Their slots fire from now on. Raises
         InvalidTask.
         """
         for task in tasks:
@@ -109,7 +109,7 @@ class Batch:
         times: int = 1,
         part: int | None = None,
     ) -> None:
-        """Make the next attempts of `task`, or of its `part`, raise `error` (default: a
+        """Make the next attempts of `task`, or of its `part`, raise `error` (by default a
         RuntimeError).
         """
         if error is not None and not isinstance(error, BaseException):
@@ -138,14 +138,14 @@ class Batch:
         moves to each retry.
 
         Runs that it starts with `start()` are executed in the same call, unless they begin later
-        (`at`, `delay`). `upstream`: what its parameter with the annotation Upstream gets: the
+        (`at`, `delay`). `upstream`: the value for its parameter with the annotation Upstream: the
         results by the names of the tasks that it waits for, or for a follow-up a list with the
         results of the members of its group. `kill_after_chunk`: when the run has committed this
         many chunks, in all its loops together, it is killed, as if its process had died. It is
         returned in the state `running`, and `resume()` continues it. Raises AssertionError if the
         run ends with fewer chunks. `kill_after_part`: the same when this many parts of a
-        partitioned task have succeeded. It is returned `waiting`. A failed run is returned too: see
-        its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
+        partitioned task have succeeded. It is returned in the state `waiting`. A failed run is also
+        returned: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = self._known(task)
         _check(kill_after_chunk)
@@ -173,8 +173,8 @@ class Batch:
     async def retry(self, run: RunOrTask, *, from_the_beginning: bool = False) -> RunRecord:
         """Give a run in a final state a new attempt, like `batch retry`, and run it to its end.
 
-        Raises WrongState if the run is not over, or if it has succeeded and `from_the_beginning` is
-        False.
+        Raises WrongState if the run has not ended, or if it has succeeded and `from_the_beginning`
+        is False.
         """
         async with self._service() as service:
             retried = await service.operations(
@@ -184,7 +184,7 @@ class Batch:
         return self._record(retried.id)
 
     async def cancel(self, run: RunOrTask) -> RunRecord:
-        """Cancel a waiting run, like `batch cancel`. Raises WrongState if the run is over."""
+        """Cancel a waiting run, like `batch cancel`. Raises WrongState if the run has ended."""
         async with self._service() as service:
             cancelled = await service.operations(CancelRun(run=self._id(run)))
         return self._record(cancelled.id)
@@ -226,8 +226,8 @@ class Batch:
         """Take over the run that a kill has ended, as another process would, and run it to its end.
 
         It continues after its last committed chunk, in the same attempt. `kill_after_chunk` kills
-        it once more; only chunks that are committed from now on are counted. Raises BatchError if
-        no run was killed.
+        it once more; only chunks that are committed from now on count. Raises BatchError if no run
+        was killed.
         """
         _check(kill_after_chunk)
         if self._killed is None:
@@ -244,10 +244,10 @@ class Batch:
     async def advance(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> list[RunRecord]:
-        """Move the clock forward by this time, from slot to slot, and run what is due at each slot
-        to its end.
+        """Move the clock forward by this time, from slot to slot, and run everything that is due at
+        each slot to its end.
 
-        Runs that wait are opened when it is time: those that were started with `at` or `delay`,
+        Waiting runs are opened at their time: those that were started with `at` or `delay`,
         follow-ups, and slots of tasks with `after`. Returns the runs that have ended during this
         call, including skipped ones, oldest first.
         """
@@ -257,7 +257,7 @@ class Batch:
     async def down(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> list[RunRecord]:
-        """Move the clock as if the service had been down for this time: the missed policies decide
+        """Move the clock as if the service had been down for this time. The missed policies decide
         what runs now.
 
         Returns the runs that have ended during this call, oldest first.
@@ -314,7 +314,7 @@ class Batch:
             ) from None
 
     def _id(self, run: RunOrTask) -> str:
-        """The id of a run; of a task, that of its newest run. Raises UnknownRun if the task has
+        """The id of a run, or that of the newest run of a task. Raises UnknownRun if the task has
         none.
         """
         if isinstance(run, RunRecord):

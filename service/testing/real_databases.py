@@ -1,5 +1,5 @@
-"""Refuses a test's connections to the real databases, which an engine of the author's own may open
-by mistake.
+"""Refuses a test's connections to the real databases, which an author's engine may open by mistake.
+Alone, because it works without the fixture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Address = tuple[str, ...]
 
 
 def urls() -> list[str]:
-    """The URLs of the databases of the present settings. None of settings that can't be read."""
+    """The URLs of the databases of the present settings; none if the settings can't be read."""
     try:
         settings = get_settings()
     except InvalidSetting:
@@ -28,7 +28,7 @@ def urls() -> list[str]:
 
 @contextmanager
 def refused(real: Collection[str], own: Collection[str]) -> Iterator[None]:
-    """Let each connection that an engine of SQLAlchemy opens to a real database raise BatchError.
+    """Make each connection that an engine of SQLAlchemy opens to a real database raise BatchError.
 
     `own`: the URLs of the test's databases, which are the real ones for settings that are relative
     to its folder.

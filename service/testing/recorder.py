@@ -1,4 +1,4 @@
-"""Records the chunks that runs commit, and reports them to the kill if the test has asked for
+"""Records the chunks that runs commit, and reports them to the kill if the test has requested
 one.
 """
 
@@ -38,7 +38,7 @@ class Recorder:
     """The chunks of each run, in the order of their commits.
 
     Attributes:
-        kill: The kill that the test has asked for; None: it has asked for none.
+      kill: The kill that the test has requested, if any.
     """
 
     def __init__(self) -> None:
@@ -46,8 +46,8 @@ class Recorder:
         self.kill: Kill | None = None
 
     def prepare(self, task: Task, instance: BaseTask) -> None:
-        """Let the attempt that has just created `instance` record its chunks, and let a kill freeze
-        its `run()`.
+        """Make the attempt that has just created `instance` record its chunks, and let a kill
+        freeze its `run()`.
         """
         run = current_run()
         state_of(run).loops = RecordedLoops(partial(self._committed, run.id))
@@ -58,8 +58,8 @@ class Recorder:
     def killing(
         self, run: str, after_chunk: int | None, after_part: int | None, on_kill: Callable[[], None]
     ) -> Iterator[Kill]:
-        """Within this block, kill `run` when it has come so far (see Kill), and call `on_kill`
-        then.
+        """Within this block, kill `run` when it has come this far (see Kill), and then call
+        `on_kill`.
         """
         self.kill = Kill(run, after_chunk, on_kill, after_part)
         try:
@@ -69,7 +69,7 @@ class Recorder:
             self.kill = None
 
     def ended(self, outcomes: Sequence[Outcome]) -> None:
-        """Tell the kill which parts have succeeded."""
+        """Report to the kill which parts have succeeded."""
         for outcome in outcomes:
             if (
                 self.kill is not None

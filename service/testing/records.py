@@ -28,9 +28,9 @@ class CommittedChunk:
     """A committed chunk of a run.
 
     Attributes:
-        loop: The name of its loop. A loop without a name has its number in the run: "1".
-        number: Its number in its loop, from 1, counted on through all attempts.
-        items: The items of the chunk.
+      loop: The name of its loop. A loop without a name has its number in the run: "1".
+      number: Its number in its loop, from 1, counted through all attempts.
+      items: The items of the chunk.
     """
 
     loop: str
@@ -43,16 +43,16 @@ class RunRecord:
     """The row of a run in the ledger. Instants are aware, in UTC.
 
     Attributes:
-        slot: The instant at which it was due; None for a manual run that was started without a
-            slot.
-        state: `succeeded`, `failed`, `skipped`, … (see the states in the docs).
-        reason: Why it is not `succeeded`, as text for a person.
-        result: The value that `run()` returned, as it is read back from JSON.
-        attempt: How many attempts have begun.
-        error: The error of its last failed attempt: `type`, `message`, `traceback`. None: no
-            attempt has failed.
-        logs: The lines that it has logged, oldest first: `text`, `level`, `logger`, `at`.
-        chunks: The chunks that all its attempts have committed, in the order of their commits.
+      slot: The instant at which it was due; None for a manual run that was started without a
+          slot.
+      state: `succeeded`, `failed`, `skipped`, … (see the states in the docs).
+      reason: Why it is not `succeeded`, as text for a person.
+      result: The value that `run()` returned, as it is read back from JSON.
+      attempt: How many attempts have begun.
+      error: The error of its last failed attempt: `type`, `message`, `traceback`. None if no
+          attempt has failed.
+      logs: The lines that it has logged, oldest first: `text`, `level`, `logger`, `at`.
+      chunks: The chunks that all its attempts have committed, in the order of their commits.
     """
 
     id: str
@@ -84,7 +84,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class MissedRange:
-    """Consecutive slots of a task that did not run: how many, from which to which, and for which
+    """Consecutive slots of a task that did not run: how many, the first, the last, and the
     reason.
     """
 
@@ -100,9 +100,7 @@ Committed = Mapping[str, list[CommittedChunk]]
 
 
 def run_records(chunks: Committed, **values: str | None) -> list[RunRecord]:
-    """The runs whose columns have these values, oldest first. A column with the value None may have
-    any value.
-    """
+    """The runs whose columns have these values, oldest first. None stands for any value."""
     return wait_for(_with_ledger(lambda connection: _run_records(connection, chunks, values)))
 
 

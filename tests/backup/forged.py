@@ -1,6 +1,6 @@
 """Makes forged backups: files whose checksums and trailers are right, and whose content is hostile.
 
-Not bytes that were changed, which the checksums tell, but what somebody writes who knows the
+They are not files with changed bytes, which checksums detect, but files of somebody who knows the
 format: each field of the manifest with each value of a list, members that don't fit to it, and
 small files that become large.
 """

@@ -10,5 +10,5 @@ in_a_process = create.run_worker
 
 
 def make_backups_here(patch: pytest.MonkeyPatch) -> None:
-    """Have the worker carry them out in the thread that orders them."""
+    """Have the worker carry the backups out in the calling thread."""
     patch.setattr(create, "run_worker", worker.carry_out)

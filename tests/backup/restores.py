@@ -1,4 +1,4 @@
-"""A PostgreSQL database with something of everything, and all that can be told of one before and
+"""A PostgreSQL database with every kind of object, and all that can be compared of one before and
 after a restore.
 """
 

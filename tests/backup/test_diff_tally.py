@@ -1,4 +1,6 @@
-"""Counting what was added, removed and changed, beside a plain dict; and in flat memory."""
+"""Counting what was added, removed and changed, compared with a plain dict, and in constant
+memory.
+"""
 
 from __future__ import annotations
 

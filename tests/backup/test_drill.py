@@ -1,4 +1,4 @@
-"""The task that restores the latest backup where nobody sees it."""
+"""The task that restores the latest backup into tables or a file that nobody else sees."""
 
 from __future__ import annotations
 

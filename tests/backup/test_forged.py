@@ -170,10 +170,10 @@ def warn(text: str) -> None:
 
 @pytest.mark.rest
 async def test_each_command_refuses_a_forged_backup_or_treats_it_as_data(world: World) -> None:
-    """Those that are refused are so by one sentence, before anything is written. What is in the
-    others is not executed:
-    the database has the same rows, tables, keys and sequences afterwards, and nothing is left in
-    any folder.
+    """Those that are refused are refused in one sentence, before anything is written.
+
+    Nothing in the others is executed: the database has the same rows, tables, keys and sequences
+    afterwards, and nothing is left in any folder.
     """
     before, files = await world.contents(), world.files()
     sound, path = str(world.folder / LATEST), world.folder / FORGED

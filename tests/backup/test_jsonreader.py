@@ -1,4 +1,4 @@
-"""JSON that is read from pieces, beside the standard library's, which takes it whole."""
+"""JSON that is read in pieces, compared with the standard library, which takes it whole."""
 
 from __future__ import annotations
 

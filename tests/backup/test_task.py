@@ -230,7 +230,7 @@ asyncio.run(prune())
 """
 
 
-def test_a_prune_that_is_killed_has_deleted_whole_files_and_the_next_goes_on(
+def test_a_prune_that_is_killed_has_deleted_whole_files_and_the_next_one_continues(
     app_db: Path, batch: Batch, tmp_path: Path, keeping_one: None
 ) -> None:
     made = [f"backup_202001{day:02}_000000.backup.gz" for day in range(1, 11)]

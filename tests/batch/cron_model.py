@@ -74,7 +74,7 @@ def offset(zone: ZoneInfo, at: int) -> int:
 
 
 def run(cron: str, clock: Clock) -> list[datetime]:
-    """When cron runs the job while its clock shows `clock`; an instant at which it would run twice
+    """When cron runs the job while its clock shows `clock`. An instant at which it would run twice
     counts once.
     """
     job = Job(cron)

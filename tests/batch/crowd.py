@@ -1,10 +1,10 @@
-"""A ledger in which much stands that is none of a node's business, made by the database itself: a
-million runs take seconds. The plans of queries are tested on it, and bench/growth.py measures on
-it.
+"""A ledger with many rows that do not concern the node of a test. The database makes them itself: a
+million runs take seconds.
 
-A quarter of the runs is over; a quarter is queued for tasks that nobody here has loaded; a quarter
-for tasks that are paused; a quarter is retried tomorrow. Half of each is in a queue, half may run
-at once. All are older than a day.
+The plans of queries are tested on it, and bench/growth.py measures on it. A quarter of the runs has
+ended; a quarter is queued for tasks that no node has loaded; a quarter for tasks that are paused; a
+quarter is retried tomorrow. Half of each is in a queue, and half may run at once. All are older
+than a day.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def words(database: Database) -> dict[str, str]:
 async def crowd(
     database: Database, runs: int, tasks: int = 0, nodes: int = 0, analyze: bool = True
 ) -> None:
-    """Put so many other runs into a ledger, and `tasks` more with a schedule, and `nodes` more that
-    live.
+    """Put this number of other runs into a ledger, and `tasks` more with a schedule, and `nodes`
+    more that live.
     """
     async with database.engine.begin() as connection:
         await _fill_tasks(database, connection, tasks)

@@ -1,4 +1,4 @@
-"""Short ways to make tasks, and to see what stands in the ledger."""
+"""Short ways to make tasks, and to see what the ledger holds."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ async def fire(
 async def heart_of(
     engine: LocalEngine, ledger: Database, node: str = NODE
 ) -> AsyncIterator[Heartbeat]:
-    """The heartbeat of the node that the engine works for; it hands to it what it reads, as in a
-    service.
+    """The heartbeat of the node that the engine works for. It passes what it reads to the engine,
+    as in a service.
     """
     row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
     async with ledger.engine.begin() as connection:
@@ -107,9 +107,7 @@ async def rows(ledger: Database, table: Table = runs, **equal: Any) -> list[dict
 
 
 async def until(condition: Any, seconds: float = 30.0) -> Any:
-    """Wait until `await condition()` is true, and return what it gave; fail after so many
-    seconds.
-    """
+    """Wait until `await condition()` is true, and return its value. Fails after `seconds`."""
     async with asyncio.timeout(seconds):
         while not (found := await condition()):
             await asyncio.sleep(0.02)
@@ -133,8 +131,8 @@ async def until_waiting(ledger: Database, number: int, seconds: float = 30.0) ->
 
 
 async def until_counted() -> None:
-    """In a run: until its loop knows how many items there are. It counts them beside the work,
-    which may end first.
+    """In a run: wait until its loop knows how many items there are. The loop counts them beside the
+    work, which may end first.
     """
     meter = state_of(current_run()).meter
 

@@ -25,8 +25,8 @@ ONE_ROW = re.compile(r"WHERE batch_tasks\.name = ")
 
 
 def watch(database: Database) -> list[str]:
-    """The statements of this database, from now on, that lock in another order than the one that
-    all have to keep.
+    """Collects the statements of this database, from now on, that lock in another order than
+    ORDER.
     """
     wrong: list[str] = []
 
@@ -55,7 +55,7 @@ def watch(database: Database) -> list[str]:
 
 
 def locked_by(statement: str) -> str | None:
-    """The table of ORDER whose rows a statement locks; None: it locks none of theirs."""
+    """The table of ORDER whose rows a statement locks; None if it locks none of them."""
     written, read = WRITES.match(statement), READS.match(statement)
     table = written[1] if written else (read[2] or read[1]) if read else None
     return table if table in ORDER else None

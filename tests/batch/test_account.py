@@ -283,7 +283,7 @@ async def test_removing_and_restoring_a_file_is_complete(ledger: Database) -> No
     task = tick()
     loaded = await know(ledger, task)
     await fire_each_minute(ledger, loaded, minutes(3))
-    go_to(minutes(8))  # nobody has it any more
+    go_to(minutes(8))  # no node has it any more
     await remove(ledger, "tick")
     go_to(minutes(20))
     await know(ledger, task)
@@ -303,7 +303,7 @@ async def test_a_removed_task_keeps_its_account(ledger: Database) -> None:
 
 
 async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database) -> None:
-    """Node B starts with another schedule beside node A, which goes on firing by B's."""
+    """Node B starts with another schedule beside node A, which continues to fire by B's."""
     old = await know(ledger, tick())
     await fire_each_minute(ledger, old, minutes(3))
     node = new_id()
@@ -539,7 +539,7 @@ async def test_a_scheduled_run_without_a_schedule_is_reported_and_hides_no_gap(
 
 
 async def test_all_accounts_are_read_from_one_snapshot(ledger: Database) -> None:
-    """What is pruned while the account is being read is there still."""
+    """A run that is pruned while the account is being read is still in it."""
     loaded = await know(ledger, make_task("first"), make_task("second"))
     await fire_each_minute(ledger, loaded, minutes(3))
     async with ledger.reader.connect() as connection:
@@ -586,7 +586,7 @@ async def test_pages_of_runs_and_gaps_between_them_fit_together(
 
 
 class Story:
-    """What may happen to a task, in an order that chance makes; the clock never goes back."""
+    """What may happen to a task, in random order. The clock never goes back."""
 
     CRONS = ("* * * * *", "*/5 * * * *", "0,10 * * * *", "*/7 * * * *", "0 * * * *", None)
 
@@ -600,7 +600,7 @@ class Story:
     async def tell(self, events: int) -> None:
         await know(self.ledger, self.task)
         for _ in range(events):
-            # Often to the very minute: at the instant of a slot.
+            # Often exactly to a minute: to the instant of a slot.
             go_to((clock.now() + self.chance.choice([1, 1, 2, 5, 40]) * MINUTE).replace(second=0))
             clock.advance(self.chance.choice([0, 0, 1, 30]) * SECOND)
             happens = self.chance.choice(

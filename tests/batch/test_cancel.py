@@ -127,7 +127,7 @@ async def test_a_run_that_ended_before_its_node_saw_the_request_keeps_its_end(
 
 
 async def test_a_request_during_the_write_of_a_retry_is_not_lost(ledger: Database) -> None:
-    """The request comes when the outcome is written and not committed yet."""
+    """The request comes when the outcome is written but not yet committed."""
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
     async with ledger.engine.begin() as connection:
@@ -361,7 +361,7 @@ async def test_a_retried_run_of_an_old_slot_does_not_block_the_current_slot(
     assert [run["state"] for run in await rows(ledger)] == ["queued", "queued"]
 
 
-async def test_again_deletes_the_checkpoints_and_keeps_the_fence(
+async def test_a_run_again_deletes_the_checkpoints_and_keeps_the_fence(
     ledger: Database, application: Database
 ) -> None:
     over, active = new(state="succeeded", origin=Origin.MANUAL), new(state="running", attempt=1)
@@ -381,7 +381,7 @@ async def test_again_deletes_the_checkpoints_and_keeps_the_fence(
     assert [run["state"] for run in await rows(ledger)] == ["queued", "running"]
 
 
-async def test_again_leaves_runs_that_have_not_ended_as_they_are(
+async def test_a_run_again_leaves_runs_that_have_not_ended_as_they_are(
     ledger: Database, application: Database
 ) -> None:
     run = new(state="running")

@@ -37,7 +37,7 @@ def add_one(item: int) -> Any:
 
 
 async def somebody_else(does: Callable[[AsyncConnection], Awaitable[Any]]) -> None:
-    """Do this in a committed transaction outside of the run."""
+    """Commit this in a transaction outside of the run."""
 
     async def work() -> None:
         async with application_database().engine.begin() as connection:

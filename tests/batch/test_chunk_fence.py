@@ -152,7 +152,7 @@ async def test_a_lease_that_ends_during_the_statement_refuses_the_commit(fenced:
     """The lease is checked at the begin of the transaction, before the statement, and after it."""
     attempt, looks = Attempt(), iter((True, True, False))
     attempt.state.holds_lease = lambda: next(looks)
-    with pytest.raises(LeaseLost, match="the lease of this node is over"):
+    with pytest.raises(LeaseLost, match="the lease of this node has ended"):
         await attempt.does(loop)
     assert await stored() == ([], {})
 

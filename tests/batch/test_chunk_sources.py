@@ -33,7 +33,7 @@ async def over(source: Any, fails: int | None = None, **options: Any) -> None:
 
 
 async def resumed(make: Any) -> list[int]:
-    """The items that are seen when the second chunk fails and a later attempt goes on."""
+    """The items that are seen when the second chunk fails and a later attempt continues."""
     first = Attempt()
     with pytest.raises(OSError, match="no network"):
         await first.does(lambda: over(make(), fails=2))
@@ -138,8 +138,8 @@ async def test_a_source_with_fewer_items_than_are_done_is_refused(world: Databas
         await Attempt(first).does(lambda: over(iter(range(4))))
 
 
-async def test_items_that_are_no_rows_can_be_read_before_the_block(world: Database) -> None:
-    """With that a loop inside a loop works on SQLite, which has one writer, and an unfinished inner
+async def test_items_that_are_not_rows_can_be_read_before_the_block(world: Database) -> None:
+    """This makes a loop inside a loop work on SQLite, which has one writer. An unfinished inner
     loop is resumed.
     """
 
@@ -173,7 +173,7 @@ async def test_items_that_are_no_rows_can_be_read_before_the_block(world: Databa
         (select(Item), {"key": Item.id, "size": 0}, "size=0; allowed: an int from 1"),
     ],
 )
-async def test_an_object_that_is_no_source_is_refused(
+async def test_an_object_that_is_not_a_source_is_refused(
     world: Database, source: Any, options: Any, message: str
 ) -> None:
     with pytest.raises(ChunkError, match=message):
@@ -234,7 +234,7 @@ async def test_wrong_use_of_a_step_is_refused(world: Database) -> None:
         await Attempt(first).does(uses_the_session_of_a_done_one)
 
 
-async def test_outside_a_run_a_step_is_never_done_already(world: Database) -> None:
+async def test_outside_a_run_a_step_is_never_already_done(world: Database) -> None:
     for _ in range(2):
         async with task.step("a") as step:
             assert not step.is_done
@@ -255,7 +255,7 @@ async def test_once_is_true_for_the_first_transaction_that_commits(world: Databa
     assert await Attempt().does(partial(asks, False)) is True
     assert await Attempt().does(partial(asks, True)) is True
     assert await Attempt().does(partial(asks, True)) is False
-    with pytest.raises(BatchError, match="inside a run only"):
+    with pytest.raises(BatchError, match="only inside a run"):
         await asks(True)
     with pytest.raises(BatchError, match="allowed: 1 to 200"):
         await Attempt().does(lambda: once(None, ""))  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ async def test_while_firing_fails_all_tasks_are_tried_together_until_the_ledger_
         async with asyncio.timeout(30):
             while dispatcher.tries < tries or dispatcher.trouble is None:
                 await asyncio.sleep(0.001)
-        for name in names:  # a slot that comes due in the pause is no try of its own
+        for name in names:  # a slot that comes due in the pause causes no try
             dispatcher.notify(name)
         await asyncio.sleep(0.01)
         assert dispatcher.tries == tries

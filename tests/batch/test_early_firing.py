@@ -241,8 +241,8 @@ def add_many(coming: Coming) -> None:
 
 
 async def until_planned() -> None:
-    """Until it is decided when the work for the slots that were added begins, and what is due by
-    then has begun.
+    """Wait until it is decided when the work for the added slots begins, and until the work that is
+    due by then has begun.
     """
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -292,7 +292,7 @@ async def test_no_transaction_is_open_at_an_instant_with_other_slots_before() ->
         await until(lambda: _true(coming.begun == [(1, None), (FEW + 1, SLOT)]))
 
 
-async def test_a_slot_that_is_to_come_is_fired_soon_after_the_clock_was_set_forward() -> None:
+async def test_a_future_slot_is_fired_soon_after_the_clock_was_set_forward() -> None:
     coming = Coming()
     with clock.moved(SLOT - timedelta(minutes=10)):
         coming.notify("alone", SLOT)
@@ -342,7 +342,7 @@ async def test_with_a_clock_that_is_behind_slots_that_are_due_by_the_ledger_are_
 async def test_a_pause_that_the_lock_did_not_see_counts(
     postgres_ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On PostgreSQL it may be committed between what the statement that locks sees, and its
+    """On PostgreSQL it may be committed between the snapshot of the locking statement and its
     lock.
     """
     tasks, lock = await known(postgres_ledger, make_task("a"), make_task("b")), schedules.lock

@@ -302,12 +302,10 @@ async def test_nothing_is_committed_after_the_end_of_the_lease_even_before_it_is
             await db.commit()
 
     with pytest.raises(
-        LeaseLost, match="the lease of this node is over, so another one may hold run"
+        LeaseLost, match="the lease of this node has ended, so another one may hold run"
     ):
         await holder.does(frozen)
-    is_held[0] = (
-        True  # a beat got through: what this attempt has done is not all there all the same
-    )
+    is_held[0] = True  # a beat succeeded, but not all work of this attempt is committed
     for write in (by_core, by_engine_begin, in_a_thread):
         with pytest.raises(LeaseLost):
             await holder.does(write)
@@ -436,7 +434,7 @@ async def test_postgresql_ends_a_transaction_of_a_run_that_idles(postgres_databa
 async def test_taking_over_ends_the_connections_of_the_lost_node(
     ledger: Database, postgres_application: Database, has_come_back: bool
 ) -> None:
-    """The connections of a node that lives again are kept."""
+    """The connections of a node that lives again are not ended."""
     lost, holder = new_id(), Holder(2)
     async with ledger.engine.begin() as connection:
         row = {

@@ -55,7 +55,7 @@ class Watched:
         return self.heard.pop(0)
 
     async def rests(self) -> bool:
-        """Whether it ends to look, or almost: once a second it looks all the same."""
+        """Whether it stops looking, apart from once a second."""
         for _ in range(10):
             looks = self.looks
             await asyncio.sleep(0.3)
@@ -101,7 +101,7 @@ async def test_it_hears_the_same_where_the_system_has_no_watch_left(
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(file_watch, "INotify", none_left)
-    monkeypatch.setattr(file_watch, "LONGEST_REST", 3600.0)  # a watch that rests looks no more
+    monkeypatch.setattr(file_watch, "LONGEST_REST", 3600.0)  # a resting watch does not look
     watched = Watched(ledger, monkeypatch)
     assert await watched.hears() == Wake(None)
     await until(lambda: asyncio.sleep(0, watched.looks > 2 * file_watch.COMMIT_STEPS))

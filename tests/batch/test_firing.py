@@ -181,7 +181,7 @@ async def test_the_slots_of_a_pause_are_one_missed_range_and_are_never_caught_up
     assert [run["slot"] for run in await rows(ledger)] == [minutes(0.5), minutes(10.5)]
 
 
-async def test_what_each_task_declares_stands_in_its_row(ledger: Database) -> None:
+async def test_what_each_task_declares_is_in_its_row(ledger: Database) -> None:
     async def run(self: object, day: str = "monday") -> None: ...
 
     tags, alerts = ("nightly", "secret"), Alerts(after_failures=2)
@@ -237,7 +237,7 @@ async def test_before_a_schedule_changes_the_due_slots_of_the_old_one_are_handle
 
 
 @pytest.mark.parametrize("how", ["changed", "gone"])
-async def test_a_new_schedule_begins_where_a_clock_ahead_had_fired_the_old_one_to(
+async def test_a_new_schedule_begins_after_the_slots_that_a_clock_ahead_has_fired_of_the_old_one(
     ledger: Database, how: str
 ) -> None:
     """Otherwise slots that the clock ahead recorded as missed would run, and slots that ran could
@@ -298,8 +298,8 @@ async def test_two_dispatchers_in_opposite_order_never_deadlock(
     for n in range(100):
         now = minutes(n + 0.6)
         await asyncio.gather(fire(ledger, loaded, now), fire(other, backwards, now, node=new_id()))
-        # Schedules that one skipped because the other had locked them are still due, and no longer
-        # locked.
+        # Schedules that one dispatcher skipped because the other had locked them are still due, and
+        # no longer locked.
         await fire(ledger, loaded, now)
     await other.dispose()
     found = await rows(ledger)

@@ -22,7 +22,9 @@ class T(BaseTask):
 
 
 def write(name: str, text: str = TASK, schedule: str = "0 * * * *", age: int = 0) -> Path:
-    """Each time with another modification time, however coarse the file system's is."""
+    """Gives the file another modification time on each call, however coarse the times of the file
+    system are.
+    """
     path = Path("tasks") / f"{name}.py"
     before = path.stat().st_mtime if path.exists() else 1_000_000_000.0
     path.write_text(text.format(name=name, schedule=schedule))
@@ -79,7 +81,7 @@ def test_a_changed_file_is_logged_once_and_its_old_version_stays(
         assert folder.load_new() == {}
     [told] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert told.startswith(
-        "tasks/first.py has changed, but this process goes on with the old version"
+        "tasks/first.py has changed, but this process still uses the old version"
     )
     write("first", schedule="31 * * * *")
     folder.load_new()
@@ -146,9 +148,7 @@ def test_a_file_with_a_good_and_a_bad_class_needs_a_restart(
     write("second", both.replace("61", "1"))
     folder.load_new()
     folder.load_new()
-    assert (
-        "tasks/second.py has changed, but this process goes on with the old version" in caplog.text
-    )
+    assert "tasks/second.py has changed, but this process still uses the old version" in caplog.text
 
 
 def test_a_removed_file_is_logged_once_and_is_no_longer_broken(

@@ -122,7 +122,7 @@ class Services:
         await until(lambda: asyncio.sleep(0, self._heard[number]))
 
     async def second(self) -> None:
-        """Let a second go by, and all have looked once."""
+        """Let a second pass, and wait until all have looked once."""
         self._heard.clear()
         self._boot_time.now += 1
         await until(lambda: asyncio.sleep(0, len(self._heard) == len(self.all)))
@@ -135,7 +135,7 @@ class Services:
         return any(watch._last_check > datetime.min.replace(tzinfo=UTC) for watch in watches)
 
     async def settled(self) -> None:
-        """Until what services do at their start is over: two seconds without a statement but their
+        """Wait until the services have started: two seconds pass without a statement except their
         looks.
         """
         asked, quiet = Asked(), 0

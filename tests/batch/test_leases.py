@@ -93,7 +93,7 @@ def test_a_lease_counts_from_the_sending_of_the_beat_and_ends_before_others_see_
     lease = Lease(30)
     assert not lease.is_held
     sent_at = clock.boottime()
-    boot_time.ahead = 20  # so long the ledger took to answer
+    boot_time.ahead = 20  # the ledger took this long to answer
     lease.renew(sent_at)
     boot_time.ahead = 24.5
     assert lease.is_held
@@ -246,8 +246,8 @@ async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_data
 async def test_a_node_whose_own_row_a_frozen_node_has_locked_ends_that_lock(
     postgres_database: str,
 ) -> None:
-    """A node that can't beat still sees who is silent, and relieves it. Else one frozen process
-    would stop all.
+    """A node that can't beat still sees who is silent, and relieves it. Otherwise one frozen
+    process would stop all.
     """
     await migrated(postgres_database, LEDGER_HISTORY)
     ledger = Database(postgres_database, setting="LEDGER_URL")
@@ -292,7 +292,7 @@ async def test_connections_of_a_node_that_has_beaten_again_are_not_ended(
             async with ledger.engine.begin() as connection:
                 await nodes.beat(connection, back, 0.0)
             await working.execute(select(1))
-            await nodes.beat(stopped, frozen, 0.0)  # and nothing more comes of it
+            await nodes.beat(stopped, frozen, 0.0)  # and it has no further effect
             await heart._take_over(ledger, {back: 0, frozen: 0}, {back, frozen})
             with pytest.raises(DBAPIError):
                 await stopped.execute(select(1))
@@ -371,14 +371,16 @@ async def test_a_run_that_is_lost_again_and_again_waits_longer_each_time_and_fai
 
 
 def _waited(states: str) -> Iterator[tuple[str, int]]:
-    """For each state before the end, how often the run has waited since it went on at once."""
+    """For each state before the end, how often the run has waited, as it continued without a wait
+    the first time.
+    """
     waited = 0
     for state in states.removesuffix("f"):
         waited = 0 if state == "i" else waited + 1
         yield state, waited - 1
 
 
-async def test_a_run_that_has_blocked_the_event_loop_pays_and_others_of_its_node_do_not(
+async def test_a_loss_counts_for_the_run_that_blocked_the_event_loop_and_for_no_other_of_its_node(
     ledger: Database,
 ) -> None:
     """The process notes it in the row of the run before it ends."""
@@ -412,11 +414,11 @@ async def test_a_run_that_has_blocked_the_event_loop_pays_and_others_of_its_node
     )
 
 
-async def test_a_run_with_which_the_ledger_stops_answering_pays_and_an_outage_costs_nothing(
+async def test_a_loss_counts_for_a_run_with_which_the_ledger_stops_answering_but_not_in_an_outage(
     ledger: Database,
 ) -> None:
-    """Nor does it cost a run anything that had gone on for five minutes when the ledger stopped to
-    answer.
+    """An outage also costs a run nothing if the run had already run for five minutes when the
+    ledger stopped answering.
     """
 
     async def run(self: object) -> None:
@@ -454,14 +456,14 @@ async def test_a_run_with_which_the_ledger_stops_answering_pays_and_an_outage_co
 
 
 @pytest.mark.rest
-async def test_a_lease_is_lost_by_what_runs_only_where_the_ledger_was_there(
+async def test_runs_may_have_caused_the_loss_of_a_lease_only_if_the_ledger_was_reachable(
     ledger: Database, boot_time: BootTime
 ) -> None:
-    """A lock that is held on it may be by a run of this node; a server that refuses connections is
-    not.
+    """If a statement waits for a lock, a run of this node may hold it; but no run makes a server
+    refuse connections.
 
-    Nor is a server that does not answer in time, and PostgreSQL says that something is locked only
-    after two seconds.
+    Nor does a run make a server answer too late, and PostgreSQL reports that something is locked
+    only after two seconds.
     """
     url = ledger.url.render_as_string(hide_password=False)
     cases = {url: ledger.kind == "sqlite", "postgresql+asyncpg://nobody@127.0.0.1:1/nothing": False}
@@ -761,8 +763,8 @@ async def test_a_run_claimed_by_a_frozen_process_is_not_begun(
 async def test_a_run_claimed_across_a_loss_of_the_lease_is_not_begun(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reply to the COMMIT of a claim came late: another node took the run, and this node has a
-    lease again.
+    """The reply to the COMMIT of a claim came late: meanwhile another node took the run, and this
+    node has a new lease.
     """
     calls: list[int] = []
 

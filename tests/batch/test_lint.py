@@ -180,7 +180,7 @@ def test_warnings_come_before_notes() -> None:
             {"run": blocking},
             ["time.sleep() in line", ", sleep() in line", "subprocess.run() in line"],
         ),
-        ("0 2 * * *", {"retries": 3}, ["retries", "is retry meant?"]),
+        ("0 2 * * *", {"retries": 3}, ["retries", "is retry intended?"]),
         ("0 0 31 * *", {"missed": "skip"}, ["31", "L is the last day"]),
     ],
 )

@@ -244,11 +244,11 @@ async def test_outcomes_are_written_while_a_recheck_waits_for_a_transaction_that
 
 
 @pytest.mark.parametrize("on_tickets", [False, True])
-async def test_a_run_that_the_database_refuses_again_and_again_keeps_the_node_from_no_other(
+async def test_a_run_that_the_database_refuses_again_and_again_keeps_the_node_from_no_other_run(
     ledger: Database, on_tickets: bool
 ) -> None:
-    """A ledger as nobody should leave it: a run is the first of its queue, and another one has the
-    lane.
+    """A ledger in a state that should never occur: a run is the first of its queue, and another one
+    has the lane.
     """
     loaded = await know(ledger, make_task("stuck", None), make_task("other", None))
     joining = new("stuck", rank=Rank.JOINING, attempt=1)
@@ -274,7 +274,7 @@ async def test_a_run_that_the_database_refuses_again_and_again_keeps_the_node_fr
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-async def test_while_all_runs_that_may_start_are_locked_it_looks_now_and_then(
+async def test_while_all_runs_that_may_start_are_locked_the_dispatcher_looks_less_often(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = await know(ledger, make_task("t", None))

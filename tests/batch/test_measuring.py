@@ -1,4 +1,4 @@
-"""What is counted of slots and attempts, where it is not as simple as a run that goes well."""
+"""What is counted of slots and attempts in the cases that are harder than a run without errors."""
 
 from __future__ import annotations
 

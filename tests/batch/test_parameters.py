@@ -31,7 +31,7 @@ class Point(BaseModel):
 
 
 def called(run: Callable[..., Any], slot: datetime = SLOT, /, **given: Any) -> dict[str, Any]:
-    """What `run` is called with, after the way through the ledger's JSON."""
+    """What `run` is called with, after the parameters were stored in the ledger as JSON."""
     parameters = Parameters("job", run)
     return parameters.to_call(json.loads(json.dumps(parameters.to_json(given))), slot)
 
@@ -137,7 +137,7 @@ def test_a_number_that_json_can_not_hold_is_refused(text: str) -> None:
     assert f"rate is '{text}'" in refusal(run, rate=text)
 
 
-def test_parameters_are_nested_on_64_levels_at_most() -> None:
+def test_parameters_are_nested_at_most_64_levels_deep() -> None:
     def run(thing: Any) -> None: ...
 
     nested: Any = 1
@@ -170,7 +170,7 @@ def test_the_parameter_slot_is_the_slot_of_the_run() -> None:
     assert Parameters("job", at_slot).required == ()
 
 
-def test_other_parameters_beside_slot_are_checked_and_stored() -> None:
+def test_parameters_besides_slot_are_checked_and_stored() -> None:
     def run(slot: datetime, day: date) -> None: ...
 
     assert Parameters("job", run).to_json({"day": "2026-01-01"}) == {"day": "2026-01-01"}
@@ -187,7 +187,7 @@ def test_a_given_slot_replaces_that_of_the_run_and_needs_an_offset() -> None:
 
 
 @pytest.mark.parametrize("kind", [date, str, int, bool])
-def test_a_parameter_slot_whose_type_is_no_datetime_is_refused(kind: type[Any]) -> None:
+def test_a_parameter_slot_whose_type_is_not_datetime_is_refused(kind: type[Any]) -> None:
     def run(slot: Any) -> None: ...
 
     run.__annotations__["slot"] = kind
@@ -209,7 +209,7 @@ def test_a_parameter_without_a_type_accepts_any_value() -> None:
     assert called(lambda x: None, x=["a", 1]) == {"x": ["a", 1]}
 
 
-def test_args_and_kwargs_are_no_parameters() -> None:
+def test_args_and_kwargs_are_not_parameters() -> None:
     def run(a: int = 1, *args: Any, **kwargs: Any) -> None: ...
 
     assert Parameters("job", run).names == ("a",)

@@ -258,7 +258,7 @@ async def test_a_scan_would_be_seen(ledger: Database) -> None:
 async def test_many_parts_do_not_hide_runs_from_the_gauges_nor_from_the_search_for_an_id(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten thousand of each state are counted at most: of the runs, and of the parts."""
+    """At most ten thousand of each state are counted: of the runs, and of the parts."""
     at = clock.now() - timedelta(hours=1)
     run, parent = (
         new("t", exclusive=None),

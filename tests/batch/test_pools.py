@@ -113,8 +113,8 @@ async def test_only_a_node_whose_code_has_the_pool_of_the_ledger_claims_a_run(
 async def test_a_process_by_hand_with_other_code_changes_nothing_of_the_tasks_that_a_service_has(
     ledger: Database, ledger_url: str
 ) -> None:
-    """Else no node would claim the runs of a task that is in another pool in that code, until a
-    service starts.
+    """Otherwise no node would claim the runs of a task that is in another pool in that code, until
+    a service starts.
     """
     loaded = await know(ledger, make_task("theirs", None))
     await put_node(ledger, fires=True)
@@ -171,7 +171,7 @@ async def test_two_services_that_start_at_once_after_an_outage_both_know_of_it(
 # A worker is no service.
 
 
-async def test_a_worker_that_lives_does_not_hide_that_no_service_did(ledger: Database) -> None:
+async def test_a_living_worker_does_not_hide_that_no_service_lived(ledger: Database) -> None:
     stopped = clock.now() - timedelta(minutes=10)
     await put_node(ledger, started_at=stopped - timedelta(hours=1), stopped_at=stopped)
     await put_node(ledger, fires=False, pools=["gpu"])
@@ -190,7 +190,7 @@ async def test_a_worker_that_lives_does_not_hide_that_no_service_did(ledger: Dat
         )
 
 
-async def test_a_lost_worker_is_an_incident_if_nobody_goes_on_with_its_runs(
+async def test_a_lost_worker_is_an_incident_if_nobody_continues_its_runs(
     ledger: Database,
 ) -> None:
     await know(ledger, make_task("theirs", None, pool="gpu"))
@@ -208,7 +208,7 @@ async def test_a_lost_worker_is_an_incident_if_nobody_goes_on_with_its_runs(
     )
 
 
-async def test_the_files_that_a_worker_cannot_use_are_an_incident_until_they_are_mended(
+async def test_the_files_that_a_worker_cannot_use_are_an_incident_until_they_are_corrected(
     ledger: Database,
 ) -> None:
     worker = await put_node(ledger, fires=False, pools=["gpu"])
@@ -252,7 +252,7 @@ class Dropped(BaseTask):
 """
 
 
-async def test_a_worker_takes_up_new_files_and_tells_the_ledger_which_it_cannot_use(
+async def test_a_worker_loads_new_files_and_records_in_the_ledger_which_it_cannot_use(
     worker: BatchService, ledger: Database
 ) -> None:
     added: list[int] = []

@@ -161,9 +161,7 @@ def test_without_a_locked_file_only_the_lease_decides_about_a_node(
         monkeypatch.setattr(fcntl, "flock", no_locks)
     with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
         own = ProcessLock(folder, node)
-    assert (
-        f"can't have a locked file in the folder {folder}" in caplog.text and "lease" in caplog.text
-    )
+    assert f"can't lock a file in the folder {folder}" in caplog.text and "lease" in caplog.text
     own.remove()
     left = list(folder.iterdir()) if folder.exists() else []
     assert left == ([file_of(folder, node)] if way == "taken name" else [])

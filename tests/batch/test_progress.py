@@ -176,8 +176,8 @@ def test_a_message_becomes_one_line_of_a_bounded_length() -> None:
         ((1, 2.5, None), r"progress\(total\) is 2.5"),
         ((1, 2**63, None), r"progress\(total\)"),
         ((1, None, b"x"), r"progress\(message\) is b'x'; allowed: a str"),
-        ((None, None, None), "was given no done"),
-        ((None, 5, "x"), "was given no done"),
+        ((None, None, None), r"progress\(\) has no done"),
+        ((None, 5, "x"), r"progress\(\) has no done"),
     ],
 )
 def test_invalid_progress_is_refused_and_changes_nothing(

@@ -117,7 +117,7 @@ def test_an_abstract_class_is_refused_with_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("thing", [Plain(), "plain", None])
-def test_an_object_that_is_no_class_is_refused(thing: Any) -> None:
+def test_an_object_that_is_not_a_class_is_refused(thing: Any) -> None:
     assert refusal(thing) == f"a task must be a subclass of BaseTask, and {thing!r} is not a class"
     assert "not a subclass of BaseTask" in refusal(int)
 

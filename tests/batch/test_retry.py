@@ -100,7 +100,7 @@ async def test_a_response_only_counts_if_its_error_is_retried() -> None:
     assert (ending.state, ending.wait) == (RunState.FAILED, None)
 
 
-async def test_a_raised_retry_after_is_retried_whatever_on_says() -> None:
+async def test_a_raised_retry_after_is_retried_even_if_on_does_not_name_it() -> None:
     ending = await failed_with(
         RetryAfter(7, "the report is not ready"), Retry(attempts=3, on=OSError)
     )

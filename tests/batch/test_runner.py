@@ -253,7 +253,7 @@ async def test_a_run_succeeds_even_if_its_result_can_not_be_kept(make: Any, is_a
     assert len(json.dumps(ending.result, allow_nan=False)) < 100_000
 
 
-async def test_a_result_that_is_no_json_is_described() -> None:
+async def test_a_result_that_is_not_json_is_described() -> None:
     ending = await ending_of(lambda self: [Raising(ZeroDivisionError)])
     told = "a result of type list that can't be kept as JSON (PydanticSerializationError: "
     assert ending.result.startswith(told) and ending.result.endswith(
@@ -282,7 +282,7 @@ async def test_the_beginning_of_a_result_that_is_too_large_is_kept(result: Any) 
         and ending.result.endswith("…")
     )
     [line] = begun.attempt.state.log.take_lines()
-    assert line.text == "the result has more than 1,000,000 bytes: only its beginning is kept"
+    assert line.text == "the result has more than 1,000,000 bytes; only its beginning is kept"
 
 
 async def test_a_result_of_the_allowed_size_stays_whole() -> None:
@@ -338,8 +338,8 @@ async def test_the_ending_of_a_failure_that_is_retried_says_when() -> None:
 
 
 async def test_a_run_that_is_too_long_times_out() -> None:
-    """A plain function has returned what takes too long. Its timeout comes while that is
-    awaited.
+    """A plain function has returned something to await that takes too long. The timeout comes while
+    it is awaited.
     """
     is_awaited = asyncio.Event()
 

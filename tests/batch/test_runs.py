@@ -276,7 +276,9 @@ async def test_text_that_postgresql_cannot_hold_does_not_hold_up_the_group(
     assert states == {one.task: "failed", two.task: "succeeded"}
 
 
-async def test_a_write_under_an_older_fence_bounces_and_changes_nothing(ledger: Database) -> None:
+async def test_a_write_under_an_older_fence_is_refused_and_changes_nothing(
+    ledger: Database,
+) -> None:
     await insert(ledger, new())
     (old,) = await claim(ledger, "t")
     async with ledger.engine.begin() as connection:
@@ -288,7 +290,7 @@ async def test_a_write_under_an_older_fence_bounces_and_changes_nothing(ledger: 
     assert await rows(ledger, tables.attempts) == []
 
 
-async def test_the_same_outcome_twice_is_not_a_lost_lease(ledger: Database) -> None:
+async def test_the_same_outcome_twice_is_not_taken_for_a_lost_lease(ledger: Database) -> None:
     """A group is written again if the reply to its COMMIT was lost."""
     await insert(ledger, new("a"), new("b"))
     one, two = await claim(ledger, "a", "b")
@@ -297,7 +299,9 @@ async def test_the_same_outcome_twice_is_not_a_lost_lease(ledger: Database) -> N
     assert len(await rows(ledger, tables.attempts)) == 2
 
 
-async def test_of_a_group_only_what_another_node_holds_bounces(ledger: Database) -> None:
+async def test_of_a_group_only_the_runs_that_another_node_holds_are_refused(
+    ledger: Database,
+) -> None:
     await insert(ledger, new("a"), new("b"), new("c"))
     lost, recorded, fresh = await claim(ledger, "a", "b", "c")
     await finish(ledger, ending(recorded))

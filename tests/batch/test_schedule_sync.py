@@ -119,8 +119,8 @@ async def test_another_nodes_firing_is_read_from_its_cursor(ledger: Database) ->
 
 
 async def test_a_pause_ends_by_itself_and_the_slot_at_its_end_is_fired(ledger: Database) -> None:
-    """Whoever is first: what fires the slot leaves it to the schedule sync, which ends the pause in
-    the ledger.
+    """The code that fires the slot leaves the pause to the schedule sync, whichever of them is
+    first; that ends it in the ledger.
     """
     loaded = await know(ledger, make_task("tick"), make_task("tock", None))
     sync = await at_start(ledger, loaded)

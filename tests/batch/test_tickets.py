@@ -216,7 +216,7 @@ async def test_each_task_has_a_ticket_however_many_runs_wait_before_its_own(
 
 
 class Noted:
-    """A placer that notes what it is told."""
+    """A placer that records its calls."""
 
     def __init__(self, places: int = 4) -> None:
         self.number, self.is_closed = places, False

@@ -166,7 +166,7 @@ def test_before_returns_the_states_from_which_a_run_may_change() -> None:
 async def test_only_a_run_that_was_closed_by_what_it_waited_for_waits_again(
     ledger: Database,
 ) -> None:
-    """A run that its overlap policy has skipped has no gate, and nor has one that a person has
+    """A run that its overlap policy has skipped has no gate, and neither has one that a person has
     retried.
     """
     closed = {"state": RunState.WAITING, "exclusive": None, "gate": "success"}

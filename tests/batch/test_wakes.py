@@ -1,5 +1,5 @@
-"""What a transaction tells other nodes when it commits, and what they do when they hear it. No poll
-helps them.
+"""What a transaction sends to other nodes when it commits, and what they do when they receive it.
+No poll helps them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LONG = 3600.0
 
 
 class Heard:
-    """What the transactions of a ledger have told since `clear`, each as a Wake."""
+    """The wakes that the transactions of a ledger have sent since `clear`."""
 
     def __init__(self, ledger: Database) -> None:
         self._ledger = ledger
@@ -56,9 +56,7 @@ class Heard:
         await self.take()
 
     async def take(self) -> list[Wake]:
-        """What was told since the last call. On SQLite it is one wake at most, and it names no
-        pools.
-        """
+        """The wakes since the last call. On SQLite that is at most one, and it names no pools."""
         if self._ledger.kind == "postgresql":
             await self._connection.execute("SELECT 1")  # what was committed before has come in then
             await asyncio.sleep(0)
@@ -92,10 +90,10 @@ def queued_in(ledger: Database, *pools: str, asks: bool = False) -> Wake:
     return Wake(frozenset(pools) if ledger.kind == "postgresql" else None, asks)
 
 
-# What is told.
+# What is sent.
 
 
-async def test_a_process_without_a_service_tells_of_the_pools_of_the_runs_that_it_queues(
+async def test_a_process_without_a_service_sends_a_wake_for_the_pools_of_the_runs_that_it_queues(
     ledger: Database, heard: Heard
 ) -> None:
     await know(ledger, make_task("tick", None), make_task("heavy", None, pool="gpu"))
@@ -106,7 +104,7 @@ async def test_a_process_without_a_service_tells_of_the_pools_of_the_runs_that_i
     assert await heard.take() == [queued_in(ledger, "gpu", "default")]
 
 
-async def test_a_transaction_that_is_rolled_back_tells_nothing_and_the_next_one_not_either(
+async def test_neither_a_transaction_that_is_rolled_back_nor_the_next_one_sends_a_wake(
     ledger: Database, heard: Heard
 ) -> None:
     await know(ledger, make_task("tick", None))
@@ -121,7 +119,7 @@ async def test_a_transaction_that_is_rolled_back_tells_nothing_and_the_next_one_
     assert await heard.take() == []
 
 
-async def test_one_transaction_tells_all_at_once(ledger: Database, heard: Heard) -> None:
+async def test_one_transaction_sends_all_its_wakes_at_once(ledger: Database, heard: Heard) -> None:
     await know(ledger, make_task("tick", None), make_task("heavy", None, pool="gpu"))
     failed = [
         new("heavy", state=RunState.FAILED, finished_at=clock.now(), exclusive=None)
@@ -137,7 +135,7 @@ async def test_one_transaction_tells_all_at_once(ledger: Database, heard: Heard)
     assert await heard.take() == [queued_in(ledger, "gpu", asks=True)]
 
 
-async def test_slots_that_are_fired_and_started_at_once_are_told_to_nobody(
+async def test_no_wake_is_sent_for_slots_that_are_fired_and_started_at_once(
     ledger: Database, heard: Heard
 ) -> None:
     loaded = await know(ledger, *(make_task(f"t{number}") for number in range(5)))
@@ -151,7 +149,7 @@ async def test_slots_that_are_fired_and_started_at_once_are_told_to_nobody(
     assert await heard.take() == []
 
 
-async def test_slots_for_which_this_process_has_no_room_are_told_in_one_wake(
+async def test_one_wake_is_sent_for_all_slots_for_which_this_process_has_no_room(
     ledger: Database, heard: Heard
 ) -> None:
     loaded = await know(ledger, *(make_task(f"t{number}") for number in range(5)))
@@ -164,7 +162,9 @@ async def test_slots_for_which_this_process_has_no_room_are_told_in_one_wake(
     assert await heard.take() == [queued_in(ledger, "default")]
 
 
-async def test_slots_of_a_pool_that_others_serve_are_told(ledger: Database, heard: Heard) -> None:
+async def test_a_wake_is_sent_for_slots_of_a_pool_that_others_serve(
+    ledger: Database, heard: Heard
+) -> None:
     loaded = await know(ledger, make_task("heavy", pool="gpu"), make_task("tick"))
     await heard.take()
     wakes.use_engine(ledger.engine, lambda queued: Capacity(100, 32).holds(loaded, queued))
@@ -172,7 +172,7 @@ async def test_slots_of_a_pool_that_others_serve_are_told(ledger: Database, hear
     assert await heard.take() == [queued_in(ledger, "gpu")]
 
 
-async def test_a_run_that_is_interrupted_is_told_since_another_node_may_go_on_with_it(
+async def test_a_wake_is_sent_for_an_interrupted_run_since_another_node_may_continue_it(
     ledger: Database, heard: Heard
 ) -> None:
     await know(ledger, make_task("tick", None))
@@ -185,7 +185,7 @@ async def test_a_run_that_is_interrupted_is_told_since_another_node_may_go_on_wi
     assert await heard.take() == [queued_in(ledger, "default")]
 
 
-async def test_pauses_and_requests_to_cancel_a_running_run_are_told_and_other_cancels_are_not(
+async def test_wakes_are_sent_for_pauses_and_for_cancels_of_running_runs_and_not_for_other_cancels(
     ledger: Database, heard: Heard
 ) -> None:
     loaded = await know(ledger, make_task("tick", None))
@@ -254,7 +254,7 @@ async def services(
             await service.start()
             stack.push_async_callback(service.stop)
             await until(lambda polls=polls: asyncio.sleep(0, bool(polls)))
-            # A poll that ended before they were made was not told to them.
+            # They were not told of a poll that ended before they were made.
             service.schedules.on_changes(polls[-1])
             all_services.append(service)
         await asyncio.sleep(0.2)  # they are told of each other's catalog until then
@@ -330,7 +330,7 @@ async def test_a_pause_takes_a_task_off_the_schedule_of_other_processes_without_
         await until(lambda: asyncio.sleep(0, job.next_run_time is not None))
 
 
-async def test_start_tells_others_only_if_this_process_has_no_room(
+async def test_start_wakes_others_only_if_this_process_has_no_room(
     ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch, heard: Heard
 ) -> None:
     make_task("long", None, forever, overlap="allow")
@@ -389,8 +389,8 @@ async def test_a_connection_that_is_lost_is_opened_again_and_hears(ledger: Datab
 
 
 class Pooler:
-    """What a pooler in transaction mode is for a listener: it accepts LISTEN, and passes no
-    notification on.
+    """It does what a pooler in transaction mode does to a listener: it accepts LISTEN, and passes
+    no notification on.
     """
 
     def __init__(self, socket: str) -> None:
@@ -424,7 +424,7 @@ class Pooler:
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-async def test_behind_a_pooler_that_passes_nothing_on_a_node_says_so_once_and_polls(
+async def test_behind_a_pooler_that_passes_no_wakes_on_a_node_logs_that_once_and_polls(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "PROOF_SECONDS", 0.2)

@@ -1,7 +1,7 @@
 """A Dask cluster in a process of its own, with worker processes: `python -m tests.dask.cluster
 WORKERS PLACES`.
 
-It prints the address of its scheduler, and goes on until it is killed.
+It prints the address of its scheduler, and runs until it is killed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What workers call in the place of `service.server.dask_node`: they offer a task, whose tickets
-wait for the test.
+"""What workers call in place of `service.server.dask_node`: it offers a task, whose tickets wait
+for the test.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What breaks on a Dask cluster, with real processes: workers, schedulers and services that are
-killed or are wrong.
+"""Faults of a Dask cluster, with real processes: workers, schedulers and services are killed or are
+wrong.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ WORKER = (
 
 
 @pytest.mark.nightly
-async def test_a_killed_scheduler_interrupts_runs_which_go_on_when_one_is_there_again(
+async def test_runs_that_a_killed_scheduler_interrupts_continue_with_the_next_scheduler(
     place: Place,
 ) -> None:
     port = free_port()
@@ -259,7 +259,7 @@ async def test_a_worker_on_another_ledger_executes_nothing_of_it(
     cluster = place.cluster(workers=1, LEDGER_URL=ledger_copy)
     served = place.serve(cluster)
     (run,) = await place.queue("empty")
-    served.wait_until_said("is not that of the service which has placed a ticket")
+    served.wait_until_said("is not that of the service that has placed a ticket")
     (row,) = await rows(place.ledger, id=run)
     assert row["state"] == "queued"
 

@@ -1,4 +1,4 @@
-"""`batch work --dask` on one machine, `batch work --ticket`, and the placer of one's own that
+"""`batch work --dask` on one machine, `batch work --ticket`, and the custom placer that
 docs/pools.md shows.
 """
 
@@ -22,8 +22,8 @@ from tests.processes import BATCH, batch, free_port, process
 async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_setting(
     place: Place,
 ) -> None:
-    """A worker that is killed comes again, however long its start takes: without our setting, Dask
-    gives it 0.1 s.
+    """A worker that is killed is started again, however long its start takes. Without our setting,
+    Dask gives it 0.1 s.
     """
     address = f"dask://127.0.0.1:{free_port()}"
     (risk,) = (
@@ -107,7 +107,7 @@ async def test_the_placer_of_the_docs_executes_runs_in_processes_of_its_own(plac
     }
 
 
-async def test_a_placer_that_can_not_be_made_is_an_error_of_the_start(tmp_path: Path) -> None:
+async def test_a_placer_that_can_not_be_made_is_an_error_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "farm.py").write_text(
         "class Farm:\n    def __init__(self, pool): pass\n    async def places(self): ...\n"
     )

@@ -115,7 +115,7 @@ async def test_a_ticket_that_has_reached_no_run_within_a_lease_is_placed_once_mo
             assert world.placer.open == number, leases
 
 
-async def test_tickets_that_are_not_needed_any_more_are_let_go(world: World) -> None:
+async def test_tickets_that_are_not_needed_any_more_are_released(world: World) -> None:
     async with world.scheduler() as scheduler, world.worker():
         await world.has_places(2)
         await world.placer.place("a", 4, NEEDS)
@@ -125,7 +125,7 @@ async def test_tickets_that_are_not_needed_any_more_are_let_go(world: World) -> 
         await until(soon(lambda: not scheduler.tasks))
 
 
-async def test_a_service_tries_more_and_more_rarely_to_reach_a_lost_scheduler_and_says_so_once(
+async def test_a_service_tries_ever_less_often_to_reach_a_lost_scheduler_and_logs_that_once(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "service.batch")

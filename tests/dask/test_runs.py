@@ -1,4 +1,4 @@
-"""Runs on a Dask cluster with real worker processes: they are what they are everywhere."""
+"""Runs on a Dask cluster with real worker processes behave as everywhere else."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.processes import batch
 async def test_runs_of_two_services_execute_once_in_the_workers_of_a_cluster_the_urgent_one_first(
     place: Place,
 ) -> None:
-    """Two services place tickets for 300 runs; one of them holds the duty. Cancel, pause, logs are
-    as everywhere.
+    """Two services place tickets for 300 runs, and one of them holds the duty. Cancel, pause and
+    logs work as everywhere.
     """
     cluster = place.cluster()
     services = [place.serve(cluster) for _ in range(2)]

@@ -114,9 +114,8 @@ class Place:
         return [run.id for run in queued]
 
     async def nodes(self, number: int, seconds: float = 60.0) -> list[dict[str, Any]]:
-        """The nodes in the workers, once so many live. Each is in a new process, whose start takes
-        half a minute on a
-        machine with much else to do.
+        """The nodes in the workers, once this number lives. Each is in a new process, whose start
+        takes half a minute on a busy machine.
         """
 
         async def living() -> list[dict[str, Any]]:

@@ -141,7 +141,7 @@ async def test_a_session_that_ends_with_changes_is_named_with_its_line(work: Wor
     assert "call `commit()` before the end of its block" in line
 
 
-async def test_a_return_out_of_the_block_ends_it_too() -> None:
+async def test_a_session_that_a_return_ends_with_changes_is_named_too() -> None:
     async def run(self: object) -> str:
         async with get_db() as db:
             await add(db)
@@ -241,7 +241,7 @@ SAVED: list[Work] = [
 
 
 @pytest.mark.parametrize("work", SAVED)
-async def test_nothing_is_said_of_reading_nor_of_what_was_committed_or_rolled_back(
+async def test_nothing_is_logged_about_reading_or_about_changes_that_were_committed_or_rolled_back(
     work: Work,
 ) -> None:
     async def run(self: object) -> None:
@@ -251,7 +251,7 @@ async def test_nothing_is_said_of_reading_nor_of_what_was_committed_or_rolled_ba
     assert await lines_of(run) == []
 
 
-async def test_nothing_is_said_when_an_error_ends_the_block() -> None:
+async def test_nothing_is_logged_when_an_error_ends_the_block() -> None:
     async def run(self: object) -> None:
         with contextlib.suppress(KeyError):
             async with get_db() as db:
@@ -274,7 +274,7 @@ async def test_a_session_is_not_taken_for_the_one_before_it() -> None:
     assert await lines_of(run) == []
 
 
-async def test_a_sync_run_is_told_the_line_of_its_call() -> None:
+async def test_the_line_of_its_call_is_logged_in_a_sync_run() -> None:
     def forget(db: Session) -> None:
         db.execute(update(User).values(email=User.email + "!"))
 

@@ -198,7 +198,7 @@ async def test_a_file_that_is_locked_at_the_start_does_not_end_the_loop(
         other.execute("BEGIN IMMEDIATE")
         loop.start()
         await until(
-            lambda: asyncio.sleep(0, "the write-ahead log is not copied now" in caplog.text)
+            lambda: asyncio.sleep(0, "the write-ahead log can't be copied now" in caplog.text)
         )
     await write_pages(database)
     await until(lambda: asyncio.to_thread(are_in_file, database))

@@ -1,4 +1,4 @@
-"""SQLite connections are closed wherever a task is cancelled, also twice, and when the disk
+"""SQLite connections are closed wherever a task is cancelled, even twice, and when the disk
 fails.
 """
 

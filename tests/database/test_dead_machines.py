@@ -1,4 +1,6 @@
-"""A machine that is gone never says that its connections are over, so the kernel has to ask it."""
+"""A machine that is gone never ends its connections, so the kernel has to ask it whether it is
+still there.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tests.faults.network import proxy_before
 
 
 def is_asked(connection: Any) -> bool:
-    """Whether the kernel asks the other machine of this connection of asyncpg, as often as it
+    """Whether the kernel checks the other end of this connection of asyncpg as often as it
     should.
     """
     ours = connection._transport.get_extra_info("socket")

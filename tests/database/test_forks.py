@@ -23,7 +23,7 @@ async def test_a_transaction_ends_with_the_process_that_began_it_although_a_fork
             signal.pause()
         try:
             ours = (await connection.get_raw_connection()).driver_connection
-            ours._transport.abort()  # as a kill does: without a word
+            ours._transport.abort()  # as a kill does: without a message
             async with database.engine.begin() as other:
                 await other.execute(text("SET lock_timeout = '20s'"))
                 await other.execute(text("LOCK t"))

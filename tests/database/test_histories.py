@@ -66,7 +66,7 @@ def test_autogenerate_leaves_out_our_tables_and_nothing_else() -> None:
     assert include_object(None, "batch_orders", "table", True, None)
 
 
-async def test_the_page_says_how_to_take_us_out_again(postgres_database: str) -> None:
+async def test_the_page_says_how_to_remove_our_tables_again(postgres_database: str) -> None:
     database = Database(postgres_database, setting="DATABASE_URL", pooled=False)
     async with database.engine.begin() as connection:
         await connection.execute(text("CREATE TABLE batch_orders (id integer)"))

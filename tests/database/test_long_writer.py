@@ -1,7 +1,7 @@
-"""A task that keeps a writing session open for long on SQLite delays nobody: the ledger has a file
-of its own.
+"""A task that keeps a writing session open for long on SQLite delays nobody, because the ledger has
+a file of its own.
 
-It is a minute, and all that goes by it, with WRITER_SECONDS=61.
+It is kept open for a minute, and all times grow with it, with WRITER_SECONDS=61.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def test_a_long_writing_session_delays_no_slot_heartbeat_or_start(
     del late[:]
     (node,) = await rows(service.ledger, tables.nodes)
     await until(lambda: rows(service.ledger, id=held["id"], state="succeeded"), SECONDS + 15)
-    # What waited for the one that writes would have waited for nearly all of these seconds.
+    # Work that waited for the writer would have waited for nearly all of these seconds.
     assert len(late) >= SECONDS / 2
     assert max(late) < timedelta(seconds=SECONDS / 2)
     (beaten,) = await rows(service.ledger, tables.nodes)

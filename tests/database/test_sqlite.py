@@ -109,7 +109,7 @@ async def test_readers_go_on_while_a_writing_session_is_open(database: Database)
             assert await count(database) == 0
 
 
-async def test_an_error_at_the_begin_of_a_transaction_is_one_of_sqlalchemys_as_all_others_are(
+async def test_an_error_at_the_beginning_of_a_transaction_is_an_error_of_sqlalchemy_as_others_are(
     database: Database,
 ) -> None:
     async with database.engine.connect() as connection:

@@ -195,13 +195,15 @@ def test_200_runs_that_hold_all_threads_are_said_to_do_so(tmp_path: Path) -> Non
         (story.folder / "hold").touch()
         story.request_runs("filling", 200)
         story.until(
-            lambda: "no thread is free" in story.nodes["a"].get("/readyz").text, 60, "it says so"
+            lambda: "no thread has been free" in story.nodes["a"].get("/readyz").text,
+            60,
+            "it says so",
         )
         since = story.now()
-        assert "no thread is free" in story.nodes["a"].said
+        assert "no thread has been free" in story.nodes["a"].said
         story.wait(60)
         assert len(story.ended_since(since)) >= 12  # what runs on the event loop goes on
-        assert "no thread is free" in story.batch("status", code=None)
+        assert "no thread has been free" in story.batch("status", code=None)
         (story.folder / "hold").unlink()
         story.until(lambda: story.count_runs("filling", "succeeded") == 200, 60, "they end")
         story.check_end()

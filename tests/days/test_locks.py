@@ -112,7 +112,7 @@ def test_a_row_of_a_schedule_is_locked(story: Story) -> None:
         "fired_until = fired_until WHERE task = …"
     )
     story.check_told(
-        "opened unfired : a service lives, but slots are not fired since TIME UTC, of short3: "
+        "opened unfired : a service lives, but slots of short3 have not fired since TIME UTC: "
         f"their schedules are locked {held}; end that transaction",
         "closed unfired : a service lived, but slots were not fired, from TIME to TIME UTC (SOME "
         f"TIME): their schedules were locked {held}. N slots of short3 did not run; `batch night` "

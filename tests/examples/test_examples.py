@@ -269,7 +269,7 @@ async def test_a_day_that_could_not_be_marked_was_not_processed(batch: Batch) ->
         name = "unmarked"
 
         async def _mark_as_processed(self, db: AsyncSession, day: date) -> None:
-            await db.flush()  # what was done stands in the transaction
+            await db.flush()  # the transaction contains what was done
             raise ConnectionError("lost")
 
     batch.add(Unmarked)

@@ -1,6 +1,4 @@
-"""examples/ as a stranger meets it: a tasks folder, for real processes, and what its README
-says.
-"""
+"""examples/ as a stranger uses it: as a tasks folder, in real processes, and as its README says."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ async def test_an_incident_is_closed_with_the_last_of_its_runs(
     }
 
 
-async def test_to_reopen_an_incident_undoes_the_acknowledgements_of_its_runs(
+async def test_reopening_an_incident_undoes_the_acknowledgements_of_its_runs(
     ledger: Database, watch: Watching, ann: Operations
 ) -> None:
     runs = [await failed(ledger, "load", START), await failed(ledger, "load", START + HOUR)]
@@ -106,7 +106,7 @@ async def test_a_failure_that_nobody_has_noticed_yet_opens_no_incident(
     assert [row["fingerprint"] for row in await rows(ledger, fingerprints)] == ["1:boom"]
 
 
-async def test_what_has_failed_after_the_question_stays_open(
+async def test_a_run_that_failed_after_the_person_had_looked_stays_open(
     ledger: Database, watch: Watching, ann: Operations
 ) -> None:
     seen = await failed(ledger, "load", START)
@@ -126,7 +126,7 @@ async def test_what_has_failed_after_the_question_stays_open(
     assert [change.after["runs"] for change in changes] == [1, 1]
 
 
-async def test_to_stay_quiet_is_also_about_what_has_failed_after_the_question(
+async def test_staying_quiet_includes_a_run_that_failed_after_the_person_had_looked(
     ledger: Database, watch: Watching, ann: Operations
 ) -> None:
     await failed(ledger, "load", START)

@@ -196,7 +196,7 @@ async def test_a_slot_that_has_not_succeeded_by_its_deadline(
     assert await opened(watch, "deadline") == []
 
 
-async def test_what_comes_and_goes_is_told_only_if_it_stays(
+async def test_an_incident_that_comes_and_goes_is_told_only_if_it_stays(
     ledger: Database, watch: Watching
 ) -> None:
     await know(ledger, make_task("load"))
@@ -227,7 +227,7 @@ async def test_what_comes_and_goes_is_told_only_if_it_stays(
     )
 
 
-def test_what_has_begun_and_ended_within_one_message_is_not_in_it() -> None:
+def test_an_incident_that_opened_and_closed_before_a_message_is_not_in_it() -> None:
     notes = [
         ("opened", {"id": "a"}),
         ("opened", {"id": "b"}),
@@ -240,7 +240,9 @@ def test_what_has_begun_and_ended_within_one_message_is_not_in_it() -> None:
     assert still_news(test) == test
 
 
-async def test_an_outage_is_one_incident_and_its_slots_are_none(ledger: Database) -> None:
+async def test_an_outage_is_one_incident_and_its_slots_are_not_further_ones(
+    ledger: Database,
+) -> None:
     with clock.moved(START):
         loaded = await know(
             ledger, *(make_task(f"task{n}", "* * * * *", missed="skip") for n in range(40))
@@ -284,9 +286,9 @@ async def test_slots_that_a_living_service_has_not_fired_are_not_those_of_the_ou
     assert missed["text"] == "11 slots up to 2026-03-10 02:11 UTC did not run: no service fired it"
 
 
-async def test_what_was_before_the_first_watch_of_a_ledger_is_not_sent(ledger: Database) -> None:
-    """An upgrade stops the old processes: their slots belong to an outage, of which nobody is
-    told.
+async def test_nothing_from_before_the_first_watch_of_a_ledger_is_sent(ledger: Database) -> None:
+    """An upgrade stops the old processes. Their slots belong to an outage, which nobody is told
+    about.
     """
     with clock.moved(START):
         loaded = await know(
@@ -408,7 +410,7 @@ async def test_slots_over_which_a_clock_was_set_are_one_incident(
     )
 
 
-async def test_slots_that_ran_on_time_between_missed_ones_deal_with_none_of_these(
+async def test_slots_that_ran_on_time_do_not_make_the_missed_ones_around_them_good(
     ledger: Database, watch: Watching
 ) -> None:
     loaded = await four_missed(ledger, watch, "skip")
@@ -434,7 +436,7 @@ async def test_slots_that_ran_on_time_between_missed_ones_deal_with_none_of_thes
     assert [row["closed_why"] for row in await watch.incidents(kind="missed")] == ["over"]
 
 
-async def test_missed_slots_of_which_the_newest_was_caught_up_are_over_at_once(
+async def test_an_incident_of_missed_slots_closes_at_once_if_the_newest_was_caught_up(
     ledger: Database, watch: Watching
 ) -> None:
     await four_missed(ledger, watch, "once")
@@ -542,7 +544,9 @@ async def test_a_run_that_harms_its_node_is_an_incident_while_it_waits_until_it_
 async def test_an_event_loop_that_stands_still_is_one_incident_and_its_runs_are_not_slow(
     ledger: Database, watch: Watching
 ) -> None:
-    """What a node says once, in the first beat after it was frozen, opens none."""
+    """A node that was frozen reports this once, in its first beat afterwards. That opens no
+    incident.
+    """
     await know(ledger, make_task("load", None, alerts=Alerts(slow_after=30)))
     node = await node_that_dies(ledger)
     await started(ledger, "load", node=node)
@@ -567,7 +571,7 @@ async def test_an_event_loop_that_stands_still_is_one_incident_and_its_runs_are_
     assert slow.startswith("it has run for ")
 
 
-async def test_a_slow_run_whose_row_is_locked_is_said_to_be(
+async def test_a_slow_run_whose_row_is_locked_is_reported_as_locked(
     ledger: Database, watch: Watching
 ) -> None:
     if ledger.kind == "sqlite":  # it has no locks of rows
@@ -585,7 +589,7 @@ async def test_a_slow_run_whose_row_is_locked_is_said_to_be(
     )
 
 
-async def test_a_lost_node_is_an_incident_if_nobody_goes_on_with_its_runs(
+async def test_a_lost_node_is_an_incident_if_nobody_continues_its_runs(
     ledger: Database, watch: Watching
 ) -> None:
     await know(ledger, make_task("load", None))
@@ -609,7 +613,9 @@ async def test_a_lost_node_is_an_incident_if_nobody_goes_on_with_its_runs(
     assert await opened(watch, "node") == []
 
 
-async def test_a_lost_node_whose_runs_go_on_is_none(ledger: Database, watch: Watching) -> None:
+async def test_a_lost_node_whose_runs_are_continued_is_not_an_incident(
+    ledger: Database, watch: Watching
+) -> None:
     node = await node_that_dies(ledger)
     async with ledger.engine.begin() as connection:
         await orphans.rescue(connection, {node: 0}, clock.now())
@@ -618,7 +624,7 @@ async def test_a_lost_node_whose_runs_go_on_is_none(ledger: Database, watch: Wat
     assert await watch.incidents() == []
 
 
-async def test_a_broken_file_is_an_incident_until_it_is_mended(
+async def test_a_broken_file_is_an_incident_until_it_is_corrected(
     ledger: Database, watch: Watching
 ) -> None:
     broken = [{"source": "tasks/load.py", "error": "SyntaxError: invalid syntax", "task": "load"}]
@@ -755,7 +761,7 @@ async def test_an_error_is_over_after_so_many_successes_in_a_row(
     assert await opened(watch, "failed") == []
 
 
-async def test_an_open_incident_is_told_again_if_that_is_wanted(ledger: Database) -> None:
+async def test_an_open_incident_is_told_again_if_the_setting_asks_for_it(ledger: Database) -> None:
     with clock.moved(START):
         async with watching(ledger, ledger, **asdict(Thresholds(repeat=3_600))) as watch:
             await failed(ledger, "load", START)

@@ -1,4 +1,4 @@
-"""The digest: one message for each slot of BATCH_DIGEST_CRON, also if the ledger fails at that
+"""The digest: one message for each slot of BATCH_DIGEST_CRON, even if the ledger fails at that
 moment.
 """
 
@@ -50,7 +50,7 @@ async def polled(watch: Watching, *digests: Digest) -> None:
 
 
 async def digests_in(ledger: Database, number: int) -> list[dict[str, Any]]:
-    """The messages of digests in the outbox, once there are so many."""
+    """The messages of digests in the outbox, once this number is there."""
 
     async def written() -> list[dict[str, Any]]:
         found = await rows(ledger, outbox, kind="digest")
@@ -59,7 +59,7 @@ async def digests_in(ledger: Database, number: int) -> list[dict[str, Any]]:
     return list(await until(written))
 
 
-async def test_it_is_written_once_for_each_slot_and_channel_by_two_nodes_that_both_hold_the_duty(
+async def test_two_nodes_that_both_hold_the_duty_write_a_digest_once_for_each_slot_and_channel(
     ledger: Database, operations: Operations, watch: Watching
 ) -> None:
     digests = [
@@ -86,7 +86,7 @@ async def test_it_is_written_once_for_each_slot_and_channel_by_two_nodes_that_bo
     assert "- payroll: what its runs say is not sent, because the task has the tag secret" in text
 
 
-async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(
+async def test_a_digest_is_tried_again_if_the_ledger_fails_at_that_moment(
     ledger: Database, operations: Operations, watch: Watching, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def has_failed() -> bool:

@@ -162,8 +162,8 @@ async def test_a_run_with_other_parameters_does_not_make_good(
 async def test_a_poll_from_before_the_duty_was_taken_does_not_end_the_watch(
     ledger: Database, watch: Watching
 ) -> None:
-    """It was read before that was committed, and comes afterwards. So the node does not know that
-    it has the duty.
+    """It was read before the duty was committed, and arrives afterwards. So it does not show that
+    this node has the duty.
     """
     async with ledger.reader.connect() as connection:
         stale = replace(await ledger_poll.read(connection, watch.node), watcher=None)

@@ -96,7 +96,7 @@ async def test_a_pool_that_nobody_serves_is_an_incident_after_a_minute_until_a_n
     assert (kind, sent, end) == ("opened", text, "closed")
 
 
-async def test_a_slot_that_waits_for_a_pool_that_nobody_serves_is_not_late_too(
+async def test_a_slot_that_waits_for_a_pool_that_nobody_serves_is_not_also_late(
     ledger: Database, watch: Watching
 ) -> None:
     await know(ledger, make_task("risk", "0 * * * *", pool="gpu"))
@@ -128,7 +128,7 @@ async def test_a_pool_whose_nodes_have_not_loaded_the_task_is_an_incident_too(
     assert text.startswith("no node serves pool gpu: 2 runs of price, risk wait")
 
 
-async def test_who_takes_over_the_watch_does_not_close_the_incident(
+async def test_a_node_that_takes_over_the_watch_does_not_close_the_incident(
     ledger: Database, watch: Watching
 ) -> None:
     await know(ledger, make_task("risk", None, pool="gpu"))
@@ -144,7 +144,7 @@ async def test_who_takes_over_the_watch_does_not_close_the_incident(
 
 @pytest.mark.rest
 @pytest.mark.parametrize("why", ["paused", "removed", "due tomorrow", "default", "served"])
-async def test_what_does_not_wait_for_a_node_is_no_incident(
+async def test_a_run_that_does_not_wait_for_a_node_is_not_an_incident(
     ledger: Database, watch: Watching, why: str
 ) -> None:
     loaded = await know(
@@ -181,7 +181,7 @@ async def test_a_node_that_drains_serves_nothing_more(ledger: Database, watch: W
 
 @pytest.mark.rest
 @pytest.mark.parametrize("state", ["queued", "retrying"])
-async def test_the_cost_of_the_look_does_not_grow_with_the_backlog(
+async def test_the_cost_of_looking_does_not_grow_with_the_backlog(
     ledger: Database, state: str
 ) -> None:
     await know(ledger, make_task("risk", None, pool="gpu"), make_task("heavy", None, pool="cpu"))

@@ -1,5 +1,5 @@
-"""One error is one problem: what several tasks say that failed together is shown, sent and retried
-once.
+"""One error is one problem: tasks that failed together with it are shown, sent and retried
+together.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ FLEET = [f"fleet{number:02}" for number in range(12)]
 
 
 def facts(task: str, line: int = 7) -> dict[str, str]:
-    """The error of a task whose code is in a file of its own: only the innermost frame is that of
-    all.
+    """The error of a task whose code is in a file of its own. Only the innermost frame is the same
+    for all tasks.
     """
     frames = (
         f'  File "/app/tasks/{task}.py", line {line}, in run\n  File "/lib/asyncpg/connect.py", '

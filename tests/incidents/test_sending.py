@@ -106,7 +106,7 @@ async def test_a_failure_is_posted_to_the_webhook_with_a_signature(
     )
 
 
-async def test_what_opens_shortly_after_a_message_is_one_message_more(
+async def test_incidents_that_open_shortly_after_a_message_are_in_one_further_message(
     ledger: Database, watch: Watching
 ) -> None:
     async with http_receiver() as receiver, sending_to(watch, webhook=receiver.url):
@@ -141,7 +141,7 @@ async def test_a_receiver_that_fails_is_tried_again_with_the_same_id(
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
-async def test_a_receiver_that_asks_to_wait_is_asked_again_then(
+async def test_a_receiver_that_asks_for_a_wait_gets_the_message_after_it(
     ledger: Database, watch: Watching
 ) -> None:
     busy = "429 Too Many Requests\r\nRetry-After: 120"
@@ -205,11 +205,11 @@ async def test_pagerduty_keeps_an_alert_for_each_incident_and_resolves_it(
 
 
 @pytest.mark.rest
-async def test_what_opened_while_a_channel_was_dead_for_an_hour_arrives_once_when_it_is_back(
+async def test_incidents_of_an_hour_without_a_channel_arrive_once_when_it_is_back(
     ledger: Database, watch: Watching
 ) -> None:
-    """Meanwhile the other channel is told of everything, and at the end no incident is told twice
-    or left out.
+    """Meanwhile the other channel gets every message, and at the end no incident is told twice or
+    left out.
     """
     async with (
         http_receiver("503 Down") as dead,

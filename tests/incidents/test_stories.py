@@ -113,7 +113,7 @@ async def test_an_outage_in_which_forty_tasks_missed_slots_is_one_message(world:
     assert [row["kind"] for row in await world.incidents()] == ["down"]
 
 
-async def test_a_killed_node_is_told_only_if_nobody_goes_on_with_its_work(world: World) -> None:
+async def test_a_killed_node_is_told_only_if_nobody_continues_its_work(world: World) -> None:
     first = await world.serve()
     await world.batch("run", "wait", "--queue")
 

@@ -180,14 +180,14 @@ async def succeeded(
 
 
 async def retried(ledger: Database, run: str, state: RunState, **outcome: Any) -> None:
-    """A person retries this run, and it ends so."""
+    """A person retries this run, and it ends with this outcome."""
     async with ledger.engine.begin() as connection:
         assert await transitions.reopen(connection, [run], Rank.MANUAL, "ann", clock.now()) == {run}
     await claimed_and_ended(ledger, run, state, **outcome)
 
 
 async def claimed_and_ended(ledger: Database, run: str, state: RunState, **outcome: Any) -> None:
-    """A node takes this queued run, and it ends so."""
+    """A node takes this queued run, and it ends with this outcome."""
     async with ledger.engine.begin() as connection:
         (claimed,) = await transitions.claim(connection, [run], NODE, clock.now())
     now = clock.now()

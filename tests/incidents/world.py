@@ -72,7 +72,7 @@ class World:
         return done.stdout
 
     async def events(self, number: int) -> list[tuple[str, str]]:
-        """The first events that have arrived, once there are so many: each what happened, and the
+        """The first events that have arrived, once this number is there: what happened, and the
         kind of incident.
         """
 

@@ -77,7 +77,7 @@ async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(
         }
 
 
-async def test_slots_that_no_service_has_come_to_yet_are_not_lost(ledger: Database) -> None:
+async def test_slots_that_no_service_has_handled_yet_are_not_lost(ledger: Database) -> None:
     """After an outage the tally may be kept before the slots of that time are fired, or recorded as
     missed.
     """

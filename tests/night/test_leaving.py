@@ -1,5 +1,5 @@
-"""Missed slots that a person leaves as they are: Night no longer asks to watch them, and says who
-has decided it.
+"""Missed slots that a person leaves as they are: Night no longer asks people to watch them, and
+says who decided it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def _finish(ledger: Database) -> None:
 
 
 @pytest.mark.usefixtures("loaded")
-async def test_slots_that_were_left_are_not_to_be_watched(
+async def test_slots_that_were_left_as_they_are_need_no_further_watching(
     watch: Watching, mara: Operations
 ) -> None:
     answer = await night(watch, mara)
@@ -132,7 +132,7 @@ async def test_only_the_slots_that_the_person_has_seen_are_left(mara: Operations
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 @pytest.mark.usefixtures("loaded")
-async def test_a_range_that_is_just_noticed_is_left_and_taken_up_as_well(
+async def test_a_range_that_is_being_noticed_can_be_left_and_reopened_as_well(
     ledger: Database, mara: Operations
 ) -> None:
     for does in (
@@ -155,7 +155,7 @@ async def test_a_note_and_a_known_task_are_needed(mara: Operations) -> None:
         await mara(LeaveSlots(since=START, until=clock.now(), note=NOTE, task="nothing"))
 
 
-async def test_a_pause_is_not_left_because_a_person_chose_it(
+async def test_slots_of_a_pause_are_not_left_because_a_person_chose_it(
     ledger: Database, mara: Operations
 ) -> None:
     await know(ledger, make_task("load", "* * * * *"))

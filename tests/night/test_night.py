@@ -121,7 +121,7 @@ async def test_a_failed_run_needs_a_person_until_it_is_made_good(
     assert (dealt.task, dealt.how, dealt.runs, dealt.by) == ("load", "made_good", 1, "ann")
 
 
-async def test_a_failure_that_the_next_slot_makes_good_was_dealt_with_by_nobody(
+async def test_a_failure_that_the_next_slot_makes_good_is_shown_as_dealt_with_by_nobody(
     ledger: Database, watch: Watching, operations: Operations
 ) -> None:
     await know(ledger, make_task("load"))
@@ -351,7 +351,7 @@ async def test_an_error_names_the_other_tasks_that_have_it(
     }
 
 
-async def test_a_slot_that_a_run_by_hand_has_made_good_stays_failed_and_is_said(
+async def test_a_slot_that_a_run_by_hand_has_made_good_stays_failed_and_is_shown_as_made_good(
     ledger: Database, watch: Watching, operations: Operations
 ) -> None:
     loaded = await know(ledger, make_task("load", each_slot_counts=True))
@@ -396,7 +396,7 @@ async def test_what_people_did_to_many_runs_is_a_change(
     assert [change.kind for change in (await night(watch, operations)).changes] == ["bulk.retry"]
 
 
-async def test_slots_that_did_not_run_are_said_by_their_cause(
+async def test_slots_that_did_not_run_are_shown_by_their_cause(
     ledger: Database, watch: Watching, operations: Operations
 ) -> None:
     loaded = await know(
@@ -439,7 +439,7 @@ async def test_an_unaccounted_slot_is_an_alarm(
     assert (answer.level, answer.headline) == ("alarm", "4 slots are unaccounted for")
 
 
-async def test_without_a_service_it_is_an_alarm(
+async def test_a_night_without_a_service_is_an_alarm(
     ledger: Database, watch: Watching, operations: Operations
 ) -> None:
     await beat(watch)
@@ -451,7 +451,7 @@ async def test_without_a_service_it_is_an_alarm(
     )
 
 
-async def test_what_a_node_says_is_wrong_comes_first_and_once(
+async def test_what_a_node_reports_as_wrong_comes_first_and_once(
     ledger: Database, watch: Watching, operations: Operations
 ) -> None:
     away = {"application": "the database does not answer", "clock": "the clock was ahead"}
@@ -500,7 +500,7 @@ async def test_what_a_node_says_is_wrong_comes_first_and_once(
     )
 
 
-async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Operations) -> None:
+async def test_an_invalid_window_is_refused(watch: Watching, operations: Operations) -> None:
     with pytest.raises(InvalidParameters, match="31 days"):
         await night_of(operations.context, START - timedelta(days=40))
     with pytest.raises(InvalidParameters, match="before the end"):

@@ -72,8 +72,8 @@ async def by_tally(ledger: Database, since: datetime, until: datetime) -> Counte
 
 
 class Night(Story):
-    """A story in which buckets are counted meanwhile, and people retry and backfill what is long
-    over.
+    """A history in which buckets are counted meanwhile, and people retry and backfill slots that
+    ended long ago.
     """
 
     async def tell(self, events: int) -> None:
@@ -141,7 +141,9 @@ class Night(Story):
 
 
 def seeds(number: int) -> pytest.MarkDecorator:
-    """So many histories on each kind of database, and four times as many in `make nightly`."""
+    """This number of histories on each kind of database, and four times as many in `make
+    nightly`.
+    """
     cases = [
         pytest.param(kind, seed, marks=[pytest.mark.nightly] if seed >= number else [])
         for seed in range(4 * number)
@@ -173,7 +175,7 @@ async def test_after_any_history_the_list_has_the_unaccounted_slots_of_the_accou
         story = Night(ledger, seed)
         await story.tell(30)
         lost = [row["id"] for row in await rows(ledger) if chance.random() < 0.2]
-        async with ledger.engine.begin() as connection:  # a fault of ours
+        async with ledger.engine.begin() as connection:  # an error of this code
             for run in lost:
                 await connection.execute(delete(tables.runs).where(tables.runs.c.id == run))
             await connection.execute(update(buckets_table).values(counted_at=None))
@@ -258,7 +260,7 @@ async def test_a_list_of_unaccounted_slots_counts_no_more_buckets_than_night_doe
         await know(ledger, make_task("tick", "*/10 * * * *"))
         until = bucket_of(START + timedelta(days=20))
         clock.advance(timedelta(days=21))
-        # A service has gone past all slots, and has left no trace.
+        # A service has handled all slots, and has recorded nothing.
         async with ledger.engine.begin() as connection:
             await connection.execute(update(tables.schedules).values(fired_until=clock.now()))
             await tally.keep(connection, buckets.between(START, until), clock.now())

@@ -303,7 +303,7 @@ async def test_a_run_is_not_retried_while_a_part_is_active(world: Sums) -> None:
     async with world.ledger.engine.begin() as connection:
         with pytest.raises(WrongState, match=f"the run {run} is waiting: it has not ended"):
             await retry(connection, run, "ann")
-        # As it once was.
+        # As it was in older versions.
         await connection.execute(update(runs).where(runs.c.id == run).values(state="cancelled"))
     async with world.ledger.engine.begin() as connection:
         with pytest.raises(WrongState, match=f"parts of the run {run} have not ended yet"):
@@ -345,7 +345,7 @@ async def test_parts_of_a_task_that_is_not_partitioned_any_more_fail_with_their_
     clock.advance(unserved.GRACE_OF_PARTS)
     assert await unserved.fail_left_parts(world.ledger, world.tasks) == {}
     clock.advance(timedelta(minutes=1))
-    # A node with the code of before is at it.
+    # A node with the previous code is executing it.
     assert await unserved.fail_left_parts(world.ledger, world.tasks) == {}
     await world.finish(first["id"])
     assert await world.take() == []
@@ -488,7 +488,7 @@ async def test_a_part_that_failed_is_queued_again_while_others_go_on(world: Sums
     assert [part["state"] for part in await world.parts(run)] == ["queued"] * 3
 
 
-async def test_members_of_its_group_are_no_parts(world: Sums) -> None:
+async def test_members_of_its_group_are_not_parts(world: Sums) -> None:
     """A partitioned run may be the follow-up of a group: both are runs that it waits for, one after
     the other.
     """

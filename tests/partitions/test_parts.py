@@ -247,7 +247,7 @@ def test_values_of_parts_are_as_they_were() -> None:
         ({"join": lambda self: None}, "join\\(\\) has other parameters"),
     ],
 )
-def test_what_is_declared_wrongly_is_refused(
+def test_a_wrong_declaration_is_refused(
     batch: Batch, attributes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidTask, match=message):

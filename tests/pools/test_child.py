@@ -1,4 +1,4 @@
-"""A child as the service sees it, with a process that the test plays."""
+"""A child as the service sees it. The test plays the process of the child."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ async def test_lines_are_written_once_to_the_log_of_the_service_with_their_value
         ]
 
 
-async def test_output_is_lines_of_the_run_and_bounded(world: World) -> None:
+async def test_output_becomes_lines_of_the_run_and_is_bounded(world: World) -> None:
     begun = world.begin("prints")
     await begun.ending()
     assert [(line.level, line.logger, line.text) for line in begun.log] == [

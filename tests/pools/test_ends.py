@@ -1,5 +1,5 @@
-"""How a run in a child ends: by itself, by a crash, by its bounds, or because it is stopped. The
-reason is true.
+"""How a run in a child ends: by itself, by a crash, by its limits, or because it is stopped. The
+reason is always right.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ async def test_the_error_of_a_child_has_its_class_its_message_and_the_authors_tr
     assert begun.lines[-1] == f"crash failed: ValueError: no good\n{facts['traceback']}"
 
 
-async def test_a_sigkill_of_the_kernel_is_said_as_such(
+async def test_a_sigkill_of_the_kernel_is_reported_as_such(
     monkeypatch: pytest.MonkeyPatch, world: World
 ) -> None:
     counted = iter(range(10**9, 2 * 10**9))
@@ -207,7 +207,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_run_that_does_not_stop_is_killed_with_all_its_processes(
     impatient: None, task: str, world: World, tmp_path: Path
 ) -> None:
-    """Its timeout comes when its code hangs, however long that takes to begin."""
+    """Its timeout comes when its code hangs, however long its start takes."""
     mark = tmp_path / "hangs"
     begun = world.begin(task, mark=str(mark))
     await until(lambda: asyncio.sleep(0, mark.exists()))
@@ -280,7 +280,7 @@ async def test_a_run_that_is_cancelled_may_clean_up(world: World) -> None:
     assert "is clean" in begun.lines
 
 
-async def test_what_is_given_up_or_abandoned_is_killed_at_once(world: World) -> None:
+async def test_a_run_that_is_given_up_or_abandoned_is_killed_at_once(world: World) -> None:
     begun = world.begin("async_hang")
     pids = [int(word) for word in (await begun.says("pid")).split()[1:]]
     begun.attempt.give_up(LOST)
@@ -372,7 +372,7 @@ class Liar(_Pooled):
 
 
 @pytest.mark.rest
-async def test_a_killed_child_says_its_last_words() -> None:
+async def test_the_last_output_of_a_killed_child_is_kept() -> None:
     text = """
 class Last(_Pooled):
     name = "last"

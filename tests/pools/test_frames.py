@@ -64,7 +64,7 @@ async def test_a_reader_on_the_loop_and_one_in_a_thread_read_the_same(is_async: 
 @pytest.mark.parametrize(
     "data", [b"\xff\xff\xff\xff", b"\0\0\0\1x", b"\0\0\0\2[]", b"\0\0\0\1\xff"]
 )
-def test_what_is_no_frame_is_refused_before_it_is_stored(data: bytes) -> None:
+def test_data_that_is_not_a_frame_is_refused_before_it_is_stored(data: bytes) -> None:
     with pytest.raises(frames.BrokenFrame):
         frames.Frames().feed(data)
 
@@ -104,7 +104,7 @@ def test_each_end_has_its_reason(code: int, by_kernel: bool, reason: str) -> Non
     ("size", "text"),
     [(2**31, "2 GiB"), (64 * 2**20, "64 MiB"), (1_500_000_000, "1.397 GiB"), (2**50, "1 PiB")],
 )
-def test_a_bound_is_said_as_an_author_would_say_it(size: int, text: str) -> None:
+def test_a_bound_is_shown_as_an_author_would_write_it(size: int, text: str) -> None:
     assert memory_error(size).message == f"used more than {text}"
     assert isinstance(memory_error(size), MemoryError)
 
@@ -152,7 +152,7 @@ def wrong_error(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("spoil", [wrong_wait, wrong_state, wrong_error])
-def test_an_ending_that_is_none_is_refused(spoil: Callable[[dict[str, Any]], None]) -> None:
+def test_an_invalid_ending_is_refused(spoil: Callable[[dict[str, Any]], None]) -> None:
     values = child_json.ending_as_json(
         Ending(RunState.RETRYING, "failed", "no", None, ValueError("no"), 1.0)
     )

@@ -91,8 +91,8 @@ async def test_a_child_is_killed_also_where_its_nursery_does_not_react(
 async def test_a_nursery_that_does_not_answer_for_a_lease_is_replaced_and_holds_no_run(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run that begins, whose child dies, and that has told how it ended: only the nursery knows
-    what has become.
+    """A run whose child has begun, died, and reported how it ended. Only the nursery knows what
+    became of the process.
     """
     monkeypatch.setattr(child, "EXIT_SECONDS", 0.2)
     monkeypatch.setattr(nurseries, "KILL_SECONDS", 1)
@@ -275,7 +275,7 @@ async def test_a_nursery_that_can_not_start_is_logged_once_and_tried_again(
         await pool.stop()
 
 
-async def test_an_import_that_ends_the_nursery_is_said() -> None:
+async def test_an_import_that_ends_the_nursery_is_reported() -> None:
     write_tasks(TASKS)
     Path("tasks/ends.py").write_text("import os\nos._exit(5)\n")
     pool = ProcessPool("cpu", 2, Settings(), TaskRegistry.tasks())

@@ -1,5 +1,5 @@
-"""Process pools in real processes: a service or a worker whose runs execute in children, and what
-kills do to them.
+"""Process pools in real processes: a service or a worker whose runs execute in children, and the
+effects of kills.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ async def test_a_drain_interrupts_a_child_after_its_chunk_and_nothing_is_left(pl
 
 
 @pytest.mark.rest
-async def test_a_run_that_never_gives_way_is_cancelled_by_a_kill_and_hurts_nobody(
+async def test_a_run_that_never_stops_is_cancelled_by_a_kill_and_harms_no_other_run(
     place: Place,
 ) -> None:
     """Its child spins in a coroutine, where a cancel is never seen, while a task of the service

@@ -41,8 +41,8 @@ class _Pooled(BaseTask):
 
 
 class Begun:
-    """An attempt in a child that was started, and its ending. `lines` are those of its log until
-    now.
+    """An attempt that was started in a child, and its ending. `lines` are the lines of its log
+    until now.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Begun:
         return [line.text for line in self.log]
 
     async def says(self, words: str) -> str:
-        """The first line with these words, once there is one."""
+        """The first line with this text, once there is one."""
         async with asyncio.timeout(SECONDS):
             while not (found := [line for line in self.lines if words in line]):
                 assert not self.over.is_set(), (self.ended, self.lines)

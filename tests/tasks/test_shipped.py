@@ -1,5 +1,5 @@
-"""The tasks that are there from the start, on both databases. (The backup's tests are in
-tests/backup.)
+"""The tasks that are in the repository from the start, on both databases. (The backup's tests are
+in tests/backup.)
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ async def try_to_write(email: str) -> None:
 
 
 class Marks(BaseTask):
-    """Marks each user, and tells what it does."""
+    """Marks each user, and records what it does."""
 
     name, schedule = "marks", None
     told: ClassVar[list[str]] = []
@@ -75,7 +75,7 @@ def nothing_told() -> None:
     Marks.told.clear()
 
 
-async def test_a_run_dies_with_the_commit_and_goes_on_behind_it(batch: Batch) -> None:
+async def test_a_run_dies_with_the_commit_and_continues_after_it(batch: Batch) -> None:
     await add_users(5)
     killed = await batch.run(Marks, mark="done", kill_after_chunk=2)
     assert (killed.state, killed.attempt, killed.reason) == ("running", 1, None)
@@ -101,7 +101,7 @@ async def test_a_run_dies_with_the_commit_and_goes_on_behind_it(batch: Batch) ->
 
 
 @on_sqlite
-async def test_the_lost_attempt_stands_in_the_log_as_after_a_real_loss(batch: Batch) -> None:
+async def test_the_lost_attempt_is_in_the_log_as_after_a_real_loss(batch: Batch) -> None:
     await add_users(5)
     await batch.run(Marks, kill_after_chunk=1)
     run = await batch.resume()
@@ -130,7 +130,9 @@ async def test_after_the_last_chunk_nothing_is_left_to_do(batch: Batch) -> None:
 
 
 @on_sqlite
-async def test_a_run_that_gets_on_each_time_may_be_lost_more_than_three_times(batch: Batch) -> None:
+async def test_a_run_that_makes_progress_each_time_may_be_lost_more_than_three_times(
+    batch: Batch,
+) -> None:
     await add_users(11)
     assert (await batch.run(Marks, kill_after_chunk=1)).count == 2
     for number in range(2, 6):
@@ -141,7 +143,7 @@ async def test_a_run_that_gets_on_each_time_may_be_lost_more_than_three_times(ba
 
 
 @on_sqlite
-async def test_what_may_not_run_again_has_failed(batch: Batch) -> None:
+async def test_a_lost_run_that_may_not_be_repeated_has_failed(batch: Batch) -> None:
     class Once(Marks):
         name, rerun = "once", False
 
@@ -189,7 +191,7 @@ class Greets(ItemTask):
         user.email = fetched
 
 
-async def test_an_item_task_goes_on_behind_its_chunks_too(batch: Batch) -> None:
+async def test_an_item_task_continues_after_its_chunks_too(batch: Batch) -> None:
     await add_users(8)
     killed = await batch.run(Greets, kill_after_chunk=1)
     assert (killed.state, ids(killed)) == ("running", [[1, 2, 3]])
@@ -211,7 +213,9 @@ async def letters() -> AsyncIterator[str]:
 
 
 @on_sqlite
-async def test_all_loops_count_together_whatever_they_go_over(batch: Batch) -> None:
+async def test_the_chunks_of_all_loops_are_counted_together_whatever_their_source(
+    batch: Batch,
+) -> None:
     class Several(BaseTask):
         name, schedule = "several", None
 
@@ -268,7 +272,7 @@ class Beside(BaseTask):
         self.slow_may_go_on.set()  # on SQLite two can't write at once
 
 
-async def test_what_runs_beside_the_loop_stands_still_too(batch: Batch) -> None:
+async def test_code_that_runs_beside_the_loop_stands_still_too(batch: Batch) -> None:
     Beside.told.clear()
     Beside.slow_may_go_on.clear()
     killed = await batch.run(Beside, kill_after_chunk=1)
@@ -344,7 +348,7 @@ async def test_a_read_only_transaction_that_was_open_beside_it_is_ended_too(batc
 
 
 async def transactions() -> int:
-    """That anybody else has open in this database."""
+    """The transactions that anybody else has open in this database."""
     others = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND pid <> pg_backend_pid() "
@@ -381,7 +385,7 @@ class Parent(BaseTask):
 
 
 @on_sqlite
-async def test_chunks_of_other_runs_do_not_count_and_those_runs_go_on_too(batch: Batch) -> None:
+async def test_chunks_of_other_runs_do_not_count_and_those_runs_continue_too(batch: Batch) -> None:
     batch.add(Child)
     Child.has_begun.clear()
     killed = await batch.run(Parent, kill_after_chunk=3)
@@ -414,7 +418,7 @@ async def test_a_run_with_fewer_chunks_fails_the_test_and_is_named(batch: Batch)
 
 
 @on_sqlite
-async def test_what_can_t_be_killed_or_resumed_is_refused(batch: Batch) -> None:
+async def test_a_run_that_can_t_be_killed_or_resumed_is_refused(batch: Batch) -> None:
     await add_users(3)
     for wrong in (0, True, "3"):
         with pytest.raises(ValueError, match=r"kill_after_chunk is .*; allowed: an int from 1"):
@@ -465,7 +469,7 @@ async def test_the_event_loop_is_left_as_it_was(batch: Batch) -> None:
     assert (loop.get_task_factory(), asyncio.all_tasks()) == (before, tasks)
 
 
-async def test_not_even_a_step_that_was_due_already_is_made() -> None:
+async def test_not_even_a_step_that_was_already_due_is_made() -> None:
     steps: list[int] = []
 
     async def walk() -> None:

@@ -140,7 +140,7 @@ async def test_the_tasks_of_the_folder_fire_too(
     assert (await batch.run("f")).result == 5
 
 
-async def test_only_some_tasks_fire_where_that_is_wanted(batch: Batch) -> None:
+async def test_only_some_tasks_fire_if_the_test_wants_that(batch: Batch) -> None:
     batch.add(Hello, InAThread)
     batch.only("in_a_thread")
     assert {run.task for run in await batch.advance(hours=2)} == {"in_a_thread"}
@@ -148,7 +148,9 @@ async def test_only_some_tasks_fire_where_that_is_wanted(batch: Batch) -> None:
 
 
 @pytest.mark.rest
-async def test_what_is_made_to_fail_fails_and_is_retried_on_the_moved_clock(batch: Batch) -> None:
+async def test_a_task_that_is_made_to_fail_fails_and_is_retried_on_the_moved_clock(
+    batch: Batch,
+) -> None:
     batch.add(Hello)
     batch.fail_next(Hello, ConnectionError("no network"))
     run = await batch.run(Hello)
@@ -187,7 +189,7 @@ async def test_a_sync_task_is_made_to_fail_too(batch: Batch) -> None:
     assert "fail" in str(run.error)
 
 
-async def test_after_a_time_down_the_missed_policies_decide(batch: Batch) -> None:
+async def test_after_a_downtime_the_missed_policies_decide(batch: Batch) -> None:
     batch.add(Hello, InAThread)
     made = await batch.down(days=5, minutes=5)
     caught_up = [run.slot for run in made if run.task == "in_a_thread"]
@@ -198,7 +200,7 @@ async def test_after_a_time_down_the_missed_policies_decide(batch: Batch) -> Non
     assert missed.reason and len(batch.missed()) == 2
 
 
-async def test_what_code_has_started_runs_when_the_test_says_so(batch: Batch) -> None:
+async def test_a_run_that_code_has_started_runs_when_the_test_says_so(batch: Batch) -> None:
     batch.add(Hello)
     await batch.settle()
     run_id = await start(Hello, whom="later", key="k")
@@ -273,7 +275,7 @@ async def test_a_name_that_is_not_known_is_looked_for_in_tasks_dir(
     assert (await batch.run("later")).result == "loaded by its name"
 
 
-async def test_what_can_t_be_run_is_refused(batch: Batch) -> None:
+async def test_a_task_that_can_t_be_run_is_refused(batch: Batch) -> None:
     class NoName(BaseTask):
         schedule = None
 
@@ -344,7 +346,7 @@ async def test_two_calls_at_once_are_refused(batch: Batch) -> None:
     )
 
 
-async def test_what_fail_next_and_set_time_take_is_checked(batch: Batch) -> None:
+async def test_the_arguments_of_fail_next_and_set_time_are_checked(batch: Batch) -> None:
     with pytest.raises(TypeError, match=r"fail_next\(\) was given 'no'; allowed: an exception"):
         batch.fail_next(Hello, "no")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="allowed: an aware datetime"):
@@ -366,7 +368,7 @@ async def test_afterwards_the_clock_goes_on(before_and_after: None, batch: Batch
 
 
 class Greets(ItemTask):
-    """Sets one user aside, as long as it is told to."""
+    """Sets one user aside until it is told to stop that."""
 
     name, schedule = "greets", None
     skip = Skip(limit=5)

@@ -20,7 +20,7 @@ HTTP = ("tasks/rates.py", "tests/test_rates.py")
 
 @pytest.fixture(autouse=True)
 def preloaded_pytest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `pytester` runs is a process that begins with everything imported."""
+    """The process that `pytester` starts begins with everything imported."""
 
     def popen(command: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes], **_: Any) -> Any:
         words = [command[0], "-m", "pytest", *map(str, command[2:])]
@@ -92,8 +92,8 @@ def test_the_fake_http_server_of_the_page_answers_its_task(
 def test_the_crash_of_the_page_is_survived_and_leaves_nothing_behind(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No coroutine that is closed late, and no task that is pending when its loop ends: stderr
-    would tell of it.
+    """No coroutine is closed late, and no task is pending when its loop ends; otherwise stderr
+    would show it.
     """
     take(pytester, monkeypatch, *CRASH)
     done = pytester.runpytest_subprocess(

@@ -1,4 +1,4 @@
-"""A ledger in which very much waits, and the statements about it, whose plans
+"""A ledger in which many runs wait, and the statements about them, whose plans
 tests/batch/test_plans.py reads.
 """
 
@@ -79,8 +79,8 @@ async def write(
 
 
 async def fill(ledger: Database, number: int, now: datetime) -> None:
-    """So many runs that wait for slots, as many that wait for tomorrow, and as many members of
-    groups.
+    """This number of runs that wait for slots, as many that wait for tomorrow, and as many members
+    of groups.
     """
     tomorrow = [
         new("later", exclusive=None, state="waiting", due_at=now + timedelta(days=1))
@@ -136,7 +136,7 @@ async def send(ledger: Database, of: Of, now: datetime) -> None:
 
 
 async def send_parts(connection: AsyncConnection, now: datetime) -> None:
-    """Split a run, read its parts, fail it by them, and split it anew."""
+    """Split a run, read its parts, fail it because of them, and split it again."""
     run = new("then", exclusive="then", state="waiting", gate="fail_fast", attempt=1)
     await json_rows.insert(connection, runs.runs, [vars(run)])
     split = Split(PartsGate.FAIL_FAST, "then/parts", [{"n": n} for n in range(50)])

@@ -207,8 +207,8 @@ async def test_a_retry_of_the_slot_lets_it_wait_again(waits: Waits) -> None:
 async def test_a_retry_of_several_slots_loses_no_later_slot_and_delays_none_of_today(
     waits: Waits, overlap: str
 ) -> None:
-    """Whether they were closed because of the failures, or still wait: they are caught up, one at a
-    time.
+    """This holds for slots that were closed because of the failures, and for slots that still wait:
+    they are caught up one at a time.
     """
     load = load_after("extract", "other", overlap=overlap)
     await waits.know(
@@ -519,7 +519,7 @@ async def test_only_a_node_that_has_loaded_the_task_opens_a_slot_but_any_closes_
 async def test_tasks_that_can_not_work_because_of_others_are_reported_by_the_node_that_has_them(
     waits: Waits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The one that would give them their slots is missing or has none, or tasks of two services
+    """The task that would give them their slots is missing or has none, or tasks of two services
     wait for each other.
     """
     node, other = await put_node(waits.ledger), await put_node(waits.ledger)

@@ -1,5 +1,5 @@
-"""`--and-after`: what has waited for a run, or for slots, is run again or backfilled too, in
-whichever depth.
+"""`--and-after`: what has waited for a run, or for slots, is run again or backfilled too, at any
+depth.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What was closed waits again in whichever depth, and what waits for a task that is gone does not
-wait for ever.
+"""What was closed waits again at any depth, and what waits for a task that is gone does not wait
+for ever.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ async def test_a_retry_of_a_member_lets_the_groups_around_its_own_wait_again(wai
     ]
 
 
-async def test_the_slots_that_wait_again_are_counted_anew(waits: Waits) -> None:
+async def test_the_slots_that_wait_again_are_counted_again(waits: Waits) -> None:
     """Here the slot that waits lies in another bucket than the one that it waits for."""
     await waits.know(daily("extract"), make_task("load", "30 3 * * *", after="extract"))
     await waits.fire(THREE)
@@ -128,10 +128,10 @@ async def test_a_follow_up_that_is_run_again_waits_for_its_group_by_its_own_rule
     assert (row["state"], row["gate"], row["wait_until"]) == ("waiting", "end", None)
 
 
-async def test_what_waits_for_a_run_that_waits_anew_waits_again(
+async def test_a_run_that_waits_for_a_run_that_waits_again_waits_again_too(
     waits: Waits, application: Database
 ) -> None:
-    """Also if it was not among the runs that were asked for."""
+    """Even if it was not among the runs that were asked for."""
     await close_all(waits)
     load = (await waits.run_of("load"))["id"]
     async with waits.ledger.engine.begin() as connection:

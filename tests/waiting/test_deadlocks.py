@@ -1,5 +1,5 @@
-"""An opening waits for nobody, and whoever cancels groups locks by id: so no two of them deadlock.
-On PostgreSQL.
+"""An opening waits for nobody, and code that cancels groups locks by id, so no two of them
+deadlock. On PostgreSQL.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ async def test_a_group_is_written_as_a_whole_or_not_at_all(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"starts": ["mail"]}, "'mail' is no Start; write Start(MailTask, to=…)"),
+        ({"starts": ["mail"]}, "'mail' is not a Start; write Start(MailTask, to=…)"),
         ({"starts": [], "key": "k"}, "key is the key of the follow-up, so it needs then=Start(…)"),
     ],
 )
@@ -196,7 +196,7 @@ async def test_more_than_ten_thousand_members_are_refused(
 async def test_a_member_may_wait_for_an_instant_and_be_the_follow_up_of_another_group(
     waits: Waits, tasks: tuple[Task, Task]
 ) -> None:
-    """A waiting run is active: what awaits it goes on waiting."""
+    """A waiting run is active: a run that waits for it continues to wait."""
     mail, report = tasks
     outer = await start_all([Start(mail.cls, delay=60)], then=Start(report.cls))
     assert await waits.look() == 0
@@ -208,7 +208,7 @@ async def test_in_group_needs_a_run_that_is_a_member(
     waits: Waits, tasks: tuple[Task, Task]
 ) -> None:
     with pytest.raises(
-        InvalidParameters, match="works inside a run that is a member of a group only"
+        InvalidParameters, match="works only inside a run that is a member of a group"
     ):
         await start(tasks[0].cls, in_group=True)
 

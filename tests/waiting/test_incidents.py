@@ -1,5 +1,5 @@
-"""One incident, not two: a failed run says what it keeps back, and what it has closed opens no
-incident of its own.
+"""One incident, not two: a failed run says what it keeps back, and the runs that it has closed open
+no incident of their own.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ async def night(waits: Waits, watch: Watching, operations: Operations) -> Night:
 
 
 def of_runs(found: Night) -> list[Need]:
-    """What needs a person, but for the alarm that no service lives: there is none in these
-    tests.
-    """
+    """What needs a person, except the alarm that no service lives: there is none in these tests."""
     return [need for need in found.needs if need.kind != "down"]
 
 
@@ -80,7 +78,7 @@ async def failed_ones(watch: Watching) -> list[dict[str, Any]]:
     return [row for row in await watch.incidents() if row["kind"] != "missed"]
 
 
-async def test_what_a_failed_slot_has_closed_opens_no_incident_of_its_own(
+async def test_runs_that_a_failed_slot_has_closed_open_no_incident_of_their_own(
     waits: Waits, watch: Watching, operations: Operations
 ) -> None:
     await chain_of_three(waits)

@@ -41,7 +41,7 @@ async def test_a_delay_counts_from_the_clock_of_the_ledger(waits: Waits, delay: 
 
 
 @pytest.mark.parametrize("given", [{"at": START}, {"at": START - MINUTE}, {"delay": 0}])
-async def test_an_instant_that_is_over_means_at_once(waits: Waits, given: Any) -> None:
+async def test_an_instant_in_the_past_means_at_once(waits: Waits, given: Any) -> None:
     mail = make_task("mail", None)
     await waits.know(mail)
     await start(mail.cls, **given)
@@ -106,7 +106,7 @@ async def test_parameters_with_the_names_of_arguments_of_start_are_given_as_a_di
         await start(mail.cls, params={"at": "noon"}, other=1)
 
 
-async def test_a_run_of_tomorrow_is_no_run_that_may_start(waits: Waits) -> None:
+async def test_a_run_of_tomorrow_may_not_start_yet(waits: Waits) -> None:
     mail = make_task("mail", None, overlap="skip")
     await waits.know(mail)
     await start(mail.cls, at=START + timedelta(days=1))

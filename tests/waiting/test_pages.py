@@ -188,7 +188,7 @@ def _change(folder: Path, *statements: str) -> None:
 
 
 async def picture(page: Page, name: str) -> None:
-    """Take a picture in light, in dark and as on a phone, if somebody wants to look at it."""
+    """Take a picture in light, in dark and as on a phone, if SCREENSHOTS is set."""
     if (folder := os.environ.get("SCREENSHOTS")) is None:
         return
     for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light")):

@@ -91,14 +91,14 @@ async def look(connection: AsyncConnection) -> int:
 async def meanwhile(
     ledger: Database, what: Callable[[], Awaitable[object]]
 ) -> AsyncIterator[asyncio.Task[object]]:
-    """Begin it, and go on when it waits for a lock that the block around this holds. It ends after
-    the block.
+    """Begin it, and continue when it waits for a lock that the block around this holds. It ends
+    after the block.
     """
     doing = asyncio.ensure_future(what())
     if ledger.kind == "postgresql":
         await until(lambda: _waits_for_a_lock(ledger), SECONDS)
     else:
-        # SQLite says of nobody that they wait: this only gives a mistake the time to show.
+        # SQLite does not show who waits: this only gives an error the time to appear.
         await asyncio.sleep(0.1)
     assert not doing.done()
     yield doing
@@ -251,8 +251,8 @@ async def test_a_retry_between_the_decision_and_its_commit_is_not_lost(
 async def test_without_the_lock_a_retry_would_be_lost(
     waits: Waits, tasks: tuple[Task, Task], other: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same without the lock of whoever retries. (On SQLite nobody can write between decision
-    and commit.)
+    """The same without the lock of the retry. (On SQLite nobody can write between decision and
+    commit.)
     """
     follow_up, (member,) = await group(waits, tasks, RunState.FAILED)
 

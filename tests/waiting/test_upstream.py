@@ -118,7 +118,7 @@ async def test_a_name_that_it_has_not_waited_for_is_an_error_that_says_what_ther
     assert await no_members(None) == ()
 
 
-def test_it_is_no_parameter_that_a_person_gives() -> None:
+def test_upstream_is_not_a_parameter_that_a_person_gives() -> None:
     async def load(self: BaseTask, upstream: Upstream, day: str = "monday") -> None: ...
 
     parameters = make_task("load", "* * * * *", run=load).parameters

@@ -453,7 +453,7 @@ async def test_sign_in_can_t_be_off_where_others_reach_the_service(
     monkeypatch.setenv("BATCH_AUTH", "off")
     forget_settings()
     with pytest.raises(
-        InvalidSetting, match=r"BATCH_AUTH: off is only allowed where HOST is a loopback address"
+        InvalidSetting, match=r"BATCH_AUTH: off is only allowed if HOST is a loopback address"
     ):
         listen(get_settings(), "0.0.0.0", 0)
     listen(get_settings(), "127.0.0.1", 0).close()

@@ -163,8 +163,8 @@ async def test_a_service_without_a_free_thread_says_so_and_is_ready_and_so_does_
             return answer.json().get("warnings")
 
         said = (
-            "no thread is free since .* UTC, and runs wait: 1 runs execute in threads, which is "
-            "MAX_THREADS"
+            r"no thread has been free since .* UTC, and runs are waiting: "
+            r"all 1 threads are in use \(MAX_THREADS\)"
         )
         assert isinstance(warnings := await until(warned), dict)
         assert warnings.keys() == {"threads"} and re.fullmatch(said, warnings["threads"])

@@ -26,8 +26,8 @@ CHECK_EVERY_INSTRUCTIONS = 100_000
 FETCHED = 500
 COLUMNS_AT_ONCE = 100
 SCHEMAS = ("main", "newer")
-"""The schema names of the databases before and after. (The encoding of the main one applies to the
-connection.)
+"""The schema names of the databases before and after. (The connection uses the encoding of the main
+one.)
 """
 
 

@@ -1,4 +1,4 @@
-"""Tells by checksums whether two backups have the same bytes, wherever they are stored."""
+"""Finds out by checksums whether two backups have the same bytes, wherever they are stored."""
 
 from __future__ import annotations
 

@@ -138,9 +138,7 @@ class Header:
 
     @staticmethod
     def refuse_newer(facts: Any, source: str) -> None:
-        """Raises BackupError if the header has a later format. Its other fields are not looked
-        at.
-        """
+        """Raises BackupError if the header has a newer format. Its other fields are not read."""
         number = facts.get("format") if isinstance(facts, dict) else None
         if type(number) is int and number > FORMAT:
             raise BackupError(

@@ -63,7 +63,7 @@ class JsonReader:
                 raise ValueError(
                     "a number in its JSON is not one that this service writes"
                 ) from error
-            # Else the value may be the start of a longer number.
+            # Otherwise the value may be the start of a longer number.
             if end < len(self._text) or not self._more():
                 self._at = end
                 return value

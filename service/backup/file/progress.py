@@ -26,9 +26,7 @@ class BackupProgress:
 
 
 class BackupMeter:
-    """Adds up what the threads of a backup have done. `report` is called in the thread that
-    adds.
-    """
+    """Adds up the work of a backup's threads. `report` is called in the thread that adds."""
 
     def __init__(self, report: Callable[[BackupProgress], None] | None) -> None:
         self._report = report

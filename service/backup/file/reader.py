@@ -1,4 +1,4 @@
-"""Reads backups: the manifest at the end of the file, then any gzip member by itself. Each is
+"""Reads backups: the manifest at the end of the file, then any single gzip member. Each part is
 checked before its use.
 
 Nothing in the file is trusted: sizes are checked before memory is allocated, and names are only
@@ -205,7 +205,8 @@ def _parsed(source: Source, data: bytes) -> dict[str, Any]:
 
 
 def first_header(source: Source) -> Header | None:
-    """The header in the first member; None if the first member holds no file of a header's name.
+    """The header in the first member; None if the first member has no file with the name of a
+    header.
 
     Raises BackupError if the header is damaged, or has a newer format.
     """

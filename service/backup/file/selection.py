@@ -56,7 +56,7 @@ class Selection:
 
 
 def is_ledgers(name: str) -> bool:
-    """Whether the table of this name is one of the ledger's, where its schema holds a ledger."""
+    """Whether this is the name of a table of the ledger, if its schema holds a ledger."""
     return name in LEDGER_TABLES
 
 

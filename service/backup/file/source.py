@@ -34,8 +34,8 @@ class LocalFile:
     """A backup in a regular file of this machine. Raises DamagedBackup for a device, a FIFO or a
     folder.
 
-    `follow`: whether a symbolic link is followed. That is meant only for a path that a person has
-    given.
+    `follow`: whether a symbolic link is followed, which is intended only for a path that a person
+    has given.
     """
 
     def __init__(self, path: Path, *, follow: bool = True) -> None:

@@ -20,7 +20,7 @@ READERS = 2
 
 @dataclass(frozen=True)
 class Verified:
-    """Numbers of a backup that was verified: rows, bytes of content, and gzip members."""
+    """The numbers of a verified backup: rows, bytes of content, and gzip members."""
 
     rows: int
     bytes: int
@@ -30,13 +30,13 @@ class Verified:
 def verify(
     source: Source, stop: Stop, on_member: Callable[[Member], None] | None = None
 ) -> Verified:
-    """Raises BackupError, which names the first wrong member, if any byte of the file is not what
-    was written.
+    """Raises BackupError, which names the first wrong member, if any byte of the file differs from
+    what was written.
 
     The manifest has the place and the hash of each member, and the trailer has those of the
-    manifest. So damage is also noticed in gzip's headers and checksums, and in bytes between
-    members, and so are members that are missing, doubled or moved. `on_member` is called in a
-    reader's thread after each member that was read.
+    manifest. So damage is also noticed in gzip's headers and checksums, in bytes between members,
+    and in members that are missing, doubled or moved. `on_member` is called in a reader's thread
+    after each member.
     """
     header = first_header(source)  # before the manifest takes memory
     backup = Backup.open(source)
@@ -50,9 +50,7 @@ def verify(
 
 
 def _refuse_no_database(backup: Backup) -> None:
-    """Raises DamagedBackup unless the database file begins as a SQLite database of its size
-    does.
-    """
+    """Raises DamagedBackup unless the database file begins like an SQLite database of its size."""
     size = sum(member.bytes for member in backup.members if member.name == DATABASE)
     try:
         layout(next(backup.pieces(), b"")).refuse_another_size(size)
@@ -61,10 +59,10 @@ def _refuse_no_database(backup: Backup) -> None:
 
 
 class _Reading:
-    """Reads the members in their order in several threads.
+    """Reads the members in order in several threads.
 
-    After a wrong member, no further one is begun, but those that were begun are read, so the first
-    wrong one is known.
+    After a wrong member no further one is begun, but those in progress are read to their end, so
+    that the first wrong one is known.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ from service.settings.settings import Settings
 
 COMMAND = arguments_of("service.backup.making.worker")
 KILL_AFTER_SECONDS = 1.0
-"""Shorter than the time that a drain gives to cancelled work, so that this process can remove the
+"""Less than the time that a drain gives to cancelled work, so that this process can remove the
 partial file.
 """
 KINDS = {"sqlite+aiosqlite": SQLITE, "postgresql+asyncpg": POSTGRESQL}
@@ -135,7 +135,7 @@ def _send(process: subprocess.Popen[bytes], line: bytes) -> None:
     """Send the request through a pipe, because other users can see a command line, and the request
     has a password.
     """
-    with suppress(BrokenPipeError):  # the exit status of the process tells how it ended
+    with suppress(BrokenPipeError):  # the exit status of the process shows how it ended
         # Unbuffered: a buffer would retry when it is closed.
         os.write(_input(process).fileno(), line)
 
@@ -158,7 +158,7 @@ def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def _last_answer(lines: IO[bytes] | None, report: OnProgress) -> dict[str, Any]:
-    """Report each progress that the worker writes, and return the last line, which tells how the
+    """Report each progress that the worker writes, and return the last line, which says how the
     backup ended.
     """
     answer: dict[str, Any] = {}

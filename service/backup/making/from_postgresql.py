@@ -1,9 +1,9 @@
-"""Backs up a PostgreSQL database, as from_sqlite.py does SQLite: the rows of every table, by COPY,
-over two connections that see one snapshot.
+"""Backs up a PostgreSQL database: the rows of every table, by COPY, over two connections with one
+snapshot. Alone, as the counterpart of from_sqlite.py.
 
 The connections have an event loop of their own in the process of the backup. The backup leaves out
-the ledger's tables, materialized views (which can be refreshed after a restore), and what the
-settings exclude. The manifest names what was left out.
+the ledger's tables, materialized views (which can be refreshed after a restore), and tables that
+the settings exclude. The manifest names what was left out.
 """
 
 from __future__ import annotations

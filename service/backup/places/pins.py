@@ -22,7 +22,7 @@ MOST_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class Pin:
-    """Who pinned a backup, and when (UTC). None if the file does not say so."""
+    """Who pinned a backup, and when (UTC); None if the file does not say."""
 
     by: str | None = None
     at: datetime | None = None
@@ -30,7 +30,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class Listing:
-    """The backups of a place with their sizes in bytes, and the names that are pinned, also those
+    """The backups of a place with their sizes in bytes, and the pinned names, including those
     without a backup.
     """
 
@@ -40,7 +40,7 @@ class Listing:
 
     @property
     def orphans(self) -> frozenset[str]:
-        """The names that are pinned, but of which the place has no backup."""
+        """The pinned names of which the place has no backup."""
         return self.pinned - self.sizes.keys()
 
 
@@ -58,7 +58,7 @@ def is_pinned(storage: Storage, name: str) -> bool:
 
 
 def put(storage: Storage, name: str, pin: Pin) -> bool:
-    """Pin a backup. Returns False if it is pinned already; then its pin is left as it is. Raises
+    """Pin a backup. Returns False if it is already pinned; its pin is then left as it is. Raises
     BackupError.
     """
     at = pin.at.isoformat(timespec="seconds") if pin.at else None
@@ -111,7 +111,7 @@ def remove_orphans(storage: Storage, names: Iterable[str], now: datetime) -> Non
     first.
     """
     for name in names:
-        with suppress(BackupError):  # a pin that is left does no harm
+        with suppress(BackupError):  # a leftover pin does no harm
             changed = storage.changed_at(name + PIN)
             if changed and now - changed > ABANDONED_AFTER and not storage.has(name):
                 storage.delete(name + PIN)

@@ -1,7 +1,7 @@
-"""Places that hold backups, a folder or a bucket, with the same few methods; and finding a backup
-by its name.
+"""Places that hold backups, a folder or a bucket, with the same few methods; and the search for a
+backup by its name.
 
-All of it blocks, so it is called in threads.
+All methods block, so they are called in threads.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Storage(Protocol):
     place: str
 
     def listed(self) -> dict[str, int]:
-        """The size in bytes of each file by its name, also of files that are not backups."""
+        """The size in bytes of each file by its name, including files that are not backups."""
 
     def has(self, name: str) -> bool: ...
 
@@ -65,8 +65,8 @@ class Storage(Protocol):
         """The first `most` bytes of a small file; no bytes if it is not a regular file."""
 
     def write(self, name: str, data: bytes) -> bool:
-        """Write a small file. Returns False if there is a file of that name, which is left as it
-        is.
+        """Write a small file. Returns False if there is already a file of that name, which is left
+        as it is.
         """
 
     def changed_at(self, name: str) -> datetime | None:
@@ -174,7 +174,7 @@ def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
             if entry.is_file(follow_symlinks=False):
                 yield entry.name, entry.stat(follow_symlinks=False).st_size
             elif entry.name.endswith(PIN):
-                # Anything with this suffix is a pin, also a folder or a link.
+                # Anything with this suffix is a pin, even a folder or a link.
                 yield entry.name, 0
 
 
@@ -263,8 +263,8 @@ class Places:
         )
 
     def _latest(self) -> LocalFile | Object:
-        """The newest backup of both places. Raises BackupError if one can't be listed: it may have
-        the newest.
+        """The newest backup of both places. Raises BackupError if one can't be listed, because it
+        may have the newest.
         """
         try:
             latest = newest(self.all(), clock.now())

@@ -1,4 +1,4 @@
-"""Decides by the times in their names which backups are to be deleted, and why each of the others
+"""Decides from the times in their names which backups should be deleted, and why each of the others
 is kept.
 """
 
@@ -14,8 +14,8 @@ from service.backup.file.folder import taken_at
 DAY = timedelta(days=1)
 CLOCKS_DIFFER = timedelta(hours=1)
 """A backup with a name farther in the future was named by a wrong clock. It is kept until that time
-has come. It does not count as the newest, because then the backups of today would never be compared
-with it.
+has come. It does not count as the newest, because today's backups would then never be compared with
+each other.
 """
 MOST_NAMED = 5
 
@@ -43,7 +43,7 @@ class Rules:
     """Which backups are kept.
 
     `last`: how many of the newest. `days`: all that are younger. `weekly`, `monthly`: for how many
-    weeks and months the newest of each. `least_share`: nothing is deleted if the newest has a
+    weeks and months the newest one is kept. `least_share`: nothing is deleted if the newest has a
     smaller share of the previous one's rows.
     """
 
@@ -83,7 +83,7 @@ class Decision:
     @property
     def too_many(self) -> str | None:
         """Why a person has to confirm the deletion: a wrong setting could delete more than half at
-        once. Else None.
+        once. None if not.
         """
         going, total = len(self.going), len(self.verdicts)
         return f"{going} of {total} would go at once" if going > total / 2 else None

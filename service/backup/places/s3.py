@@ -53,7 +53,7 @@ VARIABLES = (
     "AWS_SSE_KMS_KEY_ID",
     "AWS_CHECKSUM_ALGORITHM",
 )
-"""The variables that may also stand in `.env`. In the environment, obstore reads further ones."""
+"""The variables that may also be in `.env`. From the environment, obstore reads further ones."""
 
 _KEYS = "Look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."
 _REACH = "Look at the network, AWS_ENDPOINT_URL and AWS_REGION, and try again."
@@ -217,7 +217,7 @@ class Object:
 
 
 class _Upload:
-    """Yields the pieces of a source, and computes the checksums of what it has yielded."""
+    """Yields the pieces of a source, and computes their checksums."""
 
     def __init__(self, source: Source, stop: Stop, tell: Callable[[int], None]) -> None:
         self.part = max(PART_BYTES, -(-source.size // MOST_PARTS))
@@ -257,7 +257,7 @@ class _Upload:
 def explained(name: str) -> Iterator[None]:
     """Turn an error of obstore into an UnknownBackup or a PlaceUnreachable, which names the object.
 
-    Its message holds nothing of the request, which may have secrets in it.
+    Its message contains nothing of the request, which may include secrets.
     """
     try:
         yield

@@ -1,6 +1,6 @@
 """Reads from the catalog of a PostgreSQL database which tables and sequences a backup holds.
 
-What a backup would hold wrongly or not at all is refused before anything is written.
+Relations that a backup could not hold, or not correctly, are refused before anything is written.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class Contents:
 
 
 async def contents(connection: Any, selection: Selection) -> Contents:
-    """Read what a backup with this selection holds. Raises BackupError for what a backup can't
-    hold.
+    """Read which relations a backup with this selection holds. Raises BackupError for relations
+    that a backup can't hold.
     """
     relations = [_relation(row) for row in await connection.fetch(RELATIONS)]
     by_oid = {relation.oid: relation for relation in relations}

@@ -163,6 +163,6 @@ async def _state_of_transaction(url: URL, number: str) -> str | None:
 
 
 LastCheck = Callable[[], Coroutine[Any, Any, None]]
-"""Awaited when nobody else can write to the tables any more. Raises BackupError if the restore must
-not happen.
+"""Awaited when no other connection can write to the tables any more. Raises BackupError to prevent
+the restore.
 """

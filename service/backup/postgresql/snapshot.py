@@ -73,7 +73,7 @@ async def connected(
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
-        # All work is done by now.
+        # All work has been done.
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             await connection.close(timeout=CLOSE_SECONDS)
     finally:

@@ -1,5 +1,5 @@
-"""Reads from the catalog of a PostgreSQL database what a restore needs: tables, foreign keys,
-triggers, sequences.
+"""Reads the parts of a PostgreSQL database that a restore needs from its catalog: tables, foreign
+keys, triggers, sequences.
 """
 
 from __future__ import annotations

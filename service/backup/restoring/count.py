@@ -22,7 +22,7 @@ class TableCounts:
 
 @dataclass(frozen=True)
 class RestoreReport:
-    """What a restore has done, or would have done if it were no dry run.
+    """The result of a restore, or of its dry run.
 
     `backup`: the path or URL of the backup. `where`: the URL of the database, without a password.
     `seconds`: how long the restore took. `notes`: sentences for the person who restores.

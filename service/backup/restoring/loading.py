@@ -17,8 +17,8 @@ from service.errors import BackupError, DamagedBackup
 from service.escaping import brief
 
 LARGEST_ECHO = 32 * 1024 * 1024
-"""How many bytes a value may have that the server may repeat in an error, which the driver reads
-into memory.
+"""The largest value, in bytes, that the server may repeat in an error, because the driver reads
+errors into memory.
 """
 NOT_ECHOED = ("text", "bytea", "character varying", "character")
 """Types that accept any text, or whose errors are short. Values of other types are rarely so large.

@@ -16,7 +16,7 @@ from service.database.urls import safe_url
 from service.errors import BackupError
 
 BACKUPS_TABLE = "batch_backups"
-"""The ledger's table of backups. It describes files outside of the database, so a restore does not
+"""The ledger's table of backups. It describes files outside the database, so a restore does not
 replace its rows.
 """
 AT_ITS_REVISION = {
@@ -24,11 +24,11 @@ AT_ITS_REVISION = {
     "postgresql": "Make an empty database with the code that made the backup (`batch serve`), "
     "restore it into that",
 }
-"""How to restore a backup of another revision: into a database of that revision, which is upgraded
-afterwards.
+"""Advice for a backup of another revision: restore it into a database of that revision, which is
+upgraded afterwards.
 """
 MOST_NAMED = 50
-"""At most this many problems are in a message, because a hostile file may have a million tables."""
+"""The most problems in a message, because a hostile file may have a million tables."""
 KIND_NAMES = {
     "p": "a partitioned table",
     "f": "a foreign table",
@@ -98,8 +98,8 @@ def refuse_other_kind(backup: Backup, url: URL) -> None:
 
 
 def restored_tables(backup: Backup) -> tuple[SavedTable, ...]:
-    """The tables whose rows are taken from the backup. Version tables and the ledger's table of
-    backups are not.
+    """The tables whose rows are taken from the backup: all but version tables and the ledger's
+    table of backups.
     """
     version_tables = backup.header.revisions
     ledgers = (

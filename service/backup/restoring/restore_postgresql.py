@@ -100,7 +100,7 @@ async def _restore(
 ) -> RestoreReport:
     started = clock.monotonic()
     async with server.connected(url) as connection:
-        # It sees what others commit meanwhile.
+        # The transaction sees what other connections commit meanwhile.
         transaction = connection.transaction(isolation="read_committed")
         await transaction.start()
         try:

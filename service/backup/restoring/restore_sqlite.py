@@ -158,8 +158,8 @@ def try_out(
 def _filled(
     backup: Backup, restore: SqliteRestore, place: Path, meter: BackupMeter, stop: Stop
 ) -> Iterator[tuple[NewFile, tuple[TableCounts, ...]]]:
-    """Make a new file with all tables and the rows of the backup, but without rows that are kept of
-    the live file.
+    """Make a new file with all tables and the rows of the backup, without the rows that are kept
+    from the live file.
     """
     saved = place / "saved.sqlite3"
     unpack(backup, saved, meter, stop, COPIES)
@@ -223,7 +223,7 @@ class _Swap:
                 live.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _let_readers_go_on(self, live: sqlite3.Connection) -> None:
-        """Set WAL mode, as get_db() does. In it the kept tables can be read while the live file is
+        """Set WAL mode, as get_db() does. It allows reading the kept tables while the live file is
         locked.
         """
         # It takes effect only in an empty file.
@@ -258,7 +258,7 @@ class _Swap:
         self._left = remaining
 
     def _complete(self) -> None:
-        """Make the last check, and add to the new file what is kept of the live file. A dry run
+        """Make the last check, and add the kept parts of the live file to the new file. A dry run
         ends here.
         """
         if self._last_check is not None:

@@ -33,12 +33,12 @@ async def restore_into_scratch(
     """Load every row of a backup into new tables, compare the counts with the manifest, and remove
     the tables.
 
-    On SQLite the tables are made in a new file in `folder` (None: that of temporary files), as in
-    the application's file or by `histories`. On PostgreSQL they are made in a new schema in the
-    database of `drill_url`, or else of `url`, in a transaction that is rolled back, so that nothing
-    remains after a kill either. There `histories` make the tables, and tables that are in no
+    On SQLite the tables are made in a new file in `folder` (by default the folder for temporary
+    files), as in the application's file or by `histories`. On PostgreSQL they are made in a new
+    schema in the database of `drill_url`, otherwise of `url`, in a transaction that is rolled back,
+    so that even a kill leaves nothing behind. There `histories` make the tables, and tables of no
     history are made like those of the same name. `on_progress` is called on this event loop. Raises
-    BackupError, also if one table can't be tried out.
+    BackupError, even if only one table can't be tried out.
     """
     application, drill, loop = (
         make_url(url),

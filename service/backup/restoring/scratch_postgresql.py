@@ -92,7 +92,7 @@ def _read_unloaded(backup: Backup, loaded: Sequence[SavedTable]) -> None:
 
 
 class _ScratchRestore(PostgresqlRestore):
-    """A restore into unlogged tables, since they are rolled back in any event."""
+    """A restore into unlogged tables, because they are rolled back in any case."""
 
     async def _disable_checks(self, keys: Sequence[ForeignKey]) -> None:
         await super()._disable_checks(keys)
@@ -180,7 +180,7 @@ class _Scratch:
         await self._read_target()
 
     async def copy(self) -> None:
-        """Make what the migrations did not make, like the relations of the same names in the
+        """Make the relations that the migrations did not make, like those of the same names in the
         database.
         """
         for table in self.tables:

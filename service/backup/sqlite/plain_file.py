@@ -32,7 +32,7 @@ from service.errors import BackupError, DamagedBackup
 CHECK_EVERY_INSTRUCTIONS = 100_000
 BUSY_SECONDS = 10.0
 LISTEN_SECONDS = 0.1
-"""How long one attempt to get a lock waits. A cancel is noticed between two attempts."""
+"""How long one try to get a lock waits. A cancel is noticed between two tries."""
 PREFIX = ".restore_"
 OURS = re.compile(rf"{re.escape(PREFIX)}[0-9]{{8}}_[0-9]{{6}}_\w+")
 LARGEST_VALUE = 64 * 1024 * 1024
@@ -93,7 +93,7 @@ def _locked_folder(folder: Path) -> tuple[Path, int]:
         with suppress(FileNotFoundError):
             descriptor = _opened_folder(path)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if path.exists():  # else another process removed it as abandoned before it was locked
+            if path.exists():  # otherwise another process removed it before it was locked
                 return path, descriptor
             os.close(descriptor)
 

@@ -121,8 +121,8 @@ class Structure:
             )
 
     def unmakeable(self) -> list[str]:
-        """A message for each table that can't be created, as one with a function or module of the
-        application.
+        """A message for each table that can't be created, such as one with a function or module of
+        the application.
         """
         problems: dict[str, str] = {}
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:

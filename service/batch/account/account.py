@@ -1,5 +1,5 @@
-"""The account of one task: how many of its slots are of which kind, and findings. Pure;
-accounting.py makes it.
+"""The account of one task: the number of its slots of each kind, and findings. Pure; accounting.py
+makes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """What the ledger has for a slot. `late` means that a running service has the task and has not
+    """What the ledger has for a slot. `late` means that a running service has the task but has not
     handled the slot.
 
     The last three kinds are not slots: `surplus` is a scheduled run whose slot no schedule has,
@@ -40,8 +40,8 @@ INCOMPLETE = (Kind.LATE, Kind.GAP, Kind.RANGE, Kind.UNREADABLE)
 class AccountedSlot(NamedTuple):
     """What became of one slot (aware, UTC), or a surplus run.
 
-    `run` is the id of its run and `state` the state of that; `reason` is the reason of a skip or of
-    a missed range.
+    `run`: the id of its run. `state`: the state of that run. `reason`: the reason of a skip or of a
+    missed range.
     """
 
     task: str
@@ -69,8 +69,7 @@ class AccountFinding:
 class Account:
     """What became of the slots of one task from `since` to `until`, both included; aware, UTC.
 
-
-    `since` is later than the caller's where the runs before it were pruned.
+    `since` is later than the caller's if the runs before it were pruned.
     """
 
     task: str
@@ -91,7 +90,7 @@ class Account:
         return not any(self.counts[kind] for kind in INCOMPLETE)
 
     def add(self, slot: AccountedSlot) -> None:
-        """Count one slot. Slots are added in order, so that consecutive ones of a kind make one
+        """Count one slot. Slots are added in order, so that consecutive ones of a kind form one
         finding.
         """
         if slot.kind in REPORTED:
@@ -127,8 +126,8 @@ class _CountedRange:
 
 
 class RecordedRanges:
-    """The missed ranges of a task, ordered by `first`, and how many slots of its schedules lie in
-    each.
+    """The missed ranges of a task, ordered by `first`, each with how many slots of its schedules
+    lie in it.
     """
 
     def __init__(self, ranges: list[RecordedRange]) -> None:

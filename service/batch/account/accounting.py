@@ -1,4 +1,4 @@
-"""The account: all slots of an interval, computed anew from the schedules of a task, and what
+"""The account: computes all slots of an interval from the schedules of a task, and finds what
 became of each.
 
 A schedule has the slots in (valid_from, valid_until]. A change of schedule first handles the slots
@@ -41,16 +41,16 @@ from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 
 PAGE = 500
-"""Runs of one task that are read, and held in memory, at a time. Their rows are made on the event
-loop.
+"""How many runs of one task are read, and held in memory, at a time. Their rows are made on the
+event loop.
 """
 
 CHUNK = 2_000
-"""Slots that are computed at a time, in a thread."""
+"""How many slots are computed at a time, in a thread."""
 
 
 def ignore(slot: AccountedSlot) -> None:
-    """The default `see` of `accounts`, for callers that need no single slots."""
+    """The default `see` of `accounts`, for callers that don't need the single slots."""
 
 
 async def accounts(
@@ -61,13 +61,13 @@ async def accounts(
     lease: float = 30.0,
     see: Callable[[AccountedSlot], None] = ignore,
 ) -> AsyncIterator[Account]:
-    """Yield the account of each task that had a schedule between `since` and `until`, or of `task`
-    only.
+    """Yield the account of each task that had a schedule between `since` and `until`, or only of
+    `task`.
 
-    Both instants are aware and included; `until` is now at the latest, which is also the default.
-    Slots are computed in a thread, and `see` is called on the event loop with each of them, in
-    order. A node counts as running if it was seen within `lease` seconds. Everything is read from
-    one snapshot, so a transaction that is open on `connection` is rolled back first.
+    Both instants are aware and included; `until` is now by default, and never later. Slots are
+    computed in a thread, and `see` is called on the event loop with each of them, in order. A node
+    counts as running if it was seen within `lease` seconds. Everything is read from one snapshot,
+    so a transaction that is open on `connection` is rolled back first.
     """
     await connection.rollback()
     if connection.dialect.name == "postgresql":
@@ -96,7 +96,7 @@ class _Span:
 
 
 async def tasks_of_running_nodes(connection: AsyncConnection, since: datetime) -> set[str]:
-    """The tasks that a running service has, which was seen since then, and which fires."""
+    """The tasks of running services that were seen since then."""
     is_running = and_(
         nodes.c.stopped_at.is_(None),
         nodes.c.fires,

@@ -1,3 +1,3 @@
-"""Loops that commit their data and their place together. Knows the current run, not who started
+"""Loops that commit their data and their position together. Knows the current run, not who started
 it.
 """

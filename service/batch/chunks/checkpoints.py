@@ -32,10 +32,10 @@ class LoopPosition:
     """Where a loop stands after its last commit.
 
     Attributes:
-        cursor: The key, or position, of the last committed item, as JSON; None at the beginning.
-        count: The number of items in committed chunks.
-        chunks: The number of committed chunks.
-        is_finished: Whether the loop came to its end.
+      cursor: The key, or position, of the last committed item, as JSON; None at the beginning.
+      count: The number of items in committed chunks.
+      chunks: The number of committed chunks.
+      is_finished: Whether the loop came to its end.
     """
 
     cursor: Any = None
@@ -57,12 +57,11 @@ class Overtaken(ChunkError):
 
 
 def _upsert(rows: str) -> TextClause:
-    """Insert these rows, or update the existing ones where the number of committed chunks is
-    `:before`.
+    """Insert these rows, or update existing ones whose number of committed chunks is `:before`.
 
     That number rises with each commit, so the second of two writers of one position changes no row.
-    `count` would not do, for a chunk may be empty. The row without a name is that of the fence; it
-    is updated unless its fence is newer.
+    `count` would not work, because a chunk may be empty. The row without a name is that of the
+    fence; it is updated unless its fence is newer.
     """
     return text(
         "INSERT INTO batch_checkpoints (run, name, fence, cursor, count, finished, at) "
@@ -91,7 +90,7 @@ UPSERT_WITH_FENCE = _upsert(f"(:run, '', :fence, NULL, NULL, false, :at), {ROW}"
 
 
 async def read(connection: AsyncConnection, run: CurrentRun, name: str) -> LoopPosition:
-    """The committed position of a loop; the beginning when it has no row."""
+    """The committed position of a loop; the beginning if it has no row."""
     columns = (checkpoints.c.cursor, checkpoints.c["count"], checkpoints.c.finished)
     query = select(*columns).where(checkpoints.c.run == run.id, checkpoints.c.name == name)
     row = (await connection.execute(query)).first()
@@ -116,8 +115,8 @@ async def write(
     """Write the position of a loop, and the fence of a fenced run, in the session's transaction
     just before its commit.
 
-    Raises Overtaken when the committed position is no longer `before`, and LeaseLost when another
-    node has the run.
+    Raises Overtaken if the committed position is no longer `before`, and LeaseLost if another node
+    has the run.
     """
     values = {
         "name": name,

@@ -1,5 +1,5 @@
-"""`self.chunks(…)`: a loop over chunks, each of which is committed together with the position of
-the loop.
+"""`self.chunks(…)`: a loop over chunks. Each chunk is committed together with the position of the
+loop.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ T = TypeVar("T")
 logger = get_logger("service.batch")
 
 TRIES = 5
-"""How often one chunk is tried at most, with `retry_chunk` or when the author's code catches its
+"""How often one chunk is tried at most, with `retry_chunk` or if the author's code catches its
 error.
 """
 SMALLER = (
     "a smaller `size=` of chunks() lets others write sooner; wait for nothing else inside the block"
 )
-"""What helps if a chunk holds SQLite's write lock for long: it commits at its end, so its author
-can't do it before.
+"""Advice for a chunk that holds SQLite's write lock for long. A chunk commits at its end, so its
+author can't commit earlier.
 """
 NEEDS_ASYNC = (
     "chunks() needs `async for` in an `async def run`: a sync run can't share a chunk's session"
 )
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
-"""Bounds of the seconds between two tries of a chunk; the wait doubles with each try."""
+"""Bounds of the seconds between two tries of a chunk. The wait doubles with each try."""
 
 
 class Chunks(Generic[T]):
-    """`async for chunk in self.chunks(…)`: returns chunks until no item is left. Outside a run it
-    keeps no position.
+    """`async for chunk in self.chunks(…)`: yields chunks until no item is left. Outside a run, no
+    position is kept.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Chunks(Generic[T]):
                 "aside"
             ) from last.error
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2**self._failures)
-        # Spreads chunks that collided.
+        # Spread chunks that have collided.
         await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311
 
     async def _read_position(self) -> None:
@@ -166,7 +166,7 @@ class Chunks(Generic[T]):
             self.run.progress(*state_of(self.run).loops.advanced(self))
 
     async def _count(self, run: CurrentRun) -> None:
-        """Set `total` to the items done plus the items left, read at one instant; if that fails, it
+        """Set `total` to the items done plus the items left, read at one instant. If that fails, it
         stays unknown.
         """
         with contextlib.suppress(DBAPIError, DatabaseError, OSError):
@@ -185,8 +185,8 @@ class Chunks(Generic[T]):
         return await self.source.has_more(self.database, self.position.cursor)
 
     async def _finish(self) -> None:
-        """Record that the loop has finished. A loop without any chunk needs no row: it is as short
-        the next time.
+        """Record that the loop has finished. A loop without any chunk needs no row, because it is
+        just as short the next time.
         """
         if self.run is None or (self._has_ended and self.position.is_finished):
             return
@@ -196,14 +196,14 @@ class Chunks(Generic[T]):
                 await checkpoints.write(db, self.run, self.name, self.position, finished)
                 await db.commit()
             self.position = finished
-        self._chunk = None  # the loop may outlive its last chunk, whose memory is freed
+        self._chunk = None  # the loop may outlive its last chunk, so free its memory
         self._has_ended = True
         self.total = self.done if self._wants_total else None
         self._report_progress()
         state_of(self.run).loops.ended(self)
 
     def committed(self, position: LoopPosition, page: Page[T]) -> None:
-        """Take note that the chunk with this page was committed. `position` is that after it."""
+        """Record that the chunk with this page was committed. `position` is the one after it."""
         self.position = position
         self._failures = 0
         self._expects_more = not page.is_last
@@ -212,8 +212,8 @@ class Chunks(Generic[T]):
         self._report_progress()
 
     def failed(self, number: int, error: BaseException) -> bool:
-        """Take note that a chunk was rolled back. Returns whether it is tried again, and so its
-        error not raised.
+        """Record that a chunk was rolled back. Returns whether it is tried again, so that its error
+        is not raised.
         """
         self._failures += 1
         may_retry = isinstance(error, Overtaken) or (self._retries and is_transient(error))
@@ -277,10 +277,10 @@ class Chunk(Generic[T]):
     error rolls it back.
 
     Attributes:
-        number: The number of the chunk in its loop, from 1 on, over all attempts of the run.
-        db: The session. It exists inside the block only.
-        items: The items. Those of a select exist inside the block only, others before it too.
-        error: The error by which the chunk was rolled back; None if it was not.
+      number: The number of the chunk in its loop, from 1, over all attempts of the run.
+      db: The session. It exists only inside the block.
+      items: The items. Those of a select exist only inside the block, others also before it.
+      error: The error that rolled the chunk back, if any.
     """
 
     db: AsyncSession

@@ -23,7 +23,7 @@ _TAGGED: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "bytes": (bytes, bytes.hex, bytes.fromhex),
     "float": (float, repr, float),
 }
-"""By tag: the type, and how its values are written and read. A datetime is a date too, so datetime
+"""By tag: the type, and how its values are written and read. A datetime is also a date, so datetime
 comes first. Only infinite floats are tagged, because JSON has none.
 """
 
@@ -34,7 +34,7 @@ def encode(values: Sequence[Any]) -> list[Any]:
 
 
 def decode(stored: Sequence[Any]) -> tuple[Any, ...]:
-    """The values that `encode` was given."""
+    """The values that were passed to `encode`."""
     return tuple(_decode(value) for value in stored)
 
 

@@ -50,8 +50,8 @@ class KeyColumn:
 
 
 class Key:
-    """One or more columns that identify the rows of a select. Raises ChunkError when they don't, or
-    may be NULL.
+    """One or more columns that identify the rows of a select. Raises ChunkError if they don't, or
+    can be NULL.
     """
 
     def __init__(self, statement: Select[Any], key: Any) -> None:
@@ -81,16 +81,12 @@ class Key:
         )
 
     def at(self, prefix: str) -> ColumnElement[bool]:
-        """The condition for the row with the key that is given as the parameters
-        `parameters(prefix, …)`.
-        """
+        """The condition for the row with the key passed as `parameters(prefix, …)`."""
         pairs = zip(self.columns, self._placeholders(prefix), strict=True)
         return and_(*(part.column == value for part, value in pairs))
 
     def behind(self, prefix: str) -> ColumnElement[bool]:
-        """The condition for the rows after the key that is given as the parameters
-        `parameters(prefix, …)`.
-        """
+        """The condition for the rows after the key passed as `parameters(prefix, …)`."""
         return self._beyond(self._placeholders(prefix), includes=False)
 
     def bounds(self, start: Any, stop: Any) -> list[ColumnElement[bool]]:
@@ -148,7 +144,7 @@ class Key:
     def _beyond_in_mixed_order(
         self, values: list[ColumnElement[Any]], includes: bool
     ) -> ColumnElement[bool]:
-        """The same column by column, since row values compare in one direction only."""
+        """The same column by column, because row values compare in one direction only."""
         alternatives: list[ColumnElement[bool]] = []
         equal: list[ColumnElement[bool]] = []
         for part, value in zip(self.columns, values, strict=True):
@@ -177,8 +173,8 @@ def _key_column(statement: Select[Any], part: Any) -> KeyColumn:
 
 
 def _reader(statement: Select[Any], column: ColumnElement[Any]) -> Callable[[Any], Any]:
-    """A function that reads the column's value from a row: from an element of the row, or an
-    attribute of an entity.
+    """A function that reads the column's value from a row: an element of the row, or an attribute
+    of an entity.
     """
     for index, description in enumerate(statement.column_descriptions):
         expression = description["expr"]
@@ -214,11 +210,11 @@ def _attribute(entity: Any, column: ColumnElement[Any]) -> str | None:
 
 
 def _refuse_duplicates(statement: Select[Any], columns: list[ColumnElement[Any]]) -> None:
-    """Refuse a key without a unique constraint, since rows with the key of a chunk's last row would
-    be skipped.
+    """Refuse a key without a unique constraint, because rows with the same key as a chunk's last
+    row would be skipped.
 
-    That is known for a select from one table. For other selects, Pages.load compares the rows at
-    the end of a chunk.
+    This is known only for a select from one table. For other selects, Pages.load compares the rows
+    at the end of a chunk.
     """
     tables = statement.get_final_froms()
     if len(tables) != 1 or not isinstance(table := tables[0], Table):
@@ -248,7 +244,5 @@ def _impl(kind: Any) -> Any:
 
 
 def _is_whole(index: Any) -> bool:
-    """Whether the index covers all rows: a partial index does not make the rows unique that it
-    leaves out.
-    """
+    """Whether the index covers all rows. A partial index says nothing about the rows outside it."""
     return not any(options.get("where") is not None for options in index.dialect_options.values())

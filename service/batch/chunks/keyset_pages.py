@@ -21,8 +21,8 @@ class Page(Generic[T]):
     """The items of a chunk.
 
     Attributes:
-        cursor: The position after the last item, as JSON.
-        is_last: Whether there were no more items when the page was read.
+      cursor: The position after the last item, as JSON.
+      is_last: Whether there were no more items when the page was read.
     """
 
     items: list[T]
@@ -34,19 +34,17 @@ class Source(Protocol[T]):
     """Where the items of a loop come from. A cursor is JSON, and None at the beginning."""
 
     async def has_more(self, database: Database, cursor: Any) -> bool:
-        """Whether there are items after the cursor. It is called outside of a chunk's
-        transaction.
-        """
+        """Whether there are items after the cursor. It is called outside a chunk's transaction."""
 
     @property
     def next_items(self) -> list[T] | None:
-        """The items of the next page; None when they are not known before it is loaded."""
+        """The items of the next page; None if they are not known before it is loaded."""
 
     async def load(self, db: AsyncSession, cursor: Any) -> Page[T]:
         """The next page after the cursor, in the chunk's transaction."""
 
     async def count(self, connection: AsyncConnection, cursor: Any) -> int | None:
-        """The number of items after the cursor; None when it can't be known."""
+        """The number of items after the cursor; None if it can't be known."""
 
 
 class Pages(Generic[T]):
@@ -84,13 +82,13 @@ class Pages(Generic[T]):
         return None  # the rows are read inside the transaction that may change them
 
     async def load(self, db: AsyncSession, cursor: Any) -> Page[T]:
-        """Read the page and one row more, which tells whether there is a next page and whether the
+        """Read the page and one more row, which shows whether there is a next page and whether the
         key is unique.
         """
         statement, values = self._behind(cursor, self._first_page, self._next_page)
         result = await db.execute(statement, values)
         results: Any = result.scalars() if self._is_single else result
-        # An entity that a join repeats is one item, as everywhere in SQLAlchemy's ORM.
+        # An entity that a join repeats is one item, as elsewhere in SQLAlchemy's ORM.
         rows = list((results.unique() if self._is_entity else results).all())
         if not rows:
             return Page([], cursor, is_last=True)
@@ -106,7 +104,7 @@ class Pages(Generic[T]):
         return Page(items, cursor_json.encode(last), is_last=not rest)
 
     async def _refuse_another_form(self, db: AsyncSession, last: tuple[Any, ...]) -> None:
-        """Refuse a row that SQLite does not find by its own key, since the next page would not
+        """Refuse a row that SQLite does not find by its own key, because the next page would not
         begin after it.
 
         SQLite stores and compares dates and numbers of fixed precision as text, and that text may

@@ -1,4 +1,4 @@
-"""Quarantine: the items that a run set aside. Its table is beside the authors' data, and is
+"""Quarantine: the items that a run has set aside. Its table is beside the authors' data, and is
 committed with chunks.
 """
 
@@ -35,12 +35,12 @@ class SetAside:
     """An item in quarantine.
 
     Attributes:
-        run: The id of the run that set it aside.
-        item: The key of the item as JSON text.
-        error: The `type`, `message` and `traceback` of the last error.
-        times: How often the item was tried.
-        at: When it was set aside, UTC.
-        redriven_by: The id of the run that has processed it since; None if none has.
+      run: The id of the run that set it aside.
+      item: The key of the item as JSON text.
+      error: The `type`, `message` and `traceback` of the last error.
+      times: How often the item was tried.
+      at: When it was set aside, UTC.
+      redriven_by: The id of the run that has processed it since, if any.
     """
 
     run: str
@@ -84,8 +84,8 @@ async def count(database: Database, run: str) -> int:
 
 
 async def left(database: Database, runs: Collection[str]) -> dict[str, int]:
-    """How many items each of these runs has set aside that no other run has processed since; only
-    runs with some.
+    """How many items each of these runs has set aside that no other run has processed since. Runs
+    without such items are left out.
     """
     theirs = quarantine.c.run.in_(json_rows.among(quarantine.c.run, runs, database.kind))
     query = select(quarantine.c.run, func.count()).where(theirs, quarantine.c.redriven_by.is_(None))
@@ -124,10 +124,10 @@ async def listed(
     items: Collection[str] | None = None,
     limit: int | None = None,
 ) -> list[SetAside]:
-    """The items that a run set aside, in the order in which they failed; only those in `items` if
-    it is given.
+    """The items that a run has set aside, in the order in which they failed; only those in `items`
+    if it is given.
 
-    `run`: None for the items of all runs that no run has processed since, the newest first.
+    `run`: None for the unprocessed items of all runs, the newest first.
     """
     columns = [
         quarantine.c[name]

@@ -31,13 +31,13 @@ class CursorSource(Protocol[T_co]):
     async def after(self, cursor: Any, size: int) -> tuple[Sequence[T_co], Any]:
         """About `size` items after `cursor`, and the cursor after them.
 
-        A cursor is any JSON value. None as the argument stands for the beginning; None as the
-        result for the end.
+        A cursor is any JSON value. As an argument, None stands for the beginning; as a result, for
+        the end.
         """
 
 
 class CursorPages(Generic[T]):
-    """The pages of a CursorSource, which are fetched outside of the chunk's transaction."""
+    """The pages of a CursorSource, which are fetched outside the chunk's transaction."""
 
     def __init__(self, source: CursorSource[T], size: int) -> None:
         self._source = source
@@ -69,9 +69,9 @@ class Items(Generic[T]):
     """The items of an iterable or async iterable. The cursor is the number of items done, which a
     later attempt skips.
 
-    A sync iterable that is not a sequence is read in a thread. The cursor also holds the size and
-    the time of change of a `file` that the items come from, since the number means nothing in a
-    changed file.
+    A sync iterable that is not a sequence is read in a thread. If the items come from a `file`, the
+    cursor also holds its size and modification time, because the number means nothing in a changed
+    file.
     """
 
     def __init__(

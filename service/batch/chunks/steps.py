@@ -56,7 +56,7 @@ class Step:
     @property
     def db(self) -> AsyncSession:
         """A session whose changes are committed together with the step's result. Raises ChunkError
-        if it is done.
+        if the step is done.
         """
         if self.is_done:
             raise ChunkError(

@@ -1,5 +1,5 @@
-"""Transaction guard: raises when the body of a chunk commits or rolls back the chunk's
-transaction.
+"""Transaction guard: raises if the body of a chunk commits or rolls back the chunk's transaction.
+Apart from chunks.py, because it knows only sessions of SQLAlchemy, no loop and no run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Guard:
         def before_commit(session: Session) -> None:
             if not (self.is_committing or session.in_nested_transaction()):
                 raise ChunkError(
-                    f"the body of chunk {number} calls commit(): leave it out, for the chunk is "
+                    f"the body of chunk {number} calls commit(): leave it out, since the chunk is "
                     "committed at its end"
                 )
 
@@ -46,7 +46,7 @@ class Guard:
         event.listen(session, "after_begin", after_begin)
 
     def refuse_if_rolled_back(self, number: int, is_active: bool = True) -> None:
-        """Raise ChunkError when the transaction was rolled back, or the session is inactive after a
+        """Raise ChunkError if the transaction was rolled back, or the session is inactive after a
         failed flush.
         """
         if self._was_rolled_back or not is_active:

@@ -1,4 +1,4 @@
-"""What the service keeps about an attempt while it goes on: its fence, its log buffer, its open
+"""The state that the service keeps for a running attempt: its fence, its log buffer, its open
 transactions.
 """
 
@@ -20,22 +20,22 @@ from service.logs import log_lines
 
 MAX_WAITING_LINES = 10_000
 MAX_WAITING_BYTES = 4_000_000
-"""Upper bounds of the log lines of an attempt that are not written to the ledger yet: their number,
-and their size.
+"""How many log lines of an attempt, and how many bytes of them, may wait to be written to the
+ledger.
 """
 
 
 def always_held() -> bool:
-    """Lease check for code that runs without a node: always held."""
+    """Lease check for code that runs without a node: the lease is always held."""
     return True
 
 
 def count_nothing() -> None:
-    """Used where no metrics are kept."""
+    """Used if there are no metrics."""
 
 
 def tell_nobody(reason: str) -> None:
-    """Used where the code of the run is in this process, and sees the request to stop itself."""
+    """Used if the run's code is in this process, and sees the request to stop by itself."""
 
 
 class LogBuffer:
@@ -43,8 +43,8 @@ class LogBuffer:
     one.
 
     Attributes:
-        log_context: Values by name that the log of the process shows with each line of the attempt.
-        dropped: How many lines were dropped until now.
+      log_context: Values by name that the log of the process shows with each line of the attempt.
+      dropped: How many lines were dropped so far.
     """
 
     def __init__(self, log_context: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ class LogBuffer:
         self._lock = threading.Lock()
 
     def keep_line(self, at: str, level: str, logger: str, text: str) -> None:
-        """Add a line, or count it as lost where the buffer is full."""
+        """Add a line, or count it as lost if the buffer is full."""
         line = LogLine(at, level, logger, log_lines.bounded(text, log_lines.LONGEST_LINE))
         with self._lock:
             if len(self._lines) < MAX_WAITING_LINES and self._size < MAX_WAITING_BYTES:
@@ -68,12 +68,12 @@ class LogBuffer:
 
     @property
     def has_lines(self) -> bool:
-        """Whether lines wait. It is asked for each attempt in each turn of the engine."""
+        """Whether lines wait. The engine checks this for each attempt in each turn."""
         return bool(self._lines)
 
     def take_lines(self) -> list[LogLine]:
-        """The lines since the last call. If lines were lost, one more line at the end says how
-        many.
+        """The lines since the last call. If lines were lost, one more line at the end gives their
+        number.
         """
         if not self._lines:
             return []
@@ -110,21 +110,21 @@ class AttemptState:
     """The state of one attempt of the run with the id `run`.
 
     Attributes:
-        fence: The number under which the attempt may commit to the application database.
-        is_fenced: Whether the fence is checked at each commit.
-        is_sealed: Whether the attempt has ended or was given up. Then it may not commit any more.
-        is_lost: Whether a write was refused because the node did not hold its lease.
-        holds_lease: Returns whether the node holds its lease now.
-        on_stop: Called with the reason when the attempt is asked to stop.
-        on_refused: Called each time a write of the attempt was refused, in any thread.
-        will_retry: Whether the attempt has failed and another one follows.
-        schedule: The schedule of the task; None for a task without one.
-        stage: Which method of a partitioned task the attempt calls; "" for other tasks.
-        part: The number of the part that it does; None for other runs.
-        stop_reason: Why the attempt is asked to stop; None while it is not.
-        has_set_aside: Whether the attempt has put items into quarantine.
-        stopping: An event that is set when the attempt is asked to stop. None until code of the run
-            waits for it.
+      fence: The number under which the attempt may commit to the application database.
+      is_fenced: Whether the fence is checked at each commit.
+      is_sealed: Whether the attempt has ended or was given up, so that it may not commit any more.
+      is_lost: Whether a write was refused because the node did not hold its lease.
+      holds_lease: Returns whether the node holds its lease now.
+      on_stop: Called with the reason when the attempt is asked to stop.
+      on_refused: Called each time a write of the attempt was refused, in any thread.
+      will_retry: Whether the attempt has failed and another one follows.
+      schedule: The schedule of the task; None for a task without one.
+      stage: Which method of a partitioned task the attempt calls; "" for other tasks.
+      part: The number of the part that it executes; None for other runs.
+      stop_reason: Why the attempt is asked to stop; None while it is not.
+      has_set_aside: Whether the attempt has put items into quarantine.
+      stopping: An event that is set when the attempt is asked to stop. None until code of the run
+          waits for it.
     """
 
     run: str
@@ -160,8 +160,8 @@ class AttemptState:
             schedule=schedule,
         )
 
-    # These two are made when they are first used: for attempts that have no transaction it would
-    # take half of the time and of the objects of a beginning attempt to make them.
+    # The next two are made when they are first used. Making them for attempts without a transaction
+    # would take half of the time and of the objects with which an attempt begins.
 
     @cached_property
     def transactions(self) -> WeakKeyDictionary[Any, asyncio.AbstractEventLoop]:
@@ -172,7 +172,7 @@ class AttemptState:
 
     @cached_property
     def checked(self) -> WeakSet[Any]:
-        """The transactions in which the fence was checked already."""
+        """The transactions in which the fence was already checked."""
         return WeakSet()
 
     def ask_to_stop(self, reason: str) -> None:

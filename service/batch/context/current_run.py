@@ -23,9 +23,9 @@ from service.errors import BatchError, Interrupted
 class CurrentRun:
     """The run that this code belongs to.
 
-    `id` is a UUID. `slot` is aware, in the task's zone; for a manual run it is the instant that was
-    given as the slot, or else the instant of its start. `attempt` counts from 1. `origin` says why
-    the run exists.
+    `id` is a UUID. `slot` is aware, in the task's zone; for a manual run it is the slot that was
+    given, otherwise the instant of its start. `attempt` counts from 1. `origin` says why the run
+    exists.
     """
 
     id: str
@@ -74,15 +74,15 @@ class CurrentRun:
         """Report how many items are done, of how many, and a line for people. It is stored at most
         twice a second.
 
-        `done`, `total`: whole numbers from 0; None: not known. `message`: kept until the next one;
-        "" removes it. A message may be given without numbers, for example in a loop over chunks,
-        which counts by itself. Raises ValueError.
+        `done`, `total`: whole numbers from 0; None if not known. `message`: kept until the next
+        one; "" removes it. A message may be given without numbers, for example in a loop over
+        chunks, which does the counting. Raises ValueError.
         """
         self._state.meter.report(done, total, message, before=self._state.loops.before)
 
     def idempotency_key(self, item: object) -> str:
-        """A UUID for the work of this run on `item`. It is the same in each attempt of the run, and
-        for any chunks.
+        """A UUID for the work of this run on `item`. It is the same in each attempt of the run,
+        whatever the chunks are.
 
         `item`: a str, an int, another JSON value, a UUID, a date, or a tuple of these; or an object
         of a mapped class, which is identified by its primary key. Raises BatchError.
@@ -105,7 +105,7 @@ def current_run() -> CurrentRun:
     """The run that this code belongs to. Raises BatchError outside a run."""
     run = _current.get()
     if run is None:
-        raise BatchError("current_run() works inside a run only; a task called by hand has none")
+        raise BatchError("current_run() works only inside a run; a task called by hand has none")
     return run
 
 
@@ -115,7 +115,7 @@ def current_run_if_any() -> CurrentRun | None:
 
 
 def state_of(run: CurrentRun) -> AttemptState:
-    """What the service keeps about the attempt. It is not for the author's code."""
+    """The state that the service keeps for the attempt. It is not for the author's code."""
     return run._state
 
 

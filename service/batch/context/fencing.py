@@ -1,8 +1,8 @@
 """The fence in the application database: a run may commit there only with its newest fence.
 
-It is checked by listeners of the engine. Each commit of a run first executes one statement in the
-same transaction. An attempt with an older fence, and an attempt that was given up, get an error
-there. Outside of runs nothing is checked.
+Listeners of the engine check it. Each commit of a run first executes one statement in the same
+transaction, which raises an error in an attempt with an older fence, and in one that was given up.
+Nothing is checked outside runs.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ NEWEST_FENCE = select(checkpoints.c.fence).where(
 )
 AWAY_SECONDS = 1.0
 WAITS = "waits for the application's database"
-"""What the progress of a run says while it waits for the fence."""
+"""The progress message of a run that waits for the fence."""
 
 
 def guard(database: Database, idle_seconds: float) -> None:
     """Check the fence at each commit of a run to this application database.
 
     On PostgreSQL the server ends a transaction of a run that is idle for `idle_seconds`, so that a
-    process that was stopped in it does not keep its row locks any longer.
+    process that was stopped inside it does not keep its row locks any longer.
     """
     if database.kind not in KINDS:
         logger.warning(
@@ -71,13 +71,13 @@ def guard(database: Database, idle_seconds: float) -> None:
 
 
 async def take_over(ledger: Database, state: AttemptState) -> None:
-    """Raise the fence at the begin of an attempt that is not the first of its run. Older attempts
-    can't commit then.
+    """Raise the fence at the beginning of any attempt but the first of its run, so that older
+    attempts can't commit any more.
 
-    Call it inside the run. On PostgreSQL the connections of nodes that have lost this run are ended
-    first, since they may hold locks. The SQLite lock of a stopped process can't be removed, so this
-    waits for it. It also waits while the server can't be reached: that is no reason for a resumed
-    run to fail. Meanwhile the progress of the run says so. Raises LeaseLost.
+    Call it inside the run. On PostgreSQL, the connections of nodes that have lost this run are
+    ended first, because they may hold locks. The SQLite lock of a stopped process can't be removed,
+    so this waits for it. It also waits while the server can't be reached, which is no reason for a
+    resumed run to fail. The run's progress says that it waits. Raises LeaseLost.
     """
     application, away_since, is_waiting = application_database(), None, False
     while application.kind in KINDS:
@@ -115,14 +115,14 @@ def _tell_waiting(state: AttemptState) -> bool:
 
 
 def seal(state: AttemptState) -> None:
-    """Let nothing of this attempt commit in this process any more, and close the connections of its
-    transactions.
+    """Prevent this attempt from committing anything more in this process, and close the connections
+    of its transactions.
 
     The database then rolls these transactions back; on SQLite the write lock is free after that.
     """
     state.is_sealed = True
     running_loop = asyncio.get_running_loop()
-    # A copy: a thread of the run may begin a transaction meanwhile.
+    # A copy, because a thread of the run may begin a transaction meanwhile.
     for reference in state.transactions.keyrefs():
         connection = reference()
         if connection is None:
@@ -138,8 +138,8 @@ def seal(state: AttemptState) -> None:
 async def _end_connections_of_lost_nodes(
     application: Database, ledger: Database, state: AttemptState
 ) -> None:
-    """The rescue has ended their connections to the server of the ledger; the application may use
-    another server.
+    """End the lost nodes' connections to the application's server, which may not be that of the
+    ledger. The rescue has ended the connections to the latter.
     """
     lost = select(attempts.c.node).where(attempts.c.run == state.run, attempts.c.outcome == "lost")
     stopped = select(nodes_table.c.id).where(
@@ -155,12 +155,12 @@ async def _end_connections_of_lost_nodes(
 def check_with(
     connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]
 ) -> bool:
-    """Check the fence by a statement that writes one more row, so that the commit needs no further
-    statement.
+    """Check the fence with a statement that also writes another row, so that the commit needs no
+    further statement.
 
-    `statement` writes the row of the fence as CHECK_FENCE does, and one other row. Its parameters
-    are `run`, `fence`, `at` and those in `values`. Returns False if it has not written the other
-    row: then the transaction must not be committed. Raises LeaseLost.
+    `statement` writes the fence row as CHECK_FENCE does, and one other row. Its parameters are
+    `run`, `fence`, `at` and those in `values`. Returns False if the other row was not written; the
+    transaction must not be committed then. Raises LeaseLost.
     """
     _refuse_lost(state)
     written = _execute(connection, state, statement, values)
@@ -181,7 +181,7 @@ def _at_begin(idle_ms: int, connection: Connection) -> None:
             _refuse_lost(state)
             if state.is_fenced:
                 first_statement = f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}"
-    # Also None: the connection may have been used by a run before.
+    # Also set if it is None, because a run may have used the connection before.
     if connection.dialect.driver == "asyncpg":
         driver: Any = connection.connection.driver_connection
         driver.first_statement = first_statement
@@ -203,7 +203,8 @@ def _at_commit(connection: Connection) -> None:
         ):
             if _execute(connection, state, CHECK_FENCE, {}) != 1:
                 raise _newer_holder(state)
-            # Again: the statement may have waited, or the process may have been stopped meanwhile.
+            # Check again: the statement may have waited, or the process may have been stopped
+            # meanwhile.
             _refuse_lost(state)
     except BaseException:
         _roll_back(connection)
@@ -213,19 +214,19 @@ def _at_commit(connection: Connection) -> None:
 def _is_read_only(connection: Connection) -> bool:
     """Whether the transaction only reads. Its commit needs no fence.
 
-    Its connection is kept in `transactions` nevertheless: while it is open, PostgreSQL can't remove
-    old rows.
+    Its connection is kept in `transactions` nevertheless, because PostgreSQL can't remove old rows
+    while it is open.
     """
     return bool(connection.get_execution_options().get("postgresql_readonly"))
 
 
 def _is_autocommit(connection: Connection) -> bool:
-    """Whether each statement commits by itself. Then a fence at the commit would come too late."""
+    """Whether each statement commits by itself. A fence at the commit would come too late then."""
     return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
 def _refuse_lost(state: AttemptState) -> None:
-    """Raises LeaseLost if the attempt is sealed, or the lease of the node has ended by the clock.
+    """Raises LeaseLost if the attempt is sealed, or the node's lease has ended by the clock.
 
     The heartbeat may not have noticed the end of the lease yet.
     """
@@ -239,7 +240,7 @@ def _refuse_lost(state: AttemptState) -> None:
     if state.is_lost:
         state.on_refused()
         raise LeaseLost(
-            f"{state.task}: the lease of this node is over, so another one may hold run "
+            f"{state.task}: the lease of this node has ended, so another one may hold run "
             f"{state.run} by now, and this attempt can't write any more; nothing of this "
             "transaction is committed"
         )
@@ -273,7 +274,7 @@ def _newer_holder(state: AttemptState) -> LeaseLost:
 
 
 def _has_newer_holder(connection: Connection, state: AttemptState) -> bool:
-    """Whether the run has a newer fence. It rolls back first, since the old snapshot may not show
+    """Whether the run has a newer fence. Rolls back first, because the old snapshot may not show
     the newer fence.
     """
     _roll_back(connection)
@@ -284,8 +285,8 @@ def _has_newer_holder(connection: Connection, state: AttemptState) -> bool:
 def _roll_back(connection: Connection) -> None:
     """Roll back on the connection of the driver.
 
-    SQLAlchemy regards a commit that has raised as done. Without this the transaction would stay
-    open in the pool, and the next commit on that connection would commit it too.
+    SQLAlchemy considers a commit that has raised as done. Without this, the transaction would stay
+    open in the pool, and the next commit on that connection would commit it, too.
     """
     if connection.invalidated:
         return
@@ -297,8 +298,8 @@ def _roll_back(connection: Connection) -> None:
 
 
 def _cut_off(connection: Connection) -> None:
-    """Close a connection, also one whose transaction is only about to begin: it may be waiting for
-    the write lock.
+    """Close a connection, even if its transaction is only about to begin: it may be waiting for the
+    write lock.
     """
     if not connection.closed and not connection.invalidated:
         connection.invalidate()

@@ -26,9 +26,9 @@ class Lease:
     """The lease of this node: it may work on runs while it holds its lease.
 
     Other nodes count a whole lease from the instant at which they read its last beat. The node
-    counts from the instant before it sent that beat, and a shorter time: so it gives up its runs
-    before other nodes rescue them. The thread of the heartbeat renews the lease; any thread may
-    read it, and so may other processes on this machine, by `share`.
+    counts a shorter time, from the instant before it sent that beat, so it gives up its runs before
+    other nodes rescue them. The thread of the heartbeat renews the lease. Any thread may read it,
+    and other processes on this machine may, by `share`.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -42,8 +42,8 @@ class Lease:
         return clock.boottime() < self._ends_at
 
     def share(self) -> int:
-        """A file descriptor of the memory that a SharedLease of another process reads. It stays
-        open as long as this.
+        """A file descriptor of the memory that another process reads as a SharedLease. It stays
+        open as long as this object.
 
         Raises OSError.
         """
@@ -71,12 +71,12 @@ class Lease:
 
 
 class SharedLease:
-    """A lease in eight bytes of memory that processes share: the boot time until which the lease is
-    held.
-    """
+    """A lease in eight bytes of shared memory: the boot time until which the lease is held."""
 
     def __init__(self, descriptor: int) -> None:
-        """`descriptor`: of Lease.share, or a duplicate of it. It is closed with this object."""
+        """`descriptor`: that of Lease.share, or a duplicate of it. It is closed with this
+        object.
+        """
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, _SIZE)
         self._value = memoryview(self._memory).cast("d")
@@ -97,7 +97,7 @@ _SIZE = 8
 
 
 def _new_memory() -> int:
-    """The descriptor of new shared memory, which no other program finds."""
+    """The descriptor of new shared memory, which no other program can find."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("batch-lease")
     else:
@@ -108,8 +108,7 @@ def _new_memory() -> int:
 
 
 class Observer:
-    """Finds the nodes that are silent, by their counters of beats and the boot-time clock of this
-    process.
+    """Finds silent nodes by their beat counters and the boot-time clock of this process.
 
     A node is silent if its counter has not changed for a whole lease. After a time in which the
     ledger could not be read, or in which this process was suspended, each node counts as alive for
@@ -119,8 +118,7 @@ class Observer:
     def __init__(self, lease_seconds: float) -> None:
         self._lease = lease_seconds
         self._last_changes: dict[str, tuple[int, float]] = {}
-        """The counter of each node, and the boot time at which it was first read with this value.
-        """
+        """The counter of each node, and the boot time at which this value was first read."""
         self._read_at = -math.inf
 
     def silent(self, beats: Mapping[str, int]) -> set[str]:

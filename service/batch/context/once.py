@@ -1,4 +1,4 @@
-"""once(): for work that must be done by one transaction only, although a run may be repeated or run
+"""once(): for work that only one transaction may do, although a run may be repeated or run
 twice.
 """
 

@@ -20,8 +20,8 @@ AGAIN_SECONDS = 5.0
 """How often a falling rate is written to the ledger while no item is done."""
 LONGEST_MESSAGE = 200
 LONGEST_READ = 2_000
-"""How many characters of a message are read. This bounds the time that a call takes, which may be
-inside a loop.
+"""How many characters of a message are read. This limits the time of a call, which may be inside a
+loop.
 """
 
 
@@ -29,9 +29,9 @@ inside a loop.
 class Progress:
     """The progress of an attempt.
 
-    `done`, `total`: items; None: not known. `before`: how many items of `done` were done by earlier
-    attempts. `rate`: items per second over the last minute; None: not known yet. `age`: seconds
-    since `done` rose; None without `done`.
+    `done`, `total`: items, if known. `before`: how many items of `done` earlier attempts have done.
+    `rate`: items per second over the last minute; None if not known yet. `age`: seconds since
+    `done` rose; None without `done`.
     """
 
     done: int | None = None
@@ -75,7 +75,7 @@ class ProgressMeter:
     def report(
         self, done: int | None, total: int | None, message: str | None, before: int = 0
     ) -> None:
-        """Take in a report of the attempt's code, as CurrentRun.progress describes it. Raises
+        """Record a report of the attempt's code, as CurrentRun.progress describes it. Raises
         ValueError.
         """
         _check(done, total, message)
@@ -89,8 +89,8 @@ class ProgressMeter:
                 self._add(self._reported)
 
     def take(self) -> Progress | None:
-        """The progress that has to be written to the ledger now. None: it has not changed since it
-        was last taken.
+        """The progress that has to be written to the ledger now; None if it has not changed since
+        it was last taken.
         """
         with self._lock:
             now = clock.monotonic()
@@ -99,7 +99,7 @@ class ProgressMeter:
             return self._measure(now)
 
     def latest(self) -> Progress | None:
-        """The progress, changed or not. None: nothing was reported."""
+        """The progress, changed or not; None if nothing was reported."""
         with self._lock:
             return self._measure(clock.monotonic()) if self._reported is not _NO_REPORT else None
 
@@ -151,8 +151,8 @@ class ProgressMeter:
 
 
 def pace(run: Mapping[str, Any], now: datetime) -> tuple[float | None, datetime | None]:
-    """The rate of a run in items per second, and the instant (UTC) at which it will be done. None:
-    not known.
+    """The rate of a run in items per second, and the instant (UTC) at which it will be done; None
+    if not known.
 
     `run`: the row of the run by column name. `now`: the database time. Progress of an earlier
     attempt is not used.
@@ -181,12 +181,12 @@ def _check(done: object, total: object, message: object) -> None:
     if message is not None and not isinstance(message, str):
         raise ValueError(f"progress(message) is {echoed(message)}; allowed: a str")
     if done is None and (total is not None or message is None):
-        raise ValueError("progress() was given no done: only a message may be given without it")
+        raise ValueError("progress() has no done; only a message may be given without it")
 
 
 def _line(text: str) -> str:
-    """The message as one line of at most LONGEST_MESSAGE characters. A message that does not fit is
-    no error.
+    """The message as one line of at most LONGEST_MESSAGE characters. A longer message is cut and
+    raises no error.
     """
     beginning = text[:LONGEST_READ]
     line = " ".join("".join(char if char.isprintable() else " " for char in beginning).split())

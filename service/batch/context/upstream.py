@@ -14,18 +14,18 @@ from service.escaping import echoed
 
 @dataclass(frozen=True)
 class Done:
-    """What a run has waited for: the slot of another task, or a member of its group.
+    """Something that a run has waited for: the slot of another task, or a member of its group.
 
     Attributes:
-        task: The name of the task.
-        run: The id of the run; None if the slot has none, because it was missed, for example.
-        slot: The instant, aware, in UTC; None for a member without a slot, and for a task that had
-            no slot yet.
-        state: The state of the run when this one began; None without a run.
-        params: The parameters that its run was started with, as JSON values and without defaults.
-        part: The number of a part, from 1; None for another run.
-        result: What its `run()` returned, as JSON values; None without a run, or if it has returned
-            nothing.
+      task: The name of the task.
+      run: The id of the run; None if the slot has none, because it was missed, for example.
+      slot: The instant, aware, in UTC; None for a member without a slot, and for a task that had
+          no slot yet.
+      state: The state of the run when this one began; None without a run.
+      params: The parameters with which its run was started, as JSON values and without defaults.
+      part: The number of a part, from 1; None for another run.
+      result: The value that its `run()` returned, as JSON values; None without a run, or if it
+          returned nothing.
     """
 
     task: str
@@ -38,7 +38,9 @@ class Done:
 
 
 ReadMembers = Callable[[str | None], Awaitable[Sequence[Done]]]
-"""Returns the next members after the one with this id, or the first ones; none at the end."""
+"""Returns the next members after the one with this id, or the first ones; an empty sequence at the
+end.
+"""
 
 
 async def no_members(after: str | None) -> Sequence[Done]:
@@ -47,12 +49,11 @@ async def no_members(after: str | None) -> Sequence[Done]:
 
 
 class Upstream(Mapping[str, Done]):
-    """What a run has waited for, by the names of tasks. `async for done in upstream` gives the
+    """What a run has waited for, by the names of tasks. `async for done in upstream` yields the
     members of its group.
 
-    A parameter of `run()` with this annotation is filled with it when an attempt begins. The
-    members are read page by page, in the order of their ids, so that a group of any size takes no
-    memory.
+    A parameter of `run()` with this annotation receives it when an attempt begins. The members are
+    read page by page, in the order of their ids, so that even a large group takes little memory.
     """
 
     def __init__(self, slots: Sequence[Done] = (), members: ReadMembers = no_members) -> None:

@@ -1,4 +1,4 @@
-"""Count the slots of a schedule in an interval without listing them: a downtime may contain
+"""Counts the slots of a schedule in an interval without listing them: a downtime may contain
 millions. Pure.
 """
 
@@ -49,7 +49,7 @@ def _count_unit(
 
 
 def _units(schedule: Schedule) -> tuple[Unit, ...]:
-    """The length of a day, an hour and a minute, each with the number of slots that one has if it
+    """The length of a day, an hour and a minute, each with its number of slots, provided that it
     has any.
     """
     hours, minutes, seconds = schedule.times_of_day

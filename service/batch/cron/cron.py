@@ -60,7 +60,7 @@ _LONGEST = 1_000
 
 _SECOND = timedelta(seconds=1)
 
-# The limit that cronsim has too. The next date may be 40 years away (29 February on a given
+# The limit that cronsim has, too. The next date may be 40 years away (29 February on a given
 # weekday), but never 50.
 _PATIENCE_YEARS = 50
 
@@ -121,8 +121,8 @@ class Schedule:
 
     @property
     def follows_real_time(self) -> bool:
-        """True if its slots are a rhythm that a clock change does not move; False if they are fixed
-        times of day.
+        """True if its slots form a rhythm that a clock change does not move; False if they are
+        fixed times of day.
         """
         return self._follows_real_time
 
@@ -132,8 +132,8 @@ class Schedule:
         None if the calendar ends first, in the year 9999. Raises ValueError for a naive `after`.
         """
         after = _utc(after, "after")
-        # Start and result of one search, in one tuple so that threads read both together: no slot
-        # lies between them.
+        # The start and the result of one search: no slot lies between them. They are one tuple, so
+        # that threads read both together.
         since, slot = self._memo[0]
         if since <= after < slot:
             return slot
@@ -185,7 +185,7 @@ class Schedule:
             return None
 
     def _search_real_time(self, instant: datetime, step: timedelta) -> datetime | None:
-        """The nearest instant, `instant` included, when the zone's clock shows a time of the
+        """The nearest instant, `instant` included, at which the zone's clock shows a time of the
         expression.
 
         Each pass searches a period of constant offset, because wall time is continuous only within
@@ -221,8 +221,8 @@ class Schedule:
         second = wall.replace(tzinfo=self.zone, fold=1).astimezone(UTC)
         if first <= second:
             return first
-        # For a skipped time, fold 0 uses the offset before the change and fold 1 the one after it:
-        # these enclose it.
+        # For a skipped time, fold 0 uses the offset before the change and fold 1 the one after it,
+        # so the change lies between them.
         return utc_offsets.change(self.zone, second, first) or first
 
     def _wall(self, instant: datetime) -> datetime:
@@ -244,7 +244,7 @@ class _Walk(CronSim):
         self.dt += self._step * seconds
 
     def advance_hour(self) -> bool:
-        # cronsim advances hour by hour, which takes half of the time of a daily schedule.
+        # cronsim advances hour by hour, which takes half of the time for a daily schedule.
         hour = self.dt.hour
         if hour in self.hours:
             return False
@@ -253,7 +253,7 @@ class _Walk(CronSim):
         return True
 
 
-# More than a service has, since each look at an open schedule asks for it.
+# More than a service has, because each look at an open schedule uses it.
 @functools.lru_cache(maxsize=32_768)
 def schedule(cron: str, timezone: str = "UTC") -> Schedule:
     """The shared Schedule of this expression and zone, which is parsed once. Raises

@@ -31,12 +31,12 @@ def change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
 
 
 def _bisect(zone: ZoneInfo, same: datetime, other: datetime, here: timedelta) -> datetime:
-    """The second nearest to `same` (a whole second) with another offset than `here`, which `other`
-    has.
+    """The second nearest to `same` (a whole second) that has another offset than `here`, as `other`
+    does.
     """
     while abs(other - same) > _SECOND:
         half = (other - same) // _SECOND // 2
-        # `other` may be 1.5 seconds away: half of that would be no step.
+        # `other` may be 1.5 seconds away, and half of that would round to no step.
         middle = same + (half or 1) * _SECOND
         if offset(zone, middle) == here:
             same = middle

@@ -22,7 +22,7 @@ def zone_of(timezone: str) -> ZoneInfo:
     allowed = "IANA names such as 'Europe/Berlin' or 'UTC' are allowed"
     if _NOT_IANA.fullmatch(timezone):
         raise InvalidSchedule(
-            f"the time zone {echoed(timezone)} means something else on each machine: {allowed}"
+            f"the time zone {echoed(timezone)} differs from machine to machine: {allowed}"
         )
     try:
         if _NAME.fullmatch(timezone):

@@ -1,4 +1,4 @@
-"""One attempt: it has its body executed, enforces the timeout, and reports how it ended. Knows no
+"""One attempt: executes its body, enforces the timeout, and reports how it ended. It never uses the
 database.
 """
 
@@ -34,18 +34,16 @@ ABANDON_SECONDS = 5.0
 """How long a cancelled attempt may take to end by itself before it is given up."""
 
 CHILD_ABANDON_SECONDS = 2 * ABANDON_SECONDS
-"""How long the end of a child may take after a stop. Its pool kills it after ABANDON_SECONDS, so
-this is never long.
+"""How long a child may take to end after a stop. Its pool kills it after ABANDON_SECONDS, so this
+limit is rarely reached.
 """
 
 CHILD_START_SECONDS = 60.0
-"""How much later than its timeout an attempt ends whose child has not even begun."""
+"""An attempt whose child has not even begun ends this much later than its timeout."""
 
 
 class Attempt:
-    """One attempt in this process. It begins with `start`, and ends with exactly one call of
-    `on_end`.
-    """
+    """One attempt in this process. It begins with `start`, and calls `on_end` exactly once."""
 
     def __init__(
         self,
@@ -58,13 +56,13 @@ class Attempt:
         metrics: ProcessMetrics | None = None,
         child_pool: ChildPool | None = None,
     ) -> None:
-        """`take_over` is awaited inside the run before the body of a fenced attempt, except for the
-        run's first fence.
+        """`take_over` is awaited inside the run before the body of a fenced attempt, unless the
+        fence is the run's first.
 
-        `holds_lease`: whether this node holds its lease. While it does not, the commits of the run
-        are refused. `metrics`: of the service; None where none are kept. `child_pool`: executes the
-        body in a child process; None: it is executed in this process, by `threads` or on the event
-        loop.
+        `holds_lease`: whether this node holds its lease; without it, the commits of the run are
+        refused. `metrics`: those of the service, if it keeps any. `child_pool`: executes the body
+        in a child process; without one, the body executes in this process, by `threads` or on the
+        event loop.
         """
         self.claimed = claimed
         self.task = task
@@ -85,8 +83,8 @@ class Attempt:
         self._timeout: asyncio.TimerHandle | None = None
 
     def ledger_time(self) -> datetime:
-        """The present by database time (UTC): the instant of the claim plus the time since, by the
-        boot-time clock.
+        """The current database time (UTC): the instant of the claim plus the boot time since
+        then.
         """
         if clock.is_moved():
             return clock.now()
@@ -110,25 +108,24 @@ class Attempt:
         self._work = asyncio.get_running_loop().create_task(
             self._run(), name=name, context=self._context
         )
-        # The end is handled by a callback, so that the bodies of other attempts that are launched
-        # now begin before.
+        # A callback handles the end, so that the bodies of other attempts that are launched now
+        # begin first.
         self._work.add_done_callback(self._on_work_done, context=self._context)
         pings.began(self.task, self.claimed)
         if self._take_over is None:
             self._limit(0.0 if self._child_pool is None else CHILD_START_SECONDS)
 
     def child_begins(self) -> None:
-        """Let the `timeout` run from now on, because the child is about to call `run`."""
+        """Restart the `timeout`, because the child is about to call `run`."""
         if self._timeout is not None and not self._ended:
             self._timeout.cancel()
             self._timers.remove(self._timeout)
             self._limit()
 
     def _limit(self, allowance: float = 0.0) -> None:
-        """Let the `timeout` of the task run from now on. What the attempt has waited for before
-        does not count.
+        """Start the `timeout` of the task. Time that the attempt has waited before does not count.
 
-        `allowance`: how many seconds may pass besides, until the child of the attempt has begun.
+        `allowance`: extra seconds for the attempt's child to begin.
         """
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
@@ -136,8 +133,8 @@ class Attempt:
             self._timeout = self._later(timeout + allowance, self.stop, failed)
 
     def stop(self, ending: Ending) -> None:
-        """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt
-        is given up.
+        """Cancel the body, so that the attempt ends with `ending`. If the body does not end, the
+        attempt is given up.
         """
         if self.body.stop is not None or self._ended:
             return
@@ -162,14 +159,15 @@ class Attempt:
             self.state.ask_to_stop(reason)
 
     def abandon(self) -> None:
-        """Give the attempt up now if it was stopped and still goes on. A child is killed."""
+        """Give the attempt up now if it was stopped but has not ended. Its child is killed."""
         if self.body.stop is not None:
             self._abandon()
 
     def give_up(self, reason: str, lost: LostLease | None = None) -> None:
-        """End the attempt at once, also if its body goes on: another node may hold the run by now.
+        """End the attempt at once, even if its body has not ended: another node may already hold
+        the run.
 
-        A child is killed. `lost`: how the lease was lost, if runs may be the cause.
+        The child is killed. `lost`: how the lease was lost, if runs may be the cause.
         """
         self.interrupt(reason)
         if lost is not None and lost.is_by(self._started_at) and self.body.stop is not None:
@@ -204,13 +202,13 @@ class Attempt:
         return ending if stop is None or has_finished else stop
 
     def begins(self) -> None:
-        """Note that the body begins. The pool of a child calls it when it hands over the run."""
+        """Record that the body begins. The pool of a child calls it when it hands over the run."""
         self.body.has_begun = True
         self._measure_delay()
 
     def _measure_delay(self) -> None:
-        """Measure how late the body begins after its slot: only of first attempts at slots that
-        were fired on time.
+        """Measure how long after its slot the body begins. Only first attempts of slots that fired
+        on time count.
         """
         claimed = self.claimed
         if (
@@ -237,7 +235,7 @@ class Attempt:
 
     def _log_ending(self, ending: Ending) -> None:
         """Write the last line of the attempt to its log, unless it has succeeded."""
-        # Many may succeed at once: log_outcomes counts them together.
+        # Many may succeed at once: log_outcomes writes one line for all of them.
         if ending.state == RunState.SUCCEEDED:
             return
         self.state.will_retry = ending.error is not None and ending.wait is not None
@@ -263,7 +261,7 @@ class Attempt:
         for timer in self._timers:
             timer.cancel()
         self.state.loops.close()
-        # A thread or a coroutine of an attempt that has not succeeded may still go on.
+        # The thread or coroutine of an attempt that did not succeed may still be running.
         if ending.state != RunState.SUCCEEDED:
             seal(self.state)
         pings.ended(self.task, self.claimed, ending)
@@ -274,7 +272,7 @@ class Attempt:
     def _later(
         self, seconds: float, callback: Callable[..., None], *args: Any
     ) -> asyncio.TimerHandle:
-        """In an empty context: that of the run can't be entered again by what is called."""
+        """The callback gets an empty context, because the run's context can't be entered twice."""
         timer = asyncio.get_running_loop().call_later(
             seconds, callback, *args, context=contextvars.Context()
         )
@@ -283,7 +281,7 @@ class Attempt:
 
 
 def _span_attributes(claimed: Claimed) -> dict[str, str | int]:
-    """What the span of the attempt says about it. The slot is in UTC; manual runs may have none."""
+    """The attributes of the attempt's span. The slot is in UTC; a manual run may have none."""
     attributes: dict[str, str | int] = {
         "batch.task": claimed.task,
         "batch.run.id": claimed.id,

@@ -1,5 +1,5 @@
-"""The body of one attempt: it calls `run` of the task, and says how it ended. In this process or in
-a child.
+"""The body of one attempt: calls the task's `run`, in this process or in a child, and says how it
+ended.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ async def call(
 ) -> Any:
     """Call `run` of a new instance: on the event loop (`on_loop`), or in a thread.
 
-    If the result is awaitable (a coroutine function behind a plain decorator), it is awaited.
-    `patience`: how many seconds a thread that was cancelled may take to end. Raises TypeError if
-    the result is a generator.
+    An awaitable result (a coroutine function behind a plain decorator) is awaited. `patience`: how
+    many seconds a cancelled thread may take to end. Raises TypeError if the result is a generator.
     """
     run = task.cls().run
     if on_loop:
@@ -68,12 +67,12 @@ async def call(
 
 
 class Body:
-    """The body of one attempt, with the state of the attempt and the run as its code sees it.
+    """The body of one attempt, with the attempt's state and the run as the author's code sees it.
 
     Attributes:
-        stage: Which method of a partitioned task it calls; None for other tasks.
-        stop: The ending that was asked for while the body went on; None while nobody has.
-        has_begun: Whether `run` was called, or is about to be.
+      stage: Which method of a partitioned task it calls; None for other tasks.
+      stop: The ending that a stop has asked for; None if the body was not stopped.
+      has_begun: Whether `run` was called, or is about to be.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Body:
         self.has_begun = False
 
     def enter(self) -> None:
-        """Make the context of the caller that of the run."""
+        """Make the caller's context that of the run."""
         current_run.enter(self.run)
         run_log.set(self.state.log)
         session_owner.set(self.run)
@@ -103,30 +102,30 @@ class Body:
         bind_to_service()
 
     async def ending_of(self, work: Callable[[], Awaitable[Ending]]) -> Ending:
-        """The ending that `work` returns, or the one that its error means. It raises nothing."""
+        """The ending that `work` returns, or the one that its error stands for. Raises nothing."""
         try:
             ending = await work()
         except asyncio.CancelledError as error:
             ending = self.stop or self.failed(error, "failed", "it was cancelled from inside")
         except Interrupted as stopped:
             ending = self.stop or self.interrupted(str(stopped))
-        except ProcessDied as error:  # its message is for people as it is
+        except ProcessDied as error:  # its message is already meant for people
             ending = self.stop or self.failed(error, reason=error.message)
         except BaseException as error:  # noqa: BLE001
-            # The attempt's boundary; SystemExit must not end the service.
+            # This is the boundary of the attempt; SystemExit must not end the service.
             ending = self.stop or self.failed(error)
         if self.state.is_lost:  # a commit was refused; the body may have caught that error
             ending = self.stop or self.interrupted(LOST)
         return ending
 
     def use_slot(self, slot: datetime | None) -> None:
-        """Let a part have the slot of its run."""
+        """Give a part the slot of its parent."""
         self.claimed.slot = slot
         self.run.slot = (slot or self.claimed.created_at).astimezone(self.task.zone)
 
     async def parameters(self, read: Callable[[str, bool], Awaitable[Upstream]]) -> dict[str, Any]:
-        """The arguments of `run`. `read`: reads what the run with this id has waited for, or (True)
-        its parts.
+        """The arguments of `run`. `read(id, False)` reads the runs that a run has waited for, and
+        `read(id, True)` its parts.
 
         Raises InvalidParameters.
         """
@@ -147,7 +146,9 @@ class Body:
     async def execute(
         self, parameters: Mapping[str, Any], threads: ThreadPool, patience: float
     ) -> Ending:
-        """Call `run` in this process, and return the ending of a success. Raises what it raises."""
+        """Call `run` in this process, and return the ending of a success. Raises what `run`
+        raises.
+        """
         partition = self.task.partition
         on_loop = (
             partition.on_loop[self.stage]
@@ -166,7 +167,7 @@ class Body:
         return self._succeeded(result, await results.unmet(self.task, result, threads, patience))
 
     def _succeeded(self, result: Any, unmet: str | None) -> Ending:
-        """`unmet`: why the result is not what the task expects; None if it is."""
+        """`unmet`: why the result is not what the task expects, if it is not."""
         if not self._goes_on:
             return self._stopped
         fingerprint = EMPTY if unmet else QUARANTINE if self.state.has_set_aside else None
@@ -176,8 +177,8 @@ class Body:
 
     @property
     def _goes_on(self) -> bool:
-        """Whether an ending of the body counts: nobody has stopped it, or it has come to its end
-        before a shutdown.
+        """Whether the body's own ending counts: it was not stopped, or it finished before a
+        shutdown took effect.
         """
         return self.stop is None or self.stop.outcome == "interrupted"
 
@@ -187,8 +188,8 @@ class Body:
         return self.stop
 
     def interrupted(self, reason: str) -> Ending:
-        """The ending of an interrupt. If the body has begun and the task may not be repeated, its
-        run fails.
+        """The ending of an interrupt. The run fails if its body has begun and the task may not be
+        repeated.
         """
         if self.has_begun and not self.task.policies.rerun:
             return Ending(
@@ -199,7 +200,7 @@ class Body:
     def failed(
         self, error: BaseException, outcome: str = "failed", reason: str | None = None
     ) -> Ending:
-        """The ending of a failure, with or without another attempt, by the task's policy."""
+        """The ending of a failure. The task's policy decides whether another attempt follows."""
         retry = self.task.policies.retry
         number = self.claimed.attempt - self.claimed.attempts_before
         may_retry = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(
@@ -224,7 +225,7 @@ _OURS = (
 
 
 def _without_our_frames(error: BaseException) -> BaseException:
-    """The error with a traceback that begins with the author's code."""
+    """The error, with a traceback that begins in the author's code."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
         frames = frames.tb_next

@@ -1,4 +1,4 @@
-"""The protocol of a pool that executes the bodies of attempts in processes of their own."""
+"""The protocol of a pool that executes the bodies of attempts in child processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from service.batch.tasks.registry import Task
 
 
 class PooledAttempt(Protocol):
-    """What a pool needs of an attempt.
+    """The part of an attempt that a pool uses.
 
-    `begins`: call it when the run is handed to its child; `child_begins`: once, when the child is
-    about to call `run`.
+    The pool calls `begins` when it hands the run to its child, and `child_begins` once, when the
+    child is about to call `run`.
     """
 
     claimed: Claimed
@@ -29,23 +29,23 @@ class PooledAttempt(Protocol):
 
 
 class ChildPool(Protocol):
-    """Executes bodies of attempts, one child process for each. `service/batch/pools` implements
-    it.
+    """Executes bodies of attempts, each in a child process of its own. `service/batch/pools`
+    implements it.
     """
 
     @property
     def free(self) -> int:
-        """How many more children may begin now."""
+        """How many more children can start now."""
 
     async def execute(self, attempt: PooledAttempt) -> Ending:
         """Execute the body of the attempt in a child, and return how it ended.
 
-        If it is cancelled, it asks the child to stop, and kills it when it goes on. When the child
-        is gone, it returns what the child has told by then; if that is nothing, it raises
-        CancelledError.
+        Cancelling this call asks the child to stop, and kills it if it does not. Once the child is
+        gone, the call returns the ending that the child has reported, or raises CancelledError if
+        there is none.
         """
 
     def kill(self, attempt: PooledAttempt) -> None:
-        """Kill the child of the attempt now, if it has one. Returns at once; `execute` waits for
-        the child's end.
+        """Kill the child of the attempt now, if it has one. Returns at once; `execute` waits until
+        the child has ended.
         """

@@ -1,5 +1,5 @@
-"""How attempts end, and the lines about it. As JSON they have task, run, slot, attempt, duration,
-state.
+"""How attempts end, and the log lines about it. In JSON they have the fields task, run, slot,
+attempt, duration and state.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from service.logs import get_logger
 from service.logs.log_lines import FIELDS
 
 FEW = 20
-"""Up to this number of outcomes each is logged in a line of its own."""
+"""Up to this number of outcomes, each is logged in a line of its own."""
 
 logger = get_logger("service.batch")
 
 
 @dataclass(slots=True)
 class Ending:
-    """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next
-    attempt; None: no retry.
+    """How an attempt ended: the next state of its run, and why.
 
-    `outcome`: a word for the attempt's row, such as "timed out". `fingerprint`: what is wrong with
-    the run; None if nothing is. `parts`: with the state WAITING, the parameters of the parts that
-    it was split into; None: it was split before. `harm`: what the attempt may have done to its
-    node.
+    `outcome`: a word for the attempt's row, such as "timed out". `wait`: seconds until the next
+    attempt; None if there is no retry. `fingerprint`: identifies what is wrong with the run; None
+    if nothing is. `parts`: with the state WAITING, the parameters of the parts into which the run
+    was split now; None if it was split before. `harm`: what the attempt may have done to its node.
     """
 
     state: RunState
@@ -46,7 +45,7 @@ class Ending:
 
 
 def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
-    """Log how an attempt ended that has not succeeded. Called inside the run, so that its log has
+    """Log how an attempt ended that did not succeed. Called inside the run, so that its log gets
     the line.
     """
     seconds = (ended_at - claimed.attempt_started_at).total_seconds()
@@ -73,7 +72,7 @@ def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
 
 
 def log_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """Log a line for each run that has succeeded; for more than FEW outcomes one line with their
+    """Log a line for each run that has succeeded; for more than FEW outcomes, one line with their
     numbers.
 
     An attempt that did not succeed has logged its own line.
@@ -93,17 +92,17 @@ def log_outcomes(outcomes: Sequence[Outcome]) -> None:
 
 
 def log_refused(outcome: Outcome) -> None:
-    """Log that an outcome was not written, because another node holds the run."""
+    """Log that an outcome was dropped, because another node holds the run."""
     logger.error(
-        f"{outcome.task}: another node holds run {outcome.id}; what it did here is not recorded"
+        f"{outcome.task}: another node holds run {outcome.id}; its outcome here is not recorded"
     )
 
 
 def _json_only(
     ids: dict[str, Any], slot: datetime | None, seconds: float, state: RunState
 ) -> dict[str, Any]:
-    """The fields of a line. `slot`: in UTC; None for a run by hand that was not given one.
-    `duration`: in seconds.
+    """The JSON fields of a line. `slot`: in UTC; a manual run may have none. `duration`: in
+    seconds.
     """
     instant = slot.astimezone(UTC).isoformat().replace("+00:00", "Z") if slot is not None else None
     return {FIELDS: {**ids, "slot": instant, "duration": round(seconds, 3), "state": state.value}}

@@ -1,8 +1,8 @@
-"""The engine claims runs from the ledger, executes them in this process, and writes their
-outcomes in groups.
+"""The engine claims runs from the ledger, executes them in this process, and writes their outcomes
+in groups.
 
-It claims as many runs as there is room for, or one for each ticket if its node is on tickets. A run
-counts for the capacity until its outcome is written.
+It claims as many runs as its capacity allows, or one for each ticket if its node is on tickets. A
+run uses capacity until its outcome is written.
 """
 
 from __future__ import annotations
@@ -52,26 +52,26 @@ from service.metrics.process import LedgerWork, ProcessMetrics
 logger = get_logger("service.batch")
 
 LAUNCHED_AT_ONCE = 1_000
-"""How many runs are started in one step of the event loop, at most."""
+"""The most runs that are started in one step of the event loop."""
 GROUP_SECONDS = 0.01
-"""How long the engine waits for further attempts to end after a turn, in order to write their
-outcomes together.
+"""How long the engine waits after a turn for more attempts to end, so that their outcomes are
+written together.
 """
 LOCKED_SECONDS = 0.5
-"""How soon outcomes are tried again whose runs another transaction has locked."""
+"""The wait until outcomes are tried again whose runs another transaction has locked."""
 LOCKED_LOOK_SECONDS = 0.02
-"""After how long the engine looks again if all runs that may start were locked. The lock may be
-that of a frozen process.
+"""The wait until the next look if all runs that could start were locked. A frozen process may hold
+the lock.
 """
 LOCKED_LOG_SECONDS = 10.0
-"""How long the outcomes of runs can't be written because of a lock, until the log and `/readyz` say
-which connection holds it.
+"""How long a lock has to prevent outcomes from being written before the log and `/readyz` name the
+connection that holds it.
 """
 FLUSH_SECONDS = 0.25
 """How often the log lines and the progress of running attempts are written."""
 LONGEST_PAUSE = 5.0
 CROWDED_SECONDS = 30.0
-"""How long no thread is free while runs wait, until the log and `/readyz` say so."""
+"""How long runs have to wait without a free thread before the log and `/readyz` say so."""
 REACT_SECONDS = 0.5
 """How long an interrupted run may take to end by itself when the service stops."""
 WRITE_SECONDS = 1.0
@@ -83,12 +83,12 @@ class LocalEngine(Background):
     """Claims runs, executes them, and writes their outcomes in groups.
 
     Attributes:
-        losses: How often this node has lost its lease. Another node may hold runs that were claimed
-            before a loss.
-        claiming: Held from the begin of a transaction that claims runs until they were launched, so
-            that a recheck does not launch them.
-        crowded: Since when no thread is free, in words, if that has lasted for CROWDED_SECONDS
-            while runs wait.
+      losses: How often this node has lost its lease. Another node may hold runs that were claimed
+          before a loss.
+      claiming: Held from the start of a transaction that claims runs until they are launched, so
+          that a recheck does not launch them too.
+      crowded: A sentence about the lack of free threads, once runs have waited for one for
+          CROWDED_SECONDS; else None.
     """
 
     losses = 0
@@ -97,8 +97,8 @@ class LocalEngine(Background):
     _crowded_since: datetime | None = None
     _is_draining = False
     _claims_apart = False
-    """Whether the next turn claims each run by itself, because the database has refused a claim of
-    several.
+    """Whether the next turn claims each run separately, because the database has refused to claim
+    several at once.
     """
     _unlaunched = 0
     _turned_at = 0.0
@@ -120,10 +120,10 @@ class LocalEngine(Background):
         tickets: Tickets | None = None,
     ) -> None:
         """`max_running`, `max_threads`: how many runs at once, and how many of them in threads.
-        `pools`: those whose runs it claims; without any it executes only what is launched.
+        `pools`: those whose runs it claims; with none, it only executes runs that are launched.
         `child_pools`: those whose runs it executes in child processes. `may_work`: whether this
-        node holds its lease; without it no run commits. `on_ended`: called with outcomes that were
-        committed. `tickets`: it claims only for these; None: whatever may start.
+        node holds its lease; without it no run can commit. `on_ended`: called with outcomes that
+        were committed. `tickets`: it claims only for these; without them, any run that can start.
         """
         self._database = database
         self._tasks = tasks
@@ -144,12 +144,12 @@ class LocalEngine(Background):
         self.claiming = asyncio.Lock()
         self._is_claiming = bool(pools)
         self._made_ahead: dict[str, Attempt] = {}
-        """The attempts of runs whose claim is about to be committed."""
+        """Attempts of runs whose claim is about to be committed."""
         self._attempts: dict[str, Attempt] = {}
-        """The attempts that execute, or whose outcomes are not written yet, by their runs' ids."""
+        """Attempts that are executing, or whose outcomes are not written yet, by run id."""
         self._buffer = WriteBuffer(node)
         self._written: list[Outcome] = []
-        """The outcomes that were written, or refused, since attempts were last forgotten."""
+        """Outcomes that were written or refused, and whose attempts are not forgotten yet."""
         self._refused: set[str] = set()
         self._written_events: dict[str, asyncio.Event] = {}
         self._locked = LockedRuns(database)
@@ -163,7 +163,7 @@ class LocalEngine(Background):
         self._wake.set()
 
     def on_changes(self, changes: LedgerChanges) -> None:
-        """Claim the runs that may start, and stop the runs of this node that a person has cancelled
+        """Claim the runs that can start, and stop the runs of this node that a person has cancelled
         or paused.
         """
         self._look_for_threads(changes)
@@ -183,8 +183,8 @@ class LocalEngine(Background):
         if since is None or self.crowded or (changes.now - since).total_seconds() < CROWDED_SECONDS:
             return
         self.crowded = (
-            f"no thread is free since {since:%H:%M:%S} UTC, and runs wait: {self._max_threads} "
-            "runs execute in threads, which is MAX_THREADS"
+            f"no thread has been free since {since:%H:%M:%S} UTC, and runs are waiting: "
+            f"all {self._max_threads} threads are in use (MAX_THREADS)"
         )
         logger.warning(self.crowded)
 
@@ -192,15 +192,15 @@ class LocalEngine(Background):
         """Have the ledger searched for runs that this node holds without knowing it. Returns at
         once.
 
-        Call it after a claiming transaction has failed: its COMMIT may have succeeded although no
-        reply came.
+        Call it after a claiming transaction has failed: its COMMIT may have succeeded although the
+        reply was lost.
         """
         self.is_recheck_due = True
         self.wake()
 
     @property
     def capacity(self) -> Capacity:
-        """How many more runs the engine can execute now. None while it claims nothing."""
+        """How many more runs the engine can execute now. Zero while it may not claim."""
         if not self._is_claiming or not self.may_work():
             return Capacity(0, 0)
         children = {
@@ -215,7 +215,7 @@ class LocalEngine(Background):
 
     @property
     def running(self) -> int:
-        """How many runs execute, are about to be started, or have ended and are not written yet."""
+        """How many runs are executing, about to start, or ended but not written yet."""
         return len(self._attempts) + self._unlaunched
 
     @property
@@ -224,28 +224,28 @@ class LocalEngine(Background):
 
     @property
     def locked(self) -> str | None:
-        """Why the ends of some runs can't be written, if somebody else has locked these runs for
-        some seconds.
+        """Why the outcomes of some runs can't be written, once another connection has locked those
+        runs for some seconds.
         """
         return self._locked.trouble
 
     def make_ready(self, claimed: Sequence[Claimed]) -> None:
         """Make the attempts of these runs before their claim is committed, and keep room for them.
 
-        Without runs: the claim has failed, so what was made before is forgotten.
+        An empty list means that the claim has failed; the attempts made before are forgotten.
         """
         self._made_ahead = {run.id: self._new_attempt(run) for run in claimed}
         self._unlaunched = len(claimed)
 
     async def launch_all(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
-        """Start runs as `launch` does, in several steps of the event loop if they are many."""
+        """Start runs as `launch` does; many of them in several steps of the event loop."""
         try:
             while len(claimed) > LAUNCHED_AT_ONCE:
                 now, claimed = claimed[:LAUNCHED_AT_ONCE], claimed[LAUNCHED_AT_ONCE:]
                 self._unlaunched = len(claimed)
                 self.launch(now, losses)
                 await asyncio.sleep(0)
-        finally:  # also if the caller is cancelled, since nobody else starts these runs
+        finally:  # even if the caller is cancelled, since only this call starts these runs
             self._unlaunched = 0
             self.launch(claimed, losses)
 
@@ -257,7 +257,7 @@ class LocalEngine(Background):
         once.
         """
         self._launch(claimed, losses)
-        self.wake()  # since now there are logs and progress to write
+        self.wake()  # the loop now has log lines and progress to write
 
     def _launch(self, claimed: Sequence[Claimed], losses: int | None) -> None:
         is_traced = bool(claimed) and tracing.is_recorded()
@@ -272,12 +272,13 @@ class LocalEngine(Background):
 
     def _start(self, run: Claimed, is_traced: bool) -> Attempt:
         if (old := self._attempts.get(run.id)) is not None:
-            # This node had lost the run, and has claimed it again.
+            # This node lost the run, and has claimed it again.
             old.give_up(LOST)
             count_work(self._metrics, old)
         attempt = self._made_ahead.pop(run.id, None)
         if attempt is None or attempt.claimed.fence != run.fence:
-            # With another fence, the run was lost after the attempt was made, and claimed again.
+            # The fence differs if the run was lost after the attempt was made, and then claimed
+            # again.
             attempt = self._new_attempt(run)
         self._attempts[run.id] = attempt
         attempt.start(is_traced)
@@ -297,8 +298,8 @@ class LocalEngine(Background):
         )
 
     async def until_written(self, run_id: str) -> None:
-        """Wait until the outcome of the attempt of this run is written. Returns at once if there is
-        none.
+        """Wait until the outcome of this run's attempt is written. Returns at once if it has no
+        attempt here.
         """
         while run_id in self._attempts:
             await self._written_events.setdefault(run_id, asyncio.Event()).wait()
@@ -307,16 +308,14 @@ class LocalEngine(Background):
         """End all attempts at once, because this node has lost its lease. Fences decide which
         outcomes are written.
 
-        `lost`: how it was lost, if runs may be the cause.
+        `lost`: how the lease was lost, if runs may be the cause.
         """
         self.losses += 1
         for attempt in self.attempts:
             attempt.give_up(LOST, lost)
 
     def begin_drain(self) -> None:
-        """Claim nothing more from now on, and ask the running runs to stop at their next
-        checkpoint.
-        """
+        """Stop claiming, and ask all running runs to stop at their next checkpoint."""
         self._is_claiming = False
         self._is_draining = True
         if self._tickets is not None:
@@ -328,7 +327,7 @@ class LocalEngine(Background):
         """Wait up to `seconds` until the runs end, then interrupt them. Returns whether all
         outcomes were written.
         """
-        # What follows after `seconds` takes less time than the watchdog grants
+        # The steps after `seconds` take less time than the watchdog allows
         # (loop_watchdog.GRACE_SECONDS).
         self.begin_drain()
         if await is_set_within(self._idle, seconds):
@@ -347,8 +346,8 @@ class LocalEngine(Background):
         self._threads.close()
 
     def _on_end(self, attempt: Attempt, ending: Ending) -> None:
-        """Buffer how an attempt ended. Its run stays `running`, and counts for the capacity, until
-        that is written.
+        """Buffer how an attempt ended. Its run stays `running`, and uses capacity, until the
+        outcome is written.
         """
         self._buffer.add_ending(attempt, ending)
         if self._buffer.waiting == len(self._attempts):
@@ -385,7 +384,7 @@ class LocalEngine(Background):
         except TimeoutError:
             return False
         self._wake.clear()
-        # After a quiet time, an outcome is written at once, without others.
+        # After a quiet time, an outcome is written at once, alone.
         is_busy = clock.monotonic() - self._turned_at < GROUP_SECONDS
         if is_busy and self._buffer.waiting < min(GROUP_LIMIT, len(self._attempts)):
             self._all_ended.clear()
@@ -395,8 +394,8 @@ class LocalEngine(Background):
     async def _turn(self, is_woken: bool = True) -> None:
         """Write a group and claim as many runs as the capacity allows, in one transaction."""
         group = self._buffer.take(self._attempts.values())
-        # Without the lock a recheck would find runs that the dispatcher, which may wait for an
-        # instant, is to launch.
+        # Without the lock, a recheck would find runs that the dispatcher is about to launch at
+        # their instant.
         rechecks = self.is_recheck_due and not self.claiming.locked()
         self.is_recheck_due &= not rechecks
         try:
@@ -423,11 +422,11 @@ class LocalEngine(Background):
                 return
             if not troubles.is_refused(error):
                 raise
-            # Another node runs a run with the `exclusive` of one that was to be claimed, or a row
-            # can't be stored.
+            # Either another node runs a run with the `exclusive` of one that this node tried to
+            # claim, or a row can't be stored.
             cause = str(error).splitlines()[0]
             logger.warning(
-                f"nothing is claimed in this turn, another node may have been first: {cause}"
+                f"claimed no runs in this turn, another node may have been first: {cause}"
             )
             self.is_recheck_due |= rechecks
             try:
@@ -436,8 +435,8 @@ class LocalEngine(Background):
                 if not troubles.is_refused(second_error):
                     raise
                 await write_one_by_one(group, partial(self._write, claim=False))
-            # Else a run that the database refuses again and again would keep this node from all
-            # others.
+            # Claim again soon; otherwise one run that the database always refuses would keep this
+            # node from all other runs.
             self._claims_apart = True
             self.wake()
 
@@ -462,16 +461,16 @@ class LocalEngine(Background):
         self._written += group.outcomes
         self._refused.update(outcome.id for outcome in refused)
         if claimed or not self._buffer.has_next:
-            # Else it is done beside the next write, which follows at once.
+            # Otherwise `_work_beside_write` does it during the next write, which follows at once.
             self._forget_written()
         self._launch(claimed, losses)
         self._are_claimed(look, group.outcomes)
 
     async def _may_claim(self, capacity: Capacity) -> bool:
-        """Whether a run may start. Due runs may wait for another run to end; then SQLite's write
-        lock is not taken.
+        """Whether a claim is worth trying. SQLite's write lock is not taken while all due runs wait
+        for other runs to end.
 
-        On PostgreSQL a claim costs no more than the look before it.
+        On PostgreSQL a claim costs no more than looking first.
         """
         if capacity.runs < 1:
             return False
@@ -486,7 +485,7 @@ class LocalEngine(Background):
             return bool((await claiming.startable(connection, self._tasks, capacity))[1])
 
     async def _claim(self, connection: AsyncConnection, outcomes: Sequence[Outcome]) -> Look:
-        """Claim runs in the caller's transaction, which writes these outcomes."""
+        """Claim runs in the caller's transaction, which also writes these outcomes."""
         capacity = self.capacity
         if self._is_claiming and self.may_work():
             capacity.runs += len(outcomes)
@@ -503,9 +502,7 @@ class LocalEngine(Background):
         return Look(claimed, are_more=are_more)
 
     def _are_claimed(self, look: Look, outcomes: Sequence[Outcome]) -> None:
-        """The transaction that has claimed these runs, and written these outcomes, was
-        committed.
-        """
+        """The transaction that claimed these runs and wrote these outcomes was committed."""
         if look.are_more and look.claimed:
             self.wake()
         elif look.are_more:  # another transaction has locked them
@@ -523,13 +520,13 @@ class LocalEngine(Background):
             asyncio.get_running_loop().call_later(LOCKED_SECONDS, self.wake)
 
     def _work_beside_write(self) -> None:
-        """Do what can be done while the database executes the first statement of a write."""
+        """Use the time in which the database executes the first statement of a write."""
         self._forget_written()
         self._buffer.prepare_next(self._attempts.values(), self._database.kind)
 
     def _forget_written(self) -> None:
         """Forget the attempts whose outcomes were written or refused since the last call, and log
-        these outcomes.
+        those outcomes.
         """
         outcomes = self._written
         self._written = []
@@ -552,7 +549,7 @@ class LocalEngine(Background):
     def _forget(self, outcome: Outcome, is_refused: bool) -> bool:
         """Forget the attempt with this outcome. Returns whether it was known.
 
-        It is not if an earlier write of the outcome had succeeded although it seemed to fail.
+        It is unknown if an earlier write of the outcome seemed to fail, but had succeeded.
         """
         attempt = self._attempts.get(outcome.id)
         if attempt is None or attempt.claimed.fence != outcome.fence:
@@ -565,12 +562,12 @@ class LocalEngine(Background):
 
 
 class LockedRuns:
-    """The runs of one engine whose rows another transaction has locked, so that their outcomes
-    can't be written yet.
+    """The runs of one engine whose outcomes can't be written, because another transaction has
+    locked their rows.
 
     Attributes:
-        ids: Their ids, as of the last write.
-        trouble: What is wrong, in one line, if it has lasted for LOCKED_LOG_SECONDS; else None.
+      ids: Their ids, as of the last write.
+      trouble: The problem in one line, once it has lasted for LOCKED_LOG_SECONDS; else None.
     """
 
     def __init__(self, database: Database) -> None:
@@ -581,21 +578,21 @@ class LockedRuns:
 
     @property
     def is_any(self) -> bool:
-        """Whether some runs were locked at the last write, so that the next one has to leave out
-        locked runs.
+        """Whether runs were locked at the last write, so that the next one has to leave locked runs
+        out.
         """
         return self._since is not None
 
     def begin(self) -> None:
-        """A write had to wait for a lock for too long."""
+        """A write has waited for a lock for too long."""
         self._since = clock.monotonic()
 
     def are(self, ids: Sequence[str]) -> None:
-        """These runs were locked at the write that has just been committed."""
+        """These runs were locked during the write that has just been committed."""
         self.ids = ids
         if not ids:
             if self.trouble is not None:
-                logger.info("the runs that were locked are free again; their ends are written")
+                logger.info("the runs that were locked are free again; their outcomes are written")
             self._since = self.trouble = None
             self._blocker.forget()
         elif self.trouble is None and clock.monotonic() > (self._since or 0.0) + LOCKED_LOG_SECONDS:
@@ -608,5 +605,5 @@ class LockedRuns:
     def _report(self, holder: str) -> None:
         number = len(self.ids)
         what = f"{number:,} runs have" if number > 1 else "a run has"
-        self.trouble = f"{what} ended, which can't be written: their rows are locked by {holder}"
-        logger.warning(f"{self.trouble}; it is tried again until they are free")
+        self.trouble = f"{what} ended, but the outcome can't be written: {holder} locks the rows"
+        logger.warning(f"{self.trouble}; the service retries until they are free")

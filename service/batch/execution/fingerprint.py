@@ -1,9 +1,9 @@
-"""Fingerprints: which failures of a task are the same error, although their texts differ in
+"""Fingerprints: which failures of a task are the same error, although their messages differ in
 numbers, ids and instants.
 
 A fingerprint is a hash of the class of the error, the class of its root cause, the first line of
-its message without what changes from run to run, and the innermost place in the author's code (file
-and function, without line number).
+its message without the text that changes from run to run, and the innermost place in the author's
+code (file and function, without the line number).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from types import CodeType, TracebackType
 from service import failures
 
 VERSION = 1
-"""Rises when fingerprints are computed in another way, so that those of two versions never mean the
-same by chance.
+"""Rises when the way of computing fingerprints changes, so that those of two versions are never
+equal by chance.
 """
 
 TIMED_OUT, INTERRUPTED, EMPTY, QUARANTINE = "timed out", "interrupted", "empty", "quarantine"
-"""Fingerprints of what is wrong with a run without an error of its code: it took longer than its
-timeout; its service stopped, and it may not be run again; its result is not what the task expects;
-it has put items into quarantine.
+"""Fingerprints of a run without an error in its code: it exceeded its timeout; its service stopped,
+and it may not be repeated; its result is not what the task expects; it has put items into
+quarantine.
 """
 
 LONGEST_OWN = 200
-"""Characters of an exception's own `fingerprint` that count, at most."""
+"""How many characters of an exception's own `fingerprint` count."""
 MOST_CAUSES = 50
 
 _CHANGING = re.compile(
@@ -55,7 +55,7 @@ _NOT_AUTHORS = tuple(
 def fingerprint_of(error: BaseException) -> str:
     """The fingerprint of a failure: "1:" (the version) and 12 hexadecimal digits. Never raises.
 
-    An exception may carry its own: an attribute `fingerprint` with a text. Failures with equal ones
+    An exception may define its own in an attribute `fingerprint`. Failures with equal fingerprints
     are the same error.
     """
     own = inspect.getattr_static(error, "fingerprint", None)
@@ -69,7 +69,7 @@ def fingerprint_of(error: BaseException) -> str:
 
 
 def without_changing(line: str) -> str:
-    """A line without what changes from run to run: numbers, ids and instants."""
+    """A line without the text that changes from run to run: numbers, ids and instants."""
     return _CHANGING.sub("*", line)
 
 
@@ -83,8 +83,8 @@ def _class_of(error: BaseException) -> str:
 
 
 def _root_of(error: BaseException) -> BaseException:
-    """The error from which this one came: its cause, or the error during whose handling it was
-    raised, and so on.
+    """The root cause: the error's cause, or the error during whose handling it was raised, and so
+    on.
     """
     for _ in range(MOST_CAUSES):
         earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -95,7 +95,7 @@ def _root_of(error: BaseException) -> BaseException:
 
 
 def _place_of(error: BaseException) -> str:
-    """The innermost frame in the author's code: the name of its file, and its function. Empty if
+    """The innermost frame in the author's code, as the name of its file and function. Empty if
     there is none.
     """
     place, frames = "", error.__traceback__

@@ -1,5 +1,5 @@
-"""Outcomes, log lines and progress of a node's runs: they are collected, and written to the ledger
-in groups. What was written is counted.
+"""Collects the outcomes, log lines and progress of a node's runs, writes them to the ledger in
+groups, and counts them.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from service.metrics.process import ProcessMetrics
 logger = get_logger("service.batch")
 
 GROUP_LIMIT = 1_000
-"""How many outcomes are written in one transaction, at most."""
+"""The most outcomes that are written in one transaction."""
 MOST_BYTES = 32_000_000
-"""Bytes of log lines of all runs in the buffer, at most. Further lines stay in the log buffers of
-their attempts.
+"""The most bytes of log lines in the buffer. Further lines stay in the log buffers of their
+attempts.
 """
 PROGRESS_SECONDS = 0.5
-"""How often the progress of the runs is written, in seconds."""
+"""How often the progress of the runs is written."""
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Group:
     blocks: list[Block] = field(default_factory=list)
     progress: list[dict[str, Any]] = field(default_factory=list)
     packed: list[dict[str, Any]] = field(default_factory=list)
-    """The blocks as rows with compressed lines, once `prepare` has made them."""
+    """The blocks as rows with compressed lines, after `prepare`."""
     encoded: EncodedOutcomes | None = None
-    """The outcomes, once `encode` has encoded them."""
+    """The outcomes in encoded form, after `encode`."""
 
     def __bool__(self) -> bool:
         return bool(self.outcomes or self.blocks or self.progress)
@@ -64,15 +64,15 @@ class Group:
         return ", ".join(ends + [f"lines of run {block.run}" for block in self.blocks])
 
     def parts(self) -> Iterator[Group]:
-        """A group for each outcome and each block. They have no progress, which is reported again
+        """Yield a group for each outcome and each block. Progress is left out; it is reported again
         later.
         """
         yield from (Group(outcomes=[outcome]) for outcome in self.outcomes)
         yield from (Group(blocks=[block]) for block in self.blocks)
 
     def divided(self, free: Collection[str]) -> tuple[Group, Group]:
-        """What is about the runs `free`, with all log lines, and the rest. Progress that is left is
-        reported again.
+        """Split the group in two: one for the runs in `free`, with all log lines, and one for the
+        rest. Progress of other runs is left out; it is reported again.
         """
         outcomes = [outcome for outcome in self.outcomes if outcome.id in free]
         progress = [row for row in self.progress if row["id"] in free]
@@ -83,13 +83,15 @@ class Group:
 
     @property
     def runs(self) -> list[str]:
-        """The ids of the runs whose rows are changed by it."""
+        """The ids of the runs whose rows the group changes."""
         return sorted(
             {outcome.id for outcome in self.outcomes} | {row["id"] for row in self.progress}
         )
 
     def states_only(self) -> Group:
-        """The outcomes without their results, errors and messages, which could not be stored."""
+        """The outcomes without their results, errors and messages, for a database that refuses
+        these.
+        """
         reason = "its result, its error or its parts can't be stored"
         outcomes = []
         for o in self.outcomes:
@@ -100,9 +102,9 @@ class Group:
         return Group(outcomes)
 
     async def prepare(self, kind: str) -> None:
-        """Compress the log lines, and encode the outcomes. Call it before the transaction begins.
+        """Compress the log lines and encode the outcomes. Call it before the transaction begins.
 
-        `kind`: of the database.
+        `kind`: the kind of the database.
         """
         self.packed = await offload(run_logs.pack, self.blocks) if self.blocks else []
         for outcome in self.outcomes:
@@ -111,8 +113,8 @@ class Group:
         self.encode(kind)
 
     def encode(self, kind: str) -> None:
-        """Encode the outcomes for a database of this kind, unless they are encoded or need its
-        time.
+        """Encode the outcomes for a database of this kind, unless they are encoded already or need
+        its time.
         """
         if (
             self.encoded is None
@@ -122,8 +124,8 @@ class Group:
             self.encoded = outcomes_of.encode(self.outcomes, kind)
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
-        """Write the group in the caller's transaction. Returns the outcomes whose runs another node
-        holds.
+        """Write the group in the caller's transaction. Returns the outcomes that were refused,
+        because another node holds their runs.
         """
         outcomes = await harm.charge_suspects(connection, await self._due_by_the_ledger(connection))
         bounced = await transitions.finish(connection, outcomes, self.encoded)
@@ -132,9 +134,9 @@ class Group:
         return bounced
 
     async def _due_by_the_ledger(self, connection: AsyncConnection) -> list[Outcome]:
-        """The outcomes, with the instants of retries and resumes by database time.
+        """The outcomes, with the instants of retries and resumes in database time.
 
-        The clock of the database may have been set while the attempt went on.
+        The clock of the database may have been set while the attempt was running.
         """
         if all(outcome.due_at is None for outcome in self.outcomes):
             return self.outcomes
@@ -146,7 +148,7 @@ class Group:
 
 
 async def write_one_by_one(group: Group, write: Callable[[Group], Awaitable[None]]) -> None:
-    """Write each part of a group by itself, because the database has refused the group.
+    """Write each part of a group separately, because the database has refused the group.
 
     If it refuses a part too, only the state of the run is written.
     """
@@ -161,7 +163,7 @@ async def write_one_by_one(group: Group, write: Callable[[Group], Awaitable[None
 
 
 class WriteBuffer:
-    """Collects what the next group will write. A group that could not be written is put back."""
+    """Collects the content of the next groups. A group that could not be written is put back."""
 
     def __init__(self, node: str) -> None:
         self._node = node
@@ -186,7 +188,7 @@ class WriteBuffer:
         """The next group: up to GROUP_LIMIT outcomes, and the new log lines and progress of
         `attempts`.
 
-        A run that was split is written by itself: to insert its parts may take longer than all
+        A run that was split is written alone, because inserting its parts can take longer than all
         other outcomes.
         """
         if (group := self._next) is not None:
@@ -213,17 +215,17 @@ class WriteBuffer:
         return self._next is not None
 
     def prepare_next(self, attempts: Iterable[Attempt], kind: str) -> None:
-        """Make the group that `take` returns next, if it is a whole one, while the database writes
-        the one before.
+        """Make the group that `take` returns next, if it is full, while the database writes the
+        previous one.
 
-        `kind`: of the database.
+        `kind`: the kind of the database.
         """
         if self._next is None and len(self._outcomes) >= GROUP_LIMIT:
             self._next = self.take(attempts)
             self._next.encode(kind)
 
     def put_back(self, group: Group) -> None:
-        """Put a group that could not be written in front of what was collected since."""
+        """Put a group that could not be written in front of everything collected since."""
         following = self._next or Group()
         self._next = None
         self._outcomes = group.outcomes + following.outcomes + self._outcomes
@@ -248,9 +250,7 @@ class WriteBuffer:
 
 
 def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
-    """The rows for `run_progress.mirror`: one for each attempt with progress that was not taken
-    yet.
-    """
+    """Rows for `run_progress.mirror`: one for each attempt with new progress."""
     reports = [(attempt, attempt.state.meter.take()) for attempt in attempts]
     return [
         {
@@ -311,8 +311,8 @@ def _split(attempt: Attempt, ending: Ending) -> Split | None:
 
 
 def _facts(claimed: Claimed, ending: Ending) -> dict[str, Any] | None:
-    """The facts of the error. With those of a part stands its fingerprint: its parent fails with
-    that.
+    """The facts of the error. Those of a part include its fingerprint, with which its parent
+    fails.
     """
     facts: dict[str, Any] | None = (
         failures.facts_of(ending.error) if ending.error is not None else None
@@ -343,8 +343,8 @@ def _progress(attempt: Attempt, progress: Progress | None) -> dict[str, Any]:
 def count_ended(
     metrics: ProcessMetrics, attempt: Attempt, outcome: Outcome, is_refused: bool
 ) -> None:
-    """Count an attempt that has ended. `is_refused`: its outcome is not in the ledger, because
-    another node holds the run.
+    """Count an attempt that has ended. `is_refused`: another node holds the run, so the outcome is
+    not in the ledger.
     """
     if is_refused:
         metrics.count_refused()
@@ -357,8 +357,8 @@ def count_ended(
 
 
 def count_work(metrics: ProcessMetrics, attempt: Attempt) -> None:
-    """Count what an attempt has done that the engine forgets now, whether its outcome is in the
-    ledger or not.
+    """Count the work of an attempt that the engine is about to forget, whether its outcome is in
+    the ledger or not.
     """
     metrics.count_work(attempt.task.name, attempt.state.loops.done_here, attempt.state.log.dropped)
 
@@ -366,14 +366,14 @@ def count_work(metrics: ProcessMetrics, attempt: Attempt) -> None:
 def report_closed(
     metrics: ProcessMetrics, tasks: Mapping[str, Task], closed: Sequence[Closed]
 ) -> None:
-    """Report runs that this node has closed while they waited: to the metrics, the log and dead
-    man's switches.
+    """Report waiting runs that this node has closed to the metrics, the log and dead man's
+    switches.
 
     Call it after the commit. `tasks`: those that the node has loaded.
     """
     for run in closed:
         metrics.count_run(run.task, run.state, run.origin)
-        if run.state == RunState.FAILED:  # a warning: the errors of its parts were logged as errors
+        if run.state == RunState.FAILED:  # only a warning: the parts have logged errors
             logger.warning(f"{run.task} failed: {run.reason}", run=run.id)
         if (task := tasks.get(run.task)) is not None:
             pings.run_ended(task, run.state)

@@ -1,5 +1,5 @@
-"""Dead man's switches of tasks: which address is called when a run begins and ends. The service
-sets the function that calls it.
+"""Dead man's switches of tasks: calls an address when a run begins and ends, by a function that the
+service sets.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ _tell: Callable[[str], None] | None = None
 
 
 def use(tell: Callable[[str], None] | None) -> None:
-    """Call `tell` with each address, on the event loop; None: call nobody."""
+    """Call `tell` with each address, on the event loop. With None, no address is called."""
     global _tell
     _tell = tell
 
 
 def began(task: Task, claimed: Claimed) -> None:
-    """A run begins. Its later attempts are no beginnings, and nor are its parts and what follows
-    them.
-    """
+    """A run begins. Later attempts, parts and joins are not reported."""
     is_first = claimed.attempt == 1 and stage_of(task.partition, claimed) in (None, Stage.SPLIT)
     if _tell is not None and task.monitoring.ping is not None and is_first:
         _tell(f"{task.monitoring.ping.rstrip('/')}/start")
 
 
 def ended(task: Task, claimed: Claimed, ending: Ending) -> None:
-    """An attempt has ended. Only the end of a run is reported, and not that of a part."""
+    """An attempt has ended. Only the end of a whole run is reported, not that of a part."""
     if claimed.origin != Origin.PART:
         run_ended(task, ending.state)
 
 
 def run_ended(task: Task, state: RunState) -> None:
-    """A run is in this state now. It is reported if it has succeeded or failed."""
+    """Report a run that has succeeded or failed. Other states are ignored."""
     if _tell is None or task.monitoring.ping is None:
         return
     if state == RunState.SUCCEEDED:

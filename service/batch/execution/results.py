@@ -1,4 +1,4 @@
-"""The result of a run: whether it is what the task expects, and as JSON for the ledger."""
+"""The result of a run: whether it is what the task expects, and its JSON for the ledger."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from service.logs import get_logger, log_lines
 logger = get_logger("service.batch")
 
 LARGEST_RESULT = 1_000_000
-"""The size of a result as JSON, in bytes, at most."""
+"""The largest size of a result as JSON, in bytes."""
 LONGEST_BEGINNING = 1_000
 """How many characters of a larger result are kept."""
 LONGEST_DESCRIPTION = 10_000
-"""How many characters of the repr of a result are kept that is not JSON."""
+"""How many characters are kept of the repr of a result that is not JSON."""
 
 _TEXTS, _CONTAINERS = (str, bytes), (dict, list, tuple, set, frozenset)
 
@@ -28,10 +28,10 @@ UNMET = "it has succeeded, but its result is not what the task expects"
 
 
 async def unmet(task: Task, result: Any, threads: ThreadPool, patience: float) -> str | None:
-    """Why the result of a run is not what the task expects; None if it is. It is asked where `run`
-    was called.
+    """Why the result of a run is not what the task expects; None if it is. `expect` is called where
+    `run` was called: on the event loop or in a thread.
 
-    `patience`: how many seconds a thread that was cancelled may take to end.
+    `patience`: how many seconds a cancelled thread may take to end.
     """
     expect = expect_of(task.cls) if task.monitoring.expects else None
     if expect is None:
@@ -48,8 +48,8 @@ async def unmet(task: Task, result: Any, threads: ThreadPool, patience: float) -
 
 
 def as_json(result: Any) -> Any:
-    """The result as JSON values. A result that can't be stored is described in a text: the run has
-    succeeded anyway.
+    """The result as JSON values. A result that can't be stored is described in a text instead,
+    because the run has succeeded.
     """
     if result is None:
         return None
@@ -71,8 +71,8 @@ def as_json(result: Any) -> Any:
 
 
 def _is_large(result: Any) -> bool:
-    """Whether the texts and containers in the result are so large that it must not be encoded.
-    Needs no recursion.
+    """Whether the texts and containers in the result are too large to encode. Works without
+    recursion.
     """
     bytes_left, unread = LARGEST_RESULT, [result]
     while unread:
@@ -89,5 +89,5 @@ def _is_large(result: Any) -> bool:
 
 
 def _beginning(encoded: str) -> str:
-    logger.warning(f"the result has more than {LARGEST_RESULT:,} bytes: only its beginning is kept")
+    logger.warning(f"the result has more than {LARGEST_RESULT:,} bytes; only its beginning is kept")
     return f"{encoded[:LONGEST_BEGINNING]}…"

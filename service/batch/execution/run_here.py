@@ -1,4 +1,4 @@
-"""Run here: a run that a person starts, executed in the process of the command itself."""
+"""Executes a run in the process of the command that asked for it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ RETRY_SECONDS = 0.5
 
 
 def checked_parameters(task: Task, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters of `run()` that a person has given, in the form in which the ledger stores
-    them.
+    """The parameters of `run()` that a person has given, as the ledger stores them.
 
     Raises InvalidParameters.
     """
@@ -42,8 +41,8 @@ def checked_parameters(task: Task, parameters: Mapping[str, Any]) -> dict[str, A
 
 
 def refuse_other_pools(task: Task, pools: Mapping[str, Pool]) -> None:
-    """Refuse a task whose runs only other processes execute. `pools`: what serves each pool, as the
-    settings say.
+    """Refuse a task whose runs only other processes execute. `pools`: what serves each pool, by the
+    settings.
 
     Raises InvalidParameters.
     """
@@ -128,8 +127,8 @@ class ManualRun:
         return new_run
 
     async def _do_parts(self) -> None:
-        """Execute parts of the run until one has ended, as services may do meanwhile, and open it
-        in the end.
+        """Execute parts of the run until one ends; services may execute others meanwhile. Opens the
+        run once all have ended.
         """
         queue, partition = self._task.queue_of_parts, self._task.partition
         assert partition is not None
@@ -160,7 +159,7 @@ class ManualRun:
 
     async def _start_again(self, row: dict[str, Any]) -> None:
         """Start the retry or the join of the run if it is due, otherwise wait a little. A service
-        may be first.
+        may start it first.
         """
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
@@ -193,8 +192,8 @@ class ManualRun:
             return []
 
     async def _lane(self, connection: AsyncConnection) -> int:
-        """The number of a free lane. If none is free it returns 1, and the database then refuses
-        the run.
+        """The number of a free lane. If none is free, it is 1, and the database then refuses the
+        run.
         """
         name, number = self._task.exclusive, self._task.lanes
         if name is None or number == 1:

@@ -1,8 +1,8 @@
-"""Tickets: leave for this node to execute the runs of one task, one after another, until none of
-them may start.
+"""Tickets: each allows this node to execute the runs of one task, one after another, until no more
+can start.
 
-A node on tickets claims nothing else. Each ticket has at most one run at a time. What a ticket is
-worth is decided by the claim, so one that comes twice, late or in vain does no harm.
+A node on tickets claims nothing else. Each ticket has at most one run at a time. The claim decides
+which run a ticket gets, if any, so a ticket that comes twice, late or in vain does no harm.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 
 PATIENCE_SECONDS = 5.0
-"""How long a ticket waits while this node can't claim: the ledger does not answer, or the lease is
-lost.
+"""How long a ticket waits while this node can't claim, because the ledger does not answer or the
+lease is lost.
 """
 
 
 @dataclass(eq=False)
 class Ticket:
-    """Leave for one run at a time. `until`: by the monotonic clock; later it claims no further run.
+    """Permission to execute one run at a time. `until`: by the monotonic clock; after it the ticket
+    claims no further run.
 
-    `run`: the id of the run that it executes now. `has_looked`: whether it has claimed once, or has
-    tried to.
+    `run`: the id of the run that it executes now. `has_looked`: whether it has tried to claim.
     """
 
     task: str
@@ -47,7 +47,7 @@ class Ticket:
 
 @dataclass
 class Look:
-    """What one transaction has claimed, and the tickets for which it has looked for runs.
+    """The runs that one transaction has claimed, and the tickets for which it looked for runs.
 
     `are_more`: whether more runs may be claimable at once.
     """
@@ -58,7 +58,7 @@ class Look:
 
 
 class Tickets:
-    """The tickets that are open on one node. It belongs to the event loop of the node's engine."""
+    """The open tickets of one node. They belong to the event loop of the node's engine."""
 
     def __init__(self) -> None:
         self._open: list[Ticket] = []
@@ -66,7 +66,7 @@ class Tickets:
         self._wake: Callable[[], None] = lambda: None
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """`wake`: has the engine claim."""
+        """`wake`: makes the engine claim."""
         self._wake = wake
 
     @property
@@ -75,8 +75,8 @@ class Tickets:
         return any(ticket.run is None for ticket in self._open)
 
     async def use(self, task: str, seconds: float) -> bool:
-        """Execute runs of this task, one after another, until none may start, or until `seconds`
-        have passed.
+        """Execute runs of this task, one after another, until no more can start or `seconds` have
+        passed.
 
         Returns whether more of them may be able to start. A run that has begun is always executed
         to its end.
@@ -95,7 +95,7 @@ class Tickets:
             self._open.remove(ticket)
 
     def close(self) -> None:
-        """End all tickets, those with a run when that has ended."""
+        """End all tickets: those with a run when that run ends, the others now."""
         self._is_closed = True
         for ticket in self._open:
             self._give_up(ticket)
@@ -114,11 +114,11 @@ class Tickets:
         ended: Collection[str],
         apart: bool = False,
     ) -> Look:
-        """Claim a run for each ticket that has none, and for those whose runs have `ended`, which
-        are ids.
+        """Claim a run for each ticket without one, and for each ticket whose run is among `ended`,
+        which are ids.
 
-        A ticket for which there is no room is not looked at. What was claimed counts when `settle`
-        is called. `apart`: as for `claiming.take`.
+        Tickets for which there is no room are left out. Claims take effect with `settle`. `apart`:
+        as for `claiming.take`.
         """
         by_task: dict[str, list[Ticket]] = defaultdict(list)
         for ticket in self._open:
@@ -142,8 +142,8 @@ class Tickets:
         return look
 
     def settle(self, look: Look, ended: Collection[str]) -> None:
-        """Give the claimed runs to their tickets, and end those that have got none. The transaction
-        was committed.
+        """Give the claimed runs to their tickets, and end the tickets that got none. Called after
+        the commit.
         """
         claimed: dict[str, list[str]] = defaultdict(list)
         for run in look.claimed:

@@ -27,8 +27,8 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 LEAD = timedelta(seconds=2)
-"""How long before a slot APScheduler reports it. It takes half a second over 10,000 slots of one
-instant.
+"""How long before a slot APScheduler reports it. Reporting 10,000 slots of one instant takes half a
+second.
 """
 
 LAST_RUN_TIME = datetime.max.replace(tzinfo=UTC) - LEAD
@@ -37,11 +37,11 @@ JOB_DEFAULTS = {"coalesce": False, "max_instances": 1, "misfire_grace_time": Non
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 WATCHDOG_SECONDS = 1.0
-"""Upper bound on how late a slot is noticed after a step of the wall clock."""
+"""How late a slot may be noticed after a step of the wall clock, at most."""
 
 
 class Notify(Protocol):
-    """Takes up that a slot of a task is due now, or at `slot`. It returns at once."""
+    """Called with a task of which a slot is due, now or at `slot`. Returns at once."""
 
     def __call__(self, name: str, slot: datetime | None = None, /) -> None: ...
 
@@ -73,7 +73,7 @@ class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no typ
 
 @functools.lru_cache(maxsize=1_000)
 def _trigger(schedule: Schedule | None, is_paused: bool) -> SlotTrigger:
-    """A trigger that all jobs with this schedule share: nothing in it changes."""
+    """An immutable trigger, which all jobs with this schedule share."""
     return SlotTrigger(schedule, is_paused)
 
 
@@ -94,13 +94,13 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no t
         try:
             result = job.func(*job.args, **job.kwargs)
         except BaseException:  # noqa: BLE001
-            # A background loop's boundary: one job must not stop the scheduler.
+            # The boundary of a background loop: one job must not stop the scheduler.
             self._run_job_error(job.id, *sys.exc_info()[1:])
             return
         if not inspect.isawaitable(result):
             self._run_job_success(job.id, events)
             return
-        # In an empty context: APScheduler's own is that of the code that added the first job.
+        # An empty context, because APScheduler's own is that of the code that added the first job.
         task = asyncio.get_running_loop().create_task(
             self._finish(result, job.id, events), context=contextvars.Context()
         )
@@ -113,33 +113,33 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no t
         try:
             await result
         except BaseException:  # noqa: BLE001
-            # A background loop's boundary: one job must not stop the scheduler.
+            # The boundary of a background loop: one job must not stop the scheduler.
             self._run_job_error(job_id, *sys.exc_info()[1:])
         else:
             self._run_job_success(job_id, events)
 
 
 class NotifyExecutor(LoopExecutor):
-    """Reports the slots of tasks to `notify`, without bookkeeping of running jobs."""
+    """Reports the slots of tasks to `notify`, and keeps no record of running jobs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.notify: Notify = _ignore
 
     def submit_job(self, job: Any, run_times: list[datetime]) -> None:
-        for run_time in run_times:  # several slots may come within LEAD
+        for run_time in run_times:  # several slots may lie within LEAD
             self.notify(job.id, _slot_of(run_time))
 
 
 def _ignore(name: str, slot: datetime | None = None, /) -> None:
-    """What is due before the start of a service is not reported: the start fires everything due."""
+    """Used before the service starts: its start fires everything that is due."""
 
 
 class SlotJob(Job):  # type: ignore[misc] # APScheduler 3 has no types
     """The job of a task, whose slots the NotifyExecutor reports. Its id is the task's name.
 
-    It is made without APScheduler's checks of what a job calls, which take longer than everything
-    else about it. It calls nothing.
+    It calls nothing, so it skips APScheduler's checks of the function to call, which take longer
+    than the rest.
     """
 
     __slots__ = ()
@@ -172,7 +172,7 @@ def new_scheduler() -> AsyncIOScheduler:
 
 
 def report_to(scheduler: AsyncIOScheduler, notify: Notify) -> None:
-    """Have `notify(task.name, slot)` called LEAD before each slot from now on."""
+    """Call `notify(task.name, slot)` LEAD before each slot from now on."""
     scheduler._lookup_executor("notify").notify = notify
 
 
@@ -196,10 +196,10 @@ def add_jobs(scheduler: AsyncIOScheduler, tasks: Iterable[Task]) -> None:
 
 
 def prepare(scheduler: AsyncIOScheduler) -> None:
-    """Let the scheduler take jobs on the running event loop, and report slots after `start`, unless
-    it is running.
+    """Make the scheduler accept jobs on the running event loop, unless it is running. It reports no
+    slot before `start`.
 
-    It finds jobs then. A stopped scheduler looks through all of them for each.
+    It finds jobs quickly then; a stopped scheduler searches all of its jobs each time.
     """
     if not scheduler.running:
         scheduler.start(paused=True)
@@ -217,7 +217,7 @@ def start(scheduler: AsyncIOScheduler) -> None:
 def stop(scheduler: AsyncIOScheduler) -> None:
     """Stop the scheduler: it fires no slot after this call."""
     if scheduler.running:
-        # AsyncIOScheduler.shutdown() takes effect a loop turn later.
+        # AsyncIOScheduler.shutdown() would take effect one turn of the event loop later.
         BaseScheduler.shutdown(scheduler, wait=False)
         scheduler._stop_timer()
         logger.info("Scheduler stopped")
@@ -226,10 +226,10 @@ def stop(scheduler: AsyncIOScheduler) -> None:
 def set_schedule(
     scheduler: AsyncIOScheduler, name: str, schedule: Schedule | None, is_paused: bool = False
 ) -> None:
-    """Give the job called `name` this schedule. Paused or without a schedule, it has no next run
-    time.
+    """Give the job called `name` this schedule. A paused job, or one without a schedule, has no
+    next run time.
 
-    A job that has this schedule already is left alone; without such a job, nothing happens.
+    Does nothing if the job has this schedule already, or if there is no such job.
     """
     job = scheduler.get_job(name)
     if job is None or (job.trigger.schedule, job.trigger.is_paused) == (schedule, is_paused):
@@ -270,7 +270,7 @@ def describe_jobs(scheduler: AsyncIOScheduler) -> list[dict[str, Any]]:
 
 
 def _watch(scheduler: AsyncIOScheduler, last_call: datetime | None = None) -> None:
-    """Wake the scheduler every WATCHDOG_SECONDS, for a step of the wall clock makes its timer late
+    """Wake the scheduler every WATCHDOG_SECONDS, because a step of the wall clock delays its timer
     by that step.
     """
     if scheduler.running:

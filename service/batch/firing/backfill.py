@@ -1,4 +1,4 @@
-"""Backfill: makes runs for slots of the past, by the schedule that the task has now."""
+"""Backfill: makes runs for slots of the past, by the task's present schedule."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from service.database.engine import Database
 from service.errors import InvalidParameters
 
 PAGE = 250
-"""Slots handled in one transaction, whose rows are made on the event loop."""
+"""How many slots one transaction handles. Their rows are made on the event loop."""
 
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-"""Slots before this instant are left out: computing them would leave the calendar."""
+"""Earlier slots are left out: computing them could go beyond the calendar."""
 
 
 class SlotAction(StrEnum):
     """What a backfill does with a slot: makes a run (NEW), starts its run anew (AGAIN), or leaves
-    its run (LEFT).
+    its run as it is (LEFT).
     """
 
     NEW = "new"
@@ -49,8 +49,8 @@ class SlotAction(StrEnum):
 
 
 class SlotDecision(NamedTuple):
-    """What is done with one slot. `run` and `state` are those of the run that it had before; None
-    without one.
+    """The action for one slot. `run` and `state` describe the run that the slot already had, if
+    any.
     """
 
     slot: datetime
@@ -73,7 +73,7 @@ class Interval:
     """What the runs of these slots wait for."""
 
     async def count(self, most: int) -> int:
-        """The number of slots, counted up to `most` + 1, which means more than `most`."""
+        """Count the slots, up to `most` + 1, which stands for more than `most`."""
         return await offload(lambda: sum(1 for _ in islice(self.slots(), most + 1)))
 
     def slots(self) -> Iterable[datetime]:
@@ -83,12 +83,12 @@ class Interval:
 async def interval_of(
     connection: AsyncConnection, task: str, since: datetime, until: datetime
 ) -> Interval:
-    """The slots from `since` to `until`, by the open schedule of the task, as far as a backfill may
-    make runs of them.
+    """The slots from `since` to `until`, by the open schedule of the task, for which a backfill may
+    make runs.
 
-    Future slots are left out, and so are slots that a service may still fire on time: the overlap
-    policy would take their runs into account. Raises InvalidParameters when the task has no
-    schedule, or `since` is after `until`.
+    Slots in the future are left out, and so are slots that a service may still fire on time,
+    because the overlap policy would take their runs into account. Raises InvalidParameters if the
+    task has no schedule, or if `since` is after `until`.
     """
     opened = (await schedules.open_schedules(connection)).get(task)
     if opened is None or not opened.is_usable:
@@ -107,10 +107,10 @@ async def interval_of(
 async def intervals_after(
     connection: AsyncConnection, task: str, first: Interval
 ) -> dict[str, Interval]:
-    """The slots of the tasks that come after the slots of `first`, in whichever depth; each task
-    after what it awaits.
+    """The slots of all tasks that come after the slots of `first`, directly or through others. Each
+    task stands after those that it waits for.
 
-    Raises InvalidParameters if tasks wait for each other, which is possible between two versions of
+    Raises InvalidParameters if tasks wait for each other, which can happen between two versions of
     their code.
     """
     opened = await schedules.open_schedules(connection)
@@ -137,10 +137,10 @@ async def intervals_after(
 
 
 async def _span(interval: Interval) -> tuple[datetime, datetime] | None:
-    """From the first slot of an interval to just before the first slot that follows it; None if it
-    has no slot.
+    """The span from the first slot of an interval to just before the first slot after it; None if
+    it has no slot.
 
-    For a slot of another task in this span the last slot at or before it is one of the interval.
+    For any instant in this span, the last slot at or before it belongs to the interval.
     """
 
     def first_and_next() -> tuple[datetime, datetime] | None:
@@ -161,13 +161,13 @@ def ignore(decision: SlotDecision) -> None:
 
 @dataclass(frozen=True)
 class Backfill:
-    """Makes runs of `task` for slots without one; with `redo`, also starts runs in a final state
+    """Makes runs of `task` for slots without one; with `redo`, also restarts runs in a final state
     from the beginning.
 
     The runs have the last rank in the queue: they start after runs that are on time or were started
-    by hand. `by` is the person who asked for them. `application` is the database that holds the
-    checkpoints of the task's runs. `comes_after`: runs that are started from the beginning wait for
-    what they come after.
+    by hand. `by`: the person who asked for them. `application`: the database with the checkpoints
+    of the task's runs. `comes_after`: restarted runs wait again for the slots that the task comes
+    after.
     """
 
     ledger: Database
@@ -180,8 +180,8 @@ class Backfill:
     async def look(
         self, interval: Interval, see: Callable[[SlotDecision], None] = ignore
     ) -> Counter[SlotAction]:
-        """Count what `make` would do, without changing anything. `see` is called with each slot's
-        decision.
+        """Count what `make` would do, without changing anything. `see` is called with the decision
+        about each slot.
         """
         counts: Counter[SlotAction] = Counter()
         slots = iter(interval.slots())
@@ -194,10 +194,10 @@ class Backfill:
     async def make(
         self, interval: Interval, see: Callable[[SlotDecision], None] = ignore
     ) -> Counter[SlotAction]:
-        """Make the runs, one transaction for each PAGE slots. A slot never gets a second run, even
-        by two at once.
+        """Make the runs, PAGE slots in each transaction. A slot never gets a second run, even if
+        two backfills run at once.
 
-        Returns what was done, counted; `see` is called with the decision about each slot after its
+        Returns the numbers of actions. `see` is called with the decision about each slot after its
         commit.
         """
         counts: Counter[SlotAction] = Counter()
@@ -209,7 +209,7 @@ class Backfill:
         return counts
 
     async def _make(self, decisions: list[SlotDecision], after: After | None) -> list[SlotDecision]:
-        """Carry out these decisions. Where another process was faster, the decision returned is
+        """Carry out these decisions. Where another process was faster, the returned decision is
         LEFT.
 
         `after`: what the new runs wait for.

@@ -1,13 +1,13 @@
-"""The dispatcher: when slots are due, it fires their tasks in one transaction, and has the engine
-start their runs.
+"""The dispatcher: fires tasks with due slots in one transaction, and has the engine start their
+runs.
 
-If many slots are due at one instant, the transaction begins before it, as early as such a
-transaction took the last time. All its statements are executed by then, and it is committed at the
+If many slots are due at one instant, their transaction begins early, by the time that such a
+transaction took before. Its statements are executed before the instant and its commit comes at the
 instant, so that only the start of the runs is left. A transaction that pauses a task or changes its
 schedule locks that schedule, and so waits for the commit.
 
-What the transaction does stands in firing.py, because task_sync.py, which fires before it changes a
-schedule, needs nothing of the dispatcher.
+The transaction itself is in firing.py, because task_sync.py, which fires before it changes a
+schedule, must not depend on the dispatcher.
 """
 
 from __future__ import annotations
@@ -42,27 +42,30 @@ STOP_SECONDS = 1.0
 """How long an open transaction may still take when the dispatcher is stopped."""
 
 FEW = 20
-"""Up to this many slots of one instant are fired when they are due. That takes some milliseconds,
-and holds no lock before.
+"""Up to this many slots of one instant are fired when they are due, which takes some milliseconds
+and holds no lock earlier.
 """
 BASE_SECONDS = 0.01
 LONGEST_SECONDS = 1.5
-"""How long before an instant the work for its slots may begin at most. Nobody else writes to SQLite
-in this time.
+"""How long before an instant the work for its slots may begin. No other connection can write to
+SQLite in this time.
 """
 SHARE_OF_LEASE = 0.1
-"""That is at most this part of a lease, which the heartbeat has to renew meanwhile."""
+"""The early start is also limited to this part of a lease, because the heartbeat has to renew the
+lease meanwhile.
+"""
 BETWEEN_SECONDS = 0.05
-"""How long after an instant with other slots the work for later ones begins at the earliest."""
+"""The least time between an instant with other slots and the beginning of the work for later ones.
+"""
 CLOCK_SECONDS = 0.5
-"""The seconds between two looks at the clock while slots are still to come: it may be set, and the
-machine may be suspended.
+"""The seconds between two looks at the clock while slots are still to come: the clock may be set,
+and the machine may be suspended.
 """
 
 
 class Dispatcher(Background):
-    """Fires the tasks that `notify` names. Which of their slots are due is read from the cursors in
-    the ledger.
+    """Fires the tasks that `notify` names. It reads from the cursors in the ledger which of their
+    slots are due.
     """
 
     def __init__(
@@ -90,34 +93,36 @@ class Dispatcher(Background):
         self.on_queued: Callable[[], None] = engine.wake
         """Called when runs were made that wait in the queue."""
         self.on_fired: Callable[[Collection[str], datetime], None] = lambda names, until: None
-        """Called with the names of tasks of which all slots up to an instant were handled."""
+        """Called with the names of tasks whose slots up to an instant were all handled."""
         self._reported: dict[datetime, set[str]] = {}
-        """The tasks with a slot at an instant, until `_plan` decides when their work begins."""
+        """For each instant, the tasks with a slot at it, until `_plan` decides when their work
+        begins.
+        """
         self._coming: set[datetime] = set()
-        """The instants of reported slots for which the work has not begun."""
+        """Instants of reported slots for which the work has not begun."""
         self._longest = min(LONGEST_SECONDS, SHARE_OF_LEASE * lease)
         self._seconds_each = 0.0001
-        """How long the work for many slots takes, for each of them, as measured before."""
+        """How long the work for many slots takes per slot, as measured before."""
         self._due: set[str] = set()
         self._early: list[tuple[Collection[str], datetime]] = []
         self._wake = asyncio.Event()
         self._pause = SHORTEST_PAUSE
         self._not_before = 0.0
-        """After a failure no turn begins before this instant of the monotonic clock, unless the
-        ledger was reached.
+        """After a failure, no turn begins before this instant of the monotonic clock, unless a
+        ledger poll succeeds.
         """
         self._is_reached = asyncio.Event()
         self._ahead: SlotPlans = {}
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
-        """For each task that is fired again later, when by the monotonic clock, and the timer for
-        it.
+        """For each task that will be fired again later: when, by the monotonic clock, and the timer
+        for it.
         """
         self.trouble: str | None = None
-        """Why the last firing failed; None after one that succeeded."""
+        """Why the last firing failed; None if it succeeded."""
 
     def notify(self, name: str, slot: datetime | None = None) -> None:
-        """Have this task fired, because a slot of it is due now, or at `slot`. Returns at once, and
-        never raises.
+        """Fire this task, because a slot of it is due now, or at `slot`. Returns at once, and never
+        raises.
 
         Slots that are reported in the same step of the event loop are fired together.
         """
@@ -142,7 +147,7 @@ class Dispatcher(Background):
         self._begin_at(slot, lead, names)
 
     def _begin_at(self, slot: datetime, lead: float, names: Collection[str]) -> None:
-        """Have the work for these tasks begin `lead` seconds before their slot, by this machine's
+        """Begin the work for these tasks `lead` seconds before their slot, by this machine's
         clock.
         """
         wait = (slot - clock.now()).total_seconds()
@@ -159,15 +164,17 @@ class Dispatcher(Background):
         self._wake.set()
 
     def on_changes(self, changes: LedgerChanges) -> None:
-        """Take the result of a ledger poll: the clock of the ledger, and that firing may succeed
-        again.
+        """Take the result of a ledger poll: it shows the ledger's clock, and that firing may
+        succeed again.
         """
         self._steps.is_doubtful(changes.now, changes.asked_at, changes.read_at)
         if self.trouble is not None:
             self._is_reached.set()
 
     async def _loop(self) -> None:
-        """Fire until it is stopped. A transaction that is open then has STOP_SECONDS to commit."""
+        """Fire until this loop is stopped. A transaction that is open then has STOP_SECONDS to
+        commit.
+        """
         while True:
             await self._wake.wait()
             self._is_reached.clear()
@@ -194,7 +201,9 @@ class Dispatcher(Background):
             await self._turn(names, slot)
 
     async def _turn(self, names: Collection[str], slot: datetime | None = None) -> None:
-        """`slot`: the instant at which slots of these tasks will be due; None: some are due."""
+        """`slot`: the instant at which slots of these tasks will be due; None if some are due
+        now.
+        """
         if not self._engine.may_work():  # other nodes fire meanwhile
             self._again(names, slot, SHORTEST_PAUSE)
             return
@@ -218,7 +227,7 @@ class Dispatcher(Background):
             self.trouble = cause or str(error).split("\n")[0]
             if cause is None:
                 logger.exception(
-                    f"firing failed, and is tried again in {self._pause:.1f} s; the slots stay due"
+                    f"firing failed, the next attempt is in {self._pause:.1f} s; the slots stay due"
                 )
             self._engine.recheck_claims()
             self._again(names, slot, self._pause)
@@ -234,7 +243,7 @@ class Dispatcher(Background):
         return fired
 
     async def _fire(self, names: Collection[str], capacity: Capacity | None = None) -> Fired:
-        """Fire slots that are due. `capacity`: for their runs; None: that of the engine."""
+        """Fire slots that are due. `capacity`: for their runs, by default that of the engine."""
         room = self._engine.capacity if capacity is None else capacity
         try:
             async with (
@@ -254,12 +263,12 @@ class Dispatcher(Background):
         except IntegrityError:
             if capacity is not None:
                 raise
-            # Another node has just claimed a run in the lane of one of the new runs: put all new
-            # runs into the queue.
+            # Another node has just claimed a run in the lane of a new run. Put all new runs into
+            # the queue instead.
             return await self._fire(names, Capacity(0, 0))
 
     async def _fire_at(self, slot: datetime, names: Collection[str]) -> Fired:
-        """Fire slots before they are due, in a transaction that is committed when they are."""
+        """Fire slots before they are due, in a transaction that is committed when they are due."""
         try:
             async with self._database.engine.begin() as connection:
                 begun_at, asked_at = clock.monotonic(), clock.boottime()
@@ -269,7 +278,7 @@ class Dispatcher(Background):
                         now, again_at=dict.fromkeys(names, now + timedelta(seconds=LOOK_SECONDS))
                     )
                 if not timedelta(0) < slot - now <= LEAD:
-                    # The clock of the database differs from this one, and decides.
+                    # The clock of the database differs from this one. The database's clock decides.
                     return Fired(now, again_at=dict.fromkeys(names, slot))
                 capacity = self._engine.capacity
                 fired = await fire(
@@ -281,7 +290,7 @@ class Dispatcher(Background):
                 self._seconds_each = max(seconds / len(names), 0.8 * self._seconds_each)
                 await self._wait((slot - now).total_seconds() - (clock.monotonic() - read_at))
             return fired
-        except IntegrityError:  # as in _fire: it is done when the slots are due
+        except IntegrityError:  # as in _fire; fire when the slots are due
             self._engine.make_ready([])
             self._begin_at(slot, 0.0, names)
             return Fired(clock.now())
@@ -290,11 +299,13 @@ class Dispatcher(Background):
             raise
 
     async def _wait(self, seconds: float) -> None:
-        """Wait until slots are due; a subclass for tests decides by itself when they are."""
+        """Wait until slots are due. A subclass for tests decides itself when they are."""
         await asyncio.sleep(seconds)
 
     def _again(self, names: Collection[str], slot: datetime | None, pause: float) -> None:
-        """Fire these tasks once more, but not before `slot`, and no task before a pause."""
+        """Fire these tasks once more, but not before `slot`, and nothing before the pause is
+        over.
+        """
         self._not_before = clock.monotonic() + pause
         if slot is not None and slot > clock.now():
             self._begin_at(slot, 0.0, names)
@@ -303,8 +314,8 @@ class Dispatcher(Background):
             self._wake.set()
 
     def _later(self, seconds: float, name: str) -> None:
-        """Fire this task again after these seconds. Each task has one timer; the earlier one is
-        kept.
+        """Fire this task again after these seconds. Each task has one timer; the earlier one
+        wins.
         """
         at = clock.monotonic() + seconds
         if (existing := self._timers.get(name)) is not None:

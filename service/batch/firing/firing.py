@@ -32,35 +32,31 @@ from service.concurrency.offload import offload
 from service.metrics.process import Fate
 
 BUSY_AGAIN = timedelta(milliseconds=100)
-"""After how long a schedule is tried again that another node was firing."""
+"""The wait before another try with a schedule that another node was firing."""
 
 LEAST_SHARE = 100
-"""Missed slots that a schedule may catch up in one transaction at least; with many schedules, some
-wait instead.
-"""
+"""One transaction catches up at least this many slots of a schedule; further schedules wait."""
 
 PlanKey = tuple[str, str, datetime, str | None, Missed]
-"""Everything that a plan depends on: cron expression, zone, cursor, who paused the task, and the
-missed policy.
-"""
+"""Everything that a plan depends on: cron expression, zone, cursor, pauser, and missed policy."""
 SlotPlans = Mapping[PlanKey, SlotPlan]
 WhyMissed = Callable[[datetime, datetime], str | None]
 
 
 @dataclass
 class Fired:
-    """What one firing did.
+    """The result of one firing.
 
     Attributes:
-        now: The database time by which slots were due.
-        behind: Schedules with missed slots that were not handled, because they have no plan yet
-            (see `plan_ahead`).
-        claimed: The runs that this node has to start.
-        queued: The number of new runs in the queue.
-        waiting: The number of new runs that wait for other slots.
-        again_at: Tasks that have to be fired again, and when.
-        handled: Tasks of which every slot up to `now` is handled.
-        slots: How many slots of each task had which fate.
+      now: The database time that decided which slots were due.
+      behind: Schedules with missed slots that were not handled, because they have no plan yet
+          (see `plan_ahead`).
+      claimed: The runs that this node has to start.
+      queued: The number of new runs in the queue.
+      waiting: The number of new runs that wait for other slots.
+      again_at: Tasks that have to be fired again, and when.
+      handled: Tasks whose slots up to `now` are all handled.
+      slots: The number of slots of each task by fate.
     """
 
     now: datetime
@@ -73,7 +69,7 @@ class Fired:
     slots: Counter[tuple[str, Fate]] = field(default_factory=Counter)
 
     def count(self, made: Sequence[NewRun], plans: Sequence[tuple[OpenSchedule, SlotPlan]]) -> None:
-        """Note the runs that were made, and the tasks whose plans were carried out."""
+        """Add the runs that were made, and the tasks whose plans were carried out."""
         self.claimed = [runs.claimed_from(run) for run in made if run.state == RunState.RUNNING]
         self.slots.update((run.task, _fate(run)) for run in made)
         self.handled = [row.task for row, plan in plans if plan.is_complete]
@@ -84,10 +80,10 @@ class Fired:
 
 @dataclass
 class _NewRuns:
-    """The new runs of a firing by `node` at `now`: those that may start, while `capacity` lasts,
+    """The new runs of a firing by `node` at `now`: those that can start, while `capacity` lasts,
     and those that wait.
 
-    `replaced`: the active runs that are to be cancelled because of new ones, with the reason.
+    `replaced`: active runs that have to be cancelled because of new ones, each with the reason.
     """
 
     node: str
@@ -100,7 +96,7 @@ class _NewRuns:
     def add(
         self, slots: list[NewRun], task: Task, after: After | None, active: list[Active]
     ) -> None:
-        """Add the runs of the slots of one task. `active`: its active runs."""
+        """Add the runs for the slots of one task. `active`: its active runs."""
         if after is not None:
             self.waiting += [(run, after) for run in waited_slots.waiting_runs(slots, after)]
             return
@@ -109,15 +105,15 @@ class _NewRuns:
         self.replaced += overlap.replaced
 
     async def write(self, connection: AsyncConnection) -> list[NewRun]:
-        """Insert the runs, and cancel those that they replace. Returns the runs whose slot had none
-        yet.
+        """Insert the runs, and cancel those that they replace. Returns the runs that were inserted,
+        because their slot had no run yet.
         """
         new = self.ready + [run for run, _ in self.waiting]
         inserted = await runs.insert(connection, new)
         await waited_slots.record(
             connection, [(run, after) for run, after in self.waiting if run.id in inserted]
         )
-        # A slot that has its run already replaces no run.
+        # A slot that already has its run replaces no run.
         known = {run.task for run in new if run.id not in inserted and not run.catch_up}
         await _cancel(
             connection, [(run, reason) for run, reason in self.replaced if run.task not in known]
@@ -142,16 +138,17 @@ async def fire(
     transaction.
 
     `now` is the database time, read here by default. While `capacity` lasts, runs are inserted as
-    running, and returned as claimed by `node`. A schedule that another node is firing right now is
-    skipped, and named in `again_at`.
+    running, and returned as claimed by `node`. A schedule that another node is firing at this
+    moment is skipped, and named in `again_at`.
 
-    `ahead` has the plans of schedules that are behind. Such a schedule without a plan, or whose
-    cursor has moved since it was planned, is not handled, but returned in `behind`. With None every
-    schedule is planned here.
+    `ahead`: the plans of schedules that are behind. Such a schedule is returned in `behind` instead
+    of being handled if it has no plan, or if its cursor has moved since the plan was made. With
+    None, every schedule is planned here.
 
-    `is_early`: `now` is still to come. Schedules of which something can't be decided yet are named
-    in `again_at`. `steps`: those of the ledger's clock; while it is doubtful, nothing is fired.
-    `why_missed`: returns why the slots between two instants were not fired, if this process knows.
+    `is_early`: `now` lies in the future. Tasks for which something can't be decided yet are named
+    in `again_at`. `steps`: those of the ledger's clock; nothing is fired while that clock is
+    doubtful. `why_missed`: returns why the slots between two instants were not fired, if this
+    process knows.
     """
     opened = await schedules.lock(connection, [name for name in names if name in tasks])
     asked_at, is_given = clock.boottime(), now is not None
@@ -192,7 +189,7 @@ async def _active(
     plans: Sequence[tuple[OpenSchedule, SlotPlan]],
     tasks: Mapping[str, Task],
 ) -> Mapping[str, list[Active]]:
-    """The active runs of the tasks with slots on time, if their overlap is bounded."""
+    """The active runs of tasks with on-time slots and a limited concurrency."""
     bounded = [
         row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None
     ]
@@ -202,7 +199,7 @@ async def _active(
 def _steps_over(
     plans: Sequence[tuple[OpenSchedule, SlotPlan]], steps: ClockSteps
 ) -> dict[str, ClockStep]:
-    """The step of the ledger's clock that concerns the plan of a task, by task."""
+    """The step of the ledger's clock that affects the plan of each task, by task."""
     found = {row.task: steps.over(row.fired_until) for row, _ in plans}
     return {task: step for task, step in found.items() if step is not None}
 
@@ -212,7 +209,7 @@ def _again(row: OpenSchedule, plan: SlotPlan, now: datetime) -> dict[str, dateti
     if not plan.is_complete:
         return {row.task: now}
     following = row.schedule.next(now) if not plan.on_time else None
-    # If it is due by this machine's clock, that is ahead of the database's.
+    # If the slot is due by this machine's clock, that clock is ahead of the database's.
     return {row.task: following} if following is not None and following <= clock.now() else {}
 
 
@@ -222,8 +219,8 @@ async def _leave_undecided(
     active: Mapping[str, list[Active]],
     fired: Fired,
 ) -> list[tuple[OpenSchedule, SlotPlan]]:
-    """The plans that can be carried out before their slots are due. The tasks of the others are
-    named in `fired`.
+    """The plans that can be carried out before their slots are due. The other tasks are named in
+    `fired`.
     """
     undecided = await schedules.paused(connection, [row.task for row, _ in plans])
     undecided |= {
@@ -234,7 +231,7 @@ async def _leave_undecided(
 
 
 def _is_plain(row: OpenSchedule, plan: SlotPlan) -> bool:
-    """Whether nothing but active runs of its task can decide what becomes of the slots of a
+    """Whether only active runs of the task can still change what becomes of the slots of this
     plan.
     """
     return (
@@ -273,11 +270,11 @@ def _due(
     ahead: SlotPlans | None,
     fired: Fired,
 ) -> list[OpenSchedule]:
-    """The schedules that can be handled now. The others are noted in `fired`."""
+    """The schedules that can be handled now. The others are added to `fired`."""
     due = []
     for row in opened:
         if row.paused_until is not None and row.paused_until <= now:
-            # The schedule sync records the end of the pause first.
+            # The schedule sync has to record the end of the pause first.
             fired.again_at[row.task] = now + BUSY_AGAIN
         elif (
             ahead is not None
@@ -297,8 +294,8 @@ async def plan_ahead(
     """Plan for schedules that are behind, the oldest cursor first, until the budget of a
     transaction is used up.
 
-    Call it while no transaction is open: counting missed slots takes long, and SQLite allows one
-    writer at a time.
+    Call it while no transaction is open: counting missed slots takes long, and SQLite allows only
+    one writer.
     """
     schedules_by_key = Counter(
         _key(row, tasks) for row in sorted(behind, key=lambda row: row.fired_until)
@@ -331,7 +328,7 @@ async def _plan_all(
         for row in opened:
             key = _key(row, tasks)
             if key not in plans:
-                # Many tasks have the same schedule and cursor, and so the same plan.
+                # Many tasks share a schedule and a cursor, and so a plan.
                 plans[key] = _plan(key, now, budget)
         return [(row, plans[_key(row, tasks)]) for row in opened]
 
@@ -351,7 +348,9 @@ def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
 
 
 def _because_of(missed: MissedRange, step: ClockStep | None, why_missed: WhyMissed) -> MissedRange:
-    """With the step of the clock as the reason, if all slots of the range lie in it."""
+    """The range with its reason: the step of the clock if that covers all its slots, otherwise what
+    this process knows.
+    """
     if step is not None and step.covers(missed.first) and step.covers(missed.last):
         return replace(missed, reason=str(step))
     why = why_missed(missed.first, missed.last) if missed.cause == Cause.DOWN else None
@@ -373,8 +372,8 @@ def _decided(
 
 
 def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -> list[NewRun]:
-    """The runs of a plan, as queued ones. Those over which the clock was set are due once it is
-    trusted.
+    """The runs of a plan, as queued ones. Runs for slots that a clock step covers are due once the
+    clock is trusted.
     """
     new = [
         NewRun.scheduled(
@@ -395,6 +394,6 @@ def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -
 
 
 async def _cancel(connection: AsyncConnection, replaced: list[tuple[Active, str]]) -> None:
-    # By id, so that two nodes never deadlock
+    # In the order of their ids, so that two nodes never deadlock.
     for run, reason in sorted(replaced, key=lambda pair: pair[0].id):
         await request_cancel(connection, run.id, reason, by="its overlap policy")

@@ -1,5 +1,5 @@
-"""Followers in the ledger: the schedule of a task that follows another is a copy of that one's, and
-changes with it.
+"""Followers in the ledger: the schedule of a task that follows another one is a copy of that task's
+schedule, and changes with it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from service.batch.tasks.registry import Task
 async def with_followers(
     connection: AsyncConnection, wanted: Mapping[str, Schedule | None], loaded: Mapping[str, Task]
 ) -> dict[str, Schedule | None]:
-    """The wanted schedules, and those of the tasks that follow one of them, also by way of others.
+    """The wanted schedules, and those of all tasks that follow one of these tasks, directly or
+    through others.
 
-    A task that follows one which is not in `wanted` gets the open schedule of that one.
+    A task that follows a task outside `wanted` gets the open schedule of that task.
     """
     follows = await schedules.following(connection, wanted)
     follows = {
@@ -45,7 +46,7 @@ def _schedule_of(
     follows: Mapping[str, str],
     known: Mapping[str, Schedule],
 ) -> Schedule | None:
-    """The schedule of the task at the end of the line of those that follow each other."""
+    """The schedule of the task at the end of a line of followers."""
     seen: set[str] = set()
     while name in follows and name not in seen:
         seen.add(name)
@@ -56,7 +57,7 @@ def _schedule_of(
 def waiting_of(
     loaded: Mapping[str, Task], opened: Mapping[str, OpenSchedule]
 ) -> dict[str, tuple[dict[str, Any] | None, str | None]]:
-    """What the runs of each task wait for, and which task it follows: as loaded, or else as the
+    """What the runs of each task wait for, and which task it follows: as loaded, otherwise as the
     ledger has it.
     """
     kept = {name: (row.after, row.follows) for name, row in opened.items()}
@@ -70,8 +71,8 @@ def waiting_of(
 def astray(
     opened: Mapping[str, OpenSchedule], loaded: Mapping[str, Task]
 ) -> dict[str, Schedule | None]:
-    """The schedules that followers have to get, because those that they follow have changed or come
-    without them.
+    """The schedules that followers should get, because the tasks that they follow have changed or
+    were written without them.
     """
     changed = {
         row.task: opened[row.follows].schedule if row.follows in opened else None
@@ -87,8 +88,8 @@ def astray(
 
 
 def missing(loaded: Mapping[str, Task], known: Collection[str]) -> dict[str, list[str]]:
-    """What a loaded task waits for although no service has it, by the task. `known`: the tasks in
-    the ledger.
+    """For each loaded task, the tasks that it waits for although no service has them. `known`: the
+    tasks in the ledger.
     """
     awaited = {name: task.after.tasks for name, task in loaded.items() if task.after is not None}
     unknown = {
@@ -103,11 +104,10 @@ def unusable(
     opened: Mapping[str, OpenSchedule],
     missing: Mapping[str, Sequence[str]],
 ) -> list[BrokenFile]:
-    """The loaded tasks that can't work as they are, because of what they wait for in other
-    services.
+    """The loaded tasks that can't work because of the tasks that they wait for in other services.
 
-    They have no slots, because the task that would give them its slots is missing or has none; or
-    they wait for each other, which no service can see in its own files.
+    Either they have no slots, because the task that would give them its slots is missing or has
+    none; or tasks wait for each other, which no service can see in its own files alone.
     """
     errors = {
         name: f"it has no slots: it waits for {task.follows}, which "

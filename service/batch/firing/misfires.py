@@ -15,8 +15,8 @@ from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.tasks.declaration import ON_TIME, Missed
 
 BUDGET = 5_000
-"""Upper bound on the missed slots that one transaction catches up, over all its schedules; later
-ones do the rest.
+"""How many missed slots one transaction catches up at most, over all its schedules; later
+transactions do the rest.
 """
 
 INSTANT = timedelta(microseconds=1)
@@ -27,12 +27,12 @@ class SlotPlan:
     """What becomes of the due slots of one schedule. All instants are aware.
 
     Attributes:
-        fired_until: The cursor of the schedule afterwards.
-        on_time: Slots that run, in their order, under the overlap policy.
-        catch_up: Missed slots that run, in their order.
-        missed: The slots that do not run; None when all of them run.
-        is_complete: False when slots are left because the budget was used up; they are planned from
-            `fired_until` on.
+      fired_until: The cursor of the schedule afterwards.
+      on_time: Slots that run, in order, under the overlap policy.
+      catch_up: Missed slots that run, in order.
+      missed: The slots that do not run; None if all of them run.
+      is_complete: False if the budget was used up; the remaining slots are planned from
+          `fired_until` on.
     """
 
     fired_until: datetime
@@ -49,8 +49,8 @@ def plan_slots(
     policy: Missed,
     budget: int | None = None,
 ) -> SlotPlan:
-    """Decide about every slot in (fired_until, now]. At most `budget` missed slots run; None stands
-    for BUDGET.
+    """Decide about every slot in (fired_until, now]. At most `budget` missed slots run; the default
+    is BUDGET.
     """
     if now <= fired_until:
         return SlotPlan(fired_until)
@@ -84,8 +84,8 @@ def plan_all_missed(
 
 
 def is_behind(schedule: Schedule, fired_until: datetime, now: datetime) -> bool:
-    """Whether at least one slot was missed. Only then planning may take long, for there may be many
-    such slots.
+    """Whether at least one slot was missed. Only then can planning take long, because many slots
+    may have been missed.
     """
     first = schedule.next(fired_until)
     return first is not None and first <= now - ON_TIME
@@ -94,10 +94,10 @@ def is_behind(schedule: Schedule, fired_until: datetime, now: datetime) -> bool:
 def _late_until(
     schedule: Schedule, late_until: datetime, now: datetime, policy: Missed
 ) -> datetime:
-    """Up to which instant slots are late: those after it are on time.
+    """The instant up to which slots are late. Those after it are on time.
 
-    A task that wants all of its missed slots wants all but the newest of those too that are on time
-    and fired together: its overlap policy would skip them.
+    For a task that wants all of its missed slots, this includes all but the newest of the slots
+    that are on time and fired together, because its overlap policy would skip them.
     """
     newest = schedule.previous(now + INSTANT) if policy.policy == "all" else None
     return max(late_until, newest - INSTANT) if newest is not None else late_until
@@ -106,7 +106,7 @@ def _late_until(
 def _catch_up_after(
     schedule: Schedule, fired_until: datetime, late_until: datetime, now: datetime, policy: Missed
 ) -> datetime:
-    """The instant that splits the missed slots: those up to it do not run, those after it are
+    """The instant that divides the missed slots: those up to it do not run, those after it are
     caught up.
     """
     after = min(max(fired_until, now - policy.max_age), late_until)
@@ -127,7 +127,7 @@ def _backwards(schedule: Schedule, from_: datetime, after: datetime) -> Iterator
 def _missed(
     schedule: Schedule, after: datetime, until: datetime, reason: str, cause: Cause
 ) -> MissedRange | None:
-    """The range of all slots in (after, until]; None when the interval has no slot."""
+    """The range of all slots in (after, until]; None if there is no slot."""
     first, last = schedule.next(after), schedule.previous(until + INSTANT)
     if first is None or last is None or first > until:
         return None

@@ -1,8 +1,7 @@
-"""The opener: it opens and closes waiting runs when something that they wait for may be over. For a
-slot that was fired on time, the overlap policy decides.
+"""The opener: opens and closes waiting runs when something that they wait for may have ended. The
+overlap policy decides about on-time slots.
 
-Overlap is decided when a run opens, not when it was fired: a run that waits is in the way of no
-other one.
+It decides when a run opens, not when its slot fires, because a waiting run blocks no other run.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 MOST_LEFT = 5
-"""A node without the duty of the watch looks at what waits after this many polls: every five
-seconds.
+"""A node without the duty of the watch looks at waiting runs after this many polls, which is every
+five seconds.
 """
 
 
 class Opener(Background):
-    """Looks at what waits when it is woken: after outcomes were written that may be awaited, and
-    each second.
+    """Looks at waiting runs when it is woken: each second, and after outcomes were written that
+    runs may wait for.
 
-    It looks after the transaction that wrote an outcome, never in it: two transactions that end the
-    last two runs of a group at the same moment do not see each other.
+    It looks after the transaction that wrote an outcome, never in it, because two transactions that
+    end the last two runs of a group at the same moment do not see each other.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Opener(Background):
         on_closed: Callable[[Sequence[Closed]], None] = lambda _: None,
     ) -> None:
         """`tasks`: those that this node has loaded, if it fires. `on_opened`: called when runs were
-        queued. `on_closed`: called with runs that were closed, after that was committed.
+        queued. `on_closed`: called with runs that were closed, after the commit.
         """
         self._ledger = ledger
         self._tasks = tasks
@@ -67,19 +66,19 @@ class Opener(Background):
         self._upstreams: Callable[[], Collection[str]] = tuple
         self._watches: Callable[[], bool] = bool
         self._left = 0
-        """How many polls in turn this node has left what waits to the node of the watch."""
+        """How many polls in a row this node has left waiting runs to the node with the watch."""
 
     def follow(self, upstreams: Callable[[], Collection[str]], watches: Callable[[], bool]) -> None:
-        """On a node that fires: `upstreams` returns the tasks whose slots others wait for;
-        `watches` whether this node has the duty of the watch, and so looks each second for what
-        other nodes have left. A node without it looks now and then: it may be the only one that has
-        loaded a task, and so the only one that opens its slots.
+        """For a node that fires. `upstreams` returns the tasks whose slots others wait for.
+        `watches` returns whether this node has the duty of the watch, and so looks each second at
+        runs that other nodes have left. A node without that duty looks less often: it may be the
+        only node that has loaded a task, and so the only one that can open its slots.
         """
         self._upstreams = upstreams
         self._watches = watches
 
     def on_ended(self, outcomes: Sequence[Outcome]) -> None:
-        """Look at what waits if one of these outcomes, which were committed, may be awaited."""
+        """Look at waiting runs if some may wait for one of these committed outcomes."""
         upstreams = self._upstreams()
         if any(
             each.is_awaited or each.split is not None or each.task in upstreams for each in outcomes
@@ -98,7 +97,7 @@ class Opener(Background):
             self.wake()
 
     def wake(self) -> None:
-        """Look at what waits. Returns at once."""
+        """Look at waiting runs soon. Returns at once."""
         self._woken.set()
 
     async def _loop(self) -> None:
@@ -109,14 +108,14 @@ class Opener(Background):
                 while await self.settle() >= waiting.MOST:
                     pass
                 self._outage.over_for("opener")
-            except Exception as error:  # the background loop's boundary; the next look finds them
+            except Exception as error:  # the background loop's boundary; the next look tries again
                 if self._outage.cause_for("opener", self._ledger, error) is None:
                     logger.exception(
-                        "opening waiting runs failed; they are looked at again within a second"
+                        "opening waiting runs failed; the next attempt is within a second"
                     )
 
     async def settle(self) -> int:
-        """Open and close what is ready in one transaction. Returns how many runs it has settled."""
+        """Open and close ready runs in one transaction. Returns their number."""
         async with self.limited_turn():
             settled = await self._open_and_close()
         if settled is None:
@@ -140,7 +139,7 @@ class Opener(Background):
 
 @dataclass(frozen=True)
 class Settled:
-    """How many waiting runs were opened or closed, and those that were closed."""
+    """The number of waiting runs that were opened or closed, and the closed ones."""
 
     number: int
     closed: Sequence[Closed]
@@ -149,11 +148,11 @@ class Settled:
 async def open_and_close(
     connection: AsyncConnection, tasks: Mapping[str, Task], now: datetime
 ) -> Settled:
-    """Open and close the waiting runs for which the time has come, in the caller's transaction.
+    """Open and close the waiting runs that are ready, in the caller's transaction.
 
-    `tasks`: those that the node has loaded, if it fires. Of others it opens no on-time slots,
-    except of tasks that were removed: no node knows their overlap policy, and none starts their
-    runs. `now`: the database time.
+    `tasks`: those that the node has loaded, if it fires. On-time slots of other tasks are not
+    opened here, because this node does not know their overlap policy. The slots of removed tasks
+    are, because no node knows their policy and none starts their runs. `now`: the database time.
     """
     decided = await waiting.decide(connection, now, tasks=tasks)
     slots = [run for run in decided.opening if run.is_on_time]
@@ -178,10 +177,10 @@ async def _open_slots(
 ) -> Settled:
     """Open these runs, as far as the overlap policies of their tasks admit them.
 
-    The row of a task's schedule is locked, so that no slot of it is fired meanwhile. If another
-    node has locked it, its runs are left for the next time. So are they if another transaction has
-    locked a run that has to be replaced: an opening waits for no lock, since it has locked runs in
-    another order than transactions that lock several by their ids.
+    The row of a task's schedule is locked, so that no slot of it fires meanwhile. If another node
+    has locked that row, the task's runs are left for the next time. They are also left if another
+    transaction has locked a run that has to be replaced: an opening waits for no lock, because it
+    locks runs in another order than transactions that lock several by their ids.
     """
     names = {run.task for run in on_time}
     locked = {row.task for row in await schedules.lock(connection, names)}
@@ -213,8 +212,7 @@ def _admit(
     """The runs that open, the reasons of those that are skipped, and the active runs that they
     replace.
 
-    Where many open at once, "wait" admits the oldest slots first, and the other policies the
-    newest.
+    If many open at once, "wait" admits the oldest slots first, the other policies the newest.
     """
     overlap = Overlap(task, active, "opened together with it")
     policy = task.policies.overlap

@@ -1,5 +1,5 @@
-"""The overlap policies: what becomes of a task's on-time slots while runs of it are active. Knows
-no database.
+"""The overlap policies: what becomes of a task's on-time slots while runs of it are active. Uses no
+database.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from service.batch.tasks.registry import Task
 class Overlap:
     """Decides about the new on-time runs of one task, oldest slot first, given its `active` runs.
 
-    Active runs that catch up, or that a person started, neither cause a skip nor are replaced.
-    While they are running they hold a lane.
+    Active runs that catch up, or that a person started, neither cause a skip nor are replaced. They
+    hold a lane while they are running.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Overlap:
         active: Iterable[Active],
         together: str = "was fired late, together with it",
     ) -> None:
-        """`together`: how it is said that a new run is in the way of another one."""
+        """`together`: how the reason says that a new run blocks another new run."""
         self._task = task
         self._together = together
         self._is_bounded = task.exclusive is not None
@@ -38,11 +38,9 @@ class Overlap:
         """Active runs that the caller has to cancel, each with the reason."""
 
     def admit(self, run: NewRun, now: datetime) -> bool:
-        """Decide about the new run of a slot. Returns whether it may start now, provided that a
-        lane is empty.
+        """Decide about the new run of a slot. Returns whether it may start now if a lane is free.
 
-        A run that the policy "skip" or "wait" has no place for is set to skipped; "replace" cancels
-        the oldest runs.
+        With "skip" or "wait", a run without a place is skipped; "replace" cancels the oldest runs.
         """
         if not self._is_bounded:
             return True
@@ -56,7 +54,7 @@ class Overlap:
         return len(self._ahead) <= self._task.lanes
 
     def take_lane(self, run: NewRun) -> bool:
-        """Give the run the first empty lane. Returns False when all lanes are taken."""
+        """Give the run the first free lane. Returns False if all lanes are taken."""
         if not self._is_bounded:
             return True
         if not self._lanes:
@@ -69,7 +67,7 @@ class Overlap:
         self._lanes = [lane for lane in self._lanes if lane != run.lane]
 
     def _reason_to_skip(self) -> str | None:
-        """Why the next slot is skipped: a sentence that names the run in its way. None when it is
+        """Why the next slot is skipped: a sentence that names the run that blocks it. None if it is
         not skipped.
         """
         policies, lanes = self._task.policies, self._task.lanes
@@ -84,14 +82,12 @@ class Overlap:
         return f"{named(run)}{_and(others)} {how}"
 
     def _replace_by(self, new: NewRun, now: datetime) -> None:
-        """Cancel the oldest runs, so that there is room for the new one among the runs that may run
-        at once.
-        """
+        """Cancel the oldest runs until the new one has room."""
         reason = f"{named(new)} replaced it"
         while len(self._ahead) >= self._task.lanes:
             old = min(self._ahead, key=_slot)
             self._ahead.remove(old)
-            if isinstance(old, NewRun):  # both are fired late, in this transaction
+            if isinstance(old, NewRun):  # both fire late, in this transaction
                 old.cancel(reason, now)
             else:
                 self.replaced.append((old, reason))
@@ -115,5 +111,5 @@ def _already_waiting(run: Active | NewRun, others: int) -> str:
 
 
 def _and(others: int) -> str:
-    """The number of further runs in the way, in words."""
+    """The number of other runs that block it, in words."""
     return "" if others < 1 else f" (and {others} more)"

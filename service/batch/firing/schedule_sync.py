@@ -35,10 +35,9 @@ logger = get_logger("service.batch")
 REFRESH_SECONDS = 3.0
 """The interval between two refreshes, unless the ledger has changed before."""
 READ_SECONDS = 1.0
-"""How long a refresh waits for the properties of tasks."""
+"""How long a refresh waits for schedules that are properties."""
 SHORTEST_PAUSE = 0.2
-"""After a refresh because of a change, the next one begins this many seconds later at the earliest.
-"""
+"""The least number of seconds between a refresh because of a change and the next refresh."""
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -74,7 +73,7 @@ class ScheduleSync(Background):
         }
         self._reading = SlowCall(self._read_changed_schedules)
         self._being_read = ""
-        """The task whose property is read, or was read last; empty: the settings are read."""
+        """The task whose property was read last, or is being read; empty for the settings."""
         self._warned: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
@@ -83,20 +82,20 @@ class ScheduleSync(Background):
         self._next_slot = NEVER
         self._in_force: dict[str, Schedule] = {}
         self._fired: dict[str, datetime] = {}
-        """Up to which instant the slots of tasks were handled by this process since the ledger was
-        last read.
-        """
+        """Up to when this process has handled slots since it last read the ledger, by task."""
         self._cursors: dict[str, datetime] = {}
         self._unusable: list[BrokenFile] = []
-        """Tasks of this process that can't work because of what they wait for in other services."""
+        """Tasks of this process that can't work because of the tasks that they wait for in other
+        services.
+        """
         self._end_of_pauses = NEVER
-        """When the first of the pauses ends that end by themselves."""
+        """The earliest end of all pauses that end by themselves."""
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
         self.unfired = Unfired(database, self._outage)
         self._woken = asyncio.Event()
         self.refreshing = asyncio.Lock()
-        """Held by each refresh: two at a time would take up the same changes twice."""
+        """Held by each refresh, because two at a time would apply the same changes twice."""
         self.upstreams: frozenset[str] = frozenset()
         """The tasks whose slots others wait for."""
 
@@ -107,8 +106,8 @@ class ScheduleSync(Background):
             await task_sync.set_schedules(connection, self._own_schedules, self._tasks, self._node)
 
     def fire_due(self) -> None:
-        """Fire the tasks of which a slot is due, by this machine's clock or by that of the ledger
-        at `update_jobs`.
+        """Fire the tasks with a due slot, by this machine's clock or by the ledger's at
+        `update_jobs`.
         """
         now = max(self._read_at, clock.now())
         for name, at in self._next_slots.items():
@@ -147,14 +146,12 @@ class ScheduleSync(Background):
             self.unfired.are_due({})
 
     def on_fired(self, names: Iterable[str], until: datetime) -> None:
-        """All slots of these tasks up to `until` were handled: their cursors need not be read from
-        the ledger.
-        """
+        """All slots of these tasks up to `until` were handled, so the ledger need not be read."""
         self._fired |= dict.fromkeys(names, until)
 
     def on_changes(self, changes: LedgerChanges) -> None:
-        """Take the result of a ledger poll, by which the next refresh decides whether it reads the
-        ledger again.
+        """Take the result of a ledger poll. It decides whether the next refresh reads the ledger
+        again.
         """
         if self._changes is not None and changes.now < self._changes.now - AHEAD:
             self._is_unsettled = True  # the database's clock was set back
@@ -165,7 +162,7 @@ class ScheduleSync(Background):
         self._changes = changes
 
     async def _read_own(self) -> None:
-        """Take up new files of tasks, and schedules whose values have changed in this process."""
+        """Load new files of tasks, and read schedules whose values have changed in this process."""
         if new := await self._new_tasks.take_up(self._record_new):
             self._own_schedules |= {name: task.schedule for name, task in new.items()}
             self._is_unsettled = True
@@ -175,7 +172,7 @@ class ScheduleSync(Background):
             task = self._being_read
             what = f"the schedule of {task}" if task else "the file of settings"
             self._warn_once(
-                "reading", f"{what} takes long to be read: no schedule that is a property is read"
+                "reading", f"reading {what} takes long; no schedule that is a property is read"
             )
             return
         self._warned.pop("reading", None)
@@ -187,11 +184,13 @@ class ScheduleSync(Background):
 
     async def _end_pauses(self) -> None:
         if ended := await task_sync.end_pauses(self._database, self._node):
-            logger.info(f"the end of their pause has come, and they fire again: {', '.join(ended)}")
+            logger.info(
+                f"the pauses of these tasks have ended; they fire again: {', '.join(ended)}"
+            )
         self._is_unsettled = True
 
     def _is_outdated(self) -> bool:
-        """Whether the ledger says something else than when it was last read."""
+        """Whether the ledger has changed since it was last read."""
         changes = self._changes
         if self._is_unsettled or changes is None:
             return self._is_unsettled
@@ -200,7 +199,7 @@ class ScheduleSync(Background):
     async def _read_ledger(self) -> None:
         state = self._changes.firing_state if self._changes is not None else None
         gone, removed = await self.update_jobs()
-        # Before that, others may be about to start, too.
+        # During the first lease, other nodes may still be starting, too.
         is_settled = clock.boottime() > self._started_at + self._lease
         if removed:
             await self._restore_tasks(removed)
@@ -210,14 +209,14 @@ class ScheduleSync(Background):
             self._new_tasks.unusable = self._unusable
         if moved := await task_sync.record_moved(self._database, self._tasks, self._node):
             logger.warning(
-                "tasks were in the pools of other code, and are in those of this one: "
+                "the ledger had tasks in other pools than this code; now they are in these again: "
                 f"{', '.join(moved)}"
             )
         self._state_read = state
         self._is_unsettled = bool(gone or removed or self._unusable != self._new_tasks.unusable)
 
     async def _record_new(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
-        """Write tasks whose files came into the folder while this process ran."""
+        """Write tasks whose files came into the folder while this process was running."""
         own = {name: task.schedule for name, task in new.items()}
         await task_sync.record_tasks(connection, new, await database_time.now_of(connection))
         await self._new_tasks.record_loaded(connection, new)
@@ -226,9 +225,9 @@ class ScheduleSync(Background):
     async def update_jobs(self) -> tuple[list[str], set[str]]:
         """Give APScheduler's jobs the open schedules of the ledger.
 
-        Tasks that follow others get the schedules of these too, which may have changed without
-        them. Returns the names of the tasks that no live node has, and of those of this process
-        that another node removed.
+        First gives followers the schedules of the tasks that they follow, if these have changed
+        without them. Returns the names of the tasks that no live node has, and of those of this
+        process that another node removed.
         """
         opened, gone, removed = await self._read_tasks()
         if astray := followers.astray(opened, self._tasks):
@@ -241,9 +240,7 @@ class ScheduleSync(Background):
         return gone, removed
 
     async def _read_tasks(self) -> tuple[dict[str, OpenSchedule], list[str], set[str]]:
-        """Give the jobs the schedules that are open. Returns these, and the names that
-        `update_jobs` returns.
-        """
+        """Give the jobs the open schedules. Returns these, and the results of `update_jobs`."""
         async with self._database.reader.connect() as connection, whole_tables(connection):
             is_removed = await task_sync.known(connection)
             there = {name for name, removed in is_removed.items() if not removed}
@@ -272,9 +269,7 @@ class ScheduleSync(Background):
         return opened, gone, {name for name in self._tasks if is_removed.get(name, False)}
 
     async def _update_due_jobs(self, now: datetime) -> None:
-        """Fire the tasks whose next slot is due by database time, also when this node's clock is
-        behind it.
-        """
+        """Fire the tasks with a slot that is due by database time, even if this clock is behind."""
         self._skip_fired()
         names = [name for name, at in self._next_slots.items() if at <= now]
         if names:
@@ -310,16 +305,14 @@ class ScheduleSync(Background):
 
     @property
     def ahead(self) -> dict[str, datetime]:
-        """The cursors that are ahead of the ledger's clock, by task: these tasks don't fire
-        before.
+        """The cursors that are ahead of the ledger's clock, by task. These tasks do not fire before
+        that instant.
         """
         now = self._read_at if self._changes is None else self._changes.now
         return {name: at for name, at in self._cursors.items() if at > now + AHEAD}
 
     def _update_job(self, name: str, row: OpenSchedule | None, now: datetime) -> datetime | None:
-        """Give the task's job its open schedule, and fire the task if a slot is due. Returns its
-        next slot.
-        """
+        """Give the task's job its open schedule, and fire due slots. Returns its next slot."""
         self._cursors.pop(name, None)
         if row is None or not row.is_usable:
             scheduler.set_schedule(self._jobs, name, None)
@@ -338,8 +331,8 @@ class ScheduleSync(Background):
         return await nodes.live_tasks(connection) | self._tasks.keys()
 
     def _read_changed_schedules(self) -> dict[str, Schedule | None]:
-        """The schedules that are properties with another value now. An invalid value is ignored.
-        Runs in a thread.
+        """The schedules that are properties and have a new value. An invalid value is ignored. Runs
+        in a thread.
         """
         self._being_read = ""
         try:
@@ -347,7 +340,7 @@ class ScheduleSync(Background):
         except InvalidSetting as error:
             self._warn_once("settings", f"the changed settings are not used: {error.message}")
         changed = {}
-        # Of a copy, since tasks may be added while a property takes long
+        # A copy, since tasks may be added while reading a property takes long.
         for name, task in list(self._tasks.items()):
             if not task.may_change:
                 continue
@@ -368,11 +361,11 @@ class ScheduleSync(Background):
         async with self._database.engine.begin() as connection:
             gone = await task_sync.remove_gone(connection, names, self._live_tasks)
         for name in gone:
-            logger.warning(f"task {name} was removed, for no live node has it; its runs are kept")
+            logger.warning(f"task {name} was removed: no live node has it; its runs are kept")
 
     async def _restore_tasks(self, names: set[str]) -> None:
-        """Write tasks of this process into the ledger again: another node took this one for dead
-        and removed them.
+        """Write tasks of this process into the ledger again: another node believed that this one
+        was dead, and removed them.
         """
         async with self._database.engine.begin() as connection:
             own = {name: self._tasks[name] for name in names}

@@ -39,11 +39,11 @@ DECLARED = ("pool", "policies", "tags", "parameters", "monitoring")
 async def record_tasks(
     connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime
 ) -> None:
-    """Insert or update these tasks in the ledger. A task that counted as removed no longer does.
-    `now` is aware.
+    """Insert or update these tasks in the ledger. A removed task is no longer marked as such. `now`
+    is aware.
 
-    What tasks declare is the same for many of them, so it is sent once for these, and each row
-    names it by a number.
+    Many tasks share the same declaration, so each declaration is sent once, and each task's row
+    refers to it by a number.
     """
     if not loaded:
         return
@@ -72,7 +72,7 @@ async def record_tasks(
         f"WITH declared AS MATERIALIZED (SELECT * FROM {from_declared}) "
         f"INSERT INTO batch_tasks ({', '.join((*own, *shared))}) "
         f"SELECT {values} "
-        # A CROSS JOIN has SQLite read each of the rows once.
+        # A CROSS JOIN makes SQLite read each of the rows once.
         f"FROM {from_rows} CROSS JOIN declared WHERE declared.number = v.number "
         f"ORDER BY v.name ON CONFLICT (name) DO UPDATE SET {updates}, removed_at = NULL"
     )
@@ -84,8 +84,8 @@ async def record_tasks(
 
 
 def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) -> dict[str, Any]:
-    """What this task declares, from `declared`, to which it is added if it is not in there."""
-    schema = task.parameters.json_schema()  # equal ones are mostly one object, so ids tell enough
+    """The entry in `declared` for this task's declaration. Adds it if it is missing."""
+    schema = task.parameters.json_schema()  # equal ones are mostly the same object, so ids suffice
     key = (id(task.policies), id(task.monitoring), id(schema), task.tags)
     if key not in declared:
         declared[key] = {
@@ -102,12 +102,12 @@ def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) ->
 
 
 async def record_moved(database: Database, loaded: Mapping[str, Task], node: str) -> list[str]:
-    """Write those of the tasks of this service anew that the ledger has in another pool. Returns
-    their names.
+    """Write those tasks of this service again that the ledger has in another pool. Returns their
+    names.
 
-    Only the service that has started last does so. A task is in another pool than its code says if
-    a process with other code had started after it, and has ended: then no node would claim the runs
-    of the task any more.
+    Only the service that started last does so. The ledger has another pool than the code if a
+    process with other code started after this one and has ended. Without the correction, no node
+    would claim the task's runs any more.
     """
     async with database.reader.connect() as connection:
         own = [name for name, task in loaded.items() if task.pool != DEFAULT_POOL]
@@ -132,12 +132,11 @@ async def set_schedules(
     loaded: Mapping[str, Task],
     node: str,
 ) -> None:
-    """Open these schedules in the ledger; with None the task has no schedule afterwards. Equal ones
+    """Open these schedules in the ledger, and close the schedules of tasks with None. Equal ones
     are left alone.
 
-    Before another schedule of one of the tasks is closed, its due slots are handled. `node` is the
-    id of this node. The schedules of tasks that follow one of these change with it, in the same
-    transaction.
+    Before the previous schedule of a task is closed, its due slots are handled. `node` is the id of
+    this node. The schedules of followers change with these, in the same transaction.
     """
     wanted = await followers.with_followers(connection, wanted, loaded)
     opened = {row.task: row for row in await schedules.lock(connection, wanted, wait=True)}
@@ -177,7 +176,7 @@ def _as_json(schedule: Schedule | None) -> dict[str, str] | None:
 async def _fire_all_due(
     connection: AsyncConnection, names: Iterable[str], loaded: Mapping[str, Task], node: str
 ) -> datetime:
-    """Handle every slot of these tasks that is due now, by database time, which is returned."""
+    """Handle every slot of these tasks that is due now, by database time. Returns that time."""
     now = await database_time.now_of(connection)
     unfinished = set(names)
     while unfinished:
@@ -188,17 +187,15 @@ async def _fire_all_due(
 
 @dataclass(frozen=True)
 class Pause:
-    """A pause of a task: since when (UTC), the name of the person, and when it ends by itself, if
-    it does.
-    """
+    """A pause of a task: since when (UTC), by whom, and until when, if it ends by itself."""
 
     at: datetime
     by: str
     until: datetime | None = None
 
     def end(self, now: datetime) -> datetime:
-        """Up to when it holds the task's slots, if it ends at `now`: a slot at its end is not one
-        of them.
+        """The instant up to which it holds the task's slots, if it ends at `now`. A slot exactly at
+        its end is not held.
         """
         if self.until is None or now < self.until:
             return now
@@ -216,12 +213,13 @@ async def pause(
     node: str = "",
     until: datetime | None = None,
 ) -> Pause | None:
-    """Stop firing a task, until somebody resumes it or until an instant. Raises UnknownTask.
+    """Stop firing a task until a person resumes it, or until an instant. Raises UnknownTask.
 
-    If it is paused already, return that pause and change nothing but its end, if `until` is given.
+    If the task is paused already, returns that pause, and changes only its end, if `until` is
+    given.
 
     Slots that are due already are handled first, by the policies of the task in `loaded`. If it is
-    not in there, its policies are unknown, and those slots are recorded as missed.
+    not loaded, its policies are unknown, and those slots are recorded as missed.
     """
     opened = await schedules.lock(connection, [name], wait=True)
     if await _end_if_over(connection, name, opened, by):
@@ -262,7 +260,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
 
 
 async def end_pauses(database: Database, node: str) -> list[str]:
-    """End the pauses whose own end is over, each in a transaction. Returns the tasks."""
+    """End the pauses whose time is over, each in a transaction. Returns the tasks."""
     async with database.reader.connect() as connection:
         names = await task_rows.pauses_over(connection, await database_time.now_of(connection))
     return [name for name in names if await _end_by_itself(database, name, node)]
@@ -280,8 +278,8 @@ async def _end_by_itself(database: Database, name: str, node: str) -> bool:
 async def _end_if_over(
     connection: AsyncConnection, name: str, opened: Iterable[OpenSchedule], actor: str
 ) -> bool:
-    """End the pause of a task whose schedule is locked, if its own end is over. Returns whether it
-    has ended now.
+    """End the pause of a task, whose schedule is locked, if the pause's time is over. Returns
+    whether it ended now.
     """
     before, now = await pause_of(connection, name), await database_time.now_of(connection)
     if before is None or before.until is None or before.until > now:
@@ -310,10 +308,10 @@ async def _end(
 async def set_back(
     connection: AsyncConnection, names: Collection[str] | None = None
 ) -> dict[str, datetime]:
-    """Let these tasks fire from now on whose cursors are ahead of now; None: all. Returns the
-    former cursors, by task.
+    """Make these tasks, or all tasks, fire from now on if their cursors are ahead of now. Returns
+    the former cursors, by task.
 
-    A clock that was ahead has moved them. Of the slots from now on, those that have a run get no
+    A clock that was ahead had moved the cursors. Slots from now on that already have a run get no
     other one.
     """
     now = await database_time.now_of(connection)
@@ -328,7 +326,7 @@ async def set_back(
 
 
 async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
-    """The pause of a task, or None; locks the row of the task. Raises UnknownTask."""
+    """The pause of a task, or None. Locks the row of the task. Raises UnknownTask."""
     columns = (tasks.c.paused_at, tasks.c.paused_by, tasks.c.paused_until)
     query = select(*columns).where(tasks.c.name == name).with_for_update()
     row = (await connection.execute(query)).first()
@@ -358,15 +356,13 @@ async def _record_missed(
 
 
 async def known(connection: AsyncConnection) -> dict[str, bool]:
-    """The names of all tasks in the ledger, and for each whether it counts as removed."""
+    """The names of all tasks in the ledger, and for each whether it was removed."""
     query = select(tasks.c.name, tasks.c.removed_at.is_not(None).label("is_removed"))
     return {row.name: bool(row.is_removed) for row in await connection.execute(query)}
 
 
 async def served_from(connection: AsyncConnection) -> dict[str, str]:
-    """The names of the tasks that a live node has loaded, and the file that each was last loaded
-    from.
-    """
+    """The tasks that a live node has loaded, each with the file that it was last loaded from."""
     live = await nodes.live_tasks(connection)
     query = select(tasks.c.name, tasks.c.source)
     return {row.name: row.source for row in await connection.execute(query) if row.name in live}

@@ -1,4 +1,4 @@
-"""Slots that stay due although a service lives: something keeps them from being fired, which a
+"""Slots that stay due although a service lives: something prevents them from being fired, and a
 person has to know.
 """
 
@@ -17,8 +17,8 @@ from service.batch.nodes.outage import Outage
 from service.database.engine import Database
 
 UNFIRED_SECONDS = 40.0
-"""A slot that stays due for this time while the ledger can be used is unfired. An incident follows
-within a minute.
+"""A slot that stays due for this long while the ledger works is unfired. An incident follows within
+a minute.
 """
 ASK_SECONDS = 10.0
 """After this time the database is asked which connection has locked the schedule."""
@@ -28,7 +28,7 @@ MOST_NAMED = 5
 @dataclass(frozen=True)
 class NotFired:
     """`since`: the first slot that stays due. `holder`: the connection that has locked the
-    schedules. `in_words`: what is wrong, in one line with what to do.
+    schedules. `in_words`: the problem and what to do, in one line.
     """
 
     since: datetime
@@ -37,8 +37,8 @@ class NotFired:
 
 
 class Unfired:
-    """The first slot of each task that is due, as the ledger was just read, and since when it
-    is.
+    """The first due slot of each task, as the ledger was last read, and since when it has been
+    due.
     """
 
     def __init__(self, database: Database, outage: Outage) -> None:
@@ -47,10 +47,11 @@ class Unfired:
         self._blocker = Blocker(database, rest=ASK_SECONDS)
 
     def are_due(self, slots: Mapping[str, datetime]) -> None:
-        """The ledger says that these slots are due and were not handled. What is not among them was
+        """The ledger says that these slots are due and not handled, and that all others are
         handled.
 
-        An outage of the ledger is reported by itself. What is due in it counts from its end on.
+        An outage of the ledger is reported elsewhere. A slot that is due during an outage counts
+        from the outage's end on.
         """
         now = clock.boottime()
         before = self._due if self._outage.cause is None else {}
@@ -72,7 +73,7 @@ class Unfired:
 
     @property
     def found(self) -> NotFired | None:
-        """What is wrong; None if nothing is."""
+        """The problem; None if there is none."""
         slots = self.slots
         if not slots:
             return None
@@ -81,7 +82,7 @@ class Unfired:
             f" and {len(named) - MOST_NAMED:,} more" if named[MOST_NAMED:] else ""
         )
         since, holder = slots[named[0]], self._blocker.in_words
-        what = f"a service lives, but slots are not fired since {since:%H:%M:%S} UTC, of {names}"
+        what = f"a service lives, but slots of {names} have not fired since {since:%H:%M:%S} UTC"
         if holder is not None:
             why = f"their schedules are locked by {holder}; end that transaction"
         else:

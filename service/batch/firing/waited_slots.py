@@ -1,5 +1,5 @@
-"""Which slots of its upstream tasks the run of a slot waits for: of each the last one at or before
-its own.
+"""The slots of upstream tasks that the run of a slot waits for: of each task the last slot at or
+before its own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from service.errors import InvalidSchedule
 
 _SECOND = timedelta(seconds=1)
 MANY = 100
-"""The slots of more runs are computed in a thread."""
+"""The slots of more runs than this are computed in a thread."""
 
 
 def waiting_runs(new: Iterable[NewRun], after: After) -> Iterator[NewRun]:
-    """These new runs of slots, as waiting ones."""
+    """These new runs of slots, as waiting runs."""
     for run in new:
         run.wait(run.due_at, after.on)
         run.wait_until = run.due_at + timedelta(seconds=after.within)
@@ -34,11 +34,11 @@ def waiting_runs(new: Iterable[NewRun], after: After) -> Iterator[NewRun]:
 
 
 async def record(connection: AsyncConnection, waiting: Sequence[tuple[NewRun, After]]) -> None:
-    """Write the slots that these new runs wait for. A slot stays as it is, also if a schedule
-    changes later.
+    """Write the slots that these new runs wait for. They stay the same even if a schedule changes
+    later.
 
-    A task that has no open schedule is written without a slot: there is nothing to wait for, which
-    closes the run.
+    A task without an open schedule is written without a slot, which closes the run, because there
+    is nothing to wait for.
     """
     if not waiting:
         return
@@ -66,7 +66,7 @@ async def record(connection: AsyncConnection, waiting: Sequence[tuple[NewRun, Af
 
 
 def _by_open(rows: Sequence[tuple[NewRun, str, OpenSchedule | None]]) -> list[datetime | None]:
-    """The slot of each row by the open schedule of its task; None if that began later."""
+    """The slot of each row by the open schedule of its task; None if that schedule began later."""
     return [
         _last(row.cron, row.timezone, row.valid_from, run.slot)
         if row is not None and row.is_usable
@@ -91,9 +91,10 @@ def _by_history(rows: Sequence[Mapping[str, Any]], at: datetime | None) -> datet
 
 
 def _before_all(run: NewRun, row: OpenSchedule) -> datetime | None:
-    """The last slot at or before that of a backfilled run, before a task had any schedule.
+    """For a backfilled run before the task's first schedule: the last slot at or before its own, by
+    the present schedule.
 
-    A backfill makes runs of such slots by the schedule that the task has now.
+    A backfill makes runs of such slots by the task's present schedule.
     """
     if run.origin != Origin.BACKFILL or run.slot is None or not row.is_usable:
         return None

@@ -1,5 +1,5 @@
-"""The regular checks of the watch: what is over, and what has gone wrong without a row that says
-so.
+"""The regular checks of the watch: which incidents have ended, and what has gone wrong without a
+row that shows it.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from service.concurrency.offload import offload
 from service.database.engine import Database
 
 CHECK_SECONDS = 5.0
-"""While an incident is open or a run is going on, the checks are made so often."""
+"""The interval of the checks while an incident is open or a run is active."""
 
 MOST = 1_000
 MOST_COUNTED = 10_000
-"""Runs that are counted to see whether missed slots were backfilled. More slots have to be
-acknowledged.
+"""The most runs that are counted to see whether missed slots were backfilled. If more slots were
+missed, a person has to acknowledge them.
 """
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the checks have found, and has to be written.
+    """The findings of the checks, which have to be written.
 
     `made_good`: failed runs, each with the run that made it good. `redriven`: runs whose items in
     quarantine were all processed. `good`, `over`: ids of incidents that can be closed. `deadlines`:
     tasks whose deadlines were checked. `must_tell`: a message has to be written. `next_at`: when
-    something may go wrong next; None: not known.
+    something may go wrong next, if known.
     """
 
     watched: Mapping[str, WatchedTask]
@@ -90,7 +90,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Written:
-    """`open`: how many incidents are open. `held_until`: when a message that is held back may be
+    """`open`: the number of open incidents. `held_until`: when a message that is held back may be
     written.
     """
 
@@ -100,7 +100,7 @@ class Written:
 
 
 class Checks:
-    """The checks of one node. It remembers which successes it has looked at."""
+    """The checks of one node. They remember which successes they have looked at."""
 
     def __init__(
         self, ledger: Database, application: Database, thresholds: Thresholds, channels: Channels
@@ -114,19 +114,21 @@ class Checks:
         self._may_be_ahead = True
 
     def clock_was_set_back(self) -> None:
-        """Look whether cursors are ahead of now. They can't be if none was, and the clock was not
-        set back since.
+        """Check again whether cursors are ahead of now. Otherwise this is checked only while some
+        are.
         """
         self._may_be_ahead = True
 
     def forget(self, tasks: Collection[str]) -> None:
-        """Look at all successes of these tasks again, because which runs are failed has changed."""
+        """Look at all successes of these tasks again, because the set of failed runs has
+        changed.
+        """
         for task in tasks:
             self._successes.forget(task)
 
     def forget_all(self) -> None:
-        """Look at everything again, because what was found may not have been written, or not by
-        this node.
+        """Look at everything again, because the findings may not have been written, or another node
+        may have written some.
         """
         self._successes = Successes()
         self._may_be_ahead = True
@@ -147,7 +149,7 @@ class Checks:
             return []
         try:
             left = await quarantine.left(self._application, ids)
-        except (DBAPIError, OSError):  # other parts report that the database can't be read
+        except (DBAPIError, OSError):  # other parts report this error
             return []
         return [run for run in ids if run not in left]
 
@@ -161,11 +163,11 @@ class Checks:
         blocked: Mapping[str, bool] = MappingProxyType({}),
         is_doubtful: bool = False,
     ) -> Findings:
-        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned.
+        """Make all checks, and write nothing. `redriven`: the result of `redriven()`.
 
-        `unfired`: slots that are due and that no service fires. `blocked`: nodes whose event loop
-        stands still, and whether that is certain. `is_doubtful`: the ledger could not be used a
-        moment ago, so runs may have ended of which it does not know yet.
+        `unfired`: due slots that no service fires. `blocked`: nodes whose event loop stands still,
+        and whether that is certain. `is_doubtful`: the ledger could not be used a moment ago, so it
+        may not know yet that some runs have ended.
         """
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
@@ -212,7 +214,7 @@ class Checks:
     async def write(
         self, connection: AsyncConnection, findings: Findings, now: datetime
     ) -> Written:
-        """Write what was found, in the caller's transaction."""
+        """Write the findings, in the caller's transaction."""
         watched = findings.watched
         await marks.mark(connection, findings.redriven, {"made_good_at": now})
         await marks.made_good(connection, findings.made_good, now)
@@ -269,8 +271,8 @@ class Checks:
         return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
 
     async def _with_holder(self, slow: Opening) -> Opening:
-        """A slow run may have ended, which its node can't write because somebody has locked its
-        row.
+        """A slow run may have ended without its node being able to write that, because another
+        connection has locked its row.
         """
         locking = select(runs.c.id).where(runs.c.id == slow.newest_run).with_for_update()
         holder = await blocker_in_words(self._ledger, locking)
@@ -290,8 +292,8 @@ class Checks:
         watched: Mapping[str, WatchedTask],
         now: datetime,
     ) -> dict[str, str]:
-        """Which failed runs later successes have made good. `patient`: ids of incidents that are
-        not over yet.
+        """Which failed runs later successes have made good. `patient`: ids of incidents that have
+        to wait for more successes.
         """
         good: dict[str, str] = {}
         for name in sorted({incident.task for incident in opened if incident.kind in OF_RUNS}):
@@ -319,7 +321,7 @@ class Checks:
         opened: Sequence[Row[Any]],
         watched: Mapping[str, WatchedTask],
     ) -> set[str]:
-        """The ids of the incidents after which not enough runs of their task have succeeded yet."""
+        """The ids of the incidents after which too few runs of their task have succeeded so far."""
         patient = set()
         for incident in opened:
             task = watched.get(incident.task)
@@ -334,7 +336,7 @@ class Checks:
     async def _find_over(
         self, connection: AsyncConnection, opened: Sequence[Row[Any]], wrong: Sequence[Opening]
     ) -> list[str]:
-        """The ids of the open incidents whose condition is over."""
+        """The ids of the open incidents whose condition has ended."""
         present = {opening.key for opening in wrong}
         still = await _bad_backups(connection, opened)
         over = [
@@ -367,7 +369,7 @@ _CONDITIONS = (
 
 
 async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) -> set[str]:
-    """The ids of the open incidents of backups of which a check has failed, and without a newer
+    """The ids of the open incidents about a backup that failed a check, if its place has no newer
     good one.
     """
     bad = {row.subject: row for row in opened if row.kind == IncidentKind.BACKUP and row.subject}
@@ -378,9 +380,8 @@ async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) 
 
 
 async def _are_resumed(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether no run of the lost node waits for another one any more; or whether the nodes of a
-    host live again, or the
-    event loop of a node goes on.
+    """Whether all runs of the lost node were resumed; or whether the nodes of a host live again, or
+    the event loop of a node works again.
     """
     if incident.subject.startswith(noticing.BLOCK_OF):
         return not await noticing.blocked_nodes(
@@ -400,9 +401,8 @@ async def _are_met(connection: AsyncConnection, incident: Row[Any]) -> bool:
 
 
 async def _are_dealt_with(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether the missed slots were backfilled, left as they are by a person, or caught up: the
-    policy of the task has
-    run the newest of them.
+    """Whether the missed slots were backfilled, left as they are by a person, or caught up: by the
+    task's policy, a newer slot has run.
     """
     first = datetime.fromisoformat((incident.details or {})["first"])
     is_open = (missed.c.cause != Cause.PAUSED, missed.c.left_at.is_(None))

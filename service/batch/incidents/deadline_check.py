@@ -1,4 +1,4 @@
-"""Checks the deadlines of slots: which are over, and which of those slots have not succeeded."""
+"""Checks the deadlines of slots: which have passed, and which of those slots have not succeeded."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from service.batch.ledger.tables import OF_SLOT_SQL, runs, tasks
 from service.concurrency.offload import offload
 
 MOST_SLOTS = 1_000
-"""Slots of a task whose deadlines are checked at a time: the newest ones, after a long downtime."""
+"""How many slots of a task are checked at a time. After a long downtime, these are the newest."""
 SHOWN_SLOTS = 20
 
 
 async def check(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], now: datetime
 ) -> tuple[list[Opening], list[str], datetime | None]:
-    """The incidents of deadlines that are over since the last check, the tasks to `record`, and
-    when the next one is.
+    """The incidents of deadlines that have passed since the last check, the tasks to `record`, and
+    the next deadline.
 
-    A deadline that was over before its task was first watched is none. Neither is that of a paused
-    task.
+    A deadline that passed before its task was first watched does not count, nor does one of a
+    paused task.
     """
     meant = {
         name: task
@@ -70,7 +70,7 @@ async def record(connection: AsyncConnection, checked: Collection[str], now: dat
 async def unmet_slots(
     connection: AsyncConnection, task: str, slots: Collection[datetime]
 ) -> list[datetime]:
-    """Those of these slots of a task that no run has done: it succeeded, or was made good."""
+    """Those of these slots of a task for which no run has succeeded or was made good."""
     theirs = json_rows.is_among(runs.c.slot, slots, connection.dialect.name)
     query = select(runs.c.slot, runs.c.state, runs.c.made_good_at).where(
         runs.c.task == task, theirs
@@ -87,7 +87,7 @@ async def unmet_slots(
 def _slots(
     row: OpenSchedule, task: WatchedTask, now: datetime
 ) -> tuple[list[datetime], datetime | None]:
-    """The slots whose deadline is over and was not checked yet, and the next deadline."""
+    """The slots whose deadline has passed and was not checked yet, and the next deadline."""
     assert task.deadline is not None
     longest = 2 * DAY if isinstance(task.deadline, str) else timedelta(seconds=task.deadline)
     checked = task.deadline_until or now

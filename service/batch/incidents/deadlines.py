@@ -1,4 +1,6 @@
-"""Deadlines of slots, and hours of a day in which nothing is sent. Pure: no database, no clock."""
+"""Deadlines of slots, and quiet hours of a day in which nothing is sent. Pure: no database, no
+clock.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ DAY = timedelta(days=1)
 
 
 def deadline_of(slot: datetime, deadline: str | float, zone: ZoneInfo) -> datetime:
-    """Until when a slot must have succeeded (UTC). `slot`: aware. `deadline`: seconds after it, or
-    a time of day.
+    """The instant (UTC) until which a slot must have succeeded. `slot`: aware. `deadline`: seconds
+    after the slot, or a time of day.
 
-    A time of day is the first one after the slot in the zone. On the day on which the clocks go
-    forward over it, it is the same time of day by the clock before the change.
+    A time of day means its first occurrence after the slot in the zone. On a day on which the
+    clocks skip it, it counts by the offset from before the change.
     """
     if not isinstance(deadline, str):
         return slot.astimezone(UTC) + timedelta(seconds=deadline)
@@ -25,8 +27,8 @@ def deadline_of(slot: datetime, deadline: str | float, zone: ZoneInfo) -> dateti
 
 
 def _instants(day: date, at: time, zone: ZoneInfo) -> list[datetime]:
-    """The instants of this time of day on a day and the next two days: twice where the clocks go
-    back over it.
+    """The instants of this time of day on a day and the next two days. There are two on a day on
+    which the clocks go back over it.
     """
     walls = (datetime.combine(day + number * DAY, at, tzinfo=zone) for number in range(3))
     instants = {wall.replace(fold=fold).astimezone(UTC) for wall in walls for fold in _folds(wall)}
@@ -34,13 +36,13 @@ def _instants(day: date, at: time, zone: ZoneInfo) -> list[datetime]:
 
 
 def _folds(wall: datetime) -> tuple[int, ...]:
-    """Both folds of a time that exists twice; else only the first."""
+    """Both folds of a time that exists twice; otherwise only the first."""
     first, second = (wall.replace(fold=fold).utcoffset() for fold in (0, 1))
     return (0, 1) if first is not None and second is not None and first > second else (0,)
 
 
 def quiet_until(now: datetime, quiet: str | None, zone: ZoneInfo) -> datetime | None:
-    """The end of the quiet hours that `now` (aware) is in, in UTC; None if it is in none."""
+    """The end of the quiet hours that contain `now` (aware), in UTC; None outside quiet hours."""
     hours = quiet_hours(quiet) if quiet is not None else None
     if hours is None:
         return None

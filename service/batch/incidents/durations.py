@@ -1,5 +1,5 @@
-"""How long the runs of a task usually take, and when one last succeeded: computed, and kept for ten
-minutes.
+"""How long the runs of a task usually take, and when one last succeeded. Computed, then kept for
+ten minutes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from service.batch.ledger.tables import NO_PART_SQL, durations, runs, tasks
 from service.database.engine import whole_tables
 
 LAST = 100
-"""So many of the last successes count."""
+"""How many of the last successes count."""
 LOOKED = (2 * LAST, 1_000)
-"""So many of the newest runs of a task are looked at; the larger number where too few of the first
-have succeeded.
+"""How many of the newest runs of a task are read; the larger number if too few of the first have
+succeeded.
 """
 FRESH = timedelta(minutes=10)
-"""How long the values that were computed are used again."""
+"""How long computed values are used again."""
 
 
 @dataclass(frozen=True)
 class Durations:
-    """How long the last successes of a task took, in seconds; None without one. `runs`: how many of
-    them there are.
+    """How long the last successes of a task took, in seconds; None without a success. `runs`: the
+    number of these successes.
 
     `last_success_at`: when a run last ended with success (UTC).
     """
@@ -46,8 +46,8 @@ class Durations:
 
 
 class UsualDurations:
-    """The durations of tasks at one instant, each read or computed once. `computed`: those that are
-    to be kept.
+    """The durations of tasks at one instant, each read or computed once. `computed`: those that
+    have to be kept.
     """
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
@@ -57,7 +57,7 @@ class UsualDurations:
         self.computed: list[Durations] = []
 
     async def of_task(self, task: str, fresh: timedelta = FRESH) -> Durations:
-        """The durations of a task, computed anew where they are older than `fresh`."""
+        """The durations of a task, computed again if they are older than `fresh`."""
         if (known := self._known.get(task)) is not None:
             return known
         row = (
@@ -81,8 +81,8 @@ class UsualDurations:
 
 
 _BEGAN_AT = case((text(is_split()), runs.c.started_at), else_=runs.c.attempt_started_at)
-"""When the last attempt of a run began: of a run that was split its first one, for its last one is
-only its join.
+"""When the last attempt of a run began. For a run that was split it is the first attempt, because
+the last one is only the join.
 """
 
 
@@ -90,7 +90,7 @@ async def _compute(
     connection: AsyncConnection, task: str, now: datetime, before: datetime | None
 ) -> Durations:
     """Compute the durations from the newest runs of a task. `before`: the last success that was
-    known before.
+    already known.
     """
     newest = (
         select(runs.c.state, _BEGAN_AT.label("began_at"), runs.c.finished_at)
@@ -115,7 +115,7 @@ async def _compute(
 
 
 def _percentile(seconds: list[float], share: float) -> float | None:
-    """The smallest of the sorted values that at least this share of them does not exceed."""
+    """The smallest of the sorted values that is not exceeded by at least this share of them."""
     if not seconds:
         return None
     return seconds[min(len(seconds) - 1, max(0, -int(-share * len(seconds) // 1) - 1))]
@@ -124,7 +124,7 @@ def _percentile(seconds: list[float], share: float) -> float | None:
 async def outdated(connection: AsyncConnection, now: datetime) -> list[str]:
     """The tasks whose newest run was made or has ended since their durations were computed.
 
-    Those of which that was less than FRESH ago are not among them.
+    Tasks whose durations were computed less than FRESH ago are left out.
     """
     async with whole_tables(connection):
         return sorted((await connection.execute(_OUTDATED, {"latest": now - FRESH})).scalars())
@@ -152,7 +152,7 @@ _OUTDATED = (
 
 
 async def keep(connection: AsyncConnection, computed: Sequence[Durations]) -> None:
-    """Write durations that were computed."""
+    """Write computed durations."""
     if computed:
         rows = json_rows.encode(map(asdict, computed), connection.dialect.name)
         await connection.execute(_upsert(connection.dialect.name), {"rows": rows})

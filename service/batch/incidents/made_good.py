@@ -1,7 +1,7 @@
-"""What makes a failed run good: its own success, one of the same slot, or a later one where each
-run does the same.
+"""What makes a failed run good: its own success, a success of the same slot, or any later success
+if each run does the same work.
 
-Acknowledging a failure is another thing, and does not make it good.
+Acknowledging a failure is different, and does not make it good.
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ from service.batch.ledger.states import ACTIVE, RunState
 from service.batch.ledger.tables import NO_PART_SQL, OPEN_FAILURE_SQL, runs
 
 MOST = 1_000
-"""Open failures of a task, and successes of it, that are compared at a time."""
+"""The most open failures of a task, and successes of it, that are compared at a time."""
 
 MOST_AROUND = 100
-"""Runs of a task among which a success before or after a failure is looked for."""
+"""How many runs of a task are searched for a success before or after a failure."""
 
 MARGIN = timedelta(seconds=30)
-"""Rows of transactions that are still open when a task is looked at become visible so much later at
-most.
-"""
+"""Rows of a transaction that is still open during a look become visible at most this much later."""
 
 
 class Successes:
-    """For each task with open failures: up to which instant of creation its runs were looked at for
+    """For each task with open failures, the creation instant up to which its runs were searched for
     successes.
     """
 
@@ -44,8 +42,8 @@ class Successes:
     async def find(
         self, connection: AsyncConnection, task: str, since: datetime, now: datetime
     ) -> list[Row[Any]]:
-        """The successes of a task not looked at before, the newest first. `since`: the oldest open
-        failure.
+        """The successes of a task that no earlier call has returned, the newest first. `since`: the
+        oldest open failure.
         """
         begin = max(since, self._looked_until.get(task, since))
         query = (
@@ -60,8 +58,8 @@ class Successes:
         return [row for row in rows if row.state == RunState.SUCCEEDED and row.fingerprint is None]
 
     def forget(self, task: str) -> None:
-        """A new failure of the task may be made good by a success that was looked at before it was
-        known.
+        """Search all successes again, because one of them may make a new failure of the task
+        good.
         """
         self._looked_until.pop(task, None)
 
@@ -80,7 +78,7 @@ _COLUMNS = (
 
 
 async def open_failures(connection: AsyncConnection, task: str) -> Sequence[Row[Any]]:
-    """The failed runs of a task that are neither made good nor acknowledged, the oldest ones."""
+    """The failed runs of a task that are neither made good nor acknowledged, the oldest first."""
     query = (
         select(*(runs.c[name] for name in _COLUMNS))
         .where(runs.c.task == task, text(OPEN_FAILURE_SQL))
@@ -93,8 +91,8 @@ async def open_failures(connection: AsyncConnection, task: str) -> Sequence[Row[
 async def successes_since(
     connection: AsyncConnection, task: str, since: datetime, most: int
 ) -> int:
-    """How many runs of a task have ended with success after `since`, among its newest ones; counted
-    up to `most`.
+    """How many of the newest runs of a task have ended with success after `since`, counted up to
+    `most`.
     """
     newest = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task, text(NO_PART_SQL))
     rows = await connection.execute(
@@ -108,11 +106,11 @@ async def successes_around(
     connection: AsyncConnection,
     failures: Collection[tuple[str, str, datetime | None, datetime | None]],
 ) -> dict[tuple[str, str], tuple[datetime | None, datetime | None]]:
-    """When tasks last ended with success after their last failure, and before their first one: None
+    """When tasks last ended with success after their last failure, and before their first one; None
     if they did not.
 
-    `failures`: a task, a fingerprint, and when this error was the last and the first one. Of each
-    task 100 runs are looked at, the newest ones and those before the first failure. Returns the
+    `failures`: a task, a fingerprint, and when this error occurred last and first. Of each task, up
+    to 100 of the newest runs and 100 of those before the first failure are read. Returns the
     instants by task and fingerprint.
     """
     kind = connection.dialect.name
@@ -141,8 +139,8 @@ async def successes_around(
 def matches(
     failures: Sequence[Row[Any]], successes: Sequence[Row[Any]], each_slot_counts: bool
 ) -> dict[str, str]:
-    """Which failed run is made good by which success: ids by ids. It is the first success that
-    ended after the failure.
+    """Which success makes which failed run good, as ids. It is the first success that ended after
+    the failure.
 
     Call it in a thread: there may be a thousand of both.
     """
@@ -168,8 +166,8 @@ def matches(
 
 
 def _works(run: Row[Any], each_slot_counts: bool) -> Iterator[object]:
-    """What the run works on: its slot, and its parameters where each run of the task does the same
-    with these.
+    """The work of the run: its slot; also its parameters, if all runs of the task with the same
+    ones do the same work.
     """
     if run.slot is not None:
         yield run.slot
@@ -178,7 +176,7 @@ def _works(run: Row[Any], each_slot_counts: bool) -> Iterator[object]:
 
 
 def _first_after(successes: Sequence[Row[Any]], failure: Row[Any]) -> Row[Any] | None:
-    """`successes`: by when they ended."""
+    """`successes`: in the order in which they ended."""
     first = bisect_left(successes, failure.finished_at, key=_finished_at)
     return next((each for each in successes[first : first + 2] if each.id != failure.id), None)
 

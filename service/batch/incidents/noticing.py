@@ -1,5 +1,5 @@
-"""One transaction of the watch: what was not noticed yet is marked, and then opens, continues or
-closes incidents.
+"""One transaction of the watch: marks new rows as noticed, and opens, continues or closes incidents
+for them.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from service.batch.nodes.harm import LOST
 from service.batch.nodes.outage import Outage as OutageOfNode
 
 CRASHES, CRASH_SPAN = 3, timedelta(minutes=10)
-"""So many lost nodes on one host within this time are an incident of their own."""
+"""This many lost nodes on one host within this time are an incident of their own."""
 CRASHES_OF = "crashes of "
 BLOCK_OF = "block of "
 BLOCKED_SECONDS = 40.0
-"""An event loop that stands still for so long is an incident within a minute."""
+"""An event loop that stands still for this long becomes an incident within a minute."""
 MOST_NAMED = 5
-"""Of so many tasks of a blocked node the names are said."""
+"""How many tasks of a blocked node are named."""
 MOST_OPEN = 50
-"""Open incidents of one task with an error of their own, at most. All further errors of the task
-are one incident.
+"""The most open incidents of one task with an error each. All further errors of the task share one
+incident.
 """
 
 UNKNOWN = "unknown"
-"""The fingerprint of a failed run that has none, because an older version of the service wrote its
+"""The fingerprint of a failed run without one, because an older version of the service wrote its
 outcome.
 """
 
 
 async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, set[str]]:
-    """Notice the runs that have failed, or ended otherwise after something was wrong.
+    """Notice the runs that have failed, or that ended otherwise but with something wrong.
 
-    Returns how many it has seen, and the tasks that they are of.
+    Returns how many it has seen, and their tasks.
     """
     marked = await notices.mark_runs(connection, now)
     if not marked:
@@ -85,12 +85,12 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
 async def notice_ranges(
     connection: AsyncConnection, known_here: OutageOfNode, now: datetime
 ) -> int:
-    """Notice slots that were missed and that nobody chose to miss. Returns how many ranges it has
+    """Notice slots that were missed although nobody chose that. Returns how many ranges it has
     seen.
 
-    A range that lies within an outage, or in a time in which living services did not fire, belongs
-    to that incident. `known_here`: the outages of the ledger as this process has seen them. One
-    that nobody has noticed yet is now.
+    A range within an outage, or within a time in which living services did not fire, belongs to
+    that incident. `known_here`: the outages of the ledger as this process has seen them. If one of
+    them has no incident yet, it gets one now.
     """
     ranges = await notices.mark_ranges(connection)
     unchosen = [each for each in ranges if each["cause"] in (Cause.DOWN, Cause.OTHER)]
@@ -123,7 +123,7 @@ async def notice_nodes(connection: AsyncConnection, now: datetime, patience: tim
     """Notice lost nodes whose runs were not resumed within `patience`, and files that can't be
     used.
 
-    Returns how many nodes it is done with. A node that was lost more recently is looked at again.
+    Returns how many nodes are settled. A node that was lost more recently is looked at again.
     """
     rows = await notices.unnoticed_nodes(connection)
     decided = [node for node in rows if node.lost_at is None or node.lost_at + patience <= now]
@@ -139,7 +139,7 @@ async def notice_nodes(connection: AsyncConnection, now: datetime, patience: tim
 
 
 async def notice_backups(connection: AsyncConnection, now: datetime) -> int:
-    """Notice backups of which a check has failed. Returns how many it has seen."""
+    """Notice backups that failed a check. Returns how many it has seen."""
     marked = await notices.mark_backups(connection, now)
     openings = {
         row["place"]: Opening(
@@ -177,8 +177,8 @@ def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:
 
 
 def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]], now: datetime) -> Opening:
-    """The opening of an incident of runs. A run that is tried again has not ended: it put items
-    into quarantine.
+    """The opening of an incident of runs. A run without an end time is being retried, after it put
+    items into quarantine.
     """
     task, fingerprint = key
     ordered = sorted(members, key=lambda run: (run.finished_at or now, run.id))
@@ -196,8 +196,8 @@ def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]], now: datetime
 
 
 async def _with_keys(connection: AsyncConnection, openings: Sequence[Opening]) -> list[Opening]:
-    """With the keys of the errors, by which several tasks with one error are one problem (see
-    problem.py).
+    """The openings with the keys of their errors. Incidents of several tasks with the same key are
+    one problem (see problem.py).
     """
     failed = [
         each.newest_run
@@ -252,7 +252,7 @@ async def _no_longer_bad(
 
 
 async def _acknowledge(connection: AsyncConnection, by_run: dict[str, str]) -> None:
-    """`by_run`: for each run the acknowledged incident that it belongs to."""
+    """`by_run`: for each run, the acknowledged incident that it belongs to."""
     runs_by_incident: dict[str, list[str]] = defaultdict(list)
     for run, incident in by_run.items():
         runs_by_incident[incident].append(run)
@@ -293,8 +293,8 @@ async def _first_seen(
 
 
 async def _folded(connection: AsyncConnection, openings: list[Opening]) -> list[Opening]:
-    """The openings; those of new errors of a task that has too many open ones already become
-    one.
+    """The openings. If a task already has too many open errors, its new ones are combined into one
+    opening.
     """
     tasks = {opening.task for opening in openings}
     query = select(incidents_table.c.kind, incidents_table.c.task, incidents_table.c.fingerprint)
@@ -335,9 +335,8 @@ async def _notice_outages(
     known_here: OutageOfNode,
     now: datetime,
 ) -> bool:
-    """Open the incident of each outage in which slots were missed, and that has none: the ledger
-    could be read in it,
-    but not written. Returns whether there was one.
+    """Open an incident for each outage in which slots were missed and that has none, because the
+    ledger could be read but not written. Returns whether there was one.
     """
     of_slots = [(each["first_slot"], each["last_slot"]) for each in ranges]
     found = [
@@ -355,7 +354,7 @@ async def _notice_steps(
     connection: AsyncConnection, ranges: Sequence[Mapping[Any, Any]], now: datetime
 ) -> None:
     """Open one incident for each step of the clock over which slots were missed, however many tasks
-    have such.
+    are affected.
     """
     for reason in sorted({each["reason"] for each in ranges}):
         theirs = [each for each in ranges if each["reason"] == reason]
@@ -454,7 +453,7 @@ async def blocked_nodes(connection: AsyncConnection, ids: Collection[str]) -> li
 
 async def _notice_files(connection: AsyncConnection, now: datetime) -> None:
     """Open an incident for each file of tasks that a living node can't use, and close those of all
-    others.
+    other files.
     """
     living = (nodes.c.stopped_at.is_(None), nodes.c.broken.is_not(None))
     lists = (await connection.execute(select(nodes.c.broken).where(*living))).scalars()

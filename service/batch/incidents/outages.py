@@ -1,5 +1,5 @@
-"""Outages: times in which no service ran, which the next one that starts notices; or in which those
-that lived did not fire. Slots that were missed in them belong to their incidents.
+"""Outages: times without a service, which the next one notices when it starts, or times in which
+the living services did not fire. Slots that were missed during an outage belong to its incident.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from service.batch.ledger.states import IncidentKind
 from service.batch.ledger.tables import nodes
 
 FIRING = timedelta(seconds=5)
-"""A slot that was due so shortly before the last sign of life may have been about to be fired."""
+"""A slot that was due this shortly before the last sign of life may have been about to fire."""
 
 MOST_NAMED = 5
 """At most this many tasks whose slots did not run are named."""
 
 SHORTEST = timedelta(minutes=1)
-"""A shorter time without a service is no outage: that is how long slots wait before they count as
+"""A shorter time without a service is no outage, because slots wait that long before they count as
 missed.
 """
 
 
 async def before_node(connection: AsyncConnection, node: str) -> tuple[datetime, datetime] | None:
-    """From when until when no service lived before this node started; None if that is less than a
+    """The time in which no service lived before this node started; None if it is less than a
     minute.
 
-    Services that started within a minute before it have come after the outage as well.
+    Services that started less than a minute before this node also count as started after the
+    outage.
     """
     started = (
         await connection.execute(select(nodes.c.started_at).where(nodes.c.id == node))
@@ -58,15 +59,13 @@ async def before_node(connection: AsyncConnection, node: str) -> tuple[datetime,
 
 @dataclass(frozen=True)
 class Outage:
-    """The incident of an outage, and what is known about it. While it is not over, there is no
-    `until`.
-    """
+    """The incident of an outage, and its details. They have no `until` while the outage lasts."""
 
     incident: str
     details: dict[str, Any]
 
     def has(self, first: datetime, last: datetime) -> bool:
-        """Whether all of these slots belong to it. What a service has not fired while it lived does
+        """Whether all of these slots belong to it. Slots that a living service did not fire do
         not.
         """
         since, until = _begin_and_end(self.details, last)
@@ -74,7 +73,9 @@ class Outage:
 
 
 async def since(connection: AsyncConnection, at: datetime) -> list[Outage]:
-    """The outages that were noticed since then, and that of services which live and do not fire."""
+    """The outages that were noticed since then, and the open one of services that live and do not
+    fire.
+    """
     columns = (incidents_table.c.id, incidents_table.c.details)
     is_down = (incidents_table.c.kind == IncidentKind.DOWN, incidents_table.c.opened_at >= at)
     rows = [*await connection.execute(select(*columns).where(*is_down))]
@@ -93,7 +94,7 @@ def has_slots(incident: Row[Any]) -> bool:
 
 
 def of_living(unfired: NotFired, now: datetime) -> Opening:
-    """The incident of services that live and do not fire. What is missed meanwhile belongs to
+    """The incident of services that live and do not fire. Slots that are missed meanwhile belong to
     it.
     """
     details = {"since": unfired.since.isoformat(), "holder": unfired.holder}
@@ -103,7 +104,7 @@ def of_living(unfired: NotFired, now: datetime) -> Opening:
 async def add_slots(
     connection: AsyncConnection, outage: Outage, slots: Mapping[str, int], now: datetime
 ) -> None:
-    """Note how many slots of each task did not run because of this outage."""
+    """Add the number of slots of each task that did not run because of this outage."""
     known = Counter(outage.details.get("slots") or {}) + Counter(slots)
     details = outage.details | {"slots": dict(known)}
     values = {"details": details, "text": _text_of(details, now), "count": sum(known.values())}
@@ -118,7 +119,7 @@ def _begin_and_end(details: Mapping[str, Any], now: datetime) -> tuple[datetime,
 
 
 def _text_of(details: Mapping[str, Any], now: datetime) -> str:
-    """What an outage means, with the next step."""
+    """What an outage has caused, with the next step."""
     begin, end = _begin_and_end(details, now)
     day = "" if begin.date() == end.date() else f"{end:%Y-%m-%d} "
     what = details.get(
@@ -155,11 +156,11 @@ async def record(
     cause: str | None = None,
     what: str | None = None,
 ) -> None:
-    """Open the incident of an outage. Its slots belong to it, so that they are no incidents of
+    """Open the incident of an outage. Its missed slots belong to it, and so get no incidents of
     their own.
 
-    `is_silent`: nothing is sent about it. `cause`: why services that lived could not use the
-    ledger. `what`: what was wrong, if services were there.
+    `is_silent`: nothing is sent about it. `cause`: why living services could not use the ledger.
+    `what`: what was wrong, if there were living services.
     """
     words = {name: words for name, words in (("cause", cause), ("what", what)) if words is not None}
     details = {"since": since.isoformat(), "until": until.isoformat(), **words}

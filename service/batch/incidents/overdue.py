@@ -1,8 +1,8 @@
-"""What has no row of its own when it goes wrong: late slots, slow runs, silent tasks, old backups,
-cursors ahead.
+"""Problems without a row of their own: late slots, slow runs, silent tasks, old backups, cursors
+that are ahead.
 
-Each function returns what is wrong now. The watch opens an incident where there is none, and closes
-those that are no longer among them.
+Each function returns what is wrong now. The watch opens an incident for each problem without one,
+and closes those whose problem is gone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FIRST_ON_TIME = " UNION ALL ".join(
     f"SELECT ({queues.first(of, '1', False, also=_ON_TIME)}) FROM {_WAITING_TASKS}"
     for of in ("exclusive = v.task", "exclusive IS NULL")
 )
-"""The ids of the first runs on time in the queue of each task that has waiting runs which no pause
-holds.
+"""The ids of the first on-time runs in the queue of each task that has due runs and is not
+paused.
 """
 
 _WAITING_COLUMNS = [runs.c[name] for name in ("id", "task", "slot", "due_at")]
@@ -47,10 +47,10 @@ async def late_slots(
     thresholds: Thresholds,
     now: datetime,
 ) -> list[Opening]:
-    """The tasks of which a slot's run has waited too long for its start. Runs that a pause holds
-    are not late.
+    """The tasks with a run of a slot that has waited too long for its start. Runs that a pause
+    holds are not late.
 
-    For each task it reads the first run on time in the queue, however many others wait there.
+    For each task it reads the first on-time run in the queue, however many others wait there.
     """
     among = queues.among("r.id", _FIRST_ON_TIME, connection.dialect.name)
     query = text(f"SELECT r.id, r.task, r.slot, r.due_at FROM batch_runs r WHERE {among}").columns(
@@ -87,7 +87,7 @@ async def slow_runs(
 ) -> list[Opening]:
     """The runs that take much longer than usual, or have made no progress for too long.
 
-    `blocked`: nodes whose event loop stands still. Whatever runs there is not slow by itself.
+    `blocked`: nodes whose event loop stands still. That explains why their runs are slow.
     """
     query = select(*_RUNNING_COLUMNS).where(text(HELD_SQL), runs.c.attempt_started_at.is_not(None))
     openings = []
@@ -132,8 +132,8 @@ async def _why_slow(
 async def silent_tasks(
     watched: Mapping[str, WatchedTask], usual: UsualDurations, now: datetime
 ) -> tuple[list[Opening], datetime | None]:
-    """The tasks without a success for longer than they expect, and when the next one would be.
-    Paused ones are not.
+    """The tasks without a success for longer than they expect, and when the next one may follow.
+    Paused tasks don't count.
     """
     openings, instants = [], []
     for task in watched.values():
@@ -157,8 +157,8 @@ async def old_backups(
     thresholds: Thresholds,
     now: datetime,
 ) -> tuple[list[Opening], datetime | None]:
-    """The incident of a newest verified backup that is too old, and when it will be. Only where
-    backups are made.
+    """The incident of a newest verified backup that is too old, and when it will be too old. Only
+    if backups are made.
     """
     task = watched.get(BACKUP_TASK)
     if task is None or task.is_removed or task.is_paused:
@@ -193,8 +193,8 @@ async def cursors_ahead(connection: AsyncConnection, now: datetime) -> list[Open
 async def newer_good_backups(
     connection: AsyncConnection, places: Mapping[str, datetime]
 ) -> set[str]:
-    """Those of these places that have a verified backup which was taken after the instant beside
-    the place.
+    """Those of these places that have a verified backup taken after the instant given for the
+    place.
     """
     good = set()
     for place, since in places.items():

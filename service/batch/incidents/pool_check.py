@@ -1,5 +1,5 @@
-"""Finds pools whose runs wait in vain: no node executes the runs of the pool, or none of its nodes
-has their task.
+"""Finds pools whose runs wait in vain, because no node executes the runs of the pool, or none of
+its nodes has their task.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from service.batch.ledger.pools import MOST_COUNTED, InVain
 from service.batch.ledger.states import IncidentKind
 
 PATIENCE = timedelta(minutes=1)
-"""So long runs may wait in vain before that is an incident. A deploy may stop the nodes of a pool
+"""How long runs may wait in vain before that is an incident. A deploy may stop the nodes of a pool
 for a moment.
 """
 MOST_NAMED = 10
-"""So many tasks are named in a message, at most."""
+"""The most tasks that a message names."""
 NOT_LOADED = "not loaded"
-"""The fingerprint of an incident where the pool has nodes, and none of them has the task."""
+"""The fingerprint of an incident if the pool has nodes but none of them has the task."""
 
 Key = tuple[str, str, str, str]
 
@@ -32,18 +32,18 @@ class PoolCheck:
     def __init__(self) -> None:
         self._since: dict[Key, datetime] = {}
         self.tasks: frozenset[str] = frozenset()
-        """The tasks whose runs wait in vain, as of the last check: that they are late is no other
-        problem.
+        """The tasks whose runs wait in vain, as of the last check. That they are late is not
+        reported separately.
         """
 
     async def check(
         self, connection: AsyncConnection, known: Collection[Key], now: datetime
     ) -> tuple[list[Opening], datetime | None]:
-        """The incidents of pools whose runs have waited in vain for a minute, and when there may be
-        more.
+        """The incidents of pools whose runs have waited in vain for a minute, and when more may
+        follow.
 
-        `known`: the keys of the open incidents. These go on as long as runs wait in vain, also if
-        this node has seen it only now.
+        `known`: the keys of the open incidents. These continue as long as runs wait in vain, even
+        if this node has seen that only now.
         """
         in_vain = await pools.in_vain(connection, now)
         self.tasks = frozenset(each.task for each in in_vain)
@@ -57,7 +57,7 @@ class PoolCheck:
 
 
 def grouped(found: Sequence[InVain]) -> dict[tuple[str, bool], list[InVain]]:
-    """The tasks by pool, and by whether the pool has nodes, of which then none has them."""
+    """The tasks by pool, and by whether the pool has nodes (none of which has the tasks)."""
     groups: dict[tuple[str, bool], list[InVain]] = {}
     for each in found:
         groups.setdefault((each.pool, each.is_claimed), []).append(each)
@@ -79,10 +79,10 @@ def _opening(waiting: Sequence[InVain], now: datetime) -> Opening:
 
 
 def why(pool: str, tasks: Sequence[str], waiting: int, *, is_claimed: bool) -> str:
-    """In words, why the runs of a pool wait in vain, and what to do.
+    """Why the runs of a pool wait in vain, and what to do, in words.
 
-    `tasks`: whose runs they are. `waiting`: how many. `is_claimed`: the pool has nodes, and none
-    has these tasks.
+    `tasks`: the tasks of these runs. `waiting`: their number. `is_claimed`: the pool has nodes, but
+    none of them has these tasks.
     """
     if is_claimed:
         has = f"no node of pool {pool} has {'task' if len(tasks) == 1 else 'tasks'} {_named(tasks)}"

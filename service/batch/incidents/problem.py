@@ -1,8 +1,8 @@
 """One error is one problem: open incidents of several tasks that began together, with the same
 error.
 
-Incidents stay one for each task and error in the ledger. What shows them, sends them or acts on
-them asks here which of them are one problem.
+In the ledger, each task and error has its own incident. Code that shows or sends incidents, or acts
+on them, asks here which of them are one problem.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from service.batch.ledger import json_rows
 from service.batch.ledger.tables import attempts, runs
 
 FEWEST = 5
-"""So many incidents with one error are one problem."""
+"""At least this many incidents with one error are one problem."""
 TOGETHER = timedelta(minutes=10)
-"""They have been opened within this time."""
+"""They must have been opened within this time."""
 KEY = "error"
-"""What the details of an incident have the key of its error as."""
+"""The name of the error's key in the details of an incident."""
 
 _FRAME = re.compile(r'^  File "([^"\n]+)", line \d+, in (\S+)', re.MULTILINE)
 
@@ -36,10 +36,10 @@ Item = TypeVar("Item")
 def groups(
     items: Iterable[Item], facts: Callable[[Item], tuple[str | None, datetime | None]]
 ) -> list[list[Item]]:
-    """The items, those together that are one problem; in the order of the first of each.
+    """The items in groups, one for each problem, in the order of the first item of each.
 
-    `facts`: of an item the key of its error, and when its incident was opened; None: it stands
-    alone.
+    `facts`: returns the key of an item's error, and when its incident was opened. An item with None
+    for either stays alone.
     """
     order, found = list(items), defaultdict(list)
     for number, item in enumerate(order):
@@ -60,7 +60,7 @@ def groups(
 
 def _bursts(members: Sequence[tuple[datetime, int]]) -> Iterable[list[int]]:
     """The members in the order of time, divided where one was opened more than TOGETHER after the
-    first.
+    first of its group.
     """
     burst: list[int] = []
     began: datetime | None = None
@@ -78,7 +78,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
     """The key of an error: its class, the first line of its message, and the innermost frame of its
     traceback.
 
-    `facts`: as `failures.facts_of` has them.
+    `facts`: as from `failures.facts_of`.
     """
     message = str(facts.get("message") or "").strip()
     first_line = without_changing(message.split("\n")[0])
@@ -100,7 +100,7 @@ async def keys(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, str
 
 
 def of_rows(rows: Iterable[Row[Any]]) -> list[list[Row[Any]]]:
-    """Open incidents, those together that are one problem."""
+    """Open incidents in groups, one for each problem."""
     return groups(rows, lambda row: (key_in(row.details), row.opened_at))
 
 

@@ -22,16 +22,18 @@ from service.batch.ledger.kept_back import KeptBack
 from service.batch.ledger.states import Closed, IncidentKind
 
 Channels = Callable[[Sequence[str]], Sequence[str]]
-"""From the names in `Alerts(to=…)` to the channels of these names; without names to those for all
+"""Returns the channels with the names in `Alerts(to=…)`; without names, the channels for all
 tasks.
 """
 
 
 COUNTED_AFTER = timedelta(seconds=5)
-"""So much later than it was noticed an outage is told, because its slots are counted first."""
+"""The message about an outage comes this much later than it was noticed, because its slots are
+counted first.
+"""
 
 FLAPS_WITHIN, STEADY_AFTER = timedelta(minutes=10), timedelta(minutes=2)
-"""An incident that is open again shortly after it was over is sent only if it stays open for this
+"""An incident that opens again shortly after it was closed is sent only if it stays open for this
 time.
 """
 
@@ -44,7 +46,7 @@ def may_tell(
     """When a message about an open incident that is held back may be written, and whether one has
     to be written now.
 
-    `every`: after how long incidents are told again; zero for never.
+    `every`: how long until incidents are told again; zero for never.
     """
     later, must = [], False
     for incident in opened:
@@ -62,7 +64,7 @@ def may_tell(
 
 
 def _is_enough(incident: Row[Any], task: WatchedTask | None) -> bool:
-    """Whether an error has come often enough to be told."""
+    """Whether an error has occurred often enough to be told."""
     if task is None or incident.kind != IncidentKind.FAILED:
         return True
     return bool(incident._mapping["count"] >= task.after_failures)
@@ -74,11 +76,11 @@ async def tell(
     channels: Channels,
     now: datetime,
 ) -> tuple[int, datetime | None]:
-    """Write messages about open incidents of which nobody was told.
+    """Write messages about open incidents that were not told yet.
 
     Returns how many incidents were told, and when one that is held back may be told.
 
-    A message is held back while its task is muted, in quiet hours, and until the error has come
+    A message is held back while its task is muted, in quiet hours, and until the error has occurred
     often enough.
     """
     query = select(incidents).where(
@@ -113,10 +115,10 @@ async def tell_of_the_end(
     channels: Channels,
     now: datetime,
 ) -> None:
-    """Write messages that incidents are over, to the channels that were told of them.
+    """Write messages that incidents have ended, to the channels that were told of them.
 
-    None about an outage, which is told when it is over. During a mute and in quiet hours they are
-    held back.
+    There is none about an outage, whose only message comes after its end. Messages are held back
+    during a mute and in quiet hours.
     """
     notes: list[Note] = []
     for incident in closed:
@@ -154,7 +156,7 @@ async def repeat(
     every: timedelta,
     now: datetime,
 ) -> int:
-    """Write a message again about open incidents whose last message is older than `every`. Returns
+    """Write another message about open incidents whose last message is older than `every`. Returns
     how many.
     """
     query = select(incidents).where(
@@ -174,17 +176,17 @@ async def repeat(
 
 
 def _task_of(incident: Row[Any]) -> str:
-    """The task that an incident is about; empty if it is about none."""
+    """The task that an incident is about; empty if there is none."""
     return incident.task or (incident.details or {}).get("task") or ""
 
 
 async def _flapping(
     connection: AsyncConnection, waiting: Sequence[Row[Any]], now: datetime
 ) -> set[str]:
-    """Those of these incidents that have just begun, and were over a short while ago.
+    """Those of these incidents that have just begun, but also ended a short while ago.
 
-    They are told if they last: something that comes and goes each minute would be two messages each
-    time.
+    They are told only if they last. Otherwise a problem that comes and goes each minute would cause
+    two messages each time.
     """
     young = {row.id: row for row in waiting if row.opened_at + STEADY_AFTER > now}
     if not young:
@@ -202,9 +204,7 @@ async def _flapping(
 
 
 def _told_from(incident: Row[Any], task: WatchedTask | None, now: datetime) -> datetime | None:
-    """Until when nothing is sent about the begin of an incident; None if nothing holds the message
-    back.
-    """
+    """Until when the opening message of an incident is held back; None if it can be sent now."""
     counted = incident.opened_at + COUNTED_AFTER
     return (
         counted if incident.kind == IncidentKind.DOWN and counted > now else _held_until(task, now)
@@ -212,7 +212,7 @@ def _told_from(incident: Row[Any], task: WatchedTask | None, now: datetime) -> d
 
 
 def _held_until(task: WatchedTask | None, now: datetime) -> datetime | None:
-    """Until when nothing is sent about the task; None if nothing holds messages back."""
+    """Until when messages about the task are held back; None if they can be sent now."""
     if task is None:
         return None
     muted = task.muted_until if task.muted_until is not None and task.muted_until > now else None
@@ -232,8 +232,8 @@ async def _all_notes(
     channels: Channels,
     now: datetime | None = None,
 ) -> list[Note]:
-    """The messages about these incidents, which also say what the failed runs of the first of them
-    keep back.
+    """The messages about these incidents. Those about failures also list the runs that these keep
+    back.
     """
     errors = [(row.task, row.fingerprint) for row in told if row.kind == IncidentKind.FAILED]
     kept = await kept_back.by_errors(connection, errors)
@@ -253,7 +253,7 @@ def _notes(
     keeps: Sequence[KeptBack] = (),
 ) -> list[Note]:
     content = content_of(incident, task, keeps)
-    at = incident.closed_at if kind == "closed" else now  # what may happen several times
+    at = incident.closed_at if kind == "closed" else now  # these may come several times
     again = f" {at.isoformat()}" if at is not None else ""
     names = channels(task.to if task is not None else ())
     return [
@@ -265,8 +265,8 @@ def _notes(
 def content_of(
     incident: Row[Any], task: WatchedTask | None, keeps: Sequence[KeptBack] = ()
 ) -> dict[str, Any]:
-    """An incident as JSON, as it is now: what a message about it is made from. `keeps`: what it
-    keeps back.
+    """An incident as JSON, as it is now, from which messages about it are made. `keeps`: the runs
+    that it keeps back.
     """
     is_secret = task is not None and task.is_secret
     instants = {name: getattr(incident, name) for name in ("opened_at", "last_at", "closed_at")}

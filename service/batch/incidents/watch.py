@@ -1,7 +1,8 @@
-"""The watch: one node at a time notices what has gone wrong, and writes incidents and what is to be
-sent about them.
+"""The watch: one node at a time notices what has gone wrong, and writes incidents and the messages
+about them.
 
-It is woken by the ledger poll. While nothing is wrong and nothing runs, it asks the ledger nothing.
+The ledger poll wakes it. While nothing is wrong and no run is active, it sends no statements to the
+ledger.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 
 class Watch(Background):
     """`node`: the id of this node. `channels`: see telling.Channels. `on_told`: called when
-    something is to be sent.
+    messages have to be sent.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Watch(Background):
         LEASE_SECONDS.
         """
         self.unfired: Callable[[], NotFired | None] = lambda: None
-        """Says in words why slots are due that no service fires; None if there are none."""
+        """Returns why due slots are not fired by any service; None if there are none."""
         self._longest_lag = lease * duties.SHARE_OF_LEASE
         self._ledger = ledger
         self._node = node
@@ -78,7 +79,7 @@ class Watch(Background):
         """Whether this node has the duty of the watch, as far as it knows."""
 
     def on_changes(self, changes: LedgerChanges) -> None:
-        """Take the result of a ledger poll, which wakes the watch if there is something to do."""
+        """Take the result of a ledger poll, and wake the watch if there is something to do."""
         before = self._changes
         self._changes = changes
         # The ledger's clock was set back.
@@ -118,14 +119,14 @@ class Watch(Background):
             except Exception as error:  # the background loop's boundary
                 self._checks.forget_all()
                 if self._outage.cause_for("watch", self._ledger, error) is None:
-                    logger.exception("the watch failed, and goes on with the next poll")
+                    logger.exception("the watch failed; it goes on with the next poll")
 
     async def _turn(self) -> None:
         if not self.holds:
             async with self.limited_turn():
                 if not await self._take():
                     return
-        # Before what was missed meanwhile is noticed, which belongs to its incident.
+        # Ask before noticing missed slots, because slots missed meanwhile belong to this incident.
         unfired = self.unfired()
         is_done = False
         while not is_done:
@@ -143,19 +144,20 @@ class Watch(Background):
                 connection, WATCH, self._node, now, self._longest_lag
             )
             outage = await outages.before_node(connection, self._node) if self.holds else None
-            # What was before the first watch of this ledger, such as an upgrade, is not sent.
+            # Nothing is sent about the time before the first watch of this ledger, such as an
+            # upgrade.
             if outage is not None:
                 await outages.record(connection, *outage, now, is_silent=is_first)
         self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
         self._gap = None
         if self.holds:
             self._checks.forget_all()
-            self._on_told()  # what the node before this one has not sent yet
+            self._on_told()  # the node before this one may have left some messages
             self._on_noticed()
         return self.holds
 
     async def _notice(self) -> bool:
-        """Notice some of what was not noticed yet. Returns whether there may be more."""
+        """Notice some of the new rows. Returns whether there may be more."""
         async with self._ledger.engine.begin() as connection:
             if not await self._still_holds(connection):
                 return False
@@ -176,15 +178,14 @@ class Watch(Background):
     async def _notice_rows(
         self, connection: AsyncConnection, gap: tuple[datetime, datetime] | None, now: datetime
     ) -> int:
-        """Runs come first, because their rows are locked before those of incidents. Then an outage,
-        because the ranges
-        of slots that were missed in it belong to its incident.
+        """Notice new rows: first runs, because their rows are locked before those of incidents;
+        then an outage, because the missed ranges in it belong to its incident.
         """
         noticed, tasks = await noticing.notice_runs(connection, now)
         self._checks.forget(tasks)
         if gap is not None and not await outages.is_known(connection, *gap):
             known = self._outage.during(*gap)
-            # Slots that were due before the last poll, or after the next one, are its slots too.
+            # The outage may reach further than the two polls, and so may its missed slots.
             if known is not None:
                 gap = min(known.since, gap[0]), max(known.until, gap[1])
             await outages.record(
@@ -228,9 +229,10 @@ class Watch(Background):
         self._next_check = min(following, default=NEVER)
 
     def _blocked(self, changes: LedgerChanges | None) -> dict[str, bool]:
-        """The other nodes whose event loop stands still, each with whether it is certain: for
-        longer than at the last
-        check. A node that was frozen says the same in its first beat, once.
+        """The other nodes whose event loop stands still, each with whether that is certain.
+
+        It is certain if the lag has grown since the last check: a node that was frozen reports such
+        a lag only once, in its first beat.
         """
         before = self._lags
         self._lags = {node.id: node.loop_lag for node in changes.others} if changes else {}
@@ -256,7 +258,9 @@ class Watch(Background):
 
 
 def _passed(before: LedgerChanges, after: LedgerChanges) -> timedelta:
-    """How much time has passed between two polls: over a step of the clock nobody was down."""
+    """How much time has passed between two polls. A step of the clock does not count as
+    downtime.
+    """
     by_clock = after.now - before.now
     return (
         by_clock

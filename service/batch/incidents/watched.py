@@ -1,4 +1,6 @@
-"""What the ledger knows about a task's monitoring, so that the watch needs no task to be loaded."""
+"""What the ledger knows about a task's monitoring, so that the watch does not need to load the
+task.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,12 @@ class WatchedTask:
     """A task as the watch sees it. Times are in seconds, instants in UTC.
 
     Attributes:
-        after_failures: The incident of an error is sent only after this many failures.
-        close_after: It is over only after this many successes in a row.
-        muted_until: Until then nothing is sent about the task.
-        deadline_until: Up to this instant its deadlines were checked.
-        zone: The zone of its schedule; UTC for a task without one.
-        is_secret: Whether it has the tag "secret": messages do not say what its runs have said.
+      after_failures: The incident of an error is sent only after this many failures.
+      close_after: The incident is closed only after this many successes in a row.
+      muted_until: Until then nothing is sent about the task.
+      deadline_until: Its deadlines were checked up to this instant.
+      zone: The zone of its schedule; UTC for a task without one.
+      is_secret: Whether it has the tag "secret". Messages then contain no text from its runs.
     """
 
     name: str
@@ -56,13 +58,13 @@ class WatchedTask:
 
     @classmethod
     def of(cls, row: Any) -> WatchedTask:
-        """`row`: of batch_tasks, with the `timezone` of its open schedule. What an older version
-        wrote lacks values.
+        """`row`: of batch_tasks, with the `timezone` of its open schedule. Rows of an older version
+        lack some values.
         """
         declared = row.monitoring if isinstance(row.monitoring, dict) else {}
         alerts = declared.get("alerts") or {}
         return cls(
-            name=sys.intern(row.name),  # the name that the class of the task has, if it is loaded
+            name=sys.intern(row.name),  # the same string as the name of the loaded class, if any
             owner=declared.get("owner"),
             runbook=declared.get("runbook"),
             after_failures=alerts.get("after_failures") or 1,
@@ -88,7 +90,7 @@ class WatchedTask:
 def _zone(name: str | None) -> ZoneInfo:
     try:
         return zone_of(name) if name is not None else UTC_ZONE
-    except InvalidSchedule:  # another version of the service knows the zone
+    except InvalidSchedule:  # only another version of the service knows the zone
         return UTC_ZONE
 
 
@@ -110,8 +112,8 @@ async def watched_tasks(connection: AsyncConnection) -> dict[str, WatchedTask]:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as late, slow and so on for tasks that say nothing else, in seconds: the settings
-    BATCH_ALERT_….
+    """What counts as late, slow and so on for tasks without values of their own, in seconds: the
+    settings BATCH_ALERT_….
     """
 
     late_after: float = 300.0

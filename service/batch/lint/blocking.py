@@ -38,7 +38,7 @@ PACKAGES = ("requests.",)
 
 
 def blocking_calls(run: Callable[..., Any]) -> list[tuple[int, str]]:
-    """The line in the file and the name as written of each blocking call in `run`, without its
+    """The line in the file, and the name as written, of each blocking call in `run`, without its
     nested functions.
     """
     function = inspect.unwrap(run)
@@ -57,7 +57,9 @@ def blocking_calls(run: Callable[..., Any]) -> list[tuple[int, str]]:
 
 
 def _calls(node: ast.AST) -> Iterator[ast.Call]:
-    """The calls in a node, without those in nested functions, which may be meant for a thread."""
+    """The calls in a node, without those in nested functions, which may be intended for a
+    thread.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.Lambda):
             continue

@@ -1,4 +1,4 @@
-"""The effects that clock changes of its zone have on a schedule, in words. Pure."""
+"""How clock changes of its zone affect a schedule, in words. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ _SECOND = timedelta(seconds=1)
 _INSTANT = timedelta(microseconds=1)
 
 DAY = timedelta(days=1)
-"""Upper bound on the size of a clock change, and on the distance from it of the slots that it
-affects.
-"""
+"""The largest clock change, and the largest distance of an affected slot from it."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A clock change that affects a schedule. Slots that differ from other days lie in [first,
+    """A clock change that affects a schedule. The slots that differ from other days lie in [first,
     last]; aware, UTC.
     """
 
@@ -96,7 +94,7 @@ def _repeated(of: Schedule, at: datetime, times: list[datetime], length: timedel
 def _keeps_its_rhythm(
     of: Schedule, times: list[datetime], end: datetime, length: timedelta
 ) -> bool:
-    """Whether the period after the skipped or repeated one has slots at the same distances: then
+    """Whether the period after the skipped or repeated one has slots at the same distances, so that
     nothing changes.
     """
     return _times(of, end, end + length) == [time + length for time in times]

@@ -16,15 +16,14 @@ from itertools import islice, pairwise
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.lint.blocking import blocking_calls
 from service.batch.lint.clock_changes import effects
-from service.batch.lint.monitoring import mistakes
-from service.batch.lint.pools import unbounded, unserved
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.declaration import MONITORING, ON_TIME, Retry
 from service.batch.tasks.registry import Task
+from service.settings.pools import DEFAULT_POOL
 
 YEAR = timedelta(days=366)
-SAMPLE = 500
-"""The number of next slots from which the shortest interval is computed."""
+SAMPLE, LONGEST_SAMPLE = 500, 100
+"""The number of next slots from which the shortest and the longest interval are computed."""
 
 MANY = 1_000
 """More runs than this that catch up together are a likely mistake."""
@@ -56,7 +55,7 @@ ELSEWHERE = {
 }
 """Names of attributes in other schedulers, with our names."""
 OURS = f"{BaseTask.__module__.rpartition('.')[0]}."
-"""The modules of the classes that authors derive theirs from, each with attributes of its own."""
+"""The modules of the base classes for authors, each with attributes of its own."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,14 @@ def findings(task: Task, now: datetime, served: Collection[str] | None = None) -
     """The likely mistakes in a task, warnings first. Clock changes count in the year after `now`
     (aware).
 
-    `served`: the names of the pools that somebody serves, besides the default one; None: they are
-    not known.
+    `served`: the names of the served pools, besides the default one; None if they are not known.
     """
     unsorted = [
         *_attributes(task),
         *_body(task),
-        *(_warning(*mistake) for mistake in mistakes(task, now)),
+        *_monitoring(task, now),
+        *_pool(task, served),
     ]
-    unsorted += [_warning(*mistake) for mistake in unserved(task, served)]
-    unsorted += [_note(*mistake) for mistake in unbounded(task)]
     if task.schedule is not None:
         interval = shortest_interval(task.schedule, now)
         unsorted += [
@@ -103,8 +100,8 @@ def findings(task: Task, now: datetime, served: Collection[str] | None = None) -
 
 
 def unknown_upstreams(task: Task, known: Collection[str]) -> list[LintFinding]:
-    """The tasks that `after` names and that are not among `known`: what waits for them is always
-    skipped.
+    """The tasks that `after` names and that are not among `known`: runs that wait for them are
+    always skipped.
     """
     upstreams = task.after.tasks if task.after is not None else ()
     return [
@@ -122,6 +119,63 @@ def shortest_interval(of: Schedule, now: datetime) -> timedelta:
         schedule(of.cron).between(now.astimezone(UTC), now.astimezone(UTC) + 10 * YEAR), SAMPLE
     )
     return min((after - before for before, after in pairwise(slots)), default=10 * YEAR)
+
+
+def _longest_interval(of: Schedule, now: datetime) -> timedelta | None:
+    slots = list(islice(of.following(now, LONGEST_SAMPLE), LONGEST_SAMPLE))
+    return max((after - before for before, after in pairwise(slots)), default=None)
+
+
+def _monitoring(task: Task, now: datetime) -> Iterator[LintFinding]:
+    monitoring, alerts = task.monitoring, task.monitoring.alerts
+    if task.schedule is None:
+        if monitoring.deadline is not None:
+            yield _warning(
+                "deadline-without-schedule",
+                "deadline is of no use: the task has no schedule, so it has no slots",
+            )
+        if alerts.late_after is not None:
+            yield _warning(
+                "late-without-schedule",
+                "Alerts(late_after) is of no use: the task has no schedule, so no slot is late",
+            )
+    elif monitoring.expect_every is not None:
+        longest = _longest_interval(task.schedule, now)
+        if longest is not None and timedelta(seconds=monitoring.expect_every) < longest:
+            yield _warning(
+                "expect-every-too-short",
+                f"expect_every = {monitoring.expect_every:g} s, but up to "
+                f"{longest.total_seconds():g} s pass between two slots: the task would be "
+                "reported as silent although it runs",
+            )
+    timeout = task.policies.timeout
+    if timeout is not None and alerts.slow_after is not None and alerts.slow_after >= timeout:
+        yield _warning(
+            "slow-beyond-timeout",
+            f"Alerts(slow_after) is of no use: a run is ended after {timeout:g} s (timeout)",
+        )
+    if alerts.close_after > 1 and monitoring.each_slot_counts:
+        yield _warning(
+            "close-after-each-slot",
+            "Alerts(close_after) counts successes of any slot, but a failed slot is made good "
+            "only by its own success",
+        )
+
+
+def _pool(task: Task, served: Collection[str] | None) -> Iterator[LintFinding]:
+    if served is not None and task.pool != DEFAULT_POOL and task.pool not in served:
+        yield _warning(
+            "unserved-pool",
+            f"no process serves pool {task.pool}, so its runs wait: set "
+            f"BATCH_POOL_{task.pool.upper()} to process or nodes, or start `batch work --pool "
+            f"{task.pool}`",
+        )
+    if task.policies.memory is not None and task.pool == DEFAULT_POOL:
+        yield _note(
+            "memory-without-process",
+            "memory has no effect in pool default, whose runs share one process; a pool with "
+            "BATCH_POOL_…=process enforces the bound",
+        )
 
 
 def _policies(task: Task, interval: timedelta) -> Iterator[LintFinding]:
@@ -210,7 +264,7 @@ def _expression(of: Schedule) -> Iterator[LintFinding]:
 
 def _every_minute(of: Schedule) -> Iterator[LintFinding]:
     """Warn of `* 2 * * *`, which fires each minute of an hour, where `0 2 * * *` is probably
-    meant.
+    intended.
     """
     second, minute, hour = of.fields[:3]
     in_hour = minute == "*" and hour.isdigit() and (second == "*" or second.isdigit())
@@ -268,7 +322,7 @@ def _attributes(task: Task) -> Iterator[LintFinding]:
         policy = _closest_policy(name, unset)
         if policy is not None:
             yield _warning(
-                "unknown-attribute", f"the attribute {name} has no effect; is {policy} meant?"
+                "unknown-attribute", f"the attribute {name} has no effect; is {policy} intended?"
             )
 
 

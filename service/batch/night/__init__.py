@@ -1,3 +1,3 @@
-"""What became of the slots of a window, counted exactly: a tally of what is over, and a count of
+"""What became of the slots of a window, counted exactly: a tally of past buckets, and a count of
 the rest.
 """

@@ -1,7 +1,7 @@
 """Counts what became of each slot of an interval, for all tasks at once, with the cron code.
 
-Unlike the account it finds no details: it only counts. `batch account` and this agree on every
-slot; a test says so.
+Unlike the account it only counts, without details. `batch account` and this module agree on every
+slot, as a test checks.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from service.errors import InvalidSchedule
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 Counts = dict[tuple[datetime, str], Counter[str]]
-"""Slots by class, for each bucket and task that has slots."""
+"""The number of slots of each class, for each bucket and task that has slots."""
 
 Note = Callable[[str, datetime, bool], None]
-"""Is called with the task and the slot of what is unaccounted for, and whether a service has gone
-past the slot.
+"""Called with the task and the slot of each unaccounted slot, and with whether a service has moved
+its cursor past the slot.
 """
 
 
@@ -44,8 +44,8 @@ def ignore(_task: str, _slot: datetime, _is_handled: bool) -> None:
 
 @dataclass(frozen=True)
 class _Span:
-    """A part of the time in which a task had a schedule: its slots are those after `after` up to
-    `until`.
+    """A part of the time in which a task had a schedule. Its slots are those after `after`, up to
+    and including `until`.
     """
 
     schedule: Schedule
@@ -55,8 +55,8 @@ class _Span:
 
 @dataclass
 class _Task:
-    """What the ledger has about the slots of one task. `handled`: slots of its open schedule after
-    it are not yet.
+    """The ledger's facts about the slots of one task. `handled`: the cursor of its open schedule;
+    later slots were not handled yet.
     """
 
     handled: datetime = NEVER
@@ -80,10 +80,10 @@ async def count(
     now: datetime,
     note: Note = ignore,
 ) -> Counted:
-    """Count the slots from `since` up to `until` (excluded; both aware) by what they are at `now`.
+    """Count the slots from `since` up to `until` (excluded; both aware), by their class at `now`.
 
-    Reads within the caller's transaction. The slots are computed in a thread, and `note` is called
-    there.
+    Reads within the caller's transaction. The slots are computed in a thread, which also calls
+    `note`.
     """
     last = until - INSTANT
     found = await _spans(connection, since, last)
@@ -124,16 +124,14 @@ def _class_of(slot: datetime, task: _Task, cause: str | None, now: datetime) -> 
 
 
 class _Ranges:
-    """The missed ranges of a task, each its first slot, its last slot and its cause."""
+    """The missed ranges of a task, each as its first slot, its last slot and its cause."""
 
     def __init__(self, ranges: list[tuple[datetime, datetime, str]]) -> None:
         self._later = deque(sorted(ranges))
         self._current: list[tuple[datetime, datetime, str]] = []
 
     def cause_at(self, slot: datetime) -> str | None:
-        """The cause of the first range that contains this slot. Call it for the slots in their
-        order.
-        """
+        """The cause of the first range that contains this slot. Call it for the slots in order."""
         while self._later and self._later[0][0] <= slot:
             self._current.append(self._later.popleft())
         if self._current:
@@ -158,7 +156,7 @@ def _slots(spans: Sequence[_Span], after: datetime, until: datetime) -> Iterator
 
 
 async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -> dict[str, _Task]:
-    """The tasks with a schedule in the interval. Slots before the begin of a task's account are
+    """The tasks with a schedule in the interval. Slots before the beginning of a task's account are
     left out.
     """
     columns = [
@@ -180,7 +178,7 @@ async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -
         begin = max(since, row.accounted_from or since) - INSTANT
         try:
             readable = schedule(row.cron, row.timezone)
-        except InvalidSchedule:  # another version of the service has written it
+        except InvalidSchedule:  # another version of the service wrote it
             continue
         span = _Span(
             readable, max(row.valid_from, begin), last if is_open else min(row.valid_until, last)
@@ -193,9 +191,10 @@ async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -
 async def _read_states(
     connection: AsyncConnection, found: Mapping[str, _Task], since: datetime, last: datetime
 ) -> None:
-    """The state of the run of each slot. They are read by the unique index on task and slot.
+    """Read the state of the run of each slot, by the unique index on task and slot.
 
-    The names of the tasks of an instant come together: many tasks have the same slots.
+    The rows are grouped by instant, with the names of all tasks of an instant in one row, because
+    many tasks have the same slots.
     """
     kind = connection.dialect.name
     source = json_rows.source([runs.c.task], kind)

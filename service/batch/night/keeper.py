@@ -1,5 +1,5 @@
-"""Keeps the tally: counts each ten minutes once they are over, and earlier ones of the last month,
-the newest first.
+"""Keeps the tally: counts each ten minutes once they have passed, and earlier ones of the last
+month, the newest first.
 
 It also keeps how long the runs of each task usually take.
 """
@@ -31,20 +31,22 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 AT_ONCE = 6
-"""So many buckets are counted in one transaction: an hour."""
+"""How many buckets are counted in one transaction: an hour."""
 MEASURED_AT_ONCE = 20
 """The durations of this many tasks are computed before they are written."""
 MOST_CHANGED = 5_000
-"""Buckets that are counted again in one turn, at most: more than there are in a month."""
+"""The most buckets that are counted again in one turn: more than there are in a month."""
 PAUSE_SECONDS = 0.1
 LONGEST_SECONDS = buckets.LENGTH.total_seconds()
-"""A new bucket is over so often. The tally is also kept when the watch has noticed something."""
+"""The interval at which another bucket has passed. The tally is also kept when the watch has
+noticed something.
+"""
 AGAIN_SECONDS = 1.0
-"""While the ledger can't be reached it is tried again so often: the outage lasts until this part
-can work again.
+"""The wait between two tries while the ledger can't be reached. The outage lasts until this part
+works again.
 """
 FILLED = timedelta(days=31)
-"""So far back the tally is filled."""
+"""How far back the tally is filled."""
 
 
 class TallyKeeper(Background):
@@ -80,14 +82,14 @@ class TallyKeeper(Background):
             except Exception as error:  # the background loop's boundary
                 cause = self._outage.cause_for("tally", self._ledger, error)
                 if cause is None:
-                    logger.exception("keeping the tally of slots failed, which is repeated")
+                    logger.exception("keeping the tally of slots failed; it is repeated")
                 wait = LONGEST_SECONDS if cause is None else AGAIN_SECONDS
 
     async def keep_up(self) -> float:
-        """Count what can be counted and is not yet, six buckets in a transaction. Then compute
+        """Count every bucket that can be counted and is not yet, six in a transaction. Then compute
         durations.
 
-        Returns in how many seconds one more bucket can be counted. A node without the duty does
+        Returns the seconds until one more bucket can be counted. A node without the duty does
         nothing.
         """
         if not self._holds():
@@ -107,7 +109,9 @@ class TallyKeeper(Background):
         return tally.until_next(now).total_seconds()
 
     async def _measure(self) -> None:
-        """Compute how long the runs of tasks take that had one since that was last computed."""
+        """Compute the usual durations again for tasks that have had a run since the last
+        computation.
+        """
         async with self.limited_turn(), self._ledger.reader.connect() as connection:
             names = await durations.outdated(connection, await database_time.now_of(connection))
         for first in range(0, len(names), MEASURED_AT_ONCE):
@@ -129,7 +133,7 @@ class TallyKeeper(Background):
         return True
 
     async def _wanted(self) -> tuple[list[datetime], datetime]:
-        """The buckets to count, the newest first after those that have changed; and the present by
+        """The buckets to count, first those that have changed, then the newest first; and the
         database time.
         """
         async with self._ledger.reader.connect() as connection:
@@ -149,8 +153,8 @@ class TallyKeeper(Background):
         return [*changed, *rest], now
 
     async def _keep(self, wanted: Sequence[datetime]) -> set[datetime]:
-        """Count these buckets. Returns those that can't be counted yet, because something in them
-        goes on.
+        """Count these buckets. Returns those that can't be counted yet, because slots in them are
+        still active.
         """
         async with self._ledger.engine.begin() as connection:
             if not await duties.hold(connection, WATCH, self._node):
@@ -170,8 +174,8 @@ async def _begin(connection: AsyncConnection, now: datetime) -> datetime | None:
 
 
 async def _report(connection: AsyncConnection, unaccounted: Counter[str], now: datetime) -> None:
-    """Open an incident for each task of which slots in these buckets are unaccounted for; close
-    those that are over.
+    """Open an incident for each task with unaccounted slots in these buckets, and close those of
+    tasks without any left.
     """
     opened = {
         row.task: row for row in await incidents.are_open(connection, [IncidentKind.UNACCOUNTED])

@@ -1,5 +1,5 @@
-"""The tally of slots: kept for buckets that are over, and completed by a count of the others when
-it is read.
+"""The tally of slots: kept for buckets that have passed, and completed by a count of the others
+when it is read.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from service.batch.night.counting import Counts, count
 from service.concurrency.offload import offload
 
 OPEN_FOR = timedelta(minutes=2)
-"""A bucket is counted when its end is so old, and nothing in it goes on. What changes afterwards
-marks it.
+"""A bucket is counted this long after its end, if nothing in it is active. A later change marks
+it.
 """
 
 MOST_COUNTED_AT_ONCE = 300
-"""Buckets without a tally that are counted while somebody waits, at most: two days. The newest ones
-are.
+"""The most buckets without a tally that are counted while a caller waits: the newest ones, two
+days.
 """
 
 
 @dataclass(frozen=True)
 class Window:
-    """The slots of a window by class. `accounted_from`: earlier slots of it are not counted yet;
-    None: all are.
+    """The slots of a window by class. `accounted_from`: slots before it are not counted yet; None
+    if all are.
 
-    `not_run`: by task, how many slots were missed, paused or skipped; only tasks with such slots.
-    `untallied`: the counts of what has no tally, by bucket and task.
+    `not_run`: by task, how many slots were missed, paused or skipped, for tasks with such slots.
+    `untallied`: the counts of buckets without a tally, by bucket and task.
     """
 
     counts: dict[str, int]
@@ -63,7 +63,7 @@ async def of_window(
 ) -> Window:
     """What became of the slots from `since` up to `until` (excluded; both aware, UTC).
 
-    What has a tally is read from it. The other buckets are counted now. Call it in one read
+    Buckets with a tally are read from it, and the others are counted now. Call it in one read
     transaction.
     """
     counted, rest, accounted_from = await divided(connection, since, until)
@@ -91,8 +91,8 @@ async def of_window(
 async def divided(
     connection: AsyncConnection, since: datetime, until: datetime
 ) -> tuple[set[datetime], list[datetime], datetime | None]:
-    """The buckets of a window that have a tally, those that have to be counted now, and the begin
-    of its account.
+    """The buckets of a window that have a tally, those that have to be counted now, and the
+    beginning of its account.
     """
     counted = {
         bucket
@@ -111,8 +111,8 @@ async def divided(
 async def not_all_good(
     connection: AsyncConnection, since: datetime, until: datetime
 ) -> dict[datetime, Counter[str]]:
-    """The sums of the slots that have not succeeded, from `since` up to `until` (excluded), where
-    they are counted.
+    """The sums of the slots that have not succeeded, from `since` up to `until` (excluded), in
+    buckets with a tally.
     """
     sums = [func.sum(tally.c[name]).label(name) for name in NOT_ALL_GOOD]
     query = (
@@ -132,7 +132,7 @@ async def not_all_good(
 async def have_slots(
     connection: AsyncConnection, windows: Sequence[tuple[datetime, datetime]]
 ) -> list[bool]:
-    """For each of these few windows whether any slot within it is counted (its end excluded)."""
+    """For each of these few windows, whether the tally has a slot within it (its end excluded)."""
     columns: list[str] = []
     ends: dict[str, datetime] = {}
     for number, (since, until) in enumerate(windows):
@@ -151,7 +151,7 @@ async def have_slots(
 async def of_tasks(
     connection: AsyncConnection, names: Collection[str], wanted: Collection[datetime]
 ) -> dict[str, dict[datetime, dict[str, int]]]:
-    """The tally of these tasks, by bucket. It is found by its key, so `names` should be few."""
+    """The tally of these tasks, by bucket. It is read by its key, so `names` should be few."""
     kind = connection.dialect.name
     pairs = [{"bucket": bucket, "task": name} for name in names for bucket in wanted]
     source = json_rows.source([tally.c.bucket, tally.c.task], kind)
@@ -192,7 +192,7 @@ async def _read(
 async def _not_run(
     connection: AsyncConnection, since: datetime, until: datetime
 ) -> dict[str, Counter[str]]:
-    """For each task the sums of the slots in the tally that did not run, from `since` up to the
+    """For each task, the sums of the slots in the tally that did not run, from `since` up to the
     last whole bucket.
     """
     sums = [func.sum(tally.c[name]).label(name) for name in NOT_RUN]
@@ -216,7 +216,7 @@ async def _not_run(
 
 
 def intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
-    """The intervals that these buckets make together."""
+    """The intervals that these buckets form together."""
     found: list[tuple[datetime, datetime]] = []
     for bucket in sorted(wanted):
         if found and found[-1][1] == bucket:
@@ -230,9 +230,9 @@ def intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
 class Kept:
     """`counted`: how many buckets have a tally now. `left`: those that can't be counted yet.
 
-    `unaccounted`: by task, how many slots in these buckets are neither a run nor missed, and a
-    service has gone past. What no service has come to yet is late, which is told as what keeps the
-    services from firing.
+    `unaccounted`: by task, how many slots in these buckets have neither a run nor a missed range
+    although a cursor is past them. Slots that no service has reached yet are late; they are
+    reported with the reason why services do not fire.
     """
 
     counted: int
@@ -241,7 +241,7 @@ class Kept:
 
 
 async def keep(connection: AsyncConnection, wanted: Sequence[datetime], now: datetime) -> Kept:
-    """Count these buckets, and keep the counts of those in which nothing goes on, in the caller's
+    """Count these buckets, and keep the counts of those without active slots, in the caller's
     transaction.
     """
     if not wanted:
@@ -284,12 +284,12 @@ def may_be_over(now: datetime) -> datetime:
 
 
 def until_next(now: datetime) -> timedelta:
-    """How long it takes from `now` until one more bucket may be counted."""
+    """The time from `now` until one more bucket may be counted."""
     return may_be_over(now) + LENGTH + OPEN_FOR - now
 
 
 async def unaccounted(connection: AsyncConnection, names: Collection[str]) -> set[str]:
-    """Those of these tasks that have slots in the tally which are unaccounted for."""
+    """Those of these tasks that have unaccounted slots in the tally."""
     found = set()
     for name in names:
         query = select(tally.c.bucket).where(tally.c.task == name, text("unaccounted > 0")).limit(1)
@@ -299,7 +299,7 @@ async def unaccounted(connection: AsyncConnection, names: Collection[str]) -> se
 
 
 def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sums of counts by class, without the classes of which there is none."""
+    """The sums of counts by class, without classes whose sum is zero."""
     total: Counter[str] = Counter()
     for each in counts:
         total.update(each)

@@ -1,5 +1,5 @@
-"""The slots of a window that are unaccounted for, one by one. Finding them costs no more than
-counting the window.
+"""The unaccounted slots of a window, one by one. Finding them costs no more than counting the
+window.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class UnaccountedSlot(NamedTuple):
 
 @dataclass(frozen=True)
 class Unaccounted:
-    """`slots`: the newest ones, the newest first. `number`: how many there are in all.
-    `accounted_from`: see Window.
+    """`slots`: the newest ones, the newest first. `number`: their number in all. `accounted_from`:
+    see Window.
     """
 
     slots: list[UnaccountedSlot]
@@ -41,7 +41,7 @@ class Unaccounted:
 
 
 class _Newest:
-    """Keeps the newest slots that it was told of."""
+    """Keeps the newest of the slots passed to `note`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -69,11 +69,11 @@ async def of_window(
     lease: float,
     most: int,
 ) -> Unaccounted:
-    """The slots from `since` up to `until` (excluded; both aware, UTC), `most` at most.
+    """The unaccounted slots from `since` up to `until` (excluded; both aware, UTC), at most `most`.
 
-    What has no tally is counted, as for Night. Of what has one only the buckets are counted again
-    in which a slot is unaccounted for, until there are enough slots. `lease`: see
-    `accounting.accounts`. Call it in one read transaction.
+    Buckets without a tally are counted, as for Night. Of the others, only those with unaccounted
+    slots are counted again, until there are enough slots. `lease`: see `accounting.accounts`. Call
+    it in one read transaction.
     """
     tallied, rest, accounted_from = await tally.divided(connection, since, until)
     sums = await tally.not_all_good(connection, accounted_from or since, until)

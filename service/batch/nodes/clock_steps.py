@@ -1,8 +1,8 @@
-"""Steps of the ledger's clock: times over which it went forward at once, while this process lived.
+"""Steps of the ledger's clock: jumps forward while this process lived.
 
-Time since boot passes as it does, whatever somebody does to the wall clock. If the ledger's clock
-goes forward by more than the time since boot, nobody was down: a clock was set. It may be wrong, so
-it is believed only if it still says the same at the next look.
+The time since boot passes evenly, even if the wall clock is set. If the ledger's clock moves
+forward by more than the time since boot, it was set; no downtime explains the difference. The new
+time may be wrong, so it is believed only if the next look still finds it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from service.batch.nodes.ledger_poll import LOOK_SECONDS
 from service.batch.tasks.declaration import ON_TIME
 
 AHEAD = ON_TIME
-"""A difference between two clocks from which on it is reported, and acted upon."""
+"""A larger difference between two clocks is reported and acted upon."""
 
 SET_FORWARD = "the clock was set forward"
-"""How the reason of slots begins over which a clock was set."""
+"""The beginning of the reason for slots that a clock step has passed over."""
 
 TRUSTED_AFTER = timedelta(minutes=10)
-"""How much later slots over which a clock was set are caught up. If it was wrong and is set back,
-they don't run.
+"""How much later slots that a clock step has passed over are caught up. If the clock is set back
+before, they don't run.
 """
 
 
 @dataclass(frozen=True)
 class ClockStep:
-    """The ledger's clock went from `began` to `ended` at once. Both are aware."""
+    """The ledger's clock jumped from `began` to `ended`. Both are aware."""
 
     began: datetime
     ended: datetime
@@ -48,12 +48,12 @@ class ClockStep:
 
 
 class ClockSteps:
-    """Compares the ledger's clock with the time since boot, each time it was read."""
+    """Compares the ledger's clock with the time since boot at each reading of the clock."""
 
     def __init__(self) -> None:
         self._most: float | None = None
-        """How far the ledger's clock is ahead of the time since boot, in seconds, at most; None: it
-        was never read.
+        """The most seconds by which the ledger's clock was ahead of the time since boot; None
+        before the first reading.
         """
         self._believed = datetime.min.replace(tzinfo=UTC)
         self._doubted_at: float | None = None
@@ -62,10 +62,10 @@ class ClockSteps:
 
     def is_doubtful(self, now: datetime, asked_at: float, read_at: float | None = None) -> bool:
         """Whether the ledger's clock, which says `now`, has just been set forward, so that nothing
-        is to be fired yet.
+        should fire yet.
 
-        `asked_at`, `read_at`: the boot times before and after it was read. Time between them proves
-        nothing.
+        `asked_at`, `read_at`: the boot times before and after the clock was read. A difference
+        within that interval proves nothing.
         """
         if clock.is_moved():
             return False
@@ -84,10 +84,10 @@ class ClockSteps:
         return False
 
     def over(self, fired_until: datetime) -> ClockStep | None:
-        """The last step, if it concerns a schedule with this cursor.
+        """The last step, if it affects a schedule with this cursor.
 
-        If the cursor was ahead of the clock before the step, that clock was behind, and the step
-        has set it right.
+        A cursor that was ahead of the clock before the step shows that this clock was behind, and
+        that the step has corrected it.
         """
         return (
             self.last if self.last is not None and fired_until <= self.last.began + AHEAD else None

@@ -1,10 +1,10 @@
-"""File watch: a thread that notices when another process has told something in an SQLite file.
+"""File watch: a thread that notices when another process leaves a notification in an SQLite file.
 
-Linux says when somebody writes to the file (inotify). Then the thread looks again and again, for as
-long as a commit may take, and rests until the next write. On other systems, and where Linux has no
-watch left, it looks all the time. A look reads one number, which SQLite keeps in memory that all
-its processes share. Only if somebody has committed something since, a second statement reads what
-was told (see ledger/wakes.py).
+On Linux, inotify reports each write to the file. The thread then looks repeatedly for as long as a
+commit may take, and rests until the next write. On other systems, and if the user has no inotify
+watch left, it looks all the time. A look reads one number in memory that SQLite shares between all
+processes of the file. Only if that number shows a commit does a second statement read the
+notifications (see ledger/wakes.py).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if sys.platform == "linux":
     from inotify_simple import INotify, flags
 
 STEP, COMMIT_STEPS = 0.01, 30
-"""Seconds between two looks, and how many of them follow a write: it is seen before its commit,
-which waits for the disk.
+"""Seconds between two looks, and the number of looks after a write. Inotify reports a write before
+its commit, which waits for the disk.
 """
 FIRST_STEPS: tuple[float, ...] = (0.001, 0.002, 0.004)
-"""The steps before these, if nobody had written for a while."""
+"""The first steps after a quiet time, before the others."""
 LONG_STEP, SHORT_STEPS = 0.02, 200
-"""The step where nothing says that somebody writes. After something was told, this many steps are
-as short as STEP.
+"""The step if the system does not report writes. After a notification, this many steps are as short
+as STEP.
 """
 LONGEST_REST = 1.0
-"""The longest wait for a write, in seconds, until a look is made all the same."""
+"""The longest wait for a write, in seconds. A look follows in any case."""
 REOPEN_SECONDS = 1.0
-"""How much later the file is opened again after an error."""
+"""The seconds until the file is opened again after an error."""
 
 Numbers = dict[int, int]
 
@@ -61,7 +61,7 @@ class FileWatch:
 
     async def stop(self) -> None:
         """End the thread, which takes a moment."""
-        self._stop.send(b"!")  # a close is not seen while a forked process has this socket too
+        self._stop.send(b"!")  # a close has no effect while a forked process has this socket, too
         self._thread.join(1)
         self._stop.close()
 
@@ -76,10 +76,10 @@ class FileWatch:
                     has_ended = bool(select.select([self._is_stopped], [], [], REOPEN_SECONDS)[0])
 
     def _look_again_and_again(self, cursor: sqlite3.Cursor) -> bool:
-        """Look until this is stopped; then it returns True. No transaction stays open between two
-        looks.
+        """Look repeatedly until this is stopped, then return True. No transaction stays open
+        between two looks.
         """
-        self._tell(Wake(None))  # somebody may have told something before
+        self._tell(Wake(None))  # a notification may have come before
         version, numbers = _version(cursor), _numbers(cursor)
         with closing(_Pauses(self._is_stopped, cursor)) as pauses:
             while pauses.wait():
@@ -92,7 +92,7 @@ class FileWatch:
         return True
 
     def _tell(self, wake: Wake) -> None:
-        with suppress(RuntimeError):  # the loop is closed: this is being stopped
+        with suppress(RuntimeError):  # the loop is closed, so this is stopping
             self._loop.call_soon_threadsafe(self._on_wake, wake)
 
 
@@ -100,8 +100,8 @@ class _Pauses:
     """The pauses between two looks."""
 
     def __init__(self, is_stopped: socket.socket, cursor: sqlite3.Cursor) -> None:
-        """`is_stopped` can be read when the watch is to end. `cursor`: of the file that is
-        watched.
+        """`is_stopped` becomes readable when the watch should end. `cursor`: a cursor on the
+        watched file.
         """
         self._writes = _writes(cursor)
         self._stop = select.poll()
@@ -113,7 +113,7 @@ class _Pauses:
         self._steps: Iterator[float] = repeat(STEP, COMMIT_STEPS)
 
     def wait(self) -> bool:
-        """Wait until a look is due. Returns False if the watch is to end."""
+        """Wait until a look is due. Returns False if the watch should end."""
         step = next(self._steps, None)
         if self._writes is None:
             return not self._stop.poll((step or LONG_STEP) * 1000)
@@ -128,7 +128,7 @@ class _Pauses:
         return True
 
     def shorten(self) -> None:
-        """More may follow soon, since something was told."""
+        """Look more often for a while, because more notifications may follow soon."""
         if self._writes is None:
             self._steps = repeat(STEP, SHORT_STEPS)
 
@@ -138,8 +138,8 @@ class _Pauses:
 
 
 def _writes(cursor: sqlite3.Cursor) -> INotify | None:
-    """What can be read when somebody writes to the file of this connection; None where the system
-    does not say so.
+    """An inotify instance that becomes readable when the file of this connection is written; None
+    if the system offers none.
     """
     if sys.platform != "linux":
         return None
@@ -148,7 +148,7 @@ def _writes(cursor: sqlite3.Cursor) -> INotify | None:
     ][0]
     try:
         writes = INotify()
-    except OSError:  # the user has no watch left
+    except OSError:  # the user has no inotify watch left
         return None
     try:
         for path in (file, f"{file}-wal"):
@@ -160,7 +160,7 @@ def _writes(cursor: sqlite3.Cursor) -> INotify | None:
 
 
 def _version(cursor: sqlite3.Cursor) -> int:
-    """A number that differs if another connection has committed something since."""
+    """A number that changes when another connection commits."""
     return int(cursor.execute("PRAGMA data_version").fetchall()[0][0])
 
 

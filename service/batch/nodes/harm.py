@@ -1,8 +1,7 @@
-"""Who harms pays: a run that costs its node the lease or the process waits before it goes on, and
-fails at last.
+"""Runs that cost their node the lease or the process wait before they go on, and fail in the end.
 
-Nobody knows for certain which run it was. So each attempt that was lost without progress counts,
-except where something else was the cause: then it goes on at once, as often as that happens.
+It is never certain which run was the cause. So each lost attempt without progress counts, unless
+something else was the cause: then the run goes on at once, however often that happens.
 """
 
 from __future__ import annotations
@@ -24,29 +23,29 @@ LOST = "lost"
 """The fingerprint of a run that has failed because it lost its node."""
 
 POISON = "poison: "
-"""How the reason of a run begins that has failed because it lost its node too often."""
+"""The beginning of the reason of a run that has failed because it lost its node too often."""
 
 MOST_LOSSES = 5
-"""How often a run may lose its node without progress in between. Then it fails: it may be the run
-that kills nodes.
+"""A run that has lost its node this often without progress in between fails: it may be the run that
+kills nodes.
 """
 
 SHORTEST_WAIT, LONGEST_WAIT = timedelta(seconds=30), timedelta(minutes=10)
-"""How long a run waits at first, and at most."""
+"""The first wait of such a run, and the longest."""
 
 SUSPECT_SECONDS = 300.0
-"""An attempt that has gone on for this time before the ledger did not answer any more is not the
-cause of that.
+"""An attempt that had been running for longer when the ledger stopped answering is not considered
+the cause.
 """
 
 
 @dataclass(frozen=True)
 class LostLease:
-    """A lease that was lost although the ledger was there: it was locked, it did not answer, or
-    this node stood still.
+    """A lease that was lost although the ledger was there: the ledger was locked or did not answer,
+    or this node stood still.
 
     `since`: the boot time at which that began. `cause`: in words for people. `is_proven`: whether
-    something of this process was the cause for certain.
+    this process was certainly the cause.
     """
 
     cause: str
@@ -54,13 +53,13 @@ class LostLease:
     is_proven: bool = False
 
     def is_by(self, started_at: float) -> bool:
-        """Whether an attempt that has begun at this boot time may be the cause."""
+        """Whether an attempt that began at this boot time may be the cause."""
         return self.since - started_at < SUSPECT_SECONDS
 
 
 def wait_before(losses: int, is_proven: bool = False) -> timedelta:
-    """How long a run waits that has lost its node so often, without progress. The first loss may be
-    chance.
+    """How long a run waits after this many losses of its node without progress. The first loss may
+    be chance.
     """
     doubled = losses - (1 if is_proven else 2)
     return min(LONGEST_WAIT, SHORTEST_WAIT * 2**doubled) if doubled >= 0 else timedelta(0)
@@ -72,11 +71,9 @@ Row = Mapping[str, Any]
 async def charge(
     connection: AsyncConnection, rows: Mapping[str, Row], outcomes: Sequence[Outcome]
 ) -> list[Outcome]:
-    """Count a loss for each of the runs of these interrupted outcomes, and let them wait or fail
-    for it.
+    """Count a loss for each of the runs of these interrupted outcomes, and make them wait or fail.
 
-    `rows`: the rows of the runs by id, as they are before the outcomes are written. The caller has
-    locked them.
+    `rows`: the rows of the runs by id, before the outcomes are written. The caller has locked them.
     """
     losses = {outcome.id: _losses(rows[outcome.id]) for outcome in outcomes}
     charged = [_charged(outcome, losses[outcome.id]) for outcome in outcomes]
@@ -89,8 +86,8 @@ async def charge(
 async def charge_suspects(
     connection: AsyncConnection, outcomes: Sequence[Outcome]
 ) -> list[Outcome]:
-    """The outcomes of a node, in which the attempts pay that may have cost it its lease (see
-    Outcome.harm).
+    """The outcomes of a node, with a loss counted for each attempt that may have cost the node its
+    lease (see Outcome.harm).
     """
     suspects = [outcome for outcome in outcomes if outcome.harm is not None]
     if not suspects:
@@ -111,7 +108,7 @@ async def charge_suspects(
         if outcome.id in rows and rows[outcome.id]["fence"] == outcome.fence
     ]
     for outcome in held:
-        if outcome.count is not None:  # it may not stand in the row yet
+        if outcome.count is not None:  # the row may not have it yet
             own = ("count", "count_before", "progress_at")
             rows[outcome.id] |= {name: getattr(outcome, name) for name in own}
     charged = {outcome.id: outcome for outcome in await charge(connection, rows, held)}
@@ -133,7 +130,7 @@ def _charged(outcome: Outcome, losses: int) -> Outcome:
     reason = f"{cause}{often}: it goes on after {wait.total_seconds():.0f} s"
     due_at = (outcome.due_at or outcome.ended_at) + wait
     waits = replace(outcome, state=RunState.RETRYING, reason=reason, due_at=due_at, rank=None)
-    return replace(waits, fingerprint=LOST)  # so that people are told of it
+    return replace(waits, fingerprint=LOST)  # so that people are notified
 
 
 def failed(outcome: Outcome, reason: str) -> Outcome:
@@ -144,16 +141,16 @@ def failed(outcome: Outcome, reason: str) -> Outcome:
 
 
 def _losses(run: Row) -> int:
-    """How often the run has lost its node since it last made progress, this time included."""
+    """How often the run has lost its node since it last made progress, including this time."""
     return 1 if _made_progress(run) else run["losses"] + 1
 
 
 def _made_progress(run: Row) -> bool:
     """Whether the lost attempt did work that the next one need not repeat.
 
-    Loops over chunks go on where earlier attempts ended, so each item they have counted since then
-    is done for good. A task that counts by itself may begin at zero again: it made progress if it
-    came further than all lost attempts.
+    Loops over chunks go on where earlier attempts ended, so every item counted since then is done
+    for good. A task that does its own counting may start again from zero, so it has made progress
+    if it got further than all lost attempts.
     """
     count, before = run["count"], run["count_before"]
     if (
@@ -173,10 +170,10 @@ async def _record(
     losses: Mapping[str, int],
     waiting: Collection[str],
 ) -> None:
-    """Write how often the runs were lost to their rows.
+    """Write to their rows how often the runs were lost.
 
-    A run that waits goes on by another attempt. It uses up none of those that its policy allows:
-    these are counted from `attempts_before` on.
+    A run that waits goes on with another attempt. That attempt does not count against the policy,
+    which counts from `attempts_before` on.
     """
     kind = connection.dialect.name
     columns = [runs.c[name] for name in ("id", "losses", "count_lost", "attempts_before")]

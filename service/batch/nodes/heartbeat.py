@@ -2,7 +2,7 @@
 blocked.
 
 The thread also polls the ledger for changes, passes them to the event loop, and rescues the runs of
-dead nodes. When another process notifies it, it polls at once.
+dead nodes. It polls at once when another process notifies it.
 """
 
 from __future__ import annotations
@@ -51,16 +51,18 @@ logger = get_logger("service.batch")
 OnFatal = Callable[[str, str], None]
 
 LONGEST_TICK = 0.25
-"""Upper bound, in seconds, of the time between two checks of the lease."""
+"""The longest time between two checks of the lease, in seconds."""
 AGAIN_SECONDS = 1.0
-"""How much later a heartbeat that has failed begins again."""
+"""The seconds until a heartbeat that has failed begins again."""
 SLEPT_SECONDS = 5.0
-"""If the machine has slept for longer since the last turn, the lease was lost by that."""
+"""If the machine has slept for longer since the last turn, the sleep is the reason why the lease
+was lost.
+"""
 LAST_TURN_SECONDS = 2.0
-"""How long a beat that is going on may still take when the heartbeat is stopped."""
+"""How long a beat in progress may still take when the heartbeat is stopped."""
 SHORTEST_PAUSE = 0.02
-"""Seconds between two wakes, at least. Notifications in between become one wake, so that a flood of
-them costs no flood of polls.
+"""The least number of seconds between two wakes. Notifications in between become one wake, so that
+a flood of them does not cause a flood of polls.
 """
 
 
@@ -73,29 +75,31 @@ class Heartbeat:
     """
     name = "heartbeat"
     turn: Turn | None = None
-    """The turn that is going on now; None between two."""
+    """The turn in progress; None between turns."""
     trouble: str | None = None
     """Why the ledger can't be reached, without addresses; None while it can."""
     files: Mapping[str, OpenFile] = MappingProxyType({})
-    """The files of SQLite that this process uses, by the name of the database: `ledger`,
+    """The SQLite files that this process uses, by the name of the database: `ledger`,
     `application`.
     """
     replaced: Mapping[str, str] = MappingProxyType({})
-    """What has happened to those of them that were deleted or replaced."""
+    """The deleted or replaced ones of these files, each with a description."""
     troubles: Mapping[str, str] = MappingProxyType({})
-    """What is wrong with this node, by part. The next beat writes it if it has changed."""
+    """The troubles of this node, by part. The next beat writes them if they have changed."""
     _written_troubles: Mapping[str, str] = MappingProxyType({})
     _has_given_up = False
     _has_reported_loss = False
     _severed_at: float | None = None
-    """When this node has cut off its connections (boot time), until the server has ended what is
-    left of them.
+    """The boot time at which this node cut off its connections; None once the server has ended what
+    remained of them.
     """
     _trouble_at: float | None = None
     _holder: int | None = None
-    """The process that holds the write lock of the ledger's file, since the last success."""
+    """The process that holds the write lock of the ledger's file, as found since the last
+    success.
+    """
     _is_gone = False
-    """Whether a turn has found since the last success that the ledger is not there."""
+    """Whether a turn since the last success has found that the ledger is gone."""
     _own_loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
@@ -111,11 +115,11 @@ class Heartbeat:
         setting: str = "LEDGER_URL",
         metrics: ProcessMetrics | None = None,
     ) -> None:
-        """`poll_seconds`: how often it reports that runs may start. It reports other changes at
+        """`poll_seconds`: how often it reports that runs can start. It reports other changes at
         least once a second.
 
-        `lease_seconds`: after how long without a beat another node counts as dead. Only a node that
-        fires watches other nodes.
+        `lease_seconds`: how long another node may be silent before it counts as dead. Only a node
+        that fires watches other nodes.
         """
         self._roles = roles
         self._metrics = metrics or ProcessMetrics()
@@ -127,7 +131,7 @@ class Heartbeat:
         self._lease = lease
         self._observer = Observer(lease_seconds)
         self._unrescued: set[str] = set()
-        """The dead nodes of which the last turn had to rescue runs."""
+        """The dead nodes that held runs in the last turn."""
         self._neighbours: list[str] = []
         """The other nodes of this machine, as of the last poll."""
         self._beat_seconds = beat_seconds
@@ -146,12 +150,12 @@ class Heartbeat:
         """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
         self._worked_at = clock.boottime()
         self._awake_at = clock.monotonic()
-        """When the last turn succeeded: by the boot-time clock, and by the one that stands still in
+        """When the last turn succeeded: by the boot-time clock, and by the clock that stops during
         a suspend.
         """
         self._stopping = threading.Event()
         self.on_end: Callable[[BaseException], None] = lambda _: None
-        """Called in the thread if that ends without being stopped."""
+        """Called in the thread if it ends without being stopped."""
         self._lag = LoopLag()
 
     def start(
@@ -180,7 +184,7 @@ class Heartbeat:
 
     @property
     def loop_lag(self) -> float:
-        """How many seconds a callback last waited on the event loop."""
+        """How many seconds the last callback waited on the event loop."""
         return self._lag.last
 
     def fall_silent(self) -> None:
@@ -188,8 +192,8 @@ class Heartbeat:
         self._stopping.set()
 
     def stop(self) -> None:
-        """End the thread and wait for it, up to 5 seconds. It blocks, so call it in another thread
-        than the loop's.
+        """End the thread and wait for it, up to 5 seconds. It blocks, so call it outside the thread
+        of the event loop.
         """
         self.fall_silent()
         if self._own_loop is not None:
@@ -198,12 +202,14 @@ class Heartbeat:
         self._thread.join(5)
 
     def _serve(self) -> None:
-        """Live until it is stopped, again and again: a node without beats does nothing any more."""
+        """Run the heartbeat until it is stopped, and restart it after errors, because a node
+        without beats is useless.
+        """
         while not self._stopping.is_set():
             try:
                 asyncio.run(self._live())
             except Exception:
-                logger.exception("the heartbeat has failed, and begins again")
+                logger.exception("the heartbeat has failed, and restarts")
                 self._give_up_if_lease_ended()
                 self._stopping.wait(AGAIN_SECONDS)
             except BaseException as error:
@@ -215,8 +221,8 @@ class Heartbeat:
         return "".join(traceback.format_stack(sys._current_frames().get(self._thread.ident or 0)))
 
     async def _live(self) -> None:
-        """Beat and poll until the heartbeat is stopped. It notices at each tick if the lease has
-        ended.
+        """Beat and poll until the heartbeat is stopped, and check at each tick whether the lease
+        has ended.
 
         That check goes on while a beat or poll waits for the ledger.
         """
@@ -246,7 +252,7 @@ class Heartbeat:
             self._give_up_if_lease_ended()
             if turn.done() and (self._is_due() or self._has_neighbour_died()):
                 turn = asyncio.create_task(self._turn(database))
-                # A notification that comes during the turn is looked at next.
+                # A notification that came during the turn is handled next.
                 turn.add_done_callback(lambda _: self._wake.set())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._tick(turn.done())):
@@ -269,7 +275,7 @@ class Heartbeat:
         return clock.boottime() >= min(self._beat_at, self._look_at)
 
     def _has_neighbour_died(self) -> bool:
-        """Whether the process of another node of this machine has ended. It does not ask the
+        """Whether the process of another node of this machine has ended. This does not use the
         ledger.
         """
         return any(process_lock.is_gone(self._folder, node) for node in self._neighbours)
@@ -284,7 +290,7 @@ class Heartbeat:
             return
         self._has_given_up = True
         logger.error(
-            "this node could not renew its lease in time: it gives up its runs, and starts none "
+            "this node could not renew its lease in time; it gives up its runs, and starts none "
             "until it can"
         )
         self._severed_at = clock.boottime()
@@ -293,7 +299,8 @@ class Heartbeat:
     def _how_lost(self) -> LostLease | None:
         """How the lease was lost; None if no run can be the cause.
 
-        That is if the ledger was gone, if another process has its lock, or if the machine slept.
+        No run is the cause if the ledger was gone, if another process has its lock, or if the
+        machine slept.
         """
         slept = (clock.boottime() - self._worked_at) - (clock.monotonic() - self._awake_at)
         if self._is_gone or slept > SLEPT_SECONDS or self._holder not in (None, os.getpid()):
@@ -313,8 +320,8 @@ class Heartbeat:
         try:
             self._refuse_replaced_files()
             async with limited(self._patience):
-                # With trouble, the beat may wait for a lock that a frozen node holds on this node's
-                # row.
+                # With trouble, the beat may be waiting for a lock that a frozen node holds on this
+                # node's row.
                 if self.trouble is not None or self._has_neighbour_died():
                     await self._rescue(database, (await self._look(database)).others)
                 is_due = clock.boottime() >= self._beat_at
@@ -330,7 +337,7 @@ class Heartbeat:
             self._outage.over_for("heartbeat")
         except Exception as error:  # the boundary of a background loop: the next beat may succeed
             if self._outage.cause_for("heartbeat", database, error) is None:
-                logger.exception("the heartbeat has failed, and is tried again in a second")
+                logger.exception("the heartbeat has failed, the next attempt is in a second")
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._trouble_at = began_at if self._trouble_at is None else self._trouble_at
             if database.kind == "sqlite":
@@ -339,7 +346,7 @@ class Heartbeat:
                 )
             self._is_gone |= not troubles.is_busy(error, database.kind)
             self._beat_at = self._look_at = look_at
-            # Known again by the next poll, so that no more is tried than one turn a second
+            # The next poll finds them again. Until then there is no more than one turn a second.
             self._neighbours = []
             if troubles.is_read_only(error):
                 self._call(self._on_replaced)
@@ -349,10 +356,10 @@ class Heartbeat:
             self.turn = None
 
     async def _beat_only(self, database: Database) -> None:
-        """Keep the lease while what a poll reads is locked: nobody can take over the runs of this
-        node either.
+        """Keep the lease while another transaction locks what a poll reads: no other node can take
+        over this node's runs then.
         """
-        # The turn before has reported the same errors.
+        # The turn before has reported these errors already.
         with contextlib.suppress(DBAPIError, DatabaseError, OSError):
             async with limited(self._patience):
                 sent_at = clock.boottime()
@@ -362,8 +369,8 @@ class Heartbeat:
                     self._lease.renew(sent_at)
 
     async def _tidy_up(self, database: Database) -> None:
-        """End what connections that were cut off have left on the server, and record outages that
-        are over.
+        """End what cut-off connections have left on the server, and record outages that have
+        ended.
         """
         if self._severed_at is not None:
             async with database.engine.begin() as connection:
@@ -376,8 +383,8 @@ class Heartbeat:
             self._outage.are_written(unwritten)
 
     def _refuse_replaced_files(self) -> None:
-        """Raises DatabaseError if a file of SQLite was deleted or replaced: what is written to the
-        old one is lost.
+        """Raises DatabaseError if a file of SQLite was deleted or replaced, because writes to the
+        old file are lost.
 
         Nothing is fired or started from then on. If the next turn finds the same, the process can't
         go on.
@@ -414,18 +421,18 @@ class Heartbeat:
     async def _come_back(self, database: Database) -> float:
         """Register this node again, because another node has marked it as stopped.
 
-        Returns the boot time just before the new row was sent. The node keeps its id: its writes
-        about runs are checked by their fences, and runs that it claimed after it was marked as
-        stopped are found by that id.
+        Returns the boot time just before the new row was sent. The node keeps its id: fences
+        protect its writes about runs, and the id finds runs that it claimed after it was marked as
+        stopped.
         """
         self._lease.end()
         if not self._has_reported_loss:
             self._has_reported_loss = self._has_given_up = True
             logger.error(
-                "this node lost its lease, and other nodes took its runs: it gives them up, and "
+                "this node lost its lease, and other nodes took its runs; it gives them up, and "
                 "registers again"
             )
-        # The node that has rescued the runs has charged the loss to them.
+        # The node that rescued the runs has counted the loss for them.
         await self._call_and_wait(partial(self._on_loss, None))
         sent_at = clock.boottime()
         async with database.engine.begin() as connection:
@@ -440,7 +447,7 @@ class Heartbeat:
             return await ledger_poll.read(connection, self._node, self._roles)
 
     def _may_report_claimable(self) -> bool:
-        """Whether this poll may report that runs may start. That is about once in
+        """Whether this poll may report that runs can start, which is about once in
         `poll_seconds`.
         """
         now = clock.boottime()
@@ -481,8 +488,8 @@ class Heartbeat:
                     connection, await nodes.with_same_beats(connection, held)
                 )
             rescued = await rescue(connection, dead, await database_time.now_of(connection))
-        # What another transaction has locked was left: if that is one of the dead node itself, the
-        # next turn ends it.
+        # Rows locked by another transaction were left out. If it belongs to the dead node itself,
+        # the next turn ends it.
         self._unrescued = set(dead)
         for node in rescued:
             process_lock.remove_if_gone(self._folder, node)
@@ -495,7 +502,7 @@ class Heartbeat:
             self._lag.loop.call_soon_threadsafe(function)
 
     async def _call_and_wait(self, function: Callable[[], None]) -> None:
-        """Call `function` on the node's event loop, and return when it has returned."""
+        """Call `function` on the node's event loop, and wait until it has returned."""
         own_loop, has_returned = asyncio.get_running_loop(), asyncio.Event()
 
         def call() -> None:
@@ -508,14 +515,13 @@ class Heartbeat:
 
 
 class Wakes:
-    """Takes the notifications of the other processes of one ledger, on the event loop of
-    `database`. Later polls find what it misses.
+    """Receives the notifications of the ledger's other processes, on the event loop of `database`.
+    The next poll finds what was missed.
     """
 
     def __init__(self, database: Database, node: str, on_wake: Callable[[Wake], None]) -> None:
-        """`database`: has one connection, which is kept open, and is used only after this.
-        `on_wake`: called at once with a notification, and after that at most once in
-        SHORTEST_PAUSE.
+        """`database`: has one connection, which stays open, and is used only after this. `on_wake`:
+        called at once with the first notification, then at most once in SHORTEST_PAUSE.
         """
         self._on_wake = on_wake
         self._kept = Wake()
@@ -553,7 +559,7 @@ class Wakes:
 
 class LoopLag:
     """How many seconds a callback waits on the event loop, measured from another thread. `last`:
-    how many the last callback has waited.
+    the lag of the last callback.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -563,8 +569,8 @@ class LoopLag:
         self.last = 0.0
 
     def take(self) -> float:
-        """Schedule a callback, and return the lag of the last one. If that has not run yet, how
-        long it has waited.
+        """Schedule a callback, and return the lag of the last one, or how long it has waited if it
+        has not run yet.
         """
         if self._scheduled_at is not None:
             return clock.monotonic() - self._scheduled_at

@@ -1,6 +1,6 @@
 """The ledger poll: one statement by which an idle node reads everything that may concern it.
 
-It reads whether runs may start, which nodes there are, which of its own runs it is to stop, and
+It reads whether runs can start, which nodes exist, which of its own runs it should stop, and
 whether schedules or tasks have changed. The thread of the heartbeat executes the statement, so a
 blocked event loop does not delay it.
 """
@@ -43,7 +43,7 @@ from service.batch.queue.cancel import StopRequest
 from service.batch.queue.claiming import is_any_due
 
 LOOK_SECONDS = 1.0
-"""Seconds between two polls, at most: the upper bound on how late a dead node or a cancel request
+"""The most seconds between two polls, and so the longest time until a dead node or a cancel request
 is noticed.
 """
 
@@ -61,7 +61,7 @@ HOLDERS = (
     f"SELECT ({_NEXT_HOLDER.format('> h.node')}) FROM h WHERE h.node IS NOT NULL) "
     "SELECT h.node FROM h WHERE h.node IS NOT NULL"
 )
-"""The ids of the nodes that hold runs. It reads one index entry for each node, not one for each
+"""The ids of the nodes that hold runs. Reads one index entry for each node, not one for each
 run.
 """
 
@@ -70,20 +70,20 @@ _IS_ANY_HELD_SQL = f"EXISTS (SELECT 1 FROM batch_runs r WHERE {HELD_SQL} AND r.n
 
 @dataclass
 class LedgerChanges:
-    """What a node has read by one poll. `now`: the database time. A node that does not fire reads
-    only the requests.
+    """The result of one poll. `now`: the database time. A node that does not fire reads only the
+    requests.
 
-    `is_unnoticed`: there is something for the watch to notice. `is_active`: some run is running, or
-    waits in any pool. `is_unsent`: a message waits to be sent. `is_waiting`: a run waits whose
-    instant is over. `watcher`: the id of the node that has the duty of the watch. `asked_at`,
+    `is_unnoticed`: there is something that the watch has to notice. `is_active`: a run is running,
+    or due in any pool. `is_unsent`: a message has to be sent. `is_waiting`: the instant of a
+    waiting run has passed. `watcher`: the id of the node with the duty of the watch. `asked_at`,
     `read_at`: the boot times before and after the poll.
     """
 
     now: datetime
     is_claimable: bool
     catalog: int
-    """The version of the catalog. It rises when a schedule or a task changes; a pause and a resume
-    count too.
+    """The version of the catalog. It rises when a schedule or a task changes, and with a pause or a
+    resume.
     """
     others: list[NodeStatus] = field(default_factory=list)
     """The other nodes that are not marked as stopped, and the stopped ones that still hold runs."""
@@ -99,7 +99,7 @@ class LedgerChanges:
 
     @property
     def firing_state(self) -> FiringState:
-        """If this has changed since the last poll, the node reads tasks and schedules again."""
+        """When this has changed since the last poll, the node reads tasks and schedules again."""
         return self.catalog, frozenset(
             node.id for node in self.others if node.fires and not node.is_stopped
         )
@@ -135,10 +135,10 @@ async def read(connection: AsyncConnection, node: str, roles: Roles = SERVICE) -
 
 @cache
 def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
-    """The statement. Its rows all have the same columns; the first row is about the whole ledger.
+    """The statement. All its rows have the same columns; the first row is about the whole ledger.
 
-    It is cached, because building it takes as long as executing it. `has_now`: the time is given as
-    a parameter.
+    It is cached, because building it takes as long as executing it. `has_now`: the time is passed
+    as a parameter.
     """
     instant = nodes.c.stopped_at.type
     now = bindparam("now", type_=instant) if has_now else func.statement_timestamp(type_=instant)
@@ -182,8 +182,8 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
 
 
 def _living(node: ColumnElement[str]) -> Select[Any]:
-    """The other nodes that are not marked as stopped, all in one row: a hundred rows would take
-    longer to read.
+    """The other nodes that are not marked as stopped, all in one row, because a hundred rows would
+    take longer to read.
     """
     fires = case((nodes.c.fires, ":1:"), else_=":0:")
     lag = cast(nodes.c.loop_lag, String)
@@ -213,5 +213,5 @@ def _stopped_holders(node: ColumnElement[str], kind: str) -> Select[Any]:
 
 
 def _null(like: ColumnElement[Any]) -> ColumnElement[Any]:
-    """NULL of the type of the column `like`."""
+    """NULL with the type of the column `like`."""
     return cast(null(), like.type)

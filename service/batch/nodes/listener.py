@@ -1,5 +1,5 @@
-"""Listener: hears the notifications of PostgreSQL on a connection that is open anyway, that of the
-heartbeat.
+"""Listener: receives the notifications of PostgreSQL on the heartbeat's connection, which is open
+anyway.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 ANSWER_SECONDS = 10.0
-"""How long a notification to oneself may take to be sent."""
+"""How long sending a notification to itself may take."""
 PROOF_SECONDS = 5.0
-"""How long it may take to arrive."""
+"""How long the notification may take to arrive."""
 IN_USE_SECONDS = 0.02
-"""The time between two looks whether the own connection is in use."""
+"""The time between two checks whether the own connection is in use."""
 
 
 class Listener:
-    """Listens on each connection of `database` from its beginning, and so again after the
-    connection was lost.
+    """Listens on each connection of `database` from its start, and so also on the new one after a
+    lost connection.
     """
 
     def __init__(self, database: Database, node: str, on_wake: Callable[[Wake], None]) -> None:
-        """`database`: of one connection at a time, which the caller uses again and again, and
-        thereby opens again.
+        """`database`: has one connection at a time. The caller uses it regularly, and so opens a
+        new one after a loss.
         """
         self._database = database
         self._node = node
@@ -48,7 +48,7 @@ class Listener:
         event.listen(database.engine.sync_engine, "connect", self._on_connect)
 
     async def stop(self) -> None:
-        """End what is going on. The connection belongs to the database."""
+        """End the test that may be in progress. The connection belongs to the database."""
         if self._proving is not None:
             self._proving.cancel()
             await asyncio.wait([self._proving])
@@ -63,7 +63,7 @@ class Listener:
         except asyncpg.PostgresError as error:
             self._warn(f"refuses LISTEN ({error})")
             return
-        self._on_wake(Wake(None))  # somebody may have told something before
+        self._on_wake(Wake(None))  # a notification may have come before
         if self._proving is None or self._proving.done():
             self._proving = asyncio.create_task(self._prove(channel))
 
@@ -80,11 +80,11 @@ class Listener:
             self._on_wake(Wake.of(payload, self._node))
 
     async def _prove(self, channel: str) -> None:
-        """Send a notification to oneself by another connection. A pooler may accept LISTEN, and
+        """Send itself a notification by another connection, because a pooler may accept LISTEN and
         then pass nothing on.
 
-        It has to be another one, while the own one is not in use: a pooler passes on what comes in
-        a transaction.
+        The own connection must not be in use meanwhile, because a pooler passes on what arrives
+        during a transaction.
         """
         self._is_heard.clear()
         url = self._database.url.render_as_string(hide_password=False)
@@ -104,7 +104,7 @@ class Listener:
         # A use of the connection delays the notification.
         if not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use():
             self._warn(
-                "passes no notifications on, as a pooler such as PgBouncer in transaction mode"
+                "passes no notifications on, like a pooler such as PgBouncer in transaction mode"
             )
 
     def _is_in_use(self) -> bool:

@@ -1,5 +1,5 @@
-"""Which nodes are alive. A restore and the migration of an older ledger are refused while there are
-any.
+"""Which nodes are alive. A restore, and the migration of an older ledger, are refused while there
+are any.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ async def living_nodes(
     """The nodes that have beaten within `lease_seconds` by the database time, each as "pid 12 on
     host".
 
-    `folder`: where the nodes of this machine have their locked files. A node whose file is not
-    locked any more is dead.
+    `folder`: where the nodes of this machine have their locked files. A node whose file is no
+    longer locked is dead.
     """
     oldest = await database_time.now_of(connection) - timedelta(seconds=lease_seconds)
     recent = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(
@@ -42,7 +42,7 @@ async def refuse_living(connection: AsyncConnection, folder: Path, lease_seconds
     """
     if living := await living_nodes(connection, folder, lease_seconds):
         raise DatabaseInUse(
-            "the ledger is of an older version, and is not migrated while a process of that "
+            "the ledger is of an older version, and can't be migrated while a process of that "
             f"version lives: {', '.join(living)}. Stop it first. If it was killed, try again in "
             f"{lease_seconds:g} s (LEASE_SECONDS)"
         )

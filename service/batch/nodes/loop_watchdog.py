@@ -1,8 +1,8 @@
 """The loop watchdog: a thread that ends the process when its event loop is blocked, or does not
 stop in time.
 
-It is not the heartbeat's thread: the heartbeat is stopped before the node leaves the ledger, and
-the process may hang after that too. This module knows no database and no signals.
+It is separate from the heartbeat's thread: the heartbeat stops before the node leaves the ledger,
+but the process may hang later, too. This module knows no database and no signals.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ GRACE_SECONDS = 2.0
 """How long after DRAIN_SECONDS the process is ended, if it has not ended by itself."""
 
 LAST_SECONDS = 2.0
-"""How long the last log lines and leaving the ledger may take. They may hang for the same reason as
-the event loop.
+"""How long writing the last log lines and leaving the ledger may take. They may hang for the same
+reason as the event loop.
 """
 
 MOST_FRAMES = 15
-"""How many frames of the stack are logged. The frames further out belong to the server."""
+"""How many frames of the stack are logged. The outer frames belong to the server."""
 
 EXIT_CODE = 70
 """The exit code of a process that its watchdog has ended before its work was done (EX_SOFTWARE of
@@ -45,20 +45,20 @@ sysexits.h).
 
 
 class Watchdog:
-    """Ends this process in three cases.
+    """Ends this process in three cases: the event loop that made the watchdog is blocked for
+    `max_block` seconds (0: never); the process has not stopped in time; a second signal asks the
+    process to stop.
 
-    These are: the event loop that made the watchdog is blocked for `max_block` seconds (0: never);
-    the process has not stopped in time; a second signal asks the process to stop. The watchdog
-    calls `look` every quarter of a second, with the seconds for which the event loop has worked
-    since, and `leave` and `flush` before it ends the process. It calls all of them in its own
-    threads.
+    Every quarter of a second it calls `look`, with the seconds for which the event loop has worked
+    since the last call. It calls `leave` and `flush` before it ends the process. All of them run in
+    its own threads.
     """
 
     is_drained: bool
-    """Whether the work is done, so that the process may end now with exit code 0."""
+    """Whether the work is done, so that the process can end now with exit code 0."""
     has_failed = False
-    """Whether a part of this process can't go on: then it ends once the work is done, with
-    EXIT_CODE.
+    """Whether a part of this process can't go on. The process then ends with EXIT_CODE once the
+    work is done.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Watchdog:
         look: Callable[[float], None] = lambda _: None,
         accuse: Callable[[str, str], None] = lambda run, what: None,
     ) -> None:
-        """`accuse`: notes what the run with this id does. It is called before a blocked process is
-        ended.
+        """`accuse`: records what the run with this id does. It is called before a blocked process
+        is ended.
         """
         self._max_block = max_block
         self._leave = leave
@@ -91,7 +91,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="batch-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """End the thread at its next tick; returns at once."""
+        """End the thread at its next tick. Returns at once."""
         self._stopping.set()
 
     # Signal handlers call the next two functions, so these take no lock.
@@ -122,14 +122,15 @@ class Watchdog:
 
     def _end_by_signal(self, number: int) -> None:
         self._log_and_leave(
-            logging.WARNING, "asked again to stop: this process ends at once; its runs are resumed"
+            logging.WARNING,
+            "asked again to stop: the process ends now; its runs will be resumed",
         )
         os.kill(os.getpid(), number)
         os._exit(128 + number)
 
     def _end_failed(self) -> None:
         self._log_and_leave(
-            logging.WARNING, f"this process ends with the exit code {EXIT_CODE}, as said above"
+            logging.WARNING, f"this process ends with the exit code {EXIT_CODE}, see above"
         )
         os._exit(EXIT_CODE)
 
@@ -156,7 +157,7 @@ class Watchdog:
     def _end_blocked(self) -> None:
         """End the process without leaving the ledger.
 
-        So the run that blocks the loop counts as lost, and pays for it (see harm.py).
+        The run that blocks the loop then counts as lost (see harm.py).
         """
         text = (
             "this process is ended, so that it is started anew (MAX_LOOP_BLOCK is "
@@ -166,12 +167,12 @@ class Watchdog:
         os._exit(EXIT_CODE)
 
     def measure(self) -> float:
-        """Schedule a callback on the event loop, or add to `blocked` while one has not run. Called
-        at each tick.
+        """Schedule a callback on the event loop, or add to `blocked` while the last one has not
+        run. Called at each tick.
 
-        A loop that is not running does not count as blocked. Nor does the time for which a process
-        was frozen: it had no ticks then. Returns the seconds since the last tick, at most those of
-        two ticks.
+        A loop that is not running does not count as blocked. The time for which a process was
+        frozen does not count either, because there were no ticks. Returns the seconds since the
+        last tick, at most those of two ticks.
         """
         now = clock.monotonic()
         passed = min(now - self._ticked_at, 2 * TICK_SECONDS)
@@ -216,11 +217,10 @@ class Watchdog:
     def _log_and_leave(
         self, level: int, text: str, leave: Callable[[], None] | None = None
     ) -> None:
-        """Log the reason and leave the ledger, or do `leave` instead, in threads, for LAST_SECONDS
-        at most.
+        """Log the reason and leave the ledger, or call `leave` instead, in threads, within
+        LAST_SECONDS.
 
-        A log handler of the application may hold a lock that each of them needs, so either may
-        hang.
+        Either may hang, because a log handler of the application may hold a lock that they need.
         """
 
         def log() -> None:
@@ -239,7 +239,7 @@ class Watchdog:
 
 
 _RUN = re.compile(r"run ([0-9a-f-]{36}) of ")
-"""How the asyncio task of an attempt is named."""
+"""The name of the asyncio task of an attempt."""
 _LIBRARIES = tuple(
     sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib", "scripts")
 )
@@ -247,7 +247,7 @@ _OURS = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 def _line_of(stack: traceback.StackSummary) -> str:
-    """The innermost line of the author's code, or the innermost of all if there is none. Written
+    """The innermost line of the author's code, or the innermost line of all if there is none, as
     "file line 7".
     """
     authors = [frame for frame in stack if not frame.filename.startswith((_OURS, "<", *_LIBRARIES))]

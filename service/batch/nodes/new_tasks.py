@@ -1,5 +1,5 @@
-"""New tasks: files that come into the folder of tasks while a node runs are imported and written
-into the ledger.
+"""New tasks: imports files that come into the folder of tasks while a node is running, and writes
+their tasks to the ledger.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ logger = get_logger("service.batch")
 LOOK_SECONDS = 3.0
 """The time between two looks at the folder."""
 IMPORT_SECONDS = 1.0
-"""How long a look waits for the import of new files; an import that hangs must not hold up what
-follows it.
+"""How long a look waits for the import of new files. An import that hangs must not hold up the
+rest.
 """
 
 Record = Callable[[AsyncConnection, Mapping[str, Task]], Awaitable[None]]
 
 
 class NewTasks:
-    """Takes up new files of tasks on one node. It adds their tasks to `tasks`, which the parts of
-    the process share.
+    """Loads new files of tasks on one node. It adds their tasks to `tasks`, which all parts of the
+    process share.
 
     Attributes:
-        on_added: Functions that are called, on the event loop, each time after tasks were added.
+      on_added: Functions that are called on the event loop each time after tasks were added.
     """
 
     def __init__(
@@ -52,15 +52,16 @@ class NewTasks:
         self._importing = SlowCall(folder.load_new)
         self._broken = broken_as_json(folder.broken)
         self.unusable: list[BrokenFile] = []
-        """Tasks that can't be used although their files can: what they wait for is missing."""
+        """Tasks that can't be used although their files can, because the tasks that they wait for
+        are missing.
+        """
 
     async def take_up(self, record: Record | None = None) -> dict[str, Task]:
         """Import new files, and write to the ledger which tasks this node has and which files it
         can't use.
 
-        Returns the new tasks by name. `record`: writes more about them than `record_loaded`, which
-        it calls, in the same transaction. What could not be written to the ledger is written by the
-        next call.
+        Returns the new tasks by name. `record`: writes more about them, and calls `record_loaded`
+        in the same transaction. If a write fails, the next call repeats it.
         """
         await self._load_new()
         await self._record_broken()
@@ -75,16 +76,16 @@ class NewTasks:
         return new
 
     async def record_loaded(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
-        """Write the names of the tasks that this node has loaded, with the new ones."""
+        """Write the names of all tasks that this node has loaded, including the new ones."""
         await nodes.record_loaded(connection, self._node, {**self._tasks, **new})
 
     async def stop(self) -> None:
-        """End a wait for an import. The import itself can't be ended."""
+        """Stop waiting for an import. The import itself can't be stopped."""
         await self._importing.stop()
 
     async def _load_new(self) -> None:
-        """Import new files in a thread. An import that takes longer than IMPORT_SECONDS is taken up
-        by a later call.
+        """Import new files in a thread. If that takes longer than IMPORT_SECONDS, a later call gets
+        the result.
         """
         self._imported |= await self._importing.within(IMPORT_SECONDS) or {}
 
@@ -97,8 +98,8 @@ class NewTasks:
 
 
 class NewTasksLoop(Background):
-    """Takes up new files every LOOK_SECONDS, on a node that fires nothing. On others the schedule
-    sync does that.
+    """Loads new files every LOOK_SECONDS, on a node that does not fire. On other nodes, the
+    schedule sync does that.
     """
 
     def __init__(self, database: Database, new_tasks: NewTasks, outage: Outage) -> None:
@@ -119,4 +120,4 @@ class NewTasksLoop(Background):
                 self._outage.over_for("new tasks")
             except Exception as error:  # the background loop's boundary: later files count too
                 if self._outage.cause_for("new tasks", self._database, error) is None:
-                    logger.exception("taking up new files of tasks failed")
+                    logger.exception("loading new files of tasks failed")

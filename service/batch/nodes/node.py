@@ -33,8 +33,8 @@ from service.metrics.process import ProcessMetrics
 from service.versions import package_version
 
 MOST_TROUBLES, LONGEST_TROUBLE = 10, 500
-"""How many parts of a node are written to the ledger with what is wrong with them, and the
-characters of each text, at most.
+"""How many troubles of a node are written to the ledger, one for each part, and the longest text of
+each.
 """
 
 
@@ -42,7 +42,7 @@ class Node:
     """One running process of the service.
 
     `roles`: what it does; only a node that fires rescues other nodes. `setting`: the name of the
-    setting that has the URL of the ledger, for messages.
+    setting with the ledger's URL, for messages.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Node:
         """`application`: the version of the application around the service; it may be set until
         `register`.
 
-        `metrics`: of the service; None where none are kept. `capacity`: how many runs it executes
-        at once, at most.
+        `metrics`: those of the service, if it keeps any. `capacity`: the most runs that it executes
+        at once.
         """
         self._capacity = capacity
         self.application = application
@@ -124,24 +124,24 @@ class Node:
         on_queued: Callable[[frozenset[str] | None], None] = lambda _: None,
         on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
-        """Beat from now on. Call it on the event loop whose lag is to be measured.
+        """Beat from now on. Call it on the event loop whose lag should be measured.
 
-        The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs
-        are given up, with how it was lost if runs may be the cause; `on_rescue` when runs of dead
-        nodes were rescued; `on_changes` after each poll of the ledger; `on_queued` when another
-        process has queued runs, with the names of their pools, or None if it may be any pool;
-        `on_replaced` when the server of the ledger takes no writes any more, so that another one
-        may have taken over from it.
+        The callbacks are called on that loop. `on_loss`: the lease was lost, so all runs have to be
+        given up; called with how it was lost, if runs may be the cause. `on_rescue`: runs of dead
+        nodes were rescued. `on_changes`: the result of each poll of the ledger. `on_queued`:
+        another process has queued runs; called with the names of their pools, or None if it may be
+        any pool. `on_replaced`: the server of the ledger takes no writes any more, so another one
+        may have taken over.
         """
         self._heartbeat.start(on_loss, on_rescue, on_changes, on_queued, on_replaced)
 
     def watch_files(
         self, files: Mapping[str, OpenFile], on_fatal: OnFatal, on_damage: Callable[[str], None]
     ) -> None:
-        """Look at each turn whether these files are still the ones that were opened. Call it before
-        `start`.
+        """Check at each turn whether these files are still the ones that were opened. Call it
+        before `start`.
 
-        `on_fatal`: called in a thread with the name of a database, and the reason, if its file was
+        `on_fatal`: called in a thread with the name of a database and the reason, if its file was
         deleted or replaced. `on_damage`: called in a thread with the cause when SQLite finds that
         the ledger is damaged.
         """
@@ -150,12 +150,12 @@ class Node:
 
     @property
     def troubles(self) -> Mapping[str, str]:
-        """What is wrong with this node, by part, as `tell` was given it last."""
+        """The troubles of this node, by part, as last given to `tell`."""
         return self._heartbeat.troubles
 
     def tell(self, troubles: Mapping[str, str]) -> None:
-        """Have the next beat write what is wrong with this node, by part, if it has changed. Cuts
-        what is long.
+        """Have the next beat write these troubles of the node, by part, if they have changed. Long
+        texts are cut.
         """
         some = list(troubles.items())[:MOST_TROUBLES]
         self._heartbeat.troubles = {part: line(reason)[:LONGEST_TROUBLE] for part, reason in some}
@@ -167,7 +167,7 @@ class Node:
         )
 
     def be_supervised(self, supervisor: Supervisor) -> None:
-        """Let the supervisor of this process look at the heartbeat."""
+        """Have this process's supervisor watch the heartbeat."""
         supervisor.watch(self._heartbeat)
         self._heartbeat.on_end = lambda error: supervisor.fail(
             self._heartbeat.name, "its thread has ended", error
@@ -187,7 +187,7 @@ class Node:
 
     @property
     def replaced(self) -> Mapping[str, str]:
-        """The files that were deleted or replaced, by the name of the database, and what to do."""
+        """The deleted or replaced files, by the name of the database, each with advice."""
         return self._heartbeat.replaced
 
     async def stop(self) -> None:
@@ -195,7 +195,7 @@ class Node:
         await offload(self._heartbeat.stop)
 
     def fall_silent(self) -> None:
-        """Stop the heartbeat without waiting for it. May be called in any thread."""
+        """Stop the heartbeat without waiting for it. Any thread may call it."""
         self._heartbeat.fall_silent()
 
     async def leave(self, connection: AsyncConnection) -> None:
@@ -209,11 +209,9 @@ class Node:
         )
 
     async def unlock(self) -> None:
-        """Remove the locked file of this process. Call it when the transaction of `leave` was
-        committed.
-        """
+        """Remove the locked file of this process. Call it after the commit of `leave`."""
         await offload(self._process_lock.remove)
 
     def unlock_at_once(self) -> None:
-        """Do the same as `unlock`, in any thread."""
+        """Do the same as `unlock`, without waiting. Any thread may call it."""
         self._process_lock.remove()

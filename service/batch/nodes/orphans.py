@@ -25,7 +25,7 @@ NODE_LOST = "the node was lost while it ran"
 
 
 async def accuse(connection: AsyncConnection, node: str, run: str, what: str) -> None:
-    """Note what a running run does to its node, in its row. The node is about to end, and others
+    """Write into a running run's row what it does to its node. The node is about to end, and others
     rescue its runs.
     """
     statement = text(
@@ -38,13 +38,13 @@ async def accuse(connection: AsyncConnection, node: str, run: str, what: str) ->
 
 
 async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: datetime) -> list[str]:
-    """Mark dead nodes as stopped, and interrupt the runs that they hold. Returns the ids of the
-    nodes it has marked.
+    """Mark dead nodes as stopped, and interrupt the runs that they hold. Returns the ids of these
+    nodes.
 
-    `dead`: the beats of each node when it was found dead, by its id. A node that has beaten since
-    is left as it is. Rows that another transaction has locked are left for the next time. A rescue
-    uses up no attempt. Each lost run pays for it (see `harm.charge`), but if it is known which one
-    has blocked the event loop, only that one of its node.
+    `dead`: for each node's id, its beats when it was found dead. A node that has beaten since is
+    left alone. Rows that another transaction has locked are left for the next time. A rescue uses
+    up no attempt. A loss is counted for each lost run (see `harm.charge`); but if it is known which
+    run of a node has blocked the event loop, only for that run.
     """
     columns = [nodes.c[name] for name in ("id", "beats", "host", "pid", "seen_at", "stopped_at")]
     suspects = select(*columns).where(nodes.c.id.in_(dead)).order_by(nodes.c.id)
@@ -74,7 +74,7 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     await transitions.finish(connection, list(outcomes.values()))
     marked = [row for row in found if row["stopped_at"] is None]
     if not marked and not lost:
-        # Another transaction has locked what they hold: the next poll finds it again.
+        # Another transaction has locked the runs that they hold. The next poll finds them again.
         return []
     mark = update(nodes).where(nodes.c.id.in_(row["id"] for row in marked))
     await connection.execute(mark.values(stopped_at=now, lost_at=now, noticed_at=None))
@@ -96,7 +96,9 @@ def _log_lost(found: Iterable[RowMapping], tasks_by_node: Mapping[str, set[str]]
 
 
 def _lost(run: dict[str, Any], now: datetime) -> Outcome:
-    """With what its node has noted about the run before it ended (see `accuse`)."""
+    """The outcome of a lost run, with the reason that its node has recorded before its end (see
+    `accuse`).
+    """
     known = run["reason"]
     return replace(
         _interrupted(run, now, "lost", known or NODE_LOST),
@@ -108,7 +110,7 @@ def _lost(run: dict[str, Any], now: datetime) -> Outcome:
 async def interrupt_runs_of(
     connection: AsyncConnection, node: str, now: datetime, reason: str
 ) -> None:
-    """Interrupt the runs that a node still holds: claimed and not started, or given up and not
+    """Interrupt the runs that a node still holds: claimed but not started, or given up but not
     reported.
     """
     held = await _runs_of(connection, [node])
@@ -119,8 +121,8 @@ async def interrupt_runs_of(
 
 
 async def _runs_of(connection: AsyncConnection, node_ids: list[str]) -> list[dict[str, Any]]:
-    """The rows of the runs that these nodes hold, locked, but for those that another transaction
-    has locked.
+    """The rows of the runs that these nodes hold, locked, except those that another transaction has
+    locked.
     """
     held = select(runs).where(runs.c.node.in_(node_ids), text(HELD_SQL))
     rows = await connection.execute(held.order_by(runs.c.id).with_for_update(skip_locked=True))
@@ -128,8 +130,8 @@ async def _runs_of(connection: AsyncConnection, node_ids: list[str]) -> list[dic
 
 
 async def _not_run_again(connection: AsyncConnection, held: list[dict[str, Any]]) -> set[str]:
-    """The tasks of these runs that declare `rerun = False`, by the ledger: this node may not have
-    loaded them.
+    """The tasks of these runs that declare `rerun = False`. Read from the ledger, because this node
+    may not have loaded them.
     """
     statement = select(tasks.c.name, tasks.c.policies).where(
         tasks.c.name.in_({run["task"] for run in held})

@@ -1,7 +1,7 @@
-"""An outage of the ledger: the one place where a process keeps since when it can't use the ledger,
+"""An outage of the ledger. Only this module of a process knows since when the ledger can't be used,
 and why.
 
-Logs, `/readyz`, the records of missed slots and the audit all read it from here.
+Logs, `/readyz`, the records of missed slots and the audit all read it here.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 QUIET_SECONDS = 5.0
-"""An outage is over when nothing has failed for this time: a database that is nearly full works now
-and then.
+"""An outage has ended when nothing has failed for this time, because a database that is nearly full
+works now and then.
 """
 TOLERANCE = timedelta(seconds=10)
-"""What is within an outage may begin so much before its first failure, and end so much after its
-last one.
+"""Slots belong to an outage if they begin at most this long before its first failure, and end at
+most this long after its last.
 """
 MOST_KEPT = 100
-"""How many past outages are kept until they are written to the ledger, at most."""
+"""The most past outages that are kept until they are written to the ledger."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """When this process could not use the ledger, by the clock of its machine (UTC), and why,
-    without addresses.
+    """The time in which this process could not use the ledger, by its machine's clock (UTC), and
+    why, without addresses.
     """
 
     since: datetime
@@ -50,10 +50,10 @@ class Interval:
 
 
 class Outage:
-    """Each part of a service reports what fails and what works. Any thread may call the methods.
+    """Each part of a service reports its failures and successes. Any thread may call the methods.
 
-    SQLite may let one part read while another one waits for the write lock, so the outage lasts
-    until all parts that have failed can work again.
+    SQLite may let one part read while another waits for the write lock, so the outage lasts until
+    all parts that have failed work again.
     """
 
     cause: str | None = None
@@ -70,15 +70,15 @@ class Outage:
         self._lock = threading.Lock()
 
     def cause_for(self, part: str, ledger: Database, error: BaseException) -> str | None:
-        """Why this part can't use the ledger. None if the error is not about the ledger, so that
-        the part logs it.
+        """Why this part can't use the ledger. None if the error is not about the ledger; the part
+        then logs it itself.
 
         The first failure of an outage is logged here.
         """
         if not isinstance(error, DBAPIError | DatabaseError | OSError):
             return None
         cause = ledger.why(error)
-        if ledger.has_severed(error):  # its next try opens a new connection
+        if ledger.has_severed(error):  # the next try opens a new connection
             return cause
         with self._lock:
             self._failed_at = clock.boottime()
@@ -92,16 +92,16 @@ class Outage:
             self._reason = _in_words(error) or (type(error).__name__ if is_new else self._reason)
         if is_new:
             logger.warning(
-                "the ledger can't be used, which is tried again until it can (first by the "
+                "the ledger can't be used; the service retries until it can (first noticed by the "
                 f"{part}); no slot is fired, "
-                f"and what runs have done is kept until then: {cause}"
+                f"and outcomes of runs are kept until then: {cause}"
             )
         return cause
 
     @property
     def in_words(self) -> str | None:
-        """Since when the ledger can't be used, and why, without addresses, for anybody who asks;
-        None while it can.
+        """Since when the ledger can't be used, and why, without addresses, so that anybody may read
+        it; None while it can.
         """
         with self._lock:
             if self.cause is None or self._since is None:
@@ -111,14 +111,15 @@ class Outage:
     def has_failed(self, part: str) -> bool:
         """Whether this part has failed in this outage, and not used the ledger since.
 
-        A part that acts only when there is work for it asks this at each poll: another node may
-        have done the work meanwhile, and then nothing else would have it say that it can work.
+        A part that acts only when there is work for it checks this at each poll. Another node may
+        have done the work meanwhile, and then nothing else would make the part report that it works
+        again.
         """
         return part in self._failing
 
     def over_for(self, part: str) -> None:
-        """This part has used the ledger. Logs that the outage is over once all parts can, and
-        nothing has failed.
+        """This part has used the ledger. Logs the end of the outage once all parts work and nothing
+        has failed for a while.
         """
         if self.cause is None:
             return
@@ -145,8 +146,8 @@ class Outage:
         )
 
     def why_missed(self, first: datetime, last: datetime) -> str | None:
-        """Why slots between these two instants were not fired by this process, if that is because
-        of an outage.
+        """Why this process did not fire the slots between these two instants, if an outage is the
+        reason.
         """
         outage = self.during(first, last)
         if outage is None:
@@ -157,9 +158,7 @@ class Outage:
         )
 
     def during(self, first: datetime, last: datetime) -> Interval | None:
-        """The outage of this process in which the time between these two instants lies; None if
-        there was none.
-        """
+        """The outage of this process that covers the time between these two instants, if any."""
         with self._lock:
             known = list(self._past)
             if self.cause is not None and self._since is not None:
@@ -167,7 +166,7 @@ class Outage:
         return next((each for each in reversed(known) if each.covers(first, last)), None)
 
     def unwritten(self) -> list[Interval]:
-        """The outages that are over and were not written to the ledger yet."""
+        """The past outages that were not written to the ledger yet."""
         return list(self._unwritten)
 
     def are_written(self, intervals: list[Interval]) -> None:
@@ -178,8 +177,8 @@ class Outage:
 
 
 def _in_words(error: BaseException) -> str | None:
-    """What is wrong, without addresses and without what a statement has said; None if the error
-    does not say it.
+    """What is wrong, without addresses and without the text of a statement; None if the error does
+    not say it.
     """
     if (advice := troubles.advice_on(error)) is not None:
         return advice

@@ -1,10 +1,10 @@
 """Process locks: each node of this machine keeps a locked file. The kernel drops the lock whenever
 the process ends.
 
-All users of the machine may be able to write to the folder. A subfolder with a fixed name could be
-created by another user first, so there is none, and each file has a name that can't be guessed. A
-file counts only if it is a regular file of this user and contains the id of its node: files that
-others have put there, linked or renamed are ignored.
+All users of the machine may be able to write to the folder. Another user could create a subfolder
+with a fixed name first, so there is none, and each file has a name that can't be guessed. A file
+counts only if it is a regular file of this user and contains the id of its node. Files that other
+users have put there, linked or renamed are ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 OLD_NS = 30 * 86_400 * 1_000_000_000
-"""Files of dead nodes that are older are removed, even if no node has rescued the runs: 30 days, in
+"""Older files of dead nodes are removed, even if no node has rescued the runs: 30 days, in
 nanoseconds.
 """
 PREFIX = ".batch-node-"
@@ -35,7 +35,7 @@ NODE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def folder_of(ledger_url: str | URL) -> Path:
-    """The folder of the locked files: that of the ledger's SQLite file, otherwise the one for
+    """The folder of the locked files: that of the ledger's SQLite file, otherwise the folder for
     temporary files.
     """
     url = make_url(ledger_url)
@@ -52,8 +52,8 @@ def file_of(folder: Path, node: str) -> Path:
 
 
 class ProcessLock:
-    """The locked file of this process. It stays locked until the process ends, also while that is
-    stopped (SIGSTOP).
+    """The locked file of this process. It stays locked until the process ends, even while the
+    process is stopped (SIGSTOP).
 
     If the file can't be made, only the lease of the node decides whether it is alive.
     """
@@ -66,8 +66,8 @@ class ProcessLock:
             self._file = _make(self._path, node)
         except OSError as error:
             logger.warning(
-                f"this node can't have a locked file in the folder {folder} ({error.strerror}): if "
-                "its process is killed, its runs are resumed when its lease has ended, and not at "
+                f"this node can't lock a file in the folder {folder} ({error.strerror}): if "
+                "its process is killed, its runs are resumed only when its lease has ended, not at "
                 "once"
             )
         # Otherwise a forked child, such as a worker of a process pool, would keep the lock after
@@ -93,7 +93,7 @@ def has_file(folder: Path, node: str) -> bool:
 
 
 def is_gone(folder: Path, node: str) -> bool:
-    """Whether the node ran on this machine and its process has ended. False if it has no file
+    """Whether the node was on this machine and its process has ended. False if it has no file
     here.
     """
     if NODE.fullmatch(node) is None:
@@ -113,7 +113,7 @@ def is_gone(folder: Path, node: str) -> bool:
 
 
 def remove_if_gone(folder: Path, node: str) -> None:
-    """Remove the file of a dead node. Call it when the rescue of its runs was committed."""
+    """Remove the file of a dead node. Call it after the rescue of its runs was committed."""
     if is_gone(folder, node):
         with contextlib.suppress(OSError):
             file_of(folder, node).unlink()
@@ -121,11 +121,11 @@ def remove_if_gone(folder: Path, node: str) -> None:
 
 def end_if_frozen(folder: Path, node: str, ledger: str) -> None:
     """Kill the process of a node of this machine that is stopped while it holds the write lock of
-    the ledger, a file.
+    the ledger's file.
 
-    Call it for a node that has been silent for a whole lease. Nobody can take the lock from it, so
-    no other process can write until it goes on. On PostgreSQL the connections of such a node are
-    ended.
+    Call it for a node that has been silent for a whole lease. The lock can't be taken from it, so
+    no other process could write until it continues. On PostgreSQL, the connections of such a node
+    are ended instead.
     """
     process = lock_holder.of_write_lock(ledger)
     if (
@@ -154,7 +154,8 @@ def _is_stopped(process: int) -> bool:
 def _make(path: Path, node: str) -> int:
     """Make a new file and lock it; returns its descriptor. Raises OSError.
 
-    If the lock fails, the file is removed: a file without a lock would mean that its node is dead.
+    If the lock fails, the file is removed, because a file without a lock would mean that its node
+    is dead.
     """
     file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -183,7 +184,7 @@ def _lock(file: int) -> bool:
 
 
 def _clean_up(folder: Path) -> None:
-    """Remove old files of dead nodes. They stay behind if their ledger is not used any more."""
+    """Remove old files of dead nodes. They remain if their ledger is no longer used."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             node = entry.name.removeprefix(PREFIX)

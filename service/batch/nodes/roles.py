@@ -1,4 +1,4 @@
-"""What a node does: whether it fires schedules, and the runs of which pools it claims."""
+"""What a node does: whether it fires schedules, and the pools whose runs it claims."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Roles:
     """What a node does.
 
     Attributes:
-        fires: Whether it is a service: it fires schedules, rescues the runs of dead nodes, and
-            writes what it knows of its tasks to the ledger. Other nodes only execute runs.
-        pools: The names of the pools whose runs it claims. A node that claims none executes only
-            what it is given.
-        on_tickets: Whether it claims only for tickets, which services place.
+      fires: Whether it is a service: it fires schedules, rescues the runs of dead nodes, and
+          writes what it knows of its tasks to the ledger. Other nodes only execute runs.
+      pools: The names of the pools whose runs it claims. A node that claims none executes only
+          the runs that it is given.
+      on_tickets: Whether it claims only for tickets, which services place.
     """
 
     fires: bool
@@ -29,7 +29,7 @@ class Roles:
         """The roles of a service: it claims the runs of the default pool, and of the pools with
         children on each node.
 
-        `pools`: what serves each pool, by its name, as the settings say.
+        `pools`: what serves each pool by name, by the settings.
         """
         return cls(
             True,

@@ -1,5 +1,5 @@
-"""How many tickets of each task are to be open now: what may start and what is running, bounded by
-the places.
+"""How many tickets of each task should be open now: one for each run that may start or is running,
+limited by the places.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from service.batch.queue import claiming, concurrency
 from service.batch.tasks.registry import Task
 
 TICKETS_A_PLACE = 2
-"""So many tickets may wait for each place. With one, a place would be idle until the next look."""
+"""How many tickets may wait for each place. With one, a place would be idle until the next look."""
 
 
 @dataclass
 class Wanted:
-    """How many tickets of one task are to be open, the priority of the first run that they are for,
-    and how many runs
-    of the task are running.
+    """How many tickets of one task should be open, the priority of the first run that they are for,
+    and how many runs of the task are running.
     """
 
     tickets: int = 0
@@ -38,13 +37,13 @@ async def demand(
     places: int,
     running: Counter[str],
 ) -> dict[str, Wanted]:
-    """The tickets of each task of the pool, in the order in which they are to be placed: that of
+    """The tickets of each task of the pool, in the order in which they should be placed: that of
     the queue.
 
-    Each task with a run that may start has a ticket: for the tasks before it there may be no place
+    Each task with a run that may start gets a ticket, because the tasks before it may find no place
     at all, such as one with their memory or their file.
 
-    `tasks`: those that this service has loaded. `running`: what `running` has returned.
+    `tasks`: those that this service has loaded. `running`: the result of `running`.
     """
     due = await claiming.due(connection, [pool])
     own = [task for name, task in tasks.items() if task.pool == pool]
@@ -74,9 +73,9 @@ async def demand(
 
 
 async def running(connection: AsyncConnection) -> Counter[str]:
-    """How many runs of each task are running. It reads the running runs."""
+    """How many runs of each task are running. Reads all running runs."""
     return Counter((await connection.execute(_RUNNING)).scalars())
 
 
 _RUNNING = select(runs.c.task).where(text(HELD_SQL))
-"""Without GROUP BY, for which SQLite would read all runs."""
+"""Without GROUP BY, because SQLite would read all runs with it."""

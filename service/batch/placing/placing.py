@@ -1,8 +1,8 @@
-"""The loop that places tickets. Of all services one does it at a time: the one that has the duty
+"""The loop that places tickets. At any time only one service does it: the one with the duty
 `tickets`.
 
-It looks when it is woken, and each second while a run waits or is running in any pool; otherwise it
-asks nothing.
+It looks when it is woken, and each second while a run waits or is running in any pool. Otherwise it
+uses neither the ledger nor the clusters.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ logger = get_logger("service.batch")
 
 DUTY = "tickets"
 IDLE_SECONDS = 5.0
-"""How often the service that places asks for the places while nothing waits: a cluster that was
-started anew is to have nodes before there are runs.
+"""How often the placing service asks for the places while nothing waits, so that a restarted
+cluster has nodes before there are runs.
 """
 SHORTEST_PAUSE = 0.02
-"""The time between two looks, at least: what ends within it is looked at together."""
+"""The least time between two looks. Changes within it are handled together."""
 
 
 class Placing(Background):
-    """Has as many tickets open in each pool as its runs need. `placers`: by the names of their
+    """Keeps as many tickets open in each pool as its runs need. `placers`: by the names of their
     pools.
     """
 
@@ -61,7 +61,7 @@ class Placing(Background):
         self._woken.set()  # the first look takes the duty, and reaches the clusters
 
     def wake(self) -> None:
-        """Look now whether tickets are to be placed. Returns at once."""
+        """Look now whether tickets should be placed. Returns at once."""
         self._woken.set()
 
     def on_changes(self, changes: LedgerChanges) -> None:
@@ -84,7 +84,7 @@ class Placing(Background):
             except Exception as error:  # the background loop's boundary: the next look may succeed
                 if self._outage.cause_for("tickets", self._ledger, error) is None:
                     logger.exception(
-                        "placing tickets failed, and is tried again with the next poll"
+                        "placing tickets failed, the next attempt follows the next poll"
                     )
             await asyncio.sleep(SHORTEST_PAUSE)
 
@@ -101,7 +101,9 @@ class Placing(Background):
         return {pool: await placer.places() for pool, placer in self._placers.items()}
 
     async def _has_duty(self) -> bool:
-        """Whether this service is the one that places. It takes the duty if nobody has it."""
+        """Whether this service is the one that places. It takes the duty if no living service has
+        it.
+        """
         async with self._ledger.reader.connect() as connection:
             if await duties.holder(connection, DUTY) == self._node:
                 return True

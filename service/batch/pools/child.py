@@ -1,5 +1,5 @@
-"""A child as the service sees it: it gets a run, tells what it does, is stopped or killed, and ends
-for a reason.
+"""A child as the service sees it: it gets a run, reports what it does, is stopped or killed, and
+ends for a reason.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from service.logs.mode import stamp_now
 logger = get_logger("service.batch")
 
 EXIT_SECONDS = 2.0
-"""How long a child may take to end after it has told how its run ended, in seconds. After that it
-is killed.
+"""How long a child may take to end after it has reported how its run ended, in seconds. After that
+it is killed.
 """
 MESSAGES_SECONDS, OUTPUT_SECONDS = 30.0, 1.0
-"""How long what a child has told and written is read after its end, in seconds. Its own children
-may hold both open.
+"""How long a child's messages and output are read after its end, in seconds. Its own children may
+hold both open.
 """
 MOST_STARTS = 20
 """How many requests of one child, such as those of `start()`, are carried out at once."""
 
 
 class Child:
-    """The child process of one attempt. Its methods are called inside the run, so that its log has
-    their lines.
+    """The child process of one attempt. Its methods are called inside the run, so that the run's
+    log gets their lines.
 
     Attributes:
-        pid: Its process id; None while it has not begun.
-        bound: How many bytes its process group may have in memory, with those that it shares with
-            the nursery; None: any number, or it is not known yet.
+      pid: Its process id; None before it begins.
+      bound: How many bytes its process group may have in memory, including those that it shares
+          with the nursery; None if there is no limit, or it is not known yet.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class Child:
         self._ending: Ending | None = None
         self._trouble: ProcessDied | None = None
         self._outgoing: asyncio.Queue[bytes] | None = None
-        """What the child is told; None before it gets its job, which has to come first."""
+        """The messages for the child; None until it gets its job, which has to come first."""
         self._exit_timer: asyncio.TimerHandle | None = None
         self._has_begun = False
         self._starting = asyncio.Semaphore(MOST_STARTS)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def execute(self) -> Ending:
-        """Begin the child, and wait for its end. Raises ProcessDied, and Interrupted if its nursery
+        """Start the child, and wait for its end. Raises ProcessDied, and Interrupted if its nursery
         has ended.
 
-        If it is cancelled, the child is asked to stop, and killed after ABANDON_SECONDS. What it
-        has told by then is returned; if it has told nothing, this raises CancelledError.
+        Cancelling this call asks the child to stop, and kills it after ABANDON_SECONDS. The ending
+        that it has reported by then is returned; without one, CancelledError is raised.
         """
         work = asyncio.get_running_loop().create_task(self._live())
         self.attempt.state.on_stop = lambda _: self._tell_stop()
@@ -92,7 +92,9 @@ class Child:
             return work.result()
 
     def kill(self, trouble: ProcessDied | None = None) -> None:
-        """Kill the process and its process group. `trouble`: why, if its run fails by that."""
+        """Kill the process and its process group. `trouble`: the error with which its run fails, if
+        it does.
+        """
         self._trouble = self._trouble or trouble
         self._is_killed = True
         if self._nursery is not None and self._number is not None:
@@ -108,7 +110,7 @@ class Child:
             continue  # cancelled again
 
     def _tell_stop(self) -> None:
-        """Tell the child that it is asked to stop, if it is."""
+        """Tell the child to stop, if that was asked."""
         stop, reason = self.attempt.body.stop, self.attempt.state.stop_reason
         if stop is not None:
             self._send({"reason": stop.reason or stop.outcome, "outcome": stop.outcome})
@@ -123,7 +125,7 @@ class Child:
         code: int | Interrupted
         try:
             ours, theirs, read_end, output, their_output = _connections()
-        except OSError:  # this process can open no more files
+        except OSError:  # this process can't open more files
             nursery.release(self._number)
             raise
         try:
@@ -144,7 +146,7 @@ class Child:
             messages.add_done_callback(lambda _: nursery.is_silent(number))
             code = await begun.ended
         except Interrupted as error:
-            # The nursery has ended, and cannot kill the processes that its child has started
+            # The nursery has ended, and can't kill the processes that its child has started.
             code = error
             _kill_group(self.pid)
         finally:
@@ -155,8 +157,8 @@ class Child:
         return await self._ending_by(code)
 
     async def _ending_by(self, code: int | Interrupted) -> Ending:
-        """What the child has told, which counts whatever became of it afterwards; or what its end
-        means.
+        """The ending that the child has reported, which counts whatever happened to it afterwards;
+        otherwise what its exit means.
         """
         if self._ending is not None:
             return self._ending
@@ -192,7 +194,7 @@ class Child:
         return [child_json.done_as_json(done) for done in upstream.values()]
 
     async def _finish(self, reading: dict[asyncio.Task[None], float]) -> None:
-        """Read what the process has written before its end, and close everything."""
+        """Read the last messages and output of the process, and close everything."""
         try:
             for task, seconds in reading.items():
                 await asyncio.wait([task], timeout=seconds)
@@ -205,7 +207,7 @@ class Child:
             await asyncio.wait(self._tasks)
 
     async def _read(self, connection: socket.socket) -> None:
-        """Take in what the child tells until it has ended."""
+        """Handle the child's messages until it has ended."""
         try:
             async with frames.reader_of(connection) as reader:
                 while (message := await frames.read(reader)) is not None:
@@ -216,11 +218,11 @@ class Child:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             self.kill(
                 ProcessDied(
-                    "killed, because it told its service something that can't be read: "
+                    "killed, because it sent its service a message that can't be read: "
                     f"{error!r:.200}"
                 )
             )
-        except OSError:  # it has ended without reading everything
+        except OSError:  # it ended without reading everything
             return
 
     async def _take(self, message: dict[str, Any]) -> None:
@@ -252,7 +254,7 @@ class Child:
             self._exit_timer = asyncio.get_running_loop().call_later(EXIT_SECONDS, self.kill)
 
     async def _answer(self, number: int, work: Callable[[], Awaitable[Any]]) -> None:
-        """Carry out what the run asks for: a `start()` or `start_all()`, or the next members of its
+        """Carry out a request of the run: a `start()` or `start_all()`, or the next members of its
         group.
         """
         try:
@@ -279,8 +281,8 @@ class Child:
             self._outgoing.put_nowait(frame)
 
     async def _write(self, connection: socket.socket, outgoing: asyncio.Queue[bytes]) -> None:
-        """Send what the child is told, until it has ended. That it reads no more does not end the
-        reading here.
+        """Send messages to the child until it has ended. If it stops reading, its own messages are
+        still read.
         """
         connection.setblocking(False)
         with connection, suppress(OSError):
@@ -295,8 +297,8 @@ class Child:
 
 
 def _connections() -> tuple[socket.socket, socket.socket, socket.socket, int, int]:
-    """The two ends of a socket, the first one a second time for reading, and the two ends of a
-    pipe. Raises OSError.
+    """The two ends of a socket, the first one duplicated for reading, and the two ends of a pipe.
+    Raises OSError.
     """
     with ExitStack() as opened:
         ours, theirs = socket.socketpair()
@@ -316,8 +318,8 @@ def _kill_group(pid: int | None) -> None:
 
 
 async def _is_over_within(work: asyncio.Task[Ending], seconds: float | None) -> bool:
-    """Whether the work has ended within these seconds; None: wait for it. A cancel of the caller
-    does not cancel it.
+    """Whether the work ends within these seconds; None waits for its end. Cancelling the caller
+    does not cancel the work.
     """
     with suppress(asyncio.CancelledError):
         await asyncio.wait([work], timeout=seconds)

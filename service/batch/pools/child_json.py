@@ -1,4 +1,4 @@
-"""What a service and a child tell each other, as JSON values and back: runs, endings, and requests
+"""The messages between a service and a child as JSON values and back: runs, endings, and requests
 of `start()`.
 """
 
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 _STARTING = (UnknownTask, InvalidParameters, DatabaseError, DatabaseUnreachable, LeaseLost)
 STARTING = {cls.__name__: cls for cls in _STARTING}
-"""The errors of `start()` that a child raises as the service has raised them."""
+"""The errors of `start()` that a child raises with the class that the service has raised."""
 _INSTANTS = ("slot", "created_at", "attempt_started_at")
 
 
@@ -52,8 +52,8 @@ def ending_as_json(ending: Ending) -> Json:
 
 
 def ending_from_json(values: Json) -> Ending:
-    """The ending. Its error is a ReportedError. Raises KeyError, TypeError and ValueError if it is
-    none.
+    """The ending. Its error is a ReportedError. Raises KeyError, TypeError or ValueError if the
+    values are not an ending.
     """
     facts, wait = values["error"], values["wait"]
     if wait is not None and not 0 <= wait < MOST_SECONDS:
@@ -85,7 +85,7 @@ def starts_as_json(starts: Starts) -> Json:
 
 
 def starts_from_json(values: Json) -> Starts:
-    """The requests. Raises KeyError, TypeError and ValueError if they are none."""
+    """The requests. Raises KeyError, TypeError or ValueError if the values are not requests."""
     then = _request_from_json(values["then"]) if values["then"] is not None else None
     each = tuple(_request_from_json(request) for request in values["runs"])
     return Starts(each, then, _text(values["gate"]), bool(values["in_group"]))

@@ -1,7 +1,6 @@
-"""The process of a child: it executes the body of one attempt, tells its service what it does, and
-ends.
+"""The process of a child: it executes the body of one attempt, reports to its service, and ends.
 
-It has an event loop, and threads for what it sends and receives. A sync run has a thread of its
+It has an event loop, and one thread each for sending and receiving. A sync run has a thread of its
 own.
 """
 
@@ -42,9 +41,9 @@ from service.logs.relay import tell_lines
 from service.settings.reading import refresh_settings
 
 SEND_SECONDS = 10.0
-"""How long the last messages may take to be sent, in seconds."""
+"""How long sending the last messages may take, in seconds."""
 CLOSE_SECONDS = 1.0
-"""How long the connections to the database may take to close, in seconds."""
+"""How long closing the connections to the database may take, in seconds."""
 
 
 def prepare() -> None:
@@ -75,7 +74,7 @@ def main(
     sender = ChildSender(connection)
     tell_lines(sender.add_line, setup.level)
     sender.start()
-    with suppress(BatchError):  # the file .env may have changed since the nursery has read it
+    with suppress(BatchError):  # the file .env may have changed since the nursery read it
         refresh_settings()
     holds_lease = always_held if lease is None else lambda: lease.is_held
     child = Child(connection, sender, setup, database, holds_lease)
@@ -130,8 +129,8 @@ class Child:
             await asyncio.wait_for(self._database.dispose(), CLOSE_SECONDS)
 
     def _tell_begin(self) -> None:
-        """Set the bound of the run's memory, and tell how much this process has of what the nursery
-        has imported.
+        """Limit the run's memory, and report how much memory this process has from the nursery's
+        imports.
         """
         bound = self._body.task.policies.memory
         _, in_memory = memory.data_of_this_process()
@@ -159,7 +158,7 @@ class Child:
         return self._body.stop or self._body.failed(asyncio.CancelledError())
 
     def _listen(self, state: AttemptState) -> None:
-        """Receive what the service asks for, in a thread, because the run may hold up the event
+        """Receive the service's messages in a thread, because the run may hold up the event
         loop.
         """
         # RuntimeError: the loop has ended.
@@ -176,14 +175,14 @@ class Child:
             os.killpg(0, signal.SIGKILL)  # the service has ended
 
     def _stop(self, ending: Ending) -> None:
-        """Cancel the run, once: a second cancel would interrupt what it does to clean up."""
+        """Cancel the run, but only once: a second cancel would interrupt its cleanup."""
         if self._body.stop is None:
             self._body.stop = ending
             self._work.cancel()
 
     async def _read_upstream(self, run: str, parts: bool) -> Upstream:
-        """What the run has waited for: the slots came with it, and the service is asked for the
-        members, or parts.
+        """What the run has waited for. The slots came with the job; the service is asked for the
+        members or parts.
         """
         return Upstream(self._slots, self._members)
 

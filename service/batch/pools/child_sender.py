@@ -1,6 +1,4 @@
-"""What a child sends to its service: lines, progress and messages. A thread sends them, in their
-order.
-"""
+"""What a child sends to its service: lines, progress and messages. A thread sends them in order."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ LINES_SECONDS = 0.1
 PROGRESS_SECONDS = 0.5
 """How often progress is sent, in seconds."""
 MOST_LINES, MOST_BYTES = 10_000, 4_000_000
-"""Upper bounds of the lines that wait to be sent. Further lines are dropped, and their number is
-logged.
+"""The most lines, and bytes of lines, that wait to be sent. Further lines are dropped, and their
+number is logged.
 """
 LARGEST_LINE = 4 * log_lines.LONGEST_LINE
 PART_BYTES = 64_000
@@ -30,7 +28,7 @@ PART_BYTES = 64_000
 
 
 class ChildSender:
-    """Any thread may add to it. The sending thread begins with `start`."""
+    """Collects and sends. Any thread may add to it; `start` starts the sending thread."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.meter: ProgressMeter | None = None
@@ -48,7 +46,7 @@ class ChildSender:
         self._thread.start()
 
     def add_line(self, line: Line) -> None:
-        """Add a log line, or count it as lost where too many wait."""
+        """Add a log line, or count it as lost if too many wait."""
         encoded = json.dumps(line, default=str).encode()
         if len(encoded) > LARGEST_LINE:
             text = (
@@ -85,7 +83,7 @@ class ChildSender:
         self._wake.set()
 
     def finish(self, message: dict[str, Any], seconds: float) -> None:
-        """Send everything and then `message`, and wait up to `seconds` for that."""
+        """Send everything and then `message`, within `seconds`."""
         encoded = frames.encoded(message)
         with self._lock:
             self._messages.append(encoded)
@@ -108,7 +106,7 @@ class ChildSender:
                 self._is_ending.wait(LINES_SECONDS)
 
     def _flush(self) -> bool:
-        """Send what waits. Returns whether that was everything that will ever be sent."""
+        """Send everything that waits. Returns whether nothing will follow."""
         with self._lock:
             is_over = self._is_ending.is_set()
             lines = self._lines

@@ -38,7 +38,7 @@ def memory_error(memory: int) -> MemoryExceeded:
 
 def kernel_kills() -> int:
     """How many processes the kernel has killed since its start because the machine ran out of
-    memory; 0: not known.
+    memory; 0 if not known.
     """
     try:
         lines = _VMSTAT.read_text().splitlines()

@@ -1,5 +1,5 @@
-"""Frames: bounded JSON objects on a socket between two processes, each after its length in four
-bytes.
+"""Frames: JSON objects of limited size on a socket between two processes, each after its length in
+four bytes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from service.concurrency.offload import offload
 
 LARGEST = 16_000_000
-"""The size of a frame in bytes, at most."""
+"""The largest size of a frame in bytes."""
 LARGE = 100_000
-"""Frames of more bytes are parsed in a thread, so that the event loop does not wait."""
+"""Larger frames are parsed in a thread, so that the event loop does not wait."""
 
 _LENGTH = struct.Struct("!I")
 
 
 class BrokenFrame(ValueError):
-    """What came is no frame, or is larger than LARGEST."""
+    """The received bytes are not a frame, or the frame is larger than LARGEST."""
 
 
 def encoded(message: dict[str, Any]) -> bytes:
@@ -45,12 +45,12 @@ def parsed(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BrokenFrame(f"a message that is not JSON: {error}") from None
     if not isinstance(message, dict):
-        raise BrokenFrame("a message that is no object")
+        raise BrokenFrame("a message that is not an object")
     return message
 
 
 class Frames:
-    """Cuts what was received into messages, without a thread or an event loop."""
+    """Cuts received bytes into messages, without a thread or an event loop."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -76,10 +76,10 @@ def receive(connection: socket.socket) -> dict[str, Any] | None:
 
 
 class _ReadToTheEnd(asyncio.StreamReaderProtocol):
-    """Lets everything be read that came before a connection was reset.
+    """Makes everything readable that came before a connection was reset.
 
-    The kernel resets it if the other process ends with something unread. StreamReader then raises
-    an error, and what it has received by then would be lost.
+    The kernel resets it if the other process ends without having read everything. StreamReader
+    would then raise an error, and lose the data it has already received.
     """
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,5 +1,5 @@
-"""How much memory processes use, from /proc. Where there is none, nothing is known, and nothing is
-bounded by it.
+"""How much memory processes use, from /proc. Without /proc nothing is known, and memory has no
+limit.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 PROC = Path("/proc")
 ROOM = 32 * 2**20
-"""What a child may map beyond its bound, in bytes: the stacks of its threads are mapped, and hardly
-used.
+"""What a child may map beyond its bound, in bytes, because the stacks of its threads are mapped but
+hardly used.
 """
 
 
 def data_of_this_process() -> tuple[int, int]:
     """The bytes of data that this process has mapped (VmData), and those that are in memory
-    (RssAnon). 0: not known.
+    (RssAnon); 0 if not known.
     """
     try:
         text = (PROC / "self/status").read_text()
@@ -36,12 +36,12 @@ def bound(memory: int) -> None:
     mapped, _ = data_of_this_process()
     if mapped:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        with suppress(OSError, ValueError):  # a lower hard limit is set: that one holds
+        with suppress(OSError, ValueError):  # a lower hard limit is set, and applies
             resource.setrlimit(resource.RLIMIT_DATA, (mapped + memory + ROOM, hard))
 
 
 def unbound() -> None:
-    """Lift the bound, so that the end of the run can still be told."""
+    """Lift the bound, so that the end of the run can still be reported."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
@@ -59,7 +59,7 @@ def used_by_groups(leaders: Iterable[int]) -> dict[int, int]:
             with suppress(OSError):
                 if int(entry) == group:
                     used[group] += _field((PROC / entry / "status").read_text(), "RssAnon")
-                else:  # pages that it shares with the leader count by their share
+                else:  # pages shared with the leader count proportionally
                     used[group] += _field((PROC / entry / "smaps_rollup").read_text(), "Pss_Anon")
     return used
 

@@ -1,4 +1,4 @@
-"""A nursery as the service sees it: starts its process, has it begin children, and learns of their
+"""A nursery as the service sees it: starts its process, has it start children, and learns of their
 ends.
 """
 
@@ -26,21 +26,22 @@ logger = get_logger("service.batch")
 
 COMMAND = arguments_of("service.batch.pools.nursery_process")
 SLOW_SECONDS = 30.0
-"""A start that takes longer is logged, since an import may hang."""
+"""A start that takes longer is logged, because an import may hang."""
 POLL_SECONDS = 0.02
 KILL_SECONDS = 5.0
-"""How long a nursery may take to kill a child, in seconds. After that the nursery itself is killed.
+"""How long a nursery may take to kill a child, in seconds. After that the nursery itself is
+killed.
 """
 END_SECONDS = 1.0
 """How long a nursery may take to end, in seconds. After that it is killed."""
 REST_SECONDS = 1.0
-"""How long the last messages of a process that has ended are waited for, in seconds."""
+"""How long the last messages of an ended process may take to arrive, in seconds."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A child that has begun. `ended`: its exit code; it raises Interrupted if the nursery has
-    ended before it.
+    """A child that has begun. `ended`: its exit code; it raises Interrupted if the nursery ended
+    before the child.
     """
 
     pid: int
@@ -52,14 +53,14 @@ class Nursery:
     otherwise it becomes one.
 
     Attributes:
-        asked: The tasks that it was told of.
-        tasks: The tasks that it has.
-        missing: Why it does not have the others.
-        threads: How many threads it has after it has imported the tasks; 0: not known.
-        is_taken: Whether it was given to a run, whose child it becomes.
-        gone: Set when the process has ended.
-        end_reason: Why it has ended, in words for a sentence about it.
-        idle: Set while no child of it goes on.
+      asked: The tasks that it was asked to load.
+      tasks: The tasks that it has.
+      missing: Why it does not have the others.
+      threads: How many threads it has after importing the tasks; 0 if not known.
+      is_taken: Whether it was given to a run, whose child it becomes.
+      gone: Set when the process has ended.
+      end_reason: Why it has ended, in words for a sentence about it.
+      idle: Set while it has no child.
     """
 
     def __init__(self, setup: NurserySetup, lease: Lease | None) -> None:
@@ -103,7 +104,7 @@ class Nursery:
         finally:
             theirs.close()
         self._spawn(self._watch_exit(self._spawn(self._listen())))
-        with suppress(OSError):  # it has ended already
+        with suppress(OSError):  # it has already ended
             await self._send(self._setup.as_json(), shared)
         slow = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._warn_slow)
         try:
@@ -119,40 +120,42 @@ class Nursery:
         self._number += 1
         number, loop = self._number, asyncio.get_running_loop()
         self._pids[number], self._ends[number] = loop.create_future(), loop.create_future()
-        for future in (self._pids[number], self._ends[number]):  # nobody may ask for them
+        for future in (self._pids[number], self._ends[number]):  # they may never be awaited
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.idle.clear()
         return number
 
     async def begin(self, number: int, connection: socket.socket, output: int) -> Begun:
-        """Begin the child of this number with these. The caller closes its copies.
+        """Start the child with this number, and give it the two. The caller closes its own copies.
 
         Raises ProcessDied if no process could be forked, and Interrupted if the nursery has ended.
-        It is killed after LEASE_SECONDS without an answer.
+        The nursery is killed after LEASE_SECONDS without an answer.
         """
         begun, ended = self._pids[number], self._ends[number]
         if self.gone.is_set():
             raise self._died()
         self._expect(begun, self._setup.lease_seconds)
-        with suppress(OSError):  # it has ended: `_watch_exit` says so
+        with suppress(OSError):  # it has ended, which `_watch_exit` reports
             await self._send({"fork": number}, [connection.fileno(), output])
         return Begun(await begun, ended)
 
     def release(self, number: int) -> None:
-        """Forget a child, which has ended or was never begun."""
+        """Forget a child that has ended or was never started."""
         for answers in (self._pids, self._ends):
             if (answer := answers.pop(number, None)) is not None:
-                answer.cancel()  # nobody waits for it
+                answer.cancel()  # nothing awaits it
         if not self._ends:
             self.idle.set()
 
     def is_silent(self, number: int) -> None:
-        """This child can tell nothing any more, so its end has to be told within LEASE_SECONDS."""
+        """This child can't report anything any more, so its end has to be reported within
+        LEASE_SECONDS.
+        """
         if number in self._ends:
             self._expect(self._ends[number], self._setup.lease_seconds)
 
     def kill(self, number: int) -> None:
-        """Kill a child and its process group. Its end is told as any other."""
+        """Kill a child and its process group. Its end is reported like any other."""
         if self._setup.forks:
             if number in self._ends:
                 self._expect(self._ends[number], KILL_SECONDS)
@@ -168,7 +171,7 @@ class Nursery:
                     kill(self._process.pid, signal.SIGKILL)
 
     async def end(self) -> None:
-        """End the process and the children that are left, and wait for that."""
+        """End the process and its remaining children, and wait for that."""
         if self._process is not None:
             with suppress(OSError):  # it has ended
                 self._control.shutdown(socket.SHUT_WR)  # it kills its children and their processes
@@ -184,8 +187,8 @@ class Nursery:
             await asyncio.wait(self._tasks)
 
     def _expect(self, answer: asyncio.Future[int], seconds: float) -> None:
-        """Kill the process if it does not give this answer in time: it may be frozen, and nothing
-        else ends the run.
+        """Kill the process if it does not give this answer in time. It may be frozen, and nothing
+        else would end the run.
         """
         timer = asyncio.get_running_loop().call_later(seconds, self._kill_unless, answer, seconds)
         answer.add_done_callback(lambda _: timer.cancel())
@@ -218,7 +221,7 @@ class Nursery:
                     self._take(message)
         except OSError:
             return
-        except (LookupError, TypeError, ValueError):  # an import has written to the socket
+        except (LookupError, TypeError, ValueError):  # an imported module has written to the socket
             self.kill_process()
 
     def _take(self, message: dict[str, Any]) -> None:
@@ -237,12 +240,12 @@ class Nursery:
                 pid.set_result(message["pid"])
 
     async def _watch_exit(self, listening: asyncio.Task[None]) -> None:
-        """Wait for the end of the process, kill what is left of its process group, and tell who
-        waits for it.
+        """Wait for the end of the process, kill the rest of its process group, and notify all
+        waiters.
         """
         assert self._process is not None
         await _exited(self._process)
-        self.kill_process()  # while nobody has reaped it, no other process can have its id
+        self.kill_process()  # until it is reaped, no other process can have its id
         code = self._process.wait()
         await asyncio.wait([listening], timeout=REST_SECONDS)
         listening.cancel()
@@ -287,8 +290,8 @@ class Nursery:
 
 
 def _started(stdin: int) -> subprocess.Popen[bytes]:
-    """Start the process on this thread: the kernel ends the nursery when the thread that has
-    started it ends.
+    """Start the process in this thread: the kernel ends the nursery when the thread that started it
+    ends.
     """
     command = (sys.executable or "", *COMMAND)
     return subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True)

@@ -1,7 +1,7 @@
 """The process of a nursery: it has imported the tasks, and forks a child for each run. It has one
 thread and no loop.
 
-It waits for nobody but the service: a child that is slow holds up nothing here.
+It waits only for the service, so a slow child holds up nothing here.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from service.errors import BatchError
 from service.settings.reading import get_settings
 
 MOST_DESCRIPTORS = 8
-"""How many file descriptors one message brings, at most."""
+"""The most file descriptors that one message brings."""
 THREADS_SECONDS = 1.0
 """How long threads that end may take after the tasks were imported, in seconds."""
 
 
 def main() -> None:
-    """Serve the service at the other end of stdin, which is a socket, until it closes it."""
+    """Serve the service at the other end of stdin, which is a socket, until the service closes
+    it.
+    """
     control = socket.socket(fileno=os.dup(0))
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)  # what imports print is no output of the service's command
+    os.dup2(2, 1)  # the output of imports must not mix with that of the service's command
     Nursery(control).serve()
 
 
@@ -51,14 +53,14 @@ class Nursery:
         self._control = control
         self._frames = frames.Frames()
         self._received: list[int] = []
-        """File descriptors that came, and that no message has taken yet."""
+        """Received file descriptors that no message has taken yet."""
         self._waiting = bytearray()
-        """What the service has not read yet."""
+        """Data that the service has not read yet."""
         self._children: dict[int, int] = {}
         """The process ids of the children that were not reaped, by the number of the run."""
 
     def serve(self) -> None:
-        """Load the tasks, tell the service which, and fork children until the socket ends."""
+        """Load the tasks, report them to the service, and fork children until the socket ends."""
         setup = self._first_message()
         if setup is None:
             return
@@ -94,21 +96,22 @@ class Nursery:
                 return setup
 
     def _load(self, setup: NurserySetup) -> dict[str, Any]:
-        """Import the tasks. Returns which of them are here, why the others are not, and how many
-        threads there are.
+        """Import the tasks. Returns which of them are here, why the others are not, and the number
+        of threads.
         """
         os.chdir(setup.folder)
         sys.path[:] = setup.path
-        # The service has logged the same about the same files.
+        # The service has already logged the same about these files.
         logging.getLogger().addHandler(logging.NullHandler())
-        # There is no such folder; then each task is looked for by its module.
+        # If the folder does not exist, each task is imported by its module.
         with suppress(BatchError):
             load_tasks(Path(setup.tasks_dir), shows_tracebacks=False)
         missing: dict[str, str] = {}
         for name, (module, qualname) in setup.tasks.items():
             if name not in TaskRegistry.tasks() and (reason := _register(module, qualname)):
                 missing[name] = reason
-        # The author's own class of settings; the child that needs it gets the error.
+        # Reads the author's own settings class. If that fails, the child that needs it gets the
+        # error.
         with suppress(BatchError):
             get_settings()
         self._database = setup.open_database()
@@ -122,7 +125,7 @@ class Nursery:
         }
 
     def _receive(self) -> bool:
-        """Do what the service asks for. Returns False at the end of the socket."""
+        """Carry out the service's requests. Returns False at the end of the socket."""
         messages = self._read()
         if messages is None:
             return False
@@ -161,8 +164,8 @@ class Nursery:
         os.close(output)
 
     def _become(self, connection: int, output: int, nursery: int | None = None) -> NoReturn:
-        """Be the child of a run, until its end. `nursery`: its process id, if this process was
-        forked from it.
+        """Become the child of a run, until its end. `nursery`: the nursery's process id, if this
+        process was forked from it.
         """
         try:
             signal.set_wakeup_fd(-1)
@@ -174,7 +177,7 @@ class Nursery:
             self._control.close()
             self._woken.close()
             self._waker.close()
-            for descriptor in self._received:  # of runs that come next
+            for descriptor in self._received:  # those of the next runs
                 os.close(descriptor)
             child_process.main(
                 socket.socket(fileno=connection), output, self._setup, self._database, self._lease
@@ -183,16 +186,14 @@ class Nursery:
             os._exit(1)
 
     def _reap(self) -> None:
-        """Report the children that have ended, after the last process of their groups was
-        killed.
-        """
+        """Report the children that have ended, after killing the last processes of their groups."""
         numbers = {child: number for number, child in self._children.items()}
         while numbers:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
                 return
             child: int = ended.si_pid
-            _kill(child)  # while nobody has reaped it, no other process can have its id
+            _kill(child)  # until it is reaped, no other process can have its id
             _, status = os.waitpid(child, 0)
             if (number := numbers.pop(child, None)) is not None:
                 del self._children[number]
@@ -209,8 +210,8 @@ class Nursery:
 
 
 def _register(module: str, qualname: str) -> str | None:
-    """Register a task that is in no file of TASKS_DIR. Returns why that is not possible; None if it
-    was done.
+    """Register a task that is in no file of TASKS_DIR. Returns None, or why that is not
+    possible.
     """
     try:
         found: Any = importlib.import_module(module)
@@ -223,7 +224,7 @@ def _register(module: str, qualname: str) -> str | None:
 
 
 def _threads() -> int:
-    """How many threads this process has, after those that are about to end. 0: not known."""
+    """How many threads this process has, once ending threads are gone; 0 if not known."""
     counted, nothing = 0, threading.Event()
     for _ in range(round(THREADS_SECONDS / 0.01)):
         try:
@@ -237,7 +238,9 @@ def _threads() -> int:
 
 
 def _wake_at_ended_children() -> tuple[socket.socket, socket.socket]:
-    """A socket that can be read when a child has ended, and the one that is written to then."""
+    """A socket that becomes readable when a child has ended, and the one that is written to
+    then.
+    """
     woken, waker = socket.socketpair()
     woken.setblocking(False)
     waker.setblocking(False)
@@ -247,9 +250,7 @@ def _wake_at_ended_children() -> tuple[socket.socket, socket.socket]:
 
 
 def _kill(child: int) -> None:
-    """Kill a child that was not reaped yet, and its process group, which it may not have made
-    yet.
-    """
+    """Kill a child that was not reaped yet, and its process group, which may not exist yet."""
     for kill in (os.killpg, os.kill):
         with suppress(ProcessLookupError, PermissionError):
             kill(child, signal.SIGKILL)

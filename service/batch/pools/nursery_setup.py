@@ -16,21 +16,21 @@ from service.database.engine import Database
 from service.settings.settings import Settings
 
 MOST_CONNECTIONS = 5
-"""How many connections to the server of the application's database a child opens, at most."""
+"""The most connections that a child opens to the server of the application's database."""
 
 
 @dataclass(frozen=True)
 class NurserySetup:
-    """Plain values that can be sent to another process. They have passwords, so they never stand on
-    a command line.
+    """Plain values that can be sent to another process. They include passwords, so they never
+    appear on a command line.
 
     Attributes:
-        pool: The name of the pool.
-        service: The process id of the service.
-        forks: Whether the nursery forks a child for each run; otherwise it becomes the child of one
-            run.
-        tasks: The module and the class of each task of the service, by the name of the task.
-        level: Lines below this level are dropped.
+      pool: The name of the pool.
+      service: The process id of the service.
+      forks: Whether the nursery forks a child for each run; otherwise it becomes the child of one
+          run.
+      tasks: The module and the class of each task of the service, by the name of the task.
+      level: Lines below this level are dropped.
     """
 
     pool: str

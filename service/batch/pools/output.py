@@ -1,5 +1,5 @@
-"""The output of a child: what it, its C libraries and its own children write to stdout and stderr,
-as lines.
+"""The output of a child and its own children on stdout and stderr, as lines. Apart from child.py,
+because it knows only a pipe, and no run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from service.logs.log_lines import LONGEST_LINE
 
 CHUNK = 16_000
 SHARE = 3
-"""Reading waits this many times as long as the last piece took, so that a child leaves the event
-loop to others.
+"""Reading pauses for this many times the duration of the last piece, so that one child leaves the
+event loop to others.
 """
 
 
@@ -68,5 +68,5 @@ async def copy_lines(descriptor: int, tell: Callable[[str], None]) -> None:
 
 
 async def give_way(began: float) -> None:
-    """Wait SHARE times as long as it took since `began` (monotonic time)."""
+    """Wait SHARE times the duration since `began` (monotonic time)."""
     await asyncio.sleep(SHARE * (clock.monotonic() - began))

@@ -1,4 +1,4 @@
-"""Ends a process when its parent ends, also if the parent was killed."""
+"""Ends a process when its parent ends, even if the parent was killed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def prepare() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, where the kernel can. If it has ended
-    already, end now.
+    """Have the kernel kill this process when its parent ends, if the kernel can. If the parent has
+    already ended, end now.
 
-    Elsewhere the end of its sockets ends this process. `parent`: the process id that the parent
-    had.
+    On other systems, the end of its sockets ends this process. `parent`: the process id of the
+    parent.
     """
     if _libc is None:
         prepare()

@@ -26,9 +26,9 @@ from service.settings.settings import Settings
 logger = get_logger("service.batch")
 
 LOOK_SECONDS = 1.0
-"""How often the memory of the children is looked at, in seconds."""
+"""How often the memory of the children is checked, in seconds."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
-"""The pauses between two tries to start a nursery, in seconds."""
+"""The shortest and the longest pause between two tries to start a nursery, in seconds."""
 
 
 class ProcessPool:
@@ -43,12 +43,12 @@ class ProcessPool:
         lease: Lease | None = None,
         node: str = "",
     ) -> None:
-        """`processes`: how many children at once; None: one for each core. `tasks`: those of the
-        service, by name.
+        """`processes`: how many children at once; by default one for each core. `tasks`: those of
+        the service, by name.
 
-        It reads `tasks` at each start of a nursery. `lease`: of the node; None: it is always held.
-        `node`: its id, by which the connections of the children to the application's database are
-        named.
+        `tasks` is read at each start of a nursery. `lease`: that of the node; None if it is always
+        held. `node`: its id, which appears in the names of the children's connections to the
+        application's database.
         """
         self.name = name
         self.processes = processes or os.cpu_count() or 1
@@ -68,7 +68,7 @@ class ProcessPool:
 
     @property
     def free(self) -> int:
-        """How many more children may begin now. 0 while there is no nursery."""
+        """How many more children can start now; 0 while there is no nursery."""
         is_open = self._nursery is not None or (not self._forks and self._trouble is None)
         return max(0, self.processes - len(self._children)) if is_open else 0
 
@@ -91,14 +91,14 @@ class ProcessPool:
             ]
 
     def renew(self) -> None:
-        """Start a new nursery, because the tasks have changed. The old one serves until that is
-        ready.
+        """Start a new nursery, because the tasks have changed. The old one serves until the new one
+        is ready.
         """
         self._needed.set()
 
     async def stop(self) -> None:
-        """Kill the children that are left, end the nurseries, and wait for that. Call it when the
-        runs have ended.
+        """Kill the remaining children, end the nurseries, and wait for that. Call it when the runs
+        have ended.
         """
         for task in self._work:
             task.cancel()
@@ -122,7 +122,7 @@ class ProcessPool:
             await self._changed.wait()
 
     async def execute(self, attempt: PooledAttempt) -> Ending:
-        """Execute the body of the attempt in a child, as ChildPool says.
+        """Execute the body of the attempt in a child, as described in ChildPool.
 
         Raises ProcessDied, UnknownTask, and Interrupted if the nursery has ended.
         """
@@ -142,7 +142,7 @@ class ProcessPool:
             child.kill()
 
     async def _nursery_for(self, task: str) -> tuple[Nursery, int]:
-        """A nursery that has the task, and the number of a child that may begin there. It waits for
+        """A nursery that has the task, and the number of a child that may begin there. Waits for
         one.
 
         Raises UnknownTask if a nursery could not import the task.
@@ -163,12 +163,12 @@ class ProcessPool:
                     raise UnknownTask(
                         f"the nursery of pool {self.name} does not have the task {task}: {why}"
                     )
-                self.renew()  # the file of the task came after the nursery
+                self.renew()  # the file of the task is newer than the nursery
             self._changed.clear()
             await self._changed.wait()
 
     async def _keep_nursery(self) -> None:
-        """Keep one nursery ready, or one spare process where children are not forked."""
+        """Keep one nursery ready, or one spare process if children are not forked."""
         pause = FIRST_PAUSE
         while True:
             self._needed.clear()
@@ -196,8 +196,8 @@ class ProcessPool:
             self._trouble = None
             if self._forks and nursery.threads != 1:
                 logger.info(
-                    f"pool {self.name}: importing the tasks leaves {nursery.threads} threads, with "
-                    "which a process can't be forked safely, so each run gets a new process, "
+                    f"pool {self.name}: importing the tasks leaves {nursery.threads} threads, "
+                    "so a process can't be forked safely; each run gets a new process, "
                     "which takes longer"
                 )
                 self._forks = False
@@ -252,12 +252,12 @@ class ProcessPool:
             )
 
     async def _watch(self) -> None:
-        """Look at the memory of the children each second."""
+        """Check the memory of the children each second."""
         self._kernel_kills = await offload(kernel_kills)
         if not memory.PROC.is_dir():
             logger.warning(
-                f"pool {self.name}: this platform has no /proc, so `memory` of its tasks is not "
-                "kept here"
+                f"pool {self.name}: this platform has no /proc, so `memory` of its tasks can't be "
+                "enforced here"
             )
         while True:
             await asyncio.sleep(LOOK_SECONDS)
@@ -278,5 +278,5 @@ class ProcessPool:
                 child.kill(memory_error(child.attempt.task.policies.memory or 0))
 
     async def _has_kernel_killed(self) -> bool:
-        """Whether the kernel has killed a process for want of memory since the last look."""
+        """Whether the kernel has killed a process for lack of memory since the last check."""
         return await offload(kernel_kills) > self._kernel_kills

@@ -16,10 +16,10 @@ class Capacity:
     """How many more runs this node could start right now.
 
     Attributes:
-        runs: How many in all.
-        threads: How many of them in threads.
-        pools: The pools whose runs the node claims. For each, how many more runs in child
-            processes; None: its runs execute on the event loop and in threads.
+      runs: The number in all.
+      threads: How many of them in threads.
+      pools: The pools whose runs the node claims, each with the number of further child
+          processes; None if its runs execute on the event loop and in threads.
     """
 
     runs: int
@@ -45,7 +45,7 @@ class Capacity:
         )
 
     def take(self, task: Task) -> bool:
-        """Reserve the capacity for a run of the task. Returns False if there is none left."""
+        """Reserve capacity for a run of the task. Returns False if none is left."""
         if not self.has_room(task):
             return False
         self.runs -= 1

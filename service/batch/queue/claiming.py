@@ -1,4 +1,4 @@
-"""Claiming: to find the runs that may start now, and to give them to a node."""
+"""Claiming: finds the runs that may start now, and gives them to a node."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from service.batch.tasks.registry import Task
 def is_any_due(
     now: ColumnElement[datetime], pools: Collection[str] | None = None
 ) -> ColumnElement[bool]:
-    """Whether some run of a task of these pools may be claimed at `now`. Without `pools`: of any
-    pool.
+    """Whether a run of a task of these pools may be claimable at `now`. Without `pools`, all pools
+    count.
 
-    It may be true without need if retries are due whose tasks are all paused or of other pools,
-    while retries of other tasks are due later: to rule that out, each of them would have to be
-    read.
+    It can be true although nothing is claimable, if all due retries belong to paused tasks or other
+    pools, while retries of these tasks are due later. Ruling that out would mean reading each
+    retry.
     """
     are_waiting, are_retrying = (
         queues.is_any(condition, pools) for condition in (queues.READY, queues.RETRIES)
@@ -54,7 +54,7 @@ def is_any_due(
 
 
 def _is_retry_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """Whether some retry is due at `now`. With EXISTS instead of min() PostgreSQL may read all
+    """Whether a retry is due at `now`. With EXISTS instead of min(), PostgreSQL may read all
     retries.
     """
     first_due_at = select(func.min(runs.c.due_at)).where(text(queues.RETRIES)).scalar_subquery()
@@ -63,8 +63,8 @@ def _is_retry_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
 
 @dataclass(frozen=True)
 class Due:
-    """The names of the tasks that have runs to start at `now`, the database time. `retries`: some
-    retry is due.
+    """The names of the tasks that have runs to start at `now`, the database time. `retries`:
+    whether a retry is due.
     """
 
     now: datetime
@@ -76,8 +76,8 @@ async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -
     """Read which tasks of these pools have runs to start now. It costs one index lookup for each
     task with such runs.
 
-    The pool of a task is that of the ledger. A node whose own code names another pool does not
-    claim its runs either (Capacity), so while a deployment moves a task, only processes with the
+    The ledger decides the pool of a task. A node whose own code names another pool does not claim
+    the task's runs either (Capacity), so while a deployment moves a task, only processes with the
     newer code claim them.
     """
     now = database_time.process_now(connection)
@@ -95,7 +95,7 @@ async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -
 
 @cache
 def _due_query(pools: tuple[str, ...], is_database_time: bool) -> Select[Any]:
-    """The query of `due`. To build it takes longer than to execute it."""
+    """The query of `due`, cached because building it takes longer than executing it."""
     now = (
         database_time.statement_start()
         if is_database_time
@@ -117,9 +117,10 @@ async def take(
 ) -> tuple[list[Claimed], bool]:
     """Claim as many runs of `tasks`, which the node has loaded, as `capacity` allows.
 
-    Runs for which threads or children are missing may hide others that have room. Then it looks
-    again, without theirs. `apart`: each is claimed by itself, and those that the database refuses
-    are left. Returns the claimed runs, and whether more runs may be claimable at once.
+    Runs for which threads or children are missing may hide others that have room. In that case it
+    looks again, without the former. `apart`: each run is claimed separately, and those that the
+    database refuses are left. Returns the claimed runs, and whether more runs may be claimable at
+    once.
     """
     claimed: list[Claimed] = []
     claim = _claim_apart if apart else _claim
@@ -147,8 +148,8 @@ async def _claim(
 async def _claim_apart(
     connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime
 ) -> list[Claimed]:
-    """Claim those of these runs that the database does not refuse. It refuses one if another run
-    has its lane.
+    """Claim these runs separately, except those that the database refuses because another run has
+    their lane.
     """
     claimed = []
     for head in sorted(heads, key=lambda head: head.id):  # the usual order of locks
@@ -161,12 +162,12 @@ async def _claim_apart(
 async def startable(
     connection: AsyncConnection, tasks: Mapping[str, Task], capacity: Capacity, locks: bool = False
 ) -> tuple[datetime | None, list[Head]]:
-    """The database time and the runs of `tasks` that may start then; (None, []) if there is nothing
-    to start.
+    """The database time, and the runs of `tasks` that may start at that time; (None, []) if there
+    are none.
 
-    `locks`: on PostgreSQL runs of no queue are locked, and those that another node has locked are
-    left out. So nodes that claim at the same moment find different runs. Without this they would
-    find the same runs, and only one of the nodes would get any.
+    `locks`: on PostgreSQL, runs without a queue are locked, and those that another node has locked
+    are left out, so that nodes that claim at the same moment find different runs. Otherwise they
+    would find the same runs, and only one of the nodes would get any.
     """
     if capacity.runs < 1:
         return None, []
@@ -190,13 +191,13 @@ async def heads(
     locks: bool = False,
     retries: bool = True,
 ) -> list[Head]:
-    """The first `limit` runs of the tasks `names` that may start now, in their order: one for each
-    free `exclusive`.
+    """The first `limit` runs of the tasks `names` that may start now, in order: one for each free
+    `exclusive`.
 
-    It reads one entry of the queue's index for each task, so a long queue of one task neither costs
-    time nor delays other tasks. A run keeps the `exclusive` that it was made with, also if the
-    overlap policy of its task has changed. For a queue in `rules` there may be several runs, or
-    none. `retries`: whether retries are due.
+    It reads one entry of the queue's index for each task, so a long queue of one task costs no time
+    and delays no other task. A run keeps the `exclusive` with which it was made, even if the
+    overlap policy of its task has changed. A queue in `rules` may have several such runs, or none.
+    `retries`: whether retries are due.
     """
     ruled = {queue: rule for queue, rule in rules.items() if rule.task in names} if rules else {}
     kind = connection.dialect.name
@@ -217,11 +218,11 @@ async def heads(
 
 @cache
 def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
-    """The query for the first run of each queue, except of tasks with rules, and for runs without
-    `exclusive`.
+    """The query for the first run of each queue, except those of tasks with rules, and for runs
+    without `exclusive`.
     """
     source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
-    # A run that goes on after its parts is the first of its queue, and takes the lane that it has.
+    # A run that goes on after its parts is the first of its queue, and keeps its lane.
     is_first = f"x.rank = {Rank.JOINING} AND x.state = '{RunState.QUEUED}' AND {not_held('x')}"
     taken = (
         f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL} "
@@ -257,9 +258,9 @@ def _share(limit: int, tasks: int) -> int:
 async def held_by(
     connection: AsyncConnection, node: str, known: Iterable[Claimed]
 ) -> list[Claimed]:
-    """The runs that a node is running according to the ledger, without those that it knows of.
+    """The runs that a node is running according to the ledger, except those that it knows of.
 
-    There are such runs if the reply to a COMMIT was lost.
+    Such runs exist if the reply to a COMMIT was lost.
     """
     statement = select(*CLAIMED_COLUMNS).where(runs.c.node == node, text(HELD_SQL))
     claims = {(run.id, run.fence) for run in known}

@@ -1,9 +1,10 @@
-"""Lanes: with max_running = k the queue of a task has k lanes, and each lane holds one running run.
+"""Lanes: with max_running = k, the queue of a task has k lanes, and each lane holds one running
+run.
 
 A lane is chosen when a run is claimed, and the unique index on (exclusive, lane) decides races. The
 lane of a waiting run has no meaning, so k may change from one deployment to the next. This module
 serves only tasks with a rule: those with `max_running`, and those whose slots wait for each other.
-For other tasks claiming.py reads one index entry.
+For other tasks, claiming.py reads one index entry.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Rule:
     """How many runs of a queue may run at once (`lanes`), and whether its slots wait for each other
     (`waits`).
 
-    With `waits` the run of a slot begins only when the runs of earlier slots have ended, their
-    retries included. The runs are of the task `task`. The name of the queue is that of the task, or
-    for its parts `Task.queue_of_parts`.
+    With `waits`, the run of a slot begins only when the runs of earlier slots have ended, including
+    their retries. The runs belong to the task `task`. The queue has the name of the task, or
+    `Task.queue_of_parts` for its parts.
     """
 
     lanes: int
@@ -40,8 +41,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Head:
-    """A run that is first in its queue, or among the first, and may start. `lane`: the lane it may
-    take, from 1.
+    """A run that is first in its queue, or among the first, and may start. `lane`: the lane that it
+    may take, from 1.
     """
 
     id: str
@@ -55,7 +56,7 @@ class Head:
 
     @property
     def sort_key(self) -> tuple[int, int, datetime, str]:
-        """The order among the runs of all tasks: smaller goes first."""
+        """The order among the runs of all tasks: the smallest goes first."""
         return -self.priority, self.rank, self.due_at, self.id
 
 
@@ -66,7 +67,7 @@ _BLOCKED: Column[Any] = Column("blocked", Boolean)
 
 
 def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
-    """The rules by name of queue, for those queues that have one."""
+    """The rules by name of the queue, for queues that have one."""
     found = {}
     for task in tasks:
         if task.policies.max_running is not None or task.policies.overlap == "wait":
@@ -77,19 +78,19 @@ def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
 
 
 async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:
-    """The lanes that a run may take now, smallest first, by name of queue. `lanes`: the number of
-    lanes of each.
+    """The lanes that a run may take now, smallest first, by name of the queue. `lanes`: the number
+    of lanes of each queue.
     """
     taken = await _taken(connection, lanes)
     return {name: free_lanes(number, set(taken[name])) for name, number in lanes.items()}
 
 
 async def _taken(connection: AsyncConnection, names: Iterable[str]) -> dict[str, dict[int, bool]]:
-    """The lanes that runs hold, by name of queue, each with whether its run is queued: it goes on
-    after its parts.
+    """The lanes that runs hold, by name of the queue, each with whether its run is queued because
+    it goes on after its parts.
     """
     kind = connection.dialect.name
-    # With CROSS SQLite reads the names first, and not all running runs.
+    # With CROSS, SQLite reads the names first, and not all running runs.
     statement = text(
         f"SELECT x.exclusive, x.lane, x.state = '{RunState.QUEUED}' "
         f"FROM {json_rows.source([runs.c.exclusive], kind)} CROSS JOIN batch_runs x "
@@ -105,7 +106,7 @@ async def _taken(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
 def free_lanes(lanes: int, taken: set[int]) -> list[int]:
     """The numbers of the lanes that a run may take, smallest first.
 
-    Lanes above `lanes` may be taken too, since the limit was higher before. They count, so that at
+    Lanes above `lanes` may be taken, too, if the limit was higher before. They count, so that at
     most `lanes` runs are running.
     """
     untaken = [lane for lane in range(1, lanes + 1) if lane not in taken]
@@ -139,7 +140,7 @@ async def heads_by_rules(
     for head in await _first(connection, of_tasks, blocked, now, most, retries):
         queue = head.exclusive or head.task
         if (head.state, head.rank) == (RunState.QUEUED, Rank.JOINING):
-            chosen.append(head)  # it has its lane
+            chosen.append(head)  # it keeps its lane
             continue
         if queue in slots_left and (head.state, head.rank) == (RunState.QUEUED, Rank.ON_TIME):
             if slots_left[queue] < 1:
@@ -155,8 +156,8 @@ async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter
     interrupted.
     """
     kind = connection.dialect.name
-    # With the bare column PostgreSQL would use the index on slots, and read all runs that the task
-    # ever had.
+    # With the bare column, PostgreSQL would use the index on slots, and read all runs that the task
+    # has ever had.
     begun = (
         "SELECT count(*) FROM batch_runs q WHERE q.task = v.task AND q.exclusive = v.task "
         f"AND q.rank <= {Rank.ON_TIME} AND q.state <> 'queued' AND (q.origin || '') = 'schedule' "
@@ -178,8 +179,8 @@ async def _first(
     most: int,
     retries: bool,
 ) -> list[Head]:
-    """The first `most` due runs of each queue. In the queues in `blocked` queued on-time runs are
-    left out.
+    """The first `most` due runs of each queue. Queued on-time runs are left out for the queues in
+    `blocked`.
 
     `tasks`: the task of each queue.
     """

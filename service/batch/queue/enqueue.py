@@ -28,7 +28,7 @@ from service.settings.reading import get_settings
 Wake = Callable[[], None]
 Forward = Callable[[Starts], Awaitable[str]]
 
-# For each event loop the ledger of its service, and the function that wakes the engine of that
+# For each event loop: the ledger of its service, and the function that wakes the engine of that
 # service.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Database, Wake]] = WeakKeyDictionary()
 
@@ -53,22 +53,21 @@ async def start(
     transaction does not remove it.
 
     Args:
-        key: 1 to 200 characters. The same key starts a task once: if the task has a run with this
-            key already, with any parameters and in any state, the id of that run is returned. A key
-            is known as long as its run is kept.
-        slot: The instant (aware) that the run is for; None: the instant of this call.
-        at: The instant (aware) at which the run begins at the earliest, by the clock of the ledger;
-            it begins at most a second later if there is capacity. An instant in the past means at
-            once.
-        delay: The same as seconds from now, or a timedelta.
-        in_group: Whether the run joins the group of the run that calls this: the follow-up of that
-            group waits for it.
-        params: The parameters of `run()` as a dict, for those that have the name of an argument of
-            `start()`.
+      key: 1 to 200 characters. The same key starts a task once: if the task already has a run with
+          this key, with any parameters and in any state, the id of that run is returned. A key is
+          known as long as its run is kept.
+      slot: The instant (aware) that the run is for; by default the instant of this call.
+      at: The instant (aware) before which the run does not begin, by the clock of the ledger. It
+          begins at most a second later if there is capacity. An instant in the past means at once.
+      delay: The same in seconds from now, or as a timedelta.
+      in_group: Whether the run joins the group of the calling run: the follow-up of that group
+          waits for it.
+      params: The parameters of `run()` as a dict, if one of them has the name of an argument of
+          `start()`.
 
     Raises InvalidParameters before anything is written, UnknownTask if no service has loaded the
-    task, DatabaseError if the ledger can't be reached, and LeaseLost with `in_group` if another
-    node holds the calling run by now.
+    task, DatabaseError if the ledger can't be reached, and with `in_group` LeaseLost if another
+    node now holds the calling run.
     """
     declared = TaskRegistry.of(task)
     own: dict[str, Any] = {"key": key, "slot": slot, "at": at, "delay": delay, "in_group": in_group}
@@ -77,7 +76,7 @@ async def start(
 
 
 async def submit(starts: Starts) -> str:
-    """Write the runs that are asked for, or have another process do so. Returns the id that `write`
+    """Write the requested runs, or have another process do so. Returns the id that `write`
     returns.
     """
     forward = _forwards.get(asyncio.get_running_loop())
@@ -85,8 +84,8 @@ async def submit(starts: Starts) -> str:
 
 
 async def start_checked(starts: Starts) -> str:
-    """Write the runs that are asked for. The run that calls this is their parent. Returns the id
-    that `write` returns.
+    """Write the requested runs. The calling run is their parent. Returns the id that `write`
+    returns.
 
     Raises UnknownTask, InvalidParameters, LeaseLost and DatabaseError.
     """
@@ -116,11 +115,10 @@ async def enqueue(
     parent: str | None = None,
     at: datetime | None = None,
 ) -> str:
-    """Queue a run that a person asks for, in the caller's transaction, and return its id. Raises
-    UnknownTask.
+    """Queue a run for a person, in the caller's transaction, and return its id. Raises UnknownTask.
 
-    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it
-    goes back to. `at`: when it begins at the earliest (aware).
+    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it is
+    based on. `at`: the instant (aware) before which it does not begin.
     """
     return await write(
         connection, Starts((StartRequest(task, params, key, slot, at=at),)), by, parent
@@ -134,12 +132,12 @@ async def write(
     parent: str | None = None,
     group: str | None = None,
 ) -> str:
-    """Write the runs that are asked for, in the caller's transaction. Raises UnknownTask.
+    """Write the requested runs, in the caller's transaction. Raises UnknownTask.
 
     `by`: who asks for them. `parent`: the id of the run whose code asks for them. `group`: the
-    follow-up that waits for them. Returns the id of their own follow-up, or else of the first run,
-    or of the run that has its key already. If the follow-up's key is known, IntegrityError is
-    raised: then nothing may be committed.
+    follow-up that waits for them. Returns the id of their own follow-up, otherwise that of the
+    first run, or of the run that already has its key. If the follow-up's key is known,
+    IntegrityError is raised, and nothing may be committed.
     """
     then = starts.then
     await _refuse_unknown(
@@ -178,13 +176,13 @@ def _new(request: StartRequest, now: datetime, by: str | None, parent: str | Non
 
 
 async def _group_of(connection: AsyncConnection, member: CurrentRun | None) -> str:
-    """The follow-up that waits for the calling run, whose row is locked: it can't end before the
-    commit.
+    """The follow-up that waits for the calling run. The calling run's row is locked, so it can't
+    end before the commit.
 
     Raises InvalidParameters if it is no member of a group, and LeaseLost if another node holds it.
     """
     if member is None:
-        raise InvalidParameters("in_group=True works inside a run that is a member of a group only")
+        raise InvalidParameters("in_group=True works only inside a run that is a member of a group")
     held = (
         tables.runs.c.id == member.id,
         tables.runs.c.fence == member.fence,
@@ -212,7 +210,7 @@ async def _group_of(connection: AsyncConnection, member: CurrentRun | None) -> s
 
 
 async def _known(database: Database, then: StartRequest | None) -> str:
-    """The id of the run that has the key of this follow-up already."""
+    """The id of the run that already has the key of this follow-up."""
     assert then is not None
     async with database.reader.connect() as connection:
         same = (tables.runs.c.task == then.task.name, tables.runs.c.key == then.key)
@@ -223,7 +221,7 @@ _forwards: WeakKeyDictionary[asyncio.AbstractEventLoop, Forward] = WeakKeyDictio
 
 
 def use_forward(forward: Forward) -> None:
-    """Make `start()` on this event loop hand its requests to another process, which returns the ids
+    """Make `start()` on this event loop pass its requests to another process, which returns the ids
     of the runs.
     """
     _forwards[asyncio.get_running_loop()] = forward
@@ -237,7 +235,7 @@ def use_service(database: Database, wake: Wake) -> None:
 
 
 def ledger() -> Database:
-    """The ledger that this event loop uses: that of its service, or else that of the settings."""
+    """The ledger that this event loop uses: that of its service, otherwise that of the settings."""
     return (_services.get(asyncio.get_running_loop()) or _without_service())[0]
 
 
@@ -255,8 +253,8 @@ def _without_service() -> tuple[Database, Wake]:
 
 
 async def _refuse_unknown(connection: AsyncConnection, startables: Sequence[Startable]) -> None:
-    """Raises UnknownTask if no service has loaded one of these tasks: then nothing would ever run
-    it.
+    """Raises UnknownTask if no service has loaded one of these tasks, because nothing would ever
+    run it.
     """
     sources = {task.name: task.source for task in startables}
     is_asked = json_rows.is_among(tables.tasks.c.name, sources, connection.dialect.name)

@@ -1,4 +1,6 @@
-"""start_all(): many runs in one transaction, and one run that follows when all of them are over."""
+"""start_all(): many runs in one transaction, and one run that follows when all of them have
+ended.
+"""
 
 from __future__ import annotations
 
@@ -54,21 +56,20 @@ async def start_all(
     """Queue many runs in one transaction: all of them, or none. Returns the id of the run of
     `then`; None without it.
 
-        await start_all([Start(MailTask, to=reader) for reader in readers], then=Start(ReportTask))
+      await start_all([Start(MailTask, to=reader) for reader in readers], then=Start(ReportTask))
 
     Args:
-        starts: At most 10,000.
-        then: The follow-up: a run that waits for all of them. It is queued when all have succeeded,
-            or with on="end" when all are over. If one of them does not succeed, it is skipped; when
-            a person then retries that run, it waits again. Without any `starts` it is queued at
-            once.
-        key: 1 to 200 characters, the key of the follow-up. If it has a run with this key already,
-            nothing is written, and the id of that run is returned.
-        in_group: Whether the follow-up, or without one the runs, join the group of the run that
-            calls this.
+      starts: At most 10,000.
+      then: The follow-up: a run that waits for all of them. It is queued when all have succeeded,
+          or with on="end" when all have ended. If one of them does not succeed, it is skipped; when
+          a person then retries that run, it waits again. Without any `starts` it is queued at
+          once.
+      key: 1 to 200 characters, the key of the follow-up. If its task already has a run with this
+          key, nothing is written, and the id of that run is returned.
+      in_group: Whether the follow-up, or without one the runs, join the group of the calling run.
 
     Raises InvalidParameters before anything is written, UnknownTask if no service has loaded one of
-    the tasks, DatabaseError if the ledger can't be reached, and LeaseLost with `in_group` if
+    the tasks, DatabaseError if the ledger can't be reached, and with `in_group` LeaseLost if
     another node holds the calling run.
     """
     members = list(starts)
@@ -79,7 +80,7 @@ async def start_all(
     for each in (*members, *([then] if then is not None else [])):
         if not isinstance(each, Start):
             raise InvalidParameters(
-                f"start_all(): {echoed(each)} is no Start; write Start(MailTask, to=…)"
+                f"start_all(): {echoed(each)} is not a Start; write Start(MailTask, to=…)"
             )
     if key is not None and then is None:
         raise InvalidParameters(

@@ -16,21 +16,21 @@ from service.escaping import echoed
 
 LONGEST_KEY = 200
 YEARS = range(1901, 9000)
-"""Years of instants that may be given: an engine can't begin the run of a slot for which a time
-zone has no year.
+"""The allowed years of instants. In other years, an engine may be unable to convert a slot to the
+task's time zone.
 """
 INSTANT = f"an aware datetime of the years {YEARS[0]} to {YEARS[-1]}"
 
 
 def is_instant(value: object) -> bool:
-    """Whether this is what INSTANT says."""
+    """Whether this is an instant as INSTANT describes it."""
     return isinstance(value, datetime) and value.utcoffset() is not None and value.year in YEARS
 
 
 @dataclass(frozen=True)
 class Startable:
-    """What is needed of a task to queue a run. `source`: its file. `exclusive`: the queue whose
-    runs take lanes.
+    """The facts about a task that queueing a run needs. `source`: its file. `exclusive`: the queue
+    whose runs take lanes.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Startable:
 
     @classmethod
     def of(cls, task: Task) -> Startable:
-        """What is needed of a task that this process has loaded."""
+        """The facts about a task that this process has loaded."""
         return cls(task.name, task.source, task.exclusive, task.policies.priority)
 
 
 @dataclass(frozen=True)
 class StartRequest:
-    """One run that is asked for. It begins at `at` (aware), or after `delay` seconds, at the
-    earliest.
+    """A request for one run. The run does not begin before `at` (aware), or before `delay` seconds
+    have passed.
     """
 
     task: Startable
@@ -70,7 +70,7 @@ class StartRequest:
         in_group: bool = False,
         params: Any = None,
     ) -> StartRequest:
-        """Check what a caller has given. `given`: the parameters of `run()`. Raises
+        """Check the arguments of a caller. `given`: the parameters of `run()`. Raises
         InvalidParameters.
         """
         call = f"start({task.name})"
@@ -90,12 +90,12 @@ class StartRequest:
 
 @dataclass(frozen=True)
 class Starts:
-    """Runs that are asked for in one transaction.
+    """The runs that one transaction should write.
 
     Attributes:
-        then: The follow-up: a run that waits for all of them. `gate`: which end of theirs opens it,
-            see waits.Gate.
-        in_group: Whether they join the group of the run that asks for them.
+      then: The follow-up: a run that waits for all of them. `gate`: which end of these runs opens
+          it, see waits.Gate.
+      in_group: Whether they join the group of the run that asks for them.
     """
 
     runs: tuple[StartRequest, ...]

@@ -53,9 +53,9 @@ async def again(
     their ids.
 
     Their checkpoints and their items in quarantine are deleted from the application database. If
-    the process dies between the two commits, the runs have still ended, and their checkpoints are
-    gone. `after`: runs that wait anew for what they come after; if there are `ids`, only if one of
-    these was queued.
+    the process dies between the two commits, the runs stay ended, without their checkpoints.
+    `after`: runs that have to wait again for the runs that they come after; if there are `ids`,
+    only if one of these was queued.
     """
     async with application.engine.connect() as data, ledger.engine.begin() as connection:
         # Wait for the write lock of the application's SQLite file before taking that of the
@@ -86,8 +86,8 @@ async def again(
 async def _gated(
     connection: AsyncConnection, ids: Sequence[str], now: datetime
 ) -> list[dict[str, Any]]:
-    """What opens each of the runs `ids`, and when it will have waited long enough: as their tasks
-    say now.
+    """What opens each of the runs `ids`, and when it has waited long enough, by the present
+    declarations of their tasks.
     """
     opened = await schedules.open_schedules(connection)
     rules = {name: After.from_json(row.after) for name, row in opened.items()}
@@ -95,7 +95,7 @@ async def _gated(
     theirs = tables.runs.c.id.in_(json_rows.among(tables.runs.c.id, ids, connection.dialect.name))
     gated = []
     for run in await connection.execute(select(*columns).where(theirs)):
-        # A follow-up waits for its group only.
+        # A follow-up waits only for its group.
         rule = rules.get(run.task) if run.origin != Origin.MANUAL else None
         until = now + timedelta(seconds=rule.within) if rule is not None else None
         own = None if run.gate in tuple(PartsGate) else run.gate

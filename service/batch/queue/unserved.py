@@ -1,7 +1,7 @@
-"""Unserved runs: runs that wait for a task which no service has any more, and parts of one that has
-no parts any more.
+"""Unserved runs: runs that wait for a task that no service has any more, and parts of a task that
+is no longer partitioned.
 
-They fail, since no node would run them.
+They fail, because no node would run them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from service.database.engine import Database
 GRACE = timedelta(hours=24)
 REASON = "no service has had this task for 24 h"
 GRACE_OF_PARTS = timedelta(hours=1)
-"""During a deployment, parts may have been made by newer code than that of this process. They are
-not left over.
+"""During a deployment, newer code than that of this process may have made parts, which must not
+fail.
 """
 REASON_OF_PARTS = "its task is not partitioned any more"
 
 CONDITIONS = (READY_SQL, RETRYING_SQL)
-"""The conditions for waiting runs. For each there is an index that begins with the task."""
+"""The conditions for waiting runs. Each has an index that begins with the task."""
 BATCH = 100
-"""How many runs fail in one transaction, at most."""
+"""The most runs that fail in one transaction."""
 PAUSE_SECONDS = 0.05
 """The pause between two transactions, in which others may write to SQLite, which has one writer at
 a time.
@@ -43,7 +43,7 @@ async def fail_unserved(ledger: Database) -> Counter[str]:
     """Fail the runs that have waited for more than GRACE for a task that was removed more than
     GRACE ago.
 
-    Returns how many of each task.
+    Returns their number by task.
     """
     async with ledger.reader.connect() as connection:
         before = await database_time.now_of(connection) - GRACE
@@ -66,8 +66,8 @@ async def fail_left_parts(ledger: Database, loaded: Mapping[str, Task]) -> Count
     """Fail the parts that have waited for more than GRACE_OF_PARTS for a task in `loaded` that is
     not partitioned.
 
-    While one of them is running, they are left as they are: a node with other code goes on with
-    them. Returns how many of each task.
+    If one of them is running, the task's parts are left alone, because a node with other code
+    executes them. Returns their number by task.
     """
     plain = [name for name, task in loaded.items() if task.partition is None]
     async with ledger.reader.connect() as connection:
@@ -100,10 +100,10 @@ async def _fail_all(
 
 
 async def _fail_some(ledger: Database, task: str, condition: str, before: datetime) -> int:
-    """Fail up to BATCH unserved runs of a task in one transaction; returns how many.
+    """Fail up to BATCH unserved runs of a task in one transaction. Returns their number.
 
-    The row of the task is locked: a node that loads the task either commits first, and then no run
-    fails, or waits until these runs have failed.
+    The row of the task is locked. A node that loads the task either commits first, and then no run
+    fails, or it waits until these runs have failed.
     """
     removed = select(tasks.c.name).where(tasks.c.name == task, tasks.c.removed_at < before)
     ids = _unserved(task, condition, before).order_by(runs.c.id).limit(BATCH)
@@ -117,13 +117,13 @@ async def _fail_some(ledger: Database, task: str, condition: str, before: dateti
 def _unserved(task: Any, condition: str, before: datetime) -> Select[Any]:
     """The ids of the runs of a task that have waited since `before`.
 
-    Their own wait is looked at, since a person may have retried a run after the task was removed.
+    The wait of each run counts, because a person may have retried a run after the task was removed.
     """
     return select(runs.c.id).where(runs.c.task == task, text(condition), runs.c.due_at < before)
 
 
 async def _fail_some_parts(ledger: Database, task: Task, condition: str, before: datetime) -> int:
-    """Fail up to BATCH parts of a task in one transaction; returns how many."""
+    """Fail up to BATCH parts of a task in one transaction. Returns their number."""
     queue = task.queue_of_parts
     ids = _left_parts(task.name, queue, condition, before).order_by(runs.c.id).limit(BATCH)
     async with ledger.engine.begin() as connection:

@@ -1,5 +1,5 @@
-"""Reads what a run has waited for from the ledger of the service on this event loop, when an
-attempt begins.
+"""Reads what a run has waited for when an attempt begins, from the ledger of this event loop's
+service.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.batch.queue import enqueue
 
 
 async def read(run: str, parts: bool = False) -> Upstream:
-    """What the run with this id has waited for. `parts`: its members are its parts. Raises
+    """What the run with this id has waited for. `parts`: whether its members are its parts. Raises
     DatabaseError.
     """
     database = enqueue.ledger()
@@ -33,7 +33,7 @@ async def read(run: str, parts: bool = False) -> Upstream:
 
 async def members(run: str, after: str | None, parts: bool = False) -> Sequence[Done]:
     """The next members of the group of the run with this id, or its parts. `after`: the id of the
-    last one before.
+    last one already read.
 
     Raises DatabaseError.
     """

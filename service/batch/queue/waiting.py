@@ -1,4 +1,4 @@
-"""Opens and closes waiting runs: by what they wait for, it decides whether they may start now, or
+"""Opens and closes waiting runs: decides from what they wait for whether they may start now, or
 never will.
 """
 
@@ -17,17 +17,17 @@ from service.batch.ledger.states import ACTIVE, Origin, RunState
 from service.batch.ledger.waits import Gate, Members, Upstream, Waiting
 
 MOST = 500
-"""How many runs are opened or closed in one transaction, at most."""
+"""The most runs that are opened or closed in one transaction."""
 PARTS = "parts"
-"""The fingerprint of a run of which a part did not succeed, if no error says why."""
+"""The fingerprint of a run with a part that did not succeed, if no error says why."""
 MOST_NAMED = 3
-"""How many of the slots that were in the way are named in the reason of a closed run."""
+"""How many of the slots that prevented a run are named in the reason of the closed run."""
 
 
 @dataclass(frozen=True)
 class Closed:
-    """A run that has ended while it waited, and not with an attempt: it was skipped, or has failed
-    by its parts.
+    """A run that ended while it waited, without an attempt: it was skipped, or it failed because of
+    its parts.
     """
 
     id: str
@@ -44,14 +44,15 @@ class Closed:
 
 @dataclass
 class Decided:
-    """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id
-    of the run.
-    `without_cause`: those of them that close although nothing has failed, so that nobody knows of
-    it yet.
+    """Waiting runs that are locked, and the decision about each.
 
-    Of runs that were split: `joining` go on, `failing` fail (see transitions.fail_split), those in
-    `cancelling` are cancelled, which was asked while parts were running, and of those in `stopping`
-    the other parts are cancelled. The last two have the reason by the id of the run.
+    `closing`: the reason by the id of the run. `without_cause`: those of them that close although
+    nothing has failed, so that nobody knows of it yet.
+
+    For runs that were split: those in `joining` go on; those in `failing` fail (see
+    transitions.fail_split); those in `cancelling` are cancelled, which a person asked for while
+    parts were running; for those in `stopping`, the other parts are cancelled. The last two have
+    the reason by the id of the run.
     """
 
     locked: list[Waiting] = field(default_factory=list)
@@ -65,7 +66,7 @@ class Decided:
 
     @property
     def closed(self) -> list[Closed]:
-        """The runs that are closed. They may be told once the transaction has committed."""
+        """The runs that are closed. They may be reported once the transaction has committed."""
         ends = {run: (RunState.SKIPPED, reason) for run, reason in self.closing.items()}
         ends |= {run["id"]: (RunState.FAILED, run["reason"]) for run in self.failing}
         ends |= {run: (RunState.CANCELLED, reason) for run, reason in self.cancelling.items()}
@@ -81,9 +82,9 @@ async def decide(
     """Lock up to MOST waiting runs that may be opened or closed at `now` (database time), and
     decide about each.
 
-    What they wait for is read after they were locked: whoever makes something of that active again
-    locks them first. `only`: the id of a run; no other one is looked at. `tasks`: those whose slots
-    are looked at first.
+    Their upstreams are read after the runs were locked, because a transaction that makes an
+    upstream active again locks these runs first. `only`: the id of the only run to look at.
+    `tasks`: those whose slots are looked at first.
     """
     ready = await waits.ready(connection, now, MOST, only, tasks)
     decided = Decided(ready)
@@ -103,9 +104,9 @@ async def decide(
 
 
 async def apply(connection: AsyncConnection, decided: Decided, now: datetime) -> int:
-    """Open and close runs as it was decided, and return how many.
+    """Open and close runs as decided, and return their number.
 
-    Left are the runs of slots that were fired on time: the overlap policy decides about them (see
+    The runs of on-time slots are left: the overlap policy decides about them (see
     firing/opener.py).
     """
     opening = [run.id for run in decided.opening if not run.is_on_time]
@@ -116,7 +117,7 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
     await transitions.join_parts(connection, decided.joining, now)
     await transitions.fail_split(connection, decided.failing, now)
     for run, reason in decided.cancelling.items():
-        # Its row says who has asked for it.
+        # The run's row already says who asked for it.
         await transitions.cancel(connection, [run], reason, "", now)
     for run, reason in decided.stopping.items():
         ids = await parts.active_ids(connection, run)
@@ -133,7 +134,7 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
 async def _decide_split(
     connection: AsyncConnection, split: list[Waiting], decided: Decided
 ) -> None:
-    """Decide about runs that wait for their parts. The order of their ids is that of locks."""
+    """Decide about runs that wait for their parts. They are locked in the order of their ids."""
     tallies = await parts.tallies(connection, [run.id for run in split]) if split else {}
     for run in split:
         tally = tallies.get(run.id, Tally({}))
@@ -155,7 +156,7 @@ async def _decide_split(
 
 
 def _parts_failed(tally: Tally, bad: Sequence[Any]) -> str:
-    """Why a run fails whose parts are over: how many of them did not succeed, with the numbers of
+    """Why a run fails whose parts have ended: how many of them did not succeed, with the numbers of
     the first ones.
     """
     failed = tally.states.get(RunState.FAILED, 0)
@@ -193,8 +194,8 @@ def _still_waits_or_closes(
 
 
 def _has_no_cause(run: Waiting, upstreams: list[Upstream]) -> bool:
-    """Whether nothing that a closed slot waited for has failed: it has waited too long, or for what
-    there is not.
+    """Whether a closed slot was waiting for nothing that has failed: it has waited too long, or for
+    a task that does not exist.
     """
     if run.origin == Origin.MANUAL or any(
         upstream.state == RunState.FAILED for upstream in upstreams
@@ -228,7 +229,7 @@ def _words(duration: timedelta) -> str:
 
 
 def _listed(reasons: Iterable[str]) -> str:
-    """The first reasons, and how many more there are."""
+    """The first reasons, and the number of the others."""
     named = list(reasons)
     more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     return "; ".join(named[:MOST_NAMED]) + more

@@ -1,4 +1,4 @@
-"""Conditions and statements that select the rows old enough to be deleted."""
+"""Conditions and statements that select the rows that are old enough to be deleted."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ from service.batch.ledger.tables import (
 NODE_AGE = timedelta(days=1)
 
 KEEP_MESSAGES = timedelta(days=32)
-"""How long a record of what was sent is kept."""
+"""How long a record of a sent message is kept."""
 
 
 def delete_over(kind: str) -> TextualSelect:
     """A statement that deletes the runs in :rows that ended before :before, and returns them."""
     named = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)})"
-    # Without `|| ''` SQLite would use the index on state and read every final run, for each batch.
+    # Without `|| ''`, SQLite would use the index on state and read every final run, for each batch.
     is_over = (
         f"state || '' IN ({', '.join(repr(str(state)) for state in FINAL)}) AND finished_at < "
         ":before"
     )
-    # The members of a group are kept as long as the run that follows them, and a run as long as a
-    # part of it is active.
+    # The members of a group are kept as long as their follow-up, and a run as long as one of its
+    # parts is active.
     follow_up = "SELECT f.id FROM batch_runs f WHERE f.id = batch_runs.awaited_by"
     may_go = f"(awaited_by IS NULL OR ({follow_up}) IS NULL)"
-    # A slot is kept as long as a run waits for it: without it, that run would be skipped.
+    # A slot is kept as long as a run waits for it; otherwise that run would be skipped.
     waiting = (
         "SELECT w.run FROM batch_waits w JOIN batch_runs a ON a.id = w.run "
         "WHERE w.task = batch_runs.task "
@@ -74,8 +74,8 @@ def delete_over(kind: str) -> TextualSelect:
 
 
 def is_gone(now: datetime) -> ColumnElement[bool]:
-    """Nodes that stopped long ago, except those that still hold a run: a rescue finds the run by
-    its node.
+    """Nodes that stopped long ago, except those that still hold a run, because a rescue finds a run
+    by its node.
     """
     held = select(runs.c.id).where(runs.c.node == nodes.c.id, text(HELD_SQL))
     return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
@@ -90,7 +90,7 @@ def is_old(task: str, kept: Row[Any], before: datetime) -> ColumnElement[bool]:
     """Runs of `task` that ended before `before` and are older than `kept`, the oldest run that is
     kept at any age.
 
-    Parts are not among them: they go with their run.
+    Parts are left out: they are deleted with their run.
     """
     at, run = kept.created_at, kept.id
     is_older = and_(
@@ -105,8 +105,8 @@ def is_after(at: datetime, run: str) -> ColumnElement[bool]:
 
 
 def accounts_begin_later(before: datetime) -> Update:
-    """Let the account of each task begin at `before`, or at the task's oldest slot with a run if
-    that is earlier.
+    """Let the account of each task begin at `before`, or earlier at the task's oldest slot with a
+    run.
     """
     its_slots = (runs.c.task == tasks.c.name, text(OF_SLOT_SQL))
     oldest = select(func.min(runs.c.slot)).where(*its_slots).scalar_subquery()
@@ -116,9 +116,9 @@ def accounts_begin_later(before: datetime) -> Update:
 
 
 def is_before_the_account(at: Column[Any]) -> ColumnElement[bool]:
-    """Rows whose instant `at` lies before the begin of their task's account.
+    """Rows whose instant `at` lies before the beginning of their task's account.
 
-    A task's newest missed range is not among them, because firing may be about to extend it.
+    A task's newest missed range is left out, because firing may be about to extend it.
     """
     begin = select(tasks.c.accounted_from).where(tasks.c.name == at.table.c.task).scalar_subquery()
     if at.table is not missed:

@@ -2,8 +2,8 @@
 other writers.
 
 Two nodes may prune at the same time: each row is deleted once. `batch account` stays correct,
-because the transaction that deletes a slot's run also moves the begin of its task's account past
-the slot (`batch_tasks.accounted_from`).
+because the transaction that deletes a slot's run also moves the beginning of its task's account
+past the slot (`batch_tasks.accounted_from`).
 
 No transaction spans the ledger and the application's database. A run is therefore deleted first, by
 one statement that checks that it is final, and its checkpoints and other rows afterwards: a person
@@ -61,12 +61,12 @@ from service.database.companions import checkpoints, once, quarantine
 from service.database.engine import Database
 
 RUNS = 100
-"""At most this many runs are deleted in one transaction, which takes some milliseconds."""
+"""The most runs that are deleted in one transaction, which takes some milliseconds."""
 BLOCKS = 1_000
-"""At most this many blocks of log lines are deleted in one transaction."""
+"""The most blocks of log lines that are deleted in one transaction."""
 
 EVENTS = 1_000
-"""At most this many events are deleted in one transaction."""
+"""The most events that are deleted in one transaction."""
 
 LONG_SECONDS = 0.025
 """After a transaction that took longer, the next one has half its size, because rows may be large
@@ -74,7 +74,7 @@ and disks slow.
 """
 
 PAUSE_SECONDS = 0.05
-"""Pause between two transactions, in which others can take SQLite's write lock."""
+"""The pause between two transactions, in which others can take SQLite's write lock."""
 
 
 class DeleteSize:
@@ -87,8 +87,8 @@ class DeleteSize:
 
     @asynccontextmanager
     async def transaction(self, database: Database) -> AsyncIterator[AsyncConnection]:
-        """A transaction that deletes `size` rows. Its duration adapts the size, without the wait
-        for the lock.
+        """A transaction that deletes `size` rows. Its duration, without the wait for the lock,
+        adapts the size.
         """
         async with database.engine.begin() as connection:
             began_at = clock.monotonic()
@@ -111,7 +111,7 @@ class Pruner:
         self._blocks = DeleteSize(BLOCKS)
 
     async def prune(self) -> Counter[str]:
-        """Delete what is old. Returns the number of deleted `runs`, `missed ranges`, `schedules`,
+        """Delete old rows. Returns the number of deleted `runs`, `missed ranges`, `schedules`,
         `nodes`, `events`.
         """
         counts: Counter[str] = Counter()
@@ -128,7 +128,7 @@ class Pruner:
         return counts
 
     async def count(self) -> Counter[str]:
-        """The number of runs that `prune` would delete, by task; only tasks that have such runs."""
+        """The number of runs that `prune` would delete, by task, for tasks with such runs."""
         counts: Counter[str] = Counter()
         _, before = await self._instants()
         async with self._ledger.reader.connect() as connection:
@@ -175,8 +175,8 @@ class Pruner:
     async def _oldest_kept(
         self, connection: AsyncConnection, before: datetime
     ) -> dict[str, Row[Any]]:
-        """The oldest run that `per_task` keeps, of each task that has this many runs; empty if no
-        run at all is old.
+        """Of each task with enough runs, the oldest run that `per_task` keeps; empty if no run at
+        all is old.
         """
         first = select(func.min(runs.c.created_at)).where(text(NO_PART_SQL))
         oldest = (await connection.execute(first)).scalar()
@@ -194,7 +194,7 @@ class Pruner:
         return ordered.offset(max(0, self._keep.per_task - 1)).limit(1)
 
     async def _clear(self, ids: Sequence[str]) -> None:
-        """Delete what belonged to these deleted runs, their parts too, and then their ids in
+        """Delete the rows of these deleted runs and of their parts, and then their ids in
         `batch_pruned`.
         """
         if not ids:
@@ -251,8 +251,8 @@ class Pruner:
             await asyncio.sleep(self._pause)
 
     async def _delete_runs(self, task: str, ids: Sequence[str], before: datetime) -> list[str]:
-        """Delete those runs of `task` that are still final, and return their ids: a person may have
-        retried one.
+        """Delete those runs of `task` that are still final, because a person may have retried one.
+        Returns their ids.
         """
         kind = self._ledger.kind
         values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "before": before}
@@ -292,8 +292,8 @@ class Pruner:
         return counts
 
     async def _delete_requests(self, now: datetime) -> int:
-        """Delete sessions, links and previews that have expired, and old events. Returns the number
-        of events.
+        """Delete expired sessions, links and previews, and old events. Returns the number of
+        events.
         """
         before, deleted, total = now - timedelta(days=self._keep.events_days), EVENTS, 0
         async with self._ledger.reader.connect() as connection:

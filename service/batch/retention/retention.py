@@ -1,5 +1,5 @@
-"""Which runs are kept. It is a module of its own, so that code which only describes the rule
-imports no deletion.
+"""Which runs are kept. It is a module of its own, so that code that only describes the rule imports
+no deletion.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Upkeep: once an hour a running service prunes the ledger and fails the runs that no node would
+"""Upkeep: once an hour, a running service prunes the ledger and fails the runs that no node would
 execute.
 """
 
@@ -21,15 +21,13 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 FIRST_SECONDS = 600.0
-"""The first upkeep waits this long after the start of the service, which has other work at that
-time.
-"""
+"""The wait between the start of the service, which has other work then, and the first upkeep."""
 
 EVERY_SECONDS = 3600.0
 
 
 class Upkeep(Background):
-    turn_seconds = 600.0  # it works in batches, and goes on where it has stopped
+    turn_seconds = 600.0  # it works in batches, and continues after an interruption
 
     def __init__(
         self,
@@ -52,7 +50,7 @@ class Upkeep(Background):
                     await self._fail_and_prune()
             except (DBAPIError, DatabaseError, OSError) as error:
                 cause = troubles.cause_of(error, self._ledger.kind)
-                logger.warning(f"the upkeep stopped, and is repeated in an hour: {cause}")
+                logger.warning(f"the upkeep stopped, the next one is in an hour: {cause}")
             except Exception:  # the background loop's boundary
                 logger.exception("the upkeep failed")
             await asyncio.sleep(EVERY_SECONDS)

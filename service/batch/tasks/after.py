@@ -1,4 +1,4 @@
-"""What a task waits for: the slots of other tasks (`after`), as it was declared and checked."""
+"""The slots of other tasks that a task waits for (`after`), as declared and checked."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class After:
     """The tasks whose slots the runs of a task wait for.
 
     Attributes:
-        tasks: Their names. The first one gives its slots to a task without a schedule of its own.
-        within: How many seconds a run waits at most; then it is skipped.
-        on: Whether each of these slots has to succeed ("success"), or only to be over ("end").
+      tasks: Their names. The first one gives its slots to a task without a schedule of its own.
+      within: How many seconds a run waits before it is skipped.
+      on: Whether each of these slots has to succeed ("success"), or only to end ("end").
     """
 
     tasks: tuple[str, ...]
@@ -61,7 +61,7 @@ class After:
         return cls(*names)
 
     def as_json(self) -> dict[str, Any]:
-        """As the row of the schedule has it."""
+        """The values for the row of a schedule."""
         return {"tasks": list(self.tasks), "within": self.within, "on": self.on}
 
     @classmethod

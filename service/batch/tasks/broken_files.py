@@ -12,12 +12,12 @@ from service import escaping
 
 @dataclass(frozen=True)
 class BrokenFile:
-    """A file whose import failed, or that has a class which can't be registered.
+    """A file whose import failed, or that has a class that can't be registered.
 
     Attributes:
-        source: The path of the file.
-        task: The name of the task that is missing because of it; None if it is not known, or
-            another task has it.
+      source: The path of the file.
+      task: The name of the task that is missing because of it; None if it is not known, or
+          another file has that task.
     """
 
     source: str
@@ -31,8 +31,8 @@ LONGEST_ERROR = 500
 
 
 def broken_as_json(broken: Iterable[BrokenFile]) -> list[dict[str, Any]]:
-    """Broken files as the ledger stores them: at most 100, without tracebacks, which the log of the
-    process has.
+    """Broken files as the ledger stores them: at most 100, without tracebacks, which are in the log
+    of the process.
     """
     return [
         {

@@ -1,9 +1,9 @@
-"""What a task declares as attributes of its class: its policies, its monitoring, its name and its
+"""The attributes that a task declares in its class: its policies, its monitoring, its name and its
 schedule. Each value is checked where it is read, with an error that names the attribute and what is
 allowed.
 
-A new attribute of a task stands in BaseTask, with its default, and here: a field of Policies or
-Monitoring, and its check.
+A new attribute of a task is added to BaseTask, with its default, and here, as a field of Policies
+or Monitoring with its check.
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ MOST_RUNNING = 1_000
 MOST_WAITING = 1_000
 MOST_TAGS = 20
 LEAST_MEMORY, MOST_MEMORY = 16 * 2**20, 2**50
-"""Bounds of `memory`, in bytes: a child process with less can't import anything."""
+"""Bounds of `memory`, in bytes. A child process with less can't import anything."""
 ON_TIME = timedelta(minutes=1)
-"""A slot that is handled less than this late still runs as on time; from this on it is a misfire.
-"""
+"""A slot that is handled less than this late still counts as on time; otherwise it is a misfire."""
 NAME = re.compile(r"[a-z0-9_.-]{1,100}")
-"""What the name of a task, or a tag, looks like."""
+"""The pattern for names of tasks, and for tags."""
 LONGEST = timedelta(days=36_500)
-"""Upper bound of durations: adding a longer one to a datetime could exceed the year 9999."""
+"""The longest duration. Adding a longer one to a datetime could exceed the year 9999."""
 MOST_CHANNELS = 10
 LONGEST_OWNER = 200
 LONGEST_URL = 2_000
@@ -56,12 +55,12 @@ class Retry:
     """How often a failed run is tried again, and after which waits.
 
     Attributes:
-        attempts: The number of attempts with the first one; 1 means no retry.
-        wait: The seconds before the second attempt.
-        factor: Each further wait is this many times as long.
-        max_wait: Upper bound of a wait in seconds.
-        jitter: Each wait is longer or shorter by a random share of at most this.
-        on: Only these exceptions, and a RetryAfter, lead to another attempt.
+      attempts: The number of attempts including the first one; 1 means no retry.
+      wait: The seconds before the second attempt.
+      factor: Each further wait is this many times as long.
+      max_wait: The longest wait in seconds.
+      jitter: Each wait is longer or shorter by a random share of up to this value.
+      on: Only these exceptions, and a RetryAfter, lead to another attempt.
     """
 
     attempts: int
@@ -118,8 +117,8 @@ class Retry:
     def seconds_before(self, attempt: int, asked: float | None = None) -> float:
         """The seconds to wait before attempt number `attempt`, where 2 is the first retry.
 
-        `asked`: the seconds that the error itself asks for. They replace the wait of the policy,
-        without jitter.
+        `asked`: the seconds that the error asks for. They replace the wait of the policy, without
+        jitter.
         """
         if asked is not None:
             return min(self.max_wait, max(0.0, asked))
@@ -127,7 +126,7 @@ class Retry:
             base = min(self.max_wait, self.wait * float(self.factor) ** (attempt - 2))
         except OverflowError:
             base = self.max_wait if self.wait else 0.0
-        # Spreads load, protects no secret.
+        # Spreads load; it protects no secret.
         spread = 1 + self.jitter * random.uniform(-1, 1)  # noqa: S311
         return min(self.max_wait, base * spread)
 
@@ -137,7 +136,7 @@ class Missed:
     """What happens to slots that came due while no service ran.
 
     `skip`: none of them runs. `once`: only the newest one runs. `all`: each runs, oldest first.
-    Slots older than `max_age` never run, nor with `all` any but the newest `max_count`. Slots that
+    Slots older than `max_age` never run, and with `all` only the newest `max_count` run. Slots that
     do not run are recorded as a missed range.
     """
 
@@ -160,7 +159,7 @@ class Missed:
 
 @dataclass(frozen=True)
 class Policies:
-    """The policies of a task as they were checked. Times are in seconds, `memory` is in bytes."""
+    """The checked policies of a task. Times are in seconds, `memory` is in bytes."""
 
     timeout: float | None
     retry: Retry
@@ -176,8 +175,8 @@ class Policies:
 
     @classmethod
     def of(cls, task: type[Any]) -> Policies:
-        """Read and check the class attributes. Raises InvalidTask naming the attribute and what is
-        allowed.
+        """Read and check the class attributes. Raises InvalidTask, which names the attribute and
+        what is allowed.
         """
         timeout = _seconds(task.timeout)
         valid = timeout is None or (_is_number(timeout, 0) and timeout > 0)
@@ -202,8 +201,8 @@ class Policies:
         return cls(**given | checked)
 
     def as_json(self) -> dict[str, Any]:
-        """The policies as the ledger stores them. Exception classes are their names, and times are
-        seconds.
+        """The policies as the ledger stores them. Exception classes become their names, and times
+        become seconds.
         """
         retry = {**fields_of(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
         missed = {**fields_of(self.missed), "max_age": self.missed.max_age.total_seconds()}
@@ -212,19 +211,19 @@ class Policies:
 
 @dataclass(frozen=True)
 class Alerts:
-    """When incidents of a task are sent, and to whom. What is None follows the settings of the
-    service.
+    """When incidents of a task are sent, and to whom. Values that are None follow the settings of
+    the service.
 
     Attributes:
-        after_failures: Send the incident of an error only when this many runs have failed with it.
-        close_after: An incident of an error is over only when this many runs in a row have
-            succeeded after it.
-        late_after: A slot whose run has not started after this many seconds is late.
-        slow_after: A run that goes on for more than this many seconds is slow.
-        stalled_after: A run whose progress has not changed for this many seconds is slow.
-        to: The names of the channels to use, instead of the channels for all tasks.
-        quiet: A time of day in the zone of the task, such as "22:00-07:00", in which nothing is
-            sent. What opens then and is still open at its end is sent at its end.
+      after_failures: Send the incident of an error only when this many runs have failed with it.
+      close_after: Close an incident of an error only when this many runs in a row have succeeded
+          after it.
+      late_after: A slot whose run has not started after this many seconds is late.
+      slow_after: A run that takes more than this many seconds is slow.
+      stalled_after: A run whose progress has not changed for this many seconds is slow.
+      to: The names of the channels to use, instead of the channels for all tasks.
+      quiet: A time of day in the zone of the task, such as "22:00-07:00", in which nothing is
+          sent. An incident that opens in it, and is still open at its end, is sent then.
     """
 
     after_failures: int
@@ -276,15 +275,15 @@ class Alerts:
 
 @dataclass(frozen=True)
 class Monitoring:
-    """What a task declares about its monitoring, as it was checked. Times are in seconds.
+    """The checked declarations of a task about its monitoring. Times are in seconds.
 
     Attributes:
-        deadline: The time of day ("06:00") or the seconds after a slot until which the slot must
-            have succeeded.
-        expects: Whether the task has an `expect`, which checks the results of its runs.
-        each_slot_counts: Whether only a success of the same slot makes a failed slot good.
-        ping: The address that is told when a run begins and ends. It is a secret, so the ledger
-            does not have it.
+      deadline: The time of day ("06:00") or the seconds after a slot until which the slot must
+          have succeeded.
+      expects: Whether the task has an `expect`, which checks the results of its runs.
+      each_slot_counts: Whether only a success of the same slot makes a failed slot good.
+      ping: The address that is called when a run begins and ends. It is a secret, so the ledger
+          does not store it.
     """
 
     owner: str | None
@@ -298,11 +297,11 @@ class Monitoring:
 
     @classmethod
     def of(cls, task: type[Any], takes_slot: bool) -> Monitoring:
-        """Read and check the class attributes. Raises InvalidTask naming the attribute and what is
-        allowed.
+        """Read and check the class attributes. Raises InvalidTask, which names the attribute and
+        what is allowed.
 
-        `takes_slot`: whether `run` has a parameter `slot`. Then each slot is work of its own,
-        unless the task says otherwise.
+        `takes_slot`: whether `run` has a parameter `slot`. By default, each slot is work of its own
+        then.
         """
         check(isinstance(task.alerts, Alerts), "alerts", task.alerts, "an Alerts(…)")
         counts = task.each_slot_counts
@@ -324,7 +323,7 @@ class Monitoring:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """As the ledger stores it, for processes that have not loaded the task."""
+        """The values as the ledger stores them, for processes that have not loaded the task."""
         values = {**fields_of(self), "alerts": fields_of(self.alerts)}
         return {name: value for name, value in values.items() if name != "ping"}
 
@@ -343,7 +342,7 @@ effect.
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error of an author's code."""
+    """The first line of an error in an author's code."""
     text = (
         error.message
         if isinstance(error, BatchError)
@@ -353,9 +352,7 @@ def one_line(error: BaseException) -> str:
 
 
 def refuse_abstract(cls: type[Any]) -> None:
-    """Raises InvalidTask if the class can't be a task, because something that it needs is
-    missing.
-    """
+    """Raises InvalidTask if the class can't be a task, because something required is missing."""
     missing = sorted(cls.__abstractmethods__)
     if "run" in missing or not callable(cls.run):
         raise InvalidTask("it has no run(): write `async def run(self)` or `def run(self)`")
@@ -408,7 +405,7 @@ def attribute(task: Any, name: str) -> Any:
     """The value of a class attribute or property, or None if it is missing. Raises InvalidTask if
     the property raises.
 
-    `getattr` with a default would take an AttributeError inside the property for a missing
+    `getattr` with a default would mistake an AttributeError inside the property for a missing
     attribute.
     """
     if name not in vars(task) and static(type(task), name) is None:
@@ -420,7 +417,7 @@ def attribute(task: Any, name: str) -> Any:
 
 
 def static(cls: type[Any], name: str) -> Any:
-    """What stands in the class, or in one of its bases, under this name; None if nothing does. No
+    """The value of this name in the class, or in one of its bases; None if there is none. No
     property is read.
     """
     for base in cls.__mro__:
@@ -470,8 +467,7 @@ def timezone_of(task: Any) -> str:
 def expect_of(task: type[Any]) -> Expect | None:
     """The function `expect` of a task class, which gets the result of a run. Raises InvalidTask.
 
-    It is read from the class, so that a lambda there is called with the result and not with an
-    instance.
+    It is read from the class, so that a lambda there gets the result and not an instance.
     """
     expect = inspect.getattr_static(task, "expect", None)
     if isinstance(expect, staticmethod):
@@ -605,7 +601,7 @@ def tags_of(task: type[Any]) -> tuple[str, ...]:
 
 
 def not_run_again(reason: str) -> str:
-    """The reason with which a run of a task with `rerun = False` fails, where other runs would be
+    """The reason why a run of a task with `rerun = False` fails, when other runs would be
     interrupted.
     """
     return f"{reason} while it ran, and it is not run again (rerun = False)"

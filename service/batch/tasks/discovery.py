@@ -34,18 +34,18 @@ from service.logs import get_logger
 logger = get_logger(__name__)
 
 SLOW_SECONDS = 5.0
-"""An import that takes longer is logged, since nothing else would show that one hangs."""
+"""An import that takes longer is logged, because nothing else would show that it hangs."""
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def load_tasks(place: Path, *, shows_tracebacks: bool = True) -> list[BrokenFile]:
     """Import the files of tasks in the order of their names, and register their concrete tasks.
-    Returns what failed.
+    Returns the failures.
 
     `place` is a folder, or the dotted name of a package. Files whose names begin with an underscore
-    are left out. Tasks that wait for others get their slots, or are among what failed.
+    are left out. Tasks that wait for others get their slots, or are among the failures.
     `shows_tracebacks`: whether the log has the traceback of each failure, and not only one line.
-    Raises InvalidSetting when there is no such folder or package.
+    Raises InvalidSetting if there is no such folder or package.
     """
     return (
         load_files(place, task_files(place), shows_tracebacks=shows_tracebacks) + followers.settle()
@@ -53,7 +53,7 @@ def load_tasks(place: Path, *, shows_tracebacks: bool = True) -> list[BrokenFile
 
 
 def task_files(place: Path) -> list[Path]:
-    """The files of tasks in a folder or package, sorted by name. Raises InvalidSetting when it does
+    """The files of tasks in a folder or package, sorted by name. Raises InvalidSetting if it does
     not exist.
     """
     return sorted(path for path in folder_of(place).glob("*.py") if not path.name.startswith("_"))
@@ -62,8 +62,8 @@ def task_files(place: Path) -> list[Path]:
 def load_files(
     place: Path, files: Iterable[Path], *, shows_tracebacks: bool = True
 ) -> list[BrokenFile]:
-    """Import these files of a folder or package, and register their concrete tasks. Returns what
-    failed.
+    """Import these files of a folder or package, and register their concrete tasks. Returns the
+    failures.
     """
     folder = folder_of(place)
     broken: list[BrokenFile] = []
@@ -82,10 +82,10 @@ def _load(path: Path, package: str, shows_tracebacks: bool) -> ModuleType | Brok
     try:
         return _import(path, package)
     except (Exception, SystemExit) as error:  # noqa: BLE001
-        # An author's file may raise anything; the others must run.
+        # An author's file may raise anything. The other files must still be loaded.
         TaskRegistry.remove(TaskRegistry.names_after(before))
-        # Forget the modules that it had imported from its package, since the author may correct one
-        # of these.
+        # Forget the modules that it has imported from its package, because the author may correct
+        # one of these.
         for name in [name for name in set(sys.modules) - modules if name.startswith(f"{package}.")]:
             del sys.modules[name]
         return _not_imported(path, error, shows_tracebacks)
@@ -151,7 +151,7 @@ def _broken(path: Path, error: BaseException, message: str, task: str | None = N
 
 
 def _one_line(path: Path, error: BaseException) -> str:
-    """The error in one line, with the number of the line in the file where it was raised."""
+    """The error in one line, with the number of the line in the file that raised it."""
     if isinstance(error, SyntaxError) and error.lineno:
         other = "" if error.filename == str(path.resolve()) else f" of {error.filename}"
         return f"{type(error).__name__} in line {error.lineno}{other}: {error.msg}"
@@ -165,9 +165,10 @@ def _one_line(path: Path, error: BaseException) -> str:
 
 
 def folder_of(place: Path) -> Path:
-    """The folder with this path, or else that of the package with this dotted name (`myapp.jobs`).
+    """The folder with this path, otherwise that of the package with this dotted name
+    (`myapp.jobs`).
 
-    `place` is the value of the setting TASKS_DIR. Raises InvalidSetting when there is neither.
+    `place` is the value of the setting TASKS_DIR. Raises InvalidSetting if there is neither.
     """
     if place.is_dir():
         return place
@@ -204,7 +205,7 @@ def _folder_of_package(name: str) -> Path:
 
 
 def _relative(path: Path) -> Path:
-    """The path, relative to the working directory if it is in there."""
+    """The path, relative to the working directory if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -222,8 +223,8 @@ def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
     """Import or make the package of a folder of tasks, and return its dotted name, such as
     `myapp.tasks`.
 
-    `around` are the packages that contain it, outermost first. With the same name as in an author's
-    `import`, a file is loaded only once.
+    `around`: the packages that contain it, outermost first. A file is loaded only once, because its
+    name is the same as in an author's `import`.
     """
     place = folder.resolve()
     _look_in((around[0] if around else place).parent)
@@ -236,8 +237,8 @@ def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
                 ModuleSpec(name, None, is_package=True)
             )
         package = sys.modules[name]
-        # An installed package may have the same name (such as `tasks`): submodules are looked for
-        # in this folder first.
+        # An installed package may have the same name (such as `tasks`), so submodules are looked
+        # for in this folder first.
         if str(level) not in list(package.__path__):
             package.__path__ = [str(level), *package.__path__]
         prefix = f"{name}."
@@ -266,7 +267,7 @@ def _is_imported(name: str, level: Path, folder: Path, broken: list[BrokenFile])
     try:
         package = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001
-        # Its __init__.py is an author's file too.
+        # Its __init__.py is an author's file, too.
         if (level / "__init__.py").exists():
             path = folder if level == folder.resolve() else _relative(level)
             broken.append(_not_imported(path / "__init__.py", error))
@@ -299,10 +300,10 @@ def _import(path: Path, package: str) -> ModuleType:
 
 
 def _keep_lines(path: Path) -> None:
-    """Let tracebacks show the lines of the file as it is now, which is what is executed, also after
-    it has changed.
+    """Make tracebacks show the lines of the file as it is now, which are executed, even after the
+    file has changed.
 
-    An entry without a time of change is left alone by `linecache`.
+    `linecache` does not refresh an entry without a modification time.
     """
     linecache.cache.pop(str(path), None)
     with suppress(OSError, SyntaxError, UnicodeError), tokenize.open(path) as file:
@@ -316,8 +317,8 @@ def _unique(name: str, path: Path) -> str:
 
 
 class SlowImports:
-    """Watches imports, one at a time, from one thread: a thread for each file takes longer than
-    many an import.
+    """Watches imports, one at a time, from one thread, because a thread for each file often takes
+    longer than the import.
     """
 
     def __init__(self) -> None:
@@ -340,7 +341,7 @@ class SlowImports:
 
     @contextmanager
     def watched(self, path: Path) -> Iterator[None]:
-        """Log it if the block, which imports this file, takes longer than SLOW_SECONDS."""
+        """Log a warning if the block, which imports this file, takes longer than SLOW_SECONDS."""
         self._import = path, clock.monotonic()
         try:
             yield

@@ -1,5 +1,5 @@
-"""Tasks that wait for others: what they declare is checked together, and followers get the slots
-that they follow.
+"""Tasks that wait for others: checks their declarations together, and gives followers their
+slots.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def settle() -> list[BrokenFile]:
     """Give the registered tasks that follow others their slots. Returns those that can't be used,
     which are removed.
 
-    Refused are tasks that wait for each other, and tasks that wait for one which has no slots. A
-    task that is not registered here may be another process's: what waits for it is not refused.
+    Tasks that wait for each other, or for a task without slots, are refused. A task that is not
+    registered here may belong to another process, so waiting for it is not refused.
     """
     tasks = TaskRegistry.tasks()
     refused = {
@@ -53,8 +53,8 @@ def settle() -> list[BrokenFile]:
 
 
 def _followers(tasks: Mapping[str, Task]) -> Iterator[tuple[str, Task]]:
-    """The tasks that follow others, with the schedule and, unless they have their own, the missed
-    policy of those.
+    """The tasks that follow others, with the schedule of the task that they follow and, unless they
+    have their own, its missed policy.
     """
     for task in tasks.values():
         if task.follows is None:
@@ -80,7 +80,7 @@ def cycles(waiting: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
     """The names of the tasks of each cycle, each waiting for the next one. The last name is the
     first one again.
 
-    `waiting`: what each task waits for.
+    `waiting`: the tasks that each task waits for.
     """
     while True:
         try:

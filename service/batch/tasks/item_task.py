@@ -65,19 +65,19 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
     """A task that processes each row of a select: `items()` returns the select, `save()` writes the
     result of one row.
 
-    `ItemTask[User, str]` tells type checkers what an item is, and what `fetch()` returns;
+    `ItemTask[User, str]` tells type checkers the type of an item and of the result of `fetch()`;
     `ItemTask` leaves both open.
 
     Attributes:
-        key: The columns that identify a row, as in `chunks()`; by default the primary key of the
-            selected class.
-        size: The number of items in one transaction.
-        concurrency: How many `fetch()` calls may wait at the same time.
-        total: Whether the items are counted when a run begins, as in `chunks()`.
-        skip: Which errors set an item aside; with None an item that fails makes the run fail.
-        item_retry: How often one item is tried, and for which errors, before it counts as failed.
-            Between two tries `fetch()` waits, as long as a Retry-After asks if there is one;
-            `save()`, in an open transaction, does not.
+      key: The columns that identify a row, as in `chunks()`; by default the primary key of the
+          selected class.
+      size: The number of items in one transaction.
+      concurrency: How many `fetch()` calls may wait at the same time.
+      total: Whether the items are counted when a run begins, as in `chunks()`.
+      skip: Which errors set an item aside; with None an item that fails makes the run fail.
+      item_retry: How often one item is tried, and for which errors, before it counts as failed.
+          Between two tries `fetch()` waits, for the time of a Retry-After if there is one;
+          `save()`, in an open transaction, does not wait.
     """
 
     key: ClassVar[Any] = None
@@ -99,24 +99,24 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
     def items(self, *args: Any, **parameters: Any) -> Select[*tuple[Any, ...]]:
         """The select of the rows: a mapped class or columns, without ORDER BY and LIMIT.
 
-        Its parameters are those of a run, beside `redrive` and `items`. It is called once, before
-        anything else, so it may keep on `self` what the other methods need of them.
+        Its parameters are those of a run, besides `redrive` and `items`. It is called once, before
+        anything else, so it may store on `self` the values that the other methods need.
         """
 
     def resources(self) -> AbstractAsyncContextManager[object]:
-        """What an attempt opens once for all items, such as an HTTP client.
+        """Open the resources that all items of an attempt share, such as an HTTP client.
 
-            @asynccontextmanager
-            async def resources(self) -> AsyncGenerator[None]:
-                async with httpx.AsyncClient() as self.client:
-                    yield
+          @asynccontextmanager
+          async def resources(self) -> AsyncGenerator[None]:
+              async with httpx.AsyncClient() as self.client:
+                  yield
 
         It is entered after `items()`, and left when the attempt ends.
         """
         return nullcontext()
 
     async def fetch(self, item: Item, /) -> Fetched:
-        """Get what one item needs from other systems, while no transaction is open. `save()`
+        """Get the data for one item from other systems, while no transaction is open. `save()`
         receives the result.
         """
         return cast(Fetched, None)
@@ -137,8 +137,8 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
         *args: Any,
         **parameters: Any,
     ) -> dict[str, int]:
-        """Process all rows; with `redrive`, the id of a run, only those that it set aside, or of
-        these only `items`.
+        """Process all rows; with `redrive`, the id of a run, only those that it has set aside, or
+        of these only `items`.
 
         The other parameters are those of `items()`. Returns the number of items saved (`done`) and
         set aside (`set_aside`), over all attempts.
@@ -168,8 +168,8 @@ class _Attempted:
 
 
 class _ItemSource:
-    """The source of an item task's loop. It fetches items outside of transactions, and saves each
-    in a savepoint.
+    """The source of an item task's loop. It fetches items outside transactions, and saves each in a
+    savepoint.
     """
 
     def __init__(self, task: ItemTask, statement: Select[*tuple[Any, ...]]) -> None:
@@ -184,9 +184,7 @@ class _ItemSource:
         self.set_aside = 0
 
     async def begin(self, redrive: str | None, items: list[str] | None) -> None:
-        """Prepare the select. Raises ChunkError when the run `redrive` has no items in
-        quarantine.
-        """
+        """Prepare the select. Raises ChunkError if the run `redrive` has no items in quarantine."""
         statement = self._statement
         self._redrive = redrive
         self._pages: Pages[Any] = Pages(
@@ -218,8 +216,8 @@ class _ItemSource:
         return bool(self._fetched)
 
     async def load(self, db: AsyncSession, cursor: Any) -> Page[Any]:
-        """The page up to the first row that was not fetched: a row that was inserted since is for
-        the next chunk.
+        """The page up to the first row that was not fetched. A row that was inserted since then is
+        left to the next chunk.
         """
         self._in_chunk = 0
         page = await self._pages.load(db, cursor)
@@ -235,7 +233,7 @@ class _ItemSource:
         return await self._pages.count(connection, cursor)
 
     async def process(self, db: AsyncSession, item: Any) -> None:
-        """Save one item, or set it aside; in a redrive also record which run processed it."""
+        """Save one item, or set it aside; in a redrive, also record which run processed it."""
         key = self._pages.key_of(item)
         fetched = self._fetched.get(key, _Attempted())
         failed = fetched if fetched.error is not None else await self._save(db, item, fetched.value)
@@ -265,7 +263,7 @@ class _ItemSource:
                 async with self._fetch_slots:
                     return _Attempted(await self._task.fetch(item), tries=tries)
             except Exception as error:  # noqa: BLE001
-                # An author's error; it sets the item aside, or is raised later.
+                # An author's error, which sets the item aside or is raised later.
                 asked = seconds_asked(error)
                 if tries >= retry.attempts or not (
                     isinstance(error, retry.on) or asked is not None
@@ -312,8 +310,8 @@ class _ItemSource:
 
 
 async def _refresh(db: AsyncSession, item: Any) -> None:
-    """Read the entities of an item again that a rolled back savepoint has expired: attribute access
-    can't await.
+    """Read the entities of an item again that a rolled-back savepoint has expired, because
+    attribute access can't await.
     """
     for entity in item if isinstance(item, Row) else (item,):
         state = inspect(entity, raiseerr=False)
@@ -322,8 +320,8 @@ async def _refresh(db: AsyncSession, item: Any) -> None:
 
 
 async def _keys_of(run: str, items: Collection[str] | None, columns: int) -> list[tuple[Any, ...]]:
-    """The keys of the items that a run set aside and no run has processed since. Raises ChunkError
-    without any.
+    """The keys of the items that a run has set aside and no run has processed since. Raises
+    ChunkError if there are none.
     """
     set_aside = await quarantine.listed(application_database(), run, items)
     left = [entry for entry in set_aside if entry.redriven_by is None]

@@ -39,19 +39,19 @@ class TasksFolder:
         return list(self._broken.values())
 
     def load(self) -> dict[str, Task]:
-        """Load all files, and return all registered tasks. Raises InvalidSetting when the folder
-        does not exist.
+        """Load all files, and return all registered tasks. Raises InvalidSetting if the folder does
+        not exist.
         """
         self._loaded = self._scan()
         self._add_broken(load_tasks(self._place, shows_tracebacks=self._shows_tracebacks))
         return TaskRegistry.tasks()
 
     def load_new(self) -> dict[str, Task]:
-        """Load new files, and once any file has changed also those that failed. Returns the new
+        """Load new files and, if any file has changed, also those that failed. Returns the new
         tasks by name.
 
-        A new or changed file counts from the second call on that finds it with the same size and
-        time of change, since it may still be being written.
+        A new or changed file is loaded when a second call finds it with the same size and
+        modification time, because the first one may find it half-written.
         """
         before = self._files
         self._files = self._scan()
@@ -65,7 +65,7 @@ class TasksFolder:
         for path in sorted(path for path in changed & imported if not path.name.startswith("_")):
             self._warn_of_change(path)
         self._loaded.update((path, self._files[path]) for path in changed)
-        # Files that failed are tried again when any file has changed, since they may import the
+        # Files that failed are tried again when any file has changed, because they may import the
         # corrected one.
         return self._load(
             {path for path in changed - imported | failed if not path.name.startswith("_")}
@@ -95,12 +95,12 @@ class TasksFolder:
 
     def _warn_of_change(self, path: Path) -> None:
         logger.warning(
-            f"{path} has changed, but this process goes on with the old version: restart it to use "
+            f"{path} has changed, but this process still uses the old version: restart it to use "
             "the new one"
         )
 
     def _forget_removed(self) -> None:
-        """Warn of files that were removed. Their tasks go on, since a deployment may be about to
+        """Warn of files that were removed. Their tasks stay, because a deployment may be about to
         replace the files.
         """
         if not self._files:
@@ -118,9 +118,9 @@ class TasksFolder:
     def _scan(self) -> dict[Path, FileState]:
         """All Python files of the folder: those of tasks, and modules that these may import."""
         files = {}
-        with contextlib.suppress(InvalidSetting):  # the folder was moved away; loaded tasks go on
+        with contextlib.suppress(InvalidSetting):  # the folder was moved away; loaded tasks stay
             for path in folder_of(self._place).glob("*.py"):
-                with contextlib.suppress(OSError):  # the file was removed just now
+                with contextlib.suppress(OSError):  # the file has just been removed
                     status = path.stat()
                     files[path] = status.st_mtime_ns, status.st_size
         return files

@@ -34,15 +34,15 @@ NOTHING_WRITTEN: Mapping[str, inspect.Parameter] = MappingProxyType({})
 
 
 class Parameters:
-    """The parameters of the bound method `run` of a task. One that is named `slot` has the run's
+    """The parameters of the bound method `run` of a task. A parameter named `slot` has the run's
     slot as its default.
 
-    One whose annotation is Upstream is filled with what the run has waited for. Nobody gives it, so
-    it is not counted.
+    A parameter with the annotation Upstream receives what the run has waited for. No caller gives
+    it, so it does not count as a parameter.
 
     `others`: bound methods to which `run` passes the values of its `**parameters`; their parameters
-    count as those of `run`. Raises InvalidTask for a signature that can't be read, or whose types
-    pydantic can't check.
+    count as those of `run`. Raises InvalidTask for a signature that can't be read, or with types
+    that pydantic can't check.
     """
 
     __slots__ = (
@@ -66,7 +66,7 @@ class Parameters:
         """The parameters by name, with their annotations as they are written."""
         self.takes_slot = SLOT in signature
         self.takes_upstream = bool(self._upstream)
-        """Whether `run` has a parameter that is filled with what the run has waited for."""
+        """Whether `run` has a parameter that receives what the run has waited for."""
         self.required = tuple(
             name for name, p in signature.items() if p.default is p.empty and name != SLOT
         )
@@ -105,10 +105,10 @@ class Parameters:
         return stored
 
     def json_schema(self) -> dict[str, Any] | None:
-        """The JSON schema of the parameters that a person may give; None if pydantic can make none
-        of their types.
+        """The JSON schema of the parameters that a person may give; None if pydantic can't make one
+        for their types.
 
-        Tasks whose parameters are the same share it, so nobody may change it.
+        Tasks with the same parameters share it, so it must not be changed.
         """
         return self._schema.json
 
@@ -123,7 +123,7 @@ class Parameters:
         return {**checked, **self.filled(Upstream() if upstream is None else upstream)}
 
     def filled(self, upstream: Upstream) -> dict[str, Upstream]:
-        """The arguments of `run` that are filled with what the run has waited for."""
+        """The arguments of `run` that receive what the run has waited for."""
         return dict.fromkeys(self._upstream, upstream)
 
     def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _signature(
     parameters, passes_on = _named("run", run)
     for other in others if passes_on else ():
         if not inspect.signature(other).parameters:
-            continue  # its annotations may be of use to type checkers only
+            continue  # its annotations may be only for type checkers
         more, _ = _named(other.__name__, other)
         if both := sorted(parameters.keys() & more.keys()):
             raise InvalidTask(
@@ -167,7 +167,7 @@ def _signature(
 
 
 def _named(method: str, function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The parameters that have a name, and whether the function takes others too."""
+    """The parameters that have a name, and whether the function takes others, too."""
     try:
         signature = inspect.signature(function, eval_str=True)
     except Exception as error:  # an annotation in quotes is evaluated, and may raise anything
@@ -188,9 +188,7 @@ def _named(method: str, function: Callable[..., Any]) -> tuple[dict[str, inspect
 
 
 def _takes_nothing(run: Callable[..., Any]) -> bool:
-    """Whether the signature is `run(self)`, with nothing in it that would have to be evaluated:
-    that is soon seen.
-    """
+    """Whether the signature is `run(self)`, without anything to evaluate. This check is quick."""
     function = getattr(run, "__func__", None)
     if type(run) is not MethodType or type(function) is not FunctionType:
         return False
@@ -215,8 +213,8 @@ def _written(
 
 
 class _Schema:
-    """What checks the parameters: `adapter`. `json`: as JSON schema, without the slot, or None
-    where there is none.
+    """Checks the parameters with `adapter`. `json`: the JSON schema, without the slot; None if
+    there is none.
     """
 
     def __init__(self, shape: Any) -> None:
@@ -236,15 +234,15 @@ def _schema(parameters: Mapping[str, inspect.Parameter], required: Collection[st
     kinds = tuple(
         (name, Any if p.annotation is p.empty else p.annotation) for name, p in parameters.items()
     )
-    # Only plain classes are surely the same if they are equal: Literal[1] is equal to
-    # Literal[True], for example.
+    # Only plain classes are surely the same if they are equal. Literal[1], for example, equals
+    # Literal[True].
     is_shared = all(kind is Any or type(kind) is type for _, kind in kinds)
     return (_shared_schema if is_shared else _new_schema)(kinds, tuple(required))
 
 
 def _new_schema(kinds: tuple[tuple[str, Any], ...], required: tuple[str, ...]) -> _Schema:
     fields = {name: kind if name in required else NotRequired[kind] for name, kind in kinds}
-    # A TypedDict, since a pydantic model can't have fields named `copy`, `json` or `schema`.
+    # A TypedDict, because a pydantic model can't have fields named `copy`, `json` or `schema`.
     shape = TypedDict("run", fields)  # type: ignore[misc] # made at run time
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
     shape.__pydantic_config__ = config  # type: ignore[attr-defined]

@@ -16,15 +16,15 @@ from service.batch.tasks.partitions import Part, Stage
 
 class PartitionedTask(BaseTask):
     """A task in three stages: `split()` makes parts, `work()` does one of them, `join()` follows
-    when all succeeded.
+    when all have succeeded.
 
-    Each part is a run of its own: it has its attempts, its log, its progress and its chunks. A
-    retry of the run executes only the parts that did not succeed.
+    Each part is a run of its own, with its own attempts, log, progress and chunks. A retry of the
+    run executes only the parts that did not succeed.
 
     Attributes:
-        parallel: How many parts of the task may run at once, on all nodes together.
-        fail_fast: Whether the first part that fails cancels the others. Otherwise all parts come to
-            their end.
+      parallel: How many parts of the task may run at once, on all nodes together.
+      fail_fast: Whether the first part that fails cancels the others. Otherwise all parts run to
+          their end.
     """
 
     parallel: ClassVar[int] = 8
@@ -35,8 +35,8 @@ class PartitionedTask(BaseTask):
         """`async def split(self) -> list[Part]`: the parts, at most 10,000. Its parameters are
         those of a run.
 
-        It is called once a run. The parts are stored, and never computed again, unless a person
-        runs it from the beginning.
+        It is called once per run. The parts are stored, and computed again only if a person runs it
+        from the beginning.
         """
 
     @abstractmethod
@@ -44,7 +44,7 @@ class PartitionedTask(BaseTask):
         """Do one part. Loops in chunks, steps and everything else work as in `run()`, within the
         part.
 
-        What it returns is the result of the part, and `join()` gets it.
+        The returned value is the result of the part, which `join()` gets.
         """
 
     def join(self, parts: list[Done]) -> Any:
@@ -57,5 +57,5 @@ class PartitionedTask(BaseTask):
         return self.run, self.split
 
     def run(self, *args: Any, **parameters: Any) -> Any:
-        """Call the method of the stage. The service decides which one that is."""
+        """Call the method of the current stage, which the service decides."""
         return getattr(self, state_of(current_run()).stage or Stage.SPLIT)(**parameters)

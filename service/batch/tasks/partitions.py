@@ -1,4 +1,4 @@
-"""Partitions: what a partitioned task declares, its parts, and how they are stored."""
+"""Partitions: the declarations of a partitioned task, its parts, and how they are stored."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from service.escaping import echoed, is_deep
 
 MOST_PARTS = 10_000
 MOST_CHARACTERS = 8_000_000
-"""The size of the parameters of all parts of a run as JSON, in characters, at most."""
+"""The largest size of the parameters of all parts of a run as JSON, in characters."""
 
 _TYPED = "$"
-"""The key under which a value is stored that is no JSON, such as a date."""
+"""The key under which a value is stored that is not JSON, such as a date."""
 
 
 class Stage(StrEnum):
@@ -36,14 +36,14 @@ class Stage(StrEnum):
 
 
 class Part(Mapping[str, Any]):
-    """A part of a run: `Part(first=1, last=1000)`, as `split()` returns it, and `work()` gets it:
+    """A part of a run: `split()` returns `Part(first=1, last=1000)`, and `work()` reads
     `part["first"]`.
 
     The values are JSON values, or a datetime, date, time, UUID, Decimal or bytes.
 
     Attributes:
-        number: Its number among the parts of its run, from 1, in the order of `split()`; 0 before
-            it is stored.
+      number: Its number among the parts of its run, from 1, in the order of `split()`; 0 before
+          it is stored.
     """
 
     def __init__(self, **params: Any) -> None:
@@ -52,13 +52,13 @@ class Part(Mapping[str, Any]):
 
     @classmethod
     def stored(cls, number: int, params: Mapping[str, Any] | None) -> Part:
-        """The part as it was stored."""
+        """A part, made from its stored values."""
         part = cls(**{name: _decoded(value) for name, value in (params or {}).items()})
         part.number = number
         return part
 
     def as_json(self) -> dict[str, Any]:
-        """The parameters as JSON values. Raises ValueError, TypeError and ChunkError for what can't
+        """The parameters as JSON values. Raises ValueError, TypeError or ChunkError if they can't
         be stored.
         """
         if deep := next((name for name, value in self._params.items() if is_deep(value)), None):
@@ -80,14 +80,14 @@ class Part(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Partition:
-    """What a partitioned task declares.
+    """The declarations of a partitioned task.
 
     Attributes:
-        parallel: How many parts of the task may run at once, on all nodes together.
-        fail_fast: Whether the first part that fails cancels the others.
-        on_loop: For each stage whether its method is a coroutine function; otherwise it runs in a
-            thread.
-        joins: Whether it has a `join()` of its own.
+      parallel: How many parts of the task may run at once, on all nodes together.
+      fail_fast: Whether the first part that fails cancels the others.
+      on_loop: For each stage, whether its method is a coroutine function; otherwise it runs in a
+          thread.
+      joins: Whether it has a `join()` of its own.
     """
 
     parallel: int
@@ -139,7 +139,7 @@ def _check_signature(name: str, method: Callable[..., Any], parameter: str) -> N
 
 
 def stage_of(partition: Partition | None, claimed: Claimed) -> Stage | None:
-    """What an attempt of this run calls; None: `run()`."""
+    """The method that an attempt of this run calls; None for `run()`."""
     if partition is None:
         return None
     if claimed.origin == Origin.PART:
@@ -148,13 +148,15 @@ def stage_of(partition: Partition | None, claimed: Claimed) -> Stage | None:
 
 
 def with_values(done: Done) -> Done:
-    """A part that is done, with the values of its parameters instead of what they are stored as."""
+    """A part that was done, with the original values of its parameters instead of the stored
+    ones.
+    """
     return replace(done, params=dict(Part.stored(done.part or 0, done.params)))
 
 
 def as_json(task: str, parts: Any) -> list[dict[str, Any]]:
-    """The parts that `split()` has returned, as they are stored. Raises InvalidParameters, which
-    names the task.
+    """The parts that `split()` has returned, in the form in which they are stored. Raises
+    InvalidParameters, which names the task.
     """
     if not isinstance(parts, Sequence) or isinstance(parts, str | bytes):
         raise _refused(task, f"{echoed(parts)}; allowed: a list of Part(…)")
@@ -172,8 +174,8 @@ def as_json(task: str, parts: Any) -> list[dict[str, Any]]:
         if size > MOST_CHARACTERS:
             raise _refused(
                 task,
-                f"parts of which the parameters have more than {MOST_CHARACTERS:,} characters "
-                "together: put what is large into a table or a file, and give each part the place",
+                f"parts whose parameters have more than {MOST_CHARACTERS:,} characters "
+                "together: put large values into a table or a file, and give each part their place",
             )
     return stored
 

@@ -1,4 +1,4 @@
-"""ranges(): parts of a select by its key, with about as many rows each."""
+"""ranges(): splits a select by its key into parts of about the same number of rows."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ async def ranges(statement: Select[*tuple[Any, ...]], *, key: Any, parts: int) -
     """Make parts of a select, for `split()`: each has a `start` and a `stop`, as `chunks()` takes
     them.
 
-        async def split(self) -> list[Part]:
-            return await ranges(select(Product), key=Product.id, parts=64)
+      async def split(self) -> list[Part]:
+          return await ranges(select(Product), key=Product.id, parts=64)
 
-        async def work(self, part: Part) -> None:
-            async for chunk in self.chunks(select(Product), key=Product.id, **part):
-                ...
+      async def work(self, part: Part) -> None:
+          async for chunk in self.chunks(select(Product), key=Product.id, **part):
+              ...
 
     The first part has no start and the last one no stop, so rows that are added later belong to one
     of them. There are fewer parts if there are fewer rows; without any row there is one.
 
     Args:
-        statement: A select without ORDER BY and LIMIT.
-        key: The column that identifies and orders the rows, ascending. The bounds are found by one
-            pass over its index.
-        parts: How many parts, from 1 to 10,000.
+      statement: A select without ORDER BY and LIMIT.
+      key: The column that identifies and orders the rows, ascending. One pass over its index
+          finds the bounds.
+      parts: How many parts, from 1 to 10,000.
 
     Raises ChunkError.
     """

@@ -42,7 +42,7 @@ from service.escaping import echoed
 
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
-OF_PARTS = "/parts"  # the name of a task with this is that of the queue of parts of its runs
+OF_PARTS = "/parts"  # this suffix on a task's name makes the name of the queue of its parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Task:
     """A registered task class, with the values that were read from it at its registration.
 
     Attributes:
-        source: The file of the class, relative to the working directory if it is in there.
-        on_loop: Whether `run`, or each stage of a partitioned task, is a coroutine function;
-            otherwise it runs in a thread.
-        may_change: Whether schedule or timezone is a property, whose value may differ the next time
-            it is read.
-        schedule: None for a task that is only started by hand.
-        partition: What a partitioned task declares; None for other tasks.
+      source: The file of the class, relative to the working directory if it is inside it.
+      on_loop: Whether `run`, or each stage of a partitioned task, is a coroutine function;
+          otherwise it runs in a thread.
+      may_change: Whether schedule or timezone is a property, whose value may differ the next time
+          it is read.
+      schedule: None for a task that is only started by hand.
+      partition: The declarations of a partitioned task; None for other tasks.
     """
 
     cls: type[BaseTask]
@@ -76,7 +76,9 @@ class Task:
 
     @property
     def follows(self) -> str | None:
-        """The task whose slots are its own, for a task without a schedule that waits for others."""
+        """The task whose slots this one shares, for a task without a schedule that waits for
+        others.
+        """
         return (
             self.after.tasks[0] if self.after is not None and not has_schedule(self.cls) else None
         )
@@ -115,7 +117,7 @@ class Task:
 
 
 class TaskRegistry:
-    """All tasks of this process, in the order of their registration. The class itself is the one
+    """All tasks of this process, in the order of their registration. The class itself is the only
     instance.
     """
 
@@ -123,10 +125,10 @@ class TaskRegistry:
 
     @classmethod
     def register(cls, task_class: type[T]) -> type[T]:
-        """Check and add a task class, and return it, so it is a decorator too. A class may be
-        registered twice.
+        """Check and add a task class, and return it, so that this is also a decorator. A class may
+        be registered twice.
 
-        Raises InvalidTask, which names class, file and attribute, also when another class has the
+        Raises InvalidTask, which names class, file and attribute, also if another class has the
         same task name.
         """
         if not inspect.isclass(task_class):
@@ -174,7 +176,7 @@ class TaskRegistry:
 
     @classmethod
     def of(cls, task_class: type[BaseTask]) -> Task:
-        """The task of a class, which is registered first if it is not yet. Raises InvalidTask."""
+        """The task of a class, which is registered first if necessary. Raises InvalidTask."""
         for task in cls._tasks.values():
             if task.cls is task_class:
                 return task
@@ -183,7 +185,7 @@ class TaskRegistry:
 
     @classmethod
     def replace(cls, tasks: Mapping[str, Task]) -> None:
-        """Put these tasks in place of those with their names."""
+        """Replace the tasks with these names."""
         cls._tasks |= tasks
 
     @classmethod
@@ -209,8 +211,8 @@ class TaskRegistry:
 
 
 def task_classes(module: Any) -> Iterator[type[BaseTask]]:
-    """The task classes that a module defines, in their order, also abstract ones; without names
-    that begin with `_`.
+    """The task classes that a module defines, in order, including abstract ones; classes whose
+    names begin with `_` are left out.
     """
     for value in list(vars(module).values()):
         is_here = _is_task(value) and value.__module__ == module.__name__
@@ -221,14 +223,14 @@ def task_classes(module: Any) -> Iterator[type[BaseTask]]:
 def _is_task(value: Any) -> bool:
     """Whether it is a subclass of BaseTask.
 
-    `issubclass` would remember each class that it was asked about; for one that is no task it asks
-    all tasks.
+    `issubclass` would remember each class that it was asked about; for one that is not a task it
+    checks all tasks.
     """
     return isinstance(value, type) and BaseTask in value.__mro__
 
 
 def _is_same(existing: type[BaseTask], new: type[BaseTask]) -> bool:
-    """Whether both are one class, maybe from a module that was imported twice."""
+    """Whether both are the same class, possibly from a module that was imported twice."""
     return existing is new or (
         existing.__qualname__ == new.__qualname__ and _file(existing) == _file(new)
     )
@@ -242,8 +244,8 @@ def _file(cls: type[Any]) -> str:
 
 
 def _read(cls: type[Any], read: Callable[[Any], R]) -> R:
-    """Call `read(cls)`. Any error, also of the author's code, becomes an InvalidTask that names
-    class and file.
+    """Call `read(cls)`. Any error, including those of the author's code, becomes an InvalidTask
+    that names class and file.
     """
     try:
         return read(cls)
@@ -254,7 +256,7 @@ def _read(cls: type[Any], read: Callable[[Any], R]) -> R:
 
 
 def _path(cls: type[Any]) -> str:
-    """The file of a class, relative to the working directory if it is in there."""
+    """The file of a class, relative to the working directory if it is inside it."""
     return _relative(_file(cls), os.getcwd())
 
 
@@ -308,7 +310,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
 
 
 def _declared(cls: type[BaseTask], takes_slot: bool) -> tuple[Policies, Monitoring]:
-    """The policies and the monitoring of a class. Tasks that declare the same share them."""
+    """The policies and the monitoring of a class. Tasks with equal declarations share them."""
     if all(getattr(cls, name) is value for name, value in DEFAULTS):
         return _declared_nothing(takes_slot)
     policies, monitoring = Policies.of(cls), Monitoring.of(cls, takes_slot)
@@ -328,5 +330,5 @@ def _declared_nothing(takes_slot: bool) -> tuple[Policies, Monitoring]:
 
 @functools.lru_cache(maxsize=1_000)
 def _shared(declared: R) -> R:
-    """The first of equal values, so that it is kept once."""
+    """The first of equal values, so that it is stored once."""
     return declared

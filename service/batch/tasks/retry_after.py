@@ -12,16 +12,16 @@ from service import clock
 from service.errors import RetryAfter
 
 MOST_SECONDS = 10**12
-"""Upper bound of the seconds that are read. The policy's `max_wait` is always shorter."""
+"""The most seconds that are read. The policy's `max_wait` is always shorter."""
 
 
 def seconds_asked(error: BaseException) -> float | None:
-    """The seconds that `error` asks for, at least 0; None when it asks for none, or its header
-    can't be read.
+    """The seconds that `error` asks for, at least 0; None if it asks for none, or its header can't
+    be read.
     """
     if isinstance(error, RetryAfter):
         return max(0.0, error.seconds)
-    # An error of httpx can't exist before httpx is imported, which takes long.
+    # An error of httpx can't exist before httpx is imported, and importing it takes long.
     httpx = sys.modules.get("httpx")
     if httpx is None or not isinstance(error, httpx.HTTPStatusError):
         return None
