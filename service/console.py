@@ -10,12 +10,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
 from service import words
 from service.escaping import line, lines, to_json
+
+if TYPE_CHECKING:
+    from rich.console import OverflowMethod
 
 LAST = 16
 """The last column of a table is folded to fit the terminal, but it is at least this many characters
@@ -73,10 +76,14 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
         columns
     )
     cells = [[_text(row[c]) for c in used] for row in rows]
-    if sys.stdout.isatty():
-        _table(used, cells)
-    else:
+    if not sys.stdout.isatty():
         _plain(used, cells)
+        return
+    from rich.console import Console
+
+    *widths, last = _widths(used, cells)
+    needed = sum(widths) + 2 * len(widths) + min(last, LAST)
+    _table(used, cells, max(Console().width, needed))
 
 
 def show_fitted(
@@ -102,39 +109,7 @@ def show_fitted(
             break
         shown.remove(column)
     places = [columns.index(column) for column in shown]
-    _fitted(
-        shown,
-        [[row[place] for place in places] for row in cells],
-        [widths[each] for each in shown],
-        width,
-    )
-
-
-def _fitted(columns: Sequence[str], cells: list[list[str]], widths: list[int], width: int) -> None:
-    from rich.cells import set_cell_size
-
-    for row in ([*columns], *cells):
-        left, painted = width, []
-        for column, cell, needed in zip(columns, row, widths, strict=True):
-            size = min(needed, left)
-            text = (
-                cell
-                if cell_len(cell) <= size
-                else set_cell_size(cell, max(size - 1, 0)) + "…" * (size > 0)
-            )
-            padding = (
-                "" if column == columns[-1] else " " * (size - cell_len(text) + min(2, left - size))
-            )
-            kind = (
-                "heading"
-                if row[0] == columns[0] and row == [*columns]
-                else cell
-                if column == STATE
-                else ""
-            )
-            painted.append(paint(text, kind) + padding)
-            left -= min(left, size + 2)
-        write("".join(painted).rstrip())
+    _table(shown, [[row[place] for place in places] for row in cells], width, is_cut=True)
 
 
 def show_json(value: Any) -> None:
@@ -199,27 +174,31 @@ def duration(start: datetime | None, end: datetime | None) -> str:
     return f" in {(end - start).total_seconds():.2f} s" if start and end else ""
 
 
-def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
-    """Print a table. Only the last column is folded. Lines exceed the terminal's width if the other
-    columns need more.
+def _table(
+    columns: Sequence[str], cells: list[list[str]], width: int, is_cut: bool = False
+) -> None:
+    """Print a table of this width. The last column gives way to the others: it is folded, or cut if
+    `is_cut`.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns[:-1]:
+    *firsts, last = columns
+    for column in firsts:
         table.add_column(column, no_wrap=True)
-    table.add_column(columns[-1], overflow="fold")
+    no_wrap = True if is_cut else None
+    overflow: OverflowMethod = "ellipsis" if is_cut else "fold"
+    table.add_column(Text(last, no_wrap=no_wrap), overflow=overflow)
     for row in cells:
-        styles = (
-            STYLES.get(cell, "") if column == STATE else ""
-            for column, cell in zip(columns, row, strict=True)
+        table.add_row(
+            *(
+                Text(cell, STYLES.get(cell, "") if column == STATE else "", no_wrap=no_wrap)
+                for column, cell in zip(columns, row, strict=True)
+            )
         )
-        table.add_row(*map(Text, row, styles))
-    *widths, last = _widths(columns, cells)
-    needed = sum(widths) + 2 * len(widths) + min(last, LAST)
-    Console(width=max(Console().width, needed)).print(table)
+    Console(width=width).print(table)
 
 
 def _plain(columns: Sequence[str], cells: list[list[str]]) -> None:

@@ -307,7 +307,7 @@ async def main():
         during, ledger = state(), app.state.batch.ledger
         (run, *_) = await until(lambda: rows(ledger, task="talks", state="succeeded"), 20)
         async with ledger.engine.connect() as connection:
-            kept = await run_logs.read(connection, run["id"])
+            kept = await run_logs.tail(connection, run["id"], 1_000)
     after = [*state(), repr(logging.getLogRecordFactory())]
     print(json.dumps({"before": before, "during": during, "after": after, "kept": [
         [line.level, line.logger, line.text] for line in kept

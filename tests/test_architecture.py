@@ -142,6 +142,8 @@ MAIN_STORIES = {
 }
 """A main story stands whole in one file."""
 MOST_BODY_LINES = 55
+MOST_COLUMNS_OF_TEMPLATES = 160
+"""Of Python, ruff says how wide a line may be."""
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "managers", "manager", "core"}
 
 
@@ -718,6 +720,21 @@ ALLOWED: list[tuple[Rule, list[Module]]] = [
 @pytest.mark.parametrize(("rule", "modules"), ALLOWED)
 def test_a_module_that_obeys_a_rule_is_not_found(rule: Rule, modules: list[Module]) -> None:
     assert rule(modules) == []
+
+
+def wide_lines(name: str, text: str) -> list[str]:
+    return [
+        f"{name}:{number} has {len(line)} columns"
+        for number, line in enumerate(text.splitlines(), start=1)
+        if len(line) > MOST_COLUMNS_OF_TEMPLATES
+    ]
+
+
+def test_a_line_of_a_template_can_be_read_without_scrolling() -> None:
+    templates = sorted((ROOT / "service/pages/templates").glob("*.html"))
+    assert len(templates) > 20
+    assert [each for path in templates for each in wide_lines(path.name, path.read_text())] == []
+    assert wide_lines("a.html", "x" * 161) == ["a.html:1 has 161 columns"]
 
 
 @pytest.mark.parametrize("code", ["import service", "import service.cli"])

@@ -26,7 +26,9 @@ def test_each_page_is_in_the_docs_with_its_address() -> None:
 
 
 def test_each_key_is_in_the_docs() -> None:
-    (listed,) = re.findall(r"{% for key, words in (.*?) %}", (TEMPLATES / "live.html").read_text())
+    (listed,) = re.findall(
+        r"{% for key, words in (.*?) %}", (TEMPLATES / "live.html").read_text(), re.DOTALL
+    )
     keys = {
         key.lower()
         for found in re.findall(r'\("([^"]+)", "[^"]+"\)', listed)

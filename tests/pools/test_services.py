@@ -102,7 +102,7 @@ class Place:
 
         async def logged() -> list[int]:
             async with self.ledger.reader.connect() as connection:
-                lines = await run_logs.read(connection, run)
+                lines = await run_logs.tail(connection, run, 1_000)
             return [
                 int(line.text.rpartition("pid=")[2]) for line in lines if "begins pid=" in line.text
             ]

@@ -7,9 +7,9 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, or_, select, text
+from sqlalchemy import and_, bindparam, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.tables import log
@@ -23,6 +23,9 @@ at a time.
 MOST_UNPACKED = 32_000_000
 """The size of a block as JSON, in bytes, at most. Larger blocks of earlier versions are not read.
 """
+
+AFTER_ALL = 2**62
+"""A fence that no run reaches."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,14 @@ class Packed:
         return Block(self.run, self.fence, self.attempt, self.first_line, unpack(self.block))
 
 
+class Fence(NamedTuple):
+    """The lines under one fence: how many lines the log has before them, and how many they are."""
+
+    fence: int
+    before: int
+    lines: int
+
+
 def split(lines: Sequence[LogLine]) -> Iterator[list[LogLine]]:
     """The lines of each block, one block after the other."""
     block: list[LogLine] = []
@@ -121,18 +132,20 @@ async def write(connection: AsyncConnection, packed: list[dict[str, Any]]) -> No
     )
 
 
-async def read(connection: AsyncConnection, run: str) -> list[LogLine]:
-    """All lines of a run, oldest first."""
-    statement = select(log.c.block).where(log.c.run == run).order_by(log.c.fence, log.c.first_line)
-    return [
-        line for block in (await connection.execute(statement)).scalars() for line in unpack(block)
-    ]
-
-
-async def fences(connection: AsyncConnection, run: str) -> list[int]:
+async def fences(connection: AsyncConnection, run: str) -> list[Fence]:
     """The fences under which this run has logged, oldest first."""
-    statement = select(log.c.fence).where(log.c.run == run).distinct().order_by(log.c.fence)
-    return list((await connection.execute(statement)).scalars())
+    number = func.max(log.c.first_line + log.c.lines)
+    query = (
+        select(log.c.fence, number)
+        .where(log.c.run == run)
+        .group_by(log.c.fence)
+        .order_by(log.c.fence)
+    )
+    found, before = [], 0
+    for fence, lines in await connection.execute(query):
+        found.append(Fence(fence, before, lines))
+        before += lines
+    return found
 
 
 async def page(
@@ -165,21 +178,27 @@ async def following(
     return [Packed(run, *row) for row in rows]
 
 
+async def preceding(
+    connection: AsyncConnection, run: str, fence: int, line: int, limit: int
+) -> list[Packed]:
+    """The blocks of a run with lines before `line` of this fence, and those of earlier fences, the
+    newest first; at most `limit`.
+    """
+    is_before = or_(log.c.fence < fence, and_(log.c.fence == fence, log.c.first_line < line))
+    columns = (log.c.fence, log.c.attempt, log.c.first_line, log.c.lines, log.c.block)
+    query = select(*columns).where(log.c.run == run, log.c.fence <= fence, is_before)
+    newest_first = query.order_by(log.c.fence.desc(), log.c.first_line.desc())
+    return [Packed(run, *row) for row in await connection.execute(newest_first.limit(limit))]
+
+
 async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLine]:
     """The last `count` lines of a run, oldest first."""
-    newest = (
-        select(log.c.block)
-        .where(log.c.run == run)
-        .order_by(log.c.fence.desc(), log.c.first_line.desc())
-    )
     lines: list[LogLine] = []
-    number = 0
-    while len(lines) < count:
-        block = (await connection.execute(newest.offset(number).limit(1))).scalar()
-        if block is None:
-            break
-        lines = [*await offload(unpack, block), *lines]
-        number += 1
+    place = AFTER_ALL, 0
+    while len(lines) < count and (blocks := await preceding(connection, run, *place, 1)):
+        [block] = blocks
+        place = block.fence, block.first_line
+        lines = [*await offload(unpack, block.block), *lines]
     return lines[-count:]
 
 

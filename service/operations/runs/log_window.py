@@ -4,24 +4,17 @@ the whole log.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from sqlalchemy import and_, func, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from service.batch.ledger.run_logs import Packed
-from service.batch.ledger.tables import log
+from service.batch.ledger import run_logs
+from service.batch.ledger.run_logs import Fence, Packed
 from service.concurrency.offload import offload
-from service.errors import UnknownRun
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
-from service.operations.people.redacting import refuse_hidden_log
 from service.operations.runs import run_log
 from service.operations.runs.read import run_of
 from service.operations.runs.results import NumberedLine
-from service.operations.runs.run_log import MOST_BLOCKS
+from service.operations.runs.run_log import MOST_BLOCKS, Wanted, deleted, readable
 
 PAGE = 10
 
@@ -42,39 +35,25 @@ class LogWindow(Result):
     total: int
 
 
-class _Fence(NamedTuple):
-    """The lines under a fence: how many there are before them, and how many there are."""
-
-    fence: int
-    before: int
-    lines: int
-
-
-class _Wanted(NamedTuple):
-    level: int
-    needle: str | None
-
-
 async def window(
     context: Context, given: str, to: int | None, limit: int, level: str, contains: str | None
 ) -> LogWindow:
     """At most `limit` lines of the log of a run, up to line number `to`; None: the last lines.
 
-    `level`, `text`: as for `log_page`. Raises UnknownRun.
+    `level`, `contains`: as for a page of the log. Raises UnknownRun.
     """
-    run = await run_of(context, given)
-    await refuse_hidden_log(context, run)
-    wanted = _Wanted(logging.getLevelNamesMapping()[level], contains.lower() if contains else None)
+    run = await readable(context, given)
+    wanted = Wanted.of(level, contains)
     async with context.databases.reading() as connection:
         if connection is None:
-            raise UnknownRun(f"the run {run} was deleted meanwhile")
-        fences = await _fences(connection, run)
+            raise deleted(run)
+        fences = await run_logs.fences(connection, run)
         total = sum(each.lines for each in fences)
         end = total if to is None else max(0, min(to, total))
         found: list[tuple[int, NumberedLine]] = []
         looked, at = 0, end
         while at and looked < MOST_BLOCKS and len(found) < limit:
-            blocks = await _before(connection, run, *_place(fences, at))
+            blocks = await run_logs.preceding(connection, run, *_place(fences, at), PAGE)
             if not blocks:
                 at = 0
                 break
@@ -97,14 +76,11 @@ async def following(context: Context, given: str, after: str, limit: int) -> Log
     UnknownRun.
     """
     page = await run_log.page(context, given, after, limit, "DEBUG", None)
-    fences: list[_Fence] = []
+    fences: list[Fence] = []
     if page.lines:
         async with context.databases.reading() as connection:
-            fences = (
-                await _fences(connection, await run_of(context, given))
-                if connection is not None
-                else []
-            )
+            if connection is not None:
+                fences = await run_logs.fences(connection, await run_of(context, given))
     fence, line = run_log.parse_place(page.after)
     last = next((each.before for each in fences if each.fence == fence), 0) + line
     return LogWindow(
@@ -117,22 +93,7 @@ async def following(context: Context, given: str, after: str, limit: int) -> Log
     )
 
 
-async def _fences(connection: AsyncConnection, run: str) -> list[_Fence]:
-    number = func.max(log.c.first_line + log.c.lines)
-    query = (
-        select(log.c.fence, number)
-        .where(log.c.run == run)
-        .group_by(log.c.fence)
-        .order_by(log.c.fence)
-    )
-    found, before = [], 0
-    for fence, lines in await connection.execute(query):
-        found.append(_Fence(fence, before, lines))
-        before += lines
-    return found
-
-
-def _place(fences: Sequence[_Fence], number: int) -> tuple[int, int]:
+def _place(fences: Sequence[Fence], number: int) -> tuple[int, int]:
     """The fence of the line with this number, and how many lines of the fence there are up to
     it.
     """
@@ -142,25 +103,13 @@ def _place(fences: Sequence[_Fence], number: int) -> tuple[int, int]:
     return (fences[-1].fence, fences[-1].lines) if fences else (0, 0)
 
 
-async def _before(connection: AsyncConnection, run: str, fence: int, line: int) -> list[Packed]:
-    """The blocks with lines before this one, the newest first; at most PAGE."""
-    is_before = or_(log.c.fence < fence, and_(log.c.fence == fence, log.c.first_line < line))
-    columns = (log.c.fence, log.c.attempt, log.c.first_line, log.c.lines, log.c.block)
-    query = select(*columns).where(log.c.run == run, log.c.fence <= fence, is_before)
-    rows = await connection.execute(
-        query.order_by(log.c.fence.desc(), log.c.first_line.desc()).limit(PAGE)
-    )
-    return [Packed(run, *row) for row in rows]
-
-
 def _matching(
-    blocks: Sequence[Packed], fences: Sequence[_Fence], end: int, wanted: _Wanted, most: int
+    blocks: Sequence[Packed], fences: Sequence[Fence], end: int, wanted: Wanted, most: int
 ) -> tuple[list[tuple[int, NumberedLine]], int]:
     """The lines that are wanted, the newest first, and up to which number lines were not looked
     at.
     """
     before = {each.fence: each.before for each in fences}
-    levels = logging.getLevelNamesMapping()
     found: list[tuple[int, NumberedLine]] = []
     for packed in blocks:
         lines = list(enumerate(packed.unpacked().lines, start=packed.first_line))
@@ -170,10 +119,8 @@ def _matching(
                 continue
             if len(found) == most:
                 return found, overall
-            is_loud = levels.get(line.level.upper(), 0) >= wanted.level
-            if is_loud and (wanted.needle is None or wanted.needle in line.text.lower()):
-                found.append(
-                    (overall, NumberedLine.of(vars(line), attempt=packed.attempt, number=number))
-                )
+            if wanted.has(line):
+                kept = NumberedLine.of(vars(line), attempt=packed.attempt, number=number)
+                found.append((overall, kept))
         end = min(end, before.get(packed.fence, 0) + packed.first_line)
     return found, end

@@ -1,4 +1,4 @@
-"""Reads the log of a run, block by block, also while the run is active."""
+"""Reads the log of a run: block by block, also while the run is active, or page by page."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 
 from service.batch.ledger import run_logs
 from service.batch.ledger import runs as run_rows
-from service.batch.ledger.run_logs import Block, Packed
+from service.batch.ledger.run_logs import Block, LogLine, Packed
 from service.batch.ledger.states import FINAL
 from service.concurrency.offload import offload
 from service.errors import InvalidParameters, UnknownRun
@@ -21,7 +22,8 @@ from service.operations.people.redacting import refuse_hidden_log
 from service.operations.runs.read import run_of
 from service.operations.runs.results import LOG_CURSOR, POLL_SECONDS, LogPage, NumberedLine
 
-LARGEST, LARGEST_LINE = 2**62, 2**31 - 1
+LEVELS = logging.getLevelNamesMapping()
+LARGEST_LINE = 2**31 - 1
 MOST_BLOCKS = 60
 """How many blocks are read for a page at most."""
 PAGE = 20
@@ -38,8 +40,7 @@ async def blocks(context: Context, given: str, follow: bool) -> AsyncGenerator[L
     `given`: the id of a run, the beginning of one, or a task, which stands for its newest run. No
     connection is held between blocks. Raises UnknownRun, UnknownTask, Forbidden and DatabaseError.
     """
-    run = await run_of(context, given)
-    await refuse_hidden_log(context, run)
+    run = await readable(context, given)
     reader = Reader(context.databases, run)
     while True:
         # First: a final state comes with the last lines.
@@ -65,27 +66,53 @@ async def _state(databases: Databases, run: str) -> tuple[str, int]:
     async with databases.reading() as connection:
         row = await run_rows.get(connection, run) if connection is not None else None
     if row is None:
-        raise UnknownRun(f"the run {run} was deleted meanwhile")
+        raise deleted(run)
     return row["state"], row["fence"]
+
+
+def deleted(run: str) -> UnknownRun:
+    """The error about a run that was there when it was looked up."""
+    return UnknownRun(f"the run {run} was deleted meanwhile")
+
+
+async def readable(context: Context, given: str) -> str:
+    """The id of a run whose log the actor may read."""
+    run = await run_of(context, given)
+    await refuse_hidden_log(context, run)
+    return run
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The lines that are wanted: at least of this level, and with this text."""
+
+    level: int
+    text: str
+
+    @classmethod
+    def of(cls, level: str, contains: str | None) -> Wanted:
+        return cls(LEVELS[level], (contains or "").lower())
+
+    def has(self, line: LogLine) -> bool:
+        return LEVELS.get(line.level.upper(), 0) >= self.level and self.text in line.text.lower()
 
 
 async def page(
     context: Context, given: str, after: str | None, limit: int, level: str, contains: str | None
 ) -> LogPage:
     """A page of the log of a run; see `operations.runs.log_page`."""
-    run = await run_of(context, given)
-    await refuse_hidden_log(context, run)
+    run = await readable(context, given)
     fence, line = parse_place(after) if after is not None else (0, 0)
-    least = logging.getLevelNamesMapping()[level]
+    wanted = Wanted.of(level, contains)
     lines: list[NumberedLine] = []
     looked = 0
     while looked < MOST_BLOCKS:
         async with context.databases.reading() as connection:
             if connection is None:
-                raise UnknownRun(f"the run {run} was deleted meanwhile")
+                raise deleted(run)
             blocks = await run_logs.following(connection, run, fence, line, PAGE)
         matching, place = await offload(
-            _matching, blocks, (fence, line), least, contains, limit - len(lines)
+            _matching, blocks, (fence, line), wanted, limit - len(lines)
         )
         lines += matching
         looked += len(blocks)
@@ -101,7 +128,7 @@ def parse_place(given: str) -> tuple[int, int]:
     """The fence and the line in a cursor of a log. Raises InvalidParameters."""
     if re.fullmatch(LOG_CURSOR, given):
         fence, line = map(int, given.split("."))
-        if fence < LARGEST and line < LARGEST_LINE:
+        if fence < run_logs.AFTER_ALL and line < LARGEST_LINE:
             return fence, line
     raise InvalidParameters(
         f"after is {echoed(given)}; allowed: the cursor that a page of this log has given"
@@ -109,27 +136,23 @@ def parse_place(given: str) -> tuple[int, int]:
 
 
 def _matching(
-    blocks: list[Packed], start: tuple[int, int], least: int, contains: str | None, most: int
+    blocks: list[Packed], start: tuple[int, int], wanted: Wanted, most: int
 ) -> tuple[list[NumberedLine], tuple[int, int]]:
     """The lines that are wanted, at most `most`, and the place after the last line that was looked
     at.
     """
-    wanted: list[NumberedLine] = []
+    found: list[NumberedLine] = []
     place = start
-    needle = contains.lower() if contains is not None else None
-    levels = logging.getLevelNamesMapping()
     for packed in blocks:
         for number, line in enumerate(packed.unpacked().lines, start=packed.first_line):
             if (packed.fence, number) < place:
                 continue
-            if len(wanted) == most:
-                return wanted, place
+            if len(found) == most:
+                return found, place
             place = packed.fence, number + 1
-            if levels.get(line.level.upper(), 0) >= least and (
-                needle is None or needle in line.text.lower()
-            ):
-                wanted.append(NumberedLine.of(vars(line), attempt=packed.attempt, number=number))
-    return wanted, place
+            if wanted.has(line):
+                found.append(NumberedLine.of(vars(line), attempt=packed.attempt, number=number))
+    return found, place
 
 
 class Reader:
@@ -157,7 +180,9 @@ class Reader:
 
     async def _fences(self) -> list[int]:
         async with self._databases.reading() as connection:
-            return await run_logs.fences(connection, self._run) if connection is not None else []
+            if connection is None:
+                return []
+            return [each.fence for each in await run_logs.fences(connection, self._run)]
 
     async def _page(self, fence: int) -> list[Packed]:
         begin = self._next.get(fence, 0)
