@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from service import escaping
 from service.batch.incidents import problem as one_error
-from service.batch.ledger.kept_back import KeptBack, in_words
+from service.batch.ledger.chains import KeptBack, kept_back_in_words
 from service.batch.nodes.harm import POISON
 from service.words import INCIDENTS
 
@@ -170,7 +170,9 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
             lines.append(
                 f"Last line of its log: {escaping.line(escaping.brief(last, LONGEST_LINE))}"
             )
-        if keeps := in_words([KeptBack(**each) for each in content.get("keeps_back") or ()]):
+        if keeps := kept_back_in_words(
+            [KeptBack(**each) for each in content.get("keeps_back") or ()]
+        ):
             lines.append(f"Keeps back {escaping.line(keeps)}.")
         lines += [
             f"{name.title()}: {escaping.line(content[name])}"

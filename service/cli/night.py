@@ -13,7 +13,7 @@ from service.cli.options import AsJson, instant, instant_or_age, short
 
 if TYPE_CHECKING:
     from service.operations.night.results import DidNotRun, Need, Night
-    from service.operations.runs.waiting import LateRun
+    from service.operations.runs.results import LateRun
 
 NEEDS_A_PERSON = ("alarm", "bad")
 SHOWN = 20
@@ -101,7 +101,7 @@ def _table(heading: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _need(need: Need) -> dict[str, Any]:
-    from service.operations.runs.waiting import in_words
+    from service.operations.runs.results import kept_back_in_words
 
     return {
         "kind": need.kind,
@@ -109,7 +109,7 @@ def _need(need: Need) -> dict[str, Any]:
         "runs": need.open + need.retrying,
         "since": need.failing_since,
         "error": need.error,
-        "keeps back": in_words(need.keeps_back),
+        "keeps back": kept_back_in_words(need.keeps_back),
         "owner": need.owner,
         "incident": short(need.incident) if need.incident else None,
     }

@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from service.batch.cron.cron import schedule
 from service.batch.incidents.telling import HIDDEN
 from service.batch.ledger import database_time
+from service.batch.ledger.chains import kept_back_in_words
 from service.batch.ledger.incidents import outbox
 from service.batch.ledger.incidents.outbox import Note
-from service.batch.ledger.kept_back import in_words
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.concurrency.background import Background
 from service.database.engine import Database
@@ -113,7 +113,7 @@ def text_of(night: Night) -> str:
     lines = [night.headline, night.sentence]
     for need in night.needs[:MOST_ROWS]:
         owner = f" ({need.owner})" if need.owner else ""
-        keeps = f"; keeps back {in_words(need.keeps_back)}" if need.keeps_back else ""
+        keeps = f"; keeps back {kept_back_in_words(need.keeps_back)}" if need.keeps_back else ""
         lines.append(
             f"- {need.task or need.subject or need.kind}{owner}: {need.error or HIDDEN}{keeps}"
         )

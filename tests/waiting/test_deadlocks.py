@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import Start, clock, start_all
 from service.batch.ledger import tables, transitions
 from service.batch.ledger.states import RunState
-from service.batch.queue import waiting
-from service.batch.queue.waiting import Decided
+from service.batch.queue import gates
+from service.batch.queue.gates import Decided
 from service.database.engine import Database
 from tests.batch.ledger_world import make_task, rows, until_waiting
 from tests.waiting.world import START, Waits
@@ -85,14 +85,14 @@ async def test_an_opening_that_replaces_and_a_cancel_of_both_runs_do_not_deadloc
     """The opening has locked the new run. The cancel has locked the old one, and waits for the new
     one.
     """
-    apply, cancelling = waiting.apply, list[asyncio.Task[dict[str, RunState]]]()
+    apply, cancelling = gates.apply, list[asyncio.Task[dict[str, RunState]]]()
 
     async def apply_beside(connection: AsyncConnection, decided: Decided, now: datetime) -> int:
         cancelling.append(asyncio.create_task(cancel(other, replacing)))
         await until_waiting(waits.ledger, 1, SECONDS)
         return await apply(connection, decided, now)
 
-    monkeypatch.setattr(waiting, "apply", apply_beside)
+    monkeypatch.setattr(gates, "apply", apply_beside)
     assert await waits.look() == 0
     old, new = replacing
     assert await cancelling[0] == {old: RunState.RUNNING, new: RunState.CANCELLED}

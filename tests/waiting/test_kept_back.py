@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from service import Start, start_all
-from service.batch.ledger import chains, kept_back
-from service.batch.ledger.kept_back import KeptBack, in_words
+from service.batch.ledger import chains
+from service.batch.ledger.chains import KeptBack, kept_back_in_words
 from service.batch.ledger.states import RunState
 from service.batch.queue.retry import retry
 from service.batch.tasks.after import After
@@ -22,13 +22,13 @@ HOUR = timedelta(hours=1)
 
 async def kept_by(waits: Waits, task: str, fingerprint: str = "1:boom") -> str:
     async with waits.ledger.reader.connect() as connection:
-        found = await kept_back.by_errors(connection, [(task, fingerprint)])
-    return in_words(found.get((task, fingerprint), []))
+        found = await chains.kept_back_by_errors(connection, [(task, fingerprint)])
+    return kept_back_in_words(found.get((task, fingerprint), []))
 
 
 async def kept_by_run(waits: Waits, run: str) -> str:
     async with waits.ledger.reader.connect() as connection:
-        return in_words(await kept_back.by_run(connection, run))
+        return kept_back_in_words(await chains.kept_back_by_run(connection, run))
 
 
 async def fail(waits: Waits, task: str, slot: Any = None) -> str:
@@ -121,7 +121,7 @@ async def test_a_failed_member_keeps_back_the_follow_up_of_its_group(waits: Wait
     ],
 )
 def test_it_is_said_in_words(kept: list[KeptBack], words: str) -> None:
-    assert in_words(kept) == words
+    assert kept_back_in_words(kept) == words
 
 
 async def test_what_is_in_the_way_is_named_by_its_cause(waits: Waits) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents import problem as one_error
-from service.batch.ledger import database_time, kept_back, wakes
+from service.batch.ledger import chains, database_time, wakes
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
 from service.batch.ledger.incidents.outbox import Note
@@ -150,7 +150,7 @@ class Incidents:
             hidden = await hidden_tasks(connection, self._context)
             error = (row.task, row.fingerprint)
             is_open = row.kind == IncidentKind.FAILED and row.closed_at is None
-            kept = (await kept_back.by_errors(connection, [error] if is_open else [])).get(
+            kept = (await chains.kept_back_by_errors(connection, [error] if is_open else [])).get(
                 error, ()
             )
             numbers = await _open_runs(connection, [row])

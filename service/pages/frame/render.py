@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from service import escaping
 from service.concurrency.offload import offload
-from service.operations.runs.waiting import parts_of
+from service.operations.runs.results import kept_back_parts
 from service.pages.frame import formatting
 from service.pages.frame.assets import STATIC, assets
 from service.words import CHIPS, SUBJECTS
@@ -52,7 +52,7 @@ def environment() -> Environment:
         "tojson_text": json_text,
         "log_time": formatting.log_time,
     }
-    made.filters["kept_parts"] = parts_of
+    made.filters["kept_parts"] = kept_back_parts
     made.filters["chip_word"] = lambda kind: CHIPS.get(kind, kind)
     made.filters["subject_word"] = lambda kind: SUBJECTS.get(kind, kind)
     made.globals |= {"icon": icon, "asset": assets().names.__getitem__, "formatting": formatting}

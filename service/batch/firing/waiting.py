@@ -1,34 +1,41 @@
-"""The opener: it opens and closes waiting runs when something that they wait for may be over. For a
-slot that was fired on time, the overlap policy decides.
+"""Waiting runs of slots: which slots of other tasks they wait for, and the opener, which opens and
+closes them when what they wait for may be over. For a slot that was fired on time, the overlap
+policy decides.
 
-Overlap is decided when a run opens, not when it was fired: a run that waits is in the way of no
-other one.
+The run of a slot waits for the last slot of each upstream task at or before its own. Overlap is
+decided when a run opens, not when it was fired: a run that waits is in the way of no other one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.cron.cron import schedule
 from service.batch.firing.overlap import Overlap
-from service.batch.ledger import database_time, runs, schedules, transitions, waits
+from service.batch.ledger import database_time, json_rows, runs, schedules, transitions, waits
 from service.batch.ledger import tasks as known_tasks
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Active, NewRun
+from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin, RunState
-from service.batch.ledger.waits import Waiting
+from service.batch.ledger.waits import WaitingRun
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.outage import Outage
-from service.batch.queue import waiting
+from service.batch.queue import gates
 from service.batch.queue.cancel import request_cancel
-from service.batch.queue.waiting import Closed
+from service.batch.queue.gates import Closed
+from service.batch.tasks.after import After
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
+from service.concurrency.offload import offload
 from service.database.engine import Database
+from service.errors import InvalidSchedule
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -37,6 +44,98 @@ MOST_LEFT = 5
 """A node without the duty of the watch looks at what waits after this many polls: every five
 seconds.
 """
+_SECOND = timedelta(seconds=1)
+MANY = 100
+"""The slots of more runs are computed in a thread."""
+
+
+def as_waiting(new: Iterable[NewRun], after: After) -> Iterator[NewRun]:
+    """These new runs of slots, as waiting ones."""
+    for run in new:
+        run.wait(run.due_at, after.on)
+        run.wait_until = run.due_at + timedelta(seconds=after.within)
+        yield run
+
+
+async def record_slots(
+    connection: AsyncConnection, waiting: Sequence[tuple[NewRun, After]]
+) -> None:
+    """Write the slots that these new runs wait for. A slot stays as it is, also if a schedule
+    changes later.
+
+    A task that has no open schedule is written without a slot: there is nothing to wait for, which
+    closes the run.
+    """
+    if not waiting:
+        return
+    names = {name for _, after in waiting for name in after.tasks}
+    opened = await schedules.still_open(connection, names)
+    rows = [(run, name, opened.get(name)) for run, after in waiting for name in after.tasks]
+    found = await offload(_by_open, rows) if len(rows) > MANY else _by_open(rows)
+    older = {
+        name
+        for (run, name, row), slot in zip(rows, found, strict=True)
+        if row is not None and slot is None
+    }
+    histories = {name: await schedules.history(connection, name) for name in sorted(older)}
+    slots = [
+        slot
+        if slot is not None or row is None
+        else _by_history(histories[name], run.slot) or _before_all(run, row)
+        for (run, name, row), slot in zip(rows, found, strict=True)
+    ]
+    new = [
+        {"run": run.id, "task": name, "slot": slot}
+        for (run, name, _), slot in zip(rows, slots, strict=True)
+    ]
+    await json_rows.insert(connection, waits.waits, new)
+
+
+def _by_open(rows: Sequence[tuple[NewRun, str, OpenSchedule | None]]) -> list[datetime | None]:
+    """The slot of each row by the open schedule of its task; None if that began later."""
+    return [
+        _last(row.cron, row.timezone, row.valid_from, run.slot)
+        if row is not None and row.is_usable
+        else None
+        for run, _, row in rows
+    ]
+
+
+def _by_history(rows: Sequence[Mapping[str, Any]], at: datetime | None) -> datetime | None:
+    """The last slot at or before `at` by all schedules that a task has had."""
+    assert at is not None
+    for row in reversed(rows):
+        if row["valid_from"] < at:
+            until = min(at, row["valid_until"] or at)
+            try:
+                slot = _last(row["cron"], row["timezone"], row["valid_from"], until)
+            except InvalidSchedule:  # another version of the service has written it
+                continue
+            if slot is not None:
+                return slot
+    return None
+
+
+def _before_all(run: NewRun, row: OpenSchedule) -> datetime | None:
+    """The last slot at or before that of a backfilled run, before a task had any schedule.
+
+    A backfill makes runs of such slots by the schedule that the task has now.
+    """
+    if run.origin != Origin.BACKFILL or run.slot is None or not row.is_usable:
+        return None
+    return schedule(row.cron, row.timezone).previous(run.slot + _SECOND)
+
+
+def _last(cron: str, timezone: str, valid_from: datetime, at: datetime | None) -> datetime | None:
+    """The last slot of a schedule at or before `at`, if it is after `valid_from`, when the schedule
+    began.
+    """
+    assert at is not None
+    slot = schedule(cron, timezone).previous(at + _SECOND)
+    return slot if slot is not None and slot > valid_from else None
+
+
+# The opener.
 
 
 class Opener(Background):
@@ -106,7 +205,7 @@ class Opener(Background):
             await self._woken.wait()
             self._woken.clear()
             try:
-                while await self.settle() >= waiting.MOST:
+                while await self.settle() >= gates.MOST:
                     pass
                 self._outage.over_for("opener")
             except Exception as error:  # the background loop's boundary; the next look finds them
@@ -155,10 +254,10 @@ async def open_and_close(
     except of tasks that were removed: no node knows their overlap policy, and none starts their
     runs. `now`: the database time.
     """
-    decided = await waiting.decide(connection, now, tasks=tasks)
+    decided = await gates.decide(connection, now, tasks=tasks)
     slots = [run for run in decided.opening if run.is_on_time]
     on_time = [run for run in slots if run.task in tasks]
-    number, closed = await waiting.apply(connection, decided, now), decided.closed
+    number, closed = await gates.apply(connection, decided, now), decided.closed
     if others := {run.task for run in slots} - tasks.keys():
         gone = await known_tasks.removed(connection, others)
         left = [run.id for run in slots if run.task in gone]
@@ -172,7 +271,7 @@ async def open_and_close(
 
 async def _open_slots(
     connection: AsyncConnection,
-    on_time: Sequence[Waiting],
+    on_time: Sequence[WaitingRun],
     tasks: Mapping[str, Task],
     now: datetime,
 ) -> Settled:
@@ -208,7 +307,7 @@ async def _open_slots(
 
 
 def _admit(
-    task: Task, opening: list[Waiting], active: list[Active], now: datetime
+    task: Task, opening: list[WaitingRun], active: list[Active], now: datetime
 ) -> tuple[list[str], dict[str, str], list[tuple[Active, str]]]:
     """The runs that open, the reasons of those that are skipped, and the active runs that they
     replace.
@@ -235,7 +334,7 @@ def _admit(
     return admitted, refused, overlap.replaced
 
 
-def _as_new(run: Waiting, task: Task) -> NewRun:
+def _as_new(run: WaitingRun, task: Task) -> NewRun:
     new = NewRun.scheduled(
         run.task,
         _slot_of(run),
@@ -248,6 +347,6 @@ def _as_new(run: Waiting, task: Task) -> NewRun:
     return new
 
 
-def _slot_of(run: Waiting) -> datetime:
+def _slot_of(run: WaitingRun) -> datetime:
     assert run.slot is not None
     return run.slot

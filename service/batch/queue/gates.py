@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import parts, transitions, waits
 from service.batch.ledger.parts import PartsGate, Tally
 from service.batch.ledger.states import ACTIVE, Origin, RunState
-from service.batch.ledger.waits import Gate, Members, Upstream, Waiting
+from service.batch.ledger.waits import AwaitedSlot, Gate, Members, WaitingRun
 
 MOST = 500
 """How many runs are opened or closed in one transaction, at most."""
@@ -38,7 +38,7 @@ class Closed:
     reason: str
 
     @classmethod
-    def of(cls, run: Waiting, state: RunState, reason: str) -> Closed:
+    def of(cls, run: WaitingRun, state: RunState, reason: str) -> Closed:
         return cls(run.id, run.task, run.slot, run.origin, state, reason)
 
 
@@ -54,8 +54,8 @@ class Decided:
     the other parts are cancelled. The last two have the reason by the id of the run.
     """
 
-    locked: list[Waiting] = field(default_factory=list)
-    opening: list[Waiting] = field(default_factory=list)
+    locked: list[WaitingRun] = field(default_factory=list)
+    opening: list[WaitingRun] = field(default_factory=list)
     closing: dict[str, str] = field(default_factory=dict)
     without_cause: set[str] = field(default_factory=set)
     joining: list[str] = field(default_factory=list)
@@ -90,14 +90,14 @@ async def decide(
     gated = [run.id for run in ready if run.gate is not None and not run.is_split]
     await _decide_split(connection, [run for run in ready if run.is_split], decided)
     members = await waits.members(connection, gated) if gated else {}
-    upstreams = await waits.upstreams(connection, gated) if gated else {}
+    slots = await waits.slots(connection, gated) if gated else {}
     for run in (run for run in ready if not run.is_split):
-        reason = _still_waits_or_closes(run, members.get(run.id), upstreams.get(run.id, []), now)
+        reason = _still_waits_or_closes(run, members.get(run.id), slots.get(run.id, []), now)
         if reason is None:
             decided.opening.append(run)
         elif reason:
             decided.closing[run.id] = reason
-            if _has_no_cause(run, upstreams.get(run.id, [])):
+            if _has_no_cause(run, slots.get(run.id, [])):
                 decided.without_cause.add(run.id)
     return decided
 
@@ -106,7 +106,7 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
     """Open and close runs as it was decided, and return how many.
 
     Left are the runs of slots that were fired on time: the overlap policy decides about them (see
-    firing/opener.py).
+    firing/waiting.py).
     """
     opening = [run.id for run in decided.opening if not run.is_on_time]
     await transitions.open_waiting(connection, opening, now)
@@ -131,7 +131,7 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
 
 
 async def _decide_split(
-    connection: AsyncConnection, split: list[Waiting], decided: Decided
+    connection: AsyncConnection, split: list[WaitingRun], decided: Decided
 ) -> None:
     """Decide about runs that wait for their parts. The order of their ids is that of locks."""
     tallies = await parts.tallies(connection, [run.id for run in split]) if split else {}
@@ -174,10 +174,10 @@ def _parts_failed(tally: Tally, bad: Sequence[Any]) -> str:
 
 
 def _still_waits_or_closes(
-    run: Waiting, members: Members | None, upstreams: list[Upstream], now: datetime
+    run: WaitingRun, members: Members | None, slots: list[AwaitedSlot], now: datetime
 ) -> str | None:
     """Why the run closes; "" if it goes on waiting; None if it opens."""
-    pending = [upstream for upstream in upstreams if upstream.is_pending]
+    pending = [slot for slot in slots if slot.is_pending]
     if pending or (members is not None and members.active):
         if run.wait_until is None or run.wait_until > now:
             return ""
@@ -186,36 +186,32 @@ def _still_waits_or_closes(
         return None
     if members is not None and members.bad:
         return f"{members.bad:,} of {members.number:,} did not succeed: run {members.first_bad}"
-    in_the_way = [
-        _in_the_way(upstream) for upstream in upstreams if upstream.state != RunState.SUCCEEDED
-    ]
+    in_the_way = [_in_the_way(slot) for slot in slots if slot.state != RunState.SUCCEEDED]
     return _listed(in_the_way) if in_the_way else None
 
 
-def _has_no_cause(run: Waiting, upstreams: list[Upstream]) -> bool:
+def _has_no_cause(run: WaitingRun, slots: list[AwaitedSlot]) -> bool:
     """Whether nothing that a closed slot waited for has failed: it has waited too long, or for what
     there is not.
     """
-    if run.origin == Origin.MANUAL or any(
-        upstream.state == RunState.FAILED for upstream in upstreams
-    ):
+    if run.origin == Origin.MANUAL or any(slot.state == RunState.FAILED for slot in slots):
         return False
-    return any(upstream.is_pending or not upstream.is_known for upstream in upstreams)
+    return any(slot.is_pending or not slot.is_known for slot in slots)
 
 
-def _in_the_way(upstream: Upstream) -> str:
-    if upstream.run is None:
-        return upstream.why_none or f"{upstream.task} has no run"
-    has = "failed" if upstream.state == RunState.FAILED else f"was {upstream.state}"
-    return f"{upstream.task} {has}: run {upstream.run}"
+def _in_the_way(slot: AwaitedSlot) -> str:
+    if slot.run is None:
+        return slot.why_none or f"{slot.task} has no run"
+    has = "failed" if slot.state == RunState.FAILED else f"was {slot.state}"
+    return f"{slot.task} {has}: run {slot.run}"
 
 
-def _waited_too_long(pending: list[Upstream], waited: timedelta) -> str:
+def _waited_too_long(pending: list[AwaitedSlot], waited: timedelta) -> str:
     return _listed(f"{each.task} {_was_still(each)} after {_words(waited)}" for each in pending)
 
 
-def _was_still(upstream: Upstream) -> str:
-    return f"was still {upstream.state}" if upstream.state in ACTIVE else "had not been fired"
+def _was_still(slot: AwaitedSlot) -> str:
+    return f"was still {slot.state}" if slot.state in ACTIVE else "had not been fired"
 
 
 def _words(duration: timedelta) -> str:
