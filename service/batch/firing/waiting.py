@@ -46,7 +46,7 @@ seconds.
 """
 _SECOND = timedelta(seconds=1)
 MANY = 100
-"""The slots of more runs are computed in a thread."""
+"""Of more runs than this the slots are computed in a thread."""
 
 
 def as_waiting(new: Iterable[NewRun], after: After) -> Iterator[NewRun]:

@@ -24,7 +24,7 @@ from service.database import sql
 from service.database.types import Id
 
 DEEPEST = 10
-"""So many steps of a chain are followed at most."""
+"""Steps of a chain that are followed, at most."""
 MAY_HAVE_CAUSE = (RunState.WAITING, RunState.SKIPPED)
 """A run in one of these states is in the way because of what is in its own way."""
 MOST_BEFORE = 500
@@ -170,8 +170,8 @@ _WORST_FIRST: tuple[str | None, ...] = (
 )
 
 
-def _badness(upstream: AwaitedSlot) -> int:
-    state = upstream.state
+def _badness(slot: AwaitedSlot) -> int:
+    state = slot.state
     return _WORST_FIRST.index(state) if state in _WORST_FIRST else len(_WORST_FIRST)
 
 
@@ -181,10 +181,10 @@ def _badness(upstream: AwaitedSlot) -> int:
 MOST_FAILED = 200
 """This many failed runs of one error are looked at, the newest ones."""
 MOST_KEPT = 1_000
-"""So many runs are counted at each step of the """
+"""Runs that are counted at each step of the chains, at most."""
 MOST_ERRORS = 20
 MOST_NAMED = 3
-"""So many tasks are named in words."""
+"""Tasks that are named in words, at most."""
 
 K = TypeVar("K")
 Error = tuple[str, str]

@@ -22,7 +22,7 @@ from service.batch.ledger.waits import AwaitedSlot, Members
 from service.operations.runs.results import Awaited, Blocker, InTheWay, LateRun
 
 MOST_WAITING = 200
-"""So many runs that wait are looked at, those that have waited for the longest time."""
+"""Runs that wait that are looked at, at most: those that have waited for the longest time."""
 OF_A_TASK = 10
 """Blocked runs of one task that are shown, at most."""
 NOT_FIRED = timedelta(minutes=1)
