@@ -4,7 +4,9 @@ shown on pages, in the terminal and in messages. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from service.batch.ledger.states import IncidentKind, RunState
 
@@ -148,3 +150,32 @@ EVENTS = {
     "backup.restore": EventWord("history", "A backup was restored"),
     "database.migrate": EventWord("database", "The database was migrated"),
 }
+
+
+MOST_NAMED = 3
+"""A text about what is kept back names at most this many tasks."""
+
+
+def kept_back_in_words(kept: Sequence[Any]) -> str:
+    """Such as "2 slots of load, 1 of report"; empty if nothing is kept back."""
+    parts = kept_back_parts(kept)
+    return ", ".join(f"{words} of {task}" if task else words for words, task in parts)
+
+
+def kept_back_parts(kept: Sequence[Any]) -> list[tuple[str, str]]:
+    """The same in parts: a number in words, and the name of the task; empty for the last part about
+    further tasks.
+    """
+    parts: list[tuple[str, str]] = []
+    noun_before, least = "", "at least " if any(each.at_least for each in kept) else ""
+    for each in kept[:MOST_NAMED]:
+        for number, noun in ((each.slots, "slot"), (each.runs, "run")):
+            if number:
+                named = "" if noun == noun_before else f" {noun}" if number == 1 else f" {noun}s"
+                parts.append((f"{least}{number:,}{named}", each.task))
+                noun_before, least = noun, ""
+    others = sum(each.slots + each.runs for each in kept[MOST_NAMED:])
+    if others:
+        tasks = len(kept) - MOST_NAMED
+        parts.append((f"{others:,} of {tasks} more task{'' if tasks == 1 else 's'}", ""))
+    return parts

@@ -13,9 +13,9 @@ from sqlalchemy import Row
 
 from service import escaping
 from service.batch.incidents import problem as one_error
-from service.batch.ledger.chains import KeptBack, kept_back_in_words
+from service.batch.ledger.chains import KeptBack
 from service.batch.nodes.harm import POISON
-from service.words import INCIDENTS
+from service.words import INCIDENTS, kept_back_in_words
 
 MOST_BLOCKS = 20
 """Incidents of one message that are described; of the others only their number is said."""
@@ -170,9 +170,8 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
             lines.append(
                 f"Last line of its log: {escaping.line(escaping.brief(last, LONGEST_LINE))}"
             )
-        if keeps := kept_back_in_words(
-            [KeptBack(**each) for each in content.get("keeps_back") or ()]
-        ):
+        kept = [KeptBack(**each) for each in content.get("keeps_back") or ()]
+        if keeps := kept_back_in_words(kept):
             lines.append(f"Keeps back {escaping.line(keeps)}.")
         lines += [
             f"{name.title()}: {escaping.line(content[name])}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from service.cli.options import short, utc
 
 if TYPE_CHECKING:
-    from service.operations.runs.results import (
+    from service.operations.runs.waiting import (
         Awaited,
         Blocker,
         Chain,

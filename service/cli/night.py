@@ -13,7 +13,7 @@ from service.cli.options import AsJson, instant, instant_or_age, short
 
 if TYPE_CHECKING:
     from service.operations.night.results import DidNotRun, Need, Night
-    from service.operations.runs.results import LateRun
+    from service.operations.runs.waiting import LateRun
 
 NEEDS_A_PERSON = ("alarm", "bad")
 SHOWN = 20
@@ -101,7 +101,7 @@ def _table(heading: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _need(need: Need) -> dict[str, Any]:
-    from service.operations.runs.results import kept_back_in_words
+    from service.words import kept_back_in_words
 
     return {
         "kind": need.kind,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from service.operations.asking.filter import RunFilter
     from service.operations.asking.results import RunSummary
     from service.operations.operations import Operations
-    from service.operations.runs.results import Awaited
+    from service.operations.runs.waiting import Awaited
 
 COLUMNS = [
     "id",

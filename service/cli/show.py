@@ -77,7 +77,7 @@ async def _waits(operations: Operations, run: RunDetails) -> Waits:
 
 def _show_run(run: RunDetails, waits: Waits) -> None:
     from service import console
-    from service.operations.runs.results import kept_back_in_words
+    from service.words import kept_back_in_words
 
     waiting, chain = waits.get("waiting"), waits.get("chain")
 
@@ -87,9 +87,7 @@ def _show_run(run: RunDetails, waits: Waits) -> None:
             "task": run.task,
             "state": f"{run.state}: {run.reason}" if run.reason else run.state,
             "waits": blocking.sentences(waiting) if waiting is not None else None,
-            "keeps back": kept_back_in_words(chain.keeps_back) or None
-            if chain is not None
-            else None,
+            "keeps back": (kept_back_in_words(chain.keeps_back) or None) if chain else None,
             "chain": blocking.line_of(chain, run.task, run.state) if chain is not None else None,
             "slot": _in_utc_and_zone(run.slot, run.timezone),
             "origin": run.origin

@@ -14,7 +14,6 @@ from sqlalchemy.exc import DBAPIError
 from service.batch.cron.cron import schedule
 from service.batch.incidents.telling import HIDDEN
 from service.batch.ledger import database_time
-from service.batch.ledger.chains import kept_back_in_words
 from service.batch.ledger.incidents import outbox
 from service.batch.ledger.incidents.outbox import Note
 from service.batch.nodes.ledger_poll import LedgerChanges
@@ -24,6 +23,7 @@ from service.errors import BatchError
 from service.logs import get_logger
 from service.operations.asking.actor import Actor
 from service.operations.operations import Operations
+from service.words import kept_back_in_words
 
 if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
     from service.operations.night.results import Night

@@ -26,7 +26,7 @@ from service.batch.ledger.states import Rank
 from service.batch.queue import gates
 from service.database.engine import Database
 from service.operations.runs import chain
-from service.operations.runs.waiting import awaited, blocked_runs
+from service.operations.runs.awaited import awaited, blocked_runs
 from tests.batch.test_runs import new
 
 Of = Callable[[str], AbstractContextManager[None]]

@@ -9,10 +9,11 @@ import pytest
 
 from service import Start, start_all
 from service.batch.ledger import chains
-from service.batch.ledger.chains import KeptBack, kept_back_in_words
+from service.batch.ledger.chains import KeptBack
 from service.batch.ledger.states import RunState
 from service.batch.queue.retry import retry
 from service.batch.tasks.after import After
+from service.words import kept_back_in_words
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.test_after import THREE, daily, load_after, make_slots
 from tests.waiting.world import Waits

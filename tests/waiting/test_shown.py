@@ -8,7 +8,7 @@ from typing import Any
 from service import Start, clock, start, start_all
 from service.batch.ledger import database_time
 from service.operations.runs import late
-from service.operations.runs.results import Waiting
+from service.operations.runs.waiting import Waiting
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.test_after import THREE
 from tests.waiting.world import MINUTE, START, Waits

@@ -183,8 +183,6 @@ MOST_FAILED = 200
 MOST_KEPT = 1_000
 """Runs that are counted at each step of the chains, at most."""
 MOST_ERRORS = 20
-MOST_NAMED = 3
-"""Tasks that are named in words, at most."""
 
 K = TypeVar("K")
 Error = tuple[str, str]
@@ -278,29 +276,3 @@ def _by_key(numbers: Mapping[tuple[K, str, bool], int], cut: set[K]) -> dict[K, 
         slots, others = numbers.get((key, task, True), 0), numbers.get((key, task, False), 0)
         found[key].append(KeptBack(task, slots, others, key in cut))
     return dict(found)
-
-
-def kept_back_in_words(kept: Sequence[Any]) -> str:
-    """Such as "2 slots of load, 1 of report"; empty if nothing is kept back."""
-    return ", ".join(
-        f"{words} of {task}" if task else words for words, task in kept_back_parts(kept)
-    )
-
-
-def kept_back_parts(kept: Sequence[Any]) -> list[tuple[str, str]]:
-    """The same in parts: a number in words, and the name of the task; empty for the last part about
-    further tasks.
-    """
-    parts: list[tuple[str, str]] = []
-    noun_before, least = "", "at least " if any(each.at_least for each in kept) else ""
-    for each in kept[:MOST_NAMED]:
-        for number, noun in ((each.slots, "slot"), (each.runs, "run")):
-            if number:
-                named = "" if noun == noun_before else f" {noun}" if number == 1 else f" {noun}s"
-                parts.append((f"{least}{number:,}{named}", each.task))
-                noun_before, least = noun, ""
-    others = sum(each.slots + each.runs for each in kept[MOST_NAMED:])
-    if others:
-        tasks = len(kept) - MOST_NAMED
-        parts.append((f"{others:,} of {tasks} more task{'' if tasks == 1 else 's'}", ""))
-    return parts

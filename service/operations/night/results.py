@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from service.operations.asking.results import KeptBack, Result
-from service.operations.runs.results import InTheWay, LateRun
+from service.operations.runs.waiting import InTheWay, LateRun
 
 Level = Literal["alarm", "bad", "watch", "calm"]
 MOST = 200

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from service.operations.night.results import DidNotRun, Level, Need, Night, SlotCounts
-from service.operations.runs.results import LateRun
+from service.operations.runs.waiting import LateRun
 
 _CLASSES = (
     ("succeeded", "succeeded"),

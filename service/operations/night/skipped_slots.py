@@ -19,7 +19,7 @@ from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import SKIPPED_SQL, runs
 from service.batch.ledger.waits import AwaitedSlot
 from service.operations.night.results import DidNotRun
-from service.operations.runs.waiting import shown_cause
+from service.operations.runs.awaited import shown_cause
 
 MOST_SLOTS = 10_000
 

@@ -33,8 +33,8 @@ from service.operations.people.access import NewToken, Token
 from service.operations.people.changes import ChangePage
 from service.operations.remote.connection import ERRORS, Connection
 from service.operations.runs.read import LAST_LINES, MOST_RUNS, RunOrTask, RunPage
-from service.operations.runs.results import Chain, Waiting
 from service.operations.runs.run_log import POLL_SECONDS, LogPage
+from service.operations.runs.waiting import Chain, Waiting
 from service.operations.system.pools import PoolState
 from service.operations.tasks.results import Paused, Resumed, ResumedAhead, TaskDetails, TaskSummary
 

@@ -22,7 +22,7 @@ from service.errors import UnknownRun
 from service.operations.asking.context import Context
 from service.operations.asking.results import KeptBack
 from service.operations.runs.read import run_of
-from service.operations.runs.results import Chain, Link, Step, Upcoming
+from service.operations.runs.waiting import Chain, Link, Step, Upcoming
 
 STEPS = 3
 """So many steps of a chain are shown on each side at most."""

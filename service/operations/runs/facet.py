@@ -34,8 +34,8 @@ from service.operations.runs.read import (
     run_of,
     run_or_task,
 )
-from service.operations.runs.results import Chain, Waiting
 from service.operations.runs.run_log import LogPage
+from service.operations.runs.waiting import Chain, Waiting
 
 ALL = RunFilter()
 

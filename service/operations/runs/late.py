@@ -21,9 +21,9 @@ from service.database import sql
 from service.errors import UnknownRun
 from service.operations.asking.context import Context
 from service.operations.asking.results import Node
+from service.operations.runs.awaited import awaited, blocked_runs
 from service.operations.runs.read import run_of
-from service.operations.runs.results import Blocker, LateRun, Waiting
-from service.operations.runs.waiting import awaited, blocked_runs
+from service.operations.runs.waiting import Blocker, LateRun, Waiting
 from service.operations.system.nodes import living_services
 
 SHOWN_AFTER = timedelta(minutes=1)

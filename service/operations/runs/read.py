@@ -36,8 +36,8 @@ from service.operations.asking.results import (
     RunSummary,
 )
 from service.operations.people.redacting import redacted
-from service.operations.runs.results import Awaited
-from service.operations.runs.waiting import awaited
+from service.operations.runs.awaited import awaited
+from service.operations.runs.waiting import Awaited
 
 FEWEST_DIGITS = 6
 """How many digits of a run's id have to be given at least."""

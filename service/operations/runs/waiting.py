@@ -1,181 +1,156 @@
-"""What runs in the state `waiting` wait for: an instant, slots of other tasks, the members of a
-group, or parts. And those that wait for a slot which is late itself, or will not succeed by itself.
-
-A run that waits for a slot that is on its way is not late: what it waits for takes its time.
-"""
+"""What a run waits for, and the chain that it is in, as people and programs read it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
 
-from sqlalchemy import Row
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from service.batch.ledger import chains, json_rows, parts, waits
-from service.batch.ledger.parts import PartsGate, Tally
-from service.batch.ledger.run_rows import run_rows
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import WAITING_SQL, runs
-from service.batch.ledger.waits import AwaitedSlot, Members
-from service.operations.runs.results import Awaited, Blocker, InTheWay, LateRun
-
-MOST_WAITING = 200
-"""Runs that wait that are looked at, at most: those that have waited for the longest time."""
-OF_A_TASK = 10
-"""Blocked runs of one task that are shown, at most."""
-NOT_FIRED = timedelta(minutes=1)
-"""A slot that was not fired for this time is late."""
-
-_WILL_NOT_SUCCEED = (RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
-_NAMES = ("id", "task", "slot", "state", "due_at", "created_at")
+from service.operations.asking.results import KeptBack, Result
 
 
-async def awaited(
-    connection: AsyncConnection, ids: Sequence[str], now: datetime
-) -> dict[str, list[Awaited]]:
-    """By the id of each of these runs that waits: its instant, its group or parts, and the slots
-    that are not over.
+class InTheWay(Result):
+    """A slot in the way of a run that waits for it: its `task`, and its `run` with the `state`, if
+    it has one.
 
-    A slot that is over without success is among them if the run needs its success: only a retry can
-    open the run.
+    `reason`: why it has no run, if that is known.
     """
-    if not ids:
-        return {}
-    theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
-    query = run_rows(("id", "due_at", "gate", "state"), theirs)
-    waiting = [row for row in await connection.execute(query) if row.state == RunState.WAITING]
-    gated = {row.id: row.gate for row in waiting if row.gate is not None}
-    groups = await waits.members(connection, list(gated)) if gated else {}
-    split = [run for run, gate in gated.items() if gate in tuple(PartsGate)]
-    tallies = await parts.tallies(connection, split) if split else {}
-    slots = await waits.slots(connection, gated) if gated else {}
-    left = {
-        run: [each for each in slots.get(run, []) if _is_left(each, gate)]
-        for run, gate in gated.items()
-    }
-    asked = [
-        each.run
-        for its in left.values()
-        for each in its
-        if each.run and each.state in chains.MAY_HAVE_CAUSE
-    ]
-    found = await chains.in_the_way(connection, asked) if asked else {}
-    return {
-        row.id: [
-            *([Awaited(kind="instant", at=row.due_at)] if row.due_at > now else []),
-            *_of_members("group", groups.get(row.id)),
-            *_of_members("parts", tallies.get(row.id)),
-            *(_of_slot(each, found) for each in left.get(row.id, [])),
-        ]
-        for row in waiting
-    }
+
+    task: str
+    slot: datetime | None = None
+    run: str | None = None
+    state: str | None = None
+    reason: str | None = None
 
 
-def _is_left(slot: AwaitedSlot, gate: str) -> bool:
-    needs_success = gate == waits.Gate.SUCCESS
-    return slot.is_pending or (needs_success and slot.state != RunState.SUCCEEDED)
+class Blocker(Result):
+    """What a waiting run waits for, the first thing that holds it.
 
-
-def _of_members(kind: Literal["group", "parts"], members: Members | Tally | None) -> list[Awaited]:
-    return (
-        [Awaited(kind=kind, active=members.active, members=members.number)]
-        if members and members.active
-        else []
-    )
-
-
-def _of_slot(each: AwaitedSlot, found: Mapping[str, AwaitedSlot]) -> Awaited:
-    cause = chains.root(found, each.run) if each.run is not None else None
-    return Awaited(
-        kind="slot",
-        at=each.slot,
-        task=each.task,
-        run=each.run,
-        state=each.state,
-        cause=shown_cause(cause),
-    )
-
-
-def shown_cause(slot: AwaitedSlot | None) -> InTheWay | None:
-    """A slot that is in the way, as people and programs read it."""
-    if slot is None:
-        return None
-    reason = slot.why_none if not slot.is_pending else None
-    return InTheWay(
-        task=slot.task,
-        slot=slot.slot,
-        run=slot.run,
-        state=slot.state,
-        reason=reason,
-    )
-
-
-async def blocked_runs(
-    connection: AsyncConnection, late: Sequence[LateRun], now: datetime, shown_after: timedelta
-) -> list[LateRun]:
-    """The runs that wait in vain, or for one of the runs that are `late`, each with what is in its
-    way.
+    Attributes:
+        kind: paused, unserved (no service has the task), pool (no node of its `pool` has the task),
+            run (of the same task), room (all nodes are busy), or slot (of another task, which the
+            run comes after).
+        state: Of the run in the way, if it is one of a slot.
+        reason: Why the slot has no run, if that is known.
+        cause: What is in the way at the beginning of the chain, if the slot waits itself.
     """
-    rows = (await connection.execute(_waiting(now - shown_after))).all()
-    found = await chains.in_the_way(connection, [row.id for row in rows]) if rows else {}
-    late_ids = {run.run for run in late}
-    shown: dict[str, int] = {}
-    blocked = []
-    for row in rows:
-        cause = chains.root(found, row.id)
-        if (
-            cause is None
-            or not _is_late(cause, late_ids, now)
-            or shown.get(row.task, 0) >= OF_A_TASK
-        ):
-            continue
-        shown[row.task] = shown.get(row.task, 0) + 1
-        blocked.append(_blocked(row, blocker_of(found, row.id), now))
-    return blocked
+
+    kind: Literal["paused", "unserved", "pool", "run", "room", "slot"]
+    by: str | None = None
+    run: str | None = None
+    task: str | None = None
+    pool: str | None = None
+    state: str | None = None
+    reason: str | None = None
+    cause: InTheWay | None = None
 
 
-def blocker_of(found: Mapping[str, AwaitedSlot], run: str) -> Blocker | None:
-    """What is in the way of a run. `found`: what `chains.in_the_way` has returned."""
-    first, cause = found.get(run), chains.root(found, run)
-    if first is None:
-        return None
-    reason = first.why_none if not first.is_pending else None
-    return Blocker(
-        kind="slot",
-        task=first.task,
-        run=first.run,
-        state=first.state,
-        reason=reason,
-        cause=shown_cause(cause) if cause is not first else None,
-    )
+class Awaited(Result):
+    """Something that a run in the state `waiting` waits for, and that is not over.
 
-
-def _waiting(before: datetime) -> Any:
-    """The runs of slots that wait for other slots since before an instant, by the index of what
-    waits.
+    Attributes:
+        kind: `instant`: until `at`. `slot`: the slot `at` of `task`, whose `run` has this `state`,
+            or was not made yet. `group`, `parts`: `active` of `members` runs.
+        cause: What is in the way at the beginning of the chain, if the slot waits itself.
     """
-    query = run_rows(_NAMES, WAITING_SQL, runs.c.due_at <= before, runs.c.gate.is_not(None))
-    query = query.with_hint(runs, "INDEXED BY ix_batch_runs_waits", "sqlite")
-    return (
-        query.where(runs.c.slot.is_not(None)).order_by(runs.c.due_at, runs.c.id).limit(MOST_WAITING)
-    )
+
+    kind: Literal["instant", "slot", "group", "parts"]
+    at: datetime | None = None
+    task: str | None = None
+    run: str | None = None
+    state: str | None = None
+    active: int | None = None
+    members: int | None = None
+    cause: InTheWay | None = None
+
+    @property
+    def ended(self) -> int:
+        """How many members of its group, or how many of its parts, have ended."""
+        return (self.members or 0) - (self.active or 0)
 
 
-def _is_late(cause: AwaitedSlot, late: Collection[str], now: datetime) -> bool:
-    if cause.run is not None:
-        return cause.run in late or cause.state in _WILL_NOT_SUCCEED
-    return not cause.is_pending or (cause.slot is not None and cause.slot <= now - NOT_FIRED)
+class Waiting(Result):
+    """Whether a run waits, and what for. `blocker`: None if it does not wait, or nothing is known
+    to hold it.
+
+    `eta`: about when it ends; None: no estimate. `awaits`: what a run in the state `waiting` waits
+    for.
+    """
+
+    run: str
+    task: str
+    state: str
+    blocker: Blocker | None
+    eta: datetime | None
+    awaits: Sequence[Awaited] = ()
 
 
-def _blocked(row: Row[Any], blocker: Blocker | None, now: datetime) -> LateRun:
-    return LateRun(
-        run=row.id,
-        task=row.task,
-        slot=row.slot,
-        state=row.state,
-        why="waits",
-        elapsed=(now - row.due_at).total_seconds(),
-        blocker=blocker,
-    )
+class LateRun(Result):
+    """A run that is late or slow now. `why`: slow, stalled, timeout, waits, or retries.
+
+    `elapsed`, `p95`, `timeout`: seconds. `eta`: about when it ends; None: no estimate.
+    `next_attempt_at`: of a run that is retried. `done`, `total`, `rate`: what a running run has
+    reported: items, and items a second.
+    """
+
+    run: str
+    task: str
+    slot: datetime | None
+    state: str
+    why: Literal["slow", "stalled", "timeout", "waits", "retries"]
+    elapsed: float
+    p95: float | None = None
+    timeout: float | None = None
+    done: int | None = None
+    total: int | None = None
+    rate: float | None = None
+    eta: datetime | None = None
+    blocker: Blocker | None = None
+    next_attempt_at: datetime | None = None
+    attempt: int | None = None
+
+
+class Link(Result):
+    """The runs of a task that are in one state at a step of a chain: how many (`count`).
+
+    `run`, `slot`: of the only one. `state`: None if the slot has no run, or the task has none yet.
+    """
+
+    task: str
+    state: str | None
+    count: int = 1
+    run: str | None = None
+    slot: datetime | None = None
+
+
+class Step(Result):
+    """A step of a chain. `more`: how many links are not named."""
+
+    links: Sequence[Link]
+    more: int = 0
+
+
+class Chain(Result):
+    """What a run, or a task, comes after (`before`, the last step is next to it), and what comes
+    `after` it.
+
+    `keeps_back`: the runs that wait for a success of the run, or were closed because it has not
+    succeeded.
+    """
+
+    before: Sequence[Step] = ()
+    after: Sequence[Step] = ()
+    keeps_back: Sequence[KeptBack] = ()
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is anything before or after."""
+        return bool(self.before or self.after)
+
+
+class Upcoming(Result):
+    """A run that waits for an instant: when it starts (`at`), and who has asked for it."""
+
+    id: str
+    at: datetime
+    requested_by: str | None

@@ -24,7 +24,7 @@ from service.operations.asking.context import Context
 from service.operations.asking.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot
 from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.runs import chain
-from service.operations.runs.results import Chain, Upcoming
+from service.operations.runs.waiting import Chain, Upcoming
 from service.operations.tasks.listing import memory_of, pool_of, record_of, tags_of
 from service.operations.tasks.results import TaskAfter, TaskDetails
 from service.redaction import Redaction

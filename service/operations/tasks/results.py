@@ -15,7 +15,7 @@ from service.operations.asking.results import (
     ScheduleSpan,
     Slot,
 )
-from service.operations.runs.results import Chain, Upcoming
+from service.operations.runs.waiting import Chain, Upcoming
 from service.settings.pools import DEFAULT_POOL
 
 

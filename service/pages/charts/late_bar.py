@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from service.operations.runs.results import LateRun
+from service.operations.runs.waiting import LateRun
 from service.pages.charts.axis import Axis
 from service.pages.frame.formatting import clock, duration
 

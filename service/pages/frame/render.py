@@ -14,10 +14,9 @@ from markupsafe import Markup, escape
 
 from service import escaping
 from service.concurrency.offload import offload
-from service.operations.runs.results import kept_back_parts
 from service.pages.frame import formatting
 from service.pages.frame.assets import STATIC, assets
-from service.words import CHIPS, SUBJECTS
+from service.words import CHIPS, SUBJECTS, kept_back_parts
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 LONGEST_TEXT = 10_000

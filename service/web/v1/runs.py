@@ -25,8 +25,8 @@ from service.operations.asking.results import (
 )
 from service.operations.bulks.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.read import MOST_RUNS, RunPage
-from service.operations.runs.results import Chain, Waiting
 from service.operations.runs.run_log import LOG_CURSOR, LogPage
+from service.operations.runs.waiting import Chain, Waiting
 from service.web.v1.requests import Body, GivenRun, NeededNote, Operator, Viewer, WithNote, router
 
 runs = router("runs")
