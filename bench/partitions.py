@@ -38,7 +38,7 @@ from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
-from service.batch.queue import claiming, waiting
+from service.batch.queue import claiming, gates
 from service.batch.queue.capacity import Capacity
 from service.batch.queue.requests import Startable
 from service.database.engine import Database
@@ -159,7 +159,7 @@ async def one_run(ledger: Database, task: Any) -> dict[str, float]:
         assert await waits.is_any_ready(connection, now)
     took("look that finds the join")
     async with ledger.engine.begin() as connection:
-        assert await waiting.apply(connection, await waiting.decide(connection, now), now) == 1
+        assert await gates.apply(connection, await gates.decide(connection, now), now) == 1
     took("queue the run for its join")
     async with ledger.engine.begin() as connection:
         await transitions.cancel(connection, [run.id], "over", "bench", now)

@@ -51,7 +51,7 @@ from service.testing.postgres import PostgresServer, start_server
 if not os.environ.get("BENCH_CODE"):  # an older version has none of these
     from service import BaseTask, TaskRegistry
     from service.batch.firing import task_sync
-    from service.batch.firing.opener import Opener
+    from service.batch.firing.waiting import Opener
     from service.batch.ledger import waits
     from service.batch.queue import claiming
     from service.batch.queue.capacity import Capacity

@@ -15,8 +15,7 @@ from typing import Any
 
 from sqlalchemy import Table, make_url, select, text
 
-from service.batch.account.account import Account
-from service.batch.account.accounting import accounts
+from service.batch.account.account import Account, accounts
 from service.batch.ledger import tables
 from service.database.engine import Database
 from service.testing.databases import wait_for

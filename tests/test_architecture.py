@@ -95,7 +95,7 @@ BROAD = {
     # What a chunk's block, or its beginning, raises; told again unless it is retried
     "service.batch.chunks.chunks": 2,
     "service.batch.firing.dispatcher": 1,  # a background loop
-    "service.batch.firing.opener": 1,  # a background loop
+    "service.batch.firing.waiting": 1,  # a background loop
     "service.batch.execution.engine": 1,  # a background loop
     "service.batch.tasks.discovery": 2,  # authors' files, and the package they are in
     "service.batch.placing.placing": 1,  # a background loop
@@ -134,6 +134,7 @@ MAIN_STORIES = {
     "service.batch.incidents.checks",
     "service.batch.incidents.noticing",
     "service.batch.ledger.transitions",
+    "service.batch.ledger.waits",
     "service.batch.nodes.heartbeat",
     "service.batch.tasks.declaration",
     "service.database.engine",

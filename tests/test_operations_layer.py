@@ -23,7 +23,7 @@ from sqlalchemy import event, text
 from sqlalchemy import insert as insert_into
 
 from service import clock, errors
-from service.batch.account import accounting
+from service.batch.account import account as account_module
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.tables import new_id, schedules
 from service.batch.tasks.discovery import load_tasks
@@ -281,13 +281,13 @@ async def test_an_account_is_computed_in_another_thread(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: set[int] = set()
-    count = accounting._count
+    count = account_module._count
 
     def counted(*given: Any) -> Any:
         threads.add(threading.get_ident())
         return count(*given)
 
-    monkeypatch.setattr(accounting, "_count", counted)
+    monkeypatch.setattr(account_module, "_count", counted)
     began = clock.now() - timedelta(days=3)
     row = {"id": new_id(), "task": "tick", "cron": "* * * * *", "timezone": "UTC", "node": new_id()}
     async with ledger.engine.begin() as connection:
@@ -296,7 +296,7 @@ async def test_an_account_is_computed_in_another_thread(
         )
     operations = operations_on(ledger)
     accounts = await account.accounts(operations.context, clock.now() - timedelta(days=2))
-    assert accounts.tasks[0].slots > accounting.CHUNK
+    assert accounts.tasks[0].slots > account_module.CHUNK
     assert threads and threading.get_ident() not in threads
 
 

@@ -18,7 +18,6 @@ from service.concurrency.background import Background
 from service.concurrency.limits import LimitReached, hold, limited
 from service.concurrency.supervisor import Supervisor
 from service.config import Settings
-from service.operations.system import live
 from service.server.service import BatchService
 from tests.processes import SERVE, service
 
@@ -173,11 +172,11 @@ async def test_a_turn_that_is_not_ended_by_its_limit_is_a_failure_but_no_blocked
     stuck = Stuck()
     supervisor.start(stuck)
     await asyncio.sleep(0.05)
-    live.look(supervisor.context, 0.0)  # the event loop was blocked since the last look
+    supervisor.look(0.0)  # the event loop was blocked since the last look
     assert supervisor.failures == {}
-    live.look(supervisor.context, 4.0)  # a busy machine: a short limit alone is no reason to end
+    supervisor.look(4.0)  # a busy machine: a short limit alone is no reason to end
     assert supervisor.failures == {}
-    live.look(supervisor.context, 2.0)
+    supervisor.look(2.0)
     assert supervisor.failures == {"stuck": "its turn has gone on for 6 s, and may take 0.01 s"}
     await stuck.stop()
 

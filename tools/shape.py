@@ -107,27 +107,33 @@ def files_with_state() -> list[str]:
     ]
 
 
-def hands_over(path: Path, name: str, line: int) -> bool:
-    """Whether the function at this line is one statement: a call of another one, or an await of
-    that.
+def hands_over(path: Path, name: str, line: int, others: set[str]) -> bool:
+    """Whether the function at this line is one statement: a call of one of these other functions of
+    `service/`, or an await of that.
     """
     tree = TREES.get(name_of(path))
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             if first == line or node.lineno == line:
-                return is_one_call(node.body)
+                return is_one_call(node.body, others)
     return False
 
 
-def is_one_call(body: list[ast.stmt]) -> bool:
-    """Whether these statements are one call, besides a docstring."""
+def is_one_call(body: list[ast.stmt], others: set[str]) -> bool:
+    """Whether these statements are one call of a function of this name, besides a docstring."""
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]
     if len(body) != 1 or not isinstance(body[0], (ast.Expr, ast.Return)):
         return False
     value = body[0].value
-    return isinstance(value.value if isinstance(value, ast.Await) else value, ast.Call)
+    call = value.value if isinstance(value, ast.Await) else value
+    if not isinstance(call, ast.Call):
+        return False
+    called = (
+        call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    )
+    return called in others
 
 
 TASK = """
@@ -200,10 +206,11 @@ def main() -> None:
     alone = small_and_alone()
     wide = sum(len(line) > WIDEST for text in TEXTS.values() for line in text.splitlines())
     walk = followed()
+    names = {name for _, name, _ in walk.functions}
     hops = sorted(
         f"{Path(file).relative_to(ROOT)}:{line} {name}"
         for file, name, line in walk.functions
-        if hands_over(Path(file), name, line)
+        if hands_over(Path(file), name, line, names)
     )
     print(
         f"modules: {len(FILES)}, lines: {sum(lines.values()):,}, median: "

@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from service import escaping
 from service.batch.incidents import problem as one_error
-from service.batch.ledger.kept_back import KeptBack
+from service.batch.ledger.chains import KeptBack
 from service.batch.nodes.harm import POISON
 from service.words import INCIDENTS, kept_back_in_words
 

@@ -1,7 +1,8 @@
-"""Column types that behave the same on SQLite and PostgreSQL."""
+"""Column types that behave the same on SQLite and PostgreSQL, and new ids."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -10,8 +11,20 @@ from sqlalchemy import JSON, DateTime, Dialect, String
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.types import TypeDecorator
 
+from service import clock
+
 Id = String(36).with_variant(UUID(as_uuid=False), "postgresql")
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+def new_id() -> str:
+    """A new UUIDv7: ids sort by the time of their making (RFC 9562, method 3: 12 bits below the
+    millisecond).
+    """
+    milliseconds, nanoseconds = divmod(clock.unix_ns(), 1_000_000)
+    high = milliseconds << 16 | 0x7000 | nanoseconds * 4096 // 1_000_000
+    digits = f"{high:016x}{0x8000000000000000 | secrets.randbits(62):016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 class UtcDateTime(TypeDecorator[datetime]):

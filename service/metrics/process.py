@@ -8,17 +8,103 @@ additions in memory.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from service import clock
-from service.metrics.histogram import Buckets, Histogram
-from service.metrics.labels import TaskLabels
+
+BOUNDS = (
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+    900.0,
+    1_800.0,
+    3_600.0,
+    7_200.0,
+    21_600.0,
+)
+"""The upper bounds of the buckets in seconds, from 0.01 seconds to 6 hours. One more bucket has all
+longer durations.
+"""
+
+
+class Buckets(NamedTuple):
+    """The content of a histogram at one instant. `counts`: of each single bucket. `total`: the sum
+    in seconds.
+    """
+
+    counts: tuple[int, ...]
+    total: float
+
+
+class Histogram:
+    """Durations in seconds. One thread adds them; any other may read them meanwhile."""
+
+    __slots__ = ("_counts", "_total")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS) + 1)
+        self._total = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Add a duration. A negative one, caused by a clock that was set back, counts as zero."""
+        seconds = max(0.0, seconds)
+        self._counts[bisect_left(BOUNDS, seconds)] += 1
+        self._total += seconds
+
+    def buckets(self) -> Buckets:
+        """The durations that were added so far."""
+        return Buckets(tuple(self._counts), self._total)
+
+
+MOST_TASKS = 1_000
+"""How many tasks have labels of their own."""
+
+OTHER = "other"
+"""The label of all further tasks together."""
+
+
+class TaskLabels:
+    """Gives each of the first MOST_TASKS tasks its name as a label, which it keeps while the
+    service lives.
+    """
+
+    def __init__(self, most: int = MOST_TASKS) -> None:
+        self._most = most
+        self._named: set[str] = set()
+
+    def admit(self, tasks: Iterable[str]) -> None:
+        """Give labels to these tasks, in the order of their names, as long as there are any
+        left.
+        """
+        for task in sorted(set(tasks) - self._named):
+            if len(self._named) >= self._most:
+                return
+            self._named.add(task)
+
+    def of(self, task: str) -> str:
+        """The label of a task: its name, or OTHER. A task that was not admitted yet gets a label if
+        one is left.
+        """
+        if task not in self._named and len(self._named) < self._most:
+            self._named.add(task)
+        return task if task in self._named else OTHER
 
 
 class Fate(StrEnum):

@@ -23,8 +23,8 @@ from service.batch.execution.outcomes import report_closed
 from service.batch.execution.tickets import Tickets
 from service.batch.firing import apscheduler
 from service.batch.firing.dispatcher import Dispatcher
-from service.batch.firing.opener import Opener
 from service.batch.firing.schedule_sync import ScheduleSync
+from service.batch.firing.waiting import Opener
 from service.batch.incidents.watch import Watch
 from service.batch.incidents.watched import Thresholds
 from service.batch.ledger import wakes

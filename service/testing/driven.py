@@ -22,8 +22,8 @@ from service.batch.cron.cron import Schedule
 from service.batch.execution.outcomes import progress_of
 from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
-from service.batch.firing.opener import open_and_close
-from service.batch.ledger import database_time, nodes, run_progress, runs, tables
+from service.batch.firing.waiting import open_and_close
+from service.batch.ledger import attempts, database_time, nodes, runs, tables
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import CLAIMABLE_SQL, WAITING_SQL, new_id
@@ -261,7 +261,7 @@ class DrivenService:
         """
         self.is_dead = True
         async with self._ledger.engine.begin() as connection:
-            await run_progress.mirror(connection, progress_of(self._engine.attempts))
+            await attempts.write_progress(connection, progress_of(self._engine.attempts))
         for attempt in self._engine.attempts:
             attempt.give_up(f"the test killed it after {kill.counted}")
         kill.end_frozen_tasks()

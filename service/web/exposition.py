@@ -22,9 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from service.metrics.histogram import BOUNDS, Buckets
-from service.metrics.labels import TaskLabels
-from service.metrics.process import ProcessSnapshot
+from service.metrics.process import BOUNDS, Buckets, ProcessSnapshot, TaskLabels
 from service.operations.system.gauges import Gauges, PoolGauges, TaskGauges
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

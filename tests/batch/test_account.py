@@ -15,8 +15,9 @@ from sqlalchemy import delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.account import accounting
-from service.batch.account.account import Account, AccountedSlot, Kind
+from service.batch.account import account as account_module
+from service.batch.account.account import Account, AccountedSlot, accounts
+from service.batch.account.slots import Kind
 from service.batch.cron.cron import Schedule
 from service.batch.firing import task_sync
 from service.batch.ledger import tables
@@ -61,7 +62,7 @@ async def account_all(
     ledger: Database, since: datetime = START, **options: Any
 ) -> dict[str, Account]:
     async with ledger.reader.connect() as connection:
-        return {each.task: each async for each in accounting.accounts(connection, since, **options)}
+        return {each.task: each async for each in accounts(connection, since, **options)}
 
 
 async def account(ledger: Database, since: datetime = START, **options: Any) -> Account:
@@ -543,7 +544,7 @@ async def test_all_accounts_are_read_from_one_snapshot(ledger: Database) -> None
     loaded = await know(ledger, make_task("first"), make_task("second"))
     await fire_each_minute(ledger, loaded, minutes(3))
     async with ledger.reader.connect() as connection:
-        found = accounting.accounts(connection, START)
+        found = accounts(connection, START)
         assert (await anext(found)).task == "first"
         await change(ledger, delete(runs))
         assert (await anext(found)).is_complete
@@ -575,7 +576,7 @@ async def test_a_missed_range_does_not_grow_across_a_change_of_schedule(ledger: 
 async def test_pages_of_runs_and_gaps_between_them_fit_together(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounting, "PAGE", 7)
+    monkeypatch.setattr(account_module, "PAGE", 7)
     loaded = await know(ledger, tick(missed="all"))
     await fire_at(ledger, loaded, minutes(70))
     seen: list[AccountedSlot] = []

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service.batch.account import accounting
-from service.batch.account.account import Account, Kind
+from service.batch.account.account import Account, accounts
+from service.batch.account.slots import Kind
 from service.batch.firing import backfill, task_sync
 from service.batch.firing.backfill import Backfill, Interval, SlotAction, SlotDecision
 from service.batch.ledger import tables
@@ -51,7 +51,7 @@ def filling(ledger: Database, task: Task) -> Backfill:
 
 async def account_of(ledger: Database) -> Account:
     async with ledger.reader.connect() as connection:
-        (account,) = [account async for account in accounting.accounts(connection, FROM, NOW)]
+        (account,) = [account async for account in accounts(connection, FROM, NOW)]
     return account
 
 

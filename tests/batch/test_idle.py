@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import TaskRegistry, clock, config, logs
-from service.batch.account import accounting
+from service.batch.account.account import tasks_of_running_nodes
 from service.batch.context.lease import Lease
 from service.batch.execution import engine as engine_module
 from service.batch.execution.engine import LocalEngine
@@ -440,7 +440,7 @@ async def test_a_node_that_does_not_fire_neither_watches_others_nor_counts_as_a_
     async with ledger.reader.connect() as connection:
         assert (await ledger_poll.read(connection, service.node.id, roles)).others == []
         assert await nodes.live_tasks(connection) == {"theirs"}
-        assert await accounting.tasks_of_running_nodes(connection, START) == {"theirs"}
+        assert await tasks_of_running_nodes(connection, START) == {"theirs"}
     assert not await has_task(service.operations.context, "tick")
     await service.stop()
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from service import clock, config, logs
 from service.batch.context.current_run import current_run
 from service.batch.context.lease import Lease, Observer
-from service.batch.ledger import nodes, run_progress, tables, transitions
+from service.batch.ledger import attempts, nodes, tables, transitions
 from service.batch.ledger.database_time import now_of
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Claimed
@@ -512,7 +512,7 @@ async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> 
             "progress_at": clock.now(),
         }
         async with ledger.engine.begin() as connection:
-            await run_progress.mirror(
+            await attempts.write_progress(
                 connection, [{"id": run, "fence": claimed.fence, "rate": None, **told}]
             )
     await rescue_now(ledger, {node: 0})

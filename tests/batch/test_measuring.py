@@ -16,8 +16,7 @@ from service.batch.ledger.tables import runs as runs_table
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.declaration import Missed, Retry
 from service.database.engine import Database
-from service.metrics.histogram import BOUNDS, Histogram
-from service.metrics.process import Fate, ProcessMetrics
+from service.metrics.process import BOUNDS, Fate, Histogram, ProcessMetrics
 from service.testing.engine import DrivenEngine
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 from tests.batch.test_runs import insert, new

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.incidents import durations, made_good
-from service.batch.ledger import gauges, json_rows, last_runs, run_ids, run_query, runs
+from service.batch.ledger import gauges, json_rows, run_ids, run_query, run_rows, runs
 from service.batch.ledger.run_query import Key, RunQuery
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
@@ -155,7 +155,7 @@ async def read_gauges(connection: AsyncConnection, _: Key) -> None:
 async def read_tasks(connection: AsyncConnection, _: Key) -> None:
     now = clock.now()
     await runs.latest(connection, "split")
-    await last_runs.of_each(connection, ["split", "plain"], ("id", "state"), 20)
+    await run_rows.newest_of_each(connection, ["split", "plain"], ("id", "state"), 20)
     await durations.UsualDurations(connection, now).of_task("split")
     await made_good.successes_since(connection, "split", now, 10)
     await made_good.successes_around(connection, [("split", "f", now, now)])

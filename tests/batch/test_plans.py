@@ -34,7 +34,6 @@ from service.batch.ledger import (
     missed_ranges,
     nodes,
     run_ids,
-    run_progress,
     run_query,
     runs,
     schedules,
@@ -447,7 +446,9 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
                 "progress_at": None,
                 "rate": 1.0,
             }
-            await run_progress.mirror(connection, [{"id": one.id, "fence": one.fence, **progress}])
+            await attempts.write_progress(
+                connection, [{"id": one.id, "fence": one.fence, **progress}]
+            )
             ends = (
                 one.id,
                 one.fence,
@@ -942,7 +943,7 @@ async def test_outcomes_are_joined_by_ids_although_no_run_was_running_when_stati
             "rate": 1.0,
         }
         with plans.of("write"):
-            await run_progress.mirror(
+            await attempts.write_progress(
                 connection, [{"id": run.id, "fence": run.fence, **progress} for run in running]
             )
             assert await transitions.finish(connection, outcomes) == []

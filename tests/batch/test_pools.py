@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event, text, update
 
 from service import clock, config
-from service.batch.account import accounting
+from service.batch.account.account import tasks_of_running_nodes
 from service.batch.incidents import noticing, outages
 from service.batch.ledger import nodes, tables
 from service.batch.ledger.incidents import tables as incident_tables
@@ -185,7 +185,7 @@ async def test_a_living_worker_does_not_hide_that_no_service_lived(ledger: Datab
         )
         assert (
             await nodes.live_tasks(connection)
-            == await accounting.tasks_of_running_nodes(connection, stopped)
+            == await tasks_of_running_nodes(connection, stopped)
             == set()
         )
 

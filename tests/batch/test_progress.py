@@ -12,7 +12,7 @@ import pytest
 
 from service import clock
 from service.batch.context.progress import LONGEST_MESSAGE, Progress, ProgressMeter, pace
-from service.batch.ledger import run_progress, runs, transitions
+from service.batch.ledger import attempts, runs, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
@@ -251,11 +251,11 @@ async def running(ledger: Database) -> str:
 
 async def mirror(ledger: Database, run: str, fence: int = 3, **more: Any) -> dict[str, Any]:
     async with ledger.engine.begin() as connection:
-        await run_progress.mirror(
+        await attempts.write_progress(
             connection, [{"id": run, "fence": fence, "count_before": 0, **more}]
         )
     [found] = await rows(ledger, id=run)
-    return {name: found[name] for name in (*run_progress.PROGRESS_COLUMNS, "rate")}
+    return {name: found[name] for name in (*attempts.PROGRESS_COLUMNS, "rate")}
 
 
 async def test_all_values_are_mirrored_and_missing_ones_are_kept(ledger: Database) -> None:

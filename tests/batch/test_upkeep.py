@@ -17,8 +17,8 @@ from sqlalchemy import event, select, text, update
 from sqlalchemy import insert as insert_into
 
 from service import clock
-from service.batch.account import accounting
-from service.batch.account.account import Account, Kind
+from service.batch.account.account import Account, accounts
+from service.batch.account.slots import Kind
 from service.batch.ledger import run_logs, tables
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import Origin, RunState
@@ -299,9 +299,7 @@ async def test_two_nodes_may_prune_at_the_same_time(ledger: Database) -> None:
 
 async def account(ledger: Database) -> Account:
     async with ledger.reader.connect() as connection:
-        (found,) = [
-            one async for one in accounting.accounts(connection, OLD - 20 * DAY, NOW, "tick")
-        ]
+        (found,) = [one async for one in accounts(connection, OLD - 20 * DAY, NOW, "tick")]
     return found
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from service import clock
 from service.batch.cron.cron import schedule
 from service.batch.firing.overlap import Overlap
-from service.batch.ledger import missed_ranges, run_logs, run_progress, runs, schedules
+from service.batch.ledger import attempts, missed_ranges, run_logs, runs, schedules
 from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.run_logs import Block
 from service.batch.ledger.runs import Active, Claimed
@@ -241,7 +241,7 @@ async def _progress(stage: Stage, claimed: Claimed, done: int, total: int, rate:
     }
     async with stage.ledger.engine.begin() as connection:
         row = {"id": claimed.id, "fence": claimed.fence, "rate": rate, **progress}
-        await run_progress.mirror(connection, [row])
+        await attempts.write_progress(connection, [row])
 
 
 async def _wait(stage: Stage) -> None:

@@ -18,7 +18,7 @@ from unittest.mock import patch
 from service import clock
 from service.batch.incidents.watch import Watch
 from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import ids, json_rows, run_logs, runs, tables, transitions
+from service.batch.ledger import json_rows, run_logs, runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import Claimed, NewRun, claimed_from
@@ -27,6 +27,7 @@ from service.batch.nodes import ledger_poll
 from service.batch.nodes.outage import Outage
 from service.batch.tasks.registry import Task
 from service.config import Settings
+from service.database import types
 from service.database.engine import Database
 from service.operations.asking.actor import Actor
 from service.operations.asking.context import Loaded
@@ -54,7 +55,7 @@ def ids_of_the_story() -> Iterator[None]:
 
     with (
         patch.object(clock, "unix_ns", unix_ns),
-        patch.object(ids, "secrets", SimpleNamespace(randbits=digits.getrandbits)),
+        patch.object(types, "secrets", SimpleNamespace(randbits=digits.getrandbits)),
     ):
         yield
 
@@ -62,7 +63,7 @@ def ids_of_the_story() -> Iterator[None]:
 def id_at(instant: datetime) -> str:
     """A new id that was made at this instant."""
     with clock.moved(instant):
-        return ids.new_id()
+        return types.new_id()
 
 
 @dataclass

@@ -15,8 +15,8 @@ from sqlalchemy import insert, update
 
 from service import Alerts, clock
 from service.alerts.messages import still_news
-from service.batch.account import accounting
-from service.batch.account.account import Kind
+from service.batch.account.account import accounts
+from service.batch.account.slots import Kind
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill
 from service.batch.firing.unfired import NotFired
@@ -486,9 +486,7 @@ async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are
         ]
         assert await rows(ledger, tables.missed, task="load") == []
         async with ledger.reader.connect() as connection:
-            (account,) = [
-                each async for each in accounting.accounts(connection, START, task="load")
-            ]
+            (account,) = [each async for each in accounts(connection, START, task="load")]
         assert account.is_complete
         assert account.counts[Kind.RUN] == account.slots == 32
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import precondition
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.firing import firing, opener
+from service.batch.firing import firing, waiting
 from service.batch.firing.firing import Fired
 from service.batch.ledger import transitions
 from service.batch.ledger.runs import Claimed
@@ -151,7 +151,7 @@ async def _fire(process: Process, names: Collection[str], connection: AsyncConne
 
 
 async def _open(process: Process, connection: AsyncConnection) -> int:
-    return (await opener.open_and_close(connection, process.tasks, clock.now())).number
+    return (await waiting.open_and_close(connection, process.tasks, clock.now())).number
 
 
 async def _open_in(connection: AsyncConnection, process: Process) -> int:

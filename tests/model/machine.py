@@ -20,20 +20,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Part, PartitionedTask, Retry, TaskRegistry, clock
-from service.batch.account import accounting
-from service.batch.account.account import AccountedSlot, AccountFinding, Kind
+from service.batch.account.account import AccountedSlot, AccountFinding, accounts
+from service.batch.account.slots import Kind
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
 from service.batch.execution.outcomes import Group, WriteBuffer
-from service.batch.firing import firing, opener, task_sync
+from service.batch.firing import firing, task_sync, waiting
 from service.batch.firing.firing import Fired
-from service.batch.ledger import ids, nodes
+from service.batch.ledger import nodes
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.node import Node
-from service.batch.queue import claiming, enqueue, upstreams
+from service.batch.queue import claiming, enqueue, upstream_results
 from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import Head
 from service.batch.tasks.after import After
@@ -41,6 +41,7 @@ from service.batch.tasks.declaration import Missed
 from service.batch.tasks.partitions import Stage, stage_of
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
+from service.database import types
 from tests.batch.ledger_world import make_task
 from tests.model import plain
 from tests.model.checks import check, name_runs, wrong_entries
@@ -197,7 +198,7 @@ class Machine(RuleBasedStateMachine):
         numbers = itertools.count()
         counting = SimpleNamespace(randbits=lambda bits: next(numbers))
         # Else the same choices may do something else.
-        self._stack.enter_context(patch.object(ids, "secrets", counting))
+        self._stack.enter_context(patch.object(types, "secrets", counting))
         TaskRegistry.clear()
         self.world.clear()
         self.model = Model(START)
@@ -316,7 +317,7 @@ class Machine(RuleBasedStateMachine):
     def _open(self, which: str) -> None:
         loaded = self.processes[which].tasks
         expected = self.model.look(loaded.keys())
-        assert self.world.write(opener.open_and_close, loaded, clock.now()).number == expected
+        assert self.world.write(waiting.open_and_close, loaded, clock.now()).number == expected
 
     def _take(self, process: Process, claimed: Sequence[Claimed]) -> None:
         """It works on these now. What it holds of an older attempt of one of them it gives up."""
@@ -410,9 +411,10 @@ class Machine(RuleBasedStateMachine):
     async def _read_parts(self, run: str) -> bool:
         enqueue.use_service(self.world.ledger, lambda: None)
         try:
-            are_over = await upstreams.are_parts_over(run)
+            are_over = await upstream_results.are_parts_over(run)
             found = [
-                (done.part, done.run, done.state) async for done in await upstreams.read(run, True)
+                (done.part, done.run, done.state)
+                async for done in await upstream_results.read(run, True)
             ]
         finally:
             enqueue.use_no_service()
@@ -469,7 +471,7 @@ async def _account(
     connection: AsyncConnection, see: Callable[[AccountedSlot], None]
 ) -> list[AccountFinding]:
     """What the accounts of all tasks find wrong."""
-    found = [each async for each in accounting.accounts(connection, START, see=see)]
+    found = [each async for each in accounts(connection, START, see=see)]
     fine = (Kind.DUE, Kind.LATE)
     return [
         finding for account in found for finding in account.findings if finding.kind not in fine

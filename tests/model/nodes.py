@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch.firing import firing, task_sync
 from service.batch.firing.firing import Fired
-from service.batch.ledger import nodes, run_progress, transitions
+from service.batch.ledger import attempts, nodes, transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
 from service.batch.queue import claiming
@@ -206,7 +206,8 @@ class Nodes(Machine):
             "progress_at": clock.now(),
         }
         self.world.write(
-            run_progress.mirror, [{"id": claimed.id, "fence": claimed.fence, "rate": None, **told}]
+            attempts.write_progress,
+            [{"id": claimed.id, "fence": claimed.fence, "rate": None, **told}],
         )
 
     # Living and dying

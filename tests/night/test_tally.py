@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.account import accounting
-from service.batch.account.account import SLOTS, AccountedSlot, Kind
+from service.batch.account.account import SLOTS, AccountedSlot, accounts
+from service.batch.account.slots import Kind
 from service.batch.firing.backfill import Backfill
 from service.batch.ledger import buckets, tables, transitions
 from service.batch.ledger.attempts import Outcome
@@ -23,9 +23,10 @@ from service.batch.ledger.buckets import bucket_of
 from service.batch.ledger.buckets import buckets as buckets_table
 from service.batch.ledger.states import ACTIVE, Rank, RunState
 from service.batch.ledger.tables import new_id
-from service.batch.night import counting, tally, unaccounted
+from service.batch.night import counting, tally
 from service.batch.queue.enqueue import Startable
 from service.database.engine import Database
+from service.operations.night import unaccounted
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_account import Story
 from tests.kinds import KINDS
@@ -59,7 +60,7 @@ async def by_account(ledger: Database, since: datetime, until: datetime) -> Coun
             counted["active" if is_new else "unaccounted"] += 1
 
     async with ledger.reader.connect() as connection:
-        async for _ in accounting.accounts(connection, since, until, see=see):
+        async for _ in accounts(connection, since, until, see=see):
             pass
     return counted
 
@@ -204,7 +205,7 @@ async def unaccounted_by_account(
     """
     found: list[AccountedSlot] = []
     async with ledger.reader.connect() as connection:
-        async for _ in accounting.accounts(connection, since, until, see=found.append):
+        async for _ in accounts(connection, since, until, see=found.append):
             pass
     old = clock.now() - MINUTE
     return [

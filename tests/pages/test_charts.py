@@ -13,7 +13,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.operations.night import night
 from service.operations.night.lanes import Cell, Lane, LaneRun
 from service.operations.night.page import Column
 from service.operations.night.sparks import Spark
@@ -181,7 +180,7 @@ def test_below_the_line_of_the_night_failed_is_solid_missed_is_split_and_chosen_
     boxes = {box.css: box for box in chart.boxes}
     assert set(boxes) == {"f-failed", "split", "cell-unaccounted", "f-skipped"}
     assert boxes["f-skipped"].height < 2 < boxes["f-failed"].height
-    html = night.night(template("charts.html").context, chart, 184, "pw")
+    html = template("charts.html").night(chart, 184, "pw")
     assert html.count("url(#hatch-split)") == 1 and html.count("failed</title>") == 0
     assert html.count("<title>") == 4
 

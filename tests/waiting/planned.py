@@ -15,21 +15,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import (
     chains,
     json_rows,
-    kept_back,
     parts,
     runs,
     transitions,
-    waiting_runs,
     waits,
 )
 from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import Rank
-from service.batch.queue import waiting
+from service.batch.queue import gates
 from service.database.engine import Database
 from service.operations.runs import chain
-from service.operations.runs.awaited import awaited
-from service.operations.runs.blocked import blocked_runs
+from service.operations.runs.awaited import awaited, blocked_runs
 from tests.batch.test_runs import new
 
 Of = Callable[[str], AbstractContextManager[None]]
@@ -106,22 +103,22 @@ async def send(ledger: Database, of: Of, now: datetime) -> None:
         await write(connection, [*ready, *closed, *cancelled, upstream, *others], rows)
         with of("open"):
             assert await waits.is_any_ready(connection, now)
-            decided = await waiting.decide(connection, now)
-            assert await waiting.apply(connection, decided, now) == 2
-            await waits.upstreams(connection, [others[-1].id])
+            decided = await gates.decide(connection, now)
+            assert await gates.apply(connection, decided, now) == 2
+            await waits.slots(connection, [others[-1].id])
         with of("what failed runs keep back"):
-            await kept_back.by_errors(connection, [("up-1", "1:boom"), ("up-2", "1:boom")])
-            await kept_back.by_run(connection, upstream.id)
+            await chains.kept_back_by_errors(connection, [("up-1", "1:boom"), ("up-2", "1:boom")])
+            await chains.kept_back_by_run(connection, upstream.id)
         with of("blocked runs"):
             await blocked_runs(connection, [], now + timedelta(days=1), MINUTE)
             await awaited(connection, [others[-1].id, cancelled[0].id], now)
         with of("a chain"):
             await chains.before(connection, [others[-1].id], 200)
             await chains.after(connection, [upstream.id], 200)
-            await chains.members(connection, cancelled[0].id, 200)
+            await chains.members_by_state(connection, cancelled[0].id, 200)
             await chain.upcoming(connection, "later", now)
         with of("retry what others wait for"):
-            assert await waiting_runs.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
+            assert await waits.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
             await transitions.reopen(
                 connection, [closed[1].id, upstream.id], Rank.MANUAL, "ann", now
             )
@@ -149,11 +146,11 @@ async def send_parts(connection: AsyncConnection, now: datetime) -> None:
     await transitions.cancel(
         connection, await parts.active_ids(connection, run.id), "stopped", "ann", now
     )
-    decided = await waiting.decide(connection, now)
+    decided = await gates.decide(connection, now)
     assert [failing["reason"] for failing in decided.failing] == [
         f"50 of 50 parts cancelled: {LISTED} and 40 more"
     ]
-    await waiting.apply(connection, decided, now)
+    await gates.apply(connection, decided, now)
     assert await transitions.reopen(connection, [run.id], Rank.MANUAL, "ann", now, anew=True) == {
         run.id
     }

@@ -7,8 +7,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from service import clock
-from service.batch.account import accounting
 from service.batch.account.account import Account
+from service.batch.account.account import accounts as accounts_of
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill, interval_of
 from service.batch.ledger.states import RunState
@@ -20,7 +20,7 @@ from tests.waiting.world import DAY, MINUTE, START, Waits
 
 async def accounts(waits: Waits) -> dict[str, Account]:
     async with waits.ledger.reader.connect() as connection:
-        return {each.task: each async for each in accounting.accounts(connection, START)}
+        return {each.task: each async for each in accounts_of(connection, START)}
 
 
 async def is_complete(waits: Waits, slots: int) -> dict[str, int]:

@@ -15,7 +15,7 @@ from service.batch.ledger import missed_ranges, schedules, tables
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.waits import waits as waits_table
-from service.batch.queue import waiting
+from service.batch.queue import gates
 from service.batch.queue.cancel import request_cancel
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import retry
@@ -491,7 +491,7 @@ async def test_of_many_that_open_at_once_skip_admits_the_newest_and_wait_the_old
 async def test_many_slots_that_a_node_may_not_open_do_not_keep_it_from_its_own(
     waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "MOST", 3)
+    monkeypatch.setattr(gates, "MOST", 3)
     mine = make_task("mine", None, after="extract")
     await waits.know(daily("extract", "0 * * * *", overlap="allow"), load_after(overlap="allow"))
     for slot in (THREE + n * HOUR for n in range(3)):

@@ -25,7 +25,6 @@ from service.operations.bulks import bulk
 from service.operations.operations import Operations
 from service.operations.starting import backfill
 from service.operations.starting.results import BackfillRequest
-from service.operations.system import live
 from service.verbs.run_changes import RetryRun
 from service.verbs.runs import CountRunsAfter
 from tests.batch.ledger_world import make_task, rows
@@ -50,7 +49,7 @@ def chain() -> tuple[Task, Task, Task]:
 
 async def run_all(waits: Waits, *names: str, slot: datetime | None = None) -> None:
     for name in names:
-        await live.look(waits.context)
+        await waits.look()
         await waits.end(name, slot)
 
 
@@ -76,7 +75,7 @@ async def test_a_run_is_run_again_and_what_comes_after_waits_for_it(
         clock.now() + DAY,
         None,
     )
-    assert await live.look(waits.context) == 0
+    assert await waits.look() == 0
     await run_all(waits, "extract", "load", "report")
     assert set((await states(waits)).values()) == {"succeeded"}
     events = await rows(waits.ledger, audit.events, action="run.retry_from_the_beginning")
@@ -102,7 +101,7 @@ async def test_what_comes_after_keeps_its_rule_and_closes_by_it(
     row = await waits.run_of("load")
     assert (row["gate"], row["wait_until"]) == ("end", clock.now() + MINUTE)
     await waits.end("extract", state=RunState.FAILED)
-    await live.look(waits.context)
+    await waits.look()
     assert await waits.state("load") == "queued"
 
 
@@ -112,7 +111,7 @@ async def test_active_runs_are_left_and_without_again_it_is_refused(
     await waits.know(*chain())
     await waits.fire(THREE)
     await run_all(waits, "extract")
-    await live.look(waits.context)
+    await waits.look()
     run = (await waits.run_of("extract"))["id"]
     assert (await operations(CountRunsAfter(run=run))).tasks == {}
     await operations(RetryRun(run=run, from_the_beginning=True, and_after=True))

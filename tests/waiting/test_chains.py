@@ -12,7 +12,7 @@ from sqlalchemy import update
 from service import Start, clock, start_all
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill, interval_of
-from service.batch.firing.opener import MOST_LEFT, Opener
+from service.batch.firing.waiting import MOST_LEFT, Opener
 from service.batch.ledger import buckets
 from service.batch.ledger.buckets import buckets as buckets_table
 from service.batch.ledger.states import Rank, RunState

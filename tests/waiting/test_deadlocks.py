@@ -15,10 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import Start, clock, start_all
 from service.batch.ledger import tables, transitions
 from service.batch.ledger.states import RunState
-from service.batch.queue import waiting
-from service.batch.queue.waiting import Decided
+from service.batch.queue import gates
+from service.batch.queue.gates import Decided
 from service.database.engine import Database
-from service.operations.system import live
 from tests.batch.ledger_world import make_task, rows, until_waiting
 from tests.waiting.world import START, Waits
 
@@ -58,7 +57,7 @@ async def replacing(waits: Waits) -> tuple[str, str]:
         await waits.fire(slot)
         await waits.end("extract", slot)
         if slot == FIRST:
-            assert await live.look(waits.context) == 1
+            assert await waits.look() == 1
             await waits.start((await waits.run_of("load", FIRST))["id"])
     old, new = await waits.run_of("load", FIRST), await waits.run_of("load", SECOND)
     assert (old["state"], new["state"]) == ("running", "waiting")
@@ -71,8 +70,8 @@ async def test_an_opening_leaves_a_slot_whose_turn_it_would_have_to_wait_for(
     old, new = replacing
     async with other.engine.begin() as connection:
         await lock(connection, old)
-        assert await asyncio.wait_for(live.look(waits.context), SECONDS) == 0
-    assert await live.look(waits.context) == 1
+        assert await asyncio.wait_for(waits.look(), SECONDS) == 0
+    assert await waits.look() == 1
     states = {
         row["id"]: (row["state"], row["cancel_reason"] is not None)
         for row in await rows(waits.ledger)
@@ -86,15 +85,15 @@ async def test_an_opening_that_replaces_and_a_cancel_of_both_runs_do_not_deadloc
     """The opening has locked the new run. The cancel has locked the old one, and waits for the new
     one.
     """
-    apply, cancelling = waiting.apply, list[asyncio.Task[dict[str, RunState]]]()
+    apply, cancelling = gates.apply, list[asyncio.Task[dict[str, RunState]]]()
 
     async def apply_beside(connection: AsyncConnection, decided: Decided, now: datetime) -> int:
         cancelling.append(asyncio.create_task(cancel(other, replacing)))
         await until_waiting(waits.ledger, 1, SECONDS)
         return await apply(connection, decided, now)
 
-    monkeypatch.setattr(waiting, "apply", apply_beside)
-    assert await live.look(waits.context) == 0
+    monkeypatch.setattr(gates, "apply", apply_beside)
+    assert await waits.look() == 0
     old, new = replacing
     assert await cancelling[0] == {old: RunState.RUNNING, new: RunState.CANCELLED}
 

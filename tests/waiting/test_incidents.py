@@ -20,7 +20,6 @@ from service.operations.asking.context import Loaded
 from service.operations.night.night import night as night_of
 from service.operations.night.results import Need, Night
 from service.operations.operations import Operations
-from service.operations.system import live
 from service.verbs.incidents import ShowIncident
 from tests.batch.ledger_world import make_task, rows
 from tests.incidents.watching import Watching, watching
@@ -47,7 +46,7 @@ def operations(waits: Waits) -> Operations:
 async def settle(waits: Waits, watch: Watching) -> None:
     """Open and close what is ready, and have the watch notice what has gone wrong."""
     for _ in range(3):
-        await live.look(waits.context)
+        await waits.look()
     watch.watch._changes = None  # the time was moved by the test, and no service was down
     await watch.turn(3)
 

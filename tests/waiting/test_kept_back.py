@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from service import Start, start_all
-from service.batch.ledger import chains, kept_back
-from service.batch.ledger.kept_back import KeptBack
+from service.batch.ledger import chains
+from service.batch.ledger.chains import KeptBack
 from service.batch.ledger.states import RunState
 from service.batch.queue.retry import retry
 from service.batch.tasks.after import After
@@ -23,13 +23,13 @@ HOUR = timedelta(hours=1)
 
 async def kept_by(waits: Waits, task: str, fingerprint: str = "1:boom") -> str:
     async with waits.ledger.reader.connect() as connection:
-        found = await kept_back.by_errors(connection, [(task, fingerprint)])
+        found = await chains.kept_back_by_errors(connection, [(task, fingerprint)])
     return kept_back_in_words(found.get((task, fingerprint), []))
 
 
 async def kept_by_run(waits: Waits, run: str) -> str:
     async with waits.ledger.reader.connect() as connection:
-        return kept_back_in_words(await kept_back.by_run(connection, run))
+        return kept_back_in_words(await chains.kept_back_by_run(connection, run))
 
 
 async def fail(waits: Waits, task: str, slot: Any = None) -> str:

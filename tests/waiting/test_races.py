@@ -22,12 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Start, clock, start, start_all
 from service.batch.execution.engine import LocalEngine
-from service.batch.firing.opener import Opener, open_and_close
+from service.batch.firing.waiting import Opener, open_and_close
 from service.batch.ledger import runs, tables, transitions
 from service.batch.ledger import waits as waits_module
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import RunState
-from service.batch.queue import enqueue, waiting
+from service.batch.queue import enqueue, gates
 from service.batch.queue.cancel import request_cancel
 from service.batch.queue.retry import retry
 from service.batch.tasks.registry import Task
@@ -234,10 +234,10 @@ async def test_a_retry_between_the_decision_and_its_commit_is_not_lost(
             await retry(connection, member, "ann")
 
     async with waits.ledger.engine.begin() as connection:
-        decided = await waiting.decide(connection, clock.now())
+        decided = await gates.decide(connection, clock.now())
         assert list(decided.closing) == [follow_up]
         async with meanwhile(waits.ledger, retry_it) as retrying:
-            await waiting.apply(connection, decided, clock.now())
+            await gates.apply(connection, decided, clock.now())
     await retrying
     assert await state_of(waits, member) == "queued"
     assert await state_of(waits, follow_up) == "waiting"
@@ -260,11 +260,11 @@ async def test_without_the_lock_a_retry_would_be_lost(
         return [follow_up]
 
     async with waits.ledger.engine.begin() as connection:
-        decided = await waiting.decide(connection, clock.now())
-        monkeypatch.setattr(transitions.waiting_runs, "lock_awaiting", find_only)
+        decided = await gates.decide(connection, clock.now())
+        monkeypatch.setattr(transitions.waits, "lock_awaiting", find_only)
         async with other.engine.begin() as second:
             await retry(second, member, "ann")
-        await waiting.apply(connection, decided, clock.now())
+        await gates.apply(connection, decided, clock.now())
     assert (await state_of(waits, member), await state_of(waits, follow_up)) == (
         "queued",
         "skipped",
@@ -289,7 +289,7 @@ async def test_a_retry_while_the_look_takes_its_locks_is_seen_by_the_second_stat
         passed = " WHERE (SELECT count(passed) FROM gate) = 1 AND "
         return f"{gate} {statement.replace(' WHERE ', passed, 1)}"
 
-    async def and_kept(*given: Any) -> list[waits_module.Waiting]:
+    async def and_kept(*given: Any) -> list[waits_module.WaitingRun]:
         locked.extend(await ready(*given))
         return locked
 
@@ -335,17 +335,17 @@ async def test_what_a_person_is_retrying_is_left_alone_by_a_look(
 async def test_two_openers_open_each_run_once(
     waits: Waits, tasks: tuple[Task, Task], other: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "MOST", 10)
+    monkeypatch.setattr(gates, "MOST", 10)
     ids = {await start(tasks[0].cls, delay=60) for _ in range(30)}
     clock.advance(timedelta(minutes=2))
     opened: list[str] = []
 
     async def take(database: Database, enough: asyncio.Barrier) -> None:
         async with database.engine.begin() as connection:
-            decided = await waiting.decide(connection, clock.now())
+            decided = await gates.decide(connection, clock.now())
             # Both have decided before either is committed.
             await asyncio.wait_for(enough.wait(), SECONDS)
-            assert await waiting.apply(connection, decided, clock.now()) == len(decided.opening)
+            assert await gates.apply(connection, decided, clock.now()) == len(decided.opening)
         opened.extend(run.id for run in decided.opening)
 
     both = asyncio.Barrier(2 if waits.ledger.kind == "postgresql" else 1)
@@ -417,9 +417,9 @@ async def test_a_cancel_while_a_run_is_opened_cancels_the_opened_run(
             await request_cancel(connection, follow_up, "cancelled by ann", "ann")
 
     async with waits.ledger.engine.begin() as connection:
-        decided = await waiting.decide(connection, clock.now())
+        decided = await gates.decide(connection, clock.now())
         async with meanwhile(waits.ledger, cancel) as cancelling:
-            assert await waiting.apply(connection, decided, clock.now()) == 1
+            assert await gates.apply(connection, decided, clock.now()) == 1
     await cancelling
     (row,) = await rows(waits.ledger, id=follow_up)
     assert (row["state"], row["reason"], row["cancel_by"]) == (

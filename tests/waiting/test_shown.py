@@ -9,7 +9,6 @@ from service import Start, clock, start, start_all
 from service.batch.ledger import database_time
 from service.operations.runs import late
 from service.operations.runs.waiting import Waiting
-from service.operations.system import live
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.test_after import THREE
 from tests.waiting.world import MINUTE, START, Waits
@@ -32,7 +31,7 @@ async def test_a_run_that_begins_later_says_when(waits: Waits) -> None:
     run = await start(mail.cls, delay=60)
     assert await awaits(waits, run) == [{"kind": "instant", "at": START + MINUTE}]
     clock.advance(MINUTE)
-    await live.look(waits.context)
+    await waits.look()
     assert await awaits(waits, run) == []
 
 

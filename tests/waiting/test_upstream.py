@@ -11,10 +11,10 @@ import pytest
 
 from service import BaseTask, Done, Start, Upstream, call_async, clock, start_all
 from service.batch.context.upstream import no_members
-from service.batch.ledger import upstreams
+from service.batch.ledger import waits as waits_rows
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
-from service.batch.queue import upstreams as queue_upstreams
+from service.batch.queue import upstream_results
 from service.batch.queue.enqueue import use_no_service, use_service
 from service.batch.tasks.registry import TaskRegistry
 from service.database.engine import Database
@@ -79,21 +79,23 @@ async def test_members_come_page_by_page_and_a_page_is_bounded(
     )
     assert follow_up is not None
     members = sorted(row["id"] for row in await rows(waits.ledger, task="mail"))
-    monkeypatch.setattr(upstreams, "PAGE", 3)
+    monkeypatch.setattr(waits_rows, "PAGE", 3)
     sizes = []
     after: str | None = None
-    while page := await queue_upstreams.members(follow_up, after):
+    while page := await upstream_results.members(follow_up, after):
         sizes.append(len(page))
         after = page[-1].run
     assert sizes == [3, 3, 1]
     await waits.start(members[0])
     await waits.finish(members[0], result={"text": "x" * 100})
-    monkeypatch.setattr(upstreams, "PAGE_SIZE", 50)
-    assert [len(await queue_upstreams.members(follow_up, each)) for each in (None, members[0])] == [
+    monkeypatch.setattr(waits_rows, "PAGE_SIZE", 50)
+    assert [
+        len(await upstream_results.members(follow_up, each)) for each in (None, members[0])
+    ] == [
         1,
         3,
     ]
-    upstream = await queue_upstreams.read(follow_up)
+    upstream = await upstream_results.read(follow_up)
     assert [done.run async for done in upstream] == members
 
 
@@ -105,7 +107,7 @@ async def test_a_slot_without_a_run_is_there_without_a_state(waits: Waits) -> No
     await waits.know(weekly, load)
     await waits.fire(clock.now() + 180 * MINUTE)
     run = (await waits.run_of("load"))["id"]
-    assert (await queue_upstreams.read(run))["extract"] == Done("extract", None, None, None)
+    assert (await upstream_results.read(run))["extract"] == Done("extract", None, None, None)
 
 
 async def test_a_name_that_it_has_not_waited_for_is_an_error_that_says_what_there_is() -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service import clock
-from service.batch.firing.opener import open_and_close
+from service.batch.firing.waiting import open_and_close
 from service.batch.ledger import transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import RunState

@@ -20,8 +20,7 @@ from service import clock
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import backups, new_id, runs, tasks
 from service.database.companions import quarantine
-from service.metrics.labels import OTHER, TaskLabels
-from service.metrics.process import ProcessMetrics, ProcessSnapshot
+from service.metrics.process import OTHER, ProcessMetrics, ProcessSnapshot, TaskLabels
 from service.operations.system import gauges
 from service.operations.system.gauges import Gauges, TaskGauges
 from service.verbs.run_changes import StartRun

@@ -11,11 +11,9 @@ from sqlalchemy import (
     BigInteger,
     Integer,
     TextClause,
-    bindparam,
     func,
     literal_column,
     select,
-    text,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
@@ -23,6 +21,7 @@ from sqlalchemy.orm import Session
 from service import clock
 from service.batch.context import fencing
 from service.batch.context.current_run import CurrentRun, state_of
+from service.database import sql
 from service.database.companions import checkpoints
 from service.errors import ChunkError
 
@@ -63,23 +62,22 @@ def _upsert(rows: str) -> TextClause:
     `count` would not work, because a chunk may be empty. The row without a name is that of the
     fence; it is updated unless its fence is newer.
     """
-    return text(
+    return sql.statement(
         "INSERT INTO batch_checkpoints (run, name, fence, cursor, count, finished, at) "
         f"VALUES {rows} "
         "ON CONFLICT (run, name) DO UPDATE SET fence = excluded.fence, cursor = excluded.cursor, "
         "count = excluded.count, finished = excluded.finished, at = excluded.at "
         "WHERE CASE WHEN batch_checkpoints.name = '' THEN batch_checkpoints.fence <= "
         "excluded.fence "
-        "ELSE CAST(batch_checkpoints.cursor ->> 'chunks' AS BIGINT) = :before END"
-    ).bindparams(
-        bindparam("run", type_=checkpoints.c.run.type),
-        bindparam("name", type_=checkpoints.c.name.type),
-        bindparam("fence", type_=BigInteger()),
-        bindparam("cursor", type_=checkpoints.c.cursor.type),
-        bindparam("count", type_=BigInteger()),
-        bindparam("before", type_=BigInteger()),
-        bindparam("finished", type_=checkpoints.c.finished.type),
-        bindparam("at", type_=checkpoints.c.at.type),
+        "ELSE CAST(batch_checkpoints.cursor ->> 'chunks' AS BIGINT) = :before END",
+        run=checkpoints.c.run,
+        name=checkpoints.c.name,
+        fence=BigInteger(),
+        cursor=checkpoints.c.cursor,
+        count=BigInteger(),
+        before=BigInteger(),
+        finished=checkpoints.c.finished,
+        at=checkpoints.c.at,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import clock, failures
@@ -18,15 +18,18 @@ from service.batch.chunks import cursor_json
 from service.batch.context.current_run import CurrentRun, state_of
 from service.batch.ledger import json_rows
 from service.batch.ledger.tables import new_id
+from service.database import sql
 from service.database.companions import quarantine
 from service.database.engine import Database
 
-INSERT = text(
+INSERT = sql.statement(
     "INSERT INTO batch_quarantine (id, run, task, item, error, times, at) "
     "VALUES (:id, :run, :task, :item, :error, :times, :at) ON CONFLICT (run, item) DO UPDATE SET "
-    "error = excluded.error, times = batch_quarantine.times + excluded.times, at = excluded.at"
-).bindparams(
-    *(bindparam(name, type_=quarantine.c[name].type) for name in ("id", "run", "error", "at"))
+    "error = excluded.error, times = batch_quarantine.times + excluded.times, at = excluded.at",
+    id=quarantine.c.id,
+    run=quarantine.c.run,
+    error=quarantine.c.error,
+    at=quarantine.c.at,
 )
 
 

@@ -8,24 +8,24 @@ from types import TracebackType
 from typing import Any, Self
 
 from pydantic_core import PydanticSerializationError, to_json
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import clock
 from service.batch.context import current_run, fencing
+from service.database import sql
 from service.database.companions import checkpoints
 from service.database.session import application_database
 from service.errors import ChunkError
 
-INSERT = text(
+INSERT = sql.statement(
     "INSERT INTO batch_checkpoints (run, name, fence, finished, result, at) "
     "VALUES (:run, :name, :fence, :finished, :result, :at) ON CONFLICT (run, name) DO NOTHING "
-    "RETURNING fence"
-).bindparams(
-    *(
-        bindparam(name, type_=checkpoints.c[name].type)
-        for name in ("run", "finished", "result", "at")
-    )
+    "RETURNING fence",
+    run=checkpoints.c.run,
+    finished=checkpoints.c.finished,
+    result=checkpoints.c.result,
+    at=checkpoints.c.at,
 )
 
 

@@ -4,20 +4,22 @@ twice.
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import clock
 from service.batch.context.current_run import current_run
+from service.database import sql
 from service.database.companions import once as once_table
 from service.errors import BatchError
 
 LONGEST_KEY = 200
 
-CLAIM = text(
+CLAIM = sql.statement(
     "INSERT INTO batch_once (key, run, at) VALUES (:key, :run, :at) ON CONFLICT (key) DO NOTHING "
-    "RETURNING key"
-).bindparams(*(bindparam(name, type_=once_table.c[name].type) for name in ("run", "at")))
+    "RETURNING key",
+    run=once_table.c.run,
+    at=once_table.c.at,
+)
 
 
 async def once(db: AsyncSession, key: str) -> bool:

@@ -20,7 +20,7 @@ from service.batch.execution.ending import Ending, log_ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.nodes.harm import LostLease
-from service.batch.queue import upstreams
+from service.batch.queue import upstream_results
 from service.batch.tasks.declaration import ON_TIME
 from service.batch.tasks.partitions import Stage
 from service.batch.tasks.registry import Task
@@ -188,11 +188,13 @@ class Attempt:
             await self._take_over(self.state)
             self._limit(0.0 if self._child_pool is None else CHILD_START_SECONDS)
         if self.body.stage == Stage.WORK and self.claimed.awaited_by is not None:
-            self.body.use_slot(await upstreams.slot_of(self.claimed.awaited_by))
-        if self.body.stage == Stage.JOIN and not await upstreams.are_parts_over(self.claimed.id):
+            self.body.use_slot(await upstream_results.slot_of(self.claimed.awaited_by))
+        if self.body.stage == Stage.JOIN and not await upstream_results.are_parts_over(
+            self.claimed.id
+        ):
             return Ending(RunState.WAITING, "resumed")
         if self._child_pool is None:
-            parameters = await self.body.parameters(upstreams.read)
+            parameters = await self.body.parameters(upstream_results.read)
             self.begins()
             return await self.body.execute(parameters, self._threads, ABANDON_SECONDS)
         ending, stop = await self._child_pool.execute(self), self.body.stop

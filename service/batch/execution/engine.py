@@ -33,7 +33,6 @@ from service.batch.execution.outcomes import (
 from service.batch.execution.tickets import Look, Tickets
 from service.batch.ledger import runs, tables
 from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.blocking import Blocker
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.batch.nodes.harm import LostLease
@@ -46,6 +45,7 @@ from service.concurrency.background import Background, is_set_within
 from service.concurrency.thread_pool import ThreadPool
 from service.database import troubles
 from service.database.engine import Database
+from service.database.statement_blocker import StatementBlocker
 from service.logs import get_logger
 from service.metrics.process import LedgerWork, ProcessMetrics
 
@@ -574,7 +574,7 @@ class LockedRuns:
         self.ids: Sequence[str] = ()
         self.trouble: str | None = None
         self._since: float | None = None
-        self._blocker = Blocker(database, on_found=self._report)
+        self._blocker = StatementBlocker(database, on_found=self._report)
 
     @property
     def is_any(self) -> bool:

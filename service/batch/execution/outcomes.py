@@ -17,15 +17,14 @@ from service.batch.context.progress import Progress
 from service.batch.execution import pings
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
-from service.batch.ledger import database_time, run_logs, run_progress, transitions
-from service.batch.ledger import outcome as outcomes_of
+from service.batch.ledger import attempts, database_time, run_logs, transitions
 from service.batch.ledger.attempts import EncodedOutcomes, Outcome
 from service.batch.ledger.parts import Split
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, Rank, RunState
 from service.batch.nodes import harm
-from service.batch.queue.waiting import Closed
+from service.batch.queue.gates import Closed
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
 from service.database import troubles
@@ -104,7 +103,7 @@ class Group:
     async def prepare(self, kind: str) -> None:
         """Compress the log lines and encode the outcomes. Call it before the transaction begins.
 
-        `kind`: the kind of the database.
+        `kind`: of the database.
         """
         self.packed = await offload(run_logs.pack, self.blocks) if self.blocks else []
         for outcome in self.outcomes:
@@ -121,7 +120,7 @@ class Group:
             and self.outcomes
             and all(outcome.due_at is None for outcome in self.outcomes)
         ):
-            self.encoded = outcomes_of.encode(self.outcomes, kind)
+            self.encoded = attempts.encode(self.outcomes, kind)
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Write the group in the caller's transaction. Returns the outcomes that were refused,
@@ -130,7 +129,7 @@ class Group:
         outcomes = await harm.charge_suspects(connection, await self._due_by_the_ledger(connection))
         bounced = await transitions.finish(connection, outcomes, self.encoded)
         await run_logs.write(connection, self.packed)
-        await run_progress.mirror(connection, self.progress)
+        await attempts.write_progress(connection, self.progress)
         return bounced
 
     async def _due_by_the_ledger(self, connection: AsyncConnection) -> list[Outcome]:
@@ -218,7 +217,7 @@ class WriteBuffer:
         """Make the group that `take` returns next, if it is full, while the database writes the
         previous one.
 
-        `kind`: the kind of the database.
+        `kind`: of the database.
         """
         if self._next is None and len(self._outcomes) >= GROUP_LIMIT:
             self._next = self.take(attempts)
@@ -250,7 +249,9 @@ class WriteBuffer:
 
 
 def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
-    """Rows for `run_progress.mirror`: one for each attempt with new progress."""
+    """The rows for `attempts.write_progress`: one for each attempt with progress that was not taken
+    yet.
+    """
     reports = [(attempt, attempt.state.meter.take()) for attempt in attempts]
     return [
         {

@@ -16,7 +16,7 @@ from service.batch.ledger import database_time, parts, runs, transitions
 from service.batch.ledger.runs import Claimed, NewRun
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
-from service.batch.queue import concurrency, waiting
+from service.batch.queue import concurrency, gates
 from service.batch.tasks.parameters import SLOT
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -135,8 +135,8 @@ class ManualRun:
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
                 losses, now = self._engine.losses, await database_time.now_of(connection)
-                await waiting.apply(
-                    connection, await waiting.decide(connection, now, only=self.id), now
+                await gates.apply(
+                    connection, await gates.decide(connection, now, only=self.id), now
                 )
                 lanes = (await concurrency.free(connection, {queue: partition.parallel}))[queue]
                 ids = (

@@ -11,13 +11,13 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
-from service.batch.firing import waited_slots
+from service.batch.firing import waiting
 from service.batch.firing.misfires import INSTANT
-from service.batch.ledger import buckets, database_time, runs, schedules, transitions, waiting_runs
+from service.batch.ledger import buckets, database_time, runs, schedules, transitions, waits
+from service.batch.ledger.run_rows import run_rows
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
 from service.batch.ledger.tables import OF_SLOT_SQL
@@ -219,13 +219,13 @@ class Backfill:
             now = await database_time.now_of(connection)
             new = [self._new(slot, now) for slot in slots]
             if after is not None:
-                new = list(waited_slots.waiting_runs(new, after))
+                new = list(waiting.as_waiting(new, after))
             changed = await runs.insert(connection, new)
             made = [(run, after) for run in new if after is not None and run.id in changed]
-            await waited_slots.record(connection, made)
-            awaiting = await waiting_runs.lock_awaiting(connection, sorted(changed))
-            waiting = await transitions.wait_again(connection, awaiting, now)
-            await buckets.slots_have_changed(connection, [*slots, *waiting], now)
+            await waiting.record_slots(connection, made)
+            awaiting = await waits.lock_awaiting(connection, sorted(changed))
+            others = await transitions.wait_again(connection, awaiting, now)
+            await buckets.slots_have_changed(connection, [*slots, *others], now)
         again_ids = [d.run for d in decisions if d.action == SlotAction.AGAIN and d.run]
         if again_ids:
             ids, after_ids = ([], again_ids) if self.comes_after else (again_ids, [])
@@ -237,10 +237,11 @@ class Backfill:
         return [d._replace(action=SlotAction.LEFT) if d.slot in lost else d for d in decisions]
 
     async def _decide(self, page: list[datetime]) -> list[SlotDecision]:
-        statement = (
-            select(runs_table.c.slot, runs_table.c.id, runs_table.c.state)
-            .where(runs_table.c.task == self.task.name, text(OF_SLOT_SQL))
-            .where(runs_table.c.slot.between(page[0], page[-1]))
+        statement = run_rows(
+            ("slot", "id", "state"),
+            runs_table.c.task == self.task.name,
+            OF_SLOT_SQL,
+            runs_table.c.slot.between(page[0], page[-1]),
         )
         async with self.ledger.reader.connect() as connection:
             existing = {

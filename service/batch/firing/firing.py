@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.cron.cron import schedule
-from service.batch.firing import misfires, waited_slots
+from service.batch.firing import misfires, waiting
 from service.batch.firing.misfires import SlotPlan, is_behind, plan_all_missed, plan_slots
 from service.batch.firing.overlap import Overlap
 from service.batch.ledger import database_time, missed_ranges, runs, schedules
@@ -98,7 +98,7 @@ class _NewRuns:
     ) -> None:
         """Add the runs for the slots of one task. `active`: its active runs."""
         if after is not None:
-            self.waiting += [(run, after) for run in waited_slots.waiting_runs(slots, after)]
+            self.waiting += [(run, after) for run in waiting.as_waiting(slots, after)]
             return
         overlap = Overlap(task, active)
         self.ready += _decided(slots, task, overlap, self.node, self.capacity, self.now)
@@ -110,7 +110,7 @@ class _NewRuns:
         """
         new = self.ready + [run for run, _ in self.waiting]
         inserted = await runs.insert(connection, new)
-        await waited_slots.record(
+        await waiting.record_slots(
             connection, [(run, after) for run, after in self.waiting if run.id in inserted]
         )
         # A slot that already has its run replaces no run.

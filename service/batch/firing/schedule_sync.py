@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
-from service.batch.firing import followers, task_sync
+from service.batch.firing import followed_schedules, task_sync
 from service.batch.firing.unfired import Unfired
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger import tasks as task_rows
@@ -230,7 +230,7 @@ class ScheduleSync(Background):
         process that another node removed.
         """
         opened, gone, removed = await self._read_tasks()
-        if astray := followers.astray(opened, self._tasks):
+        if astray := followed_schedules.astray(opened, self._tasks):
             async with self._database.engine.begin() as connection:
                 await task_sync.set_schedules(connection, astray, self._tasks, self._node)
             opened, gone, removed = await self._read_tasks()
@@ -250,7 +250,7 @@ class ScheduleSync(Background):
             self._fired.clear()
             opened = await schedules.open_schedules(connection)
             self._end_of_pauses = await task_rows.first_end_of_pauses(connection) or NEVER
-            missing = followers.missing(
+            missing = followed_schedules.missing(
                 self._tasks, {n for n, removed in is_removed.items() if not removed}
             )
             for name, upstreams in missing.items():
@@ -260,7 +260,7 @@ class ScheduleSync(Background):
                 self._warn_once(
                     f"after {name}", f"{name} waits for {awaited}, which no service has: {what}"
                 )
-            self._unusable = followers.unusable(self._tasks, opened, missing)
+            self._unusable = followed_schedules.unusable(self._tasks, opened, missing)
             for file in self._unusable:
                 self._warn_once(
                     f"unusable {file.task}", f"{file.source} can't be used: {file.error}"

@@ -14,7 +14,7 @@ from sqlalchemy import Column, Integer, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
-from service.batch.firing import followers
+from service.batch.firing import followed_schedules
 from service.batch.firing.firing import fire
 from service.batch.firing.misfires import SlotPlan, plan_all_missed
 from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules, waits
@@ -138,7 +138,7 @@ async def set_schedules(
     Before the previous schedule of a task is closed, its due slots are handled. `node` is the id of
     this node. The schedules of followers change with these, in the same transaction.
     """
-    wanted = await followers.with_followers(connection, wanted, loaded)
+    wanted = await followed_schedules.with_followers(connection, wanted, loaded)
     opened = {row.task: row for row in await schedules.lock(connection, wanted, wait=True)}
     ending = {
         name: row
@@ -155,7 +155,7 @@ async def set_schedules(
         for name, schedule in wanted.items()
         if name not in unchanged and schedule is not None
     }
-    waiting = followers.waiting_of(loaded, opened)
+    waiting = followed_schedules.waiting_of(loaded, opened)
     await schedules.open_new(connection, new, node, now, waiting)
     for name in sorted(unchanged & waiting.keys() & loaded.keys()):
         if (opened[name].after, opened[name].follows) != waiting[name]:

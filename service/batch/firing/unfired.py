@@ -11,10 +11,10 @@ from datetime import datetime
 from sqlalchemy import select
 
 from service import clock
-from service.batch.ledger.blocking import Blocker
 from service.batch.ledger.tables import schedules
 from service.batch.nodes.outage import Outage
 from service.database.engine import Database
+from service.database.statement_blocker import StatementBlocker
 
 UNFIRED_SECONDS = 40.0
 """A slot that stays due for this long while the ledger works is unfired. An incident follows within
@@ -44,7 +44,7 @@ class Unfired:
     def __init__(self, database: Database, outage: Outage) -> None:
         self._outage = outage
         self._due: dict[str, tuple[datetime, float]] = {}
-        self._blocker = Blocker(database, rest=ASK_SECONDS)
+        self._blocker = StatementBlocker(database, rest=ASK_SECONDS)
 
     def are_due(self, slots: Mapping[str, datetime]) -> None:
         """The ledger says that these slots are due and not handled, and that all others are

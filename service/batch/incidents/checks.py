@@ -18,7 +18,7 @@ from service.batch.chunks import quarantine
 from service.batch.execution.fingerprint import QUARANTINE
 from service.batch.firing.unfired import NotFired
 from service.batch.incidents import (
-    deadline_check,
+    deadlines,
     durations,
     made_good,
     noticing,
@@ -32,7 +32,6 @@ from service.batch.incidents.pool_check import PoolCheck
 from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger import database_time
-from service.batch.ledger.blocking import blocker_in_words
 from service.batch.ledger.incidents import incidents, marks
 from service.batch.ledger.incidents.incidents import Opening
 from service.batch.ledger.missed_ranges import Cause
@@ -40,6 +39,7 @@ from service.batch.ledger.states import OF_RUNS, Closed, IncidentKind
 from service.batch.ledger.tables import LEFT_SQL, OF_SLOT_SQL, OPEN_FAILURE_SQL, missed, runs, tasks
 from service.concurrency.offload import offload
 from service.database.engine import Database
+from service.database.statement_blocker import statement_blocker_in_words
 
 CHECK_SECONDS = 5.0
 """The interval of the checks while an incident is open or a run is active."""
@@ -228,7 +228,7 @@ class Checks:
             *await incidents.close(connection, {*findings.over, *cancelled}, Closed.OVER, now),
         ]
         await incidents.open_or_continue(connection, findings.new, now)
-        await deadline_check.record(connection, findings.deadlines, now)
+        await deadlines.record(connection, findings.deadlines, now)
         await durations.keep(connection, findings.durations)
         told, held_until = await telling.tell(connection, watched, self._channels, now)
         await telling.tell_of_the_end(connection, closed, watched, self._channels, now)
@@ -251,9 +251,7 @@ class Checks:
         wrong next.
         """
         silent, next_silent = await overdue.silent_tasks(watched, usual, now)
-        missed_deadlines, checked, next_deadline = await deadline_check.check(
-            connection, watched, now
-        )
+        missed_deadlines, checked, next_deadline = await deadlines.check(connection, watched, now)
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
         unserved, next_unserved = await self._pools.check(connection, known, now)
         late_slots = await overdue.late_slots(connection, watched, self._thresholds, now)
@@ -275,7 +273,7 @@ class Checks:
         connection has locked its row.
         """
         locking = select(runs.c.id).where(runs.c.id == slow.newest_run).with_for_update()
-        holder = await blocker_in_words(self._ledger, locking)
+        holder = await statement_blocker_in_words(self._ledger, locking)
         if holder is None:
             return slow
         text = (
@@ -397,7 +395,7 @@ async def _are_resumed(connection: AsyncConnection, incident: Row[Any]) -> bool:
 async def _are_met(connection: AsyncConnection, incident: Row[Any]) -> bool:
     """Whether the slots whose deadline was missed have succeeded by now."""
     slots = [datetime.fromisoformat(slot) for slot in (incident.details or {}).get("slots", [])]
-    return not await deadline_check.unmet_slots(connection, incident.task, slots)
+    return not await deadlines.unmet_slots(connection, incident.task, slots)
 
 
 async def _are_dealt_with(connection: AsyncConnection, incident: Row[Any]) -> bool:

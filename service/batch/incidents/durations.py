@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
-from sqlalchemy import TextClause, bindparam, case, select, text
+from sqlalchemy import TextClause, case, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.parts import is_split
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import NO_PART_SQL, durations, runs, tasks
+from service.database import sql
 from service.database.engine import whole_tables
 
 LAST = 100
@@ -127,7 +128,8 @@ async def outdated(connection: AsyncConnection, now: datetime) -> list[str]:
     Tasks whose durations were computed less than FRESH ago are left out.
     """
     async with whole_tables(connection):
-        return sorted((await connection.execute(_OUTDATED, {"latest": now - FRESH})).scalars())
+        values = {"latest": now - FRESH, "long_ago": _LONG_AGO}
+        return sorted((await connection.execute(_OUTDATED, values)).scalars())
 
 
 _NEWEST = (
@@ -138,17 +140,13 @@ _NEWEST = (
 _COMPUTED = (
     "coalesce((SELECT d.computed_at FROM batch_durations d WHERE d.task = t.name), :long_ago)"
 )
-_OUTDATED = (
-    text(
-        "SELECT t.name FROM batch_tasks t "
-        f"WHERE t.removed_at IS NULL AND {_COMPUTED} <= :latest AND ({_NEWEST}) > {_COMPUTED}"
-    )
-    .bindparams(
-        bindparam("long_ago", datetime(1970, 1, 1, tzinfo=UTC), type_=durations.c.computed_at.type),
-        bindparam("latest", type_=durations.c.computed_at.type),
-    )
-    .columns(tasks.c.name)
-)
+_OUTDATED = sql.statement(
+    "SELECT t.name FROM batch_tasks t "
+    f"WHERE t.removed_at IS NULL AND {_COMPUTED} <= :latest AND ({_NEWEST}) > {_COMPUTED}",
+    long_ago=durations.c.computed_at,
+    latest=durations.c.computed_at,
+).columns(tasks.c.name)
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def keep(connection: AsyncConnection, computed: Sequence[Durations]) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.execution.fingerprint import QUARANTINE
 from service.batch.ledger import json_rows
+from service.batch.ledger.run_rows import NEWEST_FIRST, run_rows
 from service.batch.ledger.states import ACTIVE, RunState
 from service.batch.ledger.tables import NO_PART_SQL, OPEN_FAILURE_SQL, runs
 
@@ -47,9 +48,8 @@ class Successes:
         """
         begin = max(since, self._looked_until.get(task, since))
         query = (
-            select(*(runs.c[name] for name in _COLUMNS))
-            .where(runs.c.task == task, runs.c.created_at >= begin, text(NO_PART_SQL))
-            .order_by(runs.c.created_at.desc(), runs.c.id.desc())
+            run_rows(_COLUMNS, runs.c.task == task, runs.c.created_at >= begin, NO_PART_SQL)
+            .order_by(*NEWEST_FIRST)
             .limit(MOST)
         )
         rows = (await connection.execute(query)).all()
@@ -80,8 +80,7 @@ _COLUMNS = (
 async def open_failures(connection: AsyncConnection, task: str) -> Sequence[Row[Any]]:
     """The failed runs of a task that are neither made good nor acknowledged, the oldest first."""
     query = (
-        select(*(runs.c[name] for name in _COLUMNS))
-        .where(runs.c.task == task, text(OPEN_FAILURE_SQL))
+        run_rows(_COLUMNS, runs.c.task == task, OPEN_FAILURE_SQL)
         .order_by(runs.c.fingerprint, runs.c.finished_at)
         .limit(MOST)
     )
@@ -94,10 +93,8 @@ async def successes_since(
     """How many of the newest runs of a task have ended with success after `since`, counted up to
     `most`.
     """
-    newest = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task, text(NO_PART_SQL))
-    rows = await connection.execute(
-        newest.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST)
-    )
+    newest = run_rows(("state", "finished_at"), runs.c.task == task, NO_PART_SQL)
+    rows = await connection.execute(newest.order_by(*NEWEST_FIRST).limit(MOST))
     good = [row for row in rows if row.state == RunState.SUCCEEDED and row.finished_at > since]
     return min(len(good), most)
 

@@ -20,12 +20,12 @@ from service.batch.incidents import problem as one_error
 from service.batch.incidents.overdue import in_words
 from service.batch.ledger import json_rows
 from service.batch.ledger import nodes as nodes_of_ledger
+from service.batch.ledger.attempts import KEPT_BACK
 from service.batch.ledger.incidents import incidents, marks, notices
 from service.batch.ledger.incidents.incidents import MORE, Opening
 from service.batch.ledger.incidents.tables import OPEN_SQL, fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.missed_ranges import Cause
-from service.batch.ledger.outcome import KEPT_BACK
 from service.batch.ledger.states import Closed, IncidentKind, RunState
 from service.batch.ledger.tables import HELD_SQL, LEFT_SQL, nodes, runs
 from service.batch.ledger.waits import NO_TASK

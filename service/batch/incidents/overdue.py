@@ -16,18 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.durations import UsualDurations
 from service.batch.incidents.watched import Thresholds, WatchedTask
-from service.batch.ledger import queues, schedules
+from service.batch.ledger import queue_rows, schedules
 from service.batch.ledger.incidents.incidents import Opening
 from service.batch.ledger.states import IncidentKind, Rank, RunState
 from service.batch.ledger.tables import HELD_SQL, backups, runs
 from service.batch.nodes.clock_steps import AHEAD
+from service.database import sql
 
 BACKUP_TASK = "backup"
 
-_WAITING_TASKS = f"({queues.names(queues.READY)}) AS v"
+_WAITING_TASKS = f"({queue_rows.names(queue_rows.READY)}) AS v"
 _ON_TIME = f"q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
 _FIRST_ON_TIME = " UNION ALL ".join(
-    f"SELECT ({queues.first(of, '1', False, also=_ON_TIME)}) FROM {_WAITING_TASKS}"
+    f"SELECT ({queue_rows.first(of, '1', False, also=_ON_TIME)}) FROM {_WAITING_TASKS}"
     for of in ("exclusive = v.task", "exclusive IS NULL")
 )
 """The ids of the first on-time runs in the queue of each task that has due runs and is not
@@ -52,7 +53,7 @@ async def late_slots(
 
     For each task it reads the first on-time run in the queue, however many others wait there.
     """
-    among = queues.among("r.id", _FIRST_ON_TIME, connection.dialect.name)
+    among = sql.among("r.id", _FIRST_ON_TIME, connection.dialect.name)
     query = text(f"SELECT r.id, r.task, r.slot, r.due_at FROM batch_runs r WHERE {among}").columns(
         *_WAITING_COLUMNS
     )

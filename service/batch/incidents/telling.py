@@ -13,12 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.incidents import problem as one_error
 from service.batch.incidents.deadlines import quiet_until
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import kept_back
+from service.batch.ledger import chains
+from service.batch.ledger.chains import KeptBack
 from service.batch.ledger.incidents import incidents as incident_rows
 from service.batch.ledger.incidents import outbox
 from service.batch.ledger.incidents.outbox import Note
 from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
-from service.batch.ledger.kept_back import KeptBack
 from service.batch.ledger.states import Closed, IncidentKind
 
 Channels = Callable[[Sequence[str]], Sequence[str]]
@@ -236,7 +236,7 @@ async def _all_notes(
     back.
     """
     errors = [(row.task, row.fingerprint) for row in told if row.kind == IncidentKind.FAILED]
-    kept = await kept_back.by_errors(connection, errors)
+    kept = await chains.kept_back_by_errors(connection, errors)
     notes: list[Note] = []
     for row in told:
         keeps = kept.get((row.task, row.fingerprint), ()) if row.kind == IncidentKind.FAILED else ()

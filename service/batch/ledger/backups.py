@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, text, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.tables import backups
+from service.database import sql
 
 Row = dict[str, Any]
 
@@ -54,7 +55,7 @@ _VALUES["manifest"] = (
     "WHERE other.name = :name))"
 )
 
-_UPSERT = text(
+_UPSERT = sql.statement(
     f"INSERT INTO batch_backups ({', '.join(_VALUES)}) VALUES ({', '.join(_VALUES.values())}) "
     "ON CONFLICT (name, place) DO UPDATE SET "
     + ", ".join(f"{name} = coalesce(excluded.{name}, batch_backups.{name})" for name in _LATER)
@@ -62,8 +63,9 @@ _UPSERT = text(
         f", {n} = CASE WHEN excluded.size <> batch_backups.size THEN NULL ELSE batch_backups.{n} "
         "END"
         for n in _CHECKED
-    )
-).bindparams(*(bindparam(name, type_=backups.c[name].type) for name in _VALUES))
+    ),
+    **{name: backups.c[name] for name in _VALUES},
+)
 
 
 async def record(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import Column, String, Table, bindparam, select, text
+from sqlalchemy import Column, String, Table, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.tables import ledger
+from service.database import sql
 from service.database.types import Id, UtcDateTime
 
 duties = Table(
@@ -29,20 +30,15 @@ SHARE_OF_LEASE = 0.5
 a lease another one has read that and has taken them.
 """
 
-_TAKE = (
-    text(
-        "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :until) "
-        "ON CONFLICT (name) DO UPDATE "
-        "SET node = excluded.node, until = excluded.until "
-        "WHERE batch_duties.node = excluded.node OR batch_duties.until <= :now RETURNING name"
-    )
-    .bindparams(
-        bindparam("node", type_=duties.c.node.type),
-        bindparam("until", type_=duties.c.until.type),
-        bindparam("now", type_=duties.c.until.type),
-    )
-    .columns(duties.c.name)
-)
+_TAKE = sql.statement(
+    "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :until) "
+    "ON CONFLICT (name) DO UPDATE "
+    "SET node = excluded.node, until = excluded.until "
+    "WHERE batch_duties.node = excluded.node OR batch_duties.until <= :now RETURNING name",
+    node=duties.c.node,
+    until=duties.c.until,
+    now=duties.c.until,
+).columns(duties.c.name)
 
 
 async def take(
@@ -62,20 +58,16 @@ do it.
 _IS_HELD = text(
     f"EXISTS (SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE})"
 )
-_TAKE_FROM_THE_DEAD = (
-    text(
-        "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :now) "
-        "ON CONFLICT (name) DO UPDATE "
-        "SET node = excluded.node, until = excluded.until "
-        "WHERE batch_duties.node = excluded.node OR NOT EXISTS "
-        f"(SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE}) "
-        "RETURNING name"
-    )
-    .bindparams(
-        bindparam("node", type_=duties.c.node.type), bindparam("now", type_=duties.c.until.type)
-    )
-    .columns(duties.c.name)
-)
+_TAKE_FROM_THE_DEAD = sql.statement(
+    "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :now) "
+    "ON CONFLICT (name) DO UPDATE "
+    "SET node = excluded.node, until = excluded.until "
+    "WHERE batch_duties.node = excluded.node OR NOT EXISTS "
+    f"(SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE}) "
+    "RETURNING name",
+    node=duties.c.node,
+    now=duties.c.until,
+).columns(duties.c.name)
 
 
 async def take_from_the_dead(

@@ -16,7 +16,7 @@ from sqlalchemy import Boolean, Column, Integer, Row, bindparam, func, select, t
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from service.batch.ledger import database_time, queues
+from service.batch.ledger import database_time, queue_rows
 from service.batch.ledger.states import ACTIVE, RunState
 from service.batch.ledger.tables import (
     NO_PART_SQL,
@@ -117,9 +117,9 @@ def _oldest_waiting() -> TextualSelect:
         f"AND q.{of} AND q.rank = {rank} AND {READY_SQL} AND {not_held('q')} "
         "ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT 1)) AS due_at FROM v"
         for of in ("exclusive = v.task", "exclusive IS NULL")
-        for rank in queues.RANKS
+        for rank in queue_rows.RANKS
     )
-    waiting = f"WITH v AS MATERIALIZED ({queues.names(queues.READY)})"
+    waiting = f"WITH v AS MATERIALIZED ({queue_rows.names(queue_rows.READY)})"
     return text(f"{waiting} SELECT min(due_at) AS due_at FROM ({parts}) AS heads").columns(
         runs.c.due_at
     )

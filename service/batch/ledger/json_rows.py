@@ -16,7 +16,8 @@ from sqlalchemy import Column, ColumnElement, Table, bindparam, func, select, te
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from service.database.types import stamp
+from service.database import sql
+from service.database.types import Id, stamp
 
 POSTGRESQL_TYPES = {
     "String": "text",
@@ -30,6 +31,8 @@ POSTGRESQL_TYPES = {
     "Boolean": "boolean",
     "Float": "double precision",
 }
+
+_ID = Column("id", Id)
 
 
 def source(
@@ -90,6 +93,13 @@ _UNSTORABLE = re.compile(r"\\(u0000|ud[89a-f])", re.IGNORECASE)
 def of_ids(ids: Iterable[str], kind: str) -> dict[str, str]:
     """The parameter of a statement whose `source` has only the column `id`: these ids."""
     return {"rows": encode([{"id": i} for i in ids], kind)}
+
+
+def is_of_ids(column: str, kind: str) -> str:
+    """SQL for the condition that this column has one of the ids in the parameter that `of_ids`
+    makes.
+    """
+    return sql.among(column, f"SELECT v.id FROM {source([_ID], kind)}", kind)
 
 
 def _without_unstorable(encoded: str) -> str:

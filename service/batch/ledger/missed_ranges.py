@@ -12,10 +12,11 @@ from sqlalchemy import Select, case, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
-from service.batch.ledger import json_rows, queues
+from service.batch.ledger import json_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import missed, new_id
 from service.concurrency.offload import offload
+from service.database import sql
 
 _INSTANT = timedelta(microseconds=1)
 
@@ -135,7 +136,7 @@ async def _newest(connection: AsyncConnection, names: list[str]) -> dict[str, An
     )
     statement = text(
         "SELECT m.id, m.task, m.reason, m.last_slot FROM batch_missed m "
-        f"WHERE {queues.among('m.id', newest, kind)}"
+        f"WHERE {sql.among('m.id', newest, kind)}"
     ).columns(*columns)
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
     return {row.task: row for row in await connection.execute(statement, parameter)}

@@ -1,8 +1,8 @@
 """Parts: the runs into which a partitioned run is split, and for which it waits.
 
 A part is a member of its parent: its `awaited_by` is the parent, its `origin` is "part", and it has
-no slot. The parent has a gate of its own from the transaction on that stores its split. Nothing
-counts down: what is over is asked of the rows of the parts.
+no slot. The parent gets its gate in the transaction that stores its split. There is no counter: the
+rows of the parts say which of them have ended.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Column, Integer, bindparam, text
+from sqlalchemy import Column, Integer, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, queues
-from service.batch.ledger.ids import new_id
+from service.batch.ledger import json_rows
 from service.batch.ledger.states import ACTIVE, FINAL, Origin, RunState
 from service.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL, RUNNING_SQL, attempts, pruned, runs
+from service.database import sql
+from service.database.types import new_id
 
 MOST_NAMED = 10
 """How many parts are named in the reason of their parent."""
@@ -94,6 +95,19 @@ def began_at(run: Any) -> datetime | None:
         run.started_at if run.gate in tuple(PartsGate) else run.attempt_started_at
     )
     return began
+
+
+def seconds_taken(run: Any) -> float | None:
+    """How long the last attempt of a run took, or from its split to its end. None: it goes on, or
+    never began.
+
+    `run`: as `began_at` needs it, with its `finished_at`.
+    """
+    began = began_at(run)
+    if run.finished_at is None or began is None:
+        return None
+    seconds: float = (run.finished_at - began).total_seconds()
+    return seconds
 
 
 _GATES = ", ".join(repr(str(gate)) for gate in PartsGate)
@@ -187,37 +201,61 @@ async def insert(
         "origin": f"'{Origin.PART}'",
         "parent": "p.id",
         "awaited_by": "p.id",
-    }
-    new |= {name: f"v.{name}" for name in ("id", "params", "part")} | {
+        "id": "v.id",
+        "params": "v.params",
+        "part": "v.part",
         "exclusive": ":exclusive",
         "due_at": ":now",
+        "task": "p.task",
+        "priority": "p.priority",
+        "rank": "p.rank",
+        "catch_up": "p.catch_up",
+        "requested_by": "p.requested_by",
+        "traceparent": "p.traceparent",
+        "created_at": "p.created_at",
     }
-    kept = ("task", "priority", "rank", "catch_up", "requested_by", "traceparent", "created_at")
-    new |= {name: f"p.{name}" for name in kept}
-    statement = text(
+    statement = sql.statement(
         f"INSERT INTO batch_runs ({', '.join(new)}) SELECT {', '.join(new.values())} "
-        f"FROM batch_runs p CROSS JOIN {source} WHERE p.id = :parent"
-    ).bindparams(
-        bindparam("parent", type_=runs.c.id.type),
-        bindparam("now", type_=runs.c.due_at.type),
-        bindparam("exclusive", type_=runs.c.exclusive.type),
+        f"FROM batch_runs p CROSS JOIN {source} WHERE p.id = :parent",
+        parent=runs.c.id,
+        now=runs.c.due_at,
+        exclusive=runs.c.exclusive,
     )
     given = {"rows": rows, "parent": parent, "exclusive": split.exclusive, "now": now}
     await connection.execute(statement, given)
+
+
+_MEMBERS = "ix_batch_runs_members"
+
+
+def _of_parent(kind: str, columns: str, also: str, **types: Column[Any]) -> TextClause:
+    """The query of these columns of the parts `m` of the run :parent. `also`: what follows that
+    condition. `types`: of further parameters.
+    """
+    return sql.statement(
+        f"SELECT {columns} FROM batch_runs m{sql.hint(_MEMBERS, kind)} "
+        f"WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' {also}",
+        parent=runs.c.id,
+        **types,
+    )
+
+
+def _of_parents(kind: str) -> str:
+    """The FROM clause and the condition for the parts `m` of the runs in :rows."""
+    return (
+        f"FROM batch_runs m{sql.hint(_MEMBERS, kind)} "
+        f"WHERE {json_rows.is_of_ids('m.awaited_by', kind)} AND m.origin = '{Origin.PART}'"
+    )
 
 
 async def tallies(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, Tally]:
     """The parts of each of the runs `ids`, without those that have none."""
     kind = connection.dialect.name
     counted = [Column(name, Integer) for name in ("number", "done", "of", "totals")]
-    hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
-    meant = queues.among(
-        "m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind
-    )
     statement = text(
         f"SELECT m.awaited_by, m.state, count(*) AS number, {_sum('count')} AS done, "
-        f'{_sum("total")} AS "of", count(m.total) AS totals FROM batch_runs m{hint} '
-        f"WHERE {meant} AND m.origin = '{Origin.PART}' GROUP BY m.awaited_by, m.state"
+        f'{_sum("total")} AS "of", count(m.total) AS totals {_of_parents(kind)} '
+        "GROUP BY m.awaited_by, m.state"
     ).columns(runs.c.awaited_by, runs.c.state, *counted)
     rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
     by_run: dict[str, list[Any]] = {}
@@ -255,17 +293,15 @@ async def states_in_order(
     """The states of the parts of a run, which has `number` of them, in their order: at most `most`
     groups of parts.
     """
-    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
     severity = " ".join(f"WHEN '{state}' THEN {at}" for at, state in enumerate(SEVERE))
-    statement = text(
-        f"SELECT (m.part - 1) * {min(number, most)} / {max(1, number)} AS cell, "
-        f"max(CASE m.state {severity} ELSE 0 END) AS severity FROM batch_runs m{hint} "
-        f"WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' GROUP BY 1 ORDER BY 1"
-    ).bindparams(bindparam("parent", type_=runs.c.id.type))
-    return [
-        SEVERE[row.severity]
-        for row in (await connection.execute(statement, {"parent": parent})).all()
-    ]
+    query = _of_parent(
+        connection.dialect.name,
+        f"(m.part - 1) * {min(number, most)} / {max(1, number)} AS cell, "
+        f"max(CASE m.state {severity} ELSE 0 END) AS severity",
+        "GROUP BY 1 ORDER BY 1",
+    )
+    rows = (await connection.execute(query, {"parent": parent})).all()
+    return [SEVERE[row.severity] for row in rows]
 
 
 SHOWN = ("id", "part", "state", "reason", "attempt", "started_at", "finished_at", "count", "total")
@@ -277,20 +313,19 @@ async def of_run(connection: AsyncConnection, parent: str, most: int) -> Sequenc
 
     All parts of the run are read for that, which are at most 10,000.
     """
-    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
     columns = [runs.c[name] for name in SHOWN]
     took = "m.finished_at - m.started_at"
     if connection.dialect.name == "sqlite":
         took = "julianday(m.finished_at) - julianday(m.started_at)"
-    statement = text(
-        f"SELECT {', '.join(f'm.{column.name}' for column in columns)} FROM batch_runs m{hint} "
-        f"WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' "
+    query = _of_parent(
+        connection.dialect.name,
+        ", ".join(f"m.{column.name}" for column in columns),
         f"ORDER BY CASE WHEN m.state {_IS_BAD} THEN 0 WHEN m.state = '{RunState.SUCCEEDED}' THEN "
         "2 ELSE 1 END, "
         f"m.state <> '{RunState.FAILED}', m.started_at IS NULL, {took} DESC, m.started_at, "
-        f"m.part LIMIT {most}"
-    ).bindparams(bindparam("parent", type_=runs.c.id.type))
-    return (await connection.execute(statement.columns(*columns), {"parent": parent})).all()
+        f"m.part LIMIT {most}",
+    )
+    return (await connection.execute(query.columns(*columns), {"parent": parent})).all()
 
 
 async def not_succeeded(
@@ -301,46 +336,37 @@ async def not_succeeded(
 
     Failed ones are the first.
     """
-    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
-    statement = text(
-        f"SELECT m.id, m.part, m.state FROM batch_runs m{hint} WHERE m.awaited_by = :parent "
-        f"AND m.origin = '{Origin.PART}' AND m.state {_IS_BAD} "
-        f"ORDER BY m.state <> '{RunState.FAILED}', m.part"
-        + (f" LIMIT {most}" if most is not None else "")
-    ).bindparams(bindparam("parent", type_=runs.c.id.type))
-    typed = statement.columns(runs.c.id, runs.c.part, runs.c.state)
-    return (await connection.execute(typed, {"parent": parent})).all()
+    limit = f" LIMIT {most}" if most is not None else ""
+    query = _of_parent(
+        connection.dialect.name,
+        "m.id, m.part, m.state",
+        f"AND m.state {_IS_BAD} ORDER BY m.state <> '{RunState.FAILED}', m.part{limit}",
+    ).columns(runs.c.id, runs.c.part, runs.c.state)
+    return (await connection.execute(query, {"parent": parent})).all()
 
 
 async def active_ids(connection: AsyncConnection, parent: str) -> list[str]:
     """The active parts of a run, by id, that nobody has asked to stop."""
-    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
-    statement = text(
-        f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent "
-        f"AND m.origin = '{Origin.PART}' "
-        f"AND m.{ACTIVE_SQL} AND m.cancel_at IS NULL ORDER BY CAST(m.id AS text)"
-    ).bindparams(bindparam("parent", type_=runs.c.id.type))
-    return list(
-        (await connection.execute(statement.columns(runs.c.id), {"parent": parent})).scalars()
-    )
+    query = _of_parent(
+        connection.dialect.name,
+        "m.id",
+        f"AND m.{ACTIVE_SQL} AND m.cancel_at IS NULL ORDER BY CAST(m.id AS text)",
+    ).columns(runs.c.id)
+    return list((await connection.execute(query, {"parent": parent})).scalars())
 
 
 async def startable_ids(
     connection: AsyncConnection, parent: str, now: datetime, most: int
 ) -> list[str]:
     """Up to `most` parts of a run that may start at `now`, the first ones first."""
-    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
-    statement = text(
-        f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent "
-        f"AND m.origin = '{Origin.PART}' "
+    query = _of_parent(
+        connection.dialect.name,
+        "m.id",
         "AND (m.state IN ('queued', 'interrupted') OR (m.state = 'retrying' AND m.due_at <= "
-        ":now)) "
-        f"ORDER BY m.part LIMIT {most}"
-    ).bindparams(
-        bindparam("parent", type_=runs.c.id.type), bindparam("now", type_=runs.c.due_at.type)
-    )
-    found = await connection.execute(statement.columns(runs.c.id), {"parent": parent, "now": now})
-    return list(found.scalars())
+        f":now)) ORDER BY m.part LIMIT {most}",
+        now=runs.c.due_at,
+    ).columns(runs.c.id)
+    return list((await connection.execute(query, {"parent": parent, "now": now})).scalars())
 
 
 async def fingerprint(connection: AsyncConnection, part: str) -> str | None:
@@ -357,15 +383,11 @@ async def remove(connection: AsyncConnection, parents: Iterable[str]) -> None:
     the next pruning.
     """
     kind = connection.dialect.name
-    hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
-    meant = queues.among(
-        "m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind
-    )
-    theirs = f"SELECT m.id FROM batch_runs m{hint} WHERE {meant} AND m.origin = '{Origin.PART}'"
+    theirs = f"SELECT m.id {_of_parents(kind)}"
     parameter = json_rows.of_ids(parents, kind)
     for statement in (
         f"INSERT INTO {pruned.name} (run) {theirs}",
-        f"DELETE FROM batch_attempts WHERE {queues.among('run', theirs, kind)}",
-        f"DELETE FROM batch_runs WHERE {queues.among('id', theirs, kind)}",
+        f"DELETE FROM batch_attempts WHERE {sql.among('run', theirs, kind)}",
+        f"DELETE FROM batch_runs WHERE {sql.among('id', theirs, kind)}",
     ):
         await connection.execute(text(statement), parameter)

@@ -18,8 +18,9 @@ from sqlalchemy import Boolean, Column, Integer, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from service.batch.ledger import queues
+from service.batch.ledger import queue_rows
 from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
+from service.database import sql
 from service.settings.pools import DEFAULT_POOL, NO_POOLS, Pool
 
 MOST_COUNTED = 1_000
@@ -117,13 +118,13 @@ async def named(connection: AsyncConnection) -> set[str]:
 
 
 _WITH_RUNS = " UNION ".join(
-    f"SELECT task FROM ({queues.names(condition)}) AS {name}"
-    for name, condition in (("waits", queues.READY), ("retries", queues.RETRIES))
+    f"SELECT task FROM ({queue_rows.names(condition)}) AS {name}"
+    for name, condition in (("waits", queue_rows.READY), ("retries", queue_rows.RETRIES))
 )
 """SQL for the names of the tasks that have runs which wait, or are retried at some time."""
 
 _NUMBER = " + ".join(
-    f"(SELECT count(*) FROM ({queues.first(of, str(MOST_COUNTED), True)}) AS counted)"
+    f"(SELECT count(*) FROM ({queue_rows.first(of, str(MOST_COUNTED), True)}) AS counted)"
     for of in ("exclusive = v.task", "exclusive IS NULL")
 )
 """SQL for the number of runs of the task `v.task` that may start at :now."""
@@ -135,29 +136,30 @@ _POOL = f"coalesce((SELECT t.pool FROM batch_tasks t WHERE t.name = a.task), '{D
 def _in_vain(kind: str, are_seen: bool) -> TextualSelect:
     claims = _nodes(kind, "b.pool", are_seen)
     is_loaded = f"EXISTS ({claims} AND {_has(kind, 'n.tasks', 'b.task')})"
-    statement = text(
+    statement = sql.statement(
         f"WITH a AS MATERIALIZED ({_WITH_RUNS}), b AS MATERIALIZED (SELECT a.task, (SELECT "
         "t.pool FROM batch_tasks t "
         f"WHERE t.name = a.task AND t.removed_at IS NULL AND t.pool <> '{DEFAULT_POOL}') AS pool "
         "FROM a), "
         f"v AS MATERIALIZED (SELECT b.task, b.pool, EXISTS ({claims}) AS is_claimed FROM b "
         f"WHERE b.pool IS NOT NULL AND NOT {is_loaded}) "
-        f"SELECT v.task, v.pool, v.is_claimed, {_NUMBER} AS number FROM v ORDER BY v.task"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type))
-    if are_seen:
-        statement = statement.bindparams(bindparam("since", type_=nodes.c.seen_at.type))
+        f"SELECT v.task, v.pool, v.is_claimed, {_NUMBER} AS number FROM v ORDER BY v.task",
+        now=runs.c.due_at,
+        **({"since": nodes.c.seen_at} if are_seen else {}),
+    )
     return statement.columns(tasks.c.pool, Column("task", tasks.c.name.type), _CLAIMED, _COUNTED)
 
 
 @cache
 def _waiting() -> TextualSelect:
-    statement = text(
+    statement = sql.statement(
         f"WITH a AS MATERIALIZED ({_WITH_RUNS}), v AS MATERIALIZED (SELECT a.task, {_POOL} AS "
         "pool FROM a) "
         "SELECT pool, CAST(sum(number) AS INTEGER) AS number "
         f"FROM (SELECT v.pool, {_NUMBER} AS number FROM v) "
-        "AS counted_by_task GROUP BY pool"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type))
+        "AS counted_by_task GROUP BY pool",
+        now=runs.c.due_at,
+    )
     return statement.columns(tasks.c.pool, _COUNTED)
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, func, or_, select, text
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.tables import log
 from service.concurrency.offload import offload
+from service.database import sql
 
 BLOCK_BYTES = 256_000
 """A block is full when its lines take this many bytes. A reader of a log has a few blocks in memory
@@ -126,10 +127,11 @@ async def write(connection: AsyncConnection, packed: list[dict[str, Any]]) -> No
         return
     names, values = ", ".join(c.name for c in log.c), ", ".join(f":{c.name}" for c in log.c)
     # There may be a row of the same block already, if the reply to its COMMIT was lost.
-    statement = text(f"INSERT INTO batch_log ({names}) VALUES ({values}) ON CONFLICT DO NOTHING")
-    await connection.execute(
-        statement.bindparams(*(bindparam(c.name, type_=c.type) for c in log.c)), packed
+    statement = sql.statement(
+        f"INSERT INTO batch_log ({names}) VALUES ({values}) ON CONFLICT DO NOTHING",
+        **{column.name: column for column in log.c},
     )
+    await connection.execute(statement, packed)
 
 
 async def fences(connection: AsyncConnection, run: str) -> list[Fence]:

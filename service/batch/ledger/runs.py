@@ -13,8 +13,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import tracing
-from service.batch.ledger import json_rows, queues, wakes
-from service.batch.ledger.ids import new_id
+from service.batch.ledger import json_rows, wakes
 from service.batch.ledger.states import Origin, Rank, RunState
 from service.batch.ledger.tables import (
     HOLDS_LANE_SQL,
@@ -23,6 +22,8 @@ from service.batch.ledger.tables import (
     OF_SLOT_SQL,
     runs,
 )
+from service.database import sql
+from service.database.types import new_id
 
 
 @dataclass
@@ -321,7 +322,7 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
     selected = ", ".join(c.name for c in columns)
-    is_meant = queues.among(
+    is_meant = sql.among(
         "task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind
     )
     of_lanes = ", ".join(f"r.{c.name}" for c in columns)

@@ -22,9 +22,9 @@ from sqlalchemy import (
     text,
 )
 
-from service.batch.ledger.ids import new_id as new_id
 from service.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
 from service.database.types import Id, Json, UtcDateTime
+from service.database.types import new_id as new_id
 from service.settings.pools import DEFAULT_POOL
 
 ledger = MetaData()

@@ -8,16 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, Text, bindparam, select, text, update
+from sqlalchemy import Row, Select, Text, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import attempts, buckets, json_rows, parts, queues, waiting_runs, wakes
-from service.batch.ledger import outcome as outcomes_of
-from service.batch.ledger.attempts import EncodedOutcomes, Outcome
-from service.batch.ledger.run_progress import IS_RUNNING, PROGRESS
+from service.batch.ledger import attempts, buckets, json_rows, parts, queue_rows, waits, wakes
+from service.batch.ledger.attempts import IS_RUNNING, PROGRESS, EncodedOutcomes, Outcome
 from service.batch.ledger.runs import Claimed, locked_by_id
 from service.batch.ledger.states import ACTIVE, FINAL, TRANSITIONS, Origin, Rank, RunState, before
 from service.batch.ledger.tables import PLAIN_STATE, is_one_of, runs
+from service.database import sql
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
 Rows = Sequence[Mapping[str, Any]]
@@ -43,13 +42,13 @@ async def claim(
     if not ids:
         return []
     kind = connection.dialect.name
-    statement = text(
+    statement = sql.statement(
         f"UPDATE batch_runs SET state = '{RunState.RUNNING}', node = :node, fence = fence + 1, "
-        f"attempt = attempt + CASE WHEN {queues.GOES_ON} THEN 0 ELSE 1 END, "
+        f"attempt = attempt + CASE WHEN {queue_rows.GOES_ON} THEN 0 ELSE 1 END, "
         "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL, "
-        f"lane = {queues.claimed(kind, bool(lanes))} RETURNING {_CLAIMED}"
-    ).bindparams(
-        bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type)
+        f"lane = {queue_rows.claimed(kind, bool(lanes))} RETURNING {_CLAIMED}",
+        now=runs.c.due_at,
+        node=runs.c.node,
     )
     rows = [{"id": i, "lane": lanes.get(i, 1)} for i in ids] if lanes else [{"id": i} for i in ids]
     parameters = {"rows": json_rows.encode(rows, kind), "node": node, "now": now}
@@ -78,7 +77,7 @@ async def finish(
     if wrong := {RunState.CANCELLED, *(outcome.state for outcome in outcomes)} - following:
         raise ValueError(f"a run that is running can't become {', '.join(sorted(wrong))}")
     kind = connection.dialect.name
-    encoded = encoded or outcomes_of.encode(outcomes, kind)
+    encoded = encoded or attempts.encode(outcomes, kind)
     goes_on = is_one_of((state for state in ACTIVE if state in following), "v.state")
     is_cancelled = f"batch_runs.cancel_reason IS NOT NULL AND {goes_on}"
     statement = (
@@ -88,23 +87,21 @@ async def finish(
         "result = v.result, "
         f"finished_at = CASE WHEN batch_runs.cancel_reason IS NOT NULL OR NOT {goes_on} THEN "
         "v.ended_at END, "
-        f"due_at = coalesce(v.due_at, batch_runs.due_at), rank = {outcomes_of.RANK}, "
+        f"due_at = coalesce(v.due_at, batch_runs.due_at), rank = {attempts.RANK}, "
         f"gate = CASE WHEN {is_cancelled} THEN batch_runs.gate ELSE coalesce(v.gate, "
         "batch_runs.gate) END, "
         "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
-        f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
-        f"FROM {outcomes_of.read(encoded, kind)} "
+        f"{attempts.NOTICED}, {attempts.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
+        f"FROM {encoded.source(kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {IS_RUNNING}"
     )
-    written = await outcomes_of.write(connection, statement, outcomes, encoded)
+    written = await attempts.write(connection, statement, outcomes, encoded)
     refused = [outcome for outcome in outcomes if outcome.id not in written]
     wakes.queued(
         connection, [each.task for each in outcomes if written.get(each.id) == RunState.INTERRUPTED]
     )
     if refused:
-        encoded = outcomes_of.encode(
-            [outcome for outcome in outcomes if outcome.id in written], kind
-        )
+        encoded = attempts.encode([outcome for outcome in outcomes if outcome.id in written], kind)
     await attempts.record(connection, encoded)
     for outcome in outcomes:
         if outcome.split is not None and written.get(outcome.id) == RunState.WAITING:
@@ -144,26 +141,17 @@ async def cancel(
         f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) "
         f"AND {is_one_of(before(RunState.CANCELLED))}"
     )
-    statement = text(
+    statement = sql.statement(
         f"UPDATE batch_runs SET reason = CASE WHEN {parts.GOES_ON} THEN reason ELSE :reason END, "
         f"finished_at = CASE WHEN {parts.GOES_ON} THEN finished_at ELSE :now END, "
         "cancel_at = coalesce(cancel_at, :now), cancel_by = coalesce(cancel_by, :by), "
         "cancel_reason = coalesce(cancel_reason, :reason), noticed_at = NULL, "
         f"state = CASE WHEN {parts.GOES_ON} THEN state ELSE '{RunState.CANCELLED}' END "
-        f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
-    ).bindparams(
-        *(
-            bindparam(name, type_=runs.c[column].type)
-            for name, column in outcomes_of.CANCEL_TYPES.items()
-        )
+        f"WHERE {locked_by_id(condition, kind)} RETURNING id, state",
+        **{name: runs.c[column] for name, column in attempts.CANCEL_TYPES.items()},
     )
-    values = {
-        "rows": json_rows.encode([{"id": i} for i in ids], kind),
-        "reason": reason,
-        "by": by,
-        "now": now,
-    }
-    await waiting_runs.lock_with_members(connection, ids)
+    values = json_rows.of_ids(ids, kind) | {"reason": reason, "by": by, "now": now}
+    await waits.lock_with_members(connection, ids)
     rows = (await connection.execute(statement.columns(runs.c.id, runs.c.state), values)).all()
     cancelled = {run: RunState(state) for run, state in rows}
     over = [run for run, state in cancelled.items() if state != RunState.RUNNING]
@@ -207,20 +195,22 @@ async def reopen(
     # is_one_of keeps SQLite from using the index on states, by which it would read all ended runs.
     ended = (state for state in before(RunState.QUEUED) if state in FINAL)
     may_reopen = is_one_of(state for state in ended if anew or state != RunState.SUCCEEDED)
-    no_progress = outcomes_of.NO_PROGRESS if anew else ""
+    no_progress = attempts.NO_PROGRESS if anew else ""
     gate = "NULL" if anew else f"CASE WHEN {parts.is_split()} THEN gate END"
     condition = (
         f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_reopen} "
         f"AND {parts.MAY_REOPEN}"
     )
-    statement = text(
+    statement = sql.statement(
         f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, "
         "due_at = :now, "
-        f"requested_by = :by, {outcomes_of.AS_NEW}, {no_progress}gate = {gate}, wait_until = NULL "
-        f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin, task"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
+        f"requested_by = :by, {attempts.AS_NEW}, {no_progress}gate = {gate}, wait_until = NULL "
+        f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin, task",
+        now=runs.c.due_at,
+        by=Text(),
+    )
     values = json_rows.of_ids(ids, kind) | {"rank": rank, "by": by, "now": now}
-    awaiting = await waiting_runs.lock_awaiting(connection, ids)
+    awaiting = await waits.lock_awaiting(connection, ids)
     columns = [runs.c[name] for name in ("id", "slot", "origin", "task")]
     queued = (await connection.execute(statement.columns(*columns), values)).all()
     wakes.queued(connection, [run.task for run in queued])
@@ -249,14 +239,16 @@ async def wait_anew(
     kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "gate", "wait_until")]
     ended = (state for state in before(RunState.WAITING) if state in FINAL)
     has_ended = f"{is_one_of(ended, PLAIN_STATE)} AND {parts.HAS_NO_ACTIVE}"
-    statement = text(
+    statement = sql.statement(
         f"UPDATE batch_runs SET state = '{RunState.WAITING}', rank = :rank, catch_up = true, "
         "due_at = :now, "
-        f"requested_by = :by, {outcomes_of.AS_NEW}, {outcomes_of.NO_PROGRESS}gate = v.gate, "
+        f"requested_by = :by, {attempts.AS_NEW}, {attempts.NO_PROGRESS}gate = v.gate, "
         "wait_until = v.wait_until "
         f"FROM {json_rows.source(columns, kind)} WHERE batch_runs.id = v.id AND {has_ended} "
-        "RETURNING batch_runs.id, batch_runs.slot, batch_runs.origin"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
+        "RETURNING batch_runs.id, batch_runs.slot, batch_runs.origin",
+        now=runs.c.due_at,
+        by=Text(),
+    )
     values = {"rows": json_rows.encode(gated, kind), "rank": rank, "by": by, "now": now}
     waiting = (
         await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)
@@ -281,9 +273,7 @@ async def _are_active_again(
     are.
     """
     if not are_all:
-        awaiting = (
-            await waiting_runs.lock_awaiting(connection, [run.id for run in rows]) if rows else []
-        )
+        awaiting = await waits.lock_awaiting(connection, [run.id for run in rows]) if rows else []
     changed = [run.slot for run in rows if run.origin != Origin.MANUAL]
     changed += await wait_again(connection, awaiting, now)
     await buckets.slots_have_changed(connection, changed, now)
@@ -320,7 +310,7 @@ async def fail_split(connection: AsyncConnection, failing: Rows, now: datetime) 
     """
     values = (
         f"reason = v.reason, finished_at = :now, fingerprint = v.fingerprint, {parts.PROGRESS}, "
-        f"{outcomes_of.UNNOTICED}"
+        f"{attempts.UNNOTICED}"
     )
     await _change(connection, (RunState.WAITING, RunState.FAILED), failing, values, now)
 
@@ -341,13 +331,13 @@ async def close_waiting(
     """
     values = (
         f"reason = v.reason, finished_at = :now{'' if gate else ', gate = NULL'}, "
-        f"{outcomes_of.NOTICED_IF_BAD}"
+        f"{attempts.NOTICED_IF_BAD}"
     )
     closing = [
         {
             "id": run,
             "reason": reason,
-            "fingerprint": outcomes_of.KEPT_BACK if run in without_cause else None,
+            "fingerprint": attempts.KEPT_BACK if run in without_cause else None,
         }
         for run, reason in reasons.items()
     ]
@@ -413,11 +403,12 @@ async def _change(
         [runs.c[name] for name in ("id", "reason", "wait_until", "fingerprint")], kind
     )
     is_meant = f"batch_runs.id = v.id AND {is_one_of([old], PLAIN_STATE)} RETURNING batch_runs.task"
-    statement = text(
-        f"UPDATE batch_runs SET state = '{new}', {values} FROM {source} WHERE {is_meant}"
+    statement = sql.statement(
+        f"UPDATE batch_runs SET state = '{new}', {values} FROM {source} WHERE {is_meant}",
+        now=runs.c.due_at,
     )
-    typed = statement.bindparams(bindparam("now", type_=runs.c.due_at.type))
-    changed = await connection.execute(typed, {"rows": json_rows.encode(rows, kind), "now": now})
+    given = {"rows": json_rows.encode(rows, kind), "now": now}
+    changed = await connection.execute(statement, given)
     wakes.queued(connection, changed.scalars() if new == RunState.QUEUED else ())
 
 
@@ -433,5 +424,5 @@ async def fail_waiting(
     may_fail = text(is_one_of(before(RunState.FAILED)))
     failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}
-    values |= outcomes_of.failed_without_attempt(outcomes_of.UNSERVED, now)
+    values |= attempts.failed_without_attempt(attempts.UNSERVED, now)
     return (await connection.execute(failing.values(values))).rowcount

@@ -1,9 +1,10 @@
-"""Runs that wait: what they wait for, how far that is, and how they are opened or closed by it.
+"""Runs that wait: what they wait for, how far that is, which of them are locked before something
+changes, and the results of what they have waited for.
 
 A waiting run has not begun, or has been split. It waits for an instant (`due_at`), for slots of
 other tasks (rows of `batch_waits`), for the members of its group, or for its parts (runs whose
-`awaited_by` is its id). What is over is asked of these rows again and again: there is no counter
-and no event that could be lost.
+`awaited_by` is its id). These rows say what is over. There is no counter, and no event that could
+be lost.
 """
 
 from __future__ import annotations
@@ -14,13 +15,26 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Column, Integer, PrimaryKeyConstraint, String, Table, bindparam, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    and_,
+    cast,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import Index
 
-from service.batch.ledger import json_rows, parts, queues
+from service.batch.ledger import json_rows, parts
 from service.batch.ledger.parts import PartsGate
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import (
     ACTIVE_SQL,
     NO_PART_SQL,
@@ -31,6 +45,7 @@ from service.batch.ledger.tables import (
     ledger,
     runs,
 )
+from service.database import sql
 from service.database.types import Id, UtcDateTime
 
 waits = Table(
@@ -52,7 +67,7 @@ class Gate(StrEnum):
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingRun:
     """A waiting run that is locked."""
 
     id: str
@@ -92,7 +107,7 @@ class Members:
 
 
 @dataclass(frozen=True)
-class Upstream:
+class AwaitedSlot:
     """What has become of a slot that a run waits for.
 
     Attributes:
@@ -126,7 +141,7 @@ _IS_PENDING = f"coalesce((SELECT u.{ACTIVE_SQL} {_ITS_RUN}), {_PENDING_SLOT}, fa
 handled yet.
 """
 
-_COLUMNS = [runs.c[name] for name in Waiting.__dataclass_fields__]
+_COLUMNS = [runs.c[name] for name in WaitingRun.__dataclass_fields__]
 
 
 def ready_ids(
@@ -144,7 +159,7 @@ def ready_ids(
     # subqueries the conditions are asked for each run; as NOT EXISTS PostgreSQL would join whole
     # tables. In the order of the ids themselves PostgreSQL might read the primary key of all runs,
     # to find the first one that is ready.
-    hint = " INDEXED BY ix_batch_runs_waits" if kind == "sqlite" else ""
+    hint = sql.hint("ix_batch_runs_waits", kind)
     member = (
         f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.{ACTIVE_SQL} "
         f"AND m.{NO_PART_SQL} LIMIT 1"
@@ -178,7 +193,7 @@ async def ready(
     most: int,
     only: str | None = None,
     tasks: Iterable[str] | None = None,
-) -> list[Waiting]:
+) -> list[WaitingRun]:
     """Lock up to `most` waiting runs that may be opened or closed at `now` (database time), and
     return them.
 
@@ -187,48 +202,49 @@ async def ready(
     keep it from its own.
     """
     kind = connection.dialect.name
-    given = [bindparam("now", now, runs.c.due_at.type)]
-    given += [bindparam("only", only, runs.c.id.type)] if only is not None else []
+    types = {"now": runs.c.due_at}
+    given: dict[str, Any] = {"now": now}
+    if only is not None:
+        types["only"] = runs.c.id
+        given["only"] = only
     first = None
     if tasks is not None:
-        given.append(bindparam("rows", json_rows.encode([{"task": name} for name in tasks], kind)))
+        given["rows"] = json_rows.encode([{"task": name} for name in tasks], kind)
         first = f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}"
-    locking = text(ready_ids(kind, most, locks=True, only=only is not None, first=first))
-    ids = (await connection.execute(locking.bindparams(*given).columns(runs.c.id))).scalars().all()
+    locking = sql.statement(
+        ready_ids(kind, most, locks=True, only=only is not None, first=first), **types
+    ).columns(runs.c.id)
+    ids = (await connection.execute(locking, given)).scalars().all()
     return await read(connection, ids)
 
 
 async def is_any_ready(connection: AsyncConnection, now: datetime) -> bool:
     """Whether some waiting run may be opened or closed at `now`. Locks nothing."""
-    looking = text(ready_ids(connection.dialect.name)).bindparams(
-        bindparam("now", type_=runs.c.due_at.type)
-    )
+    looking = sql.statement(ready_ids(connection.dialect.name), now=runs.c.due_at)
     return (await connection.execute(looking, {"now": now})).first() is not None
 
 
-async def read(connection: AsyncConnection, ids: Sequence[str]) -> list[Waiting]:
+async def read(connection: AsyncConnection, ids: Sequence[str]) -> list[WaitingRun]:
     """Those of the runs `ids` that are waiting, by id."""
     if not ids:
         return []
     kind = connection.dialect.name
-    columns, is_waiting = (
-        ", ".join(c.name for c in _COLUMNS),
-        is_one_of([RunState.WAITING], PLAIN_STATE),
-    )
-    meant = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    columns = ", ".join(column.name for column in _COLUMNS)
+    is_waiting = is_one_of([RunState.WAITING], PLAIN_STATE)
+    meant = json_rows.is_of_ids("id", kind)
     statement = text(
         f"SELECT {columns} FROM batch_runs WHERE {meant} AND {is_waiting} ORDER BY id"
     ).columns(*_COLUMNS)
     rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
-    return [Waiting(*row) for row in rows]
+    return [WaitingRun(*row) for row in rows]
 
 
 async def members(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, Members]:
     """The members of each of the runs `ids` that has any."""
     kind = connection.dialect.name
     counted = [Column(name, Integer) for name in ("number", "active", "bad")]
-    hint = "INDEXED BY ix_batch_runs_members " if kind == "sqlite" else ""
-    its = f"FROM batch_runs m {hint}WHERE m.awaited_by = v.id AND m.{NO_PART_SQL}"
+    hint = sql.hint("ix_batch_runs_members", kind)
+    its = f"FROM batch_runs m{hint} WHERE m.awaited_by = v.id AND m.{NO_PART_SQL}"
     has_ended = f"NOT (m.{ACTIVE_SQL})"
     statement = text(
         f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} "
@@ -245,7 +261,7 @@ async def members(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, 
     }
 
 
-async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, list[Upstream]]:
+async def slots(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, list[AwaitedSlot]]:
     """What has become of the slots that the runs `ids` wait for, by run and in the order of the
     tasks' names.
     """
@@ -264,18 +280,18 @@ async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str
         Column("pending", Integer),
     ]
     words = [Column(name, String) for name in ("missed", "paused", "known")]
-    meant = queues.among("w.run", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    meant = json_rows.is_of_ids("w.run", kind)
     statement = text(
         f"SELECT w.run, w.task, w.slot, (SELECT u.id {_ITS_RUN}) AS its, (SELECT u.state "
         f"{_ITS_RUN}) AS its_state, "
         f"{_IS_PENDING} AS pending, ({missed}) AS missed, ({paused}) AS paused, ({known}) AS known "
         f"FROM batch_waits w WHERE {meant} ORDER BY w.run, w.task"
     ).columns(waits.c.run, waits.c.task, waits.c.slot, *its, *words)
-    found: dict[str, list[Upstream]] = {}
+    found: dict[str, list[AwaitedSlot]] = {}
     for row in await connection.execute(statement, json_rows.of_ids(ids, kind)):
         why = _why_none(row) if row.its is None else None
         found.setdefault(row.run, []).append(
-            Upstream(
+            AwaitedSlot(
                 row.task,
                 row.slot,
                 row.its,
@@ -307,18 +323,16 @@ async def extend(
     for so long.
     """
     kind = connection.dialect.name
-    # Read are the runs that wait and whose time has come: neither those of tomorrow nor all runs of
-    # the task.
-    hint, lock = (
-        (" INDEXED BY ix_batch_runs_waits", "") if kind == "sqlite" else ("", " FOR UPDATE")
-    )
-    query = (
+    # By this index only the runs are read that wait and whose time has come: neither those of
+    # tomorrow nor all runs of the task.
+    hint = sql.hint("ix_batch_runs_waits", kind)
+    lock = " FOR UPDATE" if kind == "postgresql" else ""
+    waiting = sql.statement(
         f"SELECT id, wait_until FROM batch_runs{hint} WHERE {WAITING_SQL} AND due_at <= :now "
         "AND task || '' = :task "
-        f"AND wait_until IS NOT NULL ORDER BY CAST(id AS text){lock}"
-    )
-    at = bindparam("now", type_=runs.c.due_at.type)
-    waiting = text(query).bindparams(at).columns(runs.c.id, runs.c.wait_until)
+        f"AND wait_until IS NOT NULL ORDER BY CAST(id AS text){lock}",
+        now=runs.c.due_at,
+    ).columns(runs.c.id, runs.c.wait_until)
     theirs = (await connection.execute(waiting, {"now": now, "task": task})).all()
     rows = [{"id": row.id, "wait_until": row.wait_until + duration} for row in theirs]
     if not rows:
@@ -328,3 +342,146 @@ async def extend(
         f"UPDATE batch_runs SET wait_until = v.wait_until FROM {source} WHERE batch_runs.id = v.id"
     )
     await connection.execute(text(statement), {"rows": json_rows.encode(rows, kind)})
+
+
+# Locks: runs that wait are found and locked before something that they wait for changes.
+
+
+async def lock_awaiting(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
+    """Lock the runs that wait, or waited, for the runs `ids`, and these too. Returns the ids of the
+    former.
+
+    Whoever makes an ended run active again calls this before: then nobody can open or close what
+    waits for it by the state from before. A run that was closed is active again too when it waits
+    again, so among them are also the runs that wait for such a one, in whichever depth.
+    """
+    found = set(await _awaiting(connection, ids))
+    deeper = found
+    while deeper:
+        deeper = set(await _awaiting(connection, sorted(deeper), _MAY_WAIT_AGAIN)) - found
+        found |= deeper
+    if found:
+        await _lock(connection, found.union(ids))
+    return sorted(found)
+
+
+async def lock_with_members(connection: AsyncConnection, ids: Sequence[str]) -> None:
+    """Lock the runs `ids` and the active members of their groups, if there are any, all of them by
+    their ids.
+
+    Whoever cancels groups calls this before. In two steps, first the follow-ups and then their
+    members, two of them could deadlock.
+    """
+    if (kind := connection.dialect.name) != "postgresql":
+        return
+    meant = json_rows.is_of_ids("m.awaited_by", kind)
+    members = text(f"SELECT m.id FROM batch_runs m WHERE {meant} AND m.{ACTIVE_SQL}").columns(
+        runs.c.id
+    )
+    found: set[str] = set()
+    deeper = set(ids)
+    while deeper:
+        deeper = (
+            set((await connection.execute(members, json_rows.of_ids(deeper, kind))).scalars())
+            - found
+        )
+        found |= deeper
+    if found:
+        await _lock(connection, found.union(ids))
+
+
+async def _lock(connection: AsyncConnection, ids: Iterable[str]) -> None:
+    if (kind := connection.dialect.name) == "postgresql":
+        locked = json_rows.is_of_ids("id", kind)
+        statement = text(f"SELECT id FROM batch_runs WHERE {locked} ORDER BY id FOR UPDATE")
+        await connection.execute(statement, json_rows.of_ids(ids, kind))
+
+
+_MAY_WAIT_AGAIN = " AND coalesce(a.state, '') IN ('waiting', 'skipped') AND a.gate IS NOT NULL"
+"""Runs `a` that were closed by what they waited for, or may be closed at this moment."""
+
+
+async def _awaiting(
+    connection: AsyncConnection, ids: Sequence[str], are: str = ""
+) -> Sequence[str]:
+    """The runs that wait, or waited, for those of the runs `ids` that fulfil the condition
+    `are`.
+    """
+    kind = connection.dialect.name
+    meant = json_rows.is_of_ids("a.id", kind)
+    statement = text(
+        f"SELECT a.awaited_by AS id FROM batch_runs a WHERE {meant}{are} "
+        f"UNION SELECT w.run FROM batch_runs a CROSS JOIN batch_waits w "
+        f"WHERE {meant}{are} AND a.{OF_SLOT_SQL} AND w.task = a.task AND w.slot = a.slot"
+    ).columns(runs.c.id)
+    found = (await connection.execute(statement, json_rows.of_ids(ids, kind))).scalars()
+    return [run for run in found if run is not None]
+
+
+async def coming_after(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
+    """The runs that wait, or have waited, for the runs `ids`, and those that wait for these, in
+    whichever depth.
+    """
+    found: set[str] = set(ids)
+    asked = list(ids)
+    while asked:
+        asked = sorted(set(await _awaiting(connection, asked)) - found)
+        found |= set(asked)
+    return sorted(found - set(ids))
+
+
+# What a run has waited for, with the results.
+
+PAGE = 200
+"""How many members are read at once, at most."""
+PAGE_SIZE = 2_000_000
+"""A page ends with the member by which its parameters and results as JSON have more characters than
+this.
+"""
+
+
+async def slots_with_results(connection: AsyncConnection, run: str) -> Sequence[Any]:
+    """The slots that a run waits for, or has waited for: task, slot, and of its run id, state,
+    params and result.
+    """
+    is_its = and_(runs.c.task == waits.c.task, runs.c.slot == waits.c.slot, text(OF_SLOT_SQL))
+    query = (
+        select(waits.c.task, waits.c.slot, runs.c.id, runs.c.state, runs.c.params, runs.c.result)
+        .select_from(waits.outerjoin(runs, is_its))
+        .where(waits.c.run == run)
+        .order_by(waits.c.task)
+    )
+    return (await connection.execute(query)).all()
+
+
+async def members_with_results(
+    connection: AsyncConnection, run: str, after: str | None, parts: bool = False
+) -> Sequence[Any]:
+    """The next members of the group of a run, by id, with the same columns and `part`.
+
+    `after`: the id of the last one before. `parts`: the parts of the run instead.
+    """
+    columns = [runs.c[name] for name in ("task", "slot", "id", "state", "params", "result", "part")]
+    of_page = select(*columns, _size_of(runs.c.params, runs.c.result).label("size")).where(
+        runs.c.awaited_by == run
+    )
+    of_page = of_page.where(text(f"origin = '{Origin.PART}'" if parts else NO_PART_SQL))
+    if after is not None:
+        of_page = of_page.where(runs.c.id > after)
+    page = (
+        of_page.with_hint(runs, "INDEXED BY ix_batch_runs_members", "sqlite")
+        .order_by(runs.c.id)
+        .limit(PAGE)
+    )
+    sized = page.subquery()
+    before = func.sum(sized.c.size).over(order_by=sized.c.id) - sized.c.size
+    bounded = select(sized, before.label("before")).subquery()
+    query = select(*(bounded.c[column.name] for column in columns)).where(
+        bounded.c.before < PAGE_SIZE
+    )
+    return (await connection.execute(query.order_by(bounded.c.id))).all()
+
+
+def _size_of(*columns: ColumnElement[Any]) -> ColumnElement[int]:
+    sizes = [func.coalesce(func.length(cast(column, Text)), 0) for column in columns]
+    return sizes[0] + sizes[1]

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Text, TextClause, bindparam, event, text
+from sqlalchemy import Connection, Engine, Text, TextClause, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.tables import tasks as tasks_table
+from service.database import sql
 
 CATALOG, QUEUED, ASKED = 1, 2, 3
 """The rows of `batch_catalog`. On PostgreSQL only the first one is used."""
@@ -37,14 +38,15 @@ polled.
 _NAMES = json_rows.source([tasks_table.c.name], "postgresql")
 # In a queue that is half full, because some session of the server does not read it, nothing more is
 # put: a full one would make the commits fail.
-_NOTIFY = text(
+_NOTIFY = sql.statement(
     f"SELECT pg_notify({CHANNEL_SQL}, left(concat_ws(' ', current_setting('application_name'), "
     ":asks, "
     f"(SELECT string_agg(DISTINCT '{POOL}' || t.pool, ' ') FROM batch_tasks t "
     "WHERE t.name = ANY(ARRAY("
     f"SELECT v.name FROM {_NAMES})))), {MOST_CHARACTERS})) "
-    "WHERE pg_notification_queue_usage() < 0.5"
-).bindparams(bindparam("asks", type_=Text()))
+    "WHERE pg_notification_queue_usage() < 0.5",
+    asks=Text(),
+)
 
 Takes = Callable[[Mapping[str, int]], bool]
 """Whether the engine of this process has room for this many runs of each task. It is woken after

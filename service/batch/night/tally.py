@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, delete, func, select, text
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.account.slots import Kind
 from service.batch.ledger import buckets, json_rows
 from service.batch.ledger.buckets import (
     CLASSES,
@@ -25,6 +26,7 @@ from service.batch.ledger.buckets import (
 from service.batch.ledger.buckets import buckets as buckets_table
 from service.batch.night.counting import Counts, count
 from service.concurrency.offload import offload
+from service.database import sql
 
 OPEN_FOR = timedelta(minutes=2)
 """A bucket is counted this long after its end, if nothing in it is active. A later change marks
@@ -141,10 +143,9 @@ async def have_slots(
         columns.append(f"EXISTS (SELECT 1 FROM batch_tally WHERE {within})")
     if not columns:
         return []
-    types = [bindparam(name, type_=tally.c.bucket.type) for name in ends]
-    row = (
-        await connection.execute(text(f"SELECT {', '.join(columns)}").bindparams(*types), ends)
-    ).one()
+    types = dict.fromkeys(ends, tally.c.bucket)
+    query = sql.statement(f"SELECT {', '.join(columns)}", **types)
+    row = (await connection.execute(query, ends)).one()
     return [bool(has_any) for has_any in row]
 
 
@@ -251,8 +252,8 @@ async def keep(connection: AsyncConnection, wanted: Sequence[datetime], now: dat
     unhandled: set[datetime] = set()
     unaccounted: Counter[str] = Counter()
 
-    def note(task: str, _slot: datetime, is_handled: bool) -> None:
-        unaccounted[task] += is_handled
+    def note(task: str, _slot: datetime, kind: Kind) -> None:
+        unaccounted[task] += kind == Kind.GAP
 
     for begin, end in intervals(wanted):
         found = await count(connection, begin, end, now, note)

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.ledger import database_time, queues
+from service.batch.ledger import database_time
 from service.batch.ledger.duties import WATCH, duties
 from service.batch.ledger.incidents import notices
 from service.batch.ledger.incidents.tables import UNSENT_SQL
@@ -41,6 +41,7 @@ from service.batch.ledger.tables import HELD_SQL, WAITING_SQL, catalog, nodes, r
 from service.batch.nodes.roles import SERVICE, Roles
 from service.batch.queue.cancel import StopRequest
 from service.batch.queue.claiming import is_any_due
+from service.database import sql
 
 LOOK_SECONDS = 1.0
 """The most seconds between two polls, and so the longest time until a dead node or a cancel request
@@ -205,7 +206,7 @@ def _status_of_each(listed: str) -> Iterator[NodeStatus]:
 
 def _stopped_holders(node: ColumnElement[str], kind: str) -> Select[Any]:
     """The other nodes that are marked as stopped and still hold runs."""
-    holds = text(queues.among("batch_nodes.id", HOLDERS, kind))
+    holds = text(sql.among("batch_nodes.id", HOLDERS, kind))
     is_stopped = (nodes.c.stopped_at.is_not(None), nodes.c.id != node)
     return select(
         literal("stopped"), nodes.c.id, nodes.c.beats, _null(tasks.c.name), nodes.c.stopped_at

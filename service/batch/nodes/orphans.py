@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, bindparam, select, text, update
+from sqlalchemy import RowMapping, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import transitions
@@ -17,6 +17,7 @@ from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
 from service.batch.nodes import harm
 from service.batch.tasks.declaration import not_run_again
+from service.database import sql
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -28,13 +29,13 @@ async def accuse(connection: AsyncConnection, node: str, run: str, what: str) ->
     """Write into a running run's row what it does to its node. The node is about to end, and others
     rescue its runs.
     """
-    statement = text(
-        f"UPDATE batch_runs SET reason = :what WHERE id = :run AND node = :node AND {HELD_SQL}"
+    statement = sql.statement(
+        f"UPDATE batch_runs SET reason = :what WHERE id = :run AND node = :node AND {HELD_SQL}",
+        run=runs.c.id,
+        node=runs.c.node,
+        what=runs.c.reason,
     )
-    given = (bindparam("run", run, runs.c.id.type), bindparam("node", node, runs.c.node.type))
-    await connection.execute(
-        statement.bindparams(*given, bindparam("what", what, runs.c.reason.type))
-    )
+    await connection.execute(statement, {"run": run, "node": node, "what": what})
 
 
 async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: datetime) -> list[str]:

@@ -20,7 +20,7 @@ from service.batch.pools import child_json, frames
 from service.batch.pools.exit_reasons import exit_error
 from service.batch.pools.nursery import Nursery
 from service.batch.pools.output import copy_lines, give_way
-from service.batch.queue import enqueue, upstreams
+from service.batch.queue import enqueue, upstream_results
 from service.batch.tasks.partitions import Stage
 from service.concurrency.offload import offload
 from service.errors import BatchError, Interrupted, ProcessDied
@@ -190,7 +190,7 @@ class Child:
         """The slots that the run has waited for, if its code asks for them."""
         if not self.attempt.task.parameters.takes_upstream:
             return []
-        upstream = await upstreams.read(self.attempt.claimed.id)
+        upstream = await upstream_results.read(self.attempt.claimed.id)
         return [child_json.done_as_json(done) for done in upstream.values()]
 
     async def _finish(self, reading: dict[asyncio.Task[None], float]) -> None:
@@ -267,7 +267,7 @@ class Child:
 
     async def _members(self, after: str | None) -> list[child_json.Json]:
         is_join = self.attempt.body.stage == Stage.JOIN
-        members = await upstreams.members(self.attempt.claimed.id, after, is_join)
+        members = await upstream_results.members(self.attempt.claimed.id, after, is_join)
         return [child_json.done_as_json(done) for done in members]
 
     def _tell_output(self, text: str) -> None:

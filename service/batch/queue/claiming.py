@@ -26,7 +26,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from service.batch.ledger import database_time, json_rows, queues, transitions
+from service.batch.ledger import database_time, json_rows, queue_rows, transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import HELD_SQL, HOLDS_LANE_SQL, not_held, runs
@@ -35,6 +35,7 @@ from service.batch.queue import concurrency
 from service.batch.queue.capacity import OWN_POOLS, Capacity
 from service.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
 from service.batch.tasks.registry import Task
+from service.database import sql
 
 
 def is_any_due(
@@ -48,7 +49,7 @@ def is_any_due(
     retry.
     """
     are_waiting, are_retrying = (
-        queues.is_any(condition, pools) for condition in (queues.READY, queues.RETRIES)
+        queue_rows.is_any(condition, pools) for condition in (queue_rows.READY, queue_rows.RETRIES)
     )
     return or_(are_waiting, and_(_is_retry_due(now), are_retrying))
 
@@ -57,7 +58,7 @@ def _is_retry_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
     """Whether a retry is due at `now`. With EXISTS instead of min(), PostgreSQL may read all
     retries.
     """
-    first_due_at = select(func.min(runs.c.due_at)).where(text(queues.RETRIES)).scalar_subquery()
+    first_due_at = select(func.min(runs.c.due_at)).where(text(queue_rows.RETRIES)).scalar_subquery()
     return func.coalesce(first_due_at <= now, false())
 
 
@@ -88,7 +89,9 @@ async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -
     names = {row.task for row in rows if row.task is not None}
     if rows[0].retries:
         names |= set(
-            (await connection.execute(queues.names_of_pools(queues.RETRIES, pools))).scalars()
+            (
+                await connection.execute(queue_rows.names_of_pools(queue_rows.RETRIES, pools))
+            ).scalars()
         )
     return Due(rows[0].at, frozenset(names), rows[0].retries)
 
@@ -102,7 +105,9 @@ def _due_query(pools: tuple[str, ...], is_database_time: bool) -> Select[Any]:
         else bindparam("process_now", type_=runs.c.due_at.type)
     )
     once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
-    waiting = queues.names_of_pools(queues.READY, pools).columns(runs.c.task).subquery("waiting")
+    waiting = (
+        queue_rows.names_of_pools(queue_rows.READY, pools).columns(runs.c.task).subquery("waiting")
+    )
     return select(once.c.at, once.c.retries, waiting.c.task).select_from(
         once.join(waiting, true(), isouter=True)
     )
@@ -229,21 +234,20 @@ def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
         f"AND NOT ({is_first})"
     )
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
-    head = queues.first("exclusive = v.task", "1", retries)
-    not_exclusive = queues.first("exclusive IS NULL", ":each", retries, lock=lock)
+    head = queue_rows.first("exclusive = v.task", "1", retries)
+    not_exclusive = queue_rows.first("exclusive IS NULL", ":each", retries, lock=lock)
     ids = (
         f"SELECT ({head}) FROM {source} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
         f"UNION ALL SELECT u.id FROM {source} "
-        f"JOIN batch_runs u ON {queues.among('u.id', not_exclusive, kind)}"
+        f"JOIN batch_runs u ON {sql.among('u.id', not_exclusive, kind)}"
     )
-    statement = text(
+    statement = sql.statement(
         f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} FROM batch_runs r "
-        f"WHERE {queues.among('r.id', ids, kind)} "
-        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
-    ).bindparams(
-        *queues.parameters(retries),
-        bindparam("most", type_=Integer()),
-        bindparam("each", type_=Integer()),
+        f"WHERE {sql.among('r.id', ids, kind)} "
+        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most",
+        most=Integer(),
+        each=Integer(),
+        **queue_rows.types(retries),
     )
     return statement.columns(*HEAD_COLUMNS)
 

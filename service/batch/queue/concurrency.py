@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Integer, bindparam, text
+from sqlalchemy import Boolean, Column, Integer, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, queues
+from service.batch.ledger import json_rows, queue_rows
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import HOLDS_LANE_SQL, READY_SQL, RETRYING_SQL, runs
 from service.batch.tasks.registry import Task
+from service.database import sql
 
 
 @dataclass(frozen=True)
@@ -188,13 +189,15 @@ async def _first(
         return []
     kind = connection.dialect.name
     may_start = f"(v.blocked IS NULL OR q.state <> 'queued' OR q.rank <> {Rank.ON_TIME})"
-    first = queues.first("exclusive = v.exclusive", ":most", retries, also=may_start)
+    first = queue_rows.first("exclusive = v.exclusive", ":most", retries, also=may_start)
     source = json_rows.source([runs.c.task, runs.c.exclusive, _BLOCKED], kind)
-    statement = text(
+    statement = sql.statement(
         f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} "
-        f"FROM {source} JOIN batch_runs r ON {queues.among('r.id', first, kind)} "
-        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id"
-    ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()))
+        f"FROM {source} JOIN batch_runs r ON {sql.among('r.id', first, kind)} "
+        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id",
+        most=Integer(),
+        **queue_rows.types(retries),
+    )
     rows = [
         {"task": task, "exclusive": name, "blocked": name in blocked or None}
         for name, task in tasks.items()

@@ -18,7 +18,6 @@ from service.batch.ledger import (
     schedules,
     tables,
     transitions,
-    waiting_runs,
     waits,
 )
 from service.batch.ledger.parts import PartsGate
@@ -62,7 +61,7 @@ async def again(
         # ledger's file.
         await data.execute(text("SELECT 1"))
         now = await database_time.now_of(connection)
-        awaiting = await waiting_runs.lock_awaiting(connection, [*ids, *after]) if after else []
+        awaiting = await waits.lock_awaiting(connection, [*ids, *after]) if after else []
         reopened = (
             await transitions.reopen(connection, ids, rank, by, now, anew=True) if ids else set()
         )
@@ -106,7 +105,7 @@ async def _gated(
 
 async def comes_after(connection: AsyncConnection, run_id: str) -> dict[str, list[str]]:
     """The runs that come after a run and have ended, by the names of their tasks."""
-    ids = await waiting_runs.coming_after(connection, [run_id])
+    ids = await waits.coming_after(connection, [run_id])
     found: dict[str, list[str]] = {}
     theirs = tables.runs.c.id.in_(json_rows.among(tables.runs.c.id, ids, connection.dialect.name))
     query = select(tables.runs.c.id, tables.runs.c.task).where(

@@ -12,7 +12,6 @@ from sqlalchemy import (
     Select,
     Update,
     and_,
-    bindparam,
     case,
     func,
     literal,
@@ -41,6 +40,7 @@ from service.batch.ledger.tables import (
     runs,
     tasks,
 )
+from service.database import sql
 
 NODE_AGE = timedelta(days=1)
 
@@ -69,7 +69,7 @@ def delete_over(kind: str) -> TextualSelect:
     may_go += f" AND NOT (batch_runs.{OF_SLOT_SQL} AND EXISTS ({waiting}))"
     condition = locked_by_id(f"{named} AND {is_over} AND {may_go} AND {HAS_NO_ACTIVE}", kind)
     statement = f"DELETE FROM batch_runs WHERE {condition} RETURNING id, slot, origin"
-    typed = text(statement).bindparams(bindparam("before", type_=runs.c.finished_at.type))
+    typed = sql.statement(statement, before=runs.c.finished_at)
     return typed.columns(runs.c.id, runs.c.slot, runs.c.origin)
 
 

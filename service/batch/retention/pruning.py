@@ -255,7 +255,7 @@ class Pruner:
         Returns their ids.
         """
         kind = self._ledger.kind
-        values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "before": before}
+        values = json_rows.of_ids(ids, kind) | {"before": before}
         async with self._runs.transaction(self._ledger) as connection:
             await lock_tasks(connection, [task])
             rows = (await connection.execute(conditions.delete_over(kind), values)).all()

@@ -120,7 +120,9 @@ class Parameters:
         """
         given = {SLOT: slot, **stored} if self.takes_slot else stored
         checked = self._check(given) if given or self.required else {}
-        return {**checked, **self.filled(Upstream() if upstream is None else upstream)}
+        if self._upstream:
+            checked |= self.filled(Upstream() if upstream is None else upstream)
+        return checked
 
     def filled(self, upstream: Upstream) -> dict[str, Upstream]:
         """The arguments of `run` that receive what the run has waited for."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents import problem as one_error
-from service.batch.ledger import kept_back
+from service.batch.ledger import chains
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.states import OF_RUNS, IncidentKind
 from service.errors import UnknownIncident
@@ -63,7 +63,9 @@ async def show(context: Context, incident: str) -> IncidentDetails:
         hidden = await hidden_tasks(connection, context)
         error = (row.task, row.fingerprint)
         is_open = row.kind == IncidentKind.FAILED and row.closed_at is None
-        kept = (await kept_back.by_errors(connection, [error] if is_open else [])).get(error, ())
+        kept = (await chains.kept_back_by_errors(connection, [error] if is_open else [])).get(
+            error, ()
+        )
         numbers = await open_runs_of(connection, [row])
     keeps_back = [KeptBack(**vars(each)) for each in kept]
     return IncidentDetails(**dict(shown(row, hidden, numbers)), keeps_back=keeps_back)

@@ -17,7 +17,7 @@ from service.batch.chunks import quarantine
 from service.batch.incidents import made_good
 from service.batch.incidents import problem as one_error
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import json_rows, kept_back, run_logs
+from service.batch.ledger import chains, json_rows, run_logs
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.tables import fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
@@ -117,7 +117,7 @@ def _one_problem(group: Sequence[Need]) -> Need:
 async def _with_kept_back(connection: AsyncConnection, needs: Sequence[Need]) -> list[Need]:
     """The needs with the runs that wait for a success of their failed runs."""
     errors = [(n.task or "", n.fingerprint or "") for n in needs if n.kind == IncidentKind.FAILED]
-    kept = await kept_back.by_errors(connection, errors)
+    kept = await chains.kept_back_by_errors(connection, errors)
     shown = {error: [KeptBack(**vars(each)) for each in rows] for error, rows in kept.items()}
     return [
         n.model_copy(update={"keeps_back": shown.get((n.task or "", n.fingerprint or ""), ())})

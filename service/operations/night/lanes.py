@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
 from service.batch.ledger import buckets, json_rows
+from service.batch.ledger.run_rows import NEWEST_FIRST, run_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import (
@@ -49,7 +50,6 @@ _NAMES = (
     "attempt",
     "attempt_started_at",
 )
-_COLUMNS = [runs.c[name] for name in _NAMES]
 _OUTCOMES = {
     "failed": "failed",
     "timed out": "failed",
@@ -71,6 +71,18 @@ class LaneRun(Result):
     created_at: datetime
     begin: datetime | None
     end: datetime | None
+
+    @classmethod
+    def of_row(cls, row: Any, begin: datetime | None) -> LaneRun:
+        """From the row of a run, which has begun at `begin`."""
+        return cls(
+            id=row.id,
+            slot=row.slot if row.origin != Origin.MANUAL else None,
+            state=row.state,
+            created_at=row.created_at,
+            begin=begin,
+            end=row.finished_at,
+        )
 
 
 class LaneRange(Result):
@@ -193,7 +205,11 @@ async def _lane(
         *await _of_slots(connection, name, begin, until),
         *await _beside(connection, name, begin, until),
     ]
-    found = [*await _earlier(connection, rows), *map(_run, rows)]
+    last = [
+        LaneRun.of_row(row, row.attempt_started_at if row.attempt > 1 else row.started_at)
+        for row in rows
+    ]
+    found = [*await _earlier(connection, rows), *last]
     return lane.model_copy(
         update={"runs": found, "missed": await _missed(connection, name, begin, until)}
     )
@@ -225,7 +241,7 @@ async def _of_slots(
     connection: AsyncConnection, name: str, begin: datetime, until: datetime
 ) -> Sequence[Row[Any]]:
     within = (runs.c.slot >= begin, runs.c.slot < until)
-    query = select(*_COLUMNS).where(runs.c.task == name, *within, text(OF_SLOT_SQL))
+    query = run_rows(_NAMES, runs.c.task == name, *within, OF_SLOT_SQL)
     return (await connection.execute(query.order_by(runs.c.slot).limit(MOST_SLOTS))).all()
 
 
@@ -233,29 +249,9 @@ async def _beside(
     connection: AsyncConnection, name: str, begin: datetime, until: datetime
 ) -> Sequence[Row[Any]]:
     """The newest runs by hand, or started by code."""
-    made = (
-        runs.c.created_at >= begin,
-        runs.c.created_at < until,
-        text(BY_HAND_SQL),
-        text(NO_PART_SQL),
-    )
-    query = (
-        select(*_COLUMNS)
-        .where(runs.c.task == name, *made)
-        .order_by(runs.c.created_at.desc(), runs.c.id.desc())
-    )
-    return (await connection.execute(query.limit(MOST_SLOTS))).all()
-
-
-def _run(row: Any) -> LaneRun:
-    return LaneRun(
-        id=row.id,
-        slot=row.slot if row.origin != Origin.MANUAL else None,
-        state=row.state,
-        created_at=row.created_at,
-        begin=row.attempt_started_at if row.attempt > 1 else row.started_at,
-        end=row.finished_at,
-    )
+    within = (runs.c.created_at >= begin, runs.c.created_at < until)
+    query = run_rows(_NAMES, runs.c.task == name, *within, BY_HAND_SQL, NO_PART_SQL)
+    return (await connection.execute(query.order_by(*NEWEST_FIRST).limit(MOST_SLOTS))).all()
 
 
 async def _missed(

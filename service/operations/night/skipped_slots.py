@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import chains
+from service.batch.ledger.run_rows import run_rows
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import SKIPPED_SQL, runs
-from service.batch.ledger.waits import Upstream
+from service.batch.ledger.waits import AwaitedSlot
 from service.operations.night.results import DidNotRun
 from service.operations.runs.awaited import shown_cause
 
@@ -46,8 +47,8 @@ async def by_reason(
     connection: AsyncConnection, since: datetime, until: datetime, hidden: frozenset[str]
 ) -> list[DidNotRun]:
     """The skipped slots by task and reason, whichever runs were in the way."""
-    columns = [runs.c[name] for name in ("id", "task", "reason", "origin", "gate")]
-    query = select(*columns).where(text(SKIPPED_SQL), runs.c.slot >= since, runs.c.slot < until)
+    names = ("id", "task", "reason", "origin", "gate")
+    query = run_rows(names, SKIPPED_SQL, runs.c.slot >= since, runs.c.slot < until)
     rows = [
         row
         for row in await connection.execute(query.limit(MOST_SLOTS))
@@ -56,7 +57,7 @@ async def by_reason(
     found = await chains.in_the_way(connection, [row.id for row in rows if row.gate is not None])
     slots: Counter[Key] = Counter()
     in_the_way: dict[Key, set[str]] = defaultdict(set)
-    causes: dict[Key, Upstream] = {}
+    causes: dict[Key, AwaitedSlot] = {}
     for row in rows:
         cause = chains.root(found, row.id) if row.gate is not None else None
         key = _key(row, cause)
@@ -73,7 +74,7 @@ def _without_id(run: re.Match[str]) -> str:
     return "a run of an earlier slot" if run[1] else "another run"
 
 
-def _key(row: Row[Any], cause: Upstream | None) -> Key:
+def _key(row: Row[Any], cause: AwaitedSlot | None) -> Key:
     reason = _OTHERS.sub("", _RUN.sub(_without_id, row.reason or ""))
     if cause is None:
         return Key(row.task, reason, row.gate is not None, "", "")
@@ -84,7 +85,7 @@ def _told(
     key: Key,
     number: int,
     in_the_way: set[str],
-    causes: Mapping[Key, Upstream],
+    causes: Mapping[Key, AwaitedSlot],
     hidden: frozenset[str],
 ) -> DidNotRun:
     return DidNotRun(

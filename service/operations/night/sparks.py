@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import last_runs, parts
+from service.batch.ledger import parts
+from service.batch.ledger.run_rows import newest_of_each
 from service.operations.asking.results import Result
 
 LAST = 60
@@ -40,13 +40,8 @@ async def sparks_of(
     tasks.
     """
     found: dict[str, list[Spark]] = {task: [] for task in dict.fromkeys(tasks)}
-    rows = await last_runs.of_each(connection, list(found), _NAMES, last)
+    rows = await newest_of_each(connection, list(found), _NAMES, last)
     for row in sorted(rows, key=lambda row: (row.created_at, row.id)):
-        found[row.task].append(_spark(row))
+        spark = Spark(run=row.id, state=row.state, seconds=parts.seconds_taken(row))
+        found[row.task].append(spark)
     return found
-
-
-def _spark(row: Any) -> Spark:
-    began_at = parts.began_at(row) if row.finished_at is not None else None
-    seconds = (row.finished_at - began_at).total_seconds() if began_at is not None else None
-    return Spark(run=row.id, state=row.state, seconds=seconds)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import RowMapping, func, select, text
+from sqlalchemy import RowMapping, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import gauges
+from service.batch.ledger.run_rows import run_rows
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import CLAIMABLE, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, backups, is_one_of, runs
@@ -101,19 +102,19 @@ async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
     """The newest MOST_FAILED of the failed runs that are open, newest first. At most MOST_COUNTED
     are looked at.
     """
-    is_open = (text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL))
-    some = select(runs.c.id, runs.c.created_at).where(*is_open).limit(MOST_COUNTED).subquery()
+    is_open = run_rows(("id", "created_at"), OPEN_FAILURE_SQL, IS_FAILED_SQL)
+    some = is_open.limit(MOST_COUNTED).subquery()
     newest = (
         select(some.c.id).order_by(some.c.created_at.desc(), some.c.id.desc()).limit(MOST_FAILED)
     )
-    query = select(*(runs.c[name] for name in LISTED)).where(runs.c.id.in_(newest))
+    query = run_rows(LISTED, runs.c.id.in_(newest))
     rows = (await connection.execute(query)).mappings().all()
     return sorted(rows, key=lambda row: (row["created_at"], row["id"]), reverse=True)
 
 
 async def _number_failed(connection: AsyncConnection) -> int:
     """How many failed runs are open, counted up to MOST_COUNTED."""
-    some = select(runs.c.id).where(text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL)).limit(MOST_COUNTED)
+    some = run_rows(("id",), OPEN_FAILURE_SQL, IS_FAILED_SQL).limit(MOST_COUNTED)
     return (
         await connection.execute(select(func.count()).select_from(some.subquery()))
     ).scalar_one()

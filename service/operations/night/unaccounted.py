@@ -1,15 +1,27 @@
-"""`operations.unaccounted()`: the slots behind the number "unaccounted" of Night."""
+"""`operations.unaccounted()`: the slots behind the number "unaccounted" of Night, one by one.
+
+Finding them costs no more than counting the window.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import NamedTuple
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.account.account import tasks_of_running_nodes
+from service.batch.account.slots import Kind
 from service.batch.cron.zones import zone_of
 from service.batch.ledger import database_time, schedules
+from service.batch.ledger.buckets import LENGTH
 from service.batch.ledger.schedules import OpenSchedule
-from service.batch.night import unaccounted
-from service.batch.night.unaccounted import Unaccounted
+from service.batch.night import tally
+from service.batch.night.counting import count
+from service.batch.night.tally import MOST_COUNTED_AT_ONCE
 from service.concurrency.offload import offload
 from service.operations.asking.context import Context
 from service.operations.asking.results import Result
@@ -62,10 +74,8 @@ async def slots(
     async with snapshot(context) as connection:
         now = await database_time.now_of(connection)
         begin, end = window_of(since, until, now, local)
-        found = await unaccounted.of_window(
-            connection, begin, end or now, now, context.lease_seconds, MOST
-        )
-        opened = await schedules.still_open(connection, {each.task for each in found.slots})
+        found = await of_window(connection, begin, end or now, now, context.lease_seconds, MOST)
+        opened = await schedules.still_open(connection, {task for task, _, _ in found.slots})
     return UnaccountedSlots(
         as_of=now,
         since=begin,
@@ -76,16 +86,12 @@ async def slots(
     )
 
 
-def _slots(found: Unaccounted, opened: Mapping[str, OpenSchedule]) -> list[UnaccountedSlot]:
+def _slots(found: Found, opened: Mapping[str, OpenSchedule]) -> list[UnaccountedSlot]:
     return [
         UnaccountedSlot(
-            task=each.task,
-            slot=each.slot,
-            kind=each.kind,
-            text=TEXTS[each.kind],
-            day=_day(opened.get(each.task), each.slot),
+            task=task, slot=slot, kind=kind, text=TEXTS[kind], day=_day(opened.get(task), slot)
         )
-        for each in found.slots
+        for task, slot, kind in found.slots
     ]
 
 
@@ -96,3 +102,79 @@ def _day(row: OpenSchedule | None, slot: datetime) -> date | None:
     if row is None or not row.is_usable or slot not in row.schedule.between(slot - SECOND, slot):
         return None
     return slot.astimezone(row.schedule.zone).date()
+
+
+class KindOfSlot(NamedTuple):
+    """A slot (aware, UTC). `kind`: due, late or gap, as in the account."""
+
+    task: str
+    slot: datetime
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Found:
+    """`slots`: the newest ones, the newest first. `number`: their number in all. `accounted_from`:
+    see Window.
+    """
+
+    slots: list[KindOfSlot]
+    number: int
+    accounted_from: datetime | None
+
+
+class _Newest:
+    """Keeps the newest of the slots passed to `note`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._heap: list[tuple[datetime, str, Kind]] = []
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._heap) >= self._most
+
+    def note(self, task: str, slot: datetime, kind: Kind) -> None:
+        if self.is_full:
+            heapq.heappushpop(self._heap, (slot, task, kind))
+        else:
+            heapq.heappush(self._heap, (slot, task, kind))
+
+    def newest_first(self) -> Iterator[tuple[datetime, str, Kind]]:
+        return iter(sorted(self._heap, reverse=True))
+
+
+async def of_window(
+    connection: AsyncConnection,
+    since: datetime,
+    until: datetime,
+    now: datetime,
+    lease: float,
+    most: int,
+) -> Found:
+    """The unaccounted slots from `since` up to `until` (excluded; both aware, UTC), at most `most`.
+
+    What has no tally is counted, as for Night. Of what has one only the buckets are counted again
+    in which a slot is unaccounted for, until there are enough slots. `lease`: see
+    `account.accounts`. Call it in one read transaction.
+    """
+    tallied, rest, accounted_from = await tally.divided(connection, since, until)
+    sums = await tally.not_all_good(connection, accounted_from or since, until)
+    known = {bucket: counts["unaccounted"] for bucket, counts in sums.items() if bucket in tallied}
+    known = {bucket: number for bucket, number in known.items() if number}
+    newest, number, left = _Newest(most), sum(known.values()), MOST_COUNTED_AT_ONCE - len(rest)
+    intervals = [*tally.intervals(rest), *((bucket, bucket + LENGTH) for bucket in known)]
+    for begin, end in sorted(intervals, reverse=True):
+        if begin in known:
+            left -= 1
+            if newest.is_full or left < 0:
+                continue
+        found = await count(connection, max(begin, since), min(end, until), now, newest.note)
+        if begin not in known:
+            number += sum(counts["unaccounted"] for counts in found.counts.values())
+    running = await tasks_of_running_nodes(connection, now - timedelta(seconds=lease))
+    slots = [
+        KindOfSlot(task, slot, kind if kind == Kind.GAP or task in running else Kind.DUE)
+        for slot, task, kind in newest.newest_first()
+    ]
+    return Found(slots, number, accounted_from)

@@ -1,22 +1,35 @@
 """What runs in the state `waiting` wait for: an instant, slots of other tasks, the members of a
-group, or parts.
+group, or parts. And those that wait for a slot which is late itself, or will not succeed by itself.
+
+A run that waits for a slot that is on its way is not late: what it waits for takes its time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import chains, json_rows, parts, waits
 from service.batch.ledger.parts import PartsGate, Tally
+from service.batch.ledger.run_rows import run_rows
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import runs
-from service.batch.ledger.waits import Members, Upstream
-from service.operations.runs.waiting import Awaited, InTheWay
+from service.batch.ledger.tables import WAITING_SQL, runs
+from service.batch.ledger.waits import AwaitedSlot, Members
+from service.operations.runs.waiting import Awaited, Blocker, InTheWay, LateRun
+
+MOST_WAITING = 200
+"""Runs that wait that are looked at, at most: those that have waited for the longest time."""
+OF_A_TASK = 10
+"""Blocked runs of one task that are shown, at most."""
+NOT_FIRED = timedelta(minutes=1)
+"""A slot that was not fired for this time is late."""
+
+_WILL_NOT_SUCCEED = (RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
+_NAMES = ("id", "task", "slot", "state", "due_at", "created_at")
 
 
 async def awaited(
@@ -31,13 +44,13 @@ async def awaited(
     if not ids:
         return {}
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
-    query = select(runs.c.id, runs.c.due_at, runs.c.gate, runs.c.state).where(theirs)
+    query = run_rows(("id", "due_at", "gate", "state"), theirs)
     waiting = [row for row in await connection.execute(query) if row.state == RunState.WAITING]
     gated = {row.id: row.gate for row in waiting if row.gate is not None}
     groups = await waits.members(connection, list(gated)) if gated else {}
     split = [run for run, gate in gated.items() if gate in tuple(PartsGate)]
     tallies = await parts.tallies(connection, split) if split else {}
-    slots = await waits.upstreams(connection, gated) if gated else {}
+    slots = await waits.slots(connection, gated) if gated else {}
     left = {
         run: [each for each in slots.get(run, []) if _is_left(each, gate)]
         for run, gate in gated.items()
@@ -60,9 +73,9 @@ async def awaited(
     }
 
 
-def _is_left(upstream: Upstream, gate: str) -> bool:
+def _is_left(slot: AwaitedSlot, gate: str) -> bool:
     needs_success = gate == waits.Gate.SUCCESS
-    return upstream.is_pending or (needs_success and upstream.state != RunState.SUCCEEDED)
+    return slot.is_pending or (needs_success and slot.state != RunState.SUCCEEDED)
 
 
 def _of_members(kind: Literal["group", "parts"], members: Members | Tally | None) -> list[Awaited]:
@@ -73,7 +86,7 @@ def _of_members(kind: Literal["group", "parts"], members: Members | Tally | None
     )
 
 
-def _of_slot(each: Upstream, found: Mapping[str, Upstream]) -> Awaited:
+def _of_slot(each: AwaitedSlot, found: Mapping[str, AwaitedSlot]) -> Awaited:
     cause = chains.root(found, each.run) if each.run is not None else None
     return Awaited(
         kind="slot",
@@ -85,15 +98,84 @@ def _of_slot(each: Upstream, found: Mapping[str, Upstream]) -> Awaited:
     )
 
 
-def shown_cause(upstream: Upstream | None) -> InTheWay | None:
+def shown_cause(slot: AwaitedSlot | None) -> InTheWay | None:
     """A slot that is in the way, as people and programs read it."""
-    if upstream is None:
+    if slot is None:
         return None
-    reason = upstream.why_none if not upstream.is_pending else None
+    reason = slot.why_none if not slot.is_pending else None
     return InTheWay(
-        task=upstream.task,
-        slot=upstream.slot,
-        run=upstream.run,
-        state=upstream.state,
+        task=slot.task,
+        slot=slot.slot,
+        run=slot.run,
+        state=slot.state,
         reason=reason,
+    )
+
+
+async def blocked_runs(
+    connection: AsyncConnection, late: Sequence[LateRun], now: datetime, shown_after: timedelta
+) -> list[LateRun]:
+    """The runs that wait in vain, or for one of the runs that are `late`, each with what is in its
+    way.
+    """
+    rows = (await connection.execute(_waiting(now - shown_after))).all()
+    found = await chains.in_the_way(connection, [row.id for row in rows]) if rows else {}
+    late_ids = {run.run for run in late}
+    shown: dict[str, int] = {}
+    blocked = []
+    for row in rows:
+        cause = chains.root(found, row.id)
+        if (
+            cause is None
+            or not _is_late(cause, late_ids, now)
+            or shown.get(row.task, 0) >= OF_A_TASK
+        ):
+            continue
+        shown[row.task] = shown.get(row.task, 0) + 1
+        blocked.append(_blocked(row, blocker_of(found, row.id), now))
+    return blocked
+
+
+def blocker_of(found: Mapping[str, AwaitedSlot], run: str) -> Blocker | None:
+    """What is in the way of a run. `found`: what `chains.in_the_way` has returned."""
+    first, cause = found.get(run), chains.root(found, run)
+    if first is None:
+        return None
+    reason = first.why_none if not first.is_pending else None
+    return Blocker(
+        kind="slot",
+        task=first.task,
+        run=first.run,
+        state=first.state,
+        reason=reason,
+        cause=shown_cause(cause) if cause is not first else None,
+    )
+
+
+def _waiting(before: datetime) -> Any:
+    """The runs of slots that wait for other slots since before an instant, by the index of what
+    waits.
+    """
+    query = run_rows(_NAMES, WAITING_SQL, runs.c.due_at <= before, runs.c.gate.is_not(None))
+    query = query.with_hint(runs, "INDEXED BY ix_batch_runs_waits", "sqlite")
+    return (
+        query.where(runs.c.slot.is_not(None)).order_by(runs.c.due_at, runs.c.id).limit(MOST_WAITING)
+    )
+
+
+def _is_late(cause: AwaitedSlot, late: Collection[str], now: datetime) -> bool:
+    if cause.run is not None:
+        return cause.run in late or cause.state in _WILL_NOT_SUCCEED
+    return not cause.is_pending or (cause.slot is not None and cause.slot <= now - NOT_FIRED)
+
+
+def _blocked(row: Row[Any], blocker: Blocker | None, now: datetime) -> LateRun:
+    return LateRun(
+        run=row.id,
+        task=row.task,
+        slot=row.slot,
+        state=row.state,
+        why="waits",
+        elapsed=(now - row.due_at).total_seconds(),
+        blocker=blocker,
     )

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import chains, kept_back, last_runs
-from service.batch.ledger import runs as run_rows
+from service.batch.ledger import chains
+from service.batch.ledger import runs as known_runs
+from service.batch.ledger.run_rows import newest_of_each, run_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import WAITING_SQL, runs
@@ -37,10 +38,14 @@ async def chain(context: Context, given: str) -> Chain:
     """What a run comes after, what comes after it, and what it keeps back. Raises UnknownRun."""
     run = await run_of(context, given)
     async with context.databases.reading() as connection:
-        row = await run_rows.get(connection, run) if connection is not None else None
+        row = await known_runs.get(connection, run) if connection is not None else None
         if connection is None or row is None:
             raise UnknownRun(f"the run {run} was deleted meanwhile")
-        kept = await kept_back.by_run(connection, run) if row["state"] != RunState.SUCCEEDED else []
+        kept = (
+            await chains.kept_back_by_run(connection, run)
+            if row["state"] != RunState.SUCCEEDED
+            else []
+        )
         return Chain(
             before=await _before(connection, run),
             after=await _after(connection, run),
@@ -55,7 +60,7 @@ async def _before(connection: AsyncConnection, run: str) -> list[Step]:
         rows = await chains.before(connection, asked, MOST_READ)
         links = _links(rows)
         if asked == [run]:
-            members = await chains.members(connection, run, MOST_MEMBERS)
+            members = await chains.members_by_state(connection, run, MOST_MEMBERS)
             links += [
                 Link(task=m.task, state=m.state, count=m.number, run=_only(m)) for m in members
             ]
@@ -124,7 +129,7 @@ async def of_task(
     if not before and not after:
         return Chain()
     shown = {task for step in (*before, *after) for task in step[:MOST_LINKS]}
-    rows = await last_runs.of_each(connection, sorted(shown), ("id", "task", "state", "slot"), 1)
+    rows = await newest_of_each(connection, sorted(shown), ("id", "task", "state", "slot"), 1)
     last = {row.task: row for row in rows}
     return Chain(
         before=[_named_step(step, last) for step in reversed(before)],
@@ -163,12 +168,9 @@ async def upcoming(connection: AsyncConnection, task: str, now: datetime) -> lis
     """The next runs of a task that wait for an instant, among the next 5,000 runs of all tasks that
     do.
     """
-    columns = [runs.c[name] for name in ("id", "task", "due_at", "requested_by")]
-    waiting = (
-        select(*columns)
-        .where(text(WAITING_SQL), runs.c.due_at > now)
-        .order_by(runs.c.due_at, runs.c.id)
-    )
+    waiting = run_rows(
+        ("id", "task", "due_at", "requested_by"), WAITING_SQL, runs.c.due_at > now
+    ).order_by(runs.c.due_at, runs.c.id)
     hinted = (
         waiting.with_hint(runs, "INDEXED BY ix_batch_runs_waits", "sqlite")
         .limit(MOST_LOOKED)

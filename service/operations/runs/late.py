@@ -14,14 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import database_time, pools, queues
+from service.batch.ledger import database_time, pools, queue_rows
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
+from service.database import sql
 from service.errors import UnknownRun
 from service.operations.asking.context import Context
 from service.operations.asking.results import Node
-from service.operations.runs.awaited import awaited
-from service.operations.runs.blocked import blocked_runs
+from service.operations.runs.awaited import awaited, blocked_runs
 from service.operations.runs.read import run_of
 from service.operations.runs.waiting import Blocker, LateRun, Waiting
 from service.operations.system.nodes import living_services
@@ -156,7 +156,7 @@ def _waiting(kind: str, now: datetime) -> Any:
 
     One that has waited for other tasks before waits in the queue since it was opened.
     """
-    firsts = text(queues.among("batch_runs.id", queues.first_on_time(OF_A_TASK), kind))
+    firsts = text(sql.among("batch_runs.id", queue_rows.first_on_time(OF_A_TASK), kind))
     return (
         select(*_COLUMNS)
         .where(firsts, _began_to_wait <= now - SHOWN_AFTER)

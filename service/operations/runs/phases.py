@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.context.progress import pace
 from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import attempts as attempt_rows
 from service.batch.ledger import database_time, json_rows
-from service.batch.ledger import runs as run_rows
+from service.batch.ledger import runs as known_runs
+from service.batch.ledger.run_rows import NEWEST_FIRST, run_rows
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import NO_PART_SQL, nodes, runs
 from service.errors import UnknownRun
@@ -78,7 +79,7 @@ async def story(context: Context, given: str) -> RunStory:
     """
     run = await run_of(context, given)
     async with context.databases.reading() as connection:
-        row = await run_rows.get(connection, run) if connection is not None else None
+        row = await known_runs.get(connection, run) if connection is not None else None
         if connection is None or row is None:
             raise UnknownRun(f"the run {run} was deleted meanwhile")
         now = await database_time.now_of(connection)
@@ -177,9 +178,7 @@ async def _expected(
 
 async def children(connection: AsyncConnection, run: str) -> list[Child]:
     """The newest runs that the code of this one has started, without its parts."""
-    columns = [runs.c[name] for name in ("id", "task", "state", "created_at")]
-    query = select(*columns).where(
-        runs.c.parent == run, text("parent IS NOT NULL"), text(NO_PART_SQL)
-    )
-    newest = query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST_CHILDREN)
+    names = ("id", "task", "state", "created_at")
+    query = run_rows(names, runs.c.parent == run, "parent IS NOT NULL", NO_PART_SQL)
+    newest = query.order_by(*NEWEST_FIRST).limit(MOST_CHILDREN)
     return [Child.of(each) for each in (await connection.execute(newest)).mappings()]

@@ -7,8 +7,9 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.account import accounting
-from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind
+from service.batch.account import account as account_of
+from service.batch.account.account import Account, AccountedSlot, AccountFinding, ignore
+from service.batch.account.slots import Kind
 from service.batch.ledger import database_time
 from service.batch.ledger import tasks as task_rows
 from service.operations.asking.context import Context
@@ -45,9 +46,9 @@ async def accounts(
             await refuse_unknown_task(connection, task)
         if connection is None:
             return _accounts([], [])
-        see = accounting.ignore if on_slot is None else pass_on
-        accounts = accounting.accounts(connection, since, until, task, context.lease_seconds, see)
-        made = [account async for account in accounts]
+        see = ignore if on_slot is None else pass_on
+        found = account_of.accounts(connection, since, until, task, context.lease_seconds, see)
+        made = [account async for account in found]
         return _accounts(made, await _pools(connection, context, task))
 
 

@@ -15,6 +15,7 @@ from service.batch.ledger import database_time, json_rows, run_query
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.people import access
 from service.batch.ledger.run_query import RunQuery
+from service.batch.ledger.run_rows import run_rows
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import nodes, runs, tasks
@@ -98,9 +99,7 @@ async def _read_runs(
             found.runs.update({row["id"]: RunSummary.at(row, now) for row in rows})
     if others := [run for run in run_ids if run not in found.runs]:
         is_asked = runs.c.id.in_(json_rows.among(runs.c.id, others, connection.dialect.name))
-        listed = await connection.execute(
-            select(*(runs.c[name] for name in LISTED)).where(is_asked)
-        )
+        listed = await connection.execute(run_rows(LISTED, is_asked))
         found.runs.update({row["id"]: RunSummary.at(row, now) for row in listed.mappings()})
     # All who watch share what is read, so nobody sees the texts of a secret task.
     hidden = await task_rows.tagged(connection, SECRET_TAG)

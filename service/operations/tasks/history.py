@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import and_, or_, select, text
+from sqlalchemy import and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
@@ -18,6 +18,7 @@ from service.batch.cron.cron import Schedule
 from service.batch.cron.zones import zone_of
 from service.batch.ledger import buckets, database_time, parts, schedules
 from service.batch.ledger.buckets import KEPT, LENGTH, bucket_of
+from service.batch.ledger.run_rows import NEWEST_FIRST, run_rows
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, missed, runs
 from service.batch.night import tally
@@ -191,7 +192,7 @@ async def _states(
     if not gaps:
         return []
     within = or_(*(and_(runs.c.slot >= begin, runs.c.slot < end) for begin, end in gaps))
-    query = select(runs.c.slot, runs.c.state).where(runs.c.task == name, text(OF_SLOT_SQL), within)
+    query = run_rows(("slot", "state"), runs.c.task == name, OF_SLOT_SQL, within)
     query = query.where(runs.c.slot >= gaps[-1][0]).order_by(runs.c.slot.desc()).limit(MOST_RUNS)
     return [(row.slot, row.state) for row in await connection.execute(query)]
 
@@ -263,15 +264,14 @@ async def _took(connection: AsyncConnection, name: str) -> list[Took]:
         "attempt_started_at",
         "finished_at",
     )
-    query = select(*(runs.c[each] for each in names)).where(runs.c.task == name, text(NO_PART_SQL))
-    rows = await connection.execute(
-        query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(LAST_RUNS)
-    )
-    found = []
-    for row in rows:
-        began_at = parts.began_at(row) if row.finished_at is not None else None
-        seconds = (row.finished_at - began_at).total_seconds() if began_at is not None else None
-        found.append(
-            Took(run=row.id, state=row.state, at=row.slot or row.created_at, seconds=seconds)
+    query = run_rows(names, runs.c.task == name, NO_PART_SQL)
+    rows = (await connection.execute(query.order_by(*NEWEST_FIRST).limit(LAST_RUNS))).all()
+    return [
+        Took(
+            run=row.id,
+            state=row.state,
+            at=row.slot or row.created_at,
+            seconds=parts.seconds_taken(row),
         )
-    return found[::-1]
+        for row in reversed(rows)
+    ]

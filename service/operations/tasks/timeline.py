@@ -10,11 +10,12 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.counting import count
-from service.batch.ledger import buckets, json_rows, last_runs
+from service.batch.ledger import buckets, json_rows
+from service.batch.ledger.run_rows import newest_by_hand_of_each, run_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import HELD_SQL, OF_SLOT_SQL, attempts, missed, runs
 from service.batch.night import tally
@@ -162,19 +163,16 @@ async def _runs(
     """
     if not names:
         return {}, []
-    columns = [runs.c[name] for name in _NAMES]
     theirs = json_rows.is_among(runs.c.task, names, connection.dialect.name)
-    slots = select(*columns).where(
-        theirs, text(OF_SLOT_SQL), runs.c.slot >= begin, runs.c.slot <= now
-    )
-    held = select(*columns).where(text(HELD_SQL))
+    slots = run_rows(_NAMES, theirs, OF_SLOT_SQL, runs.c.slot >= begin, runs.c.slot <= now)
+    held = run_rows(_NAMES, HELD_SQL)
     rows = {row.id: row for row in await connection.execute(slots.limit(len(names) * MOST_SLOTS))}
     rows |= {row.id: row for row in await connection.execute(held) if row.task in names}
-    by_hand = await last_runs.by_hand_of_each(connection, names, _NAMES, MOST_BESIDE, begin, now)
+    by_hand = await newest_by_hand_of_each(connection, names, _NAMES, MOST_BESIDE, begin, now)
     rows |= {row.id: row for row in by_hand}
     found: dict[str, list[LaneRun]] = defaultdict(list)
     for row in sorted(rows.values(), key=lambda row: (row.slot or row.created_at, row.id)):
-        found[row.task].append(_run(row))
+        found[row.task].append(LaneRun.of_row(row, row.started_at))
     retried = sorted((row.created_at, row.id) for row in rows.values() if row.attempt > 1)
     return found, [run for _, run in retried[-MOST_RETRIED:]]
 
@@ -194,12 +192,6 @@ async def _attempts(
                 AttemptSpan(begin=row.started_at, end=row.ended_at, outcome=row.outcome)
             )
     return found
-
-
-def _run(row: Any) -> LaneRun:
-    slot = row.slot if row.origin != "manual" else None
-    times = {"created_at": row.created_at, "begin": row.started_at, "end": row.finished_at}
-    return LaneRun(id=row.id, slot=slot, state=row.state, **times)
 
 
 async def _missed(

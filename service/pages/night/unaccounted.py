@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 
-from service.batch.account.account import Kind
+from service.batch.account.slots import Kind
 from service.operations.night import unaccounted
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of

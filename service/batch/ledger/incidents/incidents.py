@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, delete, func, or_, select, text, update
+from sqlalchemy import Row, Select, and_, delete, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
 from service.batch.ledger.states import OF_RUNS, Closed, IncidentKind, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, new_id, runs
+from service.database import sql
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _END = re.compile(r"[0-9a-f]{4,12}")
@@ -187,15 +188,17 @@ async def quiet(
         return {}
     columns = [incidents.c.task, incidents.c.fingerprint]
     kind = connection.dialect.name
-    statement = text(
+    statement = sql.statement(
         "SELECT i.task, i.fingerprint, i.id, i.acknowledged_at FROM batch_incidents i "
         f"JOIN {json_rows.source(columns, kind)} ON i.task = v.task "
         "AND i.fingerprint = v.fingerprint "
-        "WHERE i.quiet_until IS NOT NULL AND i.quiet_until > :now ORDER BY i.quiet_until"
-    ).bindparams(bindparam("now", now, type_=incidents.c.quiet_until.type))
+        "WHERE i.quiet_until IS NOT NULL AND i.quiet_until > :now ORDER BY i.quiet_until",
+        now=incidents.c.quiet_until,
+    )
     rows = [{"task": task, "fingerprint": fingerprint} for task, fingerprint in keys]
     selected = statement.columns(*columns, incidents.c.id, incidents.c.acknowledged_at)
-    found = await connection.execute(selected, {"rows": json_rows.encode(rows, kind)})
+    values = {"rows": json_rows.encode(rows, kind), "now": now}
+    found = await connection.execute(selected, values)
     return {(row.task, row.fingerprint): row for row in found}
 
 

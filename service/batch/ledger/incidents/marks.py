@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import datetime
 
-from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, queues
+from service.batch.ledger import json_rows
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
+from service.database import sql
 
 NAMES = ("fingerprint", "acknowledged", "made_good_at", "made_good_by")
 
@@ -29,12 +29,13 @@ async def mark(
     if not ids:
         return 0
     kind = connection.dialect.name
-    theirs = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
     assigned = ", ".join(f"{name} = :{name}" for name in values)
-    statement = text(f"UPDATE batch_runs SET {assigned} WHERE {theirs}")
-    typed = [bindparam(name, value, type_=runs.c[name].type) for name, value in values.items()]
-    rows = json_rows.encode([{"id": run} for run in sorted(ids)], kind)
-    return (await connection.execute(statement.bindparams(*typed), {"rows": rows})).rowcount
+    statement = sql.statement(
+        f"UPDATE batch_runs SET {assigned} WHERE {json_rows.is_of_ids('id', kind)}",
+        **{name: runs.c[name] for name in values},
+    )
+    given = json_rows.of_ids(sorted(ids), kind) | dict(values)
+    return (await connection.execute(statement, given)).rowcount
 
 
 async def good_by_themselves(
@@ -44,14 +45,13 @@ async def good_by_themselves(
     them.
     """
     kind = connection.dialect.name
-    theirs = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
-    statement = text(
+    statement = sql.statement(
         "UPDATE batch_runs SET fingerprint = NULL, made_good_at = :now, made_good_by = id "
-        f"WHERE {theirs}"
-    ).bindparams(bindparam("now", now, type_=runs.c.made_good_at.type))
-    rows = json_rows.encode([{"id": run} for run in sorted(ids)], kind)
+        f"WHERE {json_rows.is_of_ids('id', kind)}",
+        now=runs.c.made_good_at,
+    )
     if ids:
-        await connection.execute(statement, {"rows": rows})
+        await connection.execute(statement, json_rows.of_ids(sorted(ids), kind) | {"now": now})
 
 
 async def made_good(connection: AsyncConnection, by_run: Mapping[str, str], now: datetime) -> None:
@@ -61,18 +61,21 @@ async def made_good(connection: AsyncConnection, by_run: Mapping[str, str], now:
     kind = connection.dialect.name
     source = json_rows.source([runs.c.id, runs.c.made_good_by], kind)
     still_open = " AND ".join(f"batch_runs.{part}" for part in OPEN_FAILURE_SQL.split(" AND "))
-    statement = text(
+    statement = sql.statement(
         f"UPDATE batch_runs SET made_good_at = :now, made_good_by = v.made_good_by FROM {source} "
-        f"WHERE batch_runs.id = v.id AND {still_open}"
-    ).bindparams(bindparam("now", now, type_=runs.c.made_good_at.type))
+        f"WHERE batch_runs.id = v.id AND {still_open}",
+        now=runs.c.made_good_at,
+    )
     rows = [{"id": failure, "made_good_by": success} for failure, success in sorted(by_run.items())]
-    await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
+    await connection.execute(statement, {"rows": json_rows.encode(rows, kind), "now": now})
 
 
 async def reopen_acknowledged(connection: AsyncConnection, incident: str) -> int:
     """The runs that were acknowledged with this incident count as open again. Returns how many
     there are.
     """
-    statement = text("UPDATE batch_runs SET acknowledged = NULL WHERE acknowledged = :incident")
-    bound = statement.bindparams(bindparam("incident", incident, type_=runs.c.acknowledged.type))
-    return (await connection.execute(bound)).rowcount
+    statement = sql.statement(
+        "UPDATE batch_runs SET acknowledged = NULL WHERE acknowledged = :incident",
+        incident=runs.c.acknowledged,
+    )
+    return (await connection.execute(statement, {"incident": incident})).rowcount

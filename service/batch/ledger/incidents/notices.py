@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CursorResult, Row, bindparam, select, text, update
+from sqlalchemy import CursorResult, Row, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -22,6 +22,7 @@ from service.batch.ledger.tables import (
     nodes,
     runs,
 )
+from service.database import sql
 
 MOST = 1_000
 """Rows of each kind that are noticed in one transaction."""
@@ -67,11 +68,11 @@ async def mark_runs(connection: AsyncConnection, now: datetime) -> Sequence[Row[
     )
     among = f"= ANY(ARRAY({ids}))" if lock else f"IN ({ids})"
     returned = ", ".join(column.name for column in RUN_COLUMNS)
-    statement = text(
-        f"UPDATE batch_runs SET noticed_at = :now WHERE id {among} RETURNING {returned}"
-    )
-    statement = statement.bindparams(bindparam("now", now, type_=runs.c.noticed_at.type))
-    return (await connection.execute(statement.columns(*RUN_COLUMNS))).all()
+    statement = sql.statement(
+        f"UPDATE batch_runs SET noticed_at = :now WHERE id {among} RETURNING {returned}",
+        now=runs.c.noticed_at,
+    ).columns(*RUN_COLUMNS)
+    return (await connection.execute(statement, {"now": now})).all()
 
 
 async def mark_ranges(connection: AsyncConnection) -> Sequence[Mapping[Any, Any]]:

@@ -1,20 +1,33 @@
-"""The newest runs of each of several tasks, in one query that reads no others."""
+"""Rows of runs: some columns of those that fulfil some conditions, and the newest ones of each
+of several tasks in one query that reads no others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Row, bindparam, text
+from sqlalchemy import ColumnElement, Row, Select, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger.tables import BY_HAND_SQL, NO_PART_SQL, runs
+from service.database import sql
+
+NEWEST_FIRST = (runs.c.created_at.desc(), runs.c.id.desc())
 
 
-async def of_each(
+def run_rows(columns: Iterable[str], *where: ColumnElement[bool] | str) -> Select[*tuple[Any, ...]]:
+    """A query of these columns of the runs that fulfil all conditions. A condition that is text is
+    SQL, such as OF_SLOT_SQL.
+    """
+    conditions = (text(each) if isinstance(each, str) else each for each in where)
+    return select(*(runs.c[name] for name in columns)).where(*conditions)
+
+
+async def newest_of_each(
     connection: AsyncConnection, tasks: Sequence[str], columns: tuple[str, ...], last: int
 ) -> Sequence[Row[Any]]:
     """At most `last` runs of each of these tasks, in no order. There should be few tasks.
@@ -23,7 +36,7 @@ async def of_each(
     return await _read(connection, tasks, columns, {"last": last})
 
 
-async def by_hand_of_each(
+async def newest_by_hand_of_each(
     connection: AsyncConnection,
     tasks: Sequence[str],
     columns: tuple[str, ...],
@@ -69,11 +82,6 @@ def _statement(number: int, columns: tuple[str, ...], is_by_hand: bool) -> Textu
         f"ORDER BY created_at DESC, id DESC LIMIT :last) AS part_{each}"
         for each in range(number)
     )
-    times = [
-        bindparam(name, type_=runs.c.created_at.type) for name in ("since", "until") if is_by_hand
-    ]
-    return (
-        text(" UNION ALL ".join(parts))
-        .bindparams(*times)
-        .columns(*(runs.c[name] for name in columns))
-    )
+    times = dict.fromkeys(("since", "until") if is_by_hand else (), runs.c.created_at)
+    statement = sql.statement(" UNION ALL ".join(parts), **times)
+    return statement.columns(*(runs.c[name] for name in columns))

@@ -29,7 +29,7 @@ _HOLDERS = text(
 )
 
 
-class Blocker:
+class StatementBlocker:
     """Who blocks a statement, asked in a task beside the loop that waits for it. One question is
     asked at a time.
     """
@@ -69,13 +69,15 @@ class Blocker:
             await asyncio.wait([self._asking])
 
     async def _ask(self, locking: Select[tuple[object]]) -> None:
-        self.in_words = await blocker_in_words(self._database, locking)
+        self.in_words = await statement_blocker_in_words(self._database, locking)
         if self.in_words is not None:
             self._on_found(self.in_words)
         await asyncio.sleep(self._rest)
 
 
-async def blocker_in_words(database: Database, locking: Select[tuple[object]]) -> str | None:
+async def statement_blocker_in_words(
+    database: Database, locking: Select[tuple[object]]
+) -> str | None:
     """Who keeps this query from being executed, in one line. None if nobody does, or on SQLite.
 
     `locking`: a query that has to wait for the lock, such as one that locks a row. It is rolled

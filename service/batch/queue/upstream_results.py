@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.batch.context.upstream import Done, Upstream
 from service.batch.ledger import parts as parts_of
-from service.batch.ledger import upstreams
+from service.batch.ledger import waits
 from service.batch.ledger.tables import runs
 from service.batch.queue import enqueue
 
@@ -25,7 +25,7 @@ async def read(run: str, parts: bool = False) -> Upstream:
     database = enqueue.ledger()
     try:
         async with database.reader.connect() as connection:
-            slots = await upstreams.awaited(connection, run)
+            slots = await waits.slots_with_results(connection, run)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
     return Upstream([_done(row) for row in slots], lambda after: members(run, after, parts))
@@ -40,7 +40,10 @@ async def members(run: str, after: str | None, parts: bool = False) -> Sequence[
     database = enqueue.ledger()
     try:
         async with database.reader.connect() as connection:
-            return [_done(row) for row in await upstreams.members(connection, run, after, parts)]
+            return [
+                _done(row)
+                for row in await waits.members_with_results(connection, run, after, parts)
+            ]
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
 

@@ -1,4 +1,4 @@
-"""Opens and closes waiting runs: decides from what they wait for whether they may start now, or
+"""Opens and closes waiting runs: by what they wait for, it decides whether they may start now, or
 never will.
 """
 
@@ -14,20 +14,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import parts, transitions, waits
 from service.batch.ledger.parts import PartsGate, Tally
 from service.batch.ledger.states import ACTIVE, Origin, RunState
-from service.batch.ledger.waits import Gate, Members, Upstream, Waiting
+from service.batch.ledger.waits import AwaitedSlot, Gate, Members, WaitingRun
 
 MOST = 500
-"""The most runs that are opened or closed in one transaction."""
+"""How many runs are opened or closed in one transaction, at most."""
 PARTS = "parts"
-"""The fingerprint of a run with a part that did not succeed, if no error says why."""
+"""The fingerprint of a run of which a part did not succeed, if no error says why."""
 MOST_NAMED = 3
-"""How many of the slots that prevented a run are named in the reason of the closed run."""
+"""How many of the slots that were in the way are named in the reason of a closed run."""
 
 
 @dataclass(frozen=True)
 class Closed:
-    """A run that ended while it waited, without an attempt: it was skipped, or it failed because of
-    its parts.
+    """A run that has ended while it waited, and not with an attempt: it was skipped, or has failed
+    by its parts.
     """
 
     id: str
@@ -38,25 +38,24 @@ class Closed:
     reason: str
 
     @classmethod
-    def of(cls, run: Waiting, state: RunState, reason: str) -> Closed:
+    def of(cls, run: WaitingRun, state: RunState, reason: str) -> Closed:
         return cls(run.id, run.task, run.slot, run.origin, state, reason)
 
 
 @dataclass
 class Decided:
-    """Waiting runs that are locked, and the decision about each.
+    """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id
+    of the run.
+    `without_cause`: those of them that close although nothing has failed, so that nobody knows of
+    it yet.
 
-    `closing`: the reason by the id of the run. `without_cause`: those of them that close although
-    nothing has failed, so that nobody knows of it yet.
-
-    For runs that were split: those in `joining` go on; those in `failing` fail (see
-    transitions.fail_split); those in `cancelling` are cancelled, which a person asked for while
-    parts were running; for those in `stopping`, the other parts are cancelled. The last two have
-    the reason by the id of the run.
+    Of runs that were split: `joining` go on, `failing` fail (see transitions.fail_split), those in
+    `cancelling` are cancelled, which was asked while parts were running, and of those in `stopping`
+    the other parts are cancelled. The last two have the reason by the id of the run.
     """
 
-    locked: list[Waiting] = field(default_factory=list)
-    opening: list[Waiting] = field(default_factory=list)
+    locked: list[WaitingRun] = field(default_factory=list)
+    opening: list[WaitingRun] = field(default_factory=list)
     closing: dict[str, str] = field(default_factory=dict)
     without_cause: set[str] = field(default_factory=set)
     joining: list[str] = field(default_factory=list)
@@ -66,7 +65,7 @@ class Decided:
 
     @property
     def closed(self) -> list[Closed]:
-        """The runs that are closed. They may be reported once the transaction has committed."""
+        """The runs that are closed. They may be told once the transaction has committed."""
         ends = {run: (RunState.SKIPPED, reason) for run, reason in self.closing.items()}
         ends |= {run["id"]: (RunState.FAILED, run["reason"]) for run in self.failing}
         ends |= {run: (RunState.CANCELLED, reason) for run, reason in self.cancelling.items()}
@@ -82,32 +81,32 @@ async def decide(
     """Lock up to MOST waiting runs that may be opened or closed at `now` (database time), and
     decide about each.
 
-    Their upstreams are read after the runs were locked, because a transaction that makes an
-    upstream active again locks these runs first. `only`: the id of the only run to look at.
-    `tasks`: those whose slots are looked at first.
+    What they wait for is read after they were locked: whoever makes something of that active again
+    locks them first. `only`: the id of a run; no other one is looked at. `tasks`: those whose slots
+    are looked at first.
     """
     ready = await waits.ready(connection, now, MOST, only, tasks)
     decided = Decided(ready)
     gated = [run.id for run in ready if run.gate is not None and not run.is_split]
     await _decide_split(connection, [run for run in ready if run.is_split], decided)
     members = await waits.members(connection, gated) if gated else {}
-    upstreams = await waits.upstreams(connection, gated) if gated else {}
+    slots = await waits.slots(connection, gated) if gated else {}
     for run in (run for run in ready if not run.is_split):
-        reason = _still_waits_or_closes(run, members.get(run.id), upstreams.get(run.id, []), now)
+        reason = _still_waits_or_closes(run, members.get(run.id), slots.get(run.id, []), now)
         if reason is None:
             decided.opening.append(run)
         elif reason:
             decided.closing[run.id] = reason
-            if _has_no_cause(run, upstreams.get(run.id, [])):
+            if _has_no_cause(run, slots.get(run.id, [])):
                 decided.without_cause.add(run.id)
     return decided
 
 
 async def apply(connection: AsyncConnection, decided: Decided, now: datetime) -> int:
-    """Open and close runs as decided, and return their number.
+    """Open and close runs as it was decided, and return how many.
 
-    The runs of on-time slots are left: the overlap policy decides about them (see
-    firing/opener.py).
+    Left are the runs of slots that were fired on time: the overlap policy decides about them (see
+    firing/waiting.py).
     """
     opening = [run.id for run in decided.opening if not run.is_on_time]
     await transitions.open_waiting(connection, opening, now)
@@ -117,7 +116,7 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
     await transitions.join_parts(connection, decided.joining, now)
     await transitions.fail_split(connection, decided.failing, now)
     for run, reason in decided.cancelling.items():
-        # The run's row already says who asked for it.
+        # Its row says who has asked for it.
         await transitions.cancel(connection, [run], reason, "", now)
     for run, reason in decided.stopping.items():
         ids = await parts.active_ids(connection, run)
@@ -132,9 +131,9 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
 
 
 async def _decide_split(
-    connection: AsyncConnection, split: list[Waiting], decided: Decided
+    connection: AsyncConnection, split: list[WaitingRun], decided: Decided
 ) -> None:
-    """Decide about runs that wait for their parts. They are locked in the order of their ids."""
+    """Decide about runs that wait for their parts. The order of their ids is that of locks."""
     tallies = await parts.tallies(connection, [run.id for run in split]) if split else {}
     for run in split:
         tally = tallies.get(run.id, Tally({}))
@@ -156,7 +155,7 @@ async def _decide_split(
 
 
 def _parts_failed(tally: Tally, bad: Sequence[Any]) -> str:
-    """Why a run fails whose parts have ended: how many of them did not succeed, with the numbers of
+    """Why a run fails whose parts are over: how many of them did not succeed, with the numbers of
     the first ones.
     """
     failed = tally.states.get(RunState.FAILED, 0)
@@ -175,10 +174,10 @@ def _parts_failed(tally: Tally, bad: Sequence[Any]) -> str:
 
 
 def _still_waits_or_closes(
-    run: Waiting, members: Members | None, upstreams: list[Upstream], now: datetime
+    run: WaitingRun, members: Members | None, slots: list[AwaitedSlot], now: datetime
 ) -> str | None:
     """Why the run closes; "" if it goes on waiting; None if it opens."""
-    pending = [upstream for upstream in upstreams if upstream.is_pending]
+    pending = [slot for slot in slots if slot.is_pending]
     if pending or (members is not None and members.active):
         if run.wait_until is None or run.wait_until > now:
             return ""
@@ -187,36 +186,32 @@ def _still_waits_or_closes(
         return None
     if members is not None and members.bad:
         return f"{members.bad:,} of {members.number:,} did not succeed: run {members.first_bad}"
-    in_the_way = [
-        _in_the_way(upstream) for upstream in upstreams if upstream.state != RunState.SUCCEEDED
-    ]
+    in_the_way = [_in_the_way(slot) for slot in slots if slot.state != RunState.SUCCEEDED]
     return _listed(in_the_way) if in_the_way else None
 
 
-def _has_no_cause(run: Waiting, upstreams: list[Upstream]) -> bool:
-    """Whether a closed slot was waiting for nothing that has failed: it has waited too long, or for
-    a task that does not exist.
+def _has_no_cause(run: WaitingRun, slots: list[AwaitedSlot]) -> bool:
+    """Whether nothing that a closed slot waited for has failed: it has waited too long, or for what
+    there is not.
     """
-    if run.origin == Origin.MANUAL or any(
-        upstream.state == RunState.FAILED for upstream in upstreams
-    ):
+    if run.origin == Origin.MANUAL or any(slot.state == RunState.FAILED for slot in slots):
         return False
-    return any(upstream.is_pending or not upstream.is_known for upstream in upstreams)
+    return any(slot.is_pending or not slot.is_known for slot in slots)
 
 
-def _in_the_way(upstream: Upstream) -> str:
-    if upstream.run is None:
-        return upstream.why_none or f"{upstream.task} has no run"
-    has = "failed" if upstream.state == RunState.FAILED else f"was {upstream.state}"
-    return f"{upstream.task} {has}: run {upstream.run}"
+def _in_the_way(slot: AwaitedSlot) -> str:
+    if slot.run is None:
+        return slot.why_none or f"{slot.task} has no run"
+    has = "failed" if slot.state == RunState.FAILED else f"was {slot.state}"
+    return f"{slot.task} {has}: run {slot.run}"
 
 
-def _waited_too_long(pending: list[Upstream], waited: timedelta) -> str:
+def _waited_too_long(pending: list[AwaitedSlot], waited: timedelta) -> str:
     return _listed(f"{each.task} {_was_still(each)} after {_words(waited)}" for each in pending)
 
 
-def _was_still(upstream: Upstream) -> str:
-    return f"was still {upstream.state}" if upstream.state in ACTIVE else "had not been fired"
+def _was_still(slot: AwaitedSlot) -> str:
+    return f"was still {slot.state}" if slot.state in ACTIVE else "had not been fired"
 
 
 def _words(duration: timedelta) -> str:
@@ -229,7 +224,7 @@ def _words(duration: timedelta) -> str:
 
 
 def _listed(reasons: Iterable[str]) -> str:
-    """The first reasons, and the number of the others."""
+    """The first reasons, and how many more there are."""
     named = list(reasons)
     more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     return "; ".join(named[:MOST_NAMED]) + more

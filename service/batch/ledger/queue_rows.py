@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import BindParameter, TextClause, bindparam, text
+from sqlalchemy import BindParameter, Column, TextClause, bindparam, text
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.states import Rank, RunState, before
@@ -126,13 +126,6 @@ def claimed(kind: str, has_lanes: bool) -> str:
     return f"{lane} FROM {source} WHERE batch_runs.id = v.id AND {condition}"
 
 
-def among(column: str, query: str, kind: str) -> str:
-    """SQL for `column IN (query)`, in the form for which PostgreSQL uses the index of the
-    column.
-    """
-    return f"{column} = ANY(ARRAY({query}))" if kind == "postgresql" else f"{column} IN ({query})"
-
-
 def names_of_pools(condition: str, pools: Collection[str], until_found: bool = False) -> TextClause:
     """The query of `names` for the tasks of these pools."""
     return text(names(condition, until_found, of_pools=True)).bindparams(of(pools))
@@ -151,6 +144,6 @@ def of(pools: Collection[str]) -> BindParameter[Any]:
     return bindparam("pools", sorted(pools), expanding=True, type_=tasks.c.pool.type)
 
 
-def parameters(retries: bool) -> list[BindParameter[Any]]:
-    """The typed parameters of the SQL that `first` returns."""
-    return [bindparam("now", type_=runs.c.due_at.type)] if retries else []
+def types(retries: bool) -> dict[str, Column[Any]]:
+    """The types of the parameters of the SQL that `first` returns."""
+    return {"now": runs.c.due_at} if retries else {}
