@@ -56,7 +56,7 @@ days: tools ## stories of trouble that lasts minutes, with default settings, abo
 
 faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAULT_SEED change its plan
 	FAULT_COUNT=$${FAULT_COUNT:-300} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} .venv/bin/pytest -s tests/faults
-	OUTAGE_SECONDS=30 .venv/bin/pytest tests/test_outages.py
+	OUTAGE_SECONDS=30 .venv/bin/pytest tests/database/test_outages.py
 	AWAY_SECONDS=600 .venv/bin/pytest -o faulthandler_timeout=1200 -m days tests/days/test_server_away.py
 	WRITER_SECONDS=61 .venv/bin/pytest tests/database/test_long_writer.py
 
@@ -65,9 +65,9 @@ nightly: tools ## what takes too long for `test`, about an hour: an installation
 	CRON_CASES=20000 BACKUP_EXAMPLES=2000 CHUNK_EXAMPLES=200 MODEL_EXAMPLES=200 .venv/bin/pytest \
 		tests/batch/test_schedule_zones.py tests/backup/test_verify.py tests/batch/test_chunk_keys.py tests/model
 	FORGED=all .venv/bin/pytest tests/backup/test_forged.py
-	TESTS_PRELOADED=0 .venv/bin/pytest tests/test_serve.py tests/test_cli_tasks.py tests/test_docs_pages.py tests/testing
-	REPLICA_WORKERS=4 .venv/bin/pytest tests/test_replicas.py
-	CHUNK_KILLS=100 .venv/bin/pytest -s tests/test_chunks.py tests/test_chunk_faults.py -k "killed or cut"
+	TESTS_PRELOADED=0 .venv/bin/pytest tests/server/test_serve.py tests/cli/test_tasks.py tests/docs/test_pages.py tests/testing
+	REPLICA_WORKERS=4 .venv/bin/pytest tests/server/test_replicas.py
+	CHUNK_KILLS=100 .venv/bin/pytest -s tests/batch/test_chunk_processes.py tests/batch/test_chunk_faults.py -k "killed or cut"
 
 types: tools ## the type checkers over what authors write
 	.venv/bin/pytest -m types

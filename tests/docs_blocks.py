@@ -9,7 +9,7 @@ The HTML comment right above a block says what it is:
 
 A Python block without one is run as a script in the page's folder, with the tables made.
 
-An `http` block is a request and the answer to it, divided by a blank line; tests/test_docs_api.py
+An `http` block is a request and the answer to it, divided by a blank line; tests/docs/test_api.py
 sends the request.
 """
 
@@ -28,7 +28,7 @@ ELSEWHERE = {
     "docs/testing.md": "tests/testing/test_plugin.py",
     "docs/waiting.md": "tests/waiting/test_waiting_page.py",
     "docs/partitions.md": "tests/partitions/test_partitions_page.py",
-    "docs/apps.md": "tests/test_apps.py",
+    "docs/apps.md": "tests/docs/test_apps.py",
     "docs/apps-project.md": "tests/tasks/test_shipped.py",
 }
 """Pages whose Python is run by a test of their own."""

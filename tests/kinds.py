@@ -20,9 +20,9 @@ ON_ONE = (
 )
 ON_ONE += (
     "tests/web/test_remote.py",
-    "tests/test_cli_access.py",
-    "tests/test_cli_manage.py",
-    "tests/test_cli_runs.py",
+    "tests/cli/test_access.py",
+    "tests/cli/test_manage.py",
+    "tests/cli/test_runs.py",
 )
 ON_ONE += ("tests/examples/",)
 ON_BOTH = {

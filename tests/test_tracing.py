@@ -20,7 +20,7 @@ from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.incidents.receivers import HttpReceiver, http_receiver
 from tests.processes import ROOT, batch, service
-from tests.test_serve import make_folder
+from tests.server.test_serve import make_folder
 
 TASKS = """
 import os

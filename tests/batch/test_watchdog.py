@@ -1,5 +1,5 @@
 """The watchdog's count of how long the event loop is blocked. That it ends processes is in
-tests/test_drain.py.
+tests/server/test_drain.py.
 """
 
 from __future__ import annotations

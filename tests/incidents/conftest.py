@@ -11,7 +11,7 @@ import pytest
 from service.database.engine import Database
 from tests.incidents.receivers import http_receiver
 from tests.incidents.world import FAILS, WAITS, World
-from tests.test_serve import make_folder
+from tests.server.test_serve import make_folder
 
 
 @pytest.fixture

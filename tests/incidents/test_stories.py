@@ -17,7 +17,7 @@ from service.batch.ledger import tables
 from service.batch.ledger.incidents.tables import outbox
 from tests.batch.ledger_world import rows, until
 from tests.incidents.world import World
-from tests.test_serve import make_folder
+from tests.server.test_serve import make_folder
 
 EMPTY = """
 from service import BaseTask

@@ -18,7 +18,7 @@ from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.incidents.world import World
 from tests.processes import Service
-from tests.test_serve import make_folder
+from tests.server.test_serve import make_folder
 
 pytestmark = pytest.mark.nightly
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pytest
 
 import service
+from tests.docs.test_docs import readme
 from tests.processes import BATCH, ROOT, environment
-from tests.test_docs import readme
 
 pytestmark = pytest.mark.types
 

@@ -33,8 +33,8 @@ from service.batch.nodes.loop_watchdog import EXIT_CODE, GRACE_SECONDS, LAST_SEC
 from service.server.shutdown import SAME_REQUEST_SECONDS
 from service.testing.postgres import OwnServer, find_binaries
 from service.web.api import routes
+from tests.docs.test_apps import answering
 from tests.processes import Service, batch, free_port, process, service
-from tests.test_apps import answering
 
 DRAIN_SECONDS = 1.0
 START_SECONDS = 150.0

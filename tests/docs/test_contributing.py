@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / ".pre-commit-config.yaml"
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 

@@ -30,10 +30,10 @@ from service.database.engine import Database
 from service.database.migrate import migrate
 from service.operations.runs import read, run_log
 from tests.batch.ledger_world import until as in_time
+from tests.cli.test_runs import insert
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
 from tests.terminal import Screen, terminal
-from tests.test_cli_runs import insert
 
 AT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 

@@ -32,9 +32,9 @@ from service.batch.context.attempt_state import LogBuffer
 from service.errors import InvalidSetting
 from service.web.api import routes
 from tests.batch.ledger_world import rows, until
+from tests.docs.test_docs import Block, blocks, read
 from tests.processes import START_SECONDS, Service, environment, process
-from tests.test_docs import Block, blocks, read
-from tests.test_serve import ledger_in
+from tests.server.test_serve import ledger_in
 
 MANUAL = """
 from service import BaseTask

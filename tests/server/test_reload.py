@@ -25,7 +25,7 @@ from service.server import reload
 from tests import processes
 from tests.batch.ledger_world import rows, until
 from tests.processes import ROOT, SERVE, START_SECONDS, Service, process, service, suspend
-from tests.test_serve import (
+from tests.server.test_serve import (
     BY_HAND,
     QUICK_DRAIN,
     TICK,

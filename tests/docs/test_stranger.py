@@ -22,7 +22,7 @@ import pytest
 from service.config import Settings
 from tests.processes import Service, process
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 OURS = {"make test", "make check", "make bench"}
 """They are what runs this test, and would run it again: here they are only looked at (make -n)."""
 

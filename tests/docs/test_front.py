@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from service.batch.ledger import tables
 from tests.processes import process
-from tests.test_serve import BY_HAND, ledger_in, make_folder
+from tests.server.test_serve import BY_HAND, ledger_in, make_folder
 
 SERVE = """
 from service.cli import main

@@ -35,10 +35,10 @@ from service.operations.runs import run_log
 from service.operations.runs.run_log import Reader
 from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task
+from tests.cli.test_console import BOLD, in_terminal, without_styles
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment, process
 from tests.processes import batch as command
-from tests.test_console import BOLD, in_terminal, without_styles
 
 AT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 

@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from service.testing.postgres import OwnServer, PostgresServer, find_binaries, start_server
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OWNER = """
 from service.testing.postgres import find_binaries, OwnServer
 server = OwnServer(find_binaries(), fast=True)

@@ -280,7 +280,7 @@ def test_a_block_that_is_not_run_says_why(name: str) -> None:
 
 
 async def test_every_task_file_of_the_readme_can_be_used_and_runs(tmp_path: Path) -> None:
-    """Its tests are run by tests/test_stranger.py."""
+    """Its tests are run by tests/docs/test_stranger.py."""
     for block in readme("python"):
         (tmp_path / block.file).parent.mkdir(exist_ok=True)
         (tmp_path / block.file).write_text(block.code)

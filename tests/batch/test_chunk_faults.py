@@ -17,9 +17,9 @@ import pytest
 from sqlalchemy import make_url
 
 from service.testing.postgres import PostgresServer
+from tests.batch.test_chunk_processes import ITEMS, KILLS, SEED, SIZE, World, world
 from tests.faults.network import Proxy, proxy_before
 from tests.processes import SERVE, Service, is_stopped, process, service
-from tests.test_chunks import ITEMS, KILLS, SEED, SIZE, World, world
 
 __all__ = ["world"]
 

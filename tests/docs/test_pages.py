@@ -24,6 +24,7 @@ from service.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
 from service.config import Settings, get_settings
 from service.database.engine import Database
 from service.testing import Batch
+from tests.docs.test_docs import commands, options, selects_runs, supported_attributes
 from tests.docs_blocks import (
     ELSEWHERE,
     ROOT,
@@ -38,7 +39,6 @@ from tests.docs_blocks import (
 from tests.docs_pages import Page
 from tests.examples.local_api import LocalAPI
 from tests.kinds import KINDS
-from tests.test_docs import commands, options, selects_runs, supported_attributes
 
 # The pages of docs/: each has what it is about.
 

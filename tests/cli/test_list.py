@@ -21,9 +21,9 @@ from service.database.migrate import migrate
 from service.operations.asking.results import RunSummary
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
+from tests.cli.test_console import in_terminal, without_styles
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH
-from tests.test_console import in_terminal, without_styles
 
 REASON = "ValueError: the third column of the second sheet has no number, and so has the fourth"
 RED, BLUE, GREEN = "\x1b[31mfailed", "\x1b[34mrunning", "\x1b[32msucceeded"

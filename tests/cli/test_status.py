@@ -24,10 +24,10 @@ from service.operations.night.results import Status
 from service.testing.databases import wait_for
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
+from tests.cli.test_console import in_terminal, without_styles
 from tests.commands import Batch, in_this_process
 from tests.outages import execute
 from tests.processes import BATCH, service
-from tests.test_console import in_terminal, without_styles
 
 HINT = f"batch: {NO_SERVICE}\n"
 

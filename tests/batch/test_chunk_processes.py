@@ -2,8 +2,8 @@
 done exactly once.
 
 CHUNK_KILLS=100 is the long form, here and in test_chunk_faults.py; CHUNK_SEED repeats its moments.
-`CHUNK_KILLS=100 pytest -s tests/test_chunks.py tests/test_chunk_faults.py -k "killed or cut"`
-prints figures.
+`CHUNK_KILLS=100 pytest -s tests/batch/test_chunk_processes.py tests/batch/test_chunk_faults.py
+-k "killed or cut"` prints figures.
 """
 
 from __future__ import annotations

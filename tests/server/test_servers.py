@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.docs.test_docs import read
 from tests.processes import START_SECONDS, Service, free_port, process
-from tests.test_docs import read
 
 TASKS = """
 import asyncio

@@ -581,7 +581,7 @@ def test_piped_progress_is_plain_lines_and_the_result_stands_alone_on_stdout(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "service", "backup", "verify", NEW, "--json"],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         check=True,

@@ -44,7 +44,7 @@ from tests.web.test_access import with_settings
 
 __all__ = ["served"]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FILES = ROOT / "docs/deployment"
 PAGE = (ROOT / "docs/deployment.md").read_text()
 

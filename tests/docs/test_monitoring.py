@@ -29,7 +29,7 @@ from tests.web.conftest import Served, served
 
 __all__ = ["served"]
 
-FOLDER = Path(__file__).parent.parent / "docs/monitoring"
+FOLDER = Path(__file__).parent.parent.parent / "docs/monitoring"
 PAGE = "docs/monitoring.md"
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 IN_GRAFANA = {"$__rate_interval": "5m", "$job": "batch"}

@@ -541,14 +541,14 @@ def test_other_shells_are_answered_in_their_own_way(
 
 
 def names() -> list[str]:
-    from tests.test_docs import commands
+    from tests.docs.test_docs import commands
 
     return list(commands())
 
 
 def leaves() -> dict[str, Any]:
     """Each command that does something; those of a group with its name before theirs."""
-    from tests.test_docs import commands, commands_of
+    from tests.docs.test_docs import commands, commands_of
 
     found = {}
     for name, one in commands().items():
