@@ -20,10 +20,10 @@ from typer.exceptions import TyperException
 
 from service import escaping
 from service.cli import (
+    access,
     account,
     backup,
     bulk,
-    changes,
     diff,
     incidents,
     items,
@@ -41,7 +41,6 @@ from service.cli import (
     show,
     status,
     tasks,
-    token,
     watch,
     work,
 )
@@ -83,9 +82,9 @@ BACKUPS: dict[str, dict[str, Any]] = {
 }
 TOKENS: dict[str, dict[str, Any]] = {
     "Tokens": {
-        "create": token.create,
-        "list": token.list_,
-        "revoke": token.revoke,
+        "create": access.create,
+        "list": access.list_,
+        "revoke": access.revoke,
     },
 }
 ALERTS: dict[str, dict[str, Any]] = {
@@ -136,7 +135,7 @@ PANELS: dict[str, dict[str, Any]] = {
     "Backups": {"backup": BACKUPS},
     "Access": {
         "token": TOKENS,
-        "changes": changes.changes,
+        "changes": access.changes,
     },
 }
 """The functions of the commands, under the headings that `--help` shows. `backup`, `token` and

@@ -1,4 +1,4 @@
-"""What `operations.night()` says: the verdict, what needs a person, what is late, and what did not
+"""What Night says: the verdict, what needs a person, what is late, and what did not
 run and why.
 """
 

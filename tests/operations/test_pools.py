@@ -1,4 +1,4 @@
-"""What `operations.pools` and the checks of pools report."""
+"""What ListPools and the checks of pools report."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`operations.backups`: makes, checks, compares, copies, prunes and restores backups of the
-application's database.
-"""
+"""Makes, checks, compares, copies, prunes and restores backups of the application's database."""
 
 from __future__ import annotations
 

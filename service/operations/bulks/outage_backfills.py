@@ -83,7 +83,7 @@ async def plan(context: Context, since: datetime, until: datetime) -> BackfillPl
     """What a backfill of all tasks with missed slots within an interval would do. No run is made
     yet.
 
-    It is about the missed ranges that `operations.slots.leave` would be about: for each task from
+    It is about the missed ranges that `slots/leaving.py` would leave: for each task from
     its first slot to its last one.
     """
     requests = _requests(await leaving.unchosen(context, since, until, None))

@@ -1,4 +1,4 @@
-"""`operations.night()`: reads everything in one transaction, and makes one answer of it."""
+"""Night: reads everything in one transaction, and makes one answer of it."""
 
 from __future__ import annotations
 

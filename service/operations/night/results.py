@@ -250,7 +250,7 @@ class Trouble(Result):
 class Status(Result):
     """The state of the service. `ok`: nothing needs a person.
 
-    `nodes`: the services and workers that live. `pools`: as `operations.pools.list()` has them.
+    `nodes`: the services and workers that live. `pools`: as ListPools has them.
     `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to
     10,000. `failed`: how many failed runs are neither made good nor acknowledged; `failed_runs` has
     the newest 200 of them. `last_beat`: when a service was last seen. `newest_backup`: when it was

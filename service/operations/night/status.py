@@ -1,4 +1,4 @@
-"""`operations.status()`: whether something is wrong with the service, in one answer for people and
+"""Status: whether something is wrong with the service, in one answer for people and
 monitors.
 
 What is wrong is what the night says (operations/night): there are no two opinions.

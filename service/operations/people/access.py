@@ -1,4 +1,4 @@
-"""`operations.access`: tokens of programs, links that sign in once, and sessions of people.
+"""Access: tokens of programs, links that sign in once, and sessions of people.
 
 A secret is 32 random bytes, so its SHA-256 is stored without a salt or a slow hash. It is never
 stored itself, and appears in no error, log or event.

@@ -1,4 +1,4 @@
-"""`operations.changes`: the audit, which says who changed what, when, and from where."""
+"""Changes: the audit, which says who changed what, when, and from where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`operations.quarantine`: the items that runs set aside, and redrives of them."""
+"""Quarantine: the items that runs set aside, and redrives of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def list_items(
 ) -> Sequence[Quarantined]:
     """The items that a run set aside, in the order in which they failed; at most `limit`.
 
-    `given`: as in `operations.runs`. None: the items of all runs that wait for a redrive, the
+    `given`: the id of a run, or a task, which stands for its newest run. None: the items of all runs that wait for a redrive, the
     newest first. Raises UnknownRun.
     """
     run = await run_of(context, given) if given is not None else None

@@ -100,7 +100,9 @@ class Wanted:
 async def page(
     context: Context, given: str, after: str | None, limit: int, level: str, contains: str | None
 ) -> LogPage:
-    """A page of the log of a run; see `operations.runs.log_page`."""
+    """At most `limit` lines of the log of a run, the oldest first. `after`: the cursor of the page
+    before. Raises UnknownRun.
+    """
     run = await readable(context, given)
     fence, line = parse_place(after) if after is not None else (0, 0)
     wanted = Wanted.of(level, contains)

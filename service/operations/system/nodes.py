@@ -1,4 +1,4 @@
-"""`operations.nodes`: the processes of the service."""
+"""Reads the processes of the service."""
 
 from __future__ import annotations
 

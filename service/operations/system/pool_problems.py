@@ -23,7 +23,7 @@ class PoolProblem(NamedTuple):
 async def problems(
     connection: AsyncConnection, context: Context, now: datetime
 ) -> list[PoolProblem]:
-    """The problems of `operations.pools.list()`, in words. It costs little where there are none."""
+    """The problems of all pools, in words. It costs little where there are none."""
     if not await pools.named(connection) - {DEFAULT_POOL}:
         return []
     since = now - timedelta(seconds=context.lease_seconds)

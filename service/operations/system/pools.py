@@ -1,4 +1,4 @@
-"""`operations.pools`: where runs execute, what serves each pool, and which of them nobody
+"""Pools: where runs execute, what serves each pool, and which of them nobody
 serves.
 """
 

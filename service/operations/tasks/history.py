@@ -1,4 +1,4 @@
-"""`operations.tasks.history()`: the next slots of a task, its last 90 days, and how long its last
+"""History: the next slots of a task, its last 90 days, and how long its last
 runs took.
 """
 

@@ -1,4 +1,4 @@
-"""`operations.tasks.overview()`: a page of the tasks: what is due, what runs, and how the last runs
+"""Overview: a page of the tasks: what is due, what runs, and how the last runs
 went.
 """
 
