@@ -34,8 +34,8 @@ async def list_items(
 ) -> Sequence[Quarantined]:
     """The items that a run set aside, in the order in which they failed; at most `limit`.
 
-    `given`: the id of a run, or a task, which stands for its newest run. None: the items of all runs that wait for a redrive, the
-    newest first. Raises UnknownRun.
+    `given`: the id of a run, or a task, which stands for its newest run. None: the items of all
+    runs that wait for a redrive, the newest first. Raises UnknownRun.
     """
     run = await run_of(context, given) if given is not None else None
     async with context.databases.reading() as connection:
