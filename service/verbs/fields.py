@@ -7,14 +7,15 @@ from typing import Annotated
 from pydantic import StringConstraints
 
 from service.operations.asking.cursors import CURSOR
-from service.operations.asking.filter import ID, POOL_NAME, TASK_NAME, TEXT
+from service.operations.asking.filter import ID, TEXT
 from service.operations.asking.filter import Ahead as Ahead
 from service.operations.asking.filter import Instant as Instant
+from service.operations.asking.filter import PoolName as PoolName
 from service.operations.asking.filter import Since as Since
+from service.operations.asking.filter import TaskName as TaskName
 from service.operations.asking.sentences import About, Allowed
 from service.operations.incidents.notes import LONGEST_NOTE, NEEDED, SHORTEST_NOTE
 
-TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME), About("The name of the task.")]
 RunName = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,100}$"),
@@ -26,17 +27,25 @@ RunName = Annotated[
 IncidentId = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9a-f-]{6,36}$"),
+    Allowed("allowed: the id of an incident, or the last digits of an open one"),
     About("The id of the incident, or the last digits of an open one."),
 ]
-PreviewId = Annotated[str, StringConstraints(pattern=ID), About("The id of the preview.")]
+PreviewId = Annotated[
+    str,
+    StringConstraints(pattern=ID),
+    Allowed("allowed: the id of a preview"),
+    About("The id of the preview."),
+]
 BackupName = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$"),
+    Allowed("allowed: the name of a backup, or latest"),
     About("The name of the backup, or `latest`."),
 ]
 Cursor = Annotated[
     str,
     StringConstraints(pattern=CURSOR),
+    Allowed("allowed: the cursor that a page of this list has given"),
     About("The cursor that the page before has given."),
 ]
 LONGEST_WHY = 2_000
@@ -56,4 +65,3 @@ Reason = Annotated[
     Allowed(NEEDED),
 ]
 """A note of at least three characters, without those blanks that stand at its ends."""
-PoolName = Annotated[str, StringConstraints(pattern=POOL_NAME), About("The name of the pool.")]

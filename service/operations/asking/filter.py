@@ -21,7 +21,7 @@ from pydantic import (
 from service.batch.ledger.states import Origin, RunState
 from service.errors import InvalidParameters
 from service.operations.asking.cursors import EPOCH
-from service.operations.asking.sentences import Allowed, in_words
+from service.operations.asking.sentences import About, Allowed, in_words
 
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]{0,99}=[^\x00]{0,500}$"
 TASK_NAME = r"^[a-z0-9_.-]{1,100}$"
@@ -29,7 +29,18 @@ POOL_NAME = r"^[a-z0-9_]{1,40}$"
 ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 TEXT = r"^[^\x00]*$"
 
-TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME)]
+TaskName = Annotated[
+    str,
+    StringConstraints(pattern=TASK_NAME),
+    Allowed("allowed are 1 to 100 letters from a to z, digits, and _ . -"),
+    About("The name of the task."),
+]
+PoolName = Annotated[
+    str,
+    StringConstraints(pattern=POOL_NAME),
+    Allowed("allowed are 1 to 40 letters from a to z, digits, and _"),
+    About("The name of the pool."),
+]
 RunId = Annotated[str, StringConstraints(pattern=ID)]
 
 EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
@@ -75,12 +86,8 @@ class RunFilter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: TaskName | None = Field(None, description="Only runs of this task.")
-    tag: Annotated[str, StringConstraints(pattern=TASK_NAME)] | None = Field(
-        None, description="Only runs of tasks that have this tag."
-    )
-    pool: Annotated[str, StringConstraints(pattern=POOL_NAME)] | None = Field(
-        None, description="Only runs of tasks of this pool."
-    )
+    tag: TaskName | None = Field(None, description="Only runs of tasks that have this tag.")
+    pool: PoolName | None = Field(None, description="Only runs of tasks of this pool.")
     state: list[RunState] = Field(
         [], max_length=len(RunState), description="Only runs in one of these states."
     )
