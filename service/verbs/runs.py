@@ -108,7 +108,7 @@ class FindRunOrTask(Verb, role="viewer", http=get("/find/{given}", tag="runs")):
     beginning or the end of the id of a run.
     """
 
-    given: RunName
+    given: str = Field(max_length=5_000, description="The text.")
 
     async def perform(self, context: Context) -> RunOrTask:
         from service.operations.runs import read

@@ -178,7 +178,7 @@ async def test_a_backup_that_has_failed_its_check_deletes_nothing(
             file.truncate(path.stat().st_size - 1)
         return path
 
-    monkeypatch.setattr("Backups(service.operations.context).make.create_backup", damaged)
+    monkeypatch.setattr("service.operations.backups.make.create_backup", damaged)
     with (
         clock.moved(NOW),
         pytest.raises(BackupError, match=r"backups/backup_20260329_120000.* is damaged"),
@@ -210,6 +210,7 @@ from pathlib import Path
 from service.backup.places.place import Folder
 from service.config import get_settings
 from service.operations.asking.context import Loaded
+from service.operations.backups.backups import Backups
 from service.operations.operations import open_operations
 
 left = 3

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from service.batch.ledger.states import Rank
+from service.verbs.tasks import PauseTask, ResumeTask
 from tests.demo import acts
 from tests.demo.acts import ByHand, Told
 from tests.demo.ordinary import Maker
@@ -133,8 +134,8 @@ def make_invoices(stage: Stage, maker: Maker) -> None:
 async def _pause(stage: Stage) -> None:
     async with stage.ledger.engine.begin() as connection:
         await handled(connection, [PAUSED])
-    await stage.by("lena").tasks.pause(PAUSED, "the campaigns are renamed")
+    await stage.by("lena")(PauseTask(name=PAUSED, note="the campaigns are renamed"))
 
 
 async def _resume(stage: Stage) -> None:
-    await stage.by("lena").tasks.resume(PAUSED)
+    await stage.by("lena")(ResumeTask(name=PAUSED))

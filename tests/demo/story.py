@@ -14,6 +14,7 @@ from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.run_logs import Block
 from service.batch.ledger.runs import Active, Claimed
 from service.batch.ledger.states import Origin, Rank
+from service.verbs.tasks import PauseTask
 from tests.demo import acts
 from tests.demo.acts import SECOND, ByHand, Told
 from tests.demo.cast import NO_VAT_ID, REFUSED, UNAUTHORIZED, WAIT_FOR_FILE
@@ -134,7 +135,7 @@ def plan(stage: Stage, failed: Sequence[Told], invoices: Maker) -> None:
 async def _pause(stage: Stage) -> None:
     async with stage.ledger.engine.begin() as connection:
         await handled(connection, [PAUSED])
-    await stage.by("mara").tasks.pause(PAUSED, "disk is being swapped, INC-311")
+    await stage.by("mara")(PauseTask(name=PAUSED, note="disk is being swapped, INC-311"))
 
 
 async def _miss(stage: Stage, slot: datetime) -> None:

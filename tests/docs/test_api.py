@@ -217,7 +217,7 @@ class Reader:
 
         async def is_at_rest() -> bool:
             # Asked first: its last step makes runs.
-            if await self.service.operations.bulks_under_way():
+            if await bulk.under_way(self.service.operations.context):
                 return False
             async with self.service.ledger.reader.connect() as connection:
                 return bool((await connection.execute(active)).scalar_one() == 0)

@@ -210,10 +210,10 @@ async def test_a_note_is_needed(
     ledger: Database, watch: Watching, ann: Operations, note: str
 ) -> None:
     run = await failed(ledger, "load", START)
-    with pytest.raises(InvalidParameters, match="a note of 3 to 500 characters"):
+    with pytest.raises(InvalidParameters, match="3 to 500 characters"):
         await ann(AcknowledgeRun(run=run, note=note))
     preview = await ann(PreviewBulk(action="acknowledge", filter=RunFilter(task="load")))
-    with pytest.raises(InvalidParameters, match="a note of 3 to 500 characters"):
+    with pytest.raises(InvalidParameters, match="3 to 500 characters"):
         await ann(BeginBulk(preview=preview.id, note=note))
 
 

@@ -51,7 +51,7 @@ async def test_what_is_secret_is_never_shown_again(people: People) -> None:
     given = {"param-api_key": "abc-0815", "param-day": '{"password": "def-0815"}', "key": "x" * 300}
     answer = await people.operator.send("/tasks/report/start", 422, **given)
     assert "0815" not in answer.text
-    assert problem_in(answer.text).startswith("key is")
+    assert problem_in(answer.text).startswith("key: allowed")
     assert re.search(r'<input id="p-api_key"[^>]* type="password" value=""', answer.text)
 
 

@@ -300,7 +300,7 @@ async def test_the_verdict_is_not_calm_if_a_block_fails(
     async def read(*given: Any) -> Any:
         return calm
 
-    monkeypatch.setattr(type(people.served.operations), "night_page", read)
+    monkeypatch.setattr("service.pages.night.night.night_page", read)
     assert 'class="card verdict calm"' in await people.viewer.page("/")
     monkeypatch.setattr(night, "night_chart", broken)
     html = await people.viewer.page("/")

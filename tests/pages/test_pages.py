@@ -20,6 +20,7 @@ from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.tables import new_id
 from service.operations.asking.actor import ROLES, Role
+from service.operations.people import access
 from service.operations.runs import read
 from service.pages.routes import routes
 from service.pages.tasks import tasks
@@ -524,10 +525,10 @@ async def test_a_text_that_looks_like_json_stays_a_text(people: People) -> None:
 
 
 async def test_only_who_held_a_token_is_told_that_it_has_expired(people: People) -> None:
-    access = people.served.operations.access
-    short = (await access.create_token("short", "viewer", timedelta(days=1))).secret
-    revoked = (await access.create_token("revoked", "viewer", timedelta(days=1))).secret
-    await access.revoke_token("revoked")
+    context = people.served.operations.context
+    short = (await access.create_token(context, "short", "viewer", timedelta(days=1))).secret
+    revoked = (await access.create_token(context, "revoked", "viewer", timedelta(days=1))).secret
+    await access.revoke_token(context, "revoked")
     with clock.moved(clock.now() + timedelta(days=2)):
         for secret, says in (
             (short, "This token has expired on"),

@@ -11,7 +11,9 @@ from sqlalchemy import update
 from service import clock
 from service.batch.ledger import tables
 from service.operations.asking.filter import RunFilter
-from service.operations.runs import listing
+from service.operations.runs import listing, read
+from service.operations.runs import phases as phases_of
+from service.operations.runs.chain import chain as chain_of
 from service.verbs.runs import ShowRun
 from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run
@@ -84,7 +86,7 @@ async def test_the_time_between_split_and_end_is_told_as_that_of_its_parts_and_t
         "attempt_started_at": now - timedelta(seconds=2),
     }
     run = await split_run(people, ["succeeded", "failed"], **began)
-    runs = people.served.service.operations.runs
+    context = people.served.service.operations.context
     async with people.served.service.ledger.engine.begin() as connection:
         split = {
             "outcome": "split",
@@ -94,14 +96,14 @@ async def test_the_time_between_split_and_end_is_told_as_that_of_its_parts_and_t
         await connection.execute(
             update(tables.attempts).where(tables.attempts.c.run == run).values(split)
         )
-    phases = (await runs.story(run)).phases
+    phases = (await phases_of.story(context, run)).phases
     assert [(phase.kind, phase.outcome) for phase in phases if phase.kind != "wait"] == [
         ("attempt", "split"),
         ("parts", None),
     ]
-    parts = await runs.list(RunFilter(parent=run))
+    parts = await listing.list_runs(context, RunFilter(parent=run))
     assert [
-        (await runs.chain(each)).is_one for each in (run, *(part.id for part in parts.runs))
+        (await chain_of(context, each)).is_one for each in (run, *(part.id for part in parts.runs))
     ] == [False] * 3
     html = await people.operator.page(f"/runs/{run}")
     assert f"/runs/{run}/acknowledge" in html
@@ -112,14 +114,17 @@ async def test_the_time_between_split_and_end_is_told_as_that_of_its_parts_and_t
 
 async def test_the_total_is_known_once_all_parts_have_told_theirs(people: People) -> None:
     run = await split_run(people, ["succeeded", "running"], state="waiting")
-    runs = people.served.service.operations.runs
+    context = people.served.service.operations.context
     async with people.served.service.ledger.engine.begin() as connection:
         theirs = update(tables.runs).where(tables.runs.c.awaited_by == run)
         await connection.execute(theirs.where(tables.runs.c.part == 1).values(total=10))
-    assert ((await runs.show(run)).count, (await runs.show(run)).total) == (20, None)
+    assert ((await read.show(context, run)).count, (await read.show(context, run)).total) == (
+        20,
+        None,
+    )
     async with people.served.service.ledger.engine.begin() as connection:
         await connection.execute(theirs.where(tables.runs.c.part == 2).values(total=30))
-    assert (await runs.show(run)).total == 40
+    assert (await read.show(context, run)).total == 40
 
 
 async def test_a_retry_says_that_it_runs_the_parts_that_did_not_succeed(people: People) -> None:
@@ -145,7 +150,7 @@ async def test_all_parts_of_a_run_with_many_are_one_click_away(people: People) -
 
 async def test_lists_have_no_parts_unless_they_are_asked_for(people: People) -> None:
     run = await split_run(people, ["succeeded", "failed"])
-    found = await listing.list_runs(people.served.service.operations.context)
+    found = await listing.list_runs(people.served.service.operations.context, RunFilter())
     assert {each.origin for each in found.runs} == {"manual"}
     part = await people.operator.page("/runs?origin=part")
     assert part.count(f'/runs/{run}"') == 0

@@ -40,7 +40,7 @@ def ignore(_: BackfillSlot) -> None:
 
 
 async def run(
-    context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None]
+    context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = ignore
 ) -> BackfillCounts:
     """Make the runs, unless it is a dry run. `on_slot` is called with each slot.
 
