@@ -15,6 +15,8 @@ from service.batch.ledger.run_logs import LogLine
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.operations.asking.filter import RunFilter
+from service.operations.bulks.bulk import carry_out
+from service.verbs.bulks import BeginBulk, PreviewBulk
 from service.verbs.run_changes import CancelRun, RetryRun, StartRun
 from tests.demo.cast import PARTS
 from tests.demo.failing import failure_of
@@ -106,12 +108,12 @@ async def succeed(stage: Stage, claimed: Claimed, node: str) -> None:
 
 async def retry_both(stage: Stage, told: Sequence[Told], by: str) -> None:
     """A person retries all failed runs of a task at once. They run one after the other."""
-    bulks = stage.by(by).bulks
+    operations = stage.by(by)
     since, until = told[0].slot, told[-1].slot + SECOND
     wanted = RunFilter.of(task=told[0].task, state=["failed"], slot_since=since, slot_until=until)
-    preview = await bulks.preview("retry", wanted)
-    await bulks.begin(preview.id, "bulk")
-    await bulks.carry_out(preview.id)
+    preview = await operations(PreviewBulk(action="retry", filter=wanted))
+    await operations(BeginBulk(preview=preview.id))
+    await carry_out(operations.context, preview.id)
     begin = clock.now() + SECOND
     for each in told:
         again(stage, each.run, begin, each.again)

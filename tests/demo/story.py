@@ -14,6 +14,7 @@ from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.ledger.run_logs import Block
 from service.batch.ledger.runs import Active, Claimed
 from service.batch.ledger.states import Origin, Rank
+from service.verbs.incidents import AcknowledgeIncident, ListIncidents
 from service.verbs.tasks import PauseTask
 from tests.demo import acts
 from tests.demo.acts import SECOND, ByHand, Told
@@ -148,9 +149,9 @@ async def _miss(stage: Stage, slot: datetime) -> None:
 
 
 async def _acknowledge(stage: Stage, task: str) -> None:
-    incidents = stage.by("jonas").incidents
-    (incident,) = (await incidents.list(task=task)).incidents
-    await incidents.acknowledge(incident.id, MAIL_NOTE)
+    jonas = stage.by("jonas")
+    (incident,) = (await jonas(ListIncidents(task=task))).incidents
+    await jonas(AcknowledgeIncident(incident=incident.id, note=MAIL_NOTE))
 
 
 def _plan_invoice(
