@@ -23,8 +23,8 @@ class Operations:
     It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a
     serving process may use it for each request. It belongs to the event loop of its databases.
 
-    What is no verb, such as what only the pages or this machine ask for, is a function of a room of
-    operations, and gets the `context`.
+    Anything that is not a verb, such as what only the pages or this machine need, is a function in
+    a room of operations, which gets the `context`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Operations:
 
     async def __call__(self, verb: Performs[R]) -> R:
         """Carry out a verb, as the actor of these operations. Raises Forbidden if its role does not
-        allow that, and what `perform` of the verb raises.
+        allow that, and the errors of the verb's `perform`.
         """
         refuse_lower_role(self.context.actor, verb.role_needed)
         return await verb.perform(self.context)
@@ -102,7 +102,7 @@ async def open_operations(
     application = Database(
         settings.DATABASE_URL, setting="DATABASE_URL", pooled=False, shows_values=shows
     )
-    async with AsyncExitStack() as stack:  # both are disposed of, also if that of one is cancelled
+    async with AsyncExitStack() as stack:  # disposes of both, even if one is cancelled
         for database in (ledger, application):
             stack.push_async_callback(database.dispose)
         ledger.on_locked = on_locked

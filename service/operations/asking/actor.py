@@ -1,4 +1,4 @@
-"""Actor: who asks for an operation, by which way, and what that person or program may do."""
+"""Actor: the person or program that asks for an operation, the door it uses, and what it may do."""
 
 from __future__ import annotations
 

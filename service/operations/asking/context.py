@@ -40,8 +40,8 @@ class Context:
         wake: Called after a run was queued, so that a service in this process claims it at once.
         wake_bulks: Called after a bulk was begun, so that a service in this process carries it out.
         node: The id of the service's node in this process; empty outside a service.
-        troubles: Returns what is wrong with that node now, by part, which it may not be able to
-            write to the ledger.
+        troubles: Returns what is wrong with that node now, by part. The node may be unable to write
+            this to the ledger.
     """
 
     databases: Databases
@@ -74,7 +74,7 @@ class Context:
         return Redaction.of(self.settings.BATCH_SECRET_WORDS)
 
     def followers(self) -> Sequence[str]:
-        """The channels that are told when a person has closed an incident."""
+        """The channels that get a message when a person closes an incident."""
         from service.alerts.channels import Channels
 
         return Channels.of(self.settings, checked=False).followers()

@@ -42,7 +42,8 @@ def errors_explained() -> Iterator[None]:
 
 
 OPERATION_SECONDS = 60.0
-"""How long an operation in a service may use a connection. Whoever has called a command can end it.
+"""How long an operation in a service may use a connection. A command has no limit: its user can end
+it.
 """
 
 
@@ -54,7 +55,7 @@ async def _opened(
 
     `seconds`: how long it may be used; None: as long as it takes.
 
-    An OSError of the caller's code stays what it is: it may be a pipe that nobody reads.
+    An OSError of the caller's code is not converted: it may come from a closed pipe.
     """
     try:
         async with AsyncExitStack() as stack:
@@ -110,7 +111,7 @@ async def _prepare(application: Database, ledger: Database, lease_seconds: float
     _refuse_one_file(application, ledger)
     for database in (application, ledger):
         await database.check()
-    # First: it is refused while processes of an older version live.
+    # First, because it is refused while processes of an older version live.
     await migrate_ledger(ledger, lease_seconds)
     await migrate(application, *APPLICATION_HISTORIES)
 

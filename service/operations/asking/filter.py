@@ -55,7 +55,9 @@ def _only_rfc_3339(value: Any) -> Any:
 
 
 def _in_utc(value: datetime) -> datetime:
-    """The instant in UTC; one that UTC has no year for is moved to the end of the calendar."""
+    """The instant in UTC; one outside the calendar's years becomes the earliest or the latest
+    instant.
+    """
     try:
         return value.astimezone(UTC)
     except OverflowError:
@@ -63,7 +65,7 @@ def _in_utc(value: datetime) -> datetime:
 
 
 class Direction(Enum):
-    """Where a length of time leads that a person gives in place of an instant."""
+    """Whether a length of time, given instead of an instant, counts back or forward from now."""
 
     BACK = "back"
     FORWARD = "forward"
@@ -71,9 +73,9 @@ class Direction(Enum):
 
 Instant = Annotated[AwareDatetime, BeforeValidator(_only_rfc_3339), AfterValidator(_in_utc)]
 Since = Annotated[Instant, Direction.BACK]
-"""An instant in place of which a command also takes an age: 2h is two hours ago."""
+"""An instant. A command also takes an age instead: 2h is two hours ago."""
 Ahead = Annotated[Instant, Direction.FORWARD]
-"""An instant in place of which a command also takes a length of time: 2h is in two hours."""
+"""An instant. A command also takes a length of time instead: 2h is in two hours."""
 
 
 class RunFilter(BaseModel):
@@ -137,7 +139,7 @@ class RunFilter(BaseModel):
 
     @property
     def params(self) -> dict[str, str]:
-        """The values that parameters have to have, by the names of the parameters."""
+        """The required values of parameters, by the names of the parameters."""
         return dict(condition.split("=", 1) for condition in self.param)
 
     @property

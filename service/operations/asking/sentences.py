@@ -14,15 +14,15 @@ from service.escaping import echoed
 
 
 class About(str):
-    """What a field of a type means, where the field itself does not say it."""
+    """What a field means by its type, if the field has no description of its own."""
 
 
 class Allowed(str):
-    """What is allowed for a type, where its own sentence is better than one about its pattern."""
+    """What a type allows, if a sentence of its own is clearer than one about its pattern."""
 
 
 def marks_of(info: FieldInfo) -> list[Any]:
-    """What the type of a field is annotated with. Of `X | None` the type is X."""
+    """The annotations of a field's type. For `X | None`, the type is X."""
     inner = [getattr(part, "__metadata__", ()) for part in typing.get_args(info.annotation)]
     return [*info.metadata, *itertools.chain.from_iterable(inner)]
 
@@ -51,7 +51,7 @@ def _sentence(problem: Any, model: type[BaseModel], named: Callable[[str], str])
 
 
 _OF_LENGTH = ("string_too_long", "too_long", "too_short")
-"""What is too long is not said again."""
+"""Messages about lengths do not repeat the value, which may be very long."""
 
 
 def _allowed(problem: Any) -> str:

@@ -126,7 +126,7 @@ async def record_check(access: BackupAccess, facts: Facts, place: str) -> None:
 
 
 async def record_failure(access: BackupAccess, source: Source, why: str) -> None:
-    """Record why the check of a backup failed. Nothing is recorded of a file outside of BACKUP_DIR
+    """Record why the check of a backup failed. Nothing is recorded about a file outside BACKUP_DIR
     and BACKUP_URL.
     """
     place, path = access.place_of(source.name), Path(source.name)

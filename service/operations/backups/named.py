@@ -1,5 +1,5 @@
-"""`operations.named_backups`: the backups of both places, for callers by HTTP: by their names, and
-telling no place.
+"""`operations.named_backups`: the backups of both places for callers over HTTP, by name, without
+paths or URLs.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ logger = get_logger(__name__)
 
 
 class NamedBackups:
-    """What callers by HTTP may do. Each method raises the errors of Backups, whose messages name no
-    folder and no URL.
+    """What callers over HTTP may do. Each method raises the errors of Backups, whose messages name
+    no folder and no URL.
 
-    A name is one that the list has, or `latest`: nothing else in the file system is looked at.
+    A name must be in the list, or be `latest`: no other file is read.
     """
 
     def __init__(self, context: Context) -> None:
@@ -123,7 +123,7 @@ class NamedBackups:
         return summary.model_copy(update={"place": place, "where": place, "failed_check": wrong})
 
     def _plain(self, message: str) -> str:
-        """The message with the last part of each path and URL in place of the whole."""
+        """The message, with each path and URL shortened to its last part."""
         folder, url = self._access.settings.BACKUP_DIR, self._access.settings.BACKUP_URL
         places = {
             str(folder): "BACKUP_DIR",

@@ -1,5 +1,5 @@
-"""The listeners for the progress of a backup, a check or a copy. It imports nothing that makes
-one.
+"""The listeners for the progress of a backup, a check or a copy. Imports none of the code that
+makes backups.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> Res
     """Plan a restore. Raises BackupError if the restore would be refused, or if there is no such
     backup.
 
-    A dry run is not refused because of a running service: the notes of its plan say why a restore
-    would be.
+    A running service does not prevent a dry run: the notes of its plan say why a restore would be
+    refused.
     """
     active = await activity(access) if request.into is None else Activity()
     if not request.dry_run:
@@ -118,8 +118,8 @@ async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> Res
 async def _planned(
     access: BackupAccess, source: Source, into: str | None = None
 ) -> tuple[str, RestorePlan]:
-    """The URL to restore by, and the plan. In an empty database the role of DATABASE_URL has to own
-    the new tables.
+    """The URL for the restore, and the plan. In an empty database the role of DATABASE_URL has to
+    own the new tables.
     """
     if into is not None:
         return await planned_into(access.settings, source, into, HISTORIES)
@@ -137,7 +137,7 @@ async def restore(
     """Restore the application's database from a backup, after making a backup of the database as it
     is.
 
-    Active runs are looked for twice: at first, and when no other connection can write to the
+    It checks for active runs twice: first, and again once no other connection can write to the
     tables. A run that starts after that waits, and then finds the restored rows. A run that ended
     since the new backup prevents the restore, because the new backup does not have what it wrote.
     Raises BackupError; the database is unchanged then.
@@ -228,7 +228,7 @@ async def _restored_harmlessly(
 
 @contextmanager
 def _naming_backup(safety: str | None) -> Iterator[None]:
-    """Add to an error that `latest` now means the backup `safety`, so that nobody restores that by
+    """Add to an error that `latest` now means the backup `safety`, so that nobody restores it by
     mistake.
     """
     try:
@@ -304,8 +304,8 @@ async def check_by_restoring(
 async def _own_facts(
     access: BackupAccess, source: Source, request: RestoreRequest | None = None
 ) -> Facts | None:
-    """The facts of a backup in BACKUP_DIR or at BACKUP_URL; None for another file, of which nothing
-    is recorded.
+    """The facts of a backup in BACKUP_DIR or at BACKUP_URL; None for another file, about which
+    nothing is recorded.
 
     Raises DamagedBackup if it was changed since it was made, unless the request allows that.
     """
@@ -343,10 +343,10 @@ async def _record(
 async def planned_into(
     settings: Settings, source: Source, into: str, histories: Sequence[History]
 ) -> tuple[str, RestorePlan]:
-    """The URL of another, empty database of the same kind to restore by, and the plan.
+    """The URL of another, empty database of the same kind for the restore, and the plan.
 
     Neither the application's database nor the ledger is touched, so a service may run meanwhile.
-    Raises InvalidParameters and BackupError if the database is not fit.
+    Raises InvalidParameters and BackupError if that database can't be used.
     """
     url = _other_url(settings, into)
     plan = await planned(source, url, histories=histories, example=example_of(settings))
@@ -358,14 +358,16 @@ async def planned_into(
 
 
 def example_of(settings: Settings) -> Path | None:
-    """The application's SQLite file, whose tables an empty file gets; None on PostgreSQL."""
+    """The application's SQLite file, the model for the tables of an empty file; None on
+    PostgreSQL.
+    """
     url = make_url(settings.DATABASE_URL)
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
 def _other_url(settings: Settings, into: str) -> str:
-    """The URL with its driver. Raises InvalidParameters if it is none, or names a database of the
-    service.
+    """The URL with its driver. Raises InvalidParameters if it is not a URL, or if it names a
+    database of the service.
     """
     try:
         url = async_url(into)
@@ -382,7 +384,7 @@ def _other_url(settings: Settings, into: str) -> str:
 
 
 def _place(url: URL) -> object:
-    """What two URLs of one database have in common."""
+    """A value that is equal for all URLs of one database."""
     if url.get_backend_name() == "sqlite":
         return Path(url.database or ":memory:").resolve()
     return address(url)

@@ -1,9 +1,9 @@
 """Changes of all runs that match a filter, or of all slots of an interval, with
 a preview.
 
-A preview is a row of the ledger, good for an hour, which holds the ids of the runs. To begin it
-makes it a bulk, which any process carries out, in transactions of STEP runs with a cursor. If that
-process dies, another one goes on.
+A preview is a row of the ledger that holds the ids of the runs, and is valid for an hour. Beginning
+it turns it into a bulk, which any process carries out in transactions of STEP runs, with a cursor.
+If that process dies, another one continues.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STEP = 1_000
 VALIDITY = timedelta(hours=1)
 DUTY_SECONDS = 30.0
 COMMAND = new_id()
-"""Who carries out bulks in a process that is no service."""
+"""The id under which a process that is not a service carries out bulks."""
 
 STATES: Mapping[str, frozenset[str]] = {
     "retry": frozenset({RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}),
@@ -58,7 +58,7 @@ MOST_TASKS = 20
 async def preview(context: Context, action: BulkAction, wanted: RunFilter) -> Preview:
     """Which runs a bulk would change. Raises InvalidParameters, and UnknownTask.
 
-    Without states in the filter, the runs of all states are meant that the action can change.
+    Without states in the filter, it includes the runs in all states that the action can change.
     """
     refuse_secret_filter(context, wanted)
     allowed = STATES[action]
@@ -146,9 +146,9 @@ async def begin(
     """Make a preview a bulk, which a service carries out. Raises UnknownPreview, and WrongState if
     it has begun.
 
-    `action`: "bulk" or "backfill". `task`: the task that the backfill has to be of. A backfill is
-    refused if the task has another schedule by now: its slots would be other ones. To acknowledge
-    runs needs a note: without one it raises InvalidParameters.
+    `action`: "bulk" or "backfill". `task`: the task that the backfill must be for. A backfill is
+    refused if the task's schedule has changed since the preview, because its slots would differ.
+    Acknowledging runs requires a note: without one, InvalidParameters is raised.
     """
     async with context.databases.changing() as connection:
         now = await database_time.now_of(connection)
@@ -203,8 +203,8 @@ async def under_way(context: Context) -> list[str]:
 
 
 async def carry_out(context: Context, id: str) -> None:
-    """Carry out a bulk that has begun, as far as no other process does it at the same time. `node`:
-    who carries it out.
+    """Carry out a bulk that has begun, until it has ended or another process has taken it. `node`:
+    the node that carries it out.
     """
     node = context.node or COMMAND
     while await _step(context, node, id):
@@ -319,9 +319,7 @@ async def _change(
     ids: list[str],
     now: datetime,
 ) -> int:
-    """Change these runs, as far as they are in a state in which that can be done. Returns how many
-    were changed.
-    """
+    """Change those of these runs whose state allows it. Returns how many were changed."""
     by = str(row["started_by"]["name"])
     if row["action"] == "retry":
         return len(await transitions.reopen(connection, ids, Rank.MANUAL, by, now))

@@ -24,7 +24,7 @@ from service.operations.slots import leaving
 from service.operations.starting.results import BackfillRequest, BackfillSlot
 
 MOST_TASKS = 50
-"""Tasks that are backfilled together, at most; those with the most missed slots come first."""
+"""At most this many tasks are backfilled together; those with the most missed slots come first."""
 
 
 class TaskBackfill(Result):
@@ -83,8 +83,8 @@ async def plan(context: Context, since: datetime, until: datetime) -> BackfillPl
     """What a backfill of all tasks with missed slots within an interval would do. No run is made
     yet.
 
-    It is about the missed ranges that `slots/leaving.py` would leave: for each task from
-    its first slot to its last one.
+    It covers the missed ranges that `slots/leaving.py` would leave: for each task from its first
+    slot to its last one.
     """
     requests = _requests(await leaving.unchosen(context, since, until, None))
     tasks = [await _planned(context, request) for request in requests[:MOST_TASKS]]
@@ -141,8 +141,8 @@ async def begin(
     """Begin the backfills of a plan, by the ids of its previews. One that has begun already is left
     as it is.
 
-    A backfill can't begin if its preview has expired, or its task has another schedule by now.
-    Raises InvalidParameters, and UnknownPreview.
+    A backfill can't begin if its preview has expired, or if its task's schedule has changed. Raises
+    InvalidParameters, and UnknownPreview.
     """
     known = await begun(context, ids)
     for each in known:

@@ -1,4 +1,4 @@
-"""What a retry of all failed runs of an incident would do, before anybody decides about it."""
+"""What a retry of all failed runs of an incident would do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from service.operations.incidents.open_failures import one_problem
 
 MOST = 100_000
 CHANGES = ("service.deploy", "service.start", "settings.change", "schedule.change")
-"""What may have mended the cause."""
+"""Actions that may have fixed the cause."""
 LOOKED = 50
 
 
@@ -66,7 +66,7 @@ async def plan_retry(context: Context, incident: str, with_same_error: bool = Fa
     """What a retry of the failed runs of an incident would do. Nothing is retried yet. Raises
     UnknownIncident.
 
-    `with_same_error`: also of the incidents that are one problem with it.
+    `with_same_error`: include the incidents that form one problem with it.
     """
     async with context.databases.changing() as connection:
         row = await incidents.find(connection, incident)
@@ -102,7 +102,7 @@ async def plan_retry(context: Context, incident: str, with_same_error: bool = Fa
 
 
 async def _changed(connection: AsyncConnection, task: str, since: datetime) -> list[str]:
-    """The actions since an instant that may have mended the cause, each once, the newest first."""
+    """The actions since an instant that may have fixed the cause, each once, the newest first."""
     listing = audit.listing(LOOKED, since=since).where(events.c.action.in_(CHANGES))
     rows = (await connection.execute(listing)).all()
     return list(dict.fromkeys(row.action for row in rows if row.task in (None, "", task)))

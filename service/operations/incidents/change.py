@@ -1,4 +1,4 @@
-"""What a person does about incidents: acknowledges them, mutes a task, and tries the channels."""
+"""What a person can do about incidents: acknowledge them, mute a task, and test the channels."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ async def acknowledge(
     quiet_until: datetime | None = None,
     failed_until: datetime | None = None,
 ) -> Acknowledged:
-    """Say that a person takes care of an open incident, and why. Its failed runs no longer
-    count as open.
+    """Record that a person takes care of an open incident, and why. Its failed runs no longer count
+    as open.
 
     An incident that is not about runs stays open until its cause is over. `quiet_until` (aware,
     7 days at most): until then, or the first success of the task, the same error opens no other
-    incident. `failed_until` (aware): only the runs that had failed by then are meant, such as
-    the `last_at` of the incident that the person has seen; with `quiet_until`, those that
-    failed since are meant as well. Raises UnknownIncident, and InvalidParameters if the note is
-    too short or too long, or the instant too late.
+    incident. `failed_until` (aware), such as the `last_at` of the incident as the person saw it:
+    only the runs that had failed by then are acknowledged; with `quiet_until`, those that failed
+    since are acknowledged as well. Raises UnknownIncident, and InvalidParameters if the note is too
+    short or too long, or the instant too late.
     """
     check_note(note)
     async with context.databases.changing() as connection:
@@ -89,8 +89,8 @@ async def reopen(context: Context, incident: str) -> Incident:
 
 
 async def mute(context: Context, task: str, until: datetime, note: str | None = None) -> Muted:
-    """Send nothing about a task until an instant (aware, 31 days at most). Incidents are opened
-    as ever.
+    """Send nothing about a task until an instant (aware, 31 days at most). Incidents are still
+    opened. Messages about those that are still open then are sent then.
 
     What is still open then is sent then. Raises UnknownTask and InvalidParameters.
     """

@@ -1,4 +1,4 @@
-"""What is said when a person has closed incidents, or has undone that."""
+"""The messages that are sent when a person closes incidents, or undoes that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def tell_followers(
     """Write messages about incidents that a person has closed, to programs and to services that
     keep incidents.
 
-    People are told nothing: one of them has done it.
+    People get no message, because one of them has done it.
     """
     followers = context.followers() if closed else []
     if followers:
@@ -31,7 +31,7 @@ async def tell_followers(
 async def tell_followers_again(
     connection: AsyncConnection, context: Context, reopened: Row[Any], at: datetime
 ) -> None:
-    """Write to the same ones that an incident is open again."""
+    """Write messages to the same receivers that an incident is open again."""
     followers = context.followers()
     if followers and reopened.told_at is not None:
         await telling.tell_again(

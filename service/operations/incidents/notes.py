@@ -1,4 +1,4 @@
-"""The note that a person has to give who acknowledges something, or leaves it as it is."""
+"""The note that a person must give to acknowledge something, or to leave it as it is."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The failed runs that are neither made good nor acknowledged, by task and error: the one place
 that counts them.
 
-Night, the status and the incidents say the same numbers.
+Night, the status and the incidents therefore show the same numbers.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ async def groups(
 
 
 async def one_problem(connection: AsyncConnection, row: Row[Any]) -> Sequence[Row[Any]]:
-    """The open incidents that are one problem with this one, and itself."""
+    """This incident, and the open ones that form one problem with it."""
     problems = one_error.of_rows(await incidents.are_open(connection, [IncidentKind.FAILED]))
     return next((problem for problem in problems if row.id in incidents.ids_of(problem)), [row])
 
 
 def _folded(groups: Sequence[Group], by_key: ByKey) -> list[Group]:
-    """Errors of a task that have no incident of their own are one group, if the task has the
-    incident for these.
+    """Merge the errors of a task that have no incident of their own into one group, if the task has
+    an incident for further errors (MORE).
     """
     folded: dict[tuple[str, str], Group] = {}
     for each in groups:

@@ -1,4 +1,4 @@
-"""Reads incidents: lists them, shows one, and finds those that are one problem with it."""
+"""Reads incidents: lists them, shows one, and finds those that form one problem with it."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ async def show(context: Context, incident: str) -> IncidentDetails:
 
 
 async def with_same_error(context: Context, incident: str) -> Sequence[Incident]:
-    """The open incidents that are one problem with this one, and itself. Raises
-    UnknownIncident.
-    """
+    """This incident, and the open ones that form one problem with it. Raises UnknownIncident."""
     async with context.databases.reading() as connection:
         row = await find(connection, incident)
         assert connection is not None
@@ -91,8 +89,8 @@ async def find(connection: AsyncConnection | None, incident: str) -> Any:
 
 
 async def open_runs_of(connection: AsyncConnection, rows: Sequence[Any]) -> dict[str, int]:
-    """How many runs of each of these incidents are open, by its id; without those that are closed
-    or about no runs.
+    """The number of open runs of each of these incidents, by id. Incidents that are closed or not
+    about runs are left out.
     """
     about = {
         row.id: (row.task, row.fingerprint)

@@ -1,5 +1,5 @@
-"""What is due in the next two hours: how many slots in each ten minutes, and the tasks that are
-worth a name.
+"""What is due in the next two hours: how many slots in each ten minutes, and the tasks worth
+naming.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.operations.night.results import Night
 
 MOST_NAMED = 8
 RARE = timedelta(days=6)
-"""A task whose next slot but one is later than this runs weekly or more rarely."""
+"""A task whose second next slot is later than this runs weekly or less often."""
 
 Why = Literal["failing", "paused", "late", "rare"]
 NextOf = Callable[[Schedule, datetime], datetime | None]

@@ -1,4 +1,4 @@
-"""The alarms of the night: what is so wrong that it comes first."""
+"""The alarms of the night: the problems so serious that they come first."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def of_slots(
     *,
     is_over: bool,
 ) -> list[Need]:
-    """That no service runs, that slots are unaccounted for, and that the backup is old."""
+    """Alarms that no service runs, that slots are unaccounted for, and that the backup is old."""
     found = []
     number = window.counts["unaccounted"]
     if not living and not is_over:
@@ -83,8 +83,8 @@ def of_slots(
 
 
 def full_disks(databases: Databases) -> dict[str, str]:
-    """What is to be said of the disks of SQLite files that are full, by part. Of PostgreSQL nothing
-    is known.
+    """What to say about full disks that hold SQLite files, by part. Nothing is known about the
+    disks of PostgreSQL.
     """
     said = {}
     for part, database in (("ledger", databases.ledger), ("application", databases.application)):

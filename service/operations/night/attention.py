@@ -32,15 +32,15 @@ from service.operations.night.results import ChangeBefore, DealtWith, LastLine, 
 from service.operations.runs.quarantine import has_table
 
 DETAILED = 20
-"""The details of at most this many needs are read; of the others only the numbers."""
+"""Needs read in detail; the rest are only counted."""
 MOST_OTHERS = 20
 """At most this many other tasks with the same error are named."""
 TOGETHER = timedelta(minutes=10)
 """The processes of a deploy start within this time."""
 LINES = 50
-"""The last error is looked for in this many last lines of a log."""
+"""The last error is searched for in this many lines at the end of a log."""
 MOST_ITEMS = 10_000
-"""So many items in quarantine are counted."""
+"""Items in quarantine are counted up to this number."""
 _OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)
 _KINDS = (
     IncidentKind.SILENT,
@@ -55,8 +55,8 @@ _KINDS = (
 async def of_runs(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], hidden: frozenset[str]
 ) -> list[Need]:
-    """The failed runs that are open, by task and error: first what still fails, then what has most
-    runs.
+    """The failed runs that are open, by task and error: those that still fail come first, then
+    those with the most runs.
     """
     by_key = await open_failures.incidents_by_key(connection)
     groups = await open_failures.groups(connection, by_key)
@@ -115,7 +115,7 @@ def _one_problem(group: Sequence[Need]) -> Need:
 
 
 async def _with_kept_back(connection: AsyncConnection, needs: Sequence[Need]) -> list[Need]:
-    """The needs with the runs that wait for a success of their failed runs."""
+    """The needs, completed with the runs that wait for a success of their failed runs."""
     errors = [(n.task or "", n.fingerprint or "") for n in needs if n.kind == IncidentKind.FAILED]
     kept = await chains.kept_back_by_errors(connection, errors)
     shown = {error: [KeptBack(**vars(each)) for each in rows] for error, rows in kept.items()}
@@ -126,10 +126,10 @@ async def _with_kept_back(connection: AsyncConnection, needs: Sequence[Need]) ->
 
 
 def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need:
-    """With the other tasks that have the same error. Words such as `empty` are no error that tasks
-    could share.
+    """The need, completed with the other tasks that have the same error. Words such as `empty` are
+    not errors that tasks can share.
 
-    That a hidden task has the same error as another one would tell what its error is.
+    Hidden tasks are left out: sharing an error with another task would reveal what their error is.
     """
     is_error = need.fingerprint is not None and ":" in need.fingerprint and need.task not in hidden
     others = sorted(name for name in with_it if name != need.task and name not in hidden)[
@@ -139,8 +139,8 @@ def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need
 
 
 def _seen_by_the_caller(need: Need, hidden: frozenset[str]) -> Need:
-    """Without the fingerprint of a hidden task, which would tell which other tasks have its
-    error.
+    """The need, without the fingerprint of a hidden task, which would reveal which other tasks have
+    its error.
     """
     return need.model_copy(update={"fingerprint": None}) if need.task in hidden else need
 
@@ -194,11 +194,11 @@ async def _completed(
     before: datetime | None,
     hidden: frozenset[str],
 ) -> Need:
-    """With the newest failure, the last line of its log, a later success, and what changed before
-    the first failure.
+    """The need, completed with the newest failure, the last line of its log, a later success, and
+    what changed before the first failure.
 
-    `since`: the task has ended with success then, after the last failure. `before`: and then,
-    before the first one.
+    `since`: when the task succeeded after the last failure. `before`: when it succeeded before the
+    first one.
     """
     more: dict[str, Any] = {"succeeded_since": since}
     run = need.newest_run
@@ -260,8 +260,8 @@ _OF_ALL = ("service.deploy", "service.start", "settings.change")
 
 
 async def names_of_tasks(connection: AsyncConnection, quarantined: Iterable[str]) -> set[str]:
-    """The tasks that need a person: those of what `of_runs`, `others` and `of_quarantine` return.
-    Reads no details.
+    """The tasks that need a person: those of the needs that `of_runs`, `others` and `of_quarantine`
+    return. Reads no details.
     """
     failing = await connection.execute(
         select(runs.c.task).where(text(OPEN_FAILURE_SQL)).group_by(runs.c.task)

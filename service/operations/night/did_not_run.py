@@ -1,5 +1,5 @@
-"""The slots that did not run, by their cause. Their sum is what the verdict says: missed, paused
-and skipped.
+"""The slots that did not run, by their cause. Their sum equals the missed, paused and skipped slots
+of the verdict.
 """
 
 from __future__ import annotations
@@ -73,16 +73,14 @@ async def by_cause(
 
 
 class Part(NamedTuple):
-    """A missed range, and how many of the counted slots are its own."""
+    """A missed range, and how many of the counted slots are in it."""
 
     range: Row[Any]
     slots: int
 
 
 def _parts(number: int, ranges: Sequence[Row[Any]]) -> list[Part]:
-    """Divide the missed slots of a task among its ranges: the last one has what the others
-    leave.
-    """
+    """Divide the missed slots of a task among its ranges: the last one gets the remainder."""
     parts = []
     for position, each in enumerate(ranges):
         is_last = position == len(ranges) - 1
@@ -115,7 +113,7 @@ def _alone(part: Part, hidden: frozenset[str]) -> DidNotRun:
 def _down(
     parts: Sequence[Part], outage: tuple[datetime, datetime], hidden: frozenset[str]
 ) -> DidNotRun:
-    """The slots of an outage that a person has left as they are at one time, or those that nobody
+    """The slots of an outage that a person has left as they are in one action, or those that nobody
     has left.
     """
     by_task: Counter[str] = Counter()

@@ -1,5 +1,5 @@
-"""The lanes of the night: what was planned and what ran, for the tasks that there is something to
-say about.
+"""The lanes of the night: what was planned and what ran, for the tasks about which there is
+something to say.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from service.operations.night.results import Night
 
 MOST_LANES = 12
 MOST_SLOTS = 60
-"""A lane with more slots is drawn from the tally: a cell for each ten minutes, and the worst in
-them wins.
+"""A lane with more slots is drawn from the tally: a cell for each ten minutes, which shows the
+worst outcome in them.
 """
 MOST_PLANNED = 60
 
@@ -56,7 +56,7 @@ _OUTCOMES = {
     "interrupted": "interrupted",
     "lost": "interrupted",
 }
-"""As what an attempt is drawn that was not the last one of its run, by its outcome."""
+"""How an attempt that was not the last one of its run is drawn, by its outcome."""
 
 
 class LaneRun(Result):
@@ -74,7 +74,7 @@ class LaneRun(Result):
 
     @classmethod
     def of_row(cls, row: Any, begin: datetime | None) -> LaneRun:
-        """From the row of a run, which has begun at `begin`."""
+        """Make it from the row of a run that began at `begin`."""
         return cls(
             id=row.id,
             slot=row.slot if row.origin != Origin.MANUAL else None,
@@ -136,8 +136,8 @@ async def lanes_of(
     until: datetime,
     ahead: timedelta | None,
 ) -> Lanes:
-    """The lanes of the tasks of the blocks, in their order. `ahead`: up to so far after `until`
-    slots are planned.
+    """The lanes of the tasks of the blocks, in their order. `ahead`: how far after `until` planned
+    slots are shown.
     """
     begin = window.accounted_from or found.since
     wanted = buckets.between(begin, until)
@@ -216,7 +216,7 @@ async def _lane(
 
 
 async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[LaneRun]:
-    """The attempts before the last one of each run: a run that failed and was retried has done
+    """The attempts before the last one of each run: a run that failed and was retried shows
     both.
     """
     again = {row.id: row for row in rows if row.attempt > 1}

@@ -59,11 +59,11 @@ OLDEST = timedelta(days=3_653)
 EVENING = 18
 MOST_COUNTED = 10_000
 MOST_BULKS = 100
-"""The newest bulks whose progress is looked for."""
+"""The progress of at most this many of the newest bulks is read."""
 MOST_FOLLOWED = 1_000
 """Retries of more runs are not followed here: the page of the bulk says how many are queued."""
 LONGEST_VALUE = 500
-"""Of the JSON of a value before or after a change, in characters."""
+"""The longest JSON of a value before or after a change, in characters."""
 CHANGES = (
     "service.deploy",
     "service.start",
@@ -211,7 +211,7 @@ async def _nodes(
 
 
 def _is_counted_by_items(need: Need, quarantined: Counter[str]) -> bool:
-    """Whether the row of the items in quarantine says the same."""
+    """Whether the row of the items in quarantine already says the same."""
     return need.kind == "quarantine" and need.task in quarantined
 
 
@@ -248,8 +248,8 @@ async def _needs(
 
 
 def _lists(**lists: Sequence[Any]) -> dict[str, Any]:
-    """Each list with at most 200 rows, of the changes the newest, and in `more` how many were left
-    out.
+    """Each list with at most 200 rows, for the changes the newest ones; `more` has the number of
+    rows that were left out.
     """
     more = {name: len(rows) - MOST for name, rows in lists.items() if len(rows) > MOST}
     kept = {name: slice(-MOST, None) if name == "changes" else slice(MOST) for name in lists}
@@ -341,7 +341,7 @@ async def failed_slots(
     is_good_by_hand = exists().where(by_hand.c.id == runs.c.made_good_by, *is_of_slot)
     conditions = (text(OPEN_FAILURE_SQL), runs.c.acknowledged.is_not(None), is_good_by_hand)
     # A run is made after its slot, so few runs are read by their state and this instant. A
-    # condition on the slot alone would have SQLite read all slots of the window instead.
+    # condition on the slot alone would make SQLite read all slots of the window instead.
     slot = func.coalesce(runs.c.slot, runs.c.created_at)
     of_slots = (slot >= since, slot < end, runs.c.origin != "manual", text(NO_PART_SQL))
     numbers = (
@@ -360,8 +360,8 @@ async def failed_slots(
 
 
 async def beside(connection: AsyncConnection, since: datetime, end: datetime) -> Beside:
-    """The runs of the window without a slot of a schedule, by state; 10,000 of the newest ones are
-    counted at most.
+    """The runs of the window without a slot of a schedule, by state. Counts at most 10,000 of the
+    newest ones.
     """
     newest = (
         select(runs.c.state)
@@ -384,7 +384,7 @@ async def beside(connection: AsyncConnection, since: datetime, end: datetime) ->
 async def _with_progress(
     connection: AsyncConnection, needs: Sequence[Need], now: datetime
 ) -> list[Need]:
-    """The needs; those whose runs are being retried together say how far that is."""
+    """The needs; those whose runs are being retried together have the progress of the retry."""
     retried = {need.incident for need in needs if need.retrying and need.incident is not None}
     if not retried:
         return list(needs)
@@ -417,7 +417,7 @@ async def _progress(connection: AsyncConnection, bulk: Mapping[Any, Any]) -> Ret
 
 
 def _place(state: str, finished_at: datetime | None, begun_at: datetime) -> str:
-    """Where a run of the bulk stands. One that ended before the begin is not queued yet."""
+    """How far a run of the bulk is. A run that ended before the bulk began is not queued yet."""
     if state in ACTIVE or finished_at is None or finished_at < begun_at:
         return "left"
     return {RunState.SUCCEEDED: "done", RunState.FAILED: "failed"}.get(RunState(state), "other")

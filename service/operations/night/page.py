@@ -25,7 +25,8 @@ from service.operations.night.results import Night
 from service.operations.night.sparks import Spark, sparks_of
 
 MOST_COLUMNS = 150
-"""The chart has this many columns at most: in a longer window one holds several times ten minutes.
+"""The chart has this many columns at most: in a longer window, a column is a multiple of ten
+minutes.
 """
 NIGHTS = 14
 MORNING = 8
@@ -128,7 +129,7 @@ def _columns(
 
 
 async def _nights(connection: AsyncConnection, now: datetime, zone: ZoneInfo) -> list[PastNight]:
-    """The last nights, the oldest first; the last one may go on. What has no tally yet is not
+    """The last nights, the oldest first; the last one may go on. Buckets without a tally are not
     counted.
     """
     windows = _windows(now, zone)

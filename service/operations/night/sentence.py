@@ -23,7 +23,7 @@ ALARMS = ("disk", "readiness", "unaccounted", "down", "backup")
 
 
 UNREAD = {"quarantine": "the items in quarantine can't be read now"}
-"""What is said where a part could not be read. Such a night is never calm."""
+"""The text for a part that could not be read. Such a night is never calm."""
 
 
 def level_of(
@@ -51,8 +51,8 @@ def headline(
 ) -> str:
     """The one line that says what matters most.
 
-    `missed`: the slots that were missed, and that nobody chose or has dealt with. `failed`: the
-    slots of the window that have failed.
+    `missed`: the missed slots that nobody chose and nobody has dealt with. `failed`: the slots of
+    the window that have failed.
     """
     if level == "alarm":
         alarm = next(need for need in needs if need.kind in ALARMS)

@@ -25,15 +25,15 @@ MOST_SLOTS = 10_000
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RUN = re.compile(rf"\brun {_ID.pattern}( of slot [-0-9]{{10}} [:0-9]{{8}} UTC)?")
-"""As a reason names a run. Without it, the slots that one slow task has skipped in a night have one
+"""How a reason names a run. Without the run, slots skipped because of one slow task have one
 reason.
 """
 _OTHERS = re.compile(r" \(and \d+ more\)")
 
 
 class Key(NamedTuple):
-    """What slots have in common that are told together. `after`, `state`: of what was in the way of
-    closed ones.
+    """What skipped slots that are reported together have in common. `after`, `state`: the task and
+    the state of the run that was in the way of closed ones.
     """
 
     task: str

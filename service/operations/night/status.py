@@ -1,7 +1,7 @@
 """Status: whether something is wrong with the service, in one answer for people and
 monitors.
 
-What is wrong is what the night says (operations/night): there are no two opinions.
+Night decides what is wrong (operations/night), so the two always agree.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def _quarantined(answer: Night) -> int:
 
 
 async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
-    """The newest MOST_FAILED of the failed runs that are open, newest first. At most MOST_COUNTED
-    are looked at.
+    """The newest MOST_FAILED of the failed runs that are open, newest first. Reads at most
+    MOST_COUNTED of them.
     """
     is_open = run_rows(("id", "created_at"), OPEN_FAILURE_SQL, IS_FAILED_SQL)
     some = is_open.limit(MOST_COUNTED).subquery()

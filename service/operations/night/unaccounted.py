@@ -67,8 +67,8 @@ async def slots(
     """The slots of a window of Night that are unaccounted for: the newest 200, at no more cost than
     Night counts.
 
-    The window is that of `night`. Raises NoLedger, InvalidParameters and InvalidSchedule as that
-    does.
+    The window is that of `night`. Raises NoLedger, InvalidParameters and InvalidSchedule, as
+    `night` does.
     """
     local = zone_of(zone)
     async with snapshot(context) as connection:
@@ -96,8 +96,8 @@ def _slots(found: Found, opened: Mapping[str, OpenSchedule]) -> list[Unaccounted
 
 
 def _day(row: OpenSchedule | None, slot: datetime) -> date | None:
-    """The day of the slot, if it is a slot of the schedule that the task has now: a backfill goes
-    by that one.
+    """The day of the slot, if it is a slot of the task's present schedule, which a backfill
+    uses.
     """
     if row is None or not row.is_usable or slot not in row.schedule.between(slot - SECOND, slot):
         return None
@@ -154,8 +154,8 @@ async def of_window(
 ) -> Found:
     """The unaccounted slots from `since` up to `until` (excluded; both aware, UTC), at most `most`.
 
-    What has no tally is counted, as for Night. Of what has one only the buckets are counted again
-    in which a slot is unaccounted for, until there are enough slots. `lease`: see
+    Buckets without a tally are counted, as for Night. Of those with one, only the buckets with an
+    unaccounted slot are counted again, until there are enough slots. `lease`: see
     `account.accounts`. Call it in one read transaction.
     """
     tallied, rest, accounted_from = await tally.divided(connection, since, until)

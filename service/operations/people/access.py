@@ -33,7 +33,7 @@ SECRET = re.compile(r"b([tls])_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 NO_FAILURES: Mapping[str, int] = MappingProxyType({})
 NAME = re.compile(r"[\w.@+-][\w .@+-]{0,98}[\w.@+-]|[\w.@+-]", re.ASCII)
 RESERVED = ("anonymous", "batch", "service", "sign-in link")
-"""Names that the audit has for others than the holders of tokens."""
+"""Names that the audit uses for actors other than the holders of tokens."""
 
 
 async def create_token(
@@ -76,7 +76,7 @@ async def create_link(context: Context, role: Role = "admin") -> str:
 
 
 async def has_token(context: Context) -> bool:
-    """Whether a token was ever made, also one that is revoked or expired by now."""
+    """Whether a token was ever made, including those that are revoked or expired by now."""
     async with context.databases.reading() as connection:
         return connection is not None and await access.has_token(connection)
 
@@ -108,8 +108,8 @@ async def revoke_token(context: Context, name: str) -> Token:
 
 
 async def holder(context: Context, secret: str, address: str | None) -> Actor | None:
-    """Who holds this token; None if it is not valid. The caller notes the use, see
-    `note_uses`.
+    """Who holds this token; None if it is not valid. The caller records the use (see
+    `note_uses`).
     """
     row = await _token(context, secret, "t")
     return Actor(row["name"], row["role"], "api", address, row["id"]) if row is not None else None
@@ -143,7 +143,7 @@ async def sign_in(context: Context, secret: str, address: str | None) -> NewSess
 
 
 async def expired_at(context: Context, secret: str) -> datetime | None:
-    """When this token has expired; None if it never was valid, still is, or was revoked."""
+    """When this token expired; None if it never was valid, still is, or was revoked."""
     row = await _token(context, secret, "t", access.expired)
     return row["expires_at"] if row is not None else None
 

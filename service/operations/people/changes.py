@@ -14,7 +14,7 @@ from service.operations.people.redacting import hidden_tasks, hides_change
 from service.operations.people.results import MOST_CHANGES, Change, ChangePage
 
 LONGEST_VALUE = 2_000
-"""Of the JSON of a value before or after a change, in characters."""
+"""The longest JSON of a value before or after a change, in characters."""
 
 
 def _short(row: Mapping[Any, Any]) -> dict[str, Any]:

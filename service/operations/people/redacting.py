@@ -1,9 +1,9 @@
-"""What of a run is masked: parameters with a secret name for everybody, and what a viewer may not
+"""What is masked in a run: parameters with a secret name for everybody, and what a viewer may not
 see.
 
 A viewer may not see what a task with the tag "secret" works on: parameters and their defaults,
 keys, results, logs, the texts of reasons, errors and progress, the items in quarantine, and what
-the audit says of parameters.
+the audit says about parameters.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ async def hidden_tasks(connection: AsyncConnection, context: Context) -> frozens
 
 
 def hides_change(action: str, task: str | None, hidden: frozenset[str]) -> bool:
-    """Whether the caller may not see what the audit says of a change. A bulk may be about runs of
-    any task.
+    """Whether the caller may not see what the audit says about a change. A bulk may be about runs
+    of any task.
     """
     return task in hidden or bool(hidden and action.startswith("bulk."))
 
@@ -85,8 +85,8 @@ def without_texts(runs: list[S], hidden: frozenset[str]) -> list[S]:
 
 
 def refuse_secret_filter(context: Context, wanted: RunFilter) -> None:
-    """Raises InvalidParameters for a filter by a value that is masked: it would tell whether a
-    guess is right.
+    """Raises InvalidParameters for a filter by a value that is masked: the answer would reveal
+    whether a guess is right.
     """
     secrets = [name for name in wanted.params if context.redaction.is_secret(name)]
     if secrets:

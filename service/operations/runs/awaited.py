@@ -1,5 +1,6 @@
 """What runs in the state `waiting` wait for: an instant, slots of other tasks, the members of a
-group, or parts. And those that wait for a slot which is late itself, or will not succeed by itself.
+group, or parts. Also finds the runs that wait for a slot which is late itself, or will not succeed
+by itself. A run that waits for a slot that is on its way is not late.
 
 A run that waits for a slot that is on its way is not late: what it waits for takes its time.
 """
@@ -22,11 +23,11 @@ from service.batch.ledger.waits import AwaitedSlot, Members
 from service.operations.runs.waiting import Awaited, Blocker, InTheWay, LateRun
 
 MOST_WAITING = 200
-"""Runs that wait that are looked at, at most: those that have waited for the longest time."""
+"""At most this many waiting runs are read: those that have waited for the longest time."""
 OF_A_TASK = 10
-"""Blocked runs of one task that are shown, at most."""
+"""At most this many blocked runs of one task are shown."""
 NOT_FIRED = timedelta(minutes=1)
-"""A slot that was not fired for this time is late."""
+"""A slot that has not been fired after this time is late."""
 
 _WILL_NOT_SUCCEED = (RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
 _NAMES = ("id", "task", "slot", "state", "due_at", "created_at")
@@ -35,8 +36,8 @@ _NAMES = ("id", "task", "slot", "state", "due_at", "created_at")
 async def awaited(
     connection: AsyncConnection, ids: Sequence[str], now: datetime
 ) -> dict[str, list[Awaited]]:
-    """By the id of each of these runs that waits: its instant, its group or parts, and the slots
-    that are not over.
+    """For each of these runs that waits, by id: its instant, its group or parts, and the slots that
+    are not over.
 
     A slot that is over without success is among them if the run needs its success: only a retry can
     open the run.
@@ -153,8 +154,8 @@ def blocker_of(found: Mapping[str, AwaitedSlot], run: str) -> Blocker | None:
 
 
 def _waiting(before: datetime) -> Any:
-    """The runs of slots that wait for other slots since before an instant, by the index of what
-    waits.
+    """The runs of slots that have waited for other slots since before an instant, found by the
+    index of waiting runs.
     """
     query = run_rows(_NAMES, WAITING_SQL, runs.c.due_at <= before, runs.c.gate.is_not(None))
     query = query.with_hint(runs, "INDEXED BY ix_batch_runs_waits", "sqlite")

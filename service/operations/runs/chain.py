@@ -25,9 +25,9 @@ from service.operations.runs.read import run_of
 from service.operations.runs.waiting import Chain, Link, Step, Upcoming
 
 STEPS = 3
-"""So many steps of a chain are shown on each side at most."""
+"""At most this many steps of a chain are shown on each side."""
 MOST_LINKS = 4
-"""So many names are shown at each step."""
+"""At most this many names are shown at each step."""
 MOST_READ = 200
 MOST_MEMBERS = 10_000
 MOST_LOOKED = 5_000
@@ -87,7 +87,7 @@ async def _after(connection: AsyncConnection, run: str) -> list[Step]:
 
 
 def _new(rows: Iterable[Row[Any]], seen: set[str]) -> list[str]:
-    """The runs of a step that were not seen at earlier ones; they are seen from now on."""
+    """The runs of a step that earlier steps did not have. Marks them as seen."""
     found = list(dict.fromkeys(row.id for row in rows if row.id is not None and row.id not in seen))
     seen.update(found)
     return found
@@ -165,8 +165,8 @@ def _named_step(names: Sequence[str], last: Mapping[str, Row[Any]]) -> Step:
 
 
 async def upcoming(connection: AsyncConnection, task: str, now: datetime) -> list[Upcoming]:
-    """The next runs of a task that wait for an instant, among the next 5,000 runs of all tasks that
-    do.
+    """The next runs of a task that wait for an instant, among the next 5,000 such runs of all
+    tasks.
     """
     waiting = run_rows(
         ("id", "task", "due_at", "requested_by"), WAITING_SQL, runs.c.due_at > now

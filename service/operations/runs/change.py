@@ -124,8 +124,8 @@ def _describe_end(row: Mapping[str, Any]) -> str:
 
 
 async def acknowledge(context: Context, given: str, note: str) -> RunNow:
-    """Say that a person takes care of a failed run, and why: it no longer counts as open. Returns
-    the run.
+    """Record that a person takes care of a failed run, and why: it no longer counts as open.
+    Returns the run.
 
     Raises UnknownRun, InvalidParameters if the note is too short or too long, and WrongState if the
     run has not failed, or was made good or acknowledged already.

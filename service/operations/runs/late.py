@@ -27,19 +27,21 @@ from service.operations.runs.waiting import Blocker, LateRun, Waiting
 from service.operations.system.nodes import living_services
 
 SHOWN_AFTER = timedelta(minutes=1)
-"""What waits or runs for less is not shown."""
+"""Runs that have waited or run for less are not shown."""
 SOON = timedelta(seconds=5)
 """A run that has waited for less may start at once, because a service looks for runs each second.
 """
 FEW = 10
-"""With fewer runs, twice the longest stands for what 95 of 100 take at most."""
+"""With fewer runs, twice the longest duration stands for the one that 95 of 100 runs stay
+within.
+"""
 NEARLY = 0.8
 """A run is shown as slow after this share of its timeout."""
 
 MOST_RETRYING = 200
-"""Runs that wait for their next attempt that are shown, at most."""
+"""At most this many runs that wait for their next attempt are shown."""
 OF_A_TASK = 10
-"""Waiting runs of one task that are shown, at most."""
+"""At most this many waiting runs of one task are shown."""
 
 _COLUMNS = [
     runs.c[name]
@@ -64,14 +66,15 @@ _COLUMNS = [
 
 
 _began_to_wait = case((runs.c.gate.is_(None), runs.c.created_at), else_=runs.c.due_at)
-"""Since when a run waits in the queue: since it was made, or, if it has waited for other tasks,
-since it was opened.
+"""When a run began to wait in the queue: when it was made, or, if it waited for other tasks, when
+it was opened.
 """
 
 
 @dataclass(frozen=True)
 class Present:
-    """What is known of the present, by which blockers are found.
+    """The present state, from which blockers are found. `paused`: who has paused each task, by its
+    name.
 
     `paused`: who has paused a task, by its name. `in_vain`: the pool of each task whose runs no
     node executes.
@@ -152,7 +155,7 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
 
 def _waiting(kind: str, now: datetime) -> Any:
     """The first runs on time in the queue of each task that have waited for a while, whatever else
-    waits there.
+    waits there. If a run waited for other tasks before, its wait counts from when it was opened.
 
     One that has waited for other tasks before waits in the queue since it was opened.
     """
@@ -165,8 +168,8 @@ def _waiting(kind: str, now: datetime) -> Any:
 
 
 def _retrying(now: datetime) -> Any:
-    """The retries that come next, by the index of when they are due: however many wait for
-    tomorrow.
+    """The next retries, found by the index on when they are due, so that those of tomorrow are not
+    read.
     """
     is_old = runs.c.created_at <= now - SHOWN_AFTER
     return (
@@ -274,7 +277,7 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
         return Blocker(kind="pool", task=run.task, pool=pool)
     if run.exclusive is not None and (its := present.running.get(run.task)):
         return Blocker(kind="run", run=its[0].id, task=run.task)
-    if run.due_at > present.now - SOON:  # it starts with the next poll of a service that has room
+    if run.due_at > present.now - SOON:  # the next poll of a service that has room starts it
         return None
     everything = [
         each
@@ -287,8 +290,8 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
 
 
 def _queued_at(run: Row[Any]) -> datetime:
-    """Since when a run could have started, as far as it is known. One that is retried was opened
-    before it started.
+    """Since when a run could have started, if known. A run that is retried was opened before it
+    started.
     """
     at: datetime | None = run.created_at
     if run.gate is not None:

@@ -106,8 +106,8 @@ def _place(fences: Sequence[Fence], number: int) -> tuple[int, int]:
 def _matching(
     blocks: Sequence[Packed], fences: Sequence[Fence], end: int, wanted: Wanted, most: int
 ) -> tuple[list[tuple[int, NumberedLine]], int]:
-    """The lines that are wanted, the newest first, and up to which number lines were not looked
-    at.
+    """The lines that are wanted, the newest first, and the number up to which lines were not
+    read.
     """
     before = {each.fence: each.before for each in fences}
     found: list[tuple[int, NumberedLine]] = []

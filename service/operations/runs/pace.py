@@ -1,4 +1,4 @@
-"""How a run gets on: its chunks, whether it stands still, and until when it may go on."""
+"""The pace of a run: its chunks, whether it has stalled, and until when it may go on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from service.operations.asking.results import Result, RunDetails
 from service.settings.pools import DEFAULT_POOL
 
 STALLED = 10
-"""A run stands still if nothing was committed for this many times as long as a chunk usually takes.
-"""
+"""A run has stalled if nothing was committed for this many times the usual duration of a chunk."""
 LEAST_STALLED = 10.0
 """Seconds that a run may take for a chunk in any case."""
 
@@ -47,7 +46,7 @@ class RunPace(Result):
 
 
 async def pace(context: Context, run: RunDetails) -> RunPace:
-    """How a run gets on that was read just now: its chunks, whether it stands still, until when it
+    """The pace of a run that was just read: its chunks, whether it has stalled, and until when it
     may go on.
     """
     committed = await _committed(context, run) if run.count is not None else Committed(0, 0)
@@ -86,7 +85,7 @@ async def _pool(context: Context, task: str) -> str:
 
 
 async def _committed(context: Context, run: RunDetails) -> Committed:
-    """What the database of the application says; nothing if it can't be read, which other checks
+    """What the application's database says; nothing if it can't be read, which other checks
     report.
     """
     application = context.databases.application
@@ -118,8 +117,8 @@ def _timeout_at(run: RunDetails, policies: Any) -> datetime | None:
 
 
 def _stalled(run: RunDetails, chunk_size: float | None, now: datetime) -> float | None:
-    """A chunk has taken as long as all items of this attempt divided into chunks. Without chunks
-    each item counts.
+    """For how many seconds the run has stalled. The usual duration of a chunk is the time for all
+    items of this attempt, divided by the number of chunks. Without chunks, each item counts as one.
     """
     began, at = run.attempt_started_at, run.progress_at
     done = (run.count or 0) - (run.count_before or 0)

@@ -26,10 +26,10 @@ from service.operations.people.redacting import hidden_tasks
 from service.operations.runs.read import run_of
 
 MOST_PHASES = 25
-"""Phases that are told, at most: the newest ones."""
+"""At most this many phases are listed: the newest ones."""
 MOST_CHILDREN = 50
 SHORT = timedelta(milliseconds=500)
-"""A wait that is shorter is not told."""
+"""A shorter wait is not listed."""
 
 Kind = Literal["wait", "attempt", "backoff", "parts"]
 """`parts`: it waits for its parts."""
@@ -165,7 +165,9 @@ def _error_in(error: Any) -> str | None:
 async def _expected(
     connection: AsyncConnection, row: Mapping[str, Any], now: datetime
 ) -> datetime | None:
-    """About when the run ends: by its rate, else by what half of the runs take."""
+    """About when the run ends: by its rate, or else by the duration that half of the runs stay
+    within.
+    """
     if row["state"] != RunState.RUNNING or row["attempt_started_at"] is None:
         return None
     rate, eta = pace(row, now)

@@ -100,8 +100,7 @@ def _not_set_aside(run: str, missing: Sequence[str], set_aside: Sequence[SetAsid
 async def with_quarantined(databases: Databases, page: RunPage) -> RunPage:
     """The page with the number of items that each run has in quarantine.
 
-    An application's database that can't be reached does not make a list of runs fail: then no run
-    has a number.
+    If the application's database can't be reached, the list does not fail, and no run has a number.
     """
     if not page.runs or is_missing_file(databases.application):
         return page

@@ -43,7 +43,7 @@ async def blocks(context: Context, given: str, follow: bool) -> AsyncGenerator[L
     run = await readable(context, given)
     reader = Reader(context.databases, run)
     while True:
-        # First: a final state comes with the last lines.
+        # First, because a final state comes with the last lines.
         state, fence = await _state(context.databases, run)
         async for block in reader.new_blocks(fence):
             yield await offload(_log_block, block)
@@ -140,8 +140,8 @@ def parse_place(given: str) -> tuple[int, int]:
 def _matching(
     blocks: list[Packed], start: tuple[int, int], wanted: Wanted, most: int
 ) -> tuple[list[NumberedLine], tuple[int, int]]:
-    """The lines that are wanted, at most `most`, and the place after the last line that was looked
-    at.
+    """The lines that are wanted, at most `most`, and the place after the last line that was
+    read.
     """
     found: list[NumberedLine] = []
     place = start

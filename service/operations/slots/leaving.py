@@ -32,8 +32,8 @@ async def look(context: Context, since: datetime, until: datetime, task: str | N
 async def unchosen(
     context: Context, since: datetime, until: datetime, task: str | None
 ) -> Sequence[Row[Any]]:
-    """The missed ranges that `leave` would be about: rows with `task`, `first_slot`, `last_slot`
-    and `slots`.
+    """The missed ranges that `leave` would cover: rows with `task`, `first_slot`, `last_slot` and
+    `slots`.
     """
     async with context.databases.reading() as connection:
         if connection is None:
@@ -49,12 +49,12 @@ async def leave(
     task: str | None,
     slots: int | None,
 ) -> LeftSlots:
-    """Say that nothing has to be done about missed slots, and why: Night no longer asks to watch
+    """Record that nothing has to be done about missed slots, and why: Night no longer asks to watch
     them.
 
-    It is about the missed ranges that lie within `since` and `until` (aware, both included), of all
-    tasks or of one, and that neither a pause has caused nor anybody has left before. `slots`: how
-    many the caller has seen; if there are others by now, it raises WrongState. Raises
+    It covers the missed ranges that lie within `since` and `until` (aware, both included), of all
+    tasks or of one, except those that a pause has caused or that were left before. `slots`: how
+    many the caller has seen; if the number has changed, it raises WrongState. Raises
     InvalidParameters if the note is too short or too long, and UnknownTask. With `dry_run` nothing
     is changed, and no note is needed.
     """
@@ -107,8 +107,8 @@ async def _query(
 
 
 def _locked(query: Select[Any]) -> Select[Any]:
-    """Waits for whoever is just noticing or extending one of the ranges, and then sees it as that
-    has left it.
+    """Waits for transactions that are noticing or extending one of the ranges, and then sees their
+    changes.
     """
     return query.with_for_update()
 

@@ -24,7 +24,7 @@ MOST_SLOTS = 10_000
 """A backfill of more slots is refused unless the request allows it, because it may be a mistake."""
 MOST_ALLOWED = 100_000
 """A backfill of more slots is always refused: an interval may have any number of slots, and each is
-looked at.
+checked.
 """
 
 
@@ -63,7 +63,7 @@ async def run(
 async def counted(
     context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = ignore
 ) -> Counted:
-    """What a backfill would do. Nothing is changed. Raises as `run`."""
+    """What a backfill would do. Nothing is changed. Raises the errors of `run`."""
     task_backfill, interval = await _prepared(context, request, context.actor.name)
     pruned_until = await _pruned_until(context, interval)
     pruned = 0
@@ -83,8 +83,8 @@ async def counted(
 
 
 async def _pruned_until(context: Context, interval: Interval) -> datetime | None:
-    """Up to which instant there are no runs any more that these slots wait for; None if they wait
-    for no success.
+    """The instant before which the runs that these slots wait for may be deleted already; None if
+    they wait for no success.
     """
     if interval.after is None or interval.after.on != Gate.SUCCESS:
         return None
@@ -100,7 +100,7 @@ async def make(
     by: str,
     on_slot: Callable[[BackfillSlot], None] = ignore,
 ) -> BackfillCounts:
-    """Make the runs, as asked for by the person `by`. A slot that has a run is left alone, unless
+    """Make the runs, as requested by the person `by`. A slot that has a run is left alone, unless
     `redo`.
     """
     await context.databases.migrate_both()
@@ -115,7 +115,7 @@ async def make(
 
 
 async def refuse_other_schedule(connection: AsyncConnection, request: Mapping[str, Any]) -> None:
-    """Raises WrongState if the task has another schedule than at the preview."""
+    """Raises WrongState if the task's schedule has changed since the preview."""
     opened = (await schedules.open_schedules(connection)).get(request["task"])
     if opened is None or opened.id != request["schedule"]:
         raise WrongState(
@@ -151,8 +151,8 @@ async def _refuse_many(request: BackfillRequest, task: str, interval: Interval) 
 async def _after(
     context: Context, request: BackfillRequest, by: str, first: Interval
 ) -> list[tuple[Backfill, Interval]]:
-    """The backfills of the tasks that come after, in their order; none if they were not asked
-    for.
+    """The backfills of the tasks that come after, in their order; empty if they were not
+    requested.
     """
     if not request.and_after:
         return []

@@ -1,5 +1,5 @@
-"""What monitoring reads of the ledger, and its reader, which asks the ledger seldom however often
-it is asked.
+"""What monitoring reads from the ledger, and its reader, which queries the ledger rarely, however
+often it is called.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ FRESH_SECONDS = 15.0
 """How long the values that were read are used again."""
 
 PATIENCE_SECONDS = 5.0
-"""So long a reading may take. A monitor usually waits ten seconds for an answer."""
+"""A reading may take this long. A monitor usually waits ten seconds for an answer."""
 
 MOST_POOLS = 100
-"""So many pools have gauges, at most."""
+"""At most this many pools have gauges."""
 
 MOST_ITEMS = 10_000
-"""So many of the items that were set aside last are looked at."""
+"""At most this many of the items that were set aside last are read."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class PoolGauges(NamedTuple):
     places: int
 
 
-# Hashed as the object that it is, for what is made of one reading once.
+# Hashed by identity, so that what is made from one reading can be cached.
 @dataclass(frozen=True, eq=False)
 class Gauges:
     """The gauges of the ledger, of one reading. All nodes of a ledger read the same.
@@ -80,8 +80,8 @@ class Gauges:
     Attributes:
         runs: Runs by active state, each counted up to 10,000. Parts are not among them.
         parts: Parts of runs by active state.
-        oldest_waiting: For how many seconds the run waits that could have started first of all; 0
-            if none waits.
+        oldest_waiting: For how many seconds the run that could have started first of all has
+            waited; 0 if none waits.
         tasks: By name.
         incidents: Open incidents by kind.
         unaccounted: Slots that no node has handled for more than a minute, and those of open
@@ -210,12 +210,12 @@ async def _set_aside(context: Context) -> dict[str, int] | None:
 
 
 class GaugeReader:
-    """Reads the gauges of one service. However many ask, the ledger is read once in FRESH_SECONDS,
-    by one of them.
+    """Reads the gauges of one service. However many callers there are, one of them reads the
+    ledger, once in FRESH_SECONDS.
     """
 
     def __init__(self, context: Context, metrics: ProcessMetrics) -> None:
-        """`metrics`: it is measured there how long a reading takes."""
+        """`metrics`: records how long a reading takes."""
         self._context = context
         self._metrics = metrics
         self._gauges: Gauges | None = None
@@ -239,7 +239,7 @@ class GaugeReader:
             raise
 
     async def stop(self) -> None:
-        """End what still reads. Call it before the databases are closed."""
+        """End a reading that is still going on. Call it before the databases are closed."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])

@@ -1,5 +1,5 @@
-"""`operations.look()`: what of runs, tasks and nodes is shown live, read with one connection for
-all who watch.
+"""`operations.look()`: the live state of runs, tasks and nodes, read with one connection for all
+viewers.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Look(NamedTuple):
     """What was read: runs, all tasks, and the nodes that live or have stopped lately. `newest`: ids
     of the newest runs.
 
-    `runs` has the newest and the running ones, and those that were asked for. `revoked`: is another
-    value after a token or a session was revoked.
+    `runs` has the newest and the running ones, and those that were asked for. `revoked`: changes
+    when a token or a session is revoked.
     """
 
     runs: dict[str, RunSummary]
@@ -101,6 +101,6 @@ async def _read_runs(
         is_asked = runs.c.id.in_(json_rows.among(runs.c.id, others, connection.dialect.name))
         listed = await connection.execute(run_rows(LISTED, is_asked))
         found.runs.update({row["id"]: RunSummary.at(row, now) for row in listed.mappings()})
-    # All who watch share what is read, so nobody sees the texts of a secret task.
+    # All viewers share what is read, so it never has the texts of a secret task.
     hidden = await task_rows.tagged(connection, SECRET_TAG)
     found.runs.update({run.id: run for run in without_texts(list(found.runs.values()), hidden)})

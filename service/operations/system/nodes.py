@@ -24,7 +24,7 @@ SILENT_SHOWN = timedelta(hours=1)
 """A service that has not been seen for this time is no longer shown among those that should live.
 """
 MOST_BROKEN = 20
-"""So many files that can't be used are shown."""
+"""At most this many files that can't be used are shown."""
 
 
 class BusyNode(Node):
@@ -34,8 +34,8 @@ class BusyNode(Node):
 
 
 class Around(NamedTuple):
-    """The services that are alive and fire, the oldest first; and those that should be, but are not
-    seen any more.
+    """The services that are alive and fire, the oldest first; and those that should be alive, but
+    are no longer seen.
 
     `pool_problems`: why the runs of some pools wait in vain. `round_trip`: how many seconds the
     ledger took to answer; None: there is no ledger. `kind`: of its database.
@@ -172,8 +172,8 @@ async def living_nodes(connection: AsyncConnection, context: Context, now: datet
 
 
 def _with_own_troubles(node: Node, context: Context) -> Node:
-    """The node of this process says what is wrong with it also while it can't write that to the
-    ledger.
+    """The node. If it is that of this process, it says what is wrong with it even while it can't
+    write that to the ledger.
     """
     return (
         node.model_copy(update={"troubles": dict(context.troubles())})
@@ -183,10 +183,10 @@ def _with_own_troubles(node: Node, context: Context) -> Node:
 
 
 def troubles_of(nodes: Iterable[Node], without: Collection[str] = ()) -> list[tuple[str, str]]:
-    """What is wrong with these nodes, once for all that say the same: whose it is, and the reasons
-    by part.
+    """What is wrong with these nodes: for each set of reasons, the nodes that have it, and the
+    reasons by part.
 
-    `without`: the parts of which something else tells.
+    `without`: the parts that something else reports.
     """
     by_reasons: dict[str, list[Node]] = {}
     for node in nodes:

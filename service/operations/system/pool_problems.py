@@ -1,4 +1,4 @@
-"""Why the runs of some pools wait in vain, or would: what each page says on top."""
+"""Why the runs of some pools wait in vain, or would: the warnings at the top of each page."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def used(settings: Settings) -> UsedSettings:
 
 
 def _shown(name: str, value: Any) -> str | int | float | bool | None:
-    """The value for people. Of a secret one only whether there is one."""
+    """The value for people. For a secret setting, only whether it is set."""
     if value is None or value == "":
         return None
     is_secret = isinstance(value, SecretStr) or name.endswith(SECRET)
@@ -47,7 +47,7 @@ def _shown(name: str, value: Any) -> str | int | float | bool | None:
 
 
 def _without_secrets(url: str) -> str:
-    """A URL without its password and its query; `***` if it is no URL."""
+    """A URL without its password and its query; `***` if it is not a URL."""
     if (place := PLACE.match(url)) is None:
         return MASK
     login = place["login"] or ""

@@ -160,7 +160,7 @@ def next_slots(current: Schedule, number: int = NEXT_SLOTS) -> list[Slot]:
 
 
 def default_policies() -> dict[str, Any]:
-    """The policies that a task has which declares none, by dotted name."""
+    """The policies of a task that declares none, by dotted name."""
     return _by_dotted_name(DEFAULTS)
 
 
@@ -192,7 +192,7 @@ def _monitoring(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contact(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Whose the task is, what to do when it fails, and until when nothing is sent about it."""
+    """Who owns the task, what to do when it fails, and until when nothing is sent about it."""
     declared = _monitoring(loaded, row)
     return {name: declared.get(name) for name in ("owner", "runbook")} | {
         "muted_until": row.get("muted_until")
@@ -209,8 +209,8 @@ def _by_dotted_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(task: Task, is_hidden: bool, redaction: Redaction) -> list[Parameter]:
-    """The parameters. Defaults are what a run by schedule works on, so they are masked and hidden
-    as its parameters.
+    """The parameters. A scheduled run works on the defaults, so they are masked and hidden like its
+    parameters.
     """
     return [
         Parameter(

@@ -33,7 +33,7 @@ DAYS = 90
 NEXT = 10
 LAST_RUNS = 100
 MOST_RUNS = 10_000
-"""Runs that are read for the days without a tally, at most; the newest ones."""
+"""At most this many runs are read for the days without a tally: the newest ones."""
 MOST_RANGES = 200
 MOST_GAPS = 20
 SECOND = timedelta(seconds=1)
@@ -94,7 +94,7 @@ class TaskHistory(Result):
 async def history(context: Context, name: str, zone_name: str) -> TaskHistory:
     """The next slots of a task, its last 90 days, and how long its last runs took.
 
-    `zone`: in which the days of a task without a schedule are counted. Raises NoLedger.
+    `zone`: the one in which the days of a task without a schedule are counted. Raises NoLedger.
     """
     async with context.databases.reading() as connection:
         if connection is None:
@@ -210,9 +210,7 @@ def _missed_by_day(
     zone: ZoneInfo,
     gaps: Sequence[tuple[datetime, datetime]],
 ) -> list[tuple[date, str, int]]:
-    """How many slots of each day are in these ranges, as far as they are in the gaps, by the
-    schedule of today.
-    """
+    """How many slots of each day are in both these ranges and the gaps, by the present schedule."""
     found = []
     for each in ranges:
         cause = "paused" if each.cause == "paused" else "missed"

@@ -170,8 +170,8 @@ async def lint(
     """Check all loaded tasks, or those of `names`, for likely mistakes. Raises UnknownTask.
 
     Each result has up to `next_slots` future slots. Without `names` the files that can't be
-    used follow. The ledger is read only if a task waits for one that is not loaded, or is of a
-    pool of which the settings say nothing; a ledger that can't be read knows none.
+    used follow. The ledger is read only if a task waits for one that is not loaded, or has a pool
+    that the settings don't mention; if the ledger can't be read, it counts as empty.
     """
     loaded = context.loaded()
     known = await known_elsewhere(context.databases, loaded)

@@ -141,8 +141,8 @@ async def are_known(context: Context) -> bool:
 
 
 def broken_file(context: Context, source: str) -> BrokenFile:
-    """A file that can't be used, with its traceback. Raises UnknownTask if all is well with it,
-    or it is gone.
+    """A file that can't be used, with its traceback. Raises UnknownTask if the file can be used, or
+    is gone.
     """
     found = next((each for each in context.loaded().broken if each.source == source), None)
     if found is None:

@@ -1,6 +1,4 @@
-"""Overview: a page of the tasks: what is due, what runs, and how the last runs
-went.
-"""
+"""Overview: a page of the tasks, with what is due, what runs, and how the last runs went."""
 
 from __future__ import annotations
 
@@ -153,7 +151,7 @@ async def numbers(context: Context) -> Numbers:
 
 
 def _as_due(shown: Sequence[TaskSummary], running: Collection[str]) -> list[TaskSummary]:
-    """Those that run first, then by the next slot, and at last those without one."""
+    """Running tasks first, then by the next slot, and last those without one."""
     return sorted(
         shown,
         key=lambda task: (
@@ -183,10 +181,10 @@ def _is_wanted(
 
 
 async def _running(connection: AsyncConnection) -> set[str]:
-    """The tasks of which a run goes on. There are no more running runs than the nodes have room
+    """The tasks that have a running run. There are no more running runs than the nodes have room
     for.
 
-    A DISTINCT would make SQLite walk all runs by their task, which spares it a sort of these few.
+    With a DISTINCT, SQLite would walk all runs by their task, to avoid sorting these few.
     """
     return set((await connection.execute(select(runs.c.task).where(text(HELD_SQL)))).scalars())
 

@@ -20,7 +20,7 @@ async def pause(
 ) -> Paused:
     """Stop firing a task, until it is resumed, or until an instant (aware). Returns the pause.
 
-    Of an existing pause only the end is changed, if `until` is given. Raises UnknownTask and
+    For an existing pause, only the end is changed, if `until` is given. Raises UnknownTask and
     InvalidParameters.
     """
     async with context.databases.changing() as connection:

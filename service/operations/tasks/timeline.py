@@ -27,12 +27,12 @@ from service.operations.night.lanes import MOST_SLOTS, Cell, Lane, LaneRange, La
 HOURS = (1, 3, 6, 12, 24)
 USUAL_HOURS = 12
 MOST_LISTED = 300
-"""Slots to come that are drawn, at most: of more only the number is told."""
+"""At most this many future slots are drawn; if there are more, only their number is shown."""
 MOST_BESIDE = 40
-"""Runs by hand in a lane, at most; the newest ones."""
+"""At most this many manual runs are shown in a lane: the newest ones."""
 
 MOST_RETRIED = 300
-"""Runs with several attempts of which each attempt is drawn, at most; the newest ones."""
+"""Each attempt is drawn for at most this many runs with several attempts: the newest ones."""
 
 _NAMES = (
     "id",
@@ -237,9 +237,7 @@ def _ranges(
 def _planned(
     opened: Mapping[str, OpenSchedule], now: datetime, end: datetime
 ) -> tuple[dict[str, int], dict[str, list[datetime]]]:
-    """How many slots are to come, and the slots themselves where there are not too many, by
-    task.
-    """
+    """How many slots are to come, and the slots themselves if there are not too many, by task."""
     ahead, listed = {}, {}
     for name, row in opened.items():
         if row.is_usable:
